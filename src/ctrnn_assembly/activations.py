@@ -1,0 +1,160 @@
+"""Activations phi with their slope intervals, and their block-wise composition.
+
+A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
+(phi(a) - phi(b)) / (a - b). `Activation` declares it; `Elementwise` applies one activation to each
+run of units of an assembly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctrnn_assembly.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function phi with a declared slope interval.
+
+    Args:
+        name: what messages and configurations call it.
+        function: phi, elementwise, any shape.
+        slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
+        derivative: phi', elementwise; by default automatic differentiation of `function`.
+
+    Raises:
+        ConfigError: if the interval is empty or not finite.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    slope: tuple[float, float]
+    derivative: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        lo, hi = self.slope
+        if not (lo <= hi and abs(lo) < float("inf") and abs(hi) < float("inf") and self.g > 0):
+            raise ConfigError(
+                f"the slope interval of activation {self.name!r} must be finite, non-empty and not "
+                f"{{0}}; got {self.slope}. Declare it as Activation(name, f, slope=(0.0, 1.0))."
+            )
+
+    @property
+    def g(self) -> float:
+        """The slope bound g = max |phi'|."""
+        return max(abs(self.slope[0]), abs(self.slope[1]))
+
+    @property
+    def monotone(self) -> bool:
+        """Whether phi' >= 0 everywhere (Theorems 2 and 3 need it)."""
+        return self.slope[0] >= 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def slope_at(self, x: Tensor) -> Tensor:
+        """phi'(x), the shape of x."""
+        if self.derivative is not None:
+            return self.derivative(x)
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            return torch.autograd.grad(self.function(z).sum(), z)[0]
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _relu_slope(x: Tensor) -> Tensor:
+    return (x > 0).to(x.dtype)
+
+
+def _tanh_slope(x: Tensor) -> Tensor:
+    return 1 - torch.tanh(x).square()
+
+
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 - s)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # logaddexp is smooth to the last bit; F.softplus switches to x above a threshold of 20.
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+ACTIVATIONS = {
+    a.name: a
+    for a in (
+        Activation("identity", _identity, (1.0, 1.0), torch.ones_like),
+        Activation("relu", torch.relu, (0.0, 1.0), _relu_slope),
+        Activation("tanh", torch.tanh, (0.0, 1.0), _tanh_slope),
+        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), _sigmoid_slope),
+        Activation("softplus", _softplus, (0.0, 1.0), torch.sigmoid),
+        Activation("elu", F.elu, (0.0, 1.0)),
+        Activation("hardtanh", F.hardtanh, (0.0, 1.0)),
+        Activation("selu", F.selu, (0.0, 1.7580993408473768)),  # scale times alpha, rounded up
+        # Not monotone: accepted by Theorems 1 and 5 only.
+        Activation("gelu", F.gelu, (-0.12890423, 1.12890423)),
+        Activation("silu", F.silu, (-0.09983935, 1.09983935)),
+    )
+}
+
+
+def activation(phi: str | Activation) -> Activation:
+    """An `Activation` by name, or the given one.
+
+    Raises:
+        ConfigError: if the name is unknown; lists the known ones.
+    """
+    if isinstance(phi, Activation):
+        return phi
+    if phi not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}; got {phi!r}. "
+            "For your own, pass Activation(name, function, slope=(lo, hi))."
+        )
+    return ACTIVATIONS[phi]
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise map of the whole state, `runs` of (activation, number of units)."""
+
+    runs: tuple[tuple[Activation, int], ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[Activation, int]]) -> Elementwise:
+        """Join neighbouring runs of the same activation, so that a uniform map is one call."""
+        joined: list[tuple[Activation, int]] = []
+        for phi, n in runs:
+            if joined and joined[-1][0] == phi:
+                joined[-1] = (phi, joined[-1][1] + n)
+            else:
+                joined.append((phi, n))
+        return cls(tuple(joined))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the map does nothing, so that a solver can leave it out."""
+        return all(phi.name == "identity" for phi, _ in self.runs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply to x, (..., n)."""
+        if len(self.runs) == 1:
+            return self.runs[0][0](x)
+        parts = x.split([n for _, n in self.runs], dim=-1)
+        return torch.cat([phi(part) for (phi, _), part in zip(self.runs, parts, strict=True)], -1)
+
+    def slope_at(self, x: Tensor) -> Tensor:
+        """The derivative at x, (..., n)."""
+        if len(self.runs) == 1:
+            return self.runs[0][0].slope_at(x)
+        parts = x.split([n for _, n in self.runs], dim=-1)
+        slopes = [phi.slope_at(part) for (phi, _), part in zip(self.runs, parts, strict=True)]
+        return torch.cat(slopes, -1)

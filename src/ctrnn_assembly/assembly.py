@@ -1,0 +1,300 @@
+"""Subnetworks and assemblies: the vector fields, as `nn.Module`s called f(t, x).
+
+    tau_i x_i' = -x_i + W_i phi(x_i) + b_i + sum_j L_ij x_j + u_i(t)          (x-form, phi outside)
+    tau_i r_i' = -r_i + phi(W_i r_i + b_i + u_i(t)) + sum_j L_ij r_j           (r-form, phi inside)
+
+An `Assembly` has what a `Subnetwork` has (size, tau, metric, rate, terms, forward), so it can be
+coupled into a bigger one, to any depth; `terms()` flattens it to one set of blocks. Nothing is
+cached: weights, metrics and couplings are read from the raw parameters once per solve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
+from ctrnn_assembly.coupling import Coupling, Feedback, FreeCoupling, Hierarchy, Init
+from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Edge, Terms
+from ctrnn_assembly.topology import Pair, named_pairs
+
+
+class Subnetwork(nn.Module):
+    """One module: n units with a weight from a set of contracting weights.
+
+    Args:
+        constraint: the set (`ctrnn_assembly.contracting`), which also names phi.
+        size: number of units n.
+        form: "x" for W phi(x), "r" for phi(W r + u).
+        tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
+        bias: whether to train a bias b.
+        weight: an initial W of the set, (n, n); by default a sample.
+
+    Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
+    the parameters; None for the unconstrained controls.
+    """
+
+    weight: Tensor
+    tau: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        constraint: Contracting,
+        size: int,
+        *,
+        form: Form = "x",
+        tau: float | Tensor = 1.0,
+        bias: bool = True,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"a subnetwork needs at least one unit; got size={size}.")
+        if form not in ("x", "r"):
+            raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
+        self.size, self.form = size, form
+        W = constraint.sample(size, generator) if weight is None else weight
+        if W.shape != (size, size):
+            raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
+        if constraint.frozen:
+            self.register_buffer("weight", W)
+        else:
+            self.weight = nn.Parameter(W)
+        parametrize.register_parametrization(self, "weight", constraint)
+        zeros = W.new_zeros(size)
+        if bias:
+            self.bias = nn.Parameter(zeros)
+        else:
+            self.register_buffer("bias", zeros, persistent=False)
+        self.register_buffer("tau", self._checked_tau(tau, W))
+
+    @property
+    def constraint(self) -> Contracting:
+        """The set that the weight belongs to."""
+        return self.parametrizations["weight"][0]  # type: ignore[index,return-value]
+
+    @property
+    def rate(self) -> float | None:
+        """The contraction rate guaranteed by construction, per unit of time."""
+        rate = self.constraint.rate
+        return None if rate is None else rate / float(self.tau.max())
+
+    def metric(self) -> Metric:
+        """M, from the same raw tensors as the weight, in the form of the module."""
+        return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
+
+    def terms(self) -> Terms:
+        """The tensors of the field, for one solve."""
+        phi = Elementwise(((self.constraint.phi, self.size),))
+        identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
+        pre, post = (phi, identity) if self.form == "x" else (identity, phi)
+        return Terms((self.weight,), pre, post, self.bias, self.tau)
+
+    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """x' at x (batch, n) under the input u (batch, n); t is not used."""
+        return self.terms()(x, u)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
+        project = getattr(self.constraint, "project_", None)
+        if project is not None:
+            project(*raw_tensors(self))
+
+    def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
+        value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
+        if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
+            raise ShapeError(f"tau must be a number or ({self.size},); got {tuple(value.shape)}.")
+        if not bool((value > 0).all() and torch.isfinite(value).all()):
+            raise ConfigError(f"tau must be positive and finite; got {tau}.")
+        value = value.expand(self.size).clone()
+        uniform = bool((value == value[0]).all())
+        if not uniform and not self.metric().factors[0].is_diagonal:
+            raise ContractionError(
+                f"{self.constraint.theorem} has a dense metric, which commutes with tau only if tau "
+                "is one number per module; got different values. Use a scalar tau, or Theorem 1 or 5."
+            )
+        return value
+
+
+class Assembly(nn.Module):
+    """Modules (or assemblies) under a coupling.
+
+    Args:
+        modules: subnetworks and assemblies, any sizes, kinds and forms.
+        coupling: a `Feedback`, `Hierarchy` or `FreeCoupling` between them, or None.
+
+    Guarantee: with `Feedback`, the smallest rate of the modules; with `Hierarchy`, half of it, in a
+    scaled metric; None as soon as a part has no guarantee.
+    """
+
+    def __init__(
+        self, modules: Sequence[Subnetwork | Assembly], coupling: Coupling | None = None
+    ) -> None:
+        super().__init__()
+        if not modules:
+            raise ConfigError("an assembly needs at least one module; got none.")
+        self.parts = nn.ModuleList(modules)
+        sizes = tuple(part.size for part in self.children_fields())
+        block_matrix = next(coupling.children()) if coupling is not None else None
+        if block_matrix is not None and block_matrix.sizes != sizes:
+            raise ShapeError(f"the coupling is for sizes {block_matrix.sizes}; got modules {sizes}.")
+        self.coupling = coupling
+
+    def children_fields(self) -> list[Subnetwork | Assembly]:
+        """The direct parts, in the order of the state."""
+        return list(self.parts)  # type: ignore[arg-type]
+
+    def leaves(self) -> list[Subnetwork]:
+        """All subnetworks, at any depth, in the order of the state."""
+        found: list[Subnetwork] = []
+        for part in self.children_fields():
+            found += part.leaves() if isinstance(part, Assembly) else [part]
+        return found
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.children_fields())
+
+    @property
+    def tau(self) -> Tensor:
+        """The time constants of all units, (n,)."""
+        return torch.cat([part.tau for part in self.children_fields()])
+
+    @property
+    def rate(self) -> float | None:
+        """The contraction rate guaranteed by construction, per unit of time."""
+        rates = [part.rate for part in self.children_fields()]
+        if None in rates or isinstance(self.coupling, FreeCoupling):
+            return None
+        slowest = min(rate for rate in rates if rate is not None)
+        return slowest / 2 if isinstance(self.coupling, Hierarchy) else slowest
+
+    def metric(self) -> Metric:
+        """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
+        parts = self.children_fields()
+        metrics = [part.metric() for part in parts]
+        rates = [part.rate for part in parts]
+        if isinstance(self.coupling, Hierarchy) and None not in rates:
+            gains = self.coupling.gains(metrics, [part.tau for part in parts])
+            roots = hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt()
+            metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
+        return Metric.join(metrics)
+
+    def terms(self) -> Terms:
+        """The tensors of the field, flattened over all depths, for one solve."""
+        parts = self.children_fields()
+        inner = [part.terms() for part in parts]
+        L = None
+        if any(t.L is not None for t in inner):
+            L = torch.block_diag(*(t.bias.new_zeros(t.n, t.n) if t.L is None else t.L for t in inner))
+        edges = _shifted_edges(inner)
+        if self.coupling is not None:
+            own = self.coupling.matrix([part.metric() for part in parts])
+            if own is not None:
+                L = own if L is None else L + own
+            edges += self.coupling.edges()
+        return Terms(
+            blocks=tuple(block for t in inner for block in t.blocks),
+            pre=Elementwise.of([run for t in inner for run in t.pre.runs]),
+            post=Elementwise.of([run for t in inner for run in t.post.runs]),
+            bias=torch.cat([t.bias for t in inner]),
+            tau=torch.cat([t.tau for t in inner]),
+            L=L,
+            edges=edges,
+            pairs=self._leaf_pairs(inner),
+        )
+
+    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """x' at x (batch, n) under the input u (batch, n); t is not used."""
+        return self.terms()(x, u)
+
+    def project_(self) -> None:
+        """Put raw tensors back where they have a gradient (AdaDiag clip)."""
+        for leaf in self.leaves():
+            leaf.project_()
+
+    def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
+        """The coupled pairs in numbers of leaf blocks."""
+        starts = [sum(len(t.blocks) for t in inner[:k]) for k in range(len(inner))]
+        pairs = {(i + s, j + s) for t, s in zip(inner, starts, strict=True) for i, j in t.pairs}
+        for a, b in self.coupling.pairs if self.coupling is not None else []:
+            for i in range(len(inner[a].blocks)):
+                pairs |= {(starts[a] + i, starts[b] + j) for j in range(len(inner[b].blocks))}
+        return tuple(sorted(pairs))
+
+
+def couple(
+    modules: Sequence[Subnetwork | Assembly],
+    topology: str | Sequence[Pair] = "all",
+    *,
+    kind: Literal["feedback", "hierarchy", "free"] = "feedback",
+    init: Init = "uniform",
+    gain: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Assembly:
+    """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
+
+    Example:
+        >>> from ctrnn_assembly import Singular, Subnetwork, couple
+        >>> net = couple([Subnetwork(Singular("tanh"), 8) for _ in range(4)], "ring")
+        >>> net.size, net.rate
+        (32, 0.01)
+    """
+    sizes = [module.size for module in modules]
+    named = isinstance(topology, str)
+    pairs = named_pairs(topology, len(sizes), generator) if named else list(topology)  # type: ignore[arg-type]
+    if not pairs:
+        return Assembly(modules)
+    kinds = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
+    if kind not in kinds:
+        raise ConfigError(f"kind must be one of {', '.join(kinds)}; got {kind!r}.")
+    coupling = kinds[kind](sizes, pairs, init=init, gain=gain, generator=generator)
+    return Assembly(modules, coupling)
+
+
+def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
+    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
+
+    H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
+    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5).
+
+    Args:
+        gains: gamma_ij of the edge j -> i, (p, p), strictly lower triangular up to order.
+        rates: of the modules, (p,), > 0.
+    """
+    H = gains - torch.diag(rates)
+    shifted = -(H + rates.min() / 2 * torch.eye(len(rates)).to(H))
+    one = torch.ones_like(rates)
+    d = torch.linalg.solve(shifted, one)
+    e = torch.linalg.solve(shifted.mT, one)
+    return e / d
+
+
+def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:
+    """The nonlinear edges of the parts, widened to the whole state."""
+    n = sum(t.n for t in inner)
+    start, edges = 0, []
+    for t in inner:
+        for edge in t.edges:
+            K = edge.K.new_zeros(n, n)
+            K = K.slice_scatter(
+                K[:, start : start + t.n].slice_scatter(edge.K, 0, start, start + t.n),
+                1,
+                start,
+                start + t.n,
+            )
+            psi = edge.psi.runs[0][0]
+            edges.append(replace(edge, K=K, psi=Elementwise(((psi, n),))))
+        start += t.n
+    return tuple(edges)

@@ -1,0 +1,112 @@
+"""What every set of contracting weights offers: map, inverse, metric, rate, sampler.
+
+A `Contracting` is a `torch.nn.utils.parametrize` parametrisation of the `weight` of a subnetwork.
+Its raw tensors live in the parametrised module (`parametrizations.weight.original0`, ...), so the
+metric takes the same raw tensors as the map and cannot belong to other weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly.activations import Activation, activation
+from ctrnn_assembly.errors import ContractionError, ShapeError
+from ctrnn_assembly.metrics import Factor
+
+Form = Literal["x", "r"]
+
+# Below this margin, rounding of float32 weights could cross the boundary of the set.
+SMALLEST_MARGIN = 1e-3
+
+
+class Contracting(nn.Module, ABC):
+    """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
+
+    Args:
+        phi: the activation, by name or as an `Activation`.
+        margin: the guaranteed contraction rate in units of 1 / tau, 1e-3 <= margin < 1.
+
+    Raises:
+        ContractionError: if the margin is out of range, or the theorem does not cover phi.
+    """
+
+    theorem: ClassVar[str]
+    monotone_only: ClassVar[bool] = False
+    frozen: bool = False
+
+    def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
+        super().__init__()
+        self.phi = activation(phi)
+        if not SMALLEST_MARGIN <= margin < 1:
+            raise ContractionError(
+                f"margin must be at least {SMALLEST_MARGIN} (float32 rounding) and below 1; "
+                f"got {margin}. Use margin=0.01."
+            )
+        if self.monotone_only and not self.phi.monotone:
+            raise ContractionError(
+                f"{self.theorem} needs an activation with slopes >= 0; got {self.phi.name!r} with "
+                f"slopes in {self.phi.slope}. Use tanh or relu, or Theorem 1 or 5."
+            )
+        self.margin = margin
+
+    @property
+    def rate(self) -> float | None:
+        """The rate guaranteed for every raw value, in 1 / tau; None if nothing is guaranteed."""
+        return self.margin
+
+    @property
+    def radius(self) -> float:
+        """1 - margin, less 1e-6 so that rounding W to float32 cannot eat the margin."""
+        return (1 - self.margin) * (1 - 1e-6)
+
+    @abstractmethod
+    def forward(self, *raw: Tensor) -> Tensor:
+        """The weight W, (n, n), in the set for every finite value of the raw tensors."""
+
+    @abstractmethod
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
+        """Raw tensors with forward(*raw) = W.
+
+        Raises:
+            ContractionError: if W is not in the set.
+        """
+
+    @abstractmethod
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        """The metric of the module, from the same raw tensors as the weight."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """A random W of the set, (n, n), in the default dtype."""
+
+    def extra_repr(self) -> str:
+        return f"phi={self.phi.name}, margin={self.margin}"
+
+
+def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
+    """The raw tensors behind a parametrised tensor."""
+    held = module.parametrizations[name]  # type: ignore[index,operator]
+    return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
+
+
+def check_square(W: Tensor) -> int:
+    """The size n of a finite (n, n) weight.
+
+    Raises:
+        ShapeError: if W is not square. ContractionError: if an entry is NaN or infinite.
+    """
+    if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
+        raise ShapeError(f"W must be (n, n) with n >= 1; got {tuple(W.shape)}.")
+    if not bool(torch.isfinite(W).all()):
+        bad = int((~torch.isfinite(W)).sum())
+        raise ContractionError(f"W must be finite; got {bad} NaN or infinite entries.")
+    return W.shape[0]
+
+
+def outside(theorem: str, condition: str, value: float, fix: str) -> ContractionError:
+    """The error for a weight that is not in a theorem's set."""
+    return ContractionError(f"{theorem} needs {condition}; got {value:.6g}. {fix}")

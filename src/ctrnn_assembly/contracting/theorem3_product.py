@@ -1,0 +1,119 @@
+"""Theorem 3: W = -P1 Q P2 with P1, P2 > 0 diagonal and Q > 0 symmetric.
+
+Metric (P1 Q P1)^-1 for the x-form, P2 Q P2 for the r-form; rate 1, whatever the size of W (M W D =
+-P1^-1 P2 D is diagonal and <= 0). The title of the theorem in the paper says "orthogonal"; Q must be
+symmetric positive definite. The factors of a given W follow from W_ij / W_ji = r_i / r_j with
+r = p1 / p2, so the inverse needs no search. P_k and Q are bounded, so that rounding W to float32
+cannot cost more than a small part of the rate. Stiff: forward Euler needs h < 2/(1 + g lmax(P1QP2)).
+
+Source: Kozachkov et al. 2022, Theorem 3 (arXiv 2106.08928); corrections E2 of THEORY.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
+from ctrnn_assembly.linalg import symmetric_part, working_precision
+from ctrnn_assembly.metrics import Factor
+
+LARGEST_LOG_P = 1.0
+SMALLEST_Q = 0.01
+LARGEST_Q = 4.0  # ||Q - SMALLEST_Q I||_F < LARGEST_Q sqrt(n)
+
+
+class Product(Contracting):
+    """Theorem 3; raw tensors p1 (n,), p2 (n,), E (n, n).
+
+    P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed.
+
+    Guarantee: continuous-time contraction at rate 1 (per tau) for every phi with slopes in [0, g];
+    `rate` claims 0.99, which leaves room for the rounding of float32 weights.
+    """
+
+    theorem = "Theorem 3"
+    monotone_only = True
+
+    def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.99) -> None:
+        super().__init__(phi, margin=min(margin, 0.99))
+
+    @property
+    def rate(self) -> float:
+        return 0.99
+
+    def forward(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
+        P1, P2, Q = self._factors(p1, p2, E)
+        return (-P1[:, None] * Q * P2).to(E.dtype)
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n = check_square(W)
+        (W64,) = working_precision(W.detach())
+        half_log_r = _half_log_ratio(W64)
+        p1, p2 = half_log_r, -half_log_r
+        if bool((half_log_r.abs() >= LARGEST_LOG_P).any()):
+            worst = float(half_log_r.abs().max())
+            raise outside(self.theorem, "|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
+        Q = -(-p1).exp()[:, None] * W64 * (-p2).exp()
+        asymmetry = float((Q - Q.mT).abs().max())
+        if asymmetry > 1e-5 * float(Q.abs().max()):
+            raise outside(
+                self.theorem, "W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W."
+            )
+        values, vectors = torch.linalg.eigh(symmetric_part(Q))
+        G = values - SMALLEST_Q
+        share = float(G.norm()) / (LARGEST_Q * n**0.5)
+        if float(G.min()) <= 0 or share >= 1:
+            raise outside(
+                self.theorem,
+                f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)",
+                float(values[0]),
+                "The value is the smallest eigenvalue of Q; rescale W.",
+            )
+        E = (vectors * (G / (1 - share)).mul(n).sqrt()) @ vectors.mT
+        return (
+            torch.atanh(p1 / LARGEST_LOG_P).to(W.dtype),
+            torch.atanh(p2 / LARGEST_LOG_P).to(W.dtype),
+            E.to(W.dtype),
+        )
+
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        P1, P2, Q = self._factors(*raw)
+        P = P1 if form == "x" else P2
+        C = torch.linalg.cholesky(P[:, None] * Q * P)  # C C^T = P Q P
+        eye = torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
+        C_inv = torch.linalg.solve_triangular(C, eye, upper=False)
+        theta, theta_inv = (C_inv, C) if form == "x" else (C.mT, C_inv.mT)
+        return Factor.dense(theta.to(raw[2].dtype), theta_inv.to(raw[2].dtype))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        p = 0.1 * torch.randn(2, n, generator=generator)
+        # A multiple of I keeps Q away from singular, where the metric is badly conditioned.
+        E = 0.5 * torch.randn(n, n, generator=generator) + 0.7 * n**0.5 * torch.eye(n)
+        return self(p[0], p[1], E)
+
+    def _factors(self, p1: Tensor, p2: Tensor, E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """P1 (n,), P2 (n,), Q (n, n), in working precision."""
+        a, b, E64 = working_precision(p1, p2, E)
+        n = E.shape[0]
+        size = E64.abs().max().clamp(min=1.0)  # a diverging E would overflow E E^T
+        G = (E64 / size) @ (E64 / size).mT / n
+        Q = G / (size**-2 + torch.linalg.matrix_norm(G) / (LARGEST_Q * n**0.5))
+        Q = Q + SMALLEST_Q * torch.eye(n, dtype=Q.dtype, device=Q.device)
+        return (LARGEST_LOG_P * a.tanh()).exp(), (LARGEST_LOG_P * b.tanh()).exp(), Q
+
+
+def _half_log_ratio(W: Tensor) -> Tensor:
+    """log(r) / 2 with W_ij / W_ji = r_i / r_j, by least squares over the pairs that are coupled."""
+    n = W.shape[0]
+    linked = (W * W.mT > 0).triu(1)
+    i, j = linked.nonzero(as_tuple=True)
+    if len(i) == 0:
+        return torch.zeros(n, dtype=W.dtype, device=W.device)
+    difference = torch.zeros(len(i), n, dtype=W.dtype, device=W.device)
+    row = torch.arange(len(i), device=W.device)
+    difference[row, i], difference[row, j] = 1, -1
+    ratio = (W[i, j] / W[j, i]).log()
+    # The pseudo-inverse gives each connected component zero mean.
+    return (torch.linalg.pinv(difference) @ ratio) / 2

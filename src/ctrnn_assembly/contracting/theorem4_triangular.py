@@ -1,0 +1,56 @@
+"""Theorem 4: W triangular with g W_ii < 1.
+
+A triangular W has rho(|W|) = max_i W_ii^+, so this is Theorem 1 on a triangle: the same map, with
+the entries above the diagonal held at zero, and the same diagonal metric. Any feed-forward chain of
+units is in the set, at any strength that the bound on the metric's condition number admits.
+
+Source: Kozachkov et al. 2022, Theorem 4 (arXiv 2106.08928).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.contracting.diagonal import MAX_CONDITION
+from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
+from ctrnn_assembly.contracting.theorem1_absolute import Absolute
+from ctrnn_assembly.metrics import Factor
+
+
+class Triangular(Contracting):
+    """Theorem 4; raw tensors V (n, n), read at and below the diagonal, and b (n,).
+
+    Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms.
+    """
+
+    theorem = "Theorem 4"
+
+    def __init__(
+        self,
+        phi: str | Activation = "tanh",
+        *,
+        margin: float = 0.01,
+        max_condition: float = MAX_CONDITION,
+    ) -> None:
+        super().__init__(phi, margin=margin)
+        self.absolute = Absolute(phi, margin=margin, max_condition=max_condition, gain=1.0)
+
+    def forward(self, V: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        return self.absolute(V.tril(), b)
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        check_square(W)
+        above = float(W.triu(1).abs().max()) if W.numel() > 1 else 0.0
+        if above > 0:
+            raise outside(
+                self.theorem, "zeros above the diagonal", above, "Pass W.tril(), or use absolute."
+            )
+        return self.absolute.right_inverse(W)
+
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        return self.absolute.factor(*raw, form=form)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.absolute.sample(n, generator).tril()

@@ -1,0 +1,93 @@
+"""No constraint and no guarantee: controls, and the published Sparse Combo Net as it was coded.
+
+The metric is M = I by declaration, so that couplings are skew-symmetric as in the published code;
+nothing says that the modules contract in it. `rate` is None and a certificate has to find its own
+proof.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
+from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
+from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.metrics import Factor
+
+
+class Unconstrained(Contracting):
+    """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
+
+    theorem = "none"
+
+    def __init__(self, phi: str | Activation = "tanh", *, gain: float = 0.5) -> None:
+        super().__init__(phi)
+        self.gain = gain
+
+    @property
+    def rate(self) -> None:
+        return None
+
+    def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
+        return W
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
+        check_square(W)
+        return (W,)
+
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        return Factor.identity(raw[0].shape[0], raw[0])
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randn(n, n, generator=generator) * self.gain / n**0.5
+
+
+class PublishedSparse(Contracting):
+    """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
+
+    scipy-style sparse positions with entries uniform in (-30, 30), zero diagonal, kept if
+    rho(|W|) < 1, then multiplied by 0.2 and frozen; metric I / 2, accepted there without a valid
+    test. With these settings no module contracts in it (THEORY E10). Guarantee: none.
+    """
+
+    theorem = "none (published construction)"
+    frozen = True
+
+    def __init__(
+        self,
+        phi: str | Activation = "relu",
+        *,
+        density: float = 0.033,
+        magnitude: float = 6.0,
+        shrink: float = 0.2,
+        tries: int = 1000,
+    ) -> None:
+        super().__init__(phi)
+        self.density, self.magnitude, self.shrink, self.tries = density, magnitude, shrink, tries
+
+    @property
+    def rate(self) -> None:
+        return None
+
+    def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
+        return W
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
+        check_square(W)
+        return (W,)
+
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        return Factor.identity(raw[0].shape[0], raw[0])
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        for _ in range(self.tries):
+            W = sparse_uniform(n, self.density, self.magnitude / self.shrink, generator)
+            if float(torch.linalg.eigvals(W.abs().double()).real.max()) < 1:
+                return self.shrink * W
+        raise ContractionError(
+            f"no published module of {n} units with density {self.density} and magnitude "
+            f"{self.magnitude} has rho(|W| / {self.shrink}) < 1 in {self.tries} draws. "
+            "Lower the density or the magnitude."
+        )

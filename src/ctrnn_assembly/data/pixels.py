@@ -1,0 +1,94 @@
+"""Images as sequences: one pixel a step, augmented in batched tensor code on the stored uint8.
+
+Order as in torchvision's usual recipe: crop, flip, to float, normalise; so the border that a crop
+brings in is a black pixel (0 before normalisation), not an average one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_RESIZE_CHUNK = 1024  # images held as float32 at once: 12 MB for 32x32 RGB
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSequence:
+    """(B, C, H, W) uint8 -> (B, T, m) float32, T = H W and m = C, in row order.
+
+    Args:
+        scale: pixel value that becomes 1.
+        mean, std: per channel, of the scaled values; empty leaves them as they are.
+        planar: flatten colour planes instead: step t holds the C neighbouring values C t..C t + C-1
+            of the (C, H, W) array, so of one colour only.
+        order: permutation of the steps, (T,) int64; step t shows pixel order[t].
+        crop: training only: pad by this many zero pixels, cut the old size at a random place.
+        flip: training only: mirror left-right with probability 1/2.
+    """
+
+    scale: float = 255.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    planar: bool = False
+    order: Tensor | None = None
+    crop: int = 0
+    flip: bool = False
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map a batch; augment only where a generator is given. Repeats bit for bit from it."""
+        B, C = x.shape[:2]
+        if generator is not None and (self.crop or self.flip):
+            x = crop_and_flip(x, generator, crop=self.crop, flip=self.flip)
+        x = x.float() / self.scale  # (B, C, H, W)
+        if self.mean:
+            mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
+            x = (x - mean.view(C, 1, 1)) / std.view(C, 1, 1)
+        x = x.reshape(B, -1, C) if self.planar else x.flatten(2).transpose(1, 2)  # (B, T, C)
+        if self.order is not None:
+            x = x[:, self.order.to(x.device)]
+        return x.contiguous()
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: bool) -> Tensor:
+    """Shift each image of (B, C, H, W) by up to `crop` pixels and mirror half of them.
+
+    All numbers are drawn on the generator's device and then moved: a CPU generator gives the same
+    epoch on every device.
+    """
+    B, C, H, W = x.shape
+
+    def draw(high: int) -> Tensor:
+        r = torch.randint(high, (B,), generator=generator, device=generator.device)
+        return r.to(x.device)
+
+    rows = draw(2 * crop + 1)[:, None] + torch.arange(H, device=x.device)  # (B, H)
+    cols = draw(2 * crop + 1)[:, None] + torch.arange(W, device=x.device)  # (B, W)
+    if flip:
+        cols = torch.where(draw(2)[:, None].bool(), cols.flip(1), cols)
+    image = torch.arange(B, device=x.device).view(B, 1, 1, 1)
+    plane = torch.arange(C, device=x.device).view(1, C, 1, 1)
+    padded = F.pad(x, (crop,) * 4)  # zeros
+    return padded[image, plane, rows.view(B, 1, H, 1), cols.view(B, 1, 1, W)]
+
+
+def resized(x: Tensor, side: int | None) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, side, side) uint8: bilinear with anti-aliasing, rounded.
+
+    The whole image is stretched to a square. `side` None, or the present size, changes nothing.
+    """
+    if side is None or x.shape[2:] == (side, side):
+        return x
+    parts = [
+        F.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
+        .round_()
+        .clamp_(0, 255)
+        .byte()
+        for part in x.split(_RESIZE_CHUNK)
+    ]
+    return torch.cat(parts) if parts else x.new_empty(0, x.shape[1], side, side)
+
+
+def crop_margin(side: int) -> int:
+    """The published 4 pixels at 32 a side, in proportion for images that were resized."""
+    return side // 8

@@ -1,0 +1,146 @@
+"""What a task is: three checked splits and the map from a stored batch to a float sequence.
+
+Storage is compact (images stay uint8) and the map runs per batch, on the batch's device, so that
+a whole data set fits on a GPU and augmentation costs no worker processes.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.errors import ConfigError, DataError
+
+# Splits never move with the run's seed: the samples that select a model must not differ between
+# the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
+SPLIT_SEED = 1234
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One of train, val and test, as stored.
+
+    Args:
+        x: images (N, C, H, W) uint8, or series (N, T, m) float32.
+        y: class indices, (N,) int64.
+        lengths: valid steps of each series, (N,) int64 in 1..T; None where all have T.
+    """
+
+    x: Tensor
+    y: Tensor
+    lengths: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: Tensor) -> "Split":
+        """The samples at `index`, (k,) int64, in that order."""
+        lengths = None if self.lengths is None else self.lengths[index]
+        return Split(self.x[index], self.y[index], lengths)
+
+
+class Sequence(Protocol):
+    """Turns a stored batch into the input sequence, (B, T, m) float32 on the batch's device."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map a batch; `generator` given = training (may augment), None = evaluation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A classification task, one input vector a step.
+
+    Args:
+        name: canonical name with its version, e.g. 'psmnist-12008'.
+        n_input: features a step, m.
+        n_class: number of classes.
+        n_steps: steps T of a training sequence (the longest, where lengths differ).
+        classes: class names, in the order of the indices in `Split.y`.
+        load_test: reads the test split; nothing of it is decoded before this call.
+        sequence: see `Sequence`.
+    """
+
+    name: str
+    n_input: int
+    n_class: int
+    n_steps: int
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    load_test: Callable[[], Split]
+    sequence: Sequence
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `load_task` was asked for, validated; see there."""
+
+    data_dir: str | Path | None = None
+    resize: int | None = None
+    limit_train: int | None = None
+    limit_test: int | None = None
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("resize", "limit_train", "limit_test"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ConfigError(f"{field} must be at least 1; got {value}. Leave it out for all.")
+
+    @property
+    def folder(self) -> Path:
+        """Where data are: the argument, else CTRNN_DATA_DIR, else ~/.cache/ctrnn."""
+        chosen = self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn"
+        return Path(chosen).expanduser()
+
+
+def first(n: int, limit: int | None, seed: int) -> Tensor:
+    """Indices, (k,) int64: all n in order, or the first `limit` of a shuffle by `seed`."""
+    if limit is None or limit >= n:
+        return torch.arange(n)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit]
+
+
+def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
+    """Deal the labels y, (n,), into k folds, (n,) in 0..k-1, each with its share of every class.
+
+    Dealing a shuffled, class-sorted list like cards makes fold sizes differ by at most one.
+    """
+    shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(y))
+    folds = np.empty(len(y), dtype=np.int64)
+    folds[shuffled[np.argsort(y[shuffled], kind="stable")]] = np.arange(len(y)) % k
+    return folds
+
+
+def checked(what: str, split: Split, n_class: int) -> Split:
+    """`split` itself, once it is seen to be sound.
+
+    Raises:
+        DataError: if it is empty, its counts disagree, a label is not in 0..n_class-1, a length is
+            not in 1..T, or a value is not finite.
+    """
+    x, y = split.x, split.y
+    if len(x) != len(y):
+        raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
+    if not len(y):
+        raise DataError(f"{what} is empty. Give at least one sample, or a larger data set.")
+    if y.min() < 0 or y.max() >= n_class:
+        raise DataError(
+            f"{what} labels must lie in 0..{n_class - 1}; got {int(y.min())}..{int(y.max())}. "
+            "Check the label file."
+        )
+    if split.lengths is not None and not ((split.lengths > 0) & (split.lengths <= x.shape[1])).all():
+        raise DataError(f"{what} has a series without a step. Remove it.")
+    if x.is_floating_point() and not x.isfinite().all():
+        bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
+        raise DataError(
+            f"{what} has NaN or infinite values in {len(bad)} of {len(y)} samples (first: sample "
+            f"{int(bad[0])}). Fill in or remove missing values first."
+        )
+    return split

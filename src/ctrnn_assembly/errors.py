@@ -1,0 +1,33 @@
+"""The errors of this library. Each message says what, the offending value, and the fix.
+
+Every error that a user's input can cause derives from `CtrnnError`; the command line prints its
+message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
+"""
+
+
+class CtrnnError(Exception):
+    """Anything that a user can cause and mend."""
+
+
+class ShapeError(CtrnnError, ValueError):
+    """A tensor has the wrong shape, dtype or device."""
+
+
+class ContractionError(CtrnnError, ValueError):
+    """A set of contracting weights was asked for what it cannot give, or a guarantee is lost."""
+
+
+class SolverError(CtrnnError, RuntimeError):
+    """A solve could not be started, or could not be finished."""
+
+
+class DataError(CtrnnError, ValueError):
+    """Data are missing, corrupt, not finite or of the wrong form."""
+
+
+class ConfigError(CtrnnError, ValueError):
+    """A setting is unknown or impossible."""
+
+
+class TrainingError(CtrnnError, RuntimeError):
+    """Training had to stop; what was saved before stays."""

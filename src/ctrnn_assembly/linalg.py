@@ -1,0 +1,49 @@
+"""Matrix facts that several theorems share. Tensors in, tensors out; float64 where it matters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def working_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float64, so that a float32 parametrisation rounds once, at its end.
+
+    Apple's MPS devices have no float64; there the tensors stay as they are.
+    """
+    return tuple(t if t.device.type == "mps" else t.to(torch.float64) for t in tensors)
+
+
+def symmetric_part(A: Tensor) -> Tensor:
+    """(A + A^T) / 2."""
+    return (A + A.mT) / 2
+
+
+def majorant(W: Tensor, monotone: bool) -> Tensor:
+    """Wabs: |W| with non-positive diagonal entries set to 0 when phi is monotone (Theorem 1)."""
+    diagonal = W.diagonal()
+    kept = diagonal.clamp(min=0) if monotone else diagonal.abs()
+    return W.abs() - torch.diag(diagonal.abs()) + torch.diag(kept)
+
+
+def log_metzler_scaling(B: Tensor, r: float) -> Tensor | None:
+    """log theta of the diagonal metric P = diag(e / d) for a non-negative B, or None.
+
+    d = (rI - B)^-1 1 and e = (rI - B^T)^-1 1 are positive exactly when rho(B) < r, and then
+    sym(P^1/2 B P^-1/2) z <= r z for z = sqrt(d e) > 0, so its largest eigenvalue is at most r
+    (Collatz-Wielandt). Positivity and max_i (B d)_i / d_i < r are checked on the computed d, which
+    is rigorous up to rounding where eigenvalues of near-nilpotent B are not. Costs two solves.
+
+    Returns: log(theta) = log(e / d) / 2, (n,), or None if rho(B) < r cannot be shown.
+    """
+    n = B.shape[0]
+    one = torch.ones(n, 1, dtype=B.dtype, device=B.device)
+    shifted = r * torch.eye(n, dtype=B.dtype, device=B.device) - B
+    d, info = torch.linalg.solve_ex(shifted, one)
+    e, info_t = torch.linalg.solve_ex(shifted.mT, one)
+    if info.item() or info_t.item() or not bool((d > 0).all() and (e > 0).all()):
+        return None
+    strict = r * (1 - 1e-6)
+    if bool(((B @ d) / d).max() > strict) or bool(((B.mT @ e) / e).max() > strict):
+        return None
+    return ((e / d).log() / 2)[:, 0]

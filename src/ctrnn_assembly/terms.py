@@ -1,0 +1,123 @@
+"""Every tensor of the vector field, built once per solve.
+
+    tau x' = -x + post(W pre(x) + b + W_in u) + L x + sum_e K_e psi_e(x)
+
+x-form modules (phi outside) have pre = phi, post = identity; r-form modules (phi inside) have
+pre = identity, post = phi. An assembly of any depth flattens to one `Terms`; the solvers see nothing
+else, so no parametrisation is evaluated inside a time loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Elementwise
+from ctrnn_assembly.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A nonlinear coupling term K psi(x); K is (n, n)."""
+
+    K: Tensor
+    psi: Elementwise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.psi(x) @ self.K.mT
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The tensors of one vector field.
+
+    Args:
+        blocks: W_i, (n_i, n_i) each, in the order of the state; sum n_i = n.
+        pre, post: the activations before and after W.
+        bias: b, (n,).
+        tau: time constants, (n,), > 0.
+        L: coupling, (n, n), or None.
+        edges: nonlinear couplings.
+        W_in: input weights, (n, m), or None when the input u is already (batch, n).
+        pairs: the coupled pairs (i, j), i < j, of blocks: L is zero outside them.
+    """
+
+    blocks: tuple[Tensor, ...]
+    pre: Elementwise
+    post: Elementwise
+    bias: Tensor
+    tau: Tensor
+    L: Tensor | None = None
+    edges: tuple[Edge, ...] = ()
+    W_in: Tensor | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def n(self) -> int:
+        return self.tau.shape[0]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(block.shape[0] for block in self.blocks)
+
+    def weight(self) -> Tensor:
+        """W, (n, n), dense block-diagonal."""
+        return torch.block_diag(*self.blocks)
+
+    def apply_weight(self, p: Tensor) -> Tensor:
+        """W p for p of shape (batch, n), block by block."""
+        if len(self.blocks) == 1:
+            return p @ self.blocks[0].mT
+        if len(set(self.sizes)) == 1:
+            batch, k = p.shape[0], self.sizes[0]
+            stacked = torch.stack(self.blocks)  # (blocks, k, k)
+            out = torch.bmm(p.view(batch, -1, k).transpose(0, 1), stacked.mT)
+            return out.transpose(0, 1).reshape(batch, self.n)
+        parts = p.split(self.sizes, dim=-1)
+        return torch.cat([q @ W.mT for q, W in zip(parts, self.blocks, strict=True)], dim=-1)
+
+    def inject(self, u: Tensor | None) -> Tensor:
+        """b + W_in u: (batch, n), or (n,) without an input."""
+        if u is None:
+            return self.bias
+        if self.W_in is None:
+            return self.bias + u
+        return torch.addmm(self.bias, u, self.W_in.mT)
+
+    def nonlinear(self, x: Tensor, drive: Tensor) -> Tensor:
+        """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u."""
+        out = self.post(self.apply_weight(self.pre(x)) + drive)
+        for edge in self.edges:
+            out = out + edge(x)
+        return out
+
+    def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """tau x', (batch, n), for x (batch, n) and u (batch, m) or (batch, n)."""
+        out = self.nonlinear(x, self.inject(u)) - x
+        return out if self.L is None else out + x @ self.L.mT
+
+    def __call__(self, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """x', (batch, n)."""
+        return self.drift(x, u) / self.tau
+
+    def driven(self, W_in: Tensor, bias: Tensor | None = None) -> Terms:
+        """The same field with input weights (n, m) and, optionally, a further bias (n,)."""
+        if W_in.ndim != 2 or W_in.shape[0] != self.n:
+            raise ShapeError(
+                f"W_in must be (n, m) with n = {self.n}; got {tuple(W_in.shape)}. "
+                "Rows are units, columns are inputs."
+            )
+        return replace(self, W_in=W_in, bias=self.bias if bias is None else self.bias + bias)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that a gradient can reach, in a fixed order."""
+        yield from self.blocks
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield value
+        for edge in self.edges:
+            yield edge.K

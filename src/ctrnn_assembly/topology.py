@@ -1,0 +1,95 @@
+"""Which pairs of modules are coupled: a sorted list of pairs (i, j) with i < j."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ctrnn_assembly.errors import ConfigError
+
+Pair = tuple[int, int]
+
+TOPOLOGIES = {
+    "all": "every pair of modules, p (p - 1) / 2 of them",
+    "none": "no coupling",
+    "ring": "each module with the next, the last with the first",
+    "chain": "each module with the next",
+    "star": "module 0 (the global workspace) with every other",
+    "random:C": "C pairs drawn without replacement, e.g. random:20",
+}
+
+
+def all_pairs(p: int) -> list[Pair]:
+    """Every pair of p modules."""
+    return list(itertools.combinations(range(p), 2))
+
+
+def chain(p: int) -> list[Pair]:
+    """(0, 1), (1, 2), ..., (p-2, p-1)."""
+    return [(i, i + 1) for i in range(p - 1)]
+
+
+def ring(p: int) -> list[Pair]:
+    """The chain, closed; two modules have one pair, not two."""
+    return check_pairs([*chain(p), (0, p - 1)], p) if p > 2 else chain(p)
+
+
+def star(p: int, hub: int = 0) -> list[Pair]:
+    """The hub (the global workspace) with every other module."""
+    return check_pairs([(hub, i) for i in range(p) if i != hub], p)
+
+
+def random_pairs(p: int, count: int, generator: torch.Generator | None = None) -> list[Pair]:
+    """`count` of the p (p - 1) / 2 pairs, without replacement."""
+    every = all_pairs(p)
+    if not 0 <= count <= len(every):
+        raise ConfigError(
+            f"{p} modules have {len(every)} pairs; got random:{count}. "
+            f"Ask for at most random:{len(every)}, or use all."
+        )
+    chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
+    return sorted(every[k] for k in chosen)
+
+
+def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
+    """Sort a list of pairs, each put as i < j; refuse self-pairs, repeats and unknown modules."""
+    result: set[Pair] = set()
+    for i, j in pairs:
+        pair = (min(i, j), max(i, j))
+        if i == j or pair[0] < 0 or pair[1] >= p or pair in result:
+            raise ConfigError(
+                f"a pair must name two different modules of 0..{p - 1}, once; got ({i}, {j}). "
+                "An unordered pair carries both directions."
+            )
+        result.add(pair)
+    return sorted(result)
+
+
+def from_graph(graph: Any) -> list[Pair]:
+    """The edges of an undirected networkx graph; nodes are numbered in the graph's own order."""
+    number = {node: k for k, node in enumerate(graph.nodes)}
+    if graph.is_directed():
+        raise ConfigError(
+            "feedback couples both directions, so the graph must be undirected; got a directed "
+            "one. Use graph.to_undirected(), or Hierarchy for one-way coupling."
+        )
+    return check_pairs([(number[a], number[b]) for a, b in graph.edges], len(number))
+
+
+def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
+    """The pairs of a topology by name (`TOPOLOGIES`).
+
+    Raises:
+        ConfigError: if the name is unknown; lists the known ones.
+    """
+    if name == "none":
+        return []
+    if name.startswith("random:") and name[7:].isdigit():
+        return random_pairs(p, int(name[7:]), generator)
+    plain = {"all": all_pairs, "chain": chain, "ring": ring, "star": star}
+    if name not in plain:
+        raise ConfigError(f"coupling must be one of {', '.join(TOPOLOGIES)}; got {name!r}.")
+    return plain[name](p)
