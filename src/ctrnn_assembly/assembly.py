@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
@@ -287,13 +288,8 @@ def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:
     start, edges = 0, []
     for t in inner:
         for edge in t.edges:
-            K = edge.K.new_zeros(n, n)
-            K = K.slice_scatter(
-                K[:, start : start + t.n].slice_scatter(edge.K, 0, start, start + t.n),
-                1,
-                start,
-                start + t.n,
-            )
+            after = n - start - t.n
+            K = pad(edge.K, (start, after, start, after))
             psi = edge.psi.runs[0][0]
             edges.append(replace(edge, K=K, psi=Elementwise(((psi, n),))))
         start += t.n

@@ -117,9 +117,7 @@ class Metric:
         if self.is_diagonal:
             return K * torch.cat([f.theta for f in self.factors])
         columns = K.split([f.size for f in self.factors], dim=1)
-        return torch.cat(
-            [f.raise_right(c) for f, c in zip(self.factors, columns, strict=True)], dim=1
-        )
+        return torch.cat([f.raise_right(c) for f, c in zip(self.factors, columns, strict=True)], dim=1)
 
     @classmethod
     def join(cls, metrics: list[Metric]) -> Metric:

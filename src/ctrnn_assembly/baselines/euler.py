@@ -14,6 +14,7 @@ from ctrnn_assembly.baselines.sequence import (
     check_lengths,
     check_range,
     check_size,
+    check_step,
     check_tensor,
     time_major,
 )
@@ -30,9 +31,7 @@ class EulerRNN(nn.Module, ABC):
 
     inputs: nn.Linear
 
-    def __init__(
-        self, input_size: int, hidden_size: int, *, batch_first: bool, eps: float
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool, eps: float) -> None:
         super().__init__()
         check_size("input_size", input_size)
         check_size("hidden_size", hidden_size)
@@ -65,8 +64,8 @@ class EulerRNN(nn.Module, ABC):
 
     def step(self, u: Tensor, h: Tensor) -> Tensor:
         """One exact step: u (B, m), h (B, n) -> h (B, n)."""
-        check_tensor("u", u, (len(u), self.input_size), self.inputs.weight)
-        check_tensor("h", h, (len(u), self.hidden_size), self.inputs.weight)
+        B = check_step(u, self.input_size, self.inputs.weight)
+        check_tensor("h", h, (B, self.hidden_size), self.inputs.weight)
         return self.advance()(self.inputs(u), h)
 
     def _run(

@@ -5,12 +5,23 @@ from torch import Tensor, nn
 from ctrnn_assembly.baselines.sequence import (
     check_lengths,
     check_size,
+    check_step,
     check_tensor,
     run_packed,
     time_major,
 )
+from ctrnn_assembly.errors import ShapeError
 
 State = tuple[Tensor, Tensor]  # (h, c)
+
+
+def check_pair(name: str, state: State, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raise ShapeError unless state is (h, c), both of this shape."""
+    if not (isinstance(state, tuple) and len(state) == 2):
+        got = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
+        raise ShapeError(f"{name} must be a pair (h, c) of tensors; got {got}. Pass (h, c).")
+    for i, part in enumerate(state):
+        check_tensor(f"{name}[{i}]", part, shape, like)
 
 
 class LSTM(nn.Module):
@@ -49,13 +60,12 @@ class LSTM(nn.Module):
                  default 0.  lengths: (B,) int64, 1..T; past its end a sequence keeps its state.
         Returns: output (T, B, n), or (B, T, n) with batch_first;  (h_n, c_n), each (1, B, n).
         """
-        like = self.rnn.weight_hh_l0
+        like = next(self.rnn.parameters())
         x = time_major(input, self.input_size, self.batch_first, like)
         T, B, _ = x.shape
         check_lengths(lengths, T, B)
         if h_0 is not None:
-            for name, part in zip(("h_0[0]", "h_0[1]"), h_0, strict=True):
-                check_tensor(name, part, (1, B, self.hidden_size), like)
+            check_pair("h_0", h_0, (1, B, self.hidden_size), like)
         output, state = run_packed(self.rnn, x, h_0, lengths)
         return output.transpose(0, 1) if self.batch_first else output, state
 
@@ -65,9 +75,8 @@ class LSTM(nn.Module):
 
     def step(self, u: Tensor, h: State) -> State:
         """One exact step: u (B, m), (h, c) each (B, n) -> (h, c)."""
-        like = self.rnn.weight_hh_l0
-        check_tensor("u", u, (len(u), self.input_size), like)
-        for name, part in zip(("h[0]", "h[1]"), h, strict=True):
-            check_tensor(name, part, (len(u), self.hidden_size), like)
+        like = next(self.rnn.parameters())
+        B = check_step(u, self.input_size, like)
+        check_pair("h", h, (B, self.hidden_size), like)
         hidden, cell = self.rnn(u[None], (h[0][None], h[1][None]))[1]
         return hidden[0], cell[0]

@@ -6,12 +6,15 @@ so NaN may stand there (the usual padding of unequal time series) and harms no g
 """
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.errors import ConfigError, ShapeError
+
+State = TypeVar("State")  # h, or (h, c)
 
 
 def check_size(name: str, value: int) -> None:
@@ -61,6 +64,17 @@ def time_major(input: Tensor, input_size: int, batch_first: bool, like: Tensor) 
     return input.transpose(0, 1) if batch_first else input
 
 
+def check_step(u: Tensor, input_size: int, like: Tensor) -> int:
+    """The batch size B of one step's input; raise ShapeError unless u is (B, m)."""
+    if u.ndim != 2 or u.shape[1] != input_size:
+        raise ShapeError(
+            f"u must have shape (B, {input_size}); got {tuple(u.shape)}. "
+            "Pass one time step, input[t] of a (T, B, m) input."
+        )
+    check_tensor("u", u, tuple(u.shape), like)
+    return len(u)
+
+
 def check_lengths(lengths: Tensor | None, T: int, B: int) -> None:
     """Raise ShapeError unless lengths is None, or (B,) int64 with values in 1..T."""
     if lengths is None:
@@ -86,17 +100,16 @@ def hold_last(output: Tensor, lengths: Tensor, T: int) -> Tensor:
 
 
 def run_packed(
-    rnn: nn.RNNBase, input: Tensor, state: object, lengths: Tensor | None
-) -> tuple[Tensor, object]:
+    rnn: nn.RNNBase, input: Tensor, state: State | None, lengths: Tensor | None
+) -> tuple[Tensor, State]:
     """Run a torch RNN on input (T, B, m): (output (T, B, n), its last valid state).
 
     Packed, because torch returns only the last LSTM cell state: c at a sequence's own end could
     not be picked from a full run.
     """
     if lengths is None:
-        output, state = rnn(input, state)
-        return output, state
-    packed = pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False)
-    packed, state = rnn(packed, state)
+        output, last = rnn(input, state)
+        return output, last
+    packed, last = rnn(pack_padded_sequence(input, lengths.cpu(), enforce_sorted=False), state)
     output, _ = pad_packed_sequence(packed)
-    return hold_last(output, lengths, input.shape[0]), state
+    return hold_last(output, lengths, len(input)), last

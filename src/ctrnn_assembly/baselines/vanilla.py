@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.baselines.sequence import (
     check_lengths,
     check_size,
+    check_step,
     check_tensor,
     run_packed,
     time_major,
@@ -42,8 +43,7 @@ class VanillaRNN(nn.Module):
         check_size("hidden_size", hidden_size)
         if nonlinearity not in ("tanh", "relu"):
             raise ConfigError(
-                f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}. "
-                "Pass nonlinearity='tanh'."
+                f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}. Pass nonlinearity='tanh'."
             )
         self.input_size, self.hidden_size = input_size, hidden_size
         self.batch_first, self.nonlinearity = batch_first, nonlinearity
@@ -58,7 +58,7 @@ class VanillaRNN(nn.Module):
                  lengths: (B,) int64, 1..T; past its end a sequence keeps its state.
         Returns: output (T, B, n), or (B, T, n) with batch_first;  h_n (1, B, n).
         """
-        like = self.rnn.weight_hh_l0
+        like = next(self.rnn.parameters())
         x = time_major(input, self.input_size, self.batch_first, like)
         T, B, _ = x.shape
         check_lengths(lengths, T, B)
@@ -73,7 +73,7 @@ class VanillaRNN(nn.Module):
 
     def step(self, u: Tensor, h: Tensor) -> Tensor:
         """One exact step: u (B, m), h (B, n) -> h (B, n)."""
-        like = self.rnn.weight_hh_l0
-        check_tensor("u", u, (len(u), self.input_size), like)
-        check_tensor("h", h, (len(u), self.hidden_size), like)
+        like = next(self.rnn.parameters())
+        B = check_step(u, self.input_size, like)
+        check_tensor("h", h, (B, self.hidden_size), like)
         return self.rnn(u[None], h[None])[1][0]

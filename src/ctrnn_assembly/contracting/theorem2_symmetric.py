@@ -57,9 +57,7 @@ class Symmetric(Contracting):
         values, vectors = torch.linalg.eigh(self.phi.g * symmetric_part(W64))
         top = float(values[-1])
         if top >= self.radius:
-            raise outside(
-                self.theorem, f"g lmax(W) < {self.radius:.6g}", top, "Scale W down."
-            )
+            raise outside(self.theorem, f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
         G = roots - SMALLEST_R
@@ -83,7 +81,7 @@ class Symmetric(Contracting):
         E64, s64 = working_precision(E, s)
         n = E.shape[0]
         # Normalised before the product: a diverging E would overflow E E^T.
-        size = E64.abs().max().clamp(min=1.0)
+        size = E64.detach().abs().max().clamp(min=1.0)
         G = (E64 / size) @ (E64 / size).mT / n
         limit = self.bound * n**0.5
         R = G / (size**-2 + torch.linalg.matrix_norm(G) / limit)

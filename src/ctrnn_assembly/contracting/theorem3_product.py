@@ -58,9 +58,7 @@ class Product(Contracting):
         Q = -(-p1).exp()[:, None] * W64 * (-p2).exp()
         asymmetry = float((Q - Q.mT).abs().max())
         if asymmetry > 1e-5 * float(Q.abs().max()):
-            raise outside(
-                self.theorem, "W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W."
-            )
+            raise outside(self.theorem, "W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W.")
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
         G = values - SMALLEST_Q
         share = float(G.norm()) / (LARGEST_Q * n**0.5)
@@ -97,7 +95,7 @@ class Product(Contracting):
         """P1 (n,), P2 (n,), Q (n, n), in working precision."""
         a, b, E64 = working_precision(p1, p2, E)
         n = E.shape[0]
-        size = E64.abs().max().clamp(min=1.0)  # a diverging E would overflow E E^T
+        size = E64.detach().abs().max().clamp(min=1.0)  # a diverging E would overflow E E^T
         G = (E64 / size) @ (E64 / size).mT / n
         Q = G / (size**-2 + torch.linalg.matrix_norm(G) / (LARGEST_Q * n**0.5))
         Q = Q + SMALLEST_Q * torch.eye(n, dtype=Q.dtype, device=Q.device)

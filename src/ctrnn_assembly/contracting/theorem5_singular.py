@@ -55,7 +55,7 @@ class Singular(Contracting):
         log_theta = squash(b64, self.max_condition)
         n = A.shape[0]
         # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
-        size = A64.abs().max().clamp(min=1.0)
+        size = A64.detach().abs().max().clamp(min=1.0)
         eye = torch.eye(n, dtype=A64.dtype, device=A.device)
         Q, R = torch.linalg.qr(torch.cat([eye / size, A64 / size]))
         X = Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal

@@ -15,7 +15,8 @@ from ctrnn_assembly.data.published import hold_out
 from ctrnn_assembly.data.task import Options, Split, Task, checked, first
 from ctrnn_assembly.errors import DataError
 
-NAME = r"scifar10(-rgb|-planar)?"
+RGB = r"scifar10(-rgb)?"
+PLANAR = r"scifar10-planar"
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published
 
 
@@ -26,9 +27,7 @@ def load(name: str, options: Options) -> Task:
     val, unlike in the published code, is not augmented.
     """
     x, y, classes = _read(options, train=True)
-    chosen, val = hold_out(len(y))
-    chosen = chosen[first(len(chosen), options.limit_train, options.seed)]
-    val = val[first(len(val), options.limit_train, options.seed)]
+    chosen, val = hold_out(len(y), options)
     train = _split("train", x[chosen], y[chosen], options)
     side = train.x.shape[-1]
     planar = name.endswith("-planar")
@@ -69,8 +68,9 @@ def _read(options: Options, *, train: bool) -> tuple[Tensor, Tensor, tuple[str, 
     try:
         # These files are pickles. torchvision compares the md5 of every one with its own table
         # before it opens any, so only the official bytes are ever unpickled: keep that check.
-        # It hashes the test batch too, but reads no sample of it here.
-        found = CIFAR10(folder, train=train, download=not _intact(folder))
+        # It hashes the test batch too, but reads no sample of it here. With download=True nothing
+        # is fetched where all files are right.
+        found = CIFAR10(folder, train=train, download=True)
     except Exception as error:  # network, disk and archive errors share no better base
         raise DataError(
             f"CIFAR10 is missing or damaged in {folder} and could not be downloaded "

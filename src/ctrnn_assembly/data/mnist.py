@@ -15,12 +15,11 @@ from ctrnn_assembly.data.published import hold_out
 from ctrnn_assembly.data.task import Options, Split, Task, checked, first
 from ctrnn_assembly.errors import ConfigError, DataError
 
-NAME = r"smnist|psmnist(-(?P<seed>\d+))?(?P<raw>-raw)?"
+IN_ORDER = r"smnist"
+PERMUTED = r"psmnist(-(?P<seed>\d+))?(?P<raw>-raw)?"
 PUBLISHED_PERMUTATION = 12008
 _FILES = tuple(
-    f"{part}-{kind}-ubyte"
-    for part in ("train", "t10k")
-    for kind in ("images-idx3", "labels-idx1")
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 
 
@@ -30,9 +29,7 @@ def load(name: str, options: Options) -> Task:
     `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published.
     """
     x, y = _read(options, train=True)
-    chosen, val = hold_out(len(y))
-    chosen = chosen[first(len(chosen), options.limit_train, options.seed)]
-    val = val[first(len(val), options.limit_train, options.seed)]
+    chosen, val = hold_out(len(y), options)
     train = _split("train", x[chosen], y[chosen], options)
     n_steps = train.x[0].numel()
     canonical, sequence = _sequence(name, n_steps)
@@ -65,9 +62,8 @@ def permutation(seed: int, n_steps: int) -> Tensor:
 
 
 def _sequence(name: str, n_steps: int) -> tuple[str, PixelSequence]:
-    asked = re.fullmatch(NAME, name)
-    assert asked is not None  # load_task matched it
-    if name == "smnist":
+    asked = re.fullmatch(PERMUTED, name)
+    if asked is None:
         return name, PixelSequence()
     seed = int(asked["seed"] or PUBLISHED_PERMUTATION)
     scale = 1.0 if asked["raw"] else 255.0

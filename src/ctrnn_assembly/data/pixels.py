@@ -7,8 +7,8 @@ brings in is a black pixel (0 before normalisation), not an average one.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 _RESIZE_CHUNK = 1024  # images held as float32 at once: 12 MB for 32x32 RGB
 
@@ -68,7 +68,7 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: boo
         cols = torch.where(draw(2)[:, None].bool(), cols.flip(1), cols)
     image = torch.arange(B, device=x.device).view(B, 1, 1, 1)
     plane = torch.arange(C, device=x.device).view(1, C, 1, 1)
-    padded = F.pad(x, (crop,) * 4)  # zeros
+    padded = functional.pad(x, (crop,) * 4)  # zeros
     return padded[image, plane, rows.view(B, 1, H, 1), cols.view(B, 1, 1, W)]
 
 
@@ -80,7 +80,7 @@ def resized(x: Tensor, side: int | None) -> Tensor:
     if side is None or x.shape[2:] == (side, side):
         return x
     parts = [
-        F.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
+        functional.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
         .round_()
         .clamp_(0, 255)
         .byte()

@@ -1,0 +1,127 @@
+"""Time series classification sets of the UCR and UEA archives, read by aeon (an optional extra).
+
+Values stay as the archive has them (most UCR sets are z-normalised per series, UEA sets are not).
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ctrnn_assembly.data.task import Options, Split, Task, checked, first, stratified_folds
+from ctrnn_assembly.errors import ConfigError, DataError
+
+NAME = r"series:(?P<set>\w+)"
+_VAL_FOLDS = 5  # one fifth of train
+
+
+def load(name: str, options: Options) -> Task:
+    """`series:NAME`, e.g. series:JapaneseVowels, which ships with aeon.
+
+    Series of unequal length are padded with zeros at the end and come with `lengths`; a test
+    series may then be longer than `n_steps`, which speaks of train.  Val is a fifth of the
+    archive's train split, class by class, the same in every run.
+
+    Raises:
+        ConfigError: if aeon is not installed, or `resize` is given.
+        DataError: if the set is missing, damaged, or has missing values.
+    """
+    if options.resize is not None:
+        raise ConfigError(f"resize is for images; got {options.resize} for {name}. Leave it out.")
+    asked = re.fullmatch(NAME, name)
+    assert asked is not None  # load_task matched it
+    series, labels = _read(asked["set"], options.folder, "train")
+    classes = tuple(sorted(set(labels)))
+    whole = _split(name, "train", series, labels, classes)
+    is_val = torch.from_numpy(stratified_folds(np.array(labels), _VAL_FOLDS) == 0)
+    parts = [whole.take(where.nonzero().flatten()) for where in (~is_val, is_val)]
+    train, val = (p.take(first(len(p), options.limit_train, options.seed)) for p in parts)
+    return Task(
+        name=name,
+        n_input=whole.x.shape[2],
+        n_class=len(classes),
+        n_steps=whole.x.shape[1],
+        classes=classes,
+        train=checked(f"{name} train split", train, len(classes)),
+        val=checked(f"{name} val split", val, len(classes)),
+        load_test=partial(_test, name, asked["set"], classes, whole.x.shape[1:], options),
+        sequence=as_stored,
+    )
+
+
+def as_stored(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Series are stored as the network sees them, (B, T, m) float32; nothing is augmented."""
+    return x.float()
+
+
+def _test(
+    name: str, dataset: str, classes: tuple[str, ...], shape: torch.Size, options: Options
+) -> Split:
+    series, labels = _read(dataset, options.folder, "test")
+    split = _split(name, "test", series, labels, classes, n_steps=shape[0])
+    if split.x.shape[2] != shape[1]:
+        raise DataError(
+            f"{name} has {shape[1]} channels in train but {split.x.shape[2]} in test. "
+            "Fetch its files again."
+        )
+    return split.take(first(len(split), options.limit_test, options.seed))
+
+
+def _split(
+    name: str,
+    part: str,
+    series: list[np.ndarray],
+    labels: list[str],
+    classes: tuple[str, ...],
+    n_steps: int = 0,
+) -> Split:
+    """Pad (m, T_i) series to (N, T, m), T at least `n_steps`, and number the labels."""
+    strange = set(labels) - set(classes)
+    if strange:
+        raise DataError(f"{name} {part} has a class that train lacks: {min(strange)}. Remove it.")
+    steps = torch.tensor([one.shape[1] for one in series])
+    T = max(n_steps, int(steps.max())) if len(series) else n_steps
+    columns = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in series)
+    x = [functional.pad(one, (0, T - one.shape[1])).T for one in columns]  # (T, m) each
+    y = torch.tensor([classes.index(label) for label in labels])
+    if not x:
+        raise DataError(f"{name} {part} split is empty. Fetch its files again.")
+    lengths = None if bool((steps == T).all()) else steps
+    return checked(f"{name} {part} split", Split(torch.stack(x), y, lengths), len(classes))
+
+
+def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list[str]]:
+    """Series (m, T_i) each, and their labels, from `folder`, aeon itself, or its download."""
+    try:
+        import aeon
+        from aeon.datasets import load_classification
+    except ImportError as error:
+        raise ConfigError(
+            f"series:{dataset} needs aeon ({error}). pip install 'ctrnn-assembly[series]'"
+        ) from error
+    # aeon strips these endings, which choose its equal-length and imputed variants.
+    base = dataset.removesuffix("_nmv").removesuffix("_eq")
+    files = [f"{base}_{half}.ts" for half in ("TRAIN", "TEST")]
+    home = folder / base
+    bundled = Path(aeon.__file__).parent / "datasets" / "data" / base / files[0]
+    here = all((home / file).is_file() for file in files)
+    # Without a path aeon looks into its own package; with one, only there, downloading if needed.
+    path = None if bundled.is_file() and not here else str(folder)
+    try:
+        # Lengths and gaps as published, not aeon's padded or imputed variants.
+        found: Any = load_classification(
+            dataset, split=part, extract_path=path, load_equal_length=False, load_no_missing=False
+        )
+    except Exception as error:  # aeon lets network, disk and parsing errors through as they are
+        state = "could not be read" if here else "is missing and could not be downloaded"
+        raise DataError(
+            f"series:{dataset} {state} ({type(error).__name__}: {str(error)[:160]}). Put "
+            f"{' and '.join(files)} into {home}, or name another folder with --data-dir (or "
+            "CTRNN_DATA_DIR); names and files are at timeseriesclassification.com."
+        ) from error
+    return list(found[0]), [str(label) for label in found[1]]

@@ -1,0 +1,156 @@
+"""`solve`: one function for every solver, and the only place that transposes batch and time.
+
+| method | what | gradient |
+|---|---|---|
+| euler | fused forward Euler, hand-written adjoint | exact |
+| euler-plain | its plain twin | exact |
+| imex | implicit in the coupling: contracts whatever ||L|| is | exact |
+| exponential-euler | exact in -I + L | exact |
+| dopri5, rk4, ... | torchdiffeq's methods by their own names | direct or adjoint |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.inputs import Signal, ZeroOrderHold, check_finite
+from ctrnn_assembly.solvers.adaptive import (
+    FIXED_STEP as FIXED_STEP,
+)
+from ctrnn_assembly.solvers.adaptive import (
+    TORCHDIFFEQ_METHODS,
+    Gradient,
+    torchdiffeq_solve,
+)
+from ctrnn_assembly.solvers.euler import euler
+from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
+from ctrnn_assembly.solvers.grid import check_state, freeze, step_grid
+from ctrnn_assembly.solvers.semi_implicit import (
+    exponential_matrices,
+    imex_matrices,
+    semi_implicit,
+)
+from ctrnn_assembly.solvers.solution import Solution as Solution
+from ctrnn_assembly.terms import Terms
+
+GridMethod = Callable[[Terms, Tensor, Tensor | None, Tensor], Tensor]
+
+GRID_METHODS: dict[str, GridMethod] = {
+    "euler": euler_adjoint,
+    "euler-plain": euler,
+    "imex": partial(semi_implicit, matrices=imex_matrices),
+    "exponential-euler": partial(semi_implicit, matrices=exponential_matrices),
+}
+METHODS = (*GRID_METHODS, *TORCHDIFFEQ_METHODS)
+
+
+def solve(
+    field: Any,
+    x0: Tensor,
+    t: Tensor | None = None,
+    *,
+    u: Tensor | Signal | None = None,
+    dt: float | Tensor | None = None,
+    method: str = "euler",
+    lengths: Tensor | None = None,
+    save: Literal["all", "last"] = "all",
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    max_steps: int = 100_000,
+    step_size: float | None = None,
+    gradient: Gradient = "direct",
+) -> Solution:
+    """Integrate x' = f(t, x) under the input u from x0.
+
+    Args:
+        field: a `Subnetwork`, `Assembly`, `Terms`, or (torchdiffeq's methods only) any f(t, x).
+        x0: initial states, (batch, n).
+        t: times, (k,), increasing; grid methods take one step an interval. Or give `dt`.
+        u: samples (batch, time, m), each held over its step; or a `Signal`; or None.
+        dt: step lengths instead of t: a number, (time,), or (batch, time) (grid methods only).
+        method: one of `METHODS`.
+        lengths: number of valid steps of each sample, (batch,); the state then stays.
+        save: "all" states, the initial one first, or only the "last".
+        rtol, atol, max_steps: of adaptive methods.
+        step_size: step of fixed-step methods between the times t; first step of adaptive ones.
+        gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods).
+
+    Returns:
+        `Solution` with times, states (batch, k, n), status and evaluations.
+
+    Raises:
+        SolverError: for an unknown method, an exhausted step budget, a step underflow, or a setting
+            that the method does not support; with time, state norm and evaluations.
+        ShapeError, DataError: for inputs of the wrong shape or that are not finite.
+    """
+    if method not in METHODS:
+        raise SolverError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    terms = field if isinstance(field, Terms) else field.terms() if hasattr(field, "terms") else None
+    check_state(x0, terms)
+    if isinstance(u, Tensor):
+        check_finite(u)
+    times, steps = step_grid(x0, t, u, dt, lengths)
+    with torch.autocast(x0.device.type, enabled=False):
+        if method in GRID_METHODS:
+            states = _solve_on_grid(terms, x0, times, steps, u, method)
+            evaluations, count = len(steps), len(steps)
+        else:
+            signal = _as_signal(u, times, x0)
+            states, evaluations = torchdiffeq_solve(
+                field if terms is None else terms,
+                x0,
+                _shared(times, method),
+                signal,
+                method=method,
+                rtol=rtol,
+                atol=atol,
+                max_steps=max_steps,
+                step_size=step_size,
+                gradient=gradient,
+            )
+            count = None
+    if lengths is not None:
+        states = freeze(states, lengths)
+    if save == "last":
+        states, times = states[-1:], times[..., -1:]
+    return Solution(times, states.transpose(0, 1), method, count, evaluations)
+
+
+def _solve_on_grid(
+    terms: Terms | None, x0: Tensor, times: Tensor, steps: Tensor, u: Any, method: str
+) -> Tensor:
+    if terms is None:
+        raise SolverError(
+            f"method {method!r} needs the tensors of the field: a Subnetwork, an Assembly or Terms. "
+            "For any other f(t, x) use torchdiffeq's methods, such as rk4 or dopri5."
+        )
+    if isinstance(u, Signal):
+        if times.ndim == 2:
+            raise SolverError(
+                "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
+            )
+        drive = torch.stack([u(s) for s in times[:-1]]).to(x0)
+    else:
+        drive = None if u is None else u.to(x0).transpose(0, 1)
+    return GRID_METHODS[method](terms, x0, drive, steps.to(x0))
+
+
+def _as_signal(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Signal | None:
+    if u is None or isinstance(u, Signal):
+        return u
+    return ZeroOrderHold(u.to(x0), _shared(times, "a hold")[:-1])
+
+
+def _shared(times: Tensor, what: str) -> Tensor:
+    if times.ndim == 2:
+        raise SolverError(
+            f"{what} needs one time grid for the whole batch; got per-sample dt. Use method='euler', "
+            "'imex' or 'exponential-euler'."
+        )
+    return times

@@ -1,0 +1,191 @@
+"""Image folders and zips: layouts, splits, damage; and the augmentation that they share."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from ctrnn_assembly.data import PixelSequence, load_task
+from ctrnn_assembly.data.pixels import crop_and_flip, resized
+from ctrnn_assembly.errors import DataError
+from fake_data import real_data, write_images, zip_folder
+from PIL import Image
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_rgb_and_planar_layouts_of_a_hand_built_image():
+    x = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2)  # red 0..3, green 4..7, blue 8..11
+    rgb = PixelSequence(scale=1.0)(x)
+    assert rgb[0].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    planar = PixelSequence(scale=1.0, planar=True)(x)
+    assert planar[0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+def test_augmentation_repeats_from_its_generator_and_is_off_in_evaluation():
+    x = torch.randint(0, 256, (16, 3, 32, 32), generator=generator(), dtype=torch.uint8)
+    sequence, plain = PixelSequence(crop=4, flip=True), PixelSequence()
+    assert torch.equal(sequence(x, generator(1)), sequence(x, generator(1)))
+    assert not torch.equal(sequence(x, generator(1)), sequence(x, generator(2)))
+    assert torch.equal(sequence(x), plain(x))
+
+
+def test_crop_and_flip_matches_torchvision_one_image_at_a_time():
+    from torchvision.transforms import functional
+
+    x = torch.randint(1, 256, (64, 3, 8, 8), generator=generator(), dtype=torch.uint8)
+    out = crop_and_flip(x, generator(3), crop=2, flip=True)
+    draws = generator(3)
+    top, left, flip = (torch.randint(high, (64,), generator=draws) for high in (5, 5, 2))
+    assert flip.unique().numel() == 2
+    for i in range(64):
+        one = functional.crop(functional.pad(x[i], [2]), int(top[i]), int(left[i]), 8, 8)
+        assert torch.equal(out[i], functional.hflip(one) if flip[i] else one)
+
+
+def test_resize_of_a_constant_image_is_that_constant():
+    x = torch.full((3, 1, 9, 6), 201, dtype=torch.uint8)
+    assert torch.equal(resized(x, 4), torch.full((3, 1, 4, 4), 201, dtype=torch.uint8))
+    assert resized(x, None) is x
+
+
+@pytest.mark.parametrize("form", ["folder", "parent", "zip", "folder with a zip"])
+def test_every_way_of_naming_the_same_images_gives_the_same_task(tmp_path, form):
+    root = write_images(tmp_path / "set", {"train": 10, "test": 3})
+    path = root
+    if form == "parent":
+        path = tmp_path
+    elif form != "folder":
+        (tmp_path / "zips").mkdir()
+        path = zip_folder(root, tmp_path / "zips" / "set.zip", top="anything")
+        path = path if form == "zip" else path.parent
+    task = load_task("images", data_dir=path)
+    assert (task.classes, task.n_steps, task.n_input) == (("ant", "bee"), 64, 3)
+    assert (len(task.train), len(task.val), len(task.load_test())) == (19, 1, 6)
+    u = task.sequence(task.train.x)
+    # float32 sums over 1,216 pixels; the statistics themselves are exact in float64.
+    torch.testing.assert_close(u.mean((0, 1)), u.new_zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(u.std((0, 1), correction=0), u.new_ones(3), rtol=1e-5, atol=0)
+
+
+def test_images_without_splits_are_dealt_80_10_10_whatever_the_seed(tmp_path):
+    root = write_images(tmp_path, {".": 30})
+    task, other = load_task("images", data_dir=root), load_task("images", data_dir=root, seed=5)
+    test = task.load_test()
+    assert (len(task.train), len(task.val), len(test)) == (48, 6, 6)
+    for split in (task.val, test):
+        assert torch.bincount(split.y).tolist() == [3, 3]
+    images = torch.cat([task.train.x, task.val.x, test.x]).flatten(1)
+    assert len(images.unique(dim=0)) == 60  # random images: no two are equal
+    assert torch.equal(test.x, other.load_test().x)
+
+
+def test_splits_on_disk_are_used_as_they_are(tmp_path):
+    root = write_images(tmp_path, {"train": 4, "valid": 2, "test": 3})
+    task = load_task("images", data_dir=root)
+    assert (len(task.train), len(task.val), len(task.load_test())) == (8, 4, 6)
+
+
+def test_grey_images_have_one_channel_and_no_augmentation(tmp_path):
+    task = load_task("images", data_dir=write_images(tmp_path, {"train": 9}, mode="L"))
+    assert task.n_input == 1
+    x = task.train.x
+    assert torch.equal(task.sequence(x, generator()), task.sequence(x))
+
+
+def test_small_rgb_images_are_augmented_unless_told_otherwise(tmp_path):
+    root = write_images(tmp_path, {"train": 9})
+    on, off = (load_task("images", data_dir=root, augment=a) for a in (True, False))
+    x = on.train.x
+    assert not torch.equal(on.sequence(x, generator()), on.sequence(x))
+    assert torch.equal(off.sequence(x, generator()), off.sequence(x))
+
+
+def test_no_test_image_is_decoded_before_load_test(tmp_path):
+    root = write_images(tmp_path, {"train": 9, "test": 2})
+    (root / "test" / "ant" / "00.png").write_bytes(b"no image")
+    task = load_task("images", data_dir=root)
+    with pytest.raises(DataError, match=r"test/ant/00\.png .* not a sound image"):
+        task.load_test()
+
+
+def test_a_limit_decodes_only_what_it_needs(tmp_path):
+    root = write_images(tmp_path, {"train": 9, "val": 1})
+    needed = load_task("images", data_dir=root, limit_train=2).train.x
+    for file in (root / "train").rglob("*.png"):
+        pixels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+        if not any(torch.equal(pixels, x) for x in needed):
+            file.write_bytes(b"no image")
+    assert torch.equal(load_task("images", data_dir=root, limit_train=2).train.x, needed)
+
+
+@pytest.mark.parametrize("keep", [0, 60])
+def test_a_truncated_image_is_named(tmp_path, keep):
+    root = write_images(tmp_path, {"train": 9})
+    for bad in (root / "train" / "bee").iterdir():
+        bad.write_bytes(bad.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"train/bee/\d+\.png .* Replace or remove it"):
+        load_task("images", data_dir=root)
+
+
+def test_damaged_zips_are_named(tmp_path):
+    root = write_images(tmp_path / "set", {"train": 9})
+    whole = zip_folder(root, tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cut\.zip is not a zip file, or is cut short"):
+        load_task("images", data_dir=tmp_path / "cut.zip")
+    start = whole.index(b"IDAT")
+    flipped = whole[:start] + bytes(b ^ 255 for b in whole[start : start + 40]) + whole[start + 40 :]
+    (tmp_path / "flipped.zip").write_bytes(flipped)
+    with pytest.raises(DataError, match=r"train/ant/00\.png in .*flipped\.zip cannot be read"):
+        load_task("images", data_dir=tmp_path / "flipped.zip")
+
+
+def test_nothing_found_and_too_much_found_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_task("images", data_dir=tmp_path / "absent")
+    with pytest.raises(DataError, match=r"No images in .*train/<class>"):
+        load_task("images", data_dir=tmp_path)
+    root = write_images(tmp_path / "set", {"train": 2})
+    for name in ("one.zip", "two.zip"):
+        zip_folder(root, tmp_path / name)
+    shutil.rmtree(root)
+    with pytest.raises(DataError, match=r"several image sets: .*one\.zip, .*two\.zip"):
+        load_task("images", data_dir=tmp_path)
+    (tmp_path / "three.zip").write_bytes(b"")
+    with pytest.raises(DataError, match="not a zip file"):
+        load_task("images", data_dir=tmp_path / "three.zip")
+
+
+def test_a_layout_that_fits_nothing_shows_an_example(tmp_path):
+    for set_name in ("a", "b"):
+        write_images(tmp_path / set_name, {"train": 2})
+    with pytest.raises(DataError, match=r"fits no known layout, e\.g\. a/train/ant/00\.png"):
+        load_task("images", data_dir=tmp_path)
+
+
+def test_classes_of_test_must_be_those_of_train(tmp_path):
+    root = write_images(tmp_path, {"train": 9, "test": 2})
+    (root / "test" / "bee").rename(root / "test" / "wasp")
+    with pytest.raises(DataError, match="test and train in .* differ: bee, wasp"):
+        load_task("images", data_dir=root)
+
+
+def test_mixed_sizes_and_modes_need_resize(tmp_path):
+    root = write_images(tmp_path, {"train": 9}, classes=("ant",))
+    write_images(root, {"train": 9}, classes=("bee",), size=(7, 9))
+    with pytest.raises(DataError, match=r"(7x9|8x8) RGB, others are .* --resize"):
+        load_task("images", data_dir=root)
+    write_images(root, {"train": 9}, classes=("cat",), mode="L")
+    task = load_task("images", data_dir=root, resize=4)
+    assert (task.n_steps, task.n_input, task.train.x.shape[1:]) == (16, 3, (3, 4, 4))
+
+
+def test_real_jpeg_cifar10_is_read_from_its_zip():
+    folder = real_data("cifar10-jpeg.zip")
+    task = load_task("images", data_dir=folder, limit_train=200, limit_test=50)
+    assert (task.n_class, task.n_steps, task.n_input) == (10, 1024, 3)
+    assert (len(task.train), len(task.val), len(task.load_test())) == (200, 200, 50)
+    assert task.classes[0] == "airplane"
