@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ def real_data(*needed: str) -> Path:
     if missing:
         pytest.skip(f"needs {', '.join(missing)} in CTRNN_DATA_DIR ({folder})")
     return folder
+
+
+def refuse_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make torchvision's downloads fail at once, as without a network."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", refuse)
 
 
 def write_mnist(folder: Path, n_train: int = 100, n_test: int = 30) -> Path:

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from ctrnn_assembly.data import Options, Split, known_tasks, load_task
 from ctrnn_assembly.data.task import checked, stratified_folds
 from ctrnn_assembly.errors import ConfigError, DataError

@@ -1,54 +1,15 @@
-"""Image folders and zips: layouts, splits, damage; and the augmentation that they share."""
+"""Image folders and zips: layouts, splits, damage."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from ctrnn_assembly.data import PixelSequence, load_task
-from ctrnn_assembly.data.pixels import crop_and_flip, resized
-from ctrnn_assembly.errors import DataError
-from fake_data import real_data, write_images, zip_folder
 from PIL import Image
 
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def test_rgb_and_planar_layouts_of_a_hand_built_image():
-    x = torch.arange(12, dtype=torch.uint8).view(1, 3, 2, 2)  # red 0..3, green 4..7, blue 8..11
-    rgb = PixelSequence(scale=1.0)(x)
-    assert rgb[0].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
-    planar = PixelSequence(scale=1.0, planar=True)(x)
-    assert planar[0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
-
-
-def test_augmentation_repeats_from_its_generator_and_is_off_in_evaluation():
-    x = torch.randint(0, 256, (16, 3, 32, 32), generator=generator(), dtype=torch.uint8)
-    sequence, plain = PixelSequence(crop=4, flip=True), PixelSequence()
-    assert torch.equal(sequence(x, generator(1)), sequence(x, generator(1)))
-    assert not torch.equal(sequence(x, generator(1)), sequence(x, generator(2)))
-    assert torch.equal(sequence(x), plain(x))
-
-
-def test_crop_and_flip_matches_torchvision_one_image_at_a_time():
-    from torchvision.transforms import functional
-
-    x = torch.randint(1, 256, (64, 3, 8, 8), generator=generator(), dtype=torch.uint8)
-    out = crop_and_flip(x, generator(3), crop=2, flip=True)
-    draws = generator(3)
-    top, left, flip = (torch.randint(high, (64,), generator=draws) for high in (5, 5, 2))
-    assert flip.unique().numel() == 2
-    for i in range(64):
-        one = functional.crop(functional.pad(x[i], [2]), int(top[i]), int(left[i]), 8, 8)
-        assert torch.equal(out[i], functional.hflip(one) if flip[i] else one)
-
-
-def test_resize_of_a_constant_image_is_that_constant():
-    x = torch.full((3, 1, 9, 6), 201, dtype=torch.uint8)
-    assert torch.equal(resized(x, 4), torch.full((3, 1, 4, 4), 201, dtype=torch.uint8))
-    assert resized(x, None) is x
+from ctrnn_assembly.data import load_task
+from ctrnn_assembly.errors import DataError
+from fake_data import real_data, write_images, zip_folder
 
 
 @pytest.mark.parametrize("form", ["folder", "parent", "zip", "folder with a zip"])
@@ -92,15 +53,15 @@ def test_grey_images_have_one_channel_and_no_augmentation(tmp_path):
     task = load_task("images", data_dir=write_images(tmp_path, {"train": 9}, mode="L"))
     assert task.n_input == 1
     x = task.train.x
-    assert torch.equal(task.sequence(x, generator()), task.sequence(x))
+    assert torch.equal(task.sequence(x, torch.Generator()), task.sequence(x))
 
 
 def test_small_rgb_images_are_augmented_unless_told_otherwise(tmp_path):
     root = write_images(tmp_path, {"train": 9})
     on, off = (load_task("images", data_dir=root, augment=a) for a in (True, False))
     x = on.train.x
-    assert not torch.equal(on.sequence(x, generator()), on.sequence(x))
-    assert torch.equal(off.sequence(x, generator()), off.sequence(x))
+    assert not torch.equal(on.sequence(x, torch.Generator()), on.sequence(x))
+    assert torch.equal(off.sequence(x, torch.Generator()), off.sequence(x))
 
 
 def test_no_test_image_is_decoded_before_load_test(tmp_path):
@@ -136,10 +97,8 @@ def test_damaged_zips_are_named(tmp_path):
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"cut\.zip is not a zip file, or is cut short"):
         load_task("images", data_dir=tmp_path / "cut.zip")
-    start = whole.index(b"IDAT")
-    flipped = whole[:start] + bytes(b ^ 255 for b in whole[start : start + 40]) + whole[start + 40 :]
-    (tmp_path / "flipped.zip").write_bytes(flipped)
-    with pytest.raises(DataError, match=r"train/ant/00\.png in .*flipped\.zip cannot be read"):
+    (tmp_path / "flipped.zip").write_bytes(whole.replace(b"IDAT", b"IDAX"))  # wrong checksums
+    with pytest.raises(DataError, match=r"train/ant/\d+\.png in .*flipped\.zip cannot be read"):
         load_task("images", data_dir=tmp_path / "flipped.zip")
 
 
@@ -160,8 +119,8 @@ def test_nothing_found_and_too_much_found_say_what_to_do(tmp_path):
 
 
 def test_a_layout_that_fits_nothing_shows_an_example(tmp_path):
-    for set_name in ("a", "b"):
-        write_images(tmp_path / set_name, {"train": 2})
+    write_images(tmp_path / "a", {"train": 2})
+    write_images(tmp_path / "b", {"train": 2})
     with pytest.raises(DataError, match=r"fits no known layout, e\.g\. a/train/ant/00\.png"):
         load_task("images", data_dir=tmp_path)
 
@@ -169,7 +128,7 @@ def test_a_layout_that_fits_nothing_shows_an_example(tmp_path):
 def test_classes_of_test_must_be_those_of_train(tmp_path):
     root = write_images(tmp_path, {"train": 9, "test": 2})
     (root / "test" / "bee").rename(root / "test" / "wasp")
-    with pytest.raises(DataError, match="test and train in .* differ: bee, wasp"):
+    with pytest.raises(DataError, match=r"test and train in .* differ: bee, wasp"):
         load_task("images", data_dir=root)
 
 

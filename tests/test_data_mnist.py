@@ -1,26 +1,21 @@
-"""smnist, psmnist and scifar10: published order, split, values; damaged and missing files."""
+"""smnist and psmnist: published order, split, values; damaged and missing files."""
 
 import gzip
 import hashlib
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.data.mnist import permutation
 from ctrnn_assembly.errors import ConfigError, DataError
-from fake_data import MNIST_FILES, real_data, write_cifar, write_mnist
+from fake_data import MNIST_FILES, real_data, refuse_network, write_mnist
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No test may reach the network, and none may wait for it."""
-
-    def refuse(*args, **kwargs):
-        raise URLError("no network in tests")
-
-    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", refuse)
+    refuse_network(monkeypatch)
 
 
 def test_smnist_is_to_tensor_in_row_order(tmp_path):
@@ -89,7 +84,7 @@ def test_damaged_mnist_files_are_named_errors(tmp_path, file, damage):
     sound = path.read_bytes()
     bad = {"empty": b"", "truncated": sound[: len(sound) // 2], "garbage": b"<html>" * 99}
     path.write_bytes(bad[damage])
-    with pytest.raises(DataError, match="MNIST .*train-images-idx3-ubyte.*--data-dir"):
+    with pytest.raises(DataError, match=r"MNIST .*train-images-idx3-ubyte.*--data-dir"):
         load_task("smnist", data_dir=tmp_path)
 
 
@@ -129,33 +124,3 @@ def test_real_mnist_has_the_official_sizes():
     assert (len(task.train), len(task.val), len(test)) == (58_000, 2_000, 10_000)
     assert test.y[:5].tolist() == [7, 2, 1, 0, 4]
     assert torch.bincount(test.y).tolist()[:3] == [980, 1135, 1032]
-
-
-def test_cifar_layouts_rgb_and_planar(tmp_path, monkeypatch):
-    images = write_cifar(tmp_path, monkeypatch)
-    rgb = load_task("scifar10", data_dir=tmp_path)
-    planar = load_task("scifar10-planar", data_dir=tmp_path)
-    assert (rgb.name, planar.name) == ("scifar10-rgb", "scifar10-planar")
-    assert (rgb.n_steps, rgb.n_input, len(rgb.train), len(rgb.val)) == (1024, 3, 90, 10)
-    first = np.random.RandomState(1234).permutation(100)[0]
-    x = torch.from_numpy(images[first])[None]
-    assert torch.equal(rgb.train.x[:1], x)
-    mean = torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float32).view(3, 1, 1)
-    std = torch.tensor([0.2023, 0.1994, 0.2010], dtype=torch.float32).view(3, 1, 1)
-    z = (x.float() / 255 - mean) / std
-    # The published expressions for the two layouts.
-    torch.testing.assert_close(rgb.sequence(x), z.view(-1, 3, 1024).permute(0, 2, 1))
-    torch.testing.assert_close(planar.sequence(x), z.view(-1, 1024, 3))
-    assert len(rgb.load_test()) == 20
-
-
-@pytest.mark.usefixtures("offline")
-def test_missing_or_altered_cifar_is_a_named_error(tmp_path, monkeypatch):
-    words = "cifar-10-python.tar.gz.*--data-dir.*--task images"
-    with pytest.raises(DataError, match=words):
-        load_task("scifar10", data_dir=tmp_path / "nothing")
-    write_cifar(tmp_path, monkeypatch)
-    batch = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    batch.write_bytes(batch.read_bytes()[:-1] + b"!")  # wrong md5: must not be unpickled
-    with pytest.raises(DataError, match=words):
-        load_task("scifar10", data_dir=tmp_path)

@@ -23,6 +23,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.coupling import Coupling, Feedback, FreeCoupling, Hierarchy, Init
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.topology import Pair, named_pairs
@@ -78,6 +79,8 @@ class Subnetwork(nn.Module):
         else:
             self.register_buffer("bias", zeros, persistent=False)
         self.register_buffer("tau", self._checked_tau(tau, W))
+        if constraint.frozen:
+            self.register_load_state_dict_post_hook(_check_frozen)
 
     @property
     def constraint(self) -> Contracting:
@@ -264,6 +267,11 @@ def couple(
     return Assembly(modules, coupling)
 
 
+def _check_frozen(module: Subnetwork, keys: object) -> None:
+    """Put a loaded frozen weight through its set: the file may come from a wider one."""
+    module.weight = module.weight
+
+
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
 
@@ -273,13 +281,23 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     Args:
         gains: gamma_ij of the edge j -> i, (p, p), strictly lower triangular up to order.
         rates: of the modules, (p,), > 0.
+
+    Raises:
+        ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
     """
-    H = gains - torch.diag(rates)
-    shifted = -(H + rates.min() / 2 * torch.eye(len(rates)).to(H))
-    one = torch.ones_like(rates)
+    G, lam = working_precision(gains, rates)
+    H = G - torch.diag(lam)
+    shifted = -(H + lam.min() / 2 * torch.eye(len(lam)).to(H))
+    one = torch.ones_like(lam)
     d = torch.linalg.solve(shifted, one)
     e = torch.linalg.solve(shifted.mT, one)
-    return e / d
+    kappa = (e / d).to(gains.dtype)
+    if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
+        raise ContractionError(
+            f"the hierarchy's metric must be representable in {gains.dtype}; got scales "
+            f"{(e / d).detach().tolist()}. Lower the gains, or shorten the chain."
+        )
+    return kappa
 
 
 def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:

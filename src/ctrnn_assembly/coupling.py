@@ -203,7 +203,7 @@ def _initial_block(
     raise ConfigError(f"init must be uniform, normal or orthogonal; got {init!r}.")
 
 
-def _same_blocks(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Refuse to load values that belong to other pairs of modules."""
     stored = state.get(f"{prefix}blocks")
     if stored is not None and not torch.equal(stored.cpu(), module.blocks.cpu()):

@@ -74,7 +74,7 @@ class Terms:
         if len(set(self.sizes)) == 1:
             batch, k = p.shape[0], self.sizes[0]
             stacked = torch.stack(self.blocks)  # (blocks, k, k)
-            out = torch.bmm(p.view(batch, -1, k).transpose(0, 1), stacked.mT)
+            out = torch.bmm(p.view(batch, len(self.blocks), k).transpose(0, 1), stacked.mT)
             return out.transpose(0, 1).reshape(batch, self.n)
         parts = p.split(self.sizes, dim=-1)
         return torch.cat([q @ W.mT for q, W in zip(parts, self.blocks, strict=True)], dim=-1)

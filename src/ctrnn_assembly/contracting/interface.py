@@ -8,10 +8,11 @@ metric takes the same raw tensors as the map and cannot belong to other weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.errors import ContractionError, ShapeError
@@ -89,7 +90,7 @@ class Contracting(nn.Module, ABC):
 
 def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
     """The raw tensors behind a parametrised tensor."""
-    held = module.parametrizations[name]  # type: ignore[index,operator]
+    held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)[name])
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
 
 

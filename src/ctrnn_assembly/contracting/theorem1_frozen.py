@@ -74,7 +74,8 @@ class SparseAbsolute(Contracting):
                 self.theorem, f"rho(g |W|) < {self.radius:.6g}", rho, "Scale W down, or sample()."
             )
         unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
-        return W, log_theta.to(W.dtype)
+        # A copy: W must not change with a tensor that the caller still holds.
+        return W.detach().clone(), log_theta.to(W.dtype)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.diagonal(raw[1])

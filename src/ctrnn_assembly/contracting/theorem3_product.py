@@ -87,8 +87,10 @@ class Product(Contracting):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         p = 0.1 * torch.randn(2, n, generator=generator)
-        # A multiple of I keeps Q away from singular, where the metric is badly conditioned.
-        E = 0.5 * torch.randn(n, n, generator=generator) + 0.7 * n**0.5 * torch.eye(n)
+        X = torch.randn(n, n, generator=generator)
+        # A multiple of I keeps Q away from singular, where the metric is badly conditioned and
+        # the factors that `right_inverse` chooses could leave the set.
+        E = torch.linalg.cholesky(0.25 * X @ X.mT + 0.5 * n * torch.eye(n))
         return self(p[0], p[1], E)
 
     def _factors(self, p1: Tensor, p2: Tensor, E: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,7 +35,7 @@ class Unconstrained(Contracting):
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         check_square(W)
-        return (W,)
+        return (W.detach().clone(),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.identity(raw[0].shape[0], raw[0])
@@ -76,7 +76,7 @@ class PublishedSparse(Contracting):
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         check_square(W)
-        return (W,)
+        return (W.detach().clone(),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.identity(raw[0].shape[0], raw[0])

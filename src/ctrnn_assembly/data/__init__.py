@@ -75,8 +75,10 @@ def load_task(
     """
     for entry in TASKS.values():
         if re.fullmatch(entry.pattern, name):
-            options = Options(data_dir, resize, limit_train, limit_test, augment, seed)
-            return entry.load(name, options)
+            return entry.load(
+                name,
+                Options(data_dir, resize, limit_train, limit_test, augment=augment, seed=seed),
+            )
     raise ConfigError(f"Unknown task {name!r}. Known tasks: {', '.join(TASKS)}.")
 
 

@@ -4,6 +4,7 @@ Splits on disk are used as they are. What is missing is held out of train, class
 same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 %.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,28 +30,37 @@ def load(name: str, options: Options) -> Task:
     over the training images in use. Square RGB images of at most 32 a side (after `resize`) are
     cropped and mirrored in training, as CIFAR10 is, unless `augment` is off; others are not.
     """
-    archive = find_archive(options.folder)
-    parts = _parts(archive)
-    classes = _classes(archive, parts)
-    read = partial(_split, archive, parts, classes, options)
-    train = read("train", None)
-    shape = (train.x.shape[1], train.x.shape[2], train.x.shape[3])
+    images = _find(options)
+    train = _split(images, "train", options)
+    C, H, W = train.x.shape[1:]
     mean, std = _statistics(train.x)
-    C, H, W = shape
     augmented = options.augment and C == 3 and H == W <= _AUGMENTED_SIDE
     return Task(
         name=name,
         n_input=C,
-        n_class=len(classes),
+        n_class=len(images.classes),
         n_steps=H * W,
-        classes=classes,
+        classes=images.classes,
         train=train,
-        val=read("val", shape),
-        load_test=partial(read, "test", shape),
+        val=_split(images, "val", options, shape=(C, H, W)),
+        load_test=partial(_split, images, "test", options, shape=(C, H, W)),
         sequence=PixelSequence(
             mean=mean, std=std, crop=crop_margin(H) if augmented else 0, flip=augmented
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Images:
+    archive: Archive
+    parts: dict[str, Files]  # of train, val and test
+    classes: tuple[str, ...]
+
+
+def _find(options: Options) -> _Images:
+    archive = find_archive(options.folder)
+    parts = _parts(archive)
+    return _Images(archive, parts, _classes(archive, parts))
 
 
 def _parts(archive: Archive) -> dict[str, Files]:
@@ -87,14 +97,9 @@ def _classes(archive: Archive, parts: dict[str, Files]) -> tuple[str, ...]:
 
 
 def _split(
-    archive: Archive,
-    parts: dict[str, Files],
-    classes: tuple[str, ...],
-    options: Options,
-    part: str,
-    shape: tuple[int, int, int] | None,
+    images: _Images, part: str, options: Options, *, shape: tuple[int, int, int] | None = None
 ) -> Split:
-    files = parts[part]
+    archive, files, classes = images.archive, images.parts[part], images.classes
     limit = options.limit_test if part == "test" else options.limit_train
     chosen = [files[i] for i in first(len(files), limit, options.seed).tolist()]
     if not chosen:

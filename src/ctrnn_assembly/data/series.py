@@ -3,7 +3,6 @@
 Values stay as the archive has them (most UCR sets are z-normalised per series, UEA sets are not).
 """
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional
 from ctrnn_assembly.data.task import Options, Split, Task, checked, first, stratified_folds
 from ctrnn_assembly.errors import ConfigError, DataError
 
-NAME = r"series:(?P<set>\w+)"
+NAME = r"series:\w+"
 _VAL_FOLDS = 5  # one fifth of train
 
 
@@ -33,11 +32,9 @@ def load(name: str, options: Options) -> Task:
     """
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {name}. Leave it out.")
-    asked = re.fullmatch(NAME, name)
-    assert asked is not None  # load_task matched it
-    series, labels = _read(asked["set"], options.folder, "train")
+    series, labels = _read(_dataset(name), options.folder, "train")
     classes = tuple(sorted(set(labels)))
-    whole = _split(name, "train", series, labels, classes)
+    whole = _split(f"{name} train split", series, labels, classes=classes)
     is_val = torch.from_numpy(stratified_folds(np.array(labels), _VAL_FOLDS) == 0)
     parts = [whole.take(where.nonzero().flatten()) for where in (~is_val, is_val)]
     train, val = (p.take(first(len(p), options.limit_train, options.seed)) for p in parts)
@@ -49,7 +46,7 @@ def load(name: str, options: Options) -> Task:
         classes=classes,
         train=checked(f"{name} train split", train, len(classes)),
         val=checked(f"{name} val split", val, len(classes)),
-        load_test=partial(_test, name, asked["set"], classes, whole.x.shape[1:], options),
+        load_test=partial(_test, name, options, classes=classes, shape=whole.x.shape[1:]),
         sequence=as_stored,
     )
 
@@ -59,11 +56,14 @@ def as_stored(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return x.float()
 
 
-def _test(
-    name: str, dataset: str, classes: tuple[str, ...], shape: torch.Size, options: Options
-) -> Split:
-    series, labels = _read(dataset, options.folder, "test")
-    split = _split(name, "test", series, labels, classes, n_steps=shape[0])
+def _dataset(name: str) -> str:
+    return name.removeprefix("series:")
+
+
+def _test(name: str, options: Options, *, classes: tuple[str, ...], shape: torch.Size) -> Split:
+    series, labels = _read(_dataset(name), options.folder, "test")
+    what = f"{name} test split"
+    split = _split(what, series, labels, classes=classes, n_steps=shape[0])
     if split.x.shape[2] != shape[1]:
         raise DataError(
             f"{name} has {shape[1]} channels in train but {split.x.shape[2]} in test. "
@@ -73,37 +73,31 @@ def _test(
 
 
 def _split(
-    name: str,
-    part: str,
+    what: str,
     series: list[np.ndarray],
     labels: list[str],
+    *,
     classes: tuple[str, ...],
     n_steps: int = 0,
 ) -> Split:
     """Pad (m, T_i) series to (N, T, m), T at least `n_steps`, and number the labels."""
+    if not series:
+        raise DataError(f"{what} is empty. Fetch its files again.")
     strange = set(labels) - set(classes)
     if strange:
-        raise DataError(f"{name} {part} has a class that train lacks: {min(strange)}. Remove it.")
+        raise DataError(f"{what} has a class that train lacks: {min(strange)}. Remove it.")
     steps = torch.tensor([one.shape[1] for one in series])
-    T = max(n_steps, int(steps.max())) if len(series) else n_steps
+    T = max(n_steps, int(steps.max()))
     columns = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in series)
     x = [functional.pad(one, (0, T - one.shape[1])).T for one in columns]  # (T, m) each
     y = torch.tensor([classes.index(label) for label in labels])
-    if not x:
-        raise DataError(f"{name} {part} split is empty. Fetch its files again.")
     lengths = None if bool((steps == T).all()) else steps
-    return checked(f"{name} {part} split", Split(torch.stack(x), y, lengths), len(classes))
+    return checked(what, Split(torch.stack(x), y, lengths), len(classes))
 
 
 def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list[str]]:
     """Series (m, T_i) each, and their labels, from `folder`, aeon itself, or its download."""
-    try:
-        import aeon
-        from aeon.datasets import load_classification
-    except ImportError as error:
-        raise ConfigError(
-            f"series:{dataset} needs aeon ({error}). pip install 'ctrnn-assembly[series]'"
-        ) from error
+    aeon = _aeon()
     # aeon strips these endings, which choose its equal-length and imputed variants.
     base = dataset.removesuffix("_nmv").removesuffix("_eq")
     files = [f"{base}_{half}.ts" for half in ("TRAIN", "TEST")]
@@ -114,8 +108,13 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
     path = None if bundled.is_file() and not here else str(folder)
     try:
         # Lengths and gaps as published, not aeon's padded or imputed variants.
-        found: Any = load_classification(
-            dataset, split=part, extract_path=path, load_equal_length=False, load_no_missing=False
+        series, found, header = aeon.datasets.load_classification(
+            dataset,
+            split=part,
+            extract_path=path,
+            return_metadata=True,
+            load_equal_length=False,
+            load_no_missing=False,
         )
     except Exception as error:  # aeon lets network, disk and parsing errors through as they are
         state = "could not be read" if here else "is missing and could not be downloaded"
@@ -124,4 +123,19 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
             f"{' and '.join(files)} into {home}, or name another folder with --data-dir (or "
             "CTRNN_DATA_DIR); names and files are at timeseriesclassification.com."
         ) from error
-    return list(found[0]), [str(label) for label in found[1]]
+    labels = [str(label) for label in found]
+    strange = set(labels) - set(header["class_values"])
+    if strange:  # as when a file is cut short within its last label
+        raise DataError(
+            f"series:{dataset} {part} has label {min(strange)!r}, which its header does not list. "
+            f"Fetch {files[part == 'test']} again."
+        )
+    return list(series), labels
+
+
+def _aeon() -> Any:
+    try:
+        import aeon.datasets
+    except ImportError as error:
+        raise ConfigError(f"Series need aeon ({error}). pip install 'ctrnn-assembly[series]'") from error
+    return aeon

@@ -1,0 +1,191 @@
+"""The papers' networks and the baselines, by name: encoder -> assembly -> readout.
+
+| name | modules | default phi, form |
+|---|---|---|
+| sparse-combo | Theorem 1, sparse and frozen | relu, r |
+| absolute, symmetric, product, triangular | Theorems 1 to 4, trained | tanh, x |
+| svd-combo | Theorem 5, trained | relu, x |
+| adadiag-tanh, adadiag-clip | diagonal, trained | tanh, x |
+| unconstrained, published-sparse-combo | no certificate | tanh, x; relu, r |
+| rnn, lstm, antisymmetric, lipschitz | baselines, no certificate | their own |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ctrnn_assembly.assembly import Subnetwork, couple
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
+from ctrnn_assembly.contracting import (
+    Absolute,
+    AdaDiagClip,
+    AdaDiagTanh,
+    Contracting,
+    Form,
+    Product,
+    PublishedSparse,
+    Singular,
+    SparseAbsolute,
+    Symmetric,
+    Triangular,
+    Unconstrained,
+)
+from ctrnn_assembly.coupling import Init
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model name stands for."""
+
+    summary: str
+    phi: str = "tanh"
+    form: Form = "x"
+    init: Init = "uniform"
+
+
+ARCHITECTURES = {
+    "sparse-combo": Architecture("Sparse Combo Net: Theorem 1, frozen and sparse", "relu", "r"),
+    "absolute": Architecture("Theorem 1, trainable through positive scalings"),
+    "symmetric": Architecture("Theorem 2: W = W^T, g W < I"),
+    "product": Architecture("Theorem 3: W = -P1 Q P2"),
+    "triangular": Architecture("Theorem 4: triangular W"),
+    "svd-combo": Architecture("SVD Combo Net: Theorem 5, trainable", "relu"),
+    "adadiag-tanh": Architecture("AdaDiag: diagonal W by tanh", init="orthogonal"),
+    "adadiag-clip": Architecture("AdaDiag: diagonal W by clipping", init="orthogonal"),
+    "unconstrained": Architecture("trained W without a constraint; no certificate"),
+    "published-sparse-combo": Architecture(
+        "Sparse Combo Net as its code was published; no certificate", "relu", "r", "normal"
+    ),
+}
+BASELINES = {
+    "rnn": "vanilla RNN; no certificate",
+    "lstm": "LSTM; no certificate",
+    "antisymmetric": "AntisymmetricRNN (Chang et al. 2019); no certificate",
+    "lipschitz": "Lipschitz RNN (Erichson et al. 2021); no certificate",
+}
+MODELS = {**{name: a.summary for name, a in ARCHITECTURES.items()}, **BASELINES}
+
+
+def build_model(
+    name: str,
+    n_input: int,
+    n_class: int,
+    *,
+    modules: int = 16,
+    units: int = 32,
+    phi: str | None = None,
+    form: Form | None = None,
+    coupling: str = "all",
+    coupling_kind: Literal["feedback", "hierarchy", "free"] = "feedback",
+    coupling_gain: float = 1.0,
+    density: float = 0.033,
+    magnitude: float | None = None,
+    margin: float = 0.01,
+    tau: float = 1.0,
+    seed: int = 0,
+    **solver: Any,
+) -> SequenceClassifier:
+    """A classifier by model name (`MODELS`).
+
+    Args:
+        n_input, n_class: features a step, number of classes.
+        modules, units: p modules of n_i units each; a baseline gets p n_i units.
+        phi, form: None for the architecture's own.
+        coupling, coupling_kind, coupling_gain: topology by name, kind, and initial scale of L.
+        density, magnitude: of the sparse models; magnitude None for 1 (6 as published).
+        margin: guaranteed contraction rate of a module, in 1 / tau.
+        seed: of all random weights.
+        solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`.
+
+    Raises:
+        ConfigError: if the name or a setting is unknown; ContractionError: if no such weights exist.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if name in BASELINES:
+        return SequenceClassifier(_baseline(name, n_input, modules * units, seed), n_class)
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
+    if modules < 1 or units < 1:
+        raise ConfigError(f"modules and units must be at least 1; got {modules} x {units}.")
+    architecture = ARCHITECTURES[name]
+    chosen = phi or architecture.phi
+    kwargs = {"density": density, "magnitude": magnitude, "margin": margin}
+    fields = [
+        Subnetwork(
+            _constraint(name, chosen, **kwargs),  # type: ignore[arg-type]
+            units,
+            form=form or architecture.form,
+            tau=tau,
+            bias=False,  # the encoder has one
+            generator=generator,
+        )
+        for _ in range(modules)
+    ]
+    assembly = couple(
+        fields,
+        coupling,
+        kind=coupling_kind,
+        init=architecture.init,
+        gain=coupling_gain,
+        generator=generator,
+    )
+    core = CTRNN(n_input, assembly, batch_first=True, generator=generator, **solver)
+    # The published networks read out without a bias.
+    return SequenceClassifier(core, n_class, bias=False, generator=generator)
+
+
+def sparse_combo_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
+    """Sparse Combo Net (Kozachkov et al. 2022): 16 frozen modules of 32 units, density 3.3 %, all
+    pairs coupled, dt 0.03. Certified: sampled with a valid diagonal metric, magnitude 1."""
+    return build_model("sparse-combo", n_input, n_class, **settings)
+
+
+def svd_combo_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
+    """SVD Combo Net (Kozachkov et al. 2022): 16 trained modules of 32 units, all pairs coupled."""
+    return build_model("svd-combo", n_input, n_class, **settings)
+
+
+def adadiag_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
+    """AdaDiag (De Caro et al. 2025): 16 diagonal modules of 32 units, 20 random pairs coupled."""
+    return build_model("adadiag-tanh", n_input, n_class, **{"coupling": "random:20", **settings})
+
+
+def _constraint(
+    name: str, phi: str, *, density: float, magnitude: float | None, margin: float
+) -> Contracting:
+    if name == "sparse-combo":
+        scale = 1.0 if magnitude is None else magnitude
+        return SparseAbsolute(phi, margin=margin, density=density, magnitude=scale)
+    if name == "published-sparse-combo":
+        return PublishedSparse(phi, density=density, magnitude=6.0 if magnitude is None else magnitude)
+    if name == "unconstrained":
+        return Unconstrained(phi)
+    trained: dict[str, Callable[..., Contracting]] = {
+        "absolute": Absolute,
+        "symmetric": Symmetric,
+        "product": Product,
+        "triangular": Triangular,
+        "svd-combo": Singular,
+        "adadiag-tanh": AdaDiagTanh,
+        "adadiag-clip": AdaDiagClip,
+    }
+    return trained[name](phi, margin=margin)
+
+
+def _baseline(name: str, n_input: int, n: int, seed: int) -> nn.Module:
+    classes = {
+        "rnn": VanillaRNN,
+        "lstm": LSTM,
+        "antisymmetric": AntisymmetricRNN,
+        "lipschitz": LipschitzRNN,
+    }
+    with torch.random.fork_rng():  # the baselines draw from the global generator, as nn.RNN does
+        torch.manual_seed(seed)
+        return classes[name](n_input, n, batch_first=True)

@@ -1,0 +1,44 @@
+"""scifar10: its two layouts, its split, and files that are missing or altered."""
+
+import numpy as np
+import pytest
+import torch
+
+from ctrnn_assembly.data import load_task
+from ctrnn_assembly.errors import DataError
+from fake_data import refuse_network, write_cifar
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    refuse_network(monkeypatch)
+
+
+def test_cifar_layouts_rgb_and_planar(tmp_path, monkeypatch):
+    images = write_cifar(tmp_path, monkeypatch)
+    rgb = load_task("scifar10", data_dir=tmp_path)
+    planar = load_task("scifar10-planar", data_dir=tmp_path)
+    assert (rgb.name, planar.name) == ("scifar10-rgb", "scifar10-planar")
+    assert (rgb.n_steps, rgb.n_input, len(rgb.train), len(rgb.val)) == (1024, 3, 90, 10)
+    first = np.random.RandomState(1234).permutation(100)[0]
+    x = torch.from_numpy(images[first])[None]
+    assert torch.equal(rgb.train.x[:1], x)
+    mean = torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor([0.2023, 0.1994, 0.2010], dtype=torch.float32).view(3, 1, 1)
+    z = (x.float() / 255 - mean) / std
+    # The published expressions for the two layouts.
+    torch.testing.assert_close(rgb.sequence(x), z.view(-1, 3, 1024).permute(0, 2, 1))
+    torch.testing.assert_close(planar.sequence(x), z.view(-1, 1024, 3))
+    assert len(rgb.load_test()) == 20
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_or_altered_cifar_is_a_named_error(tmp_path, monkeypatch):
+    words = "cifar-10-python.tar.gz.*--data-dir.*--task images"
+    with pytest.raises(DataError, match=words):
+        load_task("scifar10", data_dir=tmp_path / "nothing")
+    write_cifar(tmp_path, monkeypatch)
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    batch.write_bytes(batch.read_bytes()[:-1] + b"!")  # wrong md5: must not be unpickled
+    with pytest.raises(DataError, match=words):
+        load_task("scifar10", data_dir=tmp_path)
