@@ -1,0 +1,1 @@
+"""The command line of ctrnn-assembly, imported as `ctrnn_cli`."""

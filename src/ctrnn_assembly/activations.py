@@ -144,6 +144,14 @@ class Elementwise:
         """Whether the map does nothing, so that a solver can leave it out."""
         return all(phi.name == "identity" for phi, _ in self.runs)
 
+    def at(self, unit: int) -> Activation:
+        """The activation of one unit."""
+        for phi, n in self.runs:
+            if unit < n:
+                return phi
+            unit -= n
+        raise IndexError(f"the map has fewer than {unit + 1} further units")
+
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""
         if len(self.runs) == 1:

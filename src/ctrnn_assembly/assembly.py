@@ -268,8 +268,10 @@ def couple(
 
 
 def _check_frozen(module: Subnetwork, keys: object) -> None:
-    """Put a loaded frozen weight through its set: the file may come from a wider one."""
-    module.weight = module.weight
+    """Refuse a loaded frozen weight outside its set: the file may come from a wider one."""
+    check = getattr(module.constraint, "check", None)
+    if check is not None:
+        check(*raw_tensors(module))
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Input signals u(t) from samples: zero-order hold, linear, cubic Hermite.
 
 A signal is called u(t) and gives (batch, m). Beyond its first and last sample time it keeps the first
-and last sample. `jumps` are the times where u is discontinuous, `kinks` those where u' is; adaptive
-solvers must land on both.
+and last sample. `breaks` are the times where u or its slope jumps; solvers with several stages must
+step onto each of them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,8 @@ class Signal(ABC):
         self.samples, self.times = samples, times
 
     @property
-    def jumps(self) -> Tensor:
-        """Times of discontinuities of u."""
-        return self.times[:0]
-
-    @property
-    def kinks(self) -> Tensor:
-        """Times of discontinuities of u'."""
+    def breaks(self) -> Tensor:
+        """Times of discontinuities of u or u'."""
         return self.times[:0]
 
     @abstractmethod
@@ -57,12 +52,20 @@ class Signal(ABC):
         k = int(torch.searchsorted(self.times.to(t), t.reshape(1), right=True)) - 1
         return min(max(k, 0), len(self.times) - 1)
 
+    def fraction(self, t: Tensor, k: int) -> Tensor:
+        """How far t is from times[k] to times[k+1], in 0..1; 0-dimensional."""
+        return ((t - self.times[k]) / self.width(k)).clamp(0, 1).to(self.samples)
+
+    def width(self, k: int) -> Tensor:
+        """times[k+1] - times[k], 0-dimensional."""
+        return self.times[k + 1] - self.times[k]
+
 
 class ZeroOrderHold(Signal):
     """u(t) = s_k for t_k <= t < t_k+1: what a fixed-step network with one step a sample sees."""
 
     @property
-    def jumps(self) -> Tensor:
+    def breaks(self) -> Tensor:
         return self.times[1:]
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -73,15 +76,14 @@ class Linear(Signal):
     """Straight lines between samples."""
 
     @property
-    def kinks(self) -> Tensor:
+    def breaks(self) -> Tensor:
         return self.times
 
     def __call__(self, t: Tensor) -> Tensor:
         k = self.interval(t)
         if k == len(self.times) - 1:
             return self.samples[:, -1]
-        s = ((t - self.times[k]) / (self.times[k + 1] - self.times[k])).clamp(0, 1).to(self.samples)
-        return torch.lerp(self.samples[:, k], self.samples[:, k + 1], s)
+        return torch.lerp(self.samples[:, k], self.samples[:, k + 1], self.fraction(t, k))
 
 
 class CubicHermite(Signal):
@@ -100,8 +102,7 @@ class CubicHermite(Signal):
         k = self.interval(t)
         if k == len(self.times) - 1:
             return self.samples[:, -1]
-        width = (self.times[k + 1] - self.times[k]).to(self.samples)
-        s = ((t - self.times[k]) / (self.times[k + 1] - self.times[k])).clamp(0, 1).to(self.samples)
+        s, width = self.fraction(t, k), self.width(k).to(self.samples)
         a, b = self.samples[:, k], self.samples[:, k + 1]
         da, db = width * self.slopes[:, k], width * self.slopes[:, k + 1]
         value = a * (1 + 2 * s) * (1 - s) ** 2 + b * s**2 * (3 - 2 * s)

@@ -112,9 +112,7 @@ class CTRNN(nn.Module):
         if h_0 is None:
             return self.encoder.weight.new_zeros(len(u), self.hidden_size)
         if h_0.shape != (1, len(u), self.hidden_size):
-            raise ShapeError(
-                f"h_0 must be (1, {len(u)}, {self.hidden_size}); got {tuple(h_0.shape)}."
-            )
+            raise ShapeError(f"h_0 must be (1, {len(u)}, {self.hidden_size}); got {tuple(h_0.shape)}.")
         return h_0[0]
 
     def _solve(

@@ -20,7 +20,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.diagonal import MAX_CONDITION, check_max_condition, unsquash
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, working_precision
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
 
 
@@ -76,6 +76,26 @@ class SparseAbsolute(Contracting):
         unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
         # A copy: W must not change with a tensor that the caller still holds.
         return W.detach().clone(), log_theta.to(W.dtype)
+
+    def check(self, W: Tensor, log_theta: Tensor) -> None:
+        """Refuse raw tensors, such as those of a file, whose metric does not show the rate.
+
+        Raises:
+            ContractionError: if W contracts slower than margin in diag(theta^2).
+        """
+        check_square(W)
+        W64, theta64 = working_precision(W, log_theta)
+        B = self.phi.g * majorant(W64, self.phi.monotone)
+        balanced = symmetric_part(B * (theta64[:, None] - theta64).exp())
+        finite = bool(torch.isfinite(balanced).all())
+        top = float(torch.linalg.eigvalsh(balanced)[-1]) if finite else float("nan")
+        if not top <= 1 - self.margin:
+            raise outside(
+                self.theorem,
+                f"g lmax(sym(P^1/2 |W| P^-1/2)) <= {1 - self.margin:.6g}",
+                top,
+                "Build the module with the margin and the activation that the weights were made for.",
+            )
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.diagonal(raw[1])

@@ -11,43 +11,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.inputs import Signal, ZeroOrderHold, check_finite
-from ctrnn_assembly.solvers.adaptive import (
-    FIXED_STEP as FIXED_STEP,
-)
-from ctrnn_assembly.solvers.adaptive import (
-    TORCHDIFFEQ_METHODS,
-    Gradient,
-    torchdiffeq_solve,
-)
-from ctrnn_assembly.solvers.euler import euler
-from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
-from ctrnn_assembly.solvers.grid import check_state, freeze, step_grid
-from ctrnn_assembly.solvers.semi_implicit import (
-    exponential_matrices,
-    imex_matrices,
-    semi_implicit,
-)
+from ctrnn_assembly.inputs import Signal, ZeroOrderHold
+from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
+from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
+from ctrnn_assembly.solvers.grid import check_input, check_state, freeze, step_grid
+from ctrnn_assembly.solvers.methods import GRID_METHODS as GRID_METHODS
+from ctrnn_assembly.solvers.methods import METHODS as METHODS
+from ctrnn_assembly.solvers.methods import check_settings
 from ctrnn_assembly.solvers.solution import Solution as Solution
 from ctrnn_assembly.terms import Terms
-
-GridMethod = Callable[[Terms, Tensor, Tensor | None, Tensor], Tensor]
-
-GRID_METHODS: dict[str, GridMethod] = {
-    "euler": euler_adjoint,
-    "euler-plain": euler,
-    "imex": partial(semi_implicit, matrices=imex_matrices),
-    "exponential-euler": partial(semi_implicit, matrices=exponential_matrices),
-}
-METHODS = (*GRID_METHODS, *TORCHDIFFEQ_METHODS)
 
 
 def solve(
@@ -77,9 +55,11 @@ def solve(
         method: one of `METHODS`.
         lengths: number of valid steps of each sample, (batch,); the state then stays.
         save: "all" states, the initial one first, or only the "last".
-        rtol, atol, max_steps: of adaptive methods.
-        step_size: step of fixed-step methods between the times t; first step of adaptive ones.
-        gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods).
+        rtol, atol: of adaptive methods.
+        max_steps: of adaptive methods, from one time (or sample of u) to the next.
+        step_size: largest step of fixed-step methods between the times t; first step of adaptive ones.
+        gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods);
+            "inexact-adjoint" to allow it with fixed steps, where it is only approximate.
 
     Returns:
         `Solution` with times, states (batch, k, n), status and evaluations.
@@ -89,21 +69,25 @@ def solve(
             that the method does not support; with time, state norm and evaluations.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
-    if method not in METHODS:
-        raise SolverError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
-    terms = field if isinstance(field, Terms) else field.terms() if hasattr(field, "terms") else None
-    check_state(x0, terms)
-    if isinstance(u, Tensor):
-        check_finite(u)
-    times, steps = step_grid(x0, t, u, dt, lengths)
+    check_settings(method, gradient, step_size)
     with torch.autocast(x0.device.type, enabled=False):
+        known = field.terms() if hasattr(field, "terms") else field
+        terms = known if isinstance(known, Terms) else None
+        check_state(x0, terms)
+        check_input(x0, terms, u)
+        times, steps = step_grid(x0, t, u, dt, lengths)
+        if steps.requires_grad and method != "euler-plain":
+            raise SolverError(
+                f"method {method!r} has no gradient with respect to times or dt. "
+                "Use method='euler-plain', or detach them."
+            )
         if method in GRID_METHODS:
             states = _solve_on_grid(terms, x0, times, steps, u, method)
             evaluations, count = len(steps), len(steps)
         else:
             signal = _as_signal(u, times, x0)
             states, evaluations = torchdiffeq_solve(
-                field if terms is None else terms,
+                known,
                 x0,
                 _shared(times, method),
                 signal,

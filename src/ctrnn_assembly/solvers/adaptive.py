@@ -1,10 +1,18 @@
-"""The bridge to torchdiffeq: all its methods, fixed and adaptive, with clear errors."""
+"""The bridge to torchdiffeq: all its methods, fixed and adaptive, with clear errors.
+
+A solve is cut at the breaks of the input, and each piece sees its own side of a jump. This is used
+instead of torchdiffeq's `jump_t`, which 0.2.5 gives up for good when a step happens to end on a jump
+(a first step of one sample: 35 times the evaluations, at a tolerance not met), and which its adjoint
+applies to the wrong side of the first stage of every interval.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
+import torch
 import torchdiffeq
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS  # the public package does not list its methods
@@ -12,38 +20,38 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
+from ctrnn_assembly.solvers.torchdiffeq_checks import check_gradient, check_grid, explain
 from ctrnn_assembly.terms import Terms
 
 Gradient = Literal["direct", "adjoint", "inexact-adjoint"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
+# "euler" is ours, and "fixed_adams" an old name of implicit_adams.
 TORCHDIFFEQ_METHODS = tuple(sorted(name for name in SOLVERS if name not in ("euler", "fixed_adams")))
 FIXED_STEP = tuple(name for name in TORCHDIFFEQ_METHODS if issubclass(SOLVERS[name], FixedGridODESolver))
+MULTISTEP = ("explicit_adams", "implicit_adams")
 
 
-class _Counted(nn.Module):
-    """f(t, x) that remembers how often, when and where it was last evaluated."""
+class _Counted:
+    """f(t, x) under the input, that remembers how often and where it was last evaluated."""
 
-    def __init__(self, field: Field) -> None:
-        super().__init__()
-        # A list hides a module from nn.Module: its parameters are passed to the adjoint by hand.
-        self._field = [field]
-        self.evaluations, self.t, self.norm = 0, float("nan"), float("nan")
+    def __init__(self, field: Terms | Field, signal: Signal | None) -> None:
+        self.field, self.signal = field, signal
+        self.evaluations = 0
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        if isinstance(self.field, Terms):
+            value = self.field(x, None if self.signal is None else self.signal(t).to(x))
+        else:
+            value = self.field(t, x)
         self.evaluations += 1
-        self._last = (t.detach(), x.detach())
-        return self._field[0](t, x)
+        self.last = (t.detach(), x.detach(), value.detach())
+        return value
 
-    def where(self) -> str:
-        """Time, norm and evaluations, for a message."""
-        if self.evaluations == 0:
-            return "before the first evaluation"
-        t, x = self._last
-        return (
-            f"at t = {float(t):.6g}, largest state norm {float(x.norm(dim=-1).max()):.4g}, after "
-            f"{self.evaluations} evaluations"
-        )
+    def between(self, start: Tensor, end: Tensor) -> Field:
+        """f(t, x) with t kept in [start, end): the input never shows what comes after a break."""
+        return lambda t, x: self(t.clamp(start.to(t), torch.nextafter(end.to(t), start.to(t))), x)
 
 
 def torchdiffeq_solve(
@@ -59,83 +67,84 @@ def torchdiffeq_solve(
     step_size: float | None,
     gradient: Gradient,
 ) -> tuple[Tensor, int]:
-    """States at the times t, (k, batch, n), and the number of evaluations.
+    """States at the times t, (k, batch, n), and the number of evaluations."""
+    parameters = _parameters(field, signal)
+    check_gradient(gradient, method, method in FIXED_STEP, field, x0, parameters)
+    ends = _ends(t, signal, x0)
+    times = torch.cat([t, ends]).unique()  # sorted
+    counted = _Counted(field, signal)
+    states = [x0[None]]
+    for start, end in pairwise([0, *torch.searchsorted(times, ends).tolist()]):
+        piece = times[start : end + 1]
+        if method in MULTISTEP:
+            check_grid(method, piece)
+        options = _options(method, piece, max_steps, step_size)
+        solver, extra = torchdiffeq.odeint, {}
+        if gradient != "direct":
+            solver = torchdiffeq.odeint_adjoint
+            extra = {"adjoint_params": parameters}
+        try:
+            states += solver(
+                counted if signal is None else counted.between(piece[0], piece[-1]),
+                states[-1][-1],
+                piece,
+                rtol=rtol,
+                atol=atol,
+                method=method,
+                options=options,
+                **extra,
+            )[1:, None]
+        except AssertionError as error:
+            message = explain(str(error), method, max_steps, counted.evaluations, counted.last)
+            raise SolverError(message) from error
+        if len(states) != end + 1:  # scipy stops early without an error
+            message = explain("stopped early", method, max_steps, counted.evaluations, counted.last)
+            raise SolverError(message)
+    return torch.cat(states)[torch.searchsorted(times, t)], counted.evaluations
 
-    Jumps of the input are passed on as jump times (adaptive) or by evaluating each step strictly
-    inside its interval (fixed step); kinks as step times.
-    """
-    terms = field if isinstance(field, Terms) else None
-    if terms is not None:
-        known = terms
-        function: Field = lambda s, x: known(x, None if signal is None else signal(s))  # noqa: E731
-    else:
-        function = field  # type: ignore[assignment]
-    counted = _Counted(function)
-    options = _options(method, t, signal, max_steps, step_size)
-    solver = torchdiffeq.odeint
-    extra: dict[str, object] = {}
-    if gradient != "direct":
-        _check_adjoint(method, gradient)
-        solver = torchdiffeq.odeint_adjoint
-        extra["adjoint_params"] = _adjoint_parameters(field, signal)
-    try:
-        states = solver(counted, x0, t, rtol=rtol, atol=atol, method=method, options=options, **extra)
-    except AssertionError as error:
-        raise SolverError(_explain(str(error), method, max_steps, counted.where())) from error
-    return states, counted.evaluations
+
+def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
+    """Where pieces end: the breaks of the input between the first and last time, and the last time."""
+    if signal is None:
+        return t[-1:]
+    breaks = signal.breaks.to(t)
+    ends = torch.cat([breaks[(breaks > t[0]) & (breaks < t[-1])].unique(), t[-1:]])
+    if not bool((torch.cat([t[:1], ends]).to(x0.dtype).diff() > 0).all()):
+        raise SolverError(
+            f"{x0.dtype} cannot tell neighbouring samples apart at times up to {float(t[-1]):.6g}. "
+            "Use float64 states, or start the time at 0."
+        )
+    return ends
 
 
-def _options(
-    method: str, t: Tensor, signal: Signal | None, max_steps: int, step_size: float | None
-) -> dict[str, object]:
-    """torchdiffeq's options for one solve."""
+def _options(method: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
+    """torchdiffeq's options for one piece."""
     options: dict[str, object] = {}
-    inside = (lambda times: times[(times > t[0]) & (times < t[-1])].to(t)) if signal else None
     if method in FIXED_STEP:
         if step_size is not None:
-            options["step_size"] = step_size
-        # Without it a stage at the end of a step would see the next sample of a hold.
-        options["perturb"] = signal is not None and len(signal.jumps) > 0
+            options["grid_constructor"] = lambda f, y0, t: equal_steps(t, step_size)
+        if method in MULTISTEP:
+            options["max_order"] = 4  # the default of 12 is unstable for most step lengths
     elif method != "scipy_solver":
-        options["max_num_steps"] = max_steps
-        if signal is not None and inside is not None:
-            options["jump_t"] = inside(signal.jumps)
-            options["step_t"] = inside(signal.kinks)
-        if step_size is not None:
-            options["first_step"] = step_size
+        # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
+        options |= {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
     return options
 
 
-def _check_adjoint(method: str, gradient: Gradient) -> None:
-    """The adjoint ODE is another discretisation: its gradient is not that of a fixed-step solve."""
-    if method in FIXED_STEP and gradient != "inexact-adjoint":
-        raise SolverError(
-            f"gradient='adjoint' with the fixed-step method {method!r} gives gradients of a different "
-            "discretisation. Use gradient='direct', an adaptive method such as dopri5, or ask for it "
-            "by name with gradient='inexact-adjoint'."
-        )
+def equal_steps(t: Tensor, step_size: float) -> Tensor:
+    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
+    parts = []
+    for a, b in pairwise(t):
+        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
+        parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
+    return torch.cat([*parts, t[-1:]])
 
 
-def _adjoint_parameters(field: Terms | Field, signal: Signal | None) -> tuple[Tensor, ...]:
+def _parameters(field: Terms | Field, signal: Signal | None) -> tuple[Tensor, ...]:
+    """Every tensor but x0 that a gradient can reach."""
+    tensors: list[Tensor] = [] if signal is None else [signal.samples]
     if isinstance(field, Terms):
-        tensors = list(field.tensors())
-    else:
-        tensors = list(field.parameters()) if isinstance(field, nn.Module) else []
-    if signal is not None:
-        tensors.append(signal.samples)
+        tensors += field.tensors()
+    elif isinstance(field, nn.Module):
+        tensors += field.parameters()
     return tuple(tensor for tensor in tensors if tensor.requires_grad)
-
-
-def _explain(message: str, method: str, max_steps: int, where: str) -> str:
-    if "max_num_steps" in message:
-        cause = f"used all of its {max_steps} steps"
-    elif "underflow" in message:
-        cause = "needs steps below the resolution of time"
-    elif "non-finite" in message:
-        cause = "met a state that is not finite"
-    else:
-        cause = f"stopped: {message}"
-    return (
-        f"method {method!r} {cause} {where}. The field may be stiff or diverge: loosen rtol and atol, "
-        "raise max_steps, or use method='imex' or 'euler' with a small dt."
-    )

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.terms import Edge, Terms
 
 CHUNK = 32
@@ -34,14 +33,10 @@ CHUNK = 32
 
 def euler_adjoint(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
     """All states of forward Euler, (time + 1, batch, n); arguments as `euler.euler`."""
-    if dt.requires_grad:
-        raise SolverError(
-            "the fused Euler solver has no gradient with respect to dt. "
-            "Use method='euler-plain', or dt.detach()."
-        )
+    assert not dt.requires_grad  # `solve` refuses it
     W = stacked_weight(terms)
     rest = (terms.bias, 1 / terms.tau, terms.L, terms.W_in, *(edge.K for edge in terms.edges))
-    return _Euler.apply(terms, x0, drive, dt, W, *rest)  # type: ignore[no-any-return]
+    return _Euler.apply(terms, x0, drive, dt, W, *rest)
 
 
 def stacked_weight(terms: Terms) -> Tensor:
@@ -130,23 +125,28 @@ class _Euler(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        X, drive, dt, W, bias, inv_tau, L, W_in, *K = ctx.saved_tensors
-        field = _field(ctx.terms, W, bias, inv_tau, L, W_in, K)
-        sums = _Gradients(field, drive, ctx.needs_input_grad)
-        lam = grad[-1].clone()
-        V = X.new_empty(min(CHUNK, len(dt)), *lam.shape)
-        Q = V if field.terms.post.is_identity else torch.empty_like(V)
-        for end in range(len(dt), 0, -CHUNK):
-            start = max(0, end - CHUNK)
-            for k in range(end - 1, start - 1, -1):
-                sums.add_tau(lam, X[k + 1], X[k])
-                v = torch.mul(step_over_tau(dt[k], inv_tau), lam, out=V[k - start])
-                q, back = field.pull_back(X[k], None if drive is None else drive[k], v)
-                if Q is not V:
-                    Q[k - start] = q
-                lam.sub_(v).add_(back).add_(grad[k])
-            sums.add_chunk(X[start:end], V[: end - start], Q[: end - start], start)
-        return sums.result(lam)
+        with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
+            return _adjoint(ctx, grad)
+
+
+def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    X, drive, dt, W, bias, inv_tau, L, W_in, *K = ctx.saved_tensors
+    field = _field(ctx.terms, W, bias, inv_tau, L, W_in, K)
+    sums = _Gradients(field, drive, ctx.needs_input_grad)
+    lam = grad[-1].clone()
+    V = X.new_empty(min(CHUNK, len(dt)), *lam.shape)
+    Q = V if field.terms.post.is_identity else torch.empty_like(V)
+    for end in range(len(dt), 0, -CHUNK):
+        start = max(0, end - CHUNK)
+        for k in range(end - 1, start - 1, -1):
+            sums.add_tau(lam, X[k + 1], X[k])
+            v = torch.mul(step_over_tau(dt[k], inv_tau), lam, out=V[k - start])
+            q, back = field.pull_back(X[k], None if drive is None else drive[k], v)
+            if Q is not V:
+                Q[k - start] = q
+            lam.sub_(v).add_(back).add_(grad[k])
+        sums.add_chunk(X[start:end], V[: end - start], Q[: end - start], start)
+    return sums.result(lam)
 
 
 def step_over_tau(step: Tensor, inv_tau: Tensor) -> Tensor:

@@ -6,17 +6,42 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import ShapeError, SolverError
-from ctrnn_assembly.inputs import Signal
+from ctrnn_assembly.inputs import Signal, check_finite
 from ctrnn_assembly.terms import Terms
 
 
 def check_state(x0: Tensor, terms: Terms | None) -> None:
-    """Refuse initial states of the wrong shape."""
-    n = None if terms is None else terms.n
-    if x0.ndim != 2 or (n is not None and x0.shape[1] != n) or not x0.is_floating_point():
+    """Refuse initial states of the wrong shape, dtype or device."""
+    n = x0.shape[-1] if terms is None else terms.n
+    if x0.ndim != 2 or x0.shape[1] != n or not x0.is_floating_point():
         raise ShapeError(
-            f"x0 must be (batch, {n or 'n'}) and floating point; got {tuple(x0.shape)}, {x0.dtype}."
+            f"x0 must be (batch, {'n' if terms is None else n}) and floating point; got "
+            f"{tuple(x0.shape)}, {x0.dtype}."
         )
+    if terms is not None and (x0.dtype, x0.device) != (terms.tau.dtype, terms.tau.device):
+        raise ShapeError(
+            f"x0 must have the dtype and device of the field, {terms.tau.dtype} on "
+            f"{terms.tau.device}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau)."
+        )
+
+
+def check_input(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> None:
+    """Refuse inputs of the wrong shape, that are not finite, or that nothing would use."""
+    if u is None:
+        return
+    if terms is None:
+        raise SolverError(
+            "u needs a Subnetwork, an Assembly or Terms; got another f(t, x). Call your Signal inside "
+            "f, and list its breaks among the times t."
+        )
+    samples = u if isinstance(u, Tensor) else u.samples
+    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
+    if samples.ndim != 3 or samples.shape[0] != len(x0) or samples.shape[2] != m:
+        raise ShapeError(
+            f"u must be (batch, time, m) with batch {len(x0)} and m = {m}; got {tuple(samples.shape)}."
+        )
+    if isinstance(u, Tensor):
+        check_finite(u)
 
 
 def step_grid(
@@ -30,54 +55,51 @@ def step_grid(
 
     Exactly one of t and dt is given; a dt that is a number takes its count from the samples u.
     """
-    if (t is None) == (dt is None):
-        raise SolverError("give either the times t or the step length dt, not both or neither.")
-    if t is not None:
-        if t.ndim != 1 or len(t) < 2 or not bool((t.diff() > 0).all()):
-            raise SolverError(f"t must be (k,) with k >= 2 and increase; got shape {tuple(t.shape)}.")
-        times = t.to(x0.device)
+    wide = torch.float32 if x0.device.type == "mps" else torch.float64
+    if t is not None and dt is None:
+        times = t.to(x0.device, wide)
+        ordered = bool(torch.isfinite(times).all()) and bool((times.diff() > 0).all())
+        if t.ndim != 1 or len(t) < 2 or not ordered:
+            raise SolverError(
+                f"t must be (k,) with k >= 2, finite and increase; got shape {tuple(t.shape)}."
+            )
         steps = times.diff()[:, None]
+    elif dt is not None and t is None:
+        steps = _steps(x0, u, torch.as_tensor(dt, dtype=wide, device=x0.device))
+        times = torch.cat([steps.new_zeros(1, steps.shape[1]), steps.cumsum(0)]).mT
+        times = times[0] if len(times) == 1 else times
     else:
-        steps = _steps(x0, u, dt)  # type: ignore[arg-type]
-        zero = steps.new_zeros(1, steps.shape[1])
-        times = (
-            torch.cat([zero, steps.cumsum(0)]).mT.squeeze(0)
-            if steps.shape[1] == 1
-            else (torch.cat([zero, steps.cumsum(0)]).mT)
-        )
-    _check_lengths(x0, u, len(steps), lengths)
+        raise SolverError("give either the times t or the step length dt, not both or neither.")
+    _check_counts(x0, u, len(steps), lengths)
     return times, steps
 
 
-def _steps(x0: Tensor, u: Tensor | Signal | None, dt: float | Tensor) -> Tensor:
+def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
     """dt as (k, 1) or (k, batch)."""
-    wide = torch.float32 if x0.device.type == "mps" else torch.float64
-    value = torch.as_tensor(dt, dtype=wide, device=x0.device)
-    if not bool(torch.isfinite(value).all()) or not bool((value > 0).all()):
-        raise SolverError(f"dt must be positive and finite; got {dt}.")
-    if value.ndim == 0:
+    if not bool(torch.isfinite(dt).all()) or not bool((dt > 0).all()):
+        raise SolverError(f"dt must be positive and finite; got {dt.flatten().tolist()[:5]}...")
+    if dt.ndim == 0:
         if not isinstance(u, Tensor):
             raise SolverError("dt as a number needs samples u (batch, time, m); otherwise give t.")
-        return value.expand(u.shape[1], 1)
-    if value.ndim == 1:
-        return value[:, None]
-    if value.ndim == 2 and len(value) == len(x0):
-        return value.mT
+        return dt.expand(u.shape[1], 1)
+    if dt.ndim == 1:
+        return dt[:, None]
+    if dt.ndim == 2 and len(dt) == len(x0):
+        return dt.mT
     raise ShapeError(
-        f"dt must be a number, (time,) or (batch, time) with batch {len(x0)}; got {tuple(value.shape)}."
+        f"dt must be a number, (time,) or (batch, time) with batch {len(x0)}; got {tuple(dt.shape)}."
     )
 
 
-def _check_lengths(x0: Tensor, u: Tensor | Signal | None, steps: int, lengths: Tensor | None) -> None:
-    if isinstance(u, Tensor) and (u.ndim != 3 or len(u) != len(x0) or u.shape[1] != steps):
-        raise ShapeError(
-            f"u must be (batch, time, m) with batch {len(x0)} and {steps} steps; got {tuple(u.shape)}."
-        )
+def _check_counts(x0: Tensor, u: Tensor | Signal | None, steps: int, lengths: Tensor | None) -> None:
+    if isinstance(u, Tensor) and u.shape[1] != steps:
+        raise ShapeError(f"u must have one sample a step, {steps} of them; got {u.shape[1]}.")
     if lengths is None:
         return
-    if lengths.shape != (len(x0),) or bool((lengths < 0).any()) or bool((lengths > steps).any()):
+    whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
+    if not whole or bool((lengths < 0).any()) or bool((lengths > steps).any()):
         raise ShapeError(
-            f"lengths must be ({len(x0)},) with values in 0..{steps}; got shape {tuple(lengths.shape)}."
+            f"lengths must be ({len(x0)},) whole numbers in 0..{steps}; got {lengths.tolist()[:5]}..."
         )
 
 

@@ -1,0 +1,49 @@
+"""`ctrnn evaluate RUN`: the saved weights on the test set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("evaluate", short_help="Test the weights of a run.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data-dir", help="where the data are, if they have moved")
+@click.option("--solver", help="evaluate with another solver")
+@click.option("--dt", type=float, help="evaluate with another time between samples")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def evaluate_command(
+    run: Path, data_dir: str | None, solver: str | None, dt: float | None, as_json: bool
+) -> None:
+    """Load model.safetensors of a run folder and read the test set."""
+    from ctrnn_assembly.runs import (
+        certificate_summary,
+        load_weights,
+        model_certificate,
+        model_from,
+        read_config,
+    )
+    from ctrnn_assembly.training import accuracy
+    from ctrnn_cli.fit import load_configured
+
+    changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}
+    config = read_config(run)
+    config = config.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    task = load_configured(config)
+    model = model_from(config, task.n_input, len(task.classes))
+    load_weights(run / "model.safetensors", model)
+    result = {
+        "task": task.name,
+        "model": config.model,
+        "solver": config.solver,
+        "dt": config.dt,
+        "test_accuracy": accuracy(model, task, task.load_test()),
+        "certificate": certificate_summary(model_certificate(model)),
+    }
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo(f"{config.model} on {task.name}: test accuracy {result['test_accuracy']:.4f}")

@@ -1,0 +1,44 @@
+"""The command line: `ctrnn train`, `evaluate`, `list`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ctrnn_assembly import __version__
+from ctrnn_assembly.errors import CtrnnError
+from ctrnn_cli.catalogue import list_command
+from ctrnn_cli.evaluate import evaluate_command
+from ctrnn_cli.train import train_command
+
+
+class Group(click.Group):
+    """A group whose commands turn a user's mistakes into one sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except CtrnnError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            click.echo(
+                f"error: {error.strerror or error}{where}. What was saved before is kept.", err=True
+            )
+            ctx.exit(2)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ctrnn")
+def main() -> None:
+    """Recurrent assemblies whose stability is proven: train, evaluate, inspect."""
+
+
+main.add_command(train_command)
+main.add_command(evaluate_command)
+main.add_command(list_command)
+
+if __name__ == "__main__":
+    sys.exit(main())

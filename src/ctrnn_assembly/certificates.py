@@ -1,0 +1,345 @@
+"""Certificates: recomputed in float64 from plain tensors (W, L, M, tau, slopes, dt), able to fail.
+
+This file imports no parametrisation: it sees the weights actually used, not the map that made them.
+
+Continuous time. Each block gets the best rate that one of these proves in its given metric M = Theta^T
+Theta (Theta balances: W_b = Theta W Theta^-1):
+  * Theorem 1 (M diagonal):       1 - g lmax(sym(Theta |W| Theta^-1)), diagonal rule for monotone phi
+  * Theorem 5 (M diagonal):       1 - g s(W_b)
+  * master lemma (monotone phi):  1 - min_z s(Theta^-T (M W + g T) T^-1/2)^2 / 4 with T = z T_0, for
+    T_0 = diag(M), I, or -diag(M W) (Theorem 3); it contains Theorems 2, 3 and the sharper Theorem 5.
+Blocks combine through the comparison matrix C, C_ii = -rate_i / tau_i, C_ij = half the norm of the
+symmetric part of the (i, j) block of Theta' L Theta'^-1: the rate of the whole is -lmax(C). For
+generalised negative feedback the off-diagonal part is zero up to rounding, and the rounding counts.
+
+Discrete time. Forward Euler contracts if q < 1, for the best of: the disc lemma,
+q = sqrt((1 - h nu)^2 + h^2 omega^2) + h eps, and q^2 = 1 - 2 h lam + h^2 beta^2 (THEORY section 6).
+IMEX and exponential Euler do not see the coupling. Not done yet: the tight LMI for the step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.linalg import majorant, symmetric_part
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+
+# Eigenvalues in float64 of balanced matrices are accurate far below this; a smaller rate is refused.
+SMALLEST_RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Step:
+    """Whether the discrete step contracts: `gain` is an upper bound on its factor in the metric."""
+
+    solver: str
+    dt: float
+    certified: bool
+    gain: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The result of `certify`; rates are lower bounds, per unit of time."""
+
+    certified: bool
+    rate: float
+    condition_number: float
+    module_rates: tuple[float, ...]
+    theorems: tuple[str, ...]
+    coupling_norm: float
+    residual: float
+    step: Step | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Bounds on one module in its metric, in units of 1 / tau."""
+
+    rate: float
+    theorem: str
+    norm: float  # bound on ||W D|| in the metric over all slopes
+    disc: tuple[float, float]  # nu, eps with ||-I + W D + nu I|| <= eps
+
+
+@torch.no_grad()
+def certify(
+    terms: Terms, metric: Metric, *, dt: float | None = None, solver: str = "euler"
+) -> Certificate:
+    """Certify the field of `terms` in `metric`, and its step if dt is given.
+
+    Args:
+        terms: `field.terms()` of a subnetwork or assembly.
+        metric: `field.metric()`, or any other.
+
+    Guarantee: if `certified`, two states under one input approach each other in the metric
+    diag(tau) M at least like exp(-rate t), for every phi with the declared slopes; if also
+    `step.certified`, each step of the solver multiplies their distance by at most `step.gain`.
+    """
+    tau = terms.tau.double()
+    broken = _not_finite(terms, metric)
+    if broken:
+        nothing = float("-inf")
+        return Certificate(False, nothing, math.inf, (), (), math.nan, math.nan, None, (broken,))
+    blocks = [
+        _block(W.double(), phi, inside, _double(factor))
+        for W, (phi, inside), factor in zip(
+            terms.blocks, _activations(terms), metric.factors, strict=True
+        )
+    ]
+    L = torch.zeros(terms.n, terms.n).to(tau) if terms.L is None else terms.L.double()
+    coupling = _balanced(metric, L)
+    rates = [b.rate / float(t.max()) for b, t in zip(blocks, tau.split(terms.sizes), strict=True)]
+    comparison = _comparison(terms, metric, coupling, rates)
+    rate = -float(torch.linalg.eigvalsh(comparison)[-1])
+    skewness = float(torch.linalg.matrix_norm(symmetric_part(coupling), ord=2))
+    omega = float(torch.linalg.matrix_norm(coupling, ord=2))
+    reasons = _reasons(blocks, rate, skewness)
+    step = None if dt is None else _step(terms, blocks, rate, omega, skewness, dt, solver)
+    return Certificate(
+        certified=rate >= SMALLEST_RATE,
+        rate=rate,
+        condition_number=_condition(metric, tau),
+        module_rates=tuple(rates),
+        theorems=tuple(b.theorem for b in blocks),
+        coupling_norm=omega,
+        residual=2 * skewness,
+        step=step,
+        reasons=reasons,
+    )
+
+
+def _block(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> _Block:
+    if inside:  # r-form(W) in M is x-form(W^T) in M^-1, at the same rate
+        inverse = (factor.theta_inv, factor.theta)
+        if not factor.is_diagonal:
+            inverse = (factor.theta_inv.mT, factor.theta.mT)
+        W, factor = W.mT, Factor(*inverse)
+    g = phi.g
+    balanced = factor.balance(W)
+    candidates: list[tuple[float, str]] = []
+    norm = g * float(torch.linalg.matrix_norm(balanced, ord=2))
+    if factor.is_diagonal:
+        absolute = symmetric_part(factor.balance(majorant(W, phi.monotone)))
+        candidates.append((1 - g * float(torch.linalg.eigvalsh(absolute)[-1]), "Theorem 1"))
+        candidates.append((1 - norm, "Theorem 5"))
+    else:  # the slopes do not commute with Theta
+        theta_W = float(torch.linalg.matrix_norm(factor.theta @ W, ord=2))
+        norm = g * theta_W * float(torch.linalg.matrix_norm(factor.theta_inv, ord=2))
+    if phi.monotone:
+        candidates.append((_master_rate(W, g, factor), "master lemma"))
+    if phi.slope[0] == phi.slope[1]:
+        linear = symmetric_part(phi.slope[0] * balanced)
+        candidates.append((1 - float(torch.linalg.eigvalsh(linear)[-1]), "linear"))
+    rate, theorem = max(candidates) if candidates else (-math.inf, "none")
+    return _Block(rate, theorem, norm, _disc(W, phi, norm))
+
+
+def _master_rate(W: Tensor, g: float, factor: Factor) -> float:
+    """1 - c for the best c of the master lemma over a few families T = z T_0."""
+    M = factor.matrix()
+    MW = M @ W
+    left = factor.theta_inv.diag() if factor.is_diagonal else factor.theta_inv.mT
+    best = math.inf
+    product = -MW.diagonal()
+    families = [M.diagonal(), torch.ones_like(M.diagonal()), product]
+    for T0 in families:
+        if not bool((T0 > 0).all()):
+            continue
+        best = min(best, _least_c(left @ MW, left, g, T0))
+    return 1 - best
+
+
+def _least_c(A: Tensor, left: Tensor, g: float, T0: Tensor) -> float:
+    """min over z > 0 of s((A + g z left T0) (z T0)^-1/2)^2 / 4: convex terms, golden section on log z.
+
+    Every z is sound, so an early stop only costs sharpness.
+    """
+
+    def c(log_z: float) -> float:
+        T = math.exp(log_z) * T0
+        return float(torch.linalg.matrix_norm((A + g * left * T) / T.sqrt(), ord=2)) ** 2 / 4
+
+    # z = 1 / g is exact for Theorem 3; below it z ranges over twelve orders of magnitude.
+    low, high, golden = -14.0, 14.0, (math.sqrt(5) - 1) / 2
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    fa, fb = c(a), c(b)
+    for _ in range(50):
+        if fa < fb:
+            high, b, fb = b, a, fa
+            a = high - golden * (high - low)
+            fa = c(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + golden * (high - low)
+            fb = c(b)
+    return min(fa, fb, c(-math.log(g)))
+
+
+def _disc(W: Tensor, phi: Activation, norm: float) -> tuple[float, float]:
+    """nu, eps with ||-I + W D + nu I||_M <= eps for all slopes in the interval."""
+    diagonal = W.diagonal()
+    if float((W - torch.diag(diagonal)).abs().max()) > 0:
+        return 1.0, norm
+    ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]]) - 1
+    if phi.slope[0] > 0:  # the declared interval, widened to hold 0, covers an inactive unit too
+        ends = torch.cat([ends, -torch.ones_like(ends[:1])])
+    low, high = float(ends.min()), float(ends.max())
+    return -(low + high) / 2, (high - low) / 2
+
+
+def _comparison(terms: Terms, metric: Metric, coupling: Tensor, rates: list[float]) -> Tensor:
+    """The comparison matrix C, (p, p): v^T F v <= w^T C w for w_i = |v_i|."""
+    sizes = terms.sizes
+    tau = terms.tau.double()
+    root = tau.rsqrt()
+    scaled = symmetric_part(root[:, None] * coupling * root)
+    C = _block_norms(scaled, sizes)
+    for edge in terms.edges:
+        left = metric_left(metric, edge.K.double()) * root[:, None]
+        if metric.is_diagonal:
+            theta_inv = torch.cat([f.theta_inv for f in metric.factors]).double()
+            gains = _block_norms(left * theta_inv * root, sizes)
+        else:
+            right = [
+                float(torch.linalg.matrix_norm(_dense(f.theta_inv.double()), ord=2))
+                for f in metric.factors
+            ]
+            slow = torch.stack([r.max() for r in root.split(sizes)])
+            gains = _block_norms(left, sizes) * torch.tensor(right).to(C) * slow
+        C = C + symmetric_part(max(phi.g for phi, _ in edge.psi.runs) * gains)
+    return C - torch.diag(torch.tensor(rates).to(C))
+
+
+def _block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Spectral norms of the blocks of A, (p, p)."""
+    if len(set(sizes)) == 1:
+        p, k = len(sizes), sizes[0]
+        return torch.linalg.matrix_norm(A.view(p, k, p, k).transpose(1, 2), ord=2)
+    rows = A.split(sizes, dim=0)
+    norms = [[torch.linalg.matrix_norm(b, ord=2) for b in r.split(sizes, dim=1)] for r in rows]
+    return torch.stack([torch.stack(row) for row in norms])
+
+
+def _step(
+    terms: Terms,
+    blocks: list[_Block],
+    rate: float,
+    omega: float,
+    skewness: float,
+    dt: float,
+    solver: str,
+) -> Step:
+    """The factor of one step; only for one time constant, linear edges and a certified rate."""
+    tau = terms.tau.double()
+    uniform = float(tau.max()) == float(tau.min())
+    if solver not in ("euler", "euler-plain", "imex", "exponential-euler"):
+        return Step(solver, dt, False, None, f"no proof is known for steps of {solver}")
+    if rate < SMALLEST_RATE:
+        return Step(solver, dt, False, None, "the continuous system is not certified")
+    if not uniform or terms.edges:
+        return Step(solver, dt, False, None, "different tau or nonlinear edges are not covered yet")
+    h = dt / float(tau[0])
+    lam = rate * float(tau[0])
+    if solver == "imex":
+        gain = max(_euler_gain([b], b.rate, 0.0, 0.0, h) for b in blocks)
+        gain = gain / (1 - h * skewness) if h * skewness < 1 else math.inf
+    elif solver == "exponential-euler":
+        rho = max(b.norm for b in blocks)
+        s = 1 - skewness
+        decay = math.exp(-h * s)
+        gain = decay + (1 - decay) / s * rho if s > 0 else math.inf
+    else:
+        gain = _euler_gain(blocks, lam, omega, skewness, h)
+    certified = gain <= 1 - 1e-9
+    reason = "" if certified else f"the bound on the step's factor is {gain:.6g}, not below 1"
+    return Step(solver, dt, certified, gain, reason)
+
+
+def _euler_gain(blocks: list[_Block], lam: float, omega: float, skewness: float, h: float) -> float:
+    """The smaller of the disc bound and the quadratic bound; omega, skewness bound L in the metric."""
+    low = min(nu - eps for nu, eps in (b.disc for b in blocks))
+    high = max(nu + eps for nu, eps in (b.disc for b in blocks))
+    nu, eps = (low + high) / 2, (high - low) / 2
+    rotation = (1 - h * nu) ** 2 + 2 * h * abs(1 - h * nu) * skewness + (h * omega) ** 2
+    disc = math.sqrt(rotation) + h * eps
+    beta = math.sqrt(1 + 2 * skewness + omega**2) + max(b.norm for b in blocks)
+    quadratic = math.sqrt(max(0.0, 1 - 2 * h * lam + (h * beta) ** 2))
+    return min(disc, quadratic)
+
+
+def _activations(terms: Terms) -> list[tuple[Activation, bool]]:
+    """The activation of each block, and whether it is inside (r-form)."""
+    result, start = [], 0
+    for size in terms.sizes:
+        pre, post = terms.pre.at(start), terms.post.at(start)
+        result.append((post, True) if pre.name == "identity" else (pre, False))
+        start += size
+    return result
+
+
+def _reasons(blocks: list[_Block], rate: float, skewness: float) -> tuple[str, ...]:
+    if rate >= SMALLEST_RATE:
+        return ()
+    worst = min(range(len(blocks)), key=lambda k: blocks[k].rate)
+    if blocks[worst].rate < SMALLEST_RATE:
+        return (
+            f"module {worst} is not shown to contract in its metric: best bound on its rate "
+            f"{blocks[worst].rate:.6g} / tau; scale its weights down or use a trained constraint",
+        )
+    return (
+        f"the coupling costs more than the modules' rates: symmetric part {skewness:.6g} in the "
+        "metric; use feedback coupling, which has none",
+    )
+
+
+def _not_finite(terms: Terms, metric: Metric) -> str:
+    tensors = [*terms.tensors(), *(f.theta for f in metric.factors)]
+    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return ""
+    return "a weight, metric or time constant is NaN or infinite"
+
+
+def _balanced(metric: Metric, L: Tensor) -> Tensor:
+    """Theta L Theta^-1 in float64."""
+    return metric_left(metric, L) @ _inverse(metric)
+
+
+def metric_left(metric: Metric, A: Tensor) -> Tensor:
+    """Theta A in float64."""
+    if metric.is_diagonal:
+        return torch.cat([f.theta for f in metric.factors]).double()[:, None] * A
+    return torch.block_diag(*(_dense(f.theta.double()) for f in metric.factors)) @ A
+
+
+def _inverse(metric: Metric) -> Tensor:
+    """Theta^-1 in float64, recomputed: the stored inverse is not trusted."""
+    return torch.block_diag(*(_dense(_double(f).theta_inv) for f in metric.factors))
+
+
+def _double(factor: Factor) -> Factor:
+    """The factor in float64, its inverse recomputed from theta."""
+    theta = factor.theta.double()
+    return Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta))
+
+
+def _dense(theta: Tensor) -> Tensor:
+    return theta.diag() if theta.ndim == 1 else theta
+
+
+def _condition(metric: Metric, tau: Tensor) -> float:
+    values = torch.cat(
+        [
+            torch.linalg.svdvals(_dense(f.theta.double()) * t.sqrt()) ** 2
+            for f, t in zip(metric.factors, tau.split([f.size for f in metric.factors]), strict=True)
+        ]
+    )
+    return float(values.max() / values.min())

@@ -1,0 +1,135 @@
+"""The configuration of a training run: flat fields, one reason each; unknown keys are refused.
+
+A run is `recipe < config file < command line`, and the result is what `config.yaml` in the run folder
+holds. The command line's options are made from these fields.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ctrnn_assembly.errors import ConfigError
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a run; the defaults train on `digits` in about two minutes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field("digits", description="task; see `ctrnn list`")
+    model: str = Field("svd-combo", description="model; see `ctrnn list`")
+    modules: int = Field(8, ge=1, description="number of modules p")
+    units: int = Field(16, ge=1, description="units of each module")
+    density: float = Field(0.033, gt=0, le=1, description="density of sparse modules")
+    magnitude: float | None = Field(
+        None, gt=0, description="largest |entry| of sparse modules; 1, or 6 as published"
+    )
+    margin: float = Field(0.01, gt=0, lt=1, description="guaranteed rate of a module, in 1/tau")
+    coupling: str = Field("all", description="all, none, ring, chain, star or random:C")
+    coupling_kind: Literal["feedback", "hierarchy", "free"] = Field(
+        "feedback", description="free is the control L = B without a certificate"
+    )
+    coupling_gain: float = Field(1.0, gt=0, description="initial scale of the coupling")
+    phi: str | None = Field(None, description="activation; the model's own if not given")
+    form: Literal["x", "r"] | None = Field(None, description="phi outside (x) or inside (r)")
+    tau: float = Field(1.0, gt=0, description="time constant, in the unit of dt")
+    solver: str = Field("euler", description="euler, imex, exponential-euler, dopri5, ...")
+    dt: float = Field(0.03, gt=0, description="time between samples")
+    rtol: float = Field(1e-4, gt=0, description="relative tolerance of adaptive solvers")
+    atol: float = Field(1e-6, gt=0, description="absolute tolerance of adaptive solvers")
+    interpolation: Literal["hold", "linear", "cubic"] = Field(
+        "hold", description="input between samples, for torchdiffeq's solvers"
+    )
+    epochs: int = Field(60, ge=1, description="passes over the training set")
+    batch_size: int = Field(64, ge=1, description="samples a step")
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")
+    learning_rate: float = Field(0.01, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "steps", "cosine"] = Field(
+        "cosine", description="learning rate over time"
+    )
+    warmup: int = Field(0, ge=0, description="epochs of linear warm-up")
+    milestones: tuple[int, ...] = Field((), description="epochs at which `steps` cuts the rate")
+    decay: float = Field(0.1, gt=0, le=1, description="factor of each cut")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
+    patience: int = Field(0, ge=0, description="epochs without a better validation; 0 to go on")
+    augment: bool = Field(True, description="crop and flip where the task's recipe does")
+    seed: int = Field(0, ge=0, description="seed of weights, topology and batch order")
+    precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    devices: int = Field(1, ge=1, description="devices on each node (distributed data parallel)")
+    nodes: int = Field(1, ge=1, description="number of nodes")
+    logger: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", description="a logger besides metrics.csv"
+    )
+    data_dir: str | None = Field(None, description="where the data are; else CTRNN_DATA_DIR")
+    resize: int | None = Field(None, ge=1, description="side of the images, for small machines")
+    limit_train: int | None = Field(None, ge=1, description="use this many training samples")
+    limit_test: int | None = Field(None, ge=1, description="use this many test samples")
+
+
+def make_config(*layers: dict[str, Any]) -> TrainConfig:
+    """A configuration from layers of settings, later ones winning.
+
+    Raises:
+        ConfigError: naming the key, its value and what it must be.
+    """
+    merged = {key: value for layer in layers for key, value in layer.items()}
+    try:
+        return TrainConfig(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(TrainConfig.model_fields)
+            raise ConfigError(f"unknown setting {key!r}. Known settings: {known}.") from None
+        raise ConfigError(f"{key} = {first['input']!r}: {first['msg']}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        ConfigError: if the file is missing, not YAML, or not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines; got {type(loaded).__name__}.")
+    return loaded
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """The papers' recipes by name: what each sets, as `settings`, and one line on it, `about`."""
+    folder = resources.files("ctrnn_assembly") / "recipes"
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            found[entry.name.removesuffix(".yaml")] = yaml.safe_load(entry.read_text(encoding="utf-8"))
+    return found
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The settings of one recipe.
+
+    Raises:
+        ConfigError: if the name is unknown; lists the known ones.
+    """
+    known = recipes()
+    if name not in known:
+        raise ConfigError(f"recipe must be one of {', '.join(known)}; got {name!r}.")
+    return dict(known[name]["settings"])

@@ -1,0 +1,161 @@
+"""A run folder: what a training run leaves behind, written so that a crash loses nothing saved.
+
+    config.yaml         the full configuration
+    metrics.csv         one row an epoch
+    checkpoints/        last.ckpt and best.ckpt, to resume from
+    model.safetensors   the weights with the best validation accuracy
+    summary.json        results, versions, certificate
+
+Every file is written beside its place and moved there. Weights are safetensors; nothing is unpickled
+but checkpoints, and those with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from ctrnn_assembly.architectures import build_model
+from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly.config import TrainConfig, make_config, read_yaml
+from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file atomically: a full disk or a crash leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
+    """The model of a configuration, with its initial weights."""
+    return build_model(
+        config.model,
+        n_input,
+        n_class,
+        modules=config.modules,
+        units=config.units,
+        phi=config.phi,
+        form=config.form,
+        coupling=config.coupling,
+        coupling_kind=config.coupling_kind,
+        coupling_gain=config.coupling_gain,
+        density=config.density,
+        magnitude=config.magnitude,
+        margin=config.margin,
+        tau=config.tau,
+        seed=config.seed,
+        dt=config.dt,
+        solver=config.solver,
+        rtol=config.rtol,
+        atol=config.atol,
+        interpolation=config.interpolation,
+    )
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The state dict of a model as safetensors."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write(path, save_safetensors(state))
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load safetensors into a model of the same configuration.
+
+    Raises:
+        DataError: if the file is missing, corrupt, of another model, or holds NaN or infinity.
+    """
+    try:
+        state = load_safetensors(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"there are no weights at {path}. Train first, or name a run folder.") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is not a readable safetensors file: {error}") from None
+    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        raise DataError(f"{path} holds NaN or infinite values in {bad[0]!r}. Use an intact copy.")
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise DataError(f"{path} does not fit its config.yaml: {reason}") from None
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run folder."""
+    if not run.is_dir():
+        raise ConfigError(f"there is no run folder {run}. `ctrnn train --out {run}` makes one.")
+    return make_config(read_yaml(run / "config.yaml"))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    path = run / "summary.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable JSON: {error}") from None
+
+
+def model_certificate(model: SequenceClassifier) -> Certificate | None:
+    """The certificate of a classifier's field and step; None for the baselines."""
+    core = model.core
+    if not isinstance(core, CTRNN):
+        return None
+    return certify(core.field.terms(), core.field.metric(), dt=core.dt, solver=core.solver)
+
+
+def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
+    """The certificate as plain values, for summary.json."""
+    if certificate is None:
+        return {"certified": False, "reasons": ["a baseline: no certificate is defined for it"]}
+    step = certificate.step
+    discrete = None
+    if step is not None:
+        discrete = {
+            "solver": step.solver,
+            "dt": step.dt,
+            "certified": step.certified,
+            "gain": step.gain,
+            "reason": step.reason,
+        }
+    return {
+        "certified": certificate.certified,
+        "rate": certificate.rate,
+        "condition_number": certificate.condition_number,
+        "coupling_norm": certificate.coupling_norm,
+        "discrete": discrete,
+        "reasons": list(certificate.reasons),
+    }
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A resumable checkpoint, without running any code that it may carry."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} is not a readable checkpoint: {reason}. Delete it to start from the other "
+            "checkpoint or from the beginning."
+        ) from None

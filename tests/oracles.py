@@ -1,0 +1,93 @@
+"""Independent answers, in numpy, from the definitions; nothing here calls the code under test.
+
+The Jacobian of a module is affine in the slopes D, so its largest log-norm over a box of slopes is
+attained at one of the 2^n vertices: `worst_rate` is exact, not a sample.
+"""
+
+import itertools
+
+import networkx as nx
+import numpy as np
+from numpy import ndarray
+from torch import Tensor
+
+
+def array(tensor: Tensor) -> ndarray:
+    """The values as they are, cast up to float64."""
+    return tensor.detach().double().numpy()
+
+
+def vertices(intervals: list[tuple[float, float]]) -> ndarray:
+    """All corners of a box, (2^n, n)."""
+    return np.array(list(itertools.product(*intervals))).reshape(-1, len(intervals))
+
+
+def rates(J: ndarray, M: ndarray) -> ndarray:
+    """The contraction rate of each Jacobian J, (k, n, n), in the metric M: -lmax(sym(T J T^-1))."""
+    T = np.linalg.cholesky(M).T  # T^T T = M
+    F = T @ J @ np.linalg.inv(T)
+    return -np.linalg.eigvalsh((F + F.swapaxes(-1, -2)) / 2)[..., -1]
+
+
+def worst_rate(
+    W: ndarray, M: ndarray, form: str = "x", slope: tuple[float, float] = (0.0, 1.0)
+) -> float:
+    """The exact contraction rate of one module (tau = 1) over all slopes in the interval."""
+    return assembly_rate([W], [form], [slope], M)
+
+
+def assembly_rate(
+    blocks: list[ndarray],
+    forms: list[str],
+    slopes: list[tuple[float, float]],
+    M: ndarray,
+    *,
+    L: ndarray | None = None,
+    K: ndarray | None = None,
+    psi: tuple[float, float] = (0.0, 1.0),
+    tau: ndarray | None = None,
+) -> float:
+    """The exact rate of tau x' = -x + modules + L x + K psi(x) in M, over all slopes.
+
+    Slopes of psi are varied for the units that K reads from only.
+    """
+    sizes = [len(W) for W in blocks]
+    n = sum(sizes)
+    box = [s for s, k in zip(slopes, sizes, strict=True) for _ in range(k)]
+    D = vertices(box)  # (v, n)
+    J = np.zeros((len(D), n, n))
+    at = 0
+    for W, form in zip(blocks, forms, strict=True):
+        k = slice(at, at + len(W))
+        J[:, k, k] = W * D[:, None, k] if form == "x" else D[:, k, None] * W
+        at += len(W)
+    J -= np.eye(n)
+    if L is not None:
+        J = J + L
+    scale = np.ones(n) if tau is None else tau
+    if K is None:
+        return float(rates(J / scale[:, None], M).min())
+    read = np.flatnonzero(np.abs(K).sum(0))
+    worst = np.inf
+    for corner in vertices([psi] * len(read)):
+        S = np.zeros(n)
+        S[read] = corner
+        worst = min(worst, rates((J + K * S) / scale[:, None], M).min())
+    return float(worst)
+
+
+def abscissa(A: ndarray) -> float:
+    """The largest real part of an eigenvalue."""
+    return float(np.linalg.eigvals(A).real.max())
+
+
+def absolute_radius(W: ndarray) -> float:
+    """rho(|W|), exactly 0 for an acyclic W, for which eigenvalues have large errors."""
+    if nx.is_directed_acyclic_graph(nx.from_numpy_array(W != 0, create_using=nx.DiGraph)):
+        return 0.0
+    return float(np.abs(np.linalg.eigvals(np.abs(W))).max())
+
+
+def one_determinant(M: ndarray) -> ndarray:
+    """M scaled to det M = 1, the normalisation of the library's metrics."""
+    return M / np.exp(np.linalg.slogdet(M)[1] / len(M))

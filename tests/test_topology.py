@@ -1,0 +1,116 @@
+"""Topologies: which unordered pairs are coupled."""
+
+from collections.abc import Callable
+
+import networkx as nx
+import pytest
+import torch
+
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.topology import (
+    TOPOLOGIES,
+    all_pairs,
+    chain,
+    check_pairs,
+    from_graph,
+    named_pairs,
+    random_pairs,
+    ring,
+    star,
+)
+
+EXPECTED = {
+    (all_pairs, 1): [],
+    (all_pairs, 2): [(0, 1)],
+    (all_pairs, 3): [(0, 1), (0, 2), (1, 2)],
+    (chain, 1): [],
+    (chain, 2): [(0, 1)],
+    (chain, 4): [(0, 1), (1, 2), (2, 3)],
+    (ring, 1): [],
+    (ring, 2): [(0, 1)],  # one pair, not two that overwrite each other
+    (ring, 3): [(0, 1), (0, 2), (1, 2)],
+    (ring, 4): [(0, 1), (0, 3), (1, 2), (2, 3)],
+    (star, 1): [],
+    (star, 2): [(0, 1)],
+    (star, 3): [(0, 1), (0, 2)],
+}
+
+
+@pytest.mark.parametrize(("topology", "p"), EXPECTED)
+def test_small_topologies(topology: Callable[[int], list[tuple[int, int]]], p: int) -> None:
+    assert topology(p) == EXPECTED[topology, p]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("all", 120), ("none", 0), ("ring", 16), ("chain", 15), ("star", 15), ("random:20", 20)],
+)
+def test_counts_of_sixteen_modules(name: str, count: int) -> None:
+    pairs = named_pairs(name, 16)  # THEORY oracle 36: 120 pairs
+    assert len(pairs) == len(set(pairs)) == count
+    assert pairs == sorted(pairs)
+    assert all(0 <= i < j < 16 for i, j in pairs)
+
+
+def test_every_documented_name_works() -> None:
+    for name in TOPOLOGIES:
+        named_pairs(name.replace(":C", ":2"), 4)
+
+
+def test_star_may_have_any_hub() -> None:
+    assert star(4, hub=2) == [(0, 2), (1, 2), (2, 3)]
+
+
+def test_random_pairs_follow_their_generator_only() -> None:
+    def draw(seed: int) -> list[tuple[int, int]]:
+        return random_pairs(16, 20, torch.Generator().manual_seed(seed))
+
+    before = torch.get_rng_state()
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_random_pairs_reach_every_pair() -> None:
+    seen = {pair for _ in range(60) for pair in random_pairs(5, 2)}
+    assert seen == set(all_pairs(5))  # each is missed with probability (8/10)^60 = 2e-6
+    assert random_pairs(5, 10) == all_pairs(5)
+    assert random_pairs(5, 0) == []
+
+
+@pytest.mark.parametrize(("p", "count"), [(16, 121), (1, 1), (2, 2)])
+def test_more_random_pairs_than_there_are_is_refused(p: int, count: int) -> None:
+    with pytest.raises(ConfigError, match=f"{p} modules have {p * (p - 1) // 2} pairs"):
+        named_pairs(f"random:{count}", p)
+
+
+@pytest.mark.parametrize("name", ["rung", "random", "random:", "random:x", "random:-1", ""])
+def test_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match="coupling must be one of") as caught:
+        named_pairs(name, 4)
+    assert all(known in str(caught.value) for known in TOPOLOGIES)
+
+
+def test_pairs_are_put_in_order() -> None:
+    assert check_pairs([(3, 1), (0, 2), (0, 1)], 4) == [(0, 1), (0, 2), (1, 3)]
+
+
+@pytest.mark.parametrize("pairs", [[(1, 1)], [(0, 1), (1, 0)], [(0, 1), (0, 1)], [(0, 4)], [(-1, 2)]])
+def test_impossible_pairs_are_refused(pairs: list[tuple[int, int]]) -> None:
+    with pytest.raises(ConfigError, match=r"two different modules of 0\.\.3, once"):
+        check_pairs(pairs, 4)
+
+
+def test_networkx_graph_is_numbered_in_its_own_order() -> None:
+    graph = nx.Graph()
+    graph.add_nodes_from(["c", "a", "b"])
+    graph.add_edges_from([("b", "a"), ("c", "b")])
+    assert from_graph(graph) == [(0, 2), (1, 2)]
+    assert from_graph(nx.cycle_graph(5)) == ring(5)
+
+
+def test_directed_graph_and_self_loop_are_refused() -> None:
+    with pytest.raises(ConfigError, match="undirected"):
+        from_graph(nx.DiGraph([(0, 1)]))
+    with pytest.raises(ConfigError, match="two different modules"):
+        from_graph(nx.Graph([(0, 1), (1, 1)]))
