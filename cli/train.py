@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
-from ctrnn_assembly.config import TrainConfig, make_config, read_yaml, recipe
+from ctrnn_assembly.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.show import show_summary
 
@@ -82,6 +82,7 @@ def train_command(
     else:
         layers = [recipe(recipe_name)] if recipe_name else []
         layers += [read_yaml(config_file)] if config_file else []
+        layers = layers or [default_recipe(settings.get("task", "digits"))]
         config = make_config(*layers, settings)
         run = out or default_folder(config)
     summary = fit(config, run, resume=resume is not None, quiet=as_json)

@@ -17,14 +17,14 @@ from ctrnn_assembly.errors import ConfigError
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run; the defaults train on `digits` in about two minutes."""
+    """Everything that decides a run. The defaults are the papers' sizes and solver."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str = Field("digits", description="task; see `ctrnn list`")
     model: str = Field("svd-combo", description="model; see `ctrnn list`")
-    modules: int = Field(8, ge=1, description="number of modules p")
-    units: int = Field(16, ge=1, description="units of each module")
+    modules: int = Field(16, ge=1, description="number of modules p")
+    units: int = Field(32, ge=1, description="units of each module")
     density: float = Field(0.033, gt=0, le=1, description="density of sparse modules")
     magnitude: float | None = Field(
         None, gt=0, description="largest |entry| of sparse modules; 1, or 6 as published"
@@ -45,10 +45,13 @@ class TrainConfig(BaseModel):
     interpolation: Literal["hold", "linear", "cubic"] = Field(
         "hold", description="input between samples, for torchdiffeq's solvers"
     )
-    epochs: int = Field(60, ge=1, description="passes over the training set")
-    batch_size: int = Field(64, ge=1, description="samples a step")
+    gradient: Literal["direct", "adjoint", "inexact-adjoint"] = Field(
+        "direct", description="through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
+    )
+    epochs: int = Field(100, ge=1, description="passes over the training set")
+    batch_size: int = Field(128, ge=1, description="samples a step")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")
-    learning_rate: float = Field(0.01, gt=0, description="peak learning rate")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: Literal["constant", "steps", "cosine"] = Field(
         "cosine", description="learning rate over time"
     )
@@ -121,6 +124,15 @@ def recipes() -> dict[str, dict[str, Any]]:
         if entry.name.endswith(".yaml"):
             found[entry.name.removesuffix(".yaml")] = yaml.safe_load(entry.read_text(encoding="utf-8"))
     return found
+
+
+def default_recipe(task: str) -> dict[str, Any]:
+    """The settings that a task starts from when neither a recipe nor a file is named.
+
+    Only `digits` has one: its 64 steps of 0.03 last 2 time constants, so a useful net needs a coupling
+    so fast that forward Euler diverges; exponential Euler turns it exactly.
+    """
+    return recipe(task) if task in recipes() else {}
 
 
 def recipe(name: str) -> dict[str, Any]:

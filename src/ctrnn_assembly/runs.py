@@ -65,6 +65,7 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         rtol=config.rtol,
         atol=config.atol,
         interpolation=config.interpolation,
+        gradient=config.gradient,
     )
 
 

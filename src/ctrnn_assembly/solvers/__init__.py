@@ -107,7 +107,12 @@ def solve(
 
 
 def _solve_on_grid(
-    terms: Terms | None, x0: Tensor, times: Tensor, steps: Tensor, u: Any, method: str
+    terms: Terms | None,
+    x0: Tensor,
+    times: Tensor,
+    steps: Tensor,
+    u: Tensor | Signal | None,
+    method: str,
 ) -> Tensor:
     if terms is None:
         raise SolverError(
@@ -119,9 +124,8 @@ def _solve_on_grid(
             raise SolverError(
                 "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
             )
-        drive = torch.stack([u(s) for s in times[:-1]]).to(x0)
-    else:
-        drive = None if u is None else u.to(x0).transpose(0, 1)
+        u = torch.stack([u(s) for s in times[:-1]], dim=1)
+    drive = None if u is None else u.to(x0).transpose(0, 1)
     return GRID_METHODS[method](terms, x0, drive, steps.to(x0))
 
 

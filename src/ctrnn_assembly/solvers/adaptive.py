@@ -128,6 +128,7 @@ def _options(method: str, piece: Tensor, max_steps: int, step_size: float | None
     elif method != "scipy_solver":
         # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
         options |= {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
+        options["dtype"] = piece.dtype  # float64 but on MPS, which has none
     return options
 
 

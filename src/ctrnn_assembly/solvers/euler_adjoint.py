@@ -54,14 +54,11 @@ class _Field:
     W: Tensor  # (blocks, k, k)
     inv_tau: Tensor
 
-    def pre_weight(self, p: Tensor) -> Tensor:
-        return _blockwise(p, self.W.mT)
-
     def inner(self, x: Tensor, u: Tensor | None) -> Tensor:
         """z = W pre(x) + b + W_in u."""
         terms = self.terms
         p = x if terms.pre.is_identity else terms.pre(x)
-        return self.pre_weight(p).add_(terms.inject(u))
+        return _blockwise(p, self.W.mT).add_(terms.inject(u))
 
     def drift(self, x: Tensor, u: Tensor | None) -> Tensor:
         terms = self.terms
@@ -140,18 +137,13 @@ def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         start = max(0, end - CHUNK)
         for k in range(end - 1, start - 1, -1):
             sums.add_tau(lam, X[k + 1], X[k])
-            v = torch.mul(step_over_tau(dt[k], inv_tau), lam, out=V[k - start])
+            v = torch.mul(dt[k][:, None] * inv_tau, lam, out=V[k - start])
             q, back = field.pull_back(X[k], None if drive is None else drive[k], v)
             if Q is not V:
                 Q[k - start] = q
             lam.sub_(v).add_(back).add_(grad[k])
         sums.add_chunk(X[start:end], V[: end - start], Q[: end - start], start)
     return sums.result(lam)
-
-
-def step_over_tau(step: Tensor, inv_tau: Tensor) -> Tensor:
-    """a = dt / tau, (1 or batch, n)."""
-    return step[:, None] * inv_tau
 
 
 def _field(

@@ -31,8 +31,8 @@ def check_input(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> N
         return
     if terms is None:
         raise SolverError(
-            "u needs a Subnetwork, an Assembly or Terms; got another f(t, x). Call your Signal inside "
-            "f, and list its breaks among the times t."
+            "u needs a Subnetwork, an Assembly or Terms; got another f(t, x). Call your input inside f, "
+            "and start a new solve where it jumps."
         )
     samples = u if isinstance(u, Tensor) else u.samples
     m = terms.n if terms.W_in is None else terms.W_in.shape[1]
