@@ -18,8 +18,10 @@ def array(tensor: Tensor) -> ndarray:
 
 
 def vertices(intervals: list[tuple[float, float]]) -> ndarray:
-    """All corners of a box, (2^n, n)."""
-    return np.array(list(itertools.product(*intervals))).reshape(-1, len(intervals))
+    """All corners of a box, at most (2^n, n); a side without extent has one corner."""
+    sides = [sorted(set(interval)) for interval in intervals]
+    assert np.prod([len(side) for side in sides]) <= 2**14, "too many vertices"
+    return np.array(list(itertools.product(*sides))).reshape(-1, len(sides))
 
 
 def rates(J: ndarray, M: ndarray) -> ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
 from ctrnn_assembly import (
     AdaDiagTanh,
     Assembly,
+    Hierarchy,
     Product,
     Singular,
     SparseAbsolute,
@@ -21,7 +24,16 @@ from ctrnn_assembly.activations import activation
 from ctrnn_assembly.terms import Terms
 
 F64 = torch.float64
-DT, SAMPLES = 0.03, 784
+DT = 0.03
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other, 30 times longer on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -67,8 +79,6 @@ def nested() -> Assembly:
 
 def hierarchy() -> Assembly:
     """Nonlinear one-way edges inside and outside, and feedback inside."""
-    from ctrnn_assembly import Hierarchy
-
     g = rng(4)
     inner = couple([Subnetwork(Singular("tanh"), 4, generator=g) for _ in range(2)], "all", generator=g)
     pair = [
@@ -110,7 +120,7 @@ def tight(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, substeps:
     No stage looks beyond an interval: f(s, x) is called with s strictly inside it.
     """
     states = [x]
-    for a, b in zip(t[:-1], t[1:], strict=True):
+    for a, b in pairwise(t):
         h = (b - a) / substeps
         for k in range(substeps):
             s = [a + h * (k + c) for c in (1e-9, 0.5, 1 - 1e-9)]

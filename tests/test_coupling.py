@@ -219,7 +219,7 @@ def test_chain_of_four_with_large_gains() -> None:
 
 def test_metric_that_the_dtype_cannot_hold_is_refused() -> None:
     modules = [Subnetwork(Singular("tanh"), 2) for _ in range(8)]
-    net = couple(modules, "chain", kind="hierarchy", gain=1e3).to(torch.float32)
+    net = couple(modules, "chain", kind="hierarchy", gain=1e5).to(torch.float32)
     with pytest.raises(ContractionError, match="hierarchy's metric"):
         net.metric()
 
@@ -287,7 +287,6 @@ def test_parameter_counts() -> None:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    assert count(Feedback([32] * 16, [(0, k) for k in range(1, 16)] + [(1, 2)] * 0)) == 15 * 1024
     modules = [Subnetwork(AdaDiagTanh("tanh"), 32, bias=False) for _ in range(16)]
     for kind, expected in (("feedback", 20480), ("hierarchy", 20480), ("free", 40960)):
         net = couple(modules, "random:20", kind=kind)
@@ -316,7 +315,7 @@ def test_initial_blocks(init: str) -> None:
     whole = array(draw())
     assert torch.equal(draw(), draw())
     block = whole[40:, :40]
-    assert np.abs(whole).sum() == np.abs(block).sum()
+    assert np.count_nonzero(whole) == np.count_nonzero(block)
     bound = 2 / 40**0.5
     if init == "uniform":
         assert 0.99 * bound < np.abs(block).max() <= bound

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,15 +71,21 @@ class _Block:
     disc: tuple[float, float]  # nu, eps with ||-I + W D + nu I|| <= eps
 
 
+def certify(field: Any, *, dt: float | None = None, solver: str = "euler") -> Certificate:
+    """Certify a subnetwork or assembly as its weights are now; see `certify_terms`."""
+    return certify_terms(field.terms(), field.metric(), dt=dt, solver=solver)
+
+
 @torch.no_grad()
-def certify(
+def certify_terms(
     terms: Terms, metric: Metric, *, dt: float | None = None, solver: str = "euler"
 ) -> Certificate:
     """Certify the field of `terms` in `metric`, and its step if dt is given.
 
     Args:
-        terms: `field.terms()` of a subnetwork or assembly.
-        metric: `field.metric()`, or any other.
+        terms: the tensors of the field.
+        metric: the metric to prove contraction in, one factor a block of `terms`.
+        dt, solver: the step, in the unit of tau.
 
     Guarantee: if `certified`, two states under one input approach each other in the metric
     diag(tau) M at least like exp(-rate t), for every phi with the declared slopes; if also
@@ -238,42 +245,61 @@ def _step(
     dt: float,
     solver: str,
 ) -> Step:
-    """The factor of one step; only for one time constant, linear edges and a certified rate."""
-    tau = terms.tau.double()
-    uniform = float(tau.max()) == float(tau.min())
+    """The factor of one step; with linear edges and a certified rate only."""
     if solver not in ("euler", "euler-plain", "imex", "exponential-euler"):
         return Step(solver, dt, False, None, f"no proof is known for steps of {solver}")
     if rate < SMALLEST_RATE:
         return Step(solver, dt, False, None, "the continuous system is not certified")
-    if not uniform or terms.edges:
-        return Step(solver, dt, False, None, "different tau or nonlinear edges are not covered yet")
-    h = dt / float(tau[0])
-    lam = rate * float(tau[0])
+    if terms.edges:
+        return Step(solver, dt, False, None, "nonlinear edges are not covered yet")
+    tau = terms.tau.double()
     if solver == "imex":
-        gain = max(_euler_gain([b], b.rate, 0.0, 0.0, h) for b in blocks)
-        gain = gain / (1 - h * skewness) if h * skewness < 1 else math.inf
+        each = zip(blocks, tau.split(terms.sizes), strict=True)
+        gain = max(_euler_gain([b], t, b.rate / float(t.max()), 0.0, 0.0, dt) for b, t in each)
+        implicit = dt / float(tau.min()) * skewness  # (I - hL)^-1 has norm 1 if L is skew
+        gain = gain / (1 - implicit) if implicit < 1 else math.inf
     elif solver == "exponential-euler":
-        rho = max(b.norm for b in blocks)
-        s = 1 - skewness
-        decay = math.exp(-h * s)
-        gain = decay + (1 - decay) / s * rho if s > 0 else math.inf
+        gain = _exponential_gain(terms, blocks, skewness, dt)
     else:
-        gain = _euler_gain(blocks, lam, omega, skewness, h)
+        gain = _euler_gain(blocks, tau, rate, omega, skewness, dt)
     certified = gain <= 1 - 1e-9
     reason = "" if certified else f"the bound on the step's factor is {gain:.6g}, not below 1"
     return Step(solver, dt, certified, gain, reason)
 
 
-def _euler_gain(blocks: list[_Block], lam: float, omega: float, skewness: float, h: float) -> float:
-    """The smaller of the disc bound and the quadratic bound; omega, skewness bound L in the metric."""
+def _euler_gain(
+    blocks: list[_Block], tau: Tensor, rate: float, omega: float, skewness: float, dt: float
+) -> float:
+    """The quadratic bound, or the disc bound where there is one time constant and it is smaller.
+
+    omega and skewness bound L and its symmetric part in the metric.
+    """
+    beta = math.sqrt(1 + 2 * skewness + omega**2) + max(b.norm for b in blocks)
+    beta = beta / float(tau.min())
+    quadratic = math.sqrt(max(0.0, 1 - 2 * dt * rate + (dt * beta) ** 2))
+    if float(tau.max()) > float(tau.min()):
+        return quadratic
+    h = dt / float(tau[0])
     low = min(nu - eps for nu, eps in (b.disc for b in blocks))
     high = max(nu + eps for nu, eps in (b.disc for b in blocks))
     nu, eps = (low + high) / 2, (high - low) / 2
     rotation = (1 - h * nu) ** 2 + 2 * h * abs(1 - h * nu) * skewness + (h * omega) ** 2
-    disc = math.sqrt(rotation) + h * eps
-    beta = math.sqrt(1 + 2 * skewness + omega**2) + max(b.norm for b in blocks)
-    quadratic = math.sqrt(max(0.0, 1 - 2 * h * lam + (h * beta) ** 2))
-    return min(disc, quadratic)
+    return min(quadratic, math.sqrt(rotation) + h * eps)
+
+
+def _exponential_gain(terms: Terms, blocks: list[_Block], skewness: float, dt: float) -> float:
+    """||exp(dt A)|| + ||integral of exp(s A)|| max ||W D / tau||, A = (-I + L) / tau.
+
+    In the metric A has the log-norm at most -s, s = (1 - skewness) / max tau (if positive).
+    """
+    tau = terms.tau.double()
+    s = (1 - skewness) / float(tau.max())
+    if s <= 0:
+        return math.inf
+    each = zip(blocks, tau.split(terms.sizes), strict=True)
+    explicit = max(b.norm / float(t.min()) for b, t in each)
+    decay = math.exp(-dt * s)
+    return decay + (1 - decay) / s * explicit
 
 
 def _activations(terms: Terms) -> list[tuple[Activation, bool]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +19,7 @@ from ctrnn_assembly.errors import ConfigError
 class TrainConfig(BaseModel):
     """Everything that decides a run. The defaults are the papers' sizes and solver."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str = Field("digits", description="task; see `ctrnn list`")
     model: str = Field("svd-combo", description="model; see `ctrnn list`")
@@ -49,20 +49,20 @@ class TrainConfig(BaseModel):
         "direct", description="through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
     )
     epochs: int = Field(100, ge=1, description="passes over the training set")
-    batch_size: int = Field(128, ge=1, description="samples a step")
+    batch_size: int = Field(128, ge=1, description="samples a step, on each device")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: Literal["constant", "steps", "cosine"] = Field(
         "cosine", description="learning rate over time"
     )
     warmup: int = Field(0, ge=0, description="epochs of linear warm-up")
-    milestones: tuple[int, ...] = Field((), description="epochs at which `steps` cuts the rate")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="epochs at which `steps` cuts the rate")
     decay: float = Field(0.1, gt=0, le=1, description="factor of each cut")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     patience: int = Field(0, ge=0, description="epochs without a better validation; 0 to go on")
     augment: bool = Field(True, description="crop and flip where the task's recipe does")
-    seed: int = Field(0, ge=0, description="seed of weights, topology and batch order")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, topology and batch order")
     precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     devices: int = Field(1, ge=1, description="devices on each node (distributed data parallel)")
@@ -82,16 +82,17 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: naming the key, its value and what it must be.
     """
-    merged = {key: value for layer in layers for key, value in layer.items()}
+    merged = {str(key): value for layer in layers for key, value in layer.items()}
     try:
-        return TrainConfig(**merged)
+        return TrainConfig.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(TrainConfig.model_fields)
             raise ConfigError(f"unknown setting {key!r}. Known settings: {known}.") from None
-        raise ConfigError(f"{key} = {first['input']!r}: {first['msg']}.") from None
+        must = first["msg"].removeprefix("Input should be ").split(", ")[0]
+        raise ConfigError(f"{key} must be {must}; got {first['input']!r}.") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -105,7 +106,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold `key: value` lines; got {type(loaded).__name__}.")
     return loaded

@@ -13,6 +13,7 @@ but checkpoints, and those with `weights_only=True`.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def write(path: Path, content: str | bytes) -> None:
     try:
         beside.write_bytes(data)
         beside.replace(path)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -87,17 +90,29 @@ def load_weights(path: Path, model: nn.Module) -> None:
         raise DataError(f"there are no weights at {path}. Train first, or name a run folder.") from None
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} is not a readable safetensors file: {error}") from None
-    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
-    if bad:
-        raise DataError(f"{path} holds NaN or infinite values in {bad[0]!r}. Use an intact copy.")
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
+    load_state(path, state, model)
+
+
+def load_state(path: Path, state: dict[str, torch.Tensor], model: nn.Module) -> None:
+    """Load a state dict that was read from `path`.
+
+    Raises:
+        DataError: if it is of another model, or holds NaN or infinity.
+    """
+    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    if bad:
+        raise DataError(f"{path} holds NaN or infinite values in {bad[0]!r}. Use an intact copy.")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(f"{path} does not fit its config.yaml: {reason}") from None
+        raise DataError(
+            f"{path} does not fit the model of its config.yaml: {reason[:200]}. Use the file that was "
+            "saved beside it."
+        ) from None
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -115,7 +130,9 @@ def read_summary(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}") from None
+        raise DataError(
+            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it again."
+        ) from None
 
 
 def model_certificate(model: SequenceClassifier) -> Certificate | None:
@@ -123,11 +140,11 @@ def model_certificate(model: SequenceClassifier) -> Certificate | None:
     core = model.core
     if not isinstance(core, CTRNN):
         return None
-    return certify(core.field.terms(), core.field.metric(), dt=core.dt, solver=core.solver)
+    return certify(core.field, dt=core.dt, solver=core.solver)
 
 
 def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
-    """The certificate as plain values, for summary.json."""
+    """The certificate as plain values, for summary.json; None where a bound is infinite."""
     if certificate is None:
         return {"certified": False, "reasons": ["a baseline: no certificate is defined for it"]}
     step = certificate.step
@@ -137,26 +154,38 @@ def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
             "solver": step.solver,
             "dt": step.dt,
             "certified": step.certified,
-            "gain": step.gain,
+            "gain": _finite(step.gain),
             "reason": step.reason,
         }
     return {
         "certified": certificate.certified,
-        "rate": certificate.rate,
-        "condition_number": certificate.condition_number,
-        "coupling_norm": certificate.coupling_norm,
+        "rate": _finite(certificate.rate),
+        "condition_number": _finite(certificate.condition_number),
+        "coupling_norm": _finite(certificate.coupling_norm),
         "discrete": discrete,
         "reasons": list(certificate.reasons),
     }
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A resumable checkpoint, without running any code that it may carry."""
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
+    """A resumable checkpoint, its weights in `model`, without running any code that it may carry.
+
+    Raises:
+        DataError: if it is missing, damaged, of another model, or holds NaN or infinity.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = {name.removeprefix("model."): x for name, x in checkpoint["state_dict"].items()}
+        parts = {key: checkpoint[key] for key in ("epoch", "loops", "optimizer_states", "callbacks")}
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise DataError(
-            f"{path} is not a readable checkpoint: {reason}. Delete it to start from the other "
-            "checkpoint or from the beginning."
+            f"{path} is not a readable checkpoint: {reason}. Use an intact copy, or start a new run "
+            f"with --config {path.parent.parent / 'config.yaml'}."
         ) from None
+    load_state(path, state, model)
+    return parts

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.data import Split, Task
-from ctrnn_assembly.errors import TrainingError
+from ctrnn_assembly.errors import DataError, TrainingError
 from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
 from ctrnn_assembly.runs import model_certificate, write
 
@@ -34,12 +34,21 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 class Batches:
     """Batches (input, class, lengths) of a split that lies in memory.
 
-    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch); each
-    process of a distributed run takes its share.
+    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch). Each
+    process of a distributed run takes its share, unless `whole`.
     """
 
-    def __init__(self, task: Task, split: Split, batch_size: int, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        whole: bool = False,
+    ) -> None:
         self.task, self.split, self.batch_size, self.seed = task, split, batch_size, seed
+        self.whole = whole
         self.epoch = 0
 
     def to(self, device: torch.device) -> None:
@@ -52,7 +61,7 @@ class Batches:
             self.split = Split(self.split.x.to(device), self.split.y.to(device), lengths)
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.split) / _processes()[1]) / self.batch_size)
+        return math.ceil(math.ceil(len(self.split) / self._share()[1]) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         generator = None
@@ -60,7 +69,7 @@ class Batches:
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(len(self.split), generator=generator)
-        rank, count = _processes()
+        rank, count = self._share()
         # Every process gets the same number of samples: the first ones are repeated.
         short = -len(order) % count
         order = torch.cat([order, order[:short]])[rank::count]
@@ -68,23 +77,30 @@ class Batches:
             lengths = None if self.split.lengths is None else self.split.lengths[index]
             yield self.task.sequence(self.split.x[index], generator), self.split.y[index], lengths
 
+    def _share(self) -> tuple[int, int]:
+        return (0, 1) if self.whole else _processes()
+
 
 class Training(pl.LightningModule):
     """Cross-entropy of the last state's readout; Adam; certificate every epoch."""
 
-    def __init__(self, model: SequenceClassifier, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, model: SequenceClassifier, config: TrainConfig, train: Batches) -> None:
         super().__init__()
-        self.model, self.config, self.steps_per_epoch = model, config, steps_per_epoch
+        self.model, self.config, self.train_batches = model, config, train
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, correct = self._loss(batch)
         if not bool(torch.isfinite(loss)):
-            raise TrainingError(self._diverged(batch, index))
+            raise TrainingError(self._diverged(batch, f"step {index + 1}"))
         self._log("train", batch, loss, correct)
         return loss
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        self._log("val", batch, *self._loss(batch))
+        loss, correct = self._loss(batch)
+        if not bool(torch.isfinite(loss)):  # the epoch's last steps: no checkpoint is taken of them
+            steps = f"validation after step {len(self.train_batches)}"
+            raise TrainingError(self._diverged(batch, steps))
+        self._log("val", batch, loss, correct)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -98,7 +114,7 @@ class Training(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # Batches is a lazy iterator: the order is drawn after this, at the first batch.
-        self.trainer.train_dataloader.epoch = self.current_epoch  # type: ignore[union-attr]
+        self.train_batches.epoch = self.current_epoch
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -106,7 +122,7 @@ class Training(pl.LightningModule):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, learning_rate_factor(config, self.steps_per_epoch)
+            optimizer, learning_rate_factor(config, len(self.train_batches))
         )
         return {
             "optimizer": optimizer,
@@ -119,24 +135,26 @@ class Training(pl.LightningModule):
         return F.cross_entropy(logits.float(), y), (logits.argmax(-1) == y).float().mean()
 
     def _log(self, part: str, batch: Batch, loss: Tensor, correct: Tensor) -> None:
-        values = {f"{part}_loss": loss.detach(), f"{part}_accuracy": correct}
-        self.log_dict(
-            values,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch[1]),
-            sync_dist=_processes()[1] > 1,
-        )
+        for name, value in (("loss", loss.detach()), ("accuracy", correct)):
+            self.log(
+                f"{part}_{name}",
+                value,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=(part, name) in (("train", "loss"), ("val", "accuracy")),
+                batch_size=len(batch[1]),
+                sync_dist=_processes()[1] > 1,
+            )
 
     @torch.no_grad()
-    def _diverged(self, batch: Batch, index: int) -> str:
-        states = self.model.core.last(batch[0], lengths=batch[2])  # type: ignore[operator]
-        norm = float(states.norm(dim=-1).max())
+    def _diverged(self, batch: Batch, step: str) -> str:
+        norms = self.model.core(batch[0], lengths=batch[2])[0].norm(dim=-1)
+        finite = norms[norms.isfinite()]
+        norm = f"{float(finite.max()):.4g}" if len(finite) else "NaN"
         return (
-            f"the loss became NaN or infinite in epoch {self.current_epoch}, step {index}; the largest "
-            f"state norm is {norm:.4g}. The last good checkpoint is kept. Lower learning_rate or dt, "
-            "or use solver imex."
+            f"the loss became NaN or infinite in epoch {self.current_epoch + 1}, {step}; the largest "
+            f"finite state norm is {norm}. The last good checkpoint is kept. Lower learning_rate or "
+            "dt, or use solver imex."
         )
 
 
@@ -213,7 +231,7 @@ def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: in
     model.eval()
     parameter = next(model.parameters())
     correct = 0
-    for u, y, lengths in Batches(task, split, batch_size):
+    for u, y, lengths in Batches(task, split, batch_size, whole=True):
         logits = model(
             u.to(parameter), lengths=None if lengths is None else lengths.to(parameter.device)
         )
@@ -222,11 +240,21 @@ def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: in
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.csv; none if there is no file."""
+    """The rows of metrics.csv; none if there is no file.
+
+    Raises:
+        DataError: if it is not such a table.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        for row in rows:
+            int(row["epoch"]), float(row["seconds"])
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise DataError(f"{path} is not a table of epochs. Delete it to go on without it.") from None
+    return rows
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -67,8 +67,10 @@ class AdaDiagClip(Contracting):
 
     @torch.no_grad()
     def project_(self, theta: Tensor) -> None:
-        """Put theta back into [-kappa, kappa], in place."""
-        theta.clamp_(-self.radius, self.radius)
+        """Put theta back inside (-kappa, kappa), in place."""
+        # Not onto kappa itself: there torch's clamp has no gradient either, and theta would stick.
+        inside = self.radius * (1 - 1e-6)
+        theta.clamp_(-inside, inside)
 
 
 def _diagonal_ratio(constraint: Contracting, W: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def torchdiffeq_solve(
 
 
 def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
-    """Where pieces end: the breaks of the input between the first and last time, and the last time."""
+    """Where pieces end: the breaks of the input inside the times t, and the last time."""
     if signal is None:
         return t[-1:]
     breaks = signal.breaks.to(t)

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.terms import Edge, Terms
 
 CHUNK = 32
@@ -120,8 +120,11 @@ class _Euler(torch.autograd.Function):
         return X
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
+            raise SolverError(
+                "the fused Euler solver has no second derivatives. Use method='euler-plain'."
+            )
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
             return _adjoint(ctx, grad)
 

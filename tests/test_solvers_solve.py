@@ -1,0 +1,166 @@
+"""`solve` itself: grids, per-sample steps, lengths, what it saves, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ctrnn_assembly import Subnetwork, Unconstrained
+from ctrnn_assembly.errors import DataError, ShapeError, SolverError
+from ctrnn_assembly.inputs import CubicHermite, Linear, ZeroOrderHold
+from ctrnn_assembly.solvers import GRID_METHODS, METHODS, solve
+from solver_problems import DT, F64, mixed, normal, one_module
+from solver_problems import one_thread as one_thread
+
+TERMS = one_module("tanh", "x")
+X0, U = normal(3, 6), normal(3, 8, 2, seed=1)
+SOME = (*GRID_METHODS, "rk4", "dopri5")
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_time_given_in_three_ways_is_the_same(method: str) -> None:
+    t = torch.cat([torch.zeros(1, dtype=F64), torch.full((8,), DT, dtype=F64).cumsum(0)])
+    number = solve(TERMS, X0, u=U, dt=DT, method=method)
+    steps = solve(TERMS, X0, u=U, dt=torch.full((8,), DT), method=method)
+    times = solve(TERMS, X0, t, u=U, method=method)
+    assert number.x.shape == (3, 9, 6)
+    assert torch.equal(number.x[:, 0], X0)
+    assert_close(number.t, t, rtol=0, atol=1e-15)
+    # torch.full((8,), DT) may be float32: DT to 1e-8.
+    assert_close(steps.x, number.x, rtol=1e-6, atol=1e-6)
+    assert_close(times.x, number.x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("lengths", [None, [8, 0, 3]])
+def test_last_is_the_last_of_all(method: str, lengths: list[int] | None) -> None:
+    valid = None if lengths is None else torch.tensor(lengths)
+    every = solve(TERMS, X0, u=U, dt=DT, method=method, lengths=valid)
+    last = solve(TERMS, X0, u=U, dt=DT, method=method, lengths=valid, save="last")
+    assert last.x.shape == (3, 1, 6)
+    assert torch.equal(last.last, every.x[:, -1])
+    assert torch.equal(last.t, every.t[-1:])
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_a_state_stays_from_its_length_on_and_padding_does_not_matter(method: str) -> None:
+    lengths = torch.tensor([8, 0, 3])
+    padded = U.clone().requires_grad_()
+    x = solve(TERMS, X0, u=padded, dt=DT, method=method, lengths=lengths).x
+    # Adaptive steps are chosen for the whole batch, so they agree within the tolerance only.
+    tolerance = 1e-5 if method == "dopri5" else 1e-13
+    for k, length in enumerate([8, 0, 3]):
+        if length:
+            alone = solve(TERMS, X0[[k]], u=U[[k], :length], dt=DT, method=method).x[0]
+            assert_close(x[k, : length + 1], alone, rtol=tolerance, atol=tolerance)
+        assert torch.equal(x[k, length:], x[k, length].expand(9 - length, -1))
+    (g,) = torch.autograd.grad(x.sum(), padded)
+    assert float(g[2, 3:].abs().max()) == 0
+    assert float(g[1].abs().max()) == 0
+    assert float(g[2, :3].abs().min()) > 0
+
+
+@pytest.mark.parametrize("method", GRID_METHODS)
+def test_per_sample_steps_equal_separate_solves(method: str) -> None:
+    dt = 0.01 + 0.1 * torch.rand(3, 8, generator=torch.Generator().manual_seed(2), dtype=F64)
+    together = solve(TERMS, X0, u=U, dt=dt, method=method)
+    assert together.t.shape == (3, 9)
+    for k in range(3):
+        alone = solve(TERMS, X0[[k]], u=U[[k]], dt=dt[k], method=method)
+        assert_close(together.x[k], alone.x[0], rtol=1e-12, atol=1e-12)
+        assert_close(together.t[k], alone.t, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("kind", [ZeroOrderHold, Linear, CubicHermite])
+def test_a_signal_may_have_other_times_than_the_solve(method: str, kind) -> None:  # type: ignore[no-untyped-def]
+    signal = kind(normal(3, 4, 2, seed=3), torch.tensor([0.0, 0.11, 0.2, 0.43], dtype=F64))
+    t = torch.linspace(0, 0.6, 61, dtype=F64)
+    x = solve(TERMS, X0, t, u=signal, method=method).x
+    fine = solve(TERMS, X0, t, u=signal, method="rk4", step_size=0.001).x
+    # First-order methods at dt = 0.01 on a field of slope about 10.
+    assert_close(x, fine, rtol=0, atol=1e-5 if method in ("rk4", "dopri5") else 0.15)
+    if method in GRID_METHODS:
+        samples = torch.stack([signal(s) for s in t[:-1]], 1)
+        assert torch.equal(x, solve(TERMS, X0, t, u=samples, method=method).x)
+
+
+def test_status_tells_a_diverged_solve() -> None:
+    net = Subnetwork(Unconstrained("relu"), 4, weight=50 * torch.eye(4)).double()
+    x0, u = torch.ones(1, 4, dtype=F64), torch.ones(1, 900, 4, dtype=F64)
+    assert solve(net, x0, u=u[:, :5], dt=0.1).status == "completed"
+    assert solve(net, x0, u=u, dt=0.1).status == "diverged"
+    assert solve(net, x0, u=u, dt=0.1, save="last").status == "diverged"
+
+
+def test_a_solution_says_how_it_came_about() -> None:
+    grid = solve(TERMS, X0, u=U, dt=DT)
+    assert (grid.method, grid.steps, grid.evaluations) == ("euler", 8, 8)
+    adaptive = solve(TERMS, X0, u=U, dt=DT, method="dopri5")
+    assert adaptive.steps is None
+    assert adaptive.evaluations > 8 * 6
+
+
+def test_whole_number_times_are_times() -> None:
+    a = solve(TERMS, X0, torch.arange(4), method="rk4").x
+    assert_close(a, solve(TERMS, X0, torch.arange(4.0, dtype=F64), method="rk4").x, rtol=0, atol=0)
+
+
+REFUSED = [
+    ({"method": "eulr", "dt": DT}, SolverError, "method must be one of euler, .*dopri5.*got 'eulr'"),
+    ({}, SolverError, "either the times t or the step length dt"),
+    ({"dt": DT, "t": torch.linspace(0, 1, 9)}, SolverError, "either the times t or the step length dt"),
+    ({"dt": -DT}, SolverError, "dt must be positive and finite; got .-0.03"),
+    ({"dt": 0.0}, SolverError, "dt must be positive"),
+    ({"dt": math.nan}, SolverError, "dt must be positive and finite"),
+    ({"dt": torch.full((7,), DT)}, ShapeError, "one sample a step, 7 of them; got 8"),
+    ({"dt": torch.full((2, 8), DT)}, ShapeError, r"\(batch, time\) with batch 3; got \(2, 8\)"),
+    ({"dt": DT, "u": None}, SolverError, "dt as a number needs samples"),
+    ({"t": torch.tensor([0.0])}, SolverError, "k >= 2"),
+    ({"t": torch.tensor([0.0, 1.0, 1.0])}, SolverError, "finite and increase"),
+    ({"t": torch.tensor([0.0, math.nan])}, SolverError, "finite and increase"),
+    ({"t": torch.tensor([0.0, math.inf])}, SolverError, "finite and increase"),
+    ({"t": torch.zeros(2, 9)}, SolverError, r"t must be \(k,\)"),
+    ({"dt": DT, "u": U[0]}, ShapeError, r"u must be \(batch, time, m\)"),
+    ({"dt": DT, "u": U[:, 0, 0]}, ShapeError, r"u must be \(batch, time, m\)"),
+    ({"dt": DT, "u": U[:2]}, ShapeError, "batch 3 and m = 2"),
+    ({"dt": DT, "u": U[..., :1]}, ShapeError, "batch 3 and m = 2"),
+    ({"dt": DT, "u": U / 0}, DataError, "the input must be finite"),
+    ({"dt": DT, "x0": X0[0]}, ShapeError, r"x0 must be \(batch, 6\)"),
+    ({"dt": DT, "x0": X0[:, :5]}, ShapeError, r"x0 must be \(batch, 6\)"),
+    ({"dt": DT, "x0": X0.long()}, ShapeError, "floating point"),
+    ({"dt": DT, "x0": X0.float()}, ShapeError, r"dtype and device of the field, torch.float64"),
+    ({"dt": DT, "lengths": torch.tensor([1, 2])}, ShapeError, r"lengths must be \(3,\)"),
+    ({"dt": DT, "lengths": torch.tensor([1, 2, 9])}, ShapeError, r"0\.\.8"),
+    ({"dt": DT, "lengths": torch.tensor([1, 2, -1])}, ShapeError, r"0\.\.8"),
+    ({"dt": DT, "lengths": torch.tensor([1.0, 2, 3])}, ShapeError, "whole numbers"),
+    ({"dt": DT, "method": "rk4", "step_size": 0.0}, SolverError, "step_size must be positive"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
+def test_wrong_arguments_are_refused(changes: dict, error: type[Exception], message: str) -> None:  # type: ignore[type-arg]
+    arguments = {"x0": X0, "u": U} | changes
+    with pytest.raises(error, match=f"(?s){message}"):
+        solve(TERMS, **arguments)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in GRID_METHODS])
+def test_shared_grids_are_asked_for_where_needed(method: str) -> None:
+    with pytest.raises(SolverError, match="needs one time grid for the whole batch"):
+        solve(TERMS, X0, u=U, dt=torch.full((3, 8), DT), method=method)
+
+
+def test_a_signal_cannot_follow_per_sample_steps() -> None:
+    signal = ZeroOrderHold(U, torch.arange(8, dtype=F64))
+    with pytest.raises(SolverError, match="a Signal has one time grid"):
+        solve(TERMS, X0, u=signal, dt=torch.full((3, 8), DT))
+
+
+def test_an_input_of_width_one_is_not_spread_over_all_units() -> None:
+    net = mixed()
+    with pytest.raises(ShapeError, match="m = 23"):
+        solve(net, normal(2, 23), u=normal(2, 4, 1), dt=DT)
