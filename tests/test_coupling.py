@@ -257,6 +257,11 @@ def test_hierarchy_gain_is_the_norm_in_the_metrics() -> None:
         split = np.linalg.norm(T[1] @ (K / 0.5), 2) * np.linalg.norm(np.linalg.inv(T[0]), 2)
         expected = linear if psi is None else split
         np.testing.assert_allclose(array(gains), [[0, 0], [expected, 0]], rtol=1e-9)
+        a, b = (m.rate - min(modules[0].rate, modules[1].rate) / 2 for m in modules)
+        kappa = a * b / ((a + expected) * (b + expected))
+        scaled = array(net.metric().matrix())
+        ratio = (scaled[3, 3] / M[1][0, 0]) / (scaled[0, 0] / M[0][0, 0])
+        assert ratio == pytest.approx(kappa, rel=1e-9)
 
 
 def test_hierarchy_scales_of_two_modules() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 from ctrnn_assembly import Subnetwork, Unconstrained
-from ctrnn_assembly.errors import DataError, ShapeError, SolverError
-from ctrnn_assembly.inputs import CubicHermite, Linear, ZeroOrderHold
-from ctrnn_assembly.solvers import GRID_METHODS, METHODS, solve
-from solver_problems import DT, F64, mixed, normal, one_module
+from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.solvers import GRID_METHODS, solve
+from solver_problems import DT, F64, normal, one_module
 from solver_problems import one_thread as one_thread
 
 TERMS = one_module("tanh", "x")
@@ -58,9 +55,11 @@ def test_a_state_stays_from_its_length_on_and_padding_does_not_matter(method: st
             assert_close(x[k, : length + 1], alone, rtol=tolerance, atol=tolerance)
         assert torch.equal(x[k, length:], x[k, length].expand(9 - length, -1))
     (g,) = torch.autograd.grad(x.sum(), padded)
-    assert float(g[2, 3:].abs().max()) == 0
-    assert float(g[1].abs().max()) == 0
-    assert float(g[2, :3].abs().min()) > 0
+    # torchdiffeq lets a little gradient through its choice of the first step.
+    leak = 1e-9 if method == "dopri5" else 0.0
+    assert float(g[2, 3:].abs().max()) <= leak
+    assert float(g[1].abs().max()) <= leak
+    assert float(g[2, :3].abs().min()) > 1e-6
 
 
 @pytest.mark.parametrize("method", GRID_METHODS)
@@ -76,7 +75,7 @@ def test_per_sample_steps_equal_separate_solves(method: str) -> None:
 
 @pytest.mark.parametrize("method", SOME)
 @pytest.mark.parametrize("kind", [ZeroOrderHold, Linear, CubicHermite])
-def test_a_signal_may_have_other_times_than_the_solve(method: str, kind) -> None:  # type: ignore[no-untyped-def]
+def test_a_signal_may_have_other_times_than_the_solve(method: str, kind: type[Signal]) -> None:
     signal = kind(normal(3, 4, 2, seed=3), torch.tensor([0.0, 0.11, 0.2, 0.43], dtype=F64))
     t = torch.linspace(0, 0.6, 61, dtype=F64)
     x = solve(TERMS, X0, t, u=signal, method=method).x
@@ -107,60 +106,3 @@ def test_a_solution_says_how_it_came_about() -> None:
 def test_whole_number_times_are_times() -> None:
     a = solve(TERMS, X0, torch.arange(4), method="rk4").x
     assert_close(a, solve(TERMS, X0, torch.arange(4.0, dtype=F64), method="rk4").x, rtol=0, atol=0)
-
-
-REFUSED = [
-    ({"method": "eulr", "dt": DT}, SolverError, "method must be one of euler, .*dopri5.*got 'eulr'"),
-    ({}, SolverError, "either the times t or the step length dt"),
-    ({"dt": DT, "t": torch.linspace(0, 1, 9)}, SolverError, "either the times t or the step length dt"),
-    ({"dt": -DT}, SolverError, "dt must be positive and finite; got .-0.03"),
-    ({"dt": 0.0}, SolverError, "dt must be positive"),
-    ({"dt": math.nan}, SolverError, "dt must be positive and finite"),
-    ({"dt": torch.full((7,), DT)}, ShapeError, "one sample a step, 7 of them; got 8"),
-    ({"dt": torch.full((2, 8), DT)}, ShapeError, r"\(batch, time\) with batch 3; got \(2, 8\)"),
-    ({"dt": DT, "u": None}, SolverError, "dt as a number needs samples"),
-    ({"t": torch.tensor([0.0])}, SolverError, "k >= 2"),
-    ({"t": torch.tensor([0.0, 1.0, 1.0])}, SolverError, "finite and increase"),
-    ({"t": torch.tensor([0.0, math.nan])}, SolverError, "finite and increase"),
-    ({"t": torch.tensor([0.0, math.inf])}, SolverError, "finite and increase"),
-    ({"t": torch.zeros(2, 9)}, SolverError, r"t must be \(k,\)"),
-    ({"dt": DT, "u": U[0]}, ShapeError, r"u must be \(batch, time, m\)"),
-    ({"dt": DT, "u": U[:, 0, 0]}, ShapeError, r"u must be \(batch, time, m\)"),
-    ({"dt": DT, "u": U[:2]}, ShapeError, "batch 3 and m = 2"),
-    ({"dt": DT, "u": U[..., :1]}, ShapeError, "batch 3 and m = 2"),
-    ({"dt": DT, "u": U / 0}, DataError, "the input must be finite"),
-    ({"dt": DT, "x0": X0[0]}, ShapeError, r"x0 must be \(batch, 6\)"),
-    ({"dt": DT, "x0": X0[:, :5]}, ShapeError, r"x0 must be \(batch, 6\)"),
-    ({"dt": DT, "x0": X0.long()}, ShapeError, "floating point"),
-    ({"dt": DT, "x0": X0.float()}, ShapeError, r"dtype and device of the field, torch.float64"),
-    ({"dt": DT, "lengths": torch.tensor([1, 2])}, ShapeError, r"lengths must be \(3,\)"),
-    ({"dt": DT, "lengths": torch.tensor([1, 2, 9])}, ShapeError, r"0\.\.8"),
-    ({"dt": DT, "lengths": torch.tensor([1, 2, -1])}, ShapeError, r"0\.\.8"),
-    ({"dt": DT, "lengths": torch.tensor([1.0, 2, 3])}, ShapeError, "whole numbers"),
-    ({"dt": DT, "method": "rk4", "step_size": 0.0}, SolverError, "step_size must be positive"),
-]
-
-
-@pytest.mark.parametrize(("changes", "error", "message"), REFUSED)
-def test_wrong_arguments_are_refused(changes: dict, error: type[Exception], message: str) -> None:  # type: ignore[type-arg]
-    arguments = {"x0": X0, "u": U} | changes
-    with pytest.raises(error, match=f"(?s){message}"):
-        solve(TERMS, **arguments)
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in GRID_METHODS])
-def test_shared_grids_are_asked_for_where_needed(method: str) -> None:
-    with pytest.raises(SolverError, match="needs one time grid for the whole batch"):
-        solve(TERMS, X0, u=U, dt=torch.full((3, 8), DT), method=method)
-
-
-def test_a_signal_cannot_follow_per_sample_steps() -> None:
-    signal = ZeroOrderHold(U, torch.arange(8, dtype=F64))
-    with pytest.raises(SolverError, match="a Signal has one time grid"):
-        solve(TERMS, X0, u=signal, dt=torch.full((3, 8), DT))
-
-
-def test_an_input_of_width_one_is_not_spread_over_all_units() -> None:
-    net = mixed()
-    with pytest.raises(ShapeError, match="m = 23"):
-        solve(net, normal(2, 23), u=normal(2, 4, 1), dt=DT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
-from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, METHODS, solve
+from ctrnn_assembly.solvers import FIXED_STEP, solve
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS
 from solver_problems import DT, F64, mixed, normal, one_module, tight
 from solver_problems import one_thread as one_thread
@@ -81,8 +79,8 @@ def test_a_first_step_that_ends_on_a_jump_hides_no_jump(step_size: float) -> Non
 
 def test_float32_states_see_every_held_sample_once() -> None:
     # Each sample is a pulse for one unit; a skipped or repeated one is an error of 0.03.
-    u = torch.zeros(1, 784, 2, dtype=F64)
-    u[0, torch.randperm(784, generator=torch.Generator().manual_seed(0))[:300]] = 1.0
+    u = torch.zeros(1, 400, 2, dtype=F64)
+    u[0, torch.randperm(400, generator=torch.Generator().manual_seed(0))[:150]] = 1.0
     terms = mixed().terms().driven(normal(23, 2))
     narrow = type(terms)(
         tuple(W.detach().float() for W in terms.blocks),
@@ -119,68 +117,3 @@ def test_times_that_float32_cannot_tell_apart_are_refused() -> None:
             u=torch.zeros(2, 4, 6),
             method="dopri5",
         )
-
-
-def says_where(message: str) -> bool:
-    return bool(re.search(r"at t = \S+, largest state norm \S+, after \d+ evaluations", message))
-
-
-def test_an_exhausted_step_budget_is_explained() -> None:
-    t = torch.tensor([0.0, 50.0], dtype=F64)
-    with pytest.raises(SolverError, match="used all of its 3 steps") as caught:
-        solve(TERMS, X0, t, method="dopri5", max_steps=3)
-    assert says_where(str(caught.value))
-    assert "max_steps" in str(caught.value)
-
-
-def test_an_underflow_of_the_step_is_explained() -> None:
-    # A hidden jump of a size that no tolerance accepts: the step shrinks below the resolution of t.
-    t = torch.tensor([0.0, 2.0], dtype=F64)
-    jump = lambda s, x: 1e12 * (s > 1.0) * torch.sin(1e9 * s) + 0 * x  # noqa: E731
-    with pytest.raises(SolverError, match="below the resolution of time") as caught:
-        solve(jump, X0, t, method="dopri5", rtol=1e-13, atol=1e-13)
-    assert says_where(str(caught.value))
-
-
-def test_a_state_that_is_not_finite_is_explained() -> None:
-    t = torch.tensor([0.0, 10.0], dtype=F64)
-    with pytest.raises(SolverError, match="not finite") as caught:
-        solve(lambda s, x: torch.where(s > 1, torch.nan, x), X0, t, method="dopri5")
-    assert says_where(str(caught.value))
-
-
-def lorenz(t: Tensor, x: Tensor) -> Tensor:
-    a, b, c = x.unbind(-1)
-    return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], -1)
-
-
-@pytest.mark.parametrize("method", TORCHDIFFEQ_METHODS)
-def test_any_field_works_with_torchdiffeqs_methods(method: str) -> None:
-    x0 = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 3.0, 20.0]], dtype=F64)
-    t = torch.linspace(0, 0.5, 501 if method in FIXED_STEP else 11, dtype=F64)
-    x = solve(lorenz, x0, t, method=method, rtol=1e-6, atol=1e-6).last
-    expected = tight(lorenz, x0, torch.tensor([0.0, 0.5], dtype=F64), 2000)[:, -1]
-    assert_close(x, expected, rtol=0, atol=1e-2)  # states of size 20; midpoint is the worst
-
-
-@pytest.mark.parametrize("method", GRID_METHODS)
-def test_grid_methods_refuse_a_plain_function(method: str) -> None:
-    with pytest.raises(SolverError, match=r"needs the tensors of the field.*rk4 or dopri5"):
-        solve(lorenz, torch.ones(1, 3), torch.tensor([0.0, 1.0]), method=method)
-
-
-def test_an_input_beside_a_plain_function_is_refused_not_ignored() -> None:
-    with pytest.raises(SolverError, match="Call your input inside f"):
-        solve(lorenz, torch.ones(1, 3), dt=0.1, u=torch.ones(1, 4, 3), method="rk4")
-
-
-@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
-def test_multistep_methods_refuse_unequal_steps(method: str) -> None:
-    t = torch.tensor([0.0, 0.1, 0.2, 0.4, 0.5], dtype=F64)
-    with pytest.raises(SolverError, match=r"needs equal steps; got steps from 0.1 to 0.2"):
-        solve(lorenz, torch.ones(1, 3, dtype=F64), t, method=method)
-
-
-def test_every_method_of_torchdiffeq_is_offered_once() -> None:
-    assert {"dopri5", "dopri8", "bosh3", "rk4", "midpoint"} <= set(METHODS)
-    assert len(set(METHODS)) == len(METHODS)

@@ -146,7 +146,9 @@ def _block(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> _Block:
     if phi.slope[0] == phi.slope[1]:
         linear = symmetric_part(phi.slope[0] * balanced)
         candidates.append((1 - float(torch.linalg.eigvalsh(linear)[-1]), "linear"))
-    rate, theorem = max(candidates) if candidates else (-math.inf, "none")
+    best = max((rate for rate, _ in candidates), default=-math.inf)
+    # The plainest proof of (almost) the best rate names the theorem.
+    rate, theorem = next((c for c in candidates if c[0] >= best - 1e-9), (-math.inf, "none"))
     return _Block(rate, theorem, norm, _disc(W, phi, norm))
 
 
@@ -197,8 +199,6 @@ def _disc(W: Tensor, phi: Activation, norm: float) -> tuple[float, float]:
     if float((W - torch.diag(diagonal)).abs().max()) > 0:
         return 1.0, norm
     ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]]) - 1
-    if phi.slope[0] > 0:  # the declared interval, widened to hold 0, covers an inactive unit too
-        ends = torch.cat([ends, -torch.ones_like(ends[:1])])
     low, high = float(ends.min()), float(ends.max())
     return -(low + high) / 2, (high - low) / 2
 
@@ -328,10 +328,15 @@ def _reasons(blocks: list[_Block], rate: float, skewness: float) -> tuple[str, .
 
 
 def _not_finite(terms: Terms, metric: Metric) -> str:
+    """Why nothing can be computed, or an empty string."""
     tensors = [*terms.tensors(), *(f.theta for f in metric.factors)]
-    if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        return ""
-    return "a weight, metric or time constant is NaN or infinite"
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        return "a weight, metric or time constant is NaN or infinite; retrain or use an intact copy"
+    for k, factor in enumerate(metric.factors):
+        values = torch.linalg.svdvals(_dense(factor.theta.double()))
+        if float(values[-1]) <= 1e-14 * float(values[0]):
+            return f"the metric of module {k} is singular; it must be positive definite"
+    return ""
 
 
 def _balanced(metric: Metric, L: Tensor) -> Tensor:

@@ -56,7 +56,9 @@ class TrainConfig(BaseModel):
         "cosine", description="learning rate over time"
     )
     warmup: int = Field(0, ge=0, description="epochs of linear warm-up")
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="epochs at which `steps` cuts the rate")
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="epochs at which `steps` cuts the rate"
+    )
     decay: float = Field(0.1, gt=0, le=1, description="factor of each cut")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")

@@ -98,6 +98,10 @@ class CubicHermite(Signal):
         inner = (secants[:, 1:] + secants[:, :-1]) / 2
         self.slopes = torch.cat([secants[:, :1], inner, secants[:, -1:]], 1)
 
+    @property
+    def breaks(self) -> Tensor:
+        return self.times[[0, -1]]  # where the constant begins
+
     def __call__(self, t: Tensor) -> Tensor:
         k = self.interval(t)
         if k == len(self.times) - 1:

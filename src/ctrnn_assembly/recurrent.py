@@ -134,7 +134,7 @@ class CTRNN(nn.Module):
         signal = INTERPOLATIONS[self.interpolation](u.to(x0), t[:-1])
         return solve(terms, x0, t, u=signal, lengths=lengths, save=save, **self._options())
 
-    def _options(self) -> dict:  # type: ignore[type-arg]
+    def _options(self) -> dict:
         return {
             "method": self.solver,
             "rtol": self.rtol,

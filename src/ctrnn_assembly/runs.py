@@ -126,12 +126,13 @@ def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a finished run."""
     path = run / "summary.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it again."
+            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
+            "again."
         ) from None
 
 

@@ -84,7 +84,7 @@ def torchdiffeq_solve(
             solver = torchdiffeq.odeint_adjoint
             extra = {"adjoint_params": parameters}
         try:
-            states += solver(
+            x = solver(
                 counted if signal is None else counted.between(piece[0], piece[-1]),
                 states[-1][-1],
                 piece,
@@ -93,13 +93,13 @@ def torchdiffeq_solve(
                 method=method,
                 options=options,
                 **extra,
-            )[1:, None]
+            )
+            if len(x) != len(piece):
+                raise AssertionError("scipy stopped early")
         except AssertionError as error:
             message = explain(str(error), method, max_steps, counted.evaluations, counted.last)
             raise SolverError(message) from error
-        if len(states) != end + 1:  # scipy stops early without an error
-            message = explain("stopped early", method, max_steps, counted.evaluations, counted.last)
-            raise SolverError(message)
+        states += x[1:, None]
     return torch.cat(states)[torch.searchsorted(times, t)], counted.evaluations
 
 
