@@ -222,8 +222,8 @@ def test_project_puts_the_clipped_weights_back() -> None:
         raw.copy_(torch.tensor([5.0, -0.3]))
     before = clip.weight.clone()
     net.project_()
-    torch.testing.assert_close(raw.detach(), torch.tensor([0.9, -0.3]), rtol=3e-6, atol=0)
-    torch.testing.assert_close(clip.weight, before, rtol=2e-6, atol=0)
+    torch.testing.assert_close(raw.detach(), torch.tensor([0.9, -0.3]), rtol=2e-5, atol=0)
+    torch.testing.assert_close(clip.weight, before, rtol=2e-5, atol=0)
     clip.weight.sum().backward()
     assert (clip.parametrizations["weight"].original0.grad != 0).all()
 

@@ -336,7 +336,7 @@ def test_theorem1_map() -> None:
     """THEORY oracle 5, with the radius r = 1 - margin."""
     rule = constraint("absolute")
     W = array(rule(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.zeros(2)))
-    np.testing.assert_allclose(W / 0.99, [[0, 0.5], [0.5, 0]], rtol=2e-6)
+    np.testing.assert_allclose(W / 0.99, [[0, 0.5], [0.5, 0]], rtol=2e-5)
     assert worst_rate(W / rule.radius, np.eye(2)) == pytest.approx(0.5, abs=1e-12)
 
 
@@ -393,7 +393,8 @@ def test_state_dict_copies_casts_and_modes_keep_the_weight(name: str) -> None:
         assert torch.equal(other.weight, W)
         assert torch.equal(other.metric().matrix(), M)
     there_and_back = twin.to(torch.float32)
-    assert there_and_back.weight.dtype == there_and_back.metric().theta().dtype == torch.float32
+    assert there_and_back.weight.dtype == torch.float32
+    assert there_and_back.metric().theta().dtype == torch.float64  # so that couplings round once
     torch.testing.assert_close(there_and_back.weight, W.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(there_and_back.to(torch.float64).weight, W, rtol=1e-5, atol=1e-5)
 

@@ -218,10 +218,9 @@ def test_chain_of_four_with_large_gains() -> None:
 
 
 def test_metric_that_the_dtype_cannot_hold_is_refused() -> None:
-    modules = [Subnetwork(Singular("tanh"), 2) for _ in range(8)]
-    net = couple(modules, "chain", kind="hierarchy", gain=1e5).to(torch.float32)
+    chain = torch.diag(torch.full((7,), 1e60), -1)
     with pytest.raises(ContractionError, match="hierarchy's metric"):
-        net.metric()
+        hierarchy_scales(chain, torch.full((8,), 0.01))
 
 
 @pytest.mark.parametrize("psi", [None, "tanh"])

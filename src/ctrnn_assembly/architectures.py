@@ -109,7 +109,8 @@ def build_model(
     """
     generator = torch.Generator().manual_seed(seed)
     if name in BASELINES:
-        return SequenceClassifier(_baseline(name, n_input, modules * units, seed), n_class)
+        baseline = _baseline(name, n_input, modules * units, seed)
+        return SequenceClassifier(baseline, n_class, generator=generator)
     if name not in ARCHITECTURES:
         raise ConfigError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
     if modules < 1 or units < 1:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils import parametrize
 
-from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.coupling import Coupling, Feedback, FreeCoupling, Hierarchy, Init
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
@@ -79,8 +79,7 @@ class Subnetwork(nn.Module):
         else:
             self.register_buffer("bias", zeros, persistent=False)
         self.register_buffer("tau", self._checked_tau(tau, W))
-        if constraint.frozen:
-            self.register_load_state_dict_post_hook(_check_frozen)
+        self.register_load_state_dict_post_hook(_check_loaded)
 
     @property
     def constraint(self) -> Contracting:
@@ -106,7 +105,7 @@ class Subnetwork(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return self.terms()(x, u)
+        return _field(self.terms(), x, u)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -221,7 +220,7 @@ class Assembly(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return self.terms()(x, u)
+        return _field(self.terms(), x, u)
 
     def project_(self) -> None:
         """Put raw tensors back where they have a gradient (AdaDiag clip)."""
@@ -245,9 +244,16 @@ def couple(
     kind: Literal["feedback", "hierarchy", "free"] = "feedback",
     init: Init = "uniform",
     gain: float = 1.0,
+    psi: str | Activation | None = None,
     generator: torch.Generator | None = None,
 ) -> Assembly:
     """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
+
+    Args:
+        modules: subnetworks and assemblies.
+        topology: a name, or pairs (i, j); `topology.from_graph` makes them from a networkx graph.
+        kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
+        init, gain: how the coupling's free entries start, see `BlockMatrix`.
 
     Example:
         >>> from ctrnn_assembly import Singular, Subnetwork, couple
@@ -263,15 +269,30 @@ def couple(
     kinds = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
     if kind not in kinds:
         raise ConfigError(f"kind must be one of {', '.join(kinds)}; got {kind!r}.")
-    coupling = kinds[kind](sizes, pairs, init=init, gain=gain, generator=generator)
-    return Assembly(modules, coupling)
+    settings: dict[str, Any] = {"init": init, "gain": gain, "generator": generator}
+    if psi is not None:
+        if kind != "hierarchy":
+            raise ConfigError(
+                f"psi is for kind='hierarchy', whose edges may be nonlinear; got {kind!r}."
+            )
+        settings["psi"] = psi
+    return Assembly(modules, kinds[kind](sizes, pairs, **settings))
 
 
-def _check_frozen(module: Subnetwork, keys: object) -> None:
-    """Refuse a loaded frozen weight outside its set: the file may come from a wider one."""
+def _check_loaded(module: Subnetwork, keys: object) -> None:
+    """Refuse what a file must not change: time constants, and frozen weights outside their set."""
+    module._checked_tau(module.tau, module.weight)
     check = getattr(module.constraint, "check", None)
     if check is not None:
         check(*raw_tensors(module))
+
+
+def _field(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
+    """x' with its shapes checked: an input of the wrong width would broadcast silently."""
+    for name, value in (("x", x), ("u", u)):
+        if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
+            raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
+    return terms(x, u)
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
     """The model of a configuration, with its initial weights."""
-    return build_model(
+    model = build_model(
         config.model,
         n_input,
         n_class,
@@ -70,6 +70,8 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         interpolation=config.interpolation,
         gradient=config.gradient,
     )
+    # Lightning converts after it loads a checkpoint: one in double precision would be rounded.
+    return model.double() if config.precision == "64" else model
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -76,7 +76,7 @@ def from_graph(graph: Any) -> list[Pair]:
             "feedback couples both directions, so the graph must be undirected; got a directed "
             "one. Use graph.to_undirected(), or Hierarchy for one-way coupling."
         )
-    return check_pairs([(number[a], number[b]) for a, b in graph.edges], len(number))
+    return check_pairs([(number[a], number[b]) for a, b in graph.edges()], len(number))
 
 
 def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:

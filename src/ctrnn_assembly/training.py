@@ -206,16 +206,15 @@ class EpochTable(pl.Callback):
 
 def callbacks(config: TrainConfig, run: Path, report: Callable[[dict[str, Any]], None]) -> list[Any]:
     """Checkpoints, table and early stopping of a run."""
-    keep = ModelCheckpoint(
-        dirpath=run / "checkpoints",
-        filename="best",
-        monitor="val_accuracy",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    found: list[Any] = [EpochTable(run / "metrics.csv", report), keep]
+    every_epoch: dict[str, Any] = {
+        "dirpath": run / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **every_epoch)
+    # Not save_last: that copies the best epoch, and a resumed run would go back to it.
+    last = ModelCheckpoint(filename="last", **every_epoch)
+    found: list[Any] = [EpochTable(run / "metrics.csv", report), best, last]
     if config.patience:
         # Between epochs, before the checkpoint is taken, so that a resumed run stops where this does.
         stop = EarlyStopping(

@@ -36,7 +36,7 @@ class AdaDiagTanh(Contracting):
         return (torch.atanh(_diagonal_ratio(self, W)).to(W.dtype),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], raw[0])
+        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self(2 * torch.rand(n, generator=generator) - 1)
@@ -60,7 +60,7 @@ class AdaDiagClip(Contracting):
         return ((self.radius * _diagonal_ratio(self, W)).to(W.dtype),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], raw[0])
+        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self(2 * torch.rand(n, generator=generator) - 1)

@@ -61,8 +61,8 @@ class Contracting(nn.Module, ABC):
 
     @property
     def radius(self) -> float:
-        """1 - margin, less 1e-6 so that rounding W to float32 cannot eat the margin."""
-        return (1 - self.margin) * (1 - 1e-6)
+        """1 - margin, less 1e-5: rounding W to float32 costs at most 6e-8 sqrt(n) of it."""
+        return (1 - self.margin) * (1 - 1e-5)
 
     @abstractmethod
     def forward(self, *raw: Tensor) -> Tensor:
@@ -70,22 +70,25 @@ class Contracting(nn.Module, ABC):
 
     @abstractmethod
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
-        """Raw tensors with forward(*raw) = W.
+        """Raw tensors with forward(*raw) = W; the metric, if free, is searched for.
+
+        To copy a trained module use its state dict, which keeps its metric.
 
         Raises:
-            ContractionError: if W is not in the set.
+            ContractionError: if W is not in the set, or no metric is found within the bounds.
         """
 
     @abstractmethod
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        """The metric of the module, from the same raw tensors as the weight."""
+        """The metric of the module, from the same raw tensors as the weight, in float64."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """A random W of the set, (n, n), in the default dtype."""
 
     def extra_repr(self) -> str:
-        return f"phi={self.phi.name}, margin={self.margin}"
+        guarantee = "no guarantee" if self.rate is None else f"rate>={self.rate}"
+        return f"phi={self.phi.name}, {guarantee}"
 
 
 def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:

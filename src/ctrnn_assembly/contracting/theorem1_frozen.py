@@ -61,7 +61,7 @@ class SparseAbsolute(Contracting):
         self.max_condition, self.tries = max_condition, tries
 
     def forward(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
-        return W
+        return W.clone()  # an in-place change of the weight must not reach the frozen one
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
         check_square(W)
@@ -98,7 +98,7 @@ class SparseAbsolute(Contracting):
             )
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.diagonal(raw[1])
+        return Factor.diagonal(*working_precision(raw[1]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):

@@ -70,7 +70,7 @@ class Symmetric(Contracting):
         R, _ = self._root(*raw)
         R_inv = torch.linalg.inv(R)
         theta, theta_inv = (R_inv, R) if form == "x" else (R, R_inv)
-        return Factor.dense(theta.to(raw[0].dtype), theta_inv.to(raw[0].dtype))
+        return Factor.dense(theta, theta_inv)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         E = torch.randn(n, n, generator=generator) * 0.5

@@ -37,7 +37,7 @@ class Product(Contracting):
     monotone_only = True
 
     def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.99) -> None:
-        super().__init__(phi, margin=min(margin, 0.99))
+        super().__init__(phi, margin=margin)
 
     @property
     def rate(self) -> float:
@@ -83,7 +83,7 @@ class Product(Contracting):
         eye = torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
         C_inv = torch.linalg.solve_triangular(C, eye, upper=False)
         theta, theta_inv = (C_inv, C) if form == "x" else (C.mT, C_inv.mT)
-        return Factor.dense(theta.to(raw[2].dtype), theta_inv.to(raw[2].dtype))
+        return Factor.dense(theta, theta_inv)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         p = 0.1 * torch.randn(2, n, generator=generator)

@@ -74,7 +74,7 @@ class Singular(Contracting):
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         (b,) = working_precision(raw[1])
-        return Factor.diagonal(squash(b, self.max_condition).to(raw[1].dtype))
+        return Factor.diagonal(squash(b, self.max_condition))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         A = torch.randn(n, n, generator=generator) * self.gain / n**0.5

@@ -14,6 +14,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
 from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Factor
 
 
@@ -38,7 +39,7 @@ class Unconstrained(Contracting):
         return (W.detach().clone(),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], raw[0])
+        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, n, generator=generator) * self.gain / n**0.5
@@ -72,14 +73,14 @@ class PublishedSparse(Contracting):
         return None
 
     def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
-        return W
+        return W.clone()
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         check_square(W)
         return (W.detach().clone(),)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], raw[0])
+        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):

@@ -56,7 +56,8 @@ def solve(
         lengths: number of valid steps of each sample, (batch,); the state then stays.
         save: "all" states, the initial one first, or only the "last".
         rtol, atol: of adaptive methods, and of the corrector of implicit_adams.
-        max_steps: of adaptive methods, from one time (or sample of u) to the next.
+        max_steps: of adaptive methods, from one time (or sample of u) to the next; evaluations for
+            scipy_solver.
         step_size: largest step of fixed-step methods between the times t; first step of adaptive ones.
         gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods);
             "inexact-adjoint" to allow it with fixed steps, where it is only approximate.

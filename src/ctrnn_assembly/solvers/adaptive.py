@@ -8,6 +8,7 @@ applies to the wrong side of the first stage of every interval.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
@@ -20,6 +21,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
+from ctrnn_assembly.solvers.grid import equal_steps
 from ctrnn_assembly.solvers.torchdiffeq_checks import check_gradient, check_grid, explain
 from ctrnn_assembly.terms import Terms
 
@@ -37,7 +39,7 @@ class _Counted:
 
     def __init__(self, field: Terms | Field, signal: Signal | None) -> None:
         self.field, self.signal = field, signal
-        self.evaluations = 0
+        self.evaluations, self.budget = 0, math.inf
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
@@ -46,6 +48,8 @@ class _Counted:
         else:
             value = self.field(t, x)
         self.evaluations += 1
+        if self.evaluations > self.budget:
+            raise AssertionError("max_num_steps exceeded")  # as torchdiffeq says it
         self.last = (t.detach(), x.detach(), value.detach())
         return value
 
@@ -79,6 +83,8 @@ def torchdiffeq_solve(
         if method in MULTISTEP:
             check_grid(method, piece)
         options = _options(method, piece, max_steps, step_size)
+        if method == "scipy_solver":  # which knows no budget, and never ends where x does
+            counted.budget = counted.evaluations + max_steps
         solver, extra = torchdiffeq.odeint, {}
         if gradient != "direct":
             solver = torchdiffeq.odeint_adjoint
@@ -100,6 +106,7 @@ def torchdiffeq_solve(
             message = explain(str(error), method, max_steps, counted.evaluations, counted.last)
             raise SolverError(message) from error
         states += x[1:, None]
+    counted.budget = math.inf  # the adjoint still has to evaluate
     return torch.cat(states)[torch.searchsorted(times, t)], counted.evaluations
 
 
@@ -130,15 +137,6 @@ def _options(method: str, piece: Tensor, max_steps: int, step_size: float | None
         options |= {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
         options["dtype"] = piece.dtype  # float64 but on MPS, which has none
     return options
-
-
-def equal_steps(t: Tensor, step_size: float) -> Tensor:
-    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
-    parts = []
-    for a, b in pairwise(t):
-        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
-        parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
-    return torch.cat([*parts, t[-1:]])
 
 
 def _parameters(field: Terms | Field, signal: Signal | None) -> tuple[Tensor, ...]:

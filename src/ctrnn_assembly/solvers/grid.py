@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -108,3 +110,12 @@ def freeze(states: Tensor, lengths: Tensor) -> Tensor:
     k = torch.arange(len(states), device=states.device)[:, None]
     last = torch.minimum(k, lengths.to(states.device))  # (time + 1, batch)
     return states.gather(0, last[..., None].expand_as(states))
+
+
+def equal_steps(t: Tensor, step_size: float) -> Tensor:
+    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
+    parts = []
+    for a, b in pairwise(t):
+        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
+        parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
+    return torch.cat([*parts, t[-1:]])

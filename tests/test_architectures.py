@@ -1,0 +1,136 @@
+"""Every model by name: it builds, learns in every trainable part, and follows its seed alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ctrnn_assembly.architectures import (
+    ARCHITECTURES,
+    BASELINES,
+    MODELS,
+    adadiag_net,
+    build_model,
+    sparse_combo_net,
+    svd_combo_net,
+)
+from ctrnn_assembly.errors import ConfigError, ContractionError
+
+
+def small(name: str, **settings: object) -> nn.Module:
+    density = {"density": 0.3} if "sparse" in name else {}
+    return build_model(name, 3, 4, modules=3, units=5, **{**density, **settings})  # type: ignore[arg-type]
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_trainable_parameter_gets_a_finite_gradient(name: str) -> None:
+    model = small(name)
+    logits = model(batch(6, 7, 3))
+    assert logits.shape == (6, 4)
+    logits.square().sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+    # Of the theorems' raw tensors single entries are redundant (a scale, a triangle), none entirely.
+    assert all(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_follow_the_seed_alone(name: str) -> None:
+    torch.manual_seed(5)
+    one = small(name, seed=1).state_dict()
+    state = torch.get_rng_state()
+    two, other = small(name, seed=1).state_dict(), small(name, seed=2).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_casts_and_modes_give_the_same_output(name: str) -> None:
+    model, u = small(name), batch(6, 7, 3)
+    expected = model(u)
+    other = small(name, seed=9)
+    other.load_state_dict(model.state_dict())
+    for same in (copy.deepcopy(model), other, model.eval(), model.train()):
+        assert torch.equal(same(u), expected)
+    # float32 carries 1e-7 a value; seven steps add up to less than 1e-4
+    assert_close(copy.deepcopy(model).float()(u.float()).double(), expected, rtol=1e-4, atol=1e-4)
+    assert_close(model.float().double()(u), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_shorter_sequence_is_read_at_its_end(name: str) -> None:
+    model, u = small(name), batch(3, 7, 3)
+    lengths = torch.tensor([7, 2, 5])
+    together = model(u, lengths=lengths)
+    alone = torch.cat([model(u[i : i + 1, :k]) for i, k in enumerate(lengths)])
+    assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "unc" not in n and "publ" not in n])
+def test_a_certified_model_is_certified_by_construction(name: str) -> None:
+    field = small(name).core.field
+    assert field.rate is not None
+    assert field.rate > 0
+
+
+@pytest.mark.parametrize("name", ["unconstrained", "published-sparse-combo", *BASELINES])
+def test_what_has_no_certificate_says_so(name: str) -> None:
+    assert "no certificate" in MODELS[name]
+    field = getattr(small(name).core, "field", None)
+    assert field is None or field.rate is None
+
+
+def test_sparse_combo_net_has_the_published_size() -> None:
+    # PUBLISHED: 16 x 32, 130K. Trained: 120 blocks of L, 32 x 32 each; W_in and b; W_out.
+    coupling = 120 * 32 * 32
+    assert trained(sparse_combo_net(1, 10)) == coupling + 512 + 512 + 5120 == 129_024
+    assert trained(sparse_combo_net(3, 10)) == 130_048
+    assert trained(build_model("published-sparse-combo", 1, 10)) == 129_024
+    assert sum(x.numel() for x in sparse_combo_net(1, 10).core.encoder.parameters()) == 1024
+
+
+def test_svd_combo_net_trains_its_modules_too() -> None:
+    modules = 16 * (32 * 32 + 32)  # A and b of Theorem 5
+    assert trained(svd_combo_net(1, 10)) == 129_024 + modules
+
+
+@pytest.mark.parametrize(("pairs", "published"), [(5, 11_264), (20, 26_624)])
+def test_adadiag_net_has_the_published_size_and_an_encoder_bias(pairs: int, published: int) -> None:
+    # Published without any bias: W_in, W_out, C coupling blocks, the diagonals. Ours has b_in too.
+    model = adadiag_net(1, 10, coupling=f"random:{pairs}")
+    assert 512 + 5120 + pairs * 1024 + 512 == published
+    assert trained(model) == published + model.core.encoder.bias.numel()
+
+
+def test_adadiag_net_couples_twenty_pairs() -> None:
+    assert trained(adadiag_net(1, 10)) == 26_624 + 512
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="model must be one of") as caught:
+        build_model("nope", 1, 2)
+    assert all(name in str(caught.value) for name in MODELS)
+
+
+@pytest.mark.parametrize("settings", [{"modules": 0}, {"units": 0}, {"phi": "nope"}, {"dt": -1.0},
+                                      {"coupling": "nope"}, {"solver": "nope"}])  # fmt: skip
+def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="must"):
+        build_model("svd-combo", 1, 2, **{"modules": 2, "units": 3, **settings})  # type: ignore[arg-type]
+
+
+def test_modules_that_no_sample_can_be_are_refused() -> None:
+    with pytest.raises(ContractionError, match="density 0.9 and magnitude 30"):
+        build_model("sparse-combo", 1, 2, modules=1, density=0.9, magnitude=30.0)

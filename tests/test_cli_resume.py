@@ -1,0 +1,153 @@
+"""A killed run that is resumed ends as one that was not: the same weights, bit for bit on a CPU."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_tools import Cli, assert_same_run, other_process, signal_at, table
+from ctrnn_assembly.training import Training
+from fake_data import write_images
+
+STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--decay=0.5", "--warmup=1")
+SETTINGS = {
+    "cosine": ("--epochs=4", "--schedule=cosine"),
+    "cosine after warm-up": ("--epochs=4", "--schedule=cosine", "--warmup=2"),
+    "steps after warm-up": STEPS,
+    "early stopping": ("--epochs=9", "--patience=2", "--learning-rate=1e-6"),
+    "decay and no clipping": ("--epochs=3", "--optimizer=adamw", "--weight-decay=0.1", "--clip=0"),
+    "frozen modules": ("--epochs=3", "--model=sparse-combo"),
+    "projected weights": ("--epochs=3", "--model=adadiag-clip", "--learning-rate=0.5"),
+    "double precision": ("--epochs=3", "--precision=64"),
+    "lstm": ("--epochs=3", "--model=lstm"),
+}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Break off training before the step with this number, in the middle of an epoch."""
+    real = Training.training_step
+
+    def training_step(self: Training, batch: tuple, index: int) -> torch.Tensor:
+        if self.global_step == step:
+            raise Killed
+        return real(self, batch, index)
+
+    monkeypatch.setattr(Training, "training_step", training_step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 10], ids=["in the first epoch", "in the third epoch"])
+def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path, step: int) -> None:
+    data = write_images(tmp_path / "data", {"train": 90, "val": 6, "test": 6}, size=(6, 6))
+    settings = ("--task=images", "--data-dir", data, "--modules=2", "--units=4", "--device=cpu")
+    settings += ("--solver=exponential-euler", "--batch-size=40", "--learning-rate=0.02", *STEPS)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli("train", *settings, "--out", whole).code == 0
+    process = other_process(signal_at(step, "SIGKILL"), "train", *settings, "--out", killed)
+    process.communicate(timeout=120)
+    assert process.returncode == -9
+    saved = step // 5  # five steps an epoch
+    assert (killed / "checkpoints" / "last.ckpt").exists() == bool(saved)
+    assert not saved or len(table(killed)) == saved
+    assert cli("train", "--resume", killed).code == 0
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_run_broken_off_in_an_epoch_resumes_exactly(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cli.train(whole, *settings)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 10)  # four steps an epoch
+        cli("train", "--modules=2", "--units=4", "--limit-train=200", "--limit-test=100",
+            "--device=cpu", *settings, "--out", broken)  # fmt: skip
+    assert len(table(broken)) == 2
+    assert not (broken / "summary.json").exists()
+    assert cli("train", "--resume", broken, "--json").code == 0
+    assert_same_run(whole, broken)
+
+
+def test_early_stopping_stops_where_it_should(cli: Cli, tmp_path: Path) -> None:
+    cli.train(tmp_path / "run", *SETTINGS["early stopping"])
+    rows = table(tmp_path / "run")
+    assert len({row["val_accuracy"] for row in rows}) == 1  # nothing improves at this rate
+    assert len(rows) == 3  # the first epoch, and two without a better one
+
+
+def test_a_run_killed_while_it_was_finishing_finishes(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cli.train(whole, "--epochs=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("ctrnn_cli.fit.save_weights", lambda *args: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            cli.train(broken, "--epochs=2")
+    assert cli("train", "--resume", broken).code == 0
+    assert_same_run(whole, broken)
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    cli.train(whole, "--epochs=3")
+    settings = ("--modules=2", "--units=4", "--limit-train=200", "--limit-test=100", "--device=cpu")
+    process = other_process(signal_at(6, "SIGINT"), "train", *settings, "--epochs=3", "--out", stopped)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert f"interrupted; `ctrnn train --resume {stopped}` goes on" in err
+    assert "Traceback" not in err
+    assert cli("train", "--resume", stopped).code == 0
+    assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize("part", ["last.ckpt", "best.ckpt", "metrics.csv"])
+def test_a_full_disk_keeps_what_was_saved(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    settings = ("--epochs=4", "--learning-rate=0.05", "--batch-size=25")
+    cli.train(whole, *settings)
+    real, written = Path.write_bytes, []
+
+    def write_bytes(self: Path, data: bytes) -> int:
+        written.append(self.name)
+        if part in self.name and sum(part in name for name in written) == 2:
+            real(self, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_bytes)
+        error = cli.refuses("train", "--modules=2", "--units=4", "--limit-train=200",
+                            "--limit-test=100", "--device=cpu", *settings, "--out", run)  # fmt: skip
+    assert f"{part} (No space left on device). What was saved before is kept." in error
+    assert not [file for file in run.rglob(".*")]  # no half-written file stays
+    assert cli("train", "--resume", run).code == 0
+    assert_same_run(whole, run)
+
+
+def test_only_where_a_run_runs_may_change(cli: Cli, tmp_path: Path, monkeypatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 5)
+        cli.train(run, "--epochs=2")
+    error = cli.refuses("train", "--resume", run, "--epochs", 3)
+    assert "keeps its settings; got another epochs (3 for 2)" in error
+    assert "drop --recipe, --config, --out" in cli.refuses("train", "--resume", run, "--out", "x")
+    assert "devices must be greater" in cli.refuses("train", "--resume", run, "--devices", 0)
+    assert cli("train", "--resume", run, "--epochs=2", "--device=cpu").code == 0
+    assert "is finished" in cli.refuses("train", "--resume", run)
