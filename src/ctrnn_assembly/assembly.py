@@ -312,8 +312,8 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     H = G - torch.diag(lam)
     shifted = -(H + lam.min() / 2 * torch.eye(len(lam)).to(H))
     one = torch.ones_like(lam)
-    d = torch.linalg.solve(shifted, one)
-    e = torch.linalg.solve(shifted.mT, one)
+    d = torch.linalg.solve_ex(shifted, one)[0]  # not finite rather than an error
+    e = torch.linalg.solve_ex(shifted.mT, one)[0]
     kappa = (e / d).to(gains.dtype)
     if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
         raise ContractionError(
