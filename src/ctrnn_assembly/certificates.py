@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
@@ -229,8 +230,9 @@ def _comparison(terms: Terms, metric: Metric, coupling: Tensor, rates: list[floa
 def _block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Spectral norms of the blocks of A, (p, p)."""
     if len(set(sizes)) == 1:
-        p, k = len(sizes), sizes[0]
-        return torch.linalg.matrix_norm(A.view(p, k, p, k).transpose(1, 2), ord=2)
+        p = len(sizes)
+        blocks = rearrange(A, "(i r) (j c) -> i j r c", i=p, j=p)
+        return torch.linalg.matrix_norm(blocks, ord=2)
     rows = A.split(sizes, dim=0)
     norms = [[torch.linalg.matrix_norm(b, ord=2) for b in r.split(sizes, dim=1)] for r in rows]
     return torch.stack([torch.stack(row) for row in norms])

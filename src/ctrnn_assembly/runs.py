@@ -27,7 +27,7 @@ from torch import nn
 from ctrnn_assembly.architectures import build_model
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.config import TrainConfig, make_config, read_yaml
-from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
 
 
@@ -109,7 +109,7 @@ def load_state(path: Path, state: dict[str, torch.Tensor], model: nn.Module) -> 
         raise DataError(f"{path} holds NaN or infinite values in {bad[0]!r}. Use an intact copy.")
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise DataError(
             f"{path} does not fit the model of its config.yaml: {reason[:200]}. Use the file that was "

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
@@ -190,9 +191,8 @@ class _Gradients:
         W, bias, _, L, W_in, *K = self.sums
         if W is not None:
             p = x if terms.pre.is_identity else terms.pre(x)
-            blocks, k, _ = W.shape
-            q_blocks = q.view(-1, blocks, k).permute(1, 2, 0)
-            W += torch.bmm(q_blocks, p.view(-1, blocks, k).transpose(0, 1))
+            q_blocks = rearrange(q, "steps (block k) -> block k steps", block=len(W))
+            W += torch.bmm(q_blocks, rearrange(p, "steps (block k) -> block steps k", block=len(W)))
         if bias is not None:
             bias += q.sum(0)
         if L is not None:
