@@ -8,6 +8,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+STEPS = {
+    "euler": "one step a sample: forward Euler, fused, with its own adjoint",
+    "euler-plain": "one step a sample: forward Euler, by autograd",
+    "imex": "one step a sample: implicit in L, contracts however strong the coupling",
+    "exponential-euler": "one step a sample: exact in -x + L x",
+}
+
 
 @click.command("list", short_help="Tasks, models, theorems, solvers, topologies, recipes.")
 @click.argument(
@@ -42,15 +49,16 @@ def catalogue() -> dict[str, dict[str, str]]:
 
     def solver(name: str) -> str:
         if name in GRID_METHODS:
-            return "one step a sample"
+            return STEPS[name]
         return "torchdiffeq, fixed step" if name in FIXED_STEP else "torchdiffeq, adaptive"
+
+    def theorem(doc: str | None) -> str:
+        return (doc or "").strip().splitlines()[0].split(";")[0].rstrip(".")
 
     return {
         "tasks": known_tasks(),
         "models": dict(MODELS),
-        "theorems": {
-            name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in CONSTRAINTS.items()
-        },
+        "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
         "solvers": {name: solver(name) for name in METHODS},
         "topologies": dict(TOPOLOGIES),
         "recipes": {name: entry["about"] for name, entry in recipes().items()},

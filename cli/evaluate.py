@@ -19,6 +19,7 @@ def evaluate_command(
     run: Path, data_dir: str | None, solver: str | None, dt: float | None, as_json: bool
 ) -> None:
     """Load model.safetensors of a run folder and read the test set."""
+    from ctrnn_assembly.config import make_config
     from ctrnn_assembly.runs import (
         certificate_summary,
         load_weights,
@@ -31,7 +32,9 @@ def evaluate_command(
 
     changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}
     config = read_config(run)
-    config = config.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    config = make_config(
+        config.model_dump(), {key: value for key, value in changes.items() if value is not None}
+    )
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
     load_weights(run / "model.safetensors", model)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import sys
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
-import lightning as pl
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 
 from ctrnn_assembly.config import TrainConfig, to_yaml
 from ctrnn_assembly.data import Task, load_task
@@ -26,33 +22,42 @@ from ctrnn_assembly.runs import (
     load_checkpoint,
     model_certificate,
     model_from,
+    read_summary,
     save_weights,
     write,
 )
-from ctrnn_assembly.training import Batches, Training, accuracy, callbacks, read_table
-
-PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+from ctrnn_assembly.training import Batches, Training, accuracy, read_table
+from ctrnn_cli.trainer import make_trainer
 
 
 def fit(config: TrainConfig, run: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:
     """Train, select by validation, test once, and write the run folder; returns the summary."""
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
-    last = prepare(config, run, resume)
     train = Batches(task, task.train, config.batch_size, seed=config.seed)
-    module = Training(model, config, len(train))
     trainer = make_trainer(config, run, quiet)
-    resume_from = str(last) if last is not None else None
+    try_out(model, task)
+    last = prepare(config, run, model, resume=resume)
     try:
         trainer.fit(
-            module, train, Batches(task, task.val, 256), ckpt_path=resume_from, weights_only=True
+            Training(model, config, train),
+            train,
+            Batches(task, task.val, 256),
+            ckpt_path=None if last is None else str(last),
+            weights_only=True,
         )
-    except SystemExit:  # Lightning turns Ctrl-C into an exit
+        if trainer.is_global_zero:
+            return finish(config, run, task, model)
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C and SIGTERM into an exit
         click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
         sys.exit(130)
-    if not trainer.is_global_zero:
-        sys.exit(0)
-    return finish(config, run, task, model)
+    sys.exit(0)  # a further process of a distributed run
+
+
+def try_out(model: SequenceClassifier, task: Task) -> None:
+    """One sample forward: what a solver refuses is refused before anything is written."""
+    u, _, lengths = next(iter(Batches(task, task.train, 1, whole=True)))
+    model(u.to(next(model.parameters())), lengths=lengths)
 
 
 def load_configured(config: TrainConfig) -> Task:
@@ -68,7 +73,7 @@ def load_configured(config: TrainConfig) -> Task:
     )
 
 
-def prepare(config: TrainConfig, run: Path, resume: bool) -> Path | None:
+def prepare(config: TrainConfig, run: Path, model: SequenceClassifier, *, resume: bool) -> Path | None:
     """Make or check the run folder; returns the checkpoint to resume from, if there is one."""
     stored = run / "config.yaml"
     if not resume:
@@ -77,46 +82,19 @@ def prepare(config: TrainConfig, run: Path, resume: bool) -> Path | None:
         write(stored, to_yaml(config))
         return None
     if (run / "summary.json").exists():
+        read_summary(run)
         raise ConfigError(f"{run} is finished. Start a new run with --config {stored} --out NEW.")
     last = run / "checkpoints" / "last.ckpt"
     if not last.exists():
         return None  # killed before its first epoch ended: it starts again, with the same result
-    load_checkpoint(last)
+    for name in ("best.ckpt", "last.ckpt"):
+        load_checkpoint(last.with_name(name), model)
     return last
-
-
-def make_trainer(config: TrainConfig, run: Path, quiet: bool) -> pl.Trainer:
-    """Lightning's trainer, with its chatter off."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # The batches are tensors in memory; Lightning's advice on worker processes does not apply.
-    warnings.filterwarnings("ignore", module="lightning")
-    interactive = sys.stderr.isatty() and not quiet
-    found = callbacks(config, run, _no_report if interactive else _report(config))
-    if interactive:
-        found.append(RichProgressBar())
-    return pl.Trainer(
-        accelerator=config.device,
-        devices=config.devices if config.device != "auto" or config.devices > 1 else "auto",
-        num_nodes=config.nodes,
-        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
-        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
-        max_epochs=config.epochs,
-        gradient_clip_val=config.clip or None,
-        callbacks=found,
-        logger=_logger(config, run),
-        enable_progress_bar=interactive,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=run,
-        use_distributed_sampler=False,
-    )
 
 
 def finish(config: TrainConfig, run: Path, task: Task, model: SequenceClassifier) -> dict[str, Any]:
     """Keep the weights with the best validation accuracy, read the test set once, summarise."""
-    best = load_checkpoint(run / "checkpoints" / "best.ckpt")
-    state = {k.removeprefix("model."): v for k, v in best["state_dict"].items()}
-    model.cpu().load_state_dict(state)
+    best = load_checkpoint(run / "checkpoints" / "best.ckpt", model.cpu())
     save_weights(run / "model.safetensors", model)
     rows = read_table(run / "metrics.csv")
     summary = {
@@ -148,40 +126,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _report(config: TrainConfig) -> Any:
-    """One line an epoch, on stderr, where no progress bar can be drawn."""
-
-    def report(row: dict[str, Any]) -> None:
-        rate = f"  rate {row['rate']:.4f}" if "rate" in row else ""
-        click.echo(
-            f"epoch {row['epoch'] + 1}/{config.epochs}  loss {row['train_loss']:.4f}  train "
-            f"{row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}{rate}  {row['seconds']:.1f} s",
-            err=True,
-        )
-
-    return report
-
-
-def _no_report(row: dict[str, Any]) -> None:
-    pass
-
-
-def _logger(config: TrainConfig, run: Path) -> Any:
-    if config.logger == "none":
-        return False
-    from lightning.pytorch import loggers
-
-    try:
-        if config.logger == "tensorboard":
-            return loggers.TensorBoardLogger(run, name="", version="tensorboard")
-        return loggers.WandbLogger(save_dir=run, project="ctrnn-assembly", offline=True)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"logger {config.logger!r} is not installed ({error.name}). "
-            "pip install 'ctrnn-assembly[logging]'."
-        ) from None
-
-
 def _is_child_process() -> bool:
-    """Whether Lightning started this process as a further rank of a distributed run."""
-    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+    """Whether this process is a further rank of a distributed run, on this node or another."""
+    ranks = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return any(int(os.environ.get(name) or 0) > 0 for name in ranks)

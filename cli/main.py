@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import click
 
@@ -22,12 +23,19 @@ class Group(click.Group):
         except CtrnnError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
+        except BrokenPipeError:
+            raise  # click ends quietly where the reader of a pipe is gone
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            click.echo(
-                f"error: {error.strerror or error}{where}. What was saved before is kept.", err=True
-            )
-            ctx.exit(2)
+            _stop(f"cannot read or write {error.filename or 'a file'} ({error.strerror or error})")
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            _stop("out of memory. Lower --batch-size, --modules, --units or --resize")
+
+
+def _stop(reason: str) -> NoReturn:
+    click.echo(f"error: {reason}. What was saved before is kept.", err=True)
+    sys.exit(2)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

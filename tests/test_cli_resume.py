@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli_tools import Cli, assert_same_run, other_process, signal_at, table
+from cli_tools import TINY, Cli, assert_same_run, other_process, signal_at, table
 from ctrnn_assembly.training import Training
 from fake_data import write_images
 
@@ -69,10 +69,10 @@ def test_a_run_broken_off_in_an_epoch_resumes_exactly(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     cli.train(whole, *settings)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         stop_at(patch, 10)  # four steps an epoch
-        cli("train", "--modules=2", "--units=4", "--limit-train=200", "--limit-test=100",
-            "--device=cpu", *settings, "--out", broken)  # fmt: skip
+        with pytest.raises(Killed):
+            cli("train", *TINY, *settings, "--out", broken)
     assert len(table(broken)) == 2
     assert not (broken / "summary.json").exists()
     assert cli("train", "--resume", broken, "--json").code == 0
@@ -103,8 +103,7 @@ def test_a_run_killed_while_it_was_finishing_finishes(
 def test_ctrl_c_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     cli.train(whole, "--epochs=3")
-    settings = ("--modules=2", "--units=4", "--limit-train=200", "--limit-test=100", "--device=cpu")
-    process = other_process(signal_at(6, "SIGINT"), "train", *settings, "--epochs=3", "--out", stopped)
+    process = other_process(signal_at(6, "SIGINT"), "train", *TINY, "--epochs=3", "--out", stopped)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert out == ""
@@ -132,19 +131,21 @@ def test_a_full_disk_keeps_what_was_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", write_bytes)
-        error = cli.refuses("train", "--modules=2", "--units=4", "--limit-train=200",
-                            "--limit-test=100", "--device=cpu", *settings, "--out", run)  # fmt: skip
+        error = cli.refuses("train", *TINY, *settings, "--out", run)
     assert f"{part} (No space left on device). What was saved before is kept." in error
-    assert not [file for file in run.rglob(".*")]  # no half-written file stays
+    assert not list(run.rglob(".*"))  # no half-written file stays
     assert cli("train", "--resume", run).code == 0
     assert_same_run(whole, run)
 
 
-def test_only_where_a_run_runs_may_change(cli: Cli, tmp_path: Path, monkeypatch) -> None:
+def test_only_where_a_run_runs_may_change(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         stop_at(patch, 5)
-        cli.train(run, "--epochs=2")
+        with pytest.raises(Killed):
+            cli.train(run, "--epochs=2")
     error = cli.refuses("train", "--resume", run, "--epochs", 3)
     assert "keeps its settings; got another epochs (3 for 2)" in error
     assert "drop --recipe, --config, --out" in cli.refuses("train", "--resume", run, "--out", "x")

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ctrnn_assembly
 import pytest
+
+import ctrnn_assembly
 
 ROOT = Path(ctrnn_assembly.__file__).parent
 LAYERS = {

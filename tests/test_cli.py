@@ -1,0 +1,345 @@
+"""The command line as a user meets it: what it prints, what it refuses, what it leaves behind."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ctrnn_cli.fit
+from cli_tools import TINY, Cli, table
+from ctrnn_assembly.architectures import MODELS
+from ctrnn_assembly.config import TrainConfig, read_yaml, recipes
+from ctrnn_assembly.contracting import CONSTRAINTS
+from ctrnn_assembly.data import TASKS, digits, series
+from ctrnn_assembly.solvers import METHODS
+from ctrnn_assembly.topology import TOPOLOGIES
+from fake_data import real_data, write_images
+
+KNOWN = {
+    "tasks": TASKS,
+    "models": MODELS,
+    "theorems": CONSTRAINTS,
+    "solvers": METHODS,
+    "topologies": TOPOLOGIES,
+    "recipes": recipes(),
+}
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def test_list_json_has_every_name_with_one_line(cli: Cli) -> None:
+    listed = json.loads(cli("list", "--json").out)
+    assert {kind: list(names) for kind, names in listed.items()} == {
+        kind: list(names) for kind, names in KNOWN.items()
+    }
+    for names in listed.values():
+        assert all(about and "\n" not in about for about in names.values())
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_list_of_one_kind_has_that_kind_only(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert list(json.loads(cli("list", kind, "--json").out)) == [kind]
+    shown = cli("list", kind).out
+    assert all(name in shown for name in KNOWN[kind])
+
+
+def test_help_has_an_option_for_every_setting(cli: Cli) -> None:
+    text = cli("train", "--help").out
+    for name in TrainConfig.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert all(command in cli("--help").out for command in ("train", "evaluate", "list"))
+    assert cli("--version").out.startswith("ctrnn, version ")
+
+
+def test_train_json_prints_the_summary_and_nothing_else(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli.train(run, "--epochs=2", "--json")
+    summary = json.loads(done.out)
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert {"task", "model", "parameters", "epochs", "val_accuracy", "test_accuracy", "seconds",
+            "seed", "versions", "certificate"} <= set(summary)  # fmt: skip
+    assert 0 <= summary["test_accuracy"] <= 1
+    assert summary["epochs"] == len(table(run)) == 2
+    assert summary["certificate"]["certified"] is True
+    assert summary["certificate"]["rate"] > 0
+    assert [line[:9] for line in done.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert {file.name for file in run.iterdir()} == {
+        "config.yaml", "metrics.csv", "checkpoints", "model.safetensors", "summary.json"
+    }  # fmt: skip
+    assert {f.name for f in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_the_same_command_gives_the_same_result(cli: Cli, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        cli.train(tmp_path / name, "--epochs=1")
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+    # A run's own configuration makes that run again.
+    done = cli("train", "--config", tmp_path / "a" / "config.yaml", "--out", tmp_path / "c")
+    assert done.code == 0
+    assert table(tmp_path / "a") == table(tmp_path / "c")
+    # From another run's configuration one setting can be changed.
+    assert cli("train", "--config", tmp_path / "a" / "config.yaml", "--seed=1",
+               "--out", tmp_path / "d").code == 0  # fmt: skip
+    assert table(tmp_path / "a") != table(tmp_path / "d")
+
+
+def test_the_weights_kept_are_those_with_the_best_validation(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    summary = json.loads(
+        cli.train(run, "--epochs=4", "--learning-rate=0.05", "--batch-size=20", "--json").out
+    )
+    best = max(float(row["val_accuracy"]) for row in table(run))
+    assert summary["val_accuracy"] == pytest.approx(best, abs=1e-6)  # the table's are float32
+    assert float(table(run)[summary["best_epoch"]]["val_accuracy"]) == best
+
+
+@pytest.mark.parametrize("model", ["svd-combo", "lstm", "published-sparse-combo"])
+def test_evaluate_gives_the_summarys_accuracy(cli: Cli, tmp_path: Path, model: str) -> None:
+    run = tmp_path / "run"
+    summary = json.loads(cli.train(run, "--epochs=1", f"--model={model}", "--json").out)
+    result = json.loads(cli("evaluate", run, "--json").out)
+    assert result["test_accuracy"] == summary["test_accuracy"]
+    assert result["certificate"] == summary["certificate"]
+    assert f"test accuracy {summary['test_accuracy']:.4f}" in cli("evaluate", run).out
+
+
+def test_evaluate_with_another_solver_and_dt(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cli.train(run, "--epochs=1")
+    result = json.loads(cli("evaluate", run, "--solver=imex", "--dt=0.01", "--json").out)
+    assert (result["solver"], result["dt"]) == ("imex", 0.01)
+    assert result["certificate"]["discrete"]["solver"] == "imex"
+    assert "solver must be one of" in cli.refuses("evaluate", run, "--solver=nope")
+    assert "dt must be greater than 0" in cli.refuses("evaluate", run, "--dt=-1")
+    assert "dt must be a finite number" in cli.refuses("evaluate", run, "--dt=nan")
+    assert "there is no run folder" in cli.refuses("evaluate", tmp_path / "none")
+
+
+def test_the_test_set_is_read_once_after_training(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real, reads = tmp_path / "run", digits._split, []
+
+    def split(part: str, *rest: object) -> object:
+        if part == "test":
+            assert len(table(run)) == 2
+            assert (run / "model.safetensors").exists()
+            reads.append(part)
+        return real(part, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(digits, "_split", split)
+    cli.train(run, "--epochs=2")
+    assert len(reads) == 1
+
+
+UNKNOWN = {
+    "--task=nope": ("Unknown task 'nope'", TASKS),
+    "--model=nope": ("model must be one of", MODELS),
+    "--coupling=nope": ("coupling must be one of", TOPOLOGIES),
+    "--solver=nope": ("solver must be one of", METHODS),
+    "--phi=nope": ("activation must be one of", ("relu", "tanh", "identity", "sigmoid", "softplus")),
+    "--recipe=nope": ("recipe must be one of", recipes()),
+}
+
+
+@pytest.mark.parametrize("option", UNKNOWN)
+def test_an_unknown_name_lists_the_known_ones(cli: Cli, tmp_path: Path, option: str) -> None:
+    reason, known = UNKNOWN[option]
+    error = cli.refuses("train", *TINY, "--out", tmp_path / "run", option)
+    assert reason in error
+    assert "'nope'" in error
+    assert all(name in error for name in known)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--epochs=0"], "epochs must be greater"),
+        (["--batch-size=-1"], "batch_size must be greater"),
+        (["--learning-rate=0"], "learning_rate must be greater"),
+        (["--learning-rate=inf"], "learning_rate must be a finite number"),
+        (["--dt=nan"], "dt must be a finite number"),
+        (["--tau=-1"], "tau must be greater"),
+        (["--density=0"], "density must be greater"),
+        (["--margin=1"], "margin must be less"),
+        (["--limit-train=0"], "limit_train must be greater"),
+        (["--resize=0"], "resize must be greater"),
+        (["--devices=0"], "devices must be greater"),
+        (["--coupling=random:2"], "2 modules have 1 pairs"),
+        (["--coupling=random:-1"], "coupling must be one of"),
+        (["--solver=rk4", "--gradient=adjoint"], "gradient='adjoint' with the fixed-step method"),
+        (["--solver=euler", "--gradient=adjoint"], "leave out gradient"),
+        (["--solver=scipy_solver"], "no direct gradient"),
+        (["--model=sparse-combo", "--units=32", "--density=0.9", "--magnitude=30"],
+         "density 0.9 and magnitude 30.0"),
+        (["--task=series:None", "--resize=3"], "resize is for images"),
+    ],
+)  # fmt: skip
+def test_impossible_settings_leave_nothing_behind(
+    cli: Cli, tmp_path: Path, options: list[str], reason: str
+) -> None:
+    assert reason in cli.refuses("train", *TINY, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
+
+    monkeypatch.setattr(ctrnn_cli.fit, "try_out", refuse)
+    error = cli.refuses("train", *TINY, "--out", tmp_path / "run")
+    assert "out of memory. Lower --batch-size" in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
+    error = cli.refuses("train", *TINY, "--device=cuda", "--out", tmp_path / "run")
+    assert "1 x device 'cuda'" in error
+    assert "not available" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("options", [["--form=z"], ["--epochs=x"], ["--milestones=a"], ["--nope"]])
+def test_click_refuses_what_it_cannot_parse(cli: Cli, options: list[str]) -> None:
+    done = cli("train", *options)
+    assert done.code == 2
+    assert "Error: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_bad_configuration_file_is_refused(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    assert "no configuration file" in cli.refuses("train", "--config", file)
+    for content, reason in {
+        "epochs: [": "cannot be read as YAML",
+        "epoks: 3": "unknown setting 'epoks'",
+        "1: 2": "unknown setting '1'",
+        "epochs: many": "epochs must be a valid integer",
+    }.items():
+        file.write_text(content, encoding="utf-8")
+        assert reason in cli.refuses("train", "--config", file, "--out", tmp_path / "run")
+
+
+def test_a_configuration_file_wins_over_a_recipe_and_options_over_both(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("epochs: 1\nmodules: 3\nlimit_train: 60\n", encoding="utf-8")
+    run = tmp_path / "run"
+    done = cli("train", "--recipe=digits", "--config", file, "--modules=2", "--units=4", "--out", run)
+    assert done.code == 0
+    stored = read_yaml(run / "config.yaml")
+    chosen = [stored[key] for key in ("epochs", "modules", "units", "solver", "limit_train")]
+    assert chosen == [1, 2, 4, "exponential-euler", 60]
+
+
+def test_a_run_is_never_overwritten(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cli.train(run, "--epochs=1")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert "already holds a run" in cli.refuses("train", *TINY, "--epochs=1", "--out", run)
+    assert "is finished" in cli.refuses("train", "--resume", run)
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert "there is no run folder" in cli.refuses("train", "--resume", tmp_path / "none")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_an_unwritable_folder_is_named(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    below = file / "below"
+    for out, named in ((file, file), (below, below), (Path("/proc/none/run"), "/proc/none")):
+        error = cli.refuses("train", *TINY, "--epochs=1", "--out", out)
+        assert error.startswith(f"error: cannot read or write {named} (")
+
+
+def fake_series(monkeypatch: pytest.MonkeyPatch, part: str, bad: float) -> None:
+    """Ten short series a class; one of `part` holds a bad value."""
+
+    def read(dataset: str, folder: Path, which: str) -> tuple[list[np.ndarray], list[str]]:
+        rng = np.random.default_rng(0)
+        values = [rng.normal(size=(2, 5)) for _ in range(20)]
+        if which == part:
+            values[7][1, 3] = bad
+        return values, ["a", "b"] * 10
+
+    monkeypatch.setattr(series, "_read", read)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_training_data_that_are_not_finite_are_refused(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    fake_series(monkeypatch, "train", bad)
+    error = cli.refuses("train", *TINY, "--task=series:Fake", "--out", tmp_path / "run")
+    assert "NaN or infinite values in 1 of 20 samples" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_test_set_loses_no_training(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_series(monkeypatch, "test", np.nan)
+    run = tmp_path / "run"
+    settings = (*TINY, "--task=series:Fake", "--epochs=1", "--out", run)
+    assert "series:Fake test split has NaN" in cli.refuses("train", *settings)
+    assert (run / "model.safetensors").exists()
+    fake_series(monkeypatch, "none", 0)  # mended
+    assert cli("train", "--resume", run).code == 0
+
+
+def test_images_of_ones_own(cli: Cli, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", {".": 20}, classes=("ant", "bee", "cat"), size=(6, 4))
+    done = cli.train(tmp_path / "run", "--task=images", "--data-dir", data, "--epochs=1", "--json")
+    assert json.loads(done.out)["task"] == "images"
+    assert cli("evaluate", tmp_path / "run").code == 0
+    data.rename(tmp_path / "moved")
+    assert "does not exist" in cli.refuses("evaluate", tmp_path / "run")
+    assert cli("evaluate", tmp_path / "run", "--data-dir", tmp_path / "moved").code == 0
+
+
+def test_augmentation_can_be_left_out(cli: Cli, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", {".": 20}, size=(8, 8))
+    for flag in ("--augment", "--no-augment"):
+        cli.train(tmp_path / flag, "--task=images", "--data-dir", data, "--epochs=1", flag)
+    assert table(tmp_path / "--augment") != table(tmp_path / "--no-augment")
+
+
+def test_real_mnist_trains(cli: Cli, tmp_path: Path) -> None:
+    data = real_data("MNIST")
+    run = tmp_path / "run"
+    done = cli.train(run, "--task=psmnist", "--data-dir", data, "--resize=7", "--epochs=1", "--json")
+    assert json.loads(done.out)["task"] == "psmnist-12008"
+
+
+def test_without_out_a_run_gets_a_folder_of_its_own(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CTRNN_RUN", "")
+    monkeypatch.delenv("CTRNN_RUN")
+    done = cli("train", *TINY, "--epochs=1")
+    assert done.code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("digits-svd-combo-")
+    assert str(Path("runs") / run.name) in done.out.replace("\n", "")
+    os.environ.pop("CTRNN_RUN")
+
+
+def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    assert not ctrnn_cli.fit._is_child_process()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert not ctrnn_cli.fit._is_child_process()
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert ctrnn_cli.fit._is_child_process()

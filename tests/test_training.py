@@ -1,0 +1,176 @@
+"""The pieces of training: schedules, batch order, divergence, tables, distributed shares."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cli_tools import TINY, Cli, other_process, table
+from ctrnn_assembly import training
+from ctrnn_assembly.config import make_config
+from ctrnn_assembly.data import Task, load_task
+from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.runs import load_weights, model_from, read_config
+from ctrnn_assembly.training import Batches, Training, accuracy, learning_rate_factor, read_table
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("digits", limit_train=50, limit_test=20)
+
+
+def factors(**settings: object) -> list[float]:
+    config = make_config({"epochs": 4, **settings})
+    factor = learning_rate_factor(config, 2)
+    return [factor(step) for step in range(8)]
+
+
+def test_learning_rate_schedules() -> None:
+    assert factors(schedule="constant") == [1.0] * 8
+    cut = factors(schedule="steps", milestones=(1, 3), decay=0.1)
+    assert_close(cut, [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    half = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert_close(factors(schedule="cosine"), half)
+    warm = factors(schedule="cosine", warmup=2)
+    assert_close(warm, [0.25, 0.5, 0.75, 1.0, *(half[0], half[2], half[4], half[6])])
+    assert factors(schedule="steps", milestones=(3,), warmup=1)[:3] == [0.5, 1.0, 1.0]
+
+
+def labels(batches: Batches, epoch: int) -> list[int]:
+    batches.epoch = epoch
+    return torch.cat([y for _, y, _ in batches]).tolist()
+
+
+def test_the_order_of_batches_follows_seed_and_epoch_alone(task: Task) -> None:
+    one = Batches(task, task.train, 16, seed=1)
+    assert len(one) == 4
+    first = labels(one, 0)
+    torch.manual_seed(7)
+    assert labels(Batches(task, task.train, 16, seed=1), 0) == first
+    assert labels(one, 1) != first
+    assert labels(one, 0) == first
+    assert labels(Batches(task, task.train, 16, seed=2), 0) != first
+    assert sorted(first) == sorted(task.train.y.tolist())
+    assert labels(Batches(task, task.train, 16), 0) == task.train.y.tolist()
+
+
+def test_processes_share_an_epoch(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = labels(Batches(task, task.train, 16, seed=1), 0)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(training, "_processes", lambda rank=rank: (rank, 3))
+        batches = Batches(task, task.train, 16, seed=1)
+        shares.append(labels(batches, 0))
+        assert len(batches) == 2
+    assert all(len(share) == 17 for share in shares)  # 50 samples, and the first one again
+    assert [y for together in zip(*shares, strict=True) for y in together] == [*whole, whole[0]]
+    assert labels(Batches(task, task.train, 16, seed=1, whole=True), 0) == whole
+
+
+def test_accuracy_is_of_the_whole_split_in_every_process(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_from(make_config({"modules": 1, "units": 4}), task.n_input, 10)
+    alone = accuracy(model, task, task.val)
+    monkeypatch.setattr(training, "_processes", lambda: (1, 2))
+    assert accuracy(model, task, task.val) == alone
+    u = task.sequence(task.val.x)
+    assert alone == float((model(u).argmax(-1) == task.val.y).double().mean())
+
+
+DIVERGING = ("--coupling-kind=free", "--solver=euler")
+
+
+def test_a_loss_that_is_not_finite_stops_with_where_and_how_large(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    error = cli.refuses("train", *TINY, "--out", run, *DIVERGING, "--dt=5", "--coupling-gain=20")
+    assert "NaN or infinite in epoch 1, step 1" in error
+    norm = float(error.split("state norm is ")[1].split(". The")[0])
+    assert 1e10 < norm < math.inf
+
+
+def test_weights_that_diverge_in_an_epochs_last_step_are_not_saved(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = (*DIVERGING, "--batch-size=200", "--learning-rate=1e9")
+    error = cli.refuses("train", *TINY, "--out", run, *settings)
+    assert "epoch 1, validation after step 1" in error
+    assert not list((run / "checkpoints").glob("*"))
+
+
+def test_divergence_keeps_the_last_good_checkpoint(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    real = Training.on_train_epoch_start
+
+    def blow_up(self: Training) -> None:
+        real(self)
+        if self.current_epoch == 2:
+            torch.nn.init.constant_(self.model.core.encoder.weight, 1e38)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "on_train_epoch_start", blow_up)
+        error = cli.refuses("train", *TINY, "--out", run, "--epochs=3", *DIVERGING)
+    assert "in epoch 3, step 1" in error
+    assert "The last good checkpoint is kept" in error
+    assert len(table(run)) == 2
+    assert cli("train", "--resume", run).code == 0
+    cli.train(tmp_path / "other", "--epochs=3", *DIVERGING)
+    assert table(run) == table(tmp_path / "other")
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16"])
+def test_other_precisions(cli: Cli, tmp_path: Path, precision: str) -> None:
+    run = tmp_path / "run"
+    done = cli.train(run, "--epochs=1", f"--precision={precision}", "--json")
+    config = read_config(run)
+    model = model_from(config, 1, 10)
+    load_weights(run / "model.safetensors", model)
+    expected = torch.float64 if precision == "64" else torch.float32
+    assert {p.dtype for p in model.parameters()} == {expected}
+    assert (
+        json.loads(cli("evaluate", run, "--json").out)["test_accuracy"]
+        == (json.loads(done.out)["test_accuracy"])
+    )
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    assert read_table(file) == []
+    for content in ("a,b\n1,2\n", "epoch,seconds\nx,1\n", "epoch,seconds\n1\n"):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match="not a table of epochs"):
+            read_table(file)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
+    """Batches of 32 in each of two processes have the mean gradient of one batch of 64."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = ("--epochs=2", "--precision=64", "--learning-rate=0.02", "--json")
+    alone = json.loads(cli.train(one, *settings, "--batch-size=64").out)
+    process = other_process(
+        "", "train", *TINY, *settings, "--batch-size=32", "--devices=2", "--out", two
+    )
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    together = json.loads(out)  # one process prints
+    assert together["epochs"] == 2
+    for name in ("val_accuracy", "test_accuracy", "best_epoch"):
+        assert together[name] == alone[name]
+    models = [model_from(read_config(run), 1, 10) for run in (one, two)]
+    for run, model in zip((one, two), models, strict=True):
+        load_weights(run / "model.safetensors", model)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert_close(b, a, rtol=1e-8, atol=1e-9)
+    for a, b in zip(table(one), table(two), strict=True):
+        assert a["learning_rate"] == b["learning_rate"]
+    assert sorted(file.name for file in two.iterdir()) == sorted(file.name for file in one.iterdir())
