@@ -19,6 +19,7 @@ def evaluate_command(
     run: Path, data_dir: str | None, solver: str | None, dt: float | None, as_json: bool
 ) -> None:
     """Load model.safetensors of a run folder and read the test set."""
+    from ctrnn_assembly.batches import accuracy
     from ctrnn_assembly.config import make_config
     from ctrnn_assembly.runs import (
         certificate_summary,
@@ -27,7 +28,6 @@ def evaluate_command(
         model_from,
         read_config,
     )
-    from ctrnn_assembly.training import accuracy
     from ctrnn_cli.fit import load_configured
 
     changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}

@@ -13,6 +13,8 @@ from typing import Any
 import click
 import torch
 
+from ctrnn_assembly.batches import Batches, accuracy
+from ctrnn_assembly.callbacks import read_table
 from ctrnn_assembly.config import TrainConfig, to_yaml
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError
@@ -26,7 +28,7 @@ from ctrnn_assembly.runs import (
     save_weights,
     write,
 )
-from ctrnn_assembly.training import Batches, Training, accuracy, read_table
+from ctrnn_assembly.training import Training
 from ctrnn_cli.trainer import make_trainer
 
 

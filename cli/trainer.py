@@ -16,10 +16,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 
+from ctrnn_assembly.callbacks import callbacks
 from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.runs import write
-from ctrnn_assembly.training import callbacks
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 

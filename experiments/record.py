@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from ctrnn_assembly.callbacks import read_table
 from ctrnn_assembly.runs import read_summary
-from ctrnn_assembly.training import read_table
 
 RESULTS = Path(__file__).parent / "results"
 

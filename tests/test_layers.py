@@ -29,7 +29,9 @@ LAYERS = {
     "recurrent": 6,
     "architectures": 7,
     "runs": 8,
-    "training": 9,
+    "batches": 9,
+    "callbacks": 9,
+    "training": 10,
 }
 # These prove or solve from plain tensors: they must not see how the weights were made.
 BLIND = {"certificates": {"contracting"}, "solvers": {"contracting", "assembly", "coupling"}}

@@ -9,12 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from cli_tools import TINY, Cli, other_process, table
-from ctrnn_assembly import training
+from ctrnn_assembly import batches
+from ctrnn_assembly.batches import Batches, accuracy
+from ctrnn_assembly.callbacks import read_table
 from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.runs import load_weights, model_from, read_config
-from ctrnn_assembly.training import Batches, Training, accuracy, learning_rate_factor, read_table
+from ctrnn_assembly.training import Training, learning_rate_factor
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_processes_share_an_epoch(task: Task, monkeypatch: pytest.MonkeyPatch) -
     whole = labels(Batches(task, task.train, 16, seed=1), 0)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr(training, "_processes", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(batches, "processes", lambda rank=rank: (rank, 3))
         batches = Batches(task, task.train, 16, seed=1)
         shares.append(labels(batches, 0))
         assert len(batches) == 2
@@ -80,7 +82,7 @@ def test_accuracy_is_of_the_whole_split_in_every_process(
 ) -> None:
     model = model_from(make_config({"modules": 1, "units": 4}), task.n_input, 10)
     alone = accuracy(model, task, task.val)
-    monkeypatch.setattr(training, "_processes", lambda: (1, 2))
+    monkeypatch.setattr(batches, "processes", lambda: (1, 2))
     assert accuracy(model, task, task.val) == alone
     u = task.sequence(task.val.x)
     assert alone == float((model(u).argmax(-1) == task.val.y).double().mean())

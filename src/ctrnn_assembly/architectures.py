@@ -48,6 +48,7 @@ class Architecture:
     phi: str = "tanh"
     form: Form = "x"
     init: Init = "uniform"
+    bias: bool = True  # AdaDiag's papers have none
 
 
 ARCHITECTURES = {
@@ -57,8 +58,8 @@ ARCHITECTURES = {
     "product": Architecture("Theorem 3: W = -P1 Q P2"),
     "triangular": Architecture("Theorem 4: triangular W"),
     "svd-combo": Architecture("SVD Combo Net: Theorem 5, trainable", "relu"),
-    "adadiag-tanh": Architecture("AdaDiag: diagonal W by tanh", init="orthogonal"),
-    "adadiag-clip": Architecture("AdaDiag: diagonal W by clipping", init="orthogonal"),
+    "adadiag-tanh": Architecture("AdaDiag: diagonal W by tanh", init="orthogonal", bias=False),
+    "adadiag-clip": Architecture("AdaDiag: diagonal W by clipping", init="orthogonal", bias=False),
     "unconstrained": Architecture("trained W without a constraint; no certificate"),
     "published-sparse-combo": Architecture(
         "Sparse Combo Net as its code was published; no certificate", "relu", "r", "normal"
@@ -87,6 +88,7 @@ def build_model(
     coupling_gain: float = 1.0,
     density: float = 0.033,
     magnitude: float | None = None,
+    into_set: Literal["reject", "rescale"] = "reject",
     margin: float = 0.01,
     tau: float = 1.0,
     seed: int = 0,
@@ -100,6 +102,7 @@ def build_model(
         phi, form: None for the architecture's own.
         coupling, coupling_kind, coupling_gain: topology by name, kind, and initial scale of L.
         density, magnitude: of the sparse models; magnitude None for 1 (6 as published).
+        into_set: whether sparse-combo draws again or shrinks a module that is not in the set.
         margin: guaranteed contraction rate of a module, in 1 / tau.
         seed: of all random weights.
         solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`.
@@ -117,10 +120,9 @@ def build_model(
         raise ConfigError(f"modules and units must be at least 1; got {modules} x {units}.")
     architecture = ARCHITECTURES[name]
     chosen = phi or architecture.phi
-    kwargs = {"density": density, "magnitude": magnitude, "margin": margin}
     fields = [
         Subnetwork(
-            _constraint(name, chosen, **kwargs),  # type: ignore[arg-type]
+            _constraint(name, chosen, density, magnitude, margin, into_set),
             units,
             form=form or architecture.form,
             tau=tau,
@@ -137,7 +139,9 @@ def build_model(
         gain=coupling_gain,
         generator=generator,
     )
-    core = CTRNN(n_input, assembly, batch_first=True, generator=generator, **solver)
+    core = CTRNN(
+        n_input, assembly, batch_first=True, bias=architecture.bias, generator=generator, **solver
+    )
     # The published networks read out without a bias.
     return SequenceClassifier(core, n_class, bias=False, generator=generator)
 
@@ -159,11 +163,16 @@ def adadiag_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifi
 
 
 def _constraint(
-    name: str, phi: str, *, density: float, magnitude: float | None, margin: float
+    name: str,
+    phi: str,
+    density: float,
+    magnitude: float | None,
+    margin: float,
+    into_set: Literal["reject", "rescale"],
 ) -> Contracting:
     if name == "sparse-combo":
         scale = 1.0 if magnitude is None else magnitude
-        return SparseAbsolute(phi, margin=margin, density=density, magnitude=scale)
+        return SparseAbsolute(phi, margin=margin, density=density, magnitude=scale, into_set=into_set)
     if name == "published-sparse-combo":
         return PublishedSparse(phi, density=density, magnitude=6.0 if magnitude is None else magnitude)
     if name == "unconstrained":

@@ -29,6 +29,9 @@ class TrainConfig(BaseModel):
     magnitude: float | None = Field(
         None, gt=0, description="largest |entry| of sparse modules; 1, or 6 as published"
     )
+    into_set: Literal["reject", "rescale"] = Field(
+        "reject", description="sparse modules outside Theorem 1: draw again, or shrink"
+    )
     margin: float = Field(0.01, gt=0, lt=1, description="guaranteed rate of a module, in 1/tau")
     coupling: str = Field("all", description="all, none, ring, chain, star or random:C")
     coupling_kind: Literal["feedback", "hierarchy", "free"] = Field(

@@ -60,6 +60,7 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         coupling_gain=config.coupling_gain,
         density=config.density,
         magnitude=config.magnitude,
+        into_set=config.into_set,
         margin=config.margin,
         tau=config.tau,
         seed=config.seed,

@@ -1,0 +1,86 @@
+"""Batches of a split in memory, in an order that depends on (seed, epoch) only; and its accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.data import Split, Task
+from ctrnn_assembly.recurrent import SequenceClassifier
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+
+
+class Batches:
+    """Batches (input, class, lengths) of a split that lies in memory.
+
+    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch). Each
+    process of a distributed run takes its share, unless `whole`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.task, self.split, self.batch_size, self.seed = task, split, batch_size, seed
+        self.whole = whole
+        self.epoch = 0
+
+    def to(self, device: torch.device) -> None:
+        """Move the data to the device if they fit into half of its free memory."""
+        if device.type != "cuda":
+            return
+        size = self.split.x.numel() * self.split.x.element_size()
+        if size < torch.cuda.mem_get_info(device)[0] / 2:
+            lengths = None if self.split.lengths is None else self.split.lengths.to(device)
+            self.split = Split(self.split.x.to(device), self.split.y.to(device), lengths)
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.split) / self._share()[1]) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = None
+        order = torch.arange(len(self.split))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(len(self.split), generator=generator)
+        rank, count = self._share()
+        # Every process gets the same number of samples: the first ones are repeated.
+        short = -len(order) % count
+        order = torch.cat([order, order[:short]])[rank::count]
+        for index in order.to(self.split.x.device).split(self.batch_size):
+            lengths = None if self.split.lengths is None else self.split.lengths[index]
+            yield self.task.sequence(self.split.x[index], generator), self.split.y[index], lengths
+
+    def _share(self) -> tuple[int, int]:
+        return (0, 1) if self.whole else processes()
+
+
+@torch.no_grad()
+def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: int = 256) -> float:
+    """The share of a split that is classified correctly."""
+    model.eval()
+    parameter = next(model.parameters())
+    correct = 0
+    for u, y, lengths in Batches(task, split, batch_size, whole=True):
+        logits = model(
+            u.to(parameter), lengths=None if lengths is None else lengths.to(parameter.device)
+        )
+        correct += int((logits.argmax(-1).cpu() == y).sum())
+    return correct / len(split)
+
+
+def processes() -> tuple[int, int]:
+    """Rank and number of processes."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
