@@ -71,7 +71,7 @@ def test_processes_share_an_epoch(task: Task, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(batches, "processes", lambda rank=rank: (rank, 3))
         share = Batches(task, task.train, 16, seed=1)
         shares.append(labels(share, 0))
-        assert len(batches) == 2
+        assert len(share) == 2
     assert all(len(share) == 17 for share in shares)  # 50 samples, and the first one again
     assert [y for together in zip(*shares, strict=True) for y in together] == [*whole, whole[0]]
     assert labels(Batches(task, task.train, 16, seed=1, whole=True), 0) == whole
