@@ -11,6 +11,11 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 CUBIC = Activation("cubic", lambda x: x - x.clamp(-1, 1) ** 3 / 3, (0.0, 1.0))
 
 
+def joined_map(runs: list[tuple[Activation, int]]) -> Elementwise:
+    """One map of several runs, as an assembly joins those of its parts."""
+    return Elementwise.join(Elementwise((run,)) for run in runs)
+
+
 def secant_slopes(phi: Activation) -> torch.Tensor:
     """(phi(a) - phi(b)) / (a - b) of neighbours on a grid of [-20, 20] with a point at 0."""
     x = torch.linspace(-20, 20, 80001)
@@ -117,7 +122,7 @@ def test_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_elementwise_applies_each_activation_to_its_own_units() -> None:
     runs = [(ACTIVATIONS["relu"], 2), (CUBIC, 1), (ACTIVATIONS["tanh"], 3)]
-    whole = Elementwise.of(runs)
+    whole = joined_map(runs)
     x = 2 * torch.randn(5, 6)
     for apply, values in (
         (lambda phi, z: phi(z), whole(x)),
@@ -130,11 +135,11 @@ def test_elementwise_applies_each_activation_to_its_own_units() -> None:
 
 def test_elementwise_joins_neighbours_only() -> None:
     tanh, relu = ACTIVATIONS["tanh"], ACTIVATIONS["relu"]
-    joined = Elementwise.of([(tanh, 2), (tanh, 1), (relu, 1), (tanh, 1)])
+    joined = joined_map([(tanh, 2), (tanh, 1), (relu, 1), (tanh, 1)])
     assert joined.runs == ((tanh, 3), (relu, 1), (tanh, 1))
 
 
 def test_elementwise_identity_is_recognised() -> None:
     identity = ACTIVATIONS["identity"]
-    assert Elementwise.of([(identity, 2), (identity, 3)]).is_identity
-    assert not Elementwise.of([(identity, 2), (ACTIVATIONS["relu"], 3)]).is_identity
+    assert joined_map([(identity, 2), (identity, 3)]).is_identity
+    assert not joined_map([(identity, 2), (ACTIVATIONS["relu"], 3)]).is_identity

@@ -7,7 +7,7 @@ run of units of an assembly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -129,10 +129,10 @@ class Elementwise:
     runs: tuple[tuple[Activation, int], ...]
 
     @classmethod
-    def of(cls, runs: Sequence[tuple[Activation, int]]) -> Elementwise:
-        """Join neighbouring runs of the same activation, so that a uniform map is one call."""
+    def join(cls, maps: Iterable[Elementwise]) -> Elementwise:
+        """One map after another; neighbouring runs of one activation become one call."""
         joined: list[tuple[Activation, int]] = []
-        for phi, n in runs:
+        for phi, n in (run for part in maps for run in part.runs):
             if joined and joined[-1][0] == phi:
                 joined[-1] = (phi, joined[-1][1] + n)
             else:

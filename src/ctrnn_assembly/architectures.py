@@ -91,6 +91,7 @@ def build_model(
     into_set: Literal["reject", "rescale"] = "reject",
     margin: float = 0.01,
     tau: float = 1.0,
+    reads: Literal["state", "rate"] = "state",
     seed: int = 0,
     **solver: Any,
 ) -> SequenceClassifier:
@@ -104,6 +105,7 @@ def build_model(
         density, magnitude: of the sparse models; magnitude None for 1 (6 as published).
         into_set: whether sparse-combo draws again or shrinks a module that is not in the set.
         margin: guaranteed contraction rate of a module, in 1 / tau.
+        reads: whether the readout sees the state x or the firing rates phi(x).
         seed: of all random weights.
         solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`.
 
@@ -143,7 +145,7 @@ def build_model(
         n_input, assembly, batch_first=True, bias=architecture.bias, generator=generator, **solver
     )
     # The published networks read out without a bias.
-    return SequenceClassifier(core, n_class, bias=False, generator=generator)
+    return SequenceClassifier(core, n_class, reads=reads, bias=False, generator=generator)
 
 
 def sparse_combo_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:

@@ -98,10 +98,13 @@ class Subnetwork(nn.Module):
 
     def terms(self) -> Terms:
         """The tensors of the field, for one solve."""
+        return Terms((self.weight,), *self.activations(), self.bias, self.tau)
+
+    def activations(self) -> tuple[Elementwise, Elementwise]:
+        """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
         phi = Elementwise(((self.constraint.phi, self.size),))
         identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
-        pre, post = (phi, identity) if self.form == "x" else (identity, phi)
-        return Terms((self.weight,), pre, post, self.bias, self.tau)
+        return (phi, identity) if self.form == "x" else (identity, phi)
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
@@ -209,8 +212,8 @@ class Assembly(nn.Module):
             edges += self.coupling.edges()
         return Terms(
             blocks=tuple(block for t in inner for block in t.blocks),
-            pre=Elementwise.of([run for t in inner for run in t.pre.runs]),
-            post=Elementwise.of([run for t in inner for run in t.post.runs]),
+            pre=self.activations()[0],
+            post=self.activations()[1],
             bias=torch.cat([t.bias for t in inner]),
             tau=torch.cat([t.tau for t in inner]),
             L=L,
@@ -226,6 +229,11 @@ class Assembly(nn.Module):
         """Put raw tensors back where they have a gradient (AdaDiag clip)."""
         for leaf in self.leaves():
             leaf.project_()
+
+    def activations(self) -> tuple[Elementwise, Elementwise]:
+        """The maps of the whole state before and after W."""
+        pre, post = zip(*(part.activations() for part in self.children_fields()), strict=True)
+        return Elementwise.join(pre), Elementwise.join(post)
 
     def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
         """The coupled pairs in numbers of leaf blocks."""

@@ -41,6 +41,9 @@ class TrainConfig(BaseModel):
     phi: str | None = Field(None, description="activation; the model's own if not given")
     form: Literal["x", "r"] | None = Field(None, description="phi outside (x) or inside (r)")
     tau: float = Field(1.0, gt=0, description="time constant, in the unit of dt")
+    reads: Literal["state", "rate"] = Field(
+        "state", description="what the readout sees: x, or the firing rates phi(x)"
+    )
     solver: str = Field("euler", description="euler, imex, exponential-euler, dopri5, ...")
     dt: float = Field(0.03, gt=0, description="time between samples")
     rtol: float = Field(1e-4, gt=0, description="relative tolerance of adaptive solvers")

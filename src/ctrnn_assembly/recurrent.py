@@ -102,6 +102,10 @@ class CTRNN(nn.Module):
             raise ShapeError(f"u must be (batch, {self.input_size}); got {tuple(u.shape)}.")
         return self._solve(u[:, None], x, None, None, "last").last
 
+    def rates(self, x: Tensor) -> Tensor:
+        """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
+        return self.field.activations()[0](x)
+
     def _initial(self, u: Tensor, h_0: Tensor | None) -> Tensor:
         if u.ndim != 3 or u.shape[2] != self.input_size or u.shape[1] < 1:
             order = "(batch, time, m)" if self.batch_first else "(time, batch, m)"
@@ -149,6 +153,8 @@ class SequenceClassifier(nn.Module):
     Args:
         core: a `CTRNN`, or a baseline with the same signature, batch_first.
         n_class: number of classes k.
+        reads: "state" reads x, as the papers do; "rate" reads the firing rates, phi(x) of x-form
+            modules (a baseline has only its state).
         bias: whether the readout has a bias.
     """
 
@@ -157,17 +163,21 @@ class SequenceClassifier(nn.Module):
         core: nn.Module,
         n_class: int,
         *,
+        reads: Literal["state", "rate"] = "state",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.core = core
+        self.core, self.reads = core, reads
         self.readout = nn.Linear(int(core.hidden_size), n_class, bias=bias)  # type: ignore[arg-type]
         normal_(self.readout, int(core.hidden_size) ** -0.5, generator)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m)."""
-        return self.readout(self.core.last(input, lengths=lengths))  # type: ignore[operator]
+        x = self.core.last(input, lengths=lengths)  # type: ignore[operator]
+        if self.reads == "rate" and isinstance(self.core, CTRNN):
+            x = self.core.rates(x)
+        return self.readout(x)
 
 
 def normal_(layer: nn.Linear, std: float, generator: torch.Generator | None) -> None:

@@ -63,6 +63,7 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         into_set=config.into_set,
         margin=config.margin,
         tau=config.tau,
+        reads=config.reads,
         seed=config.seed,
         dt=config.dt,
         solver=config.solver,
