@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# The matrices are small: a second thread costs more than it gives, most of all on a busy machine.
+torch.set_num_threads(1)
+
 # What users load and compare with is float32, and these tests say so.
 SINGLE = ("test_data_", "test_baselines", "test_cli", "test_training", "test_runs")
 
