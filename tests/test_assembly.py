@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchdiffeq import odeint
 
-from ctrnn_assembly.assembly import Assembly, Subnetwork, couple
+from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import (
     Absolute,
     AdaDiagClip,
@@ -21,8 +21,10 @@ from ctrnn_assembly.contracting import (
     Symmetric,
     Triangular,
 )
-from ctrnn_assembly.coupling import Feedback, Hierarchy
+from ctrnn_assembly.coupling import Feedback
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.hierarchy import Hierarchy
+from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array
 
 PHI: dict[str, Callable[[np.ndarray], np.ndarray]] = {

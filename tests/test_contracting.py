@@ -11,10 +11,10 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.assembly import Subnetwork
 from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.linalg import log_metzler_scaling
+from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array, one_determinant, worst_rate
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.assembly import Assembly, Subnetwork, couple, hierarchy_scales
+from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import (
     Absolute,
     AdaDiagClip,
@@ -19,9 +19,11 @@ from ctrnn_assembly.contracting import (
     Triangular,
     Unconstrained,
 )
-from ctrnn_assembly.coupling import BlockMatrix, Feedback, FreeCoupling, Hierarchy
+from ctrnn_assembly.coupling import BlockMatrix, Feedback, FreeCoupling
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.hierarchy import Hierarchy, hierarchy_scales
 from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
 from oracles import abscissa, array, assembly_rate, rates, worst_rate
 

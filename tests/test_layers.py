@@ -23,18 +23,23 @@ LAYERS = {
     "certificates": 3,
     "contracting": 3,
     "coupling": 4,
-    "assembly": 5,
-    "baselines": 5,
-    "solvers": 5,
-    "recurrent": 6,
-    "architectures": 7,
-    "runs": 8,
-    "batches": 9,
-    "callbacks": 9,
-    "training": 10,
+    "hierarchy": 5,
+    "subnetwork": 5,
+    "assembly": 6,
+    "baselines": 6,
+    "solvers": 6,
+    "recurrent": 7,
+    "architectures": 8,
+    "runs": 9,
+    "batches": 10,
+    "callbacks": 10,
+    "training": 11,
 }
 # These prove or solve from plain tensors: they must not see how the weights were made.
-BLIND = {"certificates": {"contracting"}, "solvers": {"contracting", "assembly", "coupling"}}
+BLIND = {
+    "certificates": {"contracting"},
+    "solvers": {"contracting", "subnetwork", "assembly", "coupling", "hierarchy"},
+}
 
 
 def imported(file: Path) -> set[str]:

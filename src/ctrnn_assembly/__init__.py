@@ -3,7 +3,6 @@
 from ctrnn_assembly.activations import ACTIVATIONS as ACTIVATIONS
 from ctrnn_assembly.activations import Activation as Activation
 from ctrnn_assembly.assembly import Assembly as Assembly
-from ctrnn_assembly.assembly import Subnetwork as Subnetwork
 from ctrnn_assembly.assembly import couple as couple
 from ctrnn_assembly.certificates import Certificate as Certificate
 from ctrnn_assembly.certificates import certify as certify
@@ -20,7 +19,7 @@ from ctrnn_assembly.contracting import Triangular as Triangular
 from ctrnn_assembly.contracting import Unconstrained as Unconstrained
 from ctrnn_assembly.coupling import Feedback as Feedback
 from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
-from ctrnn_assembly.coupling import Hierarchy as Hierarchy
+from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
 from ctrnn_assembly.inputs import CubicHermite as CubicHermite
 from ctrnn_assembly.inputs import Linear as Linear
 from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
@@ -29,5 +28,6 @@ from ctrnn_assembly.recurrent import SequenceClassifier as SequenceClassifier
 from ctrnn_assembly.solvers import METHODS as METHODS
 from ctrnn_assembly.solvers import Solution as Solution
 from ctrnn_assembly.solvers import solve as solve
+from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
 
 __version__ = "0.1.0"

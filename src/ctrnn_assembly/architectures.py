@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctrnn_assembly.assembly import Subnetwork, couple
+from ctrnn_assembly.assembly import couple
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import (
     Absolute,
@@ -38,6 +38,7 @@ from ctrnn_assembly.contracting import (
 from ctrnn_assembly.coupling import Init
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.subnetwork import Subnetwork
 
 
 @dataclass(frozen=True)

@@ -17,120 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils import parametrize
 
-from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
-from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
-from ctrnn_assembly.coupling import Coupling, Feedback, FreeCoupling, Hierarchy, Init
-from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
-from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.activations import Activation, Elementwise
+from ctrnn_assembly.coupling import Feedback, FreeCoupling, Init
+from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.hierarchy import Hierarchy, hierarchy_scales
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.subnetwork import Subnetwork, field_at
 from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.topology import Pair, named_pairs
 
-
-class Subnetwork(nn.Module):
-    """One module: n units with a weight from a set of contracting weights.
-
-    Args:
-        constraint: the set (`ctrnn_assembly.contracting`), which also names phi.
-        size: number of units n.
-        form: "x" for W phi(x), "r" for phi(W r + u).
-        tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
-        bias: whether to train a bias b.
-        weight: an initial W of the set, (n, n); by default a sample.
-
-    Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
-    the parameters; None for the unconstrained controls.
-    """
-
-    weight: Tensor
-    tau: Tensor
-    bias: Tensor
-
-    def __init__(
-        self,
-        constraint: Contracting,
-        size: int,
-        *,
-        form: Form = "x",
-        tau: float | Tensor = 1.0,
-        bias: bool = True,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        if size < 1:
-            raise ConfigError(f"a subnetwork needs at least one unit; got size={size}.")
-        if form not in ("x", "r"):
-            raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
-        self.size, self.form = size, form
-        W = constraint.sample(size, generator) if weight is None else weight
-        if W.shape != (size, size):
-            raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
-        if constraint.frozen:
-            self.register_buffer("weight", W)
-        else:
-            self.weight = nn.Parameter(W)
-        parametrize.register_parametrization(self, "weight", constraint)
-        zeros = W.new_zeros(size)
-        if bias:
-            self.bias = nn.Parameter(zeros)
-        else:
-            self.register_buffer("bias", zeros, persistent=False)
-        self.register_buffer("tau", self._checked_tau(tau, W))
-        self.register_load_state_dict_post_hook(_check_loaded)
-
-    @property
-    def constraint(self) -> Contracting:
-        """The set that the weight belongs to."""
-        return self.parametrizations["weight"][0]  # type: ignore[index,return-value]
-
-    @property
-    def rate(self) -> float | None:
-        """The contraction rate guaranteed by construction, per unit of time."""
-        rate = self.constraint.rate
-        return None if rate is None else rate / float(self.tau.max())
-
-    def metric(self) -> Metric:
-        """M, from the same raw tensors as the weight, in the form of the module."""
-        return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
-
-    def terms(self) -> Terms:
-        """The tensors of the field, for one solve."""
-        return Terms((self.weight,), *self.activations(), self.bias, self.tau)
-
-    def activations(self) -> tuple[Elementwise, Elementwise]:
-        """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
-        phi = Elementwise(((self.constraint.phi, self.size),))
-        identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
-        return (phi, identity) if self.form == "x" else (identity, phi)
-
-    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return _field(self.terms(), x, u)
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
-        project = getattr(self.constraint, "project_", None)
-        if project is not None:
-            project(*raw_tensors(self))
-
-    def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
-        value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
-        if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
-            raise ShapeError(f"tau must be a number or ({self.size},); got {tuple(value.shape)}.")
-        if not bool((value > 0).all() and torch.isfinite(value).all()):
-            raise ConfigError(f"tau must be positive and finite; got {tau}.")
-        value = value.expand(self.size).clone()
-        uniform = bool((value == value[0]).all())
-        if not uniform and not self.metric().factors[0].is_diagonal:
-            raise ContractionError(
-                f"{self.constraint.theorem} has a dense metric, which commutes with tau only if tau "
-                "is one number per module; got different values. Use a scalar tau, or Theorem 1 or 5."
-            )
-        return value
+Coupling = Feedback | Hierarchy | FreeCoupling
 
 
 class Assembly(nn.Module):
@@ -223,7 +120,7 @@ class Assembly(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return _field(self.terms(), x, u)
+        return field_at(self.terms(), x, u)
 
     def project_(self) -> None:
         """Put raw tensors back where they have a gradient (AdaDiag clip)."""
@@ -285,50 +182,6 @@ def couple(
             )
         settings["psi"] = psi
     return Assembly(modules, kinds[kind](sizes, pairs, **settings))
-
-
-def _check_loaded(module: Subnetwork, keys: object) -> None:
-    """Refuse what a file must not change: time constants, and frozen weights outside their set."""
-    module._checked_tau(module.tau, module.weight)
-    check = getattr(module.constraint, "check", None)
-    if check is not None:
-        check(*raw_tensors(module))
-
-
-def _field(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
-    """x' with its shapes checked: an input of the wrong width would broadcast silently."""
-    for name, value in (("x", x), ("u", u)):
-        if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
-            raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
-    return terms(x, u)
-
-
-def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
-    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
-
-    H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
-    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5).
-
-    Args:
-        gains: gamma_ij of the edge j -> i, (p, p), strictly lower triangular up to order.
-        rates: of the modules, (p,), > 0.
-
-    Raises:
-        ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
-    """
-    G, lam = working_precision(gains, rates)
-    H = G - torch.diag(lam)
-    shifted = -(H + lam.min() / 2 * torch.eye(len(lam)).to(H))
-    one = torch.ones_like(lam)
-    d = torch.linalg.solve_ex(shifted, one)[0]  # not finite rather than an error
-    e = torch.linalg.solve_ex(shifted.mT, one)[0]
-    kappa = (e / d).to(gains.dtype)
-    if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
-        raise ContractionError(
-            f"the hierarchy's metric must be representable in {gains.dtype}; got scales "
-            f"{(e / d).detach().tolist()}. Lower the gains, or shorten the chain."
-        )
-    return kappa
 
 
 def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:

@@ -3,7 +3,7 @@
 | class | L | effect on the rate |
 |---|---|---|
 | `Feedback` | L_ij = Theta_i^-1 K_ij Theta_j, K_ji = -K_ij^T | none: min of the modules' rates |
-| `Hierarchy` | one way, from earlier to later modules, linear or K psi(x) | any rate below the min |
+| `hierarchy.Hierarchy` | one way, to later modules, linear or K psi(x) | any rate below the min |
 | `FreeCoupling` | L = B, unconstrained | no guarantee: a control |
 
 `Feedback` is the generalised negative feedback L_ij = B_ij - M_i^-1 B_ji^T M_j of the paper (eq. 3),
@@ -16,18 +16,25 @@ Source: Kozachkov et al. 2022, eq. (3) (arXiv 2106.08928); balanced form from TH
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.activations import Activation, Elementwise, activation
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Edge
 from ctrnn_assembly.topology import Pair, check_pairs
 
 Init = Literal["uniform", "normal", "orthogonal"]
+
+
+class Start(TypedDict, total=False):
+    """How the free entries of a `BlockMatrix` start."""
+
+    init: Init
+    gain: float
+    generator: torch.Generator | None
 
 
 class BlockMatrix(nn.Module):
@@ -86,18 +93,10 @@ class Feedback(nn.Module):
     (Theorems 2 and 3); `certify` measures it.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        pairs: Sequence[Pair],
-        *,
-        init: Init = "uniform",
-        gain: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
         super().__init__()
         self.pairs = check_pairs(pairs, len(sizes))
-        self.K = BlockMatrix(sizes, self.pairs, init=init, gain=gain, generator=generator)
+        self.K = BlockMatrix(sizes, self.pairs, **start)
 
     def matrix(self, metrics: list[Metric]) -> Tensor:
         """L, (n, n), for the modules' metrics."""
@@ -113,19 +112,11 @@ class Feedback(nn.Module):
 class FreeCoupling(nn.Module):
     """L = B on both directions of each pair, unconstrained. Guarantee: none; a control."""
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        pairs: Sequence[Pair],
-        *,
-        init: Init = "uniform",
-        gain: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
         super().__init__()
         self.pairs = check_pairs(pairs, len(sizes))
         both = [block for i, j in self.pairs for block in ((i, j), (j, i))]
-        self.B = BlockMatrix(sizes, both, init=init, gain=gain, generator=generator)
+        self.B = BlockMatrix(sizes, both, **start)
 
     def matrix(self, metrics: list[Metric]) -> Tensor:
         """L, (n, n)."""
@@ -133,63 +124,6 @@ class FreeCoupling(nn.Module):
 
     def edges(self) -> tuple[Edge, ...]:
         return ()
-
-
-class Hierarchy(nn.Module):
-    """One-way coupling: module j drives module i for each pair j < i, linear or through psi.
-
-    Args:
-        psi: None for K x_j, else the activation of K psi(x_j); its slope bound enters the gain.
-
-    Guarantee: the assembly contracts at any rate below the smallest of its modules, in the scaled
-    metric blkdiag(kappa_i M_i) that `Assembly.metric` returns (THEORY section 5).
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        pairs: Sequence[Pair],
-        *,
-        psi: str | Activation | None = None,
-        init: Init = "uniform",
-        gain: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        self.pairs = check_pairs(pairs, len(sizes))
-        self.psi = None if psi is None else activation(psi)
-        down = [(j, i) for i, j in self.pairs]  # row = driven module, column = driving module
-        self.K = BlockMatrix(sizes, down, init=init, gain=gain, generator=generator)
-
-    def matrix(self, metrics: list[Metric]) -> Tensor | None:
-        """L, (n, n), or None when the edges are nonlinear."""
-        return self.K() if self.psi is None else None
-
-    def edges(self) -> tuple[Edge, ...]:
-        if self.psi is None:
-            return ()
-        return (Edge(self.K(), Elementwise(((self.psi, self.K.n),))),)
-
-    def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
-        """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
-        K, sizes = self.K().to(metrics[0].factors[0].theta), self.K.sizes
-        rows = [row.split(sizes, dim=1) for row in K.split(sizes, dim=0)]
-        gains = K.new_zeros(len(sizes), len(sizes))
-        for j, i in self.pairs:
-            weight = (metrics[i].theta() / taus[i].sqrt()) @ rows[i][j]
-            right = metrics[j].theta_inv() / taus[j].sqrt()[:, None]
-            if self.psi is None:
-                gain = torch.linalg.matrix_norm(weight @ right, ord=2)
-            elif metrics[j].is_diagonal:  # the slopes commute with Theta_j^-1
-                gain = self.psi.g * torch.linalg.matrix_norm(weight @ right, ord=2)
-            else:
-                norm = torch.linalg.matrix_norm(right, ord=2)
-                gain = self.psi.g * torch.linalg.matrix_norm(weight, ord=2) * norm
-            gains = gains.index_put((torch.tensor(i), torch.tensor(j)), gain)
-        return gains
-
-
-Coupling = Feedback | Hierarchy | FreeCoupling
 
 
 def _initial_block(

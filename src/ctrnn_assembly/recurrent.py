@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.assembly import Assembly, Subnetwork
+from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.solvers import GRID_METHODS, METHODS, Solution, solve
 from ctrnn_assembly.solvers.adaptive import Gradient
+from ctrnn_assembly.subnetwork import Subnetwork
 
 
 class CTRNN(nn.Module):

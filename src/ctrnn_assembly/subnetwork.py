@@ -1,0 +1,137 @@
+"""One module: a contracting weight with its activation, form, time constant and bias.
+
+tau x' = -x + W phi(x) + b + u(t)          (x-form, phi outside)
+tau r' = -r + phi(W r + b + u(t))          (r-form, phi inside)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
+from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
+
+
+class Subnetwork(nn.Module):
+    """One module: n units with a weight from a set of contracting weights.
+
+    Args:
+        constraint: the set (`ctrnn_assembly.contracting`), which also names phi.
+        size: number of units n.
+        form: "x" for W phi(x), "r" for phi(W r + u).
+        tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
+        bias: whether to train a bias b.
+        weight: an initial W of the set, (n, n); by default a sample.
+
+    Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
+    the parameters; None for the unconstrained controls.
+    """
+
+    weight: Tensor
+    tau: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        constraint: Contracting,
+        size: int,
+        *,
+        form: Form = "x",
+        tau: float | Tensor = 1.0,
+        bias: bool = True,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"a subnetwork needs at least one unit; got size={size}.")
+        if form not in ("x", "r"):
+            raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
+        self.size, self.form = size, form
+        W = constraint.sample(size, generator) if weight is None else weight
+        if W.shape != (size, size):
+            raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
+        if constraint.frozen:
+            self.register_buffer("weight", W)
+        else:
+            self.weight = nn.Parameter(W)
+        parametrize.register_parametrization(self, "weight", constraint)
+        zeros = W.new_zeros(size)
+        if bias:
+            self.bias = nn.Parameter(zeros)
+        else:
+            self.register_buffer("bias", zeros, persistent=False)
+        self.register_buffer("tau", self._checked_tau(tau, W))
+        self.register_load_state_dict_post_hook(_check_loaded)
+
+    @property
+    def constraint(self) -> Contracting:
+        """The set that the weight belongs to."""
+        return self.parametrizations["weight"][0]  # type: ignore[index,return-value]
+
+    @property
+    def rate(self) -> float | None:
+        """The contraction rate guaranteed by construction, per unit of time."""
+        rate = self.constraint.rate
+        return None if rate is None else rate / float(self.tau.max())
+
+    def metric(self) -> Metric:
+        """M, from the same raw tensors as the weight, in the form of the module."""
+        return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
+
+    def terms(self) -> Terms:
+        """The tensors of the field, for one solve."""
+        return Terms((self.weight,), *self.activations(), self.bias, self.tau)
+
+    def activations(self) -> tuple[Elementwise, Elementwise]:
+        """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
+        phi = Elementwise(((self.constraint.phi, self.size),))
+        identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
+        return (phi, identity) if self.form == "x" else (identity, phi)
+
+    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """x' at x (batch, n) under the input u (batch, n); t is not used."""
+        return field_at(self.terms(), x, u)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
+        project = getattr(self.constraint, "project_", None)
+        if project is not None:
+            project(*raw_tensors(self))
+
+    def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
+        value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
+        if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
+            raise ShapeError(f"tau must be a number or ({self.size},); got {tuple(value.shape)}.")
+        if not bool((value > 0).all() and torch.isfinite(value).all()):
+            raise ConfigError(f"tau must be positive and finite; got {tau}.")
+        value = value.expand(self.size).clone()
+        uniform = bool((value == value[0]).all())
+        if not uniform and not self.metric().factors[0].is_diagonal:
+            raise ContractionError(
+                f"{self.constraint.theorem} has a dense metric, which commutes with tau only if tau "
+                "is one number per module; got different values. Use a scalar tau, or Theorem 1 or 5."
+            )
+        return value
+
+
+def _check_loaded(module: Subnetwork, keys: object) -> None:
+    """Refuse what a file must not change: time constants, and frozen weights outside their set."""
+    module._checked_tau(module.tau, module.weight)
+    check = getattr(module.constraint, "check", None)
+    if check is not None:
+        check(*raw_tensors(module))
+
+
+def field_at(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
+    """x' with its shapes checked: an input of the wrong width would broadcast silently."""
+    for name, value in (("x", x), ("u", u)):
+        if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
+            raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
+    return terms(x, u)
