@@ -34,6 +34,8 @@ from ctrnn_cli.trainer import make_trainer
 
 def fit(config: TrainConfig, run: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:
     """Train, select by validation, test once, and write the run folder; returns the summary."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
     train = Batches(task, task.train, config.batch_size, seed=config.seed)

@@ -75,6 +75,9 @@ class TrainConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     devices: int = Field(1, ge=1, description="devices on each node (distributed data parallel)")
     nodes: int = Field(1, ge=1, description="number of nodes")
+    threads: int = Field(
+        0, ge=0, description="CPU threads; 0 leaves it to torch. Small nets are fastest with 1"
+    )
     logger: Literal["none", "tensorboard", "wandb"] = Field(
         "none", description="a logger besides metrics.csv"
     )
