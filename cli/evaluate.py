@@ -19,8 +19,10 @@ def evaluate_command(
     run: Path, data_dir: str | None, solver: str | None, dt: float | None, as_json: bool
 ) -> None:
     """Load model.safetensors of a run folder and read the test set."""
+    from ctrnn_assembly.architectures import BASELINES
     from ctrnn_assembly.batches import accuracy
     from ctrnn_assembly.config import make_config
+    from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.runs import (
         certificate_summary,
         load_weights,
@@ -32,6 +34,8 @@ def evaluate_command(
 
     changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}
     config = read_config(run)
+    if config.model in BASELINES and (solver is not None or dt is not None):
+        raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
     config = make_config(
         config.model_dump(), {key: value for key, value in changes.items() if value is not None}
     )

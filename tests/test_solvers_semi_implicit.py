@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import Singular, Subnetwork, Symmetric, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.solvers.semi_implicit import Matrices, exponential_matrices, imex_matrices
 from ctrnn_assembly.terms import Terms
@@ -137,3 +138,11 @@ def test_a_zero_coupling_is_no_coupling(matrices: Matrices) -> None:
     none = replace(terms, L=None)
     for a, b in zip(matrices(zero, torch.tensor(0.2)), matrices(none, torch.tensor(0.2)), strict=True):
         assert_close(a, b, rtol=1e-13, atol=1e-14)
+
+
+def test_exponential_euler_names_a_singular_linear_part() -> None:
+    terms = Subnetwork(Singular("tanh"), 2).terms()
+    singular = replace(terms, L=torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=terms.bias.dtype))
+    x0 = torch.zeros(1, 2, dtype=terms.bias.dtype)
+    with pytest.raises(SolverError, match="eigenvalue 1"):
+        solve(singular, x0, torch.arange(3.0), method="exponential-euler")

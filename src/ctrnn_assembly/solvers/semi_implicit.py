@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.terms import Terms
 
@@ -49,7 +50,13 @@ def exponential_matrices(terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
         eye = torch.eye(terms.n, dtype=tau.dtype, device=tau.device)
         A = (L - eye) / tau[:, None]
         P = torch.linalg.matrix_exp(step * A)
-        Q = torch.linalg.solve(A, P - eye) / tau
+        integral, info = torch.linalg.solve_ex(A, P - eye)
+        if int(info):
+            raise SolverError(
+                "exponential-euler needs an invertible L - I; got an L with the eigenvalue 1. "
+                "Use feedback coupling, which never has it, or method='imex'."
+            )
+        Q = integral / tau
     return P.to(terms.tau.dtype), Q.to(terms.tau.dtype)
 
 
