@@ -31,7 +31,7 @@ from ctrnn_assembly.metrics import Factor
 
 
 class Absolute(Contracting):
-    """Theorem 1, trainable; raw tensors V (n, n) and b (n,).
+    """Theorem 1, trainable: rho(g |W|) < 1; raw tensors V (n, n) and b (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in the diagonal metric
     diag(exp(2 b)), both forms, for every phi with |slopes| <= g.

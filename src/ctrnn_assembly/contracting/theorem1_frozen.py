@@ -25,7 +25,7 @@ from ctrnn_assembly.metrics import Factor
 
 
 class SparseAbsolute(Contracting):
-    """Theorem 1, frozen; raw tensors W (n, n) and log theta (n,), both buffers.
+    """Theorem 1, frozen and sparse: rho(g |W|) < 1; raw tensors W (n, n) and log theta (n,), buffers.
 
     Args:
         density: share of the n^2 entries that are drawn, 0 < density <= 1.

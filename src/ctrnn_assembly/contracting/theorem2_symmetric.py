@@ -27,7 +27,7 @@ SMALLEST_R = 0.05
 
 
 class Symmetric(Contracting):
-    """Theorem 2; raw tensors E (n, n) and s (1,), the logit of c / (1 - margin).
+    """Theorem 2: W = W^T with g W < I; raw tensors E (n, n) and s (1,), the logit of c / (1 - margin).
 
     Guarantee: continuous-time contraction at rate 1 - c >= margin (per tau) in M = R^-2 (x-form)
     or R^2 (r-form), for every phi with slopes in [0, g].

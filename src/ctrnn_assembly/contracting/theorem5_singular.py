@@ -29,7 +29,7 @@ from ctrnn_assembly.metrics import Factor
 
 
 class Singular(Contracting):
-    """Theorem 5; raw tensors A (n, n) and b (n,).
+    """Theorem 5: g^2 W^T P W < P for a diagonal P; raw tensors A (n, n) and b (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms,
     for every phi with |slopes| <= g.
