@@ -20,7 +20,7 @@ from ctrnn_assembly.metrics import Factor
 
 
 class Triangular(Contracting):
-    """Theorem 4: triangular with g W_ii < 1; raw tensors V (n, n), read at and below the diagonal, and b (n,).
+    """Theorem 4: triangular with g W_ii < 1; raw tensors V (n, n), its lower triangle, and b (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms.
     """
