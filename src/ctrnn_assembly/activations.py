@@ -38,6 +38,11 @@ class Activation:
 
     def __post_init__(self) -> None:
         lo, hi = self.slope
+        if self.name == "identity" and self.function is not _identity:
+            raise ConfigError(
+                "the name 'identity' is the library's own activation, which solvers leave out; got "
+                "another function under it. Give yours another name."
+            )
         if not (lo <= hi and abs(lo) < float("inf") and abs(hi) < float("inf") and self.g > 0):
             raise ConfigError(
                 f"the slope interval of activation {self.name!r} must be finite, non-empty and not "

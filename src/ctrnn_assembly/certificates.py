@@ -27,13 +27,15 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.linalg import majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
 # Eigenvalues in float64 of balanced matrices are accurate far below this; a smaller rate is refused.
 SMALLEST_RATE = 1e-6
+# Squares of larger entries overflow, and an infinite bound must never look like a proof.
+LARGEST = 1e50
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,11 @@ def certify_terms(
     `step.certified`, each step of the solver multiplies their distance by at most `step.gain`.
     """
     tau = terms.tau.double()
-    broken = _not_finite(terms, metric)
+    broken = _unusable(terms, metric)
     if broken:
         nothing = float("-inf")
-        return Certificate(False, nothing, math.inf, (), (), math.nan, math.nan, None, (broken,))
+        step = None if dt is None else Step(solver, dt, False, None, broken)
+        return Certificate(False, nothing, math.inf, (), (), math.nan, math.nan, step, (broken,))
     blocks = [
         _block(W.double(), phi, inside, _double(factor))
         for W, (phi, inside), factor in zip(
@@ -105,15 +108,25 @@ def certify_terms(
     ]
     L = torch.zeros(terms.n, terms.n).to(tau) if terms.L is None else terms.L.double()
     coupling = _balanced(metric, L)
-    rates = [b.rate / float(t.max()) for b, t in zip(blocks, tau.split(terms.sizes), strict=True)]
+    rates = [
+        b.rate / float(t.max() if b.rate > 0 else t.min())
+        for b, t in zip(blocks, tau.split(terms.sizes), strict=True)
+    ]
     comparison = _comparison(terms, metric, coupling, rates)
-    rate = -float(torch.linalg.eigvalsh(comparison)[-1])
+    rate = _rate(terms, coupling, comparison, blocks)
     skewness = float(torch.linalg.matrix_norm(symmetric_part(coupling), ord=2))
     omega = float(torch.linalg.matrix_norm(coupling, ord=2))
-    reasons = _reasons(blocks, rate, skewness)
-    step = None if dt is None else _step(terms, blocks, rate, omega, skewness, dt, solver)
+    certified = all(b.rate >= SMALLEST_RATE for b in blocks) and rate >= SMALLEST_RATE / float(tau.max())
+    reasons = () if certified else _reasons(blocks, skewness)
+    step = None
+    if dt is not None and not 0 < dt < math.inf:
+        step = Step(solver, dt, False, None, f"dt must be positive and finite; got {dt}")
+    elif dt is not None and certified:
+        step = _step(terms, blocks, rate, omega, skewness, dt, solver)
+    elif dt is not None:
+        step = Step(solver, dt, False, None, "the continuous system is not certified")
     return Certificate(
-        certified=rate >= SMALLEST_RATE,
+        certified=certified,
         rate=rate,
         condition_number=_condition(metric, tau),
         module_rates=tuple(rates),
@@ -142,6 +155,7 @@ def _block(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> _Block:
     else:  # the slopes do not commute with Theta
         theta_W = float(torch.linalg.matrix_norm(factor.theta @ W, ord=2))
         norm = g * theta_W * float(torch.linalg.matrix_norm(factor.theta_inv, ord=2))
+        candidates.append((1 - norm, "norm"))
     if phi.monotone:
         candidates.append((_master_rate(W, g, factor), "master lemma"))
     if phi.slope[0] == phi.slope[1]:
@@ -150,13 +164,14 @@ def _block(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> _Block:
     best = max((rate for rate, _ in candidates), default=-math.inf)
     # The plainest proof of (almost) the best rate names the theorem.
     rate, theorem = next((c for c in candidates if c[0] >= best - 1e-9), (-math.inf, "none"))
-    return _Block(rate, theorem, norm, _disc(W, phi, norm))
+    return _Block(rate, theorem, norm, _disc(W, phi, norm, factor.is_diagonal))
 
 
 def _master_rate(W: Tensor, g: float, factor: Factor) -> float:
     """1 - c for the best c of the master lemma over a few families T = z T_0."""
     M = factor.matrix()
     MW = M @ W
+    theta_W = factor.theta[:, None] * W if factor.is_diagonal else factor.theta @ W
     left = factor.theta_inv.diag() if factor.is_diagonal else factor.theta_inv.mT
     best = math.inf
     product = -MW.diagonal()
@@ -164,7 +179,7 @@ def _master_rate(W: Tensor, g: float, factor: Factor) -> float:
     for T0 in families:
         if not bool((T0 > 0).all()):
             continue
-        best = min(best, _least_c(left @ MW, left, g, T0))
+        best = min(best, _least_c(theta_W, left, g, T0))
     return 1 - best
 
 
@@ -194,14 +209,32 @@ def _least_c(A: Tensor, left: Tensor, g: float, T0: Tensor) -> float:
     return min(fa, fb, c(-math.log(g)))
 
 
-def _disc(W: Tensor, phi: Activation, norm: float) -> tuple[float, float]:
+def _disc(W: Tensor, phi: Activation, norm: float, diagonal_metric: bool) -> tuple[float, float]:
     """nu, eps with ||-I + W D + nu I||_M <= eps for all slopes in the interval."""
     diagonal = W.diagonal()
-    if float((W - torch.diag(diagonal)).abs().max()) > 0:
+    # In a dense metric a diagonal matrix may have a norm above its largest entry.
+    if (len(W) > 1 and not diagonal_metric) or float((W - torch.diag(diagonal)).abs().max()) > 0:
         return 1.0, norm
     ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]]) - 1
     low, high = float(ends.min()), float(ends.max())
     return -(low + high) / 2, (high - low) / 2
+
+
+def _rate(terms: Terms, coupling: Tensor, comparison: Tensor, blocks: list[_Block]) -> float:
+    """-lmax(sym(Theta' L Theta'^-1) - blkdiag(rate_i / tau_i)): never below -lmax(C) without edges,
+    and right for negative rates too; nonlinear edges go through C."""
+    tau = terms.tau.double()
+    if terms.edges:
+        return -float(torch.linalg.eigvalsh(comparison)[-1])
+    root = tau.rsqrt()
+    rates = torch.cat(
+        [
+            t.new_full((n,), b.rate)
+            for b, n, t in zip(blocks, terms.sizes, tau.split(terms.sizes), strict=True)
+        ]
+    )
+    full = symmetric_part(root[:, None] * coupling * root) - torch.diag(rates / tau)
+    return -float(torch.linalg.eigvalsh(full)[-1])
 
 
 def _comparison(terms: Terms, metric: Metric, coupling: Tensor, rates: list[float]) -> Tensor:
@@ -214,11 +247,11 @@ def _comparison(terms: Terms, metric: Metric, coupling: Tensor, rates: list[floa
     for edge in terms.edges:
         left = metric_left(metric, edge.K.double()) * root[:, None]
         if metric.is_diagonal:
-            theta_inv = torch.cat([f.theta_inv for f in metric.factors]).double()
+            theta_inv = torch.cat([_double(f).theta_inv for f in metric.factors])
             gains = _block_norms(left * theta_inv * root, sizes)
         else:
             right = [
-                float(torch.linalg.matrix_norm(_dense(f.theta_inv.double()), ord=2))
+                float(torch.linalg.matrix_norm(_dense(_double(f).theta_inv), ord=2))
                 for f in metric.factors
             ]
             slow = torch.stack([r.max() for r in root.split(sizes)])
@@ -250,8 +283,6 @@ def _step(
     """The factor of one step; with linear edges and a certified rate only."""
     if solver not in ("euler", "euler-plain", "imex", "exponential-euler"):
         return Step(solver, dt, False, None, f"no proof is known for steps of {solver}")
-    if rate < SMALLEST_RATE:
-        return Step(solver, dt, False, None, "the continuous system is not certified")
     if terms.edges:
         return Step(solver, dt, False, None, "nonlinear edges are not covered yet")
     tau = terms.tau.double()
@@ -309,14 +340,12 @@ def _activations(terms: Terms) -> list[tuple[Activation, bool]]:
     result, start = [], 0
     for size in terms.sizes:
         pre, post = terms.pre.at(start), terms.post.at(start)
-        result.append((post, True) if pre.name == "identity" else (pre, False))
+        result.append((post, True) if pre == ACTIVATIONS["identity"] else (pre, False))
         start += size
     return result
 
 
-def _reasons(blocks: list[_Block], rate: float, skewness: float) -> tuple[str, ...]:
-    if rate >= SMALLEST_RATE:
-        return ()
+def _reasons(blocks: list[_Block], skewness: float) -> tuple[str, ...]:
     worst = min(range(len(blocks)), key=lambda k: blocks[k].rate)
     if blocks[worst].rate < SMALLEST_RATE:
         return (
@@ -329,15 +358,27 @@ def _reasons(blocks: list[_Block], rate: float, skewness: float) -> tuple[str, .
     )
 
 
-def _not_finite(terms: Terms, metric: Metric) -> str:
-    """Why nothing can be computed, or an empty string."""
+def _unusable(terms: Terms, metric: Metric) -> str:
+    """Why nothing can be proven, or an empty string."""
     tensors = [*terms.tensors(), *(f.theta for f in metric.factors)]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         return "a weight, metric or time constant is NaN or infinite; retrain or use an intact copy"
-    for k, factor in enumerate(metric.factors):
+    if not bool((terms.tau > 0).all()):
+        return "a time constant is not positive"
+    if any(float(tensor.abs().max()) > LARGEST for tensor in tensors if tensor.numel()):
+        return f"an entry is above {LARGEST:g}, where float64 cannot prove anything"
+    start = 0
+    for k, (factor, t) in enumerate(zip(metric.factors, terms.tau.split(terms.sizes), strict=True)):
         values = torch.linalg.svdvals(_dense(factor.theta.double()))
-        if float(values[-1]) <= 1e-14 * float(values[0]):
-            return f"the metric of module {k} is singular; it must be positive definite"
+        limit = 1e-14 if factor.is_diagonal else 1e-7
+        if float(values[0]) <= 1 / LARGEST or float(values[-1]) <= limit * float(values[0]):
+            return f"the metric of module {k} is singular or too ill-conditioned for a proof in float64"
+        if not factor.is_diagonal and bool((t != t[0]).any()):
+            return f"module {k} has a dense metric, which needs one time constant; got several"
+        pre, post = ({m.at(start + u) for u in range(len(t))} for m in (terms.pre, terms.post))
+        if len(pre) > 1 or len(post) > 1 or not {ACTIVATIONS["identity"]} & (pre | post):
+            return f"module {k} needs one activation, before or after W"
+        start += len(t)
     return ""
 
 

@@ -1,0 +1,150 @@
+"""A hunt for a certificate that says yes wrongly: random small networks against every slope vertex."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import block_diag, expm
+
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Edge, Terms
+from oracles import array, assembly_rate, vertices
+
+IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
+SLOPES = [(-0.5, 1.0), (0.2, 0.8), (-1.0, -0.2), (0.0, 3.0), (0.7, 0.7), (-0.6, -0.6)]
+ACTS = [ACTIVATIONS[k] for k in ("relu", "sigmoid", "selu", "gelu", "identity")]
+ACTS += [Activation(f"mine{s}", torch.tanh, s) for s in SLOPES]
+SOLVERS = ("euler", "imex", "exponential-euler")
+
+
+def matrix(theta):
+    return np.diag(theta) if theta.ndim == 1 else theta
+
+
+def net(blocks, thetas, acts, forms, tau, L=None, edges=()):
+    """Terms and metric from arrays."""
+    units = list(zip(acts, map(len, blocks), forms, strict=True))
+    pre = Elementwise(tuple((a if f == "x" else IDENTITY, n) for a, n, f in units))
+    post = Elementwise(tuple((IDENTITY if f == "x" else a, n) for a, n, f in units))
+    weights, L = tuple(map(torch.tensor, blocks)), None if L is None else torch.tensor(L)
+    terms = Terms(weights, pre, post, torch.zeros(len(tau)), torch.tensor(tau), L, edges)
+    inverses = [1 / t if t.ndim == 1 else np.linalg.inv(t) for t in thetas]
+    factors = [Factor(torch.tensor(t), torch.tensor(i)) for t, i in zip(thetas, inverses, strict=True)]
+    return terms, Metric(tuple(factors))
+
+
+def random_net(rng):
+    """A network of 1-3 modules of 1-3 units, near the boundary of what contracts, and its facts."""
+    sizes = [(3, 3), (1, 2, 3), (2, 1), (1, 1, 1), (3,), (2,), (1,), (2, 2)][rng.integers(8)]
+    acts = [ACTS[k] for k in rng.integers(len(ACTS), size=len(sizes))]
+    forms = list(rng.choice(["x", "r"], len(sizes)))
+    spread, blocks, thetas, tau = rng.choice([0.2, 0.7, 2.0]), [], [], []
+    for n, act in zip(sizes, acts, strict=True):
+        theta, X = np.exp(rng.normal(size=n) * spread), rng.normal(size=(n, n))
+        if dense := rng.random() < 0.3:
+            theta = np.linalg.qr(rng.normal(size=(n, n)))[0] * theta @ rng.normal(size=(n, n))
+        X = [X, X - X.T, X + X.T, -X @ X.T, np.diag(np.diag(X)), 0 * X][rng.integers(6)]
+        X = X / max(np.linalg.norm(X, 2), 1e-9) * rng.choice([0.2, 0.5, 0.9, 1.0, 1.05]) / act.g
+        T = matrix(theta)
+        blocks.append(X if rng.random() < 0.3 else np.linalg.inv(T) @ X @ T)
+        thetas.append(theta)
+        tau.append(np.exp(rng.normal(size=1 if dense or rng.random() < 0.5 else n)) * np.ones(n))
+    tau = np.concatenate(tau) if rng.random() < 0.6 else np.full(sum(sizes), rng.choice([0.01, 1, 30]))
+    T = block_diag(*map(matrix, thetas))
+    K, noise = rng.normal(size=(2, len(T), len(T)))
+    kind = rng.integers(4)  # none, skew, nearly skew, one way
+    K = [0 * K, K - K.T, K - K.T + noise * rng.choice([1e-3, 0.1]), np.tril(K, -1) / 3][kind]
+    L = np.linalg.inv(T) @ (K * rng.choice([0.1, 0.5, 3])) @ T
+    edges = ()
+    if 1 < len(T) <= 4 and rng.random() < 0.3:
+        weight = np.linalg.inv(T) @ np.tril(noise, -1) @ T * rng.choice([0.1, 0.4])
+        edges = (Edge(torch.tensor(weight), Elementwise(((ACTS[rng.integers(len(ACTS))], len(T)),))),)
+    return *net(blocks, thetas, acts, forms, tau, L, edges), forms, [a.slope for a in acts]
+
+
+def exact_rate(terms, metric, forms, slopes):
+    T = array(metric.theta()) * array(terms.tau) ** 0.5
+    extra = {"K": array(terms.edges[0].K), "psi": terms.edges[0].psi.at(0).slope} if terms.edges else {}
+    rest = {"L": array(terms.L), "tau": array(terms.tau), **extra}
+    return assembly_rate([array(W) for W in terms.blocks], forms, slopes, T.T @ T, **rest)
+
+
+def exact_gain(terms, metric, forms, slopes, dt, solver):
+    """max over slope vertices of ||P + Q W D|| (r-form: Q D W) in the metric diag(tau) M."""
+    box = [(s, f) for s, f, n in zip(slopes, forms, terms.sizes, strict=True) for _ in range(n)]
+    D, x = vertices([s for s, _ in box]), np.array([f == "x" for _, f in box])
+    WD = np.where(x, D, 1)[:, None, :] * array(terms.weight()) * np.where(x, 1, D)[:, :, None]
+    n, h, eye, L = len(x), dt / array(terms.tau), np.eye(len(x)), array(terms.L)
+    P, Q, R = eye + h[:, None] * (L - eye), np.diag(h), np.linalg.inv(eye - h[:, None] * L)
+    if solver == "imex":
+        P, Q = R * (1 - h), R * h
+    elif solver == "exponential-euler":  # exp of [[A, B], [0, 0]] holds the integral of exp(s A) B
+        both = expm(np.block([[h[:, None] * (L - eye), np.diag(h)], [0 * eye, 0 * eye]]))
+        P, Q = both[:n, :n], both[:n, n:]
+    T = array(metric.theta()) * array(terms.tau) ** 0.5
+    return np.linalg.norm(T @ (P + Q @ WD) @ np.linalg.inv(T), 2, axis=(1, 2)).max()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
+    rng, certified, steps, sharp = np.random.default_rng(seed), 0, 0, 0
+    for trial in range(200):
+        terms, metric, forms, slopes = random_net(rng)
+        dt, solver = rng.choice([0.003, 0.1, 0.4, 1.9]) * float(terms.tau.min()), SOLVERS[trial % 3]
+        certificate = certify_terms(terms, metric, dt=dt, solver=solver)
+        exact, step = exact_rate(terms, metric, forms, slopes), certificate.step
+        assert certificate.rate <= exact + 1e-9 * max(1, abs(exact)), trial
+        certified += certificate.certified
+        sharp += certificate.certified and certificate.rate > 0.999 * exact
+        assert step.certified <= certificate.certified <= (exact > 0), trial
+        if step.gain is not None:
+            gain = exact_gain(terms, metric, forms, slopes, dt, solver)
+            assert step.gain >= gain - 1e-9 * max(1, gain), trial
+            steps += step.certified
+    assert min(certified, 2 * steps, 3 * sharp) >= 60  # not vacuous
+
+
+def plane(W, theta, tau=(1.0, 1.0)):
+    """One x-form module of two tanh units."""
+    return net([np.array(W)], [np.array(theta)], [TANH], "x", np.array(tau))
+
+
+def test_edges_do_not_trust_the_stored_inverse():
+    edge = Edge(torch.tensor([[0.0, 0.0], [50.0, 0.0]]), Elementwise(((TANH, 2),)))
+    terms, _ = net([np.zeros((1, 1))] * 2, [np.ones(1)] * 2, [TANH] * 2, "xx", np.ones(2), edges=(edge,))
+    for one in (torch.ones(1), torch.ones(1, 1)):
+        assert not certify_terms(terms, Metric((Factor(one, 0 * one),) * 2)).certified
+
+
+@pytest.mark.parametrize("tau", [1e-12, 1.0, 1e9])
+def test_the_answer_does_not_depend_on_the_unit_of_time(tau):
+    for W, expected in ((0.5, True), (1 - 1e-15, False)):  # the second: a rate within rounding
+        certificate = certify_terms(*plane([[W, 0.0], [0.0, W]], [1.0, 1.0], [tau, tau]))
+        assert certificate.certified is expected
+
+
+@pytest.mark.parametrize("dt", [float("nan"), float("inf"), -0.1, 0.0])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_step_that_is_none_is_not_certified(dt, solver):
+    step = certify_terms(*plane([[-5.0, 1.0], [0.0, -5.0]], [1.0, 1.0]), dt=dt, solver=solver).step
+    assert not step.certified
+
+
+def test_a_diagonal_weight_in_a_dense_metric_has_no_diagonal_norm():
+    fields = plane([[0.8, 0.0], [0.0, 0.3]], [[1.0, 1.0], [0.0, 1.0]])
+    assert not certify_terms(*fields, dt=1.8).step.certified  # the exact factor is 1.74
+
+
+def test_metrics_that_are_none_or_too_badly_conditioned_are_refused():
+    for tau in ((1.0, 10.0), (0.0, 0.0), (-1.0, 1.0)):  # exact rates: -0.87, undefined, undefined
+        assert not certify_terms(*plane(np.zeros((2, 2)), [[1.0, 3.0], [0.0, 1.0]], tau)).certified
+    a, b = 0.03833137827700805, -121214.49954028094  # exact rate -1.6e-17, hidden by rounding
+    W = [[0.9985285393121959, a], [a, 0.0014720931432361762]]
+    assert not certify_terms(*plane(W, [[4654.168732321899, b], [b, 3157624.491437218]])).certified
+
+
+def test_only_the_identity_is_called_identity():
+    with pytest.raises(ConfigError):
+        Activation("identity", lambda x: 3 * x, (0.0, 3.0))
