@@ -1,8 +1,9 @@
 """Keep the outcome of a run as one JSON file in experiments/results/.
 
-    python experiments/record.py runs/RUN "the command that made it"
+    python experiments/record.py runs/RUN "the command that made it" [COMMIT]
 
-The file holds the summary, the configuration, the curve, the hardware, the date and the commit.
+The file holds the summary, the configuration, the curve, the hardware, the date and the commit that
+the run was made with (by default the one checked out now).
 """
 
 import datetime
@@ -29,15 +30,16 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def record(run: Path, command: str) -> Path:
+def record(run: Path, command: str, commit: str = "HEAD") -> Path:
     summary = read_summary(run)
     ended = datetime.datetime.fromtimestamp((run / "summary.json").stat().st_mtime, datetime.UTC)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    asked = ["git", "rev-parse", commit]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True)
     numbers = [{k: float(v) for k, v in row.items() if v} for row in read_table(run / "metrics.csv")]
     result = {
         "date": ended.date().isoformat(),
         "command": command,
-        "commit": commit.stdout.strip(),
+        "commit": found.stdout.strip(),
         "hardware": f"{os.cpu_count()} cores of {processor()}",
         **summary,
         "config": yaml.safe_load((run / "config.yaml").read_text()) | {"data_dir": None},
@@ -50,4 +52,4 @@ def record(run: Path, command: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(record(Path(sys.argv[1]), sys.argv[2]))
+    print(record(Path(sys.argv[1]), *sys.argv[2:]))
