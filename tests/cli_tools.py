@@ -12,7 +12,10 @@ import torch
 
 from ctrnn_cli.main import main
 
-TINY = ("--modules=2", "--units=4", "--limit-train=200", "--limit-test=100", "--device=cpu")
+TINY = (
+    "--modules=2", "--units=4", "--batch-size=64", "--limit-train=200", "--limit-test=100",
+    "--device=cpu",
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
