@@ -112,8 +112,7 @@ def certify_terms(
         b.rate / float(t.max() if b.rate > 0 else t.min())
         for b, t in zip(blocks, tau.split(terms.sizes), strict=True)
     ]
-    comparison = _comparison(terms, metric, coupling, rates)
-    rate = _rate(terms, coupling, comparison, blocks)
+    rate = _rate(terms, metric, coupling, blocks, rates)
     skewness = float(torch.linalg.matrix_norm(symmetric_part(coupling), ord=2))
     omega = float(torch.linalg.matrix_norm(coupling, ord=2))
     certified = all(b.rate >= SMALLEST_RATE for b in blocks) and rate >= SMALLEST_RATE / float(tau.max())
@@ -220,12 +219,14 @@ def _disc(W: Tensor, phi: Activation, norm: float, diagonal_metric: bool) -> tup
     return -(low + high) / 2, (high - low) / 2
 
 
-def _rate(terms: Terms, coupling: Tensor, comparison: Tensor, blocks: list[_Block]) -> float:
+def _rate(
+    terms: Terms, metric: Metric, coupling: Tensor, blocks: list[_Block], slowest: list[float]
+) -> float:
     """-lmax(sym(Theta' L Theta'^-1) - blkdiag(rate_i / tau_i)): never below -lmax(C) without edges,
     and right for negative rates too; nonlinear edges go through C."""
     tau = terms.tau.double()
     if terms.edges:
-        return -float(torch.linalg.eigvalsh(comparison)[-1])
+        return -float(torch.linalg.eigvalsh(_comparison(terms, metric, coupling, slowest))[-1])
     root = tau.rsqrt()
     rates = torch.cat(
         [
