@@ -29,9 +29,15 @@ def certificate_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
     if not certificate["certified"]:
         return [("certificate", "none: " + "; ".join(certificate["reasons"]))]
     proven = f"contracting, rate >= {certificate['rate']:.4g}"
-    rows = [("certificate", f"{proven}, cond(M) {certificate['condition_number']:.3g}")]
+    rows = [("certificate", f"{proven}, cond(M) {condition(certificate):.3g}")]
     step = certificate["discrete"]
     if step is not None:
         verdict = f"contracting, factor <= {step['gain']:.6f}" if step["certified"] else step["reason"]
         rows.append((f"{step['solver']} step, dt {step['dt']}", verdict))
     return rows
+
+
+def condition(certificate: dict[str, Any]) -> float:
+    """The condition number of the metric, infinite where it has none."""
+    value = certificate["metric"]["condition_number"]
+    return float("inf") if value is None else value

@@ -105,6 +105,12 @@ class Metric:
         """The metric root^2 M."""
         return Metric(tuple(factor.scaled(root) for factor in self.factors))
 
+    def detach_cpu(self) -> Metric:
+        """The same metric on the CPU, without gradients."""
+        return Metric(
+            tuple(Factor(f.theta.detach().cpu(), f.theta_inv.detach().cpu()) for f in self.factors)
+        )
+
     def lower(self, K: Tensor) -> Tensor:
         """Theta^-1 K for K of shape (n, m)."""
         if self.is_diagonal:

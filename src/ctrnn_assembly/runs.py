@@ -13,7 +13,6 @@ but checkpoints, and those with `weights_only=True`.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -152,28 +151,7 @@ def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
     """The certificate as plain values, for summary.json; None where a bound is infinite."""
     if certificate is None:
         return {"certified": False, "reasons": ["a baseline: no certificate is defined for it"]}
-    step = certificate.step
-    discrete = None
-    if step is not None:
-        discrete = {
-            "solver": step.solver,
-            "dt": step.dt,
-            "certified": step.certified,
-            "gain": _finite(step.gain),
-            "reason": step.reason,
-        }
-    return {
-        "certified": certificate.certified,
-        "rate": _finite(certificate.rate),
-        "condition_number": _finite(certificate.condition_number),
-        "coupling_norm": _finite(certificate.coupling_norm),
-        "discrete": discrete,
-        "reasons": list(certificate.reasons),
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return certificate.as_dict()
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:

@@ -112,6 +112,17 @@ class Terms:
             )
         return replace(self, W_in=W_in, bias=self.bias if bias is None else self.bias + bias)
 
+    def detach_cpu(self) -> Terms:
+        """The same values on the CPU, without gradients."""
+        edges = tuple(replace(edge, K=edge.K.detach().cpu()) for edge in self.edges)
+        moved = {
+            field.name: getattr(self, field.name).detach().cpu()
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        blocks = tuple(block.detach().cpu() for block in self.blocks)
+        return replace(self, blocks=blocks, edges=edges, **moved)
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that a gradient can reach, in a fixed order."""
         yield from self.blocks

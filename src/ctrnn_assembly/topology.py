@@ -68,6 +68,15 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
     return sorted(result)
 
 
+def recognise(pairs: Iterable[Pair], p: int) -> str:
+    """The name of a topology of p modules, or the number of its pairs."""
+    found = sorted(pairs)
+    if not found:
+        return "none"
+    plain = {"all": all_pairs, "chain": chain, "ring": ring, "star": star}
+    return next((name for name, make in plain.items() if make(p) == found), f"{len(found)} pairs")
+
+
 def from_graph(graph: Any) -> list[Pair]:
     """The edges of an undirected networkx graph; nodes are numbered in the graph's own order."""
     number = {node: k for k, node in enumerate(graph.nodes)}

@@ -1,0 +1,180 @@
+"""The whole assembly in coordinates where its metric is the Euclidean norm: loops plus coupling.
+
+In y = tau^1/2 Theta x the coupling is K = tau^-1/2 Theta L Theta^-1 tau^-1/2: skew for generalised negative
+feedback up to rounding, and the rounding counts. A nonlinear edge K_e psi_e(x) enters as the bound
+|y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from ctrnn_assembly.certificates.loop import Balance, activations, balanced, balances
+from ctrnn_assembly.certificates.modules import Proven, prove_module
+from ctrnn_assembly.certificates.rounding import DENSE, largest_eigenvalue, spectral_norm
+from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """An assembly, ready for proofs.
+
+    Attributes:
+        sizes: of the modules.
+        modules: what is proven of each.
+        K: the linear coupling, (n, n), and `K_error`, a bound on its rounding.
+        gains: gamma_ij of the nonlinear edges, (p, p), or None.
+    """
+
+    sizes: tuple[int, ...]
+    modules: tuple[Proven, ...]
+    K: Tensor
+    K_error: float
+    gains: Tensor | None
+
+    @classmethod
+    def of(cls, terms: Terms, metric: Metric) -> Assembled:
+        """From the tensors of a field and its metric."""
+        taus = terms.tau.split(terms.sizes)
+        modules = tuple(
+            prove_module(W, phi, inside, factor, tau)
+            for W, (phi, inside), factor, tau in zip(
+                terms.blocks, activations(terms), metric.factors, taus, strict=True
+            )
+        )
+        scales = balances(terms, metric)
+        K, error = torch.zeros(terms.n, terms.n, dtype=torch.float64), 0.0
+        if terms.L is not None:
+            K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
+        gains = _edge_gains(terms, scales) if terms.edges else None
+        return cls(terms.sizes, modules, K, error, gains)
+
+    @cached_property
+    def skewness(self) -> tuple[Tensor, float]:
+        """sym(K) and a bound on its Frobenius norm, rounding included: what the coupling may cost."""
+        S = symmetric_part(self.K)
+        return S, float(S.norm()) * (1 + 1e-12) + self.K_error
+
+    @cached_property
+    def cost(self) -> float:
+        """An upper bound on the largest eigenvalue of sym(K), at least 0."""
+        S, bound = self.skewness
+        if bound <= 1e-9 or len(S) > DENSE and bound <= 1e-4 * abs(self.slowest):
+            return bound
+        return max(0.0, largest_eigenvalue(S, self.K_error))
+
+    @cached_property
+    def symmetric_norm(self) -> float:
+        """An upper bound on ||sym K||: a step beyond 1 / nu turns the sign of sym K around."""
+        S, bound = self.skewness
+        return bound if bound <= 1e-9 or len(S) > DENSE else spectral_norm(S, self.K_error)
+
+    @cached_property
+    def norm(self) -> float:
+        """An upper bound on ||K||."""
+        return spectral_norm(self.K, self.K_error)
+
+    @property
+    def slowest(self) -> float:
+        """The smallest rate of the modules."""
+        return min(module.rate for module in self.modules)
+
+    @property
+    def is_feedback(self) -> bool:
+        """Whether the linear coupling cancels, up to a thousandth of the slowest module's rate."""
+        return self.skewness[1] <= 1e-3 * self.slowest
+
+    def rate(self) -> tuple[float, float]:
+        """A lower bound on the rate of the whole, and the rounding taken off it."""
+        rounding = max(module.error for module in self.modules) + self.K_error
+        if self.gains is not None:
+            C = self._comparison()
+            return -largest_eigenvalue(C, 1e-14 * float(C.norm())), rounding
+        if not bool(self.K.any()):
+            return self.slowest, rounding
+        if len(self.K) > DENSE and self.is_feedback:
+            return self.slowest - self.cost, rounding
+        S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
+        return -largest_eigenvalue(S, rounding), rounding
+
+    def clusters(self) -> list[list[int]]:
+        """The modules, in groups that linear coupling joins."""
+        p = len(self.sizes)
+        strips = (strip.split(self.sizes, dim=1) for strip in self.K.split(self.sizes, dim=0))
+        joined = np.array([[bool(block.any()) for block in strip] for strip in strips]).reshape(p, p)
+        label = connected_components(joined, directed=False)[1]
+        return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
+
+    def part(self, chosen: list[int], *, coupled: bool = True) -> Assembled:
+        """Some of the modules, with their linear coupling or without, and no nonlinear edges."""
+        starts = [sum(self.sizes[:k]) for k in chosen]
+        sizes = tuple(self.sizes[k] for k in chosen)
+        units = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, sizes, strict=True)])
+        K = self.K[units][:, units] if len(units) < len(self.K) else self.K
+        modules = tuple(self.modules[k] for k in chosen)
+        if not coupled:
+            return Assembled(sizes, modules, torch.zeros_like(K), 0.0, None)
+        return Assembled(sizes, modules, K, self.K_error, None)
+
+    def _comparison(self) -> Tensor:
+        """C, (p, p), with y^T (J y) <= w^T C w for w_i = |y_i|."""
+        assert self.gains is not None
+        S = self.skewness[0]
+        C = block_norms(S, self.sizes, self.K_error) + symmetric_part(self.gains)
+        return C - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=C.dtype))
+
+
+def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -> tuple[Tensor, float]:
+    """left_i L_ij right_j of all blocks, and a bound on the error of the whole."""
+    if all(scale.diagonal for scale in scales):
+        whole = Balance(torch.cat([s.left for s in scales]), torch.cat([s.right for s in scales]), 0.0)
+        return balanced(L, whole, whole)
+    K, square = torch.zeros_like(L), 0.0
+    rows = K.split(sizes, dim=0)
+    for i, strip in enumerate(L.split(sizes, dim=0)):
+        for j, block in enumerate(strip.split(sizes, dim=1)):
+            if bool(block.any()):
+                value, error = balanced(block, scales[i], scales[j])
+                rows[i].split(sizes, dim=1)[j].copy_(value)
+                square += error**2
+    return K, square**0.5 * (1 + 1e-12)
+
+
+def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
+    """gamma_ij >= sup ||left_i K_ij psi' right_j||, (p, p), summed over the edges."""
+    p = len(terms.sizes)
+    gains = torch.zeros(p, p, dtype=torch.float64)
+    for edge in terms.edges:
+        g = max(psi.g for psi, _ in edge.psi.runs)
+        for i, strip in enumerate(edge.K.double().split(terms.sizes, dim=0)):
+            for j, block in enumerate(strip.split(terms.sizes, dim=1)):
+                if bool(block.any()):
+                    gains[i, j] += g * _edge_norm(block, scales[i], scales[j])
+    return gains
+
+
+def _edge_norm(block: Tensor, row: Balance, column: Balance) -> float:
+    """sup ||left K D right|| over diagonal |D| <= 1: D commutes with a diagonal right factor only."""
+    if column.diagonal:
+        return spectral_norm(*balanced(block, row, column))
+    lowered, off = row.lower(block)
+    outer = spectral_norm(column.right) * (1 + column.skew)
+    return spectral_norm(lowered, float(off.norm())) * outer * (1 + 1e-15)
+
+
+def block_norms(A: Tensor, sizes: tuple[int, ...], error: float = 0.0) -> Tensor:
+    """Upper bounds on the spectral norms of the blocks of A, (p, p); 0 for a zero block."""
+    norms = torch.zeros(len(sizes), len(sizes), dtype=torch.float64)
+    for i, strip in enumerate(A.split(sizes, dim=0)):
+        for j, block in enumerate(strip.split(sizes, dim=1)):
+            if bool(block.any()):
+                norms[i, j] = spectral_norm(block, error)
+    return norms

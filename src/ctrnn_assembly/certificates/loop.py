@@ -1,0 +1,164 @@
+"""A module as a linear system in a feedback loop with its slopes, in coordinates where M = I.
+
+The incremental form of a module, for a difference v of two states and slopes D in [lo, hi], is
+
+    x-form:  tau v' = -v + W D v          r-form:  tau v' = -v + D W v
+
+With D = lo I + E and slopes E in [0, g], g = hi - lo, the loop is opened at w = E v (or w = E W v):
+tau v' = (-I + lo W) v + (input matrix) w, and every unit satisfies w_k (g z_k - w_k) >= 0 for its z = v
+(or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M becomes the Euclidean norm,
+
+    y' = A y + X w,    w o (Z y - w) >= 0,
+
+and with any diagonal T > 0 ("multiplier"), B = X T^-1/2 and C = T^1/2 Z, so that for all slopes
+
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4                      (master lemma)
+
+Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2, shifted so that
+any slope interval fits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
+from ctrnn_assembly.certificates.rounding import UNIT, gamma, product_error
+from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Theta tau^1/2 of one module, its inverse, and how far rounding put the inverse off.
+
+    Attributes:
+        left, right: (n,) or (n, n) factors of A -> left A right.
+        skew: the true inverse is right (I + E) with ||E|| <= skew; 0 for diagonal metrics.
+    """
+
+    left: Tensor
+    right: Tensor
+    skew: float
+
+    @classmethod
+    def of(cls, factor: Factor, tau: Tensor) -> Balance:
+        """The balance of a module: left = tau^-1/2 Theta, right = Theta^-1 tau^-1/2."""
+        theta, root = factor.theta.double(), tau.double().rsqrt()
+        if factor.is_diagonal:
+            return cls(theta * root, root / theta, 0.0)
+        inverse = torch.linalg.inv(theta)
+        off = torch.eye(len(theta), dtype=theta.dtype) - theta @ inverse
+        bound = float(torch.linalg.matrix_norm(off.abs() + product_error(theta, inverse)))
+        return cls(theta * root[0], inverse * root[0], bound / (1 - bound) if bound < 0.5 else math.inf)
+
+    @property
+    def diagonal(self) -> bool:
+        return self.left.ndim == 1
+
+    def lower(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """left A, and a bound on the error of each entry."""
+        if self.diagonal:
+            product = self.left[:, None] * A
+            return product, 8 * UNIT * product.abs()
+        return self.left @ A, product_error(self.left, A) + 8 * UNIT * (self.left.abs() @ A.abs())
+
+    def raise_(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """A right, and a bound on the error of each entry."""
+        if self.diagonal:
+            product = A * self.right
+            return product, 8 * UNIT * product.abs()
+        product = A @ self.right
+        rows = torch.linalg.vector_norm(product, dim=-1, keepdim=True) * self.skew
+        return product, product_error(A, self.right) + 8 * UNIT * (A.abs() @ self.right.abs()) + rows
+
+
+def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
+    """left_i A right_j and a bound on its error in the Frobenius norm."""
+    first, error = row.lower(A)
+    second, more = column.raise_(first)
+    right = column.right.abs()
+    carried = error * right if column.diagonal else error @ right
+    return second, 1.01 * (float(carried.norm()) * (1 + column.skew) + float(more.norm()))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One module: A, X, Z as above and bounds on their rounding errors.
+
+    Attributes:
+        A: (n, n). X: (n, n), the columns belong to the units' w. Z: (n, n), the rows to their z.
+        g: the width of the slope interval.
+        A_error: in the Frobenius norm. X_error: of each column. Z_error: of each row.
+    """
+
+    g: float
+    A: Tensor
+    X: Tensor
+    Z: Tensor
+    A_error: float
+    X_error: Tensor
+    Z_error: Tensor
+
+    @classmethod
+    def of(cls, W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> Loop:
+        """The loop of the weight W (n, n) with phi outside (x-form) or inside (r-form)."""
+        W = W.double()
+        balance = Balance.of(factor, tau)
+        (lo, hi), n = phi.slope, len(W)
+        scaled, off = balanced(W, balance, balance)
+        rate = 1 / tau.double()
+        A = lo * scaled - torch.diag(rate)
+        A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A))
+        g, eye = hi - lo, torch.eye(n, dtype=W.dtype)
+        if g == 0:  # linear: the loop has nothing to do
+            nothing, exact = torch.zeros_like(W), torch.zeros(n, dtype=W.dtype)
+            return cls(g, A, nothing, nothing, A_error, exact, exact)
+        X, X_off = balance.lower(eye if inside else W)
+        Z, Z_off = balance.raise_(W if inside else eye)
+        return cls(
+            g,
+            A,
+            X,
+            g * Z,
+            A_error,
+            torch.linalg.vector_norm(X_off, dim=0),
+            g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1),
+        )
+
+    def weigh(self, T: Tensor) -> tuple[Tensor, Tensor, float]:
+        """B = X T^-1/2, C = T^1/2 Z, and a bound on the error of both, for a multiplier T (n,)."""
+        root = T.sqrt()
+        B, C = self.X / root, root[:, None] * self.Z
+        error = torch.cat([self.X_error / root, self.Z_error * root]).norm()
+        return B, C, float(error) + 8 * UNIT * float(B.norm() + C.norm())
+
+    def supply(self, T: Tensor) -> tuple[Tensor, float]:
+        """S of the master lemma for T, and a bound on its error in the spectral norm."""
+        B, C, off = self.weigh(T)
+        Y = B + C.mT
+        size = float(Y.norm())
+        S = symmetric_part(self.A) + Y @ Y.mT / 4
+        rounding = gamma(len(S) + 8) * (size**2 + float(self.A.norm()))
+        return symmetric_part(S), self.A_error + size * off + off**2 + rounding
+
+
+def activations(terms: Terms) -> list[tuple[Activation, bool]]:
+    """The activation of each block, and whether it is inside (r-form)."""
+    result, start = [], 0
+    for size in terms.sizes:
+        pre, post = terms.pre.at(start), terms.post.at(start)
+        result.append((post, True) if pre == ACTIVATIONS["identity"] else (pre, False))
+        start += size
+    return result
+
+
+def balances(terms: Terms, metric: Metric) -> list[Balance]:
+    """The balance of each module."""
+    taus = terms.tau.split(terms.sizes)
+    return [Balance.of(factor, tau) for factor, tau in zip(metric.factors, taus, strict=True)]

@@ -1,0 +1,209 @@
+"""The rate of one module in its metric: the master lemma over a few families of multipliers.
+
+Every module theorem is an instance of the master lemma with an explicit T (up to a factor z that is
+searched; every z is sound):
+
+| theorem | T_0 |
+|---|---|
+| 1, 4, AdaDiag (M = P diagonal) | P (A^T v / v + (-W_kk)^+), A = Theta |W| Theta^-1, v its Perron vector |
+| 2 (symmetric W) | I |
+| 3 (W = -P1 Q P2) | -diag(M W) |
+| 5, 5+ (M = P diagonal) | P |
+
+T_0 of Theorem 1 follows from |y_i||q_j| summed over the edges: with it the bound of the lemma is a
+non-negative matrix whose Perron vector is v, at g lmax(sym A), so the lemma gives exactly Theorem 1's
+rate. An r-form module is the dual, W^T in M^-1, whose T is turned over: T = 1 / (g^2 T_dual).
+Theorem 1 is also evaluated as it stands, which needs no positive T.
+
+Source: THEORY sections 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.certificates.loop import Balance, Loop, balanced
+from ctrnn_assembly.certificates.rounding import largest_eigenvalue, spectral_norm
+from ctrnn_assembly.linalg import majorant, symmetric_part
+from ctrnn_assembly.metrics import Factor
+
+FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
+LOG_Z = 16.0
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What is proven of one module, per unit of time.
+
+    Attributes:
+        loop: its open loop. T: its multiplier, (n,).
+        rate: lower bound on the contraction rate. error: the rounding taken off it.
+        supply: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
+        theorem: the plainest proof of the rate.
+        norm: bound on ||W D|| / tau in the metric over all slopes.
+        disc: nu, eps with ||J + nu I|| <= eps in the metric over all slopes.
+    """
+
+    loop: Loop
+    T: Tensor
+    rate: float
+    error: float
+    supply: Tensor
+    theorem: str
+    norm: float
+    disc: tuple[float, float]
+
+
+def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> Proven:
+    """The best proof for the module W (n, n) with phi outside or inside, metric factor and tau (n,)."""
+    W, tau = W.double(), tau.double()
+    factor = Factor(factor.theta.double(), factor.theta_inv.double())
+    loop = Loop.of(W, phi, inside, factor, tau)
+    T, theorem = _best_multiplier(loop, multipliers(W, phi, inside, factor))
+    S, error = loop.supply(T)
+    rate = -largest_eigenvalue(S, error)
+    direct = _theorem1(W, phi, factor, tau)
+    if direct > rate + 1e-9 * abs(direct):
+        rate, theorem, error = direct, "Theorem 1", 0.0
+        S = -direct * torch.eye(len(W), dtype=W.dtype)
+    norm = _norm(W, phi, inside, factor, tau)
+    disc = _disc(W, phi, factor, tau, norm)
+    near = rate - 1e-6 * abs(rate)
+    name = _name(W, phi, theorem, direct >= near, float((1 / tau).min()) - norm >= near)
+    return Proven(loop, T, rate, error, S, name, norm, disc)
+
+
+def multipliers(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> dict[str, Tensor]:
+    """The families T_0, (n,) each and positive, by theorem."""
+    g = phi.slope[1] - phi.slope[0]
+    if g == 0:
+        return {"linear": torch.ones_like(W[0])}
+    if inside:
+        turned = (factor.theta_inv, factor.theta)
+        if not factor.is_diagonal:
+            turned = (torch.linalg.inv(factor.theta).mT, factor.theta.mT)
+        families = _families(W.mT, phi, Factor(*turned))
+        return {name: 1 / (g**2 * T) for name, T in families.items()}
+    return _families(W, phi, factor)
+
+
+def _families(W: Tensor, phi: Activation, factor: Factor) -> dict[str, Tensor]:
+    """The families of the x-form."""
+    M = factor.matrix()
+    found = {"Theorem 5": M.diagonal(), "Theorem 2": torch.ones_like(M.diagonal())}
+    if factor.is_diagonal:
+        A = (factor.theta[:, None] * majorant(W, phi.monotone)) / factor.theta
+        v = torch.linalg.eigh(symmetric_part(A))[1][:, -1].abs()
+        v = v.clamp(min=1e-6 * float(v.max()))
+        found["Theorem 1"] = M.diagonal() * ((A.mT @ v) / v + (-W.diagonal()).clamp(min=0))
+    product = -(M @ W).diagonal()
+    if phi.monotone and bool((product > 0).all()):
+        found["Theorem 3"] = product
+    return {
+        name: T.clamp(min=FLOOR * float(T.max()))
+        for name, T in found.items()
+        if bool(torch.isfinite(T).all()) and float(T.max()) > 0
+    }
+
+
+def _best_multiplier(loop: Loop, families: dict[str, Tensor]) -> tuple[Tensor, str]:
+    """The T = z T_0 with the least lmax(S), and its family; unproven, as any T > 0 is sound."""
+    limit = max(_top(loop.A), _top(loop.A + loop.X @ loop.Z))  # no proof beats two slope vertices
+    best, chosen, theorem = 1e300, torch.ones_like(loop.A[0]), "none"
+    for name, T0 in families.items():
+        top, T = _best_scale(loop, T0)
+        if top < best - 1e-9 * abs(best):
+            best, chosen, theorem = top, T, name
+        if best <= limit + 1e-9 * abs(limit):
+            break
+    return chosen, theorem
+
+
+def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
+    """The least lmax(S) over T = z T_0, and that T; lmax is convex in z."""
+    root = T0.sqrt()
+    B0, C0, A = loop.X / root, root[:, None] * loop.Z, symmetric_part(loop.A)
+
+    def top(log_z: float) -> float:
+        z = math.exp(log_z / 2)
+        Y = B0 / z + z * C0.mT
+        return _top(A + Y @ Y.mT / 4)
+
+    # Where ||B|| and ||C|| balance: the scale of the problem, whatever the units of W and M.
+    b, c = float(B0.norm()), float(C0.norm())
+    centre = 2 * math.log(b / c) if b > 0 and c > 0 else 0.0
+    bounds = (centre - LOG_Z, centre + LOG_Z)
+    found = minimize_scalar(top, bounds=bounds, method="bounded", options={"xatol": 1e-10})
+    # Theorems 2 and 3 are exact at one z, which a search only approaches.
+    tries = [float(found.x), bounds[0], *(-k * math.log(loop.g) for k in (0, 1, 2) if loop.g > 0)]
+    log_z = min(tries, key=top)
+    return top(log_z), math.exp(log_z) * T0
+
+
+def _top(S: Tensor) -> float:
+    """The largest eigenvalue of the symmetric part, unproven."""
+    value = float(torch.linalg.eigvalsh(symmetric_part(S))[-1])
+    return value if math.isfinite(value) else 1e300
+
+
+def _theorem1(W: Tensor, phi: Activation, factor: Factor, tau: Tensor) -> float:
+    """-lmax(tau^-1/2 (g sym(Theta |W| Theta^-1) - I) tau^-1/2), -inf for a dense metric."""
+    if not factor.is_diagonal:
+        return -math.inf
+    balance = Balance.of(Factor(factor.theta.abs(), factor.theta_inv.abs()), tau)
+    A, error = balanced(phi.g * majorant(W, phi.monotone), balance, balance)
+    S = symmetric_part(A) - torch.diag(1 / tau)
+    return -largest_eigenvalue(S, error + 4e-16 * float(S.norm()))
+
+
+def _norm(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> float:
+    """sup ||W D|| (or ||D W||) / tau in the metric; slopes commute with diagonal metrics only."""
+    balance = Balance.of(factor, tau)
+    if factor.is_diagonal or len(W) == 1:
+        return phi.g * spectral_norm(*balanced(W, balance, balance))
+    stretched, off = balance.raise_(W) if inside else balance.lower(W)
+    outer = spectral_norm(balance.left if inside else balance.right)
+    return phi.g * spectral_norm(stretched, float(off.norm())) * outer * (1 + balance.skew) * (1 + 1e-15)
+
+
+def _disc(W: Tensor, phi: Activation, factor: Factor, tau: Tensor, norm: float) -> tuple[float, float]:
+    """nu, eps with ||J + nu I|| <= eps in the metric for all slopes; J = (-I + W D) / tau."""
+    low, high = 1 / tau, 1 / tau
+    diagonal = W.diagonal()
+    if factor.is_diagonal and is_diagonal(W):
+        ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]])
+        low, high = (1 - ends.max(0).values) / tau, (1 - ends.min(0).values) / tau
+        norm = 0.0
+    bottom, top = float(low.min()), float(high.max())
+    return (bottom + top) / 2, (top - bottom) / 2 * (1 + 1e-15) + norm
+
+
+def is_diagonal(W: Tensor) -> bool:
+    """Whether W has no entry off its diagonal."""
+    return not bool((W - torch.diag(W.diagonal())).any())
+
+
+def _name(W: Tensor, phi: Activation, theorem: str, plain: bool, by_norm: bool) -> str:
+    """The plainest theorem that gives (almost) the rate."""
+    if phi.slope[0] == phi.slope[1]:
+        return "linear"
+    if plain and is_diagonal(W):
+        return "Theorem 1 (diagonal)"
+    if plain:
+        pattern = np.asarray(W != 0)
+        parts = connected_components(pattern, directed=True, connection="strong")[0]
+        return "Theorem 4" if parts == len(W) else "Theorem 1"
+    symmetric = float((W - W.mT).abs().max()) <= 1e-12 * float(W.abs().max())
+    if theorem == "Theorem 2" and not symmetric:
+        return "master lemma"
+    if theorem == "Theorem 5" and not by_norm:
+        return "Theorem 5+"
+    return theorem

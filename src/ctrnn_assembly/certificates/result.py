@@ -1,0 +1,182 @@
+"""What a certificate says: plain numbers and sentences, ready for JSON.
+
+Every number is a bound with float64 rounding accounted for, on the side that cannot mislead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """Whether one step of a solver contracts.
+
+    Attributes:
+        solver, dt: the step, dt in the unit of tau.
+        certified: whether two states under one input approach each other at every step.
+        gain: upper bound on the factor of their distance in the metric; None if nothing is proven.
+        max_dt: largest dt that is certified for this solver: 0 for none, infinite for every dt.
+        reason: why not, if not certified.
+    """
+
+    solver: str
+    dt: float
+    certified: bool
+    gain: float | None
+    max_dt: float = 0.0
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; max_dt is None where every dt is certified, gain None where none is proven."""
+        return {
+            "solver": self.solver,
+            "dt": self.dt,
+            "certified": self.certified,
+            "gain": finite(self.gain),
+            "max_dt": finite(self.max_dt),
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module alone, in its metric.
+
+    Attributes:
+        theorem: the plainest proof that reaches the rate.
+        margin: 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
+        rate: lower bound on its contraction rate, per unit of time.
+    """
+
+    index: int
+    size: int
+    theorem: str
+    margin: float
+    rate: float
+    certified: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "index": self.index,
+            "size": self.size,
+            "theorem": self.theorem,
+            "margin": finite(self.margin),
+            "rate": finite(self.rate),
+            "certified": self.certified,
+        }
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues."""
+
+    kind: str
+    origin: str
+    smallest: float
+    largest: float
+
+    @property
+    def condition_number(self) -> float:
+        """largest / smallest; distances may grow by its root before they shrink."""
+        return self.largest / self.smallest if self.smallest > 0 else math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "kind": self.kind,
+            "origin": self.origin,
+            "smallest": finite(self.smallest),
+            "largest": finite(self.largest),
+            "condition_number": finite(self.condition_number),
+        }
+
+
+@dataclass(frozen=True)
+class CouplingFacts:
+    """The coupling in the metric.
+
+    Attributes:
+        topology: "all", "ring", "chain", "star", "none", or the number of pairs.
+        pairs: coupled pairs of modules.
+        residuals: ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| of each pair, 0 for exact feedback.
+        norm: ||L||_M.
+        cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
+        edges: number of nonlinear couplings.
+    """
+
+    topology: str
+    pairs: tuple[tuple[int, int], ...]
+    residuals: tuple[float, ...]
+    norm: float
+    cost: float
+    edges: int
+
+    @property
+    def residual(self) -> float:
+        """The largest residual."""
+        return max(self.residuals, default=0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "topology": self.topology,
+            "pairs": [list(pair) for pair in self.pairs],
+            "residual": finite(self.residual),
+            "norm": finite(self.norm),
+            "cost": finite(self.cost),
+            "edges": self.edges,
+        }
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The result of `certify`.
+
+    Attributes:
+        certified: whether the continuous system contracts.
+        rate: lower bound on the contraction rate, per unit of time; may be negative.
+        rounding: what float64 rounding may have cost; already taken off `rate`.
+        step: the discrete step, if one was asked for.
+        reasons: what failed first, its value, and what to change; empty if certified.
+
+    Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
+    at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
+    step of the solver multiplies their distance by at most `step.gain`.
+    """
+
+    certified: bool
+    rate: float
+    rounding: float
+    metric: MetricFacts
+    modules: tuple[Module, ...]
+    coupling: CouplingFacts
+    step: Step | None
+    reasons: tuple[str, ...]
+
+    @property
+    def slowest_time_constant(self) -> float:
+        """1 / rate: distances fall by a factor e in this time, or faster; infinite if not certified."""
+        return 1 / self.rate if self.certified else math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; None where a bound is infinite."""
+        return {
+            "certified": self.certified,
+            "rate": finite(self.rate),
+            "slowest_time_constant": finite(self.slowest_time_constant),
+            "rounding": finite(self.rounding),
+            "discrete": None if self.step is None else self.step.as_dict(),
+            "metric": self.metric.as_dict(),
+            "modules": [module.as_dict() for module in self.modules],
+            "coupling": self.coupling.as_dict(),
+            "reasons": list(self.reasons),
+        }
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None

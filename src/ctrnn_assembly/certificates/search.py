@@ -1,0 +1,180 @@
+"""A metric where none is known. Nothing here is trusted: every candidate is proven afterwards.
+
+Module by module: the identity; the diagonal metric P = diag(e / d) of Theorem 1 where g |W| is below 1;
+the metric of Theorem 2 for a symmetric W; the Lyapunov matrix of the linear system at the middle and at
+the largest slope; the diagonal scaling that balances |W|; and, with the extra `convex`, the best diagonal
+metric by semidefinite programming. For the whole: the modules' best ones together, the identity, and
+the diagonal metric of g |W| + |L| as one Metzler matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
+from torch import Tensor
+
+from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.certificates.checks import unusable
+from ctrnn_assembly.certificates.loop import Loop, activations
+from ctrnn_assembly.certificates.modules import prove_module
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+
+CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme takes minutes
+
+
+def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
+    """Metrics for a field, each with the name of its origin; unproven, and usable as matrices."""
+    found = [_best_of_modules(terms, convex), _identity(terms), _whole_metzler(terms)]
+    for origin, metric in (entry for entry in found if entry is not None):
+        if not unusable(terms, metric):
+            yield origin, metric
+
+
+def factors(
+    W: Tensor, phi: Activation, inside: bool, tau: Tensor, *, convex: bool = False
+) -> Iterator[tuple[str, Factor]]:
+    """Candidate factors for one module W (n, n)."""
+    W = W.detach().double()
+    n = len(W)
+    yield "identity", Factor.identity(n, W)
+    for log_theta in _metzler_scalings(phi.g * majorant(W, phi.monotone)):
+        yield "Theorem 1", Factor.diagonal(log_theta)
+    scaling = np.diag(matrix_balance(W.abs().numpy(), permute=False, separate=False)[1])
+    if (scaling > 0).all():
+        yield "balanced", Factor.diagonal(-torch.from_numpy(np.log(scaling)))
+    if bool((tau == tau[0]).all()):  # a dense metric needs one time constant
+        for origin, M in (*_theorem2(W, phi, inside), *_lyapunov(W, phi)):
+            yield origin, _dense_factor(M)
+    if convex and n <= CONVEX_SIZE:
+        diagonal = _semidefinite(Loop.of(W, phi, inside, Factor.identity(n, W), tau))
+        if diagonal is not None:
+            yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
+
+
+def _best_of_modules(terms: Terms, convex: bool) -> tuple[str, Metric]:
+    """The best candidate of each module."""
+    best: list[Factor] = []
+    origins: list[str] = []
+    taus = terms.tau.split(terms.sizes)
+    for W, (phi, inside), tau in zip(terms.blocks, activations(terms), taus, strict=True):
+        rated = [
+            (prove_module(W, phi, inside, factor, tau).rate, -k, origin, factor)
+            for k, (origin, factor) in enumerate(factors(W, phi, inside, tau, convex=convex))
+            if bool(torch.isfinite(factor.theta).all())
+        ]
+        _, _, origin, factor = max(rated, key=lambda entry: entry[:2])
+        best.append(factor)
+        origins.append(origin)
+    names = ", ".join(sorted(set(origins)))
+    return f"search: {names}", Metric(tuple(best))
+
+
+def _identity(terms: Terms) -> tuple[str, Metric]:
+    like = torch.zeros(0, dtype=torch.float64)
+    return "search: identity", Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
+
+
+def _whole_metzler(terms: Terms) -> tuple[str, Metric] | None:
+    """The diagonal metric of g |W| + |L| + the edges, if that matrix is below 1."""
+    blocks = [
+        phi.g * majorant(W.double(), phi.monotone)
+        for W, (phi, _) in zip(terms.blocks, activations(terms), strict=True)
+    ]
+    B = torch.block_diag(*blocks)
+    if terms.L is not None:
+        B = B + terms.L.double().abs()
+    for edge in terms.edges:
+        B = B + max(psi.g for psi, _ in edge.psi.runs) * edge.K.double().abs()
+    scalings = _metzler_scalings(B)
+    if not scalings:
+        return None
+    parts = scalings[-1].split(terms.sizes)
+    return "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
+
+
+def _metzler_scalings(B: Tensor) -> list[Tensor]:
+    """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off."""
+    widest = log_metzler_scaling(B, 1.0)
+    if widest is None:
+        return []
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        below = log_metzler_scaling(B, middle) is None
+        low, high = (middle, high) if below else (low, middle)
+    tighter = [log_metzler_scaling(B, r) for r in ((1 + high) / 2, 1.02 * high)]
+    return [widest, *(found for found in tighter if found is not None)]
+
+
+def _theorem2(W: Tensor, phi: Activation, inside: bool) -> Iterator[tuple[str, Tensor]]:
+    """R^-2 (x-form) or R^2 (r-form), R = sqrt(c) I + (c I - g W)^1/2, c = g lmax(W), for W = W^T."""
+    if float((W - W.mT).abs().max()) > 1e-12 * float(W.abs().max()) or not phi.monotone:
+        return
+    values, vectors = torch.linalg.eigh(phi.g * W)
+    c = max(float(values[-1]), 1e-3)
+    if c < 1:
+        R = math.sqrt(c) + (c - values).clamp(min=0).sqrt()
+        yield "Theorem 2", (vectors * R ** (2 if inside else -2)) @ vectors.mT
+
+
+def _lyapunov(W: Tensor, phi: Activation) -> Iterator[tuple[str, Tensor]]:
+    """M with M A + A^T M = -I for A = -I + s W, at the middle slope and the largest."""
+    for slope in sorted({sum(phi.slope) / 2, phi.slope[1]}):
+        A = slope * W - torch.eye(len(W), dtype=W.dtype)
+        try:
+            M = solve_continuous_lyapunov(A.mT.numpy(), -np.eye(len(W)))
+        except LinAlgError:
+            continue
+        if np.isfinite(M).all() and np.linalg.eigvalsh(M + M.T)[0] > 0:
+            yield "Lyapunov", torch.from_numpy((M + M.T) / 2)
+
+
+def _dense_factor(M: Tensor) -> Factor:
+    theta = torch.linalg.cholesky_ex(M)[0].mT
+    return Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
+
+
+def _semidefinite(loop: Loop) -> Tensor | None:
+    """The diagonal metric (n,) with the best rate that the master lemma allows, or None.
+
+    For a fixed rate the lemma is linear in (M, T): bisection over the rate, one programme each.
+
+    Raises:
+        ConfigError: if the extra `convex` is not installed.
+    """
+    try:
+        import cvxpy as cp
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "the convex search needs cvxpy. Use pip install 'ctrnn-assembly[convex]', or search='fast'."
+        ) from None
+    A, X, Z = (matrix.numpy() for matrix in (loop.A, loop.X, loop.Z))
+    n = len(A)
+    m, t, rate = cp.Variable(n), cp.Variable(n), cp.Parameter()
+    M, T = cp.diag(m), cp.diag(t)
+    corner = M @ X + Z.T @ T
+    Q = cp.bmat([[M @ A + A.T @ M + 2 * rate * M, corner], [corner.T, -2 * T]])
+    slack = cp.Variable()
+    fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
+    problem = cp.Problem(cp.Minimize(slack), fits)
+    best, low, high = None, 0.0, float(-torch.linalg.eigvalsh((loop.A + loop.A.mT) / 2)[-1])
+    for attempt in range(10):
+        rate.value = low if attempt == 0 else (low + high) / 2
+        try:
+            problem.solve(solver=cp.CLARABEL)
+        except cp.error.SolverError:
+            break
+        if slack.value is None or m.value is None or slack.value > 1e-9:
+            if attempt == 0:
+                break
+            high = float(rate.value)
+        else:
+            best, low = torch.from_numpy(np.array(m.value)), float(rate.value)
+    return None if best is None else best.clamp(min=1e-9)
