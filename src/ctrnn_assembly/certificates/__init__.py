@@ -20,6 +20,7 @@ made them. Where to read:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,7 @@ PROVEN_STEPS = (*EULER, "imex", "exponential-euler")
 Search = Literal["none", "fast", "convex"]
 
 
+@torch.no_grad()
 def certify(
     field: Any, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
 ) -> Certificate:
@@ -71,12 +73,15 @@ def certify(
     own = certify_terms(terms, metric, dt=dt, solver=solver)
     if own.certified or search == "none" or unusable(terms, metric):
         return own
-    best = own
-    for origin, other in candidates(terms, convex=search == "convex"):
-        found = certify_terms(terms, other, dt=dt, solver=solver, origin=origin)
-        if found.certified and (not best.certified or found.rate > best.rate):
-            best = found
-    return best
+    found = candidates(terms, convex=search == "convex")
+    rated = [(Assembled.of(terms, other).rate()[0], origin, other) for origin, other in found]
+    rate, origin, other = max(rated, key=lambda entry: entry[0])
+    if rate > 0:
+        best = certify_terms(terms, other, dt=dt, solver=solver, origin=origin)
+        if best.certified:
+            return best
+    added = "no identity, Perron, Lyapunov or balanced metric was found that shows it either"
+    return replace(own, reasons=(*own.reasons, added))
 
 
 @torch.no_grad()
@@ -165,19 +170,27 @@ def _modules(terms: Terms, assembled: Assembled) -> list[Module]:
 
 def _reason(assembled: Assembled, modules: tuple[Module, ...], rate: float, smallest: float) -> str:
     """The first condition that failed, its value, and what to change."""
+    growth = assembled.abscissa_at_full_slope()
+    unstable = (
+        f"At the largest slopes the Jacobian has an eigenvalue with real part {growth:.4g}: no constant "
+        "metric can show contraction. "
+        if growth > 0
+        else ""
+    )
     worst = min(modules, key=lambda module: module.margin)
     if not worst.certified:
         count = sum(not module.certified for module in modules)
         return (
-            f"module {worst.index} is not shown to contract in its metric: the best bound on its rate is "
-            f"{worst.margin:.6g} / tau, needed is {SMALLEST_RATE:g} ({count} of {len(modules)} modules "
-            "fail). Scale its weights down, or use a trained constraint such as svd-combo"
+            f"module {worst.index} is not shown to contract in its metric: the best bound on its rate "
+            f"is {worst.margin:.6g} / tau, needed is {SMALLEST_RATE:g} ({count} of {len(modules)} "
+            f"modules fail). {unstable}Scale its weights down, or use a trained constraint such as "
+            "svd-combo"
         )
-    what = "nonlinear edges" if assembled.gains is not None else "coupling"
+    what = "nonlinear edges cost" if assembled.gains is not None else "coupling costs"
     return (
-        f"the {what} costs more than the modules' rates: the whole has the bound {rate:.6g}, needed is "
-        f"{smallest:.3g}; the symmetric part of L in the metric is {assembled.cost:.6g}. Use feedback "
-        "coupling, which has none, or scale the coupling down"
+        f"the {what} more than the modules' rates: the whole has the bound {rate:.6g}, needed is "
+        f"{smallest:.3g}; the symmetric part of L in the metric is {assembled.cost:.6g}. {unstable}Use "
+        "feedback coupling, which costs nothing, or scale the coupling down"
     )
 
 

@@ -1,12 +1,13 @@
 """The whole assembly in coordinates where its metric is the Euclidean norm: loops plus coupling.
 
-In y = tau^1/2 Theta x the coupling is K = tau^-1/2 Theta L Theta^-1 tau^-1/2: skew for generalised negative
-feedback up to rounding, and the rounding counts. A nonlinear edge K_e psi_e(x) enters as the bound
-|y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
+In y = tau^1/2 Theta x the coupling is K = tau^-1/2 Theta L Theta^-1 tau^-1/2: skew for generalised
+negative feedback up to rounding, and the rounding counts. A nonlinear edge K_e psi_e(x) enters as the
+bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,7 +68,7 @@ class Assembled:
     def cost(self) -> float:
         """An upper bound on the largest eigenvalue of sym(K), at least 0."""
         S, bound = self.skewness
-        if bound <= 1e-9 or len(S) > DENSE and bound <= 1e-4 * abs(self.slowest):
+        if bound <= 1e-9 or (len(S) > DENSE and bound <= 1e-4 * abs(self.slowest)):
             return bound
         return max(0.0, largest_eigenvalue(S, self.K_error))
 
@@ -104,6 +105,18 @@ class Assembled:
             return self.slowest - self.cost, rounding
         S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
         return -largest_eigenvalue(S, rounding), rounding
+
+    def abscissa_at_full_slope(self) -> float:
+        """The largest real part of an eigenvalue of the Jacobian at the largest slopes, unproven.
+
+        Where it is positive and these slopes are reached, nothing contracts; for explanations only, and
+        -inf (unknown) for nets with nonlinear edges or of many units.
+        """
+        if self.gains is not None or len(self.K) > DENSE:
+            return -math.inf
+        loops = (module.loop for module in self.modules)
+        J = torch.block_diag(*(loop.A + loop.X @ loop.Z for loop in loops)) + self.K
+        return float(torch.linalg.eigvals(J).real.max())
 
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that linear coupling joins."""

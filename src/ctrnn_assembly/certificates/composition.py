@@ -3,7 +3,7 @@
 | coupling | rate of the whole | metric |
 |---|---|---|
 | none, generalised negative feedback | min of the parts' | blkdiag(M_i) |
-| hierarchy, any gains gamma_ij | -lmax(sym(kappa^1/2 (Gamma - diag(rates)) kappa^-1/2)) | blkdiag(kappa_i M_i) |
+| hierarchy, gains G | -lmax(sym(kappa^1/2 (G - diag(rates)) kappa^-1/2)) | blkdiag(kappa_i M_i) |
 
 Both are lower bounds on what `certify` computes on the flattened assembly in the same metric, and both
 can be nested to any depth. Source: Kozachkov et al. 2022, section 3; THEORY section 5.

@@ -1,7 +1,8 @@
 """The factors of the steps that treat the coupling implicitly or exactly.
 
-IMEX, y+ = (I - dt K)^-1 (y + dt J y): ||(I - dt K)^-1|| <= 1 / (1 - dt sigma), sigma = lmax(sym K), 0 for
-generalised negative feedback. The factor is the largest of the modules' own Euler factors, whatever ||K|| is.
+IMEX, y+ = (I - dt K)^-1 (y + dt J y): ||(I - dt K)^-1|| <= 1 / (1 - dt sigma), sigma = lmax(sym K), 0
+for generalised negative feedback. The factor is the largest of the modules' own Euler factors, whatever
+||K|| is.
 
 Exponential Euler is exact in F = -1 / tau + K and explicit in the modules: with s = -lmax(sym F) > 0,
 factor <= e^{-dt s} + (1 - e^{-dt s}) / s sup||W D / tau||. Without coupling and with one tau it is a

@@ -2,9 +2,9 @@
 
 Module by module: the identity; the diagonal metric P = diag(e / d) of Theorem 1 where g |W| is below 1;
 the metric of Theorem 2 for a symmetric W; the Lyapunov matrix of the linear system at the middle and at
-the largest slope; the diagonal scaling that balances |W|; and, with the extra `convex`, the best diagonal
-metric by semidefinite programming. For the whole: the modules' best ones together, the identity, and
-the diagonal metric of g |W| + |L| as one Metzler matrix.
+the largest slope; the diagonal scaling that balances |W|; and, with the extra `convex`, the best
+diagonal metric by semidefinite programming. For the whole: the modules' best ones together, the
+identity, and the diagonal metric of g |W| + |L| as one Metzler matrix.
 """
 
 from __future__ import annotations
