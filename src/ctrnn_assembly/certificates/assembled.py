@@ -18,7 +18,12 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates.loop import Balance, activations, balanced, balances
 from ctrnn_assembly.certificates.modules import Proven, prove_module
-from ctrnn_assembly.certificates.rounding import DENSE, largest_eigenvalue, spectral_norm
+from ctrnn_assembly.certificates.rounding import (
+    DENSE,
+    largest_eigenvalue,
+    spectral_norm,
+    top_eigenvalue,
+)
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -96,15 +101,15 @@ class Assembled:
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
         rounding = max(module.error for module in self.modules) + self.K_error
-        if self.gains is not None:
-            C = self._comparison()
-            return -largest_eigenvalue(C, 1e-14 * float(C.norm())), rounding
-        if not bool(self.K.any()):
+        if self.gains is None and not bool(self.K.any()):
             return self.slowest, rounding
-        if len(self.K) > DENSE and self.is_feedback:
+        if self.gains is None and len(self.K) > DENSE and self.is_feedback:
             return self.slowest - self.cost, rounding
         S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
-        return -largest_eigenvalue(S, rounding), rounding
+        if self.gains is None:
+            return -largest_eigenvalue(S, rounding), rounding
+        costs = [self._edge_costs(linear) for linear in (False, True)]
+        return max(-largest_eigenvalue(S + torch.diag(cost), rounding) for cost in costs), rounding
 
     def abscissa_at_full_slope(self) -> float:
         """The largest real part of an eigenvalue of the Jacobian at the largest slopes, unproven.
@@ -116,6 +121,8 @@ class Assembled:
             return -math.inf
         loops = (module.loop for module in self.modules)
         J = torch.block_diag(*(loop.A + loop.X @ loop.Z for loop in loops)) + self.K
+        if not bool(torch.isfinite(J).all()):
+            return -math.inf
         return float(torch.linalg.eigvals(J).real.max())
 
     def clusters(self) -> list[list[int]]:
@@ -137,12 +144,25 @@ class Assembled:
             return Assembled(sizes, modules, torch.zeros_like(K), 0.0, None)
         return Assembled(sizes, modules, K, self.K_error, None)
 
-    def _comparison(self) -> Tensor:
-        """C, (p, p), with y^T (J y) <= w^T C w for w_i = |y_i|."""
+    def _edge_costs(self, linear: bool) -> Tensor:
+        """c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i, G = sym(gamma).
+
+        Sound for every w > 0. With w = (l I - C)^-1 1 for the comparison matrix C = G - diag(rates), and
+        l just above its largest eigenvalue, a hierarchy's edges cost what C says and no more; `linear`
+        counts the linear coupling in C as well.
+        """
         assert self.gains is not None
-        S = self.skewness[0]
-        C = block_norms(S, self.sizes, self.K_error) + symmetric_part(self.gains)
-        return C - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=C.dtype))
+        G = symmetric_part(self.gains)
+        C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
+        if linear:
+            C = C + block_norms(self.skewness[0], self.sizes)
+        top = top_eigenvalue(C)
+        eye = torch.eye(len(C), dtype=C.dtype)
+        above = top + 1e-9 * float(C.norm())
+        w = torch.linalg.solve_ex(above * eye - C, eye[0] * 0 + 1)[0]
+        w = w if bool((w > 0).all()) else torch.ones_like(w)
+        cost = (G @ w) / w * (1 + 1e-13)
+        return cost.repeat_interleave(torch.tensor(self.sizes))
 
 
 def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -> tuple[Tensor, float]:

@@ -239,9 +239,9 @@ def last_contracting(gain: Callable[[float], float], largest: float) -> float:
 
     Contraction of I + dt J for every J of a convex set holds on an interval of dt.
     """
-    low = next((h for h in (largest * 0.5**k for k in range(30)) if gain(h) < 1 - 1e-9), 0.0)
+    low = next((h for h in (largest * 0.5**k for k in range(30)) if gain(h) < 1), 0.0)
     high = min(largest, 2 * low)
     for _ in range(12 if low > 0 else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if gain(middle) < 1 - 1e-9 else (low, middle)
+        low, high = (middle, high) if gain(middle) < 1 else (low, middle)
     return low

@@ -52,7 +52,7 @@ class Balance:
         theta, root = factor.theta.double(), tau.double().rsqrt()
         if factor.is_diagonal:
             return cls(theta * root, root / theta, 0.0)
-        inverse = torch.linalg.inv(theta)
+        inverse = torch.linalg.inv_ex(theta)[0]
         off = torch.eye(len(theta), dtype=theta.dtype) - theta @ inverse
         bound = float(torch.linalg.matrix_norm(off.abs() + product_error(theta, inverse)))
         return cls(theta * root[0], inverse * root[0], bound / (1 - bound) if bound < 0.5 else math.inf)

@@ -31,7 +31,12 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.loop import Balance, Loop, balanced
-from ctrnn_assembly.certificates.rounding import largest_eigenvalue, spectral_norm
+from ctrnn_assembly.certificates.rounding import (
+    UNIT,
+    largest_eigenvalue,
+    spectral_norm,
+    top_eigenvalue,
+)
 from ctrnn_assembly.linalg import majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor
 
@@ -65,7 +70,8 @@ class Proven:
 def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> Proven:
     """The best proof for the module W (n, n) with phi outside or inside, metric factor and tau (n,)."""
     W, tau = W.double(), tau.double()
-    factor = Factor(factor.theta.double(), factor.theta_inv.double())
+    theta = factor.theta.double()
+    factor = Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv_ex(theta)[0])
     loop = Loop.of(W, phi, inside, factor, tau)
     T, theorem = _best_multiplier(loop, multipliers(W, phi, inside, factor))
     S, error = loop.supply(T)
@@ -87,9 +93,8 @@ def multipliers(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> dic
     if g == 0:
         return {"linear": torch.ones_like(W[0])}
     if inside:
-        turned = (factor.theta_inv, factor.theta)
-        if not factor.is_diagonal:
-            turned = (torch.linalg.inv(factor.theta).mT, factor.theta.mT)
+        theta = factor.theta  # its inverse is taken here: a stored one is not trusted
+        turned = (1 / theta, theta) if factor.is_diagonal else (torch.linalg.inv(theta).mT, theta.mT)
         families = _families(W.mT, phi, Factor(*turned))
         return {name: 1 / (g**2 * T) for name, T in families.items()}
     return _families(W, phi, factor)
@@ -101,8 +106,7 @@ def _families(W: Tensor, phi: Activation, factor: Factor) -> dict[str, Tensor]:
     found = {"Theorem 5": M.diagonal(), "Theorem 2": torch.ones_like(M.diagonal())}
     if factor.is_diagonal:
         A = (factor.theta[:, None] * majorant(W, phi.monotone)) / factor.theta
-        v = torch.linalg.eigh(symmetric_part(A))[1][:, -1].abs()
-        v = v.clamp(min=1e-6 * float(v.max()))
+        v = _perron_vector(symmetric_part(A))
         found["Theorem 1"] = M.diagonal() * ((A.mT @ v) / v + (-W.diagonal()).clamp(min=0))
     product = -(M @ W).diagonal()
     if phi.monotone and bool((product > 0).all()):
@@ -112,6 +116,15 @@ def _families(W: Tensor, phi: Activation, factor: Factor) -> dict[str, Tensor]:
         for name, T in found.items()
         if bool(torch.isfinite(T).all()) and float(T.max()) > 0
     }
+
+
+def _perron_vector(S: Tensor) -> Tensor:
+    """The top eigenvector of a non-negative symmetric matrix, kept away from 0; ones if LAPACK fails."""
+    try:
+        v = torch.linalg.eigh(S)[1][:, -1].abs()
+    except torch.linalg.LinAlgError:
+        return torch.ones_like(S[0])
+    return v.clamp(min=1e-6 * float(v.max()))
 
 
 def _best_multiplier(loop: Loop, families: dict[str, Tensor]) -> tuple[Tensor, str]:
@@ -139,7 +152,8 @@ def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
 
     # Where ||B|| and ||C|| balance: the scale of the problem, whatever the units of W and M.
     b, c = float(B0.norm()), float(C0.norm())
-    centre = 2 * math.log(b / c) if b > 0 and c > 0 else 0.0
+    known = 0 < b < math.inf and 0 < c < math.inf
+    centre = min(300.0, max(-300.0, 2 * (math.log(b) - math.log(c)))) if known else 0.0
     bounds = (centre - LOG_Z, centre + LOG_Z)
     found = minimize_scalar(top, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     # Theorems 2 and 3 are exact at one z, which a search only approaches.
@@ -150,8 +164,7 @@ def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
 
 def _top(S: Tensor) -> float:
     """The largest eigenvalue of the symmetric part, unproven."""
-    value = float(torch.linalg.eigvalsh(symmetric_part(S))[-1])
-    return value if math.isfinite(value) else 1e300
+    return min(1e300, top_eigenvalue(symmetric_part(S)))
 
 
 def _theorem1(W: Tensor, phi: Activation, factor: Factor, tau: Tensor) -> float:
@@ -183,7 +196,7 @@ def _disc(W: Tensor, phi: Activation, factor: Factor, tau: Tensor, norm: float) 
         low, high = (1 - ends.max(0).values) / tau, (1 - ends.min(0).values) / tau
         norm = 0.0
     bottom, top = float(low.min()), float(high.max())
-    return (bottom + top) / 2, (top - bottom) / 2 * (1 + 1e-15) + norm
+    return (bottom + top) / 2, ((top - bottom) / 2 + norm) * (1 + 1e-15) + 4 * UNIT * abs(top)
 
 
 def is_diagonal(W: Tensor) -> bool:

@@ -35,15 +35,17 @@ def is_positive_definite(S: Tensor, error: float) -> bool:
     """Whether every symmetric matrix within `error` (spectral norm) of S is positive definite.
 
     If Cholesky in floating point succeeds on S - c I, then S - c I >= -gamma_{n+1} tr(S - c I) (Rump
-    2006, theorem 2.3); c = error + twice that covers the shift's own rounding as well.
+    2006, theorem 2.3); c = error + twice that covers the shift's own rounding as well, and a further
+    1e-280 of the largest entry covers underflow. Scaling by a power of two is exact.
     """
-    if not (math.isfinite(error) and bool(torch.isfinite(S).all())):
+    top = float(S.abs().max()) if S.numel() else 0.0
+    if not (math.isfinite(top) and math.isfinite(error)) or top < 1e-300:
         return False
-    n = S.shape[0]
-    diagonal = S.diagonal()
-    shift = error + 2 * gamma(n + 3) * float(diagonal.abs().sum())
-    shifted = S.clone()
-    shifted.diagonal().copy_(diagonal - shift * (1 + 1e-12))
+    scale = 2.0 ** -math.frexp(top)[1]
+    shifted = S * scale
+    diagonal = shifted.diagonal()
+    shift = error * scale + 2 * gamma(S.shape[0] + 3) * float(diagonal.abs().sum()) + 1e-280
+    diagonal -= shift * (1 + 1e-12)
     return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
 
 
@@ -52,19 +54,28 @@ def largest_eigenvalue(S: Tensor, error: float = 0.0) -> float:
 
     Infinite if S or `error` is not finite.
     """
-    norm = float(torch.linalg.matrix_norm(S))
-    if not (math.isfinite(norm) and math.isfinite(error)):
+    top = float(S.abs().max()) if S.numel() else 0.0
+    if not (math.isfinite(top) and math.isfinite(error)):
         return math.inf
-    n = S.shape[0]
+    if top < 1e-290:
+        return len(S) * top + error
+    scale = 2.0 ** -math.frexp(top)[1]
+    return _largest_of_scaled(S * scale, error * scale) / scale
+
+
+def _largest_of_scaled(S: Tensor, error: float) -> float:
+    """The same for a matrix whose largest entry is between 1/2 and 1."""
+    norm = float(torch.linalg.matrix_norm(S)) * (1 + gamma(S.numel() + 2))
     guess = guess_largest(S)
-    slack = 4 * gamma(n + 3) * norm + 1e-300
+    slack = 4 * gamma(len(S) + 3) * norm
     while guess + slack < norm:
+        bound = (guess + slack + error) * (1 + 4 * UNIT) + 1e-290
         bounded = -S
-        bounded.diagonal().add_(guess + slack)
-        if is_positive_definite(bounded, error + 2 * UNIT * (norm + abs(guess) + slack)):
-            return guess + slack
-        slack = 4 * slack + error
-    return norm * (1 + gamma(n * n + 2)) + error
+        bounded.diagonal().add_(bound)
+        if is_positive_definite(bounded, error + 2 * UNIT * (norm + abs(bound))):
+            return bound
+        slack *= 4
+    return (norm + error) * (1 + 4 * UNIT)
 
 
 def spectral_norm(A: Tensor, error: float = 0.0) -> float:
@@ -74,25 +85,36 @@ def spectral_norm(A: Tensor, error: float = 0.0) -> float:
         return math.inf
     if top == 0:
         return error
-    scaled = A / top  # so that no square overflows or underflows
+    scaled = A / top  # so that no square overflows; what underflows is below 1e-300 of the largest
     gram = scaled.mT @ scaled if A.shape[0] > A.shape[1] else scaled @ scaled.mT
     rounding = gamma(max(A.shape) + 4) * float((scaled**2).sum()) * (1 + 1e-12)
-    return top * math.sqrt(max(0.0, largest_eigenvalue(gram, rounding))) * (1 + 8 * UNIT) + error
+    root = math.sqrt(max(0.0, largest_eigenvalue(gram, rounding)))
+    return (top * root + error) * (1 + 16 * UNIT)
 
 
 def guess_largest(S: Tensor) -> float:
     """The largest eigenvalue of a symmetric matrix, unproven."""
     n = S.shape[0]
     if n <= DENSE:
-        return float(torch.linalg.eigvalsh(S)[-1])
+        return top_eigenvalue(S)
     return _lanczos(LinearOperator((n, n), lambda v: S @ torch.from_numpy(np.ravel(v)), dtype=float))
+
+
+def top_eigenvalue(S: Tensor) -> float:
+    """The largest eigenvalue by LAPACK, unproven; infinite where it has none or LAPACK fails."""
+    if not bool(torch.isfinite(S).all()):
+        return math.inf
+    try:
+        return float(torch.linalg.eigvalsh(S)[-1])
+    except torch.linalg.LinAlgError:  # entries of far too different sizes
+        return math.inf
 
 
 def guess_norm(A: Tensor) -> float:
     """The spectral norm of a matrix with at least as many columns as rows, unproven."""
     n = A.shape[0]
     if n <= 128:
-        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(A @ A.mT)[-1])))
+        return math.sqrt(max(0.0, top_eigenvalue(A @ A.mT)))
 
     def apply(v: np.ndarray) -> Tensor:
         return A @ (A.mT @ torch.from_numpy(np.ravel(v)))
