@@ -241,7 +241,7 @@ def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
         )
         low, high = min(low, float(values.min()) ** 2), max(high, float(values.max()) ** 2)
     kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
-    return MetricFacts(kind, origin, low, high)
+    return MetricFacts(kind, origin, low, high, metric)
 
 
 def _coupling_facts(terms: Terms, assembled: Assembled) -> CouplingFacts:

@@ -6,8 +6,10 @@ Every number is a bound with float64 rounding accounted for, on the side that ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from ctrnn_assembly.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,17 @@ class Module:
 
 @dataclass(frozen=True)
 class MetricFacts:
-    """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues."""
+    """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
+
+    `origin` is "given" for the field's own metric; a searched one is another, and rates and gains hold
+    in that one. `matrix` is M, None where nothing could be proven.
+    """
 
     kind: str
     origin: str
     smallest: float
     largest: float
+    matrix: Metric | None = field(default=None, repr=False, compare=False)
 
     @property
     def condition_number(self) -> float:

@@ -1,0 +1,357 @@
+"""Why eigenvalues of Jacobians prove nothing, and why a solver's step needs its own certificate.
+
+python experiments/counterexamples.py
+
+(i)   W = [[0, -c], [c, 0]] with slopes in [0, 1]: every Jacobian has eigenvalues with real part -1, yet
+      no constant quadratic metric proves contraction for c >= 2 (Theorem 7), and for large c a tanh
+      network under a bounded periodic input takes a perturbation of 1e-8 to order one.
+(ii)  Periodic linear systems whose matrix is Hurwitz at every instant and whose solutions grow.
+(iii) An assembly that contracts in continuous time, whose Euler step diverges and whose IMEX step
+      contracts, at the same dt.
+
+Every number is computed here, and every function can be imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import torch
+from numpy import ndarray
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from scipy.linalg import expm
+from scipy.optimize import brentq, minimize
+from torch import Tensor
+
+from ctrnn_assembly import (
+    AdaDiagTanh,
+    Assembly,
+    Certificate,
+    Feedback,
+    Subnetwork,
+    Unconstrained,
+    certify,
+    couple,
+    measure_contraction,
+    solve,
+)
+from ctrnn_assembly.measure import Measurement
+
+AMPLITUDE = 4.0  # tanh'(4) = 0.0013 stands for the slope 0
+SAMPLES = 1200  # held inputs a period
+
+
+# (i) Theorem 7
+
+
+def planar_jacobian(c: float, slopes: tuple[float, float]) -> ndarray:
+    """J = -I + W D for W = [[0, -c], [c, 0]]; its eigenvalues are -1 +- i c sqrt(d_1 d_2)."""
+    return -np.eye(2) + np.array([[0.0, -c], [c, 0.0]]) * np.array(slopes)
+
+
+def planar_network(c: float) -> Subnetwork:
+    """tau x' = -x + W tanh(x) + u with that W, without a constraint."""
+    W = torch.tensor([[0.0, -c], [c, 0.0]], dtype=torch.float64)
+    return Subnetwork(Unconstrained("tanh"), 2, weight=W, bias=False)
+
+
+def best_constant_rate(c: float) -> float:
+    """The best rate over all slopes that a constant metric M = [[a, b], [b, d]] proves, by search.
+
+    J is affine in the slopes, so the four vertices suffice; det M = 1 without loss.
+    """
+    corners = [planar_jacobian(c, D) for D in product((0.0, 1.0), (0.0, 1.0))]
+
+    def loss(z: ndarray) -> float:
+        a, b = math.exp(z[0]), z[1]
+        theta = np.linalg.cholesky(np.array([[a, b], [b, (1 + b * b) / a]])).T
+        return max(largest_symmetric(theta @ J @ np.linalg.inv(theta)) for J in corners)
+
+    starts = [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0), (2.0, 0.5)]
+    options = {"xatol": 1e-10, "fatol": 1e-12, "maxiter": 2000}
+    return -min(minimize(loss, z, method="Nelder-Mead", options=options).fun for z in starts)
+
+
+def largest_symmetric(A: ndarray) -> float:
+    """lmax of the symmetric part: the growth at this instant in the worst direction."""
+    return float(np.linalg.eigvalsh((A + A.T) / 2)[-1])
+
+
+def switching_root() -> float:
+    """l with log(1 + 1 / l^2) / 2 = 1 + l arctan(l): worst-case switching has the exponent c l - 1."""
+    return float(brentq(lambda v: math.log1p(v**-2) / 2 - 1 - v * math.atan(v), 0.01, 1.0, xtol=1e-14))
+
+
+def worst_pieces(c: float) -> list[tuple[tuple[float, float], float]]:
+    """The worst-case switching: (slopes, duration) over half a turn of the polar angle."""
+    slope = switching_root()
+    one, both = 1 / (slope * c), math.atan(slope) / c
+    return [((1.0, 0.0), one), ((1.0, 1.0), both), ((0.0, 1.0), one), ((1.0, 1.0), both)]
+
+
+def monodromy(c: float, pieces: list[tuple[tuple[float, float], float]]) -> tuple[ndarray, float]:
+    """The map over one period of v' = J(D(t)) v, and the period."""
+    flow = np.eye(2)
+    for slopes, duration in pieces:
+        flow = expm(planar_jacobian(c, slopes) * duration) @ flow
+    return flow, sum(duration for _, duration in pieces)
+
+
+def radius(A: ndarray) -> float:
+    """The spectral radius."""
+    return float(np.abs(np.linalg.eigvals(A)).max())
+
+
+def switching_exponent(c: float) -> float:
+    """The growth rate of v' = J(D(t)) v under the worst-case switching."""
+    flow, period = monodromy(c, worst_pieces(c))
+    return math.log(radius(flow)) / period
+
+
+def steered(c: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]:
+    """x*(t), u(t) and their period: x* holds each tanh slope near 1 or 0 as the worst case wants.
+
+    u = x*' + x* - W tanh(x*) makes x* a solution; it is smooth, periodic and bounded.
+    """
+    (_, one), (_, both), *_ = worst_pieces(c)
+    period, width = 2 * (one + both), 0.05 / c
+    middles = torch.tensor([1.5 * one + both, 0.5 * one], dtype=torch.float64)
+    W = planar_network(c).weight.detach()
+
+    def edges(t: Tensor) -> tuple[Tensor, Tensor]:
+        s = torch.remainder(t[..., None] - middles + period / 2, period) - period / 2
+        return torch.tanh((s + one / 2) / width), torch.tanh((s - one / 2) / width)
+
+    def state(t: Tensor) -> Tensor:
+        up, down = edges(t)
+        return AMPLITUDE * (up - down) / 2
+
+    def signal(t: Tensor) -> Tensor:
+        up, down = edges(t)
+        velocity = AMPLITUDE * (down.square() - up.square()) / (2 * width)
+        return velocity + state(t) - torch.tanh(state(t)) @ W.T
+
+    return state, signal, period
+
+
+def perturbed(c: float, periods: int = 20, size: float = 1e-8) -> tuple[Tensor, Tensor]:
+    """Times (ends of periods) and the distance from x* of a solution that starts `size` away from it.
+
+    In continuous time, by a tight solver. The difference z from x* is integrated itself, so that no
+    error of x* can grow: under u, z' = -z + W (tanh(x* + z) - tanh(x*)).
+    """
+    state, _, period = steered(c)
+    W = planar_network(c).weight.detach()
+    t = period * torch.arange(periods + 1, dtype=torch.float64)
+
+    def field(s: Tensor, z: Tensor) -> Tensor:
+        x = state(s.double())
+        return -z + (torch.tanh(x + z) - torch.tanh(x)) @ W.T
+
+    start = torch.tensor([[size, 0.0]], dtype=torch.float64)
+    return t, solve(field, start, t, method="dopri5", rtol=1e-7, atol=size * 1e-7).x[0].norm(dim=-1)
+
+
+def measured_exponent(c: float, periods: int = 8) -> Measurement:
+    """Pairs 1e-8 apart around x*, by Euler with an input that makes x* its exact solution."""
+    state, _, period = steered(c)
+    W, dt = planar_network(c).weight.detach(), period / SAMPLES
+    x = state(dt * torch.arange(periods * SAMPLES + 1, dtype=torch.float64))
+    u = x.diff(dim=0) / dt + x[:-1] - torch.tanh(x[:-1]) @ W.T
+    generator = torch.Generator().manual_seed(0)
+    return measure_contraction(
+        planar_network(c), u[None], dt=dt, x0=x[:1], distances=(1e-8,), generator=generator
+    )
+
+
+# (ii) Section 3.1
+
+
+def alternating_pieces(c: float) -> list[tuple[tuple[float, float], float]]:
+    """Slopes (1, e^-2) and (e^-2, 1) in turn, each for a quarter turn of the Jacobian's rotation."""
+    duration, small = math.pi * math.e / (2 * c), math.exp(-2)
+    return [((1.0, small), duration), ((small, 1.0), duration)]
+
+
+def textbook_matrix(t: Tensor) -> Tensor:
+    """A(t): the eigenvalues -1/4 +- i sqrt(7)/4 at every t, and a solution e^(t/2) (cos t, -sin t)."""
+    v = torch.stack([torch.cos(t), -torch.sin(t)])
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=t.dtype)
+    return turn - torch.eye(2, dtype=t.dtype) + 1.5 * torch.outer(v, v)
+
+
+def textbook_solution(end: float = 4.0) -> Tensor:
+    """x(end) from x(0) = (1, 0), by a tight solver."""
+    t = torch.tensor([0.0, end], dtype=torch.float64)
+    x0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+    def field(s: Tensor, x: Tensor) -> Tensor:
+        return x @ textbook_matrix(s.double()).T
+
+    return solve(field, x0, t, method="dopri8", rtol=1e-11, atol=1e-12).last[0]
+
+
+# (iii) Euler and IMEX
+
+
+def strongly_coupled(omega: float = 12.0, n: int = 4) -> Assembly:
+    """Two modules W = I / 2, tanh, under negative feedback with ||L|| = omega."""
+    half = torch.eye(n, dtype=torch.float64) / 2
+    parts = [Subnetwork(AdaDiagTanh("tanh", margin=0.4), n, weight=half) for _ in range(2)]
+    net = couple(parts, "all", generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        L = net.terms().L
+        assert L is not None
+        assert isinstance(net.coupling, Feedback)
+        net.coupling.K.values.mul_(omega / torch.linalg.matrix_norm(L, ord=2))
+    return net
+
+
+def certified_and_measured(
+    net: Assembly, method: str, dt: float = 0.03, steps: int = 400
+) -> tuple[Certificate, Measurement]:
+    """The certificate of one step, and 32 pairs under a random input."""
+    generator = torch.Generator().manual_seed(1)
+    u = torch.randn(2, steps, net.size, generator=generator, dtype=torch.float64)
+    solver = method if method in ("euler", "imex", "exponential-euler") else "euler"
+    measured = measure_contraction(net, u, dt=dt, method=method, generator=generator)
+    return certify(net, dt=dt, solver=solver), measured
+
+
+# Tables
+
+
+def pairs_of(values: ndarray) -> str:
+    """Two eigenvalues in one cell."""
+    return ", ".join(f"{z.real:+.4f}{z.imag:+.4f}i" for z in np.sort_complex(values))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Group:
+    """A table under its title."""
+    made = Table()
+    for column in columns:
+        made.add_column(column, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return Group(Text("\n" + title, style="bold"), made)
+
+
+def theorem7_table() -> Group:
+    rows = []
+    critical = 1 / switching_root()
+    for c in (1.0, 1.9, 2.0, 2.5, critical, 4.0, 10.0):
+        box = product((0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
+        real = [np.linalg.eigvals(planar_jacobian(c, D)).real for D in box]
+        certificate = certify(planar_network(c))
+        rows.append(
+            [
+                f"{c:.4f}",
+                f"{np.min(real):+.4f} .. {np.max(real):+.4f}",
+                f"{best_constant_rate(c):+.6f}",
+                f"{certificate.rate:+.6f}" if certificate.certified else "refused",
+                f"{switching_exponent(c):+.6f}",
+                f"{c * switching_root() - 1:+.6f}",
+                f"{-measured_exponent(c).rate:+.4f}",
+            ]
+        )
+    columns = ["c", "Re eig(J), all slopes", "best constant metric: rate", "certify: rate"]
+    columns += ["worst switching: exponent", "c l - 1", "tanh network, measured exponent"]
+    return table(
+        f"(i) Theorem 7: W = [[0, -c], [c, 0]]; l = {switching_root():.10f}, 1/l = {critical:.10f}",
+        columns,
+        rows,
+    )
+
+
+def spectra_table(c: float) -> Group:
+    rows = []
+    for D in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0)):
+        J = planar_jacobian(c, D)
+        symmetric = np.linalg.eigvalsh((J + J.T) / 2)
+        eigenvalues = np.linalg.eigvals(J)
+        rows.append([str(D), pairs_of(eigenvalues), ", ".join(f"{z:+.4f}" for z in symmetric)])
+    columns = ["slopes", "eig(J)", "eig(sym J) in the best constant metric, I"]
+    return table(f"Both spectra, c = {c:g}", columns, rows)
+
+
+def growth_table(c: float) -> Group:
+    t, d = perturbed(c)
+    _, signal, period = steered(c)
+    largest = float(signal(torch.linspace(0, period, 4001, dtype=torch.float64)).abs().max())
+    rows = [[f"{float(t[k]):.3f}", f"{float(d[k]):.3e}"] for k in (0, 2, 4, 6, 8, 12, 16, 20)]
+    exponent = math.log(float(d[8] / d[0])) / float(t[8])
+    title = (
+        f"The tanh network at c = {c:g} under a bounded periodic input (max |u| = {largest:.1f}), in "
+    )
+    title += f"continuous time: a perturbation grows with the exponent {exponent:+.4f}, up to order one"
+    return table(title, ["t", "distance"], rows)
+
+
+def section31_table() -> Group:
+    rows = []
+    for c in (4.0, math.pi * math.e / 2, 5.0, 10.0):
+        pieces = alternating_pieces(c)
+        flow, _ = monodromy(c, pieces)
+        first, second = (pairs_of(np.linalg.eigvals(planar_jacobian(c, D))) for D, _ in pieces)
+        expected = math.exp(2 - math.pi * math.e / c)
+        rows.append([f"{c:.4f}", first, second, f"{radius(flow):.7f}", f"{expected:.7f}"])
+    columns = ["c", "eig(J), slopes (1, e^-2)", "eig(J), slopes (e^-2, 1)", "monodromy radius"]
+    columns += ["exp(2 - pi e / c)"]
+    return table("(ii) Section 3.1: alternating slopes; above 1 the solutions grow", columns, rows)
+
+
+def textbook_table() -> Group:
+    rows = []
+    for s in (0.0, 1.0, 2.0, 3.0):
+        A = textbook_matrix(torch.tensor(s, dtype=torch.float64)).numpy()
+        rows.append([f"{s:g}", pairs_of(np.linalg.eigvals(A)), f"{largest_symmetric(A):+.4f}"])
+    found = ", ".join(f"{float(v):.7f}" for v in textbook_solution())
+    exact = ", ".join(f"{v:.7f}" for v in (math.exp(2) * math.cos(4), -math.exp(2) * math.sin(4)))
+    title = f"The textbook's A(t): x(4) = ({found}), exactly ({exact}), from (1, 0)"
+    return table(title, ["t", "eig(A(t))", "lmax(sym A(t))"], rows)
+
+
+def solver_table() -> Group:
+    net, rows = strongly_coupled(), []
+    for method in ("dopri8", "euler", "imex", "exponential-euler"):
+        certificate, measured = certified_and_measured(net, method)
+        step = certificate.step
+        assert step is not None
+        if method == "dopri8":  # continuous time: the factor that the rate allows over dt
+            verdict, gain = "exact flow", f"{math.exp(-certificate.rate * measured.dt):.6f}"
+        else:
+            verdict = "certified" if step.certified else "refused"
+            gain = "none" if step.gain is None else f"{step.gain:.6f}"
+        numbers = [f"{measured.factor:.6f}", f"{measured.rate:+.4f}", f"{measured.growth:.3e}"]
+        rows.append([method, verdict, gain, *numbers])
+    rate = certify(net).rate
+    columns = ["method", "one step", "bound on the factor", "largest measured factor", "fitted rate"]
+    columns += ["distance after 400 steps / before"]
+    return table(
+        f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: certified rate {rate:.6f}",
+        columns,
+        rows,
+    )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    console = Console(width=170)
+    for build in (
+        theorem7_table,
+        lambda: spectra_table(10.0),
+        lambda: growth_table(10.0),
+        section31_table,
+        textbook_table,
+        solver_table,
+    ):
+        console.print(build())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Theorem 6, corrected: the metric P^-1 D(t) that moves with the slopes, along one trajectory.
+
+For tau x' = -x + W phi(x) + b + u with slopes D = diag(phi'(x(t))) > 0, a diagonal P > 0 and 0 < c <= 2,
+
+    (g W - I) P + P (g W^T - I) <= -c P    and    D' - c D <= -beta D    (tau = 1)
+
+give V' <= -beta V for V = v^T P^-1 D v and every v' = (-I + W D) v, so |v| in the metric P^-1 D shrinks
+at the rate beta / 2. Proof: P^-1 W + W^T P^-1 <= (2 - c) / g P^-1 and D^2 <= g D. Time constants enter
+as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
+
+A monitor, never a certificate. The second condition holds or fails along a trajectory: another input
+or initial state has other slopes, and where D is nearly singular the metric says nothing about
+Euclidean distances. ReLU has D = 0 and is refused; so are couplings and the r-form, which the proof
+does not cover. P must be diagonal: P^-1 D is no metric otherwise.
+
+As printed the theorem is wrong twice: its metric is D, not P^-1 D, and its second condition has c / g
+for c, which claims too much for g < 1. Both counterexamples are in `tests/test_theorem6.py`.
+
+Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of THEORY.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
+from ctrnn_assembly.errors import ContractionError, ShapeError
+from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.measure import in_double
+from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.terms import Terms
+
+
+@dataclass(frozen=True)
+class Theorem6:
+    """What the conditions of Theorem 6 are along one sampled trajectory: a monitor, no certificate.
+
+    Attributes:
+        c: the largest c of the first condition, at most 2, in units of 1 / tau; the theorem needs c > 0.
+        beta: min over samples and units of c / tau_i - d/dt log D_ii, per unit of time: V decays at
+            least like exp(-beta t) at the sampled instants if c > 0.
+        unit: the unit where beta is attained.
+        condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
+            the rate promises by its root.
+        missed: largest change of log D_ii from one sample to the next that the derivatives at the two
+            do not explain. It goes to 0 with finer samples, and stays large where phi has a kink,
+            for which the theorem does not hold (SELU).
+    """
+
+    certified: ClassVar[bool] = False
+    note: ClassVar[str] = "a monitor of one trajectory: it proves nothing about any other"
+
+    c: float
+    beta: float
+    unit: int
+    condition_number: float
+    missed: float
+
+    @property
+    def rate(self) -> float:
+        """beta / 2, the rate of the norm in the metric diag(tau) P^-1 D."""
+        return self.beta / 2
+
+    @property
+    def holds(self) -> bool:
+        """Whether both conditions hold at every sample."""
+        return self.c > 0 and self.beta > 0
+
+
+def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
+    """The largest c <= 2 with (g W - I) P + P (g W^T - I) <= -c P.
+
+    Minus the largest generalised eigenvalue of (left side, P):
+    c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64. A larger c than 2 would be true but of no use
+    (the proof needs 2 - c >= 0).
+
+    Args:
+        W: (n, n). P: the diagonal of P, (n,), > 0. g: the slope bound of phi.
+    """
+    W, P = W.detach().double(), P.detach().double()
+    n = W.shape[0]
+    if W.shape != (n, n) or P.shape != (n,):
+        raise ShapeError(
+            f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
+            "A P that is not diagonal gives no metric P^-1 D."
+        )
+    check_finite(W)
+    if not bool(((P > 0) & torch.isfinite(P)).all()):
+        raise ContractionError(f"P must be positive and finite; got {P.tolist()[:5]}...")
+    balanced = P.rsqrt()[:, None] * W * P.sqrt()
+    return min(2.0, 2 - 2 * g * float(torch.linalg.eigvalsh(symmetric_part(balanced))[-1]))
+
+
+def theorem6(
+    W: Tensor,
+    phi: str | Activation,
+    x: Tensor,
+    velocity: Tensor,
+    P: Tensor,
+    *,
+    tau: Tensor | float = 1.0,
+) -> Theorem6:
+    """Check Theorem 6 at the samples of trajectories.
+
+    d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i', with derivatives by automatic differentiation.
+
+    Args:
+        W: (n, n). phi: an activation with slopes > 0, such as tanh, sigmoid or softplus.
+        x: states in the order of time, (time, n) or (batch, time, n).
+        velocity: x' at these states, the same shape.
+        P: the diagonal of P, (n,), > 0.
+        tau: time constants, a number or (n,).
+
+    Returns:
+        `Theorem6`, of the worst unit at the worst sample.
+
+    Raises:
+        ContractionError: if a slope on the way is not positive, as of ReLU.
+    """
+    phi = activation(phi)
+    c = largest_c(W, P, phi.g)
+    if x.ndim not in (2, 3) or x.shape[-1] != len(P) or x.shape != velocity.shape or not x.numel():
+        raise ShapeError(
+            f"x and velocity must be (time, n) or (batch, time, n) with n = {len(P)}; got "
+            f"{tuple(x.shape)} and {tuple(velocity.shape)}."
+        )
+    x, velocity = (z.detach().double() for z in (x, velocity))
+    check_finite(x)
+    check_finite(velocity)
+    tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
+    D, bend = _slopes(phi, x)
+    beta = (c / tau - bend * velocity).flatten(0, -2).amin(0)
+    metric = tau / P.to(x) * D
+    change = (bend[..., 1:, :] + bend[..., :-1, :]) / 2 * x.diff(dim=-2)
+    missed = (D.log().diff(dim=-2) - change).abs()
+    return Theorem6(
+        c=c,
+        beta=float(beta.min()),
+        unit=int(beta.argmin()),
+        condition_number=float(metric.max() / metric.min()),
+        missed=float(missed.max()) if missed.numel() else 0.0,
+    )
+
+
+@torch.no_grad()
+def monitor_theorem6(
+    field: Any,
+    x0: Tensor,
+    u: Tensor,
+    *,
+    dt: float,
+    P: Tensor | None = None,
+    method: str = "dopri8",
+) -> Theorem6:
+    """Solve from x0 under the input u in float64, and check Theorem 6 along the trajectories.
+
+    Both ends of every interval count, because x' jumps with a held input.
+
+    Args:
+        field: a `Subnetwork`, or an `Assembly` or `Terms` of one module, in the x-form.
+        x0: initial states, (batch, n). u: samples held over dt each, (batch, time, m).
+        P: the diagonal of P, (n,); by default the inverse of the field's own diagonal metric.
+        method: one of `ctrnn_assembly.solvers.METHODS`.
+    """
+    terms = in_double(field if isinstance(field, Terms) else field.terms())
+    phi = _only_activation(terms)
+    if P is None:
+        P = _own_P(field)
+    x0, u = x0.to(terms.tau), u.to(terms.tau)
+    states = solve(terms, x0, u=u, dt=dt, method=method, rtol=1e-9, atol=1e-11).x
+    ends = torch.stack([states[:, :-1], states[:, 1:]], dim=2).flatten(0, 1)  # (intervals, 2, n)
+    held = u.flatten(0, 1).repeat_interleave(2, 0)
+    velocity = terms(ends.flatten(0, 1), held).view(ends.shape)
+    return theorem6(terms.weight(), phi, ends, velocity, P, tau=terms.tau)
+
+
+def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
+    """phi' and phi'' / phi' at x, the shape of x."""
+    with torch.enable_grad():
+        z = x.clone().requires_grad_()
+        (D,) = torch.autograd.grad(phi(z).sum(), z, create_graph=True)
+        curved = D.requires_grad  # not for a piecewise linear phi
+        second = torch.autograd.grad(D.sum(), z)[0] if curved else torch.zeros_like(x)
+    D = D.detach()
+    if not bool((D > 0).all()):
+        raise ContractionError(
+            f"Theorem 6 needs slopes above 0 along the whole trajectory; got {float(D.min()):.3g} of "
+            f"{phi.name}. Use tanh, sigmoid or softplus with moderate states; for ReLU Theorems 1 and 5."
+        )
+    return D, second / D
+
+
+def _only_activation(terms: Terms) -> Activation:
+    """The activation of a single x-form module without coupling."""
+    kinds = {terms.pre.at(k) for k in range(terms.n)}
+    covered = terms.L is None and not terms.edges and len(kinds) == 1
+    if not covered or not terms.post.is_identity or kinds == {ACTIVATIONS["identity"]}:
+        raise ContractionError(
+            "Theorem 6 covers x' = -x + W phi(x) + u with one phi; got a coupling, the r-form, several "
+            "activations or none. Use certify, or measure_contraction."
+        )
+    return kinds.pop()
+
+
+def _own_P(field: Any) -> Tensor:
+    """P with P^-1 = M, the diagonal metric of the field."""
+    metric = None if isinstance(field, Terms) else field.metric()
+    if metric is None or not metric.is_diagonal:
+        raise ContractionError(
+            "Theorem 6 needs a diagonal P, and the field has no diagonal metric to take it from; got "
+            "P=None. Give P=torch.ones(n)."
+        )
+    return metric.matrix().diagonal().reciprocal()
