@@ -28,11 +28,16 @@ LAYERS = {
     "assembly": 6,
     "baselines": 6,
     "solvers": 6,
+    "gated": 7,
+    "measure": 7,
     "recurrent": 7,
     "architectures": 8,
+    "diagnostics": 8,
+    "theorem6": 8,
     "runs": 9,
     "batches": 10,
     "callbacks": 10,
+    "projection": 10,
     "training": 11,
 }
 # These prove or solve from plain tensors: they must not see how the weights were made.

@@ -19,10 +19,12 @@ from ctrnn_assembly.contracting import Triangular as Triangular
 from ctrnn_assembly.contracting import Unconstrained as Unconstrained
 from ctrnn_assembly.coupling import Feedback as Feedback
 from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
+from ctrnn_assembly.gated import GatedCTRNN as GatedCTRNN
 from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
 from ctrnn_assembly.inputs import CubicHermite as CubicHermite
 from ctrnn_assembly.inputs import Linear as Linear
 from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
+from ctrnn_assembly.measure import measure_contraction as measure_contraction
 from ctrnn_assembly.recurrent import CTRNN as CTRNN
 from ctrnn_assembly.recurrent import SequenceClassifier as SequenceClassifier
 from ctrnn_assembly.solvers import METHODS as METHODS

@@ -6,6 +6,8 @@
 | absolute, symmetric, product, triangular | Theorems 1 to 4, trained | tanh, x |
 | svd-combo | Theorem 5, trained | relu, x |
 | adadiag-tanh, adadiag-clip | diagonal, trained | tanh, x |
+| adadiag-gated | diagonal, gates of input and state as published: no certificate | relu, x |
+| adadiag-gated-constant, -shared, -input | the same with gates that can be certified | relu, x |
 | unconstrained, published-sparse-combo | no certificate | tanh, x; relu, r |
 | rnn, lstm, antisymmetric, lipschitz | baselines, no certificate | their own |
 """
@@ -19,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ctrnn_assembly.assembly import couple
+from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import (
     Absolute,
@@ -37,6 +39,7 @@ from ctrnn_assembly.contracting import (
 )
 from ctrnn_assembly.coupling import Init
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.gated import Gate, GatedCTRNN
 from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
 from ctrnn_assembly.subnetwork import Subnetwork
 
@@ -50,6 +53,8 @@ class Architecture:
     form: Form = "x"
     init: Init = "uniform"
     bias: bool = True  # AdaDiag's papers have none
+    gate: Gate | None = None
+    gate_bounds: tuple[float, float] = (1e-5, 0.2)  # as published
 
 
 ARCHITECTURES = {
@@ -61,6 +66,22 @@ ARCHITECTURES = {
     "svd-combo": Architecture("SVD Combo Net: Theorem 5, trainable", "relu"),
     "adadiag-tanh": Architecture("AdaDiag: diagonal W by tanh", init="orthogonal", bias=False),
     "adadiag-clip": Architecture("AdaDiag: diagonal W by clipping", init="orthogonal", bias=False),
+    "adadiag-gated": Architecture(
+        "AdaDiag 2026: gates of input and state; no certificate", "relu", bias=False, gate="state"
+    ),
+    "adadiag-gated-constant": Architecture(
+        "AdaDiag with a trained time scale for each unit", "relu", bias=False, gate="constant"
+    ),
+    "adadiag-gated-shared": Architecture(
+        "AdaDiag with one gate of the input for all units", "relu", bias=False, gate="shared"
+    ),
+    "adadiag-gated-input": Architecture(
+        "AdaDiag with gates of the input; certified while (hi - lo) ||L|| < 2 lo lam",
+        "relu",
+        bias=False,
+        gate="input",
+        gate_bounds=(0.18, 0.2),
+    ),
     "unconstrained": Architecture("trained W without a constraint; no certificate"),
     "published-sparse-combo": Architecture(
         "Sparse Combo Net as its code was published; no certificate", "relu", "r", "normal"
@@ -93,6 +114,7 @@ def build_model(
     margin: float = 0.01,
     tau: float = 1.0,
     reads: Literal["state", "rate"] = "state",
+    gate_bounds: tuple[float, float] | None = None,
     seed: int = 0,
     **solver: Any,
 ) -> SequenceClassifier:
@@ -107,8 +129,10 @@ def build_model(
         into_set: whether sparse-combo draws again or shrinks a module that is not in the set.
         margin: guaranteed contraction rate of a module, in 1 / tau.
         reads: whether the readout sees the state x or the firing rates phi(x).
+        gate_bounds: (lo, hi) of a gated model; None for the architecture's own.
         seed: of all random weights.
-        solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`.
+        solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`; gated models step by Euler
+            with dt 1 if none is given.
 
     Raises:
         ConfigError: if the name or a setting is unknown; ContractionError: if no such weights exist.
@@ -142,9 +166,13 @@ def build_model(
         gain=coupling_gain,
         generator=generator,
     )
-    core = CTRNN(
-        n_input, assembly, batch_first=True, bias=architecture.bias, generator=generator, **solver
-    )
+    if architecture.gate is not None:
+        bounds = gate_bounds or architecture.gate_bounds
+        core: nn.Module = _gated(architecture, n_input, assembly, bounds, generator, **solver)
+    else:
+        core = CTRNN(
+            n_input, assembly, batch_first=True, bias=architecture.bias, generator=generator, **solver
+        )
     # The published networks read out without a bias.
     return SequenceClassifier(core, n_class, reads=reads, bias=False, generator=generator)
 
@@ -189,7 +217,37 @@ def _constraint(
         "adadiag-tanh": AdaDiagTanh,
         "adadiag-clip": AdaDiagClip,
     }
+    if name.startswith("adadiag-gated"):
+        return AdaDiagTanh(phi, margin=margin)
     return trained[name](phi, margin=margin)
+
+
+def _gated(
+    architecture: Architecture,
+    n_input: int,
+    assembly: Assembly,
+    bounds: tuple[float, float],
+    generator: torch.Generator,
+    *,
+    solver: str = "euler",
+    **settings: Any,
+) -> GatedCTRNN:
+    assert architecture.gate is not None
+    if solver not in ("euler", "euler-plain"):
+        raise ConfigError(f"gated models must be solved by euler; got solver={solver!r}.")
+    for unused in ("rtol", "atol", "gradient", "interpolation"):  # of torchdiffeq's solvers
+        settings.pop(unused, None)
+    return GatedCTRNN(
+        n_input,
+        assembly,
+        gate=architecture.gate,
+        lo=bounds[0],
+        hi=bounds[1],
+        batch_first=True,
+        bias=architecture.bias,
+        generator=generator,
+        **settings,
+    )
 
 
 def _baseline(name: str, n_input: int, n: int, seed: int) -> nn.Module:

@@ -176,8 +176,8 @@ class SequenceClassifier(nn.Module):
     def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m)."""
         x = self.core.last(input, lengths=lengths)  # type: ignore[operator]
-        if self.reads == "rate" and isinstance(self.core, CTRNN):
-            x = self.core.rates(x)
+        if self.reads == "rate" and hasattr(self.core, "rates"):  # a baseline has only its state
+            x = self.core.rates(x)  # type: ignore[operator]
         return self.readout(x)
 
 

@@ -84,7 +84,8 @@ def disc_gain(assembled: Assembled, dt: float) -> float:
     """The disc bound on the factor."""
     nu, eps = _common_disc(assembled)
     sigma, omega = assembled.symmetric_norm, assembled.norm
-    rotation = (1 - dt * nu) ** 2 + 2 * dt * abs(1 - dt * nu) * sigma + (dt * omega) ** 2
+    left, turn = 1 - dt * nu, dt * omega
+    rotation = left * left + 2 * dt * abs(left) * sigma + turn * turn  # infinite rather than an error
     return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
 
@@ -93,7 +94,7 @@ def disc_max_dt(assembled: Assembled) -> float:
     nu, eps = _common_disc(assembled)
     if nu <= eps:
         return 0.0
-    largest = 2 * (nu - eps) / (assembled.norm**2 + nu**2 - eps**2)
+    largest = 2 * (nu - eps) / (assembled.norm * assembled.norm + (nu - eps) * (nu + eps))
     return next((dt for dt in (largest * (1 - s) for s in SHRINK) if disc_gain(assembled, dt) < 1), 0.0)
 
 

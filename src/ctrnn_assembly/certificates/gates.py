@@ -1,0 +1,287 @@
+"""Gated time scales, v' = nu o F(v, u) with F = tau v' of `terms` and nu in [lo, hi]: what is proven.
+
+| gate | nu | proven |
+|---|---|---|
+| constant | constant; one number a module where the metric is dense | contraction: tau = 1 / nu |
+| shared | one number for all units, not of the state | rate lo lam in the same metric |
+| input | one number for each unit, not of the state | the rate below, in a diagonal metric |
+| state | of the state | no contraction |
+
+Shared. J = nu A has the rate nu lam >= lo lam. The step I + dt nu A is a mean of I, with the weight
+1 - nu / hi, and I + dt hi A: if that has a factor q < 1, all have one <= 1 - (1 - q) lo / hi.
+
+Input. In y = Theta v with M = Theta^2 diagonal, N = diag(nu) commutes with Theta, and for all slopes
+A = E + B + L: E the leak and the diagonal of W, -top <= E <= -low; B the rest of W and nonlinear edges,
+||B|| <= b; L with ||L|| <= omega and ||sym L|| <= s. Let N = lo I + R and r = |R^1/2 y|, so that
+0 <= r^2 <= (hi - lo) |y|^2. Then y.NAy = lo y.Ay + y.RAy, and with the rate lam of A
+
+    y.NAy <= -lo lam |y|^2 - low r^2 + (hi - lo)^1/2 b r |y| + y.RLy.
+
+L may count as a part of B. Or, with R = (hi - lo) / 2 (I + S) and ||S|| <= 1, y.RLy is at most
+(hi - lo) (s + omega) / 2 |y|^2. The worst r gives, with c(b) = b^2 / (4 low), or b - low if b > 2 low,
+
+    rate >= lo lam - (hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)).
+
+For AdaDiag b = s = 0: THEORY's lo lam - (hi - lo) omega / 2. For W that is not diagonal that bound is
+wrong without c(b): W = .9 [[0, -1], [1, 0]], L = 0 has lam = .55, but .024 with gates in [.05, .2].
+
+Step of input gates: I + dt NA = (1 - dt k) I + dt m K + dt (k I + NE + NB + m (L - K) + (N - m I) L) for
+K = skew(L), m = (lo + hi) / 2 and k the middle of -NE in [lo low, hi top]; the last bracket is at most
+e = (hi top - lo low) / 2 + hi b + m s + (hi - lo) / 2 omega. (1 - dt k) I + dt m K is normal, hence
+
+    q = sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e,   or   q^2 = 1 - 2 dt rate + (dt hi a)^2, a >= ||A||.
+
+Source: THEORY section 3 (a) to (d); b, c and the two steps are ours, checked against all vertices of
+slopes and gates (tests/test_gated.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.certificates.checks import LARGEST
+from ctrnn_assembly.certificates.euler import SHRINK
+from ctrnn_assembly.certificates.loop import Balance, activations, balanced
+from ctrnn_assembly.certificates.result import Certificate, Step
+from ctrnn_assembly.certificates.rounding import UNIT, spectral_norm
+from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+
+Gate = Literal["constant", "shared", "input", "state"]
+# Rounding of the few scalar operations below, generously.
+SLACK = 1e-13
+
+
+@torch.no_grad()
+def certify_gated(
+    terms: Terms,
+    metric: Metric,
+    *,
+    gate: Gate,
+    lo: float,
+    hi: float,
+    nu: Tensor | None = None,
+    dt: float | None = None,
+) -> Certificate:
+    """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given.
+
+    Args:
+        terms: the tensors of F, with tau = 1.
+        metric: the metric to prove contraction in, one factor a block of `terms`.
+        gate: what nu depends on, see the table above.
+        lo, hi: bounds of nu, 0 < lo <= hi, per unit of time.
+        nu: the gates, (n,), if they are constant.
+        dt: the step.
+
+    Returns: a `Certificate`; `modules` and `coupling` describe the field at nu = 1, unless constant.
+
+    Raises:
+        ConfigError, ShapeError: for impossible arguments. Whatever is not proven is returned as such.
+
+    Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
+    """
+    terms, metric = terms.detach_cpu(), metric.detach_cpu()
+    _check(terms, gate, lo, hi, nu)
+    if nu is not None:
+        return certify_terms(replace(terms, tau=1 / nu.cpu().double()), metric, dt=dt)
+    if gate == "shared":
+        return _shared(certify_terms(terms, metric, dt=None if dt is None else dt * hi), lo, hi, dt)
+    ungated = certify_terms(terms, metric)
+    if gate == "state":
+        return _refused(ungated, -math.inf, dt, _about_state(ungated.certified and metric.is_diagonal))
+    if not metric.is_diagonal:
+        reason = "gates of single units need a diagonal metric, with which they commute"
+        return _refused(ungated, -math.inf, dt, f"{reason}; use Theorem 1, 4 or 5, or a shared gate")
+    if not ungated.certified:
+        return _refused(ungated, -math.inf, dt, "the field without gates is not certified")
+    return _input(ungated, _Split.of(terms, metric, lo, hi), dt)
+
+
+def commutator_rate(lam: float, omega: float, lo: float, hi: float) -> float:
+    """lo lam - (hi - lo) omega / 2: a rate of gated AdaDiag modules, positive in the certified mode."""
+    return lo * lam - (hi - lo) * omega / 2
+
+
+def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
+    """From the certificate of the field with the step dt hi."""
+    step = None
+    if dt is not None and fastest.step is not None:
+        step = _slower(fastest.step, lo / hi, dt)
+        step = replace(step, max_dt=max(step.max_dt / hi * (1 - SLACK), dt if step.certified else 0.0))
+    rate = min(lo * fastest.rate, hi * fastest.rate)
+    rounding = hi * fastest.rounding + SLACK * abs(rate)
+    return replace(fastest, rate=rate - SLACK * abs(rate), rounding=rounding, step=step)
+
+
+def _slower(step: Step, share: float, dt: float) -> Step:
+    """The step dt of every gate from share to all of that in `step`, by convexity."""
+    q = step.gain
+    if q is None or q >= 1:
+        return replace(step, dt=dt)
+    gain = 1 - (1 - q) * share * (1 - SLACK) + 2 * UNIT
+    if step.certified and gain >= 1:
+        reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
+        return replace(step, dt=dt, gain=gain, certified=False, reason=reason)
+    return replace(step, dt=dt, gain=gain)
+
+
+def _input(ungated: Certificate, split: _Split, dt: float | None) -> Certificate:
+    lam, cost = ungated.rate, split.cost()
+    proven, slack = split.lo * lam - cost, SLACK * (split.lo * abs(lam) + cost)
+    rate, rounding = proven - slack, split.lo * ungated.rounding + slack
+    certified = math.isfinite(rate) and rate > 1e-6 * split.lo * lam
+    if not certified:
+        return _refused(
+            ungated,
+            rate,
+            dt,
+            f"gates in [{split.lo:.6g}, {split.hi:.6g}] that differ between units may cost {cost:.6g}, "
+            f"more than the rate {split.lo * lam:.6g} of the slowest; raise lo, weaken the coupling "
+            f"(norm {split.omega:.6g}), or use constant or shared gates",
+        )
+    step = None if dt is None else _step(split, rate, dt)
+    return replace(ungated, rate=rate, rounding=rounding, step=step)
+
+
+def _step(split: _Split, rate: float, dt: float) -> Step:
+    """The better of the two bounds on the factor of v + dt nu o F."""
+    bounds = (split.disc_gain, split.disc_max_dt()), (lambda h: split.gain(h, rate), split.max_dt(rate))
+    if not 0 < dt < math.inf:
+        return Step("euler", dt, False, None, 0.0, f"dt must be positive and finite; got {dt}")
+    gain = min(bound(dt) for bound, _ in bounds)
+    largest = max(_proven(bound, guess) for bound, guess in bounds)
+    if gain < 1:
+        return Step("euler", dt, True, gain, max(largest, dt))
+    reason = f"the bound on the step's factor is {gain:.6g}, not below 1"
+    if largest > 0:
+        reason += f"; the largest certified dt is {largest:.6g}"
+    return Step("euler", dt, False, gain, min(largest, dt), reason)
+
+
+def _proven(gain: Callable[[float], float], largest: float) -> float:
+    """A dt, at most the guess `largest`, with gain(dt) < 1; 0 for none."""
+    return next((h for h in (largest * (1 - s) for s in SHRINK) if h > 0 and gain(h) < 1), 0.0)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A = E + B + L and N in [lo, hi], in the names of the file's docstring."""
+
+    lo: float
+    hi: float
+    low: float
+    top: float
+    b: float
+    omega: float
+    s: float
+
+    @classmethod
+    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float) -> _Split:
+        """From the tensors of a field and its diagonal metric."""
+        theta = torch.cat([factor.theta for factor in metric.factors]).double()
+        scale = Balance.of(Factor(theta, 1 / theta), torch.ones_like(theta))
+
+        def norm(A: Tensor) -> float:
+            return spectral_norm(*balanced(A.double(), scale, scale))
+
+        diagonals, rest = [], torch.zeros(terms.n, terms.n, dtype=torch.float64)
+        for W, (phi, _), block in zip(
+            terms.blocks, activations(terms), _blocks(rest, terms), strict=True
+        ):
+            diagonal = W.double().diagonal()
+            diagonals.append(torch.stack([slope * diagonal for slope in phi.slope]))
+            block.copy_(phi.g * (W.double() - torch.diag(diagonal)))
+        ends = torch.cat(diagonals, dim=1)
+        edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
+        omega = s = 0.0
+        if terms.L is not None:
+            K, error = balanced(terms.L.double(), scale, scale)
+            omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
+        low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
+        return cls(lo, hi, low, top, norm(rest) + edges, omega, s)
+
+    def cost(self) -> float:
+        """What the gates take from lo lam."""
+        apart = _worst(self.b, self.low) + (self.s + self.omega) / 2
+        return (self.hi - self.lo) * min(apart, _worst(self.b + self.omega, self.low))
+
+    def disc(self) -> tuple[float, float, float]:
+        """k, m omega and e of the step."""
+        slowest, fastest, middle = self.lo * self.low, self.hi * self.top, (self.lo + self.hi) / 2
+        e = (fastest - slowest) / 2 + self.hi * self.b + middle * self.s
+        return (slowest + fastest) / 2, middle * self.omega, e + (self.hi - self.lo) / 2 * self.omega
+
+    def disc_gain(self, dt: float) -> float:
+        """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e, for E < 0."""
+        k, turn, e = self.disc()
+        bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
+        return bound if self.low > 0 else math.inf
+
+    def disc_max_dt(self) -> float:
+        """2 (k - e) / ((m omega)^2 + k^2 - e^2)."""
+        k, turn, e = self.disc()
+        return 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
+
+    def gain(self, dt: float, rate: float) -> float:
+        """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
+        change = dt * self.fastest()
+        return math.sqrt(max(1 - 2 * dt * rate + change * change, 0.0) + SLACK)
+
+    def max_dt(self, rate: float) -> float:
+        """2 rate / (hi a)^2."""
+        return 2 * rate / self.fastest() / self.fastest()
+
+    def fastest(self) -> float:
+        """hi a, with a >= ||A||."""
+        return self.hi * (max(abs(self.low), abs(self.top)) + self.b + self.omega)
+
+
+def _worst(b: float, low: float) -> float:
+    """max over 0 <= r <= 1 of b r - low r^2."""
+    return b**2 / (4 * low) if b < 2 * low else b - low
+
+
+def _blocks(A: Tensor, terms: Terms) -> list[Tensor]:
+    """Views of the diagonal blocks of A (n, n)."""
+    rows = A.split(terms.sizes, dim=0)
+    return [row.split(terms.sizes, dim=1)[k] for k, row in enumerate(rows)]
+
+
+def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -> Certificate:
+    reasons = (reason, *ungated.reasons)
+    step = None
+    if dt is not None:
+        step = Step("euler", dt, False, None, 0.0, "the continuous system is not certified")
+    return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
+
+
+def _about_state(stable: bool) -> str:
+    reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
+    if stable:
+        reason += (
+            "; if each reads its own unit only, a constant input has one equilibrium, globally "
+            "exponentially stable, which is less than contraction"
+        )
+    return f"{reason}. Use constant, shared or input gates"
+
+
+def _check(terms: Terms, gate: str, lo: float, hi: float, nu: Tensor | None) -> None:
+    if gate not in get_args(Gate):
+        raise ConfigError(f"gate must be one of {', '.join(get_args(Gate))}; got {gate!r}.")
+    if not 1 / LARGEST <= lo <= hi <= LARGEST:
+        raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
+    if not bool((terms.tau == 1).all()):
+        raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
+    if (nu is not None) != (gate == "constant"):
+        raise ConfigError(f"nu is for constant gates, and they need it; got gate={gate!r}, nu={nu}.")
+    if nu is not None and nu.shape != terms.tau.shape:
+        raise ShapeError(f"nu must be ({terms.n},), one for each unit; got {tuple(nu.shape)}.")

@@ -1,0 +1,680 @@
+"""Gated time scales: the model, and its certificate against every vertex of slopes and gates.
+
+The Jacobian N A(D) is affine in each gate and in each slope, and both the log-norm and the norm of a
+step are convex, so their worst values over the box of gates and slopes are at its corners: the oracles
+here are exact, not samples.
+"""
+
+import copy
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy import ndarray
+from scipy.linalg import expm
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.architectures import build_model
+from ctrnn_assembly.assembly import Assembly, couple
+from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.certificates.gates import certify_gated, commutator_rate
+from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.contracting import AdaDiagTanh, Product, Singular, Symmetric
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
+from ctrnn_assembly.gated import GatedCTRNN
+from ctrnn_assembly.inputs import Linear, ZeroOrderHold
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.subnetwork import Subnetwork
+from ctrnn_assembly.terms import Edge, Terms
+from oracles import array, rates, vertices
+
+GATES = ["constant", "shared", "input", "state"]
+SKEW = np.array([[0.0, 1.0], [-1.0, 0.0]])
+IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
+ACTS = [ACTIVATIONS[name] for name in ("tanh", "relu", "sigmoid", "gelu", "identity")]
+ACTS += [Activation(f"mine{s}", torch.tanh, s) for s in ((0.2, 0.8), (-0.5, 1.0), (0.0, 3.0))]
+
+
+# The oracle: exact worst cases by enumeration, in numpy.
+
+
+def net(
+    blocks: list[ndarray], theta: ndarray, L: ndarray | None = None, **kind: Any
+) -> tuple[Terms, Metric]:
+    """Terms and diagonal metric diag(theta^2) from arrays; kind: phi, form of each block, and edge."""
+    n = len(theta)
+    acts = kind.get("acts", [TANH] * len(blocks))
+    forms = kind.get("forms", ["x"] * len(blocks))
+    units = list(zip(acts, map(len, blocks), forms, strict=True))
+    pre = Elementwise(tuple((a if form == "x" else IDENTITY, k) for a, k, form in units))
+    post = Elementwise(tuple((IDENTITY if form == "x" else a, k) for a, k, form in units))
+    edges = (kind["edge"],) if kind.get("edge") is not None else ()
+    coupling = None if L is None else torch.tensor(L)
+    terms = Terms(
+        tuple(map(torch.tensor, blocks)), pre, post, torch.zeros(n), torch.ones(n), coupling, edges
+    )
+    parts = torch.tensor(theta).split([len(W) for W in blocks])
+    return terms, Metric(tuple(Factor(t, 1 / t) for t in parts))
+
+
+def ungated_jacobians(terms: Terms) -> ndarray:
+    """A for every corner of the slopes, (v, n, n)."""
+    n, W = terms.n, array(terms.weight())
+    inside = np.array([terms.post.at(k).name != "identity" for k in range(n)])
+    phis = [terms.post.at(k) if inside[k] else terms.pre.at(k) for k in range(n)]
+    L = np.zeros((n, n)) if terms.L is None else array(terms.L)
+    if not terms.edges:
+        D = vertices([phi.slope for phi in phis])
+        S = np.zeros_like(D)
+    else:
+        both = vertices([p.slope for p in phis] + [terms.edges[0].psi.at(k).slope for k in range(n)])
+        D, S = both[:, :n], both[:, n:]
+    rows, columns = np.where(inside, D, 1), np.where(inside, 1, D)
+    A = rows[:, :, None] * W * columns[:, None, :] + L - np.eye(n)
+    return A + array(terms.edges[0].K) * S[:, None, :] if terms.edges else A
+
+
+def exact_rate(terms: Terms, M: ndarray, gates: ndarray) -> float:
+    """The smallest rate of N A(D) in the metric M, for gates (k, n)."""
+    A = ungated_jacobians(terms)
+    return float(min(rates(nu[:, None] * A, M).min() for nu in gates))
+
+
+def exact_gain(terms: Terms, M: ndarray, gates: ndarray, dt: float) -> float:
+    """The largest ||I + dt N A(D)|| in the metric M, for gates (k, n)."""
+    A, T = ungated_jacobians(terms), np.linalg.cholesky(M).T
+    steps = (np.eye(len(M)) + dt * nu[:, None] * A for nu in gates)
+    return float(max(np.linalg.norm(T @ S @ np.linalg.inv(T), 2, axis=(-2, -1)).max() for S in steps))
+
+
+def random_net(rng: np.random.Generator, kind: str) -> tuple[Terms, Metric]:
+    """A random field of up to 4 units: "adadiag", "coupled" (any W, L) or "edge"."""
+    sizes = [(1, 1), (2, 1), (3,), (2, 2), (1, 1, 1)][rng.integers(5)]
+    n = sum(sizes)
+    theta = np.exp(rng.normal(size=n) * rng.choice([0.0, 0.3, 1.0]))
+    acts = [ACTS[k] for k in rng.integers(len(ACTS), size=len(sizes))]
+    forms = list(rng.choice(["x", "r"], len(sizes)))
+    blocks = []
+    for k, act, part in zip(sizes, acts, np.split(theta, np.cumsum(sizes)[:-1]), strict=True):
+        X = rng.normal(size=(k, k))
+        if kind != "adadiag":
+            X = [X, X - X.T, -X @ X.T, np.diag(np.diag(X))][rng.integers(4)]
+            X = X / float(np.linalg.norm(X, 2)) * rng.choice([0.1, 0.3, 0.6, 0.95]) if X.any() else X
+        else:
+            X = np.diag(rng.uniform(-0.95, 0.95, k))
+        blocks.append(X * part / part[:, None] / act.g)
+    K = rng.normal(size=(n, n)) * rng.choice([0.01, 0.1, 0.5, 2.0])
+    K = K - K.T if kind == "adadiag" else [K - K.T, K - K.T + 0.02 * K, np.tril(K, -1)][rng.integers(3)]
+    L = K * theta / theta[:, None]
+    edge = None
+    if kind == "edge":
+        weight = np.tril(rng.normal(size=(n, n)), -1) * rng.choice([0.05, 0.2]) * theta / theta[:, None]
+        psi = ACTS[rng.integers(len(ACTS))]
+        edge = Edge(torch.tensor(weight), Elementwise(((psi, n),)))
+    return net(blocks, theta, L, acts=acts, forms=forms, edge=edge)
+
+
+def random_bounds(rng: np.random.Generator) -> tuple[float, float]:
+    lo = float(np.exp(rng.uniform(-3, 1)))
+    return lo, lo * float(rng.choice([1.02, 1.2, 2.0, 10.0]))
+
+
+def check_against_vertices(
+    certificate: Certificate, terms: Terms, M: ndarray, gates: ndarray, dt: float
+) -> tuple[bool, bool]:
+    """Assert that no claim exceeds the truth; whether it certifies the flow, and the step."""
+    true_rate = exact_rate(terms, M, gates)
+    assert certificate.rate <= true_rate + 1e-12 * abs(true_rate)
+    step = certificate.step
+    assert step is not None
+    assert step.dt == dt
+    if not certificate.certified:
+        assert certificate.reasons
+        assert not step.certified
+        return False, False
+    assert certificate.rate > 0
+    if step.gain is not None:
+        assert exact_gain(terms, M, gates, dt) <= step.gain * (1 + 1e-12)
+    if 0 < step.max_dt < 1e3:
+        assert exact_gain(terms, M, gates, step.max_dt) < 1
+    if step.certified:
+        assert step.gain is not None
+        assert step.gain < 1
+        assert dt <= step.max_dt
+    return True, step.certified
+
+
+# The certificate.
+
+
+@pytest.mark.parametrize("kind", ["adadiag", "coupled", "edge"])
+@pytest.mark.parametrize("gate", ["constant", "shared", "input"])
+def test_no_certificate_exceeds_the_worst_vertex(gate: str, kind: str) -> None:
+    rng = np.random.default_rng([GATES.index(gate), len(kind)])
+    flows = steps = 0
+    for _ in range(80 if kind == "edge" else 150):
+        terms, metric = random_net(rng, kind)
+        lo, hi = random_bounds(rng)
+        dt = float(rng.choice([0.02, 0.3, 1.0]) / hi)
+        nu = None
+        M = array(metric.matrix())
+        if gate == "constant":
+            nu = torch.tensor(rng.uniform(lo, hi, terms.n))
+            gates = array(nu)[None]
+            M = M / array(nu)
+        elif gate == "shared":
+            gates = np.outer([lo, hi], np.ones(terms.n))
+        else:
+            gates = vertices([(lo, hi)] * terms.n)
+        certificate = certify_gated(terms, metric, gate=gate, lo=lo, hi=hi, nu=nu, dt=dt)  # type: ignore[arg-type]
+        flow, step = check_against_vertices(certificate, terms, np.diag(np.diag(M)), gates, dt)
+        flows, steps = flows + flow, steps + step
+    assert flows >= 20  # not vacuous
+    assert steps >= 12
+
+
+def test_the_gate_bound_of_adadiag() -> None:  # oracle 29
+    assert commutator_rate(0.1, 0.05, 0.05, 0.2) == pytest.approx(0.00125, abs=1e-12)
+    terms, metric = net([np.diag([0.9, 0.9])], np.ones(2), 0.05 * SKEW)
+    certificate = certify_gated(terms, metric, gate="input", lo=0.05, hi=0.2)
+    # Weak coupling is better bounded as a part of the rest of W: b = 0.05, low = 0.1.
+    assert certificate.rate == pytest.approx(0.05 * 0.1 - 0.15 * 0.05**2 / 0.4, abs=1e-12)
+    assert 0.00125 < certificate.rate <= exact_rate(terms, np.eye(2), vertices([(0.05, 0.2)] * 2))
+
+
+@pytest.mark.parametrize("omega", [0.21, 0.5, 2.0])
+def test_strong_coupling_gets_the_bound_of_the_theory(omega: float) -> None:
+    terms, metric = net([np.diag([0.9, -0.3])], np.ones(2), omega * SKEW)
+    certificate = certify_gated(terms, metric, gate="input", lo=0.19, hi=0.2)
+    assert certificate.rate == pytest.approx(commutator_rate(0.1, omega, 0.19, 0.2), abs=1e-12)
+    assert certificate.certified == (0.01 * omega < 2 * 0.19 * 0.1)
+
+
+def test_constant_gates_are_time_constants() -> None:  # oracle 37
+    nu, w = torch.tensor([0.1, 0.02]), [0.5, -0.9]
+    for blocks in ([np.diag(w)], [np.array([[x]]) for x in w]):
+        terms, metric = net(blocks, np.ones(2))
+        for phi in (1.0, 0.0):
+            scaled = replace(terms, blocks=tuple(phi * W for W in terms.blocks))
+            certificate = certify_gated(scaled, metric, gate="constant", lo=0.01, hi=0.2, nu=nu)
+            assert certificate.rate == pytest.approx(0.02, abs=1e-12)
+            same = certify_terms(replace(scaled, tau=1 / nu), metric)
+            assert certificate == same
+
+
+def test_the_bound_of_diagonal_modules_is_wrong_for_others() -> None:
+    terms, metric = net([0.9 * -SKEW], np.ones(2))
+    lam = certify_terms(terms, metric).rate
+    assert lam == pytest.approx(0.55, abs=1e-6)
+    true = exact_rate(terms, np.eye(2), vertices([(0.05, 0.2)] * 2))
+    assert true < 0.9 * commutator_rate(lam, 0.0, 0.05, 0.2)
+    certificate = certify_gated(terms, metric, gate="input", lo=0.05, hi=0.2)
+    assert certificate.rate <= true
+    assert not certificate.certified
+
+
+def test_gates_of_the_state_are_never_certified() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        terms, metric = random_net(rng, rng.choice(["adadiag", "coupled"]))
+        lo, hi = random_bounds(rng)
+        certificate = certify_gated(terms, metric, gate="state", lo=lo, hi=hi, dt=0.01)
+        assert not certificate.certified
+        assert certificate.rate == -math.inf
+        assert certificate.step is not None
+        assert not certificate.step.certified
+        assert "not known to contract" in certificate.reasons[0]
+        assert certificate.as_dict()["rate"] is None
+
+
+def test_a_field_without_a_certificate_gets_none_by_gates() -> None:
+    terms, metric = net([np.array([[1.5]])], np.ones(1))
+    for gate in GATES:
+        nu = torch.ones(1) if gate == "constant" else None
+        certificate = certify_gated(terms, metric, gate=gate, lo=0.1, hi=0.2, nu=nu, dt=0.1)  # type: ignore[arg-type]
+        assert not certificate.certified
+        assert certificate.rate <= exact_rate(terms, np.eye(1), np.array([[0.1], [0.2]]))
+        assert not certificate.step.certified  # type: ignore[union-attr]
+        assert certificate.reasons
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("gate", GATES)
+def test_weights_that_are_not_finite_are_refused(gate: str, bad: float) -> None:
+    for place in ("blocks", "L", "metric"):
+        terms, metric = net([np.diag([0.5, 0.5])], np.ones(2), 0.1 * SKEW)
+        if place == "metric":
+            metric = metric.scaled(bad)
+        elif place == "L":
+            terms.L[0, 1] = bad  # type: ignore[index]
+        else:
+            terms.blocks[0][0, 0] = bad
+        nu = torch.full((2,), 0.1) if gate == "constant" else None
+        certificate = certify_gated(terms, metric, gate=gate, lo=0.1, hi=0.1, nu=nu, dt=0.1)  # type: ignore[arg-type]
+        assert not certificate.certified
+        assert not certificate.step.certified  # type: ignore[union-attr]
+    assert not certify_gated(
+        *net([np.diag([0.5, 0.5])], np.ones(2)), gate="constant", lo=0.1, hi=0.2,
+        nu=torch.tensor([0.1, bad]),
+    ).certified  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("dt", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_step_is_not_certified(gate: str, dt: float) -> None:
+    nu = torch.full((2,), 0.1) if gate == "constant" else None
+    terms, metric = net([np.diag([0.5, 0.5])], np.ones(2))
+    step = certify_gated(terms, metric, gate=gate, lo=0.1, hi=0.1, nu=nu, dt=dt).step  # type: ignore[arg-type]
+    assert step is not None
+    assert not step.certified
+    assert step.gain is None
+
+
+def test_a_certified_step_is_at_most_the_largest_one() -> None:
+    terms, metric = net([np.diag([0.9, 0.9])], np.ones(2), 2 * SKEW)
+    for gate in ("shared", "input"):
+        settings: dict[str, Any] = {"gate": gate, "lo": 0.199, "hi": 0.2}
+        largest = certify_gated(terms, metric, **settings, dt=0.01).step
+        assert largest is not None
+        for factor in (0.999, 1 + 1e-15, 1.01):
+            dt = largest.max_dt * factor
+            step = certify_gated(terms, metric, **settings, dt=dt).step
+            assert step is not None
+            assert step.certified == (factor < 1.005)
+            assert (dt <= step.max_dt) == step.certified
+            assert step.certified or "not below 1" in step.reason
+    # Oracle 22: h = nu dt below 0.04878; the gates' disc bound is that at lo = hi.
+    exact = certify_gated(terms, metric, gate="input", lo=0.2, hi=0.2, dt=0.01).step
+    assert exact is not None
+    assert exact.max_dt == pytest.approx(0.0487804878 / 0.2, rel=1e-6)
+
+
+def test_gates_slower_than_float64_can_tell_are_not_certified() -> None:
+    terms, metric = net([np.diag([0.5, 0.5])], np.ones(2), 0.1 * SKEW)
+    step = certify_gated(terms, metric, gate="shared", lo=1e-50, hi=1.0, dt=1.0).step
+    assert step is not None
+    assert not step.certified
+    assert "slowest gate" in step.reason
+    assert step.gain is not None
+    assert step.gain >= 1
+
+
+def test_equal_bounds_lose_nothing() -> None:
+    terms, metric = net([np.array([[0.3, 0.4], [-0.5, 0.1]])], np.ones(2), 0.3 * SKEW)
+    lam = certify_terms(terms, metric).rate
+    for gate in ("shared", "input"):
+        certificate = certify_gated(terms, metric, gate=gate, lo=0.3, hi=0.3)  # type: ignore[arg-type]
+        assert certificate.rate == pytest.approx(0.3 * lam, rel=1e-12)
+
+
+def test_dense_metrics_take_gates_of_whole_modules_only() -> None:
+    field = couple([Subnetwork(Symmetric("tanh"), 3), Subnetwork(Product("tanh"), 2)])
+    terms, metric = field.terms(), field.metric()
+    apart = torch.tensor([0.1, 0.1, 0.11, 0.2, 0.2])
+    certificate = certify_gated(terms, metric, gate="constant", lo=0.1, hi=0.2, nu=apart)
+    assert "dense metric" in certificate.reasons[0]
+    apart[2] = 0.1
+    assert certify_gated(terms, metric, gate="constant", lo=0.1, hi=0.2, nu=apart).certified
+    assert certify_gated(terms, metric, gate="shared", lo=0.1, hi=0.2).certified
+    refused = certify_gated(terms, metric, gate="input", lo=0.19, hi=0.2)
+    assert not refused.certified
+    assert "diagonal metric" in refused.reasons[0]
+    layer = GatedCTRNN(2, field, gate="constant")
+    assert layer.gates.constant.shape == (2,)
+    nn.init.uniform_(layer.gates.constant)
+    assert layer.certificate().certified
+
+
+def test_one_wrong_argument_of_the_certificate_is_named() -> None:
+    terms, metric = net([np.diag([0.5, 0.5])], np.ones(2))
+    good: dict[str, Any] = {"gate": "shared", "lo": 0.1, "hi": 0.2}
+    slow = replace(terms, tau=2 * terms.tau)
+    cases: list[tuple[Terms, dict[str, Any], str]] = [
+        (terms, {"gate": "nope"}, "gate must be one of"),
+        (terms, {"lo": 0.0}, "0 < lo <= hi"),
+        (terms, {"lo": 0.3}, "0 < lo <= hi"),
+        (terms, {"hi": float("inf")}, "0 < lo <= hi"),
+        (terms, {"hi": float("nan")}, "0 < lo <= hi"),
+        (terms, {"gate": "constant"}, "nu is for constant gates"),
+        (terms, {"nu": torch.ones(2)}, "nu is for constant gates"),
+        (terms, {"gate": "constant", "nu": torch.ones(3)}, "one for each unit"),
+        (slow, {}, "tau = 1"),
+    ]
+    for wrong, change, message in cases:
+        with pytest.raises(CtrnnError, match=message):
+            certify_gated(wrong, metric, **{**good, **change})
+
+
+# Known counter-examples: refused, and they do diverge.
+
+
+def rotating(omega: float, lo: float, hi: float, **settings: object) -> GatedCTRNN:
+    """Two units, W = 0, coupled at strength omega; the input (+-1, +-1) sets each gate to hi or lo."""
+    units = [Subnetwork(AdaDiagTanh("tanh"), 1, weight=torch.zeros(1, 1)) for _ in range(2)]
+    field = couple(units, "all")
+    layer = GatedCTRNN(2, field, gate="input", lo=lo, hi=hi, bias=False, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        field.coupling.K.values.fill_(omega)  # type: ignore[union-attr,operator]
+        layer.gates.reader.weight.copy_(50 * torch.eye(2))
+        layer.gates.reader.bias.zero_()
+        layer.encoder.weight.zero_()
+    return layer
+
+
+def test_alternating_gates_diverge_in_continuous_time() -> None:  # oracle 30
+    lo, hi = 0.2 / math.e**2, 0.2
+    layer = rotating(20.0, lo, hi)
+    assert not layer.certificate().certified
+    assert layer.certificate().rate < 0
+    quarter = math.pi / 2 / (20 * math.sqrt(lo * hi))
+    one, two = (np.diag(nu) @ (20 * SKEW - np.eye(2)) for nu in ([hi, lo], [lo, hi]))
+    for A in (one, two):
+        assert np.linalg.eigvals(A).real.max() < -0.1  # each setting alone is stable
+    grown = np.abs(np.linalg.eigvals(expm(two * quarter) @ expm(one * quarter))).max()
+    exponent = math.log(grown) / (2 * quarter)
+    assert exponent == pytest.approx(0.8254, abs=5e-4)
+    # The layer itself, by dopri5, one solve a piece of constant input.
+    x, signs, t = torch.eye(2), torch.tensor([[[1.0, -1.0]]]), torch.tensor([0.0, quarter])
+    with torch.no_grad():
+        for _ in range(10):
+            u = ZeroOrderHold(signs.expand(2, 1, 2), torch.zeros(1))
+            x = solve(layer.flow(u), x, t, method="dopri5", rtol=1e-9, atol=1e-9).last
+            signs = -signs
+    exponent = math.log(float(torch.linalg.eigvals(x).abs().max())) / (10 * quarter)
+    assert exponent == pytest.approx(0.8254, abs=5e-4)
+
+
+def test_published_bounds_diverge_in_discrete_time() -> None:
+    lo, hi, omega = 1e-5, 0.2, 2.8
+    layer = rotating(omega, lo, hi, batch_first=True)
+    certificate = layer.certificate()
+    assert not certificate.certified
+    assert not certificate.step.certified  # type: ignore[union-attr]
+    A = omega * SKEW - np.eye(2)
+    for nu in itertools.product(np.linspace(lo, hi, 9), repeat=2):  # each gate held constant is stable
+        assert np.abs(np.linalg.eigvals(np.eye(2) + np.diag(nu) @ A)).max() < 1
+    u = torch.tensor([[1.0, -1.0]]).repeat(6, 1)
+    u = torch.cat([u, -u]).repeat(20, 1)[None].expand(2, -1, -1)  # (2, 240, 2)
+    with torch.no_grad():
+        x = layer(u, torch.eye(2)[None])[0]
+    assert float(x[:, -1].norm()) > 1e8
+    slow = rotating(omega, lo, hi, batch_first=True)  # the same speed for both units, however it changes
+    with torch.no_grad():
+        x = slow(u.abs() * u[..., :1].sign(), torch.eye(2)[None])[0]
+    assert float(x[:, -1].norm()) < 1e-1
+
+
+# The layer.
+
+
+def field(seed: int = 3, gain: float = 0.1) -> Assembly:
+    generator = torch.Generator().manual_seed(seed)
+    parts = [Subnetwork(AdaDiagTanh("tanh"), n, generator=generator) for n in (3, 4)]
+    return couple(parts, "all", gain=gain, generator=generator)
+
+
+def layer(gate: str = "input", **settings: object) -> GatedCTRNN:
+    chosen = {"batch_first": True, **settings}
+    net = GatedCTRNN(2, field(), gate=gate, generator=torch.Generator().manual_seed(4), **chosen)  # type: ignore[arg-type]
+    if gate in ("constant", "state"):  # start at zero, which would hide mistakes
+        values = net.gates.constant if gate == "constant" else net.gates.state
+        nn.init.normal_(values, generator=torch.Generator().manual_seed(6))
+    return net
+
+
+def normal(*shape: int, seed: int = 5) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_layer_does_what_its_formula_says(gate: str) -> None:
+    net, u = layer(gate, dt=0.7), normal(3, 6, 2)
+    p = {name: array(value) for name, value in net.gates.named_parameters()}
+    terms = net.field.terms()
+    W, L = array(torch.block_diag(*terms.blocks)), array(terms.L)  # type: ignore[arg-type]
+    b = array(terms.bias) + array(net.encoder.bias)
+    x = np.zeros((3, 7))
+    for k in range(6):
+        s = u[:, k].numpy()
+        z = p["constant"] if gate == "constant" else s @ p["reader.weight"].T + p["reader.bias"]
+        z = z + p["state"] * x if gate == "state" else z
+        nu = 0.1 + 0.1 / (1 + np.exp(-z))
+        x = x + 0.7 * nu * (-x + np.tanh(x) @ W.T + x @ L.T + b + s @ array(net.encoder.weight).T)
+        assert_close(net(u)[0][:, k].detach(), torch.tensor(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_step_by_step_equals_the_whole_sequence(gate: str, dtype: torch.dtype) -> None:
+    net, u, x = layer(gate).to(dtype), normal(3, 50, 2).to(dtype), normal(3, 7).to(dtype)
+    whole, last = net(u, x[None])
+    # W_in u is one product for all steps, which a matrix library may round differently.
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    for k, sample in enumerate(u.unbind(1)):
+        x = net.step(sample, x)
+        assert_close(x, whole[:, k], rtol=tolerance, atol=tolerance)
+    assert torch.equal(whole[:, -1], last[0])
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gates_that_cannot_move_give_the_ungated_layer(gate: str) -> None:
+    net, u = layer(gate, lo=0.3, hi=0.3), normal(3, 6, 2)
+    ungated = CTRNN(2, net.field, dt=0.3, batch_first=True)
+    ungated.encoder = net.encoder
+    assert_close(net(u)[0], ungated(u)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_constant_gates_equal_time_constants() -> None:
+    weight = normal(4, 4) / 10
+    net = GatedCTRNN(2, Subnetwork(Singular("tanh"), 4, weight=weight), batch_first=True, dt=0.5)
+    nn.init.normal_(net.gates.constant)
+    nu = net.gates.constants()
+    assert nu is not None
+    ungated = Subnetwork(Singular("tanh"), 4, weight=weight, tau=1 / nu.detach())
+    ungated.load_state_dict({**net.field.state_dict(), "tau": ungated.tau})
+    other = CTRNN(2, ungated, batch_first=True, dt=0.5)
+    other.encoder = net.encoder
+    u = normal(3, 20, 2)
+    assert_close(net(u)[0], other(u)[0], rtol=1e-12, atol=1e-12)
+    assert net.certificate() == certify_terms(ungated.terms(), ungated.metric(), dt=0.5)
+    assert net.certificate().certified
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gradients_reach_every_parameter(gate: str) -> None:
+    net = layer(gate)
+    net(normal(3, 6, 2), normal(1, 3, 7))[0].square().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    net = layer("state")
+    names = [name for name, _ in net.named_parameters()]
+
+    def output(u: Tensor, x: Tensor, *values: Tensor) -> Tensor:
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(net, given, (u, x))[0]
+
+    inputs = (normal(2, 3, 2).requires_grad_(), normal(1, 2, 7).requires_grad_(), *net.parameters())
+    assert torch.autograd.gradcheck(output, inputs)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_state_stays_past_a_sequences_end(gate: str) -> None:
+    net, u = layer(gate), normal(3, 6, 2)
+    lengths = torch.tensor([6, 1, 4])
+    output, h_n = net(u, lengths=lengths)
+    full, _ = net(u)
+    for i, k in enumerate(lengths):
+        assert torch.equal(output[i, :k], full[i, :k])
+        assert (output[i, k - 1 :] == output[i, k - 1]).all()
+        assert torch.equal(h_n[0, i], full[i, k - 1])
+    assert torch.equal(net.last(u, lengths=lengths), h_n[0])
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_shapes_follow_nn_rnn(gate: str) -> None:
+    rnn, u = nn.RNN(2, 7), normal(6, 3, 2)  # (time, batch, m)
+    ours, first = layer(gate, batch_first=False), layer(gate)
+    for arguments in ((u,), (u, normal(1, 3, 7))):
+        for mine, theirs in zip(ours(*arguments), rnn(*arguments), strict=True):
+            assert mine.shape == theirs.shape
+    assert torch.equal(first(u.transpose(0, 1))[0].transpose(0, 1), ours(u)[0])
+    assert first.rates(normal(3, 7)).equal(torch.tanh(normal(3, 7)))
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_all_forms_of_dt_agree(gate: str) -> None:
+    net, u = layer(gate, dt=0.5), normal(3, 6, 2)
+    expected, _ = net(u)
+    for dt in (0.5, torch.full((6,), 0.5), torch.full((3, 6), 0.5)):
+        assert_close(net(u, dt=dt)[0], expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_small_steps_approach_the_flow(gate: str) -> None:
+    net, samples = layer(gate), normal(3, 5, 2)
+    u, t = Linear(samples, torch.linspace(0, 4, 5)), torch.tensor([0.0, 4.0])
+    with torch.no_grad():
+        exact = solve(net.flow(u), torch.zeros(3, 7), t, method="dopri5").last
+        errors = []
+        for steps in (400, 800):
+            fine = torch.stack([u(s) for s in torch.arange(steps) * 4 / steps], 1)
+            errors.append(float((net(fine, dt=4 / steps)[1][0] - exact).abs().max()))
+    assert errors[0] < 5e-3
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.05)  # first order
+
+
+@pytest.mark.parametrize("gate", ["constant", "shared", "input"])
+def test_two_states_approach_at_every_certified_step(gate: str) -> None:
+    net = layer(gate, lo=0.19, dt=2.0)
+    certificate = net.certificate()
+    assert certificate.certified
+    assert certificate.step is not None
+    assert certificate.step.certified
+    nu = net.gates.constants()
+    root = torch.ones(7) if nu is None else nu.detach().rsqrt()
+    u, x = 3 * normal(1, 25, 2).expand(2, -1, -1), normal(1, 2, 7)
+    with torch.no_grad():
+        states = torch.cat([x[0][:, None], net(u, x)[0]], 1)
+    apart = ((states[0] - states[1]) * root).norm(dim=-1)
+    assert float((apart[1:] / apart[:-1]).max()) <= certificate.step.gain  # type: ignore[operator]
+
+
+def test_gates_of_the_state_keep_one_equilibrium_for_a_constant_input() -> None:
+    net = layer("state", lo=0.05, hi=0.2, dt=0.05)
+    lam = certify_terms(net.field.terms(), net.field.metric()).rate
+    u = normal(1, 1, 2).expand(5, 8000, -1)
+    with torch.no_grad():
+        x = net(u, 2 * normal(1, 5, 7))[0]
+    apart = (x - x[:1, -1:]).norm(dim=-1)  # the metric is the identity
+    assert float(apart[:, -1].max()) < 1e-9
+    t = 0.05 * torch.arange(8000)
+    # 0.9 is the room for the error of the steps.
+    bound = 2 * apart[:, :1] * torch.exp(-0.9 * lam * 0.05 * t)
+    assert bool((apart <= bound + 1e-9).all())
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_copies_casts_and_modes_give_the_same_output(gate: str) -> None:
+    net, u = layer(gate), normal(3, 6, 2)
+    expected = net(u)[0]
+    other = layer(gate)
+    for parameter in other.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    assert not torch.equal(other(u)[0], expected)
+    other.load_state_dict(net.state_dict())
+    for same in (other, copy.deepcopy(net), net.eval(), net.train()):
+        assert torch.equal(same(u)[0], expected)
+    cast = copy.deepcopy(net).float()
+    assert_close(cast(u.float())[0].double(), expected, rtol=1e-4, atol=1e-5)  # float32
+    if gate != "state":
+        assert cast.certificate().rate == pytest.approx(net.certificate().rate, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gate": "nope"}, "gate must be one of constant, shared, input, state"),
+        ({"lo": 0.0}, "0 < lo <= hi"),
+        ({"lo": 0.3}, "0 < lo <= hi"),
+        ({"hi": float("nan")}, "0 < lo <= hi"),
+        ({"hi": float("inf")}, "0 < lo <= hi"),
+        ({"dt": 0.0}, "dt must be positive"),
+        ({"dt": float("nan")}, "dt must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GatedCTRNN(2, field(), **settings)  # type: ignore[arg-type]
+
+
+def test_a_field_with_its_own_time_constants_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tau = 1"):
+        GatedCTRNN(2, Subnetwork(AdaDiagTanh("tanh"), 3, tau=2.0))
+
+
+def test_wrong_inputs_are_refused() -> None:
+    net = layer()
+    for bad in (normal(3, 6, 5), normal(3, 2), normal(3, 1, 2)[:, :0]):
+        with pytest.raises(ShapeError, match=r"\(batch, time, m\) with m = 2"):
+            net(bad)
+    with pytest.raises(ShapeError, match=r"h_0 must be \(1, 3, 7\); got \(3, 7\)"):
+        net(normal(3, 6, 2), normal(3, 7))
+    with pytest.raises(ShapeError, match=r"u must be \(batch, 2\)"):
+        net.step(normal(3, 5), normal(3, 7))
+    with pytest.raises(ShapeError, match="x0 must be"):
+        net.step(normal(3, 2), normal(3, 5))
+    with pytest.raises(CtrnnError, match="lengths"):
+        net(normal(3, 6, 2), lengths=torch.tensor([7, 1, 1]))
+    u = normal(3, 6, 2)
+    u[1, 4, 0] = float("nan")
+    with pytest.raises(DataError, match=r"must be finite.*\(1, 4, 0\)"):
+        net(u)
+
+
+# The models by name.
+
+
+def gated_core(model: SequenceClassifier) -> GatedCTRNN:
+    assert isinstance(model.core, GatedCTRNN)
+    return model.core
+
+
+def test_the_published_model_has_the_published_size_and_no_certificate() -> None:
+    model = build_model("adadiag-gated", 1, 10, coupling="random:20")
+    assert sum(p.numel() for p in model.parameters()) == 28_160  # PUBLISHED, sMNIST
+    core = gated_core(model)
+    assert (core.gates.lo, core.gates.hi, core.dt) == (1e-5, 0.2, 1.0)
+    certificate = core.certificate()
+    assert not certificate.certified
+    assert "one equilibrium" in certificate.reasons[0]
+
+
+@pytest.mark.parametrize("gate", ["constant", "shared", "input"])
+def test_the_other_gated_models_start_certified(gate: str) -> None:
+    model = build_model(f"adadiag-gated-{gate}", 2, 3, modules=4, units=5, coupling="ring", dt=0.1)
+    certificate = gated_core(model).certificate()
+    assert certificate.certified, certificate.reasons
+    assert certificate.step is not None
+    assert certificate.step.certified, certificate.step.reason
+
+
+def test_gated_models_take_their_bounds_and_refuse_other_solvers() -> None:
+    small: dict[str, Any] = {"modules": 2, "units": 3}
+    model = build_model("adadiag-gated-input", 1, 2, gate_bounds=(0.5, 0.6), **small)
+    assert (gated_core(model).gates.lo, gated_core(model).gates.hi) == (0.5, 0.6)
+    with pytest.raises(ConfigError, match="solved by euler; got solver='rk4'"):
+        build_model("adadiag-gated", 1, 2, solver="rk4", **small)
+    with pytest.raises(TypeError, match="nope"):
+        build_model("adadiag-gated", 1, 2, nope=1, **small)
