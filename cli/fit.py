@@ -14,10 +14,11 @@ import click
 import torch
 
 from ctrnn_assembly.batches import Batches, accuracy
-from ctrnn_assembly.callbacks import read_table
+from ctrnn_assembly.callbacks import missing_certificate, read_table
+from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.config import TrainConfig, to_yaml
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.recurrent import SequenceClassifier
 from ctrnn_assembly.runs import (
     certificate_summary,
@@ -41,17 +42,20 @@ def fit(config: TrainConfig, run: Path, *, resume: bool, quiet: bool) -> dict[st
     train = Batches(task, task.train, config.batch_size, seed=config.seed)
     trainer = make_trainer(config, run, quiet)
     try_out(model, task)
+    training = Training(model, config, train)
+    initial = training.certificate()
+    check_certificate(config, initial)
     last = prepare(config, run, model, resume=resume)
     try:
         trainer.fit(
-            Training(model, config, train),
+            training,
             train,
             Batches(task, task.val, 256),
             ckpt_path=None if last is None else str(last),
             weights_only=True,
         )
         if trainer.is_global_zero:
-            return finish(config, run, task, model)
+            return finish(config, run, task, model, initial)
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C and SIGTERM into an exit
         click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
         sys.exit(130)
@@ -62,6 +66,20 @@ def try_out(model: SequenceClassifier, task: Task) -> None:
     """One sample forward: what a solver refuses is refused before anything is written."""
     u, _, lengths = next(iter(Batches(task, task.train, 1, whole=True)))
     model(u.to(next(model.parameters())), lengths=lengths)
+
+
+def check_certificate(config: TrainConfig, certificate: Certificate | None) -> None:
+    """Refuse a model that does not have before training what it must not lose.
+
+    Raises:
+        ContractionError: with the certificate's own reason.
+    """
+    missing = missing_certificate(config, certificate)
+    if missing:
+        raise ContractionError(
+            f"the model must have the {config.require_certificate} certificate before training; "
+            f"{missing}"
+        )
 
 
 def load_configured(config: TrainConfig) -> Task:
@@ -96,8 +114,17 @@ def prepare(config: TrainConfig, run: Path, model: SequenceClassifier, *, resume
     return last
 
 
-def finish(config: TrainConfig, run: Path, task: Task, model: SequenceClassifier) -> dict[str, Any]:
-    """Keep the weights with the best validation accuracy, read the test set once, summarise."""
+def finish(
+    config: TrainConfig,
+    run: Path,
+    task: Task,
+    model: SequenceClassifier,
+    initial: Certificate | None,
+) -> dict[str, Any]:
+    """Keep the weights with the best validation accuracy, read the test set once, summarise.
+
+    `initial` is the certificate before training; a resumed run starts from the same weights again.
+    """
     best = load_checkpoint(run / "checkpoints" / "best.ckpt", model.cpu())
     save_weights(run / "model.safetensors", model)
     rows = read_table(run / "metrics.csv")
@@ -112,6 +139,7 @@ def finish(config: TrainConfig, run: Path, task: Task, model: SequenceClassifier
         "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
         "seed": config.seed,
         "versions": versions(),
+        "certificate_initial": certificate_summary(initial),
         "certificate": certificate_summary(model_certificate(model)),
     }
     write(run / "summary.json", json.dumps(summary, indent=2) + "\n")

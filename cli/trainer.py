@@ -78,14 +78,25 @@ def _report(config: TrainConfig) -> Any:
     """One line an epoch, on stderr, where no progress bar can be drawn."""
 
     def report(row: dict[str, Any]) -> None:
-        rate = f"  rate {row['rate']:.4f}" if "rate" in row else ""
         click.echo(
             f"epoch {row['epoch'] + 1}/{config.epochs}  loss {row['train_loss']:.4f}  train "
-            f"{row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}{rate}  {row['seconds']:.1f} s",
+            f"{row['train_accuracy']:.4f}  val {row['val_accuracy']:.4f}{_certificate(row)}  "
+            f"{row['seconds']:.1f} s",
             err=True,
         )
 
     return report
+
+
+def _certificate(row: dict[str, Any]) -> str:
+    """The rate, and whether the step is certified; nothing for a baseline."""
+    if row["rate"] is None:
+        return ""
+    if not row["certified"]:
+        return f"  rate {row['rate']:.4f} not certified"
+    step = "certified" if row["step_certified"] else "not certified"
+    factor = "" if row["step_gain"] is None else f" (factor {row['step_gain']:.4f})"
+    return f"  rate {row['rate']:.4f}  step {step}{factor}"
 
 
 def _no_report(row: dict[str, Any]) -> None:

@@ -19,9 +19,16 @@ SETTINGS = {
     "decay and no clipping": ("--epochs=3", "--optimizer=adamw", "--weight-decay=0.1", "--clip=0"),
     "frozen modules": ("--epochs=3", "--model=sparse-combo"),
     "projected weights": ("--epochs=3", "--model=adadiag-clip", "--learning-rate=0.5"),
+    "projected coupling": (
+        "--epochs=3", "--solver=euler", "--keep-step-certified", "--learning-rate=0.5",
+        "--require-certificate=discrete",
+    ),
+    "projected coupling of frozen modules": (
+        "--epochs=3", "--solver=euler", "--keep-step-certified", "--model=sparse-combo",
+    ),
     "double precision": ("--epochs=3", "--precision=64"),
     "lstm": ("--epochs=3", "--model=lstm"),
-}
+}  # fmt: skip
 
 
 class Killed(BaseException):

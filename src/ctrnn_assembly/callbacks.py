@@ -12,18 +12,24 @@ from typing import Any, cast
 import lightning as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from ctrnn_assembly.certificates import EULER, PROVEN_STEPS, Certificate
+from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.config import TrainConfig
-from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.recurrent import SequenceClassifier
-from ctrnn_assembly.runs import model_certificate, write
+from ctrnn_assembly.errors import DataError, TrainingError
+from ctrnn_assembly.runs import write
 
 
 class EpochTable(pl.Callback):
-    """metrics.csv: one row an epoch, with the certificate; rows of a resumed run are kept."""
+    """metrics.csv: one row an epoch, with the certificate; rows of a resumed run are kept.
 
-    def __init__(self, path: Path, report: Callable[[dict[str, Any]], None]) -> None:
-        self.path, self.report = path, report
-        self.rows: list[dict[str, Any]] = read_table(path)
+    A run that has lost the certificate it is required to have stops here, after the row is written and
+    before a checkpoint is taken: Lightning calls the callbacks that save after all others.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path, report: Callable[[dict[str, Any]], None]) -> None:
+        self.config, self.run, self.report = config, run, report
+        self.path = run / "metrics.csv"
+        self.rows: list[dict[str, Any]] = read_table(self.path)
         self.started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -35,14 +41,61 @@ class EpochTable(pl.Callback):
         row |= {name: float(trainer.callback_metrics[name]) for name in names}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - self.started, 3)
-        certificate = model_certificate(cast(SequenceClassifier, module.model))
-        if certificate is not None:
-            row["rate"] = certificate.rate
-            row["step_gain"] = certificate.step.gain if certificate.step else None
+        certificate = cast(Any, module).certificate()
+        row |= certificate_columns(certificate)
         self.rows = [old for old in self.rows if int(old["epoch"]) < row["epoch"]] + [row]
         if trainer.is_global_zero:
             write_table(self.path, self.rows)
             self.report(row)
+        missing = missing_certificate(self.config, certificate)
+        if missing:
+            raise TrainingError(
+                f"epoch {row['epoch'] + 1} lost the {self.config.require_certificate} certificate: "
+                f"{missing} {kept(row['epoch'])} Start again with "
+                f"--config {self.run / 'config.yaml'} and that change."
+            )
+
+
+def kept(epoch: int) -> str:
+    """What is left of a run that stops in this epoch, counted from 0."""
+    before = "that of the epoch before is kept" if epoch else "there is none before it"
+    return f"No checkpoint is taken of this epoch; {before}."
+
+
+def certificate_columns(certificate: Certificate | None) -> dict[str, Any]:
+    """The certificate of an epoch, for its row: 0 or 1, and bounds, None where there is no number.
+
+    max_dt is None where every dt is certified, if step_certified is 1; step_gain where none is proven.
+    """
+    step = None if certificate is None else certificate.step
+    return {
+        "certified": int(certificate is not None and certificate.certified),
+        "rate": finite(None if certificate is None else certificate.rate),
+        "step_certified": int(step is not None and step.certified),
+        "step_gain": finite(None if step is None else step.gain),
+        "max_dt": finite(None if step is None else step.max_dt),
+    }
+
+
+def missing_certificate(config: TrainConfig, certificate: Certificate | None) -> str:
+    """Why the certificate is not what `require_certificate` asks for, and what to do; empty if it is."""
+    if config.require_certificate == "none":
+        return ""
+    if certificate is None:
+        return f"none is defined for {config.model!r}. Use svd-combo, for example."
+    if not certificate.certified:
+        return "; ".join(certificate.reasons) + "."
+    step = certificate.step
+    assert step is not None
+    if config.require_certificate == "continuous" or step.certified:
+        return ""
+    if config.solver in EULER and not config.keep_step_certified:
+        change = "Use --keep-step-certified, --solver imex, or a lower --dt."
+    elif config.solver in (*EULER, "imex"):
+        change = "Use a lower --dt."
+    else:
+        change = f"Use --solver {'imex' if config.solver in PROVEN_STEPS else 'euler or imex'}."
+    return f"{step.reason}. {change}"
 
 
 def callbacks(config: TrainConfig, run: Path, report: Callable[[dict[str, Any]], None]) -> list[Any]:
@@ -55,7 +108,7 @@ def callbacks(config: TrainConfig, run: Path, report: Callable[[dict[str, Any]],
     best = ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **every_epoch)
     # Not save_last: that copies the best epoch, and a resumed run would go back to it.
     last = ModelCheckpoint(filename="last", **every_epoch)
-    found: list[Any] = [EpochTable(run / "metrics.csv", report), best, last]
+    found: list[Any] = [EpochTable(config, run, report), best, last]
     if config.patience:
         # Between epochs, before the checkpoint is taken, so that a resumed run stops where this does.
         stop = EarlyStopping(

@@ -69,6 +69,12 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     patience: int = Field(0, ge=0, description="epochs without a better validation; 0 to go on")
+    require_certificate: Literal["none", "continuous", "discrete"] = Field(
+        "none", description="stop before an epoch is saved that has lost it; discrete: the step's too"
+    )
+    keep_step_certified: bool = Field(
+        False, description="scale the coupling so that the Euler step of dt stays certified"
+    )
     augment: bool = Field(True, description="crop and flip where the task's recipe does")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, topology and batch order")
     precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")

@@ -27,6 +27,7 @@ from ctrnn_assembly.architectures import build_model
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.config import TrainConfig, make_config, read_yaml
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
+from ctrnn_assembly.gated import GatedCTRNN
 from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
 
 
@@ -142,6 +143,8 @@ def read_summary(run: Path) -> dict[str, Any]:
 def model_certificate(model: SequenceClassifier) -> Certificate | None:
     """The certificate of a classifier's field and step; None for the baselines."""
     core = model.core
+    if isinstance(core, GatedCTRNN):
+        return core.certificate()
     if not isinstance(core, CTRNN):
         return None
     return certify(core.field, dt=core.dt, solver=core.solver)

@@ -18,17 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctrnn_assembly.batches import Batch, Batches, processes
+from ctrnn_assembly.callbacks import kept
+from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.config import TrainConfig
-from ctrnn_assembly.errors import TrainingError
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.errors import ContractionError, TrainingError
+from ctrnn_assembly.projection import StepProjection
+from ctrnn_assembly.recurrent import SequenceClassifier
+from ctrnn_assembly.runs import model_certificate
 
 
 class Training(pl.LightningModule):
-    """Cross-entropy of the last state's readout; Adam; certificate every epoch."""
+    """Cross-entropy of the last state's readout; Adam; certificate every epoch.
+
+    Raises:
+        ConfigError, ContractionError: if `keep_step_certified` cannot do what it says, see
+            `StepProjection`, which scales the initial coupling at once.
+    """
 
     def __init__(self, model: SequenceClassifier, config: TrainConfig, train: Batches) -> None:
         super().__init__()
         self.model, self.config, self.train_batches = model, config, train
+        self.projection = StepProjection(model) if config.keep_step_certified else None
+
+    def certificate(self) -> Certificate | None:
+        """Of the weights before training, or at the end of an epoch; None for a baseline."""
+        if self.projection is not None:
+            return self.projection.certificate
+        return model_certificate(self.model)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, correct = self._loss(batch)
@@ -46,10 +62,26 @@ class Training(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if isinstance(self.model.core, CTRNN):
-            self.model.core.field.project_()
+        field = getattr(self.model.core, "field", None)  # a baseline has none
+        if field is not None:
+            field.project_()
+        if self.projection is not None:
+            self.projection.after_step()
+
+    def on_validation_start(self) -> None:
+        # After the epoch's last step; neither validation nor a checkpoint has seen the weights yet.
+        if self.projection is not None:
+            try:
+                self.projection.project()
+            except ContractionError as error:
+                raise TrainingError(
+                    f"epoch {self.current_epoch + 1} lost the discrete certificate: {error} "
+                    f"{kept(self.current_epoch)}"
+                ) from None
 
     def on_train_start(self) -> None:
+        if self.projection is not None:
+            self.projection.start()  # a resumed run has other weights by now than it was built with
         for loader in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
             if isinstance(loader, Batches):
                 loader.to(self.device)
@@ -57,6 +89,8 @@ class Training(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Batches is a lazy iterator: the order is drawn after this, at the first batch.
         self.train_batches.epoch = self.current_epoch
+        if self.projection is not None:
+            self.projection.start_epoch()
 
     def configure_optimizers(self) -> Any:
         config = self.config
