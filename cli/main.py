@@ -1,4 +1,4 @@
-"""The command line: `ctrnn train`, `evaluate`, `list`."""
+"""The command line: `ctrnn train`, `evaluate`, `certify`, `list`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import click
 from ctrnn_assembly import __version__
 from ctrnn_assembly.errors import CtrnnError
 from ctrnn_cli.catalogue import list_command
+from ctrnn_cli.certify import certify_command
+from ctrnn_cli.contraction import contraction_command
 from ctrnn_cli.evaluate import evaluate_command
+from ctrnn_cli.fixed_points import fixed_points_command
+from ctrnn_cli.gsc import gsc_command
+from ctrnn_cli.lyapunov import lyapunov_command
+from ctrnn_cli.plot import plot_command
+from ctrnn_cli.report import report_command
+from ctrnn_cli.spectrum import spectrum_command
 from ctrnn_cli.train import train_command
 
 
@@ -41,11 +49,19 @@ def _stop(reason: str) -> NoReturn:
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ctrnn")
 def main() -> None:
-    """Recurrent assemblies whose stability is proven: train, evaluate, inspect."""
+    """Recurrent assemblies whose stability is proven: train, evaluate, certify."""
 
 
 main.add_command(train_command)
 main.add_command(evaluate_command)
+main.add_command(certify_command)
+main.add_command(spectrum_command)
+main.add_command(lyapunov_command)
+main.add_command(contraction_command)
+main.add_command(fixed_points_command)
+main.add_command(gsc_command)
+main.add_command(plot_command)
+main.add_command(report_command)
 main.add_command(list_command)
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ def test_weights_that_are_not_finite_are_refused(cli: Cli, run: Path, bad: float
     state = load_file(run / "model.safetensors")
     state["readout.weight"][0, 0] = bad
     save_file(state, run / "model.safetensors")
-    assert "holds NaN or infinite values in 'readout.weight'" in cli.refuses("evaluate", run)
+    assert "holds NaN or infinite values, or complex ones, in 'readout.weight'" in cli.refuses(
+        "evaluate", run
+    )
 
 
 @pytest.mark.parametrize("other", [{"units": 5}, {"model": "lstm"}, {"modules": 3}])

@@ -106,9 +106,11 @@ def load_state(path: Path, state: dict[str, torch.Tensor], model: nn.Module) -> 
     Raises:
         DataError: if it is of another model, or holds NaN or infinity.
     """
-    bad = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
+    bad = [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]
     if bad:
-        raise DataError(f"{path} holds NaN or infinite values in {bad[0]!r}. Use an intact copy.")
+        raise DataError(
+            f"{path} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an intact copy."
+        )
     try:
         model.load_state_dict(state)
     except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class

@@ -164,9 +164,12 @@ class Inequality:
         if not 0 < dt < largest:
             return math.inf
         if len(self.A) <= DENSE:
-            options = {"xatol": 0.05, "maxiter": 8}
+            options = {"xatol": 0.05, "maxiter": 8 if len(self.A) > 256 else 20}
             found = minimize_scalar(
-                lambda t: -self._mu(dt, 1 + 10**t), bounds=(-3.5, 1.5), method="bounded", options=options
+                lambda t: -max(-1e9, self._mu(dt, 1 + 10**t)),
+                bounds=(-3.5, 1.5),
+                method="bounded",
+                options=options,
             )
             kappa = max(kappa, 1 + 10 ** float(found.x), key=lambda k: self._mu(dt, k))
         mu = self._mu(dt, kappa)

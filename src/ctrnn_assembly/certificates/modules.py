@@ -42,6 +42,7 @@ from ctrnn_assembly.metrics import Factor
 
 FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
 LOG_Z = 16.0
+WORST = 1e100  # stands for infinity in a search, whose differences must stay finite
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _perron_vector(S: Tensor) -> Tensor:
 def _best_multiplier(loop: Loop, families: dict[str, Tensor]) -> tuple[Tensor, str]:
     """The T = z T_0 with the least lmax(S), and its family; unproven, as any T > 0 is sound."""
     limit = max(_top(loop.A), _top(loop.A + loop.X @ loop.Z))  # no proof beats two slope vertices
-    best, chosen, theorem = 1e300, torch.ones_like(loop.A[0]), "none"
+    best, chosen, theorem = 10 * WORST, torch.ones_like(loop.A[0]), "none"
     for name, T0 in families.items():
         top, T = _best_scale(loop, T0)
         if top < best - 1e-9 * abs(best):
@@ -164,7 +165,7 @@ def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
 
 def _top(S: Tensor) -> float:
     """The largest eigenvalue of the symmetric part, unproven."""
-    return min(1e300, top_eigenvalue(symmetric_part(S)))
+    return min(WORST, top_eigenvalue(symmetric_part(S)))
 
 
 def _theorem1(W: Tensor, phi: Activation, factor: Factor, tau: Tensor) -> float:

@@ -1,0 +1,173 @@
+"""`ctrnn certify RUN|CONFIG`: what is proven of a network, as its weights are."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # imported where they are used, as in the other commands
+    from torch import nn
+
+    from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.certificates.curves import GainCurve
+
+
+@click.command("certify", short_help="Prove that a run, or a configuration, contracts.")
+@click.argument("source", metavar="RUN|CONFIG")
+@click.option("--dt", type=float, help="certify another step  [default: the run's own]")
+@click.option("--solver", help="certify the step of another solver  [default: the run's own]")
+@click.option("--initial", is_flag=True, help="of a run, the weights before training")
+@click.option(
+    "--search",
+    type=click.Choice(["none", "fast", "convex"]),
+    default="fast",
+    help="where to look for a metric if the network's own proves nothing  [default: fast]",
+)
+@click.option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="draw .png, .svg or .pdf")
+def certify_command(
+    source: str,
+    dt: float | None,
+    solver: str | None,
+    initial: bool,
+    search: str,
+    require_step: bool,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Prove that two states under one input approach each other, for the weights as they are now.
+
+    RUN is a run folder: its trained weights, or those of the last epoch if it is not finished. CONFIG is
+    a YAML file or the name of a recipe: the network with its initial weights. No data are read.
+
+    Exit code 0: certified in continuous time. 1: not certified. 2: an error. The step of the solver has
+    a verdict of its own (`discrete` in the JSON), which counts for the exit code with --require-step.
+
+    In the JSON, null stands for a bound that does not exist; max_dt null means every dt.
+    """
+    import torch
+
+    from ctrnn_assembly.certificates.rounding import DENSE
+    from ctrnn_cli.sources import Source
+
+    if plot is not None:
+        check_suffix(plot)
+    given = {key: value for key, value in {"dt": dt, "solver": solver}.items() if value is not None}
+    found = Source.named(source, given, initial=initial)
+    config = found.config
+    check_solver(config.solver)
+    # A second thread slows small matrices down, most of all on a busy machine.
+    if config.threads or config.modules * config.units <= DENSE:
+        torch.set_num_threads(config.threads or 1)
+    core = found.model().core
+    proven = certificate_of(core, search)
+    certificate = no_certificate(config.model) if proven is None else proven
+    result = {
+        "model": config.model,
+        "units": config.modules * config.units,
+        "weights": found.as_dict(),
+        **certificate.as_dict(),
+    }
+    if proven is None:
+        result["discrete"] = no_step(given)
+    if plot is not None:
+        from ctrnn_cli.plots import certificate_figure, save_figure
+
+        curves = step_curves(core, certificate, config.dt)
+        save_figure(certificate_figure(certificate, curves, title=f"{config.model}: {source}"), plot)
+    if as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        from ctrnn_cli.certificate_table import show_certificate
+
+        show_certificate(certificate, result)
+        if plot is not None:
+            click.echo(f"drawn in {plot}")
+    step = certificate.step is not None and certificate.step.certified
+    click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
+
+
+def check_suffix(plot: Path) -> None:
+    """Refuse a file whose suffix names no format, before any work."""
+    from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.plots import FORMATS
+
+    if plot.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--plot must end in {', '.join(FORMATS)}; got {str(plot)!r}.")
+
+
+def check_solver(solver: str) -> None:
+    """Refuse an unknown solver, also of a baseline, which would not look at it."""
+    from ctrnn_assembly.errors import ConfigError
+    from ctrnn_assembly.solvers import METHODS
+
+    if solver not in METHODS:
+        raise ConfigError(f"solver must be one of {', '.join(METHODS)}; got {solver!r}.")
+
+
+def certificate_of(core: nn.Module, search: Any) -> Certificate | None:
+    """The certificate of a core and of its step; None for the baselines."""
+    from ctrnn_assembly.certificates import certify
+    from ctrnn_assembly.gated import GatedCTRNN
+    from ctrnn_assembly.recurrent import CTRNN
+
+    if isinstance(core, GatedCTRNN):
+        return core.certificate()
+    if isinstance(core, CTRNN):
+        with warnings.catch_warnings():
+            # scipy's, of candidate metrics: the proof refuses bad ones.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return certify(core.field, dt=core.dt, solver=core.solver, search=search)
+    return None
+
+
+def no_certificate(model: str) -> Certificate:
+    """For a baseline, whose equations no theorem here speaks of."""
+    from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.certificates.result import CouplingFacts, MetricFacts
+
+    return Certificate(
+        certified=False,
+        rate=-math.inf,
+        rounding=0.0,
+        metric=MetricFacts("none", "none", 0.0, math.inf),
+        modules=(),
+        coupling=CouplingFacts("none", (), (), 0.0, 0.0, 0),
+        step=None,
+        reasons=(f"{model} is a baseline: no certificate is defined for it. Use svd-combo, say",),
+    )
+
+
+def no_step(given: dict[str, Any]) -> dict[str, Any]:
+    """The step of a baseline, whose update has neither a solver nor a dt that could be certified."""
+    return {
+        "solver": given.get("solver"),
+        "dt": given.get("dt"),
+        "certified": False,
+        "gain": None,
+        "max_dt": 0.0,
+        "reason": "a baseline: no certificate is defined for its update",
+    }
+
+
+def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[GainCurve, ...]:
+    """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
+    from ctrnn_assembly.certificates.curves import gain_curves, gated_curve
+    from ctrnn_assembly.certificates.rounding import DENSE
+    from ctrnn_assembly.gated import GatedCTRNN
+    from ctrnn_assembly.recurrent import CTRNN
+
+    if not certificate.certified:
+        return ()
+    if isinstance(core, GatedCTRNN):
+        return (gated_curve(lambda h: core.certificate(dt=h), near=dt),)
+    assert isinstance(core, CTRNN)
+    terms, metric = core.field.terms().detach_cpu(), certificate.metric.matrix
+    assert metric is not None
+    return gain_curves(terms, metric, near=dt, proofs=8 if terms.n <= DENSE else 2)

@@ -1,0 +1,122 @@
+"""The assembly as a graph: modules, couplings, and how strong they are in the metric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctrnn_cli.figures.style import (
+    GREY,
+    NUMBERED,
+    SEQUENTIAL,
+    Array,
+    empty,
+    enlarged,
+    new_figure,
+    printed,
+)
+
+if TYPE_CHECKING:  # a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+@printed
+def graph_figure(strengths: Array, pairs: Pairs, topology: str, *, title: str) -> Figure:
+    """Left: the graph. Right: the same strengths as a matrix, row from column.
+
+    Args:
+        strengths: (p, p), spectral norms in the metric of L_ij; the diagonal, of W_i, is named only.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    p = len(strengths)
+    own, between = strengths.diagonal(), np.where(np.eye(p) > 0, np.nan, strengths)
+    between = np.where(between > 0, between, np.nan)
+    figure = new_figure(3.7, title)
+    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    if not pairs or np.isnan(between).all():
+        draw_modules(left, places(p, topology))
+        empty(right, f"no linear coupling\nnorm of W in the metric: {span(own)}")
+        return figure
+    low, high = float(np.nanmin(between)), float(np.nanmax(between))
+    colours = ScalarMappable(Normalize(low if low < 0.99 * high else 0.9 * low, high), SEQUENTIAL)
+    draw_couplings(left, strengths, pairs, places(p, topology), colours)
+    draw_modules(left, places(p, topology))
+    edges = (-0.5, p - 0.5, p - 0.5, -0.5)
+    look: dict[str, Any] = {"cmap": SEQUENTIAL, "norm": colours.norm, "interpolation": "none"}
+    right.imshow(enlarged(between), extent=edges, **look)
+    for spine in right.spines.values():
+        spine.set(visible=True, linewidth=0.5, color=GREY)
+    right.set_xlabel("from module")
+    right.set_ylabel("to module")
+    if p <= NUMBERED:
+        size = 8 if p <= 12 else 7
+        right.set_xticks(range(p), [str(k) for k in range(p)], fontsize=size)
+        right.set_yticks(range(p), [str(k) for k in range(p)], fontsize=size)
+    right.set_title(f"norms in the metric; of W: {span(own)}", fontsize=9)
+    bar = figure.colorbar(colours, ax=right, shrink=0.85)
+    bar.set_label("norm of L in the metric", fontsize=8)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def span(values: Array) -> str:
+    """The smallest and the largest."""
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def places(p: int, topology: str) -> Array:
+    """Where the modules stand, (p, 2): on a circle, clockwise from the top; the hub of a star inside."""
+    if p == 1:
+        return np.zeros((1, 2))
+    hub = topology == "star"
+    angles = np.pi / 2 - 2 * np.pi * np.arange(p - hub) / (p - hub)
+    ring = np.stack([np.cos(angles), np.sin(angles)], 1)
+    return np.concatenate([np.zeros((1, 2)), ring]) if hub else ring
+
+
+def radius_of(p: int) -> float:
+    """Of a module's disc, so that neighbours on the circle do not touch."""
+    return min(0.13, 2.2 / p)
+
+
+def draw_couplings(
+    axes: Axes, strengths: Array, pairs: Pairs, at: Array, colours: ScalarMappable
+) -> None:
+    """Strong ones last, so that they lie on top; an arrow where only one direction is coupled."""
+    widest = max(0.8, min(3.0, 90 / len(pairs)))
+    for i, j in sorted(pairs, key=lambda pair: max(strengths[pair], strengths[pair[::-1]])):
+        there, back = strengths[j, i], strengths[i, j]
+        strength = max(there, back)
+        width = 0.3 + (widest - 0.3) * strength / (colours.norm.vmax or 1.0)
+        style: dict[str, Any] = {"color": colours.to_rgba(strength), "linewidth": width}
+        start, end = (at[i], at[j]) if there >= back else (at[j], at[i])
+        if min(there, back) > 0:
+            axes.plot(*np.stack([start, end]).T, **style, zorder=1)
+            continue
+        inset = (end - start) / float(np.linalg.norm(end - start)) * radius_of(len(at)) * 1.1
+        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **style}
+        axes.annotate("", end - inset, start + inset, arrowprops=arrow, zorder=1)
+
+
+def draw_modules(axes: Axes, at: Array) -> None:
+    """A numbered disc each."""
+    from matplotlib.patches import Circle
+
+    p = len(at)
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
+    for k, (x, y) in enumerate(at):
+        axes.add_patch(Circle((x, y), radius_of(p), **look))
+        if p <= 2 * NUMBERED:
+            size = 9 if p <= 16 else 6
+            axes.text(x, y, str(k), ha="center", va="center", fontsize=size, zorder=3)
+    axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+    axes.axis("off")

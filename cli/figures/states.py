@@ -1,0 +1,50 @@
+"""The input of one sample, and the states that it drives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ctrnn_cli.figures.style import COLOURS, Array, borders, bound_of, heat_map, new_figure, printed
+
+if TYPE_CHECKING:  # a second to import
+    from matplotlib.figure import Figure
+
+SIDE = 1024
+
+
+@printed
+def states_figure(
+    u: Array, x: Array, sizes: tuple[int, ...], dt: float | None, *, rgb: bool, title: str
+) -> Figure:
+    """Above: the input over time. Below: every unit as a row, module under module.
+
+    Args:
+        u: (T, m). x: the state after each sample, (T, n). sizes: of the modules.
+        dt: time between samples, in the unit of tau; None for a network without a time.
+        rgb: whether the three features are colours.
+    """
+    figure = new_figure(4.2, title)
+    upper, lower = figure.subplots(2, 1, height_ratios=[1, 3], sharex=True)
+    steps, m = u.shape
+    step = 1.0 if dt is None else dt
+    colours = (COLOURS[1], COLOURS[2], COLOURS[0]) if m == 3 else COLOURS
+    names = ("red", "green", "blue") if m == 3 and rgb else tuple(str(k) for k in range(m))
+    edges = [k * step for k in range(steps + 1)]
+    for k in range(m):
+        colour = colours[k % len(colours)]
+        upper.stairs(u[:, k], edges, baseline=None, color=colour, linewidth=0.7, label=names[k])
+    if 1 < m <= len(colours):
+        upper.legend(loc="lower right", bbox_to_anchor=(1, 0.95), fontsize=8, ncols=m)
+    upper.set_ylabel("input u" if m <= len(colours) else f"input u, {m} features")
+    bound, beyond = bound_of(x)
+    image = heat_map(lower, x.T, bound, side=SIDE)
+    image.set_extent((0, steps * step, x.shape[1], 0))
+    lower.set_aspect("auto")
+    borders(lower, sizes, columns=False)
+    lower.set_ylabel("unit")
+    lower.set_xlabel("sample" if dt is None else "time t (unit of tau)")
+    bar = figure.colorbar(image, ax=lower, pad=0.01, extend="both" if beyond else "neither")
+    bar.set_label("state x", fontsize=8)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=8)
+    return figure

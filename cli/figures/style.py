@@ -1,0 +1,163 @@
+"""What every picture shares: its width, colours that colour-blind readers tell apart, and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctrnn_cli.plots import PRINT
+
+if TYPE_CHECKING:  # a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+Array = NDArray[np.float64]
+P = ParamSpec("P")
+
+WIDTH = 7.2  # inches, the text width of a page
+# Okabe and Ito's, without the yellow, which is too pale for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+DIVERGING = "RdBu_r"
+SEQUENTIAL = "cividis_r"
+GREY = "0.35"
+SIDE = 512  # cells of a heat map beyond which neighbours share one
+NUMBERED = 24  # modules beyond which not every one is numbered
+
+
+def printed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with the settings for print."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context({**PRINT, "xtick.labelsize": 8, "ytick.labelsize": 8}):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def new_figure(height: float, title: str) -> Figure:
+    """An empty figure of full width; the title is a user's text, in which $ is no formula."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=200, layout="constrained")
+    figure.suptitle(fill(title, 100), fontsize=9, parse_math=False)
+    return figure
+
+
+def line_style(k: int) -> dict[str, Any]:
+    """Colour and marker of the k-th line; the marker differs where colours come round again."""
+    return {
+        "color": COLOURS[k % len(COLOURS)],
+        "marker": MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],
+    }
+
+
+def empty(axes: Axes, reason: str) -> None:
+    """A panel with nothing to draw says why."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+    axes.text(0.5, 0.5, reason, color=GREY, parse_math=False, **place)
+
+
+def bound_of(*arrays: Array) -> tuple[float, bool]:
+    """The limit of a symmetric colour scale, and whether entries lie beyond it.
+
+    The largest modulus, unless that is far above the 98th percentile of the entries that are not 0: a
+    few outliers, as a metric of large condition number makes them, would leave the rest white.
+    """
+    size = np.abs(np.concatenate([array.ravel() for array in arrays]))
+    size = size[(size > 0) & np.isfinite(size)]
+    if not len(size):
+        return 1.0, False
+    largest, most = float(size.max()), float(np.quantile(size, 0.98))
+    return (most, True) if largest > 1.5 * most else (largest, False)
+
+
+def pooled(A: Array, side: int = SIDE) -> Array:
+    """A with at most `side` rows and columns: of neighbours, the entry of largest modulus is kept.
+
+    A plain resampling would drop most entries of a sparse matrix, and an average would fade them.
+    """
+    steps = [max(1, -(-k // side)) for k in A.shape]
+    if steps == [1, 1]:
+        return A
+    rows, columns = (-(-k // step) for k, step in zip(A.shape, steps, strict=True))
+    padded = np.zeros((rows * steps[0], columns * steps[1]))
+    padded[: A.shape[0], : A.shape[1]] = A
+    cells = padded.reshape(rows, steps[0], columns, steps[1]).swapaxes(1, 2).reshape(rows, columns, -1)
+    return np.take_along_axis(cells, np.abs(cells).argmax(2)[..., None], 2)[..., 0]
+
+
+def enlarged(A: Array, side: int = SIDE) -> Array:
+    """A with its entries repeated: many viewers of SVG and PDF blur an image of few pixels."""
+    rows, columns = (max(1, side // k) for k in A.shape)
+    return A.repeat(rows, 0).repeat(columns, 1)
+
+
+def heat_map(axes: Axes, A: Array, bound: float, *, side: int = SIDE) -> AxesImage:
+    """A matrix, 0 white, negative blue and positive red; row 0 is on top."""
+    image = axes.imshow(
+        enlarged(pooled(A, side), side),
+        cmap=DIVERGING,
+        vmin=-bound,
+        vmax=bound,
+        interpolation="none",
+        aspect="equal",
+        extent=(0, A.shape[1], A.shape[0], 0),
+    )
+    for spine in axes.spines.values():
+        spine.set(visible=True, linewidth=0.5, color=GREY)
+    return image
+
+
+def borders(axes: Axes, sizes: tuple[int, ...], *, columns: bool = True) -> None:
+    """Thin lines between modules, unless there are so many that they would hide the entries."""
+    if len(sizes) > NUMBERED:
+        return
+    for edge in np.cumsum(sizes)[:-1]:
+        axes.axhline(edge, color="0.75", linewidth=0.3)
+        if columns:
+            axes.axvline(edge, color="0.75", linewidth=0.3)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    """The labels of one panel below the figure; names of folders among them are no formulas."""
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def whole_epochs(axes: Axes) -> None:
+    """An axis of epochs, with ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def log_axis(axes: Axes) -> None:
+    """A logarithmic y axis for what is drawn already, with plain numbers at its ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = np.log10(high / low)
+    between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0]
+    if decades < 0.7:
+        between = [float(k) for k in range(1, 10)]
+    axes.yaxis.set_major_locator(LogLocator(subs=between))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,140 @@
+"""`ctrnn fixed-points`: where the network comes to rest under a constant input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
+
+
+@click.command("fixed-points", short_help="Fixed points under constant inputs, and their spectra.")
+@subject_options
+@click.option(
+    "--input",
+    "held",
+    type=click.Choice(["mean", "last", "zero"]),
+    default="mean",
+    help="the constant input: of each sequence the mean or the last sample, or zero  [default: mean]",
+)
+@click.option("--starts", type=int, default=32, help="states to start from  [default: 32]")
+@click.option("--spread", type=float, default=2.0, help="standard deviation of the starts  [default: 2]")
+@click.option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets")
+def fixed_points_command(
+    source: str,
+    as_json: bool,
+    csv_file: Path | None,
+    npz_file: Path | None,
+    plot: Path | None,
+    held: str,
+    starts: int,
+    spread: float,
+    largest: int | None,
+    **options: Any,
+) -> None:
+    """Search by Newton's method from many starts. A contracting network has exactly one, a stable one.
+
+    Finding one fixed point, or none, proves nothing by itself: the certificate beside it does.
+    """
+    check_outputs(plot, csv_file, npz_file)
+    import torch
+
+    from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+
+    subject = load_subject(source, **options)
+    core = subject.core
+    found = [
+        find_fixed_points(
+            core,
+            constant_input(subject.sequence(k), held),
+            starts=starts,
+            spread=spread,
+            largest=largest,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for k in range(1 if held == "zero" else len(subject.u))
+    ]
+    certificate = subject.certificate()
+    rows = _rows(found)
+    result = {
+        **subject.about(),
+        "input": held,
+        "starts": starts,
+        "certificate": certificate.as_dict(),
+        "messages": [points.message for points in found],
+        "rows": rows,
+    }
+    figure = None
+    if plot is not None:
+        from ctrnn_cli.figures.fixed_points import fixed_points_figure
+
+        figure = fixed_points_figure(found, certificate, title=f"{result['model']}: {Path(source).name}")
+    arrays = {f"points{k}": points.points.numpy() for k, points in enumerate(found)}
+    arrays |= {f"eigenvalues{k}": points.eigenvalues.numpy() for k, points in enumerate(found)}
+    emit(
+        result,
+        _table(result),
+        _notes(result),
+        as_json=as_json,
+        rows=rows or [{"sample": None}],
+        csv_file=csv_file,
+        arrays=arrays,
+        npz_file=npz_file,
+        figure=figure,
+        plot=plot,
+    )
+
+
+def constant_input(u: Tensor, held: str) -> Tensor:
+    """(m,) from a sequence (T, m)."""
+    return {"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held]
+
+
+def _rows(found: list[FixedPoints]) -> list[dict[str, Any]]:
+    return [
+        {
+            "sample": sample,
+            "point": k,
+            "kind": kind,
+            "norm": float(points.points[k].norm()),
+            "residual": float(points.residuals[k]),
+            "abscissa": float(points.eigenvalues[k].real.max()),
+            "hits": int(points.hits[k]),
+        }
+        for sample, points in enumerate(found)
+        for k, kind in enumerate(points.kinds)
+    ]
+
+
+def _table(result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    title = f"{result['model']} on {result['task']}: fixed points under the {result['input']} input"
+    names = ("sample", "point", "kind", "|x|", "max |tau x'|", "max Re eig J", "starts")
+    table = Table(*names, title=title)
+    for row in result["rows"]:
+        table.add_row(
+            str(row["sample"]),
+            str(row["point"]),
+            row["kind"],
+            f"{row['norm']:.5f}",
+            f"{row['residual']:.1e}",
+            f"{row['abscissa']:.5f}",
+            f"{row['hits']} of {result['starts']}",
+        )
+    return table
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    from ctrnn_cli.show import certificate_rows
+
+    found = [f"sample {k}: {message}" for k, message in enumerate(result["messages"])]
+    return found + [f"{name}: {value}" for name, value in certificate_rows(result["certificate"])]

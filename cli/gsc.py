@@ -1,0 +1,125 @@
+"""`ctrnn gsc`: the gradient scale coefficient, how gradients grow or fade from the last step back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ctrnn_assembly.certificates import Certificate
+
+
+@click.command("gsc", short_help="Gradient scale coefficient over time.")
+@subject_options
+@click.option("--every", type=int, help="steps between values  [default: a sixteenth of T]")
+@click.option("--probes", type=int, help="random probes of the estimate  [default: exact]")
+@click.option("--squared", is_flag=True, help="the square, as the paper prints it first")
+def gsc_command(
+    source: str,
+    as_json: bool,
+    csv_file: Path | None,
+    npz_file: Path | None,
+    plot: Path | None,
+    every: int | None,
+    probes: int | None,
+    squared: bool,
+    **options: Any,
+) -> None:
+    """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|, for assemblies and baselines.
+
+    Exact values take as many Jacobian products through the whole sequence as the state has numbers;
+    --probes estimates them from so many. Where a state is zero (the first one) there is no value.
+    """
+    check_outputs(plot, csv_file, npz_file)
+    import torch
+
+    from ctrnn_assembly.diagnostics.gsc import gsc_over_time
+
+    subject = load_subject(source, **options)
+    T = subject.u.shape[1]
+    found = gsc_over_time(
+        subject.model.core,
+        subject.u,
+        every=max(1, T // 16) if every is None else every,
+        squared=squared,
+        probes=probes,
+        generator=torch.Generator().manual_seed(0),
+    )
+    certificate = subject.certificate_or_none()
+    errors = found.standard_error
+    rows = [
+        {
+            "step": point,
+            "gsc": _finite(float(found.value[k])),
+            "standard_error": None if errors is None else _finite(float(errors[k])),
+            "jacobian": _finite(float(found.jacobian[k])),
+            "jacobian_bound": jacobian_bound(certificate, T - point),
+            "state": float(found.size[k]),
+        }
+        for k, point in enumerate(found.points)
+    ]
+    result = {
+        **subject.about(),
+        "squared": squared,
+        "probes": probes,
+        "products": found.products,
+        "certificate": None if certificate is None else certificate.as_dict(),
+        "rows": rows,
+    }
+    figure = None
+    if plot is not None:
+        from ctrnn_cli.figures.gsc import gsc_figure
+
+        figure = gsc_figure(rows, title=f"{result['model']}: {Path(source).name}", squared=squared)
+    emit(
+        result,
+        _table(result),
+        _notes(result),
+        as_json=as_json,
+        rows=rows,
+        csv_file=csv_file,
+        arrays={"steps": list(found.points), "gsc": found.value.numpy(), "state": found.size.numpy()},
+        npz_file=npz_file,
+        figure=figure,
+        plot=plot,
+    )
+
+
+def jacobian_bound(certificate: Certificate | None, steps: int) -> float | None:
+    """sqrt(cond M) gain^steps, which ||dx_T / dx_t||_qm cannot exceed; None without a certified step."""
+    step = None if certificate is None else certificate.step
+    if certificate is None or step is None or not step.certified or step.gain is None:
+        return None
+    return math.sqrt(certificate.metric.condition_number) * step.gain**steps
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _table(result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    name = "GSC^2(t, T)" if result["squared"] else "GSC(t, T)"
+    title = f"{result['model']} on {result['task']}: {name}, T = {result['steps']} steps"
+    table = Table("t (steps)", name, "standard error", "|dx_T/dx_t|", "certified bound", "|x_t|")
+    table.title = title
+    for column in table.columns:
+        column.justify = "right"
+    for row in result["rows"]:
+        shown = ("gsc", "standard_error", "jacobian", "jacobian_bound", "state")
+        values = ["-" if row[key] is None else f"{row[key]:.4g}" for key in shown]
+        table.add_row(str(row["step"]), *values)
+    return table
+
+
+def _notes(result: dict[str, Any]) -> list[str]:
+    kind = "exact" if result["probes"] is None else "estimated"
+    return [f"{kind}, by {result['products']} Jacobian products through the sequence"]

@@ -1,0 +1,128 @@
+"""`ctrnn plot RUN... --kind KIND --out FILE`: pictures of runs and of their networks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help need not wait for
+    from matplotlib.figure import Figure
+
+OF_MANY = {
+    "curves": "accuracy and loss over epochs, with the published accuracy",
+    "certificate": "rate, factor of a step and largest certified dt over epochs",
+}
+OF_ONE = {
+    "weights": "heat maps of W and L",
+    "graph": "the modules, their couplings and strengths",
+    "metric": "eigenvalues of the metric",
+    "states": "input and states over time for a sample",
+}
+KINDS = {**OF_MANY, **OF_ONE}
+
+
+@click.command("plot", short_help="Draw training curves, weights, graph, metric, states, certificate.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".png, .svg or .pdf")
+@click.option("--initial", is_flag=True, help="weights, graph, metric, states: before training")
+@click.option("--sample", type=int, default=0, help="states: which validation sample  [default: 0]")
+@click.option("--data-dir", help="states: where the data are, if they have moved")
+def plot_command(
+    runs: tuple[Path, ...], kind: str, out: Path, initial: bool, sample: int, data_dir: str | None
+) -> None:
+    """Draw a picture, ready for print at 7 inches.
+
+    curves and certificate draw one run or several; weights, graph, metric and states draw one: its
+    trained weights, or those of the last epoch if it is not finished. Published accuracies are drawn
+    beside runs on the whole task only, with their source.
+    """
+    from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.plots import FORMATS, save_figure
+
+    if kind not in KINDS:
+        raise ConfigError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    check_out(out, FORMATS)
+    if kind in OF_ONE and len(runs) > 1:
+        raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
+    if kind in OF_MANY and initial:
+        raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
+    figure = FIGURES[kind](list(runs), initial, sample, data_dir)
+    save_figure(figure, out)
+    click.echo(f"{KINDS[kind]}: drawn in {out}")
+
+
+def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse what cannot be written, before any work.
+
+    Raises:
+        ConfigError: for a wrong suffix, a folder, or a place that is not writable.
+    """
+    from ctrnn_assembly.errors import ConfigError
+
+    if out.suffix.lower() not in suffixes:
+        raise ConfigError(f"--out must end in {', '.join(suffixes)}; got {str(out)!r}.")
+    if out.is_dir():
+        raise ConfigError(f"--out must be a file; {out} is a folder.")
+    above = out.parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ConfigError(f"--out {out} cannot be written: {above} is not a writable folder.")
+
+
+def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.figures.curves import curves_figure
+    from ctrnn_cli.history import read_histories, short_names
+    from ctrnn_cli.published import published_for
+
+    found = read_histories(runs)
+    tasks = ", ".join(dict.fromkeys(history.task_as_used for history in found))
+    return curves_figure(found, short_names(runs), published_for(found), title=tasks)
+
+
+def _certificate(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.figures.margin import margin_figure
+    from ctrnn_cli.history import read_histories, short_names
+
+    found = read_histories(runs)
+    tasks = ", ".join(dict.fromkeys(history.task_as_used for history in found))
+    return margin_figure(found, short_names(runs), title=f"{tasks}: what is left of the certificate")
+
+
+def _weights(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.portraits import open_run, weights_portrait
+
+    return weights_portrait(*open_run(runs[0], initial=initial))
+
+
+def _graph(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.portraits import graph_portrait, open_run
+
+    return graph_portrait(*open_run(runs[0], initial=initial))
+
+
+def _metric(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.portraits import metric_portrait, open_run
+
+    return metric_portrait(*open_run(runs[0], initial=initial))
+
+
+def _states(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
+    from ctrnn_cli.portraits import states_portrait
+
+    return states_portrait(runs[0], initial=initial, sample=sample, data_dir=data_dir)
+
+
+FIGURES: dict[str, Callable[[list[Path], bool, int, str | None], Figure]] = {
+    "curves": _curves,
+    "certificate": _certificate,
+    "weights": _weights,
+    "graph": _graph,
+    "metric": _metric,
+    "states": _states,
+}

@@ -1,0 +1,26 @@
+"""`ctrnn report RUN --out report.html`: everything about a run on one page that opens offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report", short_help="One HTML page about a run, which opens without a network.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="the page, .html")
+def report_command(run: Path, out: Path) -> None:
+    """Write one self-contained HTML page: summary, certificate, curves, weights, spectra, configuration.
+
+    No data are read. The certificate is computed from the weights in the folder: the trained ones, or
+    those of the last epoch if the run is not finished.
+    """
+    from ctrnn_cli.plot import check_out
+
+    check_out(out, (".html", ".htm"))
+    from ctrnn_assembly.runs import write
+    from ctrnn_cli.chapters import report
+
+    write(out, report(run))
+    click.echo(f"report of {run}: written to {out}")

@@ -1,0 +1,62 @@
+"""What a report is about: a run, its network, and what is proven of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ctrnn_assembly.architectures import BASELINES
+from ctrnn_assembly.certificates import Certificate
+from ctrnn_cli.certificate_table import verdict
+from ctrnn_cli.certify import certificate_of, no_certificate
+from ctrnn_cli.history import History
+from ctrnn_cli.page import paragraph
+from ctrnn_cli.portraits import one_thread, title_of
+from ctrnn_cli.sources import Source
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A run folder as it is now.
+
+    Attributes:
+        source: the configuration, and which weights.
+        core: the recurrent layer with these weights. certificate: of it, as `ctrnn certify` proves it.
+    """
+
+    history: History
+    source: Source
+    core: nn.Module
+    certificate: Certificate
+
+    @classmethod
+    def read(cls, run: Path) -> Reported:
+        """The trained weights, else those of the last epoch, else the initial ones.
+
+        Raises:
+            ConfigError: if it is no run; DataError: if a file in it is damaged.
+        """
+        history = History.read(run)
+        started = (run / "checkpoints" / "last.ckpt").exists() or history.finished
+        source = Source.named(str(run), {}, initial=not started)
+        one_thread(history.config.modules * history.config.units)
+        core = source.model().core
+        certificate = certificate_of(core, "fast") or no_certificate(history.config.model)
+        return cls(history, source, core, certificate)
+
+    @property
+    def name(self) -> str:
+        """Model, task, and which weights."""
+        return title_of(self.history, self.source.kind)
+
+    @property
+    def baseline(self) -> bool:
+        """Whether there are no modules and no certificate."""
+        return self.history.config.model in BASELINES
+
+    def verdict(self) -> str:
+        """The certificate in one sentence, coloured; the words say the same as the colour."""
+        kind = "yes" if self.certificate.certified else "no"
+        return paragraph(verdict(self.certificate), f"verdict {kind}")

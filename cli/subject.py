@@ -1,0 +1,254 @@
+"""What the diagnostic commands share: a network under real inputs, and where the numbers go.
+
+Every command takes a run folder, a configuration or a recipe, drives the network with samples of its
+task, and prints a table; --json prints plain values instead, --csv and --npz keep rows and arrays,
+--plot draws.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help need not wait for
+    from matplotlib.figure import Figure
+    from rich.table import Table
+    from torch import Tensor
+
+    from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.metrics import Metric
+    from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+    from ctrnn_assembly.terms import Terms
+    from ctrnn_cli.sources import Source
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """RUN|CONFIG and the options that every diagnostic command has."""
+    options = [
+        click.argument("source", metavar="RUN|CONFIG"),
+        click.option("--initial", is_flag=True, help="of a run, the weights before training"),
+        click.option("--task", help="drive with another task  [default: the run's own]"),
+        click.option(
+            "--split",
+            type=click.Choice(["train", "val", "test"]),
+            default="val",
+            help="samples of this split  [default: val]",
+        ),
+        click.option("--samples", type=int, default=4, help="number of input sequences  [default: 4]"),
+        click.option("--data-dir", help="where the data are, if they have moved"),
+        click.option("--dt", type=float, help="another time between samples  [default: the run's own]"),
+        click.option("--solver", help="another solver  [default: the run's own]"),
+        click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table"),
+        click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="write rows to a file"),
+        click.option(
+            "--npz", "npz_file", type=click.Path(path_type=Path), help="write arrays to a file"
+        ),
+        click.option("--plot", type=click.Path(path_type=Path), help="draw .png, .svg or .pdf"),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network under inputs.
+
+    Attributes:
+        source: the configuration, and which weights.
+        model: with these weights, in float64.
+        task, split: where the inputs come from.
+        u: inputs, (samples, T, m), float64. y: classes, (samples,). lengths: valid steps, or None.
+    """
+
+    source: Source
+    model: SequenceClassifier
+    task: str
+    split: str
+    u: Tensor
+    y: Tensor
+    lengths: Tensor | None
+
+    def sequence(self, k: int) -> Tensor:
+        """The inputs of one sample without padding, (T, m)."""
+        return self.u[k] if self.lengths is None else self.u[k, : int(self.lengths[k])]
+
+    @property
+    def core(self) -> CTRNN:
+        """The assembly as a layer.
+
+        Raises:
+            ConfigError: for a model that is no assembly.
+        """
+        from ctrnn_assembly.errors import ConfigError
+        from ctrnn_assembly.recurrent import CTRNN
+
+        core = self.model.core
+        if not isinstance(core, CTRNN):
+            raise ConfigError(
+                f"this command needs an assembly; {self.source.config.model!r} has no vector field of "
+                "that form. Use svd-combo, for example."
+            )
+        return core
+
+    @property
+    def terms(self) -> Terms:
+        """The tensors of the driven field."""
+        core = self.core
+        return core.field.terms().driven(core.encoder.weight, core.encoder.bias).detach_cpu()
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the field."""
+        return self.core.field.metric().detach_cpu()
+
+    def initial_core(self) -> CTRNN:
+        """The same assembly with the weights before training."""
+        from dataclasses import replace
+
+        from ctrnn_assembly.recurrent import CTRNN
+
+        sizes = self.core.input_size, self.model.readout.out_features
+        core = replace(self.source, weights=None).model(*sizes).double().core
+        assert isinstance(core, CTRNN)
+        return core
+
+    def certificate(self) -> Certificate:
+        """The certificate of the field and of its step."""
+        from ctrnn_assembly.certificates import certify
+
+        return certify(self.core.field, dt=self.core.dt, solver=self.core.solver)
+
+    def certificate_or_none(self) -> Certificate | None:
+        """The certificate; None for a baseline."""
+        from ctrnn_assembly.runs import model_certificate
+
+        return model_certificate(self.model)
+
+    def about(self) -> dict[str, Any]:
+        """What was looked at, as plain values."""
+        config = self.source.config
+        return {
+            "model": config.model,
+            "units": config.modules * config.units,
+            "weights": self.source.as_dict(),
+            "task": self.task,
+            "split": self.split,
+            "samples": len(self.u),
+            "steps": self.u.shape[1],
+            "solver": config.solver,
+            "dt": config.dt,
+        }
+
+
+def load_subject(
+    source: str,
+    *,
+    initial: bool = False,
+    task: str | None = None,
+    split: str = "val",
+    samples: int = 4,
+    data_dir: str | None = None,
+    dt: float | None = None,
+    solver: str | None = None,
+) -> Subject:
+    """The network and its inputs.
+
+    Raises:
+        ConfigError, DataError: for what is not there or does not fit.
+    """
+    from ctrnn_assembly.batches import Batches
+    from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.fit import load_configured
+    from ctrnn_cli.sources import Source
+
+    if samples < 1:
+        raise ConfigError(f"--samples must be at least 1; got {samples}.")
+    given = {"dt": dt, "solver": solver, "data_dir": data_dir, "task": task}
+    found = Source.named(source, {k: v for k, v in given.items() if v is not None}, initial=initial)
+    loaded = load_configured(found.config)
+    part = {"train": loaded.train, "val": loaded.val}[split] if split != "test" else loaded.load_test()
+    batch = Batches(loaded, part, min(samples, len(part)), whole=True)
+    u, y, lengths = next(iter(batch))
+    model = found.model(loaded.n_input, len(loaded.classes)).double().eval()
+    return Subject(found, model, loaded.name, split, u.double(), y, lengths)
+
+
+def check_outputs(plot: Path | None, *files: Path | None) -> None:
+    """Refuse a picture of no known format, and folders that cannot be written, before any work.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    from ctrnn_assembly.errors import ConfigError
+
+    if plot is not None and plot.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--plot must end in {', '.join(FORMATS)}; got {str(plot)!r}.")
+    for file in (plot, *files):
+        if file is not None and file.is_dir():
+            raise ConfigError(f"{file} is a folder; name a file to write.")
+        folder = None if file is None else _existing(file.parent)
+        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ConfigError(f"{file} cannot be written: {folder} is not a writable folder.")
+
+
+def emit(
+    result: dict[str, Any],
+    table: Table,
+    notes: Sequence[str],
+    *,
+    as_json: bool,
+    rows: Sequence[dict[str, Any]] = (),
+    csv_file: Path | None = None,
+    arrays: dict[str, Any] | None = None,
+    npz_file: Path | None = None,
+    figure: Figure | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Print table and notes, or the JSON; write what was asked for, each file whole or not at all."""
+    from rich.console import Console
+
+    from ctrnn_assembly.runs import write
+
+    if csv_file is not None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(csv_file, text.getvalue())
+    if npz_file is not None:
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **(arrays or {}))
+        write(npz_file, buffer.getvalue())
+    if plot is not None and figure is not None:
+        from ctrnn_cli.plots import save_figure
+
+        save_figure(figure, plot)
+    if as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
+        return
+    Console(highlight=False).print(table)
+    for note in notes:
+        click.echo(note)
+    for file in (csv_file, npz_file, plot):
+        if file is not None:
+            click.echo(f"written: {file}")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

@@ -1,0 +1,143 @@
+"""Gain curves: every value drawn bounds the factor of the step, up to where the proof ends."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctrnn_assembly import AdaDiagTanh, Assembly, Singular, Subnetwork, Symmetric, certify, couple
+from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.certificates.curves import (
+    SOLVERS,
+    Chords,
+    Solver,
+    gain_curves,
+    gated_curve,
+)
+from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.gated import GatedCTRNN
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
+
+DT = 0.1
+
+
+def net(kind: type = Singular, coupling: str = "all", tau: float = 1.0, gain: float = 1.0) -> Assembly:
+    generator = torch.Generator().manual_seed(3)
+    parts = [Subnetwork(kind("tanh"), 4, tau=tau, generator=generator) for _ in range(3)]
+    return couple(parts, coupling, gain=gain, generator=generator)
+
+
+def step_matrix(solver: str, dt: float, tau: float, WD: Tensor, L: Tensor) -> Tensor:
+    """The linear map of one step for a difference of states, tau one number."""
+    eye, h = torch.eye(len(WD)), dt / tau
+    if solver == "euler":
+        return eye + h * (-eye + WD + L)
+    if solver == "imex":
+        return torch.linalg.solve(eye - h * L, eye + h * (-eye + WD))
+    F = L - eye
+    P = torch.linalg.matrix_exp(h * F)
+    return P + torch.linalg.solve(F, (P - eye) @ WD)
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("kind", "coupling"), [(Singular, "all"), (Symmetric, "chain"), (Singular, "none")]
+)
+def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
+    kind: type, coupling: str, tau: float
+) -> None:
+    field = net(kind, coupling, tau)
+    terms, metric = field.terms(), field.metric()
+    theta = metric.theta()
+    W = torch.block_diag(*terms.blocks)
+    L = torch.zeros_like(W) if terms.L is None else terms.L
+    patterns = [torch.ones(12), torch.zeros(12), *(torch.rand(30, 12) > 0.5).double()]
+    with torch.no_grad():
+        for curve in gain_curves(terms, metric, near=DT):
+            checked = 0
+            for dt, gain in list(zip(curve.dts, curve.gains, strict=True))[::9]:
+                if not math.isfinite(gain):
+                    continue
+                for D in patterns:
+                    step = step_matrix(curve.solver, dt, tau, W * D, L)
+                    norm = torch.linalg.matrix_norm(theta @ step @ theta.inverse(), 2)
+                    assert float(norm) <= gain * (1 + 1e-12), (curve.solver, dt)
+                checked += 1
+            assert checked > 3
+
+
+@pytest.mark.parametrize("gain", [1.0, 30.0])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_curve_agrees_with_the_certificate(solver: Solver, gain: float) -> None:
+    field = net(gain=gain)
+    (curve,) = gain_curves(field.terms(), field.metric(), near=DT, solvers=(solver,))
+    step = certify(field, dt=DT, solver=solver).step
+    assert step is not None
+    assert step.gain is not None
+    assert curve.max_dt == pytest.approx(step.max_dt, rel=1e-9)
+    at = dict(zip(curve.dts, curve.gains, strict=True))[DT]
+    if step.certified:  # a chord may bound the factor better than the proof at its own dt
+        assert step.gain * 0.99 <= at <= step.gain * (1 + 1e-12)
+    assert list(curve.dts) == sorted(curve.dts)
+    if math.isfinite(curve.max_dt):
+        for dt, value in zip(curve.dts, curve.gains, strict=True):
+            assert value <= 1 + 1e-9 if dt <= curve.max_dt else value > 1
+
+
+def test_chords_are_the_lower_hull_of_the_proofs() -> None:
+    factors = {0.25: 0.9, 0.5: 0.95, 0.75: 0.7}  # the proof at 0.5 is a poor one
+    chords = Chords.of(factors.__getitem__, 1.0, 4, 2.0)
+    assert chords.knots == (0.0, 0.75, 1.0)
+    assert chords.gain(0.5) == pytest.approx(0.8, rel=1e-12)
+    assert chords.gain(1.0) == pytest.approx(1)
+    assert chords.gain(1.0001) == math.inf
+
+
+@pytest.mark.parametrize("max_dt", [0.0, math.inf])
+def test_without_a_largest_dt_there_are_no_chords(max_dt: float) -> None:
+    assert Chords.of(lambda dt: 0.5, max_dt, 4, 0.1).gain(0.1) == math.inf
+
+
+def test_a_broken_metric_has_no_curve() -> None:
+    field = net()
+    terms = field.terms()
+    broken = replace(terms, tau=-terms.tau)
+    with pytest.raises(ContractionError, match="every time constant must be positive"):
+        gain_curves(broken, field.metric(), near=DT)
+
+
+class Sheared:
+    """A field that contracts, but not in the identity, which it gives as its metric."""
+
+    def __init__(self) -> None:
+        self.module = Subnetwork(AdaDiagTanh("tanh"), 2)
+
+    def terms(self) -> Terms:
+        return replace(self.module.terms(), blocks=(torch.tensor([[0.5, 8.0], [0.0, 0.5]]),))
+
+    def metric(self) -> Metric:
+        return self.module.metric()
+
+
+def test_a_certificate_holds_the_metric_of_its_proof() -> None:
+    sheared = Sheared()
+    found = certify(sheared)
+    assert found.certified
+    assert found.metric.origin.startswith("search")
+    assert found.metric.matrix is not None
+    assert certify_terms(sheared.terms(), found.metric.matrix).rate == found.rate
+
+
+@pytest.mark.parametrize("gate", ["constant", "shared"])
+def test_gated_fields_have_the_curve_of_their_certificate(gate: str) -> None:
+    core = GatedCTRNN(2, net(AdaDiagTanh), gate=gate, dt=DT)  # type: ignore[arg-type]
+    curve = gated_curve(lambda dt: core.certificate(dt=dt), near=DT)
+    step = core.certificate().step
+    assert step is not None
+    assert step.gain is not None
+    assert curve.max_dt == step.max_dt
+    at = dict(zip(curve.dts, curve.gains, strict=True))[DT]
+    assert step.gain * 0.99 <= at <= step.gain * (1 + 1e-12)

@@ -1,0 +1,293 @@
+"""`ctrnn plot`: what it draws, in which formats, and what it refuses."""
+
+import csv
+import json
+import re
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cli_tools import Cli
+from ctrnn_assembly.config import make_config
+from ctrnn_cli.anatomy import Anatomy
+from ctrnn_cli.figures.style import bound_of, pooled
+from ctrnn_cli.fit import fit
+from ctrnn_cli.history import History, short_names
+from ctrnn_cli.plot import KINDS, OF_ONE
+from ctrnn_cli.portraits import open_run, states_portrait
+from ctrnn_cli.published import all_published, published_for, versionless
+
+SETTINGS = {
+    "modules": 3, "units": 4, "coupling": "chain", "epochs": 2, "batch_size": 64, "limit_train": 200,
+    "limit_test": 100, "device": "cpu", "threads": 1, "dt": 0.03, "solver": "euler",
+}  # fmt: skip
+STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+def train(run: Path, **changes: object) -> Path:
+    """A tiny finished run."""
+    fit(make_config(SETTINGS, changes), run, resume=False, quiet=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs") / "first")
+
+
+@pytest.fixture(scope="module")
+def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("runs") / "lstm", model="lstm")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def rewrite(run: Path, **changes: object) -> Path:
+    """Change settings in a run's config.yaml."""
+    file = run / "config.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changes}))
+    return run
+
+
+def as_if_whole(run: Path, tmp_path: Path, task: str) -> Path:
+    """A copy of a run that says it was made on the whole of another task."""
+    copy = tmp_path / f"whole-{task}"
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    return rewrite(copy, task=task, limit_train=None, limit_test=None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_drawn_in_three_formats(cli: Cli, run: Path, tmp_path: Path, kind: str) -> None:
+    for suffix, start in STARTS.items():
+        out = tmp_path / f"new folder/{kind}{suffix}"
+        done = cli("plot", run, "--kind", kind, "--out", out)
+        assert done.code == 0, done.err
+        assert done.err == ""  # matplotlib has nothing to complain of
+        assert str(out) in done.out
+        content = out.read_bytes()
+        assert content.startswith(start)
+        assert len(content) > 8000
+
+
+@pytest.mark.parametrize("kind", ["curves", "certificate"])
+def test_several_runs_are_named_in_one_picture(
+    cli: Cli, run: Path, lstm: Path, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "both.svg"
+    assert cli("plot", run, lstm, "--kind", kind, "--out", out).code == 0
+    drawn = out.read_text()
+    assert ">first" in drawn
+    assert ">lstm" in drawn
+
+
+def test_a_plot_is_the_same_file_again(cli: Cli, run: Path, tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg"):
+        assert cli("plot", run, "--kind", "graph", "--out", tmp_path / name).code == 0
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.png"
+    for kind in ("curves", "states"):
+        assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
+    for kind in ("weights", "graph", "metric"):
+        assert "'lstm' is a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
+
+
+def test_an_unfinished_run_is_drawn_from_its_checkpoint(cli: Cli, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for name in ("summary.json", "model.safetensors"):
+        (copy / name).unlink()
+    out = tmp_path / "x.svg"
+    assert cli("plot", copy, "--kind", "weights", "--out", out).code == 0
+    assert "last epoch so far" in out.read_text()
+    assert cli("plot", copy, "--kind", "weights", "--initial", "--out", out).code == 0
+    assert "before training" in out.read_text()
+
+
+def test_a_table_without_the_certificates_columns_is_drawn(cli: Cli, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
+    lost = ("certified", "step_certified", "max_dt", "step_gain")
+    kept = [{key: value for key, value in row.items() if key not in lost} for row in rows]
+    with (copy / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(kept[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    assert History.read(copy).certified("certified").all()
+    assert not History.read(copy).certified("step_certified").any()
+    for kind in ("curves", "certificate"):
+        assert cli("plot", copy, "--kind", kind, "--out", tmp_path / "x.png").code == 0
+
+
+def test_names_of_folders_are_no_formulas(cli: Cli, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "$x_{1}$ <b>"
+    shutil.copytree(run, copy)
+    out = tmp_path / "x.svg"
+    assert cli("plot", copy, "--kind", "curves", "--out", out).code == 0
+    assert "$x_{1}$ &lt;b&gt;" in out.read_text()
+
+
+@pytest.mark.parametrize("task", ["smnist", "psmnist", "scifar10"])
+def test_every_task_of_the_papers_has_an_accuracy_with_its_source(task: str) -> None:
+    rows = [row for row in all_published() if row.task == task]
+    assert any(not row.models for row in rows)
+    for row in rows:
+        assert 0 < row.accuracy < 100
+        assert re.search(r"et al\. 20\d\d, \w+", row.source)
+        assert row.selection
+        assert row.network
+
+
+def test_the_published_file_is_in_the_package() -> None:
+    assert (resources.files("ctrnn_assembly") / "published.yaml").is_file()
+
+
+def test_versions_of_a_task_are_stripped_but_other_tasks_are_not_matched() -> None:
+    names = ["psmnist", "psmnist-12008", "psmnist-7-raw", "scifar10-rgb", "scifar10-planar", "digits"]
+    plain = ["psmnist", "psmnist", "psmnist", "scifar10", "scifar10-planar", "digits"]
+    assert [versionless(name) for name in names] == plain
+
+
+def test_published_accuracies_are_drawn_for_the_whole_task_only(
+    cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    whole = as_if_whole(run, tmp_path, "psmnist-12008")
+    out = tmp_path / "x.svg"
+    assert cli("plot", whole, "--kind", "curves", "--out", out).code == 0
+    assert "Sparse Combo Net: 96.94 %" in out.read_text()
+    assert "Kozachkov et al. 2022, arXiv 2106.08928" in out.read_text()
+    other = as_if_whole(run, tmp_path, "smnist")
+    assert cli("plot", whole, other, "--kind", "curves", "--out", out).code == 0
+    assert "Kozachkov" not in out.read_text()
+    for change in ({"resize": 14}, {"limit_train": 10}, {"limit_test": 10}):
+        history = History.read(rewrite(as_if_whole(run, tmp_path / str(change), "psmnist"), **change))
+        assert published_for([history]) == []
+
+
+def test_a_models_own_accuracy_is_drawn_beside_that_model_only(run: Path, tmp_path: Path) -> None:
+    whole = as_if_whole(run, tmp_path, "psmnist")
+    assert [row.accuracy for row in published_for([History.read(whole)])] == [96.94]
+    rewrite(whole, model="adadiag-clip")
+    assert [row.accuracy for row in published_for([History.read(whole)])] == [96.94, 89.63]
+
+
+@pytest.mark.parametrize("model", ["svd-combo", "symmetric"])
+def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
+    anatomy, _ = open_run(train(tmp_path / "run", model=model, epochs=1))
+    theta = anatomy.metric.theta()
+    L = theta @ torch.tensor(anatomy.coupling) @ theta.inverse()
+    found = anatomy.strengths()
+    for i in range(3):
+        for j in range(3):
+            block = L[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
+            expected = float(torch.linalg.matrix_norm(block, ord=2)) if i != j else found[i, i]
+            assert found[i, j] == pytest.approx(expected, rel=1e-9)
+    assert found[0, 1] == pytest.approx(found[1, 0], rel=1e-5)  # feedback, rounded to float32
+    assert found[0, 2] == 0  # a chain
+    eigenvalues = np.sort(np.concatenate(anatomy.metric_eigenvalues()))
+    expected = torch.linalg.eigvalsh(anatomy.metric.matrix()).numpy()
+    np.testing.assert_allclose(eigenvalues, expected, rtol=1e-9)
+
+
+def test_spectra_are_those_of_the_dense_matrices(run: Path) -> None:
+    anatomy, _ = open_run(run)
+    found = anatomy.spectra()
+    W, L = anatomy.terms.weight().numpy(), anatomy.coupling
+    assert L is not None
+    J = L - np.eye(12) + W  # ReLU just above 0, tau = 1
+    for name, matrix in {"W": W, "L": L, "J": J, "step": np.eye(12) + 0.03 * J}.items():
+        # Compared as polynomials: the order of nearly equal eigenvalues is nobody's.
+        np.testing.assert_allclose(np.poly(found[name]), np.poly(matrix), rtol=1e-6, atol=1e-6)
+    assert found["about_step"] == "euler, dt 0.03"
+
+
+def test_the_metric_has_the_certificates_condition_number(cli: Cli, run: Path, tmp_path: Path) -> None:
+    proven = json.loads(cli("certify", run, "--json").out)["metric"]
+    values = np.concatenate(Anatomy.of(open_run(run)[0].core, "svd-combo").metric_eigenvalues())
+    assert values.min() == pytest.approx(proven["smallest"], rel=1e-9)
+    assert values.max() == pytest.approx(proven["largest"], rel=1e-9)
+
+
+def test_states_are_those_of_the_network(run: Path) -> None:
+    figure = states_portrait(run, initial=False, sample=3, data_dir=None)
+    upper, lower = figure.axes[:2]
+    assert upper.get_xlim() == pytest.approx((0, 64 * 0.03))
+    assert lower.get_ylim() == (12, 0)
+
+
+def test_a_large_sparse_matrix_keeps_its_entries_when_it_is_shrunk() -> None:
+    A = np.zeros((1000, 1000))
+    A[3, 501], A[999, 0], A[10, 11] = 2.0, -3.0, 0.5
+    small = pooled(A, 128)
+    assert max(small.shape) <= 128
+    assert sorted(small[small != 0]) == [-3.0, 0.5, 2.0]
+    np.testing.assert_array_equal(pooled(A[:100, :100], 128), A[:100, :100])
+
+
+def test_outliers_do_not_leave_the_rest_white() -> None:
+    A = np.concatenate([np.linspace(-1, 1, 1000), [1e6]])
+    bound, beyond = bound_of(A)
+    assert beyond
+    assert bound < 1.1
+    assert bound_of(np.zeros(3)) == (1.0, False)
+    assert bound_of(np.array([0.5, -2.0])) == (2.0, False)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    assert short_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert short_names([tmp_path / "x" / "a", tmp_path / "y" / "a"]) == ["x/a", "y/a"]
+    assert short_names([tmp_path / "a", tmp_path / "a"]) == ["a", "a"]
+
+
+def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "x.png", tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "file").touch()
+    for kind in KINDS:
+        assert "holds no run" in cli.refuses("plot", empty, "--kind", kind, "--out", out)
+    none = tmp_path / "none"
+    assert "there is no run folder" in cli.refuses("plot", none, "--kind", "graph", "--out", out)
+    drawn = ("plot", run, "--kind")
+    assert "one of curves, certificate" in cli.refuses(*drawn, "nope", "--out", out)
+    assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "graph", "--out", tmp_path / "x.gif")
+    assert "not a writable folder" in cli.refuses(*drawn, "graph", "--out", tmp_path / "file" / "x.png")
+    for kind in OF_ONE:
+        refused = cli.refuses("plot", run, run, "--kind", kind, "--out", out)
+        assert "draws one run; got 2" in refused
+    for sample in (-1, 10**6):
+        error = cli.refuses(*drawn, "states", "--sample", sample, "--out", out)
+        assert f"got {sample}" in error
+    assert "Drop --initial" in cli.refuses(*drawn, "curves", "--initial", "--out", out)
+
+
+def test_a_damaged_table_is_named(cli: Cli, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    out = tmp_path / "x.png"
+    text = (copy / "metrics.csv").read_text()
+    (copy / "metrics.csv").write_text(re.sub(r"\n0,[^,]*", "\n0,many", text))
+    error = cli.refuses("plot", copy, "--kind", "curves", "--out", out)
+    assert "must hold numbers in 'train_loss'" in error
+    (copy / "metrics.csv").unlink()
+    for kind in ("curves", "certificate"):
+        error = cli.refuses("plot", copy, "--kind", kind, "--out", out)
+        assert "no metrics.csv with an epoch" in error
+    assert not out.exists()
+
+
+def test_help_names_every_kind(cli: Cli) -> None:
+    text = cli("plot", "--help").out
+    assert all(kind in text for kind in KINDS)
+    assert {"plot", "report"} <= set(cli("--help").out.split())

@@ -1,0 +1,241 @@
+"""The seven MLPs of 'Gradients explode', smaller: their growth, the two figures, resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ctrnn_assembly.diagnostics.gsc import gsc, preactivation_statistics
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "gradients_explode"
+NAMES = ("mlps", "outcome", "figure1", "figure3", "record")
+EXPLODING = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
+
+
+@pytest.fixture(scope="module")
+def code() -> Iterator[SimpleNamespace]:
+    """The scripts as modules; other experiments may have files of the same names."""
+    paths, modules = list(sys.path), {name: sys.modules.pop(name, None) for name in NAMES}
+    sys.path.insert(0, str(FOLDER))
+    yield SimpleNamespace(**{name: import_module(name) for name in NAMES})
+    sys.path[:] = paths
+    for name, module in modules.items():
+        sys.modules.pop(name)
+        if module is not None:
+            sys.modules[name] = module
+
+
+@pytest.fixture(scope="module")
+def figure1(code, tmp_path_factory) -> tuple[dict, Path]:
+    """A run at 30 layers of 64 units, as THEORY re-checked its growths."""
+    folder = tmp_path_factory.mktemp("figure1")
+    size = ["--datasets=3", "--observations=64", "--depth=30", "--width=64"]
+    where = ["--figure", str(folder / "picture"), "--results", str(folder)]
+    return code.figure1.main([*size, *where]), folder
+
+
+# Growth of GSC a layer: THEORY section 9, and the spread of three small data sets.
+GROWTHS = {
+    "relu": (1.01, 0.025),
+    "layer-relu": (1.00, 0.03),
+    "batch-relu": (math.sqrt(math.pi / (math.pi - 1)), 0.02),
+    "tanh": (1.004, 0.01),
+    "layer-tanh": (1.089, 0.015),
+    "batch-tanh": (1.10, 0.015),
+    "selu": (1.04, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_oracle_33_and_the_other_growths(figure1, name):
+    expected, tolerance = GROWTHS[name]
+    net = figure1[0]["nets"][name]
+    assert net["growth"] == pytest.approx(expected, abs=tolerance)
+    assert net["explodes"] == (name in EXPLODING)
+    assert net["relative_standard_error"] < 0.2
+
+
+def test_layer_tanh_explodes_and_its_norm_hides_it(figure1):
+    """Against the reproducibility report; its pre-activations stay as they were, all the same."""
+    net = figure1[0]["nets"]["layer-tanh"]
+    assert net["fit"] > 0.99
+    assert net["gsc"][-1] > 8
+    assert min(net["deviation"]) > 0.95
+    assert min(net["diversity"]) > 0.4
+
+
+def test_nets_that_do_not_explode_collapse(figure1):
+    nets = figure1[0]["nets"]
+    for name in ("relu", "layer-relu"):
+        assert nets[name]["diversity"][-1] < 0.12
+    for name in ("relu", "layer-relu", "tanh"):
+        assert nets[name]["deviation"][-1] < 0.4 * nets[name]["deviation"][0]
+
+
+def test_figure_1_keeps_its_result_and_pictures(figure1):
+    result, folder = figure1
+    (kept,) = folder.glob("*-gradients-explode-figure1.json")
+    stored = json.loads(kept.read_text())
+    assert stored.keys() >= {"date", "command", "commit", "hardware", "versions", "seed", "seconds"}
+    assert stored["nets"]["selu"]["growth"] == pytest.approx(result["nets"]["selu"]["growth"], rel=1e-5)
+    assert all((folder / f"picture{ending}").stat().st_size > 10_000 for ending in (".png", ".pdf"))
+
+
+def test_the_exact_check_agrees_with_the_estimate(code):
+    size = ["--observations=8", "--depth=5", "--width=6"]
+    settings = code.figure1.settings_from(size)
+    for name, products in (("layer-tanh", 6), ("batch-relu", 48)):
+        check = code.figure1.exact(name, settings)
+        assert check["products"] == products
+        assert abs(check["estimate"] - check["exact"]) < 4 * check["standard_error"]
+
+
+def test_growth_of_an_exact_exponential(code):
+    factor, fit = code.figure1.growth(math.log(1.3) * torch.arange(20.0) + 2)
+    assert factor == pytest.approx(1.3)
+    assert fit == pytest.approx(1)
+    assert not code.figure1.explodes(1.3, 0.5)
+    assert not code.figure1.explodes(1.01, 1.0)
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_layers_are_as_described(code, name):
+    generator = torch.Generator().manual_seed(1)
+    net = code.mlps.mlp(name, generator, depth=4, width=200)
+    x = code.mlps.gaussian_data(generator, observations=50, width=200)
+    torch.testing.assert_close(x.norm(dim=1), torch.full((50,), 200**0.5))
+    variance = 2 / 200 if name.endswith("relu") else 1 / 200
+    assert float(net[1].weight.detach().var()) == pytest.approx(variance, rel=0.05)
+    z = code.mlps.preactivations(net, x)
+    assert len(z) == 4
+    torch.testing.assert_close(net[3].phi(z[3]), net(x).detach())
+    dimension = {"layer": 1, "batch": 0}.get(name.split("-")[0])
+    if dimension is not None:
+        torch.testing.assert_close(z[2].mean(dimension).abs().max(), torch.tensor(0.0))
+        variances = z[2].var(dimension, correction=0)
+        # the norms add 1e-5 to the variance
+        torch.testing.assert_close(variances, torch.ones_like(variances), rtol=0, atol=1e-3)
+    deviation, diversity = preactivation_statistics(z)
+    assert deviation.shape == diversity.shape == (4,)
+    assert gsc(net, x, probes=2).value.shape == (5,)
+
+
+# Training
+
+SMALL = ["--task=digits", "--images=200", "--epochs=2", "--depth=4", "--width=12"]
+
+
+def figure3(code, folder: Path, *more: str) -> dict | None:
+    return code.figure3.main([*SMALL, "--results", str(folder), "--figure", str(folder / "f"), *more])
+
+
+def test_figure_3_measures_every_epoch_and_resumes(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(code.figure3, "RATES", {"layer": (0.01, 0.001)})
+    train, epochs = code.figure3.run, []
+
+    def cut_off(name, *arguments):
+        if name == "batch-relu":
+            raise KeyboardInterrupt
+        train(name, *arguments)
+
+    monkeypatch.setattr(code.figure3, "run", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        figure3(code, tmp_path)
+    (path,) = tmp_path.glob("*-gradients-explode-figure3-digits-layer.json")
+    before = json.loads(path.read_text())
+    assert list(before["nets"]) == ["relu", "layer-relu"]
+
+    def count(name, *arguments):
+        epochs.append(name)
+        train(name, *arguments)
+
+    monkeypatch.setattr(code.figure3, "run", count)
+    result = figure3(code, tmp_path)
+    assert result is not None
+    assert epochs == ["batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu"]
+    after = json.loads(path.read_text())
+    assert list(tmp_path.glob("*.json")) == [path]
+    assert after["nets"]["relu"] == before["nets"]["relu"]
+    for net in after["nets"].values():
+        assert net["complete"]
+        assert [row["epoch"] for row in net["epochs"]] == [0, 1, 2]
+        first, last = net["epochs"][0], net["epochs"][-1]
+        assert first["effective_depth"] == 0
+        assert first["change_norm"] == 0
+        assert 0 < last["effective_depth"] <= 4
+        assert last["change_norm"] > 0
+        assert 0 <= last["held_out_error"] <= 1
+        assert last["gsc"] > 0
+    assert (tmp_path / "f.png").exists()
+
+
+def test_other_settings_are_not_resumed(code, tmp_path):
+    settings = code.figure3.settings_from([*SMALL, "--results", str(tmp_path)])
+    kept = {"settings": {"epochs": 2}, "seed": 0, "nets": {"relu": {"complete": False}}}
+    (tmp_path / f"2026-01-01-{code.figure3.stem(settings)}.json").write_text(json.dumps(kept))
+    assert code.figure3.earlier(settings, {"settings": {"epochs": 3}, "seed": 0}) is None
+    assert code.figure3.earlier(settings, {"settings": {"epochs": 2}, "seed": 1}) is None
+    found = code.figure3.earlier(settings, {"settings": {"epochs": 2}, "seed": 0})
+    assert found is not None
+    assert found[1]["nets"] == {}
+
+
+def test_figure_3_skips_without_data(code, tmp_path, capsys):
+    where = ["--task", "images", "--data-dir", str(tmp_path / "none"), "--results", str(tmp_path)]
+    assert code.figure3.main(where) is None
+    assert "Skipped" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="Unknown task"):
+        code.figure3.main(["--task", "nothing", "--results", str(tmp_path)])
+
+
+def test_a_net_that_diverges_is_recorded(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(code.figure3, "RATES", {"one": (1e38,)})
+    monkeypatch.setattr(code.figure3, "MLPS", ("relu",))
+    result = figure3(code, tmp_path, "--steps=one")
+    assert result is not None
+    last = result["nets"]["relu"]["epochs"][-1]
+    assert last["gsc"] is None
+    assert last["loss"] == math.inf
+    assert result["nets"]["relu"]["complete"]
+
+
+def test_every_layer_first_moves_by_the_same_fraction(code):
+    settings = code.figure3.settings_from(SMALL)
+    images = code.figure3.load_images(settings)
+    images = replace(
+        images, x=images.x[:100].repeat(10, 1), y=images.y[:100].repeat(10)
+    )  # one batch, ten times
+    net = code.figure3.Classifier("batch-relu", images.x.shape[1], 10, settings)
+    before = [p.detach().clone() for p in net.parameters()][:-1]
+    steps = code.figure3.optimizer(net, images, 0.01, "layer")
+    loss = torch.nn.functional.cross_entropy(net(images.x[:100]), images.y[:100])
+    loss.backward()
+    steps.step()
+    for old, new in zip(before, net.parameters(), strict=False):
+        assert float((new.detach() - old).norm() / old.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_pulls_of_a_net_add_up_to_its_gradient(code):
+    settings = code.figure3.settings_from(SMALL)
+    for name in ("relu", "layer-tanh", "batch-tanh"):
+        net = code.figure3.Classifier(name, 7, 3, settings).double()
+        x = torch.randn(5, 7, requires_grad=True)
+        with torch.no_grad():
+            for layer in net.hidden:
+                layer.weight.add_(0.1 * torch.randn_like(layer.weight))
+        top = net.hidden(x)
+        g = torch.randn_like(top)
+        (true,) = torch.autograd.grad(top, x, g)
+        for pull in reversed(code.figure3.pulls(net.hidden, x.detach())):
+            g = sum(pull(g[None]))[0]
+        torch.testing.assert_close(g, true)

@@ -1,0 +1,390 @@
+"""The gradient scale coefficient against brute-force Jacobians, closed forms and its error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly import (
+    CTRNN,
+    AdaDiagTanh,
+    GatedCTRNN,
+    Singular,
+    Subnetwork,
+    Unconstrained,
+    certify,
+    couple,
+)
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
+from ctrnn_assembly.diagnostics.gsc import (
+    couples_samples,
+    gsc,
+    gsc_over_time,
+    preactivation_statistics,
+)
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+
+ENDS = ("output", "input")
+
+
+def brute_force(layers: list[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    """GSC of the batch as one vector, from one dense Jacobian."""
+
+    def chain(z: Tensor) -> Tensor:
+        for layer in layers:
+            z = layer(z)
+        return z
+
+    J = torch.autograd.functional.jacobian(chain, x)
+    return (J.square().sum() / x.numel()).sqrt() * x.norm() / chain(x).norm()
+
+
+def orthogonal(n: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(n, n))[0]
+
+
+def apart(W: Tensor) -> Callable[[Tensor], Tensor]:
+    """A linear layer in which every sample has its own weights, W (B, n, n)."""
+    return lambda x: (W @ x[..., None])[..., 0]
+
+
+def within(found: Tensor, expected: float, errors: float = 4.0) -> bool:
+    """Whether the mean of found (samples,) agrees with what it estimates."""
+    return abs(float(found.mean()) - expected) < errors * float(found.std()) / len(found) ** 0.5
+
+
+# Closed forms
+
+
+@pytest.mark.parametrize(("x", "square"), [((1.0, 1.0), 1.0), ((1.0, 0.0), 0.625), ((0.0, 1.0), 2.5)])
+@pytest.mark.parametrize("fixed", ENDS)
+def test_oracle_31_a_diagonal_layer(x, square, fixed):
+    net = [lambda z: z @ torch.diag(torch.tensor([2.0, 1.0]))]
+    for single in (True, False):
+        found = gsc(net, torch.tensor([x]), squared=True, fixed=fixed, per_sample=single).value
+        value = found.flatten()[0 if fixed == "output" else 1]
+        assert float(value) == pytest.approx(square, abs=1e-12)
+    root = gsc(net, torch.tensor([x]), fixed=fixed).value[0 if fixed == "output" else 1]
+    assert float(root) == pytest.approx(square**0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize("fixed", ENDS)
+def test_orthogonal_linear_layers_have_gsc_one(fixed):
+    layers = [nn.Linear(6, 6, bias=False) for _ in range(20)]
+    for layer in layers:
+        layer.weight.data = orthogonal(6)
+    x = torch.randn(5, 6)
+    one = torch.ones(21)
+    torch.testing.assert_close(gsc(layers, x, fixed=fixed).value, one, rtol=0, atol=1e-13)
+    single = gsc(nn.Sequential(*layers), x, fixed=fixed, per_sample=True).value
+    torch.testing.assert_close(single, one.expand(5, -1), rtol=0, atol=1e-13)
+
+
+def test_he_relu_layers_have_gsc_one_in_expectation():
+    n, draws = 16, 3000
+    layers = []
+    for _ in range(6):
+        W = torch.randn(draws, n, n) * (2 / n) ** 0.5
+        layers += [apart(W), torch.relu]
+    x = torch.randn(1, n).expand(draws, n)
+    found = gsc(layers, x, per_sample=True)
+    assert within(found.jacobian[:, 0].square(), 1.0)
+    assert within(found.size[:, -1].square() / x[0].square().sum(), 1.0)
+
+
+def gaussian_linear(n: int, depth: int) -> float:
+    """E[GSC^2] of Gaussian linear layers with variance 1 / n."""
+    return (2 * (n - 1) * ((n - 1) / (n - 2)) ** depth - n + 2) / n
+
+
+def test_oracle_32_gaussian_linear_layers():
+    assert gaussian_linear(100, 50) == pytest.approx(2.3094337, abs=1e-6)
+    n, depth, draws = 20, 10, 1500
+    layers = [apart(torch.randn(draws, n, n) * n**-0.5) for _ in range(depth)]
+    found = gsc(layers, torch.randn(draws, n), per_sample=True, squared=True, fixed="input")
+    assert within(found.value[:, -1], gaussian_linear(n, depth))
+
+
+@pytest.mark.parametrize("fixed", ENDS)
+def test_a_constant_layer_and_a_vanishing_one(fixed):
+    x = torch.randn(3, 4)
+    constant = gsc([lambda z: torch.ones(3, 2)], x, fixed=fixed).value
+    torch.testing.assert_close(constant[0 if fixed == "output" else 1], torch.tensor(0.0))
+    nothing = gsc([lambda z: 0 * z], x, fixed=fixed).value
+    assert bool(nothing[0 if fixed == "output" else 1].isnan())  # 0 / 0
+
+
+# Against dense Jacobians
+
+
+def plain() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.ReLU(inplace=True), nn.LayerNorm(6), nn.Linear(6, 3), nn.Tanh()
+    )
+    return net.double()
+
+
+def batch_norm() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(4, 5), nn.BatchNorm1d(5), nn.SELU(), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Tanh()
+    )
+    return net.double()
+
+
+@pytest.mark.parametrize("make", [plain, batch_norm])
+@pytest.mark.parametrize("fixed", ENDS)
+def test_every_point_of_the_chain_is_autograd_s(make, fixed):
+    net, x = make(), torch.randn(7, 4)
+    layers, states = list(net), [x]
+    for layer in layers:
+        states.append(layer(states[-1].clone()).detach())
+    found = gsc(net, x, fixed=fixed)
+    for k in range(len(layers) + 1):
+        chain, start = (layers[k:], states[k]) if fixed == "output" else (layers[:k], x)
+        clones = [lambda z, f=f: f(z.clone()) for f in chain]
+        torch.testing.assert_close(found.value[k], brute_force(clones, start), rtol=1e-10, atol=0)
+    assert found.points == tuple(range(len(layers) + 1))
+    at = states[-1] if fixed == "output" else x
+    assert found.products == (at.numel() if couples_samples(net, x) else at.shape[1])
+
+
+def test_single_samples_are_autograd_s():
+    net, x = plain(), torch.randn(7, 4)
+    found = gsc(net, x, per_sample=True).value
+    clones = [lambda z, f=f: f(z.clone()) for f in net]
+    for b in range(7):
+        torch.testing.assert_close(found[b, 0], brute_force(clones, x[b : b + 1]), rtol=1e-10, atol=0)
+
+
+def test_the_batch_form_is_the_form_with_expectations():
+    net, x = plain(), torch.randn(7, 4)
+    batch, single = gsc(net, x), gsc(net, x, per_sample=True)
+    mean = single.jacobian.square().mean(0).sqrt()
+    sizes = single.size.square().mean(0).sqrt()
+    torch.testing.assert_close(batch.jacobian, mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(batch.value, mean * sizes / sizes[-1], rtol=1e-12, atol=0)
+
+
+def test_images_pass_through_convolutions():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
+    net, x = net.double(), torch.randn(3, 2, 4, 4)
+    for fixed, k in (("output", 0), ("input", -1)):
+        found = gsc(net, x, fixed=fixed).value[k]
+        torch.testing.assert_close(found, brute_force(list(net), x), rtol=1e-10, atol=0)
+
+
+def test_measuring_leaves_the_net_as_it_was():
+    net, x = batch_norm(), torch.randn(7, 4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for settings in ({"fixed": "input"}, {}, {"probes": 3}):
+        gsc(net, x, **settings)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert all(m.track_running_stats for m in net.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+def test_who_couples_samples():
+    x = torch.randn(6, 4)
+    assert couples_samples(batch_norm(), x)
+    assert not couples_samples(batch_norm().eval(), x)
+    assert not couples_samples(plain(), x)
+    assert not couples_samples(batch_norm().eval(), x[:1])
+    assert couples_samples([lambda z: z - z.mean(0)], x)
+
+
+# The estimate
+
+
+@pytest.mark.parametrize("fixed", ENDS)
+@pytest.mark.parametrize("make", [plain, batch_norm])
+def test_the_estimate_of_the_square_is_unbiased_and_knows_its_error(make, fixed):
+    net, x = make(), torch.randn(7, 4)
+    generator = torch.Generator().manual_seed(3)
+    true = gsc(net, x, fixed=fixed, squared=True).value
+    found = gsc(net, x, fixed=fixed, squared=True, probes=4000, generator=generator)
+    assert found.standard_error is not None
+    assert found.products == 4000
+    assert bool(((found.value - true).abs() <= 4 * found.standard_error + 1e-12).all())
+    few = [gsc(net, x, fixed=fixed, squared=True, probes=8, generator=generator) for _ in range(120)]
+    spread = torch.stack([f.value for f in few]).std(0)
+    told = torch.stack([f.standard_error for f in few]).square().mean(0).sqrt()
+    # 120 draws know a standard deviation to about 7 %; some tails are heavy
+    torch.testing.assert_close(told, spread, rtol=0.35, atol=1e-12)
+
+
+def test_the_estimate_of_single_samples_and_of_the_root():
+    net, x = plain(), torch.randn(3, 4)
+    true = gsc(net, x, per_sample=True).value
+    found = gsc(net, x, per_sample=True, probes=4000)
+    assert found.standard_error is not None
+    assert found.value.shape == found.standard_error.shape == true.shape == (3, 6)
+    assert bool(((found.value - true).abs() <= 4 * found.standard_error + 1e-12).all())
+
+
+def test_the_same_generator_gives_the_same_estimate():
+    net, x = plain(), torch.randn(3, 4)
+    a, b = (gsc(net, x, probes=5, generator=torch.Generator().manual_seed(7)).value for _ in range(2))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+# Over time
+
+SOLVERS = ("euler", "euler-plain", "imex", "exponential-euler", "rk4")
+
+
+def assembly():
+    parts = [Subnetwork(AdaDiagTanh("tanh"), 2), Subnetwork(Singular("tanh"), 3)]
+    return couple(parts, "all").double()
+
+
+def recurrent(name: str) -> nn.Module:
+    if name in SOLVERS:
+        return CTRNN(2, assembly(), batch_first=True, dt=0.3, solver=name)
+    nets = {
+        "gated": lambda: GatedCTRNN(2, assembly(), gate="state", batch_first=True),
+        "rnn": lambda: VanillaRNN(2, 4, batch_first=True),
+        "lstm": lambda: LSTM(2, 4),
+        "antisymmetric": lambda: AntisymmetricRNN(2, 4, batch_first=True, eps=0.2),
+        "lipschitz": lambda: LipschitzRNN(2, 4, eps=0.2),
+        "nn.GRU": lambda: nn.GRU(2, 3, num_layers=2, batch_first=True),
+    }
+    return nets[name]()
+
+
+RECURRENT = (*SOLVERS, "gated", "rnn", "lstm", "antisymmetric", "lipschitz", "nn.GRU")
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_gsc_over_time_is_autograd_s_through_the_whole_run(name):
+    net = recurrent(name).double()
+    time = 1 if net.batch_first else 0
+    u = torch.randn(3, 7, 2) if net.batch_first else torch.randn(7, 3, 2)
+    state = net(u[:, :1] if time else u[:1])[1]
+    parts = state if isinstance(state, tuple) else (state,)
+    start = [torch.randn_like(part) for part in parts]
+
+    def run(flat: Tensor, first: int) -> Tensor:
+        """(3, N) -> (3, N) from step `first` on."""
+        split = flat.split([p.shape[0] * p.shape[2] for p in parts], dim=1)
+        h = [s.reshape(3, p.shape[0], -1).transpose(0, 1) for s, p in zip(split, parts, strict=True)]
+        given = tuple(h) if isinstance(state, tuple) else h[0]
+        last = net(u.narrow(time, first, 7 - first), given)[1] if first < 7 else given
+        return flatten(last)
+
+    def flatten(h) -> Tensor:
+        pieces = h if isinstance(h, tuple) else (h,)
+        return torch.cat([p.transpose(0, 1).flatten(1) for p in pieces], 1)
+
+    h_0 = tuple(start) if isinstance(state, tuple) else start[0]
+    found = gsc_over_time(net, u, h_0, every=3)
+    assert found.points == (0, 3, 6, 7)
+    for k, t in enumerate(found.points):
+        h = net(u.narrow(time, 0, t), h_0)[1] if t else h_0
+        flat = flatten(h).detach()
+        expected = brute_force([lambda z, t=t: run(z, t)], flat)
+        # rk4 runs as one solve here and by stretches there
+        torch.testing.assert_close(found.value[k], expected, rtol=1e-9, atol=0)
+    every = gsc_over_time(net, u, h_0)
+    torch.testing.assert_close(every.value[[0, 3, 6, 7]], found.value, rtol=1e-9, atol=0)
+    assert every.products == flatten(h_0).shape[1]
+
+
+@pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler"])
+@pytest.mark.parametrize("omega", [0.0, 2.5])
+def test_a_linear_run_with_a_plane_skew_coupling_has_gsc_one(solver, omega):
+    zero = torch.zeros(1, 1)
+    parts = [Subnetwork(Unconstrained("tanh"), 1, weight=zero, bias=False) for _ in range(2)]
+    field = couple([*parts], "all").double()
+    for parameter in field.coupling.parameters():
+        parameter.data.fill_(omega)
+    L = field.terms().L
+    assert L is not None
+    torch.testing.assert_close(L.detach().abs(), omega * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    net = CTRNN(1, field, dt=0.1, solver=solver, bias=False).double()
+    found = gsc_over_time(net, torch.zeros(30, 4, 1), torch.randn(1, 4, 2), per_sample=True)
+    torch.testing.assert_close(found.value, torch.ones(4, 31), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["euler", "imex"])
+def test_contraction_bounds_the_jacobian(solver):
+    parts = [Subnetwork(Singular("tanh"), 4, tau=1.5) for _ in range(3)]
+    field = couple(parts, "ring", gain=2.0).double()
+    net = CTRNN(2, field, dt=0.05, solver=solver).double()
+    certificate = certify(field, dt=0.05, solver=solver)
+    assert certificate.step is not None
+    assert certificate.step.certified
+    found = gsc_over_time(net, 3 * torch.randn(80, 5, 2), per_sample=True, every=4)
+    back = 80 - torch.tensor(found.points, dtype=torch.float64)
+    bound = certificate.metric.condition_number**0.5 * certificate.step.gain**back
+    assert bool((found.jacobian <= bound).all())
+
+
+def test_a_zero_initial_state_is_skipped():
+    found = gsc_over_time(recurrent("euler").double(), torch.randn(2, 5, 2), per_sample=True)
+    assert bool(found.value[:, 0].isnan().all())
+    assert bool(found.value[:, 1:].isfinite().all())
+    assert bool(found.jacobian.isfinite().all())
+    silent = gsc_over_time(recurrent("antisymmetric").double(), torch.zeros(2, 5, 2))
+    assert bool(silent.value.isnan().all())
+
+
+def test_the_estimate_over_time():
+    net, u = recurrent("imex").double(), torch.randn(4, 6, 2)
+    true = gsc_over_time(net, u).value[1:]
+    found = gsc_over_time(net, u, probes=2000)
+    assert found.standard_error is not None
+    off = (found.value[1:] - true).abs()
+    assert bool((off <= 4 * found.standard_error[1:] + 1e-12).all())
+
+
+def test_single_precision_nets_are_measured_in_their_precision():
+    net, u = VanillaRNN(2, 4).float(), torch.randn(6, 3, 2)
+    found = gsc_over_time(net, u.float()).value[1:]
+    assert found.dtype == torch.float64  # the sums; the products are in float32
+    torch.testing.assert_close(found, gsc_over_time(net.double(), u).value[1:], rtol=1e-4, atol=0)
+
+
+# Pre-activations
+
+
+def test_deviation_and_sign_diversity():
+    z = torch.tensor([[1.0, -1.0, 0.0], [-1.0, -2.0, 0.0], [1.0, -3.0, 0.0], [1.0, -2.0, 0.0]])
+    deviation, diversity = preactivation_statistics([z, 2 * z])
+    variances = torch.tensor([0.75, 0.5, 0.0])
+    torch.testing.assert_close(deviation[0], variances.mean().sqrt())
+    torch.testing.assert_close(deviation[1], 2 * deviation[0])
+    torch.testing.assert_close(diversity, torch.full((2,), 0.25 / 3))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: gsc([], torch.ones(2, 2)), ConfigError, "layers"),
+        (lambda: gsc(torch.relu, torch.ones(2, 2)), ConfigError, "layers"),
+        (lambda: gsc([torch.relu], torch.ones(2, 2), probes=1), ConfigError, "probes"),
+        (lambda: gsc([torch.relu], torch.ones(2, 2), fixed="loss"), ConfigError, "fixed"),
+        (lambda: gsc([torch.relu], torch.ones(2)), ShapeError, "x must"),
+        (lambda: gsc([torch.relu], torch.ones(2, 2).long()), ShapeError, "int64"),
+        (lambda: gsc([torch.relu], torch.full((2, 2), float("nan"))), DataError, "f_0"),
+        (lambda: gsc([lambda z: z / 0], torch.ones(2, 2)), DataError, "f_1"),
+        (lambda: gsc([lambda z: z.sum(0)], torch.ones(2, 2)), ShapeError, "layer 1"),
+        (lambda: gsc(batch_norm(), torch.randn(3, 4), per_sample=True), ConfigError, "per_sample"),
+        (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 2)), ShapeError, "input"),
+        (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 1, 2), every=0), ConfigError, "every"),
+        (
+            lambda: gsc_over_time(nn.GRU(2, 3, bidirectional=True), torch.ones(4, 1, 2)),
+            ConfigError,
+            "forward",
+        ),
+        (lambda: preactivation_statistics([torch.ones(1, 3)]), ShapeError, r"preactivations\[0\]"),
+    ],
+)
+def test_refusals_say_what_and_how(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
