@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+from ctrnn_cli.subject import (
+    check_outputs,
+    emit,
+    load_subject,
+    picture_title,
+    subject_options,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +93,7 @@ def contraction_command(
     if plot is not None:
         from ctrnn_cli.figures.contraction import contraction_figure
 
-        figure = contraction_figure(found, other, certificate, title=f"{result['model']}: {Path(source).name}")
+        figure = contraction_figure(found, other, certificate, title=picture_title(result, source))
     arrays = {"times": found.times.numpy(), "metric": found.metric.numpy()}
     arrays |= {"euclidean": found.euclidean.numpy()}
     if other is not None:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+from ctrnn_cli.subject import (
+    check_outputs,
+    emit,
+    load_subject,
+    picture_title,
+    subject_options,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +82,7 @@ def fixed_points_command(
     if plot is not None:
         from ctrnn_cli.figures.fixed_points import fixed_points_figure
 
-        figure = fixed_points_figure(found, certificate, title=f"{result['model']}: {Path(source).name}")
+        figure = fixed_points_figure(found, certificate, title=picture_title(result, source))
     arrays = {f"points{k}": points.points.numpy() for k, points in enumerate(found)}
     arrays |= {f"eigenvalues{k}": points.eigenvalues.numpy() for k, points in enumerate(found)}
     emit(

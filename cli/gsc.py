@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+from ctrnn_cli.subject import (
+    check_outputs,
+    emit,
+    load_subject,
+    picture_title,
+    subject_options,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,7 +83,7 @@ def gsc_command(
     if plot is not None:
         from ctrnn_cli.figures.gsc import gsc_figure
 
-        figure = gsc_figure(rows, title=f"{result['model']}: {Path(source).name}", squared=squared)
+        figure = gsc_figure(rows, title=picture_title(result, source), squared=squared)
     emit(
         result,
         _table(result),

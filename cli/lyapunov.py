@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+from ctrnn_cli.subject import (
+    check_outputs,
+    emit,
+    load_subject,
+    picture_title,
+    subject_options,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +93,7 @@ def lyapunov_command(
     if plot is not None:
         from ctrnn_cli.figures.lyapunov import lyapunov_figure
 
-        figure = lyapunov_figure(found, bound, title=f"{result['model']}: {Path(source).name}")
+        figure = lyapunov_figure(found, bound, title=picture_title(result, source))
     arrays = {"times": found.times.numpy(), "trace": found.trace.numpy()}
     emit(
         result,

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import check_outputs, emit, load_subject, subject_options
+from ctrnn_cli.subject import (
+    check_outputs,
+    emit,
+    load_subject,
+    picture_title,
+    subject_options,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +70,7 @@ def spectrum_command(
     if plot is not None:
         from ctrnn_cli.figures.spectrum import spectrum_figure
 
-        figure = spectrum_figure(found, before, certificate, title=f"{result['model']}: {Path(source).name}")
+        figure = spectrum_figure(found, before, certificate, title=picture_title(result, source))
     emit(
         result,
         _table(result),

@@ -247,6 +247,11 @@ def emit(
             click.echo(f"written: {file}")
 
 
+def picture_title(result: dict[str, Any], source: str) -> str:
+    """What a picture is of."""
+    return f"{result['model']}: {Path(source).name}"
+
+
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:

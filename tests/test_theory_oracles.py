@@ -12,7 +12,8 @@
 | | | `test_theorem2_map_and_metrics`, `test_theorem3_metrics`, `test_theorem5_map` |
 | 9, 10 | sharp rates of Theorems 4 and 5 | test_contracting `test_largest_margin_that_a_weight_admits` |
 | 13 | exponent of the worst switching | test_counterexamples |
-| 14, 15 | alternating slopes; the textbook system | test_counterexamples `test_oracle_14_...`, `..._15_...` |
+| 14, 15 | alternating slopes; the textbook system | test_counterexamples `test_oracle_14_...`, |
+| | | `test_oracle_15_...` |
 | 16, 18 | the mirrored block of equation 3 | test_coupling `test_mirrored_block_of_equation_3` |
 | 17 | skew coupling without the metric | test_coupling `test_skew_coupling_without_the_metric_is_...`; |
 | | | test_certificates `test_oracle_17_...` |

@@ -8,6 +8,7 @@ bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,7 @@ from ctrnn_assembly.certificates.rounding import (
     largest_eigenvalue,
     spectral_norm,
     top_eigenvalue,
+    top_vector,
 )
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -108,8 +110,8 @@ class Assembled:
         S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
         if self.gains is None:
             return -largest_eigenvalue(S, rounding), rounding
-        costs = [self._edge_costs(linear) for linear in (False, True)]
-        return max(-largest_eigenvalue(S + torch.diag(cost), rounding) for cost in costs), rounding
+        cost = min(self._edge_costs(S), key=lambda cost: top_eigenvalue(S + torch.diag(cost)))
+        return -largest_eigenvalue(S + torch.diag(cost), rounding), rounding
 
     def abscissa_at_full_slope(self) -> float:
         """The largest real part of an eigenvalue of the Jacobian at the largest slopes, unproven.
@@ -144,25 +146,33 @@ class Assembled:
             return Assembled(sizes, modules, torch.zeros_like(K), 0.0, None)
         return Assembled(sizes, modules, K, self.K_error, None)
 
-    def _edge_costs(self, linear: bool) -> Tensor:
-        """c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i, G = sym(gamma).
+    def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
+        """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
 
-        Sound for every w > 0. With w = (l I - C)^-1 1 for the comparison matrix C = G - diag(rates), and
-        l just above its largest eigenvalue, a hierarchy's edges cost what C says and no more; `linear`
-        counts the linear coupling in C as well.
+        G = sym(gamma); sound for every w > 0. First w = (l I - C)^-1 1 for the comparison matrix
+        C = G - diag(rates), with l just above its largest eigenvalue: a hierarchy's edges then cost
+        what C says and no more. Then C with the linear coupling; then w from the worst direction y
+        itself, for which w_i = |y_i| is best.
         """
         assert self.gains is not None
         G = symmetric_part(self.gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
-        if linear:
-            C = C + block_norms(self.skewness[0], self.sizes)
-        top = top_eigenvalue(C)
-        eye = torch.eye(len(C), dtype=C.dtype)
-        above = top + 1e-9 * float(C.norm())
-        w = torch.linalg.solve_ex(above * eye - C, eye[0] * 0 + 1)[0]
-        w = w if bool((w > 0).all()) else torch.ones_like(w)
-        cost = (G @ w) / w * (1 + 1e-13)
-        return cost.repeat_interleave(torch.tensor(self.sizes))
+        for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
+            w = _dominating(comparison)
+            for _ in range(6 if len(S) <= DENSE else 1):
+                cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(torch.tensor(self.sizes))
+                yield cost
+                parts = top_vector(S + torch.diag(cost)).split(self.sizes)
+                w = torch.stack([part.norm() for part in parts])
+                w = w.clamp(min=1e-6 * float(w.max()))
+
+
+def _dominating(C: Tensor) -> Tensor:
+    """w > 0 with C w < l w, l just above the largest eigenvalue of a Metzler matrix; else ones."""
+    above = top_eigenvalue(C) + 1e-9 * float(C.norm())
+    eye = torch.eye(len(C), dtype=C.dtype)
+    w = torch.linalg.solve_ex(above * eye - C, torch.ones_like(C[0]))[0]
+    return w if bool((w > 0).all()) else torch.ones_like(w)
 
 
 def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -> tuple[Tensor, float]:

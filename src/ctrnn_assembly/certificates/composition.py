@@ -5,8 +5,11 @@
 | none, generalised negative feedback | min of the parts' | blkdiag(M_i) |
 | hierarchy, gains G | -lmax(sym(kappa^1/2 (G - diag(rates)) kappa^-1/2)) | blkdiag(kappa_i M_i) |
 
-Both are lower bounds on what `certify` computes on the flattened assembly in the same metric, and both
-can be nested to any depth. Source: Kozachkov et al. 2022, section 3; THEORY section 5.
+Both can be nested to any depth. `certify` on the flattened assembly, in the same metric, gives at least
+these rates; only where nonlinear edges join parts that have linear couplings of their own may it lose a
+few per cent, because it counts an edge by the norms of its blocks.
+
+Source: Kozachkov et al. 2022, section 3; THEORY section 5.
 """
 
 from __future__ import annotations

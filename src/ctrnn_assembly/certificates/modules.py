@@ -36,6 +36,7 @@ from ctrnn_assembly.certificates.rounding import (
     largest_eigenvalue,
     spectral_norm,
     top_eigenvalue,
+    top_vector,
 )
 from ctrnn_assembly.linalg import majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor
@@ -120,11 +121,8 @@ def _families(W: Tensor, phi: Activation, factor: Factor) -> dict[str, Tensor]:
 
 
 def _perron_vector(S: Tensor) -> Tensor:
-    """The top eigenvector of a non-negative symmetric matrix, kept away from 0; ones if LAPACK fails."""
-    try:
-        v = torch.linalg.eigh(S)[1][:, -1].abs()
-    except torch.linalg.LinAlgError:
-        return torch.ones_like(S[0])
+    """The top eigenvector of a non-negative symmetric matrix, kept away from 0."""
+    v = top_vector(S).abs()
     return v.clamp(min=1e-6 * float(v.max()))
 
 
@@ -154,7 +152,7 @@ def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
     # Where ||B|| and ||C|| balance: the scale of the problem, whatever the units of W and M.
     b, c = float(B0.norm()), float(C0.norm())
     known = 0 < b < math.inf and 0 < c < math.inf
-    centre = min(300.0, max(-300.0, 2 * (math.log(b) - math.log(c)))) if known else 0.0
+    centre = min(300.0, max(-300.0, math.log(b) - math.log(c))) if known else 0.0
     bounds = (centre - LOG_Z, centre + LOG_Z)
     found = minimize_scalar(top, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     # Theorems 2 and 3 are exact at one z, which a search only approaches.

@@ -110,6 +110,14 @@ def top_eigenvalue(S: Tensor) -> float:
         return math.inf
 
 
+def top_vector(S: Tensor) -> Tensor:
+    """An eigenvector of the largest eigenvalue by LAPACK, unproven; ones where LAPACK fails."""
+    try:
+        return torch.linalg.eigh(S)[1][:, -1]
+    except torch.linalg.LinAlgError:
+        return torch.ones_like(S[0])
+
+
 def guess_norm(A: Tensor) -> float:
     """The spectral norm of a matrix with at least as many columns as rows, unproven."""
     n = A.shape[0]
