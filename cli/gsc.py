@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.diagnostics.effective_depth import Pull
+    from ctrnn_cli.subject import Subject
 
 
 @click.command("gsc", short_help="Gradient scale coefficient over time.")
 @subject_options
 @click.option("--every", type=int, help="steps between values  [default: a sixteenth of T]")
 @click.option("--probes", type=int, help="random probes of the estimate  [default: exact]")
+@click.option(
+    "--effective-depth", "depth", is_flag=True, help="also how many residual steps count at once"
+)
 @click.option("--squared", is_flag=True, help="the square, as the paper prints it first")
 def gsc_command(
     source: str,
@@ -35,6 +40,7 @@ def gsc_command(
     plot: Path | None,
     every: int | None,
     probes: int | None,
+    depth: bool,
     squared: bool,
     **options: Any,
 ) -> None:
@@ -76,6 +82,7 @@ def gsc_command(
         "squared": squared,
         "probes": probes,
         "products": found.products,
+        "effective_depth": effective_depth_in_time(subject) if depth else None,
         "certificate": None if certificate is None else certificate.as_dict(),
         "rows": rows,
     }
@@ -96,6 +103,32 @@ def gsc_command(
         figure=figure,
         plot=plot,
     )
+
+
+def effective_depth_in_time(subject: Subject) -> int:
+    """Of the gradient of the right class's logit, back through the steps of the first sample.
+
+    Every step's Jacobian is I + R: the effective depth is the largest number of residual factors R in
+    one product that still counts (tolerance 1e-6). For an assembly with a grid solver.
+
+    Raises:
+        ConfigError, SolverError: for another model or solver.
+    """
+    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_of_gradient
+    from ctrnn_assembly.diagnostics.jacobian import step_map
+    from ctrnn_assembly.solvers import solve
+
+    core, u = subject.core, subject.sequence(0)
+    step = step_map(core, dt=core.dt, method=core.solver)
+    start = u.new_zeros(1, core.hidden_size)
+    x = solve(subject.terms, start, u=u[None], dt=core.dt, method=core.solver).x[0]
+
+    def pull(k: int) -> Pull:
+        here = step.jacobian(x[k : k + 1], u[k : k + 1])
+        return lambda V: (V, here.transposed(V[None])[0] - V)
+
+    gradient = subject.model.readout.weight[int(subject.y[0])].detach()
+    return effective_depth_of_gradient([pull(k) for k in range(len(u))], gradient).depth
 
 
 def jacobian_bound(certificate: Certificate | None, steps: int) -> float | None:
@@ -128,4 +161,7 @@ def _table(result: dict[str, Any]) -> Table:
 
 def _notes(result: dict[str, Any]) -> list[str]:
     kind = "exact" if result["probes"] is None else "estimated"
-    return [f"{kind}, by {result['products']} Jacobian products through the sequence"]
+    notes = [f"{kind}, by {result['products']} Jacobian products through the sequence"]
+    if result["effective_depth"] is not None:
+        notes.append(f"effective depth: {result['effective_depth']} of {result['steps']} steps")
+    return notes

@@ -101,6 +101,12 @@ def test_the_jacobian_over_time_stays_below_its_certified_bound(cli, run):
     assert squared == pytest.approx(result(cli, "gsc", run)["rows"][1]["gsc"] ** 2)
 
 
+def test_the_effective_depth_over_time_is_that_of_the_unrolled_steps(cli, run):
+    depth = result(cli, "gsc", run, "--effective-depth")["effective_depth"]
+    # Residual steps of about dt |J| = 0.06: far from 64 of them count at once, but several do.
+    assert 3 <= depth <= 30
+
+
 def test_gsc_of_a_baseline_and_refusals_of_what_needs_an_assembly(cli, tmp_path):
     store_run(tmp_path / "run", model="lstm")
     assert result(cli, "gsc", tmp_path / "run")["certificate"] is None
