@@ -17,7 +17,7 @@ import torch
 from ctrnn_assembly.diagnostics.gsc import gsc, preactivation_statistics
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "gradients_explode"
-NAMES = ("mlps", "outcome", "figure1", "figure3", "record")
+NAMES = ("mlps", "outcome", "sgd", "figure1", "figure3", "record")
 EXPLODING = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
 
 
@@ -139,7 +139,7 @@ def figure3(code, folder: Path, *more: str) -> dict | None:
 
 
 def test_figure_3_measures_every_epoch_and_resumes(code, tmp_path, monkeypatch):
-    monkeypatch.setattr(code.figure3, "RATES", {"layer": (0.01, 0.001)})
+    monkeypatch.setitem(code.sgd.RATES, "layer", (0.01, 0.001))
     train, epochs = code.figure3.run, []
 
     def cut_off(name, *arguments):
@@ -199,7 +199,7 @@ def test_figure_3_skips_without_data(code, tmp_path, capsys):
 
 
 def test_a_net_that_diverges_is_recorded(code, tmp_path, monkeypatch):
-    monkeypatch.setattr(code.figure3, "RATES", {"one": (1e38,)})
+    monkeypatch.setitem(code.sgd.RATES, "one", (1e38,))
     monkeypatch.setattr(code.figure3, "MLPS", ("relu",))
     result = figure3(code, tmp_path, "--steps=one")
     assert result is not None
@@ -211,13 +211,13 @@ def test_a_net_that_diverges_is_recorded(code, tmp_path, monkeypatch):
 
 def test_every_layer_first_moves_by_the_same_fraction(code):
     settings = code.figure3.settings_from(SMALL)
-    images = code.figure3.load_images(settings)
+    images = code.sgd.load_images(settings)
     images = replace(
         images, x=images.x[:100].repeat(10, 1), y=images.y[:100].repeat(10)
     )  # one batch, ten times
-    net = code.figure3.Classifier("batch-relu", images.x.shape[1], 10, settings)
+    net = code.sgd.Classifier("batch-relu", images.x.shape[1], 10, settings)
     before = [p.detach().clone() for p in net.parameters()][:-1]
-    steps = code.figure3.optimizer(net, images, 0.01, "layer")
+    steps = code.sgd.optimizer(net, images, 0.01, "layer")
     loss = torch.nn.functional.cross_entropy(net(images.x[:100]), images.y[:100])
     loss.backward()
     steps.step()
@@ -228,7 +228,7 @@ def test_every_layer_first_moves_by_the_same_fraction(code):
 def test_the_pulls_of_a_net_add_up_to_its_gradient(code):
     settings = code.figure3.settings_from(SMALL)
     for name in ("relu", "layer-tanh", "batch-tanh"):
-        net = code.figure3.Classifier(name, 7, 3, settings).double()
+        net = code.sgd.Classifier(name, 7, 3, settings).double()
         x = torch.randn(5, 7, requires_grad=True)
         with torch.no_grad():
             for layer in net.hidden:

@@ -165,6 +165,7 @@ def test_the_batch_form_is_the_form_with_expectations():
     mean = single.jacobian.square().mean(0).sqrt()
     sizes = single.size.square().mean(0).sqrt()
     torch.testing.assert_close(batch.jacobian, mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(batch.size, sizes, rtol=1e-12, atol=0)
     torch.testing.assert_close(batch.value, mean * sizes / sizes[-1], rtol=1e-12, atol=0)
 
 
@@ -345,6 +346,15 @@ def test_single_precision_nets_are_measured_in_their_precision():
     found = gsc_over_time(net, u.float()).value[1:]
     assert found.dtype == torch.float64  # the sums; the products are in float32
     torch.testing.assert_close(found, gsc_over_time(net.double(), u).value[1:], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("fixed", ENDS)
+@pytest.mark.parametrize("slope", [0.01, 100.0])
+def test_products_neither_fade_nor_overflow_in_single_precision(slope, fixed):
+    layers = [lambda z: slope * (z - z.detach()) + z.detach()] * 60
+    found = gsc(layers, torch.ones(2, 3, dtype=torch.float32), fixed=fixed)
+    back = torch.arange(60, -1, -1) if fixed == "output" else torch.arange(61)
+    torch.testing.assert_close(found.value, slope ** back.double(), rtol=1e-4, atol=0)
 
 
 # Pre-activations
