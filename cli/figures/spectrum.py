@@ -87,7 +87,9 @@ def draw_step(axes: Axes, found: list[Spectrum], before: list[Spectrum]) -> None
     axes.set_xlim(float(values.real.min()) - 0.15 * width, 1 + 0.25 * width)
     axes.set_ylim(-1.3 * height, 1.3 * height)
     if height > 0.5:  # most of the circle is in sight
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlim(-1.15, 1.15)
+        axes.set_ylim(-1.15, 1.15)
+        axes.set_aspect("equal")
     axes.legend(fontsize=6.5, loc="lower left")
 
 
