@@ -80,7 +80,8 @@ def certify_command(
         from ctrnn_cli.plots import certificate_figure, save_figure
 
         curves = step_curves(core, certificate, config.dt)
-        save_figure(certificate_figure(certificate, curves, title=f"{config.model}: {source}"), plot)
+        title = f"{config.model}: {Path(source).name}"
+        save_figure(certificate_figure(certificate, curves, title=title), plot)
     if as_json:
         click.echo(json.dumps(result, indent=2, allow_nan=False))
     else:

@@ -90,7 +90,7 @@ def draw_step(axes: Axes, found: list[Spectrum], before: list[Spectrum]) -> None
         axes.set_xlim(-1.15, 1.15)
         axes.set_ylim(-1.15, 1.15)
         axes.set_aspect("equal")
-    axes.legend(fontsize=6.5, loc="lower left")
+    axes.legend(fontsize=6.5, loc="center" if height > 0.5 else "lower left")
 
 
 def draw_extremes(axes: Axes, found: list[Spectrum], certificate: Certificate) -> None:
