@@ -1,7 +1,7 @@
 """Draw the README's pictures of a trained run by the command line itself.
 
-    ctrnn train --out runs/digits
-    python experiments/draw_readme.py runs/digits
+ctrnn train --out runs/digits
+python experiments/draw_readme.py runs/digits
 """
 
 from __future__ import annotations
