@@ -1,5 +1,8 @@
 """A hunt for a certificate that says yes wrongly: random small networks against every slope vertex."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +151,35 @@ def test_metrics_that_are_none_or_too_badly_conditioned_are_refused():
 def test_only_the_identity_is_called_identity():
     with pytest.raises(ConfigError):
         Activation("identity", lambda x: 3 * x, (0.0, 3.0))
+
+
+def test_a_leak_that_almost_cancels_does_not_hide_its_rounding():
+    """1 - w s is a cancellation whose rounding a step of a million tau makes visible."""
+    slope, w, dt = 1.7580993408473768, 0.5687953325311048, 1537515.3750351532
+    act = Activation("steep", torch.tanh, (slope, slope))
+    terms, metric = net([np.array([[w]])], [np.ones(1)], [act], "x", np.ones(1))
+    step = certify_terms(terms, metric, dt=dt).step
+    exact = abs(1 + Fraction(dt) * (-1 + Fraction(w) * Fraction(slope)))
+    assert exact > 1
+    assert not step.certified
+
+
+def test_only_real_tensors_of_the_right_shapes_are_certified():
+    terms, metric = plane([[0.1, 0.2], [0.3, 0.1]], [1.0, 1.0])
+    assert certify_terms(terms, metric).certified
+    W = terms.blocks[0]
+    broken = [
+        replace(terms, blocks=(torch.tensor([[0, 5j], [-5j, 0]]),)),  # grows at the rate 4
+        replace(terms, blocks=(W[:1],)),
+        replace(terms, blocks=()),
+        replace(terms, L=torch.zeros(1, 2)),
+        replace(terms, tau=torch.ones(3)),
+        replace(terms, pre=Elementwise(((TANH, 1),))),
+        replace(terms, edges=(Edge(torch.zeros(2), Elementwise(((TANH, 2),))),)),
+    ]
+    for bad in broken:
+        certificate = certify_terms(bad, metric, dt=0.1)
+        assert not certificate.certified
+        assert certificate.reasons[0]
+    for theta in (torch.ones(3), torch.ones(2, 3), torch.tensor([1.0, -1.0])):
+        assert not certify_terms(terms, Metric((Factor(theta, theta),))).certified

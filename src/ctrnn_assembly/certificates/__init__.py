@@ -14,6 +14,7 @@ made them. Where to read:
 | `search` | a metric where none is known |
 | `composition` | the rate of an assembly from the rates of its parts |
 | `gates` | state- and input-dependent time scales |
+| `curves` | the factor of a step against its length |
 | `result` | what a certificate says |
 """
 
@@ -118,7 +119,7 @@ def certify_terms(
     reasons = () if certified else (_reason(assembled, modules, rate, smallest),)
     step = None
     if dt is not None:
-        step = _step(assembled, terms, float(dt), method, certified)
+        step = _step(assembled, terms, dt, method, certified)
     return Certificate(
         certified=certified,
         rate=rate,
@@ -155,7 +156,7 @@ def _on_cpu(terms: Terms, metric: Metric) -> tuple[Terms, Metric]:
 
 def _refused(broken: str, dt: float | None, solver: str, origin: str) -> Certificate:
     """Nothing can be proven."""
-    step = None if dt is None else Step(solver, float(dt), False, None, 0.0, broken)
+    step = None if dt is None else Step(solver, dt, False, None, 0.0, broken)
     metric = MetricFacts("none", origin, 0.0, math.inf)
     coupling = CouplingFacts("unknown", (), (), math.inf, math.inf, 0)
     return Certificate(False, -math.inf, math.inf, metric, (), coupling, step, (broken,))
@@ -202,8 +203,8 @@ def _step(assembled: Assembled, terms: Terms, dt: float, solver: str, certified:
     """The factor of one step of a certified system."""
     if not certified:
         return Step(solver, dt, False, None, 0.0, "the continuous system is not certified")
-    if not 0 < dt < math.inf:
-        return Step(solver, dt, False, None, 0.0, f"dt must be positive and finite; got {dt}")
+    if not 0 < dt < 1e100:
+        return Step(solver, dt, False, None, 0.0, f"dt must be positive and below 1e100; got {dt}")
     if solver not in PROVEN_STEPS:
         return Step(solver, dt, False, None, 0.0, f"no proof is known for steps of {solver}")
     tau = terms.tau.double()
@@ -219,7 +220,8 @@ def _step(assembled: Assembled, terms: Terms, dt: float, solver: str, certified:
         largest = exponential_max_dt(assembled, own, tau)
     if gain < 1:  # rounding is in the bound already
         return Step(solver, dt, True, gain, max(largest, dt))
-    return Step(solver, dt, False, gain, min(largest, dt), _step_reason(solver, gain, largest))
+    known = gain if math.isfinite(gain) else None
+    return Step(solver, dt, False, known, min(largest, dt), _step_reason(solver, gain, largest))
 
 
 def _step_reason(solver: str, gain: float, largest: float) -> str:

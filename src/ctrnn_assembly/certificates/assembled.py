@@ -21,6 +21,7 @@ from ctrnn_assembly.certificates.loop import Balance, activations, balanced, bal
 from ctrnn_assembly.certificates.modules import Proven, prove_module
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
+    guess_largest,
     largest_eigenvalue,
     spectral_norm,
     top_eigenvalue,
@@ -110,7 +111,7 @@ class Assembled:
         S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
         if self.gains is None:
             return -largest_eigenvalue(S, rounding), rounding
-        cost = min(self._edge_costs(S), key=lambda cost: top_eigenvalue(S + torch.diag(cost)))
+        cost = min(self._edge_costs(S), key=lambda cost: guess_largest(S + torch.diag(cost)))
         return -largest_eigenvalue(S + torch.diag(cost), rounding), rounding
 
     def abscissa_at_full_slope(self) -> float:
@@ -157,14 +158,17 @@ class Assembled:
         assert self.gains is not None
         G = symmetric_part(self.gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
+        units = torch.tensor(self.sizes)
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
             w = _dominating(comparison)
-            for _ in range(6 if len(S) <= DENSE else 1):
-                cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(torch.tensor(self.sizes))
-                yield cost
+            cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
+            yield cost
+            for _ in range(5 if len(S) <= DENSE else 0):
                 parts = top_vector(S + torch.diag(cost)).split(self.sizes)
                 w = torch.stack([part.norm() for part in parts])
                 w = w.clamp(min=1e-6 * float(w.max()))
+                cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
+                yield cost
 
 
 def _dominating(C: Tensor) -> Tensor:

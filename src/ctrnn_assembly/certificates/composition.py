@@ -6,8 +6,9 @@
 | hierarchy, gains G | -lmax(sym(kappa^1/2 (G - diag(rates)) kappa^-1/2)) | blkdiag(kappa_i M_i) |
 
 Both can be nested to any depth. `certify` on the flattened assembly, in the same metric, gives at least
-these rates; only where nonlinear edges join parts that have linear couplings of their own may it lose a
-few per cent, because it counts an edge by the norms of its blocks.
+these rates up to rounding, if nonlinear edges join single modules. Between parts of several modules it
+counts such an edge by the norms of its blocks, which are up to sqrt(modules) larger than the norm of the
+whole edge: then the composed rate can be the better bound.
 
 Source: Kozachkov et al. 2022, section 3; THEORY section 5.
 """

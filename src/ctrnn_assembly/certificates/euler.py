@@ -82,7 +82,7 @@ class EulerStep:
 
 def disc_gain(assembled: Assembled, dt: float) -> float:
     """The disc bound on the factor."""
-    nu, eps = _common_disc(assembled)
+    nu, eps = common_disc(assembled)
     sigma, omega = assembled.symmetric_norm, assembled.norm
     left, turn = 1 - dt * nu, dt * omega
     rotation = left * left + 2 * dt * abs(left) * sigma + turn * turn  # infinite rather than an error
@@ -91,14 +91,15 @@ def disc_gain(assembled: Assembled, dt: float) -> float:
 
 def disc_max_dt(assembled: Assembled) -> float:
     """2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes."""
-    nu, eps = _common_disc(assembled)
+    nu, eps = common_disc(assembled)
     if nu <= eps:
         return 0.0
     largest = 2 * (nu - eps) / (assembled.norm * assembled.norm + (nu - eps) * (nu + eps))
     return next((dt for dt in (largest * (1 - s) for s in SHRINK) if disc_gain(assembled, dt) < 1), 0.0)
 
 
-def _common_disc(assembled: Assembled) -> tuple[float, float]:
+def common_disc(assembled: Assembled) -> tuple[float, float]:
+    """nu, eps of all modules at once."""
     low = min(m.disc[0] - m.disc[1] for m in assembled.modules)
     high = max(m.disc[0] + m.disc[1] for m in assembled.modules)
     return (low + high) / 2, (high - low) / 2 * (1 + 4 * UNIT)

@@ -18,7 +18,7 @@ import math
 from torch import Tensor
 
 from ctrnn_assembly.certificates.assembled import Assembled
-from ctrnn_assembly.certificates.euler import EulerStep, last_contracting
+from ctrnn_assembly.certificates.euler import EulerStep, common_disc, last_contracting
 from ctrnn_assembly.certificates.rounding import UNIT, spectral_norm
 
 
@@ -43,7 +43,8 @@ def exponential_gain(assembled: Assembled, own: EulerStep, tau: Tensor, dt: floa
     kept = math.exp(-dt * decay)
     bound = (kept + -math.expm1(-dt * decay) / decay * explicit) * (1 + 16 * UNIT)
     if _is_leak_only(assembled, tau):
-        bound = min(bound, own.gain(-float(tau[0]) * math.expm1(-dt / float(tau[0]))))
+        shorter = -float(tau[0]) * math.expm1(-dt / float(tau[0]))
+        bound = min(bound, own.gain(shorter) * (1 + 16 * UNIT))
     return bound
 
 
@@ -62,8 +63,10 @@ def _decay(assembled: Assembled, tau: Tensor) -> float:
 
 
 def _explicit(assembled: Assembled) -> float:
-    edges = 0.0 if assembled.gains is None else spectral_norm(assembled.gains, 1e-14)
-    return max(module.norm for module in assembled.modules) + edges
+    explicit = max(module.norm for module in assembled.modules)
+    if assembled.gains is None:
+        return explicit
+    return explicit + spectral_norm(assembled.gains, 1e-14 * float(assembled.gains.norm()))
 
 
 def _is_leak_only(assembled: Assembled, tau: Tensor) -> bool:
@@ -79,9 +82,7 @@ def largest_coupling_norm(assembled: Assembled, step: EulerStep, dt: float) -> f
     modules' step without coupling.
     """
     own = step.gain(dt)
-    low = min(m.disc[0] - m.disc[1] for m in assembled.modules)
-    high = max(m.disc[0] + m.disc[1] for m in assembled.modules)
-    nu, eps, target = (low + high) / 2, (high - low) / 2, 1 - 1e-6
+    (nu, eps), target = common_disc(assembled), 1 - 1e-6
     disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
     rest = target**2 - own**2 if own < target else -1.0
     by_disc = math.sqrt(max(0.0, disc)) / dt

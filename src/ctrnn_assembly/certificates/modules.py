@@ -188,14 +188,16 @@ def _norm(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor)
 
 def _disc(W: Tensor, phi: Activation, factor: Factor, tau: Tensor, norm: float) -> tuple[float, float]:
     """nu, eps with ||J + nu I|| <= eps in the metric for all slopes; J = (-I + W D) / tau."""
-    low, high = 1 / tau, 1 / tau
+    low, high, size = 1 / tau, 1 / tau, 1 / tau
     diagonal = W.diagonal()
     if factor.is_diagonal and is_diagonal(W):
         ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]])
         low, high = (1 - ends.max(0).values) / tau, (1 - ends.min(0).values) / tau
+        size = (1 + ends.abs().max(0).values) / tau  # 1 - w s may cancel: the error is of this size
         norm = 0.0
     bottom, top = float(low.min()), float(high.max())
-    return (bottom + top) / 2, ((top - bottom) / 2 + norm) * (1 + 1e-15) + 4 * UNIT * abs(top)
+    eps = ((top - bottom) / 2 + norm) * (1 + 1e-15) + 8 * UNIT * float(size.max())
+    return (bottom + top) / 2, eps
 
 
 def is_diagonal(W: Tensor) -> bool:

@@ -109,7 +109,8 @@ class CouplingFacts:
     Attributes:
         topology: "all", "ring", "chain", "star", "none", or the number of pairs.
         pairs: coupled pairs of modules.
-        residuals: ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| of each pair, 0 for exact feedback.
+        residuals: of each pair, ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over the root of tau_i
+            tau_j: 0 for exact feedback. Coupling inside a module has none, but counts in `cost`.
         norm: ||tau^-1/2 L tau^-1/2||_M, per unit of time: ||L||_M for tau = 1.
         cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
         edges: number of nonlinear couplings.
