@@ -24,10 +24,15 @@ def real_data(*needed: str) -> Path:
     """The folder with real data, from CTRNN_DATA_DIR or beside the checkout; skips without it."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CTRNN_DATA_DIR") or beside)
-    missing = [name for name in needed if not (folder / name).exists()]
+    missing = [name for name in needed if not _holds_something(folder / name)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)} in CTRNN_DATA_DIR ({folder})")
     return folder
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether it is a file, or a folder with a file in it: a failed download leaves empty folders."""
+    return path.is_file() or any(part.is_file() for part in path.rglob("*"))
 
 
 def refuse_network(monkeypatch: pytest.MonkeyPatch) -> None:
