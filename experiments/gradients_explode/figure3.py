@@ -31,7 +31,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from mlps import MLPS, Layer
-from outcome import COLOURS, HERE, RESULTS, curve, environment, finish, keep
+from outcome import COLOURS, HERE, RESULTS, curve, environment, finish, keep, without_folder
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -240,7 +240,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
     given = sys.argv[1:] if arguments is None else arguments
-    command = " ".join(["python experiments/gradients_explode/figure3.py", *given])
+    shown = without_folder(given)
+    command = " ".join(["python experiments/gradients_explode/figure3.py", *shown])
     keys = ("task", "steps", "images", "resize", "epochs", "depth", "width")
     result: dict[str, Any] = environment(command, settings.seed)
     result["settings"] = {key: getattr(settings, key) for key in keys}

@@ -42,6 +42,17 @@ DASHES = {"relu": "solid", "tanh": (0, (5, 1.5)), "selu": (0, (1, 1))}
 MARKERS = {"": "o", "layer": "s", "batch": "^"}
 
 
+def without_folder(arguments: Sequence[str]) -> list[str]:
+    """The arguments with DATA for the folder of the data, which is one machine's own."""
+    shown = list(arguments)
+    for k, argument in enumerate(shown):
+        if argument.startswith("--data-dir="):
+            shown[k] = "--data-dir=DATA"
+        elif k > 0 and arguments[k - 1] == "--data-dir":
+            shown[k] = "DATA"
+    return shown
+
+
 def environment(command: str, seed: int) -> dict[str, Any]:
     """Date, command, commit, hardware, versions and seed of a result."""
     asked = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
