@@ -13,7 +13,6 @@ from torch import nn
 from ctrnn_assembly.diagnostics import coupling_spectrum, spectrum_at, weight_spectra
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.gated import GatedCTRNN
-from ctrnn_assembly.measure import in_double
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.recurrent import CTRNN
 from ctrnn_assembly.solvers import GRID_METHODS
@@ -51,7 +50,7 @@ class Anatomy:
                 f"this picture is of an assembly; {model!r} is a baseline without modules. "
                 "Use --kind curves or states."
             )
-        terms, metric = in_double(core.field.terms().detach_cpu()), core.field.metric().detach_cpu()
+        terms, metric = core.field.terms().detach_cpu().double(), core.field.metric().detach_cpu()
         return cls(core, terms, Metric(tuple(_in_double(factor) for factor in metric.factors)))
 
     @property

@@ -54,10 +54,12 @@ def certify_command(
     import torch
 
     from ctrnn_assembly.certificates.rounding import DENSE
+    from ctrnn_cli.outputs import check_suffix
+    from ctrnn_cli.plots import FORMATS
     from ctrnn_cli.sources import Source
 
     if plot is not None:
-        check_suffix(plot)
+        check_suffix("--plot", plot, FORMATS)
     given = {key: value for key, value in {"dt": dt, "solver": solver}.items() if value is not None}
     found = Source.named(source, given, initial=initial)
     config = found.config
@@ -92,15 +94,6 @@ def certify_command(
             click.echo(f"drawn in {plot}")
     step = certificate.step is not None and certificate.step.certified
     click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
-
-
-def check_suffix(plot: Path) -> None:
-    """Refuse a file whose suffix names no format, before any work."""
-    from ctrnn_assembly.errors import ConfigError
-    from ctrnn_cli.plots import FORMATS
-
-    if plot.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--plot must end in {', '.join(FORMATS)}; got {str(plot)!r}.")
 
 
 def check_solver(solver: str) -> None:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import (
-    check_outputs,
-    emit,
-    load_subject,
-    picture_title,
-    subject_options,
-)
+from ctrnn_assembly.certificates.result import finite
+from ctrnn_cli.outputs import Outputs, picture_title
+from ctrnn_cli.subject import load_subject, subject_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,10 +46,7 @@ class Distances:
 )
 def contraction_command(
     source: str,
-    as_json: bool,
-    csv_file: Path | None,
-    npz_file: Path | None,
-    plot: Path | None,
+    outputs: Outputs,
     pairs: int,
     spread: float,
     twin: bool,
@@ -65,8 +57,8 @@ def contraction_command(
     The twin has the same modules and the same strength of coupling, but the modules of a pair excite
     each other in the metric, where the original ones have feedback of opposite signs.
     """
-    check_outputs(plot, csv_file, npz_file)
     from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.figures.contraction import contraction_figure
 
     if pairs < 1 or not 0 < spread < math.inf:
         raise ConfigError(f"--pairs must be at least 1 and --spread positive; got {pairs}, {spread}.")
@@ -82,33 +74,25 @@ def contraction_command(
         **subject.about(),
         "pairs": pairs,
         "certificate": certificate.as_dict(),
-        "largest_factor": _finite(found.largest_factor),
+        "largest_factor": finite(found.largest_factor),
         "certified_factor": None if step is None or not step.certified else step.gain,
         "growth": _growth(found.metric),
         "euclidean_growth": _growth(found.euclidean),
         "twin_growth": None if other is None else _growth(other.metric),
         "rows": _rows(found, other, certificate),
     }
-    figure = None
-    if plot is not None:
-        from ctrnn_cli.figures.contraction import contraction_figure
-
-        figure = contraction_figure(found, other, certificate, title=picture_title(result, source))
+    title = picture_title(result, source)
     arrays = {"times": found.times.numpy(), "metric": found.metric.numpy()}
     arrays |= {"euclidean": found.euclidean.numpy()}
     if other is not None:
         arrays["twin"] = other.metric.numpy()
-    emit(
+    outputs.emit(
         result,
         _table(result),
         _notes(result),
-        as_json=as_json,
         rows=result["rows"],
-        csv_file=csv_file,
         arrays=arrays,
-        npz_file=npz_file,
-        figure=figure,
-        plot=plot,
+        figure=lambda: contraction_figure(found, other, certificate, title=title),
     )
 
 
@@ -155,11 +139,7 @@ def excited(terms: Terms, metric: Metric) -> Terms:
 
 def _growth(d: Tensor) -> float | None:
     """The largest distance at the end over that at the beginning; None if it overflowed."""
-    return _finite(float((d[:, -1] / d[:, 0]).max()))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return finite(float((d[:, -1] / d[:, 0]).max()))
 
 
 def _rows(found: Distances, other: Distances | None, certificate: Certificate) -> list[dict[str, Any]]:
@@ -170,15 +150,15 @@ def _rows(found: Distances, other: Distances | None, certificate: Certificate) -
     for k in range(0, len(found.times), max(1, (len(found.times) - 1) // 20)):
         row = {
             "time": float(found.times[k]),
-            "metric": _finite(float((found.metric[:, k] / found.metric[:, 0]).max())),
-            "euclidean": _finite(float((found.euclidean[:, k] / found.euclidean[:, 0]).max())),
+            "metric": finite(float((found.metric[:, k] / found.metric[:, 0]).max())),
+            "euclidean": finite(float((found.euclidean[:, k] / found.euclidean[:, 0]).max())),
             "certified_step": None if gain is None else gain**k,
             "certified_continuous": (
                 math.exp(-certificate.rate * float(found.times[k])) if certificate.certified else None
             ),
         }
         if other is not None:
-            row["twin"] = _finite(float((other.metric[:, k] / other.metric[:, 0]).max()))
+            row["twin"] = finite(float((other.metric[:, k] / other.metric[:, 0]).max()))
         rows.append(row)
     return rows
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import (
-    check_outputs,
-    emit,
-    load_subject,
-    picture_title,
-    subject_options,
-)
+from ctrnn_cli.outputs import Outputs, picture_title
+from ctrnn_cli.subject import load_subject, subject_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,10 +30,7 @@ if TYPE_CHECKING:
 @click.option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets")
 def fixed_points_command(
     source: str,
-    as_json: bool,
-    csv_file: Path | None,
-    npz_file: Path | None,
-    plot: Path | None,
+    outputs: Outputs,
     held: str,
     starts: int,
     spread: float,
@@ -50,10 +41,10 @@ def fixed_points_command(
 
     Finding one fixed point, or none, proves nothing by itself: the certificate beside it does.
     """
-    check_outputs(plot, csv_file, npz_file)
     import torch
 
     from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+    from ctrnn_cli.figures.fixed_points import fixed_points_figure
 
     subject = load_subject(source, **options)
     core = subject.core
@@ -78,24 +69,16 @@ def fixed_points_command(
         "messages": [points.message for points in found],
         "rows": rows,
     }
-    figure = None
-    if plot is not None:
-        from ctrnn_cli.figures.fixed_points import fixed_points_figure
-
-        figure = fixed_points_figure(found, certificate, title=picture_title(result, source))
+    title = picture_title(result, source)
     arrays = {f"points{k}": points.points.numpy() for k, points in enumerate(found)}
     arrays |= {f"eigenvalues{k}": points.eigenvalues.numpy() for k, points in enumerate(found)}
-    emit(
+    outputs.emit(
         result,
         _table(result),
         _notes(result),
-        as_json=as_json,
         rows=rows or [{"sample": None}],
-        csv_file=csv_file,
         arrays=arrays,
-        npz_file=npz_file,
-        figure=figure,
-        plot=plot,
+        figure=lambda: fixed_points_figure(found, certificate, title=title),
     )
 
 

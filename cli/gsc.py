@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import (
-    check_outputs,
-    emit,
-    load_subject,
-    picture_title,
-    subject_options,
-)
+from ctrnn_assembly.certificates.result import finite
+from ctrnn_cli.outputs import Outputs, picture_title
+from ctrnn_cli.subject import load_subject, subject_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,10 +29,7 @@ if TYPE_CHECKING:
 @click.option("--squared", is_flag=True, help="the square, as the paper prints it first")
 def gsc_command(
     source: str,
-    as_json: bool,
-    csv_file: Path | None,
-    npz_file: Path | None,
-    plot: Path | None,
+    outputs: Outputs,
     every: int | None,
     probes: int | None,
     depth: bool,
@@ -49,10 +41,10 @@ def gsc_command(
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
     --probes estimates them from so many. Where a state is zero (the first one) there is no value.
     """
-    check_outputs(plot, csv_file, npz_file)
     import torch
 
     from ctrnn_assembly.diagnostics.gsc import gsc_over_time
+    from ctrnn_cli.figures.gsc import gsc_figure
 
     subject = load_subject(source, **options)
     T = subject.u.shape[1]
@@ -69,9 +61,9 @@ def gsc_command(
     rows = [
         {
             "step": point,
-            "gsc": _finite(float(found.value[k])),
-            "standard_error": None if errors is None else _finite(float(errors[k])),
-            "jacobian": _finite(float(found.jacobian[k])),
+            "gsc": finite(float(found.value[k])),
+            "standard_error": None if errors is None else finite(float(errors[k])),
+            "jacobian": finite(float(found.jacobian[k])),
             "jacobian_bound": jacobian_bound(certificate, T - point),
             "state": float(found.size[k]),
         }
@@ -86,22 +78,14 @@ def gsc_command(
         "certificate": None if certificate is None else certificate.as_dict(),
         "rows": rows,
     }
-    figure = None
-    if plot is not None:
-        from ctrnn_cli.figures.gsc import gsc_figure
-
-        figure = gsc_figure(rows, title=picture_title(result, source), squared=squared)
-    emit(
+    title = picture_title(result, source)
+    outputs.emit(
         result,
         _table(result),
         _notes(result),
-        as_json=as_json,
         rows=rows,
-        csv_file=csv_file,
         arrays={"steps": list(found.points), "gsc": found.value.numpy(), "state": found.size.numpy()},
-        npz_file=npz_file,
-        figure=figure,
-        plot=plot,
+        figure=lambda: gsc_figure(rows, title=title, squared=squared),
     )
 
 
@@ -137,10 +121,6 @@ def jacobian_bound(certificate: Certificate | None, steps: int) -> float | None:
     if certificate is None or step is None or not step.certified or step.gain is None:
         return None
     return math.sqrt(certificate.metric.condition_number) * step.gain**steps
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _table(result: dict[str, Any]) -> Table:

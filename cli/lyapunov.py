@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import (
-    check_outputs,
-    emit,
-    load_subject,
-    picture_title,
-    subject_options,
-)
+from ctrnn_assembly.certificates.result import finite
+from ctrnn_cli.outputs import Outputs, picture_title
+from ctrnn_cli.subject import load_subject, subject_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,10 +25,7 @@ if TYPE_CHECKING:
 @click.option("--every", type=int, default=1, help="steps between orthonormalisations  [default: 1]")
 def lyapunov_command(
     source: str,
-    as_json: bool,
-    csv_file: Path | None,
-    npz_file: Path | None,
-    plot: Path | None,
+    outputs: Outputs,
     k: int,
     steps: int,
     transient: int | None,
@@ -45,11 +37,11 @@ def lyapunov_command(
     Sequences shorter than the run are followed by the next ones. A largest exponent below 0 is an
     average along these runs: nearby trajectories approached each other. The certificate bounds all runs.
     """
-    check_outputs(plot, csv_file, npz_file)
     import torch
 
     from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.figures.lyapunov import lyapunov_figure
 
     subject = load_subject(source, **options)
     core = subject.core
@@ -72,9 +64,9 @@ def lyapunov_command(
     rows = [
         {
             "index": index + 1,
-            "exponent": _finite(value),
-            "standard_error": _finite(error),
-            "factor_of_a_step": _finite(math.exp(value * core.dt)),
+            "exponent": finite(value),
+            "standard_error": finite(error),
+            "factor_of_a_step": finite(math.exp(value * core.dt)),
         }
         for index, (value, error) in enumerate(
             zip(found.exponents.tolist(), found.errors.tolist(), strict=True)
@@ -89,23 +81,15 @@ def lyapunov_command(
         "certified_bound": bound,
         "rows": rows,
     }
-    figure = None
-    if plot is not None:
-        from ctrnn_cli.figures.lyapunov import lyapunov_figure
-
-        figure = lyapunov_figure(found, bound, title=picture_title(result, source))
+    title = picture_title(result, source)
     arrays = {"times": found.times.numpy(), "trace": found.trace.numpy()}
-    emit(
+    outputs.emit(
         result,
         _table(result),
         _notes(result),
-        as_json=as_json,
         rows=rows,
-        csv_file=csv_file,
         arrays=arrays,
-        npz_file=npz_file,
-        figure=figure,
-        plot=plot,
+        figure=lambda: lyapunov_figure(found, bound, title=title),
     )
 
 
@@ -115,10 +99,6 @@ def certified_bound(certificate: Certificate) -> float | None:
     if step is None or not step.certified or step.gain is None or step.gain <= 0:
         return None
     return math.log(step.gain) / step.dt
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,11 +41,12 @@ def plot_command(
     beside runs on the whole task only, with their source.
     """
     from ctrnn_assembly.errors import ConfigError
+    from ctrnn_cli.outputs import check_file
     from ctrnn_cli.plots import FORMATS, save_figure
 
     if kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
-    check_out(out, FORMATS)
+    check_file("--out", out, FORMATS)
     if kind in OF_ONE and len(runs) > 1:
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind in OF_MANY and initial:
@@ -54,25 +54,6 @@ def plot_command(
     figure = FIGURES[kind](list(runs), initial, sample, data_dir)
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
-
-
-def check_out(out: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse what cannot be written, before any work.
-
-    Raises:
-        ConfigError: for a wrong suffix, a folder, or a place that is not writable.
-    """
-    from ctrnn_assembly.errors import ConfigError
-
-    if out.suffix.lower() not in suffixes:
-        raise ConfigError(f"--out must end in {', '.join(suffixes)}; got {str(out)!r}.")
-    if out.is_dir():
-        raise ConfigError(f"--out must be a file; {out} is a folder.")
-    above = out.parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ConfigError(f"--out {out} cannot be written: {above} is not a writable folder.")
 
 
 def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:

@@ -16,9 +16,9 @@ def report_command(run: Path, out: Path) -> None:
     No data are read. The certificate is computed from the weights in the folder: the trained ones, or
     those of the last epoch if the run is not finished.
     """
-    from ctrnn_cli.plot import check_out
+    from ctrnn_cli.outputs import check_file
 
-    check_out(out, (".html", ".htm"))
+    check_file("--out", out, (".html", ".htm"))
     from ctrnn_assembly.runs import write
     from ctrnn_cli.chapters import report
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.subject import (
-    check_outputs,
-    emit,
-    load_subject,
-    picture_title,
-    subject_options,
-)
+from ctrnn_cli.outputs import Outputs, picture_title
+from ctrnn_cli.subject import load_subject, subject_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,10 +30,7 @@ WARNING = (
 @click.option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets")
 def spectrum_command(
     source: str,
-    as_json: bool,
-    csv_file: Path | None,
-    npz_file: Path | None,
-    plot: Path | None,
+    outputs: Outputs,
     every: int | None,
     chosen: str | None,
     largest: int | None,
@@ -50,7 +41,8 @@ def spectrum_command(
     For trained weights, those of the initial ones are shown beside them. The analytic Jacobian is
     checked against automatic differentiation at the last state.
     """
-    check_outputs(plot, csv_file, npz_file)
+    from ctrnn_cli.figures.spectrum import spectrum_figure
+
     subject = load_subject(source, **options)
     core = subject.core
     at = steps_to_visit(subject.u.shape[1], every, chosen)
@@ -66,22 +58,14 @@ def spectrum_command(
         "autograd_difference": autograd_difference(core, found[0], subject.u[0]),
         "warning": WARNING,
     }
-    figure = None
-    if plot is not None:
-        from ctrnn_cli.figures.spectrum import spectrum_figure
-
-        figure = spectrum_figure(found, before, certificate, title=picture_title(result, source))
-    emit(
+    title = picture_title(result, source)
+    outputs.emit(
         result,
         _table(result),
         _notes(result),
-        as_json=as_json,
         rows=rows,
-        csv_file=csv_file,
         arrays=_arrays(found, before),
-        npz_file=npz_file,
-        figure=figure,
-        plot=plot,
+        figure=lambda: spectrum_figure(found, before, certificate, title=title),
     )
 
 

@@ -1,26 +1,20 @@
-"""What the diagnostic commands share: a network under real inputs, and where the numbers go.
+"""What the diagnostic commands share: a network under real inputs.
 
 Every command takes a run folder, a configuration or a recipe, drives the network with samples of its
-task, and prints a table; --json prints plain values instead, --csv and --npz keep rows and arrays,
---plot draws.
+task, and answers as `outputs` says.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help need not wait for
-    from matplotlib.figure import Figure
-    from rich.table import Table
+from ctrnn_cli.outputs import output_options
+
+if TYPE_CHECKING:
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
@@ -28,8 +22,6 @@ if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help n
     from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
     from ctrnn_assembly.terms import Terms
     from ctrnn_cli.sources import Source
-
-FORMATS = (".png", ".svg", ".pdf")
 
 
 def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,13 +40,8 @@ def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--data-dir", help="where the data are, if they have moved"),
         click.option("--dt", type=float, help="another time between samples  [default: the run's own]"),
         click.option("--solver", help="another solver  [default: the run's own]"),
-        click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table"),
-        click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="write rows to a file"),
-        click.option(
-            "--npz", "npz_file", type=click.Path(path_type=Path), help="write arrays to a file"
-        ),
-        click.option("--plot", type=click.Path(path_type=Path), help="draw .png, .svg or .pdf"),
     ]
+    function = output_options(function)
     for option in reversed(options):
         function = option(function)
     return function
@@ -182,78 +169,3 @@ def load_subject(
     u, y, lengths = next(iter(batch))
     model = found.model(loaded.n_input, len(loaded.classes)).double().eval()
     return Subject(found, model, loaded.name, split, u.double(), y, lengths)
-
-
-def check_outputs(plot: Path | None, *files: Path | None) -> None:
-    """Refuse a picture of no known format, and folders that cannot be written, before any work.
-
-    Raises:
-        ConfigError: naming the file.
-    """
-    from ctrnn_assembly.errors import ConfigError
-
-    if plot is not None and plot.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--plot must end in {', '.join(FORMATS)}; got {str(plot)!r}.")
-    for file in (plot, *files):
-        if file is not None and file.is_dir():
-            raise ConfigError(f"{file} is a folder; name a file to write.")
-        folder = None if file is None else _existing(file.parent)
-        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ConfigError(f"{file} cannot be written: {folder} is not a writable folder.")
-
-
-def emit(
-    result: dict[str, Any],
-    table: Table,
-    notes: Sequence[str],
-    *,
-    as_json: bool,
-    rows: Sequence[dict[str, Any]] = (),
-    csv_file: Path | None = None,
-    arrays: dict[str, Any] | None = None,
-    npz_file: Path | None = None,
-    figure: Figure | None = None,
-    plot: Path | None = None,
-) -> None:
-    """Print table and notes, or the JSON; write what was asked for, each file whole or not at all."""
-    from rich.console import Console
-
-    from ctrnn_assembly.runs import write
-
-    if csv_file is not None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write(csv_file, text.getvalue())
-    if npz_file is not None:
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **(arrays or {}))
-        write(npz_file, buffer.getvalue())
-    if plot is not None and figure is not None:
-        from ctrnn_cli.plots import save_figure
-
-        save_figure(figure, plot)
-    if as_json:
-        click.echo(json.dumps(result, indent=2, allow_nan=False))
-        return
-    Console(highlight=False).print(table)
-    for note in notes:
-        click.echo(note)
-    for file in (csv_file, npz_file, plot):
-        if file is not None:
-            click.echo(f"written: {file}")
-
-
-def picture_title(result: dict[str, Any], source: str) -> str:
-    """What a picture is of."""
-    return f"{result['model']}: {Path(source).name}"
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

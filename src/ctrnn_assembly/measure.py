@@ -153,23 +153,6 @@ def measure_contraction(
     )
 
 
-def in_double(terms: Terms) -> Terms:
-    """The same values in float64 on the CPU."""
-
-    def double(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.to("cpu", torch.float64)
-
-    return replace(
-        terms,
-        blocks=tuple(double(block) for block in terms.blocks),
-        bias=double(terms.bias),
-        tau=double(terms.tau),
-        L=double(terms.L),
-        edges=tuple(replace(edge, K=double(edge.K)) for edge in terms.edges),
-        W_in=double(terms.W_in),
-    )
-
-
 def _field_in_double(field: Any, metric: Metric | None) -> tuple[Terms, Tensor]:
     """The field as its weights are now, and Theta sqrt(tau), (n, n), cast up to float64."""
     terms = field if isinstance(field, Terms) else field.terms()
@@ -181,7 +164,7 @@ def _field_in_double(field: Any, metric: Metric | None) -> tuple[Terms, Tensor]:
     metric = field.metric() if metric is None else metric
     if metric.size != terms.n:
         raise ShapeError(f"the metric must be for {terms.n} units; got one for {metric.size}.")
-    terms = in_double(terms)
+    terms = terms.double()
     theta = metric.theta().to(terms.tau) * terms.tau.sqrt()
     if not all(bool(torch.isfinite(tensor).all()) for tensor in (*terms.tensors(), theta)):
         raise DataError(

@@ -9,8 +9,9 @@ else, so no parametrisation is evaluated inside a time loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,14 +115,22 @@ class Terms:
 
     def detach_cpu(self) -> Terms:
         """The same values on the CPU, without gradients."""
-        edges = tuple(replace(edge, K=edge.K.detach().cpu()) for edge in self.edges)
-        moved = {
-            field.name: getattr(self, field.name).detach().cpu()
+        return self._mapped(lambda tensor: tensor.detach().cpu())
+
+    def double(self) -> Terms:
+        """The same values in float64 on the CPU."""
+        return self._mapped(lambda tensor: tensor.to("cpu", torch.float64))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Terms:
+        """The same field with every tensor changed."""
+        changed: dict[str, Any] = {
+            field.name: change(getattr(self, field.name))
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }
-        blocks = tuple(block.detach().cpu() for block in self.blocks)
-        return replace(self, blocks=blocks, edges=edges, **moved)
+        changed["blocks"] = tuple(change(block) for block in self.blocks)
+        changed["edges"] = tuple(replace(edge, K=change(edge.K)) for edge in self.edges)
+        return replace(self, **changed)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that a gradient can reach, in a fixed order."""

@@ -31,7 +31,6 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.measure import in_double
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
@@ -167,7 +166,7 @@ def monitor_theorem6(
         P: the diagonal of P, (n,); by default the inverse of the field's own diagonal metric.
         method: one of `ctrnn_assembly.solvers.METHODS`.
     """
-    terms = in_double(field if isinstance(field, Terms) else field.terms())
+    terms = (field if isinstance(field, Terms) else field.terms()).double()
     phi = _only_activation(terms)
     if P is None:
         P = _own_P(field)

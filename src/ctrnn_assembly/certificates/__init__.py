@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import torch
 
-from ctrnn_assembly.certificates.assembled import Assembled, block_norms
+from ctrnn_assembly.certificates.assembled import Assembled, block_norms, blocks_present
 from ctrnn_assembly.certificates.checks import unusable
 from ctrnn_assembly.certificates.euler import EulerStep
 from ctrnn_assembly.certificates.implicit import (
@@ -252,7 +252,7 @@ def _coupling_facts(terms: Terms, assembled: Assembled) -> CouplingFacts:
     S = 2 * assembled.skewness[0]
     p = len(sizes)
     norms = block_norms(S, sizes)
-    present = block_presence(K, sizes)
+    present = blocks_present(K, sizes)
     pairs = tuple((i, j) for i in range(p) for j in range(i + 1, p) if present[i][j] or present[j][i])
     return CouplingFacts(
         topology=recognise(pairs, p),
@@ -262,10 +262,3 @@ def _coupling_facts(terms: Terms, assembled: Assembled) -> CouplingFacts:
         cost=assembled.cost,
         edges=len(terms.edges),
     )
-
-
-def block_presence(A: torch.Tensor, sizes: tuple[int, ...]) -> list[list[bool]]:
-    """Which blocks of A have an entry."""
-    return [
-        [bool(block.any()) for block in strip.split(sizes, dim=1)] for strip in A.split(sizes, dim=0)
-    ]

@@ -131,8 +131,7 @@ class Assembled:
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that linear coupling joins."""
         p = len(self.sizes)
-        strips = (strip.split(self.sizes, dim=1) for strip in self.K.split(self.sizes, dim=0))
-        joined = np.array([[bool(block.any()) for block in strip] for strip in strips]).reshape(p, p)
+        joined = np.array(blocks_present(self.K, self.sizes)).reshape(p, p)
         label = connected_components(joined, directed=False)[1]
         return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
 
@@ -225,3 +224,10 @@ def block_norms(A: Tensor, sizes: tuple[int, ...], error: float = 0.0) -> Tensor
             if bool(block.any()):
                 norms[i, j] = spectral_norm(block, error)
     return norms
+
+
+def blocks_present(A: Tensor, sizes: tuple[int, ...]) -> list[list[bool]]:
+    """Which blocks of A have an entry."""
+    return [
+        [bool(block.any()) for block in strip.split(sizes, dim=1)] for strip in A.split(sizes, dim=0)
+    ]

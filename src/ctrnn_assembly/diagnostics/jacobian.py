@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.measure import in_double
 from ctrnn_assembly.recurrent import CTRNN
 from ctrnn_assembly.solvers.methods import GRID_METHODS
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices
@@ -212,7 +211,7 @@ def read_field(field: Any) -> Terms:
             "the field must be a Subnetwork, Assembly, CTRNN or Terms; got "
             f"{type(field).__name__}. For any other f(t, x) there is `flow_exponents`."
         )
-    terms = in_double(terms.detach_cpu())
+    terms = terms.detach_cpu().double()
     if not all(bool(torch.isfinite(tensor).all()) for tensor in terms.tensors()):
         raise DataError(
             "the weights must be finite; got NaN or infinite entries. Load or build the network again."
