@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,24 @@ from ctrnn_assembly.runs import (
     write,
 )
 from ctrnn_assembly.training import Training
+from ctrnn_cli.profile import Profile
 from ctrnn_cli.trainer import make_trainer
 
 
-def fit(config: TrainConfig, run: Path, *, resume: bool, quiet: bool) -> dict[str, Any]:
+def fit(
+    config: TrainConfig, run: Path, *, resume: bool, quiet: bool, profile: Profile | None = None
+) -> dict[str, Any]:
     """Train, select by validation, test once, and write the run folder; returns the summary."""
     if config.threads:
         torch.set_num_threads(config.threads)
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
     train = Batches(task, task.train, config.batch_size, seed=config.seed)
-    trainer = make_trainer(config, run, quiet)
+    trainer = make_trainer(config, run, quiet, profile)
     try_out(model, task)
-    training = Training(model, config, train)
+    training = Training(model, config, train, tester(model, task) if config.test_every_epoch else None)
+    if profile is not None:
+        profile.attach(training)
     initial = training.certificate()
     check_certificate(config, initial)
     last = prepare(config, run, model, resume=resume)
@@ -60,6 +66,12 @@ def fit(config: TrainConfig, run: Path, *, resume: bool, quiet: bool) -> dict[st
         click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
         sys.exit(130)
     sys.exit(0)  # a further process of a distributed run
+
+
+def tester(model: SequenceClassifier, task: Task) -> Callable[[], float]:
+    """The accuracy on the test set, which is loaded once."""
+    test = task.load_test()
+    return lambda: accuracy(model, task, test)
 
 
 def try_out(model: SequenceClassifier, task: Task) -> None:

@@ -9,6 +9,7 @@ import click
 
 from ctrnn_assembly import __version__
 from ctrnn_assembly.errors import CtrnnError
+from ctrnn_cli.bench import bench_command
 from ctrnn_cli.catalogue import list_command
 from ctrnn_cli.certify import certify_command
 from ctrnn_cli.contraction import contraction_command
@@ -18,6 +19,7 @@ from ctrnn_cli.gsc import gsc_command
 from ctrnn_cli.lyapunov import lyapunov_command
 from ctrnn_cli.plot import plot_command
 from ctrnn_cli.report import report_command
+from ctrnn_cli.reproduce import reproduce_command
 from ctrnn_cli.spectrum import spectrum_command
 from ctrnn_cli.train import train_command
 
@@ -62,6 +64,8 @@ main.add_command(fixed_points_command)
 main.add_command(gsc_command)
 main.add_command(plot_command)
 main.add_command(report_command)
+main.add_command(reproduce_command)
+main.add_command(bench_command)
 main.add_command(list_command)
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import TYPE_CHECKING
 
 import yaml
 
-from ctrnn_cli.history import History
+from ctrnn_assembly.errors import ConfigError
+
+if TYPE_CHECKING:  # Lightning takes seconds to import
+    from ctrnn_cli.history import History
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,20 @@ class Published:
         task: without its version. network: as the source calls it.
         selection: which number of the source's it is.
         source: where it is printed.
+        name: under which an experiment compares itself with it.
+        what: of the best test epoch, or as reported. std, n: over so many runs, where that is printed.
         models: beside which of the library's models to show it; empty for all.
     """
 
+    name: str
     task: str
     network: str
     accuracy: float
     selection: str
     source: str
+    what: str
+    std: float | None = None
+    n: int | None = None
     models: tuple[str, ...] = field(default=())
 
 
@@ -35,6 +45,18 @@ def all_published() -> list[Published]:
     """Every row of the file."""
     text = (resources.files("ctrnn_assembly") / "published.yaml").read_text(encoding="utf-8")
     return [Published(**{**row, "models": tuple(row.get("models", ()))}) for row in yaml.safe_load(text)]
+
+
+def named_published(name: str) -> Published:
+    """One row by name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    rows = {row.name: row for row in all_published()}
+    if name not in rows:
+        raise ConfigError(f"published figure must be one of {', '.join(rows)}; got {name!r}.")
+    return rows[name]
 
 
 def published_for(histories: Sequence[History]) -> list[Published]:

@@ -8,13 +8,16 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 
 from ctrnn_assembly.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.show import show_summary
+
+if TYPE_CHECKING:
+    from ctrnn_cli.profile import Profile
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +60,7 @@ def _integers(ctx: click.Context, parameter: click.Parameter, value: str | None)
 @click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: runs/...]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with a run")
 @click.option("--json", "as_json", is_flag=True, help="print summary.json, and nothing else, to stdout")
+@click.option("--profile", is_flag=True, help="print where the time of training went")
 @config_options
 def train_command(
     recipe_name: str | None,
@@ -64,6 +68,7 @@ def train_command(
     out: Path | None,
     resume: Path | None,
     as_json: bool,
+    profile: bool,
     **given: Any,
 ) -> None:
     """Train a model on a task and leave a run folder.
@@ -86,11 +91,23 @@ def train_command(
         layers = layers or [default_recipe(settings.get("task", "digits"))]
         config = make_config(*layers, settings)
         run = out or default_folder(config)
-    summary = fit(config, run, resume=resume is not None, quiet=as_json)
+    watched = profiler() if profile else None
+    summary = fit(config, run, resume=resume is not None, quiet=as_json, profile=watched)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
         show_summary(summary, run)
+    if watched is not None:
+        from ctrnn_cli.profile import show_profile
+
+        show_profile(watched.watch.seconds, err=as_json)
+
+
+def profiler() -> Profile:
+    """A profile to be filled by a run."""
+    from ctrnn_cli.profile import Profile  # with Lightning
+
+    return Profile()
 
 
 def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.profilers import Profiler
 
 from ctrnn_assembly.callbacks import callbacks
 from ctrnn_assembly.config import TrainConfig
@@ -36,7 +37,9 @@ class Checkpoints(TorchCheckpointIO):
         write(Path(path), buffer.getvalue())
 
 
-def make_trainer(config: TrainConfig, run: Path, quiet: bool) -> pl.Trainer:
+def make_trainer(
+    config: TrainConfig, run: Path, quiet: bool, profiler: Profiler | None = None
+) -> pl.Trainer:
     """The trainer of a run; writes nothing yet.
 
     Raises:
@@ -60,6 +63,7 @@ def make_trainer(config: TrainConfig, run: Path, quiet: bool) -> pl.Trainer:
             max_epochs=config.epochs,
             gradient_clip_val=config.clip or None,
             callbacks=found,
+            profiler=profiler,
             logger=_logger(config, run),
             enable_progress_bar=interactive,
             enable_model_summary=False,

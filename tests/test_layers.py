@@ -28,6 +28,7 @@ LAYERS = {
     "assembly": 6,
     "baselines": 6,
     "solvers": 6,
+    "benchmark": 7,
     "gated": 7,
     "measure": 7,
     "recurrent": 7,

@@ -73,3 +73,10 @@ def test_an_input_of_width_one_is_not_spread_over_all_units() -> None:
     net = mixed()
     with pytest.raises(ShapeError, match="m = 23"):
         solve(net, normal(2, 23), u=normal(2, 4, 1), dt=DT)
+
+
+@pytest.mark.parametrize("method", ["euler", "euler-plain", "imex", "rk4"])
+def test_no_step_at_all_is_refused(method: str) -> None:
+    terms = one_module("tanh", "x")
+    with pytest.raises(ShapeError, match="at least one step"):
+        solve(terms, normal(2, 6), u=torch.zeros(2, 0, 2, dtype=F64), dt=0.1, method=method)

@@ -26,6 +26,7 @@ class Activation:
         function: phi, elementwise, any shape.
         slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
         derivative: phi', elementwise; by default automatic differentiation of `function`.
+        backward: (v, x, phi(x)) -> v o phi'(x), where one pass does it; by default v times `derivative`.
 
     Raises:
         ConfigError: if the interval is empty or not finite.
@@ -35,6 +36,7 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     slope: tuple[float, float]
     derivative: Callable[[Tensor], Tensor] | None = None
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         lo, hi = self.slope
@@ -70,6 +72,10 @@ class Activation:
             z = x.detach().requires_grad_()
             return torch.autograd.grad(self.function(z).sum(), z)[0]
 
+    def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """v o phi'(x) for y = phi(x); all of one shape."""
+        return v * self.slope_at(x) if self.backward is None else self.backward(v, x, y)
+
 
 def _identity(x: Tensor) -> Tensor:
     return x
@@ -88,6 +94,18 @@ def _sigmoid_slope(x: Tensor) -> Tensor:
     return s * (1 - s)
 
 
+def _relu_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(v, y, 0)
+
+
+def _tanh_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(v, y)
+
+
+def _sigmoid_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.sigmoid_backward(v, y)
+
+
 def _softplus(x: Tensor) -> Tensor:
     # logaddexp is smooth to the last bit; F.softplus switches to x above a threshold of 20.
     return torch.logaddexp(x, torch.zeros_like(x))
@@ -97,9 +115,9 @@ ACTIVATIONS = {
     a.name: a
     for a in (
         Activation("identity", _identity, (1.0, 1.0), torch.ones_like),
-        Activation("relu", torch.relu, (0.0, 1.0), _relu_slope),
-        Activation("tanh", torch.tanh, (0.0, 1.0), _tanh_slope),
-        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), _sigmoid_slope),
+        Activation("relu", torch.relu, (0.0, 1.0), _relu_slope, _relu_backward),
+        Activation("tanh", torch.tanh, (0.0, 1.0), _tanh_slope, _tanh_backward),
+        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), _sigmoid_slope, _sigmoid_backward),
         Activation("softplus", _softplus, (0.0, 1.0), torch.sigmoid),
         Activation("elu", F.elu, (0.0, 1.0)),
         Activation("hardtanh", F.hardtanh, (0.0, 1.0)),
@@ -171,3 +189,11 @@ class Elementwise:
         parts = x.split([n for _, n in self.runs], dim=-1)
         slopes = [phi.slope_at(part) for (phi, _), part in zip(self.runs, parts, strict=True)]
         return torch.cat(slopes, -1)
+
+    def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """v times the derivative at x, where y is the map of x; all (..., n)."""
+        if len(self.runs) == 1:
+            return self.runs[0][0].pull_back(v, x, y)
+        sizes = [n for _, n in self.runs]
+        parts = zip(self.runs, *(a.split(sizes, dim=-1) for a in (v, x, y)), strict=True)
+        return torch.cat([phi.pull_back(*part) for (phi, _), *part in parts], -1)

@@ -116,6 +116,7 @@ class Assembly(nn.Module):
             L=L,
             edges=edges,
             pairs=self._leaf_pairs(inner),
+            diagonal=all(t.diagonal for t in inner),
         )
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:

@@ -1,4 +1,8 @@
-"""What happens between epochs: metrics.csv with the certificate, checkpoints, early stopping."""
+"""What happens between epochs: metrics.csv with the certificate, checkpoints, early stopping.
+
+With `test_every_epoch` the table has the accuracy on the test set as well, because published figures
+often are those of the best test epoch. It is there to report: validation selects the weights.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from ctrnn_assembly.certificates import EULER, PROVEN_STEPS, Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import DataError, TrainingError
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.runs import save_weights, write
 
 
 class EpochTable(pl.Callback):
@@ -41,8 +45,10 @@ class EpochTable(pl.Callback):
         row |= {name: float(trainer.callback_metrics[name]) for name in names}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - self.started, 3)
-        certificate = cast(Any, module).certificate()
-        row |= certificate_columns(certificate)
+        certificate = cast(Any, module).certificate() if self.is_due(trainer) else None
+        row |= certificate_columns(certificate) if self.is_due(trainer) else dict.fromkeys(COLUMNS)
+        if self.config.test_every_epoch:
+            row["test_accuracy"] = cast(Any, module).test_accuracy()
         self.rows = [old for old in self.rows if int(old["epoch"]) < row["epoch"]] + [row]
         if trainer.is_global_zero:
             write_table(self.path, self.rows)
@@ -55,11 +61,36 @@ class EpochTable(pl.Callback):
                 f"--config {self.run / 'config.yaml'} and that change."
             )
 
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether this epoch is certified; the last one always is."""
+        done = trainer.current_epoch + 1
+        return done % self.config.certify_every == 0 or done == self.config.epochs or trainer.should_stop
+
+
+class KeptWeights(pl.Callback):
+    """weights/epoch-N.safetensors after the epochs that the configuration names, counted from 1."""
+
+    def __init__(self, config: TrainConfig, run: Path) -> None:
+        self.epochs, self.run = config.keep_epochs, run
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done in self.epochs and trainer.is_global_zero:
+            save_weights(kept_weights(self.run, done), cast(Any, module).model)
+
+
+def kept_weights(run: Path, epoch: int) -> Path:
+    """Where the weights after an epoch, counted from 1, are kept."""
+    return run / "weights" / f"epoch-{epoch:04}.safetensors"
+
 
 def kept(epoch: int) -> str:
     """What is left of a run that stops in this epoch, counted from 0."""
     before = "that of the epoch before is kept" if epoch else "there is none before it"
     return f"No checkpoint is taken of this epoch; {before}."
+
+
+COLUMNS = ("certified", "rate", "step_certified", "step_gain", "max_dt")
 
 
 def certificate_columns(certificate: Certificate | None) -> dict[str, Any]:
@@ -105,10 +136,12 @@ def callbacks(config: TrainConfig, run: Path, report: Callable[[dict[str, Any]],
         "save_on_train_epoch_end": True,
         "enable_version_counter": False,
     }
-    best = ModelCheckpoint(filename="best", monitor="val_accuracy", mode="max", **every_epoch)
+    best = ModelCheckpoint(filename="best", monitor="val_score", mode="max", **every_epoch)
     # Not save_last: that copies the best epoch, and a resumed run would go back to it.
     last = ModelCheckpoint(filename="last", **every_epoch)
     found: list[Any] = [EpochTable(config, run, report), best, last]
+    if config.keep_epochs:
+        found.insert(1, KeptWeights(config, run))
     if config.patience:
         # Between epochs, before the checkpoint is taken, so that a resumed run stops where this does.
         stop = EarlyStopping(

@@ -75,6 +75,15 @@ class TrainConfig(BaseModel):
     keep_step_certified: bool = Field(
         False, description="scale the coupling so that the Euler step of dt stays certified"
     )
+    certify_every: int = Field(
+        1, ge=1, description="epochs from one certificate in metrics.csv to the next; the last has one"
+    )
+    test_every_epoch: bool = Field(
+        False, description="test accuracy in metrics.csv, to report; validation still selects"
+    )
+    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="epochs, counted from 1, after which the weights are kept in weights/"
+    )
     augment: bool = Field(True, description="crop and flip where the task's recipe does")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, topology and batch order")
     precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")
@@ -101,7 +110,7 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """
     merged = {str(key): value for layer in layers for key, value in layer.items()}
     try:
-        return TrainConfig.model_validate(merged)
+        return _consistent(TrainConfig.model_validate(merged))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -110,6 +119,15 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
             raise ConfigError(f"unknown setting {key!r}. Known settings: {known}.") from None
         must = first["msg"].removeprefix("Input should be ").split(", ")[0]
         raise ConfigError(f"{key} must be {must}; got {first['input']!r}.") from None
+
+
+def _consistent(config: TrainConfig) -> TrainConfig:
+    if config.certify_every > 1 and config.require_certificate != "none":
+        raise ConfigError(
+            f"certify_every must be 1 where require_certificate is {config.require_certificate}; got "
+            f"{config.certify_every}. Set one of them back."
+        )
+    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -86,7 +86,8 @@ class Subnetwork(nn.Module):
 
     def terms(self) -> Terms:
         """The tensors of the field, for one solve."""
-        return Terms((self.weight,), *self.activations(), self.bias, self.tau)
+        diagonal = self.constraint.diagonal
+        return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""

@@ -43,7 +43,9 @@ class Terms:
         L: coupling, (n, n), or None.
         edges: nonlinear couplings.
         W_in: input weights, (n, m), or None when the input u is already (batch, n).
-        pairs: the coupled pairs (i, j), i < j, of blocks: L is zero outside them.
+        pairs: the coupled pairs (i, j), i < j, of blocks: L is zero outside them, and dense if empty.
+        diagonal: whether every W_i is diagonal by construction; a solver then uses, and gives a gradient
+            to, the diagonals only.
     """
 
     blocks: tuple[Tensor, ...]
@@ -55,6 +57,7 @@ class Terms:
     edges: tuple[Edge, ...] = ()
     W_in: Tensor | None = None
     pairs: tuple[tuple[int, int], ...] = ()
+    diagonal: bool = False
 
     @property
     def n(self) -> int:

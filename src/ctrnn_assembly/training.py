@@ -2,8 +2,9 @@
 
 The order of the batches of an epoch, and its augmentation, depend on (seed, epoch) only, and
 checkpoints are taken between epochs: a run that was killed and resumed ends with the same weights, bit
-for bit on a CPU, as one that was not. Validation accuracy selects the weights that are kept; the test
-set is read once, after training.
+for bit on a CPU, as one that was not. Validation accuracy, and among equals the validation loss, selects
+the weights that are kept; the test set is read once, after training, and with `test_every_epoch` after
+each epoch, to be reported only.
 """
 
 from __future__ import annotations
@@ -35,9 +36,15 @@ class Training(pl.LightningModule):
             `StepProjection`, which scales the initial coupling at once.
     """
 
-    def __init__(self, model: SequenceClassifier, config: TrainConfig, train: Batches) -> None:
+    def __init__(
+        self,
+        model: SequenceClassifier,
+        config: TrainConfig,
+        train: Batches,
+        test: Callable[[], float] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.train_batches = model, config, train
+        self.model, self.config, self.train_batches, self.test = model, config, train, test
         self.projection = StepProjection(model) if config.keep_step_certified else None
 
     def certificate(self) -> Certificate | None:
@@ -45,6 +52,14 @@ class Training(pl.LightningModule):
         if self.projection is not None:
             return self.projection.certificate
         return model_certificate(self.model)
+
+    def test_accuracy(self) -> float:
+        """Of the weights as they are; nothing is selected by it."""
+        assert self.test is not None
+        mode = self.model.training
+        accuracy = self.test()
+        self.model.train(mode)
+        return accuracy
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, correct = self._loss(batch)
@@ -91,6 +106,13 @@ class Training(pl.LightningModule):
         self.train_batches.epoch = self.current_epoch
         if self.projection is not None:
             self.projection.start_epoch()
+
+    def on_train_epoch_end(self) -> None:
+        # What the best epoch is chosen by: correct answers, and among equals the lower loss, as a
+        # fraction of one answer. A small validation set has many equals.
+        accuracy, loss = (self.trainer.callback_metrics[f"val_{name}"] for name in ("accuracy", "loss"))
+        correct = torch.round(accuracy * len(self.trainer.val_dataloaders.split))  # type: ignore[union-attr]
+        self.log("val_score", correct - loss / (1 + loss))
 
     def configure_optimizers(self) -> Any:
         config = self.config

@@ -27,6 +27,7 @@ class AdaDiagTanh(Contracting):
     """
 
     theorem = "AdaDiag tanh"
+    diagonal = True
 
     def forward(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         (theta64,) = working_precision(theta)
@@ -52,6 +53,7 @@ class AdaDiagClip(Contracting):
     """
 
     theorem = "AdaDiag clip"
+    diagonal = True
 
     def forward(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         return torch.diag(theta.clamp(-self.radius, self.radius) / self.phi.g)

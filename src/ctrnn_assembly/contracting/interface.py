@@ -38,6 +38,7 @@ class Contracting(nn.Module, ABC):
     theorem: ClassVar[str]
     monotone_only: ClassVar[bool] = False
     frozen: bool = False
+    diagonal: ClassVar[bool] = False  # whether every W of the set is diagonal
 
     def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
         super().__init__()

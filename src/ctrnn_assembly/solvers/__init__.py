@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold
 from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
+from ctrnn_assembly.solvers.adjoint import Checkpoint, Save
 from ctrnn_assembly.solvers.grid import check_input, check_state, freeze, step_grid
 from ctrnn_assembly.solvers.methods import GRID_METHODS as GRID_METHODS
 from ctrnn_assembly.solvers.methods import METHODS as METHODS
-from ctrnn_assembly.solvers.methods import check_settings
+from ctrnn_assembly.solvers.methods import check_settings, solve_on_grid
 from ctrnn_assembly.solvers.solution import Solution as Solution
+from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.terms import Terms
 
 
@@ -37,12 +39,14 @@ def solve(
     dt: float | Tensor | None = None,
     method: str = "euler",
     lengths: Tensor | None = None,
-    save: Literal["all", "last"] = "all",
+    save: Save = "all",
     rtol: float = 1e-6,
     atol: float = 1e-8,
     max_steps: int = 100_000,
     step_size: float | None = None,
     gradient: Gradient = "direct",
+    checkpoint: Checkpoint = "none",
+    products: Products = "full",
 ) -> Solution:
     """Integrate x' = f(t, x) under the input u from x0.
 
@@ -61,6 +65,10 @@ def solve(
         step_size: largest step of fixed-step methods between the times t; first step of adaptive ones.
         gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods);
             "inexact-adjoint" to allow it with fixed steps, where it is only approximate.
+        checkpoint: "sqrt" keeps about 4 sqrt(time) states for the gradient instead of all, for one
+            forward pass more (euler, imex, exponential-euler; with save="last" and no lengths).
+        products: operands of matrix products: "full", "bf16" (relative error of states about 1e-2), or
+            "tf32" on CUDA (1e-3); states and sums keep their precision (same methods).
 
     Returns:
         `Solution` with times, states (batch, k, n), status and evaluations.
@@ -70,7 +78,7 @@ def solve(
             that the method does not support; with time, state norm and evaluations.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
-    check_settings(method, gradient, step_size)
+    check_settings(method, gradient, step_size, checkpoint, products)
     with torch.autocast(x0.device.type, enabled=False):
         known = field.terms() if hasattr(field, "terms") else field
         terms = known if isinstance(known, Terms) else None
@@ -83,7 +91,13 @@ def solve(
                 "Use method='euler-plain', or detach them."
             )
         if method in GRID_METHODS:
-            states = _solve_on_grid(terms, x0, times, steps, u, method)
+            kept: Save = save if lengths is None else "all"
+            if checkpoint != "none" and kept == "all":
+                raise SolverError(
+                    f"checkpoint={checkpoint!r} keeps few states: it needs save='last' and no lengths."
+                )
+            options = {"save": kept, "checkpoint": checkpoint, "products": products}
+            states = _solve_on_grid(terms, x0, times, steps, u, method, options)
             evaluations, count = len(steps), len(steps)
         else:
             signal = _as_signal(u, times, x0)
@@ -114,6 +128,7 @@ def _solve_on_grid(
     steps: Tensor,
     u: Tensor | Signal | None,
     method: str,
+    options: dict[str, Any],
 ) -> Tensor:
     if terms is None:
         raise SolverError(
@@ -127,7 +142,7 @@ def _solve_on_grid(
             )
         u = torch.stack([u(s) for s in times[:-1]], dim=1)
     drive = None if u is None else u.to(x0).transpose(0, 1)
-    return GRID_METHODS[method](terms, x0, drive, steps.to(x0))
+    return solve_on_grid(method, terms, x0, drive, steps.to(x0), **options)
 
 
 def _as_signal(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Signal | None:

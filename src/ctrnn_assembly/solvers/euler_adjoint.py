@@ -1,214 +1,111 @@
 """Forward Euler with a hand-written adjoint: the fast path, with `euler` as its slow twin.
 
-Forward, for one step with a = dt / tau (elementwise, (1 or batch, n)):
+    x+ = (1 - h) x + h (post(W pre(x) + b + W_in u) + L x + sum_e K_e psi_e(x)),      h = dt / tau
 
-    p = pre(x),  z = W p + b + W_in u,  f = post(z) - x + L x + sum_e K_e psi_e(x),  x+ = x + a f.
-
-Backward, for the adjoint lam+ of x+:
-
-    v = a lam+,  q = post'(z) v,
-    lam = lam+ - v + pre'(x) (W^T q) + L^T v + sum_e psi_e'(x) (K_e^T v) + (gradient of this state),
-    dW = q^T p,  db = sum q,  dW_in = q^T u,  du = q W_in,  dL = v^T x,  dK_e = v^T psi_e(x),
-    d(1/tau) = sum lam+ (x+ - x) / (1/tau).
-
-Cost: T (n^2 + sum n_i^2) batch multiply-adds each for the states, the adjoint and the weight
-gradients; memory: the T states, plus CHUNK steps of v and q, so that weight gradients are a few large
-products. Not done here: use of the zero blocks of L, checkpointing, second derivatives (refused), a
-gradient with respect to dt (refused).
+`euler_step` folds h into the tensors, under autograd, once a solve; `adjoint.integrate` does the rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
-
 import torch
-from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.terms import Edge, Terms
+from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.solvers.adjoint import Checkpoint, Save, integrate
+from ctrnn_assembly.solvers.step import Cells, Products, Step
+from ctrnn_assembly.terms import Terms
 
-CHUNK = 32
-
-
-def euler_adjoint(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
-    """All states of forward Euler, (time + 1, batch, n); arguments as `euler.euler`."""
-    assert not dt.requires_grad  # `solve` refuses it
-    W = stacked_weight(terms)
-    rest = (terms.bias, 1 / terms.tau, terms.L, terms.W_in, *(edge.K for edge in terms.edges))
-    return _Euler.apply(terms, x0, drive, dt, W, *rest)
+# Above this share of coupled blocks one dense product a step is faster than many small ones.
+FEW = 0.4
 
 
-def stacked_weight(terms: Terms) -> Tensor:
-    """W as (blocks, k, k) if all blocks have one size, else dense as (1, n, n)."""
-    if len(set(terms.sizes)) == 1:
-        return torch.stack(terms.blocks)
-    return terms.weight()[None]
-
-
-@dataclass
-class _Field:
-    """The tensors of one step and its adjoint, detached, with W stacked."""
-
-    terms: Terms
-    W: Tensor  # (blocks, k, k)
-    inv_tau: Tensor
-
-    def inner(self, x: Tensor, u: Tensor | None) -> Tensor:
-        """z = W pre(x) + b + W_in u."""
-        terms = self.terms
-        p = x if terms.pre.is_identity else terms.pre(x)
-        return _blockwise(p, self.W.mT).add_(terms.inject(u))
-
-    def drift(self, x: Tensor, u: Tensor | None) -> Tensor:
-        terms = self.terms
-        z = self.inner(x, u)
-        f = z if terms.post.is_identity else terms.post(z)
-        f = f.sub_(x)
-        if terms.L is not None:
-            f.addmm_(x, terms.L.mT)
-        for edge in terms.edges:
-            f.addmm_(edge.psi(x), edge.K.mT)
-        return f
-
-    def pull_back(self, x: Tensor, u: Tensor | None, v: Tensor) -> tuple[Tensor, Tensor]:
-        """(q, J^T v + v): the adjoint of z, and of x without the leak."""
-        terms = self.terms
-        q = v if terms.post.is_identity else terms.post.slope_at(self.inner(x, u)) * v
-        back = _blockwise(q, self.W)
-        if not terms.pre.is_identity:
-            back = back.mul_(terms.pre.slope_at(x))
-        if terms.L is not None:
-            back.addmm_(v, terms.L)
-        for edge in terms.edges:
-            back.addcmul_(edge.psi.slope_at(x), v @ edge.K)
-        return q, back
-
-
-def _blockwise(p: Tensor, W: Tensor) -> Tensor:
-    """p (batch, n) times the blocks of W (blocks, k, k), from the right; a fresh (batch, n)."""
-    blocks, k, _ = W.shape
-    if blocks == 1:
-        return p @ W[0]
-    parts = p.view(p.shape[0], blocks, k).transpose(0, 1)
-    return torch.bmm(parts, W).transpose(0, 1).reshape(p.shape[0], blocks * k)
-
-
-class _Euler(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        terms: Terms,
-        x0: Tensor,
-        drive: Tensor | None,
-        dt: Tensor,
-        W: Tensor,
-        bias: Tensor,
-        inv_tau: Tensor,
-        L: Tensor | None,
-        W_in: Tensor | None,
-        *K: Tensor,
-    ) -> Tensor:
-        field = _field(terms, W, bias, inv_tau, L, W_in, K)
-        X = x0.new_empty(len(dt) + 1, *x0.shape)
-        X[0] = x0
-        for k, step in enumerate(dt):
-            f = field.drift(X[k], None if drive is None else drive[k])
-            torch.addcmul(X[k], step[:, None] * inv_tau, f, out=X[k + 1])
-        ctx.terms = terms
-        ctx.save_for_backward(X, drive, dt, W, bias, inv_tau, L, W_in, *K)
-        return X
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
-            raise SolverError(
-                "the fused Euler solver has no second derivatives. Use method='euler-plain'."
-            )
-        with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
-            return _adjoint(ctx, grad)
-
-
-def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    X, drive, dt, W, bias, inv_tau, L, W_in, *K = ctx.saved_tensors
-    field = _field(ctx.terms, W, bias, inv_tau, L, W_in, K)
-    sums = _Gradients(field, drive, ctx.needs_input_grad)
-    lam = grad[-1].clone()
-    V = X.new_empty(min(CHUNK, len(dt)), *lam.shape)
-    Q = V if field.terms.post.is_identity else torch.empty_like(V)
-    for end in range(len(dt), 0, -CHUNK):
-        start = max(0, end - CHUNK)
-        for k in range(end - 1, start - 1, -1):
-            sums.add_tau(lam, X[k + 1], X[k])
-            v = torch.mul(dt[k][:, None] * inv_tau, lam, out=V[k - start])
-            q, back = field.pull_back(X[k], None if drive is None else drive[k], v)
-            if Q is not V:
-                Q[k - start] = q
-            lam.sub_(v).add_(back).add_(grad[k])
-        sums.add_chunk(X[start:end], V[: end - start], Q[: end - start], start)
-    return sums.result(lam)
-
-
-def _field(
+def euler_adjoint(
     terms: Terms,
-    W: Tensor,
-    bias: Tensor,
-    inv_tau: Tensor,
-    L: Tensor | None,
-    W_in: Tensor | None,
-    K: tuple[Tensor, ...] | list[Tensor],
-) -> _Field:
-    edges = tuple(Edge(k, edge.psi) for k, edge in zip(K, terms.edges, strict=True))
-    return _Field(replace(terms, bias=bias, L=L, W_in=W_in, edges=edges), W, inv_tau)
+    x0: Tensor,
+    drive: Tensor | None,
+    dt: Tensor,
+    *,
+    save: Save = "all",
+    checkpoint: Checkpoint = "none",
+    products: Products = "full",
+) -> Tensor:
+    """States of forward Euler; arguments as `euler.euler`, and those of `adjoint.integrate`."""
+    assert not dt.requires_grad  # `solve` refuses it
+    equal = dt.shape[1] == 1 and bool((dt == dt[:1]).all())
+    step, inputs = euler_step(terms, drive, dt[0, 0] if equal else None, len(x0), len(dt), products)
+    return integrate(step, x0, inputs, None if equal else dt, save=save, checkpoint=checkpoint)
 
 
-class _Gradients:
-    """The sums over time of the parameter gradients, chunk by chunk."""
+def euler_step(
+    terms: Terms,
+    drive: Tensor | None,
+    dt: Tensor | None,
+    batch: int,
+    steps: int,
+    products: Products = "full",
+) -> tuple[Step, Tensor]:
+    """The step of length dt, or the one that is to be multiplied by each dt, and its inputs."""
+    h = 1 / terms.tau if dt is None else dt / terms.tau
+    W, p = structured_weight(terms)
+    inside = terms.post.is_identity
+    if inside:
+        W = W * h.view(p, 1, -1) if terms.diagonal else W * h.view(p, -1, 1)
+    P, cells = _coupling(terms, h, p)
+    E, inputs = input_product(terms, drive, h if inside else None, batch, steps)
+    step = Step(
+        pre=terms.pre,
+        post=terms.post,
+        W=W,
+        D=(-h if dt is None else 1 - h).view(p, 1, -1),
+        P=P,
+        Q=None if inside else h.view(p, 1, -1),
+        E=E,
+        K=tuple(h[:, None] * edge.K for edge in terms.edges),
+        psi=tuple(edge.psi for edge in terms.edges),
+        cells=cells,
+        products=products,
+    )
+    return step, inputs
 
-    def __init__(self, field: _Field, drive: Tensor | None, needs: tuple[bool, ...]) -> None:
-        terms = field.terms
-        self.field, self.drive = field, drive
-        # The order of the arguments of _Euler.apply.
-        self.needs_x0, self.needs_drive = needs[1], needs[2]
-        parts = (field.W, terms.bias, field.inv_tau, terms.L, terms.W_in, *(e.K for e in terms.edges))
-        wanted = needs[4:]
-        self.sums = [
-            torch.zeros_like(part) if need and part is not None else None
-            for part, need in zip(parts, wanted, strict=True)
-        ]
-        self.drive_grad = torch.empty_like(drive) if self.needs_drive and drive is not None else None
 
-    def add_tau(self, lam: Tensor, x_next: Tensor, x: Tensor) -> None:
-        inv_tau = self.sums[2]
-        if inv_tau is not None:
-            inv_tau += (lam * (x_next - x)).sum(0) / self.field.inv_tau
+def structured_weight(terms: Terms) -> tuple[Tensor, int]:
+    """W as (p, k, k) or, if diagonal, (p, 1, k); as one block if the blocks differ in size."""
+    p = len(terms.blocks) if len(set(terms.sizes)) == 1 else 1
+    if terms.diagonal:
+        return torch.cat([W.diagonal() for W in terms.blocks]).view(p, 1, -1), p
+    return (torch.stack(terms.blocks) if p > 1 else terms.weight()[None]), p
 
-    def add_chunk(self, X: Tensor, V: Tensor, Q: Tensor, start: int) -> None:
-        """X, V, Q: (steps, batch, n) of one chunk, whose first step is `start`."""
-        terms = self.field.terms
-        x, v, q = X.flatten(0, 1), V.flatten(0, 1), Q.flatten(0, 1)
-        W, bias, _, L, W_in, *K = self.sums
-        if W is not None:
-            p = x if terms.pre.is_identity else terms.pre(x)
-            q_blocks = rearrange(q, "steps (block k) -> block k steps", block=len(W))
-            W += torch.bmm(q_blocks, rearrange(p, "steps (block k) -> block steps k", block=len(W)))
-        if bias is not None:
-            bias += q.sum(0)
-        if L is not None:
-            L.addmm_(v.mT, x)
-        for total, edge in zip(K, terms.edges, strict=True):
-            if total is not None:
-                total.addmm_(v.mT, edge.psi(x))
-        if self.drive is None:
-            return
-        u = self.drive[start : start + len(X)]
-        if W_in is not None:
-            W_in.addmm_(q.mT, u.flatten(0, 1))
-        if self.drive_grad is not None:
-            out = Q if terms.W_in is None else Q @ terms.W_in
-            self.drive_grad[start : start + len(X)] = out
 
-    def result(self, lam: Tensor) -> tuple[Tensor | None, ...]:
-        """One gradient an argument of _Euler.apply."""
-        return (None, lam if self.needs_x0 else None, self.drive_grad, None, *self.sums)
+def input_product(
+    terms: Terms, drive: Tensor | None, h: Tensor | None, batch: int, steps: int
+) -> tuple[Tensor | None, Tensor]:
+    """(E, inputs) with b + W_in u = [u, 1] E, times h if it is given."""
+    scale = torch.ones_like(terms.tau) if h is None else h
+    if drive is not None and terms.W_in is None:
+        return None, scale * (terms.bias + drive)
+    bias = (scale * terms.bias)[None]
+    if drive is None:
+        return bias, terms.tau.new_ones(1, 1, 1).expand(steps, batch, 1)
+    assert terms.W_in is not None
+    return torch.cat([scale * terms.W_in.mT, bias]), pad(drive, (0, 1), value=1.0)
+
+
+def _coupling(terms: Terms, h: Tensor, p: int) -> tuple[Tensor | None, Cells | None]:
+    """h L, dense or as its nonzero blocks."""
+    if terms.L is None:
+        return None, None
+    P = h[:, None] * terms.L
+    one_kind = all(len(phi.runs) == 1 for phi in (terms.pre, terms.post))
+    if p == 1 or not terms.pairs or terms.edges or not one_kind or 2 * len(terms.pairs) > FEW * p * p:
+        return P, None
+    rows, columns = zip(
+        *sorted({(i, j) for a, b in terms.pairs for i, j in ((a, b), (b, a))}), strict=True
+    )
+    blocks = P.view(p, terms.n // p, p, -1).transpose(1, 2)[list(rows), list(columns)]
+    if int(blocks.detach().count_nonzero()) != int(P.detach().count_nonzero()):
+        raise DataError(
+            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all pairs, "
+            "or none for a dense L."
+        )
+    return blocks, Cells(rows, columns)

@@ -94,6 +94,8 @@ def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
 
 
 def _check_counts(x0: Tensor, u: Tensor | Signal | None, steps: int, lengths: Tensor | None) -> None:
+    if steps < 1:
+        raise ShapeError("there must be at least one step; got none. Give u at least one sample.")
     if isinstance(u, Tensor) and u.shape[1] != steps:
         raise ShapeError(f"u must have one sample a step, {steps} of them; got {u.shape[1]}.")
     if lengths is None:

@@ -8,7 +8,8 @@ Both are x+ = P x + Q g(x, u), with g = post(W pre(x) + b + W_in u) + sum_e K_e 
 For L skew in M, ||R||_M <= 1: the IMEX factor is the largest of the modules' own Euler factors and does
 not depend on the coupling, where forward Euler diverges for large ||L|| (THEORY section 6). Both are
 of order 1. Cost: one inverse (or matrix exponential) a solve and distinct dt, in float64, then one
-dense product more than Euler a step. Plain autograd; no hand-written adjoint yet.
+dense product more than Euler a step. `semi_implicit` is a plain loop under autograd, the twin of
+`semi_implicit_adjoint`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Matrices = Callable[[Terms, Tensor], tuple[Tensor, Tensor]]
 
 
 def imex_matrices(terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """P and Q of the IMEX step for a 0-dimensional dt, (n, n) each."""
+    """P and Q of the IMEX step for a 0-dimensional dt: (n, n) each, or without L their diagonals (n,)."""
     tau, step = working_precision(terms.tau, dt)
     h = step / tau
     if terms.L is None:
-        P, Q = torch.diag(1 - h), torch.diag(h)
+        P, Q = 1 - h, h
     else:
         (L,) = working_precision(terms.L)
         eye = torch.eye(terms.n, dtype=h.dtype, device=h.device)
@@ -40,11 +41,11 @@ def imex_matrices(terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def exponential_matrices(terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """P and Q of the exponential Euler step for a 0-dimensional dt, (n, n) each."""
+    """P and Q of the exponential Euler step for a 0-dimensional dt, shaped as in `imex_matrices`."""
     tau, step = working_precision(terms.tau, dt)
     if terms.L is None:
-        decay = torch.exp(-step / tau)
-        P, Q = torch.diag(decay), torch.diag(1 - decay)
+        P = torch.exp(-step / tau)
+        Q = -torch.expm1(-step / tau)
     else:
         (L,) = working_precision(terms.L)
         eye = torch.eye(terms.n, dtype=tau.dtype, device=tau.device)
@@ -66,8 +67,10 @@ def semi_implicit(
     """All states, (time + 1, batch, n); arguments as `euler.euler`, plus the step's matrices."""
     lengths, which = dt.unique(return_inverse=True)
     maps = [matrices(terms, length) for length in lengths]
-    P = torch.stack([p for p, _ in maps])  # (distinct dt, n, n)
-    Q = torch.stack([q for _, q in maps])
+    P, Q = (  # (distinct dt, n, n) each
+        torch.stack([torch.diag(m) if m.ndim == 1 else m for m in each])
+        for each in zip(*maps, strict=True)
+    )
     states = [x0]
     for k, index in enumerate(which):
         x = states[-1]

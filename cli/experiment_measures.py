@@ -1,0 +1,104 @@
+"""What an experiment measures after training: other solvers, and exponents of kept weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctrnn_assembly.architectures import BASELINES
+from ctrnn_assembly.batches import Batches, accuracy
+from ctrnn_assembly.callbacks import kept_weights
+from ctrnn_assembly.certificates.result import finite
+from ctrnn_assembly.config import TrainConfig, make_config
+from ctrnn_assembly.data import Task
+from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
+from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError
+from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.runs import certificate_summary, load_weights, model_certificate, model_from
+from ctrnn_cli.experiments import Evaluation
+from ctrnn_cli.fit import load_configured
+from ctrnn_cli.results import brief
+
+SAMPLES = 4
+
+
+def evaluations(asked: Sequence[Evaluation], config: TrainConfig, run: Path) -> list[dict[str, Any]]:
+    """The test accuracy of the selected weights under each of the settings; none for a baseline."""
+    if config.model in BASELINES:
+        return []
+    return [_evaluation(one, config, run) for one in asked]
+
+
+def _evaluation(one: Evaluation, config: TrainConfig, run: Path) -> dict[str, Any]:
+    changed = make_config(config.model_dump(), one.settings)
+    result: dict[str, Any] = {"name": one.name, "solver": changed.solver, "dt": changed.dt}
+    try:
+        task = _repeated(load_configured(changed), one.repeat)
+        model = model_from(changed, task.n_input, len(task.classes))
+        load_weights(run / "model.safetensors", model)
+        certificate = brief(certificate_summary(model_certificate(model)))
+        found = accuracy(model, task, task.load_test())
+        return {**result, "repeat": one.repeat, "test_accuracy": found, "certificate": certificate}
+    except (ConfigError, SolverError) as error:  # gated models have Euler only; a solver may give up
+        return {**result, "repeat": one.repeat, "test_accuracy": None, "reason": str(error)}
+
+
+def _repeated(task: Task, repeat: int) -> Task:
+    """The task with each sample held for so many steps."""
+    if repeat == 1:
+        return task
+    if task.train.lengths is not None:
+        raise ConfigError(f"repeat must be 1 for series of different lengths; got {repeat}.")
+    once = task.sequence
+    return dataclasses.replace(
+        task, sequence=lambda x, generator=None: once(x, generator).repeat_interleave(repeat, dim=1)
+    )
+
+
+def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dict[str, Any]]:
+    """Largest exponent over a sequence, and certificate, of the weights before and during training."""
+    task = load_configured(config)
+    u = next(iter(Batches(task, task.load_test(), SAMPLES, whole=True)))[0]
+    found = []
+    for epoch in epochs:
+        model = model_from(config, task.n_input, len(task.classes))
+        if epoch > config.epochs or not isinstance(model.core, CTRNN):
+            continue
+        if epoch:
+            load_weights(kept_weights(run, epoch), model)
+        certificate = brief(certificate_summary(model_certificate(model)))
+        found.append(
+            {
+                "epoch": epoch,
+                "largest": _largest(model, u),
+                "certified": certificate["certified"],
+                "rate": certificate["rate"],
+                "discrete": certificate["discrete"],
+            }
+        )
+    return found
+
+
+def _largest(model: SequenceClassifier, u: torch.Tensor) -> float | None:
+    """The largest finite-time exponent, mean over the samples; None where the state overflows."""
+    core = model.double().core
+    assert isinstance(core, CTRNN)
+    T = u.shape[1]
+    try:
+        found = lyapunov_exponents(
+            core,
+            u.double(),
+            k=1,
+            dt=core.dt,
+            steps=T,
+            method=core.solver,
+            transient=T // 10,
+            generator=torch.Generator().manual_seed(0),
+        )
+    except (SolverError, ContractionError):
+        return None
+    return finite(float(found.exponents[0]))

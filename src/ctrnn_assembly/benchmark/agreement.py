@@ -1,0 +1,79 @@
+"""Correctness before speed: a contestant must find the states and gradients of the plain loop.
+
+The plain loop runs in float64, the contestant in float32, both for a few steps of the given n. Only
+entries that are free are compared: where L is zero by its pairs, or W by being diagonal, a solver that
+uses the zeros has no gradient to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.benchmark.baselines import plain_loop
+from ctrnn_assembly.benchmark.contestants import Contestant
+from ctrnn_assembly.benchmark.problem import Problem, Size, coupled, make_problem
+from ctrnn_assembly.errors import SolverError
+
+STEPS, BATCH = 8, 4
+
+
+def check_agreement(
+    contestants: Sequence[Contestant], size: Size, coupling: str, device: str
+) -> list[dict[str, Any]]:
+    """The relative differences of every contestant that takes the plain loop's steps.
+
+    Raises:
+        SolverError: naming the first that differs by more than its tolerance.
+    """
+    small = replace(size, batch=min(size.batch, BATCH), steps=min(size.steps, STEPS))
+    return [
+        _compare(contestant, small, coupling, device)
+        for contestant in contestants
+        if contestant.tolerance is not None
+    ]
+
+
+def _compare(contestant: Contestant, size: Size, coupling: str, device: str) -> dict[str, Any]:
+    exact = make_problem(size, coupling, contestant.blocks, dtype=torch.float64)
+    problem = make_problem(size, coupling, contestant.blocks, device=device)
+    wanted, found = plain_loop(exact), contestant.build(problem)
+    with torch.no_grad():
+        states = _difference(found.last(), wanted.last())
+    gradients = max(
+        _difference(_free(a, problem, leaf), _free(b, problem, leaf))
+        for a, b, leaf in zip(found.gradients(), wanted.gradients(), problem.parameters, strict=True)
+    )
+    assert contestant.tolerance is not None
+    if not max(states, gradients) <= contestant.tolerance:
+        raise SolverError(
+            f"{contestant.name} with coupling {coupling} on {device} differs from the plain loop by "
+            f"{states:.2g} in its states and {gradients:.2g} in its gradients (relative norms; at most "
+            f"{contestant.tolerance:g} is accepted). Nothing was timed; leave it out, and report it."
+        )
+    return {
+        "name": contestant.name,
+        "coupling": coupling,
+        "device": device,
+        "states": states,
+        "gradients": gradients,
+        "tolerance": contestant.tolerance,
+    }
+
+
+def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
+    """A gradient, zero where the leaf is zero by construction."""
+    gradient = gradient.cpu()
+    if leaf is problem.terms.L:
+        return gradient * coupled(problem)
+    if problem.blocks == "diagonal" and gradient.ndim == 2 and leaf is not problem.terms.W_in:
+        return gradient.diagonal()
+    return gradient
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found.cpu().double() - wanted).norm() / wanted.norm())

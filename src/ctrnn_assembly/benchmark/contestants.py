@@ -1,0 +1,114 @@
+"""The table of contestants: a row is a name, how it is built, and what it can be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from ctrnn_assembly.benchmark import baselines, torchdyno_core
+from ctrnn_assembly.benchmark.operations import (
+    Kind,
+    assembly_operations,
+    imex_operations,
+    recurrent_operations,
+)
+from ctrnn_assembly.benchmark.ours import is_supported, ours
+from ctrnn_assembly.benchmark.problem import Blocks, Problem
+from ctrnn_assembly.benchmark.task import Task
+from ctrnn_assembly.errors import ConfigError
+
+Backend = Literal["adjoint", "graph", "persistent"]
+GPU_BACKENDS = ("graph", "persistent")
+BACKENDS = ("adjoint", *GPU_BACKENDS)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to solve a problem.
+
+    Args:
+        build: prepares it for a problem.
+        operations: the useful operations of a solve.
+        blocks: the modules of its problem.
+        backend: of ours; None for the others.
+        products: "bf16" where the operands of its products are; its rate is then that of bf16.
+        coupled: whether it has a coupling; the others count under the coupling "all".
+        sparse: whether its cost depends on the coupling; else a slow one need not be timed for each.
+        tolerance: of states and gradients from the plain loop's, as relative norms; None where it
+            takes other steps than the plain loop.
+    """
+
+    name: str
+    build: Callable[[Problem], Task]
+    operations: Callable[[Problem, Kind], int] = assembly_operations
+    blocks: Blocks = "dense"
+    backend: str | None = None
+    products: Literal["full", "bf16"] = "full"
+    coupled: bool = True
+    sparse: bool = False
+    tolerance: float | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("ours-")
+
+
+def _backend(backend: Backend) -> tuple[Contestant, ...]:
+    """One backend of our Euler solver, on every kind of field that it is for."""
+    build = partial(ours, method="euler", backend=backend)
+    euler = partial(Contestant, backend=backend, sparse=True, tolerance=1e-5)
+    return (
+        euler(f"ours-{backend}", build),
+        euler(f"ours-{backend}-bf16", partial(build, products="bf16"), products="bf16", tolerance=1e-2),
+        euler(f"ours-{backend}-sqrt", partial(build, checkpoint="sqrt")),
+        euler(f"ours-adadiag-{backend}", build, blocks="diagonal"),
+        euler(f"ours-sparse-frozen-{backend}", build, blocks="sparse"),
+    )
+
+
+CONTESTANTS: tuple[Contestant, ...] = (
+    *(row for backend in ("adjoint", "graph", "persistent") for row in _backend(backend)),
+    Contestant("ours-imex", partial(ours, method="imex"), imex_operations),
+    Contestant("plain-loop", baselines.plain_loop, tolerance=1e-5),
+    Contestant("torchdiffeq-euler", baselines.torchdiffeq_euler, tolerance=1e-5),
+    Contestant("nn.RNN", baselines.rnn, partial(recurrent_operations, gates=1), coupled=False),
+    Contestant("nn.LSTM", baselines.lstm, partial(recurrent_operations, gates=4), coupled=False),
+    Contestant("torchdyno-adadiag", torchdyno_core.adadiag, blocks="diagonal"),
+    Contestant("torchdyno-scn", torchdyno_core.scn),
+    Contestant("torchdyno-scn-frozen", torchdyno_core.scn_frozen, blocks="sparse"),
+)
+
+
+def present(contestant: Contestant, device: str) -> bool:
+    """Whether a contestant can run here."""
+    if contestant.backend in GPU_BACKENDS and not (device == "cuda" and torch.cuda.is_available()):
+        return False
+    if contestant.name.startswith("torchdyno") and not torchdyno_core.is_installed():
+        return False
+    return not contestant.is_ours or is_supported(contestant.build.keywords)  # type: ignore[attr-defined]
+
+
+def chosen(device: str, backends: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> list[Contestant]:
+    """The contestants to time on a device: of ours those of the given backends, of all those named.
+
+    Raises:
+        ConfigError: if a name is unknown, or a backend or contestant cannot run here.
+    """
+    here = [contestant for contestant in CONTESTANTS if present(contestant, device)]
+    for backend in backends:
+        if backend not in {c.backend for c in here}:
+            usable = ", ".join(sorted({c.backend for c in here if c.backend}))
+            raise ConfigError(
+                f"backend {backend!r} cannot run on {device}; here are: {usable}. Leave --backend out."
+            )
+    for name in only:
+        if name not in {c.name for c in here}:
+            names = ", ".join(c.name for c in here)
+            raise ConfigError(f"contestant {name!r} is not there on {device}; there are: {names}.")
+    if backends:
+        here = [c for c in here if not c.is_ours or c.backend in backends]
+    return [c for c in here if c.name in only] if only else here

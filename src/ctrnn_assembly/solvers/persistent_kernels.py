@@ -1,0 +1,380 @@
+"""Triton kernels: one program carries a tile of batch rows through all steps of forward Euler.
+
+    x+ = x + a (-x + post(W pre(x) + b + W_in u) + L x),   a = dt / tau
+
+Rows of the batch are independent, so programs never wait for each other. A program's own threads do:
+every unit reads other units, and Triton cannot index registers, so the state goes through memory, from
+step to step, and one barrier a step makes the stores of all threads visible to all of them. Stores of a
+step go elsewhere than its loads, so no second barrier is needed.
+
+Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
+may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
+L, or their transposes, come packed as (in, out) tiles, in one of four kinds (`_mix`):
+
+    own     (tiles, TILE, TILE): block-diagonal, one tile a block
+    listed  (slots, GROUP, TILE, TILE): slot s adds tile (row, COLS[s, row]) to every row of its group;
+            the slots of group g are STARTS[g] to STARTS[g + 1], and COLS is -1 where a row has fewer
+    dense   (groups, tiles, TILE, GROUP TILE): every tile, as one wide product
+    none    nothing; a diagonal W, kind `diagonal`, is an elementwise product instead
+
+Cost a step and program: ROWS TILE^2 multiply-adds a tile (an unused slot costs as much as a used one),
+the tiles' bytes once from the L2 cache, and the state written once. State and sums are in the state's
+own precision; PRODUCTS says what the operands of matrix products are rounded to.
+
+This file imports Triton: import it only where Triton is known to be installed. Only Triton's builtins
+are used, none of its library functions (such as tl.zeros): those are bound to the GPU or to the
+interpreter when Triton is first imported, which may be long before this file.
+"""
+
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Whether these kernels were decorated for the interpreter: it is decided now, once a process.
+INTERPRETED = triton.knobs.runtime.interpret
+
+# One compiled kernel serves every batch and every length.
+SIZES = ["batch", "steps", "u_step"]
+
+
+@triton.jit
+def _sigmoid(x):
+    # exp of a negative number only: no overflow, and a full relative accuracy on both sides.
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def _tanh(x):
+    # Triton's own tanh belongs to a device library that the interpreter lacks. Absolute error: 1 ulp of 1.
+    e = tl.exp(-2.0 * tl.abs(x))
+    y = (1.0 - e) / (1.0 + e)
+    return tl.where(x >= 0.0, y, -y)
+
+
+@triton.jit
+def _normal_cdf(x):
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def _phi(x, NAME: tl.constexpr):
+    """The activation of that name, as in `activations.ACTIVATIONS`; a NaN stays one."""
+    y = x
+    if NAME == "relu":
+        y = tl.where(x <= 0.0, 0.0, x)
+    elif NAME == "tanh":
+        y = _tanh(x)
+    elif NAME == "sigmoid":
+        y = _sigmoid(x)
+    elif NAME == "softplus":
+        y = tl.where(x <= 0.0, 0.0, x) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+    elif NAME == "hardtanh":
+        y = tl.where(x <= -1.0, -1.0, tl.where(x >= 1.0, 1.0, x))
+    elif NAME == "elu":
+        y = tl.where(x > 0.0, x, tl.exp(tl.where(x > 0.0, 0.0, x)) - 1.0)
+    elif NAME == "selu":
+        low = 1.6732632423543772 * (tl.exp(tl.where(x > 0.0, 0.0, x)) - 1.0)
+        y = 1.0507009873554805 * tl.where(x > 0.0, x, low)
+    elif NAME == "gelu":
+        y = x * _normal_cdf(x)
+    elif NAME == "silu":
+        y = x * _sigmoid(x)
+    return y
+
+
+@triton.jit
+def _slope(x, NAME: tl.constexpr):
+    """phi'(x); at a kink what torch takes there."""
+    y = x * 0.0 + 1.0
+    if NAME == "relu":
+        y = tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
+    elif NAME == "tanh":
+        t = _tanh(x)
+        y = 1.0 - t * t
+    elif NAME == "sigmoid":
+        s = _sigmoid(x)
+        y = s * (1.0 - s)
+    elif NAME == "softplus":
+        y = _sigmoid(x)
+    elif NAME == "hardtanh":
+        y = tl.where((x > -1.0) & (x < 1.0), 1.0, 0.0).to(x.dtype)
+    elif NAME == "elu":
+        y = tl.exp(tl.where(x > 0.0, 0.0, x))
+    elif NAME == "selu":
+        low = 1.6732632423543772 * tl.exp(tl.where(x > 0.0, 0.0, x))
+        y = 1.0507009873554805 * tl.where(x > 0.0, 1.0, low)
+    elif NAME == "gelu":
+        y = _normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    elif NAME == "silu":
+        s = _sigmoid(x)
+        y = s * (1.0 + x * (1.0 - s))
+    return y
+
+
+@triton.jit
+def _units(tile, tiles, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr):
+    """The units of the tiles (GROUP,), and which of them exist; both (GROUP, 1, TILE)."""
+    tile = tile[:, None, None]
+    lane = (tile % PER_BLOCK) * TILE + tl.arange(0, TILE)[None, None, :]
+    return (tile // PER_BLOCK) * K + lane, (tile >= 0) & (tile < tiles) & (lane < K)
+
+
+@triton.jit
+def _dot(x, a, acc, PRODUCTS: tl.constexpr, INTERPRETED: tl.constexpr):
+    """acc + x a, batched over the first of three dimensions, or of two."""
+    if PRODUCTS == "bf16":
+        x = x.to(tl.bfloat16)
+        if INTERPRETED:  # it multiplies the bit patterns of bfloat16; in float32 the product is exact
+            x = x.to(tl.float32)
+            a = a.to(tl.float32)
+    if PRODUCTS == "tf32":
+        acc = tl.dot(x, a, acc, input_precision="tf32", out_dtype=acc.dtype)
+    else:
+        acc = tl.dot(x, a, acc, input_precision="ieee", out_dtype=acc.dtype)
+    return acc
+
+
+@triton.jit
+def _tiles(A, first, GROUP: tl.constexpr, TILE: tl.constexpr):
+    """GROUP consecutive tiles, (GROUP, TILE, TILE)."""
+    g = tl.arange(0, GROUP)[:, None, None] * TILE
+    i = tl.arange(0, TILE)[None, :, None]
+    return tl.load(A + first * TILE * TILE + (g + i) * TILE + tl.arange(0, TILE)[None, None, :])
+
+
+@triton.jit
+def _mix_listed(
+    acc, SRC, A, COLS, STARTS, group, row, live, n, tiles,
+    PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Every row tile gathers its own column tile, slot by slot."""
+    for slot in range(tl.load(STARTS + group), tl.load(STARTS + group + 1)):
+        col = tl.load(COLS + slot * GROUP + tl.arange(0, GROUP))
+        unit, real = _units(col, tiles, K, TILE, PER_BLOCK)
+        x = tl.load(SRC + row * n + unit, mask=live & real, other=0.0)
+        acc = _dot(_phi(x, PHI), _tiles(A, slot * GROUP, GROUP, TILE), acc, PRODUCTS, INTERPRETED)
+    return acc
+
+
+@triton.jit
+def _mix_dense(
+    acc, SRC, A, group, batch, n, tiles,
+    PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One column tile after another, for all rows of the group in one product."""
+    WIDE: tl.constexpr = GROUP * TILE
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    lane = tl.arange(0, TILE)[None, :]
+    inside = tl.arange(0, TILE)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
+    wide = tl.full((ROWS, WIDE), 0.0, acc.dtype)
+    for col in range(tiles):
+        place = (col % PER_BLOCK) * TILE + lane
+        unit = (col // PER_BLOCK) * K + place
+        x = tl.load(SRC + row * n + unit, mask=(row < batch) & (place < K), other=0.0)
+        a = tl.load(A + (group * tiles + col) * TILE * WIDE + inside)
+        wide = _dot(_phi(x, PHI), a, wide, PRODUCTS, INTERPRETED)
+    return acc + tl.permute(tl.reshape(wide, (ROWS, GROUP, TILE)), (1, 0, 2))
+
+
+@triton.jit
+def _mix(
+    acc, own, held, SRC, A, COLS, STARTS, group, row, live, batch, n, tiles, unit, real,
+    KIND: tl.constexpr, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
+    TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+    ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC, whose tiles of this group are `own`."""
+    if KIND == "diagonal":
+        acc = acc + tl.load(A + unit, mask=real, other=0.0) * _phi(own, PHI)
+    elif KIND == "own":
+        a = held
+        if GROUPS > 1:
+            a = _tiles(A, group * GROUP, GROUP, TILE)
+        acc = _dot(_phi(own, PHI), a, acc, PRODUCTS, INTERPRETED)
+    elif KIND == "listed":
+        acc = _mix_listed(
+            acc, SRC, A, COLS, STARTS, group, row, live, n, tiles,
+            PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, INTERPRETED,
+        )  # fmt: skip
+    elif KIND == "dense":
+        acc = _mix_dense(
+            acc, SRC, A, group, batch, n, tiles,
+            PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
+        )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def _held(A, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr):
+    """Blocks that stay in registers for all steps: W, where one group holds all of it."""
+    held = 0.0
+    if KIND == "own" and GROUPS == 1:
+        held = _tiles(A, 0, GROUP, TILE)
+    return held
+
+
+@triton.jit
+def _drive(
+    U, BIAS, W_IN, row, live, unit, real, n,
+    INPUTS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """b + W_in u of one step, (GROUP, ROWS, TILE); INPUTS is -1 where u is (batch, n), 0 without one."""
+    bias = tl.load(BIAS + unit, mask=real, other=0.0)
+    z = tl.broadcast_to(bias, (GROUP, ROWS, TILE))
+    if INPUTS == -1:
+        z += tl.load(U + row * n + unit, mask=live & real, other=0.0)
+    else:
+        for j in tl.static_range(INPUTS):
+            u = tl.load(U + row * INPUTS + j, mask=live, other=0.0)
+            z += u * tl.load(W_IN + unit * INPUTS + j, mask=real, other=0.0)
+    return z
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    X, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS, L, L_COLS, L_STARTS,
+    batch, steps, n, tiles, dt_step, dt_row, u_step,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
+    INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+    RING: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """All states: X is (steps + 1, batch, n) with x0 first, or with RING (2, batch, n), used in turn."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
+    live = row < batch
+    held = _held(W, W_KIND, GROUP, GROUPS, TILE)
+    here = X
+    there = X + batch * n
+    for _ in range(steps):
+        dt = tl.load(DT + row * dt_row, mask=live, other=0.0)
+        for group in range(GROUPS):
+            tile = group * GROUP + tl.arange(0, GROUP)
+            unit, real = _units(tile, tiles, K, TILE, PER_BLOCK)
+            x = tl.load(here + row * n + unit, mask=live & real, other=0.0)
+            z = _mix(
+                _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
+                x, held, here, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
+                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            )  # fmt: skip
+            f = _mix(
+                _phi(z, POST) - x,
+                x, 0.0, here, L, L_COLS, L_STARTS, group, row, live, batch, n, tiles, unit, real,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            )  # fmt: skip
+            a = dt * tl.load(INV_TAU + unit, mask=real, other=0.0)
+            tl.store(there + row * n + unit, x + a * f, mask=live & real)
+        tl.debug_barrier()  # the next step reads what other threads of this program have stored
+        DT += dt_step
+        U += u_step
+        spare = here
+        here = there
+        there = there + batch * n
+        if RING:
+            there = spare
+
+
+@triton.jit
+def _send(
+    lam, held, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+    group, row, live, batch, n, tiles, unit, real, dt_row,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, INPUTS: tl.constexpr,
+    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Store v = a lam and, unless post is the identity, q = post'(z) v of the step that left X."""
+    at = row * n + unit
+    dt = tl.load(DT + row * dt_row, mask=live, other=0.0)
+    v = dt * tl.load(INV_TAU + unit, mask=real, other=0.0) * lam
+    tl.store(V + at, v, mask=live & real)
+    if POST != "identity":
+        x = tl.load(X + at, mask=live & real, other=0.0)
+        z = _mix(
+            _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
+            x, held, X, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
+            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+        )  # fmt: skip
+        tl.store(Q + at, _slope(z, POST) * v, mask=live & real)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def adjoint_kernel(
+    X, V, Q, LAM, GRAD, U, DT, BIAS, INV_TAU, W_IN,
+    W, W_COLS, W_STARTS, WT, WT_COLS, WT_STARTS, LT, LT_COLS, LT_STARTS,
+    batch, steps, n, tiles, dt_step, dt_row, u_step,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
+    INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+    EVERY: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """v_k = a lam_k+1, q_k = post'(z_k) v_k, lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k.
+
+    Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
+    (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
+    half `steps % 2`. W^T and L^T come packed like W and L. W itself serves z, where post needs it.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
+    live = row < batch
+    held = 0.0
+    if POST != "identity":
+        held = _held(W, W_KIND, GROUP, GROUPS, TILE)
+    held_t = _held(WT, W_KIND, GROUP, GROUPS, TILE)
+    here = LAM
+    there = LAM + batch * n
+    for group in range(GROUPS):
+        unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
+        lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
+        _send(
+            lam, held, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+            group, row, live, batch, n, tiles, unit, real, dt_row,
+            PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+        )  # fmt: skip
+    tl.debug_barrier()
+    for done in range(steps):
+        DT -= dt_step
+        U -= u_step
+        for group in range(GROUPS):
+            unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
+            at = row * n + unit
+            ok = live & real
+            v = tl.load(V + at, mask=ok, other=0.0)
+            q = v
+            if POST != "identity":
+                q = tl.load(Q + at, mask=ok, other=0.0)
+            back = _mix(
+                tl.full((GROUP, ROWS, TILE), 0.0, X.dtype.element_ty),
+                q, held_t, Q, WT, WT_COLS, WT_STARTS, group, row, live, batch, n, tiles, unit, real,
+                W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            )  # fmt: skip
+            if PRE != "identity":
+                back = back * _slope(tl.load(X + at, mask=ok, other=0.0), PRE)
+            back = _mix(
+                back,
+                v, 0.0, V, LT, LT_COLS, LT_STARTS, group, row, live, batch, n, tiles, unit, real,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            )  # fmt: skip
+            lam = tl.load(here + at, mask=ok, other=0.0) - v + back
+            if EVERY:
+                lam += tl.load(GRAD + at, mask=ok, other=0.0)
+            tl.store(there + at, lam, mask=ok)
+            if done + 1 < steps:
+                _send(
+                    lam, held, X - batch * n, V - batch * n, Q - batch * n,
+                    U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+                    group, row, live, batch, n, tiles, unit, real, dt_row,
+                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS,
+                    INTERPRETED,
+                )  # fmt: skip
+        tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
+        X -= batch * n
+        V -= batch * n
+        Q -= batch * n
+        GRAD -= batch * n
+        spare = here
+        here = there
+        there = spare

@@ -1,0 +1,319 @@
+"""One step of a grid solver on reused buffers, W and L used by their structure, and its adjoint.
+
+    x+ = D x + P x + Q post(W pre(x) + e) + sum_e K_e psi_e(x),      e = E [u, 1]
+
+D is diagonal. Forward Euler has D = 1 - h, P = h L, Q = h (h = dt / tau), and h goes into W and E where
+post is the identity; a semi-implicit step has dense P and Q. With steps of different lengths the tensors
+are those of x+ = x + dt_k (D x + ...), and D = -1 / tau.
+
+Adjoint, for v = dt_k lam+ (or lam+), z = W pre(x) + e, f = post(z):
+
+    q = post'(z) o Q^T v,   lam = D v + P^T v + pre'(x) o (W^T q) + sum psi'(x) o (K^T v)   (+ lam+)
+    dW = q pre(x)^T,  dE = [u, 1]^T q,  dP = v x^T,  dQ = v f^T,  dK = v psi(x)^T,  dD = v o x
+
+States are (blocks p, batch, k) views. If L has all its blocks the memory is (batch, n), one product a
+step; if it has few, it is (blocks, time, batch, k), and only those are multiplied: a step costs
+batch (p k^2 + C k^2) multiply-adds, C the number of blocks of L, whatever n is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Elementwise
+
+Products = Literal["full", "tf32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The nonzero blocks of L: block m is at (rows[m], columns[m])."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tensors of one step; p blocks of k units, n = p k.
+
+    Args:
+        pre, post: the activations before and after W.
+        W: (p, k, k); or (p, 1, k), the diagonals.
+        D: (p, 1, k).
+        P: (n, n); or (C, k, k), the blocks at `cells`; or None.
+        Q: None for the identity, (p, 1, k) for a diagonal, (n, n).
+        E: (m, n), for inputs (time, batch, m); or None if the inputs are e itself, (time, batch, n).
+        K, psi: nonlinear couplings, (n, n) each.
+        cells: see P.
+        products: "bf16" rounds the operands of the products to bfloat16; states stay as they are.
+    """
+
+    pre: Elementwise
+    post: Elementwise
+    W: Tensor
+    D: Tensor
+    P: Tensor | None
+    Q: Tensor | None
+    E: Tensor | None
+    K: tuple[Tensor, ...] = ()
+    psi: tuple[Elementwise, ...] = ()
+    cells: Cells | None = None
+    products: Products = "full"
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Everything that has a gradient, in the order that `with_tensors` takes."""
+        return (self.W, self.D, self.P, self.Q, self.E, *self.K)
+
+    def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Step:
+        W, D, P, Q, E, *K = tensors
+        return replace(self, W=W, D=D, P=P, Q=Q, E=E, K=tuple(K))
+
+    @property
+    def explicit(self) -> bool:
+        """Whether e and W pre(x) are added to the state as they are: Q and post do nothing."""
+        return self.Q is None and self.post.is_identity
+
+
+class Stepper:
+    """A `Step` with its transposes and index tensors, for one pass over time; makes no gradients."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.p, self.k = step.W.shape[0], step.W.shape[2]
+        self.n = self.p * self.k
+        self.diagonal = step.W.shape[1] == 1 and self.k > 1
+        # Transposed once: a product with a transposed view is slower at every step.
+        self.W_T = None if self.diagonal else self._operand(step.W.mT)
+        self.W = None if self.diagonal else self._operand(step.W)
+        self.P_T, self.P = (None, None) if step.P is None else map(self._operand, (step.P.mT, step.P))
+        dense_Q = step.Q is not None and step.Q.ndim == 2
+        self.Q_T, self.Q = map(self._operand, (step.Q.mT, step.Q)) if dense_Q else (None, None)
+        self.K_T, self.K = [self._operand(K.mT) for K in step.K], [self._operand(K) for K in step.K]
+        self.low = step.products == "bf16"
+        self.E_blocks = None if step.E is None else self.blocks(step.E).contiguous()  # (p, m, k)
+        if step.cells is not None:
+            self.rows = torch.tensor(step.cells.rows, device=step.W.device)
+            self.columns = torch.tensor(step.cells.columns, device=step.W.device)
+
+    def _operand(self, weight: Tensor) -> Tensor:
+        return (weight.bfloat16() if self.step.products == "bf16" else weight).contiguous()
+
+    def buffer(self, length: int, batch: int) -> Tensor:
+        """Uninitialised states, (length, p, batch, k), in the memory order that suits L."""
+        like = self.step.W
+        if self.step.cells is not None:
+            return like.new_empty(self.p, length, batch, self.k).transpose(0, 1)
+        return like.new_empty(length, batch, self.p, self.k).transpose(1, 2)
+
+    def advance(self, x: Tensor, e: Tensor, dt: Tensor | None, out: Tensor) -> None:
+        """x+ into `out`, for x (p, batch, k), inputs e (batch, m) and a step length, or none, (1 | batch)."""
+        step = self.step
+        # Adding up in a piece of its own: `index_add_` into strided memory is ten times slower.
+        new = out if dt is None and step.cells is None else torch.empty_like(x)
+        torch.mul(x, step.D, out=new)
+        if step.cells is not None:
+            new.index_add_(0, self.rows, self._bmm(x.index_select(0, self.columns), self.P_T))
+        elif step.P is not None:
+            self._add_product(new, x, self.P_T)
+        p = self.apply(step.pre, x)
+        if step.explicit:
+            self._add_weighted(new, p)
+            self._add_input(new, e)
+        else:
+            self._add_outer(new, self.apply(step.post, self.inner(p, e)))
+        for psi, K_T in zip(step.psi, self.K_T, strict=True):
+            self._add_product(new, self.apply(psi, x), K_T)
+        if dt is not None:
+            torch.addcmul(x, dt[:, None], new, out=out)
+        elif new is not out:
+            out.copy_(new)
+
+    def inner(self, p: Tensor, e: Tensor) -> Tensor:
+        """z = W p + e for p (..., p, batch, k)."""
+        z = torch.zeros_like(p)
+        self._add_input(z, e)
+        self._add_weighted(z, p)
+        return z
+
+    def retreat(
+        self, v: Tensor, q: Tensor, x: Tensor, p: Tensor, psi: list[Tensor], out: Tensor
+    ) -> None:
+        """The adjoint of x into `out`, without what a step length adds; p = pre(x), psi_e(x) given."""
+        step = self.step
+        new = out if step.cells is None else torch.empty_like(v)
+        torch.mul(v, step.D, out=new)
+        if step.cells is not None:
+            new.index_add_(0, self.columns, self._bmm(v.index_select(0, self.rows), self.P))
+        elif step.P is not None:
+            self._add_product(new, v, self.P)
+        for phi, y, K in zip(step.psi, psi, self.K, strict=True):
+            back = self._add_product(torch.zeros_like(v), v, K)
+            new.add_(self.pull_back(phi, back, x, y))
+        back = q * step.W if self.diagonal else self._bmm(q, self.W)
+        torch.add(new, self.pull_back(step.pre, back, x, p), out=out)
+
+    def inner_adjoint(self, v: Tensor, z: Tensor | None, f: Tensor | None) -> Tensor:
+        """q = post'(z) o Q^T v."""
+        Q, post = self.step.Q, self.step.post
+        if Q is not None:
+            v = v * Q if Q.ndim == 3 else self._add_product(torch.zeros_like(v), v, self.Q)
+        if z is None or f is None:
+            return v
+        return self.pull_back(post, v, z, f)
+
+    # The state is (p, batch, k); these see it as (batch, n) where the memory is that, or as blocks.
+
+    def flat(self, x: Tensor) -> Tensor:
+        """(..., p, batch, k) as (..., batch, n): a view if L is dense, else a copy."""
+        return x.transpose(-3, -2).flatten(-2)
+
+    def blocks(self, y: Tensor) -> Tensor:
+        """(..., batch, n) as (..., p, batch, k)."""
+        return y.unflatten(-1, (self.p, self.k)).transpose(-3, -2)
+
+    def apply(self, phi: Elementwise, x: Tensor) -> Tensor:
+        if phi.is_identity:
+            return x
+        return phi(x) if len(phi.runs) == 1 else self.blocks(phi(self.flat(x)))
+
+    def pull_back(self, phi: Elementwise, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """v o phi'(x) for y = phi(x)."""
+        if phi.is_identity:
+            return v
+        if len(phi.runs) == 1:
+            return phi.pull_back(v, x, y)
+        return self.blocks(phi.pull_back(self.flat(v), self.flat(x), self.flat(y)))
+
+    def _add_weighted(self, out: Tensor, p: Tensor) -> None:
+        if self.diagonal:
+            out.addcmul_(p, self.step.W)
+        else:
+            self._add_blocks(out, p, self.W_T)
+
+    def _add_blocks(self, out: Tensor, a: Tensor, W: Tensor | None) -> None:
+        """out += a W block by block, for (p, rows, k) or (steps, p, batch, k)."""
+        if a.ndim == 4:
+            out.add_(torch.matmul(a.bfloat16() if self.low else a, W))
+        elif self.low:
+            out.add_(torch.bmm(a.bfloat16(), W))
+        else:
+            out.baddbmm_(a, W)
+
+    def _bmm(self, a: Tensor, W: Tensor | None) -> Tensor:
+        return torch.bmm(a.bfloat16(), W).to(a.dtype) if self.low else torch.bmm(a, W)
+
+    def _add_product(self, out: Tensor, a: Tensor, W: Tensor | None) -> Tensor:
+        """out += a W for a dense (n, n) W."""
+        flat = self.flat(a)
+        if self.low:
+            return out.add_(self.blocks(torch.mm(flat.bfloat16(), W)))
+        if self.step.cells is not None:  # out is not (batch, n) in memory
+            return out.add_(self.blocks(flat @ W))
+        self.flat(out).addmm_(flat, W)
+        return out
+
+    def _add_input(self, out: Tensor, e: Tensor) -> None:
+        """out += E [u, 1], for inputs (batch, m), or (steps, batch, m)."""
+        if self.step.E is None:
+            out.add_(self.blocks(e))
+        elif out.ndim == 3 and self.step.cells is None:
+            self.flat(out).addmm_(e, self.step.E)
+        elif out.ndim == 3:
+            out.baddbmm_(e.expand(self.p, *e.shape), self.E_blocks)
+        else:
+            out.add_(self.blocks(e @ self.step.E))
+
+    def _add_outer(self, out: Tensor, f: Tensor) -> None:
+        """out += Q f."""
+        Q = self.step.Q
+        if Q is None:
+            out.add_(f)
+        elif Q.ndim == 3:
+            out.addcmul_(f, Q)
+        else:
+            self._add_product(out, f, self.Q_T)
+
+
+class Sums:
+    """The gradients of a `Step`'s tensors, summed over segments of time: a few large products each."""
+
+    def __init__(self, stepper: Stepper, needed: tuple[bool, ...]) -> None:
+        self.stepper, self.needed = stepper, needed
+        tensors = stepper.step.tensors()
+        self.sums = [
+            torch.zeros_like(t) if need and t is not None else None
+            for t, need in zip(tensors, needed, strict=True)
+        ]
+
+    def add(
+        self,
+        x: Tensor,
+        p: Tensor,
+        v: Tensor,
+        q: Tensor,
+        f: Tensor | None,
+        psi: list[Tensor],
+        inputs: Tensor,
+    ) -> None:
+        """All of one segment: (steps, p, batch, k), and inputs (steps, batch, m)."""
+        W, D, P, Q, E, *K = self.sums
+        if W is not None:
+            self._add_W(W, q, p)
+        if D is not None:
+            D += (v * x).sum((0, 2))[:, None]
+        if P is not None:
+            self._add_P(P, v, x)
+        if Q is not None:
+            assert f is not None
+            if Q.ndim == 3:
+                Q += (v * f).sum((0, 2))[:, None]
+            else:
+                self._add_dense(Q, v, f)
+        if E is not None:
+            u = inputs.flatten(0, 1).mT
+            E += self.stepper.flat(torch.matmul(u, _joined(q)))
+        for total, y in zip(K, psi, strict=True):
+            if total is not None:
+                self._add_dense(total, v, y)
+
+    def _add_W(self, W: Tensor, q: Tensor, p: Tensor) -> None:
+        if self.stepper.diagonal:
+            W += (q * p).sum((0, 2))[:, None]
+        else:
+            W += self._product(_joined(q).mT, _joined(p))
+
+    def _add_P(self, P: Tensor, v: Tensor, x: Tensor) -> None:
+        cells = self.stepper.step.cells
+        if cells is None:
+            self._add_dense(P, v, x)
+            return
+        rows, columns = _joined(v), _joined(x)
+        for total, i, j in zip(P, cells.rows, cells.columns, strict=True):
+            total += self._product(rows[i].mT, columns[j])
+
+    def _add_dense(self, total: Tensor, v: Tensor, x: Tensor) -> None:
+        total += self._product(self._rows(v).mT, self._rows(x))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(steps, p, batch, k) as (steps batch, n)."""
+        return self.stepper.flat(x).flatten(0, 1)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a.bfloat16() @ b.bfloat16()).to(b.dtype) if self.stepper.low else a @ b
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(steps, p, batch, k) as (p, steps batch, k), a view in both memory orders."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def segments(steps: int, length: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of consecutive pieces of time, in order."""
+    for start in range(0, steps, length):
+        yield start, min(start + length, steps)

@@ -1,0 +1,207 @@
+"""The fused solvers use W and L by their structure: every structure equals the plain twin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from ctrnn_assembly import AdaDiagTanh, Assembly, Singular, SparseAbsolute, Subnetwork, couple
+from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.errors import DataError, SolverError
+from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.euler_adjoint import euler_step
+from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices, semi_implicit
+from ctrnn_assembly.terms import Terms
+from solver_problems import DT, F64, normal, rng
+from solver_problems import one_thread as one_thread
+
+PAIRS = {
+    0: [],
+    1: [(0, 3)],
+    3: [(0, 1), (0, 4), (2, 3)],
+    10: None,
+}  # of 10; few, and so many that L is dense
+
+
+def net(kind: str, pairs: int, form: str = "x", phi: str = "tanh", k: int = 4, p: int = 5) -> Assembly:
+    g = rng(1)
+    sets = {
+        "blocks": Singular(phi),
+        "diagonal": AdaDiagTanh(phi),
+        "frozen": SparseAbsolute(phi, density=0.2),
+    }
+    taus = torch.linspace(0.5, 2, k) if kind != "frozen" else 1.0
+    parts = [Subnetwork(sets[kind], k, form=form, tau=taus, generator=g) for _ in range(p)]  # type: ignore[arg-type]
+    chosen = PAIRS[pairs]
+    return couple(parts, "all" if chosen is None else chosen, generator=g).double()
+
+
+def leaves_of(field: Assembly, batch: int = 3, steps: int = 40, m: int = 2) -> dict[str, Tensor]:
+    leaves = dict(field.named_parameters())
+    leaves |= {
+        "x0": normal(batch, field.size, seed=1),
+        "u": normal(batch, steps, m, seed=2),
+        "W_in": normal(field.size, m, seed=3),
+        "tau": field.tau.clone(),
+    }
+    return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+
+
+def run(
+    field: Assembly, leaves: dict[str, Tensor], **settings: object
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """States and the gradients of a loss that weighs each of them differently."""
+    terms = replace(field.terms(), tau=leaves["tau"]).driven(leaves["W_in"])
+    x = solve(terms, leaves["x0"], u=leaves["u"], dt=DT, **settings).x  # type: ignore[arg-type]
+    loss = (x * normal(*x.shape, seed=4).to(x)).sum()
+    return x, dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def assert_same(a: tuple, b: tuple, rtol: float = 1e-10) -> None:
+    assert_close(a[0], b[0], rtol=rtol, atol=1e-11)
+    for name, gradient in a[1].items():
+        assert_close(
+            gradient, b[1][name], rtol=rtol, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+@pytest.mark.parametrize("save", ["all", "last"])
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("kind", ["blocks", "diagonal", "frozen"])
+def test_every_structure_equals_the_plain_twin(kind: str, pairs: int, form: str, save: str) -> None:
+    field = net(kind, pairs, form)
+    leaves = leaves_of(field)
+    assert_same(run(field, leaves, save=save), run(field, leaves, method="euler-plain", save=save))
+
+
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_few_pairs_with_every_activation(phi: str, form: str) -> None:
+    field = net("blocks", 3, form, phi)
+    leaves = leaves_of(field)
+    assert_same(run(field, leaves), run(field, leaves, method="euler-plain"))
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("steps", [1, 2, 31, 32, 33, 65])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_any_number_of_steps_and_samples(pairs: int, steps: int, batch: int) -> None:
+    field = net("blocks", pairs)
+    leaves = leaves_of(field, batch, steps)
+    for settings in ({}, {"save": "last"}, {"save": "last", "checkpoint": "sqrt"}):
+        plain = {"method": "euler-plain", "save": settings.get("save", "all")}
+        assert_same(run(field, leaves, **settings), run(field, leaves, **plain))
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("kind", ["per step", "per sample"])
+def test_irregular_steps(pairs: int, kind: str) -> None:
+    field = net("blocks", pairs)
+    leaves = leaves_of(field)
+    dt = 0.01 + 0.05 * torch.rand(
+        *((40,) if kind == "per step" else (3, 40)), generator=rng(3), dtype=F64
+    )
+    found = []
+    for settings in (
+        {"method": "euler"},
+        {"method": "euler-plain"},
+        {"method": "euler", "save": "last", "checkpoint": "sqrt"},
+        {"method": "euler-plain", "save": "last"},
+    ):
+        terms = replace(field.terms(), tau=leaves["tau"]).driven(leaves["W_in"])
+        x = solve(terms, leaves["x0"], u=leaves["u"], dt=dt, **settings).x  # type: ignore[arg-type]
+        grads = torch.autograd.grad((x * normal(*x.shape, seed=4)).sum(), list(leaves.values()))
+        found.append((x, dict(zip(leaves, grads, strict=True))))
+    assert_same(found[0], found[1])
+    assert_same(found[2], found[3])
+
+
+@pytest.mark.parametrize("method", ["imex", "exponential-euler"])
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_semi_implicit_steps_equal_their_plain_twin(method: str, pairs: int, form: str) -> None:
+    field = net("blocks", pairs, form)
+    leaves = leaves_of(field)
+    matrices = imex_matrices if method == "imex" else exponential_matrices
+    terms = replace(field.terms(), tau=leaves["tau"]).driven(leaves["W_in"])
+    steps = torch.full((40, 1), DT, dtype=F64)
+    x = semi_implicit(terms, leaves["x0"], leaves["u"].transpose(0, 1), steps, matrices).transpose(0, 1)
+    grads = torch.autograd.grad((x * normal(*x.shape, seed=4)).sum(), list(leaves.values()))
+    assert_same(run(field, leaves, method=method), (x, dict(zip(leaves, grads, strict=True))))
+
+
+def test_few_pairs_multiply_only_coupled_blocks() -> None:
+    # The cost of a step: numbers of W and of L that are multiplied.
+    for pairs, cells in ((0, 0), (1, 2), (3, 6)):
+        step, _ = euler_step(net("blocks", pairs).terms(), None, torch.tensor(DT), 1, 1)
+        assert (0 if step.P is None else step.P.numel()) == 16 * cells
+    assert euler_step(net("blocks", 10).terms(), None, torch.tensor(DT), 1, 1)[0].P.shape == (20, 20)  # type: ignore[union-attr]
+    step, _ = euler_step(net("diagonal", 1).terms(), None, torch.tensor(DT), 1, 1)
+    assert step.W.numel() == 20
+
+
+def test_an_entry_outside_the_pairs_is_refused_not_dropped() -> None:
+    terms = net("blocks", 1).terms()
+    L = terms.L.clone()  # type: ignore[union-attr]
+    L[0, 4] = 0.1  # block (0, 1)
+    with pytest.raises(DataError, match="zero outside the coupled pairs"):
+        solve(replace(terms, L=L), normal(2, 20), torch.tensor([0.0, 0.1]))
+    dense = replace(terms, L=L, pairs=())
+    x, y = (
+        solve(dense, normal(2, 20), torch.tensor([0.0, 0.1]), method=m).x
+        for m in ("euler", "euler-plain")
+    )
+    assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_modules_of_different_sizes_that_are_all_diagonal() -> None:
+    parts = [
+        Subnetwork(AdaDiagTanh("relu"), n, tau=tau, generator=rng(n)) for n, tau in ((3, 1.0), (5, 0.7))
+    ]
+    field = couple(parts, "all", generator=rng(0)).double()
+    leaves = leaves_of(field)
+    assert_same(run(field, leaves), run(field, leaves, method="euler-plain"))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a.detach().double() - b.detach()).norm() / b.detach().norm())
+
+
+@pytest.mark.parametrize("pairs", [1, 10])
+@pytest.mark.parametrize("method", ["euler", "imex"])
+def test_bf16_products_keep_the_state_in_float32(pairs: int, method: str) -> None:
+    # Operands have 8 bits: 1e-2 of the norm. A bfloat16 state would lose most increments of 0.03 f.
+    field = net("blocks", pairs)
+    leaves = leaves_of(field, steps=200)
+    x, gradients = run(field, leaves, method=method)
+    single = net("blocks", pairs).float()
+    narrow = {name: leaf.detach().float().requires_grad_() for name, leaf in leaves.items()}
+    narrow |= dict(single.named_parameters())
+    y, found = run(single, narrow, method=method, products="bf16")
+    assert y.dtype == torch.float32
+    assert relative(y, x) < 1e-2
+    assert relative(y, x) > 1e-6  # they were rounded
+    for name, gradient in found.items():
+        assert relative(gradient, gradients[name]) < 2e-2, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint": "cubic"}, "checkpoint must be one of none, sqrt; got 'cubic'"),
+        ({"products": "int8"}, "products must be one of full, tf32, bf16; got 'int8'"),
+        ({"checkpoint": "sqrt"}, "needs save='last'"),
+        ({"checkpoint": "sqrt", "save": "last", "lengths": torch.tensor([1, 2])}, "and no lengths"),
+        ({"checkpoint": "sqrt", "method": "euler-plain"}, "needs a hand-written adjoint"),
+        ({"products": "bf16", "method": "rk4"}, "needs a hand-written adjoint"),
+    ],
+)
+def test_settings_that_cannot_be_kept_are_refused(settings: dict, message: str) -> None:
+    terms: Terms = net("blocks", 1).terms()
+    with pytest.raises(SolverError, match=message):
+        solve(terms, normal(2, 20), u=normal(2, 5, 20), dt=DT, **settings)
