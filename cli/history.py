@@ -99,6 +99,12 @@ class History:
             return self.column(name) > 0
         return self.column("rate") > 0 if name == "certified" else self.column("step_gain") < 1
 
+    def judged(self) -> NDArray[np.bool_]:
+        """The epochs that have a certificate in the table: not all with `certify_every`."""
+        if self.has("certified"):
+            return np.isfinite(self.column("certified"))
+        return np.ones(len(self.rows), dtype=bool)
+
     def number(self, name: str) -> float:
         """A number of the summary, NaN if it is not there."""
         value = self.summary.get(name)

@@ -57,7 +57,7 @@ def draw_panel(axes: Axes, histories: Sequence[History], column: str, verdict: s
     for k, history in enumerate(histories):
         value = history.column(column)
         if np.isfinite(value).any():
-            draw_verdicts(axes, history.epochs, value, history.certified(verdict), line_style(k))
+            draw_verdicts(axes, history, value, history.certified(verdict), line_style(k))
     axes.ticklabel_format(useOffset=False, axis="y")
     if not axes.lines:
         empty(axes, "no bound is known")
@@ -73,7 +73,7 @@ def draw_longest(axes: Axes, histories: Sequence[History], names: Sequence[str])
             endless.append(name)
         shown = np.where(longest > 0, longest, np.nan)
         if np.isfinite(shown).any():
-            draw_verdicts(axes, history.epochs, shown, certified, line_style(k))
+            draw_verdicts(axes, history, shown, certified, line_style(k))
             style: dict[str, Any] = {"color": line_style(k)["color"], "linewidth": 1}
             axes.axhline(history.config.dt, linestyle=(0, (4, 2)), **style)
     said = "every dt is certified" if len(endless) == len(names) else "every dt is certified of\n"
@@ -89,9 +89,11 @@ def draw_longest(axes: Axes, histories: Sequence[History], names: Sequence[str])
 
 
 def draw_verdicts(
-    axes: Axes, epochs: Array, value: Array, certified: np.ndarray, style: dict[str, Any]
+    axes: Axes, history: History, value: Array, certified: np.ndarray, style: dict[str, Any]
 ) -> None:
-    """A line with a marker at every epoch, or at so many that they can be told apart."""
+    """A line with a marker at every epoch with a certificate, or at so many that they can be told apart."""
+    judged = history.judged()
+    epochs, value, certified = history.epochs[judged], value[judged], certified[judged]
     axes.plot(epochs, value, color=style["color"], linewidth=1.3)
     every = max(1, len(epochs) // 15)
     shown = np.arange(len(epochs)) % every == 0

@@ -13,7 +13,8 @@ omega = ||L|| and lam is the rate at nu = 1, so certified input gates need hi cl
 or fast modules. The published bounds, lo = 1e-5 and hi = 0.2 with dt = 1 and "state", can diverge
 under a bounded input although each gate of theirs, held constant, is stable.
 
-One plain step of forward Euler a sample, under autograd; not done here: the fused adjoint of `solvers`.
+One step of forward Euler a sample: constant gates are time constants 1 / nu of the fused solver, the others
+a plain loop under autograd.
 
 Source: AdaDiag 2026 (gates "input and state", v + nu o F); corrections E14 and section 3 of THEORY.
 """
@@ -21,6 +22,7 @@ Source: AdaDiag 2026 (gates "input and state", v + nu o F); corrections E14 and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -32,6 +34,7 @@ from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import Signal
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
 from ctrnn_assembly.solvers.grid import check_input, check_state, freeze, step_grid
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
@@ -228,6 +231,10 @@ class GatedCTRNN(nn.Module):
             check_input(v0, terms, u)
             steps = step_grid(v0, None, u, dt, lengths)[1].to(v0)  # (time, 1 or batch)
             samples = u.to(v0).transpose(0, 1)
+            nu = self.gates.constants()
+            if nu is not None:
+                slowed = euler_adjoint(replace(terms, tau=1 / nu), v0, samples, steps)
+                return slowed if lengths is None else freeze(slowed, lengths)
             states = [v0]
             for z, sample, step in zip(self.gates.read(samples), samples, steps, strict=True):
                 v = states[-1]

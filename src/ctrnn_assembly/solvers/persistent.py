@@ -1,14 +1,14 @@
 """Forward Euler and its adjoint as two persistent Triton kernels; the formulas are `euler_adjoint`'s.
 
-One program takes 16 rows of the batch through all T steps, so a solve is one launch forward and one
-backward, whatever T is. The coupling is multiplied tile by tile: only the tiles of the coupled pairs
+One program takes ROWS rows of the batch through all T steps, so a solve is one launch forward and one
+backward, whatever T is. The coupling is multiplied tile by tile: only the tiles of the coupled pairs,
 if that takes fewer products, else all of them. A diagonal W is an elementwise product.
 
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds with a dense L, or T (2 C + p)
-n_i^2 batch and the unused slots (`Packed`) with C pairs. Memory: T batch n numbers for the states and as
-many for the adjoints v, twice as many when post is not the identity; without gradients and with
-save="last" two states. Weight gradients are products over CHUNK rows of time and batch at once, in the
-state's precision; on a GPU `torch.set_float32_matmul_precision` lets them use tf32.
+n_i^2 batch and the unused slots (`persistent_tiles`) with C pairs. Memory: T batch n numbers for the
+states and as many for the adjoints v, twice as many where post is not the identity; without gradients
+and with save="last" only two states. Weight gradients are products over CHUNK rows of time and batch at
+once, in the state's own precision; `torch.set_float32_matmul_precision` lets them use tf32.
 
 Not done here: nonlinear edges, several activations in one field, one's own activations, second
 derivatives, a gradient with respect to dt, checkpoints. `why_not` says so before a solve.
@@ -20,21 +20,22 @@ import importlib.util
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.solvers.persistent_tiles import Packed, Packer, Products
 from ctrnn_assembly.terms import Terms
 
-Products = Literal["full", "tf32", "bf16"]
-
 ROWS = 16  # batch rows of a program: the least that tensor cores multiply
-WIDTH = 512  # units computed at once; 16 rows of them are 32 KB in float32, an eighth of the registers
+# Units computed at once. With 512, two stages of a product's operands take 160 KB of shared memory;
+# exact products keep whole rows of their operands in registers, and spill from 256 on.
+WIDTHS: dict[Products, int] = {"full": 256, "tf32": 512, "bf16": 512}
+SHARED = 160 * 1024
+COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 FEW_INPUTS = 4  # up to here W_in u is summed in the kernel; beyond, it is one product for all steps
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
 
@@ -89,7 +90,18 @@ def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str |
         return f"the state is {x0.dtype} on {x0.device}, but another tensor is {min(other, key=str)}"
     if dt.requires_grad:
         return "dt asks for a gradient"
-    return _why_not_field(terms)
+    return _why_not_device(x0.device) or _why_not_field(terms)
+
+
+def _why_not_device(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    found = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if found < SHARED:
+        return (
+            f"{device} has {found // 1024} KB of shared memory for a program; it needs {SHARED // 1024}"
+        )
+    return None
 
 
 def _why_not_field(terms: Terms) -> str | None:
@@ -138,7 +150,7 @@ class _Launch:
     """What both kernels of one solve share."""
 
     terms: Terms
-    packer: _Packer
+    packer: Packer
     x0: Tensor
     drive: Tensor | None  # as the kernels read it: contiguous, or W_in u where there are many inputs
     dt: Tensor
@@ -182,7 +194,7 @@ class _Launch:
             "GROUPS": layout.groups,
             "ROWS": ROWS,
             "INTERPRETED": persistent_kernels.INTERPRETED,
-            "num_warps": 8,
+            **COMPILED,
         }
 
     def at(self, step: int) -> dict[str, Tensor]:
@@ -219,7 +231,8 @@ def _launch(
     if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
         drive, W_in = drive @ W_in.mT, None
     drive = None if drive is None else drive.contiguous()
-    packer = _Packer(terms, W, products)
+    width = WIDTHS[products] if x0.dtype == torch.float32 else WIDTHS["full"] // 2
+    packer = Packer(terms, W, products, width)
     return _Launch(terms, packer, x0, drive, dt.contiguous(), W, bias, inv_tau, L, W_in)
 
 
@@ -352,8 +365,8 @@ def _add_products(
         if W.ndim == 1:
             W += (q * p).sum(0)
         else:
-            blocks = [a.unflatten(-1, (len(W), -1)).transpose(0, 1) for a in (q, p)]  # (p, rows, k)
-            W.baddbmm_(blocks[0].mT, blocks[1])
+            q_blocks, p_blocks = (a.unflatten(-1, (len(W), -1)).transpose(0, 1) for a in (q, p))
+            W.baddbmm_(q_blocks.mT, p_blocks)  # (p, k, rows) times (p, rows, k)
     if bias is not None:
         bias += q.sum(0)
     if L is not None:
@@ -363,6 +376,6 @@ def _add_products(
 
 
 def _tau_gradient(V: Tensor, moved: Tensor, dt: Tensor, inv_tau: Tensor) -> Tensor:
-    """d(1/tau) = sum lam+ (x+ - x) / (1/tau), with lam+ = v tau / dt; a step of length 0 adds nothing."""
+    """d(1/tau) = sum lam+ (x+ - x) / (1/tau) with lam+ = v tau / dt; a step of length 0 adds none."""
     inverse = torch.where(dt == 0, 0, 1 / dt)  # (steps, 1 or batch)
     return (V * moved * inverse[:, :, None]).sum((0, 1)) / inv_tau.square()

@@ -49,7 +49,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _tanh(x):
-    # Triton's own tanh belongs to a device library that the interpreter lacks. Absolute error: 1 ulp of 1.
+    # Triton's own tanh belongs to a device library, which the interpreter lacks. Error: an ulp of 1.
     e = tl.exp(-2.0 * tl.abs(x))
     y = (1.0 - e) / (1.0 + e)
     return tl.where(x >= 0.0, y, -y)
@@ -312,7 +312,7 @@ def adjoint_kernel(
     PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
     EVERY: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """v_k = a lam_k+1, q_k = post'(z_k) v_k, lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k.
+    """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, v_k = a lam_k+1, q_k = post'(z_k) v_k.
 
     Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
     (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
