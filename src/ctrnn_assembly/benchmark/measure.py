@@ -99,15 +99,15 @@ def measure(
         for kind in KINDS
     ]  # fmt: skip
     products = [product_entry(size, device, dtype) for device in devices for dtype in DTYPES]
-    _warm_up(entries, clock, progress)
+    warm_up(entries, clock, progress)
     entries, dropped = within_budget(entries, rounds, budget, couplings[0])
     interrupted = not _rounds([*entries, *products], rounds, clock, progress)
     if memory and not interrupted:
-        interrupted = not _memories([e for e in entries if e.device == "cpu"], size, progress)
+        interrupted = not fill_memories([e for e in entries if e.device == "cpu"], size, progress)
     timed = [entry for entry in entries if entry.seconds]
     noise = noise_of(timed, products)
     facts = {
-        "product_rate": _rates(products, size),
+        "product_rate": rates_of(products, size),
         **environment(),
         "noisy": bool(noise),
         "interrupted": interrupted,
@@ -123,7 +123,7 @@ def measure(
         "devices_present": ["cpu", *(["cuda"] if torch.cuda.is_available() else [])],
         "not_timed": dropped,
     }
-    rows = [_row(entry, facts["product_rate"]) for entry in timed]
+    rows = [row_of(entry, facts["product_rate"]) for entry in timed]
     facts["faster_device"] = faster_device(timed)
     notes = [*_notes(rounds, dropped, interrupted), *noise]
     return Report(rows, facts, notes)
@@ -162,7 +162,7 @@ def _runner(task: Task, kind: Kind) -> Callable[[], None]:
     return lambda: task.run(kind)
 
 
-def _warm_up(entries: list[Timed], clock: Callable[[], float], progress: Progress) -> None:
+def warm_up(entries: list[Timed], clock: Callable[[], float], progress: Progress) -> None:
     """One run each; on a GPU, its peak memory, buffers that a backend keeps included."""
     for done, entry in enumerate(entries):
         progress("warming up", done, len(entries))
@@ -214,7 +214,7 @@ def _rounds(
     return True
 
 
-def _memories(entries: list[Timed], size: Size, progress: Progress) -> bool:
+def fill_memories(entries: list[Timed], size: Size, progress: Progress) -> bool:
     """Fill in the peaks of a CPU; whether all were measured."""
     jobs = [(e.case.contestant.name, e.case.problem.coupling, e.kind) for e in entries]
     try:
@@ -227,7 +227,7 @@ def _memories(entries: list[Timed], size: Size, progress: Progress) -> bool:
     return True
 
 
-def _rates(products: Sequence[Entry], size: Size) -> dict[str, dict[str, dict[str, float]]]:
+def rates_of(products: Sequence[Entry], size: Size) -> dict[str, dict[str, dict[str, float]]]:
     """Operations a second of the machine's products, by device and dtype: median and largest."""
     rates: dict[str, dict[str, dict[str, float]]] = {}
     for entry in products:
@@ -240,7 +240,7 @@ def _rates(products: Sequence[Entry], size: Size) -> dict[str, dict[str, dict[st
     return rates
 
 
-def _row(entry: Timed, rates: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+def row_of(entry: Timed, rates: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
     case, size = entry.case, entry.case.problem.size
     useful = case.contestant.operations(case.problem, entry.kind)
     rate = rates.get(case.device, {}).get(PRODUCTS[case.contestant.products])

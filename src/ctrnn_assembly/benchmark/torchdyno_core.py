@@ -41,7 +41,7 @@ def scn_frozen(problem: Problem) -> Task:
 
 
 def _core(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Task:
-    core = _build(problem, constrained)
+    core = build_core(problem, constrained)
     sequence = problem.u.transpose(0, 1)
 
     def last() -> Tensor:
@@ -52,7 +52,8 @@ def _core(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Tas
     return Task(last, [tensor for tensor in used if tensor.requires_grad])
 
 
-def _build(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Any:
+def build_core(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Any:
+    """torchdyno's module with the weights, the coupling and the step of a problem."""
     assembly = import_module(MODULE).RNNAssembly
     terms, k = problem.terms, problem.size.units
     assert terms.L is not None
