@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from ctrnn_assembly import AdaDiagTanh, Assembly, Singular, SparseAbsolute, Subnetwork, couple
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import DataError, SolverError
-from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers import buffers, solve
+from ctrnn_assembly.solvers.buffers import Loan
 from ctrnn_assembly.solvers.euler_adjoint import euler_step
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices, semi_implicit
 from ctrnn_assembly.terms import Terms
@@ -188,6 +189,40 @@ def test_bf16_products_keep_the_state_in_float32(pairs: int, method: str) -> Non
     assert relative(y, x) > 1e-6  # they were rounded
     for name, gradient in found.items():
         assert relative(gradient, gradients[name]) < 2e-2, name
+
+
+def test_states_are_kept_until_nothing_can_ask_for_them() -> None:
+    # Buffers are used again: two graphs at once, and a graph walked twice, must not share one.
+    field = net("blocks", 1)
+    leaves = leaves_of(field)
+    other = {**leaves, "x0": normal(3, 20, seed=9).requires_grad_()}
+    alone = [run(field, each, save="last") for each in (leaves, other)]
+    weights = [*field.parameters()]
+    losses = []
+    for each in (leaves, other):
+        terms = replace(field.terms(), tau=each["tau"]).driven(each["W_in"])
+        x = solve(terms, each["x0"], u=each["u"], dt=DT, save="last").x
+        losses.append((x * normal(*x.shape, seed=4)).sum())
+    for loss, (_, expected) in zip(losses, alone, strict=True):
+        for _ in range(2):
+            found = torch.autograd.grad(loss, weights, retain_graph=True)
+            for (name, _), gradient in zip(field.named_parameters(), found, strict=True):
+                assert_close(gradient, expected[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_memory_of_one_solve_serves_the_next_and_is_bounded() -> None:
+    terms = net("blocks", 10).terms().detach_cpu()
+    places = set()
+    for k in range(6):
+        loan = Loan((10, 3), terms.tau)
+        places.add(loan.memory.data_ptr())
+        del loan
+        x0 = normal(2, 20).requires_grad_()
+        loss = solve(terms, x0, u=normal(2, 30 + k, 20), dt=DT, save="last").x.sum()
+        loss.backward(retain_graph=k % 2 == 0)
+        del loss
+        assert len(buffers._free) <= buffers.KEPT
+    assert len(places) < 6
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,8 @@ def build_model(
         reads: whether the readout sees the state x or the firing rates phi(x).
         gate_bounds: (lo, hi) of a gated model; None for the architecture's own.
         seed: of all random weights.
-        solver: dt, solver, rtol, atol, gradient, interpolation of `CTRNN`; gated models step by Euler
-            with dt 1 if none is given.
+        solver: dt, solver and other solver settings of `CTRNN`; gated models step by Euler, with dt 1
+            if none is given.
 
     Raises:
         ConfigError: if the name or a setting is unknown; ContractionError: if no such weights exist.
@@ -235,7 +235,7 @@ def _gated(
     assert architecture.gate is not None
     if solver not in ("euler", "euler-plain"):
         raise ConfigError(f"gated models must be solved by euler; got solver={solver!r}.")
-    for unused in ("rtol", "atol", "gradient", "interpolation"):  # of torchdiffeq's solvers
+    for unused in ("rtol", "atol", "gradient", "interpolation", "checkpoint", "products"):
         settings.pop(unused, None)
     return GatedCTRNN(
         n_input,

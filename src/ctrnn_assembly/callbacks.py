@@ -45,8 +45,9 @@ class EpochTable(pl.Callback):
         row |= {name: float(trainer.callback_metrics[name]) for name in names}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - self.started, 3)
-        certificate = cast(Any, module).certificate() if self.is_due(trainer) else None
-        row |= certificate_columns(certificate) if self.is_due(trainer) else dict.fromkeys(COLUMNS)
+        due = self.is_due(row["epoch"])
+        certificate = cast(Any, module).certificate() if due else None
+        row |= certificate_columns(certificate) if due else dict.fromkeys(COLUMNS)
         if self.config.test_every_epoch:
             row["test_accuracy"] = cast(Any, module).test_accuracy()
         self.rows = [old for old in self.rows if int(old["epoch"]) < row["epoch"]] + [row]
@@ -61,10 +62,15 @@ class EpochTable(pl.Callback):
                 f"--config {self.run / 'config.yaml'} and that change."
             )
 
-    def is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether this epoch is certified; the last one always is."""
-        done = trainer.current_epoch + 1
-        return done % self.config.certify_every == 0 or done == self.config.epochs or trainer.should_stop
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Lightning decides to stop early after this table is written.
+        if self.rows and self.rows[-1]["certified"] in (None, "") and trainer.is_global_zero:
+            self.rows[-1] |= certificate_columns(cast(Any, module).certificate())
+            write_table(self.path, self.rows)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether this epoch, counted from 0, is certified; the last one always is."""
+        return (epoch + 1) % self.config.certify_every == 0 or epoch + 1 == self.config.epochs
 
 
 class KeptWeights(pl.Callback):

@@ -54,6 +54,12 @@ class TrainConfig(BaseModel):
     gradient: Literal["direct", "adjoint", "inexact-adjoint"] = Field(
         "direct", description="through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
     )
+    checkpoint: Literal["none", "sqrt"] = Field(
+        "none", description="sqrt: keep few states for the gradient, for a forward pass more"
+    )
+    products: Literal["full", "tf32", "bf16"] = Field(
+        "full", description="operands of the solver's matrix products; states keep their precision"
+    )
     epochs: int = Field(100, ge=1, description="passes over the training set")
     batch_size: int = Field(128, ge=1, description="samples a step, on each device")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")

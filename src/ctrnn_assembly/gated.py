@@ -13,8 +13,8 @@ omega = ||L|| and lam is the rate at nu = 1, so certified input gates need hi cl
 or fast modules. The published bounds, lo = 1e-5 and hi = 0.2 with dt = 1 and "state", can diverge
 under a bounded input although each gate of theirs, held constant, is stable.
 
-One step of forward Euler a sample: constant gates are time constants 1 / nu of the fused solver, others are
-a plain loop under autograd.
+One step of forward Euler a sample: constant gates are time constants 1 / nu of the fused solver, others
+are a plain loop under autograd.
 
 Source: AdaDiag 2026 (gates "input and state", v + nu o F); corrections E14 and section 3 of THEORY.
 """

@@ -12,6 +12,9 @@ from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.solvers import GRID_METHODS, METHODS, Solution, solve
 from ctrnn_assembly.solvers.adaptive import Gradient
+from ctrnn_assembly.solvers.adjoint import Checkpoint
+from ctrnn_assembly.solvers.methods import check_settings
+from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.subnetwork import Subnetwork
 
 
@@ -26,6 +29,8 @@ class CTRNN(nn.Module):
         solver: one of `ctrnn_assembly.solvers.METHODS`.
         interpolation: u(t) between samples for torchdiffeq's methods: "hold", "linear" or "cubic".
         rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
+        checkpoint: "sqrt" lets `last` keep about 4 sqrt(time) states for the gradient, see `solve`.
+        products: "bf16" or "tf32" operands of the solver's products, see `solve`.
         bias: whether the encoder has a bias b_in.
 
     Guarantee: the contraction of `field` does not depend on the encoder: for one input, two states
@@ -45,6 +50,8 @@ class CTRNN(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-6,
         gradient: Gradient = "direct",
+        checkpoint: Checkpoint = "none",
+        products: Products = "full",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -55,11 +62,13 @@ class CTRNN(nn.Module):
             raise ConfigError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}."
             )
+        check_settings(solver, gradient, None, checkpoint, products)
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.input_size, self.hidden_size, self.batch_first = input_size, field.size, batch_first
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
         self.rtol, self.atol, self.gradient = rtol, atol, gradient
+        self.checkpoint, self.products = checkpoint, products
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
         normal_(self.encoder, field.size**-0.5, generator)
@@ -130,14 +139,17 @@ class CTRNN(nn.Module):
     ) -> Solution:
         terms = self.field.terms().driven(self.encoder.weight, self.encoder.bias)
         step = self.dt if dt is None else dt
+        options = self._options()
+        if save == "last" and lengths is None:
+            options["checkpoint"] = self.checkpoint
         if self.solver in GRID_METHODS or self.interpolation == "hold":
-            return solve(terms, x0, u=u, dt=step, lengths=lengths, save=save, **self._options())
+            return solve(terms, x0, u=u, dt=step, lengths=lengths, save=save, **options)
         if isinstance(step, Tensor) and step.ndim > 1:
             raise ShapeError(f"interpolation={self.interpolation!r} needs one dt for all samples.")
         lasting = torch.as_tensor(step, dtype=torch.float64, device=u.device).expand(u.shape[1])
         t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
         signal = INTERPOLATIONS[self.interpolation](u.to(x0), t[:-1])
-        return solve(terms, x0, t, u=signal, lengths=lengths, save=save, **self._options())
+        return solve(terms, x0, t, u=signal, lengths=lengths, save=save, **options)
 
     def _options(self) -> dict:
         return {
@@ -145,6 +157,7 @@ class CTRNN(nn.Module):
             "rtol": self.rtol,
             "atol": self.atol,
             "gradient": self.gradient,
+            "products": self.products,
         }
 
 

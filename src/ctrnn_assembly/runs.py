@@ -71,6 +71,8 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         atol=config.atol,
         interpolation=config.interpolation,
         gradient=config.gradient,
+        checkpoint=config.checkpoint,
+        products=config.products,
     )
     # Lightning converts after it loads a checkpoint: one in double precision would be rounded.
     return model.double() if config.precision == "64" else model

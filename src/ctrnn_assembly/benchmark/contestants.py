@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -23,7 +23,6 @@ from ctrnn_assembly.errors import ConfigError
 
 Backend = Literal["adjoint", "graph", "persistent"]
 GPU_BACKENDS = ("graph", "persistent")
-BACKENDS = ("adjoint", *GPU_BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Contestant:
         operations: the useful operations of a solve.
         blocks: the modules of its problem.
         backend: of ours; None for the others.
-        products: "bf16" where the operands of its products are; its rate is then that of bf16.
+        products: precision of the operands of its products; its rate is then that of such products.
         coupled: whether it has a coupling; the others count under the coupling "all".
         sparse: whether its cost depends on the coupling; else a slow one need not be timed for each.
         tolerance: of states and gradients from the plain loop's, as relative norms; None where it
@@ -47,7 +46,7 @@ class Contestant:
     operations: Callable[[Problem, Kind], int] = assembly_operations
     blocks: Blocks = "dense"
     backend: str | None = None
-    products: Literal["full", "bf16"] = "full"
+    products: Literal["full", "tf32", "bf16"] = "full"
     coupled: bool = True
     sparse: bool = False
     tolerance: float | None = None
@@ -64,6 +63,7 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
     return (
         euler(f"ours-{backend}", build),
         euler(f"ours-{backend}-bf16", partial(build, products="bf16"), products="bf16", tolerance=1e-2),
+        euler(f"ours-{backend}-tf32", partial(build, products="tf32"), products="tf32", tolerance=1e-3),
         euler(f"ours-{backend}-sqrt", partial(build, checkpoint="sqrt")),
         euler(f"ours-adadiag-{backend}", build, blocks="diagonal"),
         euler(f"ours-sparse-frozen-{backend}", build, blocks="sparse"),
@@ -71,7 +71,7 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
 
 
 CONTESTANTS: tuple[Contestant, ...] = (
-    *(row for backend in ("adjoint", "graph", "persistent") for row in _backend(backend)),
+    *(row for backend in get_args(Backend) for row in _backend(backend)),
     Contestant("ours-imex", partial(ours, method="imex"), imex_operations),
     Contestant("plain-loop", baselines.plain_loop, tolerance=1e-5),
     Contestant("torchdiffeq-euler", baselines.torchdiffeq_euler, tolerance=1e-5),
@@ -85,30 +85,43 @@ CONTESTANTS: tuple[Contestant, ...] = (
 
 def present(contestant: Contestant, device: str) -> bool:
     """Whether a contestant can run here."""
-    if contestant.backend in GPU_BACKENDS and not (device == "cuda" and torch.cuda.is_available()):
+    needs_gpu = contestant.backend in GPU_BACKENDS or contestant.products == "tf32"
+    if needs_gpu and not (device == "cuda" and torch.cuda.is_available()):
         return False
     if contestant.name.startswith("torchdyno") and not torchdyno_core.is_installed():
         return False
     return not contestant.is_ours or is_supported(contestant.build.keywords)  # type: ignore[attr-defined]
 
 
-def chosen(device: str, backends: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> list[Contestant]:
-    """The contestants to time on a device: of ours those of the given backends, of all those named.
+def chosen(device: str, backends: Sequence[str] = (), only: Sequence[str] = ()) -> list[Contestant]:
+    """The contestants to time on a device: of ours those of the given backends, of all those named."""
+    return [
+        contestant
+        for contestant in CONTESTANTS
+        if present(contestant, device)
+        and (not only or contestant.name in only)
+        and (not backends or not contestant.is_ours or contestant.backend in backends)
+    ]
+
+
+def check_choice(devices: Sequence[str], backends: Sequence[str], only: Sequence[str]) -> None:
+    """Refuse backends and names of which there is nothing on any of the devices.
 
     Raises:
-        ConfigError: if a name is unknown, or a backend or contestant cannot run here.
+        ConfigError: naming the first, and what there is.
     """
-    here = [contestant for contestant in CONTESTANTS if present(contestant, device)]
+    here = [contestant for device in devices for contestant in chosen(device)]
+    usable = dict.fromkeys(c.backend for c in here if c.backend)
+    names = dict.fromkeys(c.name for c in here)
+    where = " or ".join(devices)
     for backend in backends:
-        if backend not in {c.backend for c in here}:
-            usable = ", ".join(sorted({c.backend for c in here if c.backend}))
+        if backend not in usable:
             raise ConfigError(
-                f"backend {backend!r} cannot run on {device}; here are: {usable}. Leave --backend out."
+                f"backend {backend!r} cannot run on {where}; there are: {', '.join(usable)}. "
+                "Leave --backend out."
             )
     for name in only:
-        if name not in {c.name for c in here}:
-            names = ", ".join(c.name for c in here)
-            raise ConfigError(f"contestant {name!r} is not there on {device}; there are: {names}.")
-    if backends:
-        here = [c for c in here if not c.is_ours or c.backend in backends]
-    return [c for c in here if c.name in only] if only else here
+        if name not in names:
+            raise ConfigError(
+                f"contestant {name!r} cannot run on {where}; there are: {', '.join(names)}."
+            )

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from ctrnn_assembly.benchmark.agreement import check_agreement
-from ctrnn_assembly.benchmark.contestants import Contestant, chosen
+from ctrnn_assembly.benchmark.contestants import Contestant, check_choice, chosen
 from ctrnn_assembly.benchmark.environment import environment
 from ctrnn_assembly.benchmark.interleave import NOISE, Entry, interleave
 from ctrnn_assembly.benchmark.memory import MEGABYTE, peak_memories
 from ctrnn_assembly.benchmark.operations import KINDS, Kind
 from ctrnn_assembly.benchmark.problem import Problem, Size, make_problem
-from ctrnn_assembly.benchmark.product import DTYPES, operations, product_entry
+from ctrnn_assembly.benchmark.product import dtypes, operations, product_entry
 from ctrnn_assembly.benchmark.task import Task
 
 ROUNDS = 7  # below which a median says little
 BUDGET = 240.0  # seconds
-PRODUCTS = {"full": "float32", "bf16": "bfloat16"}
+PRODUCTS = {"full": "float32", "tf32": "tf32", "bf16": "bfloat16"}
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
 
 
@@ -34,8 +34,11 @@ class Case:
 
     contestant: Contestant
     problem: Problem
-    device: str
     task: Task
+
+    @property
+    def device(self) -> str:
+        return self.problem.device.type
 
     @property
     def coupling(self) -> str:
@@ -92,41 +95,39 @@ def measure(
     """
     cases = list(_cases(size, couplings, devices, backends, only))
     agreement = _agreement(cases, size, progress)
-    entries = [
-        Timed((case.contestant.name, case.coupling, case.device, kind), _runner(case.task, kind),
-              case.device, case=case, kind=kind)
-        for case in cases
-        for kind in KINDS
-    ]  # fmt: skip
-    products = [product_entry(size, device, dtype) for device in devices for dtype in DTYPES]
+    entries = [timed(case, kind) for case in cases for kind in KINDS]
+    products = [product_entry(size, device, dtype) for device in devices for dtype in dtypes(device)]
     warm_up(entries, clock, progress)
     entries, dropped = within_budget(entries, rounds, budget, couplings[0])
     interrupted = not _rounds([*entries, *products], rounds, clock, progress)
     if memory and not interrupted:
         interrupted = not fill_memories([e for e in entries if e.device == "cpu"], size, progress)
-    timed = [entry for entry in entries if entry.seconds]
-    noise = noise_of(timed, products)
+    measured = [entry for entry in entries if entry.seconds]
+    noise = noise_of(measured, products)
+    rates = rates_of(products, size)
     facts = {
-        "product_rate": rates_of(products, size),
+        "product_rate": rates,
         **environment(),
         "noisy": bool(noise),
         "interrupted": interrupted,
         "agreement": agreement,
-        "n": size.n,
+        **asdict(size),
         "modules": size.modules,
-        "units": size.units,
-        "batch": size.batch,
-        "steps": size.steps,
         "dt": size.dt,
         "rounds": rounds,
         "devices": list(devices),
         "devices_present": ["cpu", *(["cuda"] if torch.cuda.is_available() else [])],
+        "faster_device": faster_device(measured),
         "not_timed": dropped,
     }
-    rows = [row_of(entry, facts["product_rate"]) for entry in timed]
-    facts["faster_device"] = faster_device(timed)
-    notes = [*_notes(rounds, dropped, interrupted), *noise]
-    return Report(rows, facts, notes)
+    rows = [row_of(entry, rates) for entry in measured]
+    return Report(rows, facts, [*_notes(rounds, dropped, interrupted), *noise])
+
+
+def timed(case: Case, kind: Kind) -> Timed:
+    """The entry of a case, with nothing timed yet."""
+    key = (case.contestant.name, case.coupling, case.device, kind)
+    return Timed(key, lambda: case.task.run(kind), case.device, case=case, kind=kind)
 
 
 def _cases(
@@ -136,6 +137,7 @@ def _cases(
     backends: tuple[str, ...],
     only: tuple[str, ...],
 ) -> Iterator[Case]:
+    check_choice(devices, backends, only)
     for device in devices:
         here = chosen(device, backends, only)
         for coupling in couplings:
@@ -147,7 +149,7 @@ def _cases(
                 problem = make_problem(size, coupling, contestant.blocks, device=device)
                 if contestant.name.startswith("torchdyno") and not problem.pairs:
                     continue  # it has no assembly without a coupling
-                yield Case(contestant, problem, device, contestant.build(problem))
+                yield Case(contestant, problem, contestant.build(problem))
 
 
 def _agreement(cases: list[Case], size: Size, progress: Progress) -> list[dict[str, Any]]:
@@ -156,10 +158,6 @@ def _agreement(cases: list[Case], size: Size, progress: Progress) -> list[dict[s
         progress("checking against the plain loop", done, len(cases))
         found += check_agreement([case.contestant], size, case.problem.coupling, case.device)
     return found
-
-
-def _runner(task: Task, kind: Kind) -> Callable[[], None]:
-    return lambda: task.run(kind)
 
 
 def warm_up(entries: list[Timed], clock: Callable[[], float], progress: Progress) -> None:

@@ -9,8 +9,13 @@ import torch
 from ctrnn_assembly.benchmark.interleave import Entry
 from ctrnn_assembly.benchmark.problem import Size
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 SECONDS = 0.01  # of one timing: many products
+
+
+def dtypes(device: str) -> list[str]:
+    """The precisions that a device has products for."""
+    return [name for name in DTYPES if device == "cuda" or name != "tf32"]
 
 
 def product_entry(size: Size, device: str, dtype: str) -> Entry:
@@ -23,7 +28,10 @@ def product_entry(size: Size, device: str, dtype: str) -> Entry:
     out = torch.empty_like(x)
 
     def run() -> None:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
         torch.mm(x, W, out=out)
+        torch.backends.cuda.matmul.allow_tf32 = before
 
     entry = Entry(("product", dtype, device), run, device, repeats=10)
     entry.time(time.perf_counter)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ctrnn_assembly.data.task import Options, Split, Task, checked, first, stratified_folds
 from ctrnn_assembly.errors import ConfigError, DataError
 
-NAME = r"series:\w+"
+NAME = r"series:[\w-]+"
 _VAL_FOLDS = 5  # one fifth of train
 
 

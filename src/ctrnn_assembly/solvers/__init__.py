@@ -21,7 +21,7 @@ from ctrnn_assembly.inputs import Signal, ZeroOrderHold
 from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.adjoint import Checkpoint, Save
-from ctrnn_assembly.solvers.grid import check_input, check_state, freeze, step_grid
+from ctrnn_assembly.solvers.grid import at, check_input, check_state, freeze, step_grid
 from ctrnn_assembly.solvers.methods import GRID_METHODS as GRID_METHODS
 from ctrnn_assembly.solvers.methods import METHODS as METHODS
 from ctrnn_assembly.solvers.methods import check_settings, solve_on_grid
@@ -115,7 +115,7 @@ def solve(
             )
             count = None
     if lengths is not None:
-        states = freeze(states, lengths)
+        states = at(states, lengths) if save == "last" else freeze(states, lengths)
     if save == "last":
         states, times = states[-1:], times[..., -1:]
     return Solution(times, states.transpose(0, 1), method, count, evaluations)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.solvers.buffers import Loan
 from ctrnn_assembly.solvers.step import Step, Stepper, Sums, segments
 
 Save = Literal["all", "last"]
@@ -63,16 +64,24 @@ class _Integrate(torch.autograd.Function):
         ctx.step, ctx.save = step, save
         steps = len(inputs)
         ctx.length = max(1, math.isqrt(steps)) if checkpoint == "sqrt" else SEGMENT
-        if save == "all" or (checkpoint == "none" and any(ctx.needs_input_grad)):
-            states = marks = stepper.buffer(steps + 1, len(x0))
-            states[0] = stepper.blocks(x0)
-            _roll(stepper, states, inputs, dt)
-            last = states[-1:]
+        ctx.whole = save == "all" or (checkpoint == "none" and any(ctx.needs_input_grad))
+        if save == "all":  # these are given away
+            memory = x0.new_empty(stepper.shape(steps + 1, len(x0)))
         else:
-            marks, last = _roll_marks(stepper, x0, inputs, dt, ctx.length)
-        ctx.whole = marks.shape[0] == steps + 1
+            kept = steps + 1 if ctx.whole else math.ceil(steps / ctx.length)
+            ctx.loan = Loan(stepper.shape(kept, len(x0)), x0)
+            memory = ctx.loan.tensor
+        marks = stepper.states(memory)
+        if ctx.whole:
+            marks[0] = stepper.blocks(x0)
+            _roll(stepper, marks, inputs, dt)
+            last = marks[-1:]
+        else:
+            last = _roll_marks(stepper, marks, x0, inputs, dt, ctx.length)
         ctx.save_for_backward(marks, inputs, dt, *tensors)
-        return stepper.flat(marks if save == "all" else last).contiguous()
+        if save == "all":
+            return stepper.flat(marks).contiguous()
+        return stepper.flat(last).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,18 +98,16 @@ def _roll(stepper: Stepper, states: Tensor, inputs: Tensor, dt: Tensor | None) -
 
 
 def _roll_marks(
-    stepper: Stepper, x0: Tensor, inputs: Tensor, dt: Tensor | None, length: int
-) -> tuple[Tensor, Tensor]:
-    """The first state of each segment of this length, and the last state of all, (1, p, batch, k)."""
-    cuts = list(segments(len(inputs), length))
-    marks = stepper.buffer(len(cuts), len(x0))
-    scratch = stepper.buffer(length + 1, len(x0))
+    stepper: Stepper, marks: Tensor, x0: Tensor, inputs: Tensor, dt: Tensor | None, length: int
+) -> Tensor:
+    """The first state of each segment of this length into `marks`; the last of all, (1, p, batch, k)."""
+    scratch = stepper.states(x0.new_empty(stepper.shape(length + 1, len(x0))))
     scratch[0] = stepper.blocks(x0)
-    for mark, (start, end) in zip(marks, cuts, strict=True):
+    for mark, (start, end) in zip(marks, segments(len(inputs), length), strict=True):
         mark.copy_(scratch[0])
         _roll(stepper, scratch, inputs[start:end], None if dt is None else dt[start:end])
         scratch[0] = scratch[end - start]
-    return marks, scratch[:1]
+    return scratch[:1]
 
 
 def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,8 +117,9 @@ def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     sums = Sums(stepper, ctx.needs_input_grad[6:])
     d_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[2] else None
     grads = stepper.blocks(grad)  # (T + 1 or 1, p, batch, k)
-    lam = stepper.buffer(ctx.length + 1, batch)
-    scratch = None if ctx.whole else stepper.buffer(ctx.length + 1, batch)
+    piece = stepper.shape(ctx.length + 1, batch)
+    lam = stepper.states(marks.new_empty(piece))
+    scratch = None if ctx.whole else stepper.states(marks.new_empty(piece))
     first = torch.zeros_like(grads[-1]).add_(grads[-1])
     for index, (start, end) in reversed(list(enumerate(segments(len(inputs), ctx.length)))):
         u, d = inputs[start:end], None if dt is None else dt[start:end]

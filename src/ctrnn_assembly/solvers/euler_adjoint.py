@@ -105,7 +105,7 @@ def _coupling(terms: Terms, h: Tensor, p: int) -> tuple[Tensor | None, Cells | N
     blocks = P.view(p, terms.n // p, p, -1).transpose(1, 2)[list(rows), list(columns)]
     if int(blocks.detach().count_nonzero()) != int(P.detach().count_nonzero()):
         raise DataError(
-            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all pairs, "
-            "or none for a dense L."
+            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all "
+            "pairs, or none for a dense L."
         )
     return blocks, Cells(rows, columns)

@@ -114,6 +114,12 @@ def freeze(states: Tensor, lengths: Tensor) -> Tensor:
     return states.gather(0, last[..., None].expand_as(states))
 
 
+def at(states: Tensor, lengths: Tensor) -> Tensor:
+    """The state after `lengths` steps of each sample, (1, batch, n), of states (time + 1, batch, n)."""
+    index = lengths.to(states.device)[None, :, None]
+    return states.gather(0, index.expand(1, *states.shape[1:]))
+
+
 def equal_steps(t: Tensor, step_size: float) -> Tensor:
     """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
     parts = []

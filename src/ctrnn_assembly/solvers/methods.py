@@ -61,5 +61,5 @@ def check_settings(
             raise SolverError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
         if value != known[0] and method not in FUSED:
             raise SolverError(
-                f"{name}={value!r} needs a hand-written adjoint: method {', '.join(FUSED)}; got {method!r}."
+                f"{name}={value!r} needs a hand-written adjoint, of {', '.join(FUSED)}; got {method!r}."
             )

@@ -186,15 +186,18 @@ def _mix_dense(
 def _mix(
     acc, own, held, SRC, A, COLS, STARTS, group, row, live, batch, n, tiles, unit, real,
     KIND: tl.constexpr, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
-    TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+    TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HOLD: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC, whose tiles of this group are `own`."""
+    """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC, whose tiles of this group are `own`.
+
+    HOLD says that A's own tiles are `held` already.
+    """
     if KIND == "diagonal":
         acc = acc + tl.load(A + unit, mask=real, other=0.0) * _phi(own, PHI)
     elif KIND == "own":
         a = held
-        if GROUPS > 1:
+        if not HOLD:
             a = _tiles(A, group * GROUP, GROUP, TILE)
         acc = _dot(_phi(own, PHI), a, acc, PRODUCTS, INTERPRETED)
     elif KIND == "listed":
@@ -211,10 +214,10 @@ def _mix(
 
 
 @triton.jit
-def _held(A, KIND: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr):
-    """Blocks that stay in registers for all steps: W, where one group holds all of it."""
+def _held(A, KIND: tl.constexpr, HOLD: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr):
+    """Blocks that stay with the program for all steps: own tiles, where one group has them all."""
     held = 0.0
-    if KIND == "own" and GROUPS == 1:
+    if KIND == "own" and HOLD:
         held = _tiles(A, 0, GROUP, TILE)
     return held
 
@@ -248,7 +251,8 @@ def forward_kernel(
     """All states: X is (steps + 1, batch, n) with x0 first, or with RING (2, batch, n), used in turn."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
-    held = _held(W, W_KIND, GROUP, GROUPS, TILE)
+    HOLD: tl.constexpr = GROUPS == 1
+    held = _held(W, W_KIND, HOLD, GROUP, TILE)
     here = X
     there = X + batch * n
     for _ in range(steps):
@@ -260,12 +264,12 @@ def forward_kernel(
             z = _mix(
                 _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
                 x, held, here, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
-                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, HOLD, INTERPRETED,
             )  # fmt: skip
             f = _mix(
                 _phi(z, POST) - x,
                 x, 0.0, here, L, L_COLS, L_STARTS, group, row, live, batch, n, tiles, unit, real,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
             )  # fmt: skip
             a = dt * tl.load(INV_TAU + unit, mask=real, other=0.0)
             tl.store(there + row * n + unit, x + a * f, mask=live & real)
@@ -281,11 +285,11 @@ def forward_kernel(
 
 @triton.jit
 def _send(
-    lam, held, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+    lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
     group, row, live, batch, n, tiles, unit, real, dt_row,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, INPUTS: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Store v = a lam and, unless post is the identity, q = post'(z) v of the step that left X."""
     at = row * n + unit
@@ -296,8 +300,8 @@ def _send(
         x = tl.load(X + at, mask=live & real, other=0.0)
         z = _mix(
             _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
-            x, held, X, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
-            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            x, 0.0, X, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
+            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
         )  # fmt: skip
         tl.store(Q + at, _slope(z, POST) * v, mask=live & real)
 
@@ -312,7 +316,9 @@ def adjoint_kernel(
     PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
     EVERY: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, v_k = a lam_k+1, q_k = post'(z_k) v_k.
+    """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, from the last step to the first.
+
+    Stores v_k = a lam_k+1 and q_k = post'(z_k) v_k of every step.
 
     Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
     (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
@@ -320,19 +326,17 @@ def adjoint_kernel(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
-    held = 0.0
-    if POST != "identity":
-        held = _held(W, W_KIND, GROUP, GROUPS, TILE)
-    held_t = _held(WT, W_KIND, GROUP, GROUPS, TILE)
+    HOLD: tl.constexpr = GROUPS == 1
+    held = _held(WT, W_KIND, HOLD, GROUP, TILE)
     here = LAM
     there = LAM + batch * n
     for group in range(GROUPS):
         unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
         lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
         _send(
-            lam, held, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+            lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
             group, row, live, batch, n, tiles, unit, real, dt_row,
-            PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+            PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
         )  # fmt: skip
     tl.debug_barrier()
     for done in range(steps):
@@ -348,15 +352,15 @@ def adjoint_kernel(
                 q = tl.load(Q + at, mask=ok, other=0.0)
             back = _mix(
                 tl.full((GROUP, ROWS, TILE), 0.0, X.dtype.element_ty),
-                q, held_t, Q, WT, WT_COLS, WT_STARTS, group, row, live, batch, n, tiles, unit, real,
-                W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+                q, held, Q, WT, WT_COLS, WT_STARTS, group, row, live, batch, n, tiles, unit, real,
+                W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, HOLD, INTERPRETED,
             )  # fmt: skip
             if PRE != "identity":
                 back = back * _slope(tl.load(X + at, mask=ok, other=0.0), PRE)
             back = _mix(
                 back,
                 v, 0.0, V, LT, LT_COLS, LT_STARTS, group, row, live, batch, n, tiles, unit, real,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS, INTERPRETED,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
             )  # fmt: skip
             lam = tl.load(here + at, mask=ok, other=0.0) - v + back
             if EVERY:
@@ -364,11 +368,10 @@ def adjoint_kernel(
             tl.store(there + at, lam, mask=ok)
             if done + 1 < steps:
                 _send(
-                    lam, held, X - batch * n, V - batch * n, Q - batch * n,
+                    lam, X - batch * n, V - batch * n, Q - batch * n,
                     U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
                     group, row, live, batch, n, tiles, unit, real, dt_row,
-                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, GROUPS, ROWS,
-                    INTERPRETED,
+                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
                 )  # fmt: skip
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
         X -= batch * n

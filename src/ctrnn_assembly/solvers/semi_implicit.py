@@ -27,7 +27,7 @@ Matrices = Callable[[Terms, Tensor], tuple[Tensor, Tensor]]
 
 
 def imex_matrices(terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """P and Q of the IMEX step for a 0-dimensional dt: (n, n) each, or without L their diagonals (n,)."""
+    """P and Q of the IMEX step for a 0-dimensional dt: (n, n), or without L their diagonals, (n,)."""
     tau, step = working_precision(terms.tau, dt)
     h = step / tau
     if terms.L is None:

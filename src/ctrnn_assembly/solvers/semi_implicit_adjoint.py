@@ -1,7 +1,9 @@
 """IMEX and exponential Euler with the hand-written adjoint: the fast path of `semi_implicit`.
 
-x+ = P x + Q (post(W pre(x) + b + W_in u) + sum_e K_e psi_e(x)) with dense P and Q: two dense products a step.
-P and Q are made once a solve, under autograd; steps of several lengths go to the plain twin.
+    x+ = P x + Q (post(W pre(x) + b + W_in u) + sum_e K_e psi_e(x))
+
+P and Q are made once a solve, under autograd; they are dense, so a step costs two dense products. Steps
+of several lengths go to the plain twin.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class Step:
         return (self.W, self.D, self.P, self.Q, self.E, *self.K)
 
     def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Step:
-        W, D, P, Q, E, *K = tensors
+        W, D, P, Q, E, *K = cast(Any, tensors)
         return replace(self, W=W, D=D, P=P, Q=Q, E=E, K=tuple(K))
 
     @property
@@ -88,31 +88,40 @@ class Stepper:
         self.p, self.k = step.W.shape[0], step.W.shape[2]
         self.n = self.p * self.k
         self.diagonal = step.W.shape[1] == 1 and self.k > 1
-        # Transposed once: a product with a transposed view is slower at every step.
-        self.W_T = None if self.diagonal else self._operand(step.W.mT)
-        self.W = None if self.diagonal else self._operand(step.W)
-        self.P_T, self.P = (None, None) if step.P is None else map(self._operand, (step.P.mT, step.P))
-        dense_Q = step.Q is not None and step.Q.ndim == 2
-        self.Q_T, self.Q = map(self._operand, (step.Q.mT, step.Q)) if dense_Q else (None, None)
-        self.K_T, self.K = [self._operand(K.mT) for K in step.K], [self._operand(K) for K in step.K]
         self.low = step.products == "bf16"
-        self.E_blocks = None if step.E is None else self.blocks(step.E).contiguous()  # (p, m, k)
-        if step.cells is not None:
-            self.rows = torch.tensor(step.cells.rows, device=step.W.device)
-            self.columns = torch.tensor(step.cells.columns, device=step.W.device)
+        # Transposed once: a product with a transposed view is slower at every step.
+        self.W_T, self.W = self._operands(None if self.diagonal else step.W)
+        self.P_T, self.P = self._operands(step.P)
+        self.Q_T, self.Q = self._operands(step.Q if step.Q is not None and step.Q.ndim == 2 else None)
+        couplings = [self._operands(K) for K in step.K]
+        self.K_T, self.K = [K_T for K_T, _ in couplings], [K for _, K in couplings]
+        self.E = self._unused() if step.E is None else self.blocks(step.E).contiguous()  # (p, m, k)
+        cells = step.cells or Cells((), ())
+        self.rows = torch.tensor(cells.rows, dtype=torch.long, device=step.W.device)
+        self.columns = torch.tensor(cells.columns, dtype=torch.long, device=step.W.device)
 
-    def _operand(self, weight: Tensor) -> Tensor:
-        return (weight.bfloat16() if self.step.products == "bf16" else weight).contiguous()
+    def _operands(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The transpose and the matrix itself, as operands of products; what is None is not used."""
+        if weight is None:
+            return self._unused(), self._unused()
+        weight = weight.bfloat16() if self.low else weight
+        return weight.mT.contiguous(), weight.contiguous()
 
-    def buffer(self, length: int, batch: int) -> Tensor:
-        """Uninitialised states, (length, p, batch, k), in the memory order that suits L."""
-        like = self.step.W
+    def _unused(self) -> Tensor:
+        return self.step.W.new_empty(0)
+
+    def shape(self, length: int, batch: int) -> tuple[int, ...]:
+        """Of states in the memory order that suits L."""
         if self.step.cells is not None:
-            return like.new_empty(self.p, length, batch, self.k).transpose(0, 1)
-        return like.new_empty(length, batch, self.p, self.k).transpose(1, 2)
+            return (self.p, length, batch, self.k)
+        return (length, batch, self.p, self.k)
+
+    def states(self, memory: Tensor) -> Tensor:
+        """Memory of this `shape` as (length, p, batch, k)."""
+        return memory.transpose(0, 1) if self.step.cells is not None else memory.transpose(1, 2)
 
     def advance(self, x: Tensor, e: Tensor, dt: Tensor | None, out: Tensor) -> None:
-        """x+ into `out`, for x (p, batch, k), inputs e (batch, m) and a step length, or none, (1 | batch)."""
+        """x+ into `out`, for x (p, batch, k), inputs e (batch, m), and dt (1,), (batch,) or None."""
         step = self.step
         # Adding up in a piece of its own: `index_add_` into strided memory is ten times slower.
         new = out if dt is None and step.cells is None else torch.empty_like(x)
@@ -196,7 +205,7 @@ class Stepper:
         else:
             self._add_blocks(out, p, self.W_T)
 
-    def _add_blocks(self, out: Tensor, a: Tensor, W: Tensor | None) -> None:
+    def _add_blocks(self, out: Tensor, a: Tensor, W: Tensor) -> None:
         """out += a W block by block, for (p, rows, k) or (steps, p, batch, k)."""
         if a.ndim == 4:
             out.add_(torch.matmul(a.bfloat16() if self.low else a, W))
@@ -205,10 +214,10 @@ class Stepper:
         else:
             out.baddbmm_(a, W)
 
-    def _bmm(self, a: Tensor, W: Tensor | None) -> Tensor:
+    def _bmm(self, a: Tensor, W: Tensor) -> Tensor:
         return torch.bmm(a.bfloat16(), W).to(a.dtype) if self.low else torch.bmm(a, W)
 
-    def _add_product(self, out: Tensor, a: Tensor, W: Tensor | None) -> Tensor:
+    def _add_product(self, out: Tensor, a: Tensor, W: Tensor) -> Tensor:
         """out += a W for a dense (n, n) W."""
         flat = self.flat(a)
         if self.low:
@@ -225,7 +234,7 @@ class Stepper:
         elif out.ndim == 3 and self.step.cells is None:
             self.flat(out).addmm_(e, self.step.E)
         elif out.ndim == 3:
-            out.baddbmm_(e.expand(self.p, *e.shape), self.E_blocks)
+            out.baddbmm_(e.expand(self.p, *e.shape), self.E)
         else:
             out.add_(self.blocks(e @ self.step.E))
 

@@ -1,0 +1,265 @@
+"""`ctrnn reproduce`: runs are made once, resumed, compared with the published, and the same again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_tools import Cli, other_process, table
+from ctrnn_cli.comparison import checked_result, compare, ours, read_results, state, yes
+from ctrnn_cli.experiment_run import run_job
+from ctrnn_cli.experiments import Experiment, Job, experiment_names, load_experiment, parse_experiment
+from ctrnn_cli.locks import BUSY
+from ctrnn_cli.results import keep_result
+
+TINY = """
+about: a tiny one
+source: nowhere
+settings: {task: digits, modules: 2, units: 4, batch_size: 64, limit_train: 200, limit_test: 100,
+           epochs: 3, certify_every: 2, device: cpu}
+test_every_epoch: true
+seeds: 2
+rows:
+  - {name: svd, published: [{value: 50, std: 1.5, n: 3, what: best}]}
+  - {name: gated, settings: {model: adadiag-gated, dt: 1.0}}
+  - {name: lstm, settings: {model: lstm}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def single() -> Iterator[None]:
+    """As users train."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return Cli(capsys)
+
+
+def experiment(extra: str = "") -> Experiment:
+    return parse_experiment("tiny", TINY + extra)
+
+
+def result_of(job: Job, folder: Path) -> dict[str, Any]:
+    """Run a job in this process; its result."""
+    run_job(job, None, folder / "runs", folder / "results")
+    return checked_result(folder / "results" / job.folder / f"{job.name}.json", job)
+
+
+def made(row: str, seed: int, **changes: Any) -> dict[str, Any]:
+    """A result as a run would leave it."""
+    job = Job(experiment(), experiment().row(row), seed, False)
+    proof = {"certified": True, "rate": 0.25, "discrete": {"certified": False}, "reasons": []}
+    return {
+        "experiment": "tiny", "row": row, "fast": False, "seed": seed, "commit": "0" * 40,
+        "hardware": "2 cores of a test", "threads": 1, "parameters": 1234, "seconds": 10.0,
+        "test_accuracy": 0.5, "best_epoch_accuracy": 0.6, "final_epoch_accuracy": 0.4,
+        "certificate_initial": proof, "certificate": proof,
+        "config": job.config().model_dump(mode="json"), **changes,
+    }  # fmt: skip
+
+
+def test_the_list_shows_every_experiment(cli: Cli) -> None:
+    done = cli("reproduce", "--list")
+    assert done.code == 0
+    assert all(name in done.out for name in experiment_names())
+    assert "not yet run" in done.out
+    listed = json.loads(cli("reproduce", "--list", "--json").out)
+    assert [one["experiment"] for one in listed] == experiment_names()
+    assert all(one["estimated_seconds"] > 0 and one["seconds"] == 0 for one in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ((), "needs the name of an experiment"),
+        (("nothing",), "experiment must be one of adadiag2025-figure2"),
+        (("digits", "--rows=svd,none"), "digits has no row 'svd'"),
+        (("digits", "--seeds=2", "--seed=1"), "--seeds and --seed exclude each other"),
+        (("--list", "nothing"), "experiment must be one of"),
+    ],
+)
+def test_mistakes_are_refused_in_one_sentence(cli: Cli, arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in cli.refuses("reproduce", *arguments)
+
+
+def test_a_result_holds_what_makes_it_checkable(tmp_path: Path) -> None:
+    result = result_of(Job(experiment(), experiment().row("svd"), 1, False), tmp_path)
+    assert result["command"] == "ctrnn reproduce tiny --rows svd --seed 1"
+    assert (result["experiment"], result["row"], result["seed"]) == ("tiny", "svd", 1)
+    assert (result["task"], result["model"], result["threads"]) == ("digits", "svd-combo", 1)
+    assert len(result["date"]) == 10
+    assert result["hardware"]
+    assert {"python", "torch", "ctrnn-assembly"} <= result["versions"].keys()
+    assert {"commit", "modified", "parameters", "seconds", "val_accuracy"} <= result.keys()
+    for when in ("certificate_initial", "certificate"):
+        assert {"certified", "rate", "discrete", "reasons"} <= result[when].keys()
+    tested = result["curve"]["test_accuracy"]
+    assert len(tested) == 3
+    assert result["best_epoch_accuracy"] == pytest.approx(max(tested), abs=1e-6)
+    assert result["final_epoch_accuracy"] == pytest.approx(tested[-1], abs=1e-6)
+    assert result["test_accuracy"] == pytest.approx(tested[result["best_epoch"]], abs=1e-6)
+    assert result["curve"]["rate"][0] is None  # certify_every 2, and the last
+    assert None not in result["curve"]["rate"][1:]
+    assert str(tmp_path) not in json.dumps(result)
+    assert result["config"]["data_dir"] is None
+
+
+@pytest.mark.parametrize("row", ["gated", "lstm"])
+def test_a_result_that_was_deleted_comes_back_the_same(tmp_path: Path, row: str) -> None:
+    job = Job(experiment(), experiment().row(row), 0, False)
+    first = result_of(job, tmp_path / "one")
+    again = result_of(job, tmp_path / "one")  # from the finished run folder
+    new = result_of(job, tmp_path / "other")  # trained again
+    for result in (first, again, new):
+        result.pop("seconds"), result["curve"].pop("seconds")
+    assert first == again == new
+    assert first["certificate"]["certified"] is False
+
+
+def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    job = Job(experiment(), experiment().row("svd"), 0, False)
+    result_of(job, tmp_path)
+    other = parse_experiment("tiny", TINY.replace("epochs: 3", "epochs: 4"))
+    with pytest.raises(Exception, match=r"holds a run with other settings \(epochs 3 for 4\)"):
+        run_job(Job(other, other.row("svd"), 0, False), None, tmp_path / "runs", tmp_path / "results")
+    with pytest.raises(Exception, match="is of other settings than tiny has now"):
+        read_results(tmp_path / "results", other)
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
+    text = TINY.replace("epochs: 3", "epochs: 3, learning_rate: 1e18, clip: 0")
+    job = Job(parse_experiment("tiny", text), parse_experiment("tiny", text).row("svd"), 0, False)
+    result = result_of(job, tmp_path)
+    assert "NaN or infinite" in result["stopped"]
+    assert "test_accuracy" not in result
+    line = compare(job.experiment.rows, [result])[0]
+    assert (line["n"], line["stopped"], ours(line["test_accuracy"])) == (0, 1, "-")
+
+
+@pytest.mark.slow
+def test_measures_after_training(tmp_path: Path) -> None:
+    extra = """
+lyapunov: [0, 1, 3, 50]
+evaluate:
+  - {name: same}
+  - {name: imex, settings: {solver: imex}}
+  - {name: half-step, settings: {dt: 0.015}, repeat: 2}
+pictures: [weights]
+"""
+    job = Job(experiment(extra), experiment(extra).row("svd"), 0, False)
+    result = result_of(job, tmp_path)
+    assert [one["epoch"] for one in result["lyapunov"]] == [0, 1, 3]
+    assert all(one["certified"] and one["largest"] < -one["rate"] + 0.5 for one in result["lyapunov"])
+    by_name = {one["name"]: one for one in result["evaluate"]}
+    assert by_name["same"]["test_accuracy"] == result["test_accuracy"]
+    assert abs(by_name["half-step"]["test_accuracy"] - result["test_accuracy"]) < 0.1
+    assert by_name["imex"]["certificate"]["discrete"]["solver"] == "imex"
+    assert (tmp_path / "runs" / "tiny" / "svd-seed0" / "weights.png").exists()
+    gated = Job(experiment(extra), experiment(extra).row("gated"), 0, False)
+    result = result_of(gated, tmp_path)
+    assert result["lyapunov"] == []  # no field of that form
+    assert next(one for one in result["evaluate"] if one["name"] == "imex")["test_accuracy"] is None
+
+
+def test_published_and_ours_stand_side_by_side() -> None:
+    results = [made("svd", 0), made("svd", 1, test_accuracy=0.6), made("lstm", 0)]
+    svd, gated, _ = compare(experiment().rows, results)
+    assert ours(svd["test_accuracy"]) == "55.00 ± 7.07"
+    assert ours(svd["best_epoch_accuracy"]) == "60.00 ± 0.00"
+    assert (svd["n"], svd["seconds"], svd["parameters"]) == (2, 10.0, 1234)
+    assert svd["published"][0]["value"] == 50
+    assert svd["certificate"] == {"of": 2, "certified": 2, "rate": 0.25, "discrete": 0}
+    assert (gated["n"], gated["test_accuracy"], gated["certificate"]) == (0, None, None)
+    assert state(experiment(), results) == "3 of 6 runs"
+    assert state(experiment(), []) == "not yet run"
+    assert (yes(0, 3), yes(2, 3), yes(3, 3)) == ("no", "2 of 3", "yes")
+
+
+def test_fast_results_are_never_beside_whole_ones(tmp_path: Path) -> None:
+    path = tmp_path / "tiny" / "svd-seed0.json"
+    keep_result(path, made("svd", 0))
+    assert len(read_results(tmp_path, experiment())) == 1
+    assert read_results(tmp_path, experiment(), fast=True) == []
+    keep_result(path, made("svd", 0, fast=True))
+    with pytest.raises(Exception, match="fast True for False"):
+        read_results(tmp_path, experiment())
+
+
+@pytest.mark.slow
+def test_the_command_runs_skips_and_tells(cli: Cli, tmp_path: Path) -> None:
+    asked = ("reproduce", "digits", "--fast", "--rows=rnn,svd-combo", "--jobs=2")
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    assert "--fast: not comparable" in done.out
+    assert "svd-combo-seed0: test accuracy" in done.err
+    results = tmp_path / "runs" / "fast-results" / "digits-fast"
+    assert sorted(path.name for path in results.glob("*.json")) == [
+        "rnn-seed0.json", "svd-combo-seed0.json"
+    ]  # fmt: skip
+    stamp = (results / "rnn-seed0.json").stat().st_mtime_ns
+    again = cli(*asked, "--json")
+    assert "2 of 2 runs have their result" in again.err
+    assert (results / "rnn-seed0.json").stat().st_mtime_ns == stamp
+    lines = json.loads(again.out)["experiments"]["digits"]
+    assert {line["row"]: line["n"] for line in lines} == {"rnn": 1, "svd-combo": 1}
+    (results / "rnn-seed0.json").write_text("{")
+    assert "is not the result of a run" in cli.refuses(*asked)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_start_is_named(cli: Cli, tmp_path: Path) -> None:
+    error = cli("reproduce", "scn-table1", "--fast", "--rows=scifar10-certified", "--data-dir=nowhere")
+    assert error.code == 2
+    assert "1 of 1 runs failed; the first: scifar10-certified-seed0: " in error.err
+    assert "Traceback" not in error.err
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
+    asked = ("reproduce", "digits", "--rows=rnn", "--seed=0")
+    process = other_process("", *asked)
+    metrics = tmp_path / "runs" / "reproduce" / "digits" / "rnn-seed0" / "metrics.csv"
+    for _ in range(600):
+        if metrics.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in said
+    epochs = len(table(metrics.parent))
+    assert 0 < epochs < 60
+    assert cli(*asked).code == 0
+    other = ("--runs=other/runs", "--results=other/results")
+    assert cli(*asked, *other).code == 0
+    one, two = (
+        json.loads((tmp_path / place / "digits" / "rnn-seed0.json").read_text())
+        for place in ("experiments/results", "other/results")
+    )
+    for result in (one, two):
+        result.pop("seconds"), result["curve"].pop("seconds")
+    assert one == two
+
+
+@pytest.mark.slow
+def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
+    where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--fast")
+    command = [sys.executable, "-m", "ctrnn_cli.experiment_run", "digits", "rnn", "0", *map(str, where)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    codes = sorted(process.wait(120) for process in both)
+    assert codes in ([0, BUSY], [0, 0])  # the second may come after the first has ended
+    job = Job(load_experiment("digits"), load_experiment("digits").row("rnn"), 0, True)
+    checked_result(tmp_path / "results" / "digits-fast" / "rnn-seed0.json", job)

@@ -1,0 +1,156 @@
+"""Every row of every experiment is a run that can be made, whole and with --fast."""
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+import torch
+
+from ctrnn_assembly.config import TrainConfig
+from ctrnn_assembly.data import TASKS
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.runs import model_from
+from ctrnn_cli.costs import cost_text, estimate, lasting
+from ctrnn_cli.experiments import (
+    Experiment,
+    Job,
+    difference,
+    experiment_names,
+    jobs,
+    load_experiment,
+    matching,
+    parse_experiment,
+)
+
+EXPERIMENTS = [load_experiment(name) for name in experiment_names()]
+BUILDS = ("model", "modules", "units", "density", "magnitude", "into_set", "phi", "form", "coupling",
+          "coupling_kind", "solver", "dt", "precision", "keep_step_certified")  # fmt: skip
+GOOD = "about: a\nsource: b\nrows:\n  - {name: one, settings: {task: digits}}\n"
+
+
+@pytest.fixture(autouse=True)
+def single() -> Iterator[None]:
+    """As users train."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+def rows_of(experiment: Experiment) -> list[Job]:
+    return [Job(experiment, row, 0, False) for row in experiment.rows]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=experiment_names())
+def test_every_row_has_valid_settings(experiment: Experiment) -> None:
+    for fast in (False, True):
+        for job in jobs(experiment, fast=fast):
+            config = job.config("/data")
+            assert any(re.fullmatch(task.pattern, config.task) for task in TASKS.values())
+            assert (config.seed, config.data_dir, config.threads) == (job.seed, "/data", 1)
+            assert config.test_every_epoch == experiment.test_every_epoch
+            assert set(config.keep_epochs) <= {*experiment.lyapunov} - {0}
+            assert estimate(config) > 0
+            assert not fast or (config.epochs <= 2 and (config.limit_train or 0) <= 512)
+    assert len(jobs(experiment, fast=True)) == len(experiment.rows)
+
+
+@pytest.mark.slow
+def test_every_row_builds_its_model_and_takes_a_step() -> None:
+    seen: set[tuple[Any, ...]] = set()
+    for job in (job for experiment in EXPERIMENTS for job in rows_of(experiment)):
+        config = job.config()
+        key = tuple(getattr(config, name) for name in BUILDS)
+        if key in seen:
+            continue
+        seen.add(key)
+        logits = model_from(config, 2, 3)(torch.zeros(1, 2, 2))
+        assert logits.isfinite().all(), (job.experiment.name, job.name)
+
+
+def test_published_figures_are_percentages_with_a_source() -> None:
+    for experiment in EXPERIMENTS:
+        for figure in (figure for row in experiment.rows for figure in row.published):
+            assert 10 < figure.value < 100, (experiment.name, figure)
+    named = {figure.value for e in EXPERIMENTS for row in e.rows for figure in row.published}
+    assert {99.04, 96.94, 65.72, 88.71, 88.53, 88.89, 89.63, 98.15, 97.77} <= named
+
+
+def test_the_japanese_vowels_have_the_runs_that_were_asked_for() -> None:
+    experiment = load_experiment("japanese-vowels")
+    config = Job(experiment, experiment.row("adadiag-gated"), 0, False).config()
+    shape = (config.modules, config.units, config.coupling, config.epochs, config.batch_size)
+    assert shape == (16, 32, "random:20", 250, 16)
+    counts = {row.name: len(jobs(experiment, rows=[row.name])) for row in experiment.rows}
+    assert counts["absolute"] == counts["svd-combo"] == counts["adadiag-constant"] == 5
+    assert counts["published-sparse-combo"] == counts["lstm"] == counts["adadiag-gated"] == 2
+
+
+def test_seeds_and_rows_can_be_chosen() -> None:
+    experiment = load_experiment("digits")
+    assert len(matching(experiment, [])) == len(experiment.rows)
+    assert {job.name for job in jobs(experiment, rows=["rnn", "lst*"], seeds=1)} == {
+        "rnn-seed0", "lstm-seed0"
+    }  # fmt: skip
+    assert [job.seed for job in jobs(experiment, rows=["rnn"], only=[7])] == [7]
+    assert [job.seed for job in jobs(experiment)][: len(experiment.rows)] == [0] * len(experiment.rows)
+
+
+def test_the_command_of_a_run_names_no_folder() -> None:
+    experiment = load_experiment("digits")
+    job = Job(experiment, experiment.row("rnn"), 3, False)
+    assert job.command(data=False) == "ctrnn reproduce digits --rows rnn --seed 3"
+    assert job.command(data=True).endswith("--data-dir DATA")
+    assert Job(experiment, job.row, 3, True).command(data=False).endswith("--seed 3 --fast")
+
+
+def test_only_what_is_computed_makes_a_difference() -> None:
+    one = TrainConfig()
+    assert difference(one, one.model_copy(update={"data_dir": "x", "device": "cuda"})) == ""
+    assert difference(one, one.model_copy(update={"epochs": 3})) == "epochs 100 for 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- rows", "must hold about, source and rows"),
+        ("about: [", "must hold about, source and rows"),
+        (GOOD.replace("source: b\n", ""), "source: Field required"),
+        (GOOD + "sedes: 3\n", "sedes: Extra inputs are not permitted"),
+        (GOOD + "seeds: 0\n", "seeds: Input should be greater than or equal to 1; got 0"),
+        (GOOD.replace("one", "One!"), "rows.0.name: String should match"),
+        (GOOD + "  - {name: one}\n", "rows must have different names; got 'one' twice"),
+        (GOOD + "  - {name: two, published: [nobody]}\n", "published figure must be one of"),
+        (GOOD + "  - {name: two, published: [{value: 3, what: guessed}]}\n", "what: Input should be"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_sentence(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment("some", text)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_setting_of_a_row_is_refused() -> None:
+    experiment = parse_experiment("some", GOOD.replace("task", "tusk"))
+    with pytest.raises(ConfigError, match="unknown setting 'tusk'"):
+        Job(experiment, experiment.rows[0], 0, False).config()
+
+
+def test_the_experiments_are_in_the_package() -> None:
+    assert (resources.files("ctrnn_experiments") / "digits.yaml").is_file()
+
+
+def test_costs_are_said_as_people_say_them() -> None:
+    assert [lasting(s) for s in (3, 89, 100, 3 * 3600, 5 * 86400)] == [
+        "3 s",
+        "89 s",
+        "1.67 min",
+        "3 h",
+        "5 d",
+    ]
+    assert cost_text(0, 0) == "-"
+    assert cost_text(60, 0) == "60 s"
+    assert cost_text(60, 120) == "60 s + ~2 min"

@@ -1,0 +1,93 @@
+"""The settings that experiments need: certify_every, test_every_epoch, keep_epochs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_tools import Cli, table
+from ctrnn_assembly.config import make_config
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.runs import load_weights, model_from, read_config, read_summary
+from ctrnn_cli.history import History
+
+
+@pytest.fixture(autouse=True)
+def single() -> Iterator[None]:
+    """As users train."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def test_certificates_come_every_so_many_epochs_and_last(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli.train(run, "--epochs=5", "--certify-every=2")
+    assert [row["rate"] != "" for row in table(run)] == [False, True, False, True, True]
+    assert [row["certified"] for row in table(run)] == ["", "1", "", "1", "1"]
+    assert [" rate " in line for line in done.err.splitlines() if line.startswith("epoch")] == [
+        False, True, False, True, True
+    ]  # fmt: skip
+    assert History.read(run).judged().tolist() == [False, True, False, True, True]
+    whole = tmp_path / "whole"
+    cli.train(whole, "--epochs=5")
+    assert table(whole)[3] == table(run)[3]  # nothing else changes
+    assert (whole / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_the_last_epoch_of_an_early_stop_has_a_certificate(cli: Cli, tmp_path: Path) -> None:
+    settings = ("--epochs=9", "--certify-every=9", "--patience=2", "--learning-rate=1e-6")
+    cli.train(tmp_path / "run", *settings)
+    rows = table(tmp_path / "run")
+    assert len(rows) < 9
+    assert [row["rate"] != "" for row in rows] == [False] * (len(rows) - 1) + [True]
+
+
+def test_pictures_of_such_runs_are_drawn(cli: Cli, tmp_path: Path) -> None:
+    run, file = tmp_path / "run", tmp_path / "certificate.png"
+    cli.train(run, "--epochs=5", "--certify-every=2")
+    assert cli("plot", run, "--kind=certificate", "--out", file).code == 0
+    assert file.stat().st_size > 10_000
+
+
+def test_a_certificate_that_is_required_is_made_every_epoch() -> None:
+    with pytest.raises(ConfigError, match="certify_every must be 1 where require_certificate is discr"):
+        make_config({"certify_every": 2, "require_certificate": "discrete"})
+
+
+@pytest.mark.parametrize("model", ["svd-combo", "lstm"])
+def test_the_test_accuracy_is_reported_and_selects_nothing(cli: Cli, tmp_path: Path, model: str) -> None:
+    plain, tested = tmp_path / "plain", tmp_path / "tested"
+    cli.train(plain, "--epochs=4", "--model", model)
+    cli.train(tested, "--epochs=4", "--model", model, "--test-every-epoch")
+    assert "test_accuracy" not in table(plain)[0]
+    rows = table(tested)
+    shown = [float(row.pop("test_accuracy")) for row in rows]
+    assert rows == table(plain)
+    assert (plain / "model.safetensors").read_bytes() == (tested / "model.safetensors").read_bytes()
+    summary = read_summary(tested)
+    assert shown[summary["best_epoch"]] == summary["test_accuracy"]
+
+
+def test_weights_of_chosen_epochs_are_kept(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    cli.train(run, "--epochs=4", "--keep-epochs=1,4,9")
+    kept = sorted(path.name for path in (run / "weights").iterdir())
+    assert kept == ["epoch-0001.safetensors", "epoch-0004.safetensors"]
+    model = model_from(read_config(run), 1, 10)
+    load_weights(run / "weights" / kept[1], model)
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, last[f"model.{name}"]), name
+
+
+def test_the_epoch_before_the_first_is_not_one_to_keep() -> None:
+    with pytest.raises(ConfigError, match=r"keep_epochs.0 must be greater than or equal to 1; got 0"):
+        make_config({"keep_epochs": [0]})

@@ -1,0 +1,93 @@
+"""The READMEs hold what `experiments/tabulate.py` makes of the results, and nothing else."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ctrnn_cli.comparison import read_results
+from ctrnn_cli.experiments import Job, load_experiment
+from ctrnn_cli.results import keep_result
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tabulate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tabulate", ROOT / "experiments" / "tabulate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["experiments/README.md", "README.md"])
+def test_the_committed_tables_are_those_of_the_results(tabulate: ModuleType, name: str) -> None:
+    text, made = tabulate.tabulated(name)
+    assert text == made, "run `python experiments/tabulate.py`"
+
+
+def store(results: Path, name: str, row: str, seed: int, accuracy: float, **more: object) -> None:
+    """A result of an experiment as a run would leave it."""
+    experiment = load_experiment(name)
+    job = Job(experiment, experiment.row(row), seed, False)
+    proof = {"certified": True, "rate": 0.25, "discrete": {"certified": False}, "reasons": []}
+    result = {
+        "experiment": name, "row": row, "fast": False, "seed": seed, "commit": "0123456789abcdef",
+        "hardware": "2 cores of a test", "threads": 1, "parameters": 1234, "seconds": 100.0,
+        "test_accuracy": accuracy, "best_epoch_accuracy": accuracy, "final_epoch_accuracy": accuracy,
+        "certificate_initial": proof, "certificate": proof,
+        "config": job.config().model_dump(mode="json"), **more,
+    }  # fmt: skip
+    keep_result(results / name / f"{job.name}.json", result)
+
+
+def test_rows_that_were_run_show_ours_and_the_others_say_so(
+    tabulate: ModuleType, tmp_path: Path
+) -> None:
+    assert "japanese-vowels" in tabulate.all_tables(tmp_path)
+    assert tabulate.highlights(tmp_path) == "No experiment has been run yet."
+    store(tmp_path, "japanese-vowels", "adadiag-gated", 0, 0.97)
+    store(tmp_path, "japanese-vowels", "adadiag-gated", 1, 0.99)
+    store(tmp_path, "japanese-vowels", "svd-combo", 0, 0.95)
+    made = tabulate.all_tables(tmp_path)
+    row = next(line for line in made.splitlines() if line.startswith("| adadiag-gated |"))
+    assert "97.77 ± 0.25 (final, n=3); 98.15 ± 0.21 (best, n=3) | 98.00 ± 1.41 | 2 |" in row
+    assert "| yes | yes | 0.25 | no | 1,234 | 1.67 min |" in row
+    assert "| lstm | 96.55 (best, n=3), with a readout that was never trained | not yet run |" in made
+    assert "3 of 42 runs" in made
+    assert "| svd-combo | - | 95.00 | 1 |" in made
+    assert "japanese-vowels, svd-combo" not in tabulate.highlights(tmp_path)  # another is better
+    assert "japanese-vowels, adadiag-gated" in tabulate.highlights(tmp_path)
+
+
+def test_solvers_and_exponents_get_tables_of_their_own(tabulate: ModuleType, tmp_path: Path) -> None:
+    step = {"discrete": {"certified": True}}
+    swapped = [{"name": "dopri5", "test_accuracy": 0.5, "certificate": step}]
+    store(tmp_path, "solver-swap", "svd-combo", 0, 0.9, evaluate=swapped)
+    found = [
+        {"epoch": 0, "largest": -0.5, "certified": True, "rate": 0.125},
+        {"epoch": 1, "largest": None, "certified": False, "rate": -3.0},
+    ]
+    store(tmp_path, "lyapunov", "sparse-combo", 0, 0.9, lyapunov=found)
+    made = tabulate.all_tables(tmp_path)
+    assert "50.00 (yes)" in made
+    assert "| 0 | -0.5000 | 0.125 |\n| 1 | overflow | no |" in made
+
+
+def test_every_stored_result_is_of_an_experiment_as_it_is_now() -> None:
+    results = ROOT / "experiments" / "results"
+    for folder in (path for path in results.iterdir() if path.is_dir()):
+        files = {path.name for path in folder.glob("*.json")}
+        assert len(read_results(results, load_experiment(folder.name))) == len(files), folder
+
+
+def test_text_around_the_markers_stays(tabulate: ModuleType) -> None:
+    text = f"before\n{tabulate.BEGIN}\nold\n{tabulate.END}\nafter\n"
+    assert tabulate.between(text, "new", "x") == (
+        f"before\n{tabulate.BEGIN}\n\nnew\n\n{tabulate.END}\nafter\n"
+    )
+    with pytest.raises(SystemExit, match="must hold the lines"):
+        tabulate.between("nothing", "new", "x")
