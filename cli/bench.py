@@ -97,7 +97,7 @@ def bench_command(
     with progress_bar() as progress:
         report = measure(
             size,
-            couplings or fitting(size),
+            tuple(dict.fromkeys(couplings)) or fitting(size),
             devices=devices_for(device),
             rounds=rounds,
             backends=backends,
@@ -171,12 +171,14 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def show(report: Report, as_json: bool, plot: Path | None) -> None:
-    """The JSON alone, or the tables with what is to be known about them."""
-    if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, allow_nan=False))
-        return
+    """The JSON alone, or the tables with what is to be known about them; warnings on stderr."""
     from ctrnn_cli.bench_table import print_report
 
-    print_report(report)
-    if plot is not None and report.rows:
-        click.echo(f"drawn in {plot}")
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+    else:
+        print_report(report)
+        if plot is not None and report.rows:
+            click.echo(f"drawn in {plot}")
+    for note in report.notes:
+        click.echo(f"warning: {note}", err=True)

@@ -15,7 +15,7 @@ TITLES = {"forward_backward": "forward and backward", "forward": "forward, witho
 
 
 def print_report(report: Report) -> None:
-    """A table for forward and backward, one for forward, then the notes."""
+    """A table for forward and backward, one for forward, then what they depend on."""
     console = Console(highlight=False)
     for kind, title in TITLES.items():
         rows = [row for row in report.rows if row["kind"] == kind]
@@ -23,8 +23,6 @@ def print_report(report: Report) -> None:
             console.print(_table(rows, f"{title}: {_size(report.facts)}"))
     for line in _lines(report):
         click.echo(line)
-    for note in report.notes:
-        click.echo(f"warning: {note}", err=True)
 
 
 def _size(facts: dict[str, Any]) -> str:
@@ -63,7 +61,7 @@ def _numbers(row: dict[str, Any]) -> Iterator[str]:
 def _lines(report: Report) -> Iterator[str]:
     facts = report.facts
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    yield f"{facts['hardware']}, {facts['threads']} threads; {versions}"
+    yield f"{facts['hardware']}, threads: {facts['threads']}; {versions}"
     for device, rates in facts["product_rate"].items():
         for dtype, rate in rates.items():
             yield (

@@ -91,7 +91,7 @@ def draw_longest(axes: Axes, histories: Sequence[History], names: Sequence[str])
 def draw_verdicts(
     axes: Axes, history: History, value: Array, certified: np.ndarray, style: dict[str, Any]
 ) -> None:
-    """A line with a marker at every epoch with a certificate, or at so many that they can be told apart."""
+    """A line with a marker at every certificate, or at so many that they can be told apart."""
     judged = history.judged()
     epochs, value, certified = history.epochs[judged], value[judged], certified[judged]
     axes.plot(epochs, value, color=style["color"], linewidth=1.3)

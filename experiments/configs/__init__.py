@@ -1,1 +1,1 @@
-"""The experiments as YAML files, imported as `ctrnn_experiments`; `ctrnn reproduce --list` shows them."""
+"""The experiments as YAML files, imported as `ctrnn_experiments`; see `ctrnn reproduce --list`."""

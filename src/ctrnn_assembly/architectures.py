@@ -235,7 +235,7 @@ def _gated(
     assert architecture.gate is not None
     if solver not in ("euler", "euler-plain"):
         raise ConfigError(f"gated models must be solved by euler; got solver={solver!r}.")
-    for unused in ("rtol", "atol", "gradient", "interpolation", "checkpoint", "products"):
+    for unused in ("rtol", "atol", "gradient", "interpolation", "checkpoint", "products", "backend"):
         settings.pop(unused, None)
     return GatedCTRNN(
         n_input,

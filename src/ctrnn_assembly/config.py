@@ -60,6 +60,9 @@ class TrainConfig(BaseModel):
     products: Literal["full", "tf32", "bf16"] = Field(
         "full", description="operands of the solver's matrix products; states keep their precision"
     )
+    backend: Literal["auto", "adjoint", "graph", "persistent"] = Field(
+        "auto", description="what runs the loop of euler, imex, exponential-euler"
+    )
     epochs: int = Field(100, ge=1, description="passes over the training set")
     batch_size: int = Field(128, ge=1, description="samples a step, on each device")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")

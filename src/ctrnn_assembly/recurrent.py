@@ -13,6 +13,7 @@ from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.solvers import GRID_METHODS, METHODS, Solution, solve
 from ctrnn_assembly.solvers.adaptive import Gradient
 from ctrnn_assembly.solvers.adjoint import Checkpoint
+from ctrnn_assembly.solvers.backends import Backend
 from ctrnn_assembly.solvers.methods import check_settings
 from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.subnetwork import Subnetwork
@@ -31,6 +32,7 @@ class CTRNN(nn.Module):
         rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
         checkpoint: "sqrt" lets `last` keep about 4 sqrt(time) states for the gradient, see `solve`.
         products: "bf16" or "tf32" operands of the solver's products, see `solve`.
+        backend: what runs the solver's loop, see `ctrnn_assembly.solvers.backends`.
         bias: whether the encoder has a bias b_in.
 
     Guarantee: the contraction of `field` does not depend on the encoder: for one input, two states
@@ -52,6 +54,7 @@ class CTRNN(nn.Module):
         gradient: Gradient = "direct",
         checkpoint: Checkpoint = "none",
         products: Products = "full",
+        backend: Backend = "auto",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -62,13 +65,13 @@ class CTRNN(nn.Module):
             raise ConfigError(
                 f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}."
             )
-        check_settings(solver, gradient, None, checkpoint, products)
+        check_settings(solver, gradient, None, checkpoint, products, backend)
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.input_size, self.hidden_size, self.batch_first = input_size, field.size, batch_first
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
         self.rtol, self.atol, self.gradient = rtol, atol, gradient
-        self.checkpoint, self.products = checkpoint, products
+        self.checkpoint, self.products, self.backend = checkpoint, products, backend
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
         normal_(self.encoder, field.size**-0.5, generator)
@@ -158,6 +161,7 @@ class CTRNN(nn.Module):
             "atol": self.atol,
             "gradient": self.gradient,
             "products": self.products,
+            "backend": self.backend,
         }
 
 

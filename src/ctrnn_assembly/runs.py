@@ -73,6 +73,7 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         gradient=config.gradient,
         checkpoint=config.checkpoint,
         products=config.products,
+        backend=config.backend,
     )
     # Lightning converts after it loads a checkpoint: one in double precision would be rounded.
     return model.double() if config.precision == "64" else model

@@ -124,6 +124,10 @@ class Terms:
         """The same values in float64 on the CPU."""
         return self._mapped(lambda tensor: tensor.to("cpu", torch.float64))
 
+    def trainable_copy(self) -> Terms:
+        """The same values as new leaf tensors, each of which asks for a gradient."""
+        return self._mapped(lambda tensor: tensor.detach().clone().requires_grad_())
+
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Terms:
         """The same field with every tensor changed."""
         changed: dict[str, Any] = {

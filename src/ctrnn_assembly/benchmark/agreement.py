@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.benchmark.baselines import plain_loop
 from ctrnn_assembly.benchmark.contestants import Contestant
 from ctrnn_assembly.benchmark.problem import Problem, Size, coupled, make_problem
 from ctrnn_assembly.errors import SolverError
@@ -25,7 +24,7 @@ STEPS, BATCH = 8, 4
 def check_agreement(
     contestants: Sequence[Contestant], size: Size, coupling: str, device: str
 ) -> list[dict[str, Any]]:
-    """The relative differences of every contestant that takes the plain loop's steps.
+    """The relative differences of every contestant from the plain loop of its steps.
 
     Raises:
         SolverError: naming the first that differs by more than its tolerance.
@@ -41,7 +40,7 @@ def check_agreement(
 def _compare(contestant: Contestant, size: Size, coupling: str, device: str) -> dict[str, Any]:
     exact = make_problem(size, coupling, contestant.blocks, dtype=torch.float64)
     problem = make_problem(size, coupling, contestant.blocks, device=device)
-    wanted, found = plain_loop(exact), contestant.build(problem)
+    wanted, found = contestant.reference(exact), contestant.build(problem)
     with torch.no_grad():
         states = _difference(found.last(), wanted.last())
     gradients = max(

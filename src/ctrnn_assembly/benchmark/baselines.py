@@ -47,6 +47,22 @@ def plain_loop(problem: Problem) -> Task:
     return Task(last, problem.parameters)
 
 
+def plain_imex(problem: Problem) -> Task:
+    """The implicit step by a solve of (I - h L) x+ = (1 - h) x + h g(x, u); a reference, not timed."""
+    n, h, L = problem.size.n, problem.size.dt, problem.terms.L
+
+    def last() -> Tensor:
+        f, x = field(problem), problem.x0
+        eye = torch.eye(n, dtype=x.dtype, device=x.device)
+        implicit = eye if L is None else eye - h * L
+        for u in problem.u.unbind(1):
+            slow = f(x, u) + x if L is None else f(x, u) + x - x @ L.mT
+            x = torch.linalg.solve(implicit, ((1 - h) * x + h * slow).mT).mT
+        return x
+
+    return Task(last, problem.parameters)
+
+
 def torchdiffeq_euler(problem: Problem) -> Task:
     """odeint(method="euler") on the same grid."""
     steps = problem.size.steps

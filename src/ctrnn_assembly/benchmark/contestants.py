@@ -37,8 +37,9 @@ class Contestant:
         products: precision of the operands of its products; its rate is then that of such products.
         coupled: whether it has a coupling; the others count under the coupling "all".
         sparse: whether its cost depends on the coupling; else a slow one need not be timed for each.
-        tolerance: of states and gradients from the plain loop's, as relative norms; None where it
-            takes other steps than the plain loop.
+        tolerance: of states and gradients from those of `reference`, as relative norms; None where
+            the equations are others.
+        reference: the plain loop of its steps.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Contestant:
     coupled: bool = True
     sparse: bool = False
     tolerance: float | None = None
+    reference: Callable[[Problem], Task] = baselines.plain_loop
 
     @property
     def is_ours(self) -> bool:
@@ -72,7 +74,13 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
 
 CONTESTANTS: tuple[Contestant, ...] = (
     *(row for backend in get_args(Backend) for row in _backend(backend)),
-    Contestant("ours-imex", partial(ours, method="imex"), imex_operations),
+    Contestant(
+        "ours-imex",
+        partial(ours, method="imex"),
+        imex_operations,
+        tolerance=1e-5,
+        reference=baselines.plain_imex,
+    ),
     Contestant("plain-loop", baselines.plain_loop, tolerance=1e-5),
     Contestant("torchdiffeq-euler", baselines.torchdiffeq_euler, tolerance=1e-5),
     Contestant("nn.RNN", baselines.rnn, partial(recurrent_operations, gates=1), coupled=False),

@@ -186,11 +186,12 @@ def within_budget(
     for slow in sorted(entries, key=lambda entry: -entry.warm_up):
         if not budget or total <= budget:
             break
-        if slow.case.contestant.sparse or slow.case.coupling == first:
+        contestant = slow.case.contestant
+        if contestant.sparse or not contestant.coupled or slow.case.coupling == first:
             continue
         total -= rounds * slow.warm_up
         entries = [entry for entry in entries if entry is not slow]
-        dropped.append(f"{slow.case.contestant.name} {slow.kind} with {slow.case.coupling}")
+        dropped.append(f"{contestant.name} {slow.kind} with {slow.case.coupling}")
     return entries, dropped
 
 

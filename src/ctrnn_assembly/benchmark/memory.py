@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,14 +39,21 @@ def peak_memories(size: Size, jobs: Sequence[Job], threads: int) -> Iterator[flo
         return
     request = {"size": asdict(size), "jobs": list(jobs), "threads": threads}
     command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # A session of its own: Ctrl-C reaches this process, which then ends that one and its forks.
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
-        for _ in jobs:
-            line = process.stdout.readline()
-            yield float(line) if line.strip() else None
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            for _ in jobs:
+                line = process.stdout.readline()
+                yield float(line) if line.strip() else None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def answer(request: dict[str, Any]) -> Iterator[float | None]:

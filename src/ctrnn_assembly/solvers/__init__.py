@@ -21,6 +21,7 @@ from ctrnn_assembly.inputs import Signal, ZeroOrderHold
 from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.adjoint import Checkpoint, Save
+from ctrnn_assembly.solvers.backends import Backend
 from ctrnn_assembly.solvers.grid import at, check_input, check_state, freeze, step_grid
 from ctrnn_assembly.solvers.methods import GRID_METHODS as GRID_METHODS
 from ctrnn_assembly.solvers.methods import METHODS as METHODS
@@ -47,6 +48,7 @@ def solve(
     gradient: Gradient = "direct",
     checkpoint: Checkpoint = "none",
     products: Products = "full",
+    backend: Backend = "auto",
 ) -> Solution:
     """Integrate x' = f(t, x) under the input u from x0.
 
@@ -69,6 +71,7 @@ def solve(
             forward pass more (euler, imex, exponential-euler; with save="last" and no lengths).
         products: operands of matrix products: "full", "bf16" (relative error of states about 1e-2), or
             "tf32" on CUDA (1e-3); states and sums keep their precision (same methods).
+        backend: what runs the loop (same methods), see `solvers.backends`.
 
     Returns:
         `Solution` with times, states (batch, k, n), status and evaluations.
@@ -78,7 +81,7 @@ def solve(
             that the method does not support; with time, state norm and evaluations.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
-    check_settings(method, gradient, step_size, checkpoint, products)
+    check_settings(method, gradient, step_size, checkpoint, products, backend)
     with torch.autocast(x0.device.type, enabled=False):
         known = field.terms() if hasattr(field, "terms") else field
         terms = known if isinstance(known, Terms) else None
@@ -96,7 +99,12 @@ def solve(
                 raise SolverError(
                     f"checkpoint={checkpoint!r} keeps few states: it needs save='last' and no lengths."
                 )
-            options = {"save": kept, "checkpoint": checkpoint, "products": products}
+            options = {
+                "save": kept,
+                "checkpoint": checkpoint,
+                "products": products,
+                "backend": backend,
+            }
             states = _solve_on_grid(terms, x0, times, steps, u, method, options)
             evaluations, count = len(steps), len(steps)
         else:

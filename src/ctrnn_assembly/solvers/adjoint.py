@@ -8,14 +8,18 @@ Second derivatives are refused.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.buffers import Loan
-from ctrnn_assembly.solvers.step import Step, Stepper, Sums, segments
+from ctrnn_assembly.solvers.graph import replayed
+from ctrnn_assembly.solvers.step import Form, Step, Stepper, Sums, segments
 
 Save = Literal["all", "last"]
 Checkpoint = Literal["none", "sqrt"]
@@ -31,6 +35,7 @@ def integrate(
     *,
     save: Save = "all",
     checkpoint: Checkpoint = "none",
+    graph: bool = False,
 ) -> Tensor:
     """States of T steps under autograd.
 
@@ -41,43 +46,56 @@ def integrate(
         dt: step lengths, (T, 1) or (T, batch); None if they are in the step's tensors already.
         save: "all" states, x0 first, or only the "last" one.
         checkpoint: "sqrt" stores about 4 sqrt(T) states instead of T.
+        graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
 
     Returns:
         (T + 1, batch, n), or (1, batch, n).
     """
-    return _Integrate.apply(step, x0, inputs, dt, save, checkpoint, *step.tensors())
+    return _Integrate.apply(step.form, x0, inputs, dt, save, checkpoint, graph, *step.tensors)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the forward pass keeps: every state (`whole`), or the first of each segment of `length`."""
+
+    whole: bool
+    length: int
+
+    def kept(self, steps: int) -> int:
+        return steps + 1 if self.whole else math.ceil(steps / self.length)
 
 
 class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        step: Step,
+        form: Form,
         x0: Tensor,
         inputs: Tensor,
         dt: Tensor | None,
         save: Save,
         checkpoint: Checkpoint,
+        graph: bool,
         *tensors: Tensor | None,
     ) -> Tensor:
-        stepper = Stepper(step.with_tensors(tensors))
-        ctx.step, ctx.save = step, save
         steps = len(inputs)
-        ctx.length = max(1, math.isqrt(steps)) if checkpoint == "sqrt" else SEGMENT
-        ctx.whole = save == "all" or (checkpoint == "none" and any(ctx.needs_input_grad))
-        if save == "all":  # these are given away
-            memory = x0.new_empty(stepper.shape(steps + 1, len(x0)))
-        else:
-            kept = steps + 1 if ctx.whole else math.ceil(steps / ctx.length)
-            ctx.loan = Loan(stepper.shape(kept, len(x0)), x0)
-            memory = ctx.loan.tensor
-        marks = stepper.states(memory)
-        if ctx.whole:
-            marks[0] = stepper.blocks(x0)
-            _roll(stepper, marks, inputs, dt)
-            last = marks[-1:]
-        else:
-            last = _roll_marks(stepper, marks, x0, inputs, dt, ctx.length)
+        plan = ctx.plan = _Plan(
+            whole=save == "all" or (checkpoint == "none" and any(ctx.needs_input_grad)),
+            length=max(1, math.isqrt(steps)) if checkpoint == "sqrt" else SEGMENT,
+        )
+        ctx.form, ctx.save, ctx.graph = form, save, graph
+        stepper = Stepper(form, tensors)
+        marks: Any
+        with _matmul_precision(form, x0):
+            if graph:
+                kept = replayed(_states, (form, plan), (x0, inputs, dt, *tensors))
+            else:
+                # States that are given away are not lent.
+                shape = stepper.shape(plan.kept(steps), len(x0))
+                ctx.loan = None if save == "all" else Loan(shape, x0)
+                memory = x0.new_empty(shape) if ctx.loan is None else ctx.loan.tensor
+                kept = _roll_all(stepper, plan, stepper.states(memory), x0, inputs, dt)
+        marks, last = cast(tuple[Tensor, Tensor], kept)
         ctx.save_for_backward(marks, inputs, dt, *tensors)
         if save == "all":
             return stepper.flat(marks).contiguous()
@@ -87,8 +105,54 @@ class _Integrate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
             raise SolverError("the fused solvers have no second derivatives. Use method='euler-plain'.")
-        with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
-            return _adjoint(ctx, grad)
+        needed = (*ctx.needs_input_grad[1:3], *ctx.needs_input_grad[7:])
+        fixed = (ctx.form, ctx.plan, needed)
+        given = (grad, *ctx.saved_tensors)
+        # As in the forward pass.
+        with torch.autocast(grad.device.type, enabled=False), _matmul_precision(ctx.form, grad):
+            found = replayed(_gradients, fixed, given) if ctx.graph else _gradients(*fixed, *given)
+        d_x0, d_inputs, *d_tensors = found
+        return (None, d_x0, d_inputs, None, None, None, None, *d_tensors)
+
+
+@contextmanager
+def _matmul_precision(form: Form, like: Tensor) -> Iterator[None]:
+    """tf32 operands on CUDA, where the form asks for them."""
+    if form.products != "tf32" or like.device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _states(
+    form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the forward pass keeps, and the last state, (1, p, batch, k)."""
+    stepper = Stepper(form, tensors)
+    memory = x0.new_empty(stepper.shape(plan.kept(len(inputs)), len(x0)))
+    return _roll_all(stepper, plan, stepper.states(memory), x0, inputs, dt)
+
+
+def _roll_all(
+    stepper: Stepper, plan: _Plan, marks: Tensor, x0: Tensor, inputs: Tensor, dt: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if plan.whole:
+        marks[0] = stepper.blocks(x0)
+        _roll(stepper, marks, inputs, dt)
+        return marks, marks[-1:]
+    length = plan.length
+    scratch = stepper.states(x0.new_empty(stepper.shape(length + 1, len(x0))))
+    scratch[0] = stepper.blocks(x0)
+    for mark, (start, end) in zip(marks, segments(len(inputs), length), strict=True):
+        mark.copy_(scratch[0])
+        _roll(stepper, scratch, inputs[start:end], None if dt is None else dt[start:end])
+        scratch[0] = scratch[end - start]
+    return marks, scratch[:1]
 
 
 def _roll(stepper: Stepper, states: Tensor, inputs: Tensor, dt: Tensor | None) -> None:
@@ -97,31 +161,26 @@ def _roll(stepper: Stepper, states: Tensor, inputs: Tensor, dt: Tensor | None) -
         stepper.advance(states[k], e, None if dt is None else dt[k], states[k + 1])
 
 
-def _roll_marks(
-    stepper: Stepper, marks: Tensor, x0: Tensor, inputs: Tensor, dt: Tensor | None, length: int
-) -> Tensor:
-    """The first state of each segment of this length into `marks`; the last of all, (1, p, batch, k)."""
-    scratch = stepper.states(x0.new_empty(stepper.shape(length + 1, len(x0))))
-    scratch[0] = stepper.blocks(x0)
-    for mark, (start, end) in zip(marks, segments(len(inputs), length), strict=True):
-        mark.copy_(scratch[0])
-        _roll(stepper, scratch, inputs[start:end], None if dt is None else dt[start:end])
-        scratch[0] = scratch[end - start]
-    return scratch[:1]
-
-
-def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    marks, inputs, dt, *tensors = ctx.saved_tensors
-    stepper = Stepper(ctx.step.with_tensors(tuple(tensors)))
-    batch = marks.shape[2]
-    sums = Sums(stepper, ctx.needs_input_grad[6:])
-    d_inputs = torch.empty_like(inputs) if ctx.needs_input_grad[2] else None
-    grads = stepper.blocks(grad)  # (T + 1 or 1, p, batch, k)
-    piece = stepper.shape(ctx.length + 1, batch)
+def _gradients(
+    form: Form,
+    plan: _Plan,
+    needed: tuple[bool, ...],
+    grad: Tensor,
+    marks: Tensor,
+    inputs: Tensor,
+    dt: Tensor | None,
+    *tensors: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Those of x0, inputs and tensors, where needed; grad is (T + 1, batch, n) or (1, batch, n)."""
+    stepper = Stepper(form, tensors)
+    sums = Sums(stepper, needed[2:])
+    d_inputs = torch.empty_like(inputs) if needed[1] else None
+    grads = stepper.blocks(grad)
+    piece = stepper.shape(plan.length + 1, marks.shape[2])
     lam = stepper.states(marks.new_empty(piece))
-    scratch = None if ctx.whole else stepper.states(marks.new_empty(piece))
+    scratch = None if plan.whole else stepper.states(marks.new_empty(piece))
     first = torch.zeros_like(grads[-1]).add_(grads[-1])
-    for index, (start, end) in reversed(list(enumerate(segments(len(inputs), ctx.length)))):
+    for index, (start, end) in reversed(list(enumerate(segments(len(inputs), plan.length)))):
         u, d = inputs[start:end], None if dt is None else dt[start:end]
         if scratch is None:
             states = marks[start : end + 1]
@@ -129,15 +188,15 @@ def _adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             states = scratch[: end - start + 1]
             states[0] = marks[index]
             _roll(stepper, states, u, d)
-        later = grads[start:end] if ctx.save == "all" else None
         lams = lam[: end - start + 1]
         lams[-1] = first
+        later = grads[start:end] if len(grads) > 1 else None
         q = _segment(stepper, sums, states[:-1], lams, u, d, later)
         first = lams[0].clone()
         if d_inputs is not None:
             d_inputs[start:end] = _input_adjoint(stepper, q)
-    d_x0 = stepper.flat(first).contiguous() if ctx.needs_input_grad[1] else None
-    return (None, d_x0, d_inputs, None, None, None, *sums.sums)
+    d_x0 = stepper.flat(first).contiguous() if needed[0] else None
+    return (d_x0, d_inputs, *sums.sums)
 
 
 def _segment(
@@ -150,15 +209,15 @@ def _segment(
     grads: Tensor | None,
 ) -> Tensor:
     """lam[:-1] from lam[-1] over a segment of states x, all (steps, p, batch, k); returns all q."""
-    step = stepper.step
-    p = stepper.apply(step.pre, x)
-    psi = [stepper.apply(phi, x) for phi in step.psi]
+    form = stepper.form
+    p = stepper.apply(form.pre, x)
+    psi = [stepper.apply(phi, x) for phi in form.psi]
     z = f = None
-    if not step.explicit:
+    if not stepper.explicit:
         z = stepper.inner(p, inputs)
-        f = stepper.apply(step.post, z)
+        f = stepper.apply(form.post, z)
     v = lam[1:] if dt is None else torch.empty_like(x)
-    q = v if step.explicit else torch.empty_like(x)
+    q = v if stepper.explicit else torch.empty_like(x)
     for k in range(len(x) - 1, -1, -1):
         if dt is not None:
             torch.mul(lam[k + 1], dt[k][:, None], out=v[k])
@@ -175,5 +234,5 @@ def _segment(
 
 def _input_adjoint(stepper: Stepper, q: Tensor) -> Tensor:
     """The gradient of the inputs of one segment, (steps, batch, m)."""
-    flat, E = stepper.flat(q), stepper.step.E
-    return flat if E is None else flat @ E.mT
+    flat = stepper.flat(q)
+    return flat if stepper.E is None else flat @ stepper.E.mT

@@ -29,12 +29,15 @@ def euler_adjoint(
     save: Save = "all",
     checkpoint: Checkpoint = "none",
     products: Products = "full",
+    graph: bool = False,
 ) -> Tensor:
     """States of forward Euler; arguments as `euler.euler`, and those of `adjoint.integrate`."""
     assert not dt.requires_grad  # `solve` refuses it
     equal = dt.shape[1] == 1 and bool((dt == dt[:1]).all())
     step, inputs = euler_step(terms, drive, dt[0, 0] if equal else None, len(x0), len(dt), products)
-    return integrate(step, x0, inputs, None if equal else dt, save=save, checkpoint=checkpoint)
+    return integrate(
+        step, x0, inputs, None if equal else dt, save=save, checkpoint=checkpoint, graph=graph
+    )
 
 
 def euler_step(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS, Gradient
 from ctrnn_assembly.solvers.adjoint import Checkpoint
+from ctrnn_assembly.solvers.backends import Backend, run_on
 from ctrnn_assembly.solvers.euler import euler
 from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices
@@ -18,7 +19,7 @@ from ctrnn_assembly.solvers.semi_implicit_adjoint import semi_implicit_adjoint
 from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.terms import Terms
 
-# With a hand-written adjoint: they take save, checkpoint and products.
+# With a hand-written adjoint: they take save, checkpoint, products and graph.
 FUSED: dict[str, Callable[..., Tensor]] = {
     "euler": euler_adjoint,
     "imex": partial(semi_implicit_adjoint, matrices=imex_matrices),
@@ -29,17 +30,28 @@ METHODS = (*GRID_METHODS, *TORCHDIFFEQ_METHODS)
 
 
 def solve_on_grid(
-    method: str, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor, **options: Any
+    method: str,
+    terms: Terms,
+    x0: Tensor,
+    drive: Tensor | None,
+    dt: Tensor,
+    backend: Backend = "auto",
+    **options: Any,
 ) -> Tensor:
     """States of a grid method, (time + 1, batch, n), or the last, (1, batch, n)."""
     if method in FUSED:
-        return FUSED[method](terms, x0, drive, dt, **options)
+        return run_on(backend, method, FUSED[method], terms, x0, drive, dt, **options)
     states = euler(terms, x0, drive, dt)
     return states[-1:] if options["save"] == "last" else states
 
 
 def check_settings(
-    method: str, gradient: str, step_size: float | None, checkpoint: str, products: str
+    method: str,
+    gradient: str = "direct",
+    step_size: float | None = None,
+    checkpoint: str = "none",
+    products: str = "full",
+    backend: str = "auto",
 ) -> None:
     """Refuse settings that a method would ignore."""
     if method not in METHODS:
@@ -56,6 +68,7 @@ def check_settings(
     for name, value, known in (
         ("checkpoint", checkpoint, get_args(Checkpoint)),
         ("products", products, get_args(Products)),
+        ("backend", backend, get_args(Backend)),
     ):
         if value not in known:
             raise SolverError(f"{name} must be one of {', '.join(known)}; got {value!r}.")

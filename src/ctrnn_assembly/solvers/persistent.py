@@ -1,6 +1,6 @@
 """Forward Euler and its adjoint as two persistent Triton kernels; the formulas are `euler_adjoint`'s.
 
-One program takes ROWS rows of the batch through all T steps, so a solve is one launch forward and one
+One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
 backward, whatever T is. The coupling is multiplied tile by tile: only the tiles of the coupled pairs,
 if that takes fewer products, else all of them. A diagonal W is an elementwise product.
 
@@ -30,10 +30,11 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.persistent_tiles import Packed, Packer, Products
 from ctrnn_assembly.terms import Terms
 
-ROWS = 16  # batch rows of a program: the least that tensor cores multiply
-# Units computed at once. With 512, two stages of a product's operands take 160 KB of shared memory;
-# exact products keep whole rows of their operands in registers, and spill from 256 on.
-WIDTHS: dict[Products, int] = {"full": 256, "tf32": 512, "bf16": 512}
+# (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
+# products of float32 do not use them, and with 8 rows twice as many programs share the work. 512 units
+# take at most SHARED bytes of shared memory, and few registers spill.
+SHAPES: dict[Products, tuple[int, int]] = {"full": (8, 512), "tf32": (16, 512), "bf16": (16, 512)}
+SHAPE_OF_DOUBLE = 16, 128
 SHARED = 160 * 1024
 COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 FEW_INPUTS = 4  # up to here W_in u is summed in the kernel; beyond, it is one product for all steps
@@ -151,6 +152,7 @@ class _Launch:
 
     terms: Terms
     packer: Packer
+    rows: int  # of the batch, in one program
     x0: Tensor
     drive: Tensor | None  # as the kernels read it: contiguous, or W_in u where there are many inputs
     dt: Tensor
@@ -192,7 +194,7 @@ class _Launch:
             "PER_BLOCK": layout.per_block,
             "GROUP": layout.group,
             "GROUPS": layout.groups,
-            "ROWS": ROWS,
+            "ROWS": self.rows,
             "INTERPRETED": persistent_kernels.INTERPRETED,
             **COMPILED,
         }
@@ -204,7 +206,7 @@ class _Launch:
     def run(self, kernel: Any, **arguments: Any) -> None:
         device = self.x0.device
         with _on(device):
-            kernel[(-(-self.x0.shape[0] // ROWS),)](**arguments)
+            kernel[(-(-self.x0.shape[0] // self.rows),)](**arguments)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -231,9 +233,9 @@ def _launch(
     if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
         drive, W_in = drive @ W_in.mT, None
     drive = None if drive is None else drive.contiguous()
-    width = WIDTHS[products] if x0.dtype == torch.float32 else WIDTHS["full"] // 2
+    rows, width = SHAPES[products] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
     packer = Packer(terms, W, products, width)
-    return _Launch(terms, packer, x0, drive, dt.contiguous(), W, bias, inv_tau, L, W_in)
+    return _Launch(terms, packer, rows, x0, drive, dt.contiguous(), W, bias, inv_tau, L, W_in)
 
 
 def _operand(name: str, packed: Packed) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ def semi_implicit_adjoint(
     save: Save = "all",
     checkpoint: Checkpoint = "none",
     products: Products = "full",
+    graph: bool = False,
 ) -> Tensor:
     """States; arguments as `semi_implicit.semi_implicit`, and those of `adjoint.integrate`."""
     if dt.shape[1] > 1 or not bool((dt == dt[0]).all()):
@@ -51,4 +52,4 @@ def semi_implicit_adjoint(
         psi=tuple(edge.psi for edge in terms.edges),
         products=products,
     )
-    return integrate(step, x0, inputs, None, save=save, checkpoint=checkpoint)
+    return integrate(step, x0, inputs, None, save=save, checkpoint=checkpoint, graph=graph)

@@ -19,7 +19,8 @@ batch (p k^2 + C k^2) multiply-adds, C the number of blocks of L, whatever n is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import torch
@@ -66,39 +67,53 @@ class Step:
     cells: Cells | None = None
     products: Products = "full"
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Everything that has a gradient, in the order that `with_tensors` takes."""
-        return (self.W, self.D, self.P, self.Q, self.E, *self.K)
-
-    def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Step:
-        W, D, P, Q, E, *K = cast(Any, tensors)
-        return replace(self, W=W, D=D, P=P, Q=Q, E=E, K=tuple(K))
+    @property
+    def form(self) -> Form:
+        return Form(self.pre, self.post, self.psi, self.cells, self.products)
 
     @property
-    def explicit(self) -> bool:
-        """Whether e and W pre(x) are added to the state as they are: Q and post do nothing."""
-        return self.Q is None and self.post.is_identity
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Everything that has a gradient, as `Stepper` takes it."""
+        return (self.W, self.D, self.P, self.Q, self.E, *self.K)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a `Step` is apart from its tensors."""
+
+    pre: Elementwise
+    post: Elementwise
+    psi: tuple[Elementwise, ...]
+    cells: Cells | None
+    products: Products
 
 
 class Stepper:
     """A `Step` with its transposes and index tensors, for one pass over time; makes no gradients."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        self.p, self.k = step.W.shape[0], step.W.shape[2]
-        self.n = self.p * self.k
-        self.diagonal = step.W.shape[1] == 1 and self.k > 1
-        self.low = step.products == "bf16"
+    def __init__(self, form: Form, tensors: tuple[Tensor | None, ...]) -> None:
+        W, D, P, Q, E, *K = cast(Any, tensors)
+        self.form, self.raw = form, tensors
+        self.p, self.k = W.shape[0], W.shape[2]
+        self.low = form.products == "bf16"
+        self.D, self.w, self.has_P, self.Q_rank = D, W, P is not None, 0 if Q is None else Q.ndim
+        self.E = E
+        self.diagonal = W.shape[1] == 1 and self.k > 1
         # Transposed once: a product with a transposed view is slower at every step.
-        self.W_T, self.W = self._operands(None if self.diagonal else step.W)
-        self.P_T, self.P = self._operands(step.P)
-        self.Q_T, self.Q = self._operands(step.Q if step.Q is not None and step.Q.ndim == 2 else None)
-        couplings = [self._operands(K) for K in step.K]
+        self.W_T, self.W = self._operands(None if self.diagonal else W)
+        self.P_T, self.P = self._operands(P)
+        self.Q_T, self.Q = self._operands(None if self.Q_rank == 3 else Q)
+        self.Q = Q if self.Q_rank == 3 else self.Q
+        couplings = [self._operands(weight) for weight in K]
         self.K_T, self.K = [K_T for K_T, _ in couplings], [K for _, K in couplings]
-        self.E = self._unused() if step.E is None else self.blocks(step.E).contiguous()  # (p, m, k)
-        cells = step.cells or Cells((), ())
-        self.rows = torch.tensor(cells.rows, dtype=torch.long, device=step.W.device)
-        self.columns = torch.tensor(cells.columns, dtype=torch.long, device=step.W.device)
+        self.E_blocks = self._unused() if E is None else self.blocks(E).contiguous()  # (p, m, k)
+        if form.cells is not None:
+            self.rows, self.columns = _indices(form.cells, W.device)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether e and W pre(x) are added to the state as they are: Q and post do nothing."""
+        return self.Q_rank == 0 and self.form.post.is_identity
 
     def _operands(self, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """The transpose and the matrix itself, as operands of products; what is None is not used."""
@@ -108,35 +123,35 @@ class Stepper:
         return weight.mT.contiguous(), weight.contiguous()
 
     def _unused(self) -> Tensor:
-        return self.step.W.new_empty(0)
+        return self.w.new_empty(0)
 
     def shape(self, length: int, batch: int) -> tuple[int, ...]:
         """Of states in the memory order that suits L."""
-        if self.step.cells is not None:
+        if self.form.cells is not None:
             return (self.p, length, batch, self.k)
         return (length, batch, self.p, self.k)
 
     def states(self, memory: Tensor) -> Tensor:
         """Memory of this `shape` as (length, p, batch, k)."""
-        return memory.transpose(0, 1) if self.step.cells is not None else memory.transpose(1, 2)
+        return memory.transpose(0, 1) if self.form.cells is not None else memory.transpose(1, 2)
 
     def advance(self, x: Tensor, e: Tensor, dt: Tensor | None, out: Tensor) -> None:
         """x+ into `out`, for x (p, batch, k), inputs e (batch, m), and dt (1,), (batch,) or None."""
-        step = self.step
+        form = self.form
         # Adding up in a piece of its own: `index_add_` into strided memory is ten times slower.
-        new = out if dt is None and step.cells is None else torch.empty_like(x)
-        torch.mul(x, step.D, out=new)
-        if step.cells is not None:
+        new = out if dt is None and form.cells is None else torch.empty_like(x)
+        torch.mul(x, self.D, out=new)
+        if form.cells is not None:
             new.index_add_(0, self.rows, self._bmm(x.index_select(0, self.columns), self.P_T))
-        elif step.P is not None:
+        elif self.has_P:
             self._add_product(new, x, self.P_T)
-        p = self.apply(step.pre, x)
-        if step.explicit:
+        p = self.apply(form.pre, x)
+        if self.explicit:
             self._add_weighted(new, p)
             self._add_input(new, e)
         else:
-            self._add_outer(new, self.apply(step.post, self.inner(p, e)))
-        for psi, K_T in zip(step.psi, self.K_T, strict=True):
+            self._add_outer(new, self.apply(form.post, self.inner(p, e)))
+        for psi, K_T in zip(form.psi, self.K_T, strict=True):
             self._add_product(new, self.apply(psi, x), K_T)
         if dt is not None:
             torch.addcmul(x, dt[:, None], new, out=out)
@@ -154,27 +169,26 @@ class Stepper:
         self, v: Tensor, q: Tensor, x: Tensor, p: Tensor, psi: list[Tensor], out: Tensor
     ) -> None:
         """The adjoint of x into `out`, without what a step length adds; p = pre(x), psi_e(x) given."""
-        step = self.step
-        new = out if step.cells is None else torch.empty_like(v)
-        torch.mul(v, step.D, out=new)
-        if step.cells is not None:
+        form = self.form
+        new = out if form.cells is None else torch.empty_like(v)
+        torch.mul(v, self.D, out=new)
+        if form.cells is not None:
             new.index_add_(0, self.columns, self._bmm(v.index_select(0, self.rows), self.P))
-        elif step.P is not None:
+        elif self.has_P:
             self._add_product(new, v, self.P)
-        for phi, y, K in zip(step.psi, psi, self.K, strict=True):
+        for phi, y, K in zip(form.psi, psi, self.K, strict=True):
             back = self._add_product(torch.zeros_like(v), v, K)
             new.add_(self.pull_back(phi, back, x, y))
-        back = q * step.W if self.diagonal else self._bmm(q, self.W)
-        torch.add(new, self.pull_back(step.pre, back, x, p), out=out)
+        back = q * self.w if self.diagonal else self._bmm(q, self.W)
+        torch.add(new, self.pull_back(form.pre, back, x, p), out=out)
 
     def inner_adjoint(self, v: Tensor, z: Tensor | None, f: Tensor | None) -> Tensor:
         """q = post'(z) o Q^T v."""
-        Q, post = self.step.Q, self.step.post
-        if Q is not None:
-            v = v * Q if Q.ndim == 3 else self._add_product(torch.zeros_like(v), v, self.Q)
+        if self.Q_rank:
+            v = v * self.Q if self.Q_rank == 3 else self._add_product(torch.zeros_like(v), v, self.Q)
         if z is None or f is None:
             return v
-        return self.pull_back(post, v, z, f)
+        return self.pull_back(self.form.post, v, z, f)
 
     # The state is (p, batch, k); these see it as (batch, n) where the memory is that, or as blocks.
 
@@ -201,7 +215,7 @@ class Stepper:
 
     def _add_weighted(self, out: Tensor, p: Tensor) -> None:
         if self.diagonal:
-            out.addcmul_(p, self.step.W)
+            out.addcmul_(p, self.w)
         else:
             self._add_blocks(out, p, self.W_T)
 
@@ -222,29 +236,28 @@ class Stepper:
         flat = self.flat(a)
         if self.low:
             return out.add_(self.blocks(torch.mm(flat.bfloat16(), W)))
-        if self.step.cells is not None:  # out is not (batch, n) in memory
+        if self.form.cells is not None:  # out is not (batch, n) in memory
             return out.add_(self.blocks(flat @ W))
         self.flat(out).addmm_(flat, W)
         return out
 
     def _add_input(self, out: Tensor, e: Tensor) -> None:
         """out += E [u, 1], for inputs (batch, m), or (steps, batch, m)."""
-        if self.step.E is None:
+        if self.E is None:
             out.add_(self.blocks(e))
-        elif out.ndim == 3 and self.step.cells is None:
-            self.flat(out).addmm_(e, self.step.E)
+        elif out.ndim == 3 and self.form.cells is None:
+            self.flat(out).addmm_(e, self.E)
         elif out.ndim == 3:
-            out.baddbmm_(e.expand(self.p, *e.shape), self.E)
+            out.baddbmm_(e.expand(self.p, *e.shape), self.E_blocks)
         else:
-            out.add_(self.blocks(e @ self.step.E))
+            out.add_(self.blocks(e @ self.E))
 
     def _add_outer(self, out: Tensor, f: Tensor) -> None:
         """out += Q f."""
-        Q = self.step.Q
-        if Q is None:
+        if self.Q_rank == 0:
             out.add_(f)
-        elif Q.ndim == 3:
-            out.addcmul_(f, Q)
+        elif self.Q_rank == 3:
+            out.addcmul_(f, self.Q)
         else:
             self._add_product(out, f, self.Q_T)
 
@@ -253,11 +266,10 @@ class Sums:
     """The gradients of a `Step`'s tensors, summed over segments of time: a few large products each."""
 
     def __init__(self, stepper: Stepper, needed: tuple[bool, ...]) -> None:
-        self.stepper, self.needed = stepper, needed
-        tensors = stepper.step.tensors()
+        self.stepper = stepper
         self.sums = [
             torch.zeros_like(t) if need and t is not None else None
-            for t, need in zip(tensors, needed, strict=True)
+            for t, need in zip(stepper.raw, needed, strict=True)
         ]
 
     def add(
@@ -298,7 +310,7 @@ class Sums:
             W += self._product(_joined(q).mT, _joined(p))
 
     def _add_P(self, P: Tensor, v: Tensor, x: Tensor) -> None:
-        cells = self.stepper.step.cells
+        cells = self.stepper.form.cells
         if cells is None:
             self._add_dense(P, v, x)
             return
@@ -326,3 +338,8 @@ def segments(steps: int, length: int) -> Iterator[tuple[int, int]]:
     """(start, end) of consecutive pieces of time, in order."""
     for start in range(0, steps, length):
         yield start, min(start + length, steps)
+
+
+@lru_cache(maxsize=64)  # made once: a copy to the device in the middle of a recorded graph is an error
+def _indices(cells: Cells, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(cells.rows, device=device), torch.tensor(cells.columns, device=device)

@@ -1,0 +1,252 @@
+"""Write the tables of experiments/README.md and README.md from the results of `ctrnn reproduce`.
+
+    python experiments/tabulate.py            # rewrites what is between the markers
+    python experiments/tabulate.py --check    # exit code 1 if that would change a file
+
+Only runs that are in experiments/results/ are in the tables; nothing is filled in by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctrnn_assembly.runs import write
+from ctrnn_cli.comparison import compare, ours, read_results, runs_text, state, yes
+from ctrnn_cli.costs import cost, cost_text, lasting
+from ctrnn_cli.experiments import Experiment, Figure, experiment_names, jobs, load_experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- experiments/tabulate.py: begin -->", "<!-- experiments/tabulate.py: end -->"
+Table = list[list[str]]
+
+
+def between(text: str, made: str, name: str) -> str:
+    """The text with what is between its markers replaced."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"error: {name} must hold the lines {BEGIN} and {END}.")
+    return f"{before}{BEGIN}\n\n{made.strip()}\n\n{END}{after}"
+
+
+def markdown(header: Sequence[str], rows: Table) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def all_tables(results: Path) -> str:
+    """For experiments/README.md: the index, then every experiment that has been run."""
+    parts = [index(results)]
+    for experiment, there in read_all(results):
+        if there:
+            parts.append(section(experiment, there))
+    return "\n\n".join(parts)
+
+
+def read_all(results: Path) -> Iterator[tuple[Experiment, list[dict[str, Any]]]]:
+    """Every experiment with its results."""
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        yield experiment, read_results(results, experiment)
+
+
+def index(results: Path) -> str:
+    """All experiments: command, runs, what they cost, whether they were run."""
+    rows = []
+    for experiment, there in read_all(results):
+        command = f"`ctrnn reproduce {experiment.name}`"
+        taken, missing = cost(experiment, there)
+        figures = [figure for row in experiment.rows for figure in row.published]
+        highest = max(figures, key=lambda figure: figure.value, default=None)
+        rows.append(
+            [
+                command,
+                experiment.about,
+                experiment.source,
+                str(len(jobs(experiment))),
+                cost_text(taken, missing),
+                "-" if highest is None else str(highest),
+                state(experiment, there),
+            ]
+        )
+    header = ("command", "what", "source", "runs", "time", "highest published", "run")
+    return markdown(header, rows)
+
+
+def section(experiment: Experiment, there: list[dict[str, Any]]) -> str:
+    """One experiment: published and ours, row by row, and what else was measured."""
+    lines = compare(experiment.rows, there)
+    commits = sorted({str(result["commit"])[:10] for result in there})
+    machines = sorted({f"{result['hardware']}, {result['threads']} thread(s)" for result in there})
+    parts = [
+        f"### {experiment.name}",
+        f"{experiment.about}. Source: {experiment.source}. `ctrnn reproduce {experiment.name}`, "
+        f"{state(experiment, there)}. On {'; '.join(machines)}. Commit {', '.join(commits)}.",
+        markdown(COLUMNS, [cells(line) for line in lines]),
+    ]
+    if experiment.evaluate:
+        parts.append(swapped(experiment, there))
+    if experiment.lyapunov:
+        parts.append(exponents(experiment, there))
+    return "\n\n".join(parts)
+
+
+COLUMNS = (
+    "row",
+    "published",
+    "ours",
+    "n",
+    "best test epoch",
+    "last epoch",
+    "certified before",
+    "certified after",
+    "rate >=",
+    "step certified",
+    "parameters",
+    "time a run",
+)
+
+
+def cells(line: dict[str, Any]) -> list[str]:
+    """A row of a section's table."""
+    published = published_text(line)
+    if not line["n"] and not line["stopped"]:
+        return [line["row"], published, "not yet run", *["-"] * (len(COLUMNS) - 3)]
+    after, before = line["certificate"], line["certificate_initial"]
+    return [
+        line["row"],
+        published,
+        ours(line["test_accuracy"]),
+        runs_text(line),
+        ours(line["best_epoch_accuracy"]),
+        ours(line["final_epoch_accuracy"]),
+        "-" if before is None else yes(before["certified"], before["of"]),
+        "-" if after is None else yes(after["certified"], after["of"]),
+        rate_text(after),
+        "-" if after is None else yes(after["discrete"], after["of"]),
+        "-" if line["parameters"] is None else f"{line['parameters']:,}",
+        "-" if line["seconds"] is None else lasting(line["seconds"]),
+    ]
+
+
+def published_text(line: dict[str, Any]) -> str:
+    """The published figures of a row, with their notes."""
+    figures = [Figure(**figure) for figure in line["published"]]
+    return "; ".join(f"{f}{f', {f.note}' if f.note else ''}" for f in figures) or "-"
+
+
+def rate_text(verdict: dict[str, Any] | None) -> str:
+    """The smallest certified rate."""
+    return "-" if verdict is None or verdict["rate"] is None else f"{verdict['rate']:.4g}"
+
+
+def swapped(experiment: Experiment, there: list[dict[str, Any]]) -> str:
+    """Test accuracy of the same weights by solver: mean over seeds."""
+    names = [one.name for one in experiment.evaluate]
+    rows = []
+    for row in experiment.rows:
+        found = [r for r in there if r["row"] == row.name and r.get("evaluate")]
+        by_name = [[e for r in found for e in r["evaluate"] if e["name"] == name] for name in names]
+        rows.append([row.name, *(swapped_cell(entries) for entries in by_name)])
+    return (
+        "Tested with other solvers and steps (test accuracy; certificate of the step):\n\n"
+        + markdown(["row", *names], rows)
+    )
+
+
+def swapped_cell(entries: list[dict[str, Any]]) -> str:
+    """Mean accuracy, and whether the step of that solver is certified."""
+    known = [e["test_accuracy"] for e in entries if e["test_accuracy"] is not None]
+    if not known:
+        return "-"
+    steps = [(e["certificate"]["discrete"] or {}).get("certified", False) for e in entries]
+    return f"{100 * sum(known) / len(known):.2f} ({yes(sum(steps), len(steps))})"
+
+
+def exponents(experiment: Experiment, there: list[dict[str, Any]]) -> str:
+    """Largest exponent and certified rate over training, of the first seed."""
+    by_row = {r["row"]: r["lyapunov"] for r in reversed(there) if r.get("lyapunov")}
+    header = ["epoch"]
+    for row in by_row:
+        header += [f"{row}: largest exponent", "rate >="]
+    epochs = sorted({one["epoch"] for found in by_row.values() for one in found})
+    rows = []
+    for epoch in epochs:
+        cells = [str(epoch)]
+        for found in by_row.values():
+            one = next((one for one in found if one["epoch"] == epoch), None)
+            cells += ["-", "-"] if one is None else exponent_cells(one)
+        rows.append(cells)
+    return "Largest finite-time exponent, and certificate, over training:\n\n" + markdown(header, rows)
+
+
+def exponent_cells(one: dict[str, Any]) -> list[str]:
+    """The exponent, overflow where the state did; the rate, no where it is not certified."""
+    largest = "overflow" if one["largest"] is None else f"{one['largest']:.4f}"
+    return [largest, f"{one['rate']:.4g}" if one["certified"] else "no"]
+
+
+def highlights(results: Path) -> str:
+    """For README.md: rows beside a published figure; else the best certified and uncertified row."""
+    rows = []
+    for experiment, there in read_all(results):
+        lines = [line for line in compare(experiment.rows, there) if line["n"]]
+        for line in chosen(lines):
+            after = line["certificate"]
+            rows.append(
+                [
+                    f"{experiment.name}, {line['row']}",
+                    published_text(line),
+                    f"{ours(line['test_accuracy'])} (n={line['n']})",
+                    ours(line["best_epoch_accuracy"]),
+                    yes(after["certified"], after["of"]),
+                    rate_text(after),
+                    yes(after["discrete"], after["of"]),
+                    "; ".join(line["hardware"]),
+                ]
+            )
+    if not rows:
+        return "No experiment has been run yet."
+    header = ("experiment, row", "published", "ours", "best test epoch", "certified", "rate >=")
+    return markdown((*header, "step certified", "hardware"), rows)
+
+
+def chosen(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What README.md shows of an experiment."""
+    beside = [line for line in lines if line["published"]]
+    best = []
+    for certified in (True, False):
+        kind = [
+            ln
+            for ln in lines
+            if (ln["certificate"]["certified"] == ln["certificate"]["of"]) is certified
+        ]
+        best += sorted(kind, key=lambda line: -line["test_accuracy"]["mean"])[:1]
+    return [line for line in lines if line in beside or line in best]
+
+
+TARGETS: dict[str, Callable[[Path], str]] = {
+    "experiments/README.md": all_tables,
+    "README.md": highlights,
+}
+
+
+def tabulated(name: str, root: Path = ROOT) -> tuple[str, str]:
+    """A file as it is, and as it would be made."""
+    text = (root / name).read_text(encoding="utf-8")
+    return text, between(text, TARGETS[name](root / "experiments" / "results"), name)
+
+
+if __name__ == "__main__":
+    stale = False
+    for name in TARGETS:
+        text, made = tabulated(name)
+        stale |= text != made
+        if text != made and "--check" not in sys.argv[1:]:
+            write(ROOT / name, made)
+            print(f"written: {name}")
+    sys.exit(int(stale and "--check" in sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""CUDA graphs: a function of tensors recorded once, and replayed without Python in its time loop.
+
+A recording belongs to one function, its fixed arguments and the shapes of its tensors; new values are
+copied in and results copied out, so that two solves never share memory. Not run on a GPU yet: on a CPU,
+where the tests use it, a replay calls the function again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEPT = 8  # recordings; each holds the states of a solve
+
+_recordings: OrderedDict[Any, Recording] = OrderedDict()
+
+
+class Recording:
+    """A recorded function of tensors, (possibly None) -> tuple of tensors (or None)."""
+
+    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor | None]) -> None:
+        self.static = [None if t is None else t.detach().clone() for t in tensors]
+        self.function = function
+        device = next(t.device for t in tensors if t is not None)
+        self.graph = _record(self) if device.type == "cuda" else None
+
+    def run(self) -> None:
+        self.results = self.function(*self.static)
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        for place, tensor in zip(self.static, tensors, strict=True):
+            if place is not None and tensor is not None:
+                place.copy_(tensor)
+        if self.graph is None:
+            self.run()
+        else:
+            self.graph.replay()
+        return tuple(None if r is None else _copy(r) for r in self.results)
+
+
+def replayed(
+    function: Callable[..., Any], fixed: tuple[Any, ...], tensors: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """function(*fixed, *tensors), by a recording; `fixed` must be hashable."""
+    key = (function, fixed, tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors))
+    if key not in _recordings:
+        _recordings[key] = Recording(lambda *given: function(*fixed, *given), tensors)
+        while len(_recordings) > KEPT:
+            _recordings.popitem(last=False)
+    _recordings.move_to_end(key)
+    return _recordings[key](tensors)
+
+
+def _record(recording: Recording) -> torch.cuda.CUDAGraph:
+    """The graph of one run, after two on a side stream, as CUDA graphs want it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            recording.run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recording.run()
+    return graph
+
+
+def _copy(result: Tensor) -> Tensor:
+    """The values in memory of their own, in the same order of axes in memory."""
+    return torch.empty_like(result).copy_(result)

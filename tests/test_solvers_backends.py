@@ -1,0 +1,165 @@
+"""Backends: what may run a solve, the check before one is trusted, recordings replayed on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from ctrnn_assembly import AdaDiagTanh, Singular, Subnetwork, couple
+from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.solvers import backends, graph, solve
+from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
+from ctrnn_assembly.solvers.semi_implicit import imex_matrices
+from ctrnn_assembly.solvers.semi_implicit_adjoint import semi_implicit_adjoint
+from ctrnn_assembly.terms import Terms
+from solver_problems import F64, normal, rng
+from solver_problems import one_thread as one_thread
+
+CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine these backends run")
+
+
+def field(kind: str = "blocks", pairs: str | list = "all") -> Terms:
+    g = rng(1)
+    constraint = Singular("tanh") if kind == "blocks" else AdaDiagTanh("relu")
+    parts = [Subnetwork(constraint, 4, generator=g) for _ in range(4)]
+    terms = couple(parts, pairs, generator=g).double().terms().detach_cpu()
+    return terms.driven(normal(16, 2, seed=3), normal(16, seed=4))
+
+
+PROBLEM = (normal(3, 16, seed=1), normal(40, 3, 2, seed=2), torch.full((40, 1), 0.05, dtype=F64))
+OPTIONS = {"save": "last", "checkpoint": "none", "products": "full"}
+
+
+def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
+    """States and all gradients."""
+    copy = terms.trainable_copy()
+    x0, drive, dt = PROBLEM
+    leaves = [x0.clone().requires_grad_(), drive.clone().requires_grad_()]
+    x = solver(copy, *leaves, dt, **options)  # type: ignore[operator]
+    tensors = [*leaves, *copy.tensors()]
+    return [x, *torch.autograd.grad((x * normal(*x.shape, seed=5)).sum(), tensors)]
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "sqrt"])
+@pytest.mark.parametrize("save", ["all", "last"])
+@pytest.mark.parametrize("pairs", ["all", [(0, 2)]])
+@pytest.mark.parametrize("kind", ["blocks", "diagonal"])
+def test_a_replayed_solve_equals_a_direct_one(
+    kind: str, pairs: object, save: str, checkpoint: str
+) -> None:
+    if save == "all" and checkpoint == "sqrt":
+        pytest.skip("all states are kept anyway")
+    solvers = [euler_adjoint]
+    if pairs == "all":
+        solvers.append(partial(semi_implicit_adjoint, matrices=imex_matrices))  # type: ignore[arg-type]
+    for solver in solvers:
+        for scale in (1.0, 0.5):  # the second is a replay with other values
+            terms = field(kind, pairs)  # type: ignore[arg-type]
+            terms = terms._mapped(lambda t, scale=scale: scale * t)
+            options = {"save": save, "checkpoint": checkpoint}
+            direct = everything(solver, terms, **options)
+            replay = everything(partial(solver, graph=True), terms, **options)
+            for a, b in zip(direct, replay, strict=True):
+                assert_close(a, b, rtol=1e-13, atol=1e-14)
+    assert len(graph._recordings) <= graph.KEPT
+
+
+def test_recordings_of_two_solves_do_not_share_memory() -> None:
+    terms, (x0, drive, dt) = field(), PROBLEM
+    solver = partial(euler_adjoint, save="last", graph=True)
+    one, two = (x0.clone().requires_grad_(), (x0 + 1).requires_grad_())
+    first, second = solver(terms, one, drive, dt), solver(terms, two, drive, dt)  # before any backward
+    for x, start in ((first, one), (second, two)):
+        (found,) = torch.autograd.grad(x.square().sum(), start)
+        again = start.detach().clone().requires_grad_()
+        (expected,) = torch.autograd.grad(
+            euler_adjoint(terms, again, drive, dt, save="last").square().sum(), again
+        )
+        assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
+def wrong_states(*given: object, **options: object) -> Tensor:
+    return 1.01 * euler_adjoint(*given, **options)  # type: ignore[arg-type]
+
+
+def wrong_gradient_of_tau(terms: Terms, *given: object, **options: object) -> Tensor:
+    from dataclasses import replace
+
+    return euler_adjoint(replace(terms, tau=terms.tau.detach() + 0 * terms.tau), *given, **options)  # type: ignore[arg-type]
+
+
+def broken(*given: object, **options: object) -> Tensor:
+    raise RuntimeError("PTXAS error: out of registers\nand more")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "message"),
+    [
+        (wrong_states, "states or gradients differ from adjoint's by"),
+        (wrong_gradient_of_tau, "states or gradients differ from adjoint's by"),
+        (broken, "backend fast is not used: PTXAS error: out of registers."),
+    ],
+)
+def test_a_backend_that_is_wrong_is_left_out_with_one_line(candidate: object, message: str) -> None:
+    backends._found_right.clear()
+    backends._said.clear()
+    terms = field()
+    x0, drive, dt = PROBLEM
+    expected = euler_adjoint(terms, x0, drive, dt, save="last")
+    run = partial(backends.first_right, [("fast", candidate)], euler_adjoint, "euler")  # type: ignore[list-item]
+    with pytest.warns(RuntimeWarning, match=message):
+        assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the second time it is known, and nothing is said
+        assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
+    backends._found_right.clear()
+
+
+def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
+    backends._found_right.clear()
+    calls = []
+
+    def counted(*given: object, **options: object) -> Tensor:
+        calls.append(1)
+        return euler_adjoint(*given, **options)  # type: ignore[arg-type]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            backends.first_right(
+                [("fast", counted)], euler_adjoint, "euler", field(), *PROBLEM, **OPTIONS
+            )
+    assert len(calls) == 1 + 3
+    backends._found_right.clear()
+
+
+@CPU_ONLY
+@pytest.mark.parametrize(
+    ("backend", "settings", "message"),
+    [
+        ("graph", {}, "'graph' needs a CUDA device; the state is on cpu"),
+        ("persistent", {"method": "imex"}, "it has no 'imex' step"),
+        ("persistent", {"checkpoint": "sqrt", "save": "last"}, "checkpoint is 'sqrt'"),
+        ("warp", {}, "backend must be one of auto, adjoint, graph, persistent; got 'warp'"),
+        ("graph", {"method": "rk4"}, "needs a hand-written adjoint"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(backend: str, settings: dict, message: str) -> None:
+    x0, drive, _ = PROBLEM
+    with pytest.raises(SolverError, match=message):
+        solve(field(), x0, u=drive.transpose(0, 1), dt=0.05, backend=backend, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["euler", "imex", "exponential-euler"])
+def test_auto_on_a_cpu_is_the_adjoint(method: str) -> None:
+    x0, drive, _ = PROBLEM
+    states = [
+        solve(field(), x0, u=drive.transpose(0, 1), dt=0.05, method=method, backend=b).x  # type: ignore[arg-type]
+        for b in ("auto", "adjoint")
+    ]
+    assert_close(states[0], states[1], rtol=0, atol=0)
