@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ class Published:
     models: tuple[str, ...] = field(default=())
 
 
+@cache
 def all_published() -> list[Published]:
     """Every row of the file."""
     text = (resources.files("ctrnn_assembly") / "published.yaml").read_text(encoding="utf-8")

@@ -242,16 +242,11 @@ def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     assert "the same command goes on from there" in said
     epochs = len(table(metrics.parent))
     assert 0 < epochs < 60
+    kept = table(metrics.parent)[: epochs - 1]
     assert cli(*asked).code == 0
-    other = ("--runs=other/runs", "--results=other/results")
-    assert cli(*asked, *other).code == 0
-    one, two = (
-        json.loads((tmp_path / place / "digits" / "rnn-seed0.json").read_text())
-        for place in ("experiments/results", "other/results")
-    )
-    for result in (one, two):
-        result.pop("seconds"), result["curve"].pop("seconds")
-    assert one == two
+    assert len(table(metrics.parent)) == 60
+    assert table(metrics.parent)[: epochs - 1] == kept
+    assert (tmp_path / "experiments" / "results" / "digits" / "rnn-seed0.json").exists()
 
 
 @pytest.mark.slow

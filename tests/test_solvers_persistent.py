@@ -10,7 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch.testing import assert_close
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.euler import euler
+from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
 from ctrnn_assembly.solvers.persistent import persistent_euler, why_not
 from ctrnn_assembly.solvers.persistent_tiles import Layout
 from ctrnn_assembly.terms import Edge, Terms
@@ -101,22 +102,31 @@ def problem(
     return moved(terms, dtype), normal(batch, terms.n, seed=6).to(DEVICE, dtype), u, dt
 
 
-def with_gradients(solver: Any, case: tuple[Any, ...], **settings: Any) -> list[Tensor]:
-    """The states and the gradient of everything, for a loss that weighs every state differently."""
+def with_gradients(solver: Any, case: tuple[Any, ...], **settings: Any) -> dict[str, Tensor]:
+    """The states and the gradient of everything, for a loss that weighs every state differently.
+
+    Of L and a diagonal W, only what their Terms declare not to be zero.
+    """
     terms, x0, u, dt = case
-    leaves = [x0, *([] if u is None else [u]), *terms.tensors()]
-    for leaf in leaves:
+    known = [f.name for f in fields(terms) if isinstance(getattr(terms, f.name), Tensor)]
+    names = ["x0", *(f"W{i}" for i in range(len(terms.blocks))), *known]
+    leaves = dict(zip(names, [x0, *terms.tensors()], strict=True)) | ({} if u is None else {"u": u})
+    for leaf in leaves.values():
         leaf.requires_grad_()
     states = solver(terms, x0, u, dt, **settings)
     loss = (states * normal(*states.shape, seed=7).to(states)).sum()
-    return [states.detach(), *torch.autograd.grad(loss, leaves)]
+    found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    if terms.pairs:
+        found["L"] = found["L"] * mask_of(terms.sizes, terms.pairs).to(x0)
+    if terms.diagonal:
+        found |= {name: found[name].diagonal() for name in names if name[:1] == "W" and name != "W_in"}
+    return {"states": states.detach(), **found}
 
 
 def check(case: tuple[Any, ...]) -> None:
-    for ours, plain in zip(
-        with_gradients(persistent_euler, case), with_gradients(euler, case), strict=True
-    ):
-        assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+    plain = with_gradients(euler, case)
+    for name, ours in with_gradients(persistent_euler, case).items():
+        assert_close(ours, plain[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 SHAPES = [((k,) * p, c) for k, p, c in product((5, 8, 16, 32), (1, 3), ("none", "dense", "sparse"))]
@@ -164,12 +174,7 @@ def test_blocks_of_several_tiles_and_several_groups(sizes: tuple[int, ...], coup
 def test_a_diagonal_weight_equals_the_plain_loop(sizes: tuple[int, ...], coupling: Coupling) -> None:
     terms = field(sizes, coupling, ((0, 2),), diagonal=True)
     for form in (terms, replace(terms, pre=terms.post, post=terms.pre)):
-        case = problem(form, 3, 3)
-        ours, plain = with_gradients(persistent_euler, case), with_gradients(euler, case)
-        for index, (a, b) in enumerate(zip(ours, plain, strict=True)):
-            if 3 <= index < 3 + len(sizes):  # a gradient of W_i: of its diagonal only
-                a, b = a.diagonal(), b.diagonal()
-            assert_close(a, b, rtol=1e-10, atol=1e-12)
+        check(problem(form, 3, 3))
 
 
 @needs_triton
@@ -183,11 +188,26 @@ def test_irregular_steps_equal_the_plain_loop(per_sample: bool) -> None:
 
 @needs_triton
 def test_only_the_coupled_blocks_are_multiplied() -> None:
-    terms, x0, u, dt = problem(field((8,) * 4, "dense"), 2, 3)
-    pairs = ((0, 3), (1, 2))
+    terms, x0, u, dt = problem(field((8,) * 6, "dense"), 2, 3)
+    pairs = ((0, 1), (0, 4), (2, 3))  # rows of two tiles, of one and of none
     masked = replace(terms, L=terms.L * mask_of(terms.sizes, pairs).to(x0))
     x = persistent_euler(replace(terms, pairs=pairs), x0, u, dt)
     assert_close(x, euler(masked, x0, u, dt), rtol=1e-10, atol=1e-12)
+
+
+@needs_triton
+@pytest.mark.parametrize("blocks", [2, 3, 6])
+def test_the_gradient_of_the_coupling_is_the_adjoints(blocks: int) -> None:
+    # Whether it is zero outside the coupled blocks depends on how many there are; who compares the two
+    # solvers, as `backends` does, must find no difference.
+    terms, x0, u, dt = problem(field((5,) * blocks, "sparse"), 3, 4)
+    assert terms.L is not None
+    terms.L.requires_grad_()
+    ours, adjoint = (
+        torch.autograd.grad(f(terms, x0, u, dt).square().sum(), terms.L)
+        for f in (persistent_euler, euler_adjoint)
+    )
+    assert_close(ours, adjoint, rtol=1e-10, atol=1e-12)
 
 
 @needs_triton
@@ -195,11 +215,11 @@ def test_only_the_coupled_blocks_are_multiplied() -> None:
 def test_the_last_state_alone_has_the_same_gradients(steps: int) -> None:
     case = problem(field((5, 5), "dense", form="r", inputs=2), 3, steps)
     plain = with_gradients(lambda *a: euler(*a)[-1:], case)
-    for ours, expected in zip(with_gradients(persistent_euler, case, save="last"), plain, strict=True):
-        assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    for name, ours in with_gradients(persistent_euler, case, save="last").items():
+        assert_close(ours, plain[name], rtol=1e-10, atol=1e-12)
     with torch.no_grad():  # two states in turn instead of all
         last = persistent_euler(*case, save="last")
-    assert_close(last, plain[0], rtol=1e-12, atol=1e-12)
+    assert_close(last, plain["states"], rtol=1e-12, atol=1e-12)
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -217,11 +237,11 @@ def test_float32_agrees_with_float64_by_norm(products: str, limit: float, form: 
     exact = with_gradients(euler, problem(terms, 5, 12))
     case = problem(terms, 5, 12, dtype=torch.float32)
     rounded = with_gradients(persistent_euler, case, products=products)
-    for ours, expected in zip(rounded, exact, strict=True):
+    for name, ours in rounded.items():
         assert ours.dtype == torch.float32
-        assert relative(ours, expected) < limit
+        assert relative(ours, exact[name]) < limit, name
     if products == "bf16":  # the setting reaches the kernels
-        assert relative(rounded[0], exact[0]) > 1e-5
+        assert relative(rounded["states"], exact["states"]) > 1e-5
 
 
 @needs_triton

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import AdaDiagTanh, Assembly, Singular, SparseAbsolute, Subnetwork, couple
+from ctrnn_assembly import (
+    Activation,
+    AdaDiagTanh,
+    Assembly,
+    Singular,
+    SparseAbsolute,
+    Subnetwork,
+    couple,
+)
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.solvers import buffers, solve
@@ -134,6 +142,17 @@ def test_semi_implicit_steps_equal_their_plain_twin(method: str, pairs: int, for
     x = semi_implicit(terms, leaves["x0"], leaves["u"].transpose(0, 1), steps, matrices).transpose(0, 1)
     grads = torch.autograd.grad((x * normal(*x.shape, seed=4)).sum(), list(leaves.values()))
     assert_same(run(field, leaves, method=method), (x, dict(zip(leaves, grads, strict=True))))
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 10])
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_an_activation_that_orders_its_values_anew(form: str, pairs: int) -> None:
+    shuffled = Activation("own", lambda x: torch.tanh(x).contiguous(), slope=(0.0, 1.0))
+    field = net("blocks", pairs, form, shuffled)  # type: ignore[arg-type]
+    usual = net("blocks", pairs, form)
+    for method in ("euler", "imex"):
+        found = run(field, leaves_of(field), method=method)
+        assert_same(found, run(usual, leaves_of(usual), method=method))
 
 
 def test_few_pairs_multiply_only_coupled_blocks() -> None:

@@ -6,6 +6,7 @@ holds. The command line's options are made from these fields.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,6 +163,7 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+@cache
 def recipes() -> dict[str, dict[str, Any]]:
     """The papers' recipes by name: what each sets, as `settings`, and one line on it, `about`."""
     folder = resources.files("ctrnn_assembly") / "recipes"

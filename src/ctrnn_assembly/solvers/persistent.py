@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.solvers.euler_adjoint import FEW
 from ctrnn_assembly.solvers.persistent_tiles import Packed, Packer, Products
 from ctrnn_assembly.terms import Terms
 
@@ -347,7 +348,20 @@ def _weight_gradients(
             sums[0][part] = Q[part] if W_in is None else Q[part] @ W_in
         if sums[4] is not None:
             sums[4] += _tau_gradient(V[part], X[1:][part] - x, dt[part], inv_tau)
+    if sums[5] is not None:
+        _keep_coupled(sums[5], ctx.terms)
     return sums
+
+
+def _keep_coupled(dL: Tensor, terms: Terms) -> None:
+    """Zero the gradient of L, in place, outside few coupled blocks: there `euler_adjoint` has none."""
+    p = len(terms.sizes)
+    if p == 1 or not terms.pairs or len(set(terms.sizes)) > 1 or 2 * len(terms.pairs) > FEW * p * p:
+        return
+    coupled = torch.zeros(p, p)
+    for i, j in terms.pairs:
+        coupled[i, j] = coupled[j, i] = 1
+    dL.view(p, terms.n // p, p, -1).mul_(coupled.to(dL)[:, None, :, None])
 
 
 def _add_products(

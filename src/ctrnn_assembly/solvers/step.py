@@ -200,6 +200,13 @@ class Stepper:
         """(..., batch, n) as (..., p, batch, k)."""
         return y.unflatten(-1, (self.p, self.k)).transpose(-3, -2)
 
+    def _is_flat(self, x: Tensor) -> bool:
+        """Whether x (p, batch, k) is (batch, n) in memory, so that `flat` is a view to write to.
+
+        One's own activation may have put its values into another order.
+        """
+        return True
+
     def apply(self, phi: Elementwise, x: Tensor) -> Tensor:
         if phi.is_identity:
             return x
@@ -236,7 +243,7 @@ class Stepper:
         flat = self.flat(a)
         if self.low:
             return out.add_(self.blocks(torch.mm(flat.bfloat16(), W)))
-        if self.form.cells is not None:  # out is not (batch, n) in memory
+        if not self._is_flat(out):
             return out.add_(self.blocks(flat @ W))
         self.flat(out).addmm_(flat, W)
         return out
@@ -245,7 +252,7 @@ class Stepper:
         """out += E [u, 1], for inputs (batch, m), or (steps, batch, m)."""
         if self.E is None:
             out.add_(self.blocks(e))
-        elif out.ndim == 3 and self.form.cells is None:
+        elif out.ndim == 3 and self._is_flat(out):
             self.flat(out).addmm_(e, self.E)
         elif out.ndim == 3:
             out.baddbmm_(e.expand(self.p, *e.shape), self.E_blocks)
