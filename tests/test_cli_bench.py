@@ -19,6 +19,7 @@ from ctrnn_assembly.benchmark.measure import faster_device, noise_of, within_bud
 from ctrnn_assembly.benchmark.memory import STATUS, peak_memories
 from ctrnn_assembly.benchmark.operations import KINDS, assembly_operations, recurrent_operations
 from ctrnn_assembly.benchmark.problem import make_problem
+from ctrnn_assembly.benchmark.task import Task
 from ctrnn_assembly.errors import SolverError
 from ctrnn_cli.profile import FORWARD, OTHER, STAGES, VALIDATION, Stopwatch
 from stored_runs import strict_json
@@ -223,6 +224,21 @@ def test_agreement_is_checked_and_a_wrong_solver_is_refused():
     bad = Contestant("ours-wrong", wrong, tolerance=1e-5)
     with pytest.raises(SolverError, match=r"ours-wrong with coupling all .* Nothing was timed"):
         check_agreement([bad], TINY, "all", "cpu")
+
+
+def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch):
+    def cannot(problem):
+        def last():
+            raise SolverError("this GPU is too small.")
+
+        return Task(last, problem.parameters)
+
+    broken = Contestant("ours-broken", cannot, backend="graph", tolerance=1e-5)
+    usable = [BY_NAME["plain-loop"], broken]
+    monkeypatch.setitem(measure.__globals__, "chosen", lambda *given: usable)
+    report = measure(TINY, ("all",), rounds=1, memory=False)
+    assert {row["name"] for row in report.rows} == {"plain-loop"}
+    assert report.notes[0] == "ours-broken with all was left out: this GPU is too small."
 
 
 def test_a_budget_drops_only_what_does_not_depend_on_the_coupling():

@@ -29,12 +29,26 @@ def check_agreement(
     Raises:
         SolverError: naming the first that differs by more than its tolerance.
     """
-    small = replace(size, batch=min(size.batch, BATCH), steps=min(size.steps, STEPS))
     return [
-        _compare(contestant, small, coupling, device)
+        _compare(contestant, _few(size), coupling, device)
         for contestant in contestants
         if contestant.tolerance is not None
     ]
+
+
+def refusal(contestant: Contestant, size: Size, coupling: str, device: str) -> str | None:
+    """Why a contestant cannot run here, in its own words; None if it can."""
+    try:
+        contestant.build(
+            make_problem(_few(size), coupling, contestant.blocks, device=device)
+        ).gradients()
+    except SolverError as error:
+        return str(error)
+    return None
+
+
+def _few(size: Size) -> Size:
+    return replace(size, batch=min(size.batch, BATCH), steps=min(size.steps, STEPS))
 
 
 def _compare(contestant: Contestant, size: Size, coupling: str, device: str) -> dict[str, Any]:

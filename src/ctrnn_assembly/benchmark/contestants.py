@@ -16,7 +16,7 @@ from ctrnn_assembly.benchmark.operations import (
     imex_operations,
     recurrent_operations,
 )
-from ctrnn_assembly.benchmark.ours import is_supported, ours
+from ctrnn_assembly.benchmark.ours import ours
 from ctrnn_assembly.benchmark.problem import Blocks, Problem
 from ctrnn_assembly.benchmark.task import Task
 from ctrnn_assembly.errors import ConfigError
@@ -62,21 +62,23 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
     """One backend of our Euler solver, on every kind of field that it is for."""
     build = partial(ours, method="euler", backend=backend)
     euler = partial(Contestant, backend=backend, sparse=True, tolerance=1e-5)
-    return (
+    rows = (
         euler(f"ours-{backend}", build),
         euler(f"ours-{backend}-bf16", partial(build, products="bf16"), products="bf16", tolerance=1e-2),
         euler(f"ours-{backend}-tf32", partial(build, products="tf32"), products="tf32", tolerance=1e-3),
-        euler(f"ours-{backend}-sqrt", partial(build, checkpoint="sqrt")),
         euler(f"ours-adadiag-{backend}", build, blocks="diagonal"),
         euler(f"ours-sparse-frozen-{backend}", build, blocks="sparse"),
     )
+    if backend == "persistent":  # which stores every state
+        return rows
+    return (*rows, euler(f"ours-{backend}-sqrt", partial(build, checkpoint="sqrt")))
 
 
 CONTESTANTS: tuple[Contestant, ...] = (
     *(row for backend in get_args(Backend) for row in _backend(backend)),
     Contestant(
         "ours-imex",
-        partial(ours, method="imex"),
+        partial(ours, method="imex", backend="adjoint"),
         imex_operations,
         tolerance=1e-5,
         reference=baselines.plain_imex,
@@ -96,9 +98,7 @@ def present(contestant: Contestant, device: str) -> bool:
     needs_gpu = contestant.backend in GPU_BACKENDS or contestant.products == "tf32"
     if needs_gpu and not (device == "cuda" and torch.cuda.is_available()):
         return False
-    if contestant.name.startswith("torchdyno") and not torchdyno_core.is_installed():
-        return False
-    return not contestant.is_ours or is_supported(contestant.build.keywords)  # type: ignore[attr-defined]
+    return torchdyno_core.is_installed() or not contestant.name.startswith("torchdyno")
 
 
 def chosen(device: str, backends: Sequence[str] = (), only: Sequence[str] = ()) -> list[Contestant]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ctrnn_assembly.benchmark.agreement import check_agreement
+from ctrnn_assembly.benchmark.agreement import check_agreement, refusal
 from ctrnn_assembly.benchmark.contestants import Contestant, check_choice, chosen
 from ctrnn_assembly.benchmark.environment import environment
 from ctrnn_assembly.benchmark.interleave import NOISE, Entry, interleave
@@ -93,7 +93,7 @@ def measure(
     Raises:
         ConfigError: for what cannot be run; SolverError: if ours differ from the plain loop.
     """
-    cases = list(_cases(size, couplings, devices, backends, only))
+    cases, refused = _runnable(list(_cases(size, couplings, devices, backends, only)), size)
     agreement = _agreement(cases, size, progress)
     entries = [timed(case, kind) for case in cases for kind in KINDS]
     products = [product_entry(size, device, dtype) for device in devices for dtype in dtypes(device)]
@@ -121,7 +121,7 @@ def measure(
         "not_timed": dropped,
     }
     rows = [row_of(entry, rates) for entry in measured]
-    return Report(rows, facts, [*_notes(rounds, dropped, interrupted), *noise])
+    return Report(rows, facts, [*refused, *_notes(rounds, dropped, interrupted), *noise])
 
 
 def timed(case: Case, kind: Kind) -> Timed:
@@ -150,6 +150,21 @@ def _cases(
                 if contestant.name.startswith("torchdyno") and not problem.pairs:
                     continue  # it has no assembly without a coupling
                 yield Case(contestant, problem, contestant.build(problem))
+
+
+def _runnable(cases: list[Case], size: Size) -> tuple[list[Case], list[str]]:
+    """Without the backends that this machine or problem is not for, and a sentence on each of these."""
+    kept, notes = [], []
+    for case in cases:
+        if case.contestant.backend is None:
+            reason = None
+        else:
+            reason = refusal(case.contestant, size, case.problem.coupling, case.device)
+        if reason is None:
+            kept.append(case)
+        else:
+            notes.append(f"{case.contestant.name} with {case.coupling} was left out: {reason}")
+    return kept, notes
 
 
 def _agreement(cases: list[Case], size: Size, progress: Progress) -> list[dict[str, Any]]:
