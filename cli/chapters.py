@@ -76,10 +76,9 @@ def results(history: History) -> list[tuple[str, str]]:
     """The numbers of summary.json; none before the end."""
     if not history.finished:
         return []
-    best = f"the best, epoch {history.number('best_epoch') + 1:.0f}"
     return [
         ("test accuracy", f"{100 * history.number('test_accuracy'):.2f} %"),
-        ("validation accuracy", f"{100 * history.number('val_accuracy'):.2f} %, {best}"),
+        ("validation accuracy", validation(history.summary)),
         ("trained parameters", f"{history.number('parameters'):,.0f}"),
         ("training time", f"{history.number('seconds'):.0f} s"),
     ]

@@ -43,7 +43,8 @@ def fit(
         torch.set_num_threads(config.threads)
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
-    train = Batches(task, task.train, config.batch_size, seed=config.seed)
+    samples = task.train.joined(task.val) if config.fit_all else task.train
+    train = Batches(task, samples, config.batch_size, seed=config.seed)
     trainer = make_trainer(config, run, quiet, profile)
     try_out(model, task)
     training = Training(model, config, train, tester(model, task) if config.test_every_epoch else None)
@@ -135,9 +136,11 @@ def finish(
 ) -> dict[str, Any]:
     """Keep the weights with the best validation accuracy, read the test set once, summarise.
 
+    With `fit_all` nothing was held out: the weights are the last ones, and there is no validation accuracy.
     `initial` is the certificate before training; a resumed run starts from the same weights again.
     """
-    best = load_checkpoint(run / "checkpoints" / "best.ckpt", model.cpu())
+    name = "last.ckpt" if config.fit_all else "best.ckpt"
+    best = load_checkpoint(run / "checkpoints" / name, model.cpu())
     save_weights(run / "model.safetensors", model)
     rows = read_table(run / "metrics.csv")
     summary = {
@@ -146,7 +149,7 @@ def finish(
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "epochs": len(rows),
         "best_epoch": int(best["epoch"]),
-        "val_accuracy": accuracy(model, task, task.val),
+        "val_accuracy": None if config.fit_all else accuracy(model, task, task.val),
         "test_accuracy": accuracy(model, task, task.load_test()),
         "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
         "seed": config.seed,

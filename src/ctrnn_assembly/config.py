@@ -94,6 +94,9 @@ class TrainConfig(BaseModel):
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="epochs, counted from 1, after which the weights are kept in weights/"
     )
+    fit_all: bool = Field(
+        False, description="train on training and validation data, and keep the last epoch: final runs"
+    )
     augment: bool = Field(True, description="crop and flip where the task's recipe does")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, topology and batch order")
     precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")
@@ -136,6 +139,10 @@ def _consistent(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"certify_every must be 1 where require_certificate is {config.require_certificate}; got "
             f"{config.certify_every}. Set one of them back."
+        )
+    if config.fit_all and config.patience:
+        raise ConfigError(
+            f"fit_all leaves no validation data to stop by; got patience {config.patience}. Set it to 0."
         )
     return config
 

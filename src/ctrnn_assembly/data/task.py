@@ -43,6 +43,15 @@ class Split:
         lengths = None if self.lengths is None else self.lengths[index]
         return Split(self.x[index], self.y[index], lengths)
 
+    def joined(self, other: "Split") -> "Split":
+        """These samples and then those of another split of the same task."""
+        lengths = None
+        if self.lengths is not None or other.lengths is not None:
+            whole = [torch.full_like(s.y, s.x.shape[1]) if s.lengths is None else s.lengths
+                     for s in (self, other)]
+            lengths = torch.cat(whole)
+        return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), lengths)
+
 
 class Sequence(Protocol):
     """Turns a stored batch into the input sequence, (B, T, m) float32 on the batch's device."""
