@@ -14,6 +14,7 @@ from ctrnn_cli.certificate_table import down, fact_rows, weights_rows
 from ctrnn_cli.history import History
 from ctrnn_cli.page import details, page, paragraph, table
 from ctrnn_cli.reported import Reported
+from ctrnn_cli.show import validation
 
 MEANING = (
     "Certified means: for every input, two states under the same input approach each other at least at "

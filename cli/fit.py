@@ -136,7 +136,7 @@ def finish(
 ) -> dict[str, Any]:
     """Keep the weights with the best validation accuracy, read the test set once, summarise.
 
-    With `fit_all` nothing was held out: the weights are the last ones, and there is no validation accuracy.
+    With `fit_all` nothing was held out: the weights are the last ones, without a validation accuracy.
     `initial` is the certificate before training; a resumed run starts from the same weights again.
     """
     name = "last.ckpt" if config.fit_all else "best.ckpt"

@@ -8,8 +8,10 @@ import torch
 
 from cli_tools import Cli, table
 from ctrnn_assembly.config import make_config
+from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.runs import load_weights, model_from, read_config, read_summary
+from ctrnn_cli.fit import load_configured
 from ctrnn_cli.history import History
 
 
@@ -91,3 +93,30 @@ def test_weights_of_chosen_epochs_are_kept(cli: Cli, tmp_path: Path) -> None:
 def test_the_epoch_before_the_first_is_not_one_to_keep() -> None:
     with pytest.raises(ConfigError, match=r"keep_epochs.0 must be greater than or equal to 1; got 0"):
         make_config({"keep_epochs": [0]})
+
+
+def test_a_final_run_trains_on_everything_and_keeps_the_last_epoch(cli: Cli, tmp_path: Path) -> None:
+    args = ("train", "--model", "rnn", "--units", 4, "--modules", 1, "--epochs", 4, "--limit-train", 60)
+    result = cli(*args, "--fit-all", "--test-every-epoch", "--out", tmp_path / "run")
+    assert "nothing held out" in result.out
+    summary = read_summary(tmp_path / "run")
+    assert summary["val_accuracy"] is None
+    assert summary["best_epoch"] == 3
+    assert summary["test_accuracy"] == pytest.approx(
+        float(table(tmp_path / "run")[-1]["test_accuracy"]), abs=1e-6
+    )
+    config = read_config(tmp_path / "run")
+    task = load_configured(config)
+    assert len(task.train.joined(task.val)) == len(task.train) + len(task.val)
+    with pytest.raises(ConfigError, match="no validation data to stop by; got patience 3"):
+        make_config({"fit_all": True, "patience": 3})
+
+
+def test_splits_of_different_lengths_are_joined() -> None:
+    x, y = torch.zeros(2, 5, 1), torch.tensor([0, 1])
+    whole, short = Split(x, y), Split(x + 1, y, torch.tensor([3, 5]))
+    assert whole.joined(whole).lengths is None
+    both = whole.joined(short)
+    assert both.lengths is not None
+    assert both.lengths.tolist() == [5, 5, 3, 5]
+    assert both.x[:, 0, 0].tolist() == [0, 0, 1, 1]

@@ -47,8 +47,10 @@ class Split:
         """These samples and then those of another split of the same task."""
         lengths = None
         if self.lengths is not None or other.lengths is not None:
-            whole = [torch.full_like(s.y, s.x.shape[1]) if s.lengths is None else s.lengths
-                     for s in (self, other)]
+            whole = [
+                torch.full_like(s.y, s.x.shape[1]) if s.lengths is None else s.lengths
+                for s in (self, other)
+            ]
             lengths = torch.cat(whole)
         return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), lengths)
 
