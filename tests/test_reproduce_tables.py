@@ -1,6 +1,7 @@
-"""The READMEs hold what `experiments/tabulate.py` makes of the results, and nothing else."""
+"""The READMEs hold what `experiments/tables.py` makes of the results, and nothing else."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def tabulate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tabulate", ROOT / "experiments" / "tabulate.py")
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -26,7 +27,7 @@ def tabulate() -> ModuleType:
 @pytest.mark.parametrize("name", ["experiments/README.md", "README.md"])
 def test_the_committed_tables_are_those_of_the_results(tabulate: ModuleType, name: str) -> None:
     text, made = tabulate.tabulated(name)
-    assert text == made, "run `python experiments/tabulate.py`"
+    assert text == made, "run `python experiments/tables.py`"
 
 
 def store(results: Path, name: str, row: str, seed: int, accuracy: float, **more: object) -> None:
@@ -85,9 +86,44 @@ def test_every_stored_result_is_of_an_experiment_as_it_is_now() -> None:
 
 
 def test_text_around_the_markers_stays(tabulate: ModuleType) -> None:
-    text = f"before\n{tabulate.BEGIN}\nold\n{tabulate.END}\nafter\n"
-    assert tabulate.between(text, "new", "x") == (
-        f"before\n{tabulate.BEGIN}\n\nnew\n\n{tabulate.END}\nafter\n"
+    begin, end = (f"<!-- experiments/tables.py, b: {edge} -->" for edge in ("begin", "end"))
+    assert tabulate.between(f"before\n{begin}\nold\n{end}\nafter\n", "new", "x", "b") == (
+        f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     )
     with pytest.raises(SystemExit, match="must hold the lines"):
-        tabulate.between("nothing", "new", "x")
+        tabulate.between("nothing", "new", "x", "b")
+
+
+def test_the_table_of_speed_is_made_of_the_newest_measurement(
+    tabulate: ModuleType, tmp_path: Path
+) -> None:
+    assert tabulate.speed(tmp_path) == "Not measured yet."
+
+    def run(batch: int, factor: float) -> dict:
+        rows = [
+            {"name": name, "kind": kind, "coupling": coupling, "median_s": factor * median, "share": 0.5}
+            for name, median in (("ours-adjoint", 0.1), ("plain-loop", 0.25), ("nn.RNN", 0.4))
+            for kind in ("forward", "forward_backward")
+            for coupling in (("all",) if name == "nn.RNN" else ("all", "random:20", "random:5"))
+        ]
+        return {
+            "n": 64,
+            "modules": 2,
+            "units": 32,
+            "steps": 9,
+            "rounds": 7,
+            "batch": batch,
+            "rows": rows,
+        }
+
+    kept = {"hardware": "a toaster", "threads": 3, "versions": {"torch": "9"}, "date": "2026-01-01"}
+    for date, factor in (("2026-01-01", 5.0), ("2026-01-02", 1.0)):
+        content = {**kept, "date": date, "runs": [run(128, factor), run(16, factor / 10)]}
+        (tmp_path / f"{date}-speed-cpu.json").write_text(json.dumps(content), encoding="utf-8")
+    made = tabulate.speed(tmp_path)
+    assert "3 thread(s) of a toaster, torch 9, 2026-01-02" in made
+    assert (
+        "| ours-adjoint | " + " | ".join(3 * ["100 ms, share 50 %"] + 3 * ["10 ms, share 50 %"]) in made
+    )
+    assert "| plain-loop | " + " | ".join(6 * ["2.5 times"]) in made
+    assert "| nn.RNN | " + " | ".join(6 * ["4.0 times"]) in made

@@ -1,13 +1,14 @@
-"""Write the tables of experiments/README.md and README.md from the results of `ctrnn reproduce`.
+"""Write the tables of experiments/README.md and README.md from the files in experiments/results/.
 
-    python experiments/tabulate.py            # rewrites what is between the markers
-    python experiments/tabulate.py --check    # exit code 1 if that would change a file
+    python experiments/tables.py            # rewrites what is between the markers
+    python experiments/tables.py --check    # exit code 1 if that would change a file
 
 Only runs that are in experiments/results/ are in the tables; nothing is filled in by hand.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,17 +20,17 @@ from ctrnn_cli.costs import cost, cost_text, lasting
 from ctrnn_cli.experiments import Experiment, Figure, experiment_names, jobs, load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- experiments/tabulate.py: begin -->", "<!-- experiments/tabulate.py: end -->"
 Table = list[list[str]]
 
 
-def between(text: str, made: str, name: str) -> str:
-    """The text with what is between its markers replaced."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"error: {name} must hold the lines {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n\n{made.strip()}\n\n{END}{after}"
+def between(text: str, made: str, name: str, block: str) -> str:
+    """The text with what is between the markers of a block replaced."""
+    begin, end = (f"<!-- experiments/tables.py, {block}: {edge} -->" for edge in ("begin", "end"))
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        sys.exit(f"error: {name} must hold the lines {begin} and {end}.")
+    return f"{before}{begin}\n\n{made.strip()}\n\n{end}{after}"
 
 
 def markdown(header: Sequence[str], rows: Table) -> str:
@@ -229,16 +230,61 @@ def chosen(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line in beside or line in best]
 
 
-TARGETS: dict[str, Callable[[Path], str]] = {
-    "experiments/README.md": all_tables,
-    "README.md": highlights,
+def speed(results: Path) -> str:
+    """Forward and backward of the newest `experiments/speed.py`: ours, and how many times the others."""
+    files = sorted(results.glob("*-speed-*.json"))
+    if not files:
+        return "Not measured yet."
+    kept = json.loads(files[-1].read_text(encoding="utf-8"))
+    size = kept["runs"][0]
+    about = (
+        f"Forward and backward of {size['n']} units as {size['modules']} x {size['units']} over "
+        f"{size['steps']} steps, {kept['threads']} thread(s) of {kept['hardware']}, torch "
+        f"{kept['versions']['torch']}, {kept['date']}: medians of {size['rounds']} rounds, "
+        "and how many times as long the others took. share: of the rate of the machine's own product "
+        "of 128 x n x n."
+    )
+    columns = [(run, coupling) for run in kept["runs"] for coupling in ("all", "random:20", "random:5")]
+    names = list(dict.fromkeys(row["name"] for row in size["rows"]))
+    ours_first = [name for name in names if name in ("ours-adjoint", "ours-adadiag-adjoint")]
+    others = [name for name in names if not name.startswith("ours-")]
+    rows = [[name, *(own_cell(*column, name) for column in columns)] for name in ours_first]
+    rows += [[name, *(times_cell(*column, name) for column in columns)] for name in others]
+    header = ["", *(f"{coupling}, batch {run['batch']}" for run, coupling in columns)]
+    return f"{about}\n\n{markdown(header, rows)}"
+
+
+def timing(run: dict[str, Any], coupling: str, name: str) -> dict[str, Any] | None:
+    """The row of a contestant; that of all pairs where the coupling means nothing to it."""
+    rows = [row for row in run["rows"] if row["name"] == name and row["kind"] == "forward_backward"]
+    fits = [row for row in rows if row["coupling"] == coupling]
+    return (fits or (rows if name.startswith("nn.") else []) or [None])[0]
+
+
+def own_cell(run: dict[str, Any], coupling: str, name: str) -> str:
+    """Milliseconds, and the share of the limit."""
+    row = timing(run, coupling, name)
+    return "-" if row is None else f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
+
+
+def times_cell(run: dict[str, Any], coupling: str, name: str) -> str:
+    """How many times as long as ours-adjoint: by medians."""
+    row, own = timing(run, coupling, name), timing(run, coupling, "ours-adjoint")
+    return "-" if row is None or own is None else f"{row['median_s'] / own['median_s']:.1f} times"
+
+
+TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
+    "experiments/README.md": {"results": all_tables},
+    "README.md": {"speed": speed, "results": highlights},
 }
 
 
 def tabulated(name: str, root: Path = ROOT) -> tuple[str, str]:
     """A file as it is, and as it would be made."""
-    text = (root / name).read_text(encoding="utf-8")
-    return text, between(text, TARGETS[name](root / "experiments" / "results"), name)
+    text = made = (root / name).read_text(encoding="utf-8")
+    for block, make in TARGETS[name].items():
+        made = between(made, make(root / "experiments" / "results"), name, block)
+    return text, made
 
 
 if __name__ == "__main__":
