@@ -7,12 +7,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from ctrnn_assembly.architectures import BASELINES
 from ctrnn_assembly.config import TrainConfig
+from ctrnn_assembly.topology import named_pairs
 from ctrnn_cli.experiments import Experiment, Job, jobs
 
-# One step of a batch, forward and backward, on one CPU core: a fixed part, and so many
-# multiplications a unit of the batch for each of the n^2 weights, at this many a second.
-FIXED, PASSES, SPEED = 3e-4, 6, 3e10
+# One step of a batch, forward and backward, on one CPU core: a fixed part, and so many operations a
+# sample for each weight that is multiplied, at this many a second (`ctrnn bench --threads 1`).
+FIXED, PASSES, SPEED = 3e-4, 6, 1.5e11
 # Training samples and steps of the tasks; of a series that is not here, those of a middling one.
 SIZES = {
     "digits": (1078, 64),
@@ -34,8 +38,17 @@ MIDDLING = (500, 200)
 def estimate(config: TrainConfig) -> float:
     """Seconds of a run on one CPU core, right within a factor of three or so."""
     samples, steps = size(config)
-    step = FIXED + PASSES * config.batch_size * (config.modules * config.units) ** 2 / SPEED
+    step = FIXED + PASSES * config.batch_size * weights(config) / SPEED
     return config.epochs * math.ceil(samples / config.batch_size) * steps * step
+
+
+def weights(config: TrainConfig) -> int:
+    """The weights that a step multiplies: of the modules, and of the coupled pairs both ways."""
+    if config.model in BASELINES:
+        gates = 4 if config.model == "lstm" else 1
+        return gates * (config.modules * config.units) ** 2
+    pairs = named_pairs(config.coupling, config.modules, torch.Generator())
+    return (2 * len(pairs) + config.modules) * config.units**2
 
 
 def size(config: TrainConfig) -> tuple[int, int]:
