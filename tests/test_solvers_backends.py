@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import AdaDiagTanh, Singular, Subnetwork, couple
+from ctrnn_assembly import Activation, AdaDiagTanh, Singular, Subnetwork, couple
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers import backends, graph, solve
-from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
+from ctrnn_assembly.solvers import backends, buffers, graph, solve
+from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint, same_steps
 from ctrnn_assembly.solvers.semi_implicit import imex_matrices
 from ctrnn_assembly.solvers.semi_implicit_adjoint import semi_implicit_adjoint
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import F64, normal, rng
 from solver_problems import one_thread as one_thread
 
@@ -88,9 +91,21 @@ def wrong_states(*given: object, **options: object) -> Tensor:
 
 
 def wrong_gradient_of_tau(terms: Terms, *given: object, **options: object) -> Tensor:
-    from dataclasses import replace
-
     return euler_adjoint(replace(terms, tau=terms.tau.detach() + 0 * terms.tau), *given, **options)  # type: ignore[arg-type]
+
+
+def no_number_for_tau(terms: Terms, *given: object, **options: object) -> Tensor:
+    spoilt = replace(terms, tau=terms.tau + 0 * (terms.tau - terms.tau.detach()).abs().sqrt())
+    return euler_adjoint(spoilt, *given, **options)  # type: ignore[arg-type]
+
+
+def stale(terms: Terms, x0: Tensor, *given: object, **options: object) -> Tensor:
+    """A recording that keeps its first initial state."""
+    first = KEPT_STATES.setdefault("first", x0.detach().clone())
+    return euler_adjoint(terms, first + 0 * x0, *given, **options)  # type: ignore[arg-type]
+
+
+KEPT_STATES: dict[str, Tensor] = {}
 
 
 def broken(*given: object, **options: object) -> Tensor:
@@ -100,8 +115,10 @@ def broken(*given: object, **options: object) -> Tensor:
 @pytest.mark.parametrize(
     ("candidate", "message"),
     [
-        (wrong_states, "states or gradients differ from adjoint's by"),
-        (wrong_gradient_of_tau, "states or gradients differ from adjoint's by"),
+        (wrong_states, "states or gradients differ from adjoint's, by"),
+        (wrong_gradient_of_tau, "states or gradients differ from adjoint's, by"),
+        (no_number_for_tau, "states or gradients differ from adjoint's, by"),
+        (stale, "states or gradients differ from adjoint's, by"),
         (broken, "backend fast is not used: PTXAS error: out of registers."),
     ],
 )
@@ -134,7 +151,7 @@ def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
             backends.first_right(
                 [("fast", counted)], euler_adjoint, "euler", field(), *PROBLEM, **OPTIONS
             )
-    assert len(calls) == 1 + 3
+    assert len(calls) == 2 + 3  # the check runs it on other values first
     backends._found_right.clear()
 
 
@@ -142,8 +159,8 @@ def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
 @pytest.mark.parametrize(
     ("backend", "settings", "message"),
     [
-        ("graph", {}, "'graph' needs a CUDA device; the state is on cpu"),
-        ("persistent", {"method": "imex"}, "it has no 'imex' step"),
+        ("graph", {}, "'graph' cannot run this: it needs CUDA; the state is on cpu. Use 'auto'"),
+        ("persistent", {"method": "imex"}, "the kernels have no 'imex' step"),
         ("persistent", {"checkpoint": "sqrt", "save": "last"}, "checkpoint is 'sqrt'"),
         ("warp", {}, "backend must be one of auto, adjoint, graph, persistent; got 'warp'"),
         ("graph", {"method": "rk4"}, "needs a hand-written adjoint"),
@@ -163,3 +180,97 @@ def test_auto_on_a_cpu_is_the_adjoint(method: str) -> None:
         for b in ("auto", "adjoint")
     ]
     assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_every_field_and_solve_of_another_kind_is_checked_anew() -> None:
+    backends._found_right.clear()
+    x0, drive, dt = PROBLEM
+    plain, terms = euler_adjoint, field()
+    edge = Edge(normal(16, 16, seed=7), Elementwise(((ACTIVATIONS["tanh"], 16),)))
+    kinds = [
+        (terms, x0, drive, dt),
+        (replace(terms, edges=(edge,)), x0, drive, dt),
+        (replace(terms, L=None, pairs=()), x0, drive, dt),
+        (terms, x0, None, dt),  # adjoint has no gradient of W_in here: it counts as zero
+        (terms, x0, drive, torch.linspace(0.1, 0.2, 40, dtype=F64)[:, None]),
+        (field("diagonal"), x0, drive, dt),
+        (field(pairs=[(0, 2)]), x0, drive, dt),
+    ]
+    for given in kinds:
+        backends.first_right([("fast", plain)], plain, "euler", *given, **OPTIONS)
+        backends.first_right([("fast", plain)], plain, "euler", *given, **OPTIONS)
+    assert len(backends._found_right) == len(kinds)
+    assert all(backends._found_right.values())
+    backends._found_right.clear()
+
+
+def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
+    graph.clear()
+    backends._found_right.clear()
+    terms, (x0, drive, dt) = field(), PROBLEM
+    solvers = [
+        partial(euler_adjoint, save="last"),
+        partial(euler_adjoint, save="last", checkpoint="sqrt"),
+        partial(euler_adjoint, save="last", graph=True),
+    ]
+    for solver in solvers:
+        expected = everything(solver, terms)
+        graph.clear()
+        with torch.inference_mode():
+            solver(terms, x0.repeat(2, 1), drive.repeat(1, 2, 1), dt)
+            solver(terms, x0, drive, dt)
+        for a, b in zip(everything(solver, terms), expected, strict=True):
+            assert_close(a, b, rtol=0, atol=0)
+    with torch.inference_mode():
+        backends.first_right(
+            [("fast", euler_adjoint)], euler_adjoint, "euler", terms, x0.clone(), drive, dt, **OPTIONS
+        )
+    backends._found_right.clear()
+
+
+def test_two_threads_do_not_mix_their_values() -> None:
+    terms, (x0, drive, dt) = field(), PROBLEM
+    solver = partial(euler_adjoint, save="last", graph=True)
+    wrong = []
+
+    def work(k: int) -> None:
+        expected = euler_adjoint(terms, x0 + k, drive, dt, save="last")
+        for _ in range(10):
+            if not torch.equal(solver(terms, x0 + k, drive, dt), expected):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_states_are_given_back_after_the_backward_pass() -> None:
+    terms, (x0, drive, dt) = field(), PROBLEM
+    buffers._free.clear()
+    loss = euler_adjoint(terms, x0.clone().requires_grad_(), drive, dt, save="last").square().sum()
+    assert not buffers._free
+    loss.backward()
+    assert len(buffers._free) == 1  # though the loss is still there
+
+
+def test_semi_implicit_steps_of_several_lengths_refuse_settings_they_would_ignore() -> None:
+    x0, drive, _ = PROBLEM
+    u, dt = drive.transpose(0, 1), torch.linspace(0.1, 0.2, 40, dtype=F64)
+    for settings in ({"products": "bf16"}, {"checkpoint": "sqrt", "save": "last"}):
+        with pytest.raises(SolverError, match="several lengths have no checkpoint, products or backend"):
+            solve(field(), x0, u=u, dt=dt, method="imex", **settings)  # type: ignore[arg-type]
+
+
+def test_equal_times_that_were_rounded_are_equal_steps() -> None:
+    for times in (torch.linspace(0, 2, 41), torch.arange(41) * 0.03):
+        assert len(times.diff().unique()) > 1
+        assert same_steps(times.diff()[:, None])
+    assert not same_steps(torch.tensor([[0.1], [0.1001]]))
+    assert not same_steps(torch.full((5, 2), 0.1))
+
+
+def test_a_list_of_slopes_can_be_part_of_a_key() -> None:
+    assert hash(Activation("own", torch.tanh, slope=[0.0, 1.0]))  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ class Activation:
 
     Args:
         name: what messages and configurations call it.
-        function: phi, elementwise, any shape.
+        function: phi, elementwise, any shape. It has no trained tensors of its own: the fused solvers would
+            give them no gradient.
         slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
         derivative: phi', elementwise; by default automatic differentiation of `function`.
         backward: (v, x, phi(x)) -> v o phi'(x), where one pass does it; by default v times `derivative`.
@@ -39,6 +40,7 @@ class Activation:
     backward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "slope", tuple(self.slope))  # a list could not be a key
         lo, hi = self.slope
         if self.name == "identity" and self.function is not _identity:
             raise ConfigError(

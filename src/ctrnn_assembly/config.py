@@ -78,7 +78,7 @@ class TrainConfig(BaseModel):
     decay: float = Field(0.1, gt=0, le=1, description="factor of each cut")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
-    patience: int = Field(0, ge=0, description="epochs without a better validation; 0 to go on")
+    patience: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 to go on")
     require_certificate: Literal["none", "continuous", "discrete"] = Field(
         "none", description="stop before an epoch is saved that has lost it; discrete: the step's too"
     )

@@ -232,7 +232,7 @@ class GatedCTRNN(nn.Module):
             steps = step_grid(v0, None, u, dt, lengths)[1].to(v0)  # (time, 1 or batch)
             samples = u.to(v0).transpose(0, 1)
             nu = self.gates.constants()
-            if nu is not None:
+            if nu is not None and not steps.requires_grad:
                 slowed = euler_adjoint(replace(terms, tau=1 / nu), v0, samples, steps)
                 return slowed if lengths is None else freeze(slowed, lengths)
             states = [v0]

@@ -124,7 +124,8 @@ class Training(pl.LightningModule):
             trained,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=trained[0].is_cuda,  # one kernel for all parameters
+            # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
+            fused=trained[0].is_cuda and config.precision in ("32", "64"),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, learning_rate_factor(config, len(self.train_batches))

@@ -7,6 +7,7 @@ uses the zeros has no gradient to give.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,12 +58,14 @@ def _compare(contestant: Contestant, size: Size, coupling: str, device: str) -> 
     wanted, found = contestant.reference(exact), contestant.build(problem)
     with torch.no_grad():
         states = _difference(found.last(), wanted.last())
-    gradients = max(
+    differences = [
         _difference(_free(a, problem, leaf), _free(b, problem, leaf))
         for a, b, leaf in zip(found.gradients(), wanted.gradients(), problem.parameters, strict=True)
-    )
+    ]
+    gradients = math.nan if any(map(math.isnan, differences)) else max(differences)
     assert contestant.tolerance is not None
-    if not max(states, gradients) <= contestant.tolerance:
+    # Written so that NaN is refused: it is never within the tolerance.
+    if not (states <= contestant.tolerance and gradients <= contestant.tolerance):
         raise SolverError(
             f"{contestant.name} with coupling {coupling} on {device} differs from the plain loop by "
             f"{states:.2g} in its states and {gradients:.2g} in its gradients (relative norms; at most "

@@ -2,7 +2,7 @@
 
 Memory, for states of batch x n numbers: T + 1 of them and some SEGMENT, or with checkpoint="sqrt" about
 4 sqrt(T), for one forward pass more: of each segment the first state is kept, the others are made again.
-Second derivatives are refused.
+Second derivatives are refused, and torch.func's transforms as well; the plain twins have both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.buffers import Loan
-from ctrnn_assembly.solvers.graph import replayed
+from ctrnn_assembly.solvers.graph import cuda_precision, replayed, set_cuda_precision
 from ctrnn_assembly.solvers.step import Form, Step, Stepper, Sums, segments
 
 Save = Literal["all", "last"]
@@ -90,11 +90,13 @@ class _Integrate(torch.autograd.Function):
             if graph:
                 kept = replayed(_states, (form, plan), (x0, inputs, dt, *tensors))
             else:
-                # States that are given away are not lent.
                 shape = stepper.shape(plan.kept(steps), len(x0))
-                ctx.loan = None if save == "all" else Loan(shape, x0)
-                memory = x0.new_empty(shape) if ctx.loan is None else ctx.loan.tensor
+                # States that are given away are not lent.
+                loan = None if save == "all" or x0.device.type != "cpu" else Loan(shape, x0)
+                memory = x0.new_empty(shape) if loan is None else loan.tensor
                 kept = _roll_all(stepper, plan, stepper.states(memory), x0, inputs, dt)
+                # Lent for as long as autograd keeps the states: it drops them after the backward pass.
+                cast(Any, kept[0]).loan = loan
         marks, last = cast(tuple[Tensor, Tensor], kept)
         ctx.save_for_backward(marks, inputs, dt, *tensors)
         if save == "all":
@@ -121,12 +123,12 @@ def _matmul_precision(form: Form, like: Tensor) -> Iterator[None]:
     if form.products != "tf32" or like.device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    before = cuda_precision()
+    set_cuda_precision("tf32" if isinstance(before, str) else True)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        set_cuda_precision(before)
 
 
 def _states(

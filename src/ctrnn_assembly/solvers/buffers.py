@@ -20,27 +20,30 @@ _lock = threading.RLock()  # a loan can end, by the garbage collector, while ano
 class Loan:
     """Uninitialised memory of a shape, in `tensor`, lent until this object is deleted.
 
-    Whoever keeps a view of `tensor` must keep the loan: afterwards the memory is written again.
+    Whoever keeps a view of `tensor` must keep the loan: afterwards the memory is written again. Not for
+    CUDA, whose allocator keeps its memory itself.
     """
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        self.reused = like.device.type == "cpu"  # CUDA's allocator keeps its memory itself
         size = math.prod(shape)
-        self.memory = _fitting(size, like) if self.reused else like.new_empty(size)
+        self.memory = _fitting(size, like)
         self.tensor = self.memory[:size].view(shape)
 
     def __del__(self) -> None:
-        if self.reused:
-            with _lock:
-                _free.append(self.memory)
-                _free.sort(key=torch.Tensor.numel)
-                del _free[:-KEPT]
+        memory = getattr(self, "memory", None)  # none if there was not enough
+        if memory is None:
+            return
+        with _lock:
+            _free.append(memory)
+            _free.sort(key=torch.Tensor.numel)
+            del _free[:-KEPT]
 
 
 def _fitting(size: int, like: Tensor) -> Tensor:
-    """A free buffer of at least this size and of this kind, the smallest one, or a new one."""
+    """A free buffer of this kind that fits, the smallest one, or a new one."""
     with _lock:
         for k, buffer in enumerate(_free):
-            if buffer.numel() >= size and buffer.dtype == like.dtype:
+            if size <= buffer.numel() <= 4 * size and buffer.dtype == like.dtype:
                 return _free.pop(k)
-    return like.new_empty(size)
+    with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside it
+        return torch.empty(size, dtype=like.dtype)

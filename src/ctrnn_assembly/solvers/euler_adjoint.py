@@ -33,11 +33,19 @@ def euler_adjoint(
 ) -> Tensor:
     """States of forward Euler; arguments as `euler.euler`, and those of `adjoint.integrate`."""
     assert not dt.requires_grad  # `solve` refuses it
-    equal = dt.shape[1] == 1 and bool((dt == dt[:1]).all())
+    equal = same_steps(dt)
     step, inputs = euler_step(terms, drive, dt[0, 0] if equal else None, len(x0), len(dt), products)
     return integrate(
         step, x0, inputs, None if equal else dt, save=save, checkpoint=checkpoint, graph=graph
     )
+
+
+def same_steps(dt: Tensor) -> bool:
+    """Whether step lengths, (T, 1) or (T, batch), are one number, up to the rounding of the times."""
+    if dt.shape[1] > 1:
+        return False
+    rounding = torch.finfo(dt.dtype).eps * dt.sum()
+    return bool(((dt - dt[:1]).abs() <= rounding).all())
 
 
 def euler_step(

@@ -7,6 +7,7 @@ where the tests use it, a replay calls the function again.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 KEPT = 8  # recordings; each holds the states of a solve
 
 _recordings: OrderedDict[Any, Recording] = OrderedDict()
+_lock = threading.RLock()  # two threads must not write the inputs of one recording
 
 
 class Recording:
@@ -25,8 +27,8 @@ class Recording:
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor | None]) -> None:
         self.static = [None if t is None else t.detach().clone() for t in tensors]
         self.function = function
-        device = next(t.device for t in tensors if t is not None)
-        self.graph = _record(self) if device.type == "cuda" else None
+        self.device = next(t.device for t in tensors if t is not None)
+        self.graph = _record(self) if self.device.type == "cuda" else None
 
     def run(self) -> None:
         self.results = self.function(*self.static)
@@ -38,7 +40,8 @@ class Recording:
         if self.graph is None:
             self.run()
         else:
-            self.graph.replay()
+            with torch.cuda.device(self.device):
+                self.graph.replay()
         return tuple(None if r is None else _copy(r) for r in self.results)
 
 
@@ -46,26 +49,51 @@ def replayed(
     function: Callable[..., Any], fixed: tuple[Any, ...], tensors: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """function(*fixed, *tensors), by a recording; `fixed` must be hashable."""
-    key = (function, fixed, tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors))
-    if key not in _recordings:
-        _recordings[key] = Recording(lambda *given: function(*fixed, *given), tensors)
-        while len(_recordings) > KEPT:
-            _recordings.popitem(last=False)
-    _recordings.move_to_end(key)
-    return _recordings[key](tensors)
+    kinds = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
+    key = (function, fixed, kinds, cuda_precision())
+    # Memory that outlives a call must not be that of inference mode, which nothing else may write to.
+    with _lock, torch.inference_mode(False), torch.no_grad():
+        if key not in _recordings:
+            _recordings[key] = Recording(lambda *given: function(*fixed, *given), tensors)
+            while len(_recordings) > KEPT:
+                _recordings.popitem(last=False)
+        _recordings.move_to_end(key)
+        return _recordings[key](tensors)
+
+
+def clear() -> None:
+    """Forget all recordings, and give their memory back."""
+    with _lock:
+        _recordings.clear()
+
+
+def cuda_precision() -> Any:
+    """How products of float32 are rounded on CUDA; torch 2.9 has a new name for it."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+
+
+def set_cuda_precision(value: Any) -> None:
+    """Set what `cuda_precision` reads."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):
+        matmul.fp32_precision = value
+    else:
+        matmul.allow_tf32 = value
 
 
 def _record(recording: Recording) -> torch.cuda.CUDAGraph:
     """The graph of one run, after two on a side stream, as CUDA graphs want it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
+    with torch.cuda.device(recording.device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                recording.run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             recording.run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        recording.run()
     return graph
 
 

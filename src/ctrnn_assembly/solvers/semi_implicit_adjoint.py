@@ -3,7 +3,7 @@
     x+ = P x + Q (post(W pre(x) + b + W_in u) + sum_e K_e psi_e(x))
 
 P and Q are made once a solve, under autograd; they are dense, so a step costs two dense products. Steps
-of several lengths go to the plain twin.
+of several lengths go to the plain twin, and take no other settings.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.adjoint import Checkpoint, Save, integrate
-from ctrnn_assembly.solvers.euler_adjoint import input_product, structured_weight
+from ctrnn_assembly.solvers.euler_adjoint import input_product, same_steps, structured_weight
 from ctrnn_assembly.solvers.semi_implicit import Matrices, semi_implicit
 from ctrnn_assembly.solvers.step import Products, Step
 from ctrnn_assembly.terms import Terms
@@ -31,7 +32,12 @@ def semi_implicit_adjoint(
     graph: bool = False,
 ) -> Tensor:
     """States; arguments as `semi_implicit.semi_implicit`, and those of `adjoint.integrate`."""
-    if dt.shape[1] > 1 or not bool((dt == dt[0]).all()):
+    if not same_steps(dt):
+        if checkpoint != "none" or products != "full" or graph:
+            raise SolverError(
+                "semi-implicit steps of several lengths have no checkpoint, products or backend. Leave "
+                "these settings out, use one dt, or method='euler'."
+            )
         states = semi_implicit(terms, x0, drive, dt, matrices)
         return states[-1:] if save == "last" else states
     P, Q = matrices(terms, dt[0, 0])

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Literal, cast
 
 import torch
@@ -347,6 +347,7 @@ def segments(steps: int, length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + length, steps)
 
 
-@lru_cache(maxsize=64)  # made once: a copy to the device in the middle of a recorded graph is an error
+# Kept for good, some hundred bytes each: a recorded graph reads them, and may not copy to the device.
+@cache
 def _indices(cells: Cells, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(cells.rows, device=device), torch.tensor(cells.columns, device=device)
