@@ -44,7 +44,8 @@ def fit(
     task = load_configured(config)
     model = model_from(config, task.n_input, len(task.classes))
     samples = task.train.joined(task.val) if config.fit_all else task.train
-    train = Batches(task, samples, config.batch_size, seed=config.seed)
+    noise = config.input_noise
+    train = Batches(task, samples, config.batch_size, seed=config.seed, noise=noise)
     trainer = make_trainer(config, run, quiet, profile)
     try_out(model, task)
     training = Training(model, config, train, tester(model, task) if config.test_every_epoch else None)

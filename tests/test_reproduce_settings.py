@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cli_tools import Cli, table
+from ctrnn_assembly.batches import noisy
 from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import ConfigError
@@ -120,3 +121,25 @@ def test_splits_of_different_lengths_are_joined() -> None:
     assert both.lengths is not None
     assert both.lengths.tolist() == [5, 5, 3, 5]
     assert both.x[:, 0, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_noise_is_that_of_each_channel_and_of_training_only(cli: Cli, tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(400, 30, 2, generator=g) * torch.tensor([1.0, 10.0])
+    lengths = torch.randint(5, 31, (400,), generator=g)
+    u[torch.arange(30) >= lengths[:, None]] = 1e6  # what is not valid has no say in the scale
+    added = noisy(u, lengths, 0.5, g) - u
+    valid = torch.arange(30) < lengths[:, None]
+    assert torch.allclose(added[valid].std(0), torch.tensor([0.5, 5.0]), rtol=0.05)
+    assert torch.equal(noisy(u, None, 0.0, g), u)
+    args = ("train", "--model", "rnn", "--units", 4, "--modules", 1, "--epochs", 1, "--limit-train", 60)
+    for name, noise in (("none", 0.0), ("some", 0.5), ("again", 0.5)):
+        cli(*args, "--input-noise", noise, "--out", tmp_path / name)
+    none, some, again = (table(tmp_path / n)[0]["train_loss"] for n in ("none", "some", "again"))
+    assert none != some
+    assert some == again  # drawn by seed and epoch
+
+
+def test_a_negative_noise_is_refused() -> None:
+    with pytest.raises(ConfigError, match="input_noise must be greater than or equal to 0"):
+        make_config({"input_noise": -1})

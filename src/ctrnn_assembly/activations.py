@@ -23,8 +23,8 @@ class Activation:
 
     Args:
         name: what messages and configurations call it.
-        function: phi, elementwise, any shape. It has no trained tensors of its own: the fused solvers would
-            give them no gradient.
+        function: phi, elementwise, any shape; without trained tensors of its own, to which the fused
+            solvers would give no gradient.
         slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
         derivative: phi', elementwise; by default automatic differentiation of `function`.
         backward: (v, x, phi(x)) -> v o phi'(x), where one pass does it; by default v times `derivative`.

@@ -17,8 +17,8 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 class Batches:
     """Batches (input, class, lengths) of a split that lies in memory.
 
-    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch). Each
-    process of a distributed run takes its share, unless `whole`.
+    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch); `noise` is
+    that of `noisy`. Each process of a distributed run takes its share, unless `whole`.
     """
 
     def __init__(
@@ -28,10 +28,11 @@ class Batches:
         batch_size: int,
         *,
         seed: int | None = None,
+        noise: float = 0.0,
         whole: bool = False,
     ) -> None:
         self.task, self.split, self.batch_size, self.seed = task, split, batch_size, seed
-        self.whole = whole
+        self.whole, self.noise = whole, noise
         self.epoch = 0
 
     def to(self, device: torch.device) -> None:
@@ -58,10 +59,24 @@ class Batches:
         order = torch.cat([order, order[:short]])[rank::count]
         for index in order.to(self.split.x.device).split(self.batch_size):
             lengths = None if self.split.lengths is None else self.split.lengths[index]
-            yield self.task.sequence(self.split.x[index], generator), self.split.y[index], lengths
+            u = self.task.sequence(self.split.x[index], generator)
+            if self.noise and generator is not None:
+                u = noisy(u, lengths, self.noise, generator)
+            yield u, self.split.y[index], lengths
 
     def _share(self) -> tuple[int, int]:
         return (0, 1) if self.whole else processes()
+
+
+def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Generator) -> Tensor:
+    """u (batch, time, m) with Gaussian noise of `amount` standard deviations of each channel.
+
+    These are over the valid steps of the batch, (batch,) of them if not all are.
+    """
+    steps = torch.arange(u.shape[1], device=u.device)
+    valid = u.flatten(0, 1) if lengths is None else u[steps < lengths[:, None]]
+    noise = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
+    return u + amount * valid.std(0, correction=0) * noise
 
 
 @torch.no_grad()

@@ -94,6 +94,9 @@ class TrainConfig(BaseModel):
     keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="epochs, counted from 1, after which the weights are kept in weights/"
     )
+    input_noise: float = Field(
+        0.0, ge=0, description="noise on training inputs, in standard deviations of each channel"
+    )
     fit_all: bool = Field(
         False, description="train on training and validation data, and keep the last epoch: final runs"
     )
