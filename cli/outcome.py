@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import math
 import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import yaml
 
 import ctrnn_assembly
+from ctrnn_assembly.benchmark.environment import processor
 from ctrnn_assembly.callbacks import read_table
 from ctrnn_cli.fit import versions
 
@@ -59,14 +59,6 @@ def hardware(device: str) -> str:
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores of {processor()}"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def checkout() -> dict[str, Any]:

@@ -44,7 +44,6 @@ import numpy as np
 import torch
 from numpy import ndarray
 from numpy.random import Generator
-from record import processor
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -52,6 +51,7 @@ from scipy.linalg import block_diag, expm, solve_continuous_lyapunov
 
 from ctrnn_assembly import certificates
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.benchmark.environment import processor
 from ctrnn_assembly.certificates import Certificate, certify_terms
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ctrnn_assembly.runs import read_summary
 from ctrnn_cli.outcome import outcome
-from ctrnn_cli.outcome import processor as processor
 from ctrnn_cli.results import keep_result
 
 RESULTS = Path(__file__).parent / "results"

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,15 @@ TINY = (
     "--modules=2", "--units=4", "--batch-size=64", "--limit-train=200", "--limit-test=100",
     "--device=cpu",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def single() -> Iterator[None]:
+    """As users train."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
 
 
 class Outcome(NamedTuple):

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cli_tools import Cli, other_process, table
+from cli_tools import single as single
 from ctrnn_cli.comparison import checked_result, compare, ours, read_results, state, yes
 from ctrnn_cli.experiment_run import run_job
 from ctrnn_cli.experiments import Experiment, Job, experiment_names, load_experiment, parse_experiment
@@ -31,15 +30,6 @@ rows:
   - {name: gated, settings: {model: adadiag-gated, dt: 1.0}}
   - {name: lstm, settings: {model: lstm}}
 """
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    """As users train."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture

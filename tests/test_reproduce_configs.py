@@ -1,13 +1,13 @@
 """Every row of every experiment is a run that can be made, whole and with --fast."""
 
 import re
-from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
 import pytest
 import torch
 
+from cli_tools import single as single
 from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
@@ -28,15 +28,6 @@ EXPERIMENTS = [load_experiment(name) for name in experiment_names()]
 BUILDS = ("model", "modules", "units", "density", "magnitude", "into_set", "phi", "form", "coupling",
           "coupling_kind", "solver", "dt", "precision", "keep_step_certified")  # fmt: skip
 GOOD = "about: a\nsource: b\nrows:\n  - {name: one, settings: {task: digits}}\n"
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    """As users train."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 def rows_of(experiment: Experiment) -> list[Job]:

@@ -1,12 +1,12 @@
 """The settings that experiments need: certify_every, test_every_epoch, keep_epochs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from cli_tools import Cli, table
+from cli_tools import single as single
 from ctrnn_assembly.batches import noisy
 from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data.task import Split
@@ -14,15 +14,6 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.runs import load_weights, model_from, read_config, read_summary
 from ctrnn_cli.fit import load_configured
 from ctrnn_cli.history import History
-
-
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    """As users train."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture
