@@ -18,13 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ctrnn_assembly
+from ctrnn_assembly.benchmark.environment import processor
 from ctrnn_assembly.runs import write
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
 from record import RESULTS as RESULTS  # noqa: E402
-from record import processor  # noqa: E402
 
 matplotlib.use("agg")  # files only
 

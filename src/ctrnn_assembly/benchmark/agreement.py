@@ -92,4 +92,5 @@ def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
-    return float((found.cpu().double() - wanted).norm() / wanted.norm())
+    """Relative to the norm of what is wanted; 0 where both are zero, as behind a unit that is off."""
+    return float((found.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))

@@ -156,10 +156,7 @@ def step_map(field: Any, *, dt: float, method: str = "euler") -> SplitMap:
         h = dt / terms.tau
         return SplitMap(terms, 1 - h if terms.L is None else _leaky(terms, h, start=1.0), h)
     matrices = imex_matrices if method == "imex" else exponential_matrices
-    P, Q = matrices(terms, torch.tensor(dt, dtype=torch.float64))
-    if terms.L is None:
-        P, Q = P.diagonal().clone(), Q.diagonal().clone()
-    return SplitMap(terms, P, Q)
+    return SplitMap(terms, *matrices(terms, torch.tensor(dt, dtype=torch.float64)))
 
 
 @torch.no_grad()
