@@ -274,3 +274,15 @@ def test_equal_times_that_were_rounded_are_equal_steps() -> None:
 
 def test_a_list_of_slopes_can_be_part_of_a_key() -> None:
     assert hash(Activation("own", torch.tanh, slope=[0.0, 1.0]))  # type: ignore[arg-type]
+
+
+def test_what_cannot_run_is_said_once() -> None:
+    backends._said.clear()
+    with pytest.warns(
+        RuntimeWarning, match="backend persistent is not used: the kernels have no 'imex'"
+    ):
+        backends._say_once("persistent", "the kernels have no 'imex' step")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backends._say_once("persistent", "the kernels have no 'imex' step")
+        backends._say_once("graph", None)

@@ -8,7 +8,7 @@
 | auto | adjoint on a CPU; on CUDA the last of these that can run this and passes a check | |
 
 The check: the first solve of a kind (method, shapes, settings) is done by adjoint as well, and states
-and all gradients are compared. What differs is left out, with one line that says so.
+and all gradients are compared. What cannot run, or differs, is left out with one line that says why.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def run_on(
     }
     solvers: dict[str, Solver] = {"persistent": _persistent, "graph": partial(fused, graph=True)}
     if backend == "auto":
+        for name, reason in reasons.items():
+            _say_once(name, reason)
         able = [(name, solver) for name, solver in solvers.items() if reasons[name] is None]
         return first_right(able, fused, method, *given, **options)
     if reasons[backend] is not None:
@@ -87,12 +89,18 @@ def first_right(
                 _found_right.clear()
             reason = _difference(solver, reference, *given, **options)
             _found_right[kind] = reason is None
-            if reason is not None and (line := f"backend {name} is not used: {reason}.") not in _said:
-                _said.add(line)
-                warnings.warn(line, RuntimeWarning, stacklevel=2)
+            _say_once(name, reason)
         if _found_right[kind]:
             return solver(*given, **options)
     return reference(*given, **options)
+
+
+def _say_once(name: str, reason: str | None) -> None:
+    """One line for each reason that keeps a backend from being used."""
+    line = f"backend {name} is not used: {reason}."
+    if reason is not None and line not in _said:
+        _said.add(line)
+        warnings.warn(line, RuntimeWarning, stacklevel=4)
 
 
 def _kind(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> tuple[Any, ...]:
