@@ -35,12 +35,11 @@ class Loan:
             return
         with _lock:
             _free.append(memory)
-            _free.sort(key=torch.Tensor.numel)
-            del _free[:-KEPT]
+            del _free[:-KEPT]  # the newest stay: what was used last is what the next solve needs
 
 
 def _fitting(size: int, like: Tensor) -> Tensor:
-    """A free buffer of this kind that fits, the smallest one, or a new one."""
+    """A free buffer of this kind that fits, or a new one."""
     with _lock:
         for k, buffer in enumerate(_free):
             if size <= buffer.numel() <= 4 * size and buffer.dtype == like.dtype:
