@@ -179,6 +179,20 @@ def test_an_entry_outside_the_pairs_is_refused_not_dropped() -> None:
     assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
+def test_an_entry_off_the_diagonal_is_refused_not_dropped() -> None:
+    terms = net("diagonal", 1).terms()
+    first = terms.blocks[0].clone()
+    first[0, 1] = 0.1
+    other = replace(terms, blocks=(first, *terms.blocks[1:]))
+    t = torch.tensor([0.0, 0.1])
+    for method in ("euler", "imex"):
+        with pytest.raises(DataError, match="must be diagonal; got entries elsewhere"):
+            solve(other, normal(2, 20), t, method=method)
+    dense = replace(other, diagonal=False)
+    x, y = (solve(dense, normal(2, 20), t, method=m).x for m in ("euler", "euler-plain"))
+    assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
 def test_modules_of_different_sizes_that_are_all_diagonal() -> None:
     parts = [
         Subnetwork(AdaDiagTanh("relu"), n, tau=tau, generator=rng(n)) for n, tau in ((3, 1.0), (5, 0.7))

@@ -181,7 +181,7 @@ def _gradients(
     piece = stepper.shape(plan.length + 1, marks.shape[2])
     lam = stepper.states(marks.new_empty(piece))
     scratch = None if plan.whole else stepper.states(marks.new_empty(piece))
-    first = torch.zeros_like(grads[-1]).add_(grads[-1])
+    first = grads[-1]
     for index, (start, end) in reversed(list(enumerate(segments(len(inputs), plan.length)))):
         u, d = inputs[start:end], None if dt is None else dt[start:end]
         if scratch is None:

@@ -84,7 +84,14 @@ def structured_weight(terms: Terms) -> tuple[Tensor, int]:
     """W as (p, k, k) or, if diagonal, (p, 1, k); as one block if the blocks differ in size."""
     p = len(terms.blocks) if len(set(terms.sizes)) == 1 else 1
     if terms.diagonal:
-        return torch.cat([W.diagonal() for W in terms.blocks]).view(p, 1, -1), p
+        w = torch.cat([W.diagonal() for W in terms.blocks])
+        entries = torch.cat([W.flatten() for W in terms.blocks])
+        if int(entries.count_nonzero()) != int(w.count_nonzero()):
+            raise DataError(
+                "every W of Terms with diagonal=True must be diagonal; got entries elsewhere. Set "
+                "diagonal=False."
+            )
+        return w.view(p, 1, -1), p
     return (torch.stack(terms.blocks) if p > 1 else terms.weight()[None]), p
 
 
