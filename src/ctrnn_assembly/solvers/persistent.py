@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.euler_adjoint import FEW
+from ctrnn_assembly.solvers.euler_adjoint import FEW, structured_weight
 from ctrnn_assembly.solvers.persistent_tiles import Packed, Packer, Products
 from ctrnn_assembly.terms import Terms
 
@@ -123,21 +123,10 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
-def diagonal_of(terms: Terms) -> Tensor | None:
-    """The diagonal of W, (n,), if W has nothing else by construction."""
-    if terms.diagonal or max(terms.sizes) == 1:
-        return torch.cat([block.diagonal() for block in terms.blocks])
-    return None
-
-
 def _weight(terms: Terms) -> Tensor:
     """W as its diagonal (n,), as (blocks, k, k) if all blocks have one size, else as (1, n, n)."""
-    diagonal = diagonal_of(terms)
-    if diagonal is not None:
-        return diagonal
-    if len(set(terms.sizes)) == 1:
-        return torch.stack(terms.blocks)
-    return terms.weight()[None]
+    W, _ = structured_weight(terms)
+    return W.flatten() if W.shape[1] == 1 else W
 
 
 @dataclass(frozen=True)
