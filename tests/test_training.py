@@ -16,7 +16,7 @@ from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.runs import load_weights, model_from, read_config
-from ctrnn_assembly.training import Training, learning_rate_factor
+from ctrnn_assembly.training import Training, denormals_flushed, learning_rate_factor
 
 
 @pytest.fixture
@@ -44,6 +44,46 @@ def test_learning_rate_schedules() -> None:
     warm = factors(schedule="cosine", warmup=2)
     assert_close(warm, [0.25, 0.5, 0.75, 1.0, *(half[0], half[2], half[4], half[6])])
     assert factors(schedule="steps", milestones=(3,), warmup=1)[:3] == [0.5, 1.0, 1.0]
+
+
+def flushed() -> bool:
+    small = torch.tensor(2.0**-100, dtype=torch.float32)
+    return bool(small * 2.0**-40 == 0)
+
+
+def test_denormals_are_flushed_within_only() -> None:
+    assert not flushed()
+    with denormals_flushed():
+        assert flushed()
+        with denormals_flushed():  # whoever had it on before keeps it on
+            pass
+        assert flushed()
+    assert not flushed()
+    with pytest.raises(ValueError, match="within"), denormals_flushed():
+        raise ValueError("within")
+    assert not flushed()
+
+
+@pytest.mark.parametrize("keep", ["--keep-step-certified", "--no-keep-step-certified"])
+def test_training_flushes_and_certificates_do_not(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    modes: dict[str, set[bool]] = {"training_step": set(), "certificate": set()}
+
+    def watch(name: str) -> None:
+        plain = getattr(Training, name)
+
+        def watched(self: Training, *args: object) -> object:
+            modes[name].add(flushed())
+            return plain(self, *args)
+
+        monkeypatch.setattr(Training, name, watched)
+
+    for name in modes:
+        watch(name)
+    cli.train(tmp_path / "run", "--epochs=1", "--solver=euler", keep)
+    assert modes == {"training_step": {True}, "certificate": {False}}
+    assert not flushed()
 
 
 def labels(batches: Batches, epoch: int) -> list[int]:
