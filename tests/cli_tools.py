@@ -88,6 +88,7 @@ def signal_at(step: int, name: str) -> str:
     return f"""
 import os, signal
 from ctrnn_assembly.training import Training
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
 real = Training.training_step
 def training_step(self, batch, index):
     if self.global_step == {step}:
