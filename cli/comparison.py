@@ -12,6 +12,7 @@ from ctrnn_cli.experiments import Experiment, Job, Row, difference, jobs
 from ctrnn_cli.results import config_of, read_result
 
 ACCURACIES = {
+    "val_accuracy": "validation, which selects",
     "test_accuracy": "selected by validation",
     "best_epoch_accuracy": "best test epoch",
     "final_epoch_accuracy": "last epoch",
@@ -50,9 +51,12 @@ def checked_result(path: Path, job: Job) -> dict[str, Any]:
         DataError: if it is damaged; ConfigError: if it is of other settings.
     """
     result = read_result(path)
-    other = difference(config_of(result), job.config())
-    if other or bool(result["fast"]) != job.fast:
-        reason = other or f"fast {result['fast']} for {job.fast}"
+    reason = difference(config_of(result), job.config())
+    if not reason and bool(result["fast"]) != job.fast:
+        reason = f"fast {result['fast']} for {job.fast}"
+    if not reason and result.get("measures", {}) != job.experiment.measures():
+        reason = "other solvers to test with, or other epochs to measure exponents of"
+    if reason:
         raise ConfigError(
             f"{path} is of other settings than {job.experiment.name} has now ({reason}). Delete it to "
             "run again."

@@ -23,7 +23,7 @@ from ctrnn_cli.experiments import Evaluation
 from ctrnn_cli.fit import load_configured
 from ctrnn_cli.results import brief
 
-SAMPLES = 4
+SAMPLES = 16
 
 
 def evaluations(asked: Sequence[Evaluation], config: TrainConfig, run: Path) -> list[dict[str, Any]]:
@@ -60,7 +60,11 @@ def _repeated(task: Task, repeat: int) -> Task:
 
 
 def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dict[str, Any]]:
-    """Largest exponent over a sequence, and certificate, of the weights before and during training."""
+    """Largest exponent, and certificate, of the weights before and during training.
+
+    The exponent is the mean over test sequences, each from the state 0 as in training: its first tenth
+    turns the tangent vector, and the rest of it is averaged over. `range` is that over the sequences.
+    """
     task = load_configured(config)
     u = next(iter(Batches(task, task.load_test(), SAMPLES, whole=True)))[0]
     found = []
@@ -74,7 +78,7 @@ def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dic
         found.append(
             {
                 "epoch": epoch,
-                "largest": _largest(model, u),
+                **_largest(model, u),
                 "certified": certificate["certified"],
                 "rate": certificate["rate"],
                 "discrete": certificate["discrete"],
@@ -83,22 +87,27 @@ def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dic
     return found
 
 
-def _largest(model: SequenceClassifier, u: torch.Tensor) -> float | None:
-    """The largest finite-time exponent, mean over the samples; None where the state overflows."""
+def _largest(model: SequenceClassifier, u: torch.Tensor) -> dict[str, Any]:
+    """The largest finite-time exponent; None where the state overflows."""
     core = model.double().core
     assert isinstance(core, CTRNN)
-    T = u.shape[1]
+    batch, T = u.shape[:2]
     try:
         found = lyapunov_exponents(
             core,
             u.double(),
             k=1,
             dt=core.dt,
-            steps=T,
+            steps=T - T // 10,
             method=core.solver,
+            x0=torch.zeros(batch, core.hidden_size, dtype=torch.float64),
             transient=T // 10,
             generator=torch.Generator().manual_seed(0),
         )
     except (SolverError, ContractionError):
-        return None
-    return finite(float(found.exponents[0]))
+        return {"largest": None, "range": None}
+    own = found.per_trajectory[:, 0]
+    return {
+        "largest": finite(float(found.exponents[0])),
+        "range": [finite(float(own.min())), finite(float(own.max()))],
+    }

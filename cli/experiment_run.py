@@ -61,6 +61,7 @@ def run_job(job: Job, data_dir: str | None, runs: Path, results: Path) -> None:
             "fast": job.fast,
             **outcome(run, summary, job.command(data=data_dir is not None)),
             **code,
+            "measures": job.experiment.measures(),
             **extras,
         }
         for when in ("certificate_initial", "certificate"):

@@ -60,9 +60,9 @@ class Figure(Part):
     note: str = ""
 
     def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        spread = "" if self.std is None else f" ± {self.std:g}"
         count = "" if self.n is None else f", n={self.n}"
-        return f"{self.value:.2f}{spread} ({self.what}{count})"
+        return f"{self.value:g}{spread} ({self.what}{count})"
 
 
 class Row(Part):
@@ -98,6 +98,11 @@ class Experiment(Part):
     evaluate: tuple[Evaluation, ...] = ()
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
     pictures: tuple[Literal["curves", "certificate", "weights", "graph", "metric"], ...] = ()
+
+    def measures(self) -> dict[str, Any]:
+        """What is measured beyond training, as plain values."""
+        asked = self.model_dump(mode="json", include={"evaluate", "lyapunov"})
+        return {name: value for name, value in asked.items() if value}
 
     def row(self, name: str) -> Row:
         """One row by name."""

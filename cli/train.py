@@ -27,17 +27,22 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
         if field.default not in (None, ()):
             text += f"  [default: {field.default}]"
         flag = f"--{name.replace('_', '-')}"
-        if field.annotation is bool:
+        kind = _without_none(field.annotation)
+        if kind is bool:
             flag = f"{flag}/--no-{name.replace('_', '-')}"
-        option = click.option(flag, name, default=None, help=text, **_click_type(field.annotation))
+        option = click.option(flag, name, default=None, help=text, **_click_type(kind))
         function = option(function)
     return function
 
 
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
 def _click_type(annotation: Any) -> dict[str, Any]:
     """The click type of a field's annotation; pydantic does the checking of values."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(a for a in get_args(annotation) if a is not type(None))
     if get_origin(annotation) is Literal:
         return {"type": click.Choice([str(value) for value in get_args(annotation)])}
     if get_origin(annotation) is tuple:

@@ -160,12 +160,14 @@ def swapped(experiment: Experiment, there: list[dict[str, Any]]) -> str:
 
 
 def swapped_cell(entries: list[dict[str, Any]]) -> str:
-    """Mean accuracy, and whether the step of that solver is certified."""
-    known = [e["test_accuracy"] for e in entries if e["test_accuracy"] is not None]
-    if not known:
-        return "-"
-    steps = [(e["certificate"]["discrete"] or {}).get("certified", False) for e in entries]
-    return f"{100 * sum(known) / len(known):.2f} ({yes(sum(steps), len(steps))})"
+    """Mean accuracy, whether the step of that solver is certified, and how many it could not solve."""
+    done = [e for e in entries if e["test_accuracy"] is not None]
+    failed = f"{len(entries) - len(done)} failed" if len(done) < len(entries) else ""
+    if not done:
+        return failed or "-"
+    steps = [(e["certificate"]["discrete"] or {}).get("certified", False) for e in done]
+    mean = 100 * sum(e["test_accuracy"] for e in done) / len(done)
+    return f"{mean:.2f} ({yes(sum(steps), len(steps))})" + (f", {failed}" if failed else "")
 
 
 def exponents(experiment: Experiment, there: list[dict[str, Any]]) -> str:
@@ -182,17 +184,23 @@ def exponents(experiment: Experiment, there: list[dict[str, Any]]) -> str:
             one = next((one for one in found if one["epoch"] == epoch), None)
             cells += ["-", "-"] if one is None else exponent_cells(one)
         rows.append(cells)
-    return "Largest finite-time exponent, and certificate, over training:\n\n" + markdown(header, rows)
+    about = (
+        "Largest finite-time exponent (mean, and range over the images), and certificate, over training:"
+    )
+    return f"{about}\n\n{markdown(header, rows)}"
 
 
 def exponent_cells(one: dict[str, Any]) -> list[str]:
     """The exponent, overflow where the state did; the rate, no where it is not certified."""
-    largest = "overflow" if one["largest"] is None else f"{one['largest']:.4f}"
+    if one["largest"] is None:
+        largest = "overflow"
+    else:
+        largest = f"{one['largest']:.4f} ({one['range'][0]:.3f} to {one['range'][1]:.3f})"
     return [largest, f"{one['rate']:.4g}" if one["certified"] else "no"]
 
 
 def highlights(results: Path) -> str:
-    """For README.md: rows beside a published figure; else the best certified and uncertified row."""
+    """For README.md: rows beside a published figure; by validation the best with and without proof."""
     rows = []
     for experiment, there in read_all(results):
         lines = [line for line in compare(experiment.rows, there) if line["n"]]
@@ -226,7 +234,8 @@ def chosen(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for ln in lines
             if (ln["certificate"]["certified"] == ln["certificate"]["of"]) is certified
         ]
-        best += sorted(kind, key=lambda line: -line["test_accuracy"]["mean"])[:1]
+        selected = [line for line in kind if line["val_accuracy"]]  # a final run holds nothing out
+        best += sorted(selected, key=lambda line: -line["val_accuracy"]["mean"])[:1]
     return [line for line in lines if line in beside or line in best]
 
 

@@ -115,6 +115,22 @@ def test_adadiag_net_couples_twenty_pairs() -> None:
     assert trained(adadiag_net(1, 10)) == 26_624
 
 
+def test_the_papers_couplings_start_as_they_say() -> None:
+    """Standard deviation 1 / sqrt(32) for a normal B, as published; less for a uniform one."""
+    expected = {"normal": 32**-0.5, "uniform": 96**-0.5, "orthogonal": 32**-0.5, None: 96**-0.5}
+    for init, deviation in expected.items():
+        net = build_model("sparse-combo", 1, 10, modules=4, coupling_init=init)  # type: ignore[arg-type]
+        entries = torch.cat([x.detach().flatten() for x in net.core.field.coupling.parameters()])
+        assert abs(float(entries.std()) / deviation - 1) < 0.05, init
+
+
+@pytest.mark.parametrize("name", ["sparse-combo", "adadiag-tanh", "adadiag-gated-input"])
+def test_the_bias_of_the_input_can_be_chosen(name: str) -> None:
+    sizes = [trained(build_model(name, 1, 10, modules=2, units=4, bias=b)) for b in (False, True)]
+    assert sizes[1] - sizes[0] == 8
+    assert trained(build_model(name, 1, 10, modules=2, units=4)) in sizes
+
+
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="model must be one of") as caught:
         build_model("nope", 1, 2)

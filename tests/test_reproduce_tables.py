@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.comparison import read_results
 from ctrnn_cli.experiments import Job, jobs, load_experiment
 from ctrnn_cli.results import keep_result
@@ -38,6 +39,7 @@ def store(results: Path, name: str, row: str, seed: int, accuracy: float, **more
     result = {
         "experiment": name, "row": row, "fast": False, "seed": seed, "commit": "0123456789abcdef",
         "hardware": "2 cores of a test", "threads": 1, "parameters": 1234, "seconds": 100.0,
+        "val_accuracy": accuracy, "measures": experiment.measures(),
         "test_accuracy": accuracy, "best_epoch_accuracy": accuracy, "final_epoch_accuracy": accuracy,
         "certificate_initial": proof, "certificate": proof,
         "config": job.config().model_dump(mode="json"), **more,
@@ -60,6 +62,8 @@ def test_rows_that_were_run_show_ours_and_the_others_say_so(tables: ModuleType, 
     assert "| svd-combo | - | 95.00 | 1 |" in made
     assert "japanese-vowels, svd-combo" not in tables.highlights(tmp_path)  # another is better
     assert "japanese-vowels, adadiag-gated" in tables.highlights(tmp_path)
+    store(tmp_path, "japanese-vowels", "absolute", 0, 0.9, val_accuracy=1.0)
+    assert "japanese-vowels, absolute" in tables.highlights(tmp_path)  # better by validation
 
 
 def test_solvers_and_exponents_get_tables_of_their_own(tables: ModuleType, tmp_path: Path) -> None:
@@ -67,13 +71,22 @@ def test_solvers_and_exponents_get_tables_of_their_own(tables: ModuleType, tmp_p
     swapped = [{"name": "dopri5", "test_accuracy": 0.5, "certificate": step}]
     store(tmp_path, "solver-swap", "svd-combo", 0, 0.9, evaluate=swapped)
     found = [
-        {"epoch": 0, "largest": -0.5, "certified": True, "rate": 0.125},
-        {"epoch": 1, "largest": None, "certified": False, "rate": -3.0},
+        {"epoch": 0, "largest": -0.5, "range": [-0.75, -0.25], "certified": True, "rate": 0.125},
+        {"epoch": 1, "largest": None, "range": None, "certified": False, "rate": -3.0},
     ]
     store(tmp_path, "lyapunov", "sparse-combo", 0, 0.9, lyapunov=found)
     made = tables.all_tables(tmp_path)
     assert "50.00 (yes)" in made
-    assert "| 0 | -0.5000 | 0.125 |\n| 1 | overflow | no |" in made
+    assert "| 0 | -0.5000 (-0.750 to -0.250) | 0.125 |\n| 1 | overflow | no |" in made
+    gave_up = [{"name": "dopri5", "test_accuracy": None, "reason": "no step is small enough"}]
+    store(tmp_path, "solver-swap", "svd-combo", 1, 0.9, evaluate=gave_up)
+    assert "50.00 (yes), 1 failed" in tables.all_tables(tmp_path)
+
+
+def test_a_result_of_other_measures_is_refused(tables: ModuleType, tmp_path: Path) -> None:
+    store(tmp_path, "lyapunov", "sparse-combo", 0, 0.9, measures={"lyapunov": [0, 1]})
+    with pytest.raises(ConfigError, match="other epochs to measure exponents of"):
+        tables.all_tables(tmp_path)
 
 
 def test_every_stored_result_is_of_an_experiment_as_it_is_now() -> None:

@@ -108,6 +108,8 @@ def build_model(
     coupling: str = "all",
     coupling_kind: Literal["feedback", "hierarchy", "free"] = "feedback",
     coupling_gain: float = 1.0,
+    coupling_init: Init | None = None,
+    bias: bool | None = None,
     density: float = 0.033,
     magnitude: float | None = None,
     into_set: Literal["reject", "rescale"] = "reject",
@@ -125,6 +127,8 @@ def build_model(
         modules, units: p modules of n_i units each; a baseline gets p n_i units.
         phi, form: None for the architecture's own.
         coupling, coupling_kind, coupling_gain: topology by name, kind, and initial scale of L.
+        coupling_init, bias: how L is drawn, and whether the input has a bias; None for the
+            architecture's own.
         density, magnitude: of the sparse models; magnitude None for 1 (6 as published).
         into_set: whether sparse-combo draws again or shrinks a module that is not in the set.
         margin: guaranteed contraction rate of a module, in 1 / tau.
@@ -147,6 +151,7 @@ def build_model(
         raise ConfigError(f"modules and units must be at least 1; got {modules} x {units}.")
     architecture = ARCHITECTURES[name]
     chosen = phi or architecture.phi
+    biased = architecture.bias if bias is None else bias
     fields = [
         Subnetwork(
             _constraint(name, chosen, density, magnitude, margin, into_set),
@@ -162,17 +167,17 @@ def build_model(
         fields,
         coupling,
         kind=coupling_kind,
-        init=architecture.init,
+        init=coupling_init or architecture.init,
         gain=coupling_gain,
         generator=generator,
     )
     if architecture.gate is not None:
         bounds = gate_bounds or architecture.gate_bounds
-        core: nn.Module = _gated(architecture, n_input, assembly, bounds, generator, **solver)
-    else:
-        core = CTRNN(
-            n_input, assembly, batch_first=True, bias=architecture.bias, generator=generator, **solver
+        core: nn.Module = _gated(
+            architecture, n_input, assembly, bounds, generator, bias=biased, **solver
         )
+    else:
+        core = CTRNN(n_input, assembly, batch_first=True, bias=biased, generator=generator, **solver)
     # The published networks read out without a bias.
     return SequenceClassifier(core, n_class, reads=reads, bias=False, generator=generator)
 
@@ -229,6 +234,7 @@ def _gated(
     bounds: tuple[float, float],
     generator: torch.Generator,
     *,
+    bias: bool,
     solver: str = "euler",
     **settings: Any,
 ) -> GatedCTRNN:
@@ -244,7 +250,7 @@ def _gated(
         lo=bounds[0],
         hi=bounds[1],
         batch_first=True,
-        bias=architecture.bias,
+        bias=bias,
         generator=generator,
         **settings,
     )

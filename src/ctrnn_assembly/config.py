@@ -39,6 +39,10 @@ class TrainConfig(BaseModel):
         "feedback", description="free is the control L = B without a certificate"
     )
     coupling_gain: float = Field(1.0, gt=0, description="initial scale of the coupling")
+    coupling_init: Literal["uniform", "normal", "orthogonal"] | None = Field(
+        None, description="initial entries of L; the model's own if not given"
+    )
+    bias: bool | None = Field(None, description="of the input; the model's own if not given")
     phi: str | None = Field(None, description="activation; the model's own if not given")
     form: Literal["x", "r"] | None = Field(None, description="phi outside (x) or inside (r)")
     tau: float = Field(1.0, gt=0, description="time constant, in the unit of dt")

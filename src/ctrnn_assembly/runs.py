@@ -58,6 +58,8 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         coupling=config.coupling,
         coupling_kind=config.coupling_kind,
         coupling_gain=config.coupling_gain,
+        coupling_init=config.coupling_init,
+        bias=config.bias,
         density=config.density,
         magnitude=config.magnitude,
         into_set=config.into_set,
