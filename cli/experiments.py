@@ -99,6 +99,14 @@ class Experiment(Part):
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
     pictures: tuple[Literal["curves", "certificate", "weights", "graph", "metric"], ...] = ()
 
+    def highest(self) -> str:
+        """The highest published figure, and the row it is of."""
+        figures = [(figure, row.name) for row in self.rows for figure in row.published]
+        if not figures:
+            return "-"
+        figure, name = max(figures, key=lambda one: one[0].value)
+        return f"{figure}: {name}"
+
     def measures(self) -> dict[str, Any]:
         """What is measured beyond training, as plain values."""
         asked = self.model_dump(mode="json", include={"evaluate", "lyapunov"})

@@ -117,8 +117,6 @@ def summary(experiment: Experiment, results: Path) -> dict[str, Any]:
 
     there = read_results(results, experiment)
     taken, missing = cost(experiment, there)
-    figures = [figure for row in experiment.rows for figure in row.published]
-    highest = max(figures, key=lambda figure: figure.value, default=None)
     return {
         "experiment": experiment.name,
         "about": experiment.about,
@@ -128,7 +126,7 @@ def summary(experiment: Experiment, results: Path) -> dict[str, Any]:
         "seconds": taken,
         "estimated_seconds": missing,
         "cost": cost_text(taken, missing),
-        "published": "-" if highest is None else str(highest),
+        "published": experiment.highest(),
         "state": state(experiment, there),
     }
 

@@ -61,8 +61,6 @@ def index(results: Path) -> str:
     for experiment, there in read_all(results):
         command = f"`ctrnn reproduce {experiment.name}`"
         taken, missing = cost(experiment, there)
-        figures = [figure for row in experiment.rows for figure in row.published]
-        highest = max(figures, key=lambda figure: figure.value, default=None)
         rows.append(
             [
                 command,
@@ -70,7 +68,7 @@ def index(results: Path) -> str:
                 experiment.source,
                 str(len(jobs(experiment))),
                 cost_text(taken, missing),
-                "-" if highest is None else str(highest),
+                experiment.highest(),
                 state(experiment, there),
             ]
         )

@@ -1,0 +1,95 @@
+"""How much noise on the inputs: five-fold cross-validation on the training file of JapaneseVowels.
+
+    python experiments/cross_validate.py            # 10 to 20 minutes on one core
+
+The net is that of tuned-adadiag in configs/japanese-vowels.yaml, at its last epoch; the test file is not
+read. Leaves results/DATE-japanese-vowels-folds.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import click
+import lightning as pl
+import torch
+import torch.nn.functional as F
+from keep import keep
+
+from ctrnn_assembly.batches import Batches
+from ctrnn_assembly.config import TrainConfig, make_config
+from ctrnn_assembly.data import Task, load_task
+from ctrnn_assembly.data.task import Split, stratified_folds
+from ctrnn_assembly.runs import model_from
+from ctrnn_assembly.training import Training
+from ctrnn_cli.experiments import Job, load_experiment
+
+FOLDS = 5
+
+
+def configuration(noise: float) -> TrainConfig:
+    """Of tuned-adadiag, with this much noise."""
+    experiment = load_experiment("japanese-vowels")
+    tuned = Job(experiment, experiment.row("tuned-adadiag"), 0, False).config()
+    return make_config(tuned.model_dump(), {"input_noise": noise, "test_every_epoch": False})
+
+
+def held_out(config: TrainConfig, task: Task, rest: Split, fold: Split) -> tuple[float, int]:
+    """Summed cross-entropy and errors on a fold, after training on the rest."""
+    part = replace(task, train=rest, val=fold)
+    model = model_from(config, task.n_input, len(task.classes))
+    train = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=config.epochs,
+        gradient_clip_val=config.clip,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Training(model, config, train), train, Batches(part, fold, len(fold)))
+    u, y, lengths = next(iter(Batches(part, fold, len(fold))))
+    with torch.no_grad():
+        logits = model.eval()(u, lengths=lengths)
+    loss = F.cross_entropy(logits, y, reduction="sum")
+    return float(loss), int((logits.argmax(-1) != y).sum())
+
+
+def cross_validated(config: TrainConfig, task: Task) -> dict[str, Any]:
+    """Mean loss and errors over the folds."""
+    samples = task.train.joined(task.val)
+    folds = torch.from_numpy(stratified_folds(samples.y.numpy(), FOLDS))
+    found = []
+    for k in range(FOLDS):
+        rest, fold = (samples.take(where.nonzero().flatten()) for where in (folds != k, folds == k))
+        found.append(held_out(config, task, rest, fold))
+    return {
+        "noise": config.input_noise,
+        "loss": sum(loss for loss, _ in found) / len(samples),
+        "errors": sum(errors for _, errors in found),
+        "samples": len(samples),
+    }
+
+
+@click.command()
+@click.option("--noise", type=float, multiple=True, default=(0.0, 0.2, 0.4, 0.8), show_default=True)
+def main(noise: tuple[float, ...]) -> None:
+    """Compare amounts of noise, in standard deviations of each channel."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    runs = []
+    for amount in noise:
+        config = configuration(amount)
+        runs.append(cross_validated(config, load_task(config.task)))
+        click.echo(runs[-1])
+    print(keep("japanese-vowels-folds", {"seed": 0, "folds": FOLDS, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
