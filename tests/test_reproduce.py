@@ -155,7 +155,10 @@ pictures: [weights]
     assert [one["epoch"] for one in result["lyapunov"]] == [0, 1, 3]
     for one in result["lyapunov"]:
         assert one["certified"]
-        assert one["range"][0] <= one["largest"] <= one["range"][1] < -one["rate"] + 0.5
+        for name in ("step", "flow"):
+            low, high = one[f"{name}_range"]
+            assert low <= one[name] <= high
+        assert one["flow_range"][1] < -one["rate"] + 0.5  # Euclidean, and over a finite time
     by_name = {one["name"]: one for one in result["evaluate"]}
     assert by_name["same"]["test_accuracy"] == result["test_accuracy"]
     assert abs(by_name["half-step"]["test_accuracy"] - result["test_accuracy"]) < 0.1

@@ -71,13 +71,16 @@ def test_solvers_and_exponents_get_tables_of_their_own(tables: ModuleType, tmp_p
     swapped = [{"name": "dopri5", "test_accuracy": 0.5, "certificate": step}]
     store(tmp_path, "solver-swap", "svd-combo", 0, 0.9, evaluate=swapped)
     found = [
-        {"epoch": 0, "largest": -0.5, "range": [-0.75, -0.25], "certified": True, "rate": 0.125},
-        {"epoch": 1, "largest": None, "range": None, "certified": False, "rate": -3.0},
-    ]
+        {"epoch": 0, "certified": True, "rate": 0.125,
+         "step": -0.5, "step_range": [-0.75, -0.25], "flow": -1.0, "flow_range": [-1.5, -0.5]},
+        {"epoch": 1, "certified": False, "rate": -3.0,
+         "step": None, "step_range": None, "flow": 1.0, "flow_range": [1.0, 1.0]},
+    ]  # fmt: skip
     store(tmp_path, "lyapunov", "sparse-combo", 0, 0.9, lyapunov=found)
     made = tables.all_tables(tmp_path)
     assert "50.00 (yes)" in made
-    assert "| 0 | -0.5000 (-0.750 to -0.250) | 0.125 |\n| 1 | overflow | no |" in made
+    assert "| 0 | -0.5000 (-0.750 to -0.250) | -1.0000 (-1.500 to -0.500) | 0.125 |" in made
+    assert "| 1 | overflow | 1.0000 (1.000 to 1.000) | no |" in made
     gave_up = [{"name": "dopri5", "test_accuracy": None, "reason": "no step is small enough"}]
     store(tmp_path, "solver-swap", "svd-combo", 1, 0.9, evaluate=gave_up)
     assert "50.00 (yes), 1 failed" in tables.all_tables(tmp_path)
