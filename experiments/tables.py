@@ -16,8 +16,9 @@ from typing import Any
 
 from ctrnn_assembly.runs import write
 from ctrnn_cli.comparison import compare, ours, read_results, runs_text, state, yes
-from ctrnn_cli.costs import cost, cost_text, lasting
-from ctrnn_cli.experiments import Experiment, Figure, experiment_names, jobs, load_experiment
+from ctrnn_cli.costs import lasting
+from ctrnn_cli.experiments import Experiment, Figure, experiment_names, load_experiment
+from ctrnn_cli.reproduce import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 Table = list[list[str]]
@@ -57,21 +58,11 @@ def read_all(results: Path) -> Iterator[tuple[Experiment, list[dict[str, Any]]]]
 
 def index(results: Path) -> str:
     """All experiments: command, runs, what they cost, whether they were run."""
+    columns = ("about", "source", "runs", "cost", "published", "state")
     rows = []
-    for experiment, there in read_all(results):
-        command = f"`ctrnn reproduce {experiment.name}`"
-        taken, missing = cost(experiment, there)
-        rows.append(
-            [
-                command,
-                experiment.about,
-                experiment.source,
-                str(len(jobs(experiment))),
-                cost_text(taken, missing),
-                experiment.highest(),
-                state(experiment, there),
-            ]
-        )
+    for name in experiment_names():
+        one = summary(load_experiment(name), results)
+        rows.append([f"`ctrnn reproduce {name}`", *(str(one[column]) for column in columns)])
     header = ("command", "what", "source", "runs", "time", "highest published", "run")
     return markdown(header, rows)
 
