@@ -12,9 +12,9 @@ from torch import nn
 
 from ctrnn_assembly.diagnostics import coupling_spectrum, spectrum_at, weight_spectra
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.gated import GatedCTRNN
+from ctrnn_assembly.gates import GatedCTRNN
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.recurrent import CTRNN
 from ctrnn_assembly.solvers import GRID_METHODS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise

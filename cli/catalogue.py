@@ -40,12 +40,12 @@ def list_command(kind: str | None, as_json: bool) -> None:
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Names and one line each, by kind."""
-    from ctrnn_assembly.architectures import MODELS
-    from ctrnn_assembly.config import recipes
     from ctrnn_assembly.contracting import CONSTRAINTS
     from ctrnn_assembly.data import known_tasks
+    from ctrnn_assembly.models import MODELS
     from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, METHODS
     from ctrnn_assembly.topology import TOPOLOGIES
+    from ctrnn_assembly.training.config import recipes
 
     def solver(name: str) -> str:
         if name in GRID_METHODS:

@@ -108,8 +108,8 @@ def check_solver(solver: str) -> None:
 def certificate_of(core: nn.Module, search: Any) -> Certificate | None:
     """The certificate of a core and of its step; None for the baselines."""
     from ctrnn_assembly.certificates import certify
-    from ctrnn_assembly.gated import GatedCTRNN
-    from ctrnn_assembly.recurrent import CTRNN
+    from ctrnn_assembly.gates import GatedCTRNN
+    from ctrnn_assembly.layers import CTRNN
 
     if isinstance(core, GatedCTRNN):
         return core.certificate()
@@ -154,8 +154,8 @@ def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[G
     """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
     from ctrnn_assembly.certificates.curves import gain_curves, gated_curve
     from ctrnn_assembly.certificates.rounding import DENSE
-    from ctrnn_assembly.gated import GatedCTRNN
-    from ctrnn_assembly.recurrent import CTRNN
+    from ctrnn_assembly.gates import GatedCTRNN
+    from ctrnn_assembly.layers import CTRNN
 
     if not certificate.certified:
         return ()

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ctrnn_assembly.config import to_yaml
+from ctrnn_assembly.training.config import to_yaml
 from ctrnn_cli import plates
 from ctrnn_cli.anatomy import Anatomy
 from ctrnn_cli.certificate_table import down, fact_rows, weights_rows

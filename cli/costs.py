@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ctrnn_assembly.architectures import BASELINES
-from ctrnn_assembly.config import TrainConfig
+from ctrnn_assembly.models import BASELINES
 from ctrnn_assembly.topology import named_pairs
+from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_cli.experiments import Experiment, Job, jobs
 
 # One step of a batch, forward and backward, on one CPU core: a fixed part, and so many operations a

@@ -19,11 +19,11 @@ def evaluate_command(
     run: Path, data_dir: str | None, solver: str | None, dt: float | None, as_json: bool
 ) -> None:
     """Load model.safetensors of a run folder and read the test set."""
-    from ctrnn_assembly.architectures import BASELINES
-    from ctrnn_assembly.batches import accuracy
-    from ctrnn_assembly.config import make_config
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.runs import (
+    from ctrnn_assembly.models import BASELINES
+    from ctrnn_assembly.training.batches import accuracy
+    from ctrnn_assembly.training.config import make_config
+    from ctrnn_assembly.training.run import (
         certificate_summary,
         load_weights,
         model_certificate,

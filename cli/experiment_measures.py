@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from ctrnn_assembly.architectures import BASELINES
-from ctrnn_assembly.batches import Batches, accuracy
-from ctrnn_assembly.callbacks import kept_weights
 from ctrnn_assembly.certificates.result import finite
-from ctrnn_assembly.config import TrainConfig, make_config
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
-from ctrnn_assembly.runs import certificate_summary, load_weights, model_certificate, model_from
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.models import BASELINES
+from ctrnn_assembly.training.batches import Batches, accuracy
+from ctrnn_assembly.training.callbacks import kept_weights
+from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.training.run import certificate_summary, load_weights, model_certificate, model_from
 from ctrnn_cli.experiments import Evaluation
 from ctrnn_cli.fit import load_configured
 from ctrnn_cli.results import brief

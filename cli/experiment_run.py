@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import ConfigError, CtrnnError, TrainingError
+from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_cli.experiments import Job, difference, load_experiment
 from ctrnn_cli.locks import locked
 from ctrnn_cli.outcome import checkout, outcome
@@ -76,7 +76,7 @@ def trained(config: TrainConfig, run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the folder holds a run with other settings.
     """
-    from ctrnn_assembly.runs import read_config, read_summary
+    from ctrnn_assembly.training.run import read_config, read_summary
     from ctrnn_cli.fit import fit
 
     if not (run / "config.yaml").exists():
@@ -108,7 +108,7 @@ def draw(job: Job, run: Path) -> None:
     """The pictures, into the run folder."""
     if not job.experiment.pictures:
         return
-    from ctrnn_assembly.architectures import BASELINES
+    from ctrnn_assembly.models import BASELINES
     from ctrnn_cli.plot import FIGURES, OF_ONE
     from ctrnn_cli.plots import save_figure
 

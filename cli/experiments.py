@@ -27,8 +27,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ctrnn_assembly.config import TrainConfig, make_config, recipe
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.training.config import TrainConfig, make_config, recipe
 from ctrnn_cli.published import named_published
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]

@@ -14,14 +14,15 @@ from typing import Any
 import click
 import torch
 
-from ctrnn_assembly.batches import Batches, accuracy
-from ctrnn_assembly.callbacks import missing_certificate, read_table
 from ctrnn_assembly.certificates import Certificate
-from ctrnn_assembly.config import TrainConfig, to_yaml
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.recurrent import SequenceClassifier
-from ctrnn_assembly.runs import (
+from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.training.batches import Batches, accuracy
+from ctrnn_assembly.training.callbacks import missing_certificate, read_table
+from ctrnn_assembly.training.config import TrainConfig, to_yaml
+from ctrnn_assembly.training.fit import Training
+from ctrnn_assembly.training.run import (
     certificate_summary,
     load_checkpoint,
     model_certificate,
@@ -30,7 +31,6 @@ from ctrnn_assembly.runs import (
     save_weights,
     write,
 )
-from ctrnn_assembly.training import Training
 from ctrnn_cli.profile import Profile
 from ctrnn_cli.trainer import make_trainer
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctrnn_assembly.callbacks import read_table
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.runs import read_config, read_summary
+from ctrnn_assembly.training.callbacks import read_table
+from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.run import read_config, read_summary
 
 
 @dataclass(frozen=True)

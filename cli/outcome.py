@@ -14,7 +14,7 @@ import yaml
 
 import ctrnn_assembly
 from ctrnn_assembly.benchmark.environment import processor
-from ctrnn_assembly.callbacks import read_table
+from ctrnn_assembly.training.callbacks import read_table
 from ctrnn_cli.fit import versions
 
 

@@ -53,7 +53,7 @@ class Outputs:
         """Print table and notes, or the JSON; write the files, each whole or not at all."""
         from rich.console import Console
 
-        from ctrnn_assembly.runs import write
+        from ctrnn_assembly.training.run import write
         from ctrnn_cli.plots import save_figure
 
         if self.csv_file is not None:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.training.run import write
 from ctrnn_cli.certificate_table import down
 
 if TYPE_CHECKING:  # matplotlib takes a second to import

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.certificates.rounding import DENSE
-from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.gated import GatedCTRNN
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
-from ctrnn_assembly.runs import load_checkpoint, load_weights, model_from
+from ctrnn_assembly.gates import GatedCTRNN
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from
 from ctrnn_cli.anatomy import Anatomy
 from ctrnn_cli.certificate_table import up
 from ctrnn_cli.figures.graph import graph_figure

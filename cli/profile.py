@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.training import Training
+from ctrnn_assembly.training.fit import Training
 
 DATA, FORWARD, BACKWARD, WEIGHTS = "data", "solver forward", "solver backward", "parametrisation"
 OPTIMISER, CERTIFICATE, VALIDATION = "optimiser", "certificate", "validation"

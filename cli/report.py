@@ -19,7 +19,7 @@ def report_command(run: Path, out: Path) -> None:
     from ctrnn_cli.outputs import check_file
 
     check_file("--out", out, (".html", ".htm"))
-    from ctrnn_assembly.runs import write
+    from ctrnn_assembly.training.run import write
     from ctrnn_cli.chapters import report
 
     write(out, report(run))

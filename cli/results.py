@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctrnn_assembly.config import TrainConfig, make_config
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.training.run import write
 
 
 def brief(certificate: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ctrnn_assembly.architectures import BASELINES
-from ctrnn_assembly.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.recurrent import SequenceClassifier
-from ctrnn_assembly.runs import load_checkpoint, load_weights, model_from, read_config
+from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.models import BASELINES
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
+from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from, read_config
 
 ANY = (1, 2)  # inputs and classes where no data are read; the field does not depend on them
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
-    from ctrnn_assembly.recurrent import CTRNN
+    from ctrnn_assembly.layers import CTRNN
     from ctrnn_cli.subject import Subject
 
 WARNING = (

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.layers import CTRNN, SequenceClassifier
     from ctrnn_assembly.metrics import Metric
-    from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
     from ctrnn_assembly.terms import Terms
     from ctrnn_cli.sources import Source
 
@@ -78,7 +78,7 @@ class Subject:
             ConfigError: for a model that is no assembly.
         """
         from ctrnn_assembly.errors import ConfigError
-        from ctrnn_assembly.recurrent import CTRNN
+        from ctrnn_assembly.layers import CTRNN
 
         core = self.model.core
         if not isinstance(core, CTRNN):
@@ -103,7 +103,7 @@ class Subject:
         """The same assembly with the weights before training."""
         from dataclasses import replace
 
-        from ctrnn_assembly.recurrent import CTRNN
+        from ctrnn_assembly.layers import CTRNN
 
         sizes = self.core.input_size, self.model.readout.out_features
         core = replace(self.source, weights=None).model(*sizes).double().core
@@ -118,7 +118,7 @@ class Subject:
 
     def certificate_or_none(self) -> Certificate | None:
         """The certificate; None for a baseline."""
-        from ctrnn_assembly.runs import model_certificate
+        from ctrnn_assembly.training.run import model_certificate
 
         return model_certificate(self.model)
 
@@ -154,8 +154,8 @@ def load_subject(
     Raises:
         ConfigError, DataError: for what is not there or does not fit.
     """
-    from ctrnn_assembly.batches import Batches
     from ctrnn_assembly.errors import ConfigError
+    from ctrnn_assembly.training.batches import Batches
     from ctrnn_cli.fit import load_configured
     from ctrnn_cli.sources import Source
 

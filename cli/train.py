@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 
-from ctrnn_assembly.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.training.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_cli.show import show_summary
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def profiler() -> Profile:
 
 def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:
     """The configuration of a run to resume; only where it runs, and for how long, may change."""
-    from ctrnn_assembly.runs import read_config
+    from ctrnn_assembly.training.run import read_config
 
     config = read_config(run)
     free = {"data_dir", "device", "devices", "nodes"}

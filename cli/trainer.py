@@ -17,10 +17,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.profilers import Profiler
 
-from ctrnn_assembly.callbacks import callbacks
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.training.callbacks import callbacks
+from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.run import write
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 

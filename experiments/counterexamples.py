@@ -40,7 +40,7 @@ from ctrnn_assembly import (
     measure_contraction,
     solve,
 )
-from ctrnn_assembly.measure import Measurement
+from ctrnn_assembly.diagnostics.contraction import Measurement
 
 AMPLITUDE = 4.0  # tanh'(4) = 0.0013 stands for the slope 0
 SAMPLES = 1200  # held inputs a period

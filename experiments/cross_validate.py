@@ -18,12 +18,12 @@ import lightning as pl
 import torch
 from keep import keep
 
-from ctrnn_assembly.batches import Batches
-from ctrnn_assembly.config import TrainConfig, make_config
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.task import Split, stratified_folds
-from ctrnn_assembly.runs import model_from
-from ctrnn_assembly.training import Training
+from ctrnn_assembly.training.batches import Batches
+from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.training.fit import Training
+from ctrnn_assembly.training.run import model_from
 from ctrnn_cli.experiments import Job, load_experiment
 
 FOLDS = 5

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from keep import keep
 from torch import Tensor, nn
 
-from ctrnn_assembly.architectures import build_model
-from ctrnn_assembly.batches import Batches
 from ctrnn_assembly.benchmark import Size
 from ctrnn_assembly.benchmark.interleave import NOISE, Entry
 from ctrnn_assembly.benchmark.problem import make_problem
 from ctrnn_assembly.benchmark.torchdyno_core import build_core, is_installed
 from ctrnn_assembly.data import load_task
+from ctrnn_assembly.models import build_model
+from ctrnn_assembly.training.batches import Batches
 
 SAMPLES, STEPS, CLASSES = 60_000, 784, 10
 COUPLING = "random:5"

@@ -8,7 +8,7 @@
 import sys
 from pathlib import Path
 
-from ctrnn_assembly.runs import read_summary
+from ctrnn_assembly.training.run import read_summary
 from ctrnn_cli.outcome import outcome
 from ctrnn_cli.results import keep_result
 

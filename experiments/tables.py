@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.training.run import write
 from ctrnn_cli.comparison import compare, ours, read_results, runs_text, state, yes
 from ctrnn_cli.costs import lasting
 from ctrnn_cli.experiments import Experiment, Figure, experiment_names, load_experiment

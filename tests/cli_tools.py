@@ -87,7 +87,7 @@ def signal_at(step: int, name: str) -> str:
     """Code that sends this process a signal before its training step number `step`."""
     return f"""
 import os, signal
-from ctrnn_assembly.training import Training
+from ctrnn_assembly.training.fit import Training
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
 real = Training.training_step
 def training_step(self, batch, index):

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctrnn_assembly.config import TrainConfig, make_config, to_yaml
-from ctrnn_assembly.runs import model_from, save_weights, write
+from ctrnn_assembly.training.config import TrainConfig, make_config, to_yaml
+from ctrnn_assembly.training.run import model_from, save_weights, write
 
 SMALL = {"modules": 2, "units": 4, "density": 0.4, "limit_test": 20}
 

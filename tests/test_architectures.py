@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ctrnn_assembly.architectures import (
+from ctrnn_assembly.errors import ConfigError, ContractionError
+from ctrnn_assembly.models import (
     ARCHITECTURES,
     BASELINES,
     MODELS,
@@ -16,7 +17,6 @@ from ctrnn_assembly.architectures import (
     sparse_combo_net,
     svd_combo_net,
 )
-from ctrnn_assembly.errors import ConfigError, ContractionError
 
 
 def small(name: str, **settings: object) -> nn.Module:

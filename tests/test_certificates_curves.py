@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.curves import (
     gated_curve,
 )
 from ctrnn_assembly.errors import ContractionError
-from ctrnn_assembly.gated import GatedCTRNN
+from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 

@@ -11,12 +11,12 @@ import torch
 
 import ctrnn_cli.fit
 from cli_tools import TINY, Cli, table
-from ctrnn_assembly.architectures import MODELS
-from ctrnn_assembly.config import TrainConfig, read_yaml, recipes
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, digits, series
+from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.solvers import METHODS
 from ctrnn_assembly.topology import TOPOLOGIES
+from ctrnn_assembly.training.config import TrainConfig, read_yaml, recipes
 from fake_data import real_data, write_images
 
 KNOWN = {

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from cli_tools import Cli
-from ctrnn_assembly.config import make_config
+from ctrnn_assembly.training.config import make_config
 from ctrnn_cli.anatomy import Anatomy
 from ctrnn_cli.figures.style import bound_of, pooled
 from ctrnn_cli.fit import fit

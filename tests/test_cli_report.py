@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cli_tools import Cli
-from ctrnn_assembly.config import make_config
+from ctrnn_assembly.training.config import make_config
 from ctrnn_cli.fit import fit
 
 SETTINGS = {

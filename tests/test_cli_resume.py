@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cli_tools import TINY, Cli, assert_same_run, other_process, signal_at, table
-from ctrnn_assembly.training import Training
+from ctrnn_assembly.training.fit import Training
 from fake_data import write_images
 
 STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--decay=0.5", "--warmup=1")

@@ -16,8 +16,8 @@ from cli_tools import Cli, Outcome
 from ctrnn_assembly import Singular, Subnetwork, Symmetric, couple
 from ctrnn_assembly.certificates import certify, certify_terms
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.runs import write
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.training.run import write
 from stored_runs import store_run, strict_json
 
 WEIGHTS = "model.safetensors"

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ctrnn_assembly.architectures import MODELS
-from ctrnn_assembly.config import (
+from ctrnn_assembly.data import TASKS
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.models import MODELS
+from ctrnn_assembly.solvers import METHODS
+from ctrnn_assembly.topology import named_pairs
+from ctrnn_assembly.training.config import (
     TrainConfig,
     default_recipe,
     make_config,
@@ -15,10 +19,6 @@ from ctrnn_assembly.config import (
     recipes,
     to_yaml,
 )
-from ctrnn_assembly.data import TASKS
-from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.solvers import METHODS
-from ctrnn_assembly.topology import named_pairs
 
 
 def test_later_layers_win() -> None:

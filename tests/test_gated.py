@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
-from ctrnn_assembly.architectures import build_model
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import certify_terms
 from ctrnn_assembly.certificates.gates import certify_gated, commutator_rate
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.contracting import AdaDiagTanh, Product, Singular, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
-from ctrnn_assembly.gated import GatedCTRNN
+from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.inputs import Linear, ZeroOrderHold
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Edge, Terms

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-import ctrnn_assembly.projection
+import ctrnn_assembly.training.projection
 from cli_tools import TINY, Cli, table
-from ctrnn_assembly.architectures import build_model
 from ctrnn_assembly.assembly import Assembly, couple
-from ctrnn_assembly.callbacks import certificate_columns
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
 from ctrnn_assembly.contracting import CONSTRAINTS, AdaDiagTanh, Singular, Symmetric
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.projection import StepProjection, feedback_levels
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
-from ctrnn_assembly.runs import (
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.models import build_model
+from ctrnn_assembly.subnetwork import Subnetwork
+from ctrnn_assembly.training.callbacks import certificate_columns
+from ctrnn_assembly.training.projection import StepProjection, feedback_levels
+from ctrnn_assembly.training.run import (
     load_checkpoint,
     load_weights,
     model_certificate,
     model_from,
     read_config,
 )
-from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array, vertices
 
 # Certified at the start, and by its third epoch driven out of the Euler step's reach.
@@ -332,7 +332,7 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
     def strict(model: SequenceClassifier) -> Certificate:
         return refused if projection.norm() > limit else model_certificate(model)
 
-    monkeypatch.setattr(ctrnn_assembly.projection, "model_certificate", strict)
+    monkeypatch.setattr(ctrnn_assembly.training.projection, "model_certificate", strict)
     projection.project()
     assert projection.certificate.step.certified
     assert 0.85 * projection.omega < projection.norm() < limit

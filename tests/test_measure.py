@@ -32,8 +32,8 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
-from ctrnn_assembly.measure import Measurement
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 from oracles import array

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import Singular, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.solvers import GRID_METHODS, METHODS
 from ctrnn_assembly.subnetwork import Subnetwork
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cli_tools import single as single
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.runs import model_from
+from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.run import model_from
 from ctrnn_cli.costs import cost_text, estimate, lasting
 from ctrnn_cli.experiments import (
     Experiment,

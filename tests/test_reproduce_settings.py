@@ -7,11 +7,11 @@ import torch
 
 from cli_tools import Cli, table
 from cli_tools import single as single
-from ctrnn_assembly.batches import noisy
-from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.runs import load_weights, model_from, read_config, read_summary
+from ctrnn_assembly.training.batches import noisy
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.run import load_weights, model_from, read_config, read_summary
 from ctrnn_cli.fit import load_configured
 from ctrnn_cli.history import History
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_tools import Cli
-from ctrnn_assembly.config import make_config
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.runs import (
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.run import (
     certificate_summary,
     load_checkpoint,
     load_weights,

@@ -21,8 +21,8 @@ from ctrnn_assembly import (
     solve,
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
+from ctrnn_assembly.diagnostics.theorem6 import Theorem6, largest_c, monitor_theorem6, theorem6
 from ctrnn_assembly.errors import ContractionError, DataError, ShapeError
-from ctrnn_assembly.theorem6 import Theorem6, largest_c, monitor_theorem6, theorem6
 from oracles import array
 
 W38 = torch.tensor([[0.0, 4.0], [0.0, 0.0]], dtype=torch.float64)  # oracle 38

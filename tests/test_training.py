@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from cli_tools import TINY, Cli, other_process, table
-from ctrnn_assembly import batches
-from ctrnn_assembly.batches import Batches, accuracy
-from ctrnn_assembly.callbacks import read_table
-from ctrnn_assembly.config import make_config
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.runs import load_weights, model_from, read_config
-from ctrnn_assembly.training import Training, denormals_flushed, learning_rate_factor
+from ctrnn_assembly.training import batches as batches
+from ctrnn_assembly.training.batches import Batches, accuracy
+from ctrnn_assembly.training.callbacks import read_table
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.fit import Training, denormals_flushed, learning_rate_factor
+from ctrnn_assembly.training.run import load_weights, model_from, read_config
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import ctrnn_assembly
 from ctrnn_assembly.benchmark.environment import processor
-from ctrnn_assembly.runs import write
+from ctrnn_assembly.training.run import write
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ctrnn_assembly.diagnostics.jacobian import Jacobian, check_points, field_map
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.recurrent import CTRNN
 from ctrnn_assembly.terms import Terms
 
 

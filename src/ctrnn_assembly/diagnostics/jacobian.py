@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.recurrent import CTRNN
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.solvers.methods import GRID_METHODS
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices
 from ctrnn_assembly.terms import Terms

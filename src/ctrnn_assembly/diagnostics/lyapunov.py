@@ -31,7 +31,7 @@ from ctrnn_assembly.diagnostics.benettin import checked_run, follow
 from ctrnn_assembly.diagnostics.jacobian import check_points, field_map, step_map
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.recurrent import CTRNN
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.terms import Terms
 
 Flow = Callable[[Tensor, Tensor], Tensor]

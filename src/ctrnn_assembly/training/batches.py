@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.data import Split, Task
-from ctrnn_assembly.recurrent import SequenceClassifier
+from ctrnn_assembly.layers import SequenceClassifier
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 

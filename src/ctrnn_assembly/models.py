@@ -39,8 +39,8 @@ from ctrnn_assembly.contracting import (
 )
 from ctrnn_assembly.coupling import Init
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.gated import Gate, GatedCTRNN
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.gates import Gate, GatedCTRNN
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.subnetwork import Subnetwork
 
 

@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ctrnn_assembly.certificates import EULER, PROVEN_STEPS, Certificate
 from ctrnn_assembly.certificates.result import finite
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import DataError, TrainingError
-from ctrnn_assembly.runs import save_weights, write
+from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.run import save_weights, write
 
 
 class EpochTable(pl.Callback):

@@ -29,9 +29,9 @@ from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.coupling import Feedback
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.hierarchy import Hierarchy
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
-from ctrnn_assembly.runs import model_certificate
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.subnetwork import Subnetwork
+from ctrnn_assembly.training.run import model_certificate
 
 FIRST, EACH = 30, 4  # products with S when an epoch starts, and after each step
 # omega is for a skew S; what rounding of L to float32 adds in a dense metric is shrunk away.

@@ -23,12 +23,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from ctrnn_assembly.architectures import build_model
 from ctrnn_assembly.certificates import Certificate, certify
-from ctrnn_assembly.config import TrainConfig, make_config, read_yaml
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
-from ctrnn_assembly.gated import GatedCTRNN
-from ctrnn_assembly.recurrent import CTRNN, SequenceClassifier
+from ctrnn_assembly.gates import GatedCTRNN
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.models import build_model
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml
 
 
 def write(path: Path, content: str | bytes) -> None:

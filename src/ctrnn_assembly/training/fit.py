@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrnn_assembly.batches import Batch, Batches, processes
-from ctrnn_assembly.callbacks import kept
 from ctrnn_assembly.certificates import Certificate
-from ctrnn_assembly.config import TrainConfig
 from ctrnn_assembly.errors import ContractionError, TrainingError
-from ctrnn_assembly.projection import StepProjection
-from ctrnn_assembly.recurrent import SequenceClassifier
-from ctrnn_assembly.runs import model_certificate
+from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.training.batches import Batch, Batches, processes
+from ctrnn_assembly.training.callbacks import kept
+from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.projection import StepProjection
+from ctrnn_assembly.training.run import model_certificate
 
 
 class Training(pl.LightningModule):

@@ -1,0 +1,1 @@
+"""Training: a configuration, a loop, a run folder."""
