@@ -1,4 +1,4 @@
-"""The import layers: a file imports only lower layers, or its own package; heavy libraries have one place."""
+"""The import layers: a file imports only lower layers or its own; heavy libraries have one place."""
 
 import ast
 import subprocess
@@ -122,8 +122,8 @@ def test_heavy_libraries_are_imported_in_their_place_only(name):
 
 def test_the_library_alone_needs_neither_training_nor_drawing_nor_the_command_line():
     code = (
-        "import sys, ctrnn_assembly; heavy = ('lightning', 'lightning_fabric', 'torchvision', 'matplotlib', "
-        "'click', 'triton', 'aeon', 'PIL'); print([m for m in heavy if m in sys.modules])"
+        "import sys, ctrnn_assembly; heavy = ('lightning', 'lightning_fabric', 'torchvision', 'click', "
+        "'matplotlib', 'triton', 'aeon', 'PIL'); print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
