@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,8 @@ def activation(phi: str | Activation) -> Activation:
     if isinstance(phi, Activation):
         return phi
     if phi not in ACTIVATIONS:
-        raise ConfigError(
-            f"activation must be one of {', '.join(ACTIVATIONS)}; got {phi!r}. "
-            "For your own, pass Activation(name, function, slope=(lo, hi))."
-        )
+        fix = "For your own, pass Activation(name, function, slope=(lo, hi))."
+        raise unknown("activation", phi, ACTIVATIONS, fix)
     return ACTIVATIONS[phi]
 
 

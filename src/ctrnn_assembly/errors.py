@@ -4,6 +4,11 @@ Every error that a user's input can cause derives from `CtrnnError`; the command
 message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CtrnnError(Exception):
     """Anything that a user can cause and mend."""
@@ -31,3 +36,18 @@ class ConfigError(CtrnnError, ValueError):
 
 class TrainingError(CtrnnError, RuntimeError):
     """Training had to stop; what was saved before stays."""
+
+
+def unknown(what: str, given: object, known: Iterable[str], fix: str = "") -> ConfigError:
+    """The error for a name that a table does not have: raise unknown("model", name, MODELS).
+
+    Args:
+        what: what the name stands for, such as "model".
+        given: the name.
+        known: the names of the table.
+        fix: a further sentence, for a table that is not the only way.
+    """
+    names = list(known)
+    near = get_close_matches(str(given), names, n=1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{what} must be one of {', '.join(names)}; got {given!r}.{guess} {fix}".rstrip())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, unknown
 
 Pair = tuple[int, int]
 
@@ -100,5 +100,5 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
         return random_pairs(p, int(name[7:]), generator)
     plain = {"all": all_pairs, "chain": chain, "ring": ring, "star": star}
     if name not in plain:
-        raise ConfigError(f"coupling must be one of {', '.join(TOPOLOGIES)}; got {name!r}.")
+        raise unknown("coupling", name, TOPOLOGIES)
     return plain[name](p)
