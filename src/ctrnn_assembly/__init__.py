@@ -1,35 +1,83 @@
-"""Continuous-time RNNs coupled into assemblies whose stability is proven."""
+"""Continuous-time RNNs coupled into assemblies whose stability is proven.
 
-from ctrnn_assembly.activations import ACTIVATIONS as ACTIVATIONS
-from ctrnn_assembly.activations import Activation as Activation
-from ctrnn_assembly.assembly import Assembly as Assembly
-from ctrnn_assembly.assembly import couple as couple
-from ctrnn_assembly.certificates import Certificate as Certificate
-from ctrnn_assembly.certificates import certify as certify
-from ctrnn_assembly.contracting import CONSTRAINTS as CONSTRAINTS
-from ctrnn_assembly.contracting import Absolute as Absolute
-from ctrnn_assembly.contracting import AdaDiagClip as AdaDiagClip
-from ctrnn_assembly.contracting import AdaDiagTanh as AdaDiagTanh
-from ctrnn_assembly.contracting import Product as Product
-from ctrnn_assembly.contracting import PublishedSparse as PublishedSparse
-from ctrnn_assembly.contracting import Singular as Singular
-from ctrnn_assembly.contracting import SparseAbsolute as SparseAbsolute
-from ctrnn_assembly.contracting import Symmetric as Symmetric
-from ctrnn_assembly.contracting import Triangular as Triangular
-from ctrnn_assembly.contracting import Unconstrained as Unconstrained
-from ctrnn_assembly.coupling import Feedback as Feedback
-from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
-from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction
-from ctrnn_assembly.gates import GatedCTRNN as GatedCTRNN
-from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
-from ctrnn_assembly.inputs import CubicHermite as CubicHermite
-from ctrnn_assembly.inputs import Linear as Linear
-from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
-from ctrnn_assembly.layers import CTRNN as CTRNN
-from ctrnn_assembly.layers import SequenceClassifier as SequenceClassifier
-from ctrnn_assembly.solvers import METHODS as METHODS
-from ctrnn_assembly.solvers import Solution as Solution
-from ctrnn_assembly.solvers import solve as solve
-from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
+The public names are imported when they are first used (PEP 562): a program that only reads
+configurations, or prints a help text, need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctrnn_assembly.activations import ACTIVATIONS as ACTIVATIONS
+    from ctrnn_assembly.activations import Activation as Activation
+    from ctrnn_assembly.assembly import Assembly as Assembly
+    from ctrnn_assembly.assembly import couple as couple
+    from ctrnn_assembly.certificates import Certificate as Certificate
+    from ctrnn_assembly.certificates import certify as certify
+    from ctrnn_assembly.contracting import CONSTRAINTS as CONSTRAINTS
+    from ctrnn_assembly.contracting import Absolute as Absolute
+    from ctrnn_assembly.contracting import AdaDiagClip as AdaDiagClip
+    from ctrnn_assembly.contracting import AdaDiagTanh as AdaDiagTanh
+    from ctrnn_assembly.contracting import Product as Product
+    from ctrnn_assembly.contracting import PublishedSparse as PublishedSparse
+    from ctrnn_assembly.contracting import Singular as Singular
+    from ctrnn_assembly.contracting import SparseAbsolute as SparseAbsolute
+    from ctrnn_assembly.contracting import Symmetric as Symmetric
+    from ctrnn_assembly.contracting import Triangular as Triangular
+    from ctrnn_assembly.contracting import Unconstrained as Unconstrained
+    from ctrnn_assembly.coupling import Feedback as Feedback
+    from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
+    from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction
+    from ctrnn_assembly.gates import GatedCTRNN as GatedCTRNN
+    from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
+    from ctrnn_assembly.inputs import CubicHermite as CubicHermite
+    from ctrnn_assembly.inputs import Linear as Linear
+    from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
+    from ctrnn_assembly.layers import CTRNN as CTRNN
+    from ctrnn_assembly.layers import SequenceClassifier as SequenceClassifier
+    from ctrnn_assembly.solvers import METHODS as METHODS
+    from ctrnn_assembly.solvers import Solution as Solution
+    from ctrnn_assembly.solvers import solve as solve
+    from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
 
 __version__ = "0.1.0"
+
+PUBLIC = {
+    "activations": ("ACTIVATIONS", "Activation"),
+    "assembly": ("Assembly", "couple"),
+    "certificates": ("Certificate", "certify"),
+    "contracting": (
+        "CONSTRAINTS",
+        "Absolute",
+        "AdaDiagClip",
+        "AdaDiagTanh",
+        "Product",
+        "PublishedSparse",
+        "Singular",
+        "SparseAbsolute",
+        "Symmetric",
+        "Triangular",
+        "Unconstrained",
+    ),
+    "coupling": ("Feedback", "FreeCoupling"),
+    "diagnostics.contraction": ("measure_contraction",),
+    "gates": ("GatedCTRNN",),
+    "hierarchy": ("Hierarchy",),
+    "inputs": ("CubicHermite", "Linear", "ZeroOrderHold"),
+    "layers": ("CTRNN", "SequenceClassifier"),
+    "solvers": ("METHODS", "Solution", "solve"),
+    "subnetwork": ("Subnetwork",),
+}
+HOMES = {name: module for module, names in PUBLIC.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})
