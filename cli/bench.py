@@ -85,8 +85,8 @@ def bench_command(
     import torch
 
     from ctrnn_assembly.benchmark import Size, measure
+    from ctrnn_assembly.figures.style import FORMATS
     from ctrnn_cli.outputs import check_file
-    from ctrnn_cli.plots import FORMATS
 
     size = Size(n=n, units=units, batch=batch, steps=steps)
     check_numbers(rounds, threads, budget)
@@ -107,8 +107,8 @@ def bench_command(
             progress=progress,
         )
     if plot is not None and report.rows:
-        from ctrnn_cli.figures.speed import speed_figure
-        from ctrnn_cli.plots import save_figure
+        from ctrnn_assembly.figures.speed import speed_figure
+        from ctrnn_assembly.figures.style import save_figure
 
         save_figure(speed_figure(report), plot)
     show(report, as_json, plot)

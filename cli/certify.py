@@ -54,8 +54,8 @@ def certify_command(
     import torch
 
     from ctrnn_assembly.certificates.rounding import DENSE
+    from ctrnn_assembly.figures.style import FORMATS
     from ctrnn_cli.outputs import check_suffix
-    from ctrnn_cli.plots import FORMATS
     from ctrnn_cli.sources import Source
 
     if plot is not None:
@@ -79,7 +79,8 @@ def certify_command(
     if proven is None:
         result["discrete"] = no_step(given)
     if plot is not None:
-        from ctrnn_cli.plots import certificate_figure, save_figure
+        from ctrnn_assembly.figures.certificate import certificate_figure
+        from ctrnn_assembly.figures.style import save_figure
 
         curves = step_curves(core, certificate, config.dt)
         title = f"{config.model}: {Path(source).name}"

@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ctrnn_assembly.certificates.wording import down, fact_rows, weights_rows
 from ctrnn_assembly.training.config import to_yaml
 from ctrnn_cli import plates
 from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.certificate_table import down, fact_rows, weights_rows
 from ctrnn_cli.history import History
 from ctrnn_cli.page import details, page, paragraph, table
 from ctrnn_cli.reported import Reported

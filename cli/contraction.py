@@ -58,7 +58,7 @@ def contraction_command(
     each other in the metric, where the original ones have feedback of opposite signs.
     """
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_cli.figures.contraction import contraction_figure
+    from ctrnn_assembly.figures.contraction import contraction_figure
 
     if pairs < 1 or not 0 < spread < math.inf:
         raise ConfigError(f"--pairs must be at least 1 and --spread positive; got {pairs}, {spread}.")

@@ -108,9 +108,9 @@ def draw(job: Job, run: Path) -> None:
     """The pictures, into the run folder."""
     if not job.experiment.pictures:
         return
+    from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.models import BASELINES
     from ctrnn_cli.plot import FIGURES, OF_ONE
-    from ctrnn_cli.plots import save_figure
 
     for kind in job.experiment.pictures:
         if kind in OF_ONE and job.config().model in BASELINES:

@@ -44,7 +44,7 @@ def fixed_points_command(
     import torch
 
     from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
-    from ctrnn_cli.figures.fixed_points import fixed_points_figure
+    from ctrnn_assembly.figures.fixed_points import fixed_points_figure
 
     subject = load_subject(source, **options)
     core = subject.core

@@ -44,7 +44,7 @@ def gsc_command(
     import torch
 
     from ctrnn_assembly.diagnostics.gsc import gsc_over_time
-    from ctrnn_cli.figures.gsc import gsc_figure
+    from ctrnn_assembly.figures.gsc import gsc_figure
 
     subject = load_subject(source, **options)
     T = subject.u.shape[1]

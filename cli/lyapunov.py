@@ -41,7 +41,7 @@ def lyapunov_command(
 
     from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_cli.figures.lyapunov import lyapunov_figure
+    from ctrnn_assembly.figures.lyapunov import lyapunov_figure
 
     subject = load_subject(source, **options)
     core = subject.core

@@ -32,7 +32,7 @@ class Outputs:
 
     def check(self) -> None:
         """Refuse a picture of no known format, and what cannot be written, before any work."""
-        from ctrnn_cli.plots import FORMATS
+        from ctrnn_assembly.figures.style import FORMATS
 
         if self.plot is not None:
             check_file("--plot", self.plot, FORMATS)
@@ -53,8 +53,8 @@ class Outputs:
         """Print table and notes, or the JSON; write the files, each whole or not at all."""
         from rich.console import Console
 
+        from ctrnn_assembly.figures.style import save_figure
         from ctrnn_assembly.training.run import write
-        from ctrnn_cli.plots import save_figure
 
         if self.csv_file is not None:
             text = io.StringIO()

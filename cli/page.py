@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ctrnn_cli.plots import PRINT
+from ctrnn_assembly.figures.style import PRINT
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.figure import Figure

@@ -41,8 +41,8 @@ def plot_command(
     beside runs on the whole task only, with their source.
     """
     from ctrnn_assembly.errors import ConfigError
+    from ctrnn_assembly.figures.style import FORMATS, save_figure
     from ctrnn_cli.outputs import check_file
-    from ctrnn_cli.plots import FORMATS, save_figure
 
     if kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
@@ -57,7 +57,7 @@ def plot_command(
 
 
 def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.figures.curves import curves_figure
+    from ctrnn_assembly.figures.curves import curves_figure
     from ctrnn_cli.history import read_histories, short_names
     from ctrnn_cli.published import published_for
 
@@ -67,7 +67,7 @@ def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) 
 
 
 def _certificate(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.figures.margin import margin_figure
+    from ctrnn_assembly.figures.margin import margin_figure
     from ctrnn_cli.history import read_histories, short_names
 
     found = read_histories(runs)

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.certificates.rounding import DENSE
+from ctrnn_assembly.certificates.wording import up
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.figures.graph import graph_figure
+from ctrnn_assembly.figures.metric import metric_figure
+from ctrnn_assembly.figures.states import states_figure
+from ctrnn_assembly.figures.weights import weights_figure
 from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from
 from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.certificate_table import up
-from ctrnn_cli.figures.graph import graph_figure
-from ctrnn_cli.figures.metric import metric_figure
-from ctrnn_cli.figures.states import states_figure
-from ctrnn_cli.figures.weights import weights_figure
 from ctrnn_cli.fit import load_configured
 from ctrnn_cli.history import History
 from ctrnn_cli.sources import Source, weights_of

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import nn
 
 from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.models import BASELINES
-from ctrnn_cli.certificate_table import verdict
 from ctrnn_cli.certify import certificate_of, no_certificate
 from ctrnn_cli.history import History
 from ctrnn_cli.page import paragraph

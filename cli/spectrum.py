@@ -41,7 +41,7 @@ def spectrum_command(
     For trained weights, those of the initial ones are shown beside them. The analytic Jacobian is
     checked against automatic differentiation at the last state.
     """
-    from ctrnn_cli.figures.spectrum import spectrum_figure
+    from ctrnn_assembly.figures.spectrum import spectrum_figure
 
     subject = load_subject(source, **options)
     core = subject.core

@@ -22,8 +22,14 @@ from ctrnn_assembly.benchmark.interleave import interleave
 from ctrnn_assembly.benchmark.measure import Case, Timed, fill_memories, rates_of, row_of, timed, warm_up
 from ctrnn_assembly.benchmark.problem import Size, make_problem
 from ctrnn_assembly.benchmark.product import product_entry
-from ctrnn_cli.figures.style import legend_below, line_style, log_axis, new_figure, printed
-from ctrnn_cli.plots import save_figure
+from ctrnn_assembly.figures.style import (
+    legend_below,
+    line_style,
+    log_axis,
+    new_figure,
+    printed,
+    save_figure,
+)
 
 PICTURES = Path(__file__).parent / "pictures"
 PAIRS = (0, 5, 20, 60, 120)

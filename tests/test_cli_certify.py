@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_tools import Cli
+from ctrnn_assembly.certificates.wording import down, factor, up
 from ctrnn_assembly.models import ARCHITECTURES, BASELINES
 from ctrnn_assembly.training.config import make_config, read_yaml
 from ctrnn_assembly.training.run import model_certificate, model_from
-from ctrnn_cli.certificate_table import down, factor, up
 from stored_runs import SMALL, store_run, strict_json
 
 KEYS = {

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from cli_tools import Cli
+from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.training.config import make_config
 from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.figures.style import bound_of, pooled
 from ctrnn_cli.fit import fit
 from ctrnn_cli.history import History, short_names
 from ctrnn_cli.plot import KINDS, OF_ONE

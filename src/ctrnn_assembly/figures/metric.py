@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrnn_cli.figures.style import COLOURS, GREY, NUMBERED, Array, log_axis, new_figure, printed
+from ctrnn_assembly.figures.style import COLOURS, GREY, NUMBERED, Array, log_axis, new_figure, printed
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.figure import Figure

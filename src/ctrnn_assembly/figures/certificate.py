@@ -5,13 +5,11 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; lines differ in
 
 from __future__ import annotations
 
-import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctrnn_assembly.training.run import write
-from ctrnn_cli.certificate_table import down
+from ctrnn_assembly.certificates.wording import down
+from ctrnn_assembly.figures.style import PRINT
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
@@ -20,22 +18,12 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
     from ctrnn_assembly.certificates import Certificate, Step
     from ctrnn_assembly.certificates.curves import GainCurve
 
-FORMATS = (".png", ".svg", ".pdf")
 STYLES: dict[str, tuple[str, Any]] = {
     "euler": ("#0072B2", "-"),
     "imex": ("#D55E00", (0, (5, 1.5))),
     "exponential-euler": ("#009E73", (0, (1.2, 1.2))),
 }
 BARS, FAILED, WHOLE = "#56B4E9", "#E69F00", "#000000"
-PRINT: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ctrnn",  # the same file for the same numbers
-    "pdf.fonttype": 42,
-}
 MANY = 24  # modules beyond which not every one is numbered
 
 
@@ -129,15 +117,3 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.25 * (high - low))
     axes.legend(loc="upper center", fontsize=8, ncols=2)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of its suffix, whole or not at all, without the date."""
-    import matplotlib
-
-    kind = path.suffix.lower().removeprefix(".")
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(PRINT):
-        figure.savefig(buffer, format=kind, metadata=metadata)
-    write(path, buffer.getvalue())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctrnn_cli.plots import PRINT
+from ctrnn_assembly.figures.style import PRINT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

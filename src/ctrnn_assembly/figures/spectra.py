@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctrnn_cli.figures.style import COLOURS, GREY, empty, new_figure, printed
+from ctrnn_assembly.figures.style import COLOURS, GREY, empty, new_figure, printed
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.axes import Axes

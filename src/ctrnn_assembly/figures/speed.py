@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ctrnn_cli.figures.style import COLOURS, new_figure, printed
+from ctrnn_assembly.figures.style import COLOURS, new_figure, printed
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrnn_cli.figures.style import (
+from ctrnn_assembly.figures.style import (
     GREY,
     Array,
     empty,
@@ -18,7 +18,6 @@ from ctrnn_cli.figures.style import (
     printed,
     whole_epochs,
 )
-from ctrnn_cli.history import History
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ if TYPE_CHECKING:  # a second to import
 
 
 @printed
-def margin_figure(histories: Sequence[History], names: Sequence[str], *, title: str) -> Figure:
+def margin_figure(histories: Sequence[Any], names: Sequence[str], *, title: str) -> Figure:
     """The certified rate, the factor of one step, and, where it is known, the largest certified step."""
     known = any(history.has("max_dt") for history in histories)
     figure = new_figure(3.0 + 0.15 * ((len(histories) + 3) // 2), title)
@@ -52,7 +51,7 @@ def margin_figure(histories: Sequence[History], names: Sequence[str], *, title: 
     return figure
 
 
-def draw_panel(axes: Axes, histories: Sequence[History], column: str, verdict: str) -> None:
+def draw_panel(axes: Axes, histories: Sequence[Any], column: str, verdict: str) -> None:
     """One line a run: full markers where the epoch is certified, hollow ones where it is not."""
     for k, history in enumerate(histories):
         value = history.column(column)
@@ -63,7 +62,7 @@ def draw_panel(axes: Axes, histories: Sequence[History], column: str, verdict: s
         empty(axes, "no bound is known")
 
 
-def draw_longest(axes: Axes, histories: Sequence[History], names: Sequence[str]) -> None:
+def draw_longest(axes: Axes, histories: Sequence[Any], names: Sequence[str]) -> None:
     """The largest certified dt against the run's own; runs for which every dt is certified are named."""
     axes.set_title("largest certified dt", fontsize=9)
     endless = []
@@ -89,7 +88,7 @@ def draw_longest(axes: Axes, histories: Sequence[History], names: Sequence[str])
 
 
 def draw_verdicts(
-    axes: Axes, history: History, value: Array, certified: np.ndarray, style: dict[str, Any]
+    axes: Axes, history: Any, value: Array, certified: np.ndarray, style: dict[str, Any]
 ) -> None:
     """A line with a marker at every certificate, or at so many that they can be told apart."""
     judged = history.judged()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctrnn_cli.plots import PRINT
+from ctrnn_assembly.figures.style import PRINT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,12 +1,12 @@
-"""Distances between trajectories over time, with the certified envelope."""
+"""Any between trajectories over time, with the certified envelope."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrnn_cli.plots import PRINT
+from ctrnn_assembly.figures.style import PRINT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
-    from ctrnn_cli.contraction import Distances
 
 BLUE, ORANGE, PURPLE, BLACK = "#0072B2", "#D55E00", "#CC79A7", "#000000"
 
 
-def contraction_figure(
-    found: Distances, twin: Distances | None, certificate: Certificate, *, title: str
-) -> Figure:
+def contraction_figure(found: Any, twin: Any | None, certificate: Certificate, *, title: str) -> Figure:
     """Left: in the metric, with the envelope of the certificate. Right: Euclidean, and the twin."""
     import matplotlib
     from matplotlib.figure import Figure

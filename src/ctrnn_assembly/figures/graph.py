@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrnn_cli.figures.style import (
+from ctrnn_assembly.figures.style import (
     GREY,
     NUMBERED,
     SEQUENTIAL,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctrnn_cli.figures.style import (
+from ctrnn_assembly.figures.style import (
     GREY,
     legend_below,
     line_style,
@@ -16,8 +16,6 @@ from ctrnn_cli.figures.style import (
     printed,
     whole_epochs,
 )
-from ctrnn_cli.history import History
-from ctrnn_cli.published import Published
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.axes import Axes
@@ -28,7 +26,7 @@ DASHES = ("--", ":", "-.")
 
 @printed
 def curves_figure(
-    histories: Sequence[History], names: Sequence[str], published: Sequence[Published], *, title: str
+    histories: Sequence[Any], names: Sequence[str], published: Sequence[Any], *, title: str
 ) -> Figure:
     """Left: accuracy of validation, training and test. Right: the losses."""
     figure = new_figure(3.3 + 0.15 * (len(histories) + len(published)), title)
@@ -52,7 +50,7 @@ def curves_figure(
     return figure
 
 
-def draw_run(axes: Axes, history: History, name: str, k: int, what: str, scale: float) -> None:
+def draw_run(axes: Axes, history: Any, name: str, k: int, what: str, scale: float) -> None:
     """Validation as a full line, training as a thin dashed one of the same colour."""
     style = line_style(k)
     epochs = history.epochs
@@ -74,7 +72,7 @@ def draw_run(axes: Axes, history: History, name: str, k: int, what: str, scale: 
     )
 
 
-def draw_test(axes: Axes, history: History, k: int) -> None:
+def draw_test(axes: Axes, history: Any, k: int) -> None:
     """A star at the epoch whose weights were kept."""
     epoch, accuracy = history.number("best_epoch"), history.number("test_accuracy")
     if np.isfinite(epoch) and np.isfinite(accuracy):

@@ -1,1 +1,0 @@
-"""Pictures: one file each, a function from plain arrays to a matplotlib figure; nothing is computed."""

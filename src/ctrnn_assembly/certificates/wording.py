@@ -1,0 +1,120 @@
+"""A certificate in words: the verdict in one sentence, and the facts that it rests on.
+
+Every number is rounded to the side that claims less: rates and certified dt down, factors and costs up.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
+from typing import Any
+
+from ctrnn_assembly.certificates.result import Certificate, Step
+
+ILL_CONDITIONED = 1e6
+SOURCES = {
+    "trained": "trained, with the best validation accuracy",
+    "checkpoint": "of the last epoch: the run is not finished",
+    "initial": "initial, before training",
+    "none": "not read: a baseline",
+}
+
+
+def verdict(certificate: Certificate) -> str:
+    """One line: certified or not, why not, and what to change."""
+    if not certificate.certified:
+        return f"NOT certified: {'; '.join(certificate.reasons)}"
+    proven = f"certified: contracts at a rate of at least {down(certificate.rate)}"
+    step = certificate.step
+    if step is None:
+        return proven
+    name = f"{step.solver} step of {step.dt:g}"
+    if step.certified:
+        return f"{proven}, and so does the {name}"
+    return f"{proven} in continuous time, but NOT its {name}: {step.reason}"
+
+
+def weights_rows(weights: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which weights, and the file that they come from."""
+    rows = [("weights", SOURCES[weights["kind"]])]
+    if weights["file"] is not None:
+        rows += [("file", weights["file"]), ("sha256", f"{weights['sha256'][:16]}...")]
+    return rows
+
+
+def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
+    """Rate, metric, step and coupling; nothing of what is not known."""
+    if not certificate.modules:
+        return []
+    rows = [("rate", f">= {down(certificate.rate)} per unit of time, in the metric")]
+    if certificate.certified:
+        longest = up(certificate.slowest_time_constant)
+        rows.append(("time constant", f"<= {longest}: distances shrink by a factor e in this time"))
+    rows.append(("rounding", f"{up(certificate.rounding, 2)}, taken off the rate already"))
+    return [*rows, *metric_rows(certificate), *step_rows(certificate.step), *coupling_rows(certificate)]
+
+
+def metric_rows(certificate: Certificate) -> list[tuple[str, str]]:
+    """The metric and how far its distances are from Euclidean ones."""
+    metric = certificate.metric
+    origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
+    condition = metric.condition_number
+    growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
+    warning = "WARNING, of little use: " if condition > ILL_CONDITIONED else ""
+    return [
+        ("metric", f"{metric.kind}, {origin}"),
+        ("its eigenvalues", f"{metric.smallest:.4g} to {metric.largest:.4g}"),
+        ("condition number", f"{up(condition)}; {warning}{growth}" if condition > 1 else "1"),
+    ]
+
+
+def step_rows(step: Step | None) -> list[tuple[str, str]]:
+    """The factor of the step, and the longest one."""
+    if step is None:
+        return []
+    found = f"factor <= {factor(step.gain)}" if step.certified and step.gain is not None else step.reason
+    rows = [(f"{step.solver} step, dt {step.dt:g}", found)]
+    if step.certified or step.max_dt > 0:
+        longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
+        rows.append(("largest certified dt", longest))
+    return rows
+
+
+def coupling_rows(certificate: Certificate) -> list[tuple[str, str]]:
+    """Topology, strength, and what the coupling takes from the rate."""
+    coupling = certificate.coupling
+    if not coupling.pairs and not coupling.edges:
+        return [("coupling", "none")]
+    count = f"{len(coupling.pairs)} pair{'s' if len(coupling.pairs) != 1 else ''}"
+    named = coupling.topology if coupling.topology == count else f"{coupling.topology}, {count}"
+    rows = [
+        ("coupling", f"{named}, norm {up(coupling.norm)} in the metric"),
+        ("largest residual", f"{up(coupling.residual, 2)}; 0 is exact feedback"),
+        ("cost of the coupling", f"takes at most {up(coupling.cost, 2)} off the rate"),
+    ]
+    if coupling.edges:
+        rows.append(("nonlinear couplings", str(coupling.edges)))
+    return rows
+
+
+def factor(gain: float) -> str:
+    """A factor, rounded up, with so many digits that three of its distance from 1 are seen."""
+    digits = 4 if gain <= 0.9 or gain >= 1 else 3 - math.floor(math.log10(1 - gain))
+    return up(gain, digits)
+
+
+def down(value: float, digits: int = 4) -> str:
+    """A lower bound with few digits: rounded down."""
+    return _rounded(value, digits, ROUND_FLOOR)
+
+
+def up(value: float, digits: int = 4) -> str:
+    """An upper bound with few digits: rounded up."""
+    return _rounded(value, digits, ROUND_CEILING)
+
+
+def _rounded(value: float, digits: int, towards: str) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    context = Context(prec=digits, rounding=towards)
+    return f"{float(context.create_decimal_from_float(value)):.{digits}g}"
