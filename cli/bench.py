@@ -85,7 +85,7 @@ def bench_command(
     import torch
 
     from ctrnn_assembly.benchmark import Size, measure
-    from ctrnn_assembly.figures.style import FORMATS
+    from ctrnn_assembly.figures import FORMATS
     from ctrnn_cli.outputs import check_file
 
     size = Size(n=n, units=units, batch=batch, steps=steps)

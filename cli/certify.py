@@ -54,7 +54,7 @@ def certify_command(
     import torch
 
     from ctrnn_assembly.certificates.rounding import DENSE
-    from ctrnn_assembly.figures.style import FORMATS
+    from ctrnn_assembly.figures import FORMATS
     from ctrnn_cli.outputs import check_suffix
     from ctrnn_cli.sources import Source
 

@@ -32,7 +32,7 @@ class Outputs:
 
     def check(self) -> None:
         """Refuse a picture of no known format, and what cannot be written, before any work."""
-        from ctrnn_assembly.figures.style import FORMATS
+        from ctrnn_assembly.figures import FORMATS
 
         if self.plot is not None:
             check_file("--plot", self.plot, FORMATS)

@@ -41,7 +41,8 @@ def plot_command(
     beside runs on the whole task only, with their source.
     """
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.figures.style import FORMATS, save_figure
+    from ctrnn_assembly.figures import FORMATS
+    from ctrnn_assembly.figures.style import save_figure
     from ctrnn_cli.outputs import check_file
 
     if kind not in KINDS:

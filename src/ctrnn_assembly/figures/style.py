@@ -26,7 +26,6 @@ from ctrnn_assembly.training.run import write
 Array = NDArray[np.float64]
 P = ParamSpec("P")
 
-FORMATS = (".png", ".svg", ".pdf")
 WIDTH = 7.2  # inches, the text width of a page
 PRINT: Any = {
     "font.size": 9,
