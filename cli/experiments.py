@@ -33,7 +33,7 @@ from ctrnn_cli.published import named_published
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 # Lightly trained on a few small samples: enough to see that a row runs.
-FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup": 0}
+FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
 # Where and how a run is made may change; what it computes may not.
 FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}

@@ -61,7 +61,7 @@ def make_trainer(
             precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
             plugins=[Checkpoints()],
             max_epochs=config.epochs,
-            gradient_clip_val=config.clip or None,
+            gradient_clip_val=config.gradient_clip_norm or None,
             callbacks=found,
             profiler=profiler,
             logger=_logger(config, run),

@@ -44,7 +44,7 @@ def held_out(config: TrainConfig, task: Task, rest: Split, fold: Split) -> tuple
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=config.epochs,
-        gradient_clip_val=config.clip,
+        gradient_clip_val=config.gradient_clip_norm,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -10,13 +10,15 @@ from cli_tools import TINY, Cli, assert_same_run, other_process, signal_at, tabl
 from ctrnn_assembly.training.fit import Training
 from fake_data import write_images
 
-STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--decay=0.5", "--warmup=1")
+STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--lr-gamma=0.5", "--warmup-epochs=1")
 SETTINGS = {
     "cosine": ("--epochs=4", "--schedule=cosine"),
-    "cosine after warm-up": ("--epochs=4", "--schedule=cosine", "--warmup=2"),
+    "cosine after warm-up": ("--epochs=4", "--schedule=cosine", "--warmup-epochs=2"),
     "steps after warm-up": STEPS,
     "early stopping": ("--epochs=9", "--patience=2", "--learning-rate=1e-6"),
-    "decay and no clipping": ("--epochs=3", "--optimizer=adamw", "--weight-decay=0.1", "--clip=0"),
+    "decay and no clipping": (
+        "--epochs=3", "--optimizer=adamw", "--weight-decay=0.1", "--gradient-clip-norm=0",
+    ),
     "frozen modules": ("--epochs=3", "--model=sparse-combo"),
     "projected weights": ("--epochs=3", "--model=adadiag-clip", "--learning-rate=0.5"),
     "projected coupling": (

@@ -1,9 +1,12 @@
 """Settings are checked where they come in; a message says which, and what it must be."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
@@ -11,6 +14,7 @@ from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.solvers import METHODS
 from ctrnn_assembly.topology import named_pairs
 from ctrnn_assembly.training.config import (
+    Group,
     TrainConfig,
     default_recipe,
     make_config,
@@ -50,9 +54,51 @@ def test_an_impossible_value_is_refused(setting: dict[str, object], must: str) -
 
 @pytest.mark.parametrize("key", ["lr", 1])
 def test_an_unknown_key_is_refused_with_the_known_ones(key: object) -> None:
-    with pytest.raises(ConfigError, match=f"unknown setting '{key}'") as caught:
+    with pytest.raises(ConfigError, match=f"setting must be one of .*got '{key}'") as caught:
         make_config({key: 1})  # type: ignore[dict-item]
     assert all(name in str(caught.value) for name in TrainConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"schedule": "steps", "milestones": [5, 3]}, "milestones must increase; got (5, 3)"),
+        ({"schedule": "steps", "milestones": [3, 3]}, "milestones must increase; got (3, 3)"),
+        ({"schedule": "steps"}, "schedule steps must have milestones"),
+        ({"keep_epochs": [2, 1]}, "keep_epochs must increase"),
+        ({"fit_all": True, "patience": 2}, "fit_all leaves no validation data to stop by"),
+        (
+            {"certify_every": 2, "require_certificate": "discrete"},
+            "certify_every must be 1 where require_certificate is discrete",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(settings)
+    assert reason in str(caught.value)
+    with pytest.raises(ValidationError, match=re.escape(reason)):  # at construction as well
+        TrainConfig(**settings)
+
+
+def test_settings_that_do_nothing_are_said() -> None:
+    late = {"schedule": "steps", "milestones": [2, 80], "keep_epochs": [5], "patience": 9}
+    assert make_config(late, {"epochs": 3, "warmup_epochs": 3}).unused() == [
+        "milestones [80] lie beyond the last epoch, 3",
+        "keep_epochs [5] lie beyond the last epoch, 3",
+        "warmup_epochs 3 leaves no epoch of 3 after it",
+        "patience 9 cannot end 3 epochs",
+    ]
+    assert make_config(late, {"epochs": 81}).unused() == []
+    assert make_config({"milestones": [3], "lr_gamma": 0.5}).unused() == [
+        "milestones [3] are not used by schedule cosine",
+        "lr_gamma 0.5 is not used by schedule cosine",
+    ]
+
+
+def test_every_setting_has_a_group() -> None:
+    groups = [field.json_schema_extra["group"] for field in TrainConfig.model_fields.values()]
+    assert list(dict.fromkeys(groups)) == list(get_args(Group))
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -109,9 +155,9 @@ def test_published_recipes_have_the_published_settings() -> None:
         config.batch_size,
         config.learning_rate,
         config.milestones,
-        config.decay,
+        config.lr_gamma,
         config.weight_decay,
-        config.clip,
+        config.gradient_clip_norm,
         config.epochs,
         config.dt,
     )

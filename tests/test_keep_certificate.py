@@ -31,7 +31,7 @@ from oracles import array, vertices
 
 # Certified at the start, and by its third epoch driven out of the Euler step's reach.
 LOSING = (
-    "--solver=euler", "--coupling-gain=1", "--learning-rate=0.5", "--warmup=0", "--epochs=3",
+    "--solver=euler", "--coupling-gain=1", "--learning-rate=0.5", "--warmup-epochs=0", "--epochs=3",
     "--model=adadiag-clip",
 )  # fmt: skip
 STRONG = ("--coupling-gain=30", "--learning-rate=0.1", "--epochs=2", "--density=0.4")
@@ -148,7 +148,7 @@ def test_a_run_that_would_lose_the_step_stops_before_it_is_saved(cli: Cli, tmp_p
 
 
 def test_a_run_that_loses_the_continuous_certificate_stops(cli: Cli, tmp_path: Path) -> None:
-    settings = ("--model=unconstrained", "--learning-rate=0.5", "--warmup=0", "--epochs=4")
+    settings = ("--model=unconstrained", "--learning-rate=0.5", "--warmup-epochs=0", "--epochs=4")
     required = (*TINY, *settings, "--require-certificate=continuous")
     error = cli.refuses("train", *required, "--out", tmp_path / "run")
     assert "lost the continuous certificate: module" in error
@@ -234,7 +234,13 @@ def test_a_continuous_certificate_needs_no_step(cli: Cli, tmp_path: Path) -> Non
 
 def test_modules_that_lose_their_own_step_stop_a_projected_run(cli: Cli, tmp_path: Path) -> None:
     """A symmetric W may have any negative eigenvalue, which Euler steps over, coupled or not."""
-    settings = ("--model=symmetric", "--solver=euler", "--dt=0.5", "--learning-rate=0.5", "--warmup=0")
+    settings = (
+        "--model=symmetric",
+        "--solver=euler",
+        "--dt=0.5",
+        "--learning-rate=0.5",
+        "--warmup-epochs=0",
+    )
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run", *settings, "--keep-step-certified")
     assert "lost the discrete certificate: the Euler step of dt 0.5 must be certifiable" in error
     assert "there is none before it" in error

@@ -131,7 +131,7 @@ def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
-    text = TINY.replace("epochs: 3", "epochs: 3, learning_rate: 1e18, clip: 0")
+    text = TINY.replace("epochs: 3", "epochs: 3, learning_rate: 1e18, gradient_clip_norm: 0")
     job = Job(parse_experiment("tiny", text), parse_experiment("tiny", text).row("svd"), 0, False)
     result = result_of(job, tmp_path)
     assert "NaN or infinite" in result["stopped"]

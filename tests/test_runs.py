@@ -108,7 +108,7 @@ def test_weights_of_another_model_are_refused(cli: Cli, run: Path, other: dict) 
         (None, "there is no configuration file"),
         ("epochs: [", "cannot be read as YAML"),
         ("", "must hold `key: value` lines"),
-        ("epoks: 3", "unknown setting 'epoks'"),
+        ("epoks: 3", "got 'epoks'. Did you mean 'epochs'?"),
         ("model: nope", "model must be one of"),
         ("task: nope", "Unknown task 'nope'"),
         ("dt: .nan", "dt must be a finite number"),

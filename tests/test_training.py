@@ -37,13 +37,13 @@ def factors(**settings: object) -> list[float]:
 
 def test_learning_rate_schedules() -> None:
     assert factors(schedule="constant") == [1.0] * 8
-    cut = factors(schedule="steps", milestones=(1, 3), decay=0.1)
+    cut = factors(schedule="steps", milestones=(1, 3), lr_gamma=0.1)
     assert_close(cut, [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
     half = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
     assert_close(factors(schedule="cosine"), half)
-    warm = factors(schedule="cosine", warmup=2)
+    warm = factors(schedule="cosine", warmup_epochs=2)
     assert_close(warm, [0.25, 0.5, 0.75, 1.0, *(half[0], half[2], half[4], half[6])])
-    assert factors(schedule="steps", milestones=(3,), warmup=1)[:3] == [0.5, 1.0, 1.0]
+    assert factors(schedule="steps", milestones=(3,), warmup_epochs=1)[:3] == [0.5, 1.0, 1.0]
 
 
 def flushed() -> bool:

@@ -8,118 +8,186 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, unknown
+
+Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
+
+
+def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
+    """A field of the configuration, in a group of options, with pydantic's bounds on its value."""
+    return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run. The defaults are the papers' sizes and solver."""
+    """Everything that decides a run. The defaults are the papers' sizes and solver.
+
+    Raises:
+        pydantic.ValidationError: for a value out of its bounds, an unknown key, or settings that
+            contradict each other; `make_config` turns it into a `ConfigError`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: str = Field("digits", description="task; see `ctrnn list`")
-    model: str = Field("svd-combo", description="model; see `ctrnn list`")
-    modules: int = Field(16, ge=1, description="number of modules p")
-    units: int = Field(32, ge=1, description="units of each module")
-    density: float = Field(0.033, gt=0, le=1, description="density of sparse modules")
-    magnitude: float | None = Field(
-        None, gt=0, description="largest |entry| of sparse modules; 1, or 6 as published"
+    task: str = setting("data", "digits", "task; see `ctrnn list`")
+    data_dir: str | None = setting("data", None, "where the data are; else CTRNN_DATA_DIR")
+    resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
+    limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
+    limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
+    augment: bool = setting("data", True, "crop and flip where the task's recipe does")
+    input_noise: float = setting(
+        "data", 0.0, "noise on training inputs, in standard deviations of each channel", ge=0
     )
-    into_set: Literal["reject", "rescale"] = Field(
-        "reject", description="sparse modules outside Theorem 1: draw again, or shrink"
+    fit_all: bool = setting(
+        "data", False, "train on training and validation data, and keep the last epoch: final runs"
     )
-    margin: float = Field(0.01, gt=0, lt=1, description="guaranteed rate of a module, in 1/tau")
-    coupling: str = Field("all", description="all, none, ring, chain, star or random:C")
-    coupling_kind: Literal["feedback", "hierarchy", "free"] = Field(
-        "feedback", description="free is the control L = B without a certificate"
+
+    model: str = setting("network", "svd-combo", "model; see `ctrnn list`")
+    modules: int = setting("network", 16, "number of modules p", ge=1)
+    units: int = setting("network", 32, "units of each module", ge=1)
+    density: float = setting("network", 0.033, "density of sparse modules", gt=0, le=1)
+    magnitude: float | None = setting(
+        "network", None, "largest |entry| of sparse modules; 1, or 6 as published", gt=0
     )
-    coupling_gain: float = Field(1.0, gt=0, description="initial scale of the coupling")
-    coupling_init: Literal["uniform", "normal", "orthogonal"] | None = Field(
-        None, description="initial entries of L; the model's own if not given"
+    into_set: Literal["reject", "rescale"] = setting(
+        "network", "reject", "sparse modules outside Theorem 1: draw again, or shrink"
     )
-    bias: bool | None = Field(None, description="of the input; the model's own if not given")
-    phi: str | None = Field(None, description="activation; the model's own if not given")
-    form: Literal["x", "r"] | None = Field(None, description="phi outside (x) or inside (r)")
-    tau: float = Field(1.0, gt=0, description="time constant, in the unit of dt")
-    reads: Literal["state", "rate"] = Field(
-        "state", description="what the readout sees: x, or the firing rates phi(x)"
+    margin: float = setting("network", 0.01, "guaranteed rate of a module, in 1/tau", gt=0, lt=1)
+    coupling: str = setting("network", "all", "all, none, ring, chain, star or random:C")
+    coupling_kind: Literal["feedback", "hierarchy", "free"] = setting(
+        "network", "feedback", "free is the control L = B without a certificate"
     )
-    solver: str = Field("euler", description="euler, imex, exponential-euler, dopri5, ...")
-    dt: float = Field(0.03, gt=0, description="time between samples")
-    rtol: float = Field(1e-4, gt=0, description="relative tolerance of adaptive solvers")
-    atol: float = Field(1e-6, gt=0, description="absolute tolerance of adaptive solvers")
-    interpolation: Literal["hold", "linear", "cubic"] = Field(
-        "hold", description="input between samples, for torchdiffeq's solvers"
+    coupling_gain: float = setting("network", 1.0, "initial scale of the coupling", gt=0)
+    coupling_init: Literal["uniform", "normal", "orthogonal"] | None = setting(
+        "network", None, "initial entries of L; the model's own if not given"
     )
-    gradient: Literal["direct", "adjoint", "inexact-adjoint"] = Field(
-        "direct", description="through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
+    bias: bool | None = setting("network", None, "of the input; the model's own if not given")
+    phi: str | None = setting("network", None, "activation; the model's own if not given")
+    form: Literal["x", "r"] | None = setting("network", None, "phi outside (x) or inside (r)")
+    tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
+    reads: Literal["state", "rate"] = setting(
+        "network", "state", "what the readout sees: x, or the firing rates phi(x)"
     )
-    checkpoint: Literal["none", "sqrt"] = Field(
-        "none", description="sqrt: keep few states for the gradient, for a forward pass more"
+
+    solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
+    dt: float = setting("solver", 0.03, "time between samples", gt=0)
+    rtol: float = setting("solver", 1e-4, "relative tolerance of adaptive solvers", gt=0)
+    atol: float = setting("solver", 1e-6, "absolute tolerance of adaptive solvers", gt=0)
+    interpolation: Literal["hold", "linear", "cubic"] = setting(
+        "solver", "hold", "input between samples, for torchdiffeq's solvers"
     )
-    products: Literal["full", "tf32", "bf16"] = Field(
-        "full", description="operands of the solver's matrix products; states keep their precision"
+    gradient: Literal["direct", "adjoint", "inexact-adjoint"] = setting(
+        "solver", "direct", "through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
     )
-    backend: Literal["auto", "adjoint", "graph", "persistent"] = Field(
-        "auto", description="what runs the loop of euler, imex, exponential-euler"
+    checkpoint: Literal["none", "sqrt"] = setting(
+        "solver", "none", "sqrt: keep few states for the gradient, for a forward pass more"
     )
-    epochs: int = Field(100, ge=1, description="passes over the training set")
-    batch_size: int = Field(128, ge=1, description="samples a step, on each device")
-    optimizer: Literal["adam", "adamw"] = Field("adam", description="Adam (L2) or AdamW")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    schedule: Literal["constant", "steps", "cosine"] = Field(
-        "cosine", description="learning rate over time"
+    products: Literal["full", "tf32", "bf16"] = setting(
+        "solver", "full", "operands of the solver's matrix products; states keep their precision"
     )
-    warmup: int = Field(0, ge=0, description="epochs of linear warm-up")
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="epochs at which `steps` cuts the rate"
+    backend: Literal["auto", "adjoint", "graph", "persistent"] = setting(
+        "solver", "auto", "what runs the loop of euler, imex, exponential-euler"
     )
-    decay: float = Field(0.1, gt=0, le=1, description="factor of each cut")
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the optimiser")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
-    patience: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 to go on")
-    require_certificate: Literal["none", "continuous", "discrete"] = Field(
-        "none", description="stop before an epoch is saved that has lost it; discrete: the step's too"
+
+    epochs: int = setting("training", 100, "passes over the training set", ge=1)
+    batch_size: int = setting("training", 128, "samples a step, on each device", ge=1)
+    optimizer: Literal["adam", "adamw"] = setting("training", "adam", "Adam (L2) or AdamW")
+    learning_rate: float = setting("training", 1e-3, "peak learning rate", gt=0)
+    schedule: Literal["constant", "steps", "cosine"] = setting(
+        "training", "cosine", "learning rate over time"
     )
-    keep_step_certified: bool = Field(
-        False, description="scale the coupling so that the Euler step of dt stays certified"
+    warmup_epochs: int = setting("training", 0, "epochs of linear warm-up", ge=0)
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = setting(
+        "training", (), "epochs at which `steps` cuts the rate"
     )
-    certify_every: int = Field(
-        1, ge=1, description="epochs from one certificate in metrics.csv to the next; the last has one"
+    lr_gamma: float = setting("training", 0.1, "factor of each cut", gt=0, le=1)
+    weight_decay: float = setting("training", 0.0, "L2 penalty of the optimiser", ge=0)
+    gradient_clip_norm: float = setting(
+        "training", 1.0, "largest gradient norm; 0 for no clipping", ge=0
     )
-    test_every_epoch: bool = Field(
-        False, description="test accuracy in metrics.csv, to report; validation still selects"
+    patience: int = setting(
+        "training", 0, "epochs without a better validation accuracy; 0 to go on", ge=0
     )
-    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), description="epochs, counted from 1, after which the weights are kept in weights/"
+    test_every_epoch: bool = setting(
+        "training", False, "test accuracy in metrics.csv, to report; validation still selects"
     )
-    input_noise: float = Field(
-        0.0, ge=0, description="noise on training inputs, in standard deviations of each channel"
+    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = setting(
+        "training", (), "epochs, counted from 1, after which the weights are kept in weights/"
     )
-    fit_all: bool = Field(
-        False, description="train on training and validation data, and keep the last epoch: final runs"
+    seed: int = setting("training", 0, "seed of weights, topology and batch order", ge=0, lt=2**32)
+
+    require_certificate: Literal["none", "continuous", "discrete"] = setting(
+        "certificate", "none", "stop before an epoch is saved that has lost it; discrete: the step's too"
     )
-    augment: bool = Field(True, description="crop and flip where the task's recipe does")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, topology and batch order")
-    precision: Literal["32", "64", "bf16", "16"] = Field("32", description="floating point")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
-    devices: int = Field(1, ge=1, description="devices on each node (distributed data parallel)")
-    nodes: int = Field(1, ge=1, description="number of nodes")
-    threads: int = Field(
-        0, ge=0, description="CPU threads; 0 leaves it to torch. Small nets are fastest with 1"
+    keep_step_certified: bool = setting(
+        "certificate", False, "scale the coupling so that the Euler step of dt stays certified"
     )
-    logger: Literal["none", "tensorboard", "wandb"] = Field(
-        "none", description="a logger besides metrics.csv"
+    certify_every: int = setting(
+        "certificate",
+        1,
+        "epochs from one certificate in metrics.csv to the next; the last has one",
+        ge=1,
     )
-    data_dir: str | None = Field(None, description="where the data are; else CTRNN_DATA_DIR")
-    resize: int | None = Field(None, ge=1, description="side of the images, for small machines")
-    limit_train: int | None = Field(None, ge=1, description="use this many training samples")
-    limit_test: int | None = Field(None, ge=1, description="use this many test samples")
+
+    precision: Literal["32", "64", "bf16", "16"] = setting("machine", "32", "floating point")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("machine", "auto", "where to train")
+    devices: int = setting("machine", 1, "devices on each node (distributed data parallel)", ge=1)
+    nodes: int = setting("machine", 1, "number of nodes", ge=1)
+    threads: int = setting(
+        "machine", 0, "CPU threads; 0 leaves it to torch. Small nets are fastest with 1", ge=0
+    )
+    logger: Literal["none", "tensorboard", "wandb"] = setting(
+        "machine", "none", "a logger besides metrics.csv"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.certify_every > 1 and self.require_certificate != "none":
+            raise ConfigError(
+                f"certify_every must be 1 where require_certificate is {self.require_certificate}; got "
+                f"{self.certify_every}. Set one of them back."
+            )
+        if self.fit_all and self.patience:
+            raise ConfigError(
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it "
+                "to 0."
+            )
+        for name in ("milestones", "keep_epochs"):
+            value = getattr(self, name)
+            if any(a >= b for a, b in pairwise(value)):
+                raise ConfigError(f"{name} must increase; got {value}. Sort it, each epoch once.")
+        if self.schedule == "steps" and not self.milestones:
+            raise ConfigError(
+                "schedule steps must have milestones, the epochs of its cuts; got none. Use "
+                "--milestones 80,150 or --schedule constant."
+            )
+        return self
+
+    def unused(self) -> list[str]:
+        """Settings that do nothing in this run, a sentence each: another one may overrule a recipe's."""
+        cuts = self.schedule == "steps"
+        late = [m for m in self.milestones if m >= self.epochs] if cuts else []
+        kept = [e for e in self.keep_epochs if e > self.epochs]
+        warm = self.warmup_epochs
+        said = {
+            f"milestones {[*self.milestones]} are not used by schedule {self.schedule}": (
+                bool(self.milestones) and not cuts
+            ),
+            f"lr_gamma {self.lr_gamma} is not used by schedule {self.schedule}": (
+                self.lr_gamma != TrainConfig.model_fields["lr_gamma"].default and not cuts
+            ),
+            f"milestones {late} lie beyond the last epoch, {self.epochs}": bool(late),
+            f"keep_epochs {kept} lie beyond the last epoch, {self.epochs}": bool(kept),
+            f"warmup_epochs {warm} leaves no epoch of {self.epochs} after it": warm >= self.epochs,
+            f"patience {self.patience} cannot end {self.epochs} epochs": self.patience >= self.epochs,
+        }
+        return [what for what, is_so in said.items() if is_so]
 
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
@@ -130,28 +198,16 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """
     merged = {str(key): value for layer in layers for key, value in layer.items()}
     try:
-        return _consistent(TrainConfig.model_validate(merged))
+        return TrainConfig.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(TrainConfig.model_fields)
-            raise ConfigError(f"unknown setting {key!r}. Known settings: {known}.") from None
+            raise unknown("setting", key, TrainConfig.model_fields) from None
+        if first["type"] == "value_error":
+            raise first["ctx"]["error"] from None
         must = first["msg"].removeprefix("Input should be ").split(", ")[0]
         raise ConfigError(f"{key} must be {must}; got {first['input']!r}.") from None
-
-
-def _consistent(config: TrainConfig) -> TrainConfig:
-    if config.certify_every > 1 and config.require_certificate != "none":
-        raise ConfigError(
-            f"certify_every must be 1 where require_certificate is {config.require_certificate}; got "
-            f"{config.certify_every}. Set one of them back."
-        )
-    if config.fit_all and config.patience:
-        raise ConfigError(
-            f"fit_all leaves no validation data to stop by; got patience {config.patience}. Set it to 0."
-        )
-    return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -205,5 +261,5 @@ def recipe(name: str) -> dict[str, Any]:
     """
     known = recipes()
     if name not in known:
-        raise ConfigError(f"recipe must be one of {', '.join(known)}; got {name!r}.")
+        raise unknown("recipe", name, known)
     return dict(known[name]["settings"])

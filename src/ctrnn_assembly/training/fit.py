@@ -189,11 +189,11 @@ def learning_rate_factor(config: TrainConfig, steps_per_epoch: int) -> Callable[
 
     def factor(step: int) -> float:
         epoch = step // steps_per_epoch
-        warm = config.warmup * steps_per_epoch
+        warm = config.warmup_epochs * steps_per_epoch
         if step < warm:
             return (step + 1) / warm
         if config.schedule == "steps":
-            return float(config.decay ** sum(epoch >= m for m in config.milestones))
+            return float(config.lr_gamma ** sum(epoch >= m for m in config.milestones))
         if config.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
         return 1.0
