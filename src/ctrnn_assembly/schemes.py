@@ -1,0 +1,154 @@
+"""`SCHEMES`: every one-step rule on a time grid is one pair of matrices, its row of this table.
+
+    x+ = A x + C g(x, u),    g = post(W pre(x) + b + W_in u) + sum_e K_e psi_e(x),    h = dt / tau
+
+g is all of tau x' but the leak and the linear coupling L, which A and C hold; h is diagonal:
+
+| scheme | A | C |
+|---|---|---|
+| euler | I + h (L - I) | h |
+| imex | R (I - h) | R h, R = (I - h L)^-1 |
+| exponential-euler | exp(G) | G^-1 (A - I) h, G = h (L - I) |
+
+Every row has A - I = C (L - I), so that its fixed points are those of the field. All are of order 1. For
+L skew in the metric M and one tau, ||R||_M <= 1: the IMEX step then contracts by the largest factor of
+the modules' own Euler steps, whatever L is, where Euler diverges for large ||L|| (THEORY section 6).
+
+The Jacobian of a step is A + C N, with N the Jacobian of g. In the coordinates Theta x of a metric
+M = Theta^T Theta a step with one h has the pair of K = Theta L Theta^-1: `pair(h, K)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.terms import Terms
+
+Pair = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A one-step rule.
+
+    Args:
+        name: what solvers, configurations and messages call it.
+        summary: one line for catalogues.
+        pair: (h, L) -> (A, C) for h = dt / tau (..., n) and L (n, n) or None, differentiable in both. A
+            and C are (..., n, n), or (..., n) where they are diagonal: all of them without L.
+        increment: (h, L) -> (A - I, C) where both are proportional to h, so that one pair serves steps
+            of any length; None elsewhere.
+    """
+
+    name: str
+    summary: str
+    pair: Pair
+    increment: Pair | None = None
+
+
+def _euler(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _diagonal_and_coupling(1 - h, h, L), h
+
+
+def _euler_increment(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _diagonal_and_coupling(-h, h, L), h
+
+
+def _imex(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
+    if L is None:
+        return 1 - h, h
+    R = torch.linalg.inv(_diagonal_and_coupling(torch.ones_like(h), -h, L))
+    return R * (1 - h)[..., None, :], R * h[..., None, :]
+
+
+def _exponential_euler(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
+    if L is None:
+        return torch.exp(-h), -torch.expm1(-h)
+    G = _diagonal_and_coupling(-h, h, L)
+    A = torch.linalg.matrix_exp(G)
+    integral, info = torch.linalg.solve_ex(G, A - torch.eye(len(L), dtype=G.dtype, device=G.device))
+    if bool((info != 0).any()):
+        raise SolverError(
+            "exponential-euler needs an invertible L - I; got an L with the eigenvalue 1. "
+            "Use feedback coupling, which never has it, or solver='imex'."
+        )
+    return A, integral * h[..., None, :]
+
+
+def _diagonal_and_coupling(d: Tensor, h: Tensor, L: Tensor | None) -> Tensor:
+    """diag(d) + diag(h) L, (..., n, n), or d itself without L."""
+    return d if L is None else torch.addcmul(torch.diag_embed(d), h[..., None], L)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "euler": Scheme("euler", "forward Euler", _euler, _euler_increment),
+    "imex": Scheme("imex", "implicit in the coupling, explicit in the rest", _imex),
+    "exponential-euler": Scheme(
+        "exponential-euler",
+        "exact in leak and coupling, the rest held over the step",
+        _exponential_euler,
+    ),
+}
+
+
+def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """A and C of steps dt (...,), (..., n, n) or (..., n), in float64 inside and rounded once."""
+    tau, step = working_precision(terms.tau, dt)
+    L = None if terms.L is None else working_precision(terms.L)[0]
+    A, C = scheme.pair(step[..., None] / tau, L)
+    return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
+
+
+def affine_step(
+    scheme: Scheme, terms: Terms, dt: float | Tensor
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """(x, u) -> x+ for x (batch, n), u (batch, m) or None, and a number dt, or one a sample, (batch,).
+
+    Plain torch operations without checks or in-place writes: autograd differentiates them any number of
+    times, and torch.func's transforms too, with respect to x, u, dt and every tensor of the terms.
+    """
+    A, C = step_pair(scheme, terms, torch.as_tensor(dt, device=terms.tau.device).reshape(-1))
+    return lambda x, u: _advance(terms, A, C, x, u)
+
+
+def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
+    """All states of a plain loop over `affine_step`: the reference of every faster loop.
+
+    Args:
+        x0: (batch, n).
+        drive: inputs held over each step, (time, batch, m), or None.
+        dt: step lengths, (time, 1) or (time, batch); a step of length 0 leaves the state alone.
+
+    Returns:
+        (time + 1, batch, n), x0 first. Differentiable as `affine_step` is.
+    """
+    if dt.requires_grad or unpack_dual(dt).tangent is not None:
+        lengths, which = dt.flatten(), torch.arange(dt.numel(), device=dt.device).view_as(dt)
+    else:  # one pair for each distinct length
+        lengths, which = dt.unique(return_inverse=True)
+    A, C = step_pair(scheme, terms, lengths)
+    states = [x0]
+    for k, index in enumerate(which):
+        u = None if drive is None else drive[k]
+        states.append(_advance(terms, A[index], C[index], states[-1], u))
+    return torch.stack(states)
+
+
+def _advance(terms: Terms, A: Tensor, C: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+    """A x + C g(x, u) for A and C of one length, or of one a sample."""
+    g = terms.nonlinear(x, terms.inject(u))
+    return _times(A, x) + _times(C, g)
+
+
+def _times(A: Tensor, x: Tensor) -> Tensor:
+    """A x for x (batch, n) and A (1 or batch, n), the diagonal, or (1 or batch, n, n)."""
+    if A.ndim == 2:
+        return A * x
+    return x @ A[0].mT if len(A) == 1 else (A @ x[..., None])[..., 0]

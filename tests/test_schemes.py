@@ -1,0 +1,170 @@
+"""`SCHEMES`: the pair of every row against independent formulas, and the step that is made of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+from torch import Tensor
+from torch.testing import assert_close
+
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.schemes import SCHEMES, affine_step, integrate, step_pair
+from ctrnn_assembly.terms import Edge, Terms
+from solver_problems import F64, normal, one_module, order, rng
+from solver_problems import one_thread as one_thread
+
+N = 6
+
+
+def steps() -> Tensor:
+    """h = dt / tau of three steps, another one in every unit."""
+    return 0.05 + torch.rand(3, N, generator=rng(1), dtype=F64)
+
+
+def expected(name: str, h: Tensor, L: Tensor) -> tuple[Tensor, Tensor]:
+    """A and C of one step from their definitions, the integral by an augmented exponential."""
+    eye, H = torch.eye(N, dtype=F64), torch.diag(h)
+    if name == "euler":
+        return eye + H @ (L - eye), H
+    if name == "imex":
+        R = torch.linalg.inv(eye - H @ L)
+        return R @ (eye - H), R @ H
+    big = np.zeros((2 * N, 2 * N))
+    big[:N, :N], big[:N, N:] = H @ (L - eye), H
+    both = torch.from_numpy(expm(big))  # [[exp(G), integral of exp(s G) ds H], [0, I]]
+    return both[:N, :N], both[:N, N:]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_pair_is_its_definition(name: str) -> None:
+    h, L = steps(), normal(N, N, seed=2)
+    A, C = SCHEMES[name].pair(h, L)
+    C = C if C.ndim == 3 else torch.diag_embed(C)
+    for k in range(3):
+        for found, wanted in zip((A[k], C[k]), expected(name, h[k], L), strict=True):
+            # 1e-11: what torch's matrix exponential reaches for some norms.
+            assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_pair_has_the_fixed_points_of_the_field(name: str) -> None:
+    # A x + C g = x wherever x = L x + g, exactly if A - I = C (L - I).
+    h, L, eye = steps(), normal(N, N, seed=2), torch.eye(N, dtype=F64)
+    A, C = SCHEMES[name].pair(h, L)
+    C = C if C.ndim == 3 else torch.diag_embed(C)
+    assert_close(A - eye, C @ (L - eye), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_zero_coupling_is_no_coupling(name: str) -> None:
+    h = steps()
+    coupled = SCHEMES[name].pair(h, torch.zeros(N, N, dtype=F64))
+    for found, alone in zip(coupled, SCHEMES[name].pair(h, None), strict=True):
+        assert alone.ndim == 2
+        found = found if found.ndim == 3 else torch.diag_embed(found)
+        assert_close(found, torch.diag_embed(alone), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_the_increment_is_the_pair_less_the_identity(coupled: bool) -> None:
+    increment = SCHEMES["euler"].increment
+    assert increment is not None
+    L = normal(N, N, seed=2) if coupled else None
+    (A, C), (dA, dC) = SCHEMES["euler"].pair(steps(), L), increment(steps(), L)
+    assert_close(A, dA + (torch.eye(N, dtype=F64) if coupled else 1), rtol=1e-13, atol=1e-13)
+    assert torch.equal(C, dC)
+    double, _ = increment(2 * steps(), L)
+    assert_close(double, 2 * dA, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_pair_of_the_metrics_coordinates_is_that_step(name: str) -> None:
+    theta, L = normal(N, N, seed=3), normal(N, N, seed=2)
+    h = torch.full((N,), 0.3, dtype=F64)
+    inside = SCHEMES[name].pair(h, theta @ L @ torch.linalg.inv(theta))
+    for found, plain in zip(inside, SCHEMES[name].pair(h, L), strict=True):
+        found, plain = (m if m.ndim == 2 else torch.diag(m) for m in (found, plain))
+        assert_close(found, theta @ plain @ torch.linalg.inv(theta), rtol=1e-10, atol=1e-10)
+
+
+def test_exponential_euler_names_a_singular_linear_part() -> None:
+    L = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=F64)
+    with pytest.raises(SolverError, match="eigenvalue 1"):
+        SCHEMES["exponential-euler"].pair(torch.ones(2, dtype=F64), L)
+
+
+def with_edge(form: str, n: int = N) -> Terms:
+    edge = Edge(normal(n, n, seed=4, scale=0.3), Elementwise(((ACTIVATIONS["softplus"], n),)))
+    return replace(one_module("tanh", form, n), edges=(edge,))
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_the_jacobian_of_a_step_is_A_plus_C_N(name: str, form: str) -> None:
+    terms = with_edge(form)
+    x, u = normal(1, N, seed=5), normal(1, 2, seed=6)
+    step = affine_step(SCHEMES[name], terms, 0.2)
+    A, C = step_pair(SCHEMES[name], terms, torch.tensor(0.2))
+    C = C if C.ndim == 2 else torch.diag(C)
+    (W,), (edge,) = terms.blocks, terms.edges
+    p = terms.pre(x) if form == "x" else x
+    z = p @ W.mT + terms.inject(u)
+    tanh_slope = lambda y: 1 - torch.tanh(y[0]).square()  # noqa: E731
+    D = W * tanh_slope(x) if form == "x" else tanh_slope(z)[:, None] * W
+    jacobian = A + C @ (D + edge.K * torch.sigmoid(x))
+    for derivative in (torch.func.jacrev, torch.func.jacfwd):
+        found = derivative(lambda x: step(x, u))(x)[0, :, 0]
+        assert_close(found, jacobian, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_step_can_be_batched_by_vmap(name: str) -> None:
+    terms = with_edge("x")
+    step = affine_step(SCHEMES[name], terms, 0.2)
+    x, u = normal(4, N, seed=5), normal(4, 2, seed=6)
+    one = torch.vmap(lambda x, u: step(x[None], u[None])[0])(x, u)
+    assert_close(one, step(x, u), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("per", ["step", "sample"])
+def test_the_plain_loop_is_differentiable_twice_and_in_dt(name: str, per: str) -> None:
+    terms = with_edge("x", 3)
+    x0, u = normal(2, 3, seed=7), normal(3, 2, 2, seed=8)
+    dt = torch.tensor([[0.2, 0.1], [0.3, 0.2], [0.1, 0.1]], dtype=F64)[:, : 2 if per == "sample" else 1]
+
+    def states(x0: Tensor, u: Tensor, dt: Tensor, L: Tensor) -> Tensor:
+        return integrate(SCHEMES[name], replace(terms, L=L), x0, u, dt)
+
+    inputs = [x0, u, dt, terms.L]
+    leaves = [t.clone().requires_grad_() for t in inputs]  # type: ignore[union-attr]
+    assert torch.autograd.gradcheck(states, leaves, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(states, leaves)
+    tangents = [normal(*t.shape, seed=9) for t in inputs]  # type: ignore[union-attr]
+    _, forward = torch.func.jvp(states, tuple(inputs), tuple(tangents))
+    _, pull = torch.func.vjp(states, *inputs)
+    back = pull(normal(*forward.shape, seed=10))
+    product = sum(float((b * t).sum()) for b, t in zip(back, tangents, strict=True))
+    assert math.isclose(product, float((forward * normal(*forward.shape, seed=10)).sum()), rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_every_scheme_is_of_order_one(name: str, form: str) -> None:
+    terms, x0 = with_edge(form), normal(2, N, seed=5)
+    u = normal(1, 2, 2, seed=6)
+
+    def last(scheme: str, count: int) -> Tensor:
+        dt = torch.full((count, 1), 1 / count, dtype=F64)
+        return integrate(SCHEMES[scheme], terms, x0, u.expand(count, -1, -1), dt)[-1]
+
+    fine = 2 * last(name, 8192) - last(name, 4096)  # Richardson: order 2
+    counts = [32, 64, 128, 256]
+    errors = [float((last(name, count) - fine).norm()) for count in counts]
+    assert abs(order(errors, [1 / count for count in counts]) - 1) < 0.15
