@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # imported where they are used, as in the other commands
     from torch import nn
 
     from ctrnn_assembly.certificates import Certificate
-    from ctrnn_assembly.certificates.curves import GainCurve
+    from ctrnn_assembly.certificates.curves import FactorCurve
 
 
 @click.command("certify", short_help="Prove that a run, or a configuration, contracts.")
@@ -145,15 +145,15 @@ def no_step(given: dict[str, Any]) -> dict[str, Any]:
         "solver": given.get("solver"),
         "dt": given.get("dt"),
         "certified": False,
-        "gain": None,
+        "contraction_factor": None,
         "max_dt": 0.0,
         "reason": "a baseline: no certificate is defined for its update",
     }
 
 
-def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[GainCurve, ...]:
+def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
     """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
-    from ctrnn_assembly.certificates.curves import gain_curves, gated_curve
+    from ctrnn_assembly.certificates.curves import factor_curves, gated_curve
     from ctrnn_assembly.certificates.rounding import DENSE
     from ctrnn_assembly.gates import GatedCTRNN
     from ctrnn_assembly.layers import CTRNN
@@ -165,4 +165,4 @@ def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[G
     assert isinstance(core, CTRNN)
     terms, metric = core.field.terms().detach_cpu(), certificate.metric.matrix
     assert metric is not None
-    return gain_curves(terms, metric, near=dt, proofs=8 if terms.n <= DENSE else 2)
+    return factor_curves(terms, metric, near=dt, proofs=8 if terms.n <= DENSE else 2)

@@ -75,7 +75,7 @@ def contraction_command(
         "pairs": pairs,
         "certificate": certificate.as_dict(),
         "largest_factor": finite(found.largest_factor),
-        "certified_factor": None if step is None or not step.certified else step.gain,
+        "certified_factor": None if step is None or not step.certified else step.contraction_factor,
         "growth": _growth(found.metric),
         "euclidean_growth": _growth(found.euclidean),
         "twin_growth": None if other is None else _growth(other.metric),
@@ -145,7 +145,7 @@ def _growth(d: Tensor) -> float | None:
 def _rows(found: Distances, other: Distances | None, certificate: Certificate) -> list[dict[str, Any]]:
     """Largest distances over the pairs, relative to the start, at about twenty times."""
     step = certificate.step
-    gain = step.gain if step is not None and step.certified else None
+    gain = step.contraction_factor if step is not None and step.certified else None
     rows = []
     for k in range(0, len(found.times), max(1, (len(found.times) - 1) // 20)):
         row = {

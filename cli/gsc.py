@@ -118,9 +118,9 @@ def effective_depth_in_time(subject: Subject) -> int:
 def jacobian_bound(certificate: Certificate | None, steps: int) -> float | None:
     """sqrt(cond M) gain^steps, which ||dx_T / dx_t||_qm cannot exceed; None without a certified step."""
     step = None if certificate is None else certificate.step
-    if certificate is None or step is None or not step.certified or step.gain is None:
+    if certificate is None or step is None or not step.certified or step.contraction_factor is None:
         return None
-    return math.sqrt(certificate.metric.condition_number) * step.gain**steps
+    return math.sqrt(certificate.metric.condition_number) * step.contraction_factor**steps
 
 
 def _table(result: dict[str, Any]) -> Table:

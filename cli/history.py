@@ -97,7 +97,7 @@ class History:
         """`certified` or `step_certified`; of older runs, from the bounds themselves."""
         if self.has(name):
             return self.column(name) > 0
-        return self.column("rate") > 0 if name == "certified" else self.column("step_gain") < 1
+        return self.column("rate") > 0 if name == "certified" else self.column("step_factor") < 1
 
     def judged(self) -> NDArray[np.bool_]:
         """The epochs that have a certificate in the table: not all with `certify_every`."""

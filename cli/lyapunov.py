@@ -96,9 +96,14 @@ def lyapunov_command(
 def certified_bound(certificate: Certificate) -> float | None:
     """What no exponent of the step may exceed, log(gain) / dt; None if the step is not certified."""
     step = certificate.step
-    if step is None or not step.certified or step.gain is None or step.gain <= 0:
+    if (
+        step is None
+        or not step.certified
+        or step.contraction_factor is None
+        or step.contraction_factor <= 0
+    ):
         return None
-    return math.log(step.gain) / step.dt
+    return math.log(step.contraction_factor) / step.dt
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -38,7 +38,11 @@ def certificate_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("certificate", f"{proven}, cond(M) {condition(certificate):.3g}")]
     step = certificate["discrete"]
     if step is not None:
-        verdict = f"contracting, factor <= {step['gain']:.6f}" if step["certified"] else step["reason"]
+        verdict = (
+            f"contracting, factor <= {step['contraction_factor']:.6f}"
+            if step["certified"]
+            else step["reason"]
+        )
         rows.append((f"{step['solver']} step, dt {step['dt']}", verdict))
     return rows
 

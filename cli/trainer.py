@@ -99,7 +99,7 @@ def _certificate(row: dict[str, Any]) -> str:
     if not row["certified"]:
         return f"  rate {row['rate']:.4f} not certified"
     step = "certified" if row["step_certified"] else "not certified"
-    factor = "" if row["step_gain"] is None else f" (factor {row['step_gain']:.4f})"
+    factor = "" if row["step_factor"] is None else f" (factor {row['step_factor']:.4f})"
     return f"  rate {row['rate']:.4f}  step {step}{factor}"
 
 

@@ -326,7 +326,7 @@ def solver_table() -> Group:
             verdict, gain = "exact flow", f"{math.exp(-certificate.rate * measured.dt):.6f}"
         else:
             verdict = "certified" if step.certified else "refused"
-            gain = "none" if step.gain is None else f"{step.gain:.6f}"
+            gain = "none" if step.contraction_factor is None else f"{step.contraction_factor:.6f}"
         numbers = [f"{measured.factor:.6f}", f"{measured.rate:+.4f}", f"{measured.growth:.3e}"]
         rows.append([method, verdict, gain, *numbers])
     rate = certify(net).rate

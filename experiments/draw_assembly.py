@@ -9,7 +9,15 @@ import matplotlib
 import numpy as np
 import torch
 
-from ctrnn_assembly import AdaDiagTanh, Singular, SparseAbsolute, Subnetwork, Symmetric, certify, couple
+from ctrnn_assembly import (
+    AdaDiagTanh,
+    SingularValueBounded,
+    SparseAbsolute,
+    Subnetwork,
+    Symmetric,
+    certify,
+    couple,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,12 +30,12 @@ def build():
     torch.manual_seed(1)
     kinds = [
         (SparseAbsolute("relu", density=0.12, magnitude=1.0), "Theorem 1\nsparse"),
-        (Singular("relu"), "Theorem 5"),
+        (SingularValueBounded("relu"), "Theorem 5"),
         (Symmetric("tanh"), "Theorem 2"),
         (AdaDiagTanh("tanh"), "AdaDiag"),
     ]
     ring = [(Subnetwork(kind, 16), label) for kind, label in kinds]
-    star = [(Subnetwork(Singular("tanh"), n), f"Theorem 5, n = {n}") for n in (16, 10, 10)]
+    star = [(Subnetwork(SingularValueBounded("tanh"), n), f"Theorem 5, n = {n}") for n in (16, 10, 10)]
     areas = [couple([m for m, _ in ring], "ring"), couple([m for m, _ in star], "star")]
     return couple(areas, "all", gain=0.5), ring, star
 

@@ -52,7 +52,7 @@ from scipy.linalg import block_diag, expm, solve_continuous_lyapunov
 from ctrnn_assembly import certificates
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.benchmark.environment import processor
-from ctrnn_assembly.certificates import Certificate, certify_terms
+from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
 
@@ -144,7 +144,7 @@ class Net:
         return replace(self, blocks=blocks, thetas=thetas, L=L, K=K, tau=tau)
 
     def fields(self, dtype: torch.dtype) -> tuple[Terms, Metric]:
-        """What `certify_terms` takes."""
+        """What `certify` takes."""
 
         def tensor(x: ndarray) -> torch.Tensor:
             return torch.tensor(x, dtype=dtype)
@@ -599,7 +599,7 @@ class Verdict:
 def judge(rng: Generator, case: Case) -> Verdict:
     """Compare a certificate with the exact check (large nets: with what the search found)."""
     net, dt, solver = case.net, case.dt, case.label.solver
-    claim = certify_terms(*net.fields(case.dtype), dt=dt, solver=solver)
+    claim = certify(*net.fields(case.dtype), dt=dt, solver=solver, search="none")
     field, map_ = rate_family(net), step_family(net, dt, solver)
     (growth, worst), (above, worst_step) = field.worst(), map_.worst()
     rate, gain, step = -growth, above + 1, claim.step
@@ -615,7 +615,7 @@ def judge(rng: Generator, case: Case) -> Verdict:
         wrong.append("rate too good")
     if step.certified and gain >= 1 + EXPANDS:
         wrong.append("step certified, but expands")
-    if step.gain is not None and step.gain < gain - TOLERANCE * max(1, gain):
+    if step.contraction_factor is not None and step.contraction_factor < gain - TOLERANCE * max(1, gain):
         wrong.append("factor too good")
     if not case.large and any(module_wrong(net, k, m.rate) for k, m in enumerate(claim.modules)):
         wrong.append("module's rate too good")
@@ -623,7 +623,10 @@ def judge(rng: Generator, case: Case) -> Verdict:
         wrong += largest_dt_wrong(rng, case, step.max_dt)
     if case.large and claim.certified:
         wrong += simulated_wrong(case, claim, field, map_, worst, worst_step)
-    slack = ((rate - claim.rate) / unit, math.inf if step.gain is None else step.gain - gain)
+    slack = (
+        (rate - claim.rate) / unit,
+        math.inf if step.contraction_factor is None else step.contraction_factor - gain,
+    )
     return Verdict(claim, rate, gain, tuple(wrong), slack, doubtful and not case.large)
 
 
@@ -654,12 +657,12 @@ def simulated_wrong(
             wrong.append("flow grows faster than the rate allows")
         y = new / np.linalg.norm(new)
     y = map_.top(map_.at(1.0, D_step[None])[0])[1]
-    for _ in range(40 if step is not None and step.gain is not None else 0):
+    for _ in range(40 if step is not None and step.contraction_factor is not None else 0):
         D = D_step
         for _ in range(4):
             D = map_.signs(map_.at(1.0, D[None])[0] @ y, y, 1.0)
         new = map_.at(1.0, D[None])[0] @ y
-        if np.linalg.norm(new) > step.gain * (1 + TOLERANCE):  # type: ignore[union-attr, operator]
+        if np.linalg.norm(new) > step.contraction_factor * (1 + TOLERANCE):  # type: ignore[union-attr, operator]
             wrong.append("step grows more than the factor allows")
         y = new / max(float(np.linalg.norm(new)), 1e-300)
     return sorted(set(wrong))
@@ -728,7 +731,11 @@ class Tally:
                 {
                     "class": vars(case.label),
                     "wrong": list(verdict.wrong),
-                    "claimed": {"rate": claim.rate, "gain": step.gain, "max_dt": step.max_dt},
+                    "claimed": {
+                        "rate": claim.rate,
+                        "gain": step.contraction_factor,
+                        "max_dt": step.max_dt,
+                    },
                     "exact": {"rate": verdict.rate, "gain": verdict.gain},
                     "dt": case.dt,
                     "dtype": str(case.dtype),

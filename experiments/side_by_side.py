@@ -58,7 +58,9 @@ def answers(file: Path) -> dict[str, str]:
     return {
         "certify: continuous time": "certified" if certificate["certified"] else "NOT certified",
         "certify: rate, at least": f"{certificate['rate']:.4f}",
-        "certify: Euler step": f"factor <= {step['gain']:.5f}" if step["certified"] else "NOT certified",
+        "certify: Euler step": f"factor <= {step['contraction_factor']:.5f}"
+        if step["certified"]
+        else "NOT certified",
         "spectrum: largest Re eig J": f"{max(row['abscissa'] for row in spectrum):.4f}",
         "spectrum: smallest local rate": f"{min(row['local_rate'] for row in spectrum):.4f}",
         "spectrum: step radius": f"{max(row['step_radius'] for row in spectrum):.5f}",

@@ -13,8 +13,8 @@ from ctrnn_assembly import (
     AdaDiagTanh,
     Assembly,
     Hierarchy,
-    Product,
-    Singular,
+    NegativeProduct,
+    SingularValueBounded,
     SparseAbsolute,
     Subnetwork,
     Symmetric,
@@ -55,7 +55,7 @@ def _biased(net: Assembly) -> Assembly:
 
 def uniform() -> Assembly:
     g = rng(1)
-    parts = [Subnetwork(Singular("tanh", gain=2.0), 8, generator=g) for _ in range(3)]
+    parts = [Subnetwork(SingularValueBounded("tanh", init_scale=2.0), 8, generator=g) for _ in range(3)]
     return _biased(couple(parts, "all", generator=g))
 
 
@@ -63,10 +63,10 @@ def mixed(coupling: str = "all", kind: str = "feedback") -> Assembly:
     """Four kinds, sizes, activations and time constants, both forms; n = 23."""
     g = rng(2)
     parts = [
-        Subnetwork(Singular("tanh", gain=2.0), 8, tau=0.7, generator=g),
+        Subnetwork(SingularValueBounded("tanh", init_scale=2.0), 8, tau=0.7, generator=g),
         Subnetwork(Symmetric("softplus"), 5, form="r", generator=g),
         Subnetwork(AdaDiagTanh("sigmoid"), 6, tau=torch.linspace(0.5, 2, 6), generator=g),
-        Subnetwork(Product("tanh"), 4, form="r", tau=1.5, generator=g),
+        Subnetwork(NegativeProduct("tanh"), 4, form="r", tau=1.5, generator=g),
     ]
     return _biased(couple(parts, coupling, kind=kind, generator=g))  # type: ignore[arg-type]
 
@@ -80,7 +80,9 @@ def nested() -> Assembly:
 def hierarchy() -> Assembly:
     """Nonlinear one-way edges inside and outside, and feedback inside."""
     g = rng(4)
-    inner = couple([Subnetwork(Singular("tanh"), 4, generator=g) for _ in range(2)], "all", generator=g)
+    inner = couple(
+        [Subnetwork(SingularValueBounded("tanh"), 4, generator=g) for _ in range(2)], "all", generator=g
+    )
     pair = [
         Subnetwork(Symmetric("tanh"), 6, generator=g),
         Subnetwork(AdaDiagTanh("tanh"), 7, generator=g),
@@ -101,7 +103,7 @@ FIELDS: dict[str, Callable[[], Assembly]] = {
 
 def one_module(phi: str, form: str, n: int = 6) -> Terms:
     """A module that need not contract: the solvers take any activation."""
-    constraint = Singular(activation(phi))
+    constraint = SingularValueBounded(activation(phi))
     terms = Subnetwork(constraint, n, form=form, generator=rng(5)).double().terms()  # type: ignore[arg-type]
     return Terms(
         tuple(W.detach() for W in terms.blocks),

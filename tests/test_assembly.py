@@ -15,8 +15,8 @@ from ctrnn_assembly.contracting import (
     Absolute,
     AdaDiagClip,
     AdaDiagTanh,
-    Product,
-    Singular,
+    NegativeProduct,
+    SingularValueBounded,
     SparseAbsolute,
     Symmetric,
     Triangular,
@@ -36,9 +36,9 @@ PHI: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def leaves() -> list[Subnetwork]:
     modules = [
-        Subnetwork(Singular("tanh"), 3, tau=torch.tensor([0.5, 1.0, 2.0])),
+        Subnetwork(SingularValueBounded("tanh"), 3, tau=torch.tensor([0.5, 1.0, 2.0])),
         Subnetwork(Symmetric("relu"), 2, form="r", tau=3.0),
-        Subnetwork(Product("sigmoid"), 1, form="r", bias=False),
+        Subnetwork(NegativeProduct("sigmoid"), 1, form="r", bias=False),
         Subnetwork(Absolute("relu"), 4, form="r", tau=0.7),
         Subnetwork(Triangular("tanh"), 2),
         Subnetwork(AdaDiagTanh("tanh"), 2, tau=0.2),
@@ -117,7 +117,7 @@ def test_field_is_the_written_formula_at_every_depth(driven: bool) -> None:
 
 def test_equal_blocks_take_the_batched_path_to_the_same_field() -> None:
     for form in ("x", "r"):
-        net = couple([Subnetwork(Singular("tanh"), 3, form=form) for _ in range(4)], "all")
+        net = couple([Subnetwork(SingularValueBounded("tanh"), 3, form=form) for _ in range(4)], "all")
         x, u = torch.randn(12, 5).T, torch.randn(5, 12)  # x is not contiguous
         found = array(net(0.0, x, u))
         expected = [written(net, array(a), array(b)) for a, b in zip(x, u, strict=True)]
@@ -203,7 +203,9 @@ def test_gradients_reach_every_trainable_parameter() -> None:
 
 def test_gradcheck_through_maps_metrics_and_couplings() -> None:
     inner = couple([Subnetwork(Symmetric("tanh"), 2), Subnetwork(Absolute("tanh"), 1)], kind="hierarchy")
-    net = couple([inner, Subnetwork(Product("tanh"), 2, form="r"), Subnetwork(Singular(), 2)])
+    net = couple(
+        [inner, Subnetwork(NegativeProduct("tanh"), 2, form="r"), Subnetwork(SingularValueBounded(), 2)]
+    )
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -218,7 +220,9 @@ def test_gradcheck_through_maps_metrics_and_couplings() -> None:
 
 def test_project_puts_the_clipped_weights_back() -> None:
     clip = Subnetwork(AdaDiagClip("tanh", margin=0.1), 2)
-    net = couple([couple([clip, Subnetwork(Singular(), 2)]), Subnetwork(Singular(), 2)])
+    net = couple(
+        [couple([clip, Subnetwork(SingularValueBounded(), 2)]), Subnetwork(SingularValueBounded(), 2)]
+    )
     raw = clip.parametrizations["weight"].original0
     with torch.no_grad():
         raw.copy_(torch.tensor([5.0, -0.3]))
@@ -234,21 +238,26 @@ def test_project_puts_the_clipped_weights_back() -> None:
 def test_bad_time_constant_is_refused(tau: float) -> None:
     for value in (tau, torch.tensor([1.0, tau])):
         with pytest.raises(ConfigError, match="tau must be positive and finite"):
-            Subnetwork(Singular("tanh"), 2, tau=value)
+            Subnetwork(SingularValueBounded("tanh"), 2, tau=value)
 
 
 def test_time_constants_per_unit_need_a_diagonal_metric() -> None:
     tau = torch.tensor([1.0, 2.0])
-    for rule in (Symmetric("tanh"), Product("tanh")):
+    for rule in (Symmetric("tanh"), NegativeProduct("tanh")):
         with pytest.raises(ContractionError, match="commutes with tau"):
             Subnetwork(rule, 2, tau=tau)
         assert Subnetwork(rule, 2, tau=torch.tensor([2.0, 2.0])).rate == rule.rate / 2
-    for rule in (Singular("tanh"), Absolute("tanh"), Triangular("tanh"), AdaDiagTanh("tanh")):
+    for rule in (
+        SingularValueBounded("tanh"),
+        Absolute("tanh"),
+        Triangular("tanh"),
+        AdaDiagTanh("tanh"),
+    ):
         assert Subnetwork(rule, 2, tau=tau).rate == rule.rate / 2
 
 
 def test_wrong_sizes_are_refused() -> None:
-    rule = Singular("tanh")
+    rule = SingularValueBounded("tanh")
     with pytest.raises(ShapeError, match=r"tau must be a number or \(3,\); got \(2,\)"):
         Subnetwork(rule, 3, tau=torch.ones(2))
     with pytest.raises(ShapeError, match="tau"):
@@ -263,9 +272,9 @@ def test_wrong_sizes_are_refused() -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="size=0"):
-        Subnetwork(Singular("tanh"), 0)
+        Subnetwork(SingularValueBounded("tanh"), 0)
     with pytest.raises(ConfigError, match="form must be 'x'"):
-        Subnetwork(Singular("tanh"), 2, form="z")
+        Subnetwork(SingularValueBounded("tanh"), 2, form="z")
     with pytest.raises(ConfigError, match="at least one module"):
         Assembly([])
 

@@ -15,7 +15,6 @@ from numpy import ndarray
 
 from ctrnn_assembly import CONSTRAINTS, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.certificates import certify_terms
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
     is_positive_definite,
@@ -261,7 +260,7 @@ def test_a_skewness_hidden_by_rounding_counts_with_edges_too(edge):
     theta, L = 1.9974815733601186, (3.478275990352785e17, -8.717630866859683e16)
     true = (Fraction(L[0]) / Fraction(theta) + Fraction(L[1]) * Fraction(theta)) / 2
     assert abs(true) > 14
-    assert not certify_terms(*plane(theta, L, edge)).certified
+    assert not certify(*plane(theta, L, edge), search="none").certified
 
 
 def one_module(W, theta, theta_inv, form="x", phi=TANH):
@@ -283,7 +282,7 @@ def one_module(W, theta, theta_inv, form="x", phi=TANH):
 )
 def test_certify_never_raises(W, inverse):
     n = len(W)
-    certify_terms(*one_module(torch.tensor(W), torch.ones(n), torch.full((n,), inverse), "r"))
+    certify(*one_module(torch.tensor(W), torch.ones(n), torch.full((n,), inverse), "r"), search="none")
 
 
 # --- The search: metrics found from the plain weights ---

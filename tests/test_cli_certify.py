@@ -23,7 +23,7 @@ KEYS = {
 }  # fmt: skip
 PARTS = {
     "weights": {"kind", "file", "sha256"},
-    "discrete": {"solver", "dt", "certified", "gain", "max_dt", "reason"},
+    "discrete": {"solver", "dt", "certified", "contraction_factor", "max_dt", "reason"},
     "metric": {"kind", "origin", "smallest", "largest", "condition_number"},
     "coupling": {"topology", "pairs", "residual", "norm", "cost", "edges"},
 }
@@ -112,7 +112,7 @@ def test_a_recipe_is_certified_before_training(cli: Cli, source: str) -> None:
     found = certified(cli, source)
     assert found["weights"]["kind"] == "initial"
     assert found["discrete"]["certified"]
-    assert found["discrete"]["gain"] < 1
+    assert found["discrete"]["contraction_factor"] < 1
 
 
 def test_a_configuration_is_certified(cli: Cli, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_no_proof_is_claimed_for_other_solvers(cli: Cli, tmp_path: Path, solver:
     store_run(tmp_path / "run", solver=solver)
     found = certified(cli, tmp_path / "run")
     assert found["certified"]
-    assert found["discrete"]["gain"] is None
+    assert found["discrete"]["contraction_factor"] is None
     assert found["discrete"]["reason"] == f"no proof is known for steps of {solver}"
     assert cli("certify", tmp_path / "run", "--require-step").code == 1
 
@@ -289,7 +289,7 @@ def test_the_table_shows_what_the_json_says(cli: Cli, tmp_path: Path) -> None:
         down(found["rate"]),
         up(found["slowest_time_constant"]),
         up(found["metric"]["condition_number"]),
-        factor(found["discrete"]["gain"]),
+        factor(found["discrete"]["contraction_factor"]),
         down(found["discrete"]["max_dt"]),
         f"all, 1 pair, norm {up(found['coupling']['norm'])}",
         found["weights"]["sha256"][:16],

@@ -60,14 +60,14 @@ def test_local_rates_are_at_least_the_certified_one_and_at_most_minus_the_abscis
     assert {row["weights"] for row in found["rows"]} == {"initial", "trained"}
     for row in found["rows"]:
         assert certified - 1e-9 <= row["local_rate"] <= -row["abscissa"] + 1e-9
-        assert row["step_radius"] <= found["certificate"]["discrete"]["gain"] + 1e-12
+        assert row["step_radius"] <= found["certificate"]["discrete"]["contraction_factor"] + 1e-12
     assert abs(found["blocks"]["coupling_abscissa"]) < 1e-6  # feedback: on the imaginary axis
 
 
 def test_the_largest_exponent_is_at_most_the_certified_bound(cli, run):
     found = result(cli, "lyapunov", run)
     step = found["certificate"]["discrete"]
-    assert found["certified_bound"] == pytest.approx(math.log(step["gain"]) / step["dt"])
+    assert found["certified_bound"] == pytest.approx(math.log(step["contraction_factor"]) / step["dt"])
     # Over a finite time the first frame may add half the log of the condition number.
     slack = math.log(found["certificate"]["metric"]["condition_number"]) / 2 / (60 * 0.03)
     exponents = [row["exponent"] for row in found["rows"]]

@@ -119,7 +119,7 @@ def test_a_table_without_the_certificates_columns_is_drawn(cli: Cli, run: Path, 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
-    lost = ("certified", "step_certified", "max_dt", "step_gain")
+    lost = ("certified", "step_certified", "max_dt", "step_factor")
     kept = [{key: value for key, value in row.items() if key not in lost} for row in rows]
     with (copy / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(kept[0]))

@@ -125,7 +125,7 @@ def test_the_page_says_what_certify_says(cli: Cli, run: Path, tmp_path: Path) ->
     text = Page(report(cli, run, tmp_path / "r.html")).text
     proven = json.loads(cli("certify", run, "--json").out)
     for number in (proven["rate"], proven["metric"]["condition_number"], proven["coupling"]["norm"],
-                   proven["discrete"]["gain"], proven["weights"]["sha256"]):  # fmt: skip
+                   proven["discrete"]["contraction_factor"], proven["weights"]["sha256"]):  # fmt: skip
         assert json.dumps(number) in text
     for module in proven["modules"]:
         assert json.dumps(module["rate"]) in text

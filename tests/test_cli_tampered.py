@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from cli_tools import Cli, Outcome
-from ctrnn_assembly import Singular, Subnetwork, Symmetric, couple
-from ctrnn_assembly.certificates import certify, certify_terms
+from ctrnn_assembly import SingularValueBounded, Subnetwork, Symmetric, couple
+from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.training.run import write
@@ -359,9 +359,9 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_factor_of_no_metric_proves_nothing(kind: str) -> None:
     terms, metric = assembled()
-    assert certify_terms(terms, metric).certified
+    assert certify(terms, metric, search="none").certified
     theta = BROKEN[kind].double()
-    found = certify_terms(terms, with_factor(metric, Factor(theta, theta)), dt=0.01)
+    found = certify(terms, with_factor(metric, Factor(theta, theta)), dt=0.01, search="none")
     assert not found.certified
     assert found.step is not None
     assert not found.step.certified
@@ -373,29 +373,32 @@ def test_a_wrong_inverse_is_not_believed() -> None:
     """The proof inverts Theta itself; and a coupling made with the wrong inverse costs what it costs."""
     terms, metric = assembled()
     wrong = [Factor(f.theta, 3 * f.theta_inv + 1) for f in metric.factors]
-    assert certify_terms(terms, Metric(tuple(wrong))).rate == certify_terms(terms, metric).rate
+    assert (
+        certify(terms, Metric(tuple(wrong)), search="none").rate
+        == certify(terms, metric, search="none").rate
+    )
 
     field = couple([Subnetwork(Symmetric("tanh"), 3) for _ in range(2)], gain=20.0).double()
     terms, metric = field.terms().detach_cpu(), field.metric().detach_cpu()
-    assert certify_terms(terms, metric).certified
+    assert certify(terms, metric, search="none").certified
     wrong_first = [Metric((Factor(f.theta, -f.theta_inv),)) for f in metric.factors[:1]]
     assert field.coupling is not None
     L = field.coupling.matrix([*wrong_first, Metric(metric.factors[1:])])
     assert L is not None
-    found = certify_terms(replace(terms, L=L.detach() + terms.L), metric)
-    exact = certify_terms(terms, metric).coupling.residual
+    found = certify(replace(terms, L=L.detach() + terms.L), metric, search="none")
+    exact = certify(terms, metric, search="none").coupling.residual
     assert found.coupling.residual > 1 > exact
     assert not found.certified
 
 
 def test_a_metric_of_another_net_proves_no_more_than_is_true() -> None:
     terms, metric = assembled()
-    other = [Subnetwork(Singular("tanh"), 3).double().metric() for _ in range(2)]
+    other = [Subnetwork(SingularValueBounded("tanh"), 3).double().metric() for _ in range(2)]
     theta = torch.tensor([[1.0, 0.0, 0.0], [40.0, 1.0, 0.0], [0.0, 40.0, 1.0]]).double()
     skewed = with_factor(metric, Factor(theta, torch.linalg.inv(theta)))
-    best = certify_terms(terms, metric).rate
-    assert certify_terms(terms, Metric.join(other)).rate <= best + 1e-6
-    assert not certify_terms(terms, skewed).certified
+    best = certify(terms, metric, search="none").rate
+    assert certify(terms, Metric.join(other), search="none").rate <= best + 1e-6
+    assert not certify(terms, skewed, search="none").certified
 
 
 def test_a_field_that_lies_about_its_metric_is_found_out() -> None:

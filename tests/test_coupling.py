@@ -11,9 +11,9 @@ from ctrnn_assembly.contracting import (
     AdaDiagClip,
     AdaDiagTanh,
     Contracting,
-    Product,
+    NegativeProduct,
     PublishedSparse,
-    Singular,
+    SingularValueBounded,
     SparseAbsolute,
     Symmetric,
     Triangular,
@@ -43,11 +43,11 @@ def stirred(rule: Contracting, size: int, **options: object) -> Subnetwork:
 def zoo() -> list[Subnetwork]:
     """Every kind, both forms, mixed sizes and activations; 18 units."""
     return [
-        stirred(Singular("tanh"), 3),
+        stirred(SingularValueBounded("tanh"), 3),
         stirred(Symmetric("sigmoid"), 2, form="r"),
         stirred(Symmetric("relu"), 2, form="x"),
-        stirred(Product("relu"), 2, form="x"),
-        stirred(Product("tanh"), 2, form="r"),
+        stirred(NegativeProduct("relu"), 2, form="x"),
+        stirred(NegativeProduct("tanh"), 2, form="r"),
         stirred(Absolute("gelu"), 1, form="r"),
         stirred(Triangular("selu"), 2),
         stirred(AdaDiagTanh("tanh"), 1),
@@ -168,9 +168,9 @@ def test_skew_coupling_without_the_metric_is_unstable_and_claims_nothing() -> No
 @pytest.mark.parametrize("form", ["x", "r"])
 def test_rate_with_time_constants(form: str) -> None:
     modules = [
-        stirred(Singular("tanh", margin=0.2), 2, form=form, tau=torch.tensor([0.5, 3.0])),
+        stirred(SingularValueBounded("tanh", margin=0.2), 2, form=form, tau=torch.tensor([0.5, 3.0])),
         stirred(Symmetric("relu", margin=0.1), 2, form=form, tau=0.1),
-        stirred(Product("relu"), 2, form=form, tau=7.0),
+        stirred(NegativeProduct("relu"), 2, form=form, tau=7.0),
     ]
     net = couple(modules, "all", gain=10.0)
     assert net.rate == pytest.approx(min(0.2 / 3.0, 0.1 / 0.1, 0.99 / 7.0), rel=1e-12)
@@ -198,8 +198,8 @@ def test_hierarchy_keeps_half_the_rate_in_its_scaled_metric(psi: str | None, den
     first = Symmetric("tanh", margin=0.3) if dense else Absolute("tanh", margin=0.3)
     modules = [
         stirred(first, 2, tau=2.0),
-        stirred(Singular("relu", margin=0.2), 2, form="r", tau=torch.tensor([0.3, 1.0])),
-        stirred(Product("tanh"), 2, tau=5.0),
+        stirred(SingularValueBounded("relu", margin=0.2), 2, form="r", tau=torch.tensor([0.3, 1.0])),
+        stirred(NegativeProduct("tanh"), 2, tau=5.0),
     ]
     net = hierarchy(modules, [(0, 1), (1, 2), (0, 2)], psi)
     assert net.rate == pytest.approx(min(0.15, 0.2, 0.198) / 2, rel=1e-6)
@@ -210,7 +210,7 @@ def test_hierarchy_keeps_half_the_rate_in_its_scaled_metric(psi: str | None, den
 
 
 def test_chain_of_four_with_large_gains() -> None:
-    modules = [stirred(Singular("tanh", margin=0.1), 2) for _ in range(4)]
+    modules = [stirred(SingularValueBounded("tanh", margin=0.1), 2) for _ in range(4)]
     net = hierarchy(modules, [(0, 1), (1, 2), (2, 3)], None)
     with torch.no_grad():
         net.coupling.K.values.mul_(10)
@@ -228,7 +228,7 @@ def test_metric_that_the_dtype_cannot_hold_is_refused() -> None:
 @pytest.mark.parametrize("psi", [None, "tanh"])
 def test_hierarchy_inside_feedback_inside_hierarchy(psi: str | None) -> None:
     inner = hierarchy(
-        [stirred(Singular("tanh", margin=0.4), 2), stirred(Absolute("relu", margin=0.4), 2)],
+        [stirred(SingularValueBounded("tanh", margin=0.4), 2), stirred(Absolute("relu", margin=0.4), 2)],
         [(0, 1)],
         psi,
     )
@@ -242,12 +242,12 @@ def test_hierarchy_inside_feedback_inside_hierarchy(psi: str | None) -> None:
         L = L - K
     assert skewness(array(middle.metric().matrix()), L) <= 1e-12
     if psi is None:  # two kinds of edges are out of reach of the vertex oracle
-        outer = hierarchy([middle, stirred(Product("relu"), 2)], [(0, 1)], "relu")
+        outer = hierarchy([middle, stirred(NegativeProduct("relu"), 2)], [(0, 1)], "relu")
         assert exact_rate(outer) >= outer.rate == pytest.approx(0.1, rel=1e-6)
 
 
 def test_hierarchy_gain_is_the_norm_in_the_metrics() -> None:
-    modules = [stirred(Symmetric("tanh"), 3, tau=2.0), stirred(Product("tanh"), 2, tau=0.5)]
+    modules = [stirred(Symmetric("tanh"), 3, tau=2.0), stirred(NegativeProduct("tanh"), 2, tau=0.5)]
     M = [array(m.metric().matrix()) for m in modules]
     for psi in (None, "tanh"):
         net = hierarchy(modules, [(0, 1)], psi)
@@ -277,7 +277,7 @@ def test_hierarchy_scales_of_two_modules() -> None:
 
 
 def test_no_guarantee_when_a_part_has_none() -> None:
-    sound = Subnetwork(Singular("tanh"), 2)
+    sound = Subnetwork(SingularValueBounded("tanh"), 2)
     for rule in (Unconstrained("tanh"), PublishedSparse(density=0.5, magnitude=0.1)):
         control = Subnetwork(rule, 2)
         for kind in ("feedback", "hierarchy", "free"):

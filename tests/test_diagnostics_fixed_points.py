@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN, Singular, Subnetwork, couple
+from ctrnn_assembly import CTRNN, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.diagnostics import eigen, field_jacobian, find_fixed_points, step_map
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.solvers import solve
@@ -38,7 +38,10 @@ def test_a_contracting_net_has_one_where_it_comes_to_rest(name: str) -> None:
 
 @pytest.mark.parametrize("form", ["x", "r"])
 def test_a_contracting_relu_net_has_one(form: str) -> None:
-    parts = [Subnetwork(Singular("relu", gain=2.0), 8, form=form, generator=rng(k)) for k in range(4)]
+    parts = [
+        Subnetwork(SingularValueBounded("relu", init_scale=2.0), 8, form=form, generator=rng(k))
+        for k in range(4)
+    ]
     net = couple(parts, "all", generator=rng(9)).double()
     for seed in range(3):
         found = find_fixed_points(net, 2 * normal(32, seed=seed), spread=4.0)
@@ -155,7 +158,9 @@ def test_time_constants_change_eigenvalues_and_not_points() -> None:
 
 
 def test_a_layer_under_its_encoder() -> None:
-    layer = CTRNN(3, couple([Subnetwork(Singular("tanh"), 4, form="r") for _ in range(2)], "all"))
+    layer = CTRNN(
+        3, couple([Subnetwork(SingularValueBounded("tanh"), 4, form="r") for _ in range(2)], "all")
+    )
     layer = layer.double()
     u = normal(3)
     found = find_fixed_points(layer, u)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import ACTIVATIONS, CTRNN, Singular, Subnetwork, couple
+from ctrnn_assembly import ACTIVATIONS, CTRNN, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.diagnostics import field_jacobian, field_map, step_jacobian, step_map
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.solvers import GRID_METHODS, solve
@@ -125,7 +125,7 @@ def test_blocks_are_those_of_the_matrix() -> None:
 
 
 def test_a_layer_has_the_jacobian_of_its_own_step() -> None:
-    parts = [Subnetwork(Singular("tanh"), 4, form="r", generator=rng(k)) for k in range(2)]
+    parts = [Subnetwork(SingularValueBounded("tanh"), 4, form="r", generator=rng(k)) for k in range(2)]
     layer = CTRNN(3, couple(parts, "all"), dt=0.1, solver="imex", generator=rng(5)).double()
     x, u = normal(1, 8), normal(1, 3, seed=1)
     expected = by_autograd(lambda z, v: layer.step(v, z), x, u)

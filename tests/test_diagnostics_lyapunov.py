@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN, Linear, Singular, Subnetwork, certify, couple
+from ctrnn_assembly import CTRNN, Linear, SingularValueBounded, Subnetwork, certify, couple
 from ctrnn_assembly.diagnostics import field_jacobian, flow_exponents, lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.solvers import solve
@@ -175,12 +175,14 @@ def test_certified_steps_bound_the_largest_exponent(name: str, method: str) -> N
     certificate = certify(net, dt=dt, solver=method, search="none")
     assert certificate.step is not None
     assert certificate.step.certified
-    assert certificate.step.gain is not None
+    assert certificate.step.contraction_factor is not None
     u = 2 * normal(2, steps, net.size)
     found = lyapunov_exponents(net, u, k=1, dt=dt, steps=steps, method=method, generator=rng(0))
     # The frame may add what the Euclidean norm and the metric differ by, once.
     frame = math.log(certificate.metric.condition_number) / (2 * steps * dt)
-    assert float(found.per_trajectory.max()) <= math.log(certificate.step.gain) / dt + frame
+    assert (
+        float(found.per_trajectory.max()) <= math.log(certificate.step.contraction_factor) / dt + frame
+    )
 
 
 @pytest.mark.parametrize("name", ["mixed", "nested"])
@@ -253,7 +255,9 @@ def test_errors_shrink_with_the_run_and_cover_the_truth() -> None:
 
 
 def test_a_float32_layer_with_its_encoder() -> None:
-    layer = CTRNN(2, couple([Subnetwork(Singular("tanh"), 4) for _ in range(2)], "all")).float()
+    layer = CTRNN(
+        2, couple([Subnetwork(SingularValueBounded("tanh"), 4) for _ in range(2)], "all")
+    ).float()
     found = lyapunov_exponents(layer, normal(3, 20, 2).float(), k=2, dt=0.1, steps=60)
     assert found.exponents.dtype == torch.float64
     assert found.per_trajectory.shape == (3, 2)

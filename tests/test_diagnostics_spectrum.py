@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from ctrnn_assembly import (
     CTRNN,
     AdaDiagTanh,
-    Product,
-    Singular,
+    NegativeProduct,
+    SingularValueBounded,
     Subnetwork,
     Symmetric,
     certify,
@@ -261,7 +261,7 @@ def test_facts_of_adadiag_symmetric_and_product_modules() -> None:
     assert float(values.real.sum()) == pytest.approx(float(w.sum()) - 18, abs=1e-10)
     symmetric = Subnetwork(Symmetric("tanh"), 8, generator=g).double()
     assert float(spectrum_at(symmetric, normal(3, 8)).eigenvalues.imag.abs().max()) <= 1e-9
-    product = Subnetwork(Product("tanh"), 8, generator=g).double()
+    product = Subnetwork(NegativeProduct("tanh"), 8, generator=g).double()
     assert float(spectrum_at(product, normal(3, 8)).abscissa.max()) <= -1 + 1e-9
 
 
@@ -282,7 +282,9 @@ def test_eigenvalues_in_the_left_half_plane_prove_nothing() -> None:
 
 @pytest.mark.parametrize("method", ["euler", "imex", "dopri8"])
 def test_a_trajectory_is_the_solvers_and_meets_its_own_samples(method: str) -> None:
-    layer = CTRNN(2, couple([Subnetwork(Singular("tanh"), 4, form="r") for _ in range(2)], "all"))
+    layer = CTRNN(
+        2, couple([Subnetwork(SingularValueBounded("tanh"), 4, form="r") for _ in range(2)], "all")
+    )
     layer = layer.double()
     u, at = normal(6, 2), [0, 2, 5, 6]
     found = spectrum_along(layer, u, at=at, dt=0.1, x0=normal(8, seed=1), method=method)

@@ -21,10 +21,10 @@ from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.assembly import Assembly, couple
-from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.gates import certify_gated, commutator_rate
 from ctrnn_assembly.certificates.result import Certificate
-from ctrnn_assembly.contracting import AdaDiagTanh, Product, Singular, Symmetric
+from ctrnn_assembly.contracting import AdaDiagTanh, NegativeProduct, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.inputs import Linear, ZeroOrderHold
@@ -141,13 +141,13 @@ def check_against_vertices(
         assert not step.certified
         return False, False
     assert certificate.rate > 0
-    if step.gain is not None:
-        assert exact_gain(terms, M, gates, dt) <= step.gain * (1 + 1e-12)
+    if step.contraction_factor is not None:
+        assert exact_gain(terms, M, gates, dt) <= step.contraction_factor * (1 + 1e-12)
     if 0 < step.max_dt < 1e3:
         assert exact_gain(terms, M, gates, step.max_dt) < 1
     if step.certified:
-        assert step.gain is not None
-        assert step.gain < 1
+        assert step.contraction_factor is not None
+        assert step.contraction_factor < 1
         assert dt <= step.max_dt
     return True, step.certified
 
@@ -206,13 +206,13 @@ def test_constant_gates_are_time_constants() -> None:  # oracle 37
             scaled = replace(terms, blocks=tuple(phi * W for W in terms.blocks))
             certificate = certify_gated(scaled, metric, gate="constant", lo=0.01, hi=0.2, nu=nu)
             assert certificate.rate == pytest.approx(0.02, abs=1e-12)
-            same = certify_terms(replace(scaled, tau=1 / nu), metric)
+            same = certify(replace(scaled, tau=1 / nu), metric, search="none")
             assert certificate == same
 
 
 def test_the_bound_of_diagonal_modules_is_wrong_for_others() -> None:
     terms, metric = net([0.9 * -SKEW], np.ones(2))
-    lam = certify_terms(terms, metric).rate
+    lam = certify(terms, metric, search="none").rate
     assert lam == pytest.approx(0.55, abs=1e-6)
     true = exact_rate(terms, np.eye(2), vertices([(0.05, 0.2)] * 2))
     assert true < 0.9 * commutator_rate(lam, 0.0, 0.05, 0.2)
@@ -275,7 +275,7 @@ def test_an_impossible_step_is_not_certified(gate: str, dt: float) -> None:
     step = certify_gated(terms, metric, gate=gate, lo=0.1, hi=0.1, nu=nu, dt=dt).step  # type: ignore[arg-type]
     assert step is not None
     assert not step.certified
-    assert step.gain is None
+    assert step.contraction_factor is None
 
 
 def test_a_certified_step_is_at_most_the_largest_one() -> None:
@@ -303,20 +303,20 @@ def test_gates_slower_than_float64_can_tell_are_not_certified() -> None:
     assert step is not None
     assert not step.certified
     assert "slowest gate" in step.reason
-    assert step.gain is not None
-    assert step.gain >= 1
+    assert step.contraction_factor is not None
+    assert step.contraction_factor >= 1
 
 
 def test_equal_bounds_lose_nothing() -> None:
     terms, metric = net([np.array([[0.3, 0.4], [-0.5, 0.1]])], np.ones(2), 0.3 * SKEW)
-    lam = certify_terms(terms, metric).rate
+    lam = certify(terms, metric, search="none").rate
     for gate in ("shared", "input"):
         certificate = certify_gated(terms, metric, gate=gate, lo=0.3, hi=0.3)  # type: ignore[arg-type]
         assert certificate.rate == pytest.approx(0.3 * lam, rel=1e-12)
 
 
 def test_dense_metrics_take_gates_of_whole_modules_only() -> None:
-    field = couple([Subnetwork(Symmetric("tanh"), 3), Subnetwork(Product("tanh"), 2)])
+    field = couple([Subnetwork(Symmetric("tanh"), 3), Subnetwork(NegativeProduct("tanh"), 2)])
     terms, metric = field.terms(), field.metric()
     apart = torch.tensor([0.1, 0.1, 0.11, 0.2, 0.2])
     certificate = certify_gated(terms, metric, gate="constant", lo=0.1, hi=0.2, nu=apart)
@@ -474,17 +474,19 @@ def test_gates_that_cannot_move_give_the_ungated_layer(gate: str) -> None:
 
 def test_constant_gates_equal_time_constants() -> None:
     weight = normal(4, 4) / 10
-    net = GatedCTRNN(2, Subnetwork(Singular("tanh"), 4, weight=weight), batch_first=True, dt=0.5)
+    net = GatedCTRNN(
+        2, Subnetwork(SingularValueBounded("tanh"), 4, weight=weight), batch_first=True, dt=0.5
+    )
     nn.init.normal_(net.gates.constant)
     nu = net.gates.constants()
     assert nu is not None
-    ungated = Subnetwork(Singular("tanh"), 4, weight=weight, tau=1 / nu.detach())
+    ungated = Subnetwork(SingularValueBounded("tanh"), 4, weight=weight, tau=1 / nu.detach())
     ungated.load_state_dict({**net.field.state_dict(), "tau": ungated.tau})
     other = CTRNN(2, ungated, batch_first=True, dt=0.5)
     other.encoder = net.encoder
     u = normal(3, 20, 2)
     assert_close(net(u)[0], other(u)[0], rtol=1e-12, atol=1e-12)
-    assert net.certificate() == certify_terms(ungated.terms(), ungated.metric(), dt=0.5)
+    assert net.certificate() == certify(ungated.terms(), ungated.metric(), dt=0.5, search="none")
     assert net.certificate().certified
 
 
@@ -568,12 +570,12 @@ def test_two_states_approach_at_every_certified_step(gate: str) -> None:
     with torch.no_grad():
         states = torch.cat([x[0][:, None], net(u, x)[0]], 1)
     apart = ((states[0] - states[1]) * root).norm(dim=-1)
-    assert float((apart[1:] / apart[:-1]).max()) <= certificate.step.gain  # type: ignore[operator]
+    assert float((apart[1:] / apart[:-1]).max()) <= certificate.step.contraction_factor  # type: ignore[operator]
 
 
 def test_gates_of_the_state_keep_one_equilibrium_for_a_constant_input() -> None:
     net = layer("state", lo=0.05, hi=0.2, dt=0.05)
-    lam = certify_terms(net.field.terms(), net.field.metric()).rate
+    lam = certify(net.field.terms(), net.field.metric(), search="none").rate
     u = normal(1, 1, 2).expand(5, 8000, -1)
     with torch.no_grad():
         x = net(u, 2 * normal(1, 5, 7))[0]

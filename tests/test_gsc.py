@@ -12,7 +12,7 @@ from ctrnn_assembly import (
     CTRNN,
     AdaDiagTanh,
     GatedCTRNN,
-    Singular,
+    SingularValueBounded,
     Subnetwork,
     Unconstrained,
     certify,
@@ -237,7 +237,7 @@ SOLVERS = ("euler", "euler-plain", "imex", "exponential-euler", "rk4")
 
 
 def assembly():
-    parts = [Subnetwork(AdaDiagTanh("tanh"), 2), Subnetwork(Singular("tanh"), 3)]
+    parts = [Subnetwork(AdaDiagTanh("tanh"), 2), Subnetwork(SingularValueBounded("tanh"), 3)]
     return couple(parts, "all").double()
 
 
@@ -311,7 +311,7 @@ def test_a_linear_run_with_a_plane_skew_coupling_has_gsc_one(solver, omega):
 
 @pytest.mark.parametrize("solver", ["euler", "imex"])
 def test_contraction_bounds_the_jacobian(solver):
-    parts = [Subnetwork(Singular("tanh"), 4, tau=1.5) for _ in range(3)]
+    parts = [Subnetwork(SingularValueBounded("tanh"), 4, tau=1.5) for _ in range(3)]
     field = couple(parts, "ring", gain=2.0).double()
     net = CTRNN(2, field, dt=0.05, solver=solver).double()
     certificate = certify(field, dt=0.05, solver=solver)
@@ -319,7 +319,7 @@ def test_contraction_bounds_the_jacobian(solver):
     assert certificate.step.certified
     found = gsc_over_time(net, 3 * torch.randn(80, 5, 2), per_sample=True, every=4)
     back = 80 - torch.tensor(found.points, dtype=torch.float64)
-    bound = certificate.metric.condition_number**0.5 * certificate.step.gain**back
+    bound = certificate.metric.condition_number**0.5 * certificate.step.contraction_factor**back
     assert bool((found.jacobian <= bound).all())
 
 

@@ -13,7 +13,7 @@ import ctrnn_assembly.training.projection
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
-from ctrnn_assembly.contracting import CONSTRAINTS, AdaDiagTanh, Singular, Symmetric
+from ctrnn_assembly.contracting import CONSTRAINTS, AdaDiagTanh, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.models import build_model
@@ -92,7 +92,7 @@ def test_every_epoch_says_what_is_certified(cli: Cli, tmp_path: Path) -> None:
     for row in rows:
         assert float(row["rate"]) >= 0.01 - 1e-6
         is_certified = row["step_certified"] == "1"
-        assert (float(row["step_gain"]) < 1) == is_certified
+        assert (float(row["step_factor"]) < 1) == is_certified
         assert (float(row["max_dt"]) >= 0.03) == is_certified
     lines = [line for line in done.err.splitlines() if line.startswith("epoch")]
     assert "step certified (factor 0.99" in lines[0]
@@ -105,7 +105,7 @@ def test_every_epoch_says_what_is_certified(cli: Cli, tmp_path: Path) -> None:
 def test_the_table_has_numbers_or_nothing(cli: Cli, tmp_path: Path) -> None:
     cli.train(tmp_path / "lstm", "--epochs=1", "--model=lstm")
     row = table(tmp_path / "lstm")[0]
-    names = ("certified", "rate", "step_certified", "step_gain", "max_dt")
+    names = ("certified", "rate", "step_certified", "step_factor", "max_dt")
     assert [row[name] for name in names] == ["0", "", "0", "", ""]
     done = cli.train(tmp_path / "exact", "--epochs=1", "--solver=exponential-euler")
     row = table(tmp_path / "exact")[0]
@@ -120,7 +120,7 @@ def test_numbers_that_are_not_finite_stay_out_of_the_table() -> None:
     field = build_model("svd-combo", 1, 3, modules=2, units=2).core.field
     torch.nn.init.constant_(field.coupling.K.values, math.nan)
     columns = certificate_columns(certify(field, dt=0.03))
-    nothing = {"certified": 0, "rate": None, "step_certified": 0, "step_gain": None, "max_dt": 0.0}
+    nothing = {"certified": 0, "rate": None, "step_certified": 0, "step_factor": None, "max_dt": 0.0}
     assert columns == nothing
 
 
@@ -168,7 +168,7 @@ def test_a_projected_run_keeps_the_step_at_every_epoch(cli: Cli, tmp_path: Path,
     kept = ("--keep-step-certified", "--require-certificate=discrete", "--json")
     summary = json.loads(cli.train(run, *settings, *kept).out)
     assert column(run, "step_certified") == [1, 1]
-    assert max(column(run, "step_gain")) < 1
+    assert max(column(run, "step_factor")) < 1
     for name in ("certificate_initial", "certificate"):
         assert summary[name]["discrete"]["certified"] is True
     assert 0.5 < trained_factor(run, "model.safetensors") < 1  # exactly, whatever `certify` says
@@ -264,7 +264,7 @@ def test_divergence_is_called_divergence_in_a_projected_run(
 
 def nested(gain: float) -> Assembly:
     """Two areas of different modules and time constants, coupled inside and between."""
-    a = couple([Subnetwork(Singular("tanh"), 3) for _ in range(2)], gain=gain)
+    a = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], gain=gain)
     b = couple(
         [Subnetwork(AdaDiagTanh("relu"), 2, tau=2.0), Subnetwork(Symmetric("tanh"), 2)], gain=gain
     )
@@ -348,7 +348,7 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
 
 
 def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
-    field = couple([Subnetwork(Singular("tanh"), 3) for _ in range(2)], "none")
+    field = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], "none")
     projection = StepProjection(classifier(field))
     projection.start_epoch()
     projection.after_step()
@@ -359,8 +359,8 @@ def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
 
 
 def test_only_feedback_can_be_scaled_at_any_level() -> None:
-    inner = couple([Subnetwork(Singular("tanh"), 2) for _ in range(2)], kind="hierarchy")
-    field = couple([inner, Subnetwork(Singular("tanh"), 2)])
+    inner = couple([Subnetwork(SingularValueBounded("tanh"), 2) for _ in range(2)], kind="hierarchy")
+    field = couple([inner, Subnetwork(SingularValueBounded("tanh"), 2)])
     with pytest.raises(ConfigError, match="needs coupling_kind feedback"):
         StepProjection(classifier(field))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.assembly import Assembly, couple
-from ctrnn_assembly.contracting import Singular, Symmetric
+from ctrnn_assembly.contracting import SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.solvers import GRID_METHODS, METHODS
@@ -24,7 +24,7 @@ def field(form: str = "x") -> Assembly:
     generator = torch.Generator().manual_seed(3)
     parts = [
         Subnetwork(kind("tanh"), n, form=form, generator=generator)  # type: ignore[arg-type]
-        for kind, n in ((Singular, 3), (Symmetric, 4))
+        for kind, n in ((SingularValueBounded, 3), (Symmetric, 4))
     ]
     return couple(parts, "all", generator=generator)
 

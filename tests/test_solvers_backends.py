@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import Activation, AdaDiagTanh, Singular, Subnetwork, couple
+from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers import backends, buffers, graph, solve
@@ -28,7 +28,7 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machin
 
 def field(kind: str = "blocks", pairs: str | list = "all") -> Terms:
     g = rng(1)
-    constraint = Singular("tanh") if kind == "blocks" else AdaDiagTanh("relu")
+    constraint = SingularValueBounded("tanh") if kind == "blocks" else AdaDiagTanh("relu")
     parts = [Subnetwork(constraint, 4, generator=g) for _ in range(4)]
     terms = couple(parts, pairs, generator=g).double().terms().detach_cpu()
     return terms.driven(normal(16, 2, seed=3), normal(16, seed=4))

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import Singular, Subnetwork, Symmetric, couple
+from ctrnn_assembly import SingularValueBounded, Subnetwork, Symmetric, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers import solve
@@ -122,7 +122,10 @@ def test_gradients_pass_gradcheck(method: str, form: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_float32_agrees_with_float64(method: str) -> None:
-    parts = [Subnetwork(Singular("tanh"), 6, generator=rng(1)), Subnetwork(Symmetric("tanh"), 5)]
+    parts = [
+        Subnetwork(SingularValueBounded("tanh"), 6, generator=rng(1)),
+        Subnetwork(Symmetric("tanh"), 5),
+    ]
     net = couple(parts, "all", generator=rng(2)).float()
     x0, u = normal(3, 11).float(), normal(3, 200, 11, seed=1).float()
     single = solve(net, x0, u=u, dt=DT, method=method).x
@@ -141,7 +144,7 @@ def test_a_zero_coupling_is_no_coupling(matrices: Matrices) -> None:
 
 
 def test_exponential_euler_names_a_singular_linear_part() -> None:
-    terms = Subnetwork(Singular("tanh"), 2).terms()
+    terms = Subnetwork(SingularValueBounded("tanh"), 2).terms()
     singular = replace(terms, L=torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=terms.bias.dtype))
     x0 = torch.zeros(1, 2, dtype=terms.bias.dtype)
     with pytest.raises(SolverError, match="eigenvalue 1"):

@@ -13,7 +13,7 @@ from ctrnn_assembly import (
     Activation,
     AdaDiagTanh,
     Assembly,
-    Singular,
+    SingularValueBounded,
     SparseAbsolute,
     Subnetwork,
     couple,
@@ -39,7 +39,7 @@ PAIRS = {
 def net(kind: str, pairs: int, form: str = "x", phi: str = "tanh", k: int = 4, p: int = 5) -> Assembly:
     g = rng(1)
     sets = {
-        "blocks": Singular(phi),
+        "blocks": SingularValueBounded(phi),
         "diagonal": AdaDiagTanh(phi),
         "frozen": SparseAbsolute(phi, density=0.2),
     }

@@ -13,8 +13,8 @@ from torch import Tensor
 from ctrnn_assembly import (
     Absolute,
     AdaDiagTanh,
-    Product,
-    Singular,
+    NegativeProduct,
+    SingularValueBounded,
     Subnetwork,
     Triangular,
     couple,
@@ -128,7 +128,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
     """Integrated: V(end) <= V(0) exp(-beta T) for a small difference of two solutions."""
     dt, steps, held = 0.02, 100, 0
     for _ in range(5):
-        module = Subnetwork(Singular(phi), 3, tau=torch.tensor([0.7, 1.0, 1.5]))
+        module = Subnetwork(SingularValueBounded(phi), 3, tau=torch.tensor([0.7, 1.0, 1.5]))
         drive = 0.4 * torch.randn(1, 1, 3).expand(-1, steps, -1)
         x0 = 0.3 * torch.randn(1, 3)
         found = monitor_theorem6(module, x0, drive, dt=dt)
@@ -189,7 +189,7 @@ def test_a_full_P_is_no_metric_with_the_slopes_and_is_refused() -> None:
 
 def test_the_monitor_sees_a_fast_saturation_that_spoils_the_condition() -> None:
     """A trajectory back from saturation: log D of tanh rises at almost 2 |x'|, past any c."""
-    module = Subnetwork(Singular("tanh"), 2, weight=torch.tensor([[0.2, -0.3], [0.4, 0.1]]))
+    module = Subnetwork(SingularValueBounded("tanh"), 2, weight=torch.tensor([[0.2, -0.3], [0.4, 0.1]]))
     still = monitor_theorem6(module, torch.zeros(1, 2), torch.zeros(1, 20, 2), dt=0.05)
     assert still.holds
     assert still.missed < 1e-10
@@ -212,7 +212,7 @@ def test_both_sides_of_a_jump_of_the_input_count() -> None:
 
 
 def test_the_default_metric_is_the_fields_own() -> None:
-    for kind in (Absolute, Triangular, Singular):
+    for kind in (Absolute, Triangular, SingularValueBounded):
         module = Subnetwork(kind("tanh"), 4, tau=2.0)
         with torch.no_grad():
             for raw in module.parametrizations.parameters():
@@ -251,14 +251,14 @@ def test_what_the_theorem_does_not_cover_is_refused() -> None:
         theorem6(torch.zeros(2, 2), "tanh", x * math.nan, x, one)
     x0, u = torch.zeros(1, 2), torch.zeros(1, 3, 2)
     with pytest.raises(ContractionError, match="r-form"):
-        monitor_theorem6(Subnetwork(Singular("tanh"), 2, form="r"), x0, u, dt=0.1)
-    pair = couple([Subnetwork(Singular("tanh"), 1) for _ in range(2)])
+        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2, form="r"), x0, u, dt=0.1)
+    pair = couple([Subnetwork(SingularValueBounded("tanh"), 1) for _ in range(2)])
     with pytest.raises(ContractionError, match="coupling"):
         monitor_theorem6(pair, x0, u, dt=0.1)
     with pytest.raises(ContractionError, match="diagonal P"):
-        monitor_theorem6(Subnetwork(Product("tanh"), 2), x0, u, dt=0.1)
+        monitor_theorem6(Subnetwork(NegativeProduct("tanh"), 2), x0, u, dt=0.1)
     with pytest.raises(ContractionError, match="P=None"):
-        monitor_theorem6(Subnetwork(Singular("tanh"), 2).terms(), x0, u, dt=0.1)
+        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2).terms(), x0, u, dt=0.1)
 
 
 def test_it_never_calls_itself_a_certificate() -> None:

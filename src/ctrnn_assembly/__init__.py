@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ctrnn_assembly.contracting import Absolute as Absolute
     from ctrnn_assembly.contracting import AdaDiagClip as AdaDiagClip
     from ctrnn_assembly.contracting import AdaDiagTanh as AdaDiagTanh
-    from ctrnn_assembly.contracting import Product as Product
+    from ctrnn_assembly.contracting import NegativeProduct as NegativeProduct
     from ctrnn_assembly.contracting import PublishedSparse as PublishedSparse
-    from ctrnn_assembly.contracting import Singular as Singular
+    from ctrnn_assembly.contracting import SingularValueBounded as SingularValueBounded
     from ctrnn_assembly.contracting import SparseAbsolute as SparseAbsolute
     from ctrnn_assembly.contracting import Symmetric as Symmetric
     from ctrnn_assembly.contracting import Triangular as Triangular
@@ -51,9 +51,9 @@ PUBLIC = {
         "Absolute",
         "AdaDiagClip",
         "AdaDiagTanh",
-        "Product",
+        "NegativeProduct",
         "PublishedSparse",
-        "Singular",
+        "SingularValueBounded",
         "SparseAbsolute",
         "Symmetric",
         "Triangular",

@@ -162,8 +162,8 @@ def couple(
         init, gain: how the coupling's free entries start, see `BlockMatrix`.
 
     Example:
-        >>> from ctrnn_assembly import Singular, Subnetwork, couple
-        >>> net = couple([Subnetwork(Singular("tanh"), 8) for _ in range(4)], "ring")
+        >>> from ctrnn_assembly import SingularValueBounded, Subnetwork, couple
+        >>> net = couple([Subnetwork(SingularValueBounded("tanh"), 8) for _ in range(4)], "ring")
         >>> net.size, net.rate
         (32, 0.01)
     """

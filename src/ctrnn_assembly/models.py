@@ -29,9 +29,9 @@ from ctrnn_assembly.contracting import (
     AdaDiagTanh,
     Contracting,
     Form,
-    Product,
+    NegativeProduct,
     PublishedSparse,
-    Singular,
+    SingularValueBounded,
     SparseAbsolute,
     Symmetric,
     Triangular,
@@ -216,9 +216,9 @@ def _constraint(
     trained: dict[str, Callable[..., Contracting]] = {
         "absolute": Absolute,
         "symmetric": Symmetric,
-        "product": Product,
+        "product": NegativeProduct,
         "triangular": Triangular,
-        "svd-combo": Singular,
+        "svd-combo": SingularValueBounded,
         "adadiag-tanh": AdaDiagTanh,
         "adadiag-clip": AdaDiagClip,
     }

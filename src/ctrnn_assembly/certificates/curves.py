@@ -17,16 +17,16 @@ from typing import Literal, cast
 import numpy as np
 import torch
 
-from ctrnn_assembly.certificates.assembled import Assembled
 from ctrnn_assembly.certificates.checks import unusable
 from ctrnn_assembly.certificates.euler import EulerStep
 from ctrnn_assembly.certificates.implicit import (
-    exponential_gain,
+    exponential_factor,
     exponential_max_dt,
-    imex_gain,
+    imex_factor,
     imex_max_dt,
 )
-from ctrnn_assembly.certificates.result import Certificate, Step
+from ctrnn_assembly.certificates.interconnection import Interconnection
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import UNIT
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
@@ -38,29 +38,29 @@ POINTS = 200
 
 
 @dataclass(frozen=True)
-class GainCurve:
+class FactorCurve:
     """Upper bounds on the factor of one step, one for each dt; infinite where none is proven.
 
     Attributes:
-        dts: increasing, in the unit of tau. gains: one for each.
+        dts: increasing, in the unit of tau. factors: one for each.
         max_dt: largest certified dt: 0 for none, infinite for every dt.
     """
 
     solver: str
     dts: tuple[float, ...]
-    gains: tuple[float, ...]
+    factors: tuple[float, ...]
     max_dt: float
 
 
 @torch.no_grad()
-def gain_curves(
+def factor_curves(
     terms: Terms,
     metric: Metric,
     *,
     near: float,
     solvers: Sequence[Solver] = SOLVERS,
     proofs: int = 8,
-) -> tuple[GainCurve, ...]:
+) -> tuple[FactorCurve, ...]:
     """The curves of several solvers over one range of dt, which holds `near` and what is certified.
 
     Args:
@@ -76,26 +76,27 @@ def gain_curves(
     broken = unusable(terms, metric)
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
-    assembled = Assembled.of(terms, metric)
+    assembled = Interconnection.of(terms, metric)
     tau = terms.tau.double()
     found: list[tuple[str, Callable[[float], float], float]] = []
     own = EulerStep.alone(assembled)
-    chords = Chords.of(own.gain, own.max_dt, 2 * proofs, near)
+    chords = Chords.of(own.factor, own.max_dt, 2 * proofs, near)
     stand_in = cast(EulerStep, chords)  # of which the two functions below use `gain` only
     for solver in solvers:
         if solver == "euler":
             whole = EulerStep.coupled(assembled)
-            bound = Chords.of(whole.gain, whole.max_dt, proofs, near).gain
+            bound = Chords.of(whole.factor, whole.max_dt, proofs, near).factor
             found.append((solver, bound, whole.max_dt))
         elif solver == "imex":
             largest = imex_max_dt(assembled, own)
-            found.append((solver, lambda dt: imex_gain(assembled, stand_in, dt), largest))
+            found.append((solver, lambda dt: imex_factor(assembled, stand_in, dt), largest))
         else:
             largest = exponential_max_dt(assembled, own, tau)
-            found.append((solver, lambda dt: exponential_gain(assembled, stand_in, tau, dt), largest))
+            found.append((solver, lambda dt: exponential_factor(assembled, stand_in, tau, dt), largest))
     dts = dt_range(near, [largest for _, _, largest in found])
     return tuple(
-        GainCurve(solver, dts, tuple(gain(dt) for dt in dts), largest) for solver, gain, largest in found
+        FactorCurve(solver, dts, tuple(gain(dt) for dt in dts), largest)
+        for solver, gain, largest in found
     )
 
 
@@ -123,7 +124,7 @@ class Chords:
             hull.append(point)
         return cls(*zip(*hull, strict=True))
 
-    def gain(self, dt: float) -> float:
+    def factor(self, dt: float) -> float:
         """The bound at dt."""
         if dt > self.knots[-1]:
             return math.inf
@@ -143,19 +144,19 @@ def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted([*between.tolist(), *marks]))
 
 
-def gated_curve(certificate: Callable[[float], Certificate], *, near: float) -> GainCurve:
+def gated_curve(certificate: Callable[[float], Certificate], *, near: float) -> FactorCurve:
     """The curve of forward Euler for whatever `certificate` certifies at a given dt."""
 
-    def step(dt: float) -> Step:
+    def step(dt: float) -> StepCertificate:
         found = certificate(dt).step
         assert found is not None
         return found
 
     def gain(dt: float) -> float:
-        found = step(dt).gain
+        found = step(dt).contraction_factor
         return math.inf if found is None else found
 
     largest = step(near).max_dt
     dts = dt_range(near, [largest])
     chords = Chords.of(gain, largest, 12, near)
-    return GainCurve("euler", dts, tuple(chords.gain(dt) for dt in dts), largest)
+    return FactorCurve("euler", dts, tuple(chords.factor(dt) for dt in dts), largest)

@@ -23,7 +23,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ctrnn_assembly.certificates.assembled import Assembled, block_norms
+from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
     UNIT,
@@ -48,26 +48,26 @@ class EulerStep:
         edges: bounds on the edges between clusters, (c, c), or None.
     """
 
-    parts: tuple[Inequality, ...]
+    parts: tuple[StepLMI, ...]
     edges: Tensor | None
 
     @classmethod
-    def coupled(cls, assembled: Assembled) -> EulerStep:
+    def coupled(cls, assembled: Interconnection) -> EulerStep:
         """The step of the whole: a cluster is what linear coupling joins."""
         clusters = assembled.clusters()
-        parts = tuple(Inequality(assembled.part(cluster)) for cluster in clusters)
+        parts = tuple(StepLMI(assembled.part(cluster)) for cluster in clusters)
         return cls(parts, _edges_between(assembled, clusters))
 
     @classmethod
-    def alone(cls, assembled: Assembled) -> EulerStep:
+    def alone(cls, assembled: Interconnection) -> EulerStep:
         """The step without the linear coupling: every module is a cluster."""
         modules = [[k] for k in range(len(assembled.sizes))]
-        parts = tuple(Inequality(assembled.part(k, coupled=False)) for k in modules)
+        parts = tuple(StepLMI(assembled.part(k, coupled=False)) for k in modules)
         return cls(parts, assembled.gains)
 
-    def gain(self, dt: float) -> float:
+    def factor(self, dt: float) -> float:
         """An upper bound on the factor of a step of length dt; infinite if none is proven."""
-        gains = [min(disc_gain(part.assembled, dt), part.gain(dt)) for part in self.parts]
+        gains = [min(disc_factor(part.assembled, dt), part.factor(dt)) for part in self.parts]
         if self.edges is None or not all(math.isfinite(gain) for gain in gains):
             return max(gains)
         factors = torch.diag(torch.tensor(gains, dtype=self.edges.dtype)) + dt * self.edges
@@ -77,10 +77,10 @@ class EulerStep:
     def max_dt(self) -> float:
         """A dt up to which every step contracts, as large as the two bounds prove; 0 for none."""
         largest = min(max(disc_max_dt(part.assembled), part.max_dt) for part in self.parts)
-        return largest if self.edges is None else last_contracting(self.gain, largest)
+        return largest if self.edges is None else last_contracting(self.factor, largest)
 
 
-def disc_gain(assembled: Assembled, dt: float) -> float:
+def disc_factor(assembled: Interconnection, dt: float) -> float:
     """The disc bound on the factor."""
     nu, eps = common_disc(assembled)
     sigma, omega = assembled.symmetric_norm, assembled.norm
@@ -89,16 +89,18 @@ def disc_gain(assembled: Assembled, dt: float) -> float:
     return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
 
-def disc_max_dt(assembled: Assembled) -> float:
+def disc_max_dt(assembled: Interconnection) -> float:
     """2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes."""
     nu, eps = common_disc(assembled)
     if nu <= eps:
         return 0.0
     largest = 2 * (nu - eps) / (assembled.norm * assembled.norm + (nu - eps) * (nu + eps))
-    return next((dt for dt in (largest * (1 - s) for s in SHRINK) if disc_gain(assembled, dt) < 1), 0.0)
+    return next(
+        (dt for dt in (largest * (1 - s) for s in SHRINK) if disc_factor(assembled, dt) < 1), 0.0
+    )
 
 
-def common_disc(assembled: Assembled) -> tuple[float, float]:
+def common_disc(assembled: Interconnection) -> tuple[float, float]:
     """nu, eps of all modules at once."""
     low = min(m.disc[0] - m.disc[1] for m in assembled.modules)
     high = max(m.disc[0] + m.disc[1] for m in assembled.modules)
@@ -106,10 +108,10 @@ def common_disc(assembled: Assembled) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Inequality:
+class StepLMI:
     """The LMI of one cluster of modules."""
 
-    assembled: Assembled
+    assembled: Interconnection
 
     @cached_property
     def weighted(self) -> list[tuple[Tensor, Tensor, float]]:
@@ -159,7 +161,7 @@ class Inequality:
         tries = (dt * (1 - s) for s in SHRINK) if dt > 0 else ()
         return next((h for h in tries if self._proves(h, 0.0, kappa)), 0.0)
 
-    def gain(self, dt: float) -> float:
+    def factor(self, dt: float) -> float:
         """The proven factor of a step of length dt; infinite if none is."""
         largest, kappa = self.best
         if not 0 < dt < largest:
@@ -230,7 +232,7 @@ class Inequality:
         return is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + rounding)
 
 
-def _edges_between(assembled: Assembled, clusters: list[list[int]]) -> Tensor | None:
+def _edges_between(assembled: Interconnection, clusters: list[list[int]]) -> Tensor | None:
     """Bounds on the nonlinear edges between clusters, or None without edges."""
     if assembled.gains is None:
         return None

@@ -45,11 +45,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates import certify_terms
+from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.checks import LARGEST
 from ctrnn_assembly.certificates.euler import SHRINK
-from ctrnn_assembly.certificates.loop import Balance, activations, balanced
-from ctrnn_assembly.certificates.result import Certificate, Step
+from ctrnn_assembly.certificates.lure import Balance, activations, balanced
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import UNIT, spectral_norm
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
@@ -92,10 +92,12 @@ def certify_gated(
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     _check(terms, gate, lo, hi, nu)
     if nu is not None:
-        return certify_terms(replace(terms, tau=1 / nu.cpu().double()), metric, dt=dt)
+        return certify(replace(terms, tau=1 / nu.cpu().double()), metric, dt=dt, search="none")
     if gate == "shared":
-        return _shared(certify_terms(terms, metric, dt=None if dt is None else dt * hi), lo, hi, dt)
-    ungated = certify_terms(terms, metric)
+        return _shared(
+            certify(terms, metric, dt=None if dt is None else dt * hi, search="none"), lo, hi, dt
+        )
+    ungated = certify(terms, metric, search="none")
     if gate == "state":
         return _refused(ungated, -math.inf, dt, _about_state(ungated.certified and metric.is_diagonal))
     if not metric.is_diagonal:
@@ -122,16 +124,16 @@ def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Cer
     return replace(fastest, rate=rate - SLACK * abs(rate), rounding=rounding, step=step)
 
 
-def _slower(step: Step, share: float, dt: float) -> Step:
+def _slower(step: StepCertificate, share: float, dt: float) -> StepCertificate:
     """The step dt of every gate from share to all of that in `step`, by convexity."""
-    q = step.gain
+    q = step.contraction_factor
     if q is None or q >= 1:
         return replace(step, dt=dt)
     gain = 1 - (1 - q) * share * (1 - SLACK) + 2 * UNIT
     if step.certified and gain >= 1:
         reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
-        return replace(step, dt=dt, gain=gain, certified=False, reason=reason)
-    return replace(step, dt=dt, gain=gain)
+        return replace(step, dt=dt, contraction_factor=gain, certified=False, reason=reason)
+    return replace(step, dt=dt, contraction_factor=gain)
 
 
 def _input(ungated: Certificate, split: _Split, dt: float | None) -> Certificate:
@@ -152,19 +154,24 @@ def _input(ungated: Certificate, split: _Split, dt: float | None) -> Certificate
     return replace(ungated, rate=rate, rounding=rounding, step=step)
 
 
-def _step(split: _Split, rate: float, dt: float) -> Step:
+def _step(split: _Split, rate: float, dt: float) -> StepCertificate:
     """The better of the two bounds on the factor of v + dt nu o F."""
-    bounds = (split.disc_gain, split.disc_max_dt()), (lambda h: split.gain(h, rate), split.max_dt(rate))
+    bounds = (
+        (split.disc_factor, split.disc_max_dt()),
+        (lambda h: split.factor(h, rate), split.max_dt(rate)),
+    )
     if not 0 < dt < math.inf:
-        return Step("euler", dt, False, None, 0.0, f"dt must be positive and finite; got {dt}")
+        return StepCertificate(
+            "euler", dt, False, None, 0.0, f"dt must be positive and finite; got {dt}"
+        )
     gain = min(bound(dt) for bound, _ in bounds)
     largest = max(_proven(bound, guess) for bound, guess in bounds)
     if gain < 1:
-        return Step("euler", dt, True, gain, max(largest, dt))
+        return StepCertificate("euler", dt, True, gain, max(largest, dt))
     reason = f"the bound on the step's factor is {gain:.6g}, not below 1"
     if largest > 0:
         reason += f"; the largest certified dt is {largest:.6g}"
-    return Step("euler", dt, False, gain, min(largest, dt), reason)
+    return StepCertificate("euler", dt, False, gain, min(largest, dt), reason)
 
 
 def _proven(gain: Callable[[float], float], largest: float) -> float:
@@ -220,7 +227,7 @@ class _Split:
         e = (fastest - slowest) / 2 + self.hi * self.b + middle * self.s
         return (slowest + fastest) / 2, middle * self.omega, e + (self.hi - self.lo) / 2 * self.omega
 
-    def disc_gain(self, dt: float) -> float:
+    def disc_factor(self, dt: float) -> float:
         """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e, for E < 0."""
         k, turn, e = self.disc()
         bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
@@ -231,7 +238,7 @@ class _Split:
         k, turn, e = self.disc()
         return 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
 
-    def gain(self, dt: float, rate: float) -> float:
+    def factor(self, dt: float, rate: float) -> float:
         """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
         change = dt * self.fastest()
         return math.sqrt(max(1 - 2 * dt * rate + change * change, 0.0) + SLACK)
@@ -260,7 +267,7 @@ def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -
     reasons = (reason, *ungated.reasons)
     step = None
     if dt is not None:
-        step = Step("euler", dt, False, None, 0.0, "the continuous system is not certified")
+        step = StepCertificate("euler", dt, False, None, 0.0, "the continuous system is not certified")
     return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
 
 

@@ -1,6 +1,6 @@
-"""The rate of one module in its metric: the master lemma over a few families of multipliers.
+"""The rate of one module in its metric: the S-procedure over a few families of multipliers.
 
-Every module theorem is an instance of the master lemma with an explicit T (up to a factor z that is
+Every module theorem is an instance of the S-procedure with an explicit T (up to a factor z that is
 searched; every z is sound):
 
 | theorem | T_0 |
@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.loop import Balance, Loop, balanced
+from ctrnn_assembly.certificates.lure import Balance, LureSystem, balanced
 from ctrnn_assembly.certificates.rounding import (
     UNIT,
     largest_eigenvalue,
@@ -47,36 +47,36 @@ WORST = 1e100  # stands for infinity in a search, whose differences must stay fi
 
 
 @dataclass(frozen=True)
-class Proven:
+class ModuleBound:
     """What is proven of one module, per unit of time.
 
     Attributes:
         loop: its open loop. T: its multiplier, (n,).
         rate: lower bound on the contraction rate. error: the rounding taken off it.
-        supply: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
+        s_procedure_matrix: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
         theorem: the plainest proof of the rate.
         norm: bound on ||W D|| / tau in the metric over all slopes.
         disc: nu, eps with ||J + nu I|| <= eps in the metric over all slopes.
     """
 
-    loop: Loop
+    loop: LureSystem
     T: Tensor
     rate: float
     error: float
-    supply: Tensor
+    s_procedure_matrix: Tensor
     theorem: str
     norm: float
     disc: tuple[float, float]
 
 
-def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> Proven:
+def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> ModuleBound:
     """The best proof for the module W (n, n) with phi outside or inside, metric factor and tau (n,)."""
     W, tau = W.double(), tau.double()
     theta = factor.theta.double()
     factor = Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv_ex(theta)[0])
-    loop = Loop.of(W, phi, inside, factor, tau)
+    loop = LureSystem.of(W, phi, inside, factor, tau)
     T, theorem = _best_multiplier(loop, multipliers(W, phi, inside, factor))
-    S, error = loop.supply(T)
+    S, error = loop.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
     direct = _theorem1(W, phi, factor, tau)
     if direct > rate + 1e-9 * abs(direct):
@@ -86,7 +86,7 @@ def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: 
     disc = _disc(W, phi, factor, tau, norm)
     near = rate - 1e-6 * abs(rate)
     name = _name(W, phi, theorem, direct >= near, float((1 / tau).min()) - norm >= near)
-    return Proven(loop, T, rate, error, S, name, norm, disc)
+    return ModuleBound(loop, T, rate, error, S, name, norm, disc)
 
 
 def multipliers(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _perron_vector(S: Tensor) -> Tensor:
     return v.clamp(min=1e-6 * float(v.max()))
 
 
-def _best_multiplier(loop: Loop, families: dict[str, Tensor]) -> tuple[Tensor, str]:
+def _best_multiplier(loop: LureSystem, families: dict[str, Tensor]) -> tuple[Tensor, str]:
     """The T = z T_0 with the least lmax(S), and its family; unproven, as any T > 0 is sound."""
     limit = max(_top(loop.A), _top(loop.A + loop.X @ loop.Z))  # no proof beats two slope vertices
     best, chosen, theorem = 10 * WORST, torch.ones_like(loop.A[0]), "none"
@@ -139,7 +139,7 @@ def _best_multiplier(loop: Loop, families: dict[str, Tensor]) -> tuple[Tensor, s
     return chosen, theorem
 
 
-def _best_scale(loop: Loop, T0: Tensor) -> tuple[float, Tensor]:
+def _best_scale(loop: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
     """The least lmax(S) over T = z T_0, and that T; lmax is convex in z."""
     root = T0.sqrt()
     B0, C0, A = loop.X / root, root[:, None] * loop.Z, symmetric_part(loop.A)
@@ -217,7 +217,7 @@ def _name(W: Tensor, phi: Activation, theorem: str, plain: bool, by_norm: bool) 
         return "Theorem 4" if parts == len(W) else "Theorem 1"
     symmetric = float((W - W.mT).abs().max()) <= 1e-12 * float(W.abs().max())
     if theorem == "Theorem 2" and not symmetric:
-        return "master lemma"
+        return "S-procedure"
     if theorem == "Theorem 5" and not by_norm:
         return "Theorem 5+"
     return theorem

@@ -13,13 +13,14 @@ from ctrnn_assembly.metrics import Metric
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCertificate:
     """Whether one step of a solver contracts.
 
     Attributes:
         solver, dt: the step, dt in the unit of tau.
         certified: whether two states under one input approach each other at every step.
-        gain: upper bound on the factor of their distance in the metric; None if nothing is proven.
+        contraction_factor: upper bound on the factor of their distance in the metric; None if nothing is
+            proven.
         max_dt: largest dt that is certified for this solver: 0 for none, infinite for every dt.
         reason: why not, if not certified.
     """
@@ -27,17 +28,17 @@ class Step:
     solver: str
     dt: float
     certified: bool
-    gain: float | None
+    contraction_factor: float | None
     max_dt: float = 0.0
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; max_dt is None where every dt is certified, gain None where none is proven."""
+        """Plain values; max_dt is None where every dt is certified, the factor where none is proven."""
         return {
             "solver": self.solver,
             "dt": self.dt,
             "certified": self.certified,
-            "gain": finite(self.gain),
+            "contraction_factor": finite(self.contraction_factor),
             "max_dt": finite(self.max_dt),
             "reason": self.reason,
         }
@@ -153,7 +154,7 @@ class Certificate:
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
-    step of the solver multiplies their distance by at most `step.gain`.
+    step of the solver multiplies their distance by at most `step.contraction_factor`.
     """
 
     certified: bool
@@ -162,8 +163,18 @@ class Certificate:
     metric: MetricFacts
     modules: tuple[Module, ...]
     coupling: CouplingFacts
-    step: Step | None
+    step: StepCertificate | None
     reasons: tuple[str, ...]
+
+    @classmethod
+    def refused(
+        cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
+    ) -> Certificate:
+        """Nothing is proven, and why: for layers without a certificate and for unusable numbers."""
+        step = None if dt is None else StepCertificate(solver, dt, False, None, 0.0, reason)
+        metric = MetricFacts("none", origin, 0.0, math.inf)
+        coupling = CouplingFacts("unknown", (), (), math.inf, math.inf, 0)
+        return cls(False, -math.inf, math.inf, metric, (), coupling, step, (reason,))
 
     @property
     def slowest_time_constant(self) -> float:

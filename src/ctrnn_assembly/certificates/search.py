@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.checks import unusable
-from ctrnn_assembly.certificates.loop import Loop, activations
+from ctrnn_assembly.certificates.lure import LureSystem, activations
 from ctrnn_assembly.certificates.modules import prove_module
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
@@ -53,7 +53,7 @@ def factors(
         for origin, M in (*_theorem2(W, phi, inside), *_lyapunov(W, phi)):
             yield origin, _dense_factor(M)
     if convex and n <= CONVEX_SIZE:
-        diagonal = _semidefinite(Loop.of(W, phi, inside, Factor.identity(n, W), tau))
+        diagonal = _semidefinite(LureSystem.of(W, phi, inside, Factor.identity(n, W), tau))
         if diagonal is not None:
             yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
@@ -141,8 +141,8 @@ def _dense_factor(M: Tensor) -> Factor:
     return Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
 
 
-def _semidefinite(loop: Loop) -> Tensor | None:
-    """The diagonal metric (n,) with the best rate that the master lemma allows, or None.
+def _semidefinite(loop: LureSystem) -> Tensor | None:
+    """The diagonal metric (n,) with the best rate that the S-procedure allows, or None.
 
     For a fixed rate the lemma is linear in (M, T): bisection over the rate, one programme each.
 

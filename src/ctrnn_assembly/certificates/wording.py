@@ -72,7 +72,11 @@ def step_rows(step: Step | None) -> list[tuple[str, str]]:
     """The factor of the step, and the longest one."""
     if step is None:
         return []
-    found = f"factor <= {factor(step.gain)}" if step.certified and step.gain is not None else step.reason
+    found = (
+        f"factor <= {factor(step.contraction_factor)}"
+        if step.certified and step.contraction_factor is not None
+        else step.reason
+    )
     rows = [(f"{step.solver} step, dt {step.dt:g}", found)]
     if step.certified or step.max_dt > 0:
         longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)

@@ -45,12 +45,12 @@ class Absolute(Contracting):
         *,
         margin: float = 0.01,
         max_condition: float = MAX_CONDITION,
-        gain: float = 0.5,
+        init_scale: float = 0.5,
     ) -> None:
         super().__init__(phi, margin=margin)
         check_max_condition(max_condition)
         self.max_condition = max_condition
-        self.gain = gain
+        self.init_scale = init_scale
 
     def forward(self, V: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         V64, b64 = working_precision(V, b)
@@ -75,7 +75,7 @@ class Absolute(Contracting):
         return Factor.diagonal(squash(b, self.max_condition))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        V = torch.randn(n, n, generator=generator) * self.gain / n**0.5
+        V = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
         return self(V, torch.zeros(n))
 
     def _metric_of(self, W: Tensor) -> Tensor:

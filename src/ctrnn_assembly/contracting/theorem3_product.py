@@ -24,7 +24,7 @@ SMALLEST_Q = 0.01
 LARGEST_Q = 4.0  # ||Q - SMALLEST_Q I||_F < LARGEST_Q sqrt(n)
 
 
-class Product(Contracting):
+class NegativeProduct(Contracting):
     """Theorem 3: W = -P1 Q P2; raw tensors p1 (n,), p2 (n,), E (n, n).
 
     P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed.

@@ -35,7 +35,7 @@ class Triangular(Contracting):
         max_condition: float = MAX_CONDITION,
     ) -> None:
         super().__init__(phi, margin=margin)
-        self.absolute = Absolute(phi, margin=margin, max_condition=max_condition, gain=1.0)
+        self.absolute = Absolute(phi, margin=margin, max_condition=max_condition, init_scale=1.0)
 
     def forward(self, V: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         return self.absolute(V.tril(), b)

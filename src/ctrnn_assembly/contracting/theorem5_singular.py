@@ -28,7 +28,7 @@ from ctrnn_assembly.linalg import log_metzler_scaling, majorant, working_precisi
 from ctrnn_assembly.metrics import Factor
 
 
-class Singular(Contracting):
+class SingularValueBounded(Contracting):
     """Theorem 5: g^2 W^T P W < P for a diagonal P; raw tensors A (n, n) and b (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms,
@@ -43,12 +43,12 @@ class Singular(Contracting):
         *,
         margin: float = 0.01,
         max_condition: float = MAX_CONDITION,
-        gain: float = 1.0,
+        init_scale: float = 1.0,
     ) -> None:
         super().__init__(phi, margin=margin)
         check_max_condition(max_condition)
         self.max_condition = max_condition
-        self.gain = gain
+        self.init_scale = init_scale
 
     def forward(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         A64, b64 = working_precision(A, b)
@@ -77,7 +77,7 @@ class Singular(Contracting):
         return Factor.diagonal(squash(b, self.max_condition))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        A = torch.randn(n, n, generator=generator) * self.gain / n**0.5
+        A = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
         return self(A, torch.zeros(n))
 
     def _metric_of(self, W: Tensor) -> Tensor:

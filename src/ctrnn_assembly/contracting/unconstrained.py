@@ -23,9 +23,9 @@ class Unconstrained(Contracting):
 
     theorem = "none"
 
-    def __init__(self, phi: str | Activation = "tanh", *, gain: float = 0.5) -> None:
+    def __init__(self, phi: str | Activation = "tanh", *, init_scale: float = 0.5) -> None:
         super().__init__(phi)
-        self.gain = gain
+        self.init_scale = init_scale
 
     @property
     def rate(self) -> None:
@@ -42,7 +42,7 @@ class Unconstrained(Contracting):
         return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return torch.randn(n, n, generator=generator) * self.gain / n**0.5
+        return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
 
 
 class PublishedSparse(Contracting):

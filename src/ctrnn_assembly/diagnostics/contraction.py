@@ -7,7 +7,8 @@ What the theory says about the numbers, in the metric diag(tau) M of a certifica
 
   * continuous time at certified rate lam: every factor is at most exp(-lam dt), so every local rate
     -log(factor) / dt and every fitted rate is at least lam;
-  * a certified step of Euler, IMEX or exponential Euler: every factor is at most `step.gain`;
+  * a certified step of Euler, IMEX or exponential Euler: each factor is at most its
+    `step.contraction_factor`;
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
 Local factors depend on where a pair is, in which direction it lies and how far apart: close pairs see

@@ -8,8 +8,9 @@ What the theory says about the numbers:
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
-    exponent of its steps at most log(step.gain) / dt. Over a finite time T a computed one may exceed
-    this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by.
+    exponent of its steps at most log(step.contraction_factor) / dt. Over a finite time T a computed
+    one may exceed this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric
+    differ by.
 
 The frame turns into place at the rate of the gaps between exponents. A transient that is short against
 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.

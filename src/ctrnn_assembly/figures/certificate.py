@@ -15,8 +15,8 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ctrnn_assembly.certificates import Certificate, Step
-    from ctrnn_assembly.certificates.curves import GainCurve
+    from ctrnn_assembly.certificates import Certificate, StepCertificate
+    from ctrnn_assembly.certificates.curves import FactorCurve
 
 STYLES: dict[str, tuple[str, Any]] = {
     "euler": ("#0072B2", "-"),
@@ -27,7 +27,9 @@ BARS, FAILED, WHOLE = "#56B4E9", "#E69F00", "#000000"
 MANY = 24  # modules beyond which not every one is numbered
 
 
-def certificate_figure(certificate: Certificate, curves: tuple[GainCurve, ...], *, title: str) -> Figure:
+def certificate_figure(
+    certificate: Certificate, curves: tuple[FactorCurve, ...], *, title: str
+) -> Figure:
     """Left: the proven factor of a step against dt. Right: the rate of every module and of the whole."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -35,19 +37,19 @@ def certificate_figure(certificate: Certificate, curves: tuple[GainCurve, ...], 
     with matplotlib.rc_context(PRINT):
         figure = Figure(figsize=(7.2, 3.3), dpi=200, layout="constrained")
         left, right = figure.subplots(1, 2)
-        draw_gains(left, curves, certificate.step)
+        draw_factors(left, curves, certificate.step)
         draw_rates(right, certificate)
         verdict = "certified" if certificate.certified else "NOT certified"
         figure.suptitle(f"{title} ({verdict})", fontsize=9, parse_math=False)
     return figure
 
 
-def draw_gains(axes: Axes, curves: tuple[GainCurve, ...], step: Step | None) -> None:
+def draw_factors(axes: Axes, curves: tuple[FactorCurve, ...], step: StepCertificate | None) -> None:
     """One curve a solver as far as it contracts, the line at 1, and the step that was asked for."""
     axes.set_title("one step of the solver", fontsize=9)
     axes.set_xlabel("step dt (unit of tau)")
     axes.set_ylabel("factor of the distance, at most")
-    finite = [gain for curve in curves for gain in curve.gains if gain <= 1]
+    finite = [gain for curve in curves for gain in curve.factors if gain <= 1]
     if not finite:
         axes.set_xticks([])
         axes.set_yticks([])
@@ -57,13 +59,13 @@ def draw_gains(axes: Axes, curves: tuple[GainCurve, ...], step: Step | None) -> 
         colour, dashes = STYLES[curve.solver]
         label = f"{curve.solver}: {longest(curve.max_dt)}"
         style: Any = {"color": colour, "zorder": above}
-        axes.plot(curve.dts, curve.gains, linestyle=dashes, linewidth=1.6, label=label, **style)
+        axes.plot(curve.dts, curve.factors, linestyle=dashes, linewidth=1.6, label=label, **style)
         if 0 < curve.max_dt < math.inf:  # seen even where the curve hardly leaves 1
             axes.plot(curve.max_dt, 1, "|", markersize=10, markeredgewidth=1.6, **style)
     if step is not None:
         height, marker, verdict = 1.0, "x", "not certified"
-        if step.certified and step.gain is not None:
-            height, marker, verdict = step.gain, "o", "contracts"
+        if step.certified and step.contraction_factor is not None:
+            height, marker, verdict = step.contraction_factor, "o", "contracts"
         label = f"{step.solver}, dt {step.dt:g}: {verdict}"
         axes.plot(step.dt, height, marker, color=WHOLE, markersize=4.5, zorder=9, label=label)
     axes.axhline(1, color="0.35", linewidth=0.8)

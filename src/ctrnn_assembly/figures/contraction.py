@@ -58,7 +58,14 @@ def draw_envelope(axes: Axes, times: np.ndarray, certificate: Certificate) -> No
     if certificate.certified:
         curve = np.exp(-certificate.rate * times)
         axes.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
-    if step is not None and step.certified and step.gain is not None:
+    if step is not None and step.certified and step.contraction_factor is not None:
         steps = times / step.dt
-        label = f"certified: {step.gain:.5f} a step"
-        axes.plot(times, step.gain**steps, color=ORANGE, linewidth=1.5, linestyle="--", label=label)
+        label = f"certified: {step.contraction_factor:.5f} a step"
+        axes.plot(
+            times,
+            step.contraction_factor**steps,
+            color=ORANGE,
+            linewidth=1.5,
+            linestyle="--",
+            label=label,
+        )

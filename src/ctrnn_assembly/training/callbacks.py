@@ -96,20 +96,20 @@ def kept(epoch: int) -> str:
     return f"No checkpoint is taken of this epoch; {before}."
 
 
-COLUMNS = ("certified", "rate", "step_certified", "step_gain", "max_dt")
+COLUMNS = ("certified", "rate", "step_certified", "step_factor", "max_dt")
 
 
 def certificate_columns(certificate: Certificate | None) -> dict[str, Any]:
     """The certificate of an epoch, for its row: 0 or 1, and bounds, None where there is no number.
 
-    max_dt is None where every dt is certified, if step_certified is 1; step_gain where none is proven.
+    max_dt is None where every dt is certified, if step_certified is 1; step_factor where none is proven.
     """
     step = None if certificate is None else certificate.step
     return {
         "certified": int(certificate is not None and certificate.certified),
         "rate": finite(None if certificate is None else certificate.rate),
         "step_certified": int(step is not None and step.certified),
-        "step_gain": finite(None if step is None else step.gain),
+        "step_factor": finite(None if step is None else step.contraction_factor),
         "max_dt": finite(None if step is None else step.max_dt),
     }
 

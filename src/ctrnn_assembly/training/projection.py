@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.assembly import Assembly
-from ctrnn_assembly.certificates import EULER, Certificate, certify_terms, largest_coupling
+from ctrnn_assembly.certificates import EULER, Certificate, certify, largest_coupling
 from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.coupling import Feedback
 from ctrnn_assembly.errors import ConfigError, ContractionError
@@ -123,7 +123,7 @@ class StepProjection:
         alone, metric = replace(self.core.field.terms(), L=None), self.core.field.metric()
         self.omega = largest_coupling(alone, metric, self.core.dt)
         if self.omega == 0:
-            raise ContractionError(self._refusal(certify_terms(alone, metric, dt=self.core.dt)))
+            raise ContractionError(self._refusal(certify(alone, metric, dt=self.core.dt, search="none")))
 
     @torch.no_grad()
     def _shrink(self) -> None:
@@ -152,7 +152,7 @@ class StepProjection:
         assert step is not None
         why = "; ".join(certificate.reasons) or step.reason
         if step.certified:  # of the modules alone, but omega needs more room than a certificate
-            why = f"the bound on the modules' own factor is {step.gain}, too close to 1"
+            why = f"the bound on the modules' own factor is {step.contraction_factor}, too close to 1"
         return (
             f"the Euler step of dt {self.core.dt:g} must be certifiable by scaling the coupling; {why}. "
             "Use another dt or model, or leave keep_step_certified out."

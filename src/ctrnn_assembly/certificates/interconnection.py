@@ -17,8 +17,8 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ctrnn_assembly.certificates.loop import Balance, activations, balanced, balances
-from ctrnn_assembly.certificates.modules import Proven, prove_module
+from ctrnn_assembly.certificates.lure import Balance, activations, balanced, balances
+from ctrnn_assembly.certificates.modules import ModuleBound, prove_module
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
     guess_largest,
@@ -33,7 +33,7 @@ from ctrnn_assembly.terms import Terms
 
 
 @dataclass(frozen=True)
-class Assembled:
+class Interconnection:
     """An assembly, ready for proofs.
 
     Attributes:
@@ -44,13 +44,13 @@ class Assembled:
     """
 
     sizes: tuple[int, ...]
-    modules: tuple[Proven, ...]
+    modules: tuple[ModuleBound, ...]
     K: Tensor
     K_error: float
     gains: Tensor | None
 
     @classmethod
-    def of(cls, terms: Terms, metric: Metric) -> Assembled:
+    def of(cls, terms: Terms, metric: Metric) -> Interconnection:
         """From the tensors of a field and its metric."""
         taus = terms.tau.split(terms.sizes)
         modules = tuple(
@@ -108,7 +108,7 @@ class Assembled:
             return self.slowest, rounding
         if self.gains is None and len(self.K) > DENSE and self.is_feedback:
             return self.slowest - self.cost, rounding
-        S = torch.block_diag(*(module.supply for module in self.modules)) + self.skewness[0]
+        S = torch.block_diag(*(module.s_procedure_matrix for module in self.modules)) + self.skewness[0]
         if self.gains is None:
             return -largest_eigenvalue(S, rounding), rounding
         cost = min(self._edge_costs(S), key=lambda cost: guess_largest(S + torch.diag(cost)))
@@ -135,7 +135,7 @@ class Assembled:
         label = connected_components(joined, directed=False)[1]
         return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
 
-    def part(self, chosen: list[int], *, coupled: bool = True) -> Assembled:
+    def part(self, chosen: list[int], *, coupled: bool = True) -> Interconnection:
         """Some of the modules, with their linear coupling or without, and no nonlinear edges."""
         starts = [sum(self.sizes[:k]) for k in chosen]
         sizes = tuple(self.sizes[k] for k in chosen)
@@ -143,8 +143,8 @@ class Assembled:
         K = self.K[units][:, units] if len(units) < len(self.K) else self.K
         modules = tuple(self.modules[k] for k in chosen)
         if not coupled:
-            return Assembled(sizes, modules, torch.zeros_like(K), 0.0, None)
-        return Assembled(sizes, modules, K, self.K_error, None)
+            return Interconnection(sizes, modules, torch.zeros_like(K), 0.0, None)
+        return Interconnection(sizes, modules, K, self.K_error, None)
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.

@@ -12,7 +12,7 @@ tau v' = (-I + lo W) v + (input matrix) w, and every unit satisfies w_k (g z_k -
 
 and with any diagonal T > 0 ("multiplier"), B = X T^-1/2 and C = T^1/2 Z, so that for all slopes
 
-    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4                      (master lemma)
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4                      (S-procedure)
 
 Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2, shifted so that
 any slope interval fits.
@@ -88,7 +88,7 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
 
 
 @dataclass(frozen=True)
-class Loop:
+class LureSystem:
     """One module: A, X, Z as above and bounds on their rounding errors.
 
     Attributes:
@@ -106,7 +106,7 @@ class Loop:
     Z_error: Tensor
 
     @classmethod
-    def of(cls, W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> Loop:
+    def of(cls, W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> LureSystem:
         """The loop of the weight W (n, n) with phi outside (x-form) or inside (r-form)."""
         W = W.double()
         balance = Balance.of(factor, tau)
@@ -138,8 +138,8 @@ class Loop:
         error = torch.cat([self.X_error / root, self.Z_error * root]).norm()
         return B, C, float(error) + 8 * UNIT * float(B.norm() + C.norm())
 
-    def supply(self, T: Tensor) -> tuple[Tensor, float]:
-        """S of the master lemma for T, and a bound on its error in the spectral norm."""
+    def s_procedure_matrix(self, T: Tensor) -> tuple[Tensor, float]:
+        """S of the S-procedure for T, and a bound on its error in the spectral norm."""
         B, C, off = self.weigh(T)
         Y = B + C.mT
         size = float(Y.norm())

@@ -1,0 +1,239 @@
+"""The face of the certificates: is this system contracting, how fast, and does its step keep it?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from ctrnn_assembly.certificates.checks import unusable
+from ctrnn_assembly.certificates.euler import EulerStep
+from ctrnn_assembly.certificates.implicit import (
+    exponential_factor,
+    exponential_max_dt,
+    imex_factor,
+    imex_max_dt,
+    largest_coupling_norm,
+)
+from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, blocks_present
+from ctrnn_assembly.certificates.result import (
+    Certificate,
+    CouplingFacts,
+    MetricFacts,
+    Module,
+    StepCertificate,
+)
+from ctrnn_assembly.certificates.search import candidates
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.topology import recognise
+
+# In units of 1 / tau: a smaller rate is no guarantee that anyone can use, and is refused.
+SMALLEST_RATE = 1e-6
+EULER = ("euler", "euler-plain")
+PROVEN_STEPS = (*EULER, "imex", "exponential-euler")
+
+Search = Literal["none", "fast", "convex"]
+
+
+@torch.no_grad()
+def certify(
+    field: Any,
+    metric: Metric | None = None,
+    *,
+    dt: float | None = None,
+    solver: str | None = None,
+    search: Search = "fast",
+) -> Certificate:
+    """Certify a subnetwork, an assembly of any depth or plain `Terms`, as the weights are now.
+
+    One metric is tried first; if it proves nothing, `search` looks for another one.
+
+    Args:
+        field: anything with `terms()` and `metric()`, or `Terms`.
+        metric: the metric to try first, one factor a block; by default the field's own, for `Terms` the
+            identity.
+        dt, solver: the discrete step to certify, dt in the unit of tau; solver "euler" by default.
+        search: "none"; "fast" for identity, Perron, Lyapunov and balanced metrics; "convex" for these
+            and a semidefinite search for a diagonal one (extra `convex`).
+
+    Returns:
+        The `Certificate`; its guarantee is stated there. Whatever is not proven is said there, too.
+    """
+    terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
+    if metric is None and not isinstance(field, Terms):
+        metric = field.metric()
+    given = _identity(terms) if metric is None else metric.detach_cpu()
+    own = _certify_in(given, terms, dt, solver or "euler", "identity" if metric is None else "given")
+    if own.certified or search == "none" or unusable(terms, given):
+        return own
+    found = candidates(terms, convex=search == "convex")
+    rated = [(Interconnection.of(terms, other).rate()[0], origin, other) for origin, other in found]
+    rate, origin, other = max(rated, key=lambda entry: entry[0])
+    if rate > 0:
+        best = _certify_in(other, terms, dt, solver or "euler", origin)
+        if best.certified:
+            return best
+    added = "no identity, Perron, Lyapunov or balanced metric was found that shows it either"
+    return replace(own, reasons=(*own.reasons, added))
+
+
+def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, origin: str) -> Certificate:
+    """The certificate in one metric; `origin` says where it comes from."""
+    broken = unusable(terms, metric)
+    if broken:
+        return Certificate.refused(broken, dt=dt, solver=solver, origin=origin)
+    try:
+        whole = Interconnection.of(terms, metric)
+        rate, rounding = whole.rate()
+    except torch.linalg.LinAlgError as error:
+        reason = f"the numbers differ too much in size for float64 linear algebra ({error})"
+        return Certificate.refused(reason, dt=dt, solver=solver, origin=origin)
+    smallest = SMALLEST_RATE / float(terms.tau.max())
+    modules = tuple(_modules(terms, whole))
+    certified = all(module.certified for module in modules) and rate >= smallest
+    return Certificate(
+        certified=certified,
+        rate=rate,
+        rounding=rounding,
+        metric=_metric_facts(terms, metric, origin),
+        modules=modules,
+        coupling=_coupling_facts(terms, whole),
+        step=None if dt is None else _step(whole, terms, dt, solver, certified),
+        reasons=() if certified else (_reason(whole, modules, rate, smallest),),
+    )
+
+
+def _identity(terms: Terms) -> Metric:
+    like = torch.zeros(0, dtype=torch.float64)
+    return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
+
+
+@torch.no_grad()
+def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
+    """omega such that the Euler step of length dt contracts for every feedback L with ||L||_M <= omega.
+
+    From the modules alone; 0 if none is proven. Training can project onto this ball.
+    """
+    terms, metric = _on_cpu(terms, metric)
+    if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:
+        return 0.0
+    whole = Interconnection.of(terms, metric)
+    if any(module.rate <= 0 for module in whole.modules):
+        return 0.0
+    return largest_coupling_norm(whole, EulerStep.alone(whole), dt) / float(1 / terms.tau.double().min())
+
+
+def _on_cpu(terms: Terms, metric: Metric) -> tuple[Terms, Metric]:
+    """The same tensors on the CPU, where float64 is exact and LAPACK is."""
+    return terms.detach_cpu(), metric.detach_cpu()
+
+
+def _modules(terms: Terms, whole: Interconnection) -> list[Module]:
+    found = []
+    taus = terms.tau.double().split(terms.sizes)
+    for k, (proven, tau) in enumerate(zip(whole.modules, taus, strict=True)):
+        unit = float(tau.max()) if proven.rate > 0 else float(tau.min())
+        certified = proven.rate * float(tau.max()) >= SMALLEST_RATE
+        theorem = proven.theorem if certified else "none"
+        found.append(Module(k, len(tau), theorem, proven.rate * unit, proven.rate, certified))
+    return found
+
+
+def _reason(whole: Interconnection, modules: tuple[Module, ...], rate: float, smallest: float) -> str:
+    """The first condition that failed, its value, and what to change."""
+    growth = whole.abscissa_at_full_slope()
+    unstable = (
+        f"At the largest slopes the Jacobian has an eigenvalue with real part {growth:.4g}: no constant "
+        "metric can show contraction. "
+        if growth > 0
+        else ""
+    )
+    worst = min(modules, key=lambda module: module.margin)
+    if not worst.certified:
+        count = sum(not module.certified for module in modules)
+        return (
+            f"module {worst.index} is not shown to contract in its metric: the best bound on its rate "
+            f"is {worst.margin:.6g} / tau, needed is {SMALLEST_RATE:g} ({count} of {len(modules)} "
+            f"modules fail). {unstable}Scale its weights down, or use a trained constraint such as "
+            "svd-combo"
+        )
+    what = "nonlinear edges cost" if whole.gains is not None else "coupling costs"
+    return (
+        f"the {what} more than the modules' rates: the whole has the bound {rate:.6g}, needed is "
+        f"{smallest:.3g}; the symmetric part of L in the metric is {whole.cost:.6g}. {unstable}Use "
+        "feedback coupling, which costs nothing, or scale the coupling down"
+    )
+
+
+def _step(
+    whole: Interconnection, terms: Terms, dt: float, solver: str, certified: bool
+) -> StepCertificate:
+    """The factor of one step of a certified system."""
+    if not certified:
+        return StepCertificate(solver, dt, False, None, 0.0, "the continuous system is not certified")
+    if not 0 < dt < 1e100:
+        return StepCertificate(
+            solver, dt, False, None, 0.0, f"dt must be positive and below 1e100; got {dt}"
+        )
+    if solver not in PROVEN_STEPS:
+        return StepCertificate(solver, dt, False, None, 0.0, f"no proof is known for steps of {solver}")
+    tau = terms.tau.double()
+    if solver in EULER:
+        step = EulerStep.coupled(whole)
+        gain, largest = step.factor(dt), step.max_dt
+    elif solver == "imex":
+        own = EulerStep.alone(whole)
+        gain, largest = imex_factor(whole, own, dt), imex_max_dt(whole, own)
+    else:
+        own = EulerStep.alone(whole)
+        gain = exponential_factor(whole, own, tau, dt)
+        largest = exponential_max_dt(whole, own, tau)
+    if gain < 1:  # rounding is in the bound already
+        return StepCertificate(solver, dt, True, gain, max(largest, dt))
+    known = gain if math.isfinite(gain) else None
+    return StepCertificate(
+        solver, dt, False, known, min(largest, dt), _step_reason(solver, gain, largest)
+    )
+
+
+def _step_reason(solver: str, gain: float, largest: float) -> str:
+    bound = f"the bound on the step's factor is {gain:.6g}, not below 1"
+    if largest > 0:
+        return f"{bound}; the largest certified dt is {largest:.6g}"
+    if solver == "exponential-euler":
+        return f"{bound}, as ||W D|| exceeds the leak in the metric; use imex"
+    return f"{bound}; no dt is certified"
+
+
+def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
+    """Extreme eigenvalues of diag(tau) M, to float64 accuracy."""
+    low, high = math.inf, 0.0
+    for factor, tau in zip(metric.factors, terms.tau.double().split(terms.sizes), strict=True):
+        theta = factor.theta.double()
+        values = (
+            theta * tau.sqrt() if factor.is_diagonal else torch.linalg.svdvals(theta * tau[0].sqrt())
+        )
+        low, high = min(low, float(values.min()) ** 2), max(high, float(values.max()) ** 2)
+    kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
+    return MetricFacts(kind, origin, low, high, metric)
+
+
+def _coupling_facts(terms: Terms, whole: Interconnection) -> CouplingFacts:
+    """Pairs from the entries of L themselves, with the residual of each."""
+    K, sizes = whole.K, terms.sizes
+    S = 2 * whole.skewness[0]
+    p = len(sizes)
+    norms = block_norms(S, sizes)
+    present = blocks_present(K, sizes)
+    pairs = tuple((i, j) for i in range(p) for j in range(i + 1, p) if present[i][j] or present[j][i])
+    return CouplingFacts(
+        topology=recognise(pairs, p),
+        pairs=pairs,
+        residuals=tuple(float(norms[i, j]) for i, j in pairs),
+        norm=whole.norm,
+        cost=whole.cost,
+        edges=len(terms.edges),
+    )
