@@ -419,7 +419,7 @@ def test_a_nonlinear_hierarchy_of_linear_couplings_loses_little_flat() -> None:
 def test_the_factor_of_a_step_and_the_largest_dt_are_not_below_the_exact_ones(solver: str) -> None:
     seen: Counter[str] = Counter()
 
-    @searching(20)
+    @searching(30)
     @given(recipe=recipes(units=5, largest=4, depth=2), share=st.sampled_from([0.02, 0.1, 0.4, 1.5]))
     def check(recipe: Recipe, share: float) -> None:
         net = recipe.build()

@@ -9,7 +9,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
-from ctrnn_assembly.certificates.result import Certificate, Step
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 
 ILL_CONDITIONED = 1e6
 SOURCES = {
@@ -68,7 +68,7 @@ def metric_rows(certificate: Certificate) -> list[tuple[str, str]]:
     ]
 
 
-def step_rows(step: Step | None) -> list[tuple[str, str]]:
+def step_rows(step: StepCertificate | None) -> list[tuple[str, str]]:
     """The factor of the step, and the longest one."""
     if step is None:
         return []
@@ -101,10 +101,10 @@ def coupling_rows(certificate: Certificate) -> list[tuple[str, str]]:
     return rows
 
 
-def factor(gain: float) -> str:
+def factor(bound: float) -> str:
     """A factor, rounded up, with so many digits that three of its distance from 1 are seen."""
-    digits = 4 if gain <= 0.9 or gain >= 1 else 3 - math.floor(math.log10(1 - gain))
-    return up(gain, digits)
+    digits = 4 if bound <= 0.9 or bound >= 1 else 3 - math.floor(math.log10(1 - bound))
+    return up(bound, digits)
 
 
 def down(value: float, digits: int = 4) -> str:

@@ -5,7 +5,7 @@
 | sparse-absolute | `SparseAbsolute` | rho(g abs W) < 1, frozen | diagonal |
 | absolute | `Absolute` | rho(g abs W) < 1, trainable | diagonal |
 | symmetric | `Symmetric` | W = W^T, g W < I | R^-2 |
-| product | `Product` | W = -P1 Q P2 | (P1 Q P1)^-1 |
+| product | `NegativeProduct` | W = -P1 Q P2 | (P1 Q P1)^-1 |
 | triangular | `Triangular` | triangular, g W_ii < 1 | diagonal |
 | singular | `SingularValueBounded` | g^2 W^T P W < P | diagonal |
 | adadiag-tanh, adadiag-clip | `AdaDiagTanh`, `AdaDiagClip` | diagonal, g abs w < 1 | I |
