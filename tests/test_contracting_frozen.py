@@ -78,7 +78,7 @@ def test_impossible_setting_names_itself() -> None:
 def test_rescale_mode_enters_the_set_at_any_setting() -> None:
     rule = SparseAbsolute("relu", density=0.9, magnitude=30.0, into_set="rescale", margin=0.2)
     W = array(Subnetwork(rule, 8).weight)
-    assert absolute_radius(W) == pytest.approx(0.9 * 0.8, rel=1e-5)
+    assert absolute_radius(W) == pytest.approx(0.9 * rule.radius, rel=1e-9)
     theta = array(rule.right_inverse(torch.from_numpy(W))[1])
     assert worst_rate(W, np.diag(np.exp(2 * theta))) >= 0.2
 
