@@ -12,7 +12,8 @@ import torch
 import ctrnn_cli.fit
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.contracting import CONSTRAINTS
-from ctrnn_assembly.data import TASKS, digits, series
+from ctrnn_assembly.data import TASKS, series
+from ctrnn_assembly.data import task as data_task
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.solvers import METHODS
 from ctrnn_assembly.topology import TOPOLOGIES
@@ -128,22 +129,22 @@ def test_evaluate_with_another_solver_and_dt(cli: Cli, tmp_path: Path) -> None:
 def test_the_test_set_is_read_once_after_training(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real, reads = tmp_path / "run", digits._split, []
+    run, real, reads = tmp_path / "run", data_task.checked, []
 
-    def split(part: str, *rest: object) -> object:
-        if part == "test":
+    def checked(what: str, *rest: object) -> object:
+        if "test" in what:
             assert len(table(run)) == 2
             assert (run / "model.safetensors").exists()
-            reads.append(part)
-        return real(part, *rest)  # type: ignore[arg-type]
+            reads.append(what)
+        return real(what, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(digits, "_split", split)
+    monkeypatch.setattr(data_task, "checked", checked)
     cli.train(run, "--epochs=2")
     assert len(reads) == 1
 
 
 UNKNOWN = {
-    "--task=nope": ("Unknown task 'nope'", TASKS),
+    "--task=nope": ("task must be one of", TASKS),
     "--model=nope": ("model must be one of", MODELS),
     "--coupling=nope": ("coupling must be one of", TOPOLOGIES),
     "--solver=nope": ("solver must be one of", METHODS),

@@ -109,7 +109,7 @@ def test_a_missing_set_names_its_files_and_folder(tmp_path):
 def test_resize_and_paths_in_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="resize is for images"):
         load_task("series:JapaneseVowels", resize=8)
-    with pytest.raises(ConfigError, match="Unknown task"):
+    with pytest.raises(ConfigError, match="task must be one of"):
         load_task("series:../secret", data_dir=tmp_path)
 
 

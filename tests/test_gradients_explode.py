@@ -194,7 +194,7 @@ def test_figure_3_skips_without_data(code, tmp_path, capsys):
     assert code.figure3.main(where) is None
     assert "Skipped" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-    with pytest.raises(SystemExit, match="Unknown task"):
+    with pytest.raises(SystemExit, match="task must be one of"):
         code.figure3.main(["--task", "nothing", "--results", str(tmp_path)])
 
 

@@ -110,7 +110,7 @@ def test_weights_of_another_model_are_refused(cli: Cli, run: Path, other: dict) 
         ("", "must hold `key: value` lines"),
         ("epoks: 3", "got 'epoks'. Did you mean 'epochs'?"),
         ("model: nope", "model must be one of"),
-        ("task: nope", "Unknown task 'nope'"),
+        ("task: nope", "task must be one of"),
         ("dt: .nan", "dt must be a finite number"),
     ],
 )

@@ -15,7 +15,7 @@ from ctrnn_assembly.data.task import Options as Options
 from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import unknown
 
 
 class Entry(NamedTuple):
@@ -27,11 +27,12 @@ class Entry(NamedTuple):
 
 
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
+_RGB = "CIFAR10, one RGB pixel a step; T=1024, m=3; as original batches, else as JPEG or PNG files"
 TASKS: dict[str, Entry] = {
     "digits": Entry("8x8 digits, in the package; T=64, m=1", digits.NAME, digits.load),
     "smnist": Entry("MNIST pixel by pixel; T=784, m=1", mnist.IN_ORDER, mnist.load),
     "psmnist[-SEED][-raw]": Entry(_PERMUTED, mnist.PERMUTED, mnist.load),
-    "scifar10[-rgb]": Entry("CIFAR10, one RGB pixel a step; T=1024, m=3", cifar.RGB, cifar.load),
+    "scifar10[-rgb]": Entry(_RGB, cifar.RGB, cifar.load),
     "scifar10-planar": Entry(
         "CIFAR10, 3 values of one colour plane a step; T=1024, m=3", cifar.PLANAR, cifar.load
     ),
@@ -56,7 +57,7 @@ def load_task(
 
     Args:
         name: one of `known_tasks()`; psmnist means psmnist-12008.
-        data_dir: folder with the data (for `images` also a zip); default: the environment variable
+        data_dir: folder with the data (for images also a zip); default: the environment variable
             CTRNN_DATA_DIR, else ~/.cache/ctrnn. MNIST and CIFAR10 are downloaded if missing there.
         resize: stretch images to this many pixels a side, so T = resize²; not for series.
         limit_train, limit_test: use this many samples, drawn by `seed`; val gets at most
@@ -79,7 +80,7 @@ def load_task(
                 name,
                 Options(data_dir, resize, limit_train, limit_test, augment=augment, seed=seed),
             )
-    raise ConfigError(f"Unknown task {name!r}. Known tasks: {', '.join(TASKS)}.")
+    raise unknown("task", name, TASKS)
 
 
 def known_tasks() -> dict[str, str]:

@@ -5,63 +5,73 @@ the S4 line of work. `scifar10-planar`: three neighbouring values of one colour 
 the code of Erichson et al. 2021 (Lipschitz RNN). Both T = 1024, m = 3.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from ctrnn_assembly.data.pixels import PixelSequence, crop_margin, resized
-from ctrnn_assembly.data.published import hold_out
-from ctrnn_assembly.data.task import Options, Split, Task, checked, first
+from ctrnn_assembly.data.image_files import ImageFiles, image_sets, with_splits
+from ctrnn_assembly.data.pixels import PixelSequence, crop_margin
+from ctrnn_assembly.data.task import Options, Part, Split, Task, make_task, published_hold_out
 from ctrnn_assembly.errors import DataError
 
 RGB = r"scifar10(-rgb)?"
 PLANAR = r"scifar10-planar"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published
+_ORIGINALS = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
 
 
 def load(name: str, options: Options) -> Task:
     """CIFAR10 in 1,024 steps of 3 values: 48,000 train, 2,000 val and 10,000 test.
 
     Training batches are cropped (4 pixels at 32 a side) and mirrored unless `augment` is off;
-    val, unlike in the published code, is not augmented.
+    val, unlike in the published code, is not augmented. Where the data folder has no original
+    batches but image files of the ten classes, these are read, and the task is called, e.g.,
+    scifar10-rgb-jpeg: its pixels, their order and so the hold-out are not those of the papers.
     """
-    x, y, classes = _read(options, train=True)
-    chosen, val = hold_out(len(y), options)
-    train = _split("train", x[chosen], y[chosen], options)
-    side = train.x.shape[-1]
     planar = name.endswith("-planar")
-    return Task(
-        name="scifar10-planar" if planar else "scifar10-rgb",
-        n_input=3,
-        n_class=10,
-        n_steps=side * side,
-        classes=classes,
-        train=train,
-        val=_split("val", x[val], y[val], options),
-        load_test=partial(_test, options),
-        sequence=PixelSequence(
+    name, note = "scifar10-planar" if planar else "scifar10-rgb", ""
+    read: Callable[[str], Part] = partial(_batches, options)
+    copies = None if any((options.folder / file).exists() for file in _ORIGINALS) else _copies(options)
+    if copies is not None:
+        kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
+        read = partial(copies.part, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))
+        note = (
+            f"{name} is read from the {kind.upper()} files in {copies.path}: not the original pixels "
+            f"and order, so not comparable with papers. For those put {_ORIGINALS[0]} there."
+        )
+        name += f"-{kind}"
+    stored = read("train")
+    parts = published_hold_out(stored.count)
+    return make_task(
+        name,
+        options,
+        what="CIFAR10",
+        classes=CLASSES,
+        part=lambda split, train: read("test") if split == "test" else stored.take(parts[split]),
+        sequence=lambda train: PixelSequence(
             mean=MEAN,
             std=STD,
             planar=planar,
-            crop=crop_margin(side) if options.augment else 0,
+            crop=crop_margin(train.x.shape[-1]) if options.augment else 0,
             flip=options.augment,
         ),
+        note=note,
     )
 
 
-def _test(options: Options) -> Split:
-    x, y, _ = _read(options, train=False)
-    keep = first(len(y), options.limit_test, options.seed)
-    return _split("test", x[keep], y[keep], options)
+def _copies(options: Options) -> ImageFiles | None:
+    """The first set of image files below the data folder that has CIFAR10's classes and splits."""
+    for path, names in image_sets(options.folder).items():
+        found = with_splits(path, names or [])
+        if found and {"train", "test"} <= found.parts.keys() and found.classes() == CLASSES:
+            return found
+    return None
 
 
-def _split(part: str, x: Tensor, y: Tensor, options: Options) -> Split:
-    return checked(f"CIFAR10 {part} split", Split(resized(x, options.resize), y), 10)
-
-
-def _read(options: Options, *, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64 and the class names."""
+def _batches(options: Options, split: str) -> Part:
+    """Images (N, 3, 32, 32) uint8 and labels of the original files."""
     from torchvision.datasets import CIFAR10  # slow to import; not every task needs it
 
     folder = options.folder
@@ -70,14 +80,14 @@ def _read(options: Options, *, train: bool) -> tuple[Tensor, Tensor, tuple[str, 
         # before it opens any, so only the official bytes are ever unpickled: keep that check.
         # It hashes the test batch too, but reads no sample of it here. With download=True nothing
         # is fetched where all files are right.
-        found = CIFAR10(folder, train=train, download=True)
+        found = CIFAR10(folder, train=split == "train", download=True)
     except Exception as error:  # network, disk and archive errors share no better base
         raise DataError(
             f"CIFAR10 is missing or damaged in {folder} and could not be downloaded "
             f"({type(error).__name__}: {str(error)[:120]}). Put cifar-10-python.tar.gz, or its "
             f"folder cifar-10-batches-py (data_batch_1..5, test_batch, batches.meta), into "
-            f"{folder}, or name another folder with --data-dir (or CTRNN_DATA_DIR). JPEG or PNG "
-            "copies, one folder a class: --task images --data-dir <zip or folder>."
+            f"{folder}, or name another folder with --data-dir (or CTRNN_DATA_DIR). A folder or zip of "
+            "JPEG or PNG copies, train/<class>/* and test/<class>/*, also does."
         ) from error
     x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return x, torch.tensor(found.targets), tuple(found.classes)
+    return Part(len(x), Split(x, torch.tensor(found.targets)).take)

@@ -5,14 +5,12 @@ and split as in Erichson et al. 2021 (Lipschitz RNN) and Kozachkov et al. 2022 (
 """
 
 import re
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data.pixels import PixelSequence, resized
-from ctrnn_assembly.data.published import hold_out
-from ctrnn_assembly.data.task import Options, Split, Task, checked, first
+from ctrnn_assembly.data.pixels import PixelSequence
+from ctrnn_assembly.data.task import Options, Part, Split, Task, make_task, published_hold_out
 from ctrnn_assembly.errors import ConfigError, DataError
 
 IN_ORDER = r"smnist"
@@ -28,20 +26,27 @@ def load(name: str, options: Options) -> Task:
 
     `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published.
     """
-    x, y = _read(options, train=True)
-    chosen, val = hold_out(len(y), options)
-    train = _split("train", x[chosen], y[chosen], options)
-    n_steps = train.x[0].numel()
-    canonical, sequence = _sequence(name, n_steps)
-    return Task(
-        name=canonical,
-        n_input=1,
-        n_class=10,
-        n_steps=n_steps,
+    order = raw = None
+    if asked := re.fullmatch(PERMUTED, name):
+        order, raw = int(asked["seed"] or PUBLISHED_PERMUTATION), asked["raw"]
+        name = f"psmnist-{order}{raw or ''}"
+
+    def sequence(train: Split) -> PixelSequence:
+        n_steps = train.x[0].numel()
+        return PixelSequence(
+            scale=1.0 if raw else 255.0, order=None if order is None else permutation(order, n_steps)
+        )
+
+    stored = _read(options, train=True)
+    parts = published_hold_out(stored.count)
+    return make_task(
+        name,
+        options,
+        what="MNIST",
         classes=tuple(map(str, range(10))),
-        train=train,
-        val=_split("val", x[val], y[val], options),
-        load_test=partial(_test, options),
+        part=lambda split, train: (
+            _read(options, train=False) if split == "test" else stored.take(parts[split])
+        ),
         sequence=sequence,
     )
 
@@ -61,28 +66,8 @@ def permutation(seed: int, n_steps: int) -> Tensor:
     return torch.randperm(n_steps, generator=generator)
 
 
-def _sequence(name: str, n_steps: int) -> tuple[str, PixelSequence]:
-    asked = re.fullmatch(PERMUTED, name)
-    if asked is None:
-        return name, PixelSequence()
-    seed = int(asked["seed"] or PUBLISHED_PERMUTATION)
-    scale = 1.0 if asked["raw"] else 255.0
-    canonical = f"psmnist-{seed}{asked['raw'] or ''}"
-    return canonical, PixelSequence(scale=scale, order=permutation(seed, n_steps))
-
-
-def _test(options: Options) -> Split:
-    x, y = _read(options, train=False)
-    keep = first(len(y), options.limit_test, options.seed)
-    return _split("test", x[keep], y[keep], options)
-
-
-def _split(part: str, x: Tensor, y: Tensor, options: Options) -> Split:
-    return checked(f"MNIST {part} split", Split(resized(x[:, None], options.resize), y), 10)
-
-
-def _read(options: Options, *, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) uint8 and labels (N,) int64."""
+def _read(options: Options, *, train: bool) -> Part:
+    """Images (N, 1, 28, 28) uint8 and labels."""
     from torchvision.datasets import MNIST  # slow to import; not every task needs it
 
     raw = options.folder / "MNIST" / "raw"
@@ -96,12 +81,9 @@ def _read(options: Options, *, train: bool) -> tuple[Tensor, Tensor]:
         found = MNIST(options.folder, train=train, download=not complete)
     except Exception as error:  # a broken idx file fails in many ways, asserts included
         state = "could not be read" if complete else "is missing and could not be downloaded"
-        raise DataError(f"MNIST {state} ({_short(error)}). {advice}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise DataError(f"MNIST {state} ({reason}). {advice}") from error
     if len(found.data) != len(found.targets):
         counts = f"{len(found.data)} images but {len(found.targets)} labels"
         raise DataError(f"MNIST has {counts}. {advice}")
-    return found.data, found.targets
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return Part(len(found.data), Split(found.data[:, None], found.targets).take)

@@ -7,6 +7,7 @@ brings in is a black pixel (0 before normalisation), not an average one.
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,14 +38,16 @@ class PixelSequence:
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map a batch; augment only where a generator is given. Repeats bit for bit from it."""
-        B, C = x.shape[:2]
         if generator is not None and (self.crop or self.flip):
             x = crop_and_flip(x, generator, crop=self.crop, flip=self.flip)
         x = x.float() / self.scale  # (B, C, H, W)
         if self.mean:
             mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
-            x = (x - mean.view(C, 1, 1)) / std.view(C, 1, 1)
-        x = x.reshape(B, -1, C) if self.planar else x.flatten(2).transpose(1, 2)  # (B, T, C)
+            x = (x - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
+        if self.planar:
+            x = rearrange(x.flatten(1), "b (t m) -> b t m", m=x.shape[1])
+        else:
+            x = rearrange(x, "b c h w -> b (h w) c")
         if self.order is not None:
             x = x[:, self.order.to(x.device)]
         return x.contiguous()
@@ -66,10 +69,10 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: boo
     cols = draw(2 * crop + 1)[:, None] + torch.arange(W, device=x.device)  # (B, W)
     if flip:
         cols = torch.where(draw(2)[:, None].bool(), cols.flip(1), cols)
-    image = torch.arange(B, device=x.device).view(B, 1, 1, 1)
-    plane = torch.arange(C, device=x.device).view(1, C, 1, 1)
+    image = rearrange(torch.arange(B, device=x.device), "b -> b 1 1 1")
+    plane = rearrange(torch.arange(C, device=x.device), "c -> c 1 1")
     padded = functional.pad(x, (crop,) * 4)  # zeros
-    return padded[image, plane, rows.view(B, 1, H, 1), cols.view(B, 1, 1, W)]
+    return padded[image, plane, rearrange(rows, "b h -> b 1 h 1"), rearrange(cols, "b w -> b 1 1 w")]
 
 
 def resized(x: Tensor, side: int | None) -> Tensor:

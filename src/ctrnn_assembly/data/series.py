@@ -3,7 +3,6 @@
 Values stay as the archive has them (most UCR sets are z-normalised per series, UEA sets are not).
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.data.task import Options, Split, Task, checked, first, stratified_folds
+from ctrnn_assembly.data.task import Options, Part, Split, Task, checked, dealt, make_task
 from ctrnn_assembly.errors import ConfigError, DataError
 
 NAME = r"series:[\w-]+"
-_VAL_FOLDS = 5  # one fifth of train
 
 
 def load(name: str, options: Options) -> Task:
@@ -32,22 +30,27 @@ def load(name: str, options: Options) -> Task:
     """
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {name}. Leave it out.")
-    series, labels = _read(_dataset(name), options.folder, "train")
+    dataset = name.removeprefix("series:")
+    series, labels = _read(dataset, options.folder, "train")
     classes = tuple(sorted(set(labels)))
-    whole = _split(f"{name} train split", series, labels, classes=classes)
-    is_val = torch.from_numpy(stratified_folds(np.array(labels), _VAL_FOLDS) == 0)
-    parts = [whole.take(where.nonzero().flatten()) for where in (~is_val, is_val)]
-    train, val = (p.take(first(len(p), options.limit_train, options.seed)) for p in parts)
-    return Task(
-        name=name,
-        n_input=whole.x.shape[2],
-        n_class=len(classes),
-        n_steps=whole.x.shape[1],
-        classes=classes,
-        train=checked(f"{name} train split", train, len(classes)),
-        val=checked(f"{name} val split", val, len(classes)),
-        load_test=partial(_test, name, options, classes=classes, shape=whole.x.shape[1:]),
-        sequence=as_stored,
+    whole = _padded(f"{name} train split", series, labels, classes)
+    parts = dealt(np.array(labels), 5, {"val": (0,)})
+
+    def part(split: str, train: Split | None) -> Part:
+        if split != "test":
+            return Part(len(whole), whole.take).take(parts[split])
+        found = _padded(
+            f"{name} test split", *_read(dataset, options.folder, "test"), classes, whole.x.shape[1]
+        )
+        if found.x.shape[2] != whole.x.shape[2]:
+            raise DataError(
+                f"{name} has {whole.x.shape[2]} channels in train but {found.x.shape[2]} in test. "
+                "Fetch its files again."
+            )
+        return Part(len(found), found.take)
+
+    return make_task(
+        name, options, what=name, classes=classes, part=part, sequence=lambda train: as_stored
     )
 
 
@@ -56,29 +59,8 @@ def as_stored(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return x.float()
 
 
-def _dataset(name: str) -> str:
-    return name.removeprefix("series:")
-
-
-def _test(name: str, options: Options, *, classes: tuple[str, ...], shape: torch.Size) -> Split:
-    series, labels = _read(_dataset(name), options.folder, "test")
-    what = f"{name} test split"
-    split = _split(what, series, labels, classes=classes, n_steps=shape[0])
-    if split.x.shape[2] != shape[1]:
-        raise DataError(
-            f"{name} has {shape[1]} channels in train but {split.x.shape[2]} in test. "
-            "Fetch its files again."
-        )
-    return split.take(first(len(split), options.limit_test, options.seed))
-
-
-def _split(
-    what: str,
-    series: list[np.ndarray],
-    labels: list[str],
-    *,
-    classes: tuple[str, ...],
-    n_steps: int = 0,
+def _padded(
+    what: str, series: list[np.ndarray], labels: list[str], classes: tuple[str, ...], n_steps: int = 0
 ) -> Split:
     """Pad (m, T_i) series to (N, T, m), T at least `n_steps`, and number the labels."""
     if not series:
@@ -97,7 +79,10 @@ def _split(
 
 def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list[str]]:
     """Series (m, T_i) each, and their labels, from `folder`, aeon itself, or its download."""
-    aeon = _aeon()
+    try:
+        import aeon.datasets
+    except ImportError as error:
+        raise ConfigError(f"Series need aeon ({error}). pip install 'ctrnn-assembly[series]'") from error
     # aeon strips these endings, which choose its equal-length and imputed variants.
     base = dataset.removesuffix("_nmv").removesuffix("_eq")
     files = [f"{base}_{half}.ts" for half in ("TRAIN", "TEST")]
@@ -106,6 +91,7 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
     here = all((home / file).is_file() for file in files)
     # Without a path aeon looks into its own package; with one, only there, downloading if needed.
     path = None if bundled.is_file() and not here else str(folder)
+    found: Any
     try:
         # Lengths and gaps as published, not aeon's padded or imputed variants.
         series, found, header = aeon.datasets.load_classification(
@@ -131,11 +117,3 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
             f"Fetch {files[part == 'test']} again."
         )
     return list(series), labels
-
-
-def _aeon() -> Any:
-    try:
-        import aeon.datasets
-    except ImportError as error:
-        raise ConfigError(f"Series need aeon ({error}). pip install 'ctrnn-assembly[series]'") from error
-    return aeon

@@ -1,12 +1,13 @@
 """What a task is: three checked splits and the map from a stored batch to a float sequence.
 
 Storage is compact (images stay uint8) and the map runs per batch, on the batch's device, so that
-a whole data set fits on a GPU and augmentation costs no worker processes.
+a whole data set fits on a GPU and augmentation costs no worker processes. A loader says which
+samples there are (`Part`) and how they are dealt; `make_task` limits, reads and checks them.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.data.pixels import resized
 from ctrnn_assembly.errors import ConfigError, DataError
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
 # the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
 SPLIT_SEED = 1234
+_PUBLISHED_VAL = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,7 @@ class Task:
         classes: class names, in the order of the indices in `Split.y`.
         load_test: reads the test split; nothing of it is decoded before this call.
         sequence: see `Sequence`.
+        note: a sentence on data that are not what the task's name promises; empty otherwise.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Task:
     val: Split
     load_test: Callable[[], Split]
     sequence: Sequence
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,76 @@ class Options:
         return Path(chosen).expanduser()
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Samples that are there but need not be read yet: how many, and what reads those at an index."""
+
+    count: int
+    read: Callable[[Tensor], Split]
+
+    def take(self, index: Tensor) -> "Part":
+        """The samples at `index`, (k,) int64, in that order."""
+        return Part(len(index), lambda chosen: self.read(index[chosen]))
+
+
+def make_task(
+    name: str,
+    options: Options,
+    *,
+    what: str,
+    classes: tuple[str, ...],
+    part: Callable[[str, Split | None], Part],
+    sequence: Callable[[Split], Sequence],
+    note: str = "",
+) -> Task:
+    """Read train and val, and test when asked: limited, resized and checked.
+
+    Args:
+        what: the data set, for errors.
+        part: gives "train", then "val" and "test", the latter two for the train split that was read.
+        sequence: gives the task's map for the train split.
+    """
+
+    def read(split: str, limit: int | None, like: Split | None) -> Split:
+        stored = part(split, like)
+        found = stored.read(first(stored.count, limit, options.seed))
+        if found.x.ndim == 4:
+            found = replace(found, x=resized(found.x, options.resize))
+        return checked(f"{what} {split} split", found, len(classes))
+
+    train = read("train", options.limit_train, None)
+    images = train.x.ndim == 4
+    return Task(
+        name=name,
+        n_input=train.x.shape[1 if images else 2],
+        n_class=len(classes),
+        n_steps=train.x[0, 0].numel() if images else train.x.shape[1],
+        classes=classes,
+        train=train,
+        val=read("val", options.limit_train, train),
+        load_test=lambda: read("test", options.limit_test, train),
+        sequence=sequence(train),
+        note=note,
+    )
+
+
 def first(n: int, limit: int | None, seed: int) -> Tensor:
     """Indices, (k,) int64: all n in order, or the first `limit` of a shuffle by `seed`."""
     if limit is None or limit >= n:
         return torch.arange(n)
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit]
+
+
+def published_hold_out(n: int) -> dict[str, Tensor]:
+    """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val.
+
+    A set of fewer than 20,000 samples gives a tenth instead, so that copies cut down for a trial
+    still load. Source: Erichson et al. 2021 for sMNIST and sCIFAR10; Kozachkov et al. 2022 made the
+    split, and did not use val.
+    """
+    order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
+    n_train = n - min(_PUBLISHED_VAL, n // 10)
+    return {"train": order[:n_train], "val": order[n_train:]}
 
 
 def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
@@ -127,6 +197,16 @@ def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
     folds = np.empty(len(y), dtype=np.int64)
     folds[shuffled[np.argsort(y[shuffled], kind="stable")]] = np.arange(len(y)) % k
     return folds
+
+
+def dealt(y: np.ndarray, k: int, held: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train"."""
+    folds = stratified_folds(y, k)
+    rest = tuple(set(range(k)) - {fold for mine in held.values() for fold in mine})
+    chosen = {**held, "train": rest}
+    return {
+        name: torch.from_numpy(np.flatnonzero(np.isin(folds, mine))) for name, mine in chosen.items()
+    }
 
 
 def checked(what: str, split: Split, n_class: int) -> Split:
