@@ -105,7 +105,7 @@ def test_weights_of_another_model_are_refused(cli: Cli, run: Path, other: dict) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "there is no configuration file"),
+        (None, "holds no run: it has no config.yaml"),
         ("epochs: [", "cannot be read as YAML"),
         ("", "must hold `key: value` lines"),
         ("epoks: 3", "got 'epoks'. Did you mean 'epochs'?"),

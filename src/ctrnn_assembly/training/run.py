@@ -1,10 +1,11 @@
-"""A run folder: what a training run leaves behind, written so that a crash loses nothing saved.
+"""A run folder: what training leaves behind, written so that a crash loses nothing saved, and read once.
 
     config.yaml         the full configuration
-    metrics.csv         one row an epoch
-    checkpoints/        last.ckpt and best.ckpt, to resume from
+    metrics.csv         one row an epoch, with its certificate
+    checkpoints/        last.ckpt and best.ckpt: weights, optimiser, epoch
+    weights/            epoch-0001.safetensors, ..., of the epochs that `keep_epochs` names
     model.safetensors   the weights with the best validation accuracy
-    summary.json        results, versions, certificate
+    summary.json        results and provenance, written when the run is finished (see `provenance`)
 
 Every file is written beside its place and moved there. Weights are safetensors; nothing is unpickled
 but checkpoints, and those with `weights_only=True`.
@@ -12,37 +13,248 @@ but checkpoints, and those with `weights_only=True`.
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
+import math
 import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.models import build_model
-from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml
+from ctrnn_assembly.training.batches import Batches
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
+
+# Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
+INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file atomically: a full disk or a crash leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError as error:  # that of a full disk names no file
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        beside.unlink(missing_ok=True)
+@dataclass(frozen=True)
+class Weights:
+    """Weights, and where they are from.
+
+    Attributes:
+        kind: "trained", "checkpoint" (of a run that is not finished), "epoch" or "initial".
+        file, sha256: the file, and the hash of the very bytes that `state` was read from.
+        state: the state dict; empty for initial weights.
+    """
+
+    kind: Literal["trained", "checkpoint", "epoch", "initial"]
+    file: Path | None = None
+    sha256: str | None = None
+    state: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: which weights, their file and its sha256."""
+        file = None if self.file is None else str(self.file)
+        return {"kind": self.kind, "file": file, "sha256": self.sha256}
+
+
+@dataclass(eq=False)
+class Run:
+    """A network by name: a run folder with its weights, or a configuration with its initial ones.
+
+    Everything but the configuration is read when it is first asked for, and then only once.
+
+    Attributes:
+        path: the run folder; None for a configuration file or a recipe.
+        config: the configuration, with the changes that `open` was given.
+    """
+
+    path: Path | None
+    config: TrainConfig
+    _initial: bool
+    _epoch: int | None
+
+    @classmethod
+    def open(
+        cls, source: str | Path, *, initial: bool = False, epoch: int | None = None, **changes: Any
+    ) -> Run:
+        """A run folder, a YAML file or the name of a recipe, with some settings changed.
+
+        Args:
+            initial: take the weights before training instead of the trained ones.
+            epoch: take the weights that `keep_epochs` kept after this epoch, counted from 1.
+            changes: settings instead of the stored ones; None leaves a setting as it is.
+
+        Raises:
+            ConfigError: if it is none of these, or a setting is impossible.
+        """
+        path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
+        if path.is_dir():
+            return cls(path, make_config(read_config(path).model_dump(), given), initial, epoch)
+        if not path.exists() and str(source) not in recipes():
+            raise ConfigError(
+                f"there is no run folder, configuration file or recipe {str(source)!r}. Recipes: "
+                f"{', '.join(recipes())}."
+            )
+        settings = read_yaml(path) if path.exists() else recipe(str(source))
+        return cls(None, make_config(settings, given), True, None)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The weights that `model` loads: trained, or of the last epoch if training is not finished.
+
+        Raises:
+            DataError: if there are none yet, or their file is damaged.
+        """
+        if self.path is None or self._initial:
+            return Weights("initial")
+        if self._epoch is not None:
+            return read_weights(kept_weights(self.path, self._epoch), "epoch")
+        file = weights_file(self.path)
+        if file is None:
+            raise DataError(
+                f"{self.path} has no weights yet: no epoch has ended. `ctrnn train --resume "
+                f"{self.path}` goes on; --initial takes the weights that it starts from."
+            )
+        return read_weights(file, "checkpoint" if file.suffix == ".ckpt" else "trained")
+
+    @cached_property
+    def task(self) -> Task:
+        """The task of the configuration.
+
+        Raises:
+            ConfigError, DataError: if it is unknown, or its data are missing or damaged.
+        """
+        return configured_task(self.config)
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The rows of metrics.csv, as text; none if no epoch has ended."""
+        return [] if self.path is None else read_table(self.path / "metrics.csv")
+
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json; None if the run is not finished."""
+        finished = self.path is not None and (self.path / "summary.json").exists()
+        return read_summary(self.path) if self.path is not None and finished else None
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One column of metrics.csv, (epochs,): NaN where there is no value.
+
+        Raises:
+            DataError: for a value that is no number.
+        """
+        try:
+            return np.array([float(row.get(name) or "nan") for row in self.epochs])
+        except ValueError as error:
+            raise DataError(
+                f"{self.path}/metrics.csv must hold numbers in {name!r}: {error}. Mend the file."
+            ) from None
+
+    def model(self, *, double: bool = False) -> SequenceClassifier:
+        """The classifier with these weights, in evaluation mode; `double` converts it to float64.
+
+        The number of inputs and classes is that of the weights. Initial weights are for the task's.
+
+        Raises:
+            ConfigError: if the configuration is impossible; DataError: if the weights are damaged, hold
+                NaN or infinity, or are those of another model.
+        """
+        if self.weights.kind == "initial":
+            model = self._build(self.task.n_input, len(self.task.classes))
+        else:
+            model = self._loaded()
+        return model.double() if double else model
+
+    def inputs(self, split: str = "val", samples: int = 4) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The first samples of a split of the task: "train", "val" or "test".
+
+        Returns:
+            inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
+
+        Raises:
+            ConfigError: for less than one sample.
+        """
+        if samples < 1:
+            raise ConfigError(f"--samples must be at least 1; got {samples}.")
+        part = self.task.load_test() if split == "test" else getattr(self.task, split)
+        u, y, lengths = next(iter(Batches(self.task, part, min(samples, len(part)), whole=True)))
+        return u.double(), y, lengths
+
+    def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate | None:
+        """What is proven of the network, as its weights are, and of its step; reads no data."""
+        # The field does not depend on the number of inputs and classes.
+        model = self._build(1, 2) if self.weights.kind == "initial" else self._loaded()
+        with warnings.catch_warnings():
+            # scipy's, of candidate metrics: the proof refuses bad ones.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return model_certificate(model, search)
+
+    @property
+    def task_as_used(self) -> str:
+        """The task, and what was done to it if it is not the whole one."""
+        config = self.config
+        done = {
+            "resized to": None if config.resize is None else f"{config.resize} x {config.resize}",
+            "train cut to": config.limit_train,
+            "test cut to": config.limit_test,
+        }
+        said = [f"{name} {value}" for name, value in done.items() if value is not None]
+        name = str((self.summary or {}).get("task", config.task))
+        return f"{name} ({', '.join(said)})" if said else name
+
+    @property
+    def title(self) -> str:
+        """Model, task, and which weights."""
+        kinds = {"checkpoint": ", last epoch so far", "initial": ", before training"}
+        kinds["epoch"] = f", epoch {self._epoch}"
+        return f"{self.config.model} on {self.task_as_used}{kinds.get(self.weights.kind, '')}"
+
+    def about(self) -> dict[str, Any]:
+        """What was looked at, as plain values."""
+        return {
+            "model": self.config.model,
+            "units": self.config.modules * self.config.units,
+            "weights": self.weights.as_dict(),
+            "task": self.task.name if "task" in vars(self) else self.config.task,
+            "solver": self.config.solver,
+            "dt": self.config.dt,
+        }
+
+    def _build(self, n_input: int, n_class: int) -> SequenceClassifier:
+        return model_from(self.config, n_input, n_class).eval()
+
+    def _loaded(self) -> SequenceClassifier:
+        weights = self.weights
+        assert weights.file is not None
+        model = self._build(*_sizes(weights.state, self.config.modules * self.config.units))
+        load_state(weights.file, weights.state, model)
+        return model
+
+
+def configured_task(config: TrainConfig) -> Task:
+    """The task of a configuration."""
+    return load_task(
+        config.task,
+        data_dir=config.data_dir,
+        resize=config.resize,
+        limit_train=config.limit_train,
+        limit_test=config.limit_test,
+        augment=config.augment,
+        seed=config.seed,
+    )
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
@@ -77,84 +289,19 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
         products=config.products,
         backend=config.backend,
     )
-    # Lightning converts after it loads a checkpoint: one in double precision would be rounded.
     return model.double() if config.precision == "64" else model
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The state dict of a model as safetensors."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write(path, save_safetensors(state))
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load safetensors into a model of the same configuration.
-
-    Raises:
-        DataError: if the file is missing, corrupt, of another model, or holds NaN or infinity.
-    """
-    try:
-        state = load_safetensors(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"there are no weights at {path}. Train first, or name a run folder.") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} is not a readable safetensors file: {error}") from None
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:
-        model.to(dtypes.pop())
-    load_state(path, state, model)
-
-
-def load_state(path: Path, state: dict[str, torch.Tensor], model: nn.Module) -> None:
-    """Load a state dict that was read from `path`.
-
-    Raises:
-        DataError: if it is of another model, or holds NaN or infinity.
-    """
-    bad = [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]
-    if bad:
-        raise DataError(
-            f"{path} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an intact copy."
-        )
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(
-            f"{path} does not fit the model of its config.yaml: {reason[:200]}. Use the file that was "
-            "saved beside it."
-        ) from None
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The configuration of a run folder."""
-    if not run.is_dir():
-        raise ConfigError(f"there is no run folder {run}. `ctrnn train --out {run}` makes one.")
-    return make_config(read_yaml(run / "config.yaml"))
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a finished run."""
-    path = run / "summary.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
-            "again."
-        ) from None
-
-
-def model_certificate(model: SequenceClassifier) -> Certificate | None:
+def model_certificate(
+    model: SequenceClassifier, search: Literal["none", "fast", "convex"] = "fast"
+) -> Certificate | None:
     """The certificate of a classifier's field and step; None for the baselines."""
     core = model.core
     if isinstance(core, GatedCTRNN):
         return core.certificate()
     if not isinstance(core, CTRNN):
         return None
-    return certify(core.field, dt=core.dt, solver=core.solver)
+    return certify(core.field, dt=core.dt, solver=core.solver, search=search)
 
 
 def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
@@ -164,12 +311,233 @@ def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
     return certificate.as_dict()
 
 
-def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
-    """A resumable checkpoint, its weights in `model`, without running any code that it may carry.
+# --- weights ---------------------------------------------------------------------------------------
+
+
+def weights_file(run: Path) -> Path | None:
+    """The trained weights of a run, or its last checkpoint; None if no epoch has ended."""
+    trained, last = run / "model.safetensors", run / "checkpoints" / "last.ckpt"
+    if trained.exists() or (run / "summary.json").exists():
+        return trained
+    return last if last.exists() else None
+
+
+def kept_weights(run: Path, epoch: int) -> Path:
+    """Where the weights after an epoch, counted from 1, are kept."""
+    return run / "weights" / f"epoch-{epoch:04}.safetensors"
+
+
+def read_weights(file: Path, kind: Literal["trained", "checkpoint", "epoch"] = "trained") -> Weights:
+    """The weights in a safetensors file or in a checkpoint; the file is read once.
 
     Raises:
-        DataError: if it is missing, damaged, of another model, or holds NaN or infinity.
+        DataError: if the file is missing or damaged.
     """
+    if kind == "checkpoint":
+        checkpoint, content = read_checkpoint(file)
+        return Weights(kind, file, hashlib.sha256(content).hexdigest(), checkpoint["model"])
+    try:
+        content = file.read_bytes()
+        state = load_safetensors(content)
+    except FileNotFoundError:
+        raise DataError(f"there are no weights at {file}. Train first, or name a run folder.") from None
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file} is not a readable safetensors file: {error}") from None
+    return Weights(kind, file, hashlib.sha256(content).hexdigest(), state)
+
+
+def read_checkpoint(file: Path) -> tuple[dict[str, Any], bytes]:
+    """A checkpoint and the bytes that it was read from, without running any code that it may carry.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    try:
+        content = file.read_bytes()
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        found = {key: stored[key] for key in ("epoch", "model", "optimizer", "scaler", "best", "stale")}
+        {name: tensor.shape for name, tensor in found["model"].items()}
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise DataError(
+            f"{file} is not a readable checkpoint: {reason}. Use an intact copy, or start a new run "
+            f"with --config {file.parent.parent / 'config.yaml'}."
+        ) from None
+    return found, content
+
+
+def load_state(file: Path, state: dict[str, Tensor], model: nn.Module) -> None:
+    """Load a state dict that was read from `file`; the model takes the precision of the weights.
+
+    Raises:
+        DataError: if it is of another model, or holds NaN or infinity.
+    """
+    bad = [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]
+    if bad:
+        raise DataError(
+            f"{file} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an intact copy."
+        )
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise DataError(
+            f"{file} does not fit the model of its config.yaml: {reason[:200]}. Use the file that was "
+            "saved beside it."
+        ) from None
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The state dict of a model as safetensors."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write(path, save_safetensors(state))
+
+
+def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int]:
+    """Inputs and classes from the shapes in a file; any where they make no sense, for loading to say."""
+    reader = next((state[name].shape for name in INPUT_WEIGHTS if name in state), ())
+    readout = state["readout.weight"].shape if "readout.weight" in state else ()
+    if len(reader) != 2 or len(readout) != 2 or readout[1] != n or reader[0] % n or not reader[0]:
+        return 1, 2
+    return max(1, reader[1]), max(1, readout[0])
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file atomically: a full disk or a crash leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder; the same process may hold it twice.
+
+    Raises:
+        RunBusyError: if another process does.
+    """
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.with_name(f".{run.name}.lock"), timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunBusyError(f"another process is training {run}. Wait for it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class RunBusyError(CtrnnError, RuntimeError):
+    """Another process holds the run folder."""
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        ConfigError: if it is no run folder, or its config.yaml is damaged.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"there is no run folder {run}. `ctrnn train --out {run}` makes one.")
+    if not (run / "config.yaml").exists():
+        raise ConfigError(
+            f"{run} holds no run: it has no config.yaml. Name a folder that `ctrnn train --out` made."
+        )
+    return make_config(read_yaml(run / "config.yaml"))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Raises:
+        DataError: if it is not there, or damaged.
+    """
+    path = run / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
+            "again."
+        ) from None
+    if not isinstance(summary, dict):
+        raise DataError(f"{path} must hold an object; got {type(summary).__name__}. Delete it.")
+    return summary
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv; none if there is no file.
+
+    Raises:
+        DataError: if it is not such a table.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        for row in rows:
+            int(row["epoch"]), float(row["seconds"])
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise DataError(f"{path} is not a table of epochs. Delete it to go on without it.") from None
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as CSV."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[-1]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, buffer.getvalue())
+
+
+def curve(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """A table of epochs by column, to 6 digits; None where there is no value."""
+    names = [name for name in (rows[-1] if rows else {}) if name is not None]
+    return {name: [_number(row.get(name)) for row in rows] for name in names}
+
+
+def _number(text: Any) -> float | None:
+    value = float(text) if text not in (None, "") else math.nan
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() else float(f"{value:.6g}")
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The names of the folders, with as many folders above them as tell them apart."""
+    full = [run.resolve() for run in runs]
+    for depth in range(1, max(len(path.parts) for path in full) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in full]
+        if len(set(names)) == len(set(full)):
+            break
+    return names
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load safetensors into a model of the same configuration."""
+    load_state(path, read_weights(path).state, model)
+
+
+def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
+    """A resumable checkpoint, its weights in `model`, without running any code that it may carry."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state = {name.removeprefix("model."): x for name, x in checkpoint["state_dict"].items()}
