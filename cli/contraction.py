@@ -92,7 +92,14 @@ def contraction_command(
         _notes(result),
         rows=result["rows"],
         arrays=arrays,
-        figure=lambda: contraction_figure(found, other, certificate, title=title),
+        figure=lambda: contraction_figure(
+            found.times.numpy(),
+            found.metric.numpy(),
+            found.euclidean.numpy(),
+            certificate,
+            twin=None if other is None else other.euclidean.numpy(),
+            title=title,
+        ),
     )
 
 

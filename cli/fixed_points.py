@@ -78,7 +78,9 @@ def fixed_points_command(
         _notes(result),
         rows=rows or [{"sample": None}],
         arrays=arrays,
-        figure=lambda: fixed_points_figure(found, certificate, title=title),
+        figure=lambda: fixed_points_figure(
+            found, rate=certificate.rate if certificate.certified else None, title=title
+        ),
     )
 
 

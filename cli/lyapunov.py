@@ -89,7 +89,14 @@ def lyapunov_command(
         _notes(result),
         rows=rows,
         arrays=arrays,
-        figure=lambda: lyapunov_figure(found, bound, title=title),
+        figure=lambda: lyapunov_figure(
+            found.times.numpy(),
+            found.trace.numpy(),
+            found.exponents.numpy(),
+            found.errors.numpy(),
+            bound=bound,
+            title=title,
+        ),
     )
 
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
 from ctrnn_assembly.figures.style import (
-    GREY,
     NUMBERED,
     SEQUENTIAL,
     Array,
+    colour_bar,
     empty,
     enlarged,
+    framed,
+    module_ticks,
     new_figure,
     printed,
 )
-
-if TYPE_CHECKING:  # a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.figure import Figure
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -32,9 +34,6 @@ def graph_figure(strengths: Array, pairs: Pairs, topology: str, *, title: str) -
     Args:
         strengths: (p, p), spectral norms in the metric of L_ij; the diagonal, of W_i, is named only.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     p = len(strengths)
     own, between = strengths.diagonal(), np.where(np.eye(p) > 0, np.nan, strengths)
     between = np.where(between > 0, between, np.nan)
@@ -51,19 +50,11 @@ def graph_figure(strengths: Array, pairs: Pairs, topology: str, *, title: str) -
     edges = (-0.5, p - 0.5, p - 0.5, -0.5)
     look: dict[str, Any] = {"cmap": SEQUENTIAL, "norm": colours.norm, "interpolation": "none"}
     right.imshow(enlarged(between), extent=edges, **look)
-    for spine in right.spines.values():
-        spine.set(visible=True, linewidth=0.5, color=GREY)
-    right.set_xlabel("from module")
-    right.set_ylabel("to module")
-    if p <= NUMBERED:
-        size = 8 if p <= 12 else 7
-        right.set_xticks(range(p), [str(k) for k in range(p)], fontsize=size)
-        right.set_yticks(range(p), [str(k) for k in range(p)], fontsize=size)
-    right.set_title(f"norms in the metric; of W: {span(own)}", fontsize=9)
-    bar = figure.colorbar(colours, ax=right, shrink=0.85)
-    bar.set_label("norm of L in the metric", fontsize=8)
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=8)
+    framed(right)
+    right.set(xlabel="from module", ylabel="to module")
+    module_ticks(right, p, vertical=True)
+    right.set_title(f"norms in the metric; of W: {span(own)}")
+    colour_bar(colours, right, "norm of L in the metric", shrink=0.85)
     return figure
 
 
@@ -109,8 +100,6 @@ def draw_couplings(
 
 def draw_modules(axes: Axes, at: Array) -> None:
     """A numbered disc each."""
-    from matplotlib.patches import Circle
-
     p = len(at)
     look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
     for k, (x, y) in enumerate(at):

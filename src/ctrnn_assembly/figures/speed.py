@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from ctrnn_assembly.figures.style import COLOURS, new_figure, printed
 
-if TYPE_CHECKING:  # a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+if TYPE_CHECKING:
     from ctrnn_assembly.benchmark import Report
 
 OURS, OTHERS = COLOURS[0], COLOURS[4]

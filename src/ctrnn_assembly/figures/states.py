@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from matplotlib.figure import Figure
 
-from ctrnn_assembly.figures.style import COLOURS, Array, borders, bound_of, heat_map, new_figure, printed
-
-if TYPE_CHECKING:  # a second to import
-    from matplotlib.figure import Figure
+from ctrnn_assembly.figures.style import (
+    COLOURS,
+    Array,
+    borders,
+    bound_of,
+    colour_bar,
+    heat_map,
+    new_figure,
+    printed,
+)
 
 SIDE = 1024
 
@@ -43,8 +49,5 @@ def states_figure(
     borders(lower, sizes, columns=False)
     lower.set_ylabel("unit")
     lower.set_xlabel("sample" if dt is None else "time t (unit of tau)")
-    bar = figure.colorbar(image, ax=lower, pad=0.01, extend="both" if beyond else "neither")
-    bar.set_label("state x", fontsize=8)
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=8)
+    colour_bar(image, lower, "state x", pad=0.01, extend="both" if beyond else "neither")
     return figure

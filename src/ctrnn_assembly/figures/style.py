@@ -16,6 +16,7 @@ from typing import Any, ParamSpec
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -45,7 +46,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "cividis_r"
-GREY = "0.35"
+GREY, BLACK = "0.35", "#000000"
 SIDE = 512  # cells of a heat map beyond which neighbours share one
 NUMBERED = 24  # modules beyond which not every one is numbered
 
@@ -146,9 +147,14 @@ def heat_map(axes: Axes, A: Array, bound: float, *, side: int = SIDE) -> AxesIma
         aspect="equal",
         extent=(0, A.shape[1], A.shape[0], 0),
     )
+    framed(axes)
+    return image
+
+
+def framed(axes: Axes) -> None:
+    """A thin frame round a matrix."""
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.5, color=GREY)
-    return image
 
 
 def borders(axes: Axes, sizes: tuple[int, ...], *, columns: bool = True) -> None:
@@ -161,10 +167,41 @@ def borders(axes: Axes, sizes: tuple[int, ...], *, columns: bool = True) -> None
             axes.axvline(edge, color="0.75", linewidth=0.3)
 
 
+def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
+    """An axis of modules, numbered where there is room."""
+    if p <= NUMBERED:
+        labels = [str(k) for k in range(p)]
+        axes.set_xticks(range(p), labels, fontsize=8 if p <= 12 else 7)
+        if vertical:
+            axes.set_yticks(range(p), labels, fontsize=8 if p <= 12 else 7)
+    if not vertical:
+        axes.set_xlim(-0.7, p - 0.3)
+
+
+def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", **look: Any) -> None:
+    """A thin colour bar beside a panel."""
+    bar = axes.figure.colorbar(image, ax=axes, **look)
+    bar.set_label(label, fontsize=8)
+    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+
+
+def draw_eigenvalues(
+    axes: Axes,
+    values: NDArray[Any],
+    colour: Any,
+    marker: str,
+    label: str | None = None,
+    size: float = 2.2,
+) -> None:
+    """One dot an eigenvalue, (n,) complex, in the complex plane."""
+    look: dict[str, Any] = {"color": colour, "markersize": size, "mew": 0, "linestyle": "none"}
+    axes.plot(values.real, values.imag, marker, label=label, **look)
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     """The labels of one panel below the figure; names of folders among them are no formulas."""
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
 

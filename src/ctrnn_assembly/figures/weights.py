@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from ctrnn_assembly.figures.style import Array, borders, bound_of, empty, heat_map, new_figure, printed
-
-if TYPE_CHECKING:  # a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from ctrnn_assembly.figures.style import (
+    Array,
+    borders,
+    bound_of,
+    colour_bar,
+    empty,
+    heat_map,
+    new_figure,
+    printed,
+)
 
 SHOWN, IN_A_ROW = 16, 8
 
@@ -24,7 +30,7 @@ def weights_figure(W: Array, blocks: tuple[Array, ...], L: Array | None, *, titl
     left, right = figure.add_subfigure(frame[0]).subplots(1, 2)
     bound = draw_matrix(left, W, sizes, "W, within the modules")
     if L is None:
-        right.set_title("L, between the modules", fontsize=9)
+        right.set_title("L, between the modules")
         empty(right, "no linear coupling")
     else:
         draw_matrix(right, L, sizes, "L, between the modules")
@@ -50,11 +56,6 @@ def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> flo
     bound, beyond = bound_of(A)
     image = heat_map(axes, A, bound)
     borders(axes, sizes)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("from unit")
-    axes.set_ylabel("to unit")
-    figure = axes.figure
-    bar = figure.colorbar(image, ax=axes, shrink=0.85, extend="both" if beyond else "neither")
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=8)
+    axes.set(title=title, xlabel="from unit", ylabel="to unit")
+    colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
     return bound
