@@ -189,7 +189,7 @@ def draw_eigenvalues(
     axes: Axes,
     values: NDArray[Any],
     colour: Any,
-    marker: str,
+    marker: str = "o",
     label: str | None = None,
     size: float = 2.2,
 ) -> None:
