@@ -12,7 +12,6 @@ from torch import nn
 
 from ctrnn_assembly.diagnostics import coupling_spectrum, spectrum_at, weight_spectra
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import GRID_METHODS
@@ -45,7 +44,7 @@ class Anatomy:
         Raises:
             ConfigError: for a baseline, which has neither modules nor a metric.
         """
-        if not isinstance(core, CTRNN | GatedCTRNN):
+        if not isinstance(core, CTRNN):
             raise ConfigError(
                 f"this picture is of an assembly; {model!r} is a baseline without modules. "
                 "Use --kind curves or states."
@@ -108,12 +107,13 @@ class Anatomy:
             "step": None,
             "about_step": "the gates move it",
         }
-        if not isinstance(self.core, CTRNN):
-            return found
         core = self.core
+        assert isinstance(core, CTRNN)
+        if core.gates is not None and core.gates.kind != "constant":
+            return found
         method = core.solver if core.solver in GRID_METHODS else None
         # The Terms, not the layer: local rates in a metric, which take as long again, are not drawn.
-        terms = core.field.terms().driven(core.encoder.weight, core.encoder.bias).detach_cpu()
+        terms = core.terms().detach_cpu()
         at = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
         here = spectrum_at(terms, at, dt=None if method is None else core.dt, method=method or "euler")
         found["J"] = here.eigenvalues[0].numpy()

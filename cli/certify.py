@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:  # imported where they are used, as in the other commands
-    from torch import nn
-
     from ctrnn_assembly.certificates import Certificate
     from ctrnn_assembly.certificates.curves import FactorCurve
 
@@ -68,16 +65,13 @@ def certify_command(
     if config.threads or config.modules * config.units <= DENSE:
         torch.set_num_threads(config.threads or 1)
     core = found.model().core
-    proven = certificate_of(core, search)
-    certificate = no_certificate(config.model) if proven is None else proven
+    certificate = certificate_of(core, search, **given)
     result = {
         "model": config.model,
         "units": config.modules * config.units,
         "weights": found.as_dict(),
         **certificate.as_dict(),
     }
-    if proven is None:
-        result["discrete"] = no_step(given)
     if plot is not None:
         from ctrnn_assembly.figures.certificate import certificate_figure
         from ctrnn_assembly.figures.style import save_figure
@@ -106,63 +100,23 @@ def check_solver(solver: str) -> None:
         raise ConfigError(f"solver must be one of {', '.join(METHODS)}; got {solver!r}.")
 
 
-def certificate_of(core: nn.Module, search: Any) -> Certificate | None:
-    """The certificate of a core and of its step; None for the baselines."""
-    from ctrnn_assembly.certificates import certify
-    from ctrnn_assembly.gates import GatedCTRNN
-    from ctrnn_assembly.layers import CTRNN
-
-    if isinstance(core, GatedCTRNN):
-        return core.certificate()
-    if isinstance(core, CTRNN):
-        with warnings.catch_warnings():
-            # scipy's, of candidate metrics: the proof refuses bad ones.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return certify(core.field, dt=core.dt, solver=core.solver, search=search)
-    return None
+def certificate_of(core: Any, search: Any, **step: Any) -> Certificate:
+    """The certificate of a layer and of its step; dt and solver for another step than its own."""
+    with warnings.catch_warnings():
+        # scipy's, of candidate metrics: the proof refuses bad ones.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return core.certificate(search=search, **step)
 
 
-def no_certificate(model: str) -> Certificate:
-    """For a baseline, whose equations no theorem here speaks of."""
-    from ctrnn_assembly.certificates import Certificate
-    from ctrnn_assembly.certificates.result import CouplingFacts, MetricFacts
-
-    return Certificate(
-        certified=False,
-        rate=-math.inf,
-        rounding=0.0,
-        metric=MetricFacts("none", "none", 0.0, math.inf),
-        modules=(),
-        coupling=CouplingFacts("none", (), (), 0.0, 0.0, 0),
-        step=None,
-        reasons=(f"{model} is a baseline: no certificate is defined for it. Use svd-combo, say",),
-    )
-
-
-def no_step(given: dict[str, Any]) -> dict[str, Any]:
-    """The step of a baseline, whose update has neither a solver nor a dt that could be certified."""
-    return {
-        "solver": given.get("solver"),
-        "dt": given.get("dt"),
-        "certified": False,
-        "contraction_factor": None,
-        "max_dt": 0.0,
-        "reason": "a baseline: no certificate is defined for its update",
-    }
-
-
-def step_curves(core: nn.Module, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
+def step_curves(core: Any, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
     """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
     from ctrnn_assembly.certificates.curves import factor_curves, gated_curve
     from ctrnn_assembly.certificates.rounding import DENSE
-    from ctrnn_assembly.gates import GatedCTRNN
-    from ctrnn_assembly.layers import CTRNN
 
     if not certificate.certified:
         return ()
-    if isinstance(core, GatedCTRNN):
+    if core.gates is not None and core.gates.kind != "constant":
         return (gated_curve(lambda h: core.certificate(dt=h), near=dt),)
-    assert isinstance(core, CTRNN)
-    terms, metric = core.field.terms().detach_cpu(), certificate.metric.matrix
+    terms, metric = core.terms().detach_cpu(), certificate.metric.matrix
     assert metric is not None
     return factor_curves(terms, metric, near=dt, proofs=8 if terms.n <= DENSE else 2)

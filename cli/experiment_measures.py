@@ -73,7 +73,7 @@ def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dic
     found = []
     for epoch in epochs:
         model = model_from(config, task.n_input, len(task.classes))
-        if epoch > config.epochs or not isinstance(model.core, CTRNN):
+        if epoch > config.epochs or not isinstance(model.core, CTRNN) or model.core.gates:
             continue
         if epoch:
             load_weights(kept_weights(run, epoch), model)

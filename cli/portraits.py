@@ -16,7 +16,6 @@ from ctrnn_assembly.figures.graph import graph_figure
 from ctrnn_assembly.figures.metric import metric_figure
 from ctrnn_assembly.figures.states import states_figure
 from ctrnn_assembly.figures.weights import weights_figure
-from ctrnn_assembly.gates import GatedCTRNN
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from
@@ -123,6 +122,6 @@ def one_sample(task: Task, sample: int) -> tuple[Tensor, int]:
 
 def module_sizes(model: SequenceClassifier) -> tuple[int, ...]:
     """The sizes of the modules; of a baseline, one of all units."""
-    if isinstance(model.core, CTRNN | GatedCTRNN):
+    if isinstance(model.core, CTRNN):
         return model.core.field.terms().sizes
     return (int(model.core.hidden_size),)  # type: ignore[arg-type]

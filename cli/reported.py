@@ -10,7 +10,7 @@ from torch import nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.models import BASELINES
-from ctrnn_cli.certify import certificate_of, no_certificate
+from ctrnn_cli.certify import certificate_of
 from ctrnn_cli.history import History
 from ctrnn_cli.page import paragraph
 from ctrnn_cli.portraits import one_thread, title_of
@@ -43,7 +43,7 @@ class Reported:
         source = Source.named(str(run), {}, initial=not started)
         one_thread(history.config.modules * history.config.units)
         core = source.model().core
-        certificate = certificate_of(core, "fast") or no_certificate(history.config.model)
+        certificate = certificate_of(core, "fast")
         return cls(history, source, core, certificate)
 
     @property

@@ -111,7 +111,7 @@ def autograd_difference(core: CTRNN, found: Spectrum, u: Tensor) -> float:
 
     from ctrnn_assembly.diagnostics.jacobian import field_jacobian
 
-    terms = core.field.terms().driven(core.encoder.weight, core.encoder.bias)
+    terms = core.terms()
     x, last = found.x[-1:], u[-1:]
     exact = by_autograd(lambda z: terms(z, last)[0], x)[:, 0]
     return float((field_jacobian(core, x, last)[0] - exact).abs().max())

@@ -91,8 +91,7 @@ class Subject:
     @property
     def terms(self) -> Terms:
         """The tensors of the driven field."""
-        core = self.core
-        return core.field.terms().driven(core.encoder.weight, core.encoder.bias).detach_cpu()
+        return self.core.terms().detach_cpu()
 
     @property
     def metric(self) -> Metric:
@@ -112,9 +111,7 @@ class Subject:
 
     def certificate(self) -> Certificate:
         """The certificate of the field and of its step."""
-        from ctrnn_assembly.certificates import certify
-
-        return certify(self.core.field, dt=self.core.dt, solver=self.core.solver)
+        return self.core.certificate()
 
     def certificate_or_none(self) -> Certificate | None:
         """The certificate; None for a baseline."""

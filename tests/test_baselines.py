@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
-from ctrnn_assembly.errors import ShapeError
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 M, N = 3, 5
 NETS = {
@@ -33,16 +33,16 @@ def sample(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def pair(name: str, h: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """h as this network's state: the LSTM also takes a cell."""
-    return (h, 0.5 * h) if name == "lstm" else h
+def pair(name: str, h: Tensor) -> Tensor:
+    """h as this network's state: the LSTM's is [h, c]."""
+    return torch.cat([h, 0.5 * h], -1) if name == "lstm" else h
 
 
-def hidden(state: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    return state[0] if isinstance(state, tuple) else state
+def hidden(state: Tensor) -> Tensor:
+    return state[..., :N]
 
 
-def walk(net: nn.Module, input: Tensor, h: Tensor | tuple[Tensor, Tensor]) -> list:
+def walk(net: nn.Module, input: Tensor, h: Tensor) -> list[Tensor]:
     """Every state after step(), one step after another, input (T, B, m)."""
     states = []
     for u in input:
@@ -77,7 +77,7 @@ def test_steps_equal_the_sequence(name: str) -> None:
     output, h_n = net(x, pair(name, h[None]))
     torch.testing.assert_close(torch.stack([hidden(s) for s in states]), output, **EXACT)
     if name == "lstm":
-        torch.testing.assert_close(states[-1][1], h_n[1][0], **EXACT)
+        torch.testing.assert_close(states[-1], h_n[0], **EXACT)
 
 
 @every_net
@@ -99,7 +99,7 @@ def test_state_freezes_past_a_sequence_end(name: str, longest: int, batch_first:
         torch.testing.assert_close(output[length:, b], expected[-1].expand(7 - length, N), **EXACT)
         torch.testing.assert_close(hidden(h_n)[0, b], expected[-1], **EXACT)
         if name == "lstm":
-            torch.testing.assert_close(h_n[1][0, b], alone[-1][1][0], **EXACT)
+            torch.testing.assert_close(h_n[0, b], alone[-1][0], **EXACT)
     last = net.last(given, lengths=lengths)
     torch.testing.assert_close(last, hidden(net(given, lengths=lengths)[1])[0], **EXACT)
     output.square().sum().backward()
@@ -126,24 +126,28 @@ def test_copies_give_the_same_output(name: str) -> None:
 @every_net
 def test_wrong_tensors_raise_shape_error_naming_what_came(name: str) -> None:
     net, x, h = build(name), sample(6, 2, M), sample(2, N)
+    width = net.state_size
     wrong = [
-        (lambda: net(sample(6, 2, 4)), r"\(T, B, 3\).*got \(6, 2, 4\)"),
+        (lambda: net(sample(6, 2, 4)), r"\(time, batch, m\) with m = 3.*got \(6, 2, 4\)"),
         (lambda: net(sample(6, M)), r"got \(6, 3\)"),
         (lambda: net(sample(0, 2, M)), r"got \(0, 2, 3\)"),
-        (lambda: net(x.float()), "float64.*got torch.float32"),
-        (lambda: net(x, pair(name, h)), r"h_0.*\(1, 2, 5\).*got \(2, 5\)"),
+        (lambda: net(x, pair(name, h[None]).float()), "float64.*got torch.float32"),
+        (lambda: net(x, pair(name, h)), rf"h_0.*\(1, 2, {width}\).*got \(2, {width}\)"),
         (lambda: net(x, lengths=torch.tensor([1, 2, 3])), r"lengths.*\(2,\).*got.*\(3,\)"),
         (lambda: net(x, lengths=torch.tensor([1.0, 2.0])), "int64.*got torch.float32"),
-        (lambda: net(x, lengths=torch.tensor([0, 7])), r"1\.\.6.*got 0\.\.7"),
+        (lambda: net(x, lengths=torch.tensor([0, 7])), r"1\.\.6.*\[0, 7\]"),
         (lambda: net.last(x[0]), r"got \(2, 3\)"),
-        (lambda: net.step(x, pair(name, h)), r"u must.*\(B, 3\); got \(6, 2, 3\)"),
-        (lambda: net.step(x[0], pair(name, h[:1])), r"h.*\(2, 5\); got \(1, 5\)"),
+        (lambda: net.step(x, pair(name, h)), r"u must.*\(batch, 3\); got \(6, 2, 3\)"),
+        (lambda: net.step(x[0], pair(name, h[:1])), rf"x.*\(2, {width}\); got \(1, {width}\)"),
     ]
     for call, message in wrong:
         with pytest.raises(ShapeError, match=message):
             call()
+    with pytest.raises(DataError, match="must be finite"):
+        net(x / 0)
 
 
-def test_lstm_needs_a_pair() -> None:
-    with pytest.raises(ShapeError, match=r"h_0 must be a pair.*got Tensor"):
-        build("lstm")(sample(6, 2, M), sample(1, 2, N))
+def test_a_baselines_step_is_its_own() -> None:
+    for name in NETS:
+        with pytest.raises(ConfigError, match=r"got dt=0\.1"):
+            build(name)(sample(6, 2, M), dt=0.1)

@@ -18,7 +18,7 @@ def sample(*shape: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "options"),
+    ("ours", "torchs", "options"),
     [
         (VanillaRNN, nn.RNN, {"nonlinearity": "tanh"}),
         (VanillaRNN, nn.RNN, {"nonlinearity": "relu"}),
@@ -26,13 +26,16 @@ def sample(*shape: int, seed: int = 1) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_wrappers_equal_torch(ours: type, theirs: type, options: dict, batch_first: bool) -> None:
+def test_wrappers_equal_torch(ours: type, torchs: type, options: dict, batch_first: bool) -> None:
     net = ours(M, N, batch_first=batch_first, **options).double()
-    twin = theirs(M, N, batch_first=batch_first, **options).double()
+    twin = torchs(M, N, batch_first=batch_first, **options).double()
     twin.load_state_dict({k.removeprefix("rnn."): v for k, v in net.state_dict().items()})
     x, h = sample(4, 4, M), sample(1, 4, N, seed=2)
     state = (h, 0.5 * h) if ours is LSTM else h
-    torch.testing.assert_close(net(x, state), twin(x, state), **EXACT)
+    mine, theirs = net(x, torch.cat(state, -1) if ours is LSTM else h), twin(x, state)
+    torch.testing.assert_close(mine[0], theirs[0], **EXACT)
+    last = torch.cat(theirs[1], -1) if ours is LSTM else theirs[1]
+    torch.testing.assert_close(mine[1], last, **EXACT)
 
 
 def parameters(net: nn.Module) -> dict[str, np.ndarray]:
@@ -108,7 +111,7 @@ def test_initial_weights_have_the_stated_spread() -> None:
     [
         (VanillaRNN, {"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
         (LSTM, {"input_size": -1}, "input_size must be at least 1; got -1"),
-        (VanillaRNN, {"nonlinearity": "sine"}, "got 'sine'"),
+        (VanillaRNN, {"nonlinearity": "sine"}, "nonlinearity must be one of tanh, relu; got 'sine'"),
         (AntisymmetricRNN, {"eps": 0.0}, "eps must be positive; got 0"),
         (AntisymmetricRNN, {"eps": float("nan")}, "eps must lie in .*got nan"),
         (AntisymmetricRNN, {"gamma": -0.1}, "gamma must lie in .*got -0.1"),

@@ -24,7 +24,7 @@ from ctrnn_assembly.certificates.curves import (
     gated_curve,
 )
 from ctrnn_assembly.errors import ContractionError
-from ctrnn_assembly.gates import GatedCTRNN
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
@@ -143,7 +143,7 @@ def test_a_certificate_holds_the_metric_of_its_proof() -> None:
 
 @pytest.mark.parametrize("gate", ["constant", "shared"])
 def test_gated_fields_have_the_curve_of_their_certificate(gate: str) -> None:
-    core = GatedCTRNN(2, net(AdaDiagTanh), gate=gate, dt=DT)  # type: ignore[arg-type]
+    core = CTRNN(2, net(AdaDiagTanh), gate=gate, dt=DT)  # type: ignore[arg-type]
     curve = gated_curve(lambda dt: core.certificate(dt=dt), near=DT)
     step = core.certificate().step
     assert step is not None

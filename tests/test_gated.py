@@ -8,6 +8,7 @@ here are exact, not samples.
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +27,7 @@ from ctrnn_assembly.certificates.gates import certify_gated, commutator_rate
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.contracting import AdaDiagTanh, NegativeProduct, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
-from ctrnn_assembly.gates import GatedCTRNN
-from ctrnn_assembly.inputs import Linear, ZeroOrderHold
+from ctrnn_assembly.inputs import Linear, Signal, ZeroOrderHold
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.models import build_model
@@ -327,7 +327,7 @@ def test_dense_metrics_take_gates_of_whole_modules_only() -> None:
     refused = certify_gated(terms, metric, gate="input", lo=0.19, hi=0.2)
     assert not refused.certified
     assert "diagonal metric" in refused.reasons[0]
-    layer = GatedCTRNN(2, field, gate="constant")
+    layer = CTRNN(2, field, gate="constant")
     assert layer.gates.constant.shape == (2,)
     nn.init.uniform_(layer.gates.constant)
     assert layer.certificate().certified
@@ -356,17 +356,22 @@ def test_one_wrong_argument_of_the_certificate_is_named() -> None:
 # Known counter-examples: refused, and they do diverge.
 
 
-def rotating(omega: float, lo: float, hi: float, **settings: object) -> GatedCTRNN:
+def rotating(omega: float, lo: float, hi: float, **settings: object) -> CTRNN:
     """Two units, W = 0, coupled at strength omega; the input (+-1, +-1) sets each gate to hi or lo."""
     units = [Subnetwork(AdaDiagTanh("tanh"), 1, weight=torch.zeros(1, 1)) for _ in range(2)]
     field = couple(units, "all")
-    layer = GatedCTRNN(2, field, gate="input", lo=lo, hi=hi, bias=False, **settings)  # type: ignore[arg-type]
+    layer = CTRNN(2, field, gate="input", gate_bounds=(lo, hi), bias=False, **{"dt": 1.0, **settings})  # type: ignore[arg-type]
     with torch.no_grad():
         field.coupling.K.values.fill_(omega)  # type: ignore[union-attr,operator]
         layer.gates.reader.weight.copy_(50 * torch.eye(2))
         layer.gates.reader.bias.zero_()
         layer.encoder.weight.zero_()
     return layer
+
+
+def driven(layer: CTRNN, u: Signal) -> Callable[[Tensor, Tensor], Tensor]:
+    """f(t, x) of a layer under a signal, for other solvers than the layer's own."""
+    return lambda t, x: layer.flow(u(t))(x)
 
 
 def test_alternating_gates_diverge_in_continuous_time() -> None:  # oracle 30
@@ -386,7 +391,7 @@ def test_alternating_gates_diverge_in_continuous_time() -> None:  # oracle 30
     with torch.no_grad():
         for _ in range(10):
             u = ZeroOrderHold(signs.expand(2, 1, 2), torch.zeros(1))
-            x = solve(layer.flow(u), x, t, method="dopri5", rtol=1e-9, atol=1e-9).last
+            x = solve(driven(layer, u), x, t, method="dopri5", rtol=1e-9, atol=1e-9).last
             signs = -signs
     exponent = math.log(float(torch.linalg.eigvals(x).abs().max())) / (10 * quarter)
     assert exponent == pytest.approx(0.8254, abs=5e-4)
@@ -421,9 +426,9 @@ def field(seed: int = 3, gain: float = 0.1) -> Assembly:
     return couple(parts, "all", gain=gain, generator=generator)
 
 
-def layer(gate: str = "input", **settings: object) -> GatedCTRNN:
-    chosen = {"batch_first": True, **settings}
-    net = GatedCTRNN(2, field(), gate=gate, generator=torch.Generator().manual_seed(4), **chosen)  # type: ignore[arg-type]
+def layer(gate: str = "input", **settings: object) -> CTRNN:
+    chosen = {"batch_first": True, "dt": 1.0, **settings}
+    net = CTRNN(2, field(), gate=gate, generator=torch.Generator().manual_seed(4), **chosen)  # type: ignore[arg-type]
     if gate in ("constant", "state"):  # start at zero, which would hide mistakes
         values = net.gates.constant if gate == "constant" else net.gates.state
         nn.init.normal_(values, generator=torch.Generator().manual_seed(6))
@@ -466,7 +471,7 @@ def test_step_by_step_equals_the_whole_sequence(gate: str, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("gate", GATES)
 def test_gates_that_cannot_move_give_the_ungated_layer(gate: str) -> None:
-    net, u = layer(gate, lo=0.3, hi=0.3), normal(3, 6, 2)
+    net, u = layer(gate, gate_bounds=(0.3, 0.3)), normal(3, 6, 2)
     ungated = CTRNN(2, net.field, dt=0.3, batch_first=True)
     ungated.encoder = net.encoder
     assert_close(net(u)[0], ungated(u)[0], rtol=1e-12, atol=1e-12)
@@ -474,9 +479,8 @@ def test_gates_that_cannot_move_give_the_ungated_layer(gate: str) -> None:
 
 def test_constant_gates_equal_time_constants() -> None:
     weight = normal(4, 4) / 10
-    net = GatedCTRNN(
-        2, Subnetwork(SingularValueBounded("tanh"), 4, weight=weight), batch_first=True, dt=0.5
-    )
+    module = Subnetwork(SingularValueBounded("tanh"), 4, weight=weight)
+    net = CTRNN(2, module, gate="constant", batch_first=True, dt=0.5)
     nn.init.normal_(net.gates.constant)
     nu = net.gates.constants()
     assert nu is not None
@@ -532,7 +536,7 @@ def test_shapes_follow_nn_rnn(gate: str) -> None:
         for mine, theirs in zip(ours(*arguments), rnn(*arguments), strict=True):
             assert mine.shape == theirs.shape
     assert torch.equal(first(u.transpose(0, 1))[0].transpose(0, 1), ours(u)[0])
-    assert first.rates(normal(3, 7)).equal(torch.tanh(normal(3, 7)))
+    assert first.firing_rates(normal(3, 7)).equal(torch.tanh(normal(3, 7)))
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -548,7 +552,7 @@ def test_small_steps_approach_the_flow(gate: str) -> None:
     net, samples = layer(gate), normal(3, 5, 2)
     u, t = Linear(samples, torch.linspace(0, 4, 5)), torch.tensor([0.0, 4.0])
     with torch.no_grad():
-        exact = solve(net.flow(u), torch.zeros(3, 7), t, method="dopri5").last
+        exact = solve(driven(net, u), torch.zeros(3, 7), t, method="dopri5").last
         errors = []
         for steps in (400, 800):
             fine = torch.stack([u(s) for s in torch.arange(steps) * 4 / steps], 1)
@@ -559,7 +563,7 @@ def test_small_steps_approach_the_flow(gate: str) -> None:
 
 @pytest.mark.parametrize("gate", ["constant", "shared", "input"])
 def test_two_states_approach_at_every_certified_step(gate: str) -> None:
-    net = layer(gate, lo=0.19, dt=2.0)
+    net = layer(gate, gate_bounds=(0.19, 0.2), dt=2.0)
     certificate = net.certificate()
     assert certificate.certified
     assert certificate.step is not None
@@ -574,7 +578,7 @@ def test_two_states_approach_at_every_certified_step(gate: str) -> None:
 
 
 def test_gates_of_the_state_keep_one_equilibrium_for_a_constant_input() -> None:
-    net = layer("state", lo=0.05, hi=0.2, dt=0.05)
+    net = layer("state", gate_bounds=(0.05, 0.2), dt=0.05)
     lam = certify(net.field.terms(), net.field.metric(), search="none").rate
     u = normal(1, 1, 2).expand(5, 8000, -1)
     with torch.no_grad():
@@ -608,22 +612,24 @@ def test_copies_casts_and_modes_give_the_same_output(gate: str) -> None:
     ("settings", "message"),
     [
         ({"gate": "nope"}, "gate must be one of constant, shared, input, state"),
-        ({"lo": 0.0}, "0 < lo <= hi"),
-        ({"lo": 0.3}, "0 < lo <= hi"),
-        ({"hi": float("nan")}, "0 < lo <= hi"),
-        ({"hi": float("inf")}, "0 < lo <= hi"),
+        ({"gate_bounds": (0.0, 0.2)}, "0 < lo <= hi"),
+        ({"gate_bounds": (0.3, 0.2)}, "0 < lo <= hi"),
+        ({"gate_bounds": (0.1, float("nan"))}, "0 < lo <= hi"),
+        ({"gate_bounds": (0.1, float("inf"))}, "0 < lo <= hi"),
+        ({"gate": None, "gate_bounds": (0.1, 0.2)}, "need a gate"),
+        ({"solver": "imex"}, "solved by euler; got solver='imex'"),
         ({"dt": 0.0}, "dt must be positive"),
         ({"dt": float("nan")}, "dt must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        GatedCTRNN(2, field(), **settings)  # type: ignore[arg-type]
+        CTRNN(2, field(), **{"gate": "input", **settings})  # type: ignore[arg-type]
 
 
 def test_a_field_with_its_own_time_constants_is_refused() -> None:
     with pytest.raises(ConfigError, match="tau = 1"):
-        GatedCTRNN(2, Subnetwork(AdaDiagTanh("tanh"), 3, tau=2.0))
+        CTRNN(2, Subnetwork(AdaDiagTanh("tanh"), 3, tau=2.0), gate="constant")
 
 
 def test_wrong_inputs_are_refused() -> None:
@@ -635,7 +641,7 @@ def test_wrong_inputs_are_refused() -> None:
         net(normal(3, 6, 2), normal(3, 7))
     with pytest.raises(ShapeError, match=r"u must be \(batch, 2\)"):
         net.step(normal(3, 5), normal(3, 7))
-    with pytest.raises(ShapeError, match="x0 must be"):
+    with pytest.raises(ShapeError, match=r"x must be \(3, 7\)"):
         net.step(normal(3, 2), normal(3, 5))
     with pytest.raises(CtrnnError, match="lengths"):
         net(normal(3, 6, 2), lengths=torch.tensor([7, 1, 1]))
@@ -648,8 +654,8 @@ def test_wrong_inputs_are_refused() -> None:
 # The models by name.
 
 
-def gated_core(model: SequenceClassifier) -> GatedCTRNN:
-    assert isinstance(model.core, GatedCTRNN)
+def gated_core(model: SequenceClassifier) -> CTRNN:
+    assert isinstance(model.core, CTRNN)
     return model.core
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ctrnn_assembly import (
     CTRNN,
     AdaDiagTanh,
-    GatedCTRNN,
     SingularValueBounded,
     Subnetwork,
     Unconstrained,
@@ -245,7 +244,7 @@ def recurrent(name: str) -> nn.Module:
     if name in SOLVERS:
         return CTRNN(2, assembly(), batch_first=True, dt=0.3, solver=name)
     nets = {
-        "gated": lambda: GatedCTRNN(2, assembly(), gate="state", batch_first=True),
+        "gated": lambda: CTRNN(2, assembly(), gate="state", dt=1.0, batch_first=True),
         "rnn": lambda: VanillaRNN(2, 4, batch_first=True),
         "lstm": lambda: LSTM(2, 4),
         "antisymmetric": lambda: AntisymmetricRNN(2, 4, batch_first=True, eps=0.2),

@@ -25,6 +25,7 @@ LAYERS = {
     "activations": 1,
     "linalg": 1,
     "topology": 1,
+    "recurrent": 3,
     "inputs": 2,
     "metrics": 2,
     "terms": 2,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ctrnn_assembly.coupling import Feedback as Feedback
     from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
     from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction
-    from ctrnn_assembly.gates import GatedCTRNN as GatedCTRNN
     from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
     from ctrnn_assembly.inputs import CubicHermite as CubicHermite
     from ctrnn_assembly.inputs import Linear as Linear
@@ -61,7 +60,6 @@ PUBLIC = {
     ),
     "coupling": ("Feedback", "FreeCoupling"),
     "diagnostics.contraction": ("measure_contraction",),
-    "gates": ("GatedCTRNN",),
     "hierarchy": ("Hierarchy",),
     "inputs": ("CubicHermite", "Linear", "ZeroOrderHold"),
     "layers": ("CTRNN", "SequenceClassifier"),

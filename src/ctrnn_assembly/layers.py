@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.assembly import Assembly
-from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly.certificates.certify import Search
+from ctrnn_assembly.certificates.gates import certify_gated
+from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
-from ctrnn_assembly.solvers import GRID_METHODS, METHODS, Solution, solve
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.recurrent import Recurrent, Save
+from ctrnn_assembly.schemes import SCHEMES, affine_step
+from ctrnn_assembly.solvers import GRID_METHODS, METHODS, solve
 from ctrnn_assembly.solvers.adaptive import Gradient
 from ctrnn_assembly.solvers.adjoint import Checkpoint
 from ctrnn_assembly.solvers.backends import Backend
+from ctrnn_assembly.solvers.grid import freeze, step_grid
 from ctrnn_assembly.solvers.methods import check_settings
 from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.subnetwork import Subnetwork
+from ctrnn_assembly.terms import Terms
 
 
-class CTRNN(nn.Module):
+class CTRNN(Recurrent):
     """output, h_n = net(input, h_0): tau x' = f(x) + W_in u(t) + b_in, solved over the samples.
 
     Args:
         input_size: features of a sample, m.
         field: a `Subnetwork` or `Assembly` of n units.
+        gate: None; or "constant", "shared", "input" or "state": the units' speeds 1 / tau are then
+            nu o, learned or read from input and state (`ctrnn_assembly.gates`), and tau must be 1.
+        gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.
-        solver: one of `ctrnn_assembly.solvers.METHODS`.
+        solver: one of `ctrnn_assembly.solvers.METHODS`; gates that read input or state take "euler".
         interpolation: u(t) between samples for torchdiffeq's methods: "hold", "linear" or "cubic".
         rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
         checkpoint: "sqrt" lets `last` keep about 4 sqrt(time) states for the gradient, see `solve`.
@@ -35,9 +49,12 @@ class CTRNN(nn.Module):
         backend: what runs the solver's loop, see `ctrnn_assembly.solvers.backends`.
         bias: whether the encoder has a bias b_in.
 
+    Raises:
+        ConfigError: if a setting is unknown or impossible. ShapeError, DataError: for wrong inputs.
+
     Guarantee: the contraction of `field` does not depend on the encoder: for one input, two states
-    approach each other at the field's rate in continuous time. The discrete step has its own
-    certificate (`ctrnn_assembly.certificates`).
+    approach each other at the field's rate in continuous time. The discrete step and the gates have
+    guarantees of their own; `certificate` says which hold.
     """
 
     def __init__(
@@ -45,6 +62,8 @@ class CTRNN(nn.Module):
         input_size: int,
         field: Subnetwork | Assembly,
         *,
+        gate: Gate | None = None,
+        gate_bounds: tuple[float, float] | None = None,
         batch_first: bool = False,
         dt: float = 0.03,
         solver: str = "euler",
@@ -58,127 +77,177 @@ class CTRNN(nn.Module):
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(input_size, field.size, batch_first=batch_first)
         if solver not in METHODS:
-            raise ConfigError(f"solver must be one of {', '.join(METHODS)}; got {solver!r}.")
+            raise unknown("solver", solver, METHODS)
         if interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}."
-            )
+            raise unknown("interpolation", interpolation, INTERPOLATIONS)
         check_settings(solver, gradient, None, checkpoint, products, backend)
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
-        self.input_size, self.hidden_size, self.batch_first = input_size, field.size, batch_first
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
         self.rtol, self.atol, self.gradient = rtol, atol, gradient
         self.checkpoint, self.products, self.backend = checkpoint, products, backend
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
         normal_(self.encoder, field.size**-0.5, generator)
+        self.gates: Gates | None = None
+        if gate is not None:
+            if not bool((field.tau == 1).all()):
+                raise ConfigError(
+                    "a gated field must have tau = 1, as its time constants are 1 / nu; got "
+                    f"{field.tau.tolist()[:3]}... Leave tau out, and set gate_bounds=(lo, hi)."
+                )
+            bounds = (0.1, 0.2) if gate_bounds is None else gate_bounds
+            metric = field.metric()
+            self.gates = Gates(gate, input_size, metric, bounds=bounds, generator=generator)
+            if gate != "constant" and solver != "euler":
+                raise ConfigError(
+                    f"gates that read input or state are solved by euler; got solver={solver!r}. Use "
+                    "solver='euler', gate='constant', or `solve` with a function that calls flow(u)(x)."
+                )
+        elif gate_bounds is not None:
+            raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
 
-    def forward(
-        self,
-        input: Tensor,
-        h_0: Tensor | None = None,
-        *,
-        lengths: Tensor | None = None,
-        dt: float | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """All states and the last one.
+    def terms(self) -> Terms:
+        """The tensors of the field, driven by the encoder; tau = 1 / nu of constant gates.
+
+        Raises:
+            ConfigError: if gates read input or state: no constant tensors then say what the layer does.
+        """
+        if self.gates is None:
+            return self._ungated()
+        nu = self.gates.constants()
+        if nu is None:
+            raise ConfigError(
+                f"gates of kind {self.gates.kind!r} change the time constants with every sample, so "
+                "that no constant terms describe this layer. Use step(u, x), flow(u) or certificate(), "
+                "or gate='constant'."
+            )
+        return replace(self._ungated(), tau=1 / nu)
+
+    def metric(self) -> Metric:
+        """M of the field, in which it contracts by construction."""
+        return self.field.metric()
+
+    def certificate(
+        self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
+    ) -> Certificate:
+        """What is proven of the layer as its weights are now, and of its step.
 
         Args:
-            input: (time, batch, m), or (batch, time, m) with batch_first.
-            h_0: initial state, (1, batch, n); zero if None.
-            lengths: valid steps of each sample, (batch,); the state stays from there on.
-            dt: instead of the layer's dt: a number, (time,) or (batch, time).
-
-        Returns:
-            output (time, batch, n) or (batch, time, n), the state after each sample; h_n (1, batch, n).
+            dt, solver: the step; by default the layer's own.
+            search: how hard to look for another metric if the field's own proves nothing, see `certify`.
         """
-        u = input if self.batch_first or input.ndim != 3 else input.transpose(0, 1)
-        x0 = self._initial(u, None if h_0 is None else h_0)
-        x = self._solve(u, x0, lengths, dt, "all").x
-        output = x[:, 1:] if self.batch_first else x[:, 1:].transpose(0, 1)
-        return output, x[:, -1][None]
+        dt, solver = self.dt if dt is None else dt, solver or self.solver
+        if self.gates is None or self.gates.kind == "constant":
+            return certify(self, dt=dt, solver=solver, search=search)
+        if solver != "euler":
+            raise ConfigError(
+                f"steps of gates that read input or state are those of euler; got {solver!r}."
+            )
+        g = self.gates
+        return certify_gated(self._ungated(), self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
 
-    def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """The last valid state, (batch, n), from a zero state; `input` as in `forward`."""
-        u = input if self.batch_first or input.ndim != 3 else input.transpose(0, 1)
-        return self._solve(u, self._initial(u, None), lengths, None, "last").last
+    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
+        terms = self._ungated() if self._reads() else self.terms()
+        sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
 
-    def step(self, u: Tensor, x: Tensor) -> Tensor:
-        """The state one sample later: u (batch, m), x (batch, n) -> (batch, n).
+        def f(x: Tensor) -> Tensor:
+            if self._reads():
+                assert self.gates is not None
+                return self.gates(self.gates.read(sample), x) * terms.drift(x, sample)
+            return terms(x, sample)
 
-        Step by step gives exactly what the whole sequence gives, for every grid solver.
-        """
-        if u.ndim != 2 or u.shape[1] != self.input_size:
-            raise ShapeError(f"u must be (batch, {self.input_size}); got {tuple(u.shape)}.")
-        return self._solve(u[:, None], x, None, None, "last").last
+        return f
 
-    def rates(self, x: Tensor) -> Tensor:
+    def firing_rates(self, x: Tensor) -> Tensor:
         """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
         return self.field.activations()[0](x)
 
-    def _initial(self, u: Tensor, h_0: Tensor | None) -> Tensor:
-        if u.ndim != 3 or u.shape[2] != self.input_size or u.shape[1] < 1:
-            order = "(batch, time, m)" if self.batch_first else "(time, batch, m)"
-            raise ShapeError(
-                f"input must be {order} with m = {self.input_size} and at least one step; got "
-                f"{tuple(u.shape if self.batch_first or u.ndim != 3 else u.transpose(0, 1).shape)}."
-            )
-        if h_0 is None:
-            return self.encoder.weight.new_zeros(len(u), self.hidden_size)
-        if h_0.shape != (1, len(u), self.hidden_size):
-            raise ShapeError(f"h_0 must be (1, {len(u)}, {self.hidden_size}); got {tuple(h_0.shape)}.")
-        return h_0[0]
+    def project_(self) -> None:
+        """Put raw tensors back into their sets after a step of the optimiser (AdaDiag clip)."""
+        self.field.project_()
 
-    def _solve(
+    def _ungated(self) -> Terms:
+        return self.field.terms().driven(self.encoder.weight, self.encoder.bias)
+
+    def _reads(self) -> bool:
+        """Whether there are gates that read input or state."""
+        return self.gates is not None and self.gates.kind != "constant"
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        if self._reads() or self.solver == "euler-plain":
+            return x + self.dt * self.flow(u)(x)
+        if self.solver not in SCHEMES:
+            return self._run(u[:, None], x, None, None, "last")[1]
+        return affine_step(SCHEMES[self.solver], self.terms(), self.dt)(x, u)
+
+    def _run(
         self,
         u: Tensor,
-        x0: Tensor,
+        x: Tensor,
         lengths: Tensor | None,
         dt: float | Tensor | None,
-        save: Literal["all", "last"],
-    ) -> Solution:
-        terms = self.field.terms().driven(self.encoder.weight, self.encoder.bias)
+        save: Save,
+    ) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
-        options = self._options()
-        if save == "last" and lengths is None:
-            options["checkpoint"] = self.checkpoint
-        if self.solver in GRID_METHODS or self.interpolation == "hold":
-            return solve(terms, x0, u=u, dt=step, lengths=lengths, save=save, **options)
-        if isinstance(step, Tensor) and step.ndim > 1:
-            raise ShapeError(f"interpolation={self.interpolation!r} needs one dt for all samples.")
-        lasting = torch.as_tensor(step, dtype=torch.float64, device=u.device).expand(u.shape[1])
-        t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
-        signal = INTERPOLATIONS[self.interpolation](u.to(x0), t[:-1])
-        return solve(terms, x0, t, u=signal, lengths=lengths, save=save, **options)
-
-    def _options(self) -> dict:
-        return {
+        if self._reads():
+            states = self._gated_states(u, x, lengths, step)
+            return states[:, 1:], states[:, -1]
+        options = {
             "method": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,
             "gradient": self.gradient,
             "products": self.products,
             "backend": self.backend,
+            "lengths": lengths,
+            "save": save,
         }
+        if save == "last" and lengths is None:
+            options["checkpoint"] = self.checkpoint
+        terms = self.terms()
+        if self.solver in GRID_METHODS or self.interpolation == "hold":
+            solution = solve(terms, x, u=u, dt=step, **options)
+        else:
+            if isinstance(step, Tensor) and step.ndim > 1:
+                raise ShapeError(f"interpolation={self.interpolation!r} needs one dt for all samples.")
+            lasting = torch.as_tensor(step, dtype=torch.float64, device=u.device).expand(u.shape[1])
+            t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
+            signal = INTERPOLATIONS[self.interpolation](u, t[:-1])
+            solution = solve(terms, x, t, u=signal, **options)
+        return solution.x[:, 1:], solution.last
+
+    def _gated_states(self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor) -> Tensor:
+        """Forward Euler under gates that read input or state, (batch, time + 1, n), x first."""
+        assert self.gates is not None
+        with torch.autocast(x.device.type, enabled=False):
+            terms = self._ungated()
+            steps = step_grid(x, None, u, dt, lengths)[1].to(x)  # (time, 1 or batch)
+            samples, states = u.transpose(0, 1), [x]
+            for z, sample, step in zip(self.gates.read(samples), samples, steps, strict=True):
+                v = states[-1]
+                states.append(v + step[:, None] * self.gates(z, v) * terms.drift(v, sample))
+            stacked = torch.stack(states)
+            return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
 
 
 class SequenceClassifier(nn.Module):
     """logits = W_out x(T) + b_out: a recurrent layer, read out at the last valid step.
 
     Args:
-        core: a `CTRNN`, or a baseline with the same signature, batch_first.
+        core: a `CTRNN` or a baseline, batch_first.
         n_class: number of classes k.
         reads: "state" reads x, as the papers do; "rate" reads the firing rates, phi(x) of x-form
-            modules (a baseline has only its state).
+            modules (those of a baseline are its state).
         bias: whether the readout has a bias.
     """
 
     def __init__(
         self,
-        core: nn.Module,
+        core: Recurrent,
         n_class: int,
         *,
         reads: Literal["state", "rate"] = "state",
@@ -187,15 +256,13 @@ class SequenceClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.core, self.reads = core, reads
-        self.readout = nn.Linear(int(core.hidden_size), n_class, bias=bias)  # type: ignore[arg-type]
-        normal_(self.readout, int(core.hidden_size) ** -0.5, generator)  # type: ignore[arg-type]
+        self.readout = nn.Linear(core.hidden_size, n_class, bias=bias)
+        normal_(self.readout, core.hidden_size**-0.5, generator)
 
     def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m)."""
-        x = self.core.last(input, lengths=lengths)  # type: ignore[operator]
-        if self.reads == "rate" and hasattr(self.core, "rates"):  # a baseline has only its state
-            x = self.core.rates(x)  # type: ignore[operator]
-        return self.readout(x)
+        x = self.core.last(input, lengths=lengths)
+        return self.readout(self.core.firing_rates(x) if self.reads == "rate" else x)
 
 
 def normal_(layer: nn.Linear, std: float, generator: torch.Generator | None) -> None:

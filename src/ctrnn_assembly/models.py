@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from ctrnn_assembly.assembly import Assembly, couple
+from ctrnn_assembly.assembly import couple
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import (
     Absolute,
@@ -38,9 +37,10 @@ from ctrnn_assembly.contracting import (
     Unconstrained,
 )
 from ctrnn_assembly.coupling import Init
-from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.gates import Gate, GatedCTRNN
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.recurrent import Recurrent
 from ctrnn_assembly.subnetwork import Subnetwork
 
 
@@ -146,7 +146,7 @@ def build_model(
         baseline = _baseline(name, n_input, modules * units, seed)
         return SequenceClassifier(baseline, n_class, generator=generator)
     if name not in ARCHITECTURES:
-        raise ConfigError(f"model must be one of {', '.join(MODELS)}; got {name!r}.")
+        raise unknown("model", name, MODELS)
     if modules < 1 or units < 1:
         raise ConfigError(f"modules and units must be at least 1; got {modules} x {units}.")
     architecture = ARCHITECTURES[name]
@@ -172,12 +172,9 @@ def build_model(
         generator=generator,
     )
     if architecture.gate is not None:
-        bounds = gate_bounds or architecture.gate_bounds
-        core: nn.Module = _gated(
-            architecture, n_input, assembly, bounds, generator, bias=biased, **solver
-        )
-    else:
-        core = CTRNN(n_input, assembly, batch_first=True, bias=biased, generator=generator, **solver)
+        solver = {"dt": 1.0, **solver, "gate": architecture.gate}
+        solver["gate_bounds"] = gate_bounds or architecture.gate_bounds
+    core = CTRNN(n_input, assembly, batch_first=True, bias=biased, generator=generator, **solver)
     # The published networks read out without a bias.
     return SequenceClassifier(core, n_class, reads=reads, bias=False, generator=generator)
 
@@ -227,37 +224,8 @@ def _constraint(
     return trained[name](phi, margin=margin)
 
 
-def _gated(
-    architecture: Architecture,
-    n_input: int,
-    assembly: Assembly,
-    bounds: tuple[float, float],
-    generator: torch.Generator,
-    *,
-    bias: bool,
-    solver: str = "euler",
-    **settings: Any,
-) -> GatedCTRNN:
-    assert architecture.gate is not None
-    if solver not in ("euler", "euler-plain"):
-        raise ConfigError(f"gated models must be solved by euler; got solver={solver!r}.")
-    for unused in ("rtol", "atol", "gradient", "interpolation", "checkpoint", "products", "backend"):
-        settings.pop(unused, None)
-    return GatedCTRNN(
-        n_input,
-        assembly,
-        gate=architecture.gate,
-        lo=bounds[0],
-        hi=bounds[1],
-        batch_first=True,
-        bias=bias,
-        generator=generator,
-        **settings,
-    )
-
-
-def _baseline(name: str, n_input: int, n: int, seed: int) -> nn.Module:
-    classes = {
+def _baseline(name: str, n_input: int, n: int, seed: int) -> Recurrent:
+    classes: dict[str, Callable[..., Recurrent]] = {
         "rnn": VanillaRNN,
         "lstm": LSTM,
         "antisymmetric": AntisymmetricRNN,

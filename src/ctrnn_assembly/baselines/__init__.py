@@ -1,8 +1,4 @@
-"""Networks to compare with, one paper a file, all called as `torch.nn.RNN` is.
-
-    output, h_n = net(input, h_0=None, lengths=None)     every state, and the last one
-    h           = net.last(input, lengths=None)          the last state only, (B, n)
-    h           = net.step(u, h)                         one exact step
+"""Networks to compare with, one paper a file; layers as `CTRNN` is one (`ctrnn_assembly.recurrent`).
 
 No baseline carries a certificate: none enforces a condition that proves contraction.
 """

@@ -2,42 +2,44 @@
 
 Source: 'Lipschitz Recurrent Neural Networks', ICLR 2021, arXiv 2006.12070. Written from the
 formula; the paper itself could not be opened here, so no equation number is cited. Settings are
-those of the authors' driver (github.com/erichson/LipschitzRNN), which has one β and one γ for
+those of the authors' driver (github.com/erichson/LipschitzRNN), which has one beta and one gamma for
 both matrices.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.baselines.euler import Advance, EulerRNN
-from ctrnn_assembly.baselines.sequence import check_range
-
-
-def blend(M: Tensor, beta: float, gamma: float) -> Tensor:
-    """(1−β)(M + Mᵀ) + β(M − Mᵀ) − γI, (n, n): β moves M from symmetric (0) to skew (1)."""
-    eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    return (1 - beta) * (M + M.T) + beta * (M - M.T) - gamma * eye
+from ctrnn_assembly.baselines.euler import EulerRNN, Field
+from ctrnn_assembly.baselines.uncertified import check_range
 
 
 class LipschitzRNN(EulerRNN):
     """Forward Euler steps of a linear part plus a Lipschitz nonlinearity.
 
-        ḣ = A h + tanh(W h + U x + b),      h_t = h_{t-1} + ε ḣ(h_{t-1}, x_t)
-        A = (1−β_A)(M_A + M_Aᵀ) + β_A(M_A − M_Aᵀ) − γ_A I
-        W = (1−β_W)(M_W + M_Wᵀ) + β_W(M_W − M_Wᵀ) − γ_W I
+        x' = A x + tanh(W x + U u + b),      x_t = x_{t-1} + eps x'(x_{t-1}, u_t)
+        A = (1 - beta_A) (M_A + M_A^T) + beta_A (M_A - M_A^T) - gamma_A I
+        W = (1 - beta_W) (M_W + M_W^T) + beta_W (M_W - M_W^T) - gamma_W I
 
-    A is made of β_A, γ_A and M_A alone, W of β_W, γ_W and M_W alone (some public copies mix the
-    two β). `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std/n)²), U Xavier normal, b = 0.
+    A is made of beta_A, gamma_A and M_A alone, W of beta_W, gamma_W and M_W alone (some public copies
+    mix the two betas). `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal,
+    b = 0.
 
-    Args:    input_size: m.  hidden_size: n.  batch_first: input is (B, T, m).
-             eps: step ε > 0.  beta_A, beta_W: in [0, 1].  gamma_A, gamma_W: >= 0.
-             init_std: as above, >= 0.
-    Raises:  ConfigError: a setting out of range.
-             ShapeError: at a call, a tensor of wrong shape, dtype or device.
-    Guarantee: none proven. The paper's sufficient condition for stability constrains A and W
-             jointly; training does not enforce it, here or in the authors' code, and it speaks of
-             the ODE, not of its Euler steps. So no certificate.
-    Source:  Erichson et al. 2021; see the head of this file.
+    Args:
+        input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
+        eps: step, > 0.
+        beta_A, beta_W: from symmetric (0) to skew (1), in [0, 1].
+        gamma_A, gamma_W: >= 0.
+        init_std: as above, >= 0.
+
+    Raises:
+        ConfigError: for a setting out of range.
+
+    Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
+    does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
+
+    Source: Erichson et al. 2021; see the head of this file.
     """
 
     def __init__(
@@ -69,14 +71,20 @@ class LipschitzRNN(EulerRNN):
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """(A, W), each (n, n)."""
-        A = blend(self.M_A, self.beta_A, self.gamma_A)
-        return A, blend(self.M_W, self.beta_W, self.gamma_W)
+        A = _blend(self.M_A, self.beta_A, self.gamma_A)
+        return A, _blend(self.M_W, self.beta_W, self.gamma_W)
 
-    def advance(self) -> Advance:
-        both = torch.cat(self.matrices()).T  # (n, 2n): A h and W h in one product
+    def vector_field(self) -> Field:
+        both = torch.cat(self.matrices()).T  # (n, 2n): A x and W x in one product
 
-        def euler(drive: Tensor, h: Tensor) -> Tensor:
-            Ah, Wh = (h @ both).chunk(2, dim=-1)
-            return h + self.eps * (Ah + torch.tanh(Wh + drive))
+        def rate(drive: Tensor, x: Tensor) -> Tensor:
+            Ax, Wx = (x @ both).chunk(2, dim=-1)
+            return Ax + torch.tanh(Wx + drive)
 
-        return euler
+        return rate
+
+
+def _blend(M: Tensor, beta: float, gamma: float) -> Tensor:
+    """(1 - beta) (M + M^T) + beta (M - M^T) - gamma I, (n, n)."""
+    eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
+    return (1 - beta) * (M + M.T) + beta * (M - M.T) - gamma * eye

@@ -1,82 +1,62 @@
-"""The long short-term memory, torch.nn.LSTM behind the baselines' signature."""
+"""The long short-term memory, by `torch.nn.LSTM`."""
 
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from ctrnn_assembly.baselines.sequence import (
-    check_lengths,
-    check_size,
-    check_step,
-    check_tensor,
-    run_packed,
-    time_major,
-)
-from ctrnn_assembly.errors import ShapeError
-
-State = tuple[Tensor, Tensor]  # (h, c)
+from ctrnn_assembly.baselines.packed import run_packed
+from ctrnn_assembly.baselines.uncertified import Uncertified, check_own_step
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.recurrent import Recurrent, Save
 
 
-def check_pair(name: str, state: State, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise ShapeError unless state is (h, c), both of this shape."""
-    if not (isinstance(state, tuple) and len(state) == 2):
-        got = f"a tuple of {len(state)}" if isinstance(state, tuple) else type(state).__name__
-        raise ShapeError(f"{name} must be a pair (h, c) of tensors; got {got}. Pass (h, c).")
-    for i, part in enumerate(state):
-        check_tensor(f"{name}[{i}]", part, shape, like)
+class LSTM(Uncertified, Recurrent):
+    """Long short-term memory; its state is [h, c] in one tensor, (batch, 2n), its output h.
 
+        (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
+        g   = tanh(W_g h_{t-1} + U_g u_t + b_g)
+        c_t = f o c_{t-1} + i o g
+        h_t = o o tanh(c_t)
 
-class LSTM(nn.Module):
-    """Long short-term memory, by `torch.nn.LSTM` (cuDNN on a GPU).
+    torch keeps each b as a sum of two vectors; weights start as torch starts them, uniform in
+    +-1 / sqrt(n), the forget bias too (much of the literature starts that one at 1; set it if you
+    compare).
 
-        (i, f, o) = σ(W_{i,f,o} h_{t-1} + U_{i,f,o} x_t + b_{i,f,o})
-        g   = tanh(W_g h_{t-1} + U_g x_t + b_g)
-        c_t = f ⊙ c_{t-1} + i ⊙ g
-        h_t = o ⊙ tanh(c_t)
+    Args:
+        input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
 
-    torch keeps each b as a sum of two vectors; weights start as torch starts them, U(±1/√n),
-    the forget bias too (much of the literature starts that one at 1; set it if you compare).
+    Raises:
+        ConfigError: for a size below 1.
 
-    Args:    input_size: m.  hidden_size: n.  batch_first: input is (B, T, m).
-    Raises:  ConfigError: a size below 1.
-             ShapeError: at a call, a tensor of wrong shape, dtype or device.
-    Guarantee: none proven. |h| < 1 by its formula, but nothing makes two trajectories meet.
-    Source:  Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the formula
-             is torch.nn.LSTM's.
+    Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
+
+    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the formula is
+    torch.nn.LSTM's.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
-        super().__init__()
-        check_size("input_size", input_size)
-        check_size("hidden_size", hidden_size)
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.batch_first = batch_first
-        self.rnn = nn.LSTM(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, batch_first=batch_first, state_size=2 * hidden_size)
+        self.rnn = nn.LSTM(input_size, hidden_size, batch_first=True)
 
-    def forward(
-        self, input: Tensor, h_0: State | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """Every h, and the last valid (h, c).
+    def flow(self, u: Tensor | None = None) -> NoReturn:
+        """Refused: the network is a map."""
+        raise ConfigError("LSTM is a map x -> x+, not a flow x'. Use step(u, x).")
 
-        Args:    input: (T, B, m), or (B, T, m) with batch_first.  h_0: (h, c), each (1, B, n),
-                 default 0.  lengths: (B,) int64, 1..T; past its end a sequence keeps its state.
-        Returns: output (T, B, n), or (B, T, n) with batch_first;  (h_n, c_n), each (1, B, n).
-        """
-        like = next(self.rnn.parameters())
-        x = time_major(input, self.input_size, self.batch_first, like)
-        T, B, _ = x.shape
-        check_lengths(lengths, T, B)
-        if h_0 is not None:
-            check_pair("h_0", h_0, (1, B, self.hidden_size), like)
-        output, state = run_packed(self.rnn, x, h_0, lengths)
-        return output.transpose(0, 1) if self.batch_first else output, state
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        rnn, (h, c) = self.rnn, x.chunk(2, dim=-1)
+        inner = linear(u, rnn.weight_ih_l0, rnn.bias_ih_l0) + linear(h, rnn.weight_hh_l0, rnn.bias_hh_l0)
+        i, f, g, o = inner.chunk(4, dim=-1)  # in the order of torch.nn.LSTM
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
 
-    def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """The last valid h from a zero state, (B, n)."""
-        return self(input, lengths=lengths)[1][0][0]
-
-    def step(self, u: Tensor, h: State) -> State:
-        """One exact step: u (B, m), (h, c) each (B, n) -> (h, c)."""
-        like = next(self.rnn.parameters())
-        B = check_step(u, self.input_size, like)
-        check_pair("h", h, (B, self.hidden_size), like)
-        hidden, cell = self.rnn(u[None], (h[0][None], h[1][None]))[1]
-        return hidden[0], cell[0]
+    def _run(
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
+    ) -> tuple[Tensor, Tensor]:
+        check_own_step(dt)
+        h, c = (part[None].contiguous() for part in x.chunk(2, dim=-1))
+        output, (h, c) = run_packed(self.rnn, u, (h, c), lengths)
+        return output, torch.cat([h[0], c[0]], dim=-1)

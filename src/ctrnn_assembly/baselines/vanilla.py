@@ -1,33 +1,37 @@
-"""The plain recurrent network, torch.nn.RNN behind the baselines' signature."""
+"""The plain recurrent network, by `torch.nn.RNN`."""
 
-from typing import Literal
+from __future__ import annotations
 
+from typing import Literal, NoReturn
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from ctrnn_assembly.baselines.sequence import (
-    check_lengths,
-    check_size,
-    check_step,
-    check_tensor,
-    run_packed,
-    time_major,
-)
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.baselines.packed import run_packed
+from ctrnn_assembly.baselines.uncertified import Uncertified, check_own_step
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.recurrent import Recurrent, Save
 
 
-class VanillaRNN(nn.Module):
-    """Elman's recurrent network, by `torch.nn.RNN` (cuDNN on a GPU).
+class VanillaRNN(Uncertified, Recurrent):
+    """Elman's recurrent network.
 
-        h_t = φ(W h_{t-1} + U x_t + b),   φ = tanh or relu
+        x_t = phi(W x_{t-1} + U u_t + b),   phi = tanh or relu
 
-    torch keeps b as a sum of two vectors, `bias_ih_l0` + `bias_hh_l0`; both are trained.
-    Weights start as torch starts them, U(±1/√n).
+    torch keeps b as a sum of two vectors, `bias_ih_l0` + `bias_hh_l0`; both are trained. Weights start
+    as torch starts them, uniform in +-1 / sqrt(n).
 
-    Args:    input_size: m.  hidden_size: n.  batch_first: input is (B, T, m).  nonlinearity: φ.
-    Raises:  ConfigError: a size below 1, an unknown nonlinearity.
-             ShapeError: at a call, a tensor of wrong shape, dtype or device.
-    Guarantee: none proven. Nothing bounds W, so neither contraction nor stability holds.
-    Source:  Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
+    Args:
+        input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
+        nonlinearity: phi.
+
+    Raises:
+        ConfigError: for a size below 1 or an unknown nonlinearity.
+
+    Guarantee: none. Nothing bounds W, so neither contraction nor stability holds.
+
+    Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
     """
 
     def __init__(
@@ -38,42 +42,24 @@ class VanillaRNN(nn.Module):
         batch_first: bool = False,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
     ) -> None:
-        super().__init__()
-        check_size("input_size", input_size)
-        check_size("hidden_size", hidden_size)
+        super().__init__(input_size, hidden_size, batch_first=batch_first)
         if nonlinearity not in ("tanh", "relu"):
-            raise ConfigError(
-                f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}. Pass nonlinearity='tanh'."
-            )
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.batch_first, self.nonlinearity = batch_first, nonlinearity
-        self.rnn = nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity)
+            raise unknown("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self.phi = torch.tanh if nonlinearity == "tanh" else torch.relu
+        self.rnn = nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity, batch_first=True)
 
-    def forward(
-        self, input: Tensor, h_0: Tensor | None = None, *, lengths: Tensor | None = None
+    def flow(self, u: Tensor | None = None) -> NoReturn:
+        """Refused: the network is a map."""
+        raise ConfigError("VanillaRNN is a map x -> x+, not a flow x'. Use step(u, x).")
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        rnn = self.rnn
+        inner = linear(u, rnn.weight_ih_l0, rnn.bias_ih_l0) + linear(x, rnn.weight_hh_l0, rnn.bias_hh_l0)
+        return self.phi(inner)
+
+    def _run(
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
     ) -> tuple[Tensor, Tensor]:
-        """Every state, and the last valid one.
-
-        Args:    input: (T, B, m), or (B, T, m) with batch_first.  h_0: (1, B, n), default 0.
-                 lengths: (B,) int64, 1..T; past its end a sequence keeps its state.
-        Returns: output (T, B, n), or (B, T, n) with batch_first;  h_n (1, B, n).
-        """
-        like = next(self.rnn.parameters())
-        x = time_major(input, self.input_size, self.batch_first, like)
-        T, B, _ = x.shape
-        check_lengths(lengths, T, B)
-        if h_0 is not None:
-            check_tensor("h_0", h_0, (1, B, self.hidden_size), like)
-        output, h_n = run_packed(self.rnn, x, h_0, lengths)
-        return output.transpose(0, 1) if self.batch_first else output, h_n
-
-    def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """The last valid state from h_0 = 0, (B, n)."""
-        return self(input, lengths=lengths)[1][0]
-
-    def step(self, u: Tensor, h: Tensor) -> Tensor:
-        """One exact step: u (B, m), h (B, n) -> h (B, n)."""
-        like = next(self.rnn.parameters())
-        B = check_step(u, self.input_size, like)
-        check_tensor("h", h, (B, self.hidden_size), like)
-        return self.rnn(u[None], h[None])[1][0]
+        check_own_step(dt)
+        output, last = run_packed(self.rnn, u, x[None], lengths)
+        return output, last[0]

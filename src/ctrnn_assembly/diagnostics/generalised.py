@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ctrnn_assembly.diagnostics.jacobian import Jacobian, check_points, field_map
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
-from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
@@ -98,8 +97,6 @@ def local_rates(
 
 def own_metric(field: Any) -> Metric | None:
     """The field's own metric as its weights are now, or None."""
-    if isinstance(field, CTRNN):
-        return field.field.metric()
     return None if isinstance(field, Terms) else field.metric()
 
 

@@ -151,7 +151,7 @@ def gsc_over_time(
 
     Args:
         net: called as nn.RNN is, output, h_n = net(input, h_0): a `CTRNN` (for adaptive solvers each
-            stretch of `every` steps is a solve of its own), a `GatedCTRNN`, a baseline, nn.GRU.
+            stretch of `every` steps is a solve of its own), a baseline, nn.GRU.
         input: (T, B, m), or (B, T, m) if net.batch_first.
         h_0: initial state as the net takes it; zero if None, and then GSC(0, T) is NaN.
         every: GSC at t = 0, every, 2 every, ..., T; larger is cheaper.

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.solvers.methods import GRID_METHODS
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices
 from ctrnn_assembly.terms import Terms
@@ -197,9 +196,7 @@ def read_field(field: Any) -> Terms:
     Raises:
         ConfigError: if it has no such tensors. DataError: if one is NaN or infinite.
     """
-    if isinstance(field, CTRNN):
-        terms = field.field.terms().driven(field.encoder.weight, field.encoder.bias)
-    elif isinstance(field, Terms):
+    if isinstance(field, Terms):
         terms = field
     elif hasattr(field, "terms"):
         terms = field.terms()

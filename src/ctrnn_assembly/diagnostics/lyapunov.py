@@ -32,7 +32,6 @@ from ctrnn_assembly.diagnostics.benettin import checked_run, follow
 from ctrnn_assembly.diagnostics.jacobian import check_points, field_map, step_map
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.terms import Terms
 
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -131,7 +130,7 @@ def flow_exponents(
 
 
 def _is_field(f: Any) -> bool:
-    return isinstance(f, CTRNN | Terms) or hasattr(f, "terms")
+    return isinstance(f, Terms) or hasattr(f, "terms")
 
 
 def _of_field(field: Any, x: Tensor) -> Tangent:

@@ -63,10 +63,10 @@ class StepProjection:
 
     def __init__(self, model: SequenceClassifier) -> None:
         core = model.core
-        if not isinstance(core, CTRNN):
+        if not isinstance(core, CTRNN) or core.gates is not None:
             raise ConfigError(
-                "keep_step_certified scales the feedback coupling of a CTRNN; this model's core is "
-                f"{type(core).__name__}. Leave it out."
+                "keep_step_certified scales the feedback coupling of a CTRNN without gates; got another "
+                f"core, a {type(core).__name__}. Leave it out."
             )
         self.model, self.core = model, core
         _check_solver(core.solver)
@@ -142,9 +142,7 @@ class StepProjection:
             raise ContractionError(self._refusal(self.certificate))
 
     def _certify(self) -> Certificate:
-        certificate = model_certificate(self.model)
-        assert certificate is not None
-        return certificate
+        return model_certificate(self.model)
 
     def _refusal(self, certificate: Certificate) -> str:
         """Why scaling the coupling is not enough, from the certificate that failed."""

@@ -36,11 +36,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
-from ctrnn_assembly.gates import GatedCTRNN
-from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
@@ -193,7 +192,7 @@ class Run:
         u, y, lengths = next(iter(Batches(self.task, part, min(samples, len(part)), whole=True)))
         return u.double(), y, lengths
 
-    def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate | None:
+    def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
         """What is proven of the network, as its weights are, and of its step; reads no data."""
         # The field does not depend on the number of inputs and classes.
         model = self._build(1, 2) if self.weights.kind == "initial" else self._loaded()
@@ -294,20 +293,13 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
 
 def model_certificate(
     model: SequenceClassifier, search: Literal["none", "fast", "convex"] = "fast"
-) -> Certificate | None:
-    """The certificate of a classifier's field and step; None for the baselines."""
-    core = model.core
-    if isinstance(core, GatedCTRNN):
-        return core.certificate()
-    if not isinstance(core, CTRNN):
-        return None
-    return certify(core.field, dt=core.dt, solver=core.solver, search=search)
+) -> Certificate:
+    """The certificate of a classifier's layer and of its step."""
+    return model.core.certificate(search=search)
 
 
-def certificate_summary(certificate: Certificate | None) -> dict[str, Any]:
+def certificate_summary(certificate: Certificate) -> dict[str, Any]:
     """The certificate as plain values, for summary.json; None where a bound is infinite."""
-    if certificate is None:
-        return {"certified": False, "reasons": ["a baseline: no certificate is defined for it"]}
     return certificate.as_dict()
 
 
