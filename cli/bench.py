@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_cli.output import plot_option
 
 if TYPE_CHECKING:
     from ctrnn_assembly.benchmark import Report, Size
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 COUPLINGS = ("all", "random:5", "random:20")
 
 
-@click.command("bench", short_help="Time our solvers against others, on this machine.")
+@click.command("bench")
 @click.option("--n", type=int, default=512, help="units altogether  [default: 512]")
 @click.option("--units", type=int, default=32, help="units of each module  [default: 32]")
 @click.option("--batch", type=int, default=128, help="samples  [default: 128]")
@@ -52,7 +53,7 @@ COUPLINGS = ("all", "random:5", "random:20")
 )
 @click.option("--no-memory", is_flag=True, help="do not measure peak memory")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="draw .png, .svg or .pdf")
+@plot_option
 def bench_command(
     n: int,
     units: int,
@@ -85,13 +86,9 @@ def bench_command(
     import torch
 
     from ctrnn_assembly.benchmark import Size, measure
-    from ctrnn_assembly.figures import FORMATS
-    from ctrnn_cli.outputs import check_file
 
     size = Size(n=n, units=units, batch=batch, steps=steps)
     check_numbers(rounds, threads, budget)
-    if plot is not None:
-        check_file("--plot", plot, FORMATS)
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar() as progress:

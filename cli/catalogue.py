@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import json
-
 import click
-from rich.console import Console
-from rich.table import Table
 
+from ctrnn_cli.output import console, facts, json_option, print_json
+
+KINDS = (
+    "tasks",
+    "models",
+    "theorems",
+    "solvers",
+    "topologies",
+    "gates",
+    "diagnostics",
+    "recipes",
+)
+DIAGNOSTICS = ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc")
+GATES = {
+    "constant": "trained time scales: certified as time constants 1 / nu",
+    "shared": "one gate of the input for all units: certified at the rate lo lam",
+    "input": "a gate of the input for each unit: certified if (hi - lo) ||L|| < 2 lo lam",
+    "state": "gates of input and state, as published: no certificate",
+}
 STEPS = {
     "euler": "one step a sample: forward Euler, fused, with its own adjoint",
     "euler-plain": "one step a sample: forward Euler, by autograd",
@@ -16,36 +31,33 @@ STEPS = {
 }
 
 
-@click.command("list", short_help="Tasks, models, theorems, solvers, topologies, recipes.")
-@click.argument(
-    "kind",
-    required=False,
-    type=click.Choice(["tasks", "models", "theorems", "solvers", "topologies", "recipes"]),
-)
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.command("list")
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@json_option
 def list_command(kind: str | None, as_json: bool) -> None:
     """List what can be named on the command line."""
     tables = catalogue()
     if kind is not None:
         tables = {kind: tables[kind]}
     if as_json:
-        click.echo(json.dumps(tables, indent=2))
+        print_json(tables)
         return
     for title, entries in tables.items():
-        table = Table(title=title, show_header=False, title_justify="left")
-        for name, about in entries.items():
-            table.add_row(name, about)
-        Console().print(table)
+        console().print(facts(entries.items(), title=title))
 
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Names and one line each, by kind."""
+    from typing import get_args
+
+    from ctrnn_assembly.certificates.gates import Gate
     from ctrnn_assembly.contracting import CONSTRAINTS
     from ctrnn_assembly.data import known_tasks
     from ctrnn_assembly.models import MODELS
     from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, METHODS
     from ctrnn_assembly.topology import TOPOLOGIES
     from ctrnn_assembly.training.config import recipes
+    from ctrnn_cli.main import COMMANDS
 
     def solver(name: str) -> str:
         if name in GRID_METHODS:
@@ -61,5 +73,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
         "solvers": {name: solver(name) for name in METHODS},
         "topologies": dict(TOPOLOGIES),
+        "gates": {name: GATES[name] for name in get_args(Gate)},
+        "diagnostics": {name: COMMANDS[name][1] for name in DIAGNOSTICS},
         "recipes": {name: entry["about"] for name, entry in recipes().items()},
     }

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ctrnn_cli.options import Command, option
+from ctrnn_cli.output import json_option, plot_option, print_json
+
 if TYPE_CHECKING:  # imported where they are used, as in the other commands
     from ctrnn_assembly.certificates import Certificate
     from ctrnn_assembly.certificates.curves import FactorCurve
 
 
-@click.command("certify", short_help="Prove that a run, or a configuration, contracts.")
+@click.command("certify", cls=Command)
 @click.argument("source", metavar="RUN|CONFIG")
-@click.option("--dt", type=float, help="certify another step  [default: the run's own]")
-@click.option("--solver", help="certify the step of another solver  [default: the run's own]")
-@click.option("--initial", is_flag=True, help="of a run, the weights before training")
-@click.option(
+@option("--dt", type=float, help="certify another step  [default: the run's own]")
+@option("--solver", help="certify the step of another solver  [default: the run's own]")
+@option("--initial", is_flag=True, help="of a run, the weights before training")
+@option(
     "--search",
     type=click.Choice(["none", "fast", "convex"]),
     default="fast",
     help="where to look for a metric if the network's own proves nothing  [default: fast]",
 )
-@click.option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="draw .png, .svg or .pdf")
+@option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
+@json_option
+@plot_option
 def certify_command(
     source: str,
     dt: float | None,
@@ -51,12 +53,8 @@ def certify_command(
     import torch
 
     from ctrnn_assembly.certificates.rounding import DENSE
-    from ctrnn_assembly.figures import FORMATS
-    from ctrnn_cli.outputs import check_suffix
     from ctrnn_cli.sources import Source
 
-    if plot is not None:
-        check_suffix("--plot", plot, FORMATS)
     given = {key: value for key, value in {"dt": dt, "solver": solver}.items() if value is not None}
     found = Source.named(source, given, initial=initial)
     config = found.config
@@ -80,7 +78,7 @@ def certify_command(
         title = f"{config.model}: {Path(source).name}"
         save_figure(certificate_figure(certificate, curves, title=title), plot)
     if as_json:
-        click.echo(json.dumps(result, indent=2, allow_nan=False))
+        print_json(result)
     else:
         from ctrnn_cli.certificate_table import show_certificate
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 
-@click.command("evaluate", short_help="Test the weights of a run.")
+@click.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data-dir", help="where the data are, if they have moved")
 @click.option("--solver", help="evaluate with another solver")

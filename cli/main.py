@@ -1,31 +1,62 @@
-"""The command line: `ctrnn train`, `evaluate`, `certify`, `list`."""
+"""The command line `ctrnn`. A command's module is imported when the command is used, not before."""
 
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
+from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from ctrnn_assembly import __version__
 from ctrnn_assembly.errors import CtrnnError
-from ctrnn_cli.bench import bench_command
-from ctrnn_cli.catalogue import list_command
-from ctrnn_cli.certify import certify_command
-from ctrnn_cli.contraction import contraction_command
-from ctrnn_cli.evaluate import evaluate_command
-from ctrnn_cli.fixed_points import fixed_points_command
-from ctrnn_cli.gsc import gsc_command
-from ctrnn_cli.lyapunov import lyapunov_command
-from ctrnn_cli.plot import plot_command
-from ctrnn_cli.report import report_command
-from ctrnn_cli.reproduce import reproduce_command
-from ctrnn_cli.spectrum import spectrum_command
-from ctrnn_cli.train import train_command
+
+# The module with the function NAME_command, and one line on it.
+COMMANDS = {
+    "train": ("train", "Train a model on a task; with no options, on digits."),
+    "evaluate": ("evaluate", "Test the weights of a run."),
+    "certify": ("certify", "Prove that a run, or a configuration, contracts."),
+    "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),
+    "lyapunov": ("inspect", "Lyapunov exponents under real inputs."),
+    "contraction": ("inspect", "Distances between trajectories, and what is certified."),
+    "fixed-points": ("inspect", "Fixed points under constant inputs, and their spectra."),
+    "gsc": ("inspect", "Gradient scale coefficient over time."),
+    "plot": ("plot", "Draw training curves, weights, graph, metric, states, certificate."),
+    "report": ("report", "One HTML page about a run, which opens without a network."),
+    "reproduce": ("reproduce", "Run the papers' experiments; print published and ours."),
+    "bench": ("bench", "Time our solvers against others, on this machine."),
+    "list": ("catalogue", "Tasks, models, theorems, solvers: all that has a name."),
+}
 
 
-class Group(click.Group):
-    """A group whose commands turn a user's mistakes into one sentence and exit code 2."""
+class Commands(click.Group):
+    """Commands by name, which turn a user's mistakes into one sentence and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"ctrnn_cli.{COMMANDS[cmd_name][0]}")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = get_close_matches(name, COMMANDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(COMMANDS)}."
+            ctx.fail(f"there is no command {name!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table above: click would import every command for its short help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -48,25 +79,13 @@ def _stop(reason: str) -> NoReturn:
     sys.exit(2)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 105}
+)
 @click.version_option(__version__, prog_name="ctrnn")
 def main() -> None:
     """Recurrent assemblies whose stability is proven: train, evaluate, certify."""
 
-
-main.add_command(train_command)
-main.add_command(evaluate_command)
-main.add_command(certify_command)
-main.add_command(spectrum_command)
-main.add_command(lyapunov_command)
-main.add_command(contraction_command)
-main.add_command(fixed_points_command)
-main.add_command(gsc_command)
-main.add_command(plot_command)
-main.add_command(report_command)
-main.add_command(reproduce_command)
-main.add_command(bench_command)
-main.add_command(list_command)
 
 if __name__ == "__main__":
     sys.exit(main())

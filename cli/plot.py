@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ctrnn_cli.output import PICTURE
+
 if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help need not wait for
     from matplotlib.figure import Figure
 
@@ -24,15 +26,15 @@ OF_ONE = {
 KINDS = {**OF_MANY, **OF_ONE}
 
 
-@click.command("plot", short_help="Draw training curves, weights, graph, metric, states, certificate.")
+@click.command("plot")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help=".png, .svg or .pdf")
+@click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
 @click.option("--initial", is_flag=True, help="weights, graph, metric, states: before training")
-@click.option("--sample", type=int, default=0, help="states: which validation sample  [default: 0]")
+@click.option("--sample", type=int, help="states: which validation sample  [default: 0]")
 @click.option("--data-dir", help="states: where the data are, if they have moved")
 def plot_command(
-    runs: tuple[Path, ...], kind: str, out: Path, initial: bool, sample: int, data_dir: str | None
+    runs: tuple[Path, ...], kind: str, out: Path, initial: bool, sample: int | None, data_dir: str | None
 ) -> None:
     """Draw a picture, ready for print at 7 inches.
 
@@ -40,19 +42,18 @@ def plot_command(
     trained weights, or those of the last epoch if it is not finished. Published accuracies are drawn
     beside runs on the whole task only, with their source.
     """
-    from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.figures import FORMATS
+    from ctrnn_assembly.errors import ConfigError, unknown
     from ctrnn_assembly.figures.style import save_figure
-    from ctrnn_cli.outputs import check_file
 
     if kind not in KINDS:
-        raise ConfigError(f"--kind must be one of {', '.join(KINDS)}; got {kind!r}.")
-    check_file("--out", out, FORMATS)
+        raise unknown("--kind", kind, KINDS)
     if kind in OF_ONE and len(runs) > 1:
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind in OF_MANY and initial:
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
-    figure = FIGURES[kind](list(runs), initial, sample, data_dir)
+    if kind != "states" and (sample is not None or data_dir is not None):
+        raise ConfigError(f"--kind {kind} reads no data. Drop --sample and --data-dir.")
+    figure = FIGURES[kind](list(runs), initial, sample or 0, data_dir)
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 

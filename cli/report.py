@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
+from ctrnn_cli.output import OutputFile
 
-@click.command("report", short_help="One HTML page about a run, which opens without a network.")
+
+@click.command("report")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="the page, .html")
+@click.option("--out", required=True, type=OutputFile(".html", ".htm"), help="the page, .html")
 def report_command(run: Path, out: Path) -> None:
     """Write one self-contained HTML page: summary, certificate, curves, weights, spectra, configuration.
 
     No data are read. The certificate is computed from the weights in the folder: the trained ones, or
     those of the last epoch if the run is not finished.
     """
-    from ctrnn_cli.outputs import check_file
-
-    check_file("--out", out, (".html", ".htm"))
     from ctrnn_assembly.training.run import write
     from ctrnn_cli.chapters import report
 

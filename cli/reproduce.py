@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
 
 
-@click.command("reproduce", short_help="Run the papers' experiments; print published and ours.")
+@click.command("reproduce")
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--list", "list_all", is_flag=True, help="show all experiments and what they cost")
 @click.option("--rows", metavar="ROW,...", help="only these rows; patterns like svd-* are allowed")

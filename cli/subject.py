@@ -6,13 +6,8 @@ task, and answers as `outputs` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import click
-
-from ctrnn_cli.outputs import output_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,29 +17,6 @@ if TYPE_CHECKING:
     from ctrnn_assembly.metrics import Metric
     from ctrnn_assembly.terms import Terms
     from ctrnn_cli.sources import Source
-
-
-def subject_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """RUN|CONFIG and the options that every diagnostic command has."""
-    options = [
-        click.argument("source", metavar="RUN|CONFIG"),
-        click.option("--initial", is_flag=True, help="of a run, the weights before training"),
-        click.option("--task", help="drive with another task  [default: the run's own]"),
-        click.option(
-            "--split",
-            type=click.Choice(["train", "val", "test"]),
-            default="val",
-            help="samples of this split  [default: val]",
-        ),
-        click.option("--samples", type=int, default=4, help="number of input sequences  [default: 4]"),
-        click.option("--data-dir", help="where the data are, if they have moved"),
-        click.option("--dt", type=float, help="another time between samples  [default: the run's own]"),
-        click.option("--solver", help="another solver  [default: the run's own]"),
-    ]
-    function = output_options(function)
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @dataclass(frozen=True)

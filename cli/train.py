@@ -5,67 +5,26 @@ from __future__ import annotations
 import json
 import os
 import time
-import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
-from ctrnn_cli.show import show_summary
+from ctrnn_cli.options import PATH, Command, config_options, option
 
 if TYPE_CHECKING:
     from ctrnn_cli.profile import Profile
 
 
-def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for every field of `TrainConfig`, so that the two cannot drift apart."""
-    for name, field in reversed(TrainConfig.model_fields.items()):
-        text = field.description or ""
-        if field.default not in (None, ()):
-            text += f"  [default: {field.default}]"
-        flag = f"--{name.replace('_', '-')}"
-        kind = _without_none(field.annotation)
-        if kind is bool:
-            flag = f"{flag}/--no-{name.replace('_', '-')}"
-        option = click.option(flag, name, default=None, help=text, **_click_type(kind))
-        function = option(function)
-    return function
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(a for a in get_args(annotation) if a is not type(None))
-    return annotation
-
-
-def _click_type(annotation: Any) -> dict[str, Any]:
-    """The click type of a field's annotation; pydantic does the checking of values."""
-    if get_origin(annotation) is Literal:
-        return {"type": click.Choice([str(value) for value in get_args(annotation)])}
-    if get_origin(annotation) is tuple:
-        return {"type": str, "callback": _integers, "metavar": "N,N,..."}
-    return {} if annotation is bool else {"type": annotation}
-
-
-def _integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers like 140,190") from None
-
-
-@click.command("train", short_help="Train a model on a task; with no options, on digits.")
-@click.option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="a YAML file of settings")
-@click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: runs/...]")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="go on with a run")
-@click.option("--json", "as_json", is_flag=True, help="print summary.json, and nothing else, to stdout")
-@click.option("--profile", is_flag=True, help="print where the time of training went")
+@click.command("train", cls=Command)
+@option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe", section="run")
+@option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings", section="run")
+@option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]", section="run")
+@option("--resume", type=PATH, metavar="RUN", help="go on with a run", section="run")
+@option("--json", "as_json", is_flag=True, help="print summary.json alone to stdout", section="run")
+@option("--profile", is_flag=True, help="print where the time of training went", section="run")
 @config_options
 def train_command(
     recipe_name: str | None,
@@ -101,6 +60,8 @@ def train_command(
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
+        from ctrnn_cli.show import show_summary
+
         show_summary(summary, run)
     if watched is not None:
         from ctrnn_cli.profile import show_profile

@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import ctrnn_cli.fit
 from cli_tools import TINY, Cli, table
+from ctrnn_assembly.certificates.gates import Gate
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, series
 from ctrnn_assembly.data import task as data_task
@@ -26,6 +29,8 @@ KNOWN = {
     "theorems": CONSTRAINTS,
     "solvers": METHODS,
     "topologies": TOPOLOGIES,
+    "gates": get_args(Gate),
+    "diagnostics": ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc"),
     "recipes": recipes(),
 }
 
@@ -60,6 +65,50 @@ def test_help_has_an_option_for_every_setting(cli: Cli) -> None:
         assert f"--{name.replace('_', '-')}" in text
     assert all(command in cli("--help").out for command in ("train", "evaluate", "list"))
     assert cli("--version").out.startswith("ctrnn, version ")
+
+
+def test_settings_stand_in_named_sections(cli: Cli) -> None:
+    text = cli("train", "--help").out
+    places = [text.index(f"\n{title}:\n") for title in
+              ("Run", "Data", "Network", "Solver", "Training", "Certificate", "Machine")]  # fmt: skip
+    assert places == sorted(places)
+    data = text[places[1] : places[2]]
+    assert "--task" in data
+    assert "--resize" in data
+    assert "--solver" not in data
+    solver, certificate, machine = (
+        text[places[3] : places[4]],
+        text[places[5] : places[6]],
+        text[places[6] :],
+    )
+    assert "--dt" in solver
+    assert "--require-certificate" in certificate
+    assert "--device" in machine
+
+
+def test_no_help_waits_for_torch() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom ctrnn_cli.main import COMMANDS, main\n"
+        "for name in ('', *COMMANDS):\n"
+        "    done = CliRunner().invoke(main, [*name.split(), '--help'])\n"
+        "    assert done.exit_code == 0 and 'Usage' in done.output, done.output\n"
+        "print([m for m in ('torch', 'matplotlib', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["trian"], "train"), (["fixedpoints"], "fixed-points"),
+                         (["train", "--modle=x"], "--model")]
+)  # fmt: skip
+def test_a_mistyped_command_or_option_is_answered_with_the_right_one(
+    cli: Cli, words: list[str], meant: str
+) -> None:
+    done = cli(*words)
+    assert done.code == 2
+    assert "Did you mean" in done.err
+    assert meant in done.err
 
 
 def test_train_json_prints_the_summary_and_nothing_else(cli: Cli, tmp_path: Path) -> None:

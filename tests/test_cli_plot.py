@@ -269,6 +269,8 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tm
     for sample in (-1, 10**6):
         error = cli.refuses(*drawn, "states", "--sample", sample, "--out", out)
         assert f"got {sample}" in error
+    assert "reads no data" in cli.refuses(*drawn, "graph", "--sample", 3, "--out", out)
+    assert "Did you mean 'graph'?" in cli.refuses(*drawn, "grph", "--out", out)
     assert "Drop --initial" in cli.refuses(*drawn, "curves", "--initial", "--out", out)
 
 
