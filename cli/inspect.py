@@ -607,7 +607,7 @@ def gsc_command(
         probes=probes,
         generator=torch.Generator().manual_seed(0),
     )
-    certificate = subject.certificate_or_none()
+    certificate = subject.certificate()
     errors = found.standard_error
     rows = [
         {
@@ -629,7 +629,7 @@ def gsc_command(
             "probes": probes,
             "products": found.products,
             "effective_depth": deep,
-            "certificate": None if certificate is None else certificate.as_dict(),
+            "certificate": certificate.as_dict(),
             "rows": rows,
         },
         GSC,
@@ -669,9 +669,9 @@ def effective_depth_in_time(subject: Subject) -> int:
     return effective_depth_of_gradient([pull(k) for k in range(len(u))], gradient).depth
 
 
-def jacobian_bound(certificate: Certificate | None, steps: int) -> float | None:
+def jacobian_bound(certificate: Certificate, steps: int) -> float | None:
     """sqrt(cond M) gain^steps, which ||dx_T / dx_t||_qm cannot exceed; None without a certified step."""
-    step = None if certificate is None else certificate.step
-    if certificate is None or step is None or not step.certified or step.contraction_factor is None:
+    step = certificate.step
+    if step is None or not step.certified or step.contraction_factor is None:
         return None
     return math.sqrt(certificate.metric.condition_number) * step.contraction_factor**steps

@@ -83,13 +83,7 @@ class Subject:
 
     def certificate(self) -> Certificate:
         """The certificate of the field and of its step."""
-        return self.core.certificate()
-
-    def certificate_or_none(self) -> Certificate | None:
-        """The certificate; None for a baseline."""
-        from ctrnn_assembly.training.run import model_certificate
-
-        return model_certificate(self.model)
+        return self.model.core.certificate()
 
     def about(self) -> dict[str, Any]:
         """What was looked at, as plain values."""

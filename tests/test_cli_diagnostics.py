@@ -108,7 +108,7 @@ def test_the_effective_depth_over_time_is_that_of_the_unrolled_steps(cli, run):
 
 def test_gsc_of_a_baseline_and_refusals_of_what_needs_an_assembly(cli, tmp_path):
     store_run(tmp_path / "run", model="lstm")
-    assert result(cli, "gsc", tmp_path / "run")["certificate"] is None
+    assert not result(cli, "gsc", tmp_path / "run")["certificate"]["certified"]
     for command in ("spectrum", "lyapunov", "contraction", "fixed-points"):
         assert "assembly" in cli.refuses(command, tmp_path / "run")
 
