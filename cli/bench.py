@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from ctrnn_assembly.errors import ConfigError
-from ctrnn_cli.output import plot_option
+from ctrnn_cli.output import Column, console, json_option, plot_option, print_json, table
 
-if TYPE_CHECKING:
-    from ctrnn_assembly.benchmark import Report, Size
-    from ctrnn_assembly.benchmark.measure import Progress
-
-COUPLINGS = ("all", "random:5", "random:20")
+COLUMNS = (
+    Column("coupling", "coupling"),
+    Column("name", "contestant"),
+    Column("median_ms", "median ms", ".2f"),
+    Column("min_ms", "min ms", ".2f"),
+    Column("share", "share", ".1%"),
+    Column("peak_mb", "MB", ".1f"),
+)
 
 
 @click.command("bench")
@@ -52,23 +52,17 @@ COUPLINGS = ("all", "random:5", "random:20")
     "--budget", type=float, default=240.0, help="seconds for the rounds, 0 for no limit  [default: 240]"
 )
 @click.option("--no-memory", is_flag=True, help="do not measure peak memory")
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+@json_option
 @plot_option
 def bench_command(
     n: int,
     units: int,
     batch: int,
     steps: int,
-    rounds: int,
-    couplings: tuple[str, ...],
-    backends: tuple[str, ...],
-    only: tuple[str, ...],
-    device: str,
-    threads: int | None,
-    budget: float,
     no_memory: bool,
     as_json: bool,
     plot: Path | None,
+    **settings: Any,
 ) -> None:
     """How long one forward pass, and one forward and backward pass, of a sequence take.
 
@@ -83,99 +77,28 @@ def bench_command(
     `peak_mb` (10^6 bytes) is what the resident set of a process of its own grows by, on a GPU what the
     allocator hands out.
     """
-    import torch
+    from rich.console import Console
+    from rich.progress import track
 
-    from ctrnn_assembly.benchmark import Size, measure
+    from ctrnn_assembly.benchmark import Problem, measure, report
 
-    size = Size(n=n, units=units, batch=batch, steps=steps)
-    check_numbers(rounds, threads, budget)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with progress_bar() as progress:
-        report = measure(
-            size,
-            tuple(dict.fromkeys(couplings)) or fitting(size),
-            devices=devices_for(device),
-            rounds=rounds,
-            backends=backends,
-            only=only,
-            memory=not no_memory,
-            budget=budget,
-            progress=progress,
-        )
-    if plot is not None and report.rows:
+    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+    size = Problem(n=n, units=units, batch=batch, steps=steps)
+    found = measure(size, memory=not no_memory, track=partial(track, **bar), **settings)
+    if plot is not None and found["rows"]:
         from ctrnn_assembly.figures.speed import speed_figure
         from ctrnn_assembly.figures.style import save_figure
 
-        save_figure(speed_figure(report), plot)
-    show(report, as_json, plot)
-    click.get_current_context().exit(130 if report.facts["interrupted"] else 0)
-
-
-def check_numbers(rounds: int, threads: int | None, budget: float) -> None:
-    """Refuse what cannot be timed.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    if rounds < 1:
-        raise ConfigError(f"--rounds must be at least 1; got {rounds}. Use --rounds 7.")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads must be at least 1; got {threads}. Leave it out for torch's own.")
-    if not 0 <= budget < float("inf"):
-        raise ConfigError(f"--budget must be 0 or more seconds; got {budget}. Use 0 for no limit.")
-
-
-def fitting(size: Size) -> tuple[str, ...]:
-    """The default couplings, as far as there are so many pairs."""
-    pairs = size.modules * (size.modules - 1) // 2
-    counts = {name: int(name.removeprefix("random:")) for name in COUPLINGS if ":" in name}
-    return tuple(name for name in COUPLINGS if counts.get(name, 0) <= pairs)
-
-
-def devices_for(device: str) -> tuple[str, ...]:
-    """The devices to time, the one for all contestants first.
-
-    Raises:
-        ConfigError: if there is no GPU and one was asked for.
-    """
-    import torch
-
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise ConfigError("--device cuda needs a GPU that torch can use; there is none. Use cpu.")
-    if device == "auto":
-        return ("cuda", "cpu") if there else ("cpu",)
-    return (device,)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
-
-    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield progress
-
-
-def show(report: Report, as_json: bool, plot: Path | None) -> None:
-    """The JSON alone, or the tables with what is to be known about them; warnings on stderr."""
-    from ctrnn_cli.bench_table import print_report
-
+        save_figure(speed_figure(found), plot)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+        print_json(found)
     else:
-        print_report(report)
-        if plot is not None and report.rows:
-            click.echo(f"drawn in {plot}")
-    for note in report.notes:
+        for title, rows in report.tables(found):
+            console().print(table(COLUMNS, rows, title=title))
+        for sentence in report.sentences(found):
+            click.echo(sentence)
+        if plot is not None and found["rows"]:
+            click.echo(f"written: {plot}")
+    for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)
+    click.get_current_context().exit(130 if found["interrupted"] else 0)

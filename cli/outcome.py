@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import ctrnn_assembly
-from ctrnn_assembly.benchmark.environment import processor
 from ctrnn_assembly.training.callbacks import read_table
+from ctrnn_assembly.training.provenance import processor
 from ctrnn_cli.fit import versions
 
 

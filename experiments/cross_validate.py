@@ -16,7 +16,7 @@ from typing import Any
 import click
 import lightning as pl
 import torch
-from keep import keep
+from keep import about, keep
 
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.task import Split, stratified_folds
@@ -84,7 +84,7 @@ def main(noise: tuple[float, ...]) -> None:
         config = configuration(amount)
         runs.append(cross_validated(config, load_task(config.task)))
         click.echo(runs[-1])
-    print(keep("japanese-vowels-folds", {"seed": 0, "folds": FOLDS, "runs": runs}))
+    print(keep("japanese-vowels-folds", {**about(__file__, seed=0), "folds": FOLDS, "runs": runs}))
 
 
 if __name__ == "__main__":

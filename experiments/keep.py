@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import subprocess
+import math
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctrnn_assembly.benchmark.environment import environment
+from ctrnn_assembly.training import provenance
+from ctrnn_assembly.training.run import write
 
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 
 
-def keep(name: str, result: dict[str, Any]) -> Path:
-    """Write results/DATE-NAME.json; a data folder of this machine is left out of the command."""
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    asked = ["git", "rev-parse", "HEAD"]
-    found = subprocess.run(asked, capture_output=True, text=True, cwd=RESULTS.parent)
-    facts = {"date": date, "command": command(), "commit": found.stdout.strip() or None}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{date}-{name}.json"
-    path.write_text(json.dumps({**facts, **environment(), **result}, indent=1, allow_nan=False) + "\n")
+def about(
+    script: str, arguments: Sequence[str] | None = None, *, seed: int | None = None
+) -> dict[str, Any]:
+    """What a result depends on, as `provenance` says; without a data folder of this machine.
+
+    Args:
+        script: `__file__` of the experiment.
+        arguments: what it was given; None for the command line.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for k, word in enumerate(given):
+        if word.startswith("--data-dir="):
+            given[k] = "--data-dir=DATA"
+        elif k and given[k - 1] == "--data-dir":
+            given[k] = "DATA"
+    name = Path(script).resolve().relative_to(HERE.parent)
+    return provenance.provenance(command=shlex.join(["python", str(name), *given]), seed=seed)
+
+
+def keep(name: str, result: dict[str, Any], folder: Path = RESULTS, digits: int = 17) -> Path:
+    """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with what `about` says."""
+    path = folder / f"{result['date']}-{name}.json"
+    write(path, json.dumps(plain(result, digits), indent=1, allow_nan=False) + "\n")
     return path
 
 
-def command() -> str:
-    """What was typed, without paths of this machine."""
-    script, *given = sys.argv
-    words = ["DATA" if before == "--data-dir" else word
-             for before, word in zip(["", *given], given, strict=False)]  # fmt: skip
-    words = ["--data-dir=DATA" if word.startswith("--data-dir=") else word for word in words]
-    return " ".join(["python", f"experiments/{Path(script).name}", *words])
+def plain(value: Any, digits: int) -> Any:
+    """Values of standard JSON: numbers of so many digits; NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {key: plain(v, digits) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, digits) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value

@@ -51,10 +51,10 @@ from scipy.linalg import block_diag, expm, solve_continuous_lyapunov
 
 from ctrnn_assembly import certificates
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
-from ctrnn_assembly.benchmark.environment import processor
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
+from ctrnn_assembly.training.provenance import processor
 
 IDENTITY = ACTIVATIONS["identity"]
 SIGNED = [(-0.5, 1.0), (-1.0, -0.2), (-0.3, 0.6)]

@@ -3,34 +3,37 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 from functools import partial
+from time import perf_counter
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli_tools import Cli
-from ctrnn_assembly.benchmark import CONTESTANTS, Size, measure
-from ctrnn_assembly.benchmark.agreement import check_agreement
-from ctrnn_assembly.benchmark.baselines import lstm, plain_loop, rnn
-from ctrnn_assembly.benchmark.contestants import Contestant, chosen
-from ctrnn_assembly.benchmark.interleave import NOISE, Entry, interleave
-from ctrnn_assembly.benchmark.measure import faster_device, noise_of, within_budget
+from ctrnn_assembly.benchmark import CONTESTANTS, Contestant, Problem, measure
+from ctrnn_assembly.benchmark.contestants import KINDS, chosen
+from ctrnn_assembly.benchmark.measure import check_agreement, faster_device, noise_of, within_budget
 from ctrnn_assembly.benchmark.memory import STATUS, peak_memories
-from ctrnn_assembly.benchmark.operations import KINDS, assembly_operations, recurrent_operations
-from ctrnn_assembly.benchmark.problem import make_problem
-from ctrnn_assembly.benchmark.task import Task
+from ctrnn_assembly.benchmark.rivals import Workload, lstm, plain_loop, rnn
+from ctrnn_assembly.benchmark.timing import NOISE, Timing, schedule
 from ctrnn_assembly.errors import SolverError
 from ctrnn_cli.profile import FORWARD, OTHER, STAGES, VALIDATION, Stopwatch
 from stored_runs import strict_json
 
-TINY = Size(n=12, units=4, batch=3, steps=5)
+TINY = Problem(n=12, units=4, batch=3, steps=5)
 OPTIONS = ("bench", "--n", 12, "--units", 4, "--batch", 3, "--steps", 5)
 ROW = {
     "name", "kind", "n", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
     "device", "rounds", "useful_operations", "share",
 }  # fmt: skip
-BY_NAME = {contestant.name: contestant for contestant in CONTESTANTS}
+
+
+def timing(name="plain-loop", run=lambda: None, kind="forward", **more):
+    """Nothing but a name and something to time."""
+    problem = replace(TINY, **{k: more.pop(k) for k in ("coupling", "device") if k in more})
+    return Timing(CONTESTANTS[name], problem, kind, run, **more)
 
 
 @pytest.fixture
@@ -86,85 +89,77 @@ def test_default_couplings_are_those_that_fit(cli):
     assert {row["coupling"] for row in found["rows"]} == {"all"}  # 3 modules have 3 pairs
 
 
-def test_every_round_times_every_entry_once_in_an_order_of_its_own():
-    log = []
-    entries = [Entry((name,), partial(log.append, name)) for name in "abcdef"]
-    interleave(entries, 4)
-    rounds = [log[k : k + 6] for k in range(0, 24, 6)]
-    assert all(sorted(order) == list("abcdef") for order in rounds)
-    assert len({tuple(order) for order in rounds}) > 1
-    assert all(len(entry.seconds) == 4 for entry in entries)
-    again = []
-    interleave([Entry((name,), partial(again.append, name)) for name in "abcdef"], 4)
-    assert again == log  # a fixed seed
+def test_every_round_times_each_once_in_an_order_of_its_own():
+    timings = [timing(repeats=k) for k in range(6)]
+    order = [one.repeats for one in schedule(timings, 4)]
+    rounds = [order[k : k + 6] for k in range(0, 24, 6)]
+    assert all(sorted(one) == list(range(6)) for one in rounds)
+    assert len(set(map(tuple, rounds))) > 1
+    assert order == [one.repeats for one in schedule(timings, 4)]  # a fixed seed
 
 
 def test_median_and_minimum_are_those_of_the_clock():
     ticks = iter([0.0, 1.0, 0.0, 5.0, 0.0, 2.0])
-    entry = Entry(("a",), lambda: None)
-    interleave([entry], 3, clock=lambda: next(ticks))
-    assert (entry.median, entry.minimum, entry.noise) == (2.0, 1.0, 2.0)
+    one = timing()
+    one.seconds = [one.time(lambda: next(ticks)) for _ in range(3)]
+    assert (one.median, one.minimum, one.noise) == (2.0, 1.0, 2.0)
 
 
 def test_repeats_divide_the_time():
-    ticks = iter([0.0, 6.0])
-    entry = Entry(("a",), lambda: None, repeats=3)
-    assert entry.time(lambda: next(ticks)) == 2.0
+    ticks, runs = iter([0.0, 6.0]), []
+    one = timing(run=partial(runs.append, 1), repeats=3)
+    assert one.time(lambda: next(ticks)) == 2.0
+    assert len(runs) == 3
 
 
 def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
-    quiet = Entry(("quiet",), lambda: None, seconds=[1.0, 1.1, 1.2])
-    noisy = Entry(("busy",), lambda: None, seconds=[1.0, 2 * NOISE, 9.0])
-    assert noise_of([quiet], [quiet]) == []
-    (sentence,) = noise_of([quiet], [noisy])
-    assert "busy 2.50 times" in sentence
+    quiet = timing(seconds=[1.0, 1.1, 1.2])
+    noisy = timing("nn.RNN", seconds=[1.0, 2 * NOISE, 9.0])
+    assert noise_of([quiet, quiet]) == []
+    (sentence,) = noise_of([quiet, noisy])
+    assert "nn.RNN all cpu forward 2.50 times" in sentence
     assert "1 of 2" in sentence
 
 
 def test_a_fake_clock_makes_the_report_noisy():
     draw = random.Random(0)
-    now = itertools.accumulate(draw.choice((1.0, 4.0, 5.0)) for _ in itertools.count())
-    report = measure(
-        TINY, ("all",), only=("plain-loop",), memory=False, clock=lambda: next(now), budget=0
-    )
-    assert report.facts["noisy"]
-    assert "too noisy" in report.notes[-1]
-    ticks = itertools.count()
-    report = measure(
-        TINY, ("all",), only=("plain-loop",), memory=False, clock=lambda: next(ticks), budget=0
-    )
-    assert not report.facts["noisy"]
-    assert report.notes == []
+    busy = itertools.accumulate(draw.choice((1.0, 4.0, 5.0)) for _ in itertools.count())
+    for clock, noisy in ((busy, True), (itertools.count(), False)):
+        found = measure(
+            TINY, ("all",), only=("plain-loop",), memory=False, clock=partial(next, clock), budget=0
+        )
+        assert found["noisy"] is noisy
+        assert [note for note in found["notes"] if "too noisy" in note] == found["notes"]
+        assert bool(found["notes"]) is noisy
 
 
 def flops(problem, kind):
     """Of matrix products, as torch counts them, without the input's."""
     with FlopCounterMode(display=False) as counter:
         plain_loop(problem).run(kind)
-    size = problem.size
-    inputs = 2 * size.steps * size.batch * size.n * (1 if kind == "forward" else 2)
+    inputs = 2 * problem.steps * problem.batch * problem.n * (1 if kind == "forward" else 2)
     return counter.get_total_flops() - inputs
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_useful_operations_of_dense_assemblies_are_what_torch_counts(kind):
-    problem = make_problem(TINY, "all")
     # The first step starts from a constant: nothing is passed back through it.
     first = 2 * TINY.batch * (TINY.n**2 + TINY.modules * TINY.units**2)
     missing = first if kind == "forward_backward" else 0
-    assert assembly_operations(problem, kind) == flops(problem, kind) + missing
+    assert CONTESTANTS["plain-loop"].operations(TINY, kind) == flops(TINY, kind) + missing
 
 
 @pytest.mark.parametrize("blocks", ["dense", "diagonal", "sparse"])
 def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(blocks):
-    problem = make_problem(TINY, "random:2", blocks)
+    problem = replace(TINY, coupling="random:2", blocks=blocks)
+    contestant = Contestant("any", plain_loop)
     coupling = int(problem.terms.L.count_nonzero())
     weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks)
     passes = 2 * TINY.steps * TINY.batch
     trained = 2 if blocks == "sparse" else 3
-    assert assembly_operations(problem, "forward") == passes * (coupling + weights)
+    assert contestant.operations(problem, "forward") == passes * (coupling + weights)
     wanted = passes * (3 * coupling + trained * weights)
-    assert assembly_operations(problem, "forward_backward") == wanted
+    assert contestant.operations(problem, "forward_backward") == wanted
     k, C, p, n = 4, 2, 3, 12
     if blocks == "dense":
         assert wanted == 6 * 5 * 3 * k**2 * (2 * C + p)
@@ -172,32 +167,36 @@ def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(b
         assert wanted == 6 * 5 * 3 * (2 * C * k**2 + n)
 
 
-@pytest.mark.parametrize(("build", "gates"), [(rnn, 1), (lstm, 4)])
-def test_useful_operations_of_recurrent_layers_are_those_of_their_matrix(build, gates):
-    problem = make_problem(TINY, "all")
-    W = next(p for p in build(problem).parameters if p.shape[-1] == TINY.n)
-    assert recurrent_operations(problem, "forward", gates) == 2 * 5 * 3 * W.numel()
+@pytest.mark.parametrize("name", ["nn.RNN", "nn.LSTM"])
+def test_useful_operations_of_recurrent_layers_are_those_of_their_matrix(name):
+    contestant = CONTESTANTS[name]
+    W = next(p for p in contestant.build(TINY).parameters if p.shape[-1] == TINY.n)
+    assert contestant.operations(TINY, "forward") == 2 * 5 * 3 * W.numel()
 
 
 def test_same_numbers_on_every_dtype_and_zeros_outside_the_pairs():
-    one, two = (make_problem(TINY, "random:1", dtype=dtype) for dtype in (torch.float32, torch.float64))
-    assert torch.equal(one.terms.L.double(), two.terms.L)
+    one, two = (
+        replace(TINY, coupling="random:1", dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
+    for a, b in zip(one.terms.tensors(), two.terms.tensors(), strict=True):
+        assert torch.equal(a.double(), b)
+    assert torch.equal(one.u.double(), two.u)
     assert int(one.terms.L.count_nonzero()) == 2 * TINY.units**2
     assert torch.equal(one.terms.L, -one.terms.L.mT)
 
 
 @pytest.mark.parametrize("name", [c.name for c in chosen("cpu") if c.coupled])
 def test_no_gradient_fades_or_explodes_over_a_long_sequence(name):
-    size = Size(n=12, units=4, batch=2, steps=2000)
-    contestant = BY_NAME[name]
-    for gradient in contestant.build(make_problem(size, "all", contestant.blocks)).gradients():
+    contestant = CONTESTANTS[name]
+    problem = Problem(n=12, units=4, batch=2, steps=2000, blocks=contestant.blocks)
+    for gradient in contestant.build(problem).gradients():
         largest = float(gradient.abs().max())
         assert 1e-30 < largest < 1e10  # denormal numbers would slow a CPU down a hundredfold
 
 
 @pytest.mark.parametrize("build", [rnn, lstm])
 def test_gradients_of_the_recurrent_layers_do_not_fade_either(build):
-    problem = make_problem(Size(n=12, units=4, batch=2, steps=1000), "all")
+    problem = Problem(n=12, units=4, batch=2, steps=1000)
     assert all(1e-30 < float(g.abs().max()) < 1e10 for g in build(problem).gradients())
 
 
@@ -205,25 +204,26 @@ def test_torchdyno_computes_the_states_of_the_plain_loop():
     pytest.importorskip("torchdyno")
     for name in ("torchdyno-scn", "torchdyno-scn-frozen"):
         # Its blocks are outside of the activation.
-        problem = make_problem(TINY, "random:2", "dense")
+        problem = replace(TINY, coupling="random:2")
         with torch.no_grad():
             expected = plain_loop(problem).last()
-            torch.testing.assert_close(BY_NAME[name].build(problem).last(), expected)
+            torch.testing.assert_close(CONTESTANTS[name].build(problem).last(), expected)
 
 
 def test_agreement_is_checked_and_a_wrong_solver_is_refused():
-    found = check_agreement(chosen("cpu"), TINY, "random:2", "cpu")
-    ours = {contestant.name for contestant in chosen("cpu") if contestant.is_ours}
-    assert ours | {"torchdiffeq-euler"} <= {row["name"] for row in found}
-    assert all(max(row["states"], row["gradients"]) <= row["tolerance"] for row in found)
+    for contestant in chosen("cpu"):
+        found = check_agreement(contestant, replace(TINY, coupling="random:2", blocks=contestant.blocks))
+        compared = contestant.is_ours or contestant.name in ("plain-loop", "torchdiffeq-euler")
+        assert len(found) == compared
+        assert all(max(row["states"], row["gradients"]) <= row["tolerance"] for row in found)
 
     def wrong(problem):
-        task = plain_loop(problem)
-        return type(task)(lambda: 1.001 * task.last(), task.parameters)
+        right = plain_loop(problem)
+        return Workload(lambda: 1.001 * right.last(), right.parameters)
 
     bad = Contestant("ours-wrong", wrong, tolerance=1e-5)
     with pytest.raises(SolverError, match=r"ours-wrong with coupling all .* Nothing was timed"):
-        check_agreement([bad], TINY, "all", "cpu")
+        check_agreement(bad, TINY)
 
 
 def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch):
@@ -231,53 +231,42 @@ def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch)
         def last():
             raise SolverError("this GPU is too small.")
 
-        return Task(last, problem.parameters)
+        return Workload(last, problem.parameters)
 
-    broken = Contestant("ours-broken", cannot, backend="graph", tolerance=1e-5)
-    usable = [BY_NAME["plain-loop"], broken]
-    monkeypatch.setitem(measure.__globals__, "chosen", lambda *given: usable)
-    report = measure(TINY, ("all",), rounds=1, memory=False)
-    assert {row["name"] for row in report.rows} == {"plain-loop"}
-    assert report.notes[0] == "ours-broken with all was left out: this GPU is too small."
+    broken = Contestant("ours-broken", cannot, backend="adjoint", tolerance=1e-5)
+    monkeypatch.setitem(CONTESTANTS, "ours-broken", broken)
+    found = measure(TINY, ("all",), only=("plain-loop", "ours-broken"), rounds=1, memory=False)
+    assert {row["name"] for row in found["rows"]} == {"plain-loop"}
+    assert found["notes"][0] == "ours-broken with all was left out: this GPU is too small."
 
 
 def test_a_budget_drops_only_what_does_not_depend_on_the_coupling():
-    def timed(name, coupling, seconds):
-        class Case:
-            contestant = BY_NAME[name]
-
-        Case.coupling = coupling
-
-        class Timed:
-            case, kind, warm_up = Case, "forward", seconds
-
-        return Timed
-
-    entries = [
-        timed(name, coupling, seconds)
+    timings = [
+        timing(name, coupling=coupling, warm_up=seconds)
         for coupling in ("all", "random:1")
         for name, seconds in (("ours-adjoint", 9.0), ("torchdiffeq-euler", 5.0), ("plain-loop", 1.0))
     ]
-    everything, nothing = within_budget(entries, 7, 0, "all")
+    everything, nothing = within_budget(timings, 7, 0, "all")
     assert (len(everything), nothing) == (6, [])
-    kept, dropped = within_budget(entries, 7, 7 * 25.5, "all")
+    kept, dropped = within_budget(timings, 7, 7 * 25.5, "all")
     assert dropped == ["torchdiffeq-euler forward with random:1"]
     assert len(kept) == 5
-    kept, dropped = within_budget(entries, 7, 1.0, "all")
-    assert {(e.case.contestant.name, e.case.coupling) for e in kept} == {
+    kept, dropped = within_budget(timings, 7, 1.0, "all")
+    assert {(t.contestant.name, t.coupling) for t in kept} == {
         ("ours-adjoint", "all"), ("torchdiffeq-euler", "all"), ("plain-loop", "all"),
         ("ours-adjoint", "random:1"),
     }  # fmt: skip
 
 
 def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
-    from ctrnn_assembly.benchmark import measure as function
+    real = Timing.time
 
-    def stopped(entries, rounds, *, clock, done):
-        interleave(entries, 2, clock=clock, done=done)
-        raise KeyboardInterrupt
+    def stopped(self, clock=perf_counter):
+        if len(self.seconds) == 2:
+            raise KeyboardInterrupt
+        return real(self, clock)
 
-    monkeypatch.setitem(function.__globals__, "interleave", stopped)
+    monkeypatch.setattr(Timing, "time", stopped)
     done = cli(*OPTIONS, "--device", "cpu", "--only", "plain-loop", "--json")
     assert done.code == 130
     found = strict_json(done.out)
@@ -287,10 +276,9 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads /proc")
 def test_peak_memory_is_at_least_that_of_the_states_that_backward_needs():
-    size = Size(n=64, units=32, batch=64, steps=400)
+    problem = Problem(n=64, units=32, batch=64, steps=400)
     states = 4 * 400 * 64 * 64 / 1e6
-    jobs = [("plain-loop", "all", kind) for kind in KINDS]
-    forward, backward = peak_memories(size, jobs, 1)
+    forward, backward = peak_memories([("plain-loop", problem, kind) for kind in KINDS])
     assert backward > states > forward
 
 
@@ -299,9 +287,9 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):
     assert "n must be at least 1" in cli.refuses("bench", "--n", 0)
     assert "batch must" in cli.refuses(*OPTIONS, "--batch", 0)
     assert "steps must" in cli.refuses(*OPTIONS, "--steps", -1)
-    assert "--rounds" in cli.refuses(*OPTIONS, "--rounds", 0)
-    assert "--threads" in cli.refuses(*OPTIONS, "--threads", 0)
-    assert "--budget" in cli.refuses(*OPTIONS, "--budget", -1)
+    assert "rounds must" in cli.refuses(*OPTIONS, "--rounds", 0)
+    assert "threads must" in cli.refuses(*OPTIONS, "--threads", 0)
+    assert "budget must" in cli.refuses(*OPTIONS, "--budget", -1)
     assert "3 modules have 3 pairs" in cli.refuses(*OPTIONS, "--coupling", "random:4")
     assert "coupling must be" in cli.refuses(*OPTIONS, "--coupling", "everything")
     assert "'fast' cannot run on cpu" in cli.refuses(*OPTIONS, "--backend", "fast", "--device", "cpu")
@@ -316,24 +304,17 @@ def test_a_device_that_is_not_there_is_refused(cli):
 
 
 def test_the_faster_device_is_that_of_the_smallest_median():
-    def entry(name, device, seconds):
-        class Case:
-            contestant, coupling = BY_NAME[name], "all"
-
-        class Timed:
-            case, kind, median = Case, "forward_backward", seconds
-
-        Timed.device = device
-        return Timed
-
-    entries = [
-        entry("ours-adjoint", "cpu", 2.0),
-        entry("ours-adjoint", "cuda", 1.0),
-        entry("ours-persistent-bf16", "cuda", 0.1),
-        entry("ours-adadiag-adjoint", "cpu", 0.2),
-        entry("ours-adjoint", "cpu", 3.0),
+    timings = [
+        timing(name, kind="forward_backward", device=device, seconds=[seconds])
+        for name, device, seconds in (
+            ("ours-adjoint", "cpu", 2.0),
+            ("ours-adjoint", "cuda", 1.0),
+            ("ours-persistent-bf16", "cuda", 0.1),
+            ("ours-adadiag-adjoint", "cpu", 0.2),
+            ("ours-adjoint", "cpu", 3.0),
+        )
     ]
-    assert faster_device(entries)["all"] == {"device": "cuda", "name": "ours-adjoint", "median_s": 1.0}
+    assert faster_device(timings)["all"] == {"device": "cuda", "name": "ours-adjoint", "median_s": 1.0}
 
 
 def test_stages_nest_and_every_moment_counts_once():

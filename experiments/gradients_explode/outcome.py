@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ctrnn_assembly
-from ctrnn_assembly.benchmark.environment import processor
+from ctrnn_assembly.training.provenance import processor
 from ctrnn_assembly.training.run import write
 
 HERE = Path(__file__).resolve().parent

@@ -3,13 +3,12 @@
 | file | what |
 |---|---|
 | problem | one size, one field as leaf tensors, one input: what every contestant solves |
-| contestants | the table of contestants; `ours`, `baselines` and `torchdyno_core` build them |
-| operations | the useful operations of a solve, to compare with the machine's own product rate |
-| agreement | correctness before speed: the same states and gradients as the plain loop |
-| interleave | the rounds, in which every entry is timed once, in a new order each |
-| product | the machine's own matrix-product rate, timed in the same rounds |
+| contestants | the table of contestants, what each is compared with, and its useful operations |
+| rivals | what others would use: plain loops, torchdiffeq, `nn.RNN`, `nn.LSTM`, torchdyno |
+| timing | the rounds, in which everything is timed once, in a new order each |
 | memory | the peak memory of one contestant, in a process of its own |
-| measure | all of it, as plain values |
+| measure | all of it, agreement before speed, as plain values |
+| report | the rows of the printed table and the sentences below it |
 
 The field is given as leaf tensors: what is timed is the solver. Building weights from parameters
 (exponentials, metrics, couplings) is part of a training step as well; `ctrnn train --profile` shows it.
@@ -17,7 +16,5 @@ The field is given as leaf tensors: what is timed is the solver. Building weight
 
 from ctrnn_assembly.benchmark.contestants import CONTESTANTS as CONTESTANTS
 from ctrnn_assembly.benchmark.contestants import Contestant as Contestant
-from ctrnn_assembly.benchmark.measure import Report as Report
 from ctrnn_assembly.benchmark.measure import measure as measure
 from ctrnn_assembly.benchmark.problem import Problem as Problem
-from ctrnn_assembly.benchmark.problem import Size as Size

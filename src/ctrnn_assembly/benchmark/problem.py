@@ -7,9 +7,9 @@ initialised, with a loss of its last state, took 31 s instead of 1.2 s for 196 s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,28 +26,45 @@ DENSITY = 0.033  # of the sparse modules, as published
 
 
 @dataclass(frozen=True)
-class Size:
-    """n units in modules of `units`, a batch, and a number of steps.
+class Problem:
+    """tau x' = f(x) + W_in u from x = 0, for n units in modules of `units`, over a number of steps.
+
+    The tensors are made when they are first asked for: the same numbers for every device and dtype.
+
+    Args:
+        coupling: the pairs of modules, by the name of a topology.
+        blocks: weights of the modules; the sparse ones are frozen, with phi outside, as published.
 
     Raises:
-        ConfigError: if n is not a multiple of `units`, or a number is below 1.
+        ConfigError: if n is not a multiple of `units`, or a number is below 1; of `pairs` and `terms`,
+            if the coupling is unknown, or has more pairs than there are.
     """
 
     n: int = 512
     units: int = 32
     batch: int = 128
     steps: int = 196
+    coupling: str = "all"
+    blocks: Blocks = "dense"
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name in ("n", "units", "batch", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name, value in self.size.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}.")
         if self.n % self.units:
             below = max(self.n // self.units, 1) * self.units
+            divisor = next(k for k in range(min(self.n, self.units), 0, -1) if self.n % k == 0)
             raise ConfigError(
                 f"n must be a multiple of the {self.units} units of a module; got {self.n}. "
-                f"Use n={below}, or units={_largest_divisor(self.n, self.units)}."
+                f"Use n={below}, or units={divisor}."
             )
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """What is the same for all contestants of one measurement."""
+        return {"n": self.n, "units": self.units, "batch": self.batch, "steps": self.steps}
 
     @property
     def modules(self) -> int:
@@ -58,129 +75,76 @@ class Size:
         """Shorter for long sequences, so that the adjoint of the first state is no denormal number."""
         return min(DT, DURATION / self.steps)
 
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        return tuple(named_pairs(self.coupling, self.modules, torch.Generator().manual_seed(0)))
 
-@dataclass(frozen=True)
-class Problem:
-    """tau x' = f(x) + W_in u from x = 0, with the pairs and the kind of blocks that were asked for.
+    @property
+    def dense(self) -> bool:
+        """Whether every pair is coupled, so that L is one dense matrix."""
+        return len(self.pairs) == len(all_pairs(self.modules)) and bool(self.pairs)
 
-    Args:
-        terms: the field; every tensor that is trained is a leaf.
-        u: one feature a step, (batch, time, 1), uniform in [0, 1) as pixels are.
-    """
+    @cached_property
+    def coupled(self) -> Tensor:
+        """Where L may differ from zero, (n, n) bool: a solver need not give a gradient elsewhere."""
+        mask = torch.zeros(self.modules, self.modules, dtype=torch.bool)
+        for i, j in self.pairs:
+            mask[i, j] = mask[j, i] = True
+        return mask.repeat_interleave(self.units, 0).repeat_interleave(self.units, 1)
 
-    size: Size
-    coupling: str
-    blocks: Blocks
-    pairs: tuple[Pair, ...]
-    terms: Terms
-    u: Tensor
-    x0: Tensor
+    @cached_property
+    def terms(self) -> Terms:
+        """The field; every tensor that is trained is a leaf."""
+        generator = torch.Generator().manual_seed(1)
+        identity, relu = (Elementwise(((ACTIVATIONS[k], self.n),)) for k in ("identity", "relu"))
+        pre, post = (identity, relu) if self.blocks == "sparse" else (relu, identity)
+        weights = [self._weight(generator) for _ in range(self.modules)]
+        W_in = torch.randn(self.n, 1, generator=generator, dtype=torch.float32) / self.n**0.5
+        return Terms(
+            tuple(self._leaf(W, trained=self.blocks != "sparse") for W in weights),
+            pre,
+            post,
+            bias=self._leaf(torch.zeros(self.n)),
+            tau=self._leaf(torch.ones(self.n), trained=False),
+            L=self._leaf(self._coupling(generator)) if self.pairs else None,
+            W_in=self._leaf(W_in),
+            pairs=self.pairs,
+            diagonal=self.blocks == "diagonal",
+        )
+
+    @cached_property
+    def u(self) -> Tensor:
+        """One feature a step, (batch, time, 1), uniform in [0, 1) as pixels are."""
+        generator = torch.Generator().manual_seed(2)
+        u = torch.rand(self.batch, self.steps, 1, generator=generator, dtype=torch.float32)
+        return u.to(self.device, self.dtype)
+
+    @cached_property
+    def x0(self) -> Tensor:
+        return self.u.new_zeros(self.batch, self.n)
 
     @property
     def parameters(self) -> list[Tensor]:
         """The tensors whose gradient is asked for; the input has none."""
         return [tensor for tensor in self.terms.tensors() if tensor.requires_grad]
 
-    @property
-    def device(self) -> torch.device:
-        return self.u.device
+    def _leaf(self, values: Tensor, *, trained: bool = True) -> Tensor:
+        return values.to(self.device, self.dtype).requires_grad_(trained)
 
-    @property
-    def dense(self) -> bool:
-        """Whether every pair is coupled, so that L is one dense matrix."""
-        return len(self.pairs) == len(all_pairs(self.size.modules)) and bool(self.pairs)
+    def _weight(self, generator: torch.Generator) -> Tensor:
+        """The (k, k) weight of a module, of spectral norm at most WEIGHT_NORM."""
+        k = self.units
+        if self.blocks == "diagonal":
+            values = 2 * torch.rand(k, generator=generator, dtype=torch.float32) - 1
+            return torch.diag(WEIGHT_NORM * values)
+        W = torch.randn(k, k, generator=generator, dtype=torch.float32)
+        if self.blocks == "sparse":
+            W = W * (torch.rand(k, k, generator=generator, dtype=torch.float32) < DENSITY)
+        norm = float(torch.linalg.matrix_norm(W, 2))
+        return W * (WEIGHT_NORM / norm) if norm > 0 else W
 
-
-def make_problem(
-    size: Size,
-    coupling: str,
-    blocks: Blocks = "dense",
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Problem:
-    """The problem of a coupling by name; the same numbers for every device and dtype.
-
-    Raises:
-        ConfigError: if the coupling is unknown, or has more pairs than there are.
-    """
-    generator = torch.Generator().manual_seed(0)
-    n = size.n
-    pairs = tuple(named_pairs(coupling, size.modules, generator))
-    identity = Elementwise(((ACTIVATIONS["identity"], n),))
-    relu = Elementwise(((ACTIVATIONS["relu"], n),))
-    # The Sparse Combo Net has phi inside and keeps its modules as they were drawn.
-    pre, post = (identity, relu) if blocks == "sparse" else (relu, identity)
-
-    def leaf(values: Tensor, *, trained: bool = True) -> Tensor:
-        return values.to(device, dtype).requires_grad_(trained)
-
-    drawn = [_block(size.units, blocks, generator) for _ in range(size.modules)]
-    L = _coupling(size, pairs, generator)
-    normal = torch.randn(n, 1, generator=generator, dtype=torch.float32)
-    terms = Terms(
-        tuple(leaf(W, trained=blocks != "sparse") for W in drawn),
-        pre,
-        post,
-        bias=leaf(torch.zeros(n)),
-        tau=leaf(torch.ones(n), trained=False),
-        L=None if L is None else leaf(L),
-        W_in=leaf(normal / n**0.5),
-        pairs=pairs,
-        diagonal=blocks == "diagonal",
-    )
-    u = torch.rand(size.batch, size.steps, 1, generator=generator, dtype=torch.float32)
-    return Problem(
-        size,
-        coupling,
-        blocks,
-        pairs,
-        terms,
-        u.to(device, dtype),
-        torch.zeros(size.batch, n, device=device, dtype=dtype),
-    )
-
-
-def _block(k: int, blocks: Blocks, generator: torch.Generator) -> Tensor:
-    """A weight of spectral norm at most WEIGHT_NORM."""
-    if blocks == "diagonal":
-        values = 2 * torch.rand(k, generator=generator, dtype=torch.float32) - 1
-        return torch.diag(WEIGHT_NORM * values)
-    W = torch.randn(k, k, generator=generator, dtype=torch.float32)
-    if blocks == "sparse":
-        kept = torch.rand(k, k, generator=generator, dtype=torch.float32) < DENSITY
-        W = W * kept
-    norm = float(torch.linalg.matrix_norm(W, 2))
-    return W * (WEIGHT_NORM / norm) if norm > 0 else W
-
-
-def _coupling(size: Size, pairs: tuple[Pair, ...], generator: torch.Generator) -> Tensor | None:
-    """L = K - K^T of spectral norm COUPLING_NORM: negative feedback in the identity metric."""
-    if not pairs:
-        return None
-    k = size.units
-    K = torch.zeros(size.n, size.n)
-    for i, j in pairs:
-        block = torch.randn(k, k, generator=generator, dtype=torch.float32)
-        K[i * k : (i + 1) * k, j * k : (j + 1) * k] = block
-    L = (K - K.mT).to(torch.float32)
-    return L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2)))
-
-
-def coupled(problem: Problem) -> Tensor:
-    """Where L may differ from zero, (n, n) bool: a solver need not give a gradient elsewhere."""
-    k = problem.size.units
-    mask = torch.zeros(problem.size.n, problem.size.n, dtype=torch.bool)
-    for i, j in _both_ways(problem.pairs):
-        mask[i * k : (i + 1) * k, j * k : (j + 1) * k] = True
-    return mask
-
-
-def _both_ways(pairs: tuple[Pair, ...]) -> Iterator[Pair]:
-    for i, j in pairs:
-        yield i, j
-        yield j, i
-
-
-def _largest_divisor(n: int, most: int) -> int:
-    return next(k for k in range(min(n, most), 0, -1) if n % k == 0)
+    def _coupling(self, generator: torch.Generator) -> Tensor:
+        """L = K - K^T of spectral norm COUPLING_NORM: negative feedback in the identity metric."""
+        K = torch.randn(self.n, self.n, generator=generator, dtype=torch.float32) * self.coupled
+        L = K.triu() - K.triu().mT
+        return L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2)))

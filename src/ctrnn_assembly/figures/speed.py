@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctrnn_assembly.figures.style import COLOURS, new_figure, printed
 
-if TYPE_CHECKING:
-    from ctrnn_assembly.benchmark import Report
-
 OURS, OTHERS = COLOURS[0], COLOURS[4]
 BAR = 0.16  # inches
 
 
 @printed
-def speed_figure(report: Report) -> Figure:
+def speed_figure(report: dict[str, Any]) -> Figure:
     """Forward and backward as full bars, forward as pale ones; a stroke is the minimum."""
-    facts = report.facts
-    groups = list(dict.fromkeys((row["coupling"], row["device"]) for row in report.rows))
+    groups = list(dict.fromkeys((row["coupling"], row["device"]) for row in report["rows"]))
     counts = [len(_names(report, group)) for group in groups]
     title = (
-        f"n {facts['n']} = {facts['modules']} x {facts['units']}, batch {facts['batch']}, "
-        f"{facts['steps']} steps; {facts['hardware']}"
+        f"n {report['n']} = {report['modules']} x {report['units']}, batch {report['batch']}, "
+        f"{report['steps']} steps; {report['hardware']}"
     )
     figure = new_figure(0.9 + sum(0.45 + 2 * BAR * count for count in counts), title)
     panels = figure.subplots(
@@ -36,16 +32,16 @@ def speed_figure(report: Report) -> Figure:
     return figure
 
 
-def _names(report: Report, group: tuple[str, str]) -> list[str]:
+def _names(report: dict[str, Any], group: tuple[str, str]) -> list[str]:
     coupling, device = group
-    rows = (r for r in report.rows if (r["coupling"], r["device"]) == (coupling, device))
+    rows = (r for r in report["rows"] if (r["coupling"], r["device"]) == (coupling, device))
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
-def _draw(axes: Axes, report: Report, group: tuple[str, str]) -> None:
+def _draw(axes: Axes, report: dict[str, Any], group: tuple[str, str]) -> None:
     coupling, device = group
     names = _names(report, group)
-    for row in report.rows:
+    for row in report["rows"]:
         if (row["coupling"], row["device"]) == group:
             _bar(axes, names.index(row["name"]), row)
     axes.set_yticks(range(len(names)), names, fontsize=7)
