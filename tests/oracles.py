@@ -5,6 +5,7 @@ attained at one of the 2^n vertices: `worst_rate` is exact, not a sample.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
@@ -93,3 +94,19 @@ def absolute_radius(W: ndarray) -> float:
 def one_determinant(M: ndarray) -> ndarray:
     """M scaled to det M = 1, the normalisation of the library's metrics."""
     return M / np.exp(np.linalg.slogdet(M)[1] / len(M))
+
+
+def hierarchy_rate(rates: Sequence[float], gains: ndarray, kappa: ndarray) -> float:
+    """The rate of parts under one-way coupling in blkdiag(kappa_i M_i), from rates and gains alone.
+
+    -lmax(sym(kappa^1/2 (G - diag(rates)) kappa^-1/2)), gains[i, j] of the edge j -> i in the parts'
+    metrics (THEORY section 5). For feedback in the parts' metrics it is min(rates).
+    """
+    root = np.sqrt(kappa)
+    C = root[:, None] * gains / root - np.diag(rates)
+    return -float(np.linalg.eigvalsh((C + C.T) / 2)[-1])
+
+
+def commutator_rate(lam: float, omega: float, lo: float, hi: float) -> float:
+    """lo lam - (hi - lo) omega / 2: the rate of AdaDiag under gates of the input (THEORY section 3)."""
+    return lo * lam - (hi - lo) * omega / 2

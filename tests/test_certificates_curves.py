@@ -17,12 +17,11 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.certificates.curves import (
-    SOLVERS,
     Chords,
-    Solver,
     factor_curves,
     gated_curve,
 )
+from ctrnn_assembly.certificates.steps import STEP_PROOFS
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Metric
@@ -80,8 +79,8 @@ def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
 
 
 @pytest.mark.parametrize("gain", [1.0, 30.0])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_curve_agrees_with_the_certificate(solver: Solver, gain: float) -> None:
+@pytest.mark.parametrize("solver", STEP_PROOFS)
+def test_a_curve_agrees_with_the_certificate(solver: str, gain: float) -> None:
     field = net(gain=gain)
     (curve,) = factor_curves(field.terms(), field.metric(), near=DT, solvers=(solver,))
     step = certify(field, dt=DT, solver=solver).step

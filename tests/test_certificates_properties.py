@@ -21,13 +21,12 @@ from scipy.linalg import expm
 from ctrnn_assembly import CONSTRAINTS, Assembly, Feedback, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import Activation, Elementwise
 from ctrnn_assembly.certificates import Certificate
-from ctrnn_assembly.certificates.composition import feedback_rate, hierarchy_rate
 from ctrnn_assembly.contracting import raw_tensors
 from ctrnn_assembly.hierarchy import hierarchy_scales
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import named_pairs
-from oracles import abscissa, array, vertices
+from oracles import abscissa, array, hierarchy_rate, vertices
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
 DENSE = ("symmetric", "product")
@@ -356,11 +355,11 @@ def composed(field: Field, rates: list[float]) -> float:
     """The rate of an assembly from those of its parts and the gains between them."""
     assert isinstance(field, Assembly)
     if not isinstance(field.coupling, Hierarchy):
-        return feedback_rate(rates)
+        return min(rates)
     parts = field.children_fields()
     gains = field.coupling.gains([part.metric() for part in parts], [part.tau for part in parts])
     kappa = hierarchy_scales(gains, torch.tensor([part.rate for part in parts]).to(gains))
-    return hierarchy_rate(rates, gains.detach(), kappa.detach())
+    return hierarchy_rate(rates, array(gains), array(kappa))
 
 
 def check_levels(net: Field, seen: Counter[str]) -> None:

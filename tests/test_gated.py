@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import certify
-from ctrnn_assembly.certificates.gates import certify_gated, commutator_rate
+from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.contracting import AdaDiagTanh, NegativeProduct, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
@@ -34,7 +34,7 @@ from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
-from oracles import array, rates, vertices
+from oracles import array, commutator_rate, rates, vertices
 
 GATES = ["constant", "shared", "input", "state"]
 SKEW = np.array([[0.0, 1.0], [-1.0, 0.0]])

@@ -11,18 +11,16 @@ made them. Where to read:
 | `lure` | a module as a linear system in a loop with its slopes |
 | `modules` | Theorems 1 to 5 and the S-procedure: the rate of a module |
 | `interconnection` | modules under a coupling: the rate of the whole |
-| `euler`, `implicit` | the discrete steps: disc, LMI, IMEX, exponential Euler |
+| `steps` | the steps of the grid solvers |
 | `search` | a metric where none is known |
-| `composition` | the rate of an assembly from the rates of its parts |
 | `gates` | state- and input-dependent time scales |
 | `curves` | the factor of a step against its length |
-| `result` | what a certificate says |
+| `result`, `wording` | what a certificate says, as values and in words |
 """
 
-from ctrnn_assembly.certificates.certify import EULER as EULER
-from ctrnn_assembly.certificates.certify import PROVEN_STEPS as PROVEN_STEPS
 from ctrnn_assembly.certificates.certify import certify as certify
 from ctrnn_assembly.certificates.certify import largest_coupling as largest_coupling
 from ctrnn_assembly.certificates.result import Certificate as Certificate
 from ctrnn_assembly.certificates.result import Module as Module
 from ctrnn_assembly.certificates.result import StepCertificate as StepCertificate
+from ctrnn_assembly.certificates.steps import STEP_PROOFS as STEP_PROOFS

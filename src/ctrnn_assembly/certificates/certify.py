@@ -9,14 +9,6 @@ from typing import Any, Literal
 import torch
 
 from ctrnn_assembly.certificates.checks import unusable
-from ctrnn_assembly.certificates.euler import EulerStep
-from ctrnn_assembly.certificates.implicit import (
-    exponential_factor,
-    exponential_max_dt,
-    imex_factor,
-    imex_max_dt,
-    largest_coupling_norm,
-)
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, blocks_present
 from ctrnn_assembly.certificates.result import (
     Certificate,
@@ -26,14 +18,13 @@ from ctrnn_assembly.certificates.result import (
     StepCertificate,
 )
 from ctrnn_assembly.certificates.search import candidates
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, largest_coupling_norm
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
 # In units of 1 / tau: a smaller rate is no guarantee that anyone can use, and is refused.
 SMALLEST_RATE = 1e-6
-EULER = ("euler", "euler-plain")
-PROVEN_STEPS = (*EULER, "imex", "exponential-euler")
 
 Search = Literal["none", "fast", "convex"]
 
@@ -101,7 +92,7 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
         metric=_metric_facts(terms, metric, origin),
         modules=modules,
         coupling=_coupling_facts(terms, whole),
-        step=None if dt is None else _step(whole, terms, dt, solver, certified),
+        step=None if dt is None else _step(whole, dt, solver, certified),
         reasons=() if certified else (_reason(whole, modules, rate, smallest),),
     )
 
@@ -117,18 +108,13 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
 
     From the modules alone; 0 if none is proven. Training can project onto this ball.
     """
-    terms, metric = _on_cpu(terms, metric)
+    terms, metric = terms.detach_cpu(), metric.detach_cpu()
     if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:
         return 0.0
     whole = Interconnection.of(terms, metric)
     if any(module.rate <= 0 for module in whole.modules):
         return 0.0
-    return largest_coupling_norm(whole, EulerStep.alone(whole), dt) / float(1 / terms.tau.double().min())
-
-
-def _on_cpu(terms: Terms, metric: Metric) -> tuple[Terms, Metric]:
-    """The same tensors on the CPU, where float64 is exact and LAPACK is."""
-    return terms.detach_cpu(), metric.detach_cpu()
+    return largest_coupling_norm(whole, dt) / float(1 / terms.tau.double().min())
 
 
 def _modules(terms: Terms, whole: Interconnection) -> list[Module]:
@@ -160,7 +146,7 @@ def _reason(whole: Interconnection, modules: tuple[Module, ...], rate: float, sm
             f"modules fail). {unstable}Scale its weights down, or use a trained constraint such as "
             "svd-combo"
         )
-    what = "nonlinear edges cost" if whole.gains is not None else "coupling costs"
+    what = "nonlinear edges cost" if whole.edge_gains is not None else "coupling costs"
     return (
         f"the {what} more than the modules' rates: the whole has the bound {rate:.6g}, needed is "
         f"{smallest:.3g}; the symmetric part of L in the metric is {whole.cost:.6g}. {unstable}Use "
@@ -168,44 +154,19 @@ def _reason(whole: Interconnection, modules: tuple[Module, ...], rate: float, sm
     )
 
 
-def _step(
-    whole: Interconnection, terms: Terms, dt: float, solver: str, certified: bool
-) -> StepCertificate:
+def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> StepCertificate:
     """The factor of one step of a certified system."""
     if not certified:
-        return StepCertificate(solver, dt, False, None, 0.0, "the continuous system is not certified")
+        return StepCertificate.refused(solver, dt, "the continuous system is not certified")
     if not 0 < dt < 1e100:
-        return StepCertificate(
-            solver, dt, False, None, 0.0, f"dt must be positive and below 1e100; got {dt}"
-        )
-    if solver not in PROVEN_STEPS:
-        return StepCertificate(solver, dt, False, None, 0.0, f"no proof is known for steps of {solver}")
-    tau = terms.tau.double()
-    if solver in EULER:
-        step = EulerStep.coupled(whole)
-        gain, largest = step.factor(dt), step.max_dt
-    elif solver == "imex":
-        own = EulerStep.alone(whole)
-        gain, largest = imex_factor(whole, own, dt), imex_max_dt(whole, own)
-    else:
-        own = EulerStep.alone(whole)
-        gain = exponential_factor(whole, own, tau, dt)
-        largest = exponential_max_dt(whole, own, tau)
-    if gain < 1:  # rounding is in the bound already
-        return StepCertificate(solver, dt, True, gain, max(largest, dt))
-    known = gain if math.isfinite(gain) else None
-    return StepCertificate(
-        solver, dt, False, known, min(largest, dt), _step_reason(solver, gain, largest)
-    )
-
-
-def _step_reason(solver: str, gain: float, largest: float) -> str:
-    bound = f"the bound on the step's factor is {gain:.6g}, not below 1"
-    if largest > 0:
-        return f"{bound}; the largest certified dt is {largest:.6g}"
+        return StepCertificate.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
+    if solver not in STEP_PROOFS:
+        return StepCertificate.refused(solver, dt, f"no proof is known for steps of {solver}")
+    proof = STEP_PROOFS[solver](whole, EulerStep.of(whole, coupled=False))
+    bounds = solver, dt, proof.factor(dt), proof.max_dt
     if solver == "exponential-euler":
-        return f"{bound}, as ||W D|| exceeds the leak in the metric; use imex"
-    return f"{bound}; no dt is certified"
+        return StepCertificate.proven(*bounds, "||W D|| exceeds the leak in the metric, use imex")
+    return StepCertificate.proven(*bounds)
 
 
 def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
@@ -232,7 +193,7 @@ def _coupling_facts(terms: Terms, whole: Interconnection) -> CouplingFacts:
     return CouplingFacts(
         topology=recognise(pairs, p),
         pairs=pairs,
-        residuals=tuple(float(norms[i, j]) for i, j in pairs),
+        residual=max((float(norms[i, j]) for i, j in pairs), default=0.0),
         norm=whole.norm,
         cost=whole.cost,
         edges=len(terms.edges),

@@ -4,7 +4,7 @@ For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so i
 patterns: a chord between two proven factors bounds every factor between them. So a curve needs few
 proofs, and is itself proven.
 
-Cost: `proofs` inequalities of `euler` for the whole, and twice as many for the modules alone.
+Cost: `proofs` inequalities of `steps` for the whole, and twice as many for the modules alone.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 import numpy as np
 import torch
 
 from ctrnn_assembly.certificates.checks import unusable
-from ctrnn_assembly.certificates.euler import EulerStep
-from ctrnn_assembly.certificates.implicit import (
-    exponential_factor,
-    exponential_max_dt,
-    imex_factor,
-    imex_max_dt,
-)
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, StepProof
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
-Solver = Literal["euler", "imex", "exponential-euler"]
-SOLVERS: tuple[Solver, ...] = ("euler", "imex", "exponential-euler")
 POINTS = 200
 
 
@@ -58,7 +49,7 @@ def factor_curves(
     metric: Metric,
     *,
     near: float,
-    solvers: Sequence[Solver] = SOLVERS,
+    solvers: Sequence[str] = tuple(STEP_PROOFS),
     proofs: int = 8,
 ) -> tuple[FactorCurve, ...]:
     """The curves of several solvers over one range of dt, which holds `near` and what is certified.
@@ -66,7 +57,7 @@ def factor_curves(
     Args:
         terms, metric: a field, and a metric that certifies it (`certificate.metric.matrix`).
         near: a dt of interest, such as that of a run.
-        solvers: some of `SOLVERS`.
+        solvers: some of those with a proof.
         proofs: of the curve of Euler, at equal distances of dt; the more, the closer.
 
     Raises:
@@ -76,27 +67,17 @@ def factor_curves(
     broken = unusable(terms, metric)
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
-    assembled = Interconnection.of(terms, metric)
-    tau = terms.tau.double()
-    found: list[tuple[str, Callable[[float], float], float]] = []
-    own = EulerStep.alone(assembled)
-    chords = Chords.of(own.factor, own.max_dt, 2 * proofs, near)
-    stand_in = cast(EulerStep, chords)  # of which the two functions below use `gain` only
-    for solver in solvers:
-        if solver == "euler":
-            whole = EulerStep.coupled(assembled)
-            bound = Chords.of(whole.factor, whole.max_dt, proofs, near).factor
-            found.append((solver, bound, whole.max_dt))
-        elif solver == "imex":
-            largest = imex_max_dt(assembled, own)
-            found.append((solver, lambda dt: imex_factor(assembled, stand_in, dt), largest))
-        else:
-            largest = exponential_max_dt(assembled, own, tau)
-            found.append((solver, lambda dt: exponential_factor(assembled, stand_in, tau, dt), largest))
-    dts = dt_range(near, [largest for _, _, largest in found])
+    whole = Interconnection.of(terms, metric)
+    alone = EulerStep.of(whole, coupled=False)
+    exact = {solver: STEP_PROOFS[solver](whole, alone) for solver in solvers}
+    chords = Chords.of(alone.factor, alone.max_dt, 2 * proofs, near)
+    bounds: dict[str, StepProof] = {s: STEP_PROOFS[s](whole, chords) for s in exact}
+    if "euler" in exact:
+        bounds["euler"] = Chords.of(exact["euler"].factor, exact["euler"].max_dt, proofs, near)
+    dts = dt_range(near, [proof.max_dt for proof in exact.values()])
     return tuple(
-        FactorCurve(solver, dts, tuple(gain(dt) for dt in dts), largest)
-        for solver, gain, largest in found
+        FactorCurve(solver, dts, tuple(bounds[solver].factor(dt) for dt in dts), proof.max_dt)
+        for solver, proof in exact.items()
     )
 
 
@@ -112,20 +93,24 @@ class Chords:
     factors: tuple[float, ...]
 
     @classmethod
-    def of(cls, gain: Callable[[float], float], max_dt: float, proofs: int, near: float) -> Chords:
-        """From the proven `gain` at equal distances up to `max_dt`, which contracts, and at `near`."""
+    def of(cls, factor: Callable[[float], float], max_dt: float, proofs: int, near: float) -> Chords:
+        """From the proven `factor` at equal distances up to `max_dt`, which contracts, and at `near`."""
         if not 0 < max_dt < math.inf:
             return cls((0.0,), (1.0,))
         inner = sorted({near, *(max_dt * k / proofs for k in range(1, proofs))})
         hull: list[tuple[float, float]] = []
-        for point in [(0.0, 1.0), *((dt, gain(dt)) for dt in inner if 0 < dt < max_dt), (max_dt, 1.0)]:
+        proven = [(dt, factor(dt)) for dt in inner if 0 < dt < max_dt]
+        for point in [(0.0, 1.0), *proven, (max_dt, 1.0)]:
             while len(hull) > 1 and _is_above(hull[-1], hull[-2], point):
                 hull.pop()
             hull.append(point)
         return cls(*zip(*hull, strict=True))
 
+    @property
+    def max_dt(self) -> float:
+        return self.knots[-1]
+
     def factor(self, dt: float) -> float:
-        """The bound at dt."""
         if dt > self.knots[-1]:
             return math.inf
         return float(np.interp(dt, self.knots, self.factors)) * (1 + 8 * UNIT)
@@ -147,16 +132,11 @@ def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
 def gated_curve(certificate: Callable[[float], Certificate], *, near: float) -> FactorCurve:
     """The curve of forward Euler for whatever `certificate` certifies at a given dt."""
 
-    def step(dt: float) -> StepCertificate:
-        found = certificate(dt).step
-        assert found is not None
-        return found
+    def factor(dt: float) -> float:
+        step = certificate(dt).step
+        return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
 
-    def gain(dt: float) -> float:
-        found = step(dt).contraction_factor
-        return math.inf if found is None else found
-
-    largest = step(near).max_dt
-    dts = dt_range(near, [largest])
-    chords = Chords.of(gain, largest, 12, near)
+    step = certificate(near).step
+    largest = 0.0 if step is None else step.max_dt
+    dts, chords = dt_range(near, [largest]), Chords.of(factor, largest, 12, near)
     return FactorCurve("euler", dts, tuple(chords.factor(dt) for dt in dts), largest)

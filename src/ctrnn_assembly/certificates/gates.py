@@ -7,38 +7,28 @@
 | input | one number for each unit, not of the state | the rate below, in a diagonal metric |
 | state | of the state | no contraction |
 
-Shared. J = nu A has the rate nu lam >= lo lam. The step I + dt nu A is a mean of I, with the weight
-1 - nu / hi, and I + dt hi A: if that has a factor q < 1, all have one <= 1 - (1 - q) lo / hi.
+Shared. A step of dt nu is a mean of the identity, with the weight 1 - nu / hi, and of the step dt hi: if
+that has a factor q < 1, all have one <= 1 - (1 - q) lo / hi.
 
-Input. In y = Theta v with M = Theta^2 diagonal, N = diag(nu) commutes with Theta, and for all slopes
-A = E + B + L: E the leak and the diagonal of W, -top <= E <= -low; B the rest of W and nonlinear edges,
-||B|| <= b; L with ||L|| <= omega and ||sym L|| <= s. Let N = lo I + R and r = |R^1/2 y|, so that
-0 <= r^2 <= (hi - lo) |y|^2. Then y.NAy = lo y.Ay + y.RAy, and with the rate lam of A
+Input. In y = Theta v with M = Theta^2 diagonal, for all slopes F has the Jacobian A = E + B + L: E the
+leak and the diagonal of W, -top <= E <= -low; B the rest of W and nonlinear edges, ||B|| <= b; L with
+||L|| <= omega and ||sym L|| <= s. With lam the rate of F and c(b) = b^2 / (4 low), or b - low if
+b > 2 low, the rate is at least
 
-    y.NAy <= -lo lam |y|^2 - low r^2 + (hi - lo)^1/2 b r |y| + y.RLy.
+    lo lam - (hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)),
 
-L may count as a part of B. Or, with R = (hi - lo) / 2 (I + S) and ||S|| <= 1, y.RLy is at most
-(hi - lo) (s + omega) / 2 |y|^2. The worst r gives, with c(b) = b^2 / (4 low), or b - low if b > 2 low,
+and with m = (lo + hi) / 2, k = (lo low + hi top) / 2, e = (hi top - lo low) / 2 + hi b + m s +
+(hi - lo) omega / 2 and a >= ||A|| the factor of a step is at most each of
 
-    rate >= lo lam - (hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)).
+    sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e,      sqrt(1 - 2 dt rate + (dt hi a)^2).
 
-For AdaDiag b = s = 0: THEORY's lo lam - (hi - lo) omega / 2. For W that is not diagonal that bound is
-wrong without c(b): W = .9 [[0, -1], [1, 0]], L = 0 has lam = .55, but .024 with gates in [.05, .2].
-
-Step of input gates: I + dt NA = (1 - dt k) I + dt m K + dt (k I + NE + NB + m (L - K) + (N - m I) L) for
-K = skew(L), m = (lo + hi) / 2 and k the middle of -NE in [lo low, hi top]; the last bracket is at most
-e = (hi top - lo low) / 2 + hi b + m s + (hi - lo) / 2 omega. (1 - dt k) I + dt m K is normal, hence
-
-    q = sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e,   or   q^2 = 1 - 2 dt rate + (dt hi a)^2, a >= ||A||.
-
-Source: THEORY section 3 (a) to (d); b, c and the two steps are ours, checked against all vertices of
-slopes and gates (tests/test_gated.py).
+Without c(b) the first bound is wrong: W = .9 [[0, -1], [1, 0]], L = 0 has lam = .55, but .024 with gates
+in [.05, .2]. Source: THEORY section 3 (a) to (d), where c(b) and the factors are derived.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -47,10 +37,9 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.checks import LARGEST
-from ctrnn_assembly.certificates.euler import SHRINK
 from ctrnn_assembly.certificates.lure import Balance, activations, balanced
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
-from ctrnn_assembly.certificates.rounding import UNIT, spectral_norm
+from ctrnn_assembly.certificates.rounding import UNIT, largest_proven, spectral_norm
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
@@ -105,12 +94,7 @@ def certify_gated(
         return _refused(ungated, -math.inf, dt, f"{reason}; use Theorem 1, 4 or 5, or a shared gate")
     if not ungated.certified:
         return _refused(ungated, -math.inf, dt, "the field without gates is not certified")
-    return _input(ungated, _Split.of(terms, metric, lo, hi), dt)
-
-
-def commutator_rate(lam: float, omega: float, lo: float, hi: float) -> float:
-    """lo lam - (hi - lo) omega / 2: a rate of gated AdaDiag modules, positive in the certified mode."""
-    return lo * lam - (hi - lo) * omega / 2
+    return _input(ungated, InputGates.of(terms, metric, lo, hi), dt)
 
 
 def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
@@ -129,59 +113,37 @@ def _slower(step: StepCertificate, share: float, dt: float) -> StepCertificate:
     q = step.contraction_factor
     if q is None or q >= 1:
         return replace(step, dt=dt)
-    gain = 1 - (1 - q) * share * (1 - SLACK) + 2 * UNIT
-    if step.certified and gain >= 1:
+    factor = 1 - (1 - q) * share * (1 - SLACK) + 2 * UNIT
+    slower = replace(step, dt=dt, contraction_factor=factor)
+    if step.certified and factor >= 1:
         reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
-        return replace(step, dt=dt, contraction_factor=gain, certified=False, reason=reason)
-    return replace(step, dt=dt, contraction_factor=gain)
+        return replace(slower, certified=False, reason=reason)
+    return slower
 
 
-def _input(ungated: Certificate, split: _Split, dt: float | None) -> Certificate:
-    lam, cost = ungated.rate, split.cost()
-    proven, slack = split.lo * lam - cost, SLACK * (split.lo * abs(lam) + cost)
-    rate, rounding = proven - slack, split.lo * ungated.rounding + slack
-    certified = math.isfinite(rate) and rate > 1e-6 * split.lo * lam
-    if not certified:
-        return _refused(
-            ungated,
-            rate,
-            dt,
-            f"gates in [{split.lo:.6g}, {split.hi:.6g}] that differ between units may cost {cost:.6g}, "
-            f"more than the rate {split.lo * lam:.6g} of the slowest; raise lo, weaken the coupling "
-            f"(norm {split.omega:.6g}), or use constant or shared gates",
+def _input(ungated: Certificate, gates: InputGates, dt: float | None) -> Certificate:
+    lam, cost = ungated.rate, gates.cost()
+    proven, slack = gates.lo * lam - cost, SLACK * (gates.lo * abs(lam) + cost)
+    rate, rounding = proven - slack, gates.lo * ungated.rounding + slack
+    if not (math.isfinite(rate) and rate > 1e-6 * gates.lo * lam):
+        reason = (
+            f"gates in [{gates.lo:.6g}, {gates.hi:.6g}] that differ between units may cost {cost:.6g}, "
+            f"more than the rate {gates.lo * lam:.6g} of the slowest; raise lo, weaken the coupling "
+            f"(norm {gates.omega:.6g}), or use constant or shared gates"
         )
-    step = None if dt is None else _step(split, rate, dt)
+        return _refused(ungated, rate, dt, reason)
+    step = None
+    if dt is not None and not 0 < dt < math.inf:
+        step = StepCertificate.refused("euler", dt, f"dt must be positive and finite; got {dt}")
+    elif dt is not None:
+        proof = GatedStep(gates, rate)
+        step = StepCertificate.proven("euler", dt, proof.factor(dt), proof.max_dt)
     return replace(ungated, rate=rate, rounding=rounding, step=step)
 
 
-def _step(split: _Split, rate: float, dt: float) -> StepCertificate:
-    """The better of the two bounds on the factor of v + dt nu o F."""
-    bounds = (
-        (split.disc_factor, split.disc_max_dt()),
-        (lambda h: split.factor(h, rate), split.max_dt(rate)),
-    )
-    if not 0 < dt < math.inf:
-        return StepCertificate(
-            "euler", dt, False, None, 0.0, f"dt must be positive and finite; got {dt}"
-        )
-    gain = min(bound(dt) for bound, _ in bounds)
-    largest = max(_proven(bound, guess) for bound, guess in bounds)
-    if gain < 1:
-        return StepCertificate("euler", dt, True, gain, max(largest, dt))
-    reason = f"the bound on the step's factor is {gain:.6g}, not below 1"
-    if largest > 0:
-        reason += f"; the largest certified dt is {largest:.6g}"
-    return StepCertificate("euler", dt, False, gain, min(largest, dt), reason)
-
-
-def _proven(gain: Callable[[float], float], largest: float) -> float:
-    """A dt, at most the guess `largest`, with gain(dt) < 1; 0 for none."""
-    return next((h for h in (largest * (1 - s) for s in SHRINK) if h > 0 and gain(h) < 1), 0.0)
-
-
 @dataclass(frozen=True)
-class _Split:
-    """A = E + B + L and N in [lo, hi], in the names of the file's docstring."""
+class InputGates:
+    """Gates of the input in [lo, hi] and A = E + B + L, in the names of the file's docstring."""
 
     lo: float
     hi: float
@@ -192,7 +154,7 @@ class _Split:
     s: float
 
     @classmethod
-    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float) -> _Split:
+    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float) -> InputGates:
         """From the tensors of a field and its diagonal metric."""
         theta = torch.cat([factor.theta for factor in metric.factors]).double()
         scale = Balance.of(Factor(theta, 1 / theta), torch.ones_like(theta))
@@ -217,39 +179,51 @@ class _Split:
         return cls(lo, hi, low, top, norm(rest) + edges, omega, s)
 
     def cost(self) -> float:
-        """What the gates take from lo lam."""
+        """(hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)): what gates that differ cost at most."""
         apart = _worst(self.b, self.low) + (self.s + self.omega) / 2
         return (self.hi - self.lo) * min(apart, _worst(self.b + self.omega, self.low))
 
-    def disc(self) -> tuple[float, float, float]:
-        """k, m omega and e of the step."""
-        slowest, fastest, middle = self.lo * self.low, self.hi * self.top, (self.lo + self.hi) / 2
-        e = (fastest - slowest) / 2 + self.hi * self.b + middle * self.s
-        return (slowest + fastest) / 2, middle * self.omega, e + (self.hi - self.lo) / 2 * self.omega
 
-    def disc_factor(self, dt: float) -> float:
-        """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e, for E < 0."""
+@dataclass(frozen=True)
+class GatedStep:
+    """The step v + dt nu o F under gates of the input, where the rate is proven."""
+
+    gates: InputGates
+    rate: float
+
+    def factor(self, dt: float) -> float:
+        return min(self.by_disc(dt), self.by_rate(dt))
+
+    @property
+    def max_dt(self) -> float:
+        k, turn, e = self.disc()
+        disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
+        return max(
+            largest_proven(disc, lambda dt: self.by_disc(dt) < 1),
+            largest_proven(2 * self.rate / self.change() ** 2, lambda dt: self.by_rate(dt) < 1),
+        )
+
+    def disc(self) -> tuple[float, float, float]:
+        """k, m omega and e."""
+        gates = self.gates
+        slowest, fastest = gates.lo * gates.low, gates.hi * gates.top
+        middle, spread = (gates.lo + gates.hi) / 2, (gates.hi - gates.lo) / 2
+        e = (fastest - slowest) / 2 + gates.hi * gates.b + middle * gates.s + spread * gates.omega
+        return (slowest + fastest) / 2, middle * gates.omega, e
+
+    def by_disc(self, dt: float) -> float:
         k, turn, e = self.disc()
         bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
-        return bound if self.low > 0 else math.inf
+        return bound if self.gates.low > 0 else math.inf
 
-    def disc_max_dt(self) -> float:
-        """2 (k - e) / ((m omega)^2 + k^2 - e^2)."""
-        k, turn, e = self.disc()
-        return 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
+    def by_rate(self, dt: float) -> float:
+        change = dt * self.change()
+        return math.sqrt(max(1 - 2 * dt * self.rate + change * change, 0.0) + SLACK)
 
-    def factor(self, dt: float, rate: float) -> float:
-        """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
-        change = dt * self.fastest()
-        return math.sqrt(max(1 - 2 * dt * rate + change * change, 0.0) + SLACK)
-
-    def max_dt(self, rate: float) -> float:
-        """2 rate / (hi a)^2."""
-        return 2 * rate / self.fastest() / self.fastest()
-
-    def fastest(self) -> float:
+    def change(self) -> float:
         """hi a, with a >= ||A||."""
-        return self.hi * (max(abs(self.low), abs(self.top)) + self.b + self.omega)
+        gates = self.gates
+        return gates.hi * (max(abs(gates.low), abs(gates.top)) + gates.b + gates.omega)
 
 
 def _worst(b: float, low: float) -> float:
@@ -267,7 +241,7 @@ def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -
     reasons = (reason, *ungated.reasons)
     step = None
     if dt is not None:
-        step = StepCertificate("euler", dt, False, None, 0.0, "the continuous system is not certified")
+        step = StepCertificate.refused("euler", dt, "the continuous system is not certified")
     return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
 
 

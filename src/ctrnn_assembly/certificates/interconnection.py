@@ -40,14 +40,16 @@ class Interconnection:
         sizes: of the modules.
         modules: what is proven of each.
         K: the linear coupling, (n, n), and `K_error`, a bound on its rounding.
-        gains: gamma_ij of the nonlinear edges, (p, p), or None.
+        edge_gains: gamma_ij of the nonlinear edges, (p, p), or None.
+        tau: time constants, (n,).
     """
 
     sizes: tuple[int, ...]
     modules: tuple[ModuleBound, ...]
     K: Tensor
     K_error: float
-    gains: Tensor | None
+    edge_gains: Tensor | None
+    tau: Tensor
 
     @classmethod
     def of(cls, terms: Terms, metric: Metric) -> Interconnection:
@@ -64,7 +66,7 @@ class Interconnection:
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         gains = _edge_gains(terms, scales) if terms.edges else None
-        return cls(terms.sizes, modules, K, error, gains)
+        return cls(terms.sizes, modules, K, error, gains, terms.tau.double())
 
     @cached_property
     def skewness(self) -> tuple[Tensor, float]:
@@ -82,7 +84,7 @@ class Interconnection:
 
     @cached_property
     def symmetric_norm(self) -> float:
-        """An upper bound on ||sym K||: a step beyond 1 / nu turns the sign of sym K around."""
+        """An upper bound on ||sym K||."""
         S, bound = self.skewness
         return bound if bound <= 1e-9 or len(S) > DENSE else spectral_norm(S, self.K_error)
 
@@ -104,12 +106,12 @@ class Interconnection:
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
         rounding = max(module.error for module in self.modules) + self.K_error
-        if self.gains is None and not bool(self.K.any()):
+        if self.edge_gains is None and not bool(self.K.any()):
             return self.slowest, rounding
-        if self.gains is None and len(self.K) > DENSE and self.is_feedback:
+        if self.edge_gains is None and len(self.K) > DENSE and self.is_feedback:
             return self.slowest - self.cost, rounding
         S = torch.block_diag(*(module.s_procedure_matrix for module in self.modules)) + self.skewness[0]
-        if self.gains is None:
+        if self.edge_gains is None:
             return -largest_eigenvalue(S, rounding), rounding
         cost = min(self._edge_costs(S), key=lambda cost: guess_largest(S + torch.diag(cost)))
         return -largest_eigenvalue(S + torch.diag(cost), rounding), rounding
@@ -120,10 +122,10 @@ class Interconnection:
         Where it is positive and these slopes are reached, nothing contracts; for explanations only, and
         -inf (unknown) for nets with nonlinear edges or of many units.
         """
-        if self.gains is not None or len(self.K) > DENSE:
+        if self.edge_gains is not None or len(self.K) > DENSE:
             return -math.inf
-        loops = (module.loop for module in self.modules)
-        J = torch.block_diag(*(loop.A + loop.X @ loop.Z for loop in loops)) + self.K
+        systems = (module.system for module in self.modules)
+        J = torch.block_diag(*(system.A + system.X @ system.Z for system in systems)) + self.K
         if not bool(torch.isfinite(J).all()):
             return -math.inf
         return float(torch.linalg.eigvals(J).real.max())
@@ -141,10 +143,10 @@ class Interconnection:
         sizes = tuple(self.sizes[k] for k in chosen)
         units = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, sizes, strict=True)])
         K = self.K[units][:, units] if len(units) < len(self.K) else self.K
-        modules = tuple(self.modules[k] for k in chosen)
+        modules, tau = tuple(self.modules[k] for k in chosen), self.tau[units]
         if not coupled:
-            return Interconnection(sizes, modules, torch.zeros_like(K), 0.0, None)
-        return Interconnection(sizes, modules, K, self.K_error, None)
+            return Interconnection(sizes, modules, torch.zeros_like(K), 0.0, None, tau)
+        return Interconnection(sizes, modules, K, self.K_error, None, tau)
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
@@ -154,8 +156,8 @@ class Interconnection:
         what C says and no more. Then C with the linear coupling; then w from the worst direction y
         itself, for which w_i = |y_i| is best.
         """
-        assert self.gains is not None
-        G = symmetric_part(self.gains)
+        assert self.edge_gains is not None
+        G = symmetric_part(self.edge_gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
         units = torch.tensor(self.sizes)
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):

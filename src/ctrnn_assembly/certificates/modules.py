@@ -51,7 +51,7 @@ class ModuleBound:
     """What is proven of one module, per unit of time.
 
     Attributes:
-        loop: its open loop. T: its multiplier, (n,).
+        loop: its open system. T: its multiplier, (n,).
         rate: lower bound on the contraction rate. error: the rounding taken off it.
         s_procedure_matrix: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
         theorem: the plainest proof of the rate.
@@ -59,7 +59,7 @@ class ModuleBound:
         disc: nu, eps with ||J + nu I|| <= eps in the metric over all slopes.
     """
 
-    loop: LureSystem
+    system: LureSystem
     T: Tensor
     rate: float
     error: float
@@ -74,9 +74,9 @@ def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: 
     W, tau = W.double(), tau.double()
     theta = factor.theta.double()
     factor = Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv_ex(theta)[0])
-    loop = LureSystem.of(W, phi, inside, factor, tau)
-    T, theorem = _best_multiplier(loop, multipliers(W, phi, inside, factor))
-    S, error = loop.s_procedure_matrix(T)
+    system = LureSystem.of(W, phi, inside, factor, tau)
+    T, theorem = _best_multiplier(system, multipliers(W, phi, inside, factor))
+    S, error = system.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
     direct = _theorem1(W, phi, factor, tau)
     if direct > rate + 1e-9 * abs(direct):
@@ -86,7 +86,7 @@ def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: 
     disc = _disc(W, phi, factor, tau, norm)
     near = rate - 1e-6 * abs(rate)
     name = _name(W, phi, theorem, direct >= near, float((1 / tau).min()) - norm >= near)
-    return ModuleBound(loop, T, rate, error, S, name, norm, disc)
+    return ModuleBound(system, T, rate, error, S, name, norm, disc)
 
 
 def multipliers(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> dict[str, Tensor]:
@@ -126,12 +126,13 @@ def _perron_vector(S: Tensor) -> Tensor:
     return v.clamp(min=1e-6 * float(v.max()))
 
 
-def _best_multiplier(loop: LureSystem, families: dict[str, Tensor]) -> tuple[Tensor, str]:
+def _best_multiplier(system: LureSystem, families: dict[str, Tensor]) -> tuple[Tensor, str]:
     """The T = z T_0 with the least lmax(S), and its family; unproven, as any T > 0 is sound."""
-    limit = max(_top(loop.A), _top(loop.A + loop.X @ loop.Z))  # no proof beats two slope vertices
-    best, chosen, theorem = 10 * WORST, torch.ones_like(loop.A[0]), "none"
+    # No proof beats two vertices of the slopes.
+    limit = max(_top(system.A), _top(system.A + system.X @ system.Z))
+    best, chosen, theorem = 10 * WORST, torch.ones_like(system.A[0]), "none"
     for name, T0 in families.items():
-        top, T = _best_scale(loop, T0)
+        top, T = _best_scale(system, T0)
         if top < best - 1e-9 * abs(best):
             best, chosen, theorem = top, T, name
         if best <= limit + 1e-9 * abs(limit):
@@ -139,10 +140,10 @@ def _best_multiplier(loop: LureSystem, families: dict[str, Tensor]) -> tuple[Ten
     return chosen, theorem
 
 
-def _best_scale(loop: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
+def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
     """The least lmax(S) over T = z T_0, and that T; lmax is convex in z."""
     root = T0.sqrt()
-    B0, C0, A = loop.X / root, root[:, None] * loop.Z, symmetric_part(loop.A)
+    B0, C0, A = system.X / root, root[:, None] * system.Z, symmetric_part(system.A)
 
     def top(log_z: float) -> float:
         z = math.exp(log_z / 2)
@@ -156,7 +157,7 @@ def _best_scale(loop: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
     bounds = (centre - LOG_Z, centre + LOG_Z)
     found = minimize_scalar(top, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     # Theorems 2 and 3 are exact at one z, which a search only approaches.
-    tries = [float(found.x), bounds[0], *(-k * math.log(loop.g) for k in (0, 1, 2) if loop.g > 0)]
+    tries = [float(found.x), bounds[0], *(-k * math.log(system.g) for k in (0, 1, 2) if system.g > 0)]
     log_z = min(tries, key=top)
     return top(log_z), math.exp(log_z) * T0
 

@@ -6,7 +6,7 @@ Every number is a bound with float64 rounding accounted for, on the side that ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ctrnn_assembly.metrics import Metric
@@ -32,16 +32,22 @@ class StepCertificate:
     max_dt: float = 0.0
     reason: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; max_dt is None where every dt is certified, the factor where none is proven."""
-        return {
-            "solver": self.solver,
-            "dt": self.dt,
-            "certified": self.certified,
-            "contraction_factor": finite(self.contraction_factor),
-            "max_dt": finite(self.max_dt),
-            "reason": self.reason,
-        }
+    @classmethod
+    def refused(cls, solver: str, dt: float, reason: str) -> StepCertificate:
+        """Nothing is proven, and why."""
+        return cls(solver, dt, False, None, 0.0, reason)
+
+    @classmethod
+    def proven(
+        cls, solver: str, dt: float, factor: float, max_dt: float, advice: str = "no dt is certified"
+    ) -> StepCertificate:
+        """From bounds that have rounding in them; `advice` is for where no dt is certified."""
+        if factor < 1:
+            return cls(solver, dt, True, factor, max(max_dt, dt))
+        if max_dt > 0:
+            advice = f"the largest certified dt is {max_dt:.6g}"
+        reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
+        return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
 
 
 @dataclass(frozen=True)
@@ -61,24 +67,13 @@ class Module:
     rate: float
     certified: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "index": self.index,
-            "size": self.size,
-            "theorem": self.theorem,
-            "margin": finite(self.margin),
-            "rate": finite(self.rate),
-            "certified": self.certified,
-        }
-
 
 @dataclass(frozen=True)
 class MetricFacts:
     """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
 
-    `origin` is "given" for the field's own metric; a searched one is another, and rates and gains hold
-    in that one. `matrix` is M, None where nothing could be proven.
+    `origin` is "given" for the field's own metric; a searched one is another, and rates and factors hold
+    in that one. `matrix` is M, None where nothing could be proven; `Certificate.as_dict` leaves it out.
     """
 
     kind: str
@@ -92,16 +87,6 @@ class MetricFacts:
         """largest / smallest; distances may grow by its root before they shrink."""
         return self.largest / self.smallest if self.smallest > 0 else math.inf
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "kind": self.kind,
-            "origin": self.origin,
-            "smallest": finite(self.smallest),
-            "largest": finite(self.largest),
-            "condition_number": finite(self.condition_number),
-        }
-
 
 @dataclass(frozen=True)
 class CouplingFacts:
@@ -110,8 +95,8 @@ class CouplingFacts:
     Attributes:
         topology: "all", "ring", "chain", "star", "none", or the number of pairs.
         pairs: coupled pairs of modules.
-        residuals: of each pair, ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over the root of tau_i
-            tau_j: 0 for exact feedback. Coupling inside a module has none, but counts in `cost`.
+        residual: the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over the
+            root of tau_i tau_j: 0 for exact feedback. Coupling inside a module counts in `cost` alone.
         norm: ||tau^-1/2 L tau^-1/2||_M, per unit of time: ||L||_M for tau = 1.
         cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
         edges: number of nonlinear couplings.
@@ -119,26 +104,10 @@ class CouplingFacts:
 
     topology: str
     pairs: tuple[tuple[int, int], ...]
-    residuals: tuple[float, ...]
+    residual: float
     norm: float
     cost: float
     edges: int
-
-    @property
-    def residual(self) -> float:
-        """The largest residual."""
-        return max(self.residuals, default=0.0)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "topology": self.topology,
-            "pairs": [list(pair) for pair in self.pairs],
-            "residual": finite(self.residual),
-            "norm": finite(self.norm),
-            "cost": finite(self.cost),
-            "edges": self.edges,
-        }
 
 
 @dataclass(frozen=True)
@@ -171,9 +140,9 @@ class Certificate:
         cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
     ) -> Certificate:
         """Nothing is proven, and why: for layers without a certificate and for unusable numbers."""
-        step = None if dt is None else StepCertificate(solver, dt, False, None, 0.0, reason)
+        step = None if dt is None else StepCertificate.refused(solver, dt, reason)
         metric = MetricFacts("none", origin, 0.0, math.inf)
-        coupling = CouplingFacts("unknown", (), (), math.inf, math.inf, 0)
+        coupling = CouplingFacts("unknown", (), math.inf, math.inf, math.inf, 0)
         return cls(False, -math.inf, math.inf, metric, (), coupling, step, (reason,))
 
     @property
@@ -182,18 +151,20 @@ class Certificate:
         return 1 / self.rate if self.certified else math.inf
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; None where a bound is infinite."""
-        return {
-            "certified": self.certified,
-            "rate": finite(self.rate),
-            "slowest_time_constant": finite(self.slowest_time_constant),
-            "rounding": finite(self.rounding),
-            "discrete": None if self.step is None else self.step.as_dict(),
-            "metric": self.metric.as_dict(),
-            "modules": [module.as_dict() for module in self.modules],
-            "coupling": self.coupling.as_dict(),
-            "reasons": list(self.reasons),
-        }
+        """Plain values for JSON, None where a bound is infinite; the step by the key "discrete"."""
+        result = _plain(self)
+        result["discrete"] = result.pop("step")
+        result["metric"]["condition_number"] = finite(self.metric.condition_number)
+        return result | {"slowest_time_constant": finite(self.slowest_time_constant)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        shown = (f.name for f in fields(value) if f.repr)
+        return {name: _plain(getattr(value, name)) for name in shown}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def finite(value: float | None) -> float | None:

@@ -11,6 +11,7 @@ numerical algorithms (2002), chapters 3 and 10.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 
 UNIT = 2.0**-53  # the unit roundoff of float64
 DENSE = 1024  # above this size extreme eigenvalues are guessed by Lanczos, not by LAPACK
+# Relative back-offs from an optimum that was searched without rigour.
+BACK_OFFS = (1e-7, 1e-5, 1e-3, 1e-2, 0.1, 0.5)
 
 
 def gamma(k: int) -> float:
@@ -47,6 +50,12 @@ def is_positive_definite(S: Tensor, error: float) -> bool:
     shift = error * scale + 2 * gamma(S.shape[0] + 3) * float(diagonal.abs().sum()) + 1e-280
     diagonal -= shift * (1 + 1e-12)
     return int(torch.linalg.cholesky_ex(shifted)[1]) == 0
+
+
+def largest_proven(guess: float, proves: Callable[[float], bool]) -> float:
+    """The first positive guess (1 - back-off) that is proven; 0 for none."""
+    tries = (guess * (1 - share) for share in BACK_OFFS) if guess > 0 else ()
+    return next((value for value in tries if proves(value)), 0.0)
 
 
 def largest_eigenvalue(S: Tensor, error: float = 0.0) -> float:

@@ -141,7 +141,7 @@ def _dense_factor(M: Tensor) -> Factor:
     return Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
 
 
-def _semidefinite(loop: LureSystem) -> Tensor | None:
+def _semidefinite(system: LureSystem) -> Tensor | None:
     """The diagonal metric (n,) with the best rate that the S-procedure allows, or None.
 
     For a fixed rate the lemma is linear in (M, T): bisection over the rate, one programme each.
@@ -155,7 +155,7 @@ def _semidefinite(loop: LureSystem) -> Tensor | None:
         raise ConfigError(
             "the convex search needs cvxpy. Use pip install 'ctrnn-assembly[convex]', or search='fast'."
         ) from None
-    A, X, Z = (matrix.numpy() for matrix in (loop.A, loop.X, loop.Z))
+    A, X, Z = (matrix.numpy() for matrix in (system.A, system.X, system.Z))
     n = len(A)
     m, t, rate = cp.Variable(n), cp.Variable(n), cp.Parameter()
     M, T = cp.diag(m), cp.diag(t)
@@ -164,7 +164,7 @@ def _semidefinite(loop: LureSystem) -> Tensor | None:
     slack = cp.Variable()
     fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
     problem = cp.Problem(cp.Minimize(slack), fits)
-    best, low, high = None, 0.0, float(-torch.linalg.eigvalsh((loop.A + loop.A.mT) / 2)[-1])
+    best, low, high = None, 0.0, float(-torch.linalg.eigvalsh((system.A + system.A.mT) / 2)[-1])
     for attempt in range(10):
         rate.value = low if attempt == 0 else (low + high) / 2
         try:

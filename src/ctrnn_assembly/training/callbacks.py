@@ -16,7 +16,7 @@ from typing import Any, cast
 import lightning as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from ctrnn_assembly.certificates import EULER, PROVEN_STEPS, Certificate
+from ctrnn_assembly.certificates import STEP_PROOFS, Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.errors import DataError, TrainingError
 from ctrnn_assembly.training.config import TrainConfig
@@ -126,12 +126,12 @@ def missing_certificate(config: TrainConfig, certificate: Certificate | None) ->
     assert step is not None
     if config.require_certificate == "continuous" or step.certified:
         return ""
-    if config.solver in EULER and not config.keep_step_certified:
+    if config.solver == "euler" and not config.keep_step_certified:
         change = "Use --keep-step-certified, --solver imex, or a lower --dt."
-    elif config.solver in (*EULER, "imex"):
+    elif config.solver in ("euler", "imex"):
         change = "Use a lower --dt."
     else:
-        change = f"Use --solver {'imex' if config.solver in PROVEN_STEPS else 'euler or imex'}."
+        change = f"Use --solver {'imex' if config.solver in STEP_PROOFS else 'euler or imex'}."
     return f"{step.reason}. {change}"
 
 

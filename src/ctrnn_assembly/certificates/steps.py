@@ -1,0 +1,349 @@
+"""Whether the step of a grid scheme contracts: a bound on its factor, and the longest step.
+
+In the coordinates of `interconnection`, y = tau^1/2 Theta x, the differences of two states follow
+y' = J y + K y with J = A + B (slopes) C from the modules and K from the linear coupling, and a step
+multiplies their norm by at most, over all slopes (`ctrnn_assembly.schemes` has the steps themselves):
+
+| scheme | bound on the factor |
+|---|---|
+| euler | disc or LMI, the better of the two, for every cluster of modules that K joins |
+| imex | Euler factor of the modules alone / (1 - dt sigma), sigma = lmax(sym K): 0 for feedback |
+| exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
+| the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
+
+disc:  if ||J + nu I|| <= eps for all slopes, sigma = ||sym K|| and omega = ||K||, then
+       q = sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps
+
+LMI:   with the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
+       [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
+       proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
+
+Kappa and mu are searched without rigour; the LMI is then proven by a Cholesky factorisation. Nonlinear
+edges between clusters add dt times their gains to the matrix of the clusters' factors.
+
+A new scheme is an entry of `STEP_PROOFS`. Source: THEORY sections 6 and 13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
+from ctrnn_assembly.certificates.rounding import (
+    DENSE,
+    UNIT,
+    gamma,
+    guess_largest,
+    guess_norm,
+    is_positive_definite,
+    largest_proven,
+    spectral_norm,
+)
+from ctrnn_assembly.linalg import symmetric_part
+
+
+class StepProof(Protocol):
+    """What is proven of the steps of one scheme."""
+
+    def factor(self, dt: float) -> float:
+        """An upper bound on the factor of a step of length dt; infinite if none is proven."""
+
+    @property
+    def max_dt(self) -> float:
+        """A dt up to which every step contracts, as large as the bounds prove; 0 for none."""
+
+
+@dataclass(frozen=True)
+class EulerStep:
+    """The Euler step of clusters of modules, with nonlinear edges between them.
+
+    Attributes:
+        parts: the LMI of each cluster.
+        edge_gains: bounds on the edges between clusters, (c, c), or None.
+    """
+
+    parts: tuple[StepLMI, ...]
+    edge_gains: Tensor | None
+
+    @classmethod
+    def of(cls, whole: Interconnection, *, coupled: bool = True) -> EulerStep:
+        """The step of the whole; or of its modules alone, without the linear coupling."""
+        clusters = whole.clusters() if coupled else [[k] for k in range(len(whole.sizes))]
+        parts = tuple(StepLMI(whole.part(cluster, coupled=coupled)) for cluster in clusters)
+        if whole.edge_gains is None:
+            return cls(parts, None)
+        order = [k for cluster in clusters for k in cluster]
+        between = whole.edge_gains[order][:, order]
+        return cls(parts, block_norms(between, tuple(len(cluster) for cluster in clusters)))
+
+    def factor(self, dt: float) -> float:
+        factors = [min(disc_factor(part.whole, dt), part.factor(dt)) for part in self.parts]
+        if self.edge_gains is None or not all(math.isfinite(factor) for factor in factors):
+            return max(factors)
+        joined = torch.diag(torch.tensor(factors, dtype=torch.float64)) + dt * self.edge_gains
+        return spectral_norm(joined, 1e-14 * float(joined.norm()))
+
+    @cached_property
+    def max_dt(self) -> float:
+        largest = min(max(disc_max_dt(part.whole), part.max_dt) for part in self.parts)
+        return largest if self.edge_gains is None else last_contracting(self.factor, largest)
+
+
+@dataclass(frozen=True)
+class ImexStep:
+    """y+ = (I - dt K)^-1 (y + dt J y), where ||(I - dt K)^-1|| <= 1 / (1 - dt sigma) whatever ||K|| is.
+
+    `alone` is the Euler step of the modules without linear coupling.
+    """
+
+    whole: Interconnection
+    alone: StepProof
+
+    def factor(self, dt: float) -> float:
+        implicit = dt * self.whole.cost
+        return self.alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
+
+    @cached_property
+    def max_dt(self) -> float:
+        if self.whole.cost == 0:
+            return self.alone.max_dt
+        return last_contracting(self.factor, self.alone.max_dt)
+
+
+@dataclass(frozen=True)
+class ExponentialEulerStep:
+    """Exact in F = K - 1 / tau and explicit in W phi; `alone` as for `ImexStep`."""
+
+    whole: Interconnection
+    alone: StepProof
+
+    def factor(self, dt: float) -> float:
+        if self.decay <= 0:
+            return math.inf
+        gone = -math.expm1(-dt * self.decay)
+        bound = math.exp(-dt * self.decay) + gone / self.decay * self.explicit
+        if self.is_leak_only:
+            tau = float(self.whole.tau[0])
+            bound = min(bound, self.alone.factor(-tau * math.expm1(-dt / tau)))
+        return bound * (1 + 16 * UNIT)
+
+    @cached_property
+    def max_dt(self) -> float:
+        """Infinite if the norms prove every dt, else the Euler bound of an uncoupled net, else 0."""
+        if 0 < self.decay > self.explicit * (1 + 1e-9):
+            return math.inf
+        if not self.is_leak_only:
+            return 0.0
+        tau = float(self.whole.tau[0])
+        share = self.alone.max_dt / tau * (1 - 1e-12)
+        return math.inf if share >= 1 else -math.log1p(-share) * tau
+
+    @cached_property
+    def decay(self) -> float:
+        """s."""
+        return (1 / float(self.whole.tau.max()) - self.whole.cost) * (1 - 4 * UNIT)
+
+    @cached_property
+    def explicit(self) -> float:
+        """norm, nonlinear edges included."""
+        modules, edges = max(module.norm for module in self.whole.modules), self.whole.edge_gains
+        return modules if edges is None else modules + spectral_norm(edges, 1e-14 * float(edges.norm()))
+
+    @cached_property
+    def is_leak_only(self) -> bool:
+        whole, tau = self.whole, self.whole.tau
+        return whole.edge_gains is None and not bool(whole.K.any()) and bool((tau == tau[0]).all())
+
+
+# For each scheme, from the whole and the Euler step of its modules alone.
+STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof], StepProof]] = {
+    "euler": lambda whole, alone: EulerStep.of(whole),
+    "imex": ImexStep,
+    "exponential-euler": ExponentialEulerStep,
+}
+
+
+def disc_factor(whole: Interconnection, dt: float) -> float:
+    """The disc bound on the factor.
+
+    For dt > 1 / nu the factor 1 - dt nu is negative, so ||sym K|| counts and not its largest eigenvalue.
+    """
+    nu, eps = common_disc(whole)
+    left, turn = 1 - dt * nu, dt * whole.norm
+    rotation = left * left + 2 * dt * abs(left) * whole.symmetric_norm + turn * turn
+    return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
+
+
+def disc_max_dt(whole: Interconnection) -> float:
+    """2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes."""
+    nu, eps = common_disc(whole)
+    if nu <= eps:
+        return 0.0
+    largest = 2 * (nu - eps) / (whole.norm * whole.norm + (nu - eps) * (nu + eps))
+    return largest_proven(largest, lambda dt: disc_factor(whole, dt) < 1)
+
+
+def common_disc(whole: Interconnection) -> tuple[float, float]:
+    """nu, eps of all modules at once."""
+    low = min(m.disc[0] - m.disc[1] for m in whole.modules)
+    high = max(m.disc[0] + m.disc[1] for m in whole.modules)
+    return (low + high) / 2, (high - low) / 2 * (1 + 4 * UNIT)
+
+
+@dataclass(frozen=True)
+class StepLMI:
+    """The LMI of one cluster of modules, without nonlinear edges."""
+
+    whole: Interconnection
+
+    @cached_property
+    def weighted(self) -> list[tuple[Tensor, Tensor, float]]:
+        """B, C and their errors for each module."""
+        return [module.system.weigh(module.T) for module in self.whole.modules]
+
+    @cached_property
+    def A(self) -> Tensor:
+        """blkdiag(A_i) + K, (n, n)."""
+        return torch.block_diag(*(m.system.A for m in self.whole.modules)) + self.whole.K
+
+    @cached_property
+    def B(self) -> Tensor:
+        """(n, n), block-diagonal."""
+        return torch.block_diag(*(B for B, _, _ in self.weighted))
+
+    @cached_property
+    def C(self) -> Tensor:
+        """(n, n), block-diagonal."""
+        return torch.block_diag(*(C for _, C, _ in self.weighted))
+
+    @cached_property
+    def groups(self) -> list[slice]:
+        """Units whose couplings do not cancel: one group a module for feedback, else one for all."""
+        n = len(self.whole.K)
+        if not self.whole.is_feedback:
+            return [slice(0, n)]
+        ends = torch.tensor(self.whole.sizes).cumsum(0).tolist()
+        return [slice(e - s, e) for e, s in zip(ends, self.whole.sizes, strict=True)]
+
+    @cached_property
+    def best(self) -> tuple[float, float]:
+        """The largest dt at mu = 0 over kappa, and that kappa; unproven."""
+
+        def minus_log(kappa: float) -> float:
+            value = self._largest(kappa)
+            return -math.log(value) if value > 0 else 1e3
+
+        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.A) <= DENSE else 5)
+        return self._largest(kappa), kappa
+
+    @cached_property
+    def max_dt(self) -> float:
+        """A dt that is proven to contract; 0 for none."""
+        dt, kappa = self.best
+        return largest_proven(dt, lambda shorter: self._proves(shorter, 0.0, kappa))
+
+    def factor(self, dt: float) -> float:
+        """The proven factor of a step of length dt; infinite if none is."""
+        largest, kappa = self.best
+        if not 0 < dt < largest:
+            return math.inf
+        if len(self.A) <= DENSE:
+            tries = 8 if len(self.A) > 256 else 20
+            other = _best_kappa(lambda k: -max(-1e9, self._mu(dt, k)), xatol=0.05, maxiter=tries)
+            kappa = max(kappa, other, key=lambda k: self._mu(dt, k))
+        mu = largest_proven(
+            self._mu(dt, kappa), lambda mu: 2 * dt * mu < 1 and self._proves(dt, mu, kappa)
+        )
+        return math.sqrt(1 - 2 * dt * mu) * (1 + 4 * UNIT) if mu > 0 else math.inf
+
+    def _largest(self, kappa: float) -> float:
+        """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
+        columns = []
+        for group in self.groups:
+            A, B, C = (X[group, group] for X in (self.A, self.B, self.C))
+            corner = -(B + kappa * C.mT)
+            eye = torch.eye(len(A), dtype=A.dtype)
+            top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
+            P = torch.cat([top, torch.cat([corner.mT, 2 * kappa * eye], dim=1)])
+            factor, failed = torch.linalg.cholesky_ex(P)
+            if int(failed):
+                return 0.0
+            G = torch.cat([self.A[:, group], self.B[:, group]], dim=1)
+            columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
+        norm = guess_norm(torch.cat(columns, dim=1))
+        return 1 / norm**2 if 0 < norm < math.inf else 0.0
+
+    def _mu(self, dt: float, kappa: float) -> float:
+        """The largest mu that the LMI allows, by eliminating w; unproven, -inf if there is none."""
+        H = 2 * kappa * torch.eye(len(self.A), dtype=self.A.dtype) - dt * self.B.mT @ self.B
+        factor, failed = torch.linalg.cholesky_ex(H)
+        if int(failed):
+            return -math.inf
+        Y = self.B + kappa * self.C.mT + dt * (self.A.mT @ self.B)
+        half = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
+        outer = 2 * symmetric_part(self.A) + dt * (self.A.mT @ self.A) + half @ half.mT
+        return -guess_largest(symmetric_part(outer)) / 2
+
+    def _proves(self, dt: float, mu: float, kappa: float) -> bool:
+        """Whether the LMI holds, rounding accounted for."""
+        A, B, C, n = self.A, self.B, self.C, len(self.A)
+        G = torch.cat([A, B], dim=1)
+        Z = G.mT @ G
+        Z *= -dt
+        Z[:n, :n] -= 2 * symmetric_part(A)
+        Z[:n, n:] -= B + kappa * C.mT
+        Z[n:, :n] -= B.mT + kappa * C
+        Z.diagonal()[:n] -= 2 * mu
+        Z.diagonal()[n:] += 2 * kappa
+        Z = symmetric_part(Z)
+        off_A = math.hypot(*(m.system.A_error for m in self.whole.modules)) + self.whole.K_error
+        off_A += 4 * UNIT * float(A.norm())
+        off_B = math.hypot(*(error for _, _, error in self.weighted))
+        size, off_G = float(G.norm()), off_A + off_B
+        gram = size**2 * gamma(n + 4) + 2 * size * off_G + off_G**2
+        rounding = 8 * UNIT * (float(Z.norm()) + 2 * mu * n + 2 * kappa * n)
+        return is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + rounding)
+
+
+def _best_kappa(loss: Callable[[float], float], *, xatol: float, maxiter: int) -> float:
+    """The kappa > 1 of the least loss, on a logarithmic scale of kappa - 1."""
+    options = {"xatol": xatol, "maxiter": maxiter}
+    bounds = (-3.5, 1.5)
+    found = minimize_scalar(lambda t: loss(1 + 10**t), bounds=bounds, method="bounded", options=options)
+    return 1 + 10 ** float(found.x)
+
+
+def last_contracting(factor: Callable[[float], float], largest: float) -> float:
+    """A dt up to `largest` with factor(dt) < 1, by halving and one bisection; 0 for none.
+
+    Contraction of I + dt J for every J of a convex set holds on an interval of dt.
+    """
+    low = next((h for h in (largest * 0.5**k for k in range(30)) if factor(h) < 1), 0.0)
+    high = min(largest, 2 * low)
+    for _ in range(12 if low > 0 else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if factor(middle) < 1 else (low, middle)
+    return low
+
+
+def largest_coupling_norm(whole: Interconnection, dt: float) -> float:
+    """omega such that the Euler step contracts for every skew K with ||K|| <= omega; 0 for none.
+
+    With N = J the modules alone and q their Euler factor, |y + dt N y + dt K y|^2 <= q^2 +
+    dt^2 omega^2 + 2 dt^2 omega eps, because y^T K y = 0 and |N y + nu y| <= eps |y|; or the disc bound.
+    """
+    alone = EulerStep.of(whole, coupled=False).factor(dt)
+    (nu, eps), target = common_disc(whole), 1 - 1e-6
+    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
+    rest = target**2 - alone**2 if alone < target else -1.0
+    by_disc = math.sqrt(max(0.0, disc)) / dt
+    by_alone = -eps + math.sqrt(eps**2 + max(0.0, rest) / dt**2)
+    return max(by_disc, by_alone) * (1 - 1e-12)
