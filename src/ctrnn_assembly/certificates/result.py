@@ -95,8 +95,8 @@ class CouplingFacts:
     Attributes:
         topology: "all", "ring", "chain", "star", "none", or the number of pairs.
         pairs: coupled pairs of modules.
-        residual: the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over the
-            root of tau_i tau_j: 0 for exact feedback. Coupling inside a module counts in `cost` alone.
+        residual: the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over
+            the root of tau_i tau_j: 0 for exact feedback. Coupling inside a module counts in `cost`.
         norm: ||tau^-1/2 L tau^-1/2||_M, per unit of time: ||L||_M for tau = 1.
         cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
         edges: number of nonlinear couplings.
