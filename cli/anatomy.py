@@ -80,7 +80,7 @@ class Anatomy:
             row.split(self.terms.sizes, dim=1) for row in self.terms.L.split(self.terms.sizes, dim=0)
         ]
         for i, j in [*self.terms.pairs, *(pair[::-1] for pair in self.terms.pairs)]:
-            balanced = _turned(factors[j]).raise_right(_turned(factors[i]).lower(rows[i][j]))
+            balanced = _turned(factors[j]).right_multiply(_turned(factors[i]).left_divide(rows[i][j]))
             found[i, j] = float(torch.linalg.matrix_norm(balanced, ord=2))
         return found
 
@@ -131,5 +131,5 @@ def _in_double(factor: Factor) -> Factor:
 
 
 def _turned(factor: Factor) -> Factor:
-    """Theta and Theta^-1 exchanged: `lower` multiplies by Theta, `raise_right` by Theta^-1."""
+    """Theta and Theta^-1 exchanged: `left_divide` multiplies by Theta, `right_multiply` by Theta^-1."""
     return Factor(factor.theta_inv, factor.theta)

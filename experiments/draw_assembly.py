@@ -37,7 +37,7 @@ def build():
     ring = [(Subnetwork(kind, 16), label) for kind, label in kinds]
     star = [(Subnetwork(SingularValueBounded("tanh"), n), f"Theorem 5, n = {n}") for n in (16, 10, 10)]
     areas = [couple([m for m, _ in ring], "ring"), couple([m for m, _ in star], "star")]
-    return couple(areas, "all", gain=0.5), ring, star
+    return couple(areas, "all", init_scale=0.5), ring, star
 
 
 def circle(count, centre, radius, start):

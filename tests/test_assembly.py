@@ -21,9 +21,8 @@ from ctrnn_assembly.contracting import (
     Symmetric,
     Triangular,
 )
-from ctrnn_assembly.coupling import Feedback
+from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
-from ctrnn_assembly.hierarchy import Hierarchy
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array
 
@@ -59,7 +58,7 @@ def nested() -> Assembly:
     m = leaves()
     linear = couple(m[0:2], "all", kind="hierarchy")
     bent = Assembly(m[2:4], Hierarchy([1, 4], [(0, 1)], psi="tanh"))
-    inner = couple([linear, m[4], bent], "star", gain=2.0)
+    inner = couple([linear, m[4], bent], "star", init_scale=2.0)
     return couple([m[5], inner, couple(m[6:8], "all")], "ring")
 
 

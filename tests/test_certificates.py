@@ -150,7 +150,7 @@ def test_oracle_17_skew_coupling_without_the_metric_is_refused():
 @pytest.mark.parametrize("psi", [None, "tanh"])
 def test_a_hierarchy_is_certified_below_its_exact_rate(psi):
     parts = [Subnetwork(AdaDiagTanh(margin=0.3), 2), Subnetwork(SparseAbsolute(density=0.3), 3)]
-    net = Assembly(parts, Hierarchy([2, 3], [(0, 1)], psi=psi, gain=2.0))
+    net = Assembly(parts, Hierarchy([2, 3], [(0, 1)], psi=psi, init_scale=2.0))
     certificate, terms = certify(net), net.terms()
     assert certificate.certified
     assert certificate.rate >= net.rate - 1e-9
@@ -192,7 +192,7 @@ def test_the_gain_of_a_step_is_never_below_the_exact_one(solver, taus):
     kinds = [CONSTRAINTS[k] for k in ("adadiag-tanh", "singular", "symmetric", "absolute")]
     for trial in range(12):
         parts = [Subnetwork(kinds[(trial + k) % 4](margin=0.2), 3, tau=taus[k]) for k in range(2)]
-        net = couple(parts, "all", gain=0.3 * (1 + trial))
+        net = couple(parts, "all", init_scale=0.3 * (1 + trial))
         dt = 0.02 + 0.04 * (trial % 3)
         terms, step = net.terms(), certify(net, dt=dt, solver=solver).step
         exact = exact_gain(terms, net.metric(), one_step(terms, solver, dt))
@@ -247,7 +247,7 @@ def test_controls_and_broken_weights_are_refused():
     assert not certificate.certified
     assert "module" in certificate.reasons[0]
     assert not certificate.step.certified
-    free = couple([Subnetwork(AdaDiagTanh(), 8) for _ in range(3)], "all", kind="free", gain=3.0)
+    free = couple([Subnetwork(AdaDiagTanh(), 8) for _ in range(3)], "all", kind="free", init_scale=3.0)
     assert "coupling" in certify(free).reasons[0]
     wild = Subnetwork(Unconstrained(init_scale=5.0), 8)
     assert not certify(wild).certified
@@ -272,7 +272,7 @@ def test_a_wrong_stored_inverse_of_theta_does_not_help():
 
 def test_a_feedback_of_wrong_metrics_is_not_certified():
     parts = [Subnetwork(SparseAbsolute(density=0.15, magnitude=2.0), 8) for _ in range(2)]
-    coupling = Feedback([8, 8], [(0, 1)], gain=2.0)
+    coupling = Feedback([8, 8], [(0, 1)], init_scale=2.0)
     net = Assembly(parts, coupling)
     identity = [Metric((Factor.identity(8, torch.zeros(1)),)) for _ in range(2)]
     skewed = dataclasses.replace(net.terms(), L=coupling.matrix(identity))

@@ -35,7 +35,7 @@ def net(
 ) -> Assembly:
     generator = torch.Generator().manual_seed(3)
     parts = [Subnetwork(kind("tanh"), 4, tau=tau, generator=generator) for _ in range(3)]
-    return couple(parts, coupling, gain=gain, generator=generator)
+    return couple(parts, coupling, init_scale=gain, generator=generator)
 
 
 def step_matrix(solver: str, dt: float, tau: float, WD: Tensor, L: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ctrnn_assembly import CONSTRAINTS, Assembly, Feedback, Hierarchy, Subnetwor
 from ctrnn_assembly.activations import Activation, Elementwise
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.contracting import raw_tensors
-from ctrnn_assembly.hierarchy import hierarchy_scales
+from ctrnn_assembly.coupling import hierarchy_scales
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import named_pairs
@@ -91,8 +91,8 @@ class Node:
         if not pairs:
             return Assembly(parts)
         if self.one_way:
-            return Assembly(parts, Hierarchy(sizes, pairs, psi=self.psi, gain=self.gain))
-        return Assembly(parts, Feedback(sizes, pairs, gain=self.gain))
+            return Assembly(parts, Hierarchy(sizes, pairs, psi=self.psi, init_scale=self.gain))
+        return Assembly(parts, Feedback(sizes, pairs, init_scale=self.gain))
 
 
 @dataclass(frozen=True)

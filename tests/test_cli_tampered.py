@@ -378,7 +378,7 @@ def test_a_wrong_inverse_is_not_believed() -> None:
         == certify(terms, metric, search="none").rate
     )
 
-    field = couple([Subnetwork(Symmetric("tanh"), 3) for _ in range(2)], gain=20.0).double()
+    field = couple([Subnetwork(Symmetric("tanh"), 3) for _ in range(2)], init_scale=20.0).double()
     terms, metric = field.terms().detach_cpu(), field.metric().detach_cpu()
     assert certify(terms, metric, search="none").certified
     wrong_first = [Metric((Factor(f.theta, -f.theta_inv),)) for f in metric.factors[:1]]

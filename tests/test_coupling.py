@@ -19,9 +19,8 @@ from ctrnn_assembly.contracting import (
     Triangular,
     Unconstrained,
 )
-from ctrnn_assembly.coupling import BlockMatrix, Feedback, FreeCoupling
+from ctrnn_assembly.coupling import BlockMatrix, Feedback, FreeCoupling, Hierarchy, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
-from ctrnn_assembly.hierarchy import Hierarchy, hierarchy_scales
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
@@ -84,7 +83,7 @@ def exact_rate(net: Assembly | Subnetwork, *, tau: bool = True) -> float:
 
 @pytest.mark.parametrize("topology", ["all", "ring", "chain", "star", "random:7"])
 def test_feedback_is_skew_in_the_metric_of_every_mixture(topology: str) -> None:
-    net = couple(zoo(), topology, gain=5.0)
+    net = couple(zoo(), topology, init_scale=5.0)
     M, L = array(net.metric().matrix()), array(net.terms().L)
     assert skewness(M, L) <= 1e-12
     assert np.abs(L + L.T).max() > 0.1  # in the identity it is not skew
@@ -94,7 +93,7 @@ def test_feedback_is_skew_in_the_metric_of_every_mixture(topology: str) -> None:
 def test_feedback_costs_no_rate(gain: float) -> None:
     everything = zoo()
     for part in (everything[:3], everything[3:7], everything[5:]):
-        net = couple(part, "all", gain=gain)
+        net = couple(part, "all", init_scale=gain)
         # In floating point, skewness is lost by about eps ||K||.
         assert exact_rate(net) == pytest.approx(min(map(exact_rate, part)), abs=1e-9)
         assert exact_rate(net) >= net.rate == min(module.rate for module in part)
@@ -172,7 +171,7 @@ def test_rate_with_time_constants(form: str) -> None:
         stirred(Symmetric("relu", margin=0.1), 2, form=form, tau=0.1),
         stirred(NegativeProduct("relu"), 2, form=form, tau=7.0),
     ]
-    net = couple(modules, "all", gain=10.0)
+    net = couple(modules, "all", init_scale=10.0)
     assert net.rate == pytest.approx(min(0.2 / 3.0, 0.1 / 0.1, 0.99 / 7.0), rel=1e-12)
     assert exact_rate(net) >= net.rate
     assert exact_rate(net) == pytest.approx(min(map(exact_rate, modules)), abs=1e-9)
@@ -232,7 +231,7 @@ def test_hierarchy_inside_feedback_inside_hierarchy(psi: str | None) -> None:
         [(0, 1)],
         psi,
     )
-    middle = couple([inner, stirred(Symmetric("tanh", margin=0.3), 2, tau=0.5)], "all", gain=5.0)
+    middle = couple([inner, stirred(Symmetric("tanh", margin=0.3), 2, tau=0.5)], "all", init_scale=5.0)
     assert middle.rate == pytest.approx(0.2, rel=1e-6)
     assert exact_rate(middle) >= middle.rate
     L = array(middle.terms().L)
@@ -316,7 +315,7 @@ def test_state_of_other_pairs_is_refused(cls: type[Feedback | Hierarchy | FreeCo
 def test_initial_blocks(init: str) -> None:
     def draw() -> Tensor:
         generator = torch.Generator().manual_seed(4)
-        return BlockMatrix([40, 30], [(1, 0)], init=init, gain=2.0, generator=generator)()
+        return BlockMatrix([40, 30], [(1, 0)], init=init, init_scale=2.0, generator=generator)()
 
     whole = array(draw())
     assert torch.equal(draw(), draw())
@@ -332,7 +331,7 @@ def test_initial_blocks(init: str) -> None:
 
 
 def test_unknown_init_and_kind_are_refused() -> None:
-    with pytest.raises(ConfigError, match="uniform, normal or orthogonal; got 'xavier'"):
+    with pytest.raises(ConfigError, match="uniform, normal, orthogonal; got 'xavier'"):
         Feedback([1, 1], [(0, 1)], init="xavier")
     with pytest.raises(ConfigError, match="feedback, hierarchy, free; got 'both'"):
         couple(zoo()[:2], "all", kind="both")
@@ -346,7 +345,7 @@ def test_coupling_of_other_sizes_is_refused() -> None:
 
 def test_vertex_oracle_sees_a_flipped_sign() -> None:
     """The check used above rejects a coupling with one sign turned, and the inverse metric."""
-    net = couple(zoo()[:3], "all", gain=5.0)
+    net = couple(zoo()[:3], "all", init_scale=5.0)
     M, terms = array(net.metric().matrix()), net.terms()
     L = array(terms.L)
     flipped = L.copy()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN, Linear, SingularValueBounded, Subnetwork, certify, couple
+from ctrnn_assembly import CTRNN, LinearInterpolation, SingularValueBounded, Subnetwork, certify, couple
 from ctrnn_assembly.diagnostics import field_jacobian, flow_exponents, lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.solvers import solve
@@ -190,7 +190,7 @@ def test_a_certified_rate_bounds_the_flows_largest_exponent(name: str) -> None:
     net, dt, steps = FIELDS[name](), 0.1, 100
     certificate = certify(net, search="none")
     terms = net.terms().detach_cpu()
-    signal = Linear(2 * normal(2, 21, net.size), torch.linspace(0, 11, 21))
+    signal = LinearInterpolation(2 * normal(2, 21, net.size), torch.linspace(0, 11, 21))
     found = flow_exponents(
         lambda t, x: terms(x, signal(t)), normal(2, net.size, seed=1), k=1, dt=dt, steps=steps
     )

@@ -27,7 +27,7 @@ from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.contracting import AdaDiagTanh, NegativeProduct, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
-from ctrnn_assembly.inputs import Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.models import build_model
@@ -423,7 +423,7 @@ def test_published_bounds_diverge_in_discrete_time() -> None:
 def field(seed: int = 3, gain: float = 0.1) -> Assembly:
     generator = torch.Generator().manual_seed(seed)
     parts = [Subnetwork(AdaDiagTanh("tanh"), n, generator=generator) for n in (3, 4)]
-    return couple(parts, "all", gain=gain, generator=generator)
+    return couple(parts, "all", init_scale=gain, generator=generator)
 
 
 def layer(gate: str = "input", **settings: object) -> CTRNN:
@@ -550,7 +550,7 @@ def test_all_forms_of_dt_agree(gate: str) -> None:
 @pytest.mark.parametrize("gate", GATES)
 def test_small_steps_approach_the_flow(gate: str) -> None:
     net, samples = layer(gate), normal(3, 5, 2)
-    u, t = Linear(samples, torch.linspace(0, 4, 5)), torch.tensor([0.0, 4.0])
+    u, t = LinearInterpolation(samples, torch.linspace(0, 4, 5)), torch.tensor([0.0, 4.0])
     with torch.no_grad():
         exact = solve(driven(net, u), torch.zeros(3, 7), t, method="dopri5").last
         errors = []

@@ -311,7 +311,7 @@ def test_a_linear_run_with_a_plane_skew_coupling_has_gsc_one(solver, omega):
 @pytest.mark.parametrize("solver", ["euler", "imex"])
 def test_contraction_bounds_the_jacobian(solver):
     parts = [Subnetwork(SingularValueBounded("tanh"), 4, tau=1.5) for _ in range(3)]
-    field = couple(parts, "ring", gain=2.0).double()
+    field = couple(parts, "ring", init_scale=2.0).double()
     net = CTRNN(2, field, dt=0.05, solver=solver).double()
     certificate = certify(field, dt=0.05, solver=solver)
     assert certificate.step is not None

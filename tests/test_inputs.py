@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ctrnn_assembly.errors import DataError, ShapeError
-from ctrnn_assembly.inputs import INTERPOLATIONS, CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import (
+    INTERPOLATIONS,
+    CubicHermite,
+    LinearInterpolation,
+    Signal,
+    ZeroOrderHold,
+)
 from solver_problems import F64, normal, order
 
 TIMES = torch.tensor([0.0, 0.3, 0.5, 1.1, 2.0], dtype=F64)
@@ -62,7 +68,7 @@ def test_hold_keeps_each_sample_until_the_next() -> None:
 
 def test_linear_reproduces_lines_and_breaks_at_every_sample() -> None:
     slope = normal(2, 1, 3)
-    signal = Linear(1 + slope * TIMES[:, None], TIMES)
+    signal = LinearInterpolation(1 + slope * TIMES[:, None], TIMES)
     t, u = between(signal)
     assert_close(u, 1 + slope * t[:, None], rtol=1e-13, atol=1e-13)
     assert signal.breaks.tolist() == TIMES.tolist()
@@ -90,7 +96,9 @@ def test_cubic_has_a_continuous_slope() -> None:
         assert_close(left, right, rtol=1e-4, atol=1e-4)  # one-sided differences: O(h u'')
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(ZeroOrderHold, 1), (Linear, 2), (CubicHermite, 3)])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(ZeroOrderHold, 1), (LinearInterpolation, 2), (CubicHermite, 3)]
+)
 def test_interpolation_converges_at_its_order(kind: type[Signal], expected: int) -> None:
     # Away from the ends, whose one-sided slope costs the cubic one order.
     errors, steps = [], []
@@ -133,7 +141,7 @@ def test_a_sample_that_is_not_finite_is_named(bad: float) -> None:
     samples = normal(3, 5, 2)
     samples[1, 4, 0] = bad
     with pytest.raises(DataError, match=rf"{bad} at index \(1, 4, 0\)"):
-        Linear(samples, TIMES)
+        LinearInterpolation(samples, TIMES)
 
 
 @pytest.mark.parametrize("last", [1.1, 1.0, math.nan, math.inf])
@@ -141,4 +149,4 @@ def test_times_must_increase_and_be_finite(last: float) -> None:
     times = TIMES.clone()
     times[-1] = last
     with pytest.raises(DataError, match="finite and increase"):
-        Linear(normal(3, 5, 2), times)
+        LinearInterpolation(normal(3, 5, 2), times)

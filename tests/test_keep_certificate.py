@@ -206,7 +206,7 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([KEEP, "--solver=rk4"], "no proof is known for steps of rk4"),
         ([KEEP, "--coupling-kind=hierarchy"], "a hierarchy changes its metric with its size"),
         ([KEEP, "--coupling-kind=free"], "a free coupling has no certificate to keep"),
-        ([KEEP, "--model=lstm"], "this model's core is LSTM"),
+        ([KEEP, "--model=lstm"], "got another core, a LSTM"),
         ([KEEP, "--dt=3"], "the bound on the step's factor is 4."),
         ([KEEP, "--dt=3"], "the largest certified dt is 1."),
         ([KEEP, "--dt=1e-6"], "the bound on the modules' own factor is 0.99999"),
@@ -214,9 +214,9 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([REQUIRE, "--coupling-gain=30"], "Use --keep-step-certified, --solver imex, or a lower --dt."),
         ([REQUIRE, "--solver=rk4"], "no proof is known for steps of rk4. Use --solver euler or imex."),
         ([REQUIRE, "--solver=imex", "--dt=3"], "the largest certified dt is 1"),
-        ([REQUIRE, "--model=lstm"], "none is defined for 'lstm'. Use svd-combo"),
+        ([REQUIRE, "--model=lstm"], "LSTM is a baseline: no certificate is defined for it"),
         ([REQUIRE, "--coupling-kind=free", "--coupling-gain=9"], "the coupling costs more than"),
-        (["--require-certificate=continuous", "--model=rnn"], "none is defined for 'rnn'"),
+        (["--require-certificate=continuous", "--model=rnn"], "VanillaRNN is a baseline"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(
@@ -264,11 +264,11 @@ def test_divergence_is_called_divergence_in_a_projected_run(
 
 def nested(gain: float) -> Assembly:
     """Two areas of different modules and time constants, coupled inside and between."""
-    a = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], gain=gain)
+    a = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], init_scale=gain)
     b = couple(
-        [Subnetwork(AdaDiagTanh("relu"), 2, tau=2.0), Subnetwork(Symmetric("tanh"), 2)], gain=gain
+        [Subnetwork(AdaDiagTanh("relu"), 2, tau=2.0), Subnetwork(Symmetric("tanh"), 2)], init_scale=gain
     )
-    return couple([a, b], gain=gain)
+    return couple([a, b], init_scale=gain)
 
 
 def classifier(field: Assembly, dt: float = 0.03, solver: str = "euler") -> SequenceClassifier:

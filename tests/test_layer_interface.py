@@ -23,7 +23,7 @@ def assembly(kinds: tuple[type, type], generator: torch.Generator):
     parts = [
         Subnetwork(kind("tanh"), n, generator=generator) for kind, n in zip(kinds, (2, 3), strict=True)
     ]
-    return couple(parts, "all", gain=0.1, generator=generator)
+    return couple(parts, "all", init_scale=0.1, generator=generator)
 
 
 def ctrnn(kinds: tuple[type, type] = (AdaDiagTanh, AdaDiagTanh), **settings: object) -> CTRNN:

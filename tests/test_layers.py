@@ -35,7 +35,6 @@ LAYERS = {
     "data": 4,
     "solvers": 4,
     "coupling": 5,
-    "hierarchy": 5,
     "subnetwork": 5,
     "assembly": 6,
     "gates": 7,
@@ -66,7 +65,6 @@ OWED = {
     "experiments imports click",
     "experiments imports lightning",
     "experiments imports matplotlib",
-    "hierarchy imports coupling",
 }
 
 

@@ -282,7 +282,7 @@ def feedback() -> Assembly:
         Subnetwork(Symmetric("tanh"), 3, form="r", tau=0.7),
         Subnetwork(AdaDiagTanh("tanh"), 3),
     ]
-    return couple(parts, "all", gain=2.0)
+    return couple(parts, "all", init_scale=2.0)
 
 
 def one_way(psi: str | None = None) -> Assembly:
@@ -300,8 +300,8 @@ def deep() -> Assembly:
         [Subnetwork(SingularValueBounded("tanh"), 2, tau=2.0), Subnetwork(AdaDiagTanh("tanh"), 2)]
     )
     sparse = Subnetwork(SparseAbsolute("tanh", density=0.3), 3, form="r", tau=0.5)
-    down = Assembly([pair, sparse], Hierarchy([4, 3], [(0, 1)], psi="tanh", gain=0.5))
-    return couple([down, Subnetwork(Symmetric("tanh"), 2, form="r")], "all", gain=2.0)
+    down = Assembly([pair, sparse], Hierarchy([4, 3], [(0, 1)], psi="tanh", init_scale=0.5))
+    return couple([down, Subnetwork(Symmetric("tanh"), 2, form="r")], "all", init_scale=2.0)
 
 
 ASSEMBLIES: dict[str, Callable[[], Assembly]] = {
@@ -361,7 +361,7 @@ def test_every_certified_step_stays_within_its_gain(solver: str, form: str) -> N
     for name, kind in CONSTRAINTS.items():
         for dt, taus in ((0.03, (1.0, 1.0)), (0.03, (1.0, 1.5)), (0.3, (1.0, 1.0))):
             parts = [Subnetwork(kind("tanh"), 4, form=form, tau=tau) for tau in taus]  # type: ignore[arg-type]
-            net = couple(parts, "all", gain=0.5)
+            net = couple(parts, "all", init_scale=0.5)
             step = certificate(net, dt=dt, solver=solver).step
             assert step is not None
             if not step.certified:
@@ -411,7 +411,7 @@ def test_a_float32_network_is_measured_in_float64() -> None:
 def test_a_wrong_metric_is_refuted() -> None:
     """Feedback made for the metric of Theorem 1, measured in the identity: some interval grows."""
     parts = [Subnetwork(SparseAbsolute("tanh", density=0.2, magnitude=3.0), 8) for _ in range(2)]
-    net = couple(parts, "all", gain=3.0)
+    net = couple(parts, "all", init_scale=3.0)
     rate = certificate(net).rate
     right = measure_contraction(net, dt=0.02, steps=20, method="dopri8", directions="worst")
     assert right.local_rate >= rate

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, solve
 from solver_problems import F64, mixed, nested, normal
 from solver_problems import one_thread as one_thread
@@ -26,7 +26,7 @@ class Oscillator(nn.Module):
         return x @ self.A.mT
 
 
-@pytest.mark.parametrize("kind", [ZeroOrderHold, Linear, CubicHermite])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 def test_adjoint_equals_direct_for_every_parameter_and_sample(kind: type[Signal]) -> None:
     net = mixed()
     leaves = dict(net.named_parameters())  # the raw tensors behind the parametrisations

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, solve
 from solver_problems import F64, normal, one_module, order, tight
 from solver_problems import one_thread as one_thread
@@ -74,7 +74,7 @@ def test_order_on_a_linear_field_against_the_matrix_exponential(method: str) -> 
     assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(method), abs=0.15)
 
 
-@pytest.mark.parametrize("kind", [ZeroOrderHold, Linear])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation])
 @pytest.mark.parametrize("method", FIXED_STEP)
 def test_jumps_and_kinks_of_the_input_cost_no_order(method: str, kind: type[Signal]) -> None:
     # Substeps that never divide an interval between samples would step across a jump: order 1.

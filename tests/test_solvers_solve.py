@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from ctrnn_assembly import Subnetwork, Unconstrained
-from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import GRID_METHODS, solve
 from solver_problems import DT, F64, normal, one_module
 from solver_problems import one_thread as one_thread
@@ -74,7 +74,7 @@ def test_per_sample_steps_equal_separate_solves(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", SOME)
-@pytest.mark.parametrize("kind", [ZeroOrderHold, Linear, CubicHermite])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 def test_a_signal_may_have_other_times_than_the_solve(method: str, kind: type[Signal]) -> None:
     signal = kind(normal(3, 4, 2, seed=3), torch.tensor([0.0, 0.11, 0.2, 0.43], dtype=F64))
     t = torch.linspace(0, 0.6, 61, dtype=F64)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.inputs import CubicHermite, Linear, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import FIXED_STEP, solve
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS
 from solver_problems import DT, F64, mixed, normal, one_module, tight
@@ -32,7 +32,7 @@ def reference(signal: Signal, t: Tensor, substeps: int) -> Tensor:
 UNITS = dict.fromkeys(ADAPTIVE, 200.0) | {"fehlberg2": 1000.0}
 
 
-@pytest.mark.parametrize("kind", [ZeroOrderHold, Linear, CubicHermite])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_the_tolerance_is_met_across_jumps_and_kinks(method: str, kind: type[Signal]) -> None:
     terms = mixed().terms().driven(normal(23, 2, seed=9))

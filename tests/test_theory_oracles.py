@@ -39,7 +39,7 @@ from numpy import ndarray
 from ctrnn_assembly import AdaDiagClip, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import Certificate, largest_coupling
-from ctrnn_assembly.hierarchy import hierarchy_scales
+from ctrnn_assembly.coupling import hierarchy_scales
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
 from oracles import abscissa, hierarchy_rate, rates, vertices

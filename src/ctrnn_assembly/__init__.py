@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from ctrnn_assembly.contracting import Unconstrained as Unconstrained
     from ctrnn_assembly.coupling import Feedback as Feedback
     from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
+    from ctrnn_assembly.coupling import Hierarchy as Hierarchy
     from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction
-    from ctrnn_assembly.hierarchy import Hierarchy as Hierarchy
     from ctrnn_assembly.inputs import CubicHermite as CubicHermite
-    from ctrnn_assembly.inputs import Linear as Linear
+    from ctrnn_assembly.inputs import LinearInterpolation as LinearInterpolation
     from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
     from ctrnn_assembly.layers import CTRNN as CTRNN
     from ctrnn_assembly.layers import SequenceClassifier as SequenceClassifier
@@ -58,10 +58,9 @@ PUBLIC = {
         "Triangular",
         "Unconstrained",
     ),
-    "coupling": ("Feedback", "FreeCoupling"),
+    "coupling": ("Feedback", "FreeCoupling", "Hierarchy"),
     "diagnostics.contraction": ("measure_contraction",),
-    "hierarchy": ("Hierarchy",),
-    "inputs": ("CubicHermite", "Linear", "ZeroOrderHold"),
+    "inputs": ("CubicHermite", "LinearInterpolation", "ZeroOrderHold"),
     "layers": ("CTRNN", "SequenceClassifier"),
     "solvers": ("METHODS", "Solution", "solve"),
     "subnetwork": ("Subnetwork",),

@@ -177,23 +177,22 @@ class Elementwise:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""
-        if len(self.runs) == 1:
-            return self.runs[0][0](x)
-        parts = x.split([n for _, n in self.runs], dim=-1)
-        return torch.cat([phi(part) for (phi, _), part in zip(self.runs, parts, strict=True)], -1)
+        return self._by_runs(Activation.__call__, x)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""
-        if len(self.runs) == 1:
-            return self.runs[0][0].slope_at(x)
-        parts = x.split([n for _, n in self.runs], dim=-1)
-        slopes = [phi.slope_at(part) for (phi, _), part in zip(self.runs, parts, strict=True)]
-        return torch.cat(slopes, -1)
+        return self._by_runs(Activation.slope_at, x)
 
     def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """v times the derivative at x, where y is the map of x; all (..., n)."""
+        return self._by_runs(Activation.pull_back, v, x, y)
+
+    def _by_runs(self, what: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """what(phi, ...) of each run's part of the tensors (..., n), side by side."""
         if len(self.runs) == 1:
-            return self.runs[0][0].pull_back(v, x, y)
+            return what(self.runs[0][0], *tensors)
         sizes = [n for _, n in self.runs]
-        parts = zip(self.runs, *(a.split(sizes, dim=-1) for a in (v, x, y)), strict=True)
-        return torch.cat([phi.pull_back(*part) for (phi, _), *part in parts], -1)
+        parts = zip(*(tensor.split(sizes, dim=-1) for tensor in tensors), strict=True)
+        return torch.cat(
+            [what(phi, *part) for (phi, _), part in zip(self.runs, parts, strict=True)], dim=-1
+        )

@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Activation, Elementwise
-from ctrnn_assembly.coupling import Feedback, FreeCoupling, Init
-from ctrnn_assembly.errors import ConfigError, ShapeError
-from ctrnn_assembly.hierarchy import Hierarchy, hierarchy_scales
+from ctrnn_assembly.coupling import COUPLINGS, Coupling, Init
+from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork, field_at
 from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.topology import Pair, named_pairs
-
-Coupling = Feedback | Hierarchy | FreeCoupling
 
 
 class Assembly(nn.Module):
@@ -49,9 +46,8 @@ class Assembly(nn.Module):
             raise ConfigError("an assembly needs at least one module; got none.")
         self.parts = nn.ModuleList(modules)
         sizes = tuple(part.size for part in self.children_fields())
-        block_matrix = next(coupling.children()) if coupling is not None else None
-        if block_matrix is not None and block_matrix.sizes != sizes:
-            raise ShapeError(f"the coupling is for sizes {block_matrix.sizes}; got modules {sizes}.")
+        if coupling is not None and (known := next(coupling.children()).sizes) != sizes:
+            raise ShapeError(f"the coupling is for sizes {known}; got modules {sizes}.")
         self.coupling = coupling
 
     def children_fields(self) -> list[Subnetwork | Assembly]:
@@ -60,10 +56,7 @@ class Assembly(nn.Module):
 
     def leaves(self) -> list[Subnetwork]:
         """All subnetworks, at any depth, in the order of the state."""
-        found: list[Subnetwork] = []
-        for part in self.children_fields():
-            found += part.leaves() if isinstance(part, Assembly) else [part]
-        return found
+        return [leaf for part in self.children_fields() for leaf in part.leaves()]
 
     @property
     def size(self) -> int:
@@ -77,20 +70,18 @@ class Assembly(nn.Module):
     @property
     def rate(self) -> float | None:
         """The contraction rate guaranteed by construction, per unit of time."""
-        rates = [part.rate for part in self.children_fields()]
-        if None in rates or isinstance(self.coupling, FreeCoupling):
+        rates = self._rates()
+        if rates is None:
             return None
-        slowest = min(rate for rate in rates if rate is not None)
-        return slowest / 2 if isinstance(self.coupling, Hierarchy) else slowest
+        return min(rates) if self.coupling is None else self.coupling.rate(rates)
 
     def metric(self) -> Metric:
         """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
         parts = self.children_fields()
         metrics = [part.metric() for part in parts]
-        rates = [part.rate for part in parts]
-        if isinstance(self.coupling, Hierarchy) and None not in rates:
-            gains = self.coupling.gains(metrics, [part.tau for part in parts])
-            roots = hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt()
+        rates = self._rates()
+        if self.coupling is not None and rates is not None:
+            roots = self.coupling.roots(metrics, rates, [part.tau for part in parts])
             metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
         return Metric.join(metrics)
 
@@ -109,8 +100,8 @@ class Assembly(nn.Module):
             edges += self.coupling.edges()
         return Terms(
             blocks=tuple(block for t in inner for block in t.blocks),
-            pre=self.activations()[0],
-            post=self.activations()[1],
+            pre=Elementwise.join(t.pre for t in inner),
+            post=Elementwise.join(t.post for t in inner),
             bias=torch.cat([t.bias for t in inner]),
             tau=torch.cat([t.tau for t in inner]),
             L=L,
@@ -133,6 +124,11 @@ class Assembly(nn.Module):
         pre, post = zip(*(part.activations() for part in self.children_fields()), strict=True)
         return Elementwise.join(pre), Elementwise.join(post)
 
+    def _rates(self) -> list[float] | None:
+        """The rates of the parts; None if one has none."""
+        rates = [part.rate for part in self.children_fields() if part.rate is not None]
+        return rates if len(rates) == len(self.parts) else None
+
     def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
         """The coupled pairs in numbers of leaf blocks."""
         starts = [sum(len(t.blocks) for t in inner[:k]) for k in range(len(inner))]
@@ -149,7 +145,7 @@ def couple(
     *,
     kind: Literal["feedback", "hierarchy", "free"] = "feedback",
     init: Init = "uniform",
-    gain: float = 1.0,
+    init_scale: float = 1.0,
     psi: str | Activation | None = None,
     generator: torch.Generator | None = None,
 ) -> Assembly:
@@ -159,7 +155,7 @@ def couple(
         modules: subnetworks and assemblies.
         topology: a name, or pairs (i, j); `topology.from_graph` makes them from a networkx graph.
         kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
-        init, gain: how the coupling's free entries start, see `BlockMatrix`.
+        init, init_scale: how the coupling's free entries start, see `BlockMatrix`.
 
     Example:
         >>> from ctrnn_assembly import SingularValueBounded, Subnetwork, couple
@@ -168,21 +164,18 @@ def couple(
         (32, 0.01)
     """
     sizes = [module.size for module in modules]
-    named = isinstance(topology, str)
-    pairs = named_pairs(topology, len(sizes), generator) if named else list(topology)  # type: ignore[arg-type]
-    if not pairs:
+    if kind not in COUPLINGS:
+        raise unknown("kind", kind, COUPLINGS)
+    if psi is not None and kind != "hierarchy":
+        raise ConfigError(f"psi is for kind='hierarchy', whose edges may be nonlinear; got {kind!r}.")
+    if isinstance(topology, str):
+        topology = named_pairs(topology, len(sizes), generator)
+    if not topology:
         return Assembly(modules)
-    kinds = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
-    if kind not in kinds:
-        raise ConfigError(f"kind must be one of {', '.join(kinds)}; got {kind!r}.")
-    settings: dict[str, Any] = {"init": init, "gain": gain, "generator": generator}
+    settings: dict[str, Any] = {"init": init, "init_scale": init_scale, "generator": generator}
     if psi is not None:
-        if kind != "hierarchy":
-            raise ConfigError(
-                f"psi is for kind='hierarchy', whose edges may be nonlinear; got {kind!r}."
-            )
         settings["psi"] = psi
-    return Assembly(modules, kinds[kind](sizes, pairs, **settings))
+    return Assembly(modules, COUPLINGS[kind](sizes, topology, **settings))
 
 
 def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:

@@ -1,27 +1,30 @@
-"""Couplings between the modules of an assembly.
+"""Couplings between the modules of an assembly, in one table: `COUPLINGS`.
 
-| class | L | effect on the rate |
-|---|---|---|
-| `Feedback` | L_ij = Theta_i^-1 K_ij Theta_j, K_ji = -K_ij^T | none: min of the modules' rates |
-| `hierarchy.Hierarchy` | one way, to later modules, linear or K psi(x) | any rate below the min |
-| `FreeCoupling` | L = B, unconstrained | no guarantee: a control |
+| kind | class | L | rate and metric of the whole |
+|---|---|---|---|
+| feedback | `Feedback` | L_ij = Theta_i^-1 K_ij Theta_j, K_ji = -K_ij^T | min of the modules' rates, M |
+| hierarchy | `Hierarchy` | one way, to later modules, or K psi(x) | half of that, blkdiag(kappa_i M_i) |
+| free | `FreeCoupling` | L = B, unconstrained | no guarantee: a control |
 
 `Feedback` is the generalised negative feedback L_ij = B_ij - M_i^-1 B_ji^T M_j of the paper (eq. 3),
 stored without its redundancy: M L + L^T M = 0 for every K, every topology and every size. In this
 balanced form the two directions differ by sqrt(cond M) only, not by cond M, and ||L||_M = ||K||.
 
-Source: Kozachkov et al. 2022, eq. (3) (arXiv 2106.08928); balanced form from THEORY section 5.
+Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.08928); balanced form and
+scales of a hierarchy from THEORY section 5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.activations import Activation, Elementwise, activation
+from ctrnn_assembly.errors import ConfigError, ContractionError, unknown
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Edge
 from ctrnn_assembly.topology import Pair, check_pairs
@@ -33,7 +36,7 @@ class Start(TypedDict, total=False):
     """How the free entries of a `BlockMatrix` start."""
 
     init: Init
-    gain: float
+    init_scale: float
     generator: torch.Generator | None
 
 
@@ -46,7 +49,7 @@ class BlockMatrix(nn.Module):
     Args:
         sizes: the modules' sizes.
         blocks: ordered (row, column) pairs of modules.
-        init: "uniform" in +-gain / sqrt(n_j), "normal" with that standard deviation, "orthogonal".
+        init: "uniform" in +-init_scale / sqrt(n_j), "normal" with that standard deviation, "orthogonal".
     """
 
     values: Tensor
@@ -59,20 +62,18 @@ class BlockMatrix(nn.Module):
         blocks: Sequence[Pair],
         *,
         init: Init = "uniform",
-        gain: float = 1.0,
+        init_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.sizes = tuple(sizes)
-        starts = [sum(self.sizes[:k]) for k in range(len(self.sizes))]
-        self.n = sum(self.sizes)
+        self.sizes, self.n = tuple(sizes), sum(sizes)
+        units = torch.arange(self.n).split(self.sizes)
         parts, index = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
         for i, j in blocks:
-            rows = torch.arange(starts[i], starts[i] + self.sizes[i])[:, None]
-            columns = torch.arange(starts[j], starts[j] + self.sizes[j])
-            index.append((rows * self.n + columns).flatten())
-            block = _initial_block(self.sizes[i], self.sizes[j], init, gain, generator)
-            parts.append(block.flatten())
+            index.append((units[i][:, None] * self.n + units[j]).flatten())
+            parts.append(
+                _initial_block(self.sizes[i], self.sizes[j], init, init_scale, generator).flatten()
+            )
         self.values = nn.Parameter(torch.cat(parts))
         self.register_buffer("blocks", torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
         self.register_buffer("index", torch.cat(index), persistent=False)
@@ -103,10 +104,19 @@ class Feedback(nn.Module):
         metric = Metric.join(metrics)
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
         upper = self.K().to(metric.factors[0].theta)
-        return metric.lower(metric.raise_right(upper - upper.mT)).to(self.K.values)
+        return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
 
     def edges(self) -> tuple[Edge, ...]:
+        """The nonlinear part: none."""
         return ()
+
+    def rate(self, rates: Sequence[float]) -> float | None:
+        """The guaranteed rate of the whole, from those of the modules."""
+        return min(rates)
+
+    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
+        """The factors by which the modules' Theta are multiplied in the metric of the whole."""
+        return [1.0] * len(metrics)
 
 
 class FreeCoupling(nn.Module):
@@ -123,21 +133,122 @@ class FreeCoupling(nn.Module):
         return self.B()
 
     def edges(self) -> tuple[Edge, ...]:
+        """The nonlinear part: none."""
         return ()
+
+    def rate(self, rates: Sequence[float]) -> float | None:
+        """None: there is no guarantee."""
+        return None
+
+    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
+        """1: the modules' metrics are as good as any."""
+        return [1.0] * len(metrics)
+
+
+class Hierarchy(nn.Module):
+    """One-way coupling: module j drives module i for each pair j < i, linear or through psi.
+
+    Args:
+        psi: None for K x_j, else the activation of K psi(x_j); its slope bound enters the gain.
+
+    Guarantee: the assembly contracts at any rate below the smallest of its modules, in the scaled
+    metric blkdiag(kappa_i M_i) that `Assembly.metric` returns (THEORY section 5).
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        pairs: Sequence[Pair],
+        *,
+        psi: str | Activation | None = None,
+        **start: Unpack[Start],
+    ) -> None:
+        super().__init__()
+        self.pairs = check_pairs(pairs, len(sizes))
+        self.psi = None if psi is None else activation(psi)
+        down = [(j, i) for i, j in self.pairs]  # row = driven module, column = driving module
+        self.K = BlockMatrix(sizes, down, **start)
+
+    def matrix(self, metrics: list[Metric]) -> Tensor | None:
+        """L, (n, n), or None when the edges are nonlinear."""
+        return self.K() if self.psi is None else None
+
+    def edges(self) -> tuple[Edge, ...]:
+        """K psi(x), if there is a psi."""
+        if self.psi is None:
+            return ()
+        return (Edge(self.K(), Elementwise(((self.psi, self.K.n),))),)
+
+    def rate(self, rates: Sequence[float]) -> float | None:
+        """Half of the smallest rate: what the scales of `hierarchy_scales` keep."""
+        return min(rates) / 2
+
+    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
+        """sqrt(kappa_i)."""
+        gains = self.gains(metrics, taus)
+        return list(hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt())
+
+    def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
+        """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
+        K, sizes = self.K().to(metrics[0].factors[0].theta), self.K.sizes
+        # Theta_i tau_i^1/2 and its inverse, of the metric diag(tau) M
+        turned = [m.scaled(tau.sqrt()).inverse() for m, tau in zip(metrics, taus, strict=True)]
+        gains = K.new_zeros(len(sizes), len(sizes))
+        for j, i in self.pairs:
+            block = K.split(sizes, dim=0)[i].split(sizes, dim=1)[j] / taus[i][:, None]
+            left = turned[i].left_divide(block)
+            if self.psi is None or metrics[j].is_diagonal:  # the slopes commute with Theta_j^-1
+                gain = torch.linalg.matrix_norm(turned[j].right_multiply(left), ord=2)
+            else:
+                right = torch.linalg.matrix_norm(turned[j].theta(), ord=2)
+                gain = torch.linalg.matrix_norm(left, ord=2) * right
+            slope = 1.0 if self.psi is None else self.psi.g
+            gains = gains.index_put((torch.tensor(i), torch.tensor(j)), slope * gain)
+        return gains
+
+
+Coupling = Feedback | Hierarchy | FreeCoupling
+COUPLINGS = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
+
+
+def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
+    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
+
+    H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
+    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5).
+
+    Args:
+        gains: gamma_ij of the edge j -> i, (p, p), strictly lower triangular up to order.
+        rates: of the modules, (p,), > 0.
+
+    Raises:
+        ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
+    """
+    G, lam = working_precision(gains, rates)
+    H = G - torch.diag(lam)
+    shifted = -(H + lam.min() / 2 * torch.eye(len(lam)).to(H))
+    one = torch.ones_like(lam)
+    d = torch.linalg.solve_ex(shifted, one)[0]  # not finite rather than an error
+    e = torch.linalg.solve_ex(shifted.mT, one)[0]
+    kappa = (e / d).to(gains.dtype)
+    if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
+        raise ContractionError(
+            f"the hierarchy's metric must be representable in {gains.dtype}; got scales "
+            f"{(e / d).detach().tolist()}. Lower the gains, or shorten the chain."
+        )
+    return kappa
 
 
 def _initial_block(
-    rows: int, columns: int, init: Init, gain: float, generator: torch.Generator | None
+    rows: int, columns: int, init: Init, scale: float, generator: torch.Generator | None
 ) -> Tensor:
-    scale = gain / columns**0.5
     if init == "uniform":
-        return scale * (2 * torch.rand(rows, columns, generator=generator) - 1)
+        return scale / columns**0.5 * (2 * torch.rand(rows, columns, generator=generator) - 1)
     if init == "normal":
-        return scale * torch.randn(rows, columns, generator=generator)
+        return scale / columns**0.5 * torch.randn(rows, columns, generator=generator)
     if init == "orthogonal":
-        block = torch.empty(rows, columns)
-        return gain * nn.init.orthogonal_(block, generator=generator)
-    raise ConfigError(f"init must be uniform, normal or orthogonal; got {init!r}.")
+        return scale * nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
+    raise unknown("init", init, get_args(Init))
 
 
 def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -72,7 +72,7 @@ class ZeroOrderHold(Signal):
         return self.samples[:, self.interval(t)]
 
 
-class Linear(Signal):
+class LinearInterpolation(Signal):
     """Straight lines between samples."""
 
     @property
@@ -115,7 +115,7 @@ class CubicHermite(Signal):
 
 INTERPOLATIONS: dict[str, type[Signal]] = {
     "hold": ZeroOrderHold,
-    "linear": Linear,
+    "linear": LinearInterpolation,
     "cubic": CubicHermite,
 }
 

@@ -7,6 +7,7 @@ L_ij = Theta_i^-1 K_ij Theta_j (THEORY section 5), which never forms M or M^-1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,27 +51,38 @@ class Factor:
     def is_diagonal(self) -> bool:
         return self.theta.ndim == 1
 
+    def inverse(self) -> Factor:
+        """The factor with Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
+        return Factor(self.theta_inv, self.theta)
+
+    def scaled(self, root: Tensor | float) -> Factor:
+        """The factor Theta diag(root) of diag(root) M diag(root), for a number or (n,); root > 0.
+
+        With root = sqrt(tau) that is diag(tau) M where tau and M commute, as a metric of modules needs.
+        """
+        rows = isinstance(root, Tensor) and root.ndim == 1 and not self.is_diagonal
+        return Factor(self.theta * root, self.theta_inv / (root[:, None] if rows else root))  # type: ignore[index]
+
     def matrix(self) -> Tensor:
         """M, (n, n)."""
         return torch.diag(self.theta**2) if self.is_diagonal else self.theta.T @ self.theta
 
-    def scaled(self, root: Tensor | float) -> Factor:
-        """The factor of root^2 M."""
-        return Factor(self.theta * root, self.theta_inv / root)
-
-    def lower(self, K: Tensor) -> Tensor:
+    def left_divide(self, K: Tensor) -> Tensor:
         """Theta^-1 K for K of shape (n, m)."""
         return self.theta_inv[:, None] * K if self.is_diagonal else self.theta_inv @ K
 
-    def raise_right(self, K: Tensor) -> Tensor:
+    def right_multiply(self, K: Tensor) -> Tensor:
         """K Theta for K of shape (m, n)."""
         return K * self.theta if self.is_diagonal else K @ self.theta
 
     def balance(self, A: Tensor) -> Tensor:
         """Theta A Theta^-1, whose spectral norm is the norm of A in the metric; A is (n, n)."""
-        if self.is_diagonal:
-            return self.theta[:, None] * A * self.theta_inv
-        return self.theta @ A @ self.theta_inv
+        turned = self.inverse()
+        return turned.right_multiply(turned.left_divide(A))
+
+    def eigenvalues(self) -> Tensor:
+        """Of M, (n,), in no order: the squared singular values of Theta."""
+        return (self.theta if self.is_diagonal else torch.linalg.svdvals(self.theta)).square()
 
 
 @dataclass(frozen=True)
@@ -79,13 +91,42 @@ class Metric:
 
     factors: tuple[Factor, ...]
 
+    @classmethod
+    def join(cls, metrics: list[Metric]) -> Metric:
+        """The block-diagonal metric of several modules or assemblies."""
+        return cls(tuple(factor for metric in metrics for factor in metric.factors))
+
     @property
     def size(self) -> int:
-        return sum(factor.size for factor in self.factors)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of the modules."""
+        return [factor.size for factor in self.factors]
 
     @property
     def is_diagonal(self) -> bool:
         return all(factor.is_diagonal for factor in self.factors)
+
+    def inverse(self) -> Metric:
+        """The metric with Theta and Theta^-1 exchanged."""
+        return Metric(tuple(factor.inverse() for factor in self.factors))
+
+    def scaled(self, root: Tensor | float) -> Metric:
+        """diag(root) M diag(root), for a number or (n,); see `Factor.scaled`."""
+        each = [root] * len(self.factors)
+        if isinstance(root, Tensor) and root.ndim == 1:
+            each = list(root.split(self.sizes))
+        return Metric(tuple(f.scaled(r) for f, r in zip(self.factors, each, strict=True)))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Metric:
+        """The metric with every tensor changed."""
+        return Metric(tuple(Factor(change(f.theta), change(f.theta_inv)) for f in self.factors))
+
+    def detach_cpu(self) -> Metric:
+        """The same metric on the CPU, without gradients."""
+        return self.mapped(lambda tensor: tensor.detach().cpu())
 
     def matrix(self) -> Tensor:
         """M, (n, n), dense."""
@@ -97,35 +138,25 @@ class Metric:
 
     def theta_inv(self) -> Tensor:
         """Theta^-1, (n, n), dense."""
-        return torch.block_diag(
-            *(f.theta_inv.diag() if f.is_diagonal else f.theta_inv for f in self.factors)
-        )
+        return self.inverse().theta()
 
-    def scaled(self, root: Tensor | float) -> Metric:
-        """The metric root^2 M."""
-        return Metric(tuple(factor.scaled(root) for factor in self.factors))
-
-    def detach_cpu(self) -> Metric:
-        """The same metric on the CPU, without gradients."""
-        return Metric(
-            tuple(Factor(f.theta.detach().cpu(), f.theta_inv.detach().cpu()) for f in self.factors)
-        )
-
-    def lower(self, K: Tensor) -> Tensor:
+    def left_divide(self, K: Tensor) -> Tensor:
         """Theta^-1 K for K of shape (n, m)."""
         if self.is_diagonal:
             return torch.cat([f.theta_inv for f in self.factors])[:, None] * K
-        rows = K.split([f.size for f in self.factors], dim=0)
-        return torch.cat([f.lower(r) for f, r in zip(self.factors, rows, strict=True)], 0)
+        rows = K.split(self.sizes, dim=0)
+        return torch.cat([f.left_divide(r) for f, r in zip(self.factors, rows, strict=True)], dim=0)
 
-    def raise_right(self, K: Tensor) -> Tensor:
+    def right_multiply(self, K: Tensor) -> Tensor:
         """K Theta for K of shape (m, n)."""
         if self.is_diagonal:
             return K * torch.cat([f.theta for f in self.factors])
-        columns = K.split([f.size for f in self.factors], dim=1)
-        return torch.cat([f.raise_right(c) for f, c in zip(self.factors, columns, strict=True)], dim=1)
+        columns = K.split(self.sizes, dim=1)
+        return torch.cat(
+            [f.right_multiply(c) for f, c in zip(self.factors, columns, strict=True)], dim=1
+        )
 
-    @classmethod
-    def join(cls, metrics: list[Metric]) -> Metric:
-        """The block-diagonal metric of several modules or assemblies."""
-        return cls(tuple(factor for metric in metrics for factor in metric.factors))
+    def balance(self, A: Tensor) -> Tensor:
+        """Theta A Theta^-1, whose spectral norm is the norm of A in the metric; A is (n, n)."""
+        turned = self.inverse()
+        return turned.right_multiply(turned.left_divide(A))

@@ -168,7 +168,7 @@ def build_model(
         coupling,
         kind=coupling_kind,
         init=coupling_init or architecture.init,
-        gain=coupling_gain,
+        init_scale=coupling_gain,
         generator=generator,
     )
     if architecture.gate is not None:

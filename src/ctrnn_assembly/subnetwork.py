@@ -69,6 +69,10 @@ class Subnetwork(nn.Module):
         self.register_buffer("tau", self._checked_tau(tau, W))
         self.register_load_state_dict_post_hook(_check_loaded)
 
+    def leaves(self) -> list[Subnetwork]:
+        """The module itself: an assembly has many."""
+        return [self]
+
     @property
     def constraint(self) -> Contracting:
         """The set that the weight belongs to."""

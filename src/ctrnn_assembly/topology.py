@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,14 +42,25 @@ def star(p: int, hub: int = 0) -> list[Pair]:
     return check_pairs([(hub, i) for i in range(p) if i != hub], p)
 
 
+NAMED: dict[str, Callable[[int], list[Pair]]] = {
+    "none": lambda p: [],
+    "all": all_pairs,
+    "chain": chain,
+    "ring": ring,
+    "star": star,
+}
+
+
 def random_pairs(p: int, count: int, generator: torch.Generator | None = None) -> list[Pair]:
-    """`count` of the p (p - 1) / 2 pairs, without replacement."""
+    """`count` of the p (p - 1) / 2 pairs, without replacement; 0 draws nothing, as "none"."""
     every = all_pairs(p)
     if not 0 <= count <= len(every):
         raise ConfigError(
             f"{p} modules have {len(every)} pairs; got random:{count}. "
             f"Ask for at most random:{len(every)}, or use all."
         )
+    if count == 0:
+        return []
     chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
     return sorted(every[k] for k in chosen)
 
@@ -71,10 +82,7 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
 def recognise(pairs: Iterable[Pair], p: int) -> str:
     """The name of a topology of p modules, or the number of its pairs."""
     found = sorted(pairs)
-    if not found:
-        return "none"
-    plain = {"all": all_pairs, "chain": chain, "ring": ring, "star": star}
-    return next((name for name, make in plain.items() if make(p) == found), f"{len(found)} pairs")
+    return next((name for name, make in NAMED.items() if make(p) == found), f"{len(found)} pairs")
 
 
 def from_graph(graph: Any) -> list[Pair]:
@@ -94,11 +102,9 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
     Raises:
         ConfigError: if the name is unknown; lists the known ones.
     """
-    if name == "none":
-        return []
-    if name.startswith("random:") and name[7:].isdigit():
-        return random_pairs(p, int(name[7:]), generator)
-    plain = {"all": all_pairs, "chain": chain, "ring": ring, "star": star}
-    if name not in plain:
+    kind, _, count = name.partition(":")
+    if kind == "random" and count.isdecimal():
+        return random_pairs(p, int(count), generator)
+    if name not in NAMED:
         raise unknown("coupling", name, TOPOLOGIES)
-    return plain[name](p)
+    return NAMED[name](p)

@@ -53,13 +53,13 @@ class Balanced:
     def matrix(self, J: Tensor) -> Tensor:
         """F, (n, n), for J (n, n)."""
         scaled = self.root[:, None] * J / self.root
-        return self.turned.raise_right(self.turned.lower(scaled))
+        return self.turned.right_multiply(self.turned.left_divide(scaled))
 
     def symmetric_product(self, J: Jacobian, v: Tensor) -> Tensor:
         """sym(F) v for the only state of J and v (n,)."""
-        forward = J.product(self.metric.lower(v[:, None]).mT / self.root) * self.root
-        back = J.transposed(self.metric.raise_right(v[None]) * self.root) / self.root
-        return (self.turned.lower(forward.mT)[:, 0] + self.turned.raise_right(back)[0]) / 2
+        forward = J.product(self.metric.left_divide(v[:, None]).mT / self.root) * self.root
+        back = J.transposed(self.metric.right_multiply(v[None]) * self.root) / self.root
+        return (self.turned.left_divide(forward.mT)[:, 0] + self.turned.right_multiply(back)[0]) / 2
 
 
 @torch.no_grad()

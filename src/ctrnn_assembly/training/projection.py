@@ -26,9 +26,8 @@ from torch import Tensor
 from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
 from ctrnn_assembly.certificates.rounding import spectral_norm
-from ctrnn_assembly.coupling import Feedback
+from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.hierarchy import Hierarchy
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.training.run import model_certificate
