@@ -106,7 +106,7 @@ def test_the_table_has_numbers_or_nothing(cli: Cli, tmp_path: Path) -> None:
     cli.train(tmp_path / "lstm", "--epochs=1", "--model=lstm")
     row = table(tmp_path / "lstm")[0]
     names = ("certified", "rate", "step_certified", "step_factor", "max_dt")
-    assert [row[name] for name in names] == ["0", "", "0", "", ""]
+    assert [row[name] for name in names] == ["0", "", "0", "", "0.0"]
     done = cli.train(tmp_path / "exact", "--epochs=1", "--solver=exponential-euler")
     row = table(tmp_path / "exact")[0]
     assert (row["step_certified"], row["max_dt"]) == ("1", "")  # every dt
