@@ -162,7 +162,8 @@ def test_baselines_are_not_certified(cli: Cli, tmp_path: Path, model: str) -> No
     assert "is a baseline" in found["reasons"][0]
     done = cli("certify", tmp_path / "run", "--plot", tmp_path / "b.svg")
     assert done.code == 1
-    assert f"NOT certified: {model} is a baseline" in done.out
+    assert "NOT certified: " in done.out
+    assert "is a baseline" in done.out
     assert (tmp_path / "b.svg").exists()
 
 
