@@ -102,9 +102,9 @@ def about(subject: Subject) -> str:
 
 def certificate_notes(certificate: Certificate) -> list[str]:
     """The certificate in a line or two, under a table."""
-    from ctrnn_cli.show import certificate_rows
+    from ctrnn_assembly.certificates.wording import short_rows
 
-    return [f"{name}: {value}" for name, value in certificate_rows(certificate.as_dict())]
+    return [f"{name}: {value}" for name, value in short_rows(certificate.as_dict())]
 
 
 # --- spectrum -------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def lyapunov_command(
         generator=torch.Generator().manual_seed(0),
     )
     certificate = subject.certificate()
-    bound = certified_exponent(certificate)
+    bound = None if certificate.step is None else certificate.step.exponent_bound
     exponents, errors = found.exponents.tolist(), found.errors.tolist()
     half_way = found.trace[(len(found.trace) - 1) // 2].tolist()
     outputs.emit(
@@ -342,19 +342,6 @@ def lyapunov_command(
             title=picture_title(subject, name),
         ),
     )
-
-
-def certified_exponent(certificate: Certificate) -> float | None:
-    """What no exponent of the step may exceed, log(gain) / dt; None if the step is not certified."""
-    step = certificate.step
-    if (
-        step is None
-        or not step.certified
-        or step.contraction_factor is None
-        or step.contraction_factor <= 0
-    ):
-        return None
-    return math.log(step.contraction_factor) / step.dt
 
 
 # --- contraction ----------------------------------------------------------------------------------
@@ -615,7 +602,7 @@ def gsc_command(
             "gsc": float(found.value[k]),
             "standard_error": None if errors is None else float(errors[k]),
             "jacobian": float(found.jacobian[k]),
-            "jacobian_bound": jacobian_bound(certificate, T - point),
+            "jacobian_bound": certificate.jacobian_bound(T - point),
             "state": float(found.size[k]),
         }
         for k, point in enumerate(found.points)
@@ -667,11 +654,3 @@ def effective_depth_in_time(subject: Subject) -> int:
 
     gradient = subject.model.readout.weight[int(subject.y[0])].detach()
     return effective_depth_of_gradient([pull(k) for k in range(len(u))], gradient).depth
-
-
-def jacobian_bound(certificate: Certificate, steps: int) -> float | None:
-    """sqrt(cond M) gain^steps, which ||dx_T / dx_t||_qm cannot exceed; None without a certified step."""
-    step = certificate.step
-    if step is None or not step.certified or step.contraction_factor is None:
-        return None
-    return math.sqrt(certificate.metric.condition_number) * step.contraction_factor**steps

@@ -49,6 +49,13 @@ class StepCertificate:
         reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
 
+    @property
+    def exponent_bound(self) -> float | None:
+        """log(contraction_factor) / dt, which no Lyapunov exponent of the step exceeds; or None."""
+        if not self.certified or not self.contraction_factor:
+            return None
+        return math.log(self.contraction_factor) / self.dt
+
 
 @dataclass(frozen=True)
 class Module:
@@ -149,6 +156,16 @@ class Certificate:
     def slowest_time_constant(self) -> float:
         """1 / rate: distances fall by a factor e in this time, or faster; infinite if not certified."""
         return 1 / self.rate if self.certified else math.inf
+
+    def jacobian_bound(self, steps: int) -> float | None:
+        """sqrt(cond(diag(tau) M)) factor^steps: ||dx_T / dx_t|| is at most that over so many steps.
+
+        None without a certified step.
+        """
+        step = self.step
+        if step is None or not step.certified or step.contraction_factor is None:
+            return None
+        return math.sqrt(self.metric.condition_number) * step.contraction_factor**steps
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None where a bound is infinite; the step by the key "discrete"."""

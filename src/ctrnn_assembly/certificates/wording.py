@@ -34,6 +34,24 @@ def verdict(certificate: Certificate) -> str:
     return f"{proven} in continuous time, but NOT its {name}: {step.reason}"
 
 
+def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
+    """A certificate, as plain values, in few rows: continuous time, growth before, the step."""
+    if not certificate["certified"]:
+        return [("certificate", "none: " + "; ".join(certificate["reasons"]))]
+    rows = [("certificate", f"contracting, rate >= {down(certificate['rate'])} per unit of time")]
+    condition = certificate["metric"]["condition_number"]
+    if condition is None or condition > 1:
+        growth = up(math.inf if condition is None else math.sqrt(condition), 3)
+        rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
+    step = certificate["discrete"]
+    if step is not None:
+        found = (
+            f"contracting, factor <= {factor(step['contraction_factor'])}" if step["certified"] else ""
+        )
+        rows.append((f"{step['solver']} step, dt {step['dt']}", found or step["reason"]))
+    return rows
+
+
 def weights_rows(weights: dict[str, Any]) -> list[tuple[str, str]]:
     """Which weights, and the file that they come from."""
     rows = [("weights", SOURCES[weights["kind"]])]
