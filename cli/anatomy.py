@@ -115,7 +115,9 @@ class Anatomy:
         # The Terms, not the layer: local rates in a metric, which take as long again, are not drawn.
         terms = core.terms().detach_cpu()
         at = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
-        here = spectrum_at(terms, at, dt=None if method is None else core.dt, method=method or "euler")
+        here = spectrum_at(
+            terms, None, at, dt=None if method is None else core.dt, solver=method or "euler"
+        )
         found["J"] = here.eigenvalues[0].numpy()
         found["about_step"] = f"{core.solver} chooses its own steps"
         if here.step_eigenvalues is not None:

@@ -104,7 +104,7 @@ def _largest(model: SequenceClassifier, u: torch.Tensor, name: str, finer: int) 
             k=1,
             dt=core.dt / finer,
             steps=T - T // 10,
-            method=core.solver,
+            solver=core.solver,
             x0=torch.zeros(batch, core.hidden_size, dtype=torch.float64),
             transient=T // 10,
             generator=torch.Generator().manual_seed(0),

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wa
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
-    from ctrnn_assembly.diagnostics.effective_depth import Pull
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
     from ctrnn_cli.contraction import Distances
     from ctrnn_cli.subject import Subject
@@ -199,7 +198,7 @@ def spectra(
     found = []
     for u in map(subject.sequence, range(samples)):
         steps = [step for step in at if step <= len(u)] or [len(u)]
-        found.append(spectrum_along(core, u, at=steps, dt=core.dt, method=core.solver, largest=largest))
+        found.append(spectrum_along(core, u, at=steps, largest=largest))
     return found
 
 
@@ -225,7 +224,7 @@ def block_spectra(core: Any, found: Spectrum, u: Tensor) -> dict[str, Any]:
 
     coupling, weights = coupling_spectrum(core), weight_spectra(core)
     return {
-        "module_abscissa": [float(v.real.max()) for v in module_spectra(core, found.x[-1:], u)],
+        "module_abscissa": [float(v.real.max()) for v in module_spectra(core, u, found.x[-1:])],
         "weight_abscissa": [float(values.real.max()) for values in weights],
         "weight_radius": [float(values.abs().max()) for values in weights],
         "coupling_abscissa": float(coupling.real.max()),
@@ -294,9 +293,7 @@ def lyapunov_command(
         core,
         subject.u,
         k=min(8, subject.terms.n) if k is None else k,
-        dt=core.dt,
         steps=steps,
-        method=core.solver,
         transient=transient,
         every=every,
         generator=torch.Generator().manual_seed(0),
@@ -304,7 +301,7 @@ def lyapunov_command(
     certificate = subject.certificate()
     bound = None if certificate.step is None else certificate.step.exponent_bound
     exponents, errors = found.exponents.tolist(), found.errors.tolist()
-    half_way = found.trace[(len(found.trace) - 1) // 2].tolist()
+    half_way = found.history[(len(found.history) - 1) // 2].tolist()
     outputs.emit(
         {
             **subject.about(),
@@ -332,10 +329,10 @@ def lyapunov_command(
             else f"certified: at most {bound:.6f}",
             *certificate_notes(certificate),
         ],
-        arrays={"times": found.times.numpy(), "trace": found.trace.numpy()},
+        arrays={"times": found.times.numpy(), "trace": found.history.numpy()},
         figure=lambda: lyapunov_figure(
             found.times.numpy(),
-            found.trace.numpy(),
+            found.history.numpy(),
             found.exponents.numpy(),
             found.errors.numpy(),
             bound=bound,
@@ -582,7 +579,7 @@ def gsc_command(
     """
     import torch
 
-    from ctrnn_assembly.diagnostics.gsc import gsc_over_time
+    from ctrnn_assembly.diagnostics.gradient_scale import gsc_over_time
     from ctrnn_assembly.figures.gsc import gsc_figure
 
     T = subject.u.shape[1]
@@ -634,23 +631,13 @@ def effective_depth_in_time(subject: Subject) -> int:
     """Of the gradient of the right class's logit, back through the steps of the first sample.
 
     Every step's Jacobian is I + R: the effective depth is the largest number of residual factors R in
-    one product that still counts (tolerance 1e-6). For an assembly with a grid solver.
-
-    Raises:
-        ConfigError, SolverError: for another model or solver.
+    one product that still counts (tolerance 1e-6).
     """
-    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_of_gradient
-    from ctrnn_assembly.diagnostics.jacobian import step_map
-    from ctrnn_assembly.solvers import solve
+    from torch.nn.functional import pad
 
-    core, u = subject.core, subject.sequence(0)
-    step = step_map(core, dt=core.dt, method=core.solver)
-    start = u.new_zeros(1, core.hidden_size)
-    x = solve(subject.terms, start, u=u[None], dt=core.dt, method=core.solver).x[0]
+    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_over_time
 
-    def pull(k: int) -> Pull:
-        here = step.jacobian(x[k : k + 1], u[k : k + 1])
-        return lambda V: (V, here.transposed(V[None])[0] - V)
-
+    core = subject.model.core
     gradient = subject.model.readout.weight[int(subject.y[0])].detach()
-    return effective_depth_of_gradient([pull(k) for k in range(len(u))], gradient).depth
+    gradient = pad(gradient, (0, core.state_size - core.hidden_size))  # an LSTM's c is not read
+    return effective_depth_over_time(core, subject.sequence(0), gradient).depth

@@ -219,7 +219,7 @@ def certified_and_measured(
     generator = torch.Generator().manual_seed(1)
     u = torch.randn(2, steps, net.size, generator=generator, dtype=torch.float64)
     solver = method if method in ("euler", "imex", "exponential-euler") else "euler"
-    measured = measure_contraction(net, u, dt=dt, method=method, generator=generator)
+    measured = measure_contraction(net, u, dt=dt, solver=method, generator=generator)
     return certify(net, dt=dt, solver=solver), measured
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SingularValueBounded, Subnetwork, couple
-from ctrnn_assembly.diagnostics import eigen, field_jacobian, find_fixed_points, step_map
+from ctrnn_assembly.diagnostics import behaviour, find_fixed_points, flow_jacobian, spectrum
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation
@@ -54,7 +54,7 @@ def test_fixed_points_are_those_of_the_steps_whatever_dt(method: str) -> None:
     u = normal(net.size)
     x = find_fixed_points(net, u, starts=1).points
     for dt in (0.1, 1.7):
-        assert_close(step_map(net, dt=dt, method=method)(x, u[None]), x, rtol=0, atol=1e-9)
+        assert_close(behaviour(net).step_map(dt, method)(u[None], x), x, rtol=0, atol=1e-9)
 
 
 def test_a_pitchfork() -> None:
@@ -127,7 +127,7 @@ def test_many_points_of_a_random_net() -> None:
     apart = torch.cdist(found.points, found.points) + 10 * torch.eye(len(found))
     assert float(apart.min()) > 1e-3
     assert bool((found.hits.diff() <= 0).all())
-    J = field_jacobian(field(W, "tanh"), found.points)
+    J = flow_jacobian(field(W, "tanh"), None, found.points)
     for k, kind in enumerate(found.kinds):
         real = np.linalg.eigvals(array(J[k])).real
         assert kind == ("stable" if real.max() < 0 else "saddle")
@@ -171,7 +171,7 @@ def test_a_layer_under_its_encoder() -> None:
 def test_only_the_leading_eigenvalues(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net = FIELDS["uncoupled"]()
     full = find_fixed_points(net)
-    monkeypatch.setattr(eigen, "DENSE", 0)
+    monkeypatch.setattr(spectrum, "DENSE", 0)
     found = find_fixed_points(net, largest=largest)
     assert found.eigenvalues.shape == (1, largest)
     assert_close(found.eigenvalues.real, full.eigenvalues[:, :largest].real, rtol=0, atol=1e-8)
@@ -194,7 +194,7 @@ def test_a_saddle_is_known_as_one_by_its_leading_eigenvalues() -> None:
         (ConfigError, "spread must", {"spread": -1.0}),
         (ConfigError, "marginal must", {"marginal": math.inf}),
         (ConfigError, "in 1..6", {"largest": 9}),
-        (ShapeError, "one constant input", {"u": torch.zeros(1, 2)}),
+        (ShapeError, r"u must be \(m,\) with m = 2", {"u": torch.zeros(1, 2)}),
         (ShapeError, "u must be", {"u": torch.zeros(3)}),
         (DataError, "nan", {"u": torch.full((2,), torch.nan)}),
         (ShapeError, "x must be", {"x0": torch.zeros(3, 5)}),

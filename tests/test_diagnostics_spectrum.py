@@ -23,11 +23,11 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.diagnostics import (
     coupling_spectrum,
-    eigen,
-    field_jacobian,
+    flow_jacobian,
     generalised_jacobian,
     local_rates,
     module_spectra,
+    spectrum,
     spectrum_along,
     spectrum_at,
     step_jacobian,
@@ -60,7 +60,7 @@ def test_a_net_of_feedback_alone_lies_on_the_line_minus_one(seed: int) -> None:
     theta = (0.5 * normal(n, seed=seed + 10)).exp()
     L = K * theta / theta[:, None]  # M L + L^T M = 0 for M = diag(theta^2)
     metric = Metric((Factor(theta, 1 / theta),))
-    found = spectrum_at(field(torch.zeros(n, n), L=L), normal(2, n), metric=metric)
+    found = spectrum_at(field(torch.zeros(n, n), L=L), None, normal(2, n), metric=metric)
     assert float((found.eigenvalues.real + 1).abs().max()) <= 1e-10
     omega = np.linalg.eigvalsh(1j * array(K))
     np.testing.assert_allclose(np.sort(found.eigenvalues[0].imag.numpy()), omega, atol=1e-10)
@@ -72,12 +72,12 @@ def test_a_net_of_feedback_alone_lies_on_the_line_minus_one(seed: int) -> None:
 def test_the_generalised_jacobian_from_its_definition(name: str) -> None:
     net = FIELDS[name]()
     x, u = normal(2, net.size), normal(2, net.size, seed=1)
-    J = array(field_jacobian(net, x, u))
+    J = array(flow_jacobian(net, u, x))
     theta = array(net.metric().theta()) @ np.diag(array(net.tau) ** 0.5)
     F = theta @ J @ np.linalg.inv(theta)
-    np.testing.assert_allclose(array(generalised_jacobian(net, x, u)), F, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(array(generalised_jacobian(net, u, x)), F, rtol=1e-9, atol=1e-9)
     M = theta.T @ theta
-    for k, rate in enumerate(local_rates(net, x, u)):
+    for k, rate in enumerate(local_rates(net, u, x)):
         pencil = scipy.linalg.eigh((M @ J[k] + J[k].T @ M) / 2, M, eigvals_only=True)
         assert float(rate) == pytest.approx(-pencil[-1], abs=1e-9)
 
@@ -85,10 +85,10 @@ def test_the_generalised_jacobian_from_its_definition(name: str) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_no_eigenvalue_is_right_of_the_symmetric_parts_largest(name: str) -> None:
     net = FIELDS[name]()
-    found = spectrum_at(net, 3 * normal(6, net.size))
+    found = spectrum_at(net, None, 3 * normal(6, net.size))
     assert found.local_rates is not None
     assert bool((found.abscissa <= -found.local_rates + 1e-9).all())
-    for k, J in enumerate(array(field_jacobian(net, found.x))):
+    for k, J in enumerate(array(flow_jacobian(net, None, found.x))):
         assert float(found.abscissa[k]) == pytest.approx(abscissa(J), abs=1e-10)
 
 
@@ -109,35 +109,35 @@ def test_a_wrong_metric_does_not_reach_the_certified_rate() -> None:
     net = mixed()
     identity = Metric((Factor.identity(net.size, net.tau),))
     x = torch.zeros(1, net.size)
-    assert float(local_rates(net, x, metric=identity)) < float(local_rates(net, x)) - 0.01
+    assert float(local_rates(net, None, x, metric=identity)) < float(local_rates(net, None, x)) - 0.01
 
 
 def test_oracle_17_identity_metric_feedback_can_be_unstable() -> None:
     W = torch.zeros(3, 3)
     W[0, 1] = 4
     L = torch.tensor([[0.0, 0, -1], [0, 0, 1], [1, -1, 0]])
-    found = spectrum_at(field(W, "tanh", L=L), torch.zeros(1, 3))
+    found = spectrum_at(field(W, "tanh", L=L), None, torch.zeros(1, 3))
     assert float(found.abscissa) == pytest.approx(0.1795090246, abs=1e-8)
 
 
 def test_oracle_18_feedback_in_a_metric() -> None:
     L = torch.tensor([[0.0, 3.0], [-0.75, 0.0]])
     terms = field(torch.zeros(2, 2), L=L)
-    found = spectrum_at(terms, torch.zeros(1, 2))
+    found = spectrum_at(terms, None, torch.zeros(1, 2))
     same_set(found.eigenvalues[0], np.array([-1 + 1.5j, -1 - 1.5j]), 1e-12)
     same_set(coupling_spectrum(terms), np.array([1.5j, -1.5j]), 1e-12)
 
 
 @pytest.mark.parametrize(("omega", "radius"), [(10.0, 1.0153325), (5.0, 0.9815294)])
 def test_oracle_39_euler_radius(omega: float, radius: float) -> None:
-    found = spectrum_at(field(torch.zeros(2, 2), L=rotation(omega)), torch.zeros(1, 2), dt=0.03)
+    found = spectrum_at(field(torch.zeros(2, 2), L=rotation(omega)), None, torch.zeros(1, 2), dt=0.03)
     assert found.step_radius is not None
     assert float(found.step_radius) == pytest.approx(radius, abs=1e-6)
 
 
 def test_oracle_26_the_leak_alone() -> None:
     x = torch.zeros(1, 3)
-    S = step_jacobian(field(torch.zeros(3, 3)), x, dt=0.03, method="exponential-euler")
+    S = step_jacobian(field(torch.zeros(3, 3)), None, x, dt=0.03, solver="exponential-euler")
     assert_close(1 - S[0].diagonal(), torch.full((3,), 0.0295544665), rtol=0, atol=1e-9)
 
 
@@ -150,7 +150,7 @@ def test_semi_implicit_radii_stay_inside_the_unit_circle(omega: float) -> None:
         "exponential-euler": math.exp(-h),
     }
     for method, expected in radius.items():
-        found = spectrum_at(terms, x, dt=h, method=method).step_radius
+        found = spectrum_at(terms, None, x, dt=h, solver=method).step_radius
         assert found is not None
         assert float(found) == pytest.approx(expected, rel=1e-12)
 
@@ -159,9 +159,9 @@ def test_semi_implicit_radii_stay_inside_the_unit_circle(omega: float) -> None:
 def test_the_steps_spectrum_is_that_of_its_matrix(method: str) -> None:
     net, dt = mixed(), 0.2
     x = normal(2, net.size)
-    found = spectrum_at(net, x, dt=dt, method=method)
+    found = spectrum_at(net, None, x, dt=dt, solver=method)
     assert found.step_eigenvalues is not None
-    S = array(step_jacobian(net, x, dt=dt, method=method))
+    S = array(step_jacobian(net, None, x, dt=dt, solver=method))
     for k in range(2):
         same_set(found.step_eigenvalues[k], np.linalg.eigvals(S[k]), 1e-9)
     if method == "euler":
@@ -173,11 +173,11 @@ def test_eigenvalues_descend_and_the_leading_ones_come_first(method: str) -> Non
     # A slow real mode has the largest real part, fast rotations the largest moduli of the Euler step.
     L = torch.block_diag(torch.zeros(2, 2), rotation(9.0), rotation(5.0))
     terms, x = field(torch.diag(torch.tensor([0.9, -3.0, 0.0, 0.0, 0.0, 0.0])), L=L), torch.zeros(1, 6)
-    full = spectrum_at(terms, x, dt=0.2, method=method)
+    full = spectrum_at(terms, None, x, dt=0.2, solver=method)
     assert full.step_eigenvalues is not None
     assert bool((full.eigenvalues[0].real.diff() <= 1e-12).all())
     assert bool((full.step_eigenvalues[0].abs().diff() <= 1e-12).all())
-    two = spectrum_at(terms, x, dt=0.2, method=method, largest=2)
+    two = spectrum_at(terms, None, x, dt=0.2, solver=method, largest=2)
     assert_close(two.eigenvalues, full.eigenvalues[:, :2], rtol=0, atol=0)
     assert two.step_eigenvalues is not None
     assert_close(two.step_eigenvalues.abs(), full.step_eigenvalues[:, :2].abs(), rtol=0, atol=1e-12)
@@ -191,10 +191,10 @@ def test_arpack_finds_what_lapack_finds(name: str, monkeypatch: pytest.MonkeyPat
     net = FIELDS[name]()
     x, u = normal(1, net.size), normal(1, net.size, seed=1)
     for method in ("euler", "imex"):
-        full = spectrum_at(net, x, u, dt=0.1, method=method)
+        full = spectrum_at(net, u, x, dt=0.1, solver=method)
         with monkeypatch.context() as patch:
-            patch.setattr(eigen, "DENSE", 0)
-            found = spectrum_at(net, x, u, dt=0.1, method=method, largest=4)
+            patch.setattr(spectrum, "DENSE", 0)
+            found = spectrum_at(net, u, x, dt=0.1, solver=method, largest=4)
         assert found.eigenvalues.shape == (1, 4)
         assert_close(found.eigenvalues.real, full.eigenvalues[:, :4].real, rtol=0, atol=1e-8)
         for ours, theirs in (
@@ -207,12 +207,12 @@ def test_arpack_finds_what_lapack_finds(name: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_arpack_finds_outliers_of_a_large_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eigen, "DENSE", 0)
+    monkeypatch.setattr(spectrum, "DENSE", 0)
     n = 400
     W = normal(n, n, scale=0.3 / n**0.5)
     W[0, 0], W[1, 1] = 3.0, 2.0
     terms = field(W)
-    found = spectrum_at(terms, torch.zeros(1, n), dt=0.1, largest=2, method="imex")
+    found = spectrum_at(terms, None, torch.zeros(1, n), dt=0.1, largest=2, solver="imex")
     top = np.sort(np.linalg.eigvals(array(W) - np.eye(n)).real)[::-1][:2]
     np.testing.assert_allclose(found.eigenvalues[0].real.numpy(), top, atol=1e-8)
     assert found.step_eigenvalues is not None
@@ -220,27 +220,29 @@ def test_arpack_finds_outliers_of_a_large_net(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_arpack_says_that_it_did_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eigen, "DENSE", 0)
+    monkeypatch.setattr(spectrum, "DENSE", 0)
     terms = field(torch.zeros(300, 300), L=skew(300))  # all real parts equal
     with pytest.raises(SolverError, match="largest=None, all by LAPACK"):
-        spectrum_at(terms, torch.zeros(1, 300), largest=5)
+        spectrum_at(terms, None, torch.zeros(1, 300), largest=5)
 
 
 def test_all_but_the_last_two_are_beyond_arpack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eigen, "DENSE", 0)
+    monkeypatch.setattr(spectrum, "DENSE", 0)
     terms, x = one_module("tanh", "x"), normal(1, 6)
-    full = spectrum_at(terms, x).eigenvalues
+    full = spectrum_at(terms, None, x).eigenvalues
     for largest in (5, 6):
-        found = spectrum_at(terms, x, largest=largest).eigenvalues
+        found = spectrum_at(terms, None, x, largest=largest).eigenvalues
         assert_close(found, full[:, :largest], rtol=0, atol=1e-10)
 
 
 def test_modules_alone_weights_and_coupling() -> None:
     net = FIELDS["mixed"]()
     terms, x = net.terms().detach_cpu(), normal(2, net.size)
-    J = array(field_jacobian(net, x))
+    J = array(flow_jacobian(net, None, x))
     start = 0
-    for values, W, weight in zip(module_spectra(net, x), terms.blocks, weight_spectra(net), strict=True):
+    for values, W, weight in zip(
+        module_spectra(net, None, x), terms.blocks, weight_spectra(net), strict=True
+    ):
         k = slice(start, start + len(W))
         same_set(values[1], np.linalg.eigvals(J[1, k, k]), 1e-9)
         same_set(weight, np.linalg.eigvals(array(W)), 1e-9)
@@ -255,14 +257,14 @@ def test_facts_of_adadiag_symmetric_and_product_modules() -> None:
         [Subnetwork(AdaDiagTanh("tanh"), 6, generator=g) for _ in range(3)], "all"
     ).double()
     w = torch.cat([W.diagonal() for W in diagonal.terms().detach_cpu().blocks])
-    values = spectrum_at(diagonal, torch.zeros(1, 18)).eigenvalues[0]
+    values = spectrum_at(diagonal, None, torch.zeros(1, 18)).eigenvalues[0]
     assert float(values.real.max()) <= -1 + float(w.max()) + 1e-12
     assert float(values.real.min()) >= -1 + float(w.min()) - 1e-12
     assert float(values.real.sum()) == pytest.approx(float(w.sum()) - 18, abs=1e-10)
     symmetric = Subnetwork(Symmetric("tanh"), 8, generator=g).double()
-    assert float(spectrum_at(symmetric, normal(3, 8)).eigenvalues.imag.abs().max()) <= 1e-9
+    assert float(spectrum_at(symmetric, None, normal(3, 8)).eigenvalues.imag.abs().max()) <= 1e-9
     product = Subnetwork(NegativeProduct("tanh"), 8, generator=g).double()
-    assert float(spectrum_at(product, normal(3, 8)).abscissa.max()) <= -1 + 1e-9
+    assert float(spectrum_at(product, None, normal(3, 8)).abscissa.max()) <= -1 + 1e-9
 
 
 def test_eigenvalues_in_the_left_half_plane_prove_nothing() -> None:
@@ -271,11 +273,11 @@ def test_eigenvalues_in_the_left_half_plane_prove_nothing() -> None:
     x = math.acosh(slope**-0.5)  # tanh'(x) = e^-2
     W = rotation(c)
     terms, turns = field(W, "tanh"), torch.tensor([[0.0, x], [x, 0.0]])
-    found = spectrum_at(terms, turns)
+    found = spectrum_at(terms, None, turns)
     assert_close(found.eigenvalues.real, -torch.ones(2, 2), rtol=0, atol=1e-12)
     assert_close(found.eigenvalues.imag.abs(), torch.full((2, 2), c / math.e), rtol=0, atol=1e-12)
     duration = math.pi * math.e / (2 * c)
-    first, second = (scipy.linalg.expm(duration * array(J)) for J in field_jacobian(terms, turns))
+    first, second = (scipy.linalg.expm(duration * array(J)) for J in flow_jacobian(terms, None, turns))
     radius = np.abs(np.linalg.eigvals(second @ first)).max()
     assert radius == pytest.approx(1.3391740, abs=1e-6)
 
@@ -287,14 +289,14 @@ def test_a_trajectory_is_the_solvers_and_meets_its_own_samples(method: str) -> N
     )
     layer = layer.double()
     u, at = normal(6, 2), [0, 2, 5, 6]
-    found = spectrum_along(layer, u, at=at, dt=0.1, x0=normal(8, seed=1), method=method)
+    found = spectrum_along(layer, u, at=at, dt=0.1, x0=normal(8, seed=1), solver=method)
     terms = layer.field.terms().driven(layer.encoder.weight, layer.encoder.bias)
     options = {"rtol": 1e-9, "atol": 1e-11}
     x = solve(terms, normal(1, 8, seed=1), u=u[None], dt=0.1, method=method, **options).x[0, at]
     assert_close(found.x, x.detach(), rtol=0, atol=1e-12)
     assert_close(found.times, 0.1 * torch.tensor(at), rtol=0, atol=1e-15)
-    step = {} if method == "dopri8" else {"dt": 0.1, "method": method}
-    there = spectrum_at(layer, x, u[[0, 2, 5, 5]], **step)
+    step = {} if method == "dopri8" else {"dt": 0.1, "solver": method}
+    there = spectrum_at(layer, u[[0, 2, 5, 5]], x, **step)
     assert_close(found.eigenvalues, there.eigenvalues, rtol=0, atol=1e-10)
     assert (found.step_radius is None) == (method == "dopri8")
 
@@ -316,18 +318,22 @@ def test_a_diverging_trajectory_is_refused() -> None:
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (ConfigError, "in 1..6", lambda t, x: spectrum_at(t, x, largest=0)),
-        (ConfigError, "in 1..6", lambda t, x: spectrum_at(t, x, largest=7)),
-        (ShapeError, "at least one state", lambda t, x: spectrum_at(t, x[:0])),
-        (DataError, "nan", lambda t, x: spectrum_at(t, x * torch.nan)),
-        (ShapeError, "one a state", lambda t, x: spectrum_at(t, x, times=torch.zeros(2))),
-        (ConfigError, "metric", lambda t, x: local_rates(t, x)),
+        (ConfigError, "in 1..6", lambda t, x: spectrum_at(t, None, x, largest=0)),
+        (ConfigError, "in 1..6", lambda t, x: spectrum_at(t, None, x, largest=7)),
+        (ShapeError, "at least one state", lambda t, x: spectrum_at(t, None, x[:0])),
+        (DataError, "nan", lambda t, x: spectrum_at(t, None, x * torch.nan)),
+        (ShapeError, "one a state", lambda t, x: spectrum_at(t, None, x, times=torch.zeros(2))),
+        (ConfigError, "metric", lambda t, x: local_rates(t, None, x)),
         (
             ShapeError,
             "6 units",
-            lambda t, x: local_rates(t, x, metric=Metric((Factor(x[0, :5], x[0, :5]),))),
+            lambda t, x: local_rates(t, None, x, metric=Metric((Factor(x[0, :5], x[0, :5]),))),
         ),
-        (DataError, "metric", lambda t, x: local_rates(t, x, metric=Metric((Factor(0 * x[0], x[0]),)))),
+        (
+            DataError,
+            "metric",
+            lambda t, x: local_rates(t, None, x, metric=Metric((Factor(0 * x[0], x[0]),))),
+        ),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[], dt=0.1)),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[-1], dt=0.1)),
         (ConfigError, "in 0..3", lambda t, x: spectrum_along(t, normal(3, 2), at=[4], dt=0.1)),
@@ -336,10 +342,10 @@ def test_a_diverging_trajectory_is_refused() -> None:
             "at least one sample",
             lambda t, x: spectrum_along(t, normal(0, 2), at=[0], dt=0.1),
         ),
-        (ShapeError, "time, 2", lambda t, x: spectrum_along(t, normal(3, 5), at=[0], dt=0.1)),
+        (ShapeError, "m = 2", lambda t, x: spectrum_along(t, normal(3, 5), at=[0], dt=0.1)),
         (ShapeError, "x0 must", lambda t, x: spectrum_along(t, at=[0], dt=0.1, x0=x)),
         (ConfigError, "dt must", lambda t, x: spectrum_along(t, at=[0], dt=-1.0)),
-        (ConfigError, "method must", lambda t, x: spectrum_along(t, at=[0], dt=0.1, method="magic")),
+        (ConfigError, "solver must", lambda t, x: spectrum_along(t, at=[0], dt=0.1, solver="magic")),
     ],
 )
 def test_what_cannot_be_is_refused(error, words, call) -> None:

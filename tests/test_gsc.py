@@ -18,7 +18,7 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
-from ctrnn_assembly.diagnostics.gsc import (
+from ctrnn_assembly.diagnostics.gradient_scale import (
     couples_samples,
     gsc,
     gsc_over_time,
@@ -260,36 +260,33 @@ RECURRENT = (*SOLVERS, "gated", "rnn", "lstm", "antisymmetric", "lipschitz", "nn
 @pytest.mark.parametrize("name", RECURRENT)
 def test_gsc_over_time_is_autograd_s_through_the_whole_run(name):
     net = recurrent(name).double()
-    time = 1 if net.batch_first else 0
-    u = torch.randn(3, 7, 2) if net.batch_first else torch.randn(7, 3, 2)
-    state = net(u[:, :1] if time else u[:1])[1]
-    parts = state if isinstance(state, tuple) else (state,)
-    start = [torch.randn_like(part) for part in parts]
+    u = torch.randn(3, 7, 2)
+    layers, n = getattr(net, "num_layers", 1), getattr(net, "state_size", net.hidden_size)
+    x0 = torch.randn(3, layers * n)
 
-    def run(flat: Tensor, first: int) -> Tensor:
-        """(3, N) -> (3, N) from step `first` on."""
-        split = flat.split([p.shape[0] * p.shape[2] for p in parts], dim=1)
-        h = [s.reshape(3, p.shape[0], -1).transpose(0, 1) for s, p in zip(split, parts, strict=True)]
-        given = tuple(h) if isinstance(state, tuple) else h[0]
-        last = net(u.narrow(time, first, 7 - first), given)[1] if first < 7 else given
-        return flatten(last)
+    def run(x: Tensor, first: int, last: int) -> Tensor:
+        """The packed state (3, layers n) before sample `last`, by the net's own forward."""
+        if first == last:
+            return x
+        part = u[:, first:last] if net.batch_first else u[:, first:last].transpose(0, 1)
+        return net(part, x.view(3, layers, n).transpose(0, 1).contiguous())[1].transpose(0, 1).flatten(1)
 
-    def flatten(h) -> Tensor:
-        pieces = h if isinstance(h, tuple) else (h,)
-        return torch.cat([p.transpose(0, 1).flatten(1) for p in pieces], 1)
-
-    h_0 = tuple(start) if isinstance(state, tuple) else start[0]
-    found = gsc_over_time(net, u, h_0, every=3)
+    found = gsc_over_time(net, u, x0, every=3)
     assert found.points == (0, 3, 6, 7)
     for k, t in enumerate(found.points):
-        h = net(u.narrow(time, 0, t), h_0)[1] if t else h_0
-        flat = flatten(h).detach()
-        expected = brute_force([lambda z, t=t: run(z, t)], flat)
-        # rk4 runs as one solve here and by stretches there
+        expected = brute_force([lambda z, t=t: run(z, t, 7)], run(x0, 0, t).detach())
+        # rk4 runs as one solve here and by samples there
         torch.testing.assert_close(found.value[k], expected, rtol=1e-9, atol=0)
-    every = gsc_over_time(net, u, h_0)
+    every = gsc_over_time(net, u, x0)
     torch.testing.assert_close(every.value[[0, 3, 6, 7]], found.value, rtol=1e-9, atol=0)
-    assert every.products == flatten(h_0).shape[1]
+    assert every.products == layers * n
+
+
+def test_gsc_over_time_of_a_function_of_your_own():
+    W = torch.randn(3, 3)
+    found = gsc_over_time(lambda u, h: torch.tanh(h @ W.mT + u), torch.randn(2, 4, 3), torch.randn(2, 3))
+    assert found.products == 3
+    assert bool(found.value.isfinite().all())
 
 
 @pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler"])
@@ -304,7 +301,7 @@ def test_a_linear_run_with_a_plane_skew_coupling_has_gsc_one(solver, omega):
     assert L is not None
     torch.testing.assert_close(L.detach().abs(), omega * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     net = CTRNN(1, field, dt=0.1, solver=solver, bias=False).double()
-    found = gsc_over_time(net, torch.zeros(30, 4, 1), torch.randn(1, 4, 2), per_sample=True)
+    found = gsc_over_time(net, torch.zeros(4, 30, 1), torch.randn(4, 2), per_sample=True)
     torch.testing.assert_close(found.value, torch.ones(4, 31), rtol=0, atol=1e-12)
 
 
@@ -316,7 +313,7 @@ def test_contraction_bounds_the_jacobian(solver):
     certificate = certify(field, dt=0.05, solver=solver)
     assert certificate.step is not None
     assert certificate.step.certified
-    found = gsc_over_time(net, 3 * torch.randn(80, 5, 2), per_sample=True, every=4)
+    found = gsc_over_time(net, 3 * torch.randn(5, 80, 2), per_sample=True, every=4)
     back = 80 - torch.tensor(found.points, dtype=torch.float64)
     bound = certificate.metric.condition_number**0.5 * certificate.step.contraction_factor**back
     assert bool((found.jacobian <= bound).all())
@@ -340,11 +337,11 @@ def test_the_estimate_over_time():
     assert bool((off <= 4 * found.standard_error[1:] + 1e-12).all())
 
 
-def test_single_precision_nets_are_measured_in_their_precision():
-    net, u = VanillaRNN(2, 4).float(), torch.randn(6, 3, 2)
+def test_single_precision_nets_are_measured_in_double():
+    net, u = VanillaRNN(2, 4).float(), torch.randn(3, 6, 2)
     found = gsc_over_time(net, u.float()).value[1:]
-    assert found.dtype == torch.float64  # the sums; the products are in float32
-    torch.testing.assert_close(found, gsc_over_time(net.double(), u).value[1:], rtol=1e-4, atol=0)
+    expected = gsc_over_time(net.double(), u.float().double()).value[1:]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("fixed", ENDS)
@@ -384,12 +381,12 @@ def test_deviation_and_sign_diversity():
         (lambda: gsc([lambda z: z / 0], torch.ones(2, 2)), DataError, "f_1"),
         (lambda: gsc([lambda z: z.sum(0)], torch.ones(2, 2)), ShapeError, "layer 1"),
         (lambda: gsc(batch_norm(), torch.randn(3, 4), per_sample=True), ConfigError, "per_sample"),
-        (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 2)), ShapeError, "input"),
+        (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 2)), ShapeError, "u must"),
         (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 1, 2), every=0), ConfigError, "every"),
         (
             lambda: gsc_over_time(nn.GRU(2, 3, bidirectional=True), torch.ones(4, 1, 2)),
             ConfigError,
-            "forward",
+            "backwards",
         ),
         (lambda: preactivation_statistics([torch.ones(1, 3)]), ShapeError, r"preactivations\[0\]"),
     ],

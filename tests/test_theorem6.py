@@ -131,7 +131,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
         module = Subnetwork(SingularValueBounded(phi), 3, tau=torch.tensor([0.7, 1.0, 1.5]))
         drive = 0.4 * torch.randn(1, 1, 3).expand(-1, steps, -1)
         x0 = 0.3 * torch.randn(1, 3)
-        found = monitor_theorem6(module, x0, drive, dt=dt)
+        found = monitor_theorem6(module, drive, x0, dt=dt)
         assert not found.certified
         held += found.holds
         pair = torch.cat([x0, x0 + 1e-7 * torch.randn(1, 3)])
@@ -190,14 +190,14 @@ def test_a_full_P_is_no_metric_with_the_slopes_and_is_refused() -> None:
 def test_the_monitor_sees_a_fast_saturation_that_spoils_the_condition() -> None:
     """A trajectory back from saturation: log D of tanh rises at almost 2 |x'|, past any c."""
     module = Subnetwork(SingularValueBounded("tanh"), 2, weight=torch.tensor([[0.2, -0.3], [0.4, 0.1]]))
-    still = monitor_theorem6(module, torch.zeros(1, 2), torch.zeros(1, 20, 2), dt=0.05)
+    still = monitor_theorem6(module, torch.zeros(1, 20, 2), torch.zeros(1, 2), dt=0.05)
     assert still.holds
     assert still.missed < 1e-10
-    back = monitor_theorem6(module, 4 * torch.ones(1, 2), torch.zeros(1, 20, 2), dt=0.05)
+    back = monitor_theorem6(module, torch.zeros(1, 20, 2), 4 * torch.ones(1, 2), dt=0.05)
     assert back.c == still.c
     assert not back.holds
     assert back.missed < 0.01
-    coarse = monitor_theorem6(module, 4 * torch.ones(1, 2), torch.zeros(1, 1, 2), dt=1.0)
+    coarse = monitor_theorem6(module, torch.zeros(1, 1, 2), 4 * torch.ones(1, 2), dt=1.0)
     assert coarse.missed > 0.1  # both ends of its one interval are compared
     assert back.condition_number > 100
 
@@ -207,7 +207,7 @@ def test_both_sides_of_a_jump_of_the_input_count() -> None:
     u = torch.tensor([[[0.0], [-30.0]]])  # at 1 for a while (bias), then driven down
     with torch.no_grad():
         module.bias.fill_(1.0)
-    found = monitor_theorem6(module, torch.ones(1, 1), u, dt=1e-3)
+    found = monitor_theorem6(module, u, torch.ones(1, 1), dt=1e-3)
     assert found.beta == pytest.approx(2 + 2 * math.tanh(1) * -30, rel=1e-3)
 
 
@@ -220,10 +220,10 @@ def test_the_default_metric_is_the_fields_own() -> None:
         assert float(module.metric().matrix().detach().diagonal().std()) > 0.1
         x0, u = torch.randn(2, 4), torch.randn(2, 10, 4)
         P = 1 / module.metric().matrix().diagonal()
-        found = monitor_theorem6(module, x0, u, dt=0.05)
-        assert found == monitor_theorem6(module.terms(), x0, u, dt=0.05, P=P)
+        found = monitor_theorem6(module, u, x0, dt=0.05)
+        assert found == monitor_theorem6(module.terms(), u, x0, dt=0.05, P=P)
         assert found.c > 0
-        single = monitor_theorem6(module.float(), x0.float(), u.float(), dt=0.05)
+        single = monitor_theorem6(module.float(), u.float(), x0.float(), dt=0.05)
         assert single.beta == pytest.approx(found.beta, rel=1e-3, abs=1e-3)
 
 
@@ -251,14 +251,14 @@ def test_what_the_theorem_does_not_cover_is_refused() -> None:
         theorem6(torch.zeros(2, 2), "tanh", x * math.nan, x, one)
     x0, u = torch.zeros(1, 2), torch.zeros(1, 3, 2)
     with pytest.raises(ContractionError, match="r-form"):
-        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2, form="r"), x0, u, dt=0.1)
+        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2, form="r"), u, x0, dt=0.1)
     pair = couple([Subnetwork(SingularValueBounded("tanh"), 1) for _ in range(2)])
     with pytest.raises(ContractionError, match="coupling"):
-        monitor_theorem6(pair, x0, u, dt=0.1)
+        monitor_theorem6(pair, u, x0, dt=0.1)
     with pytest.raises(ContractionError, match="diagonal P"):
-        monitor_theorem6(Subnetwork(NegativeProduct("tanh"), 2), x0, u, dt=0.1)
+        monitor_theorem6(Subnetwork(NegativeProduct("tanh"), 2), u, x0, dt=0.1)
     with pytest.raises(ContractionError, match="P=None"):
-        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2).terms(), x0, u, dt=0.1)
+        monitor_theorem6(Subnetwork(SingularValueBounded("tanh"), 2).terms(), u, x0, dt=0.1)
 
 
 def test_it_never_calls_itself_a_certificate() -> None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.gsc import gsc, preactivation_statistics
+from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95

@@ -38,8 +38,8 @@ from rich.table import Table
 from sgd import BATCH, RATES, Classifier, Images, best_rate, error, load_images, optimizer, train_epoch
 from torch import Tensor, nn
 
-from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, Pull, effective_depth_of_gradient
-from ctrnn_assembly.diagnostics.gsc import gsc
+from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, VJPs, effective_depth_of_gradient
+from ctrnn_assembly.diagnostics.gradient_scale import gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
 
 PROBES = 20
@@ -51,10 +51,10 @@ NOTHING: dict[str, float | None] = {
 }
 
 
-def pulls(hidden: nn.Sequential, x: Tensor) -> list[Pull]:
+def pulls(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
     """For each layer V -> (S^T V, R^T V): through phi and the norm, then through W(0) or W - W(0)."""
 
-    def pull(z: Tensor, y: Tensor, S: Tensor, R: Tensor) -> Pull:
+    def pull(z: Tensor, y: Tensor, S: Tensor, R: Tensor) -> VJPs:
         def back(V: Tensor) -> tuple[Tensor, Tensor]:
             (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
             return q @ S, q @ R

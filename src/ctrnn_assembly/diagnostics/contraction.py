@@ -7,31 +7,33 @@ What the theory says about the numbers, in the metric diag(tau) M of a certifica
 
   * continuous time at certified rate lam: every factor is at most exp(-lam dt), so every local rate
     -log(factor) / dt and every fitted rate is at least lam;
-  * a certified step of Euler, IMEX or exponential Euler: each factor is at most its
-    `step.contraction_factor`;
+  * a certified step of a grid solver: every factor is at most the step's contraction factor;
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
 Local factors depend on where a pair is, in which direction it lies and how far apart: close pairs see
 the Jacobian at one place, distant pairs its average. Hence both are measured, and `directions="worst"`
 starts each pair where its first interval is slowest.
+
+What rounding may add to a distance is bounded from the sums that a step forms, and taken off: without
+that, pairs that have come as close as float64 tells would seem to refute a certificate. For nets without
+`terms()` the sums are not known; states count once and a unit of 1 for all else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, trajectory
+from ctrnn_assembly.diagnostics.spectrum import norm_of
+from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.solvers import GRID_METHODS, solve
 from ctrnn_assembly.terms import Terms
 
 Directions = Literal["random", "worst"]
@@ -54,7 +56,8 @@ class Measurement:
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
         euclidean_peak: largest Euclidean distance at any time over its initial value.
         pairs, steps: what was measured: pairs of trajectories, and intervals of each.
-        dt, method: the interval, in the unit of tau, and the solver.
+        dt, solver: the interval, in the unit of tau, and the solver.
+        distances, euclidean: d(t) in the metric, and the Euclidean ones, (pairs, steps + 1).
     """
 
     rate: float
@@ -65,7 +68,14 @@ class Measurement:
     pairs: int
     steps: int
     dt: float
-    method: str
+    solver: str | None
+    distances: Tensor = field(repr=False, compare=False)
+    euclidean: Tensor = field(repr=False, compare=False)
+
+    @property
+    def times(self) -> Tensor:
+        """Of the distances, (steps + 1,)."""
+        return self.dt * torch.arange(self.steps + 1, dtype=self.distances.dtype)
 
     @property
     def local_rate(self) -> float:
@@ -80,14 +90,14 @@ class Measurement:
 
 @torch.no_grad()
 def measure_contraction(
-    field: Any,
+    net: Any,
     u: Tensor | None = None,
-    *,
-    dt: float,
-    steps: int | None = None,
-    method: str = "euler",
-    metric: Metric | None = None,
     x0: Tensor | None = None,
+    *,
+    dt: float | None = None,
+    solver: str | None = None,
+    steps: int | None = None,
+    metric: Metric | None = None,
     pairs: int = 8,
     spread: float = 1.0,
     distances: Sequence[float] = (1e-6, 1.0),
@@ -95,21 +105,23 @@ def measure_contraction(
     rtol: float = 1e-12,
     generator: torch.Generator | None = None,
 ) -> Measurement:
-    """Integrate pairs of trajectories under the same input, in float64 on the CPU, and compare them.
+    """Follow pairs of trajectories under the same input, in float64 on the CPU, and compare them.
 
     Args:
-        field: a `Subnetwork` or `Assembly`; or `Terms`, with `metric`.
+        net: see `linearise`.
         u: input samples held over each interval, (batch, steps, m); every sample meets every pair.
-        dt: length of an interval (a step of grid solvers), in the unit of tau.
-        steps: number of intervals, needed without u.
-        method: one of `ctrnn_assembly.solvers.METHODS`; a continuous rate needs a tight one, dopri8.
-        metric: M, in which, with tau, distances are taken; by default the field's own. `certify` may
-            have searched for another (`Certificate.metric.origin`): its numbers hold in that one.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
+        dt: length of an interval (a step of grid solvers), by default the net's own.
+        solver: by default the net's own; for a flow any of `ctrnn_assembly.solvers.METHODS`: a
+            continuous rate needs a tight one, dopri8.
+        steps: number of intervals, needed without u.
+        metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
+            `certify` may have searched for another: its numbers hold in that one.
         pairs: pairs at each distance.
         distances: initial Euclidean distances.
         directions: of y(0) - x(0): "random", or "worst": where the distance in the metric falls
-            slowest at first, Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1).
+            slowest at first, Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
+            top singular vector of a map's Theta S Theta^-1.
         rtol: relative tolerance of torchdiffeq's methods; the absolute one is rtol / 100.
 
     Returns:
@@ -120,26 +132,24 @@ def measure_contraction(
         ShapeError, ConfigError: for settings that do not fit.
         SolverError: if an adaptive solver cannot meet rtol; grid solvers never fail.
     """
-    terms, theta = _field_in_double(field, metric)
-    u = _checked_input(terms, u, steps)
-    x, size = _starts(terms.n, x0, pairs, spread, distances, generator)
-    drive = u.repeat_interleave(len(x), 0) if len(u) > 1 else u.expand(len(x), -1, -1)
-    x, size = x.repeat(len(u), 1), size.repeat(len(u), 1)
-    y = x + size * _directions(terms, theta, x, drive[:, 0], directions, generator)
-    states = solve(
-        terms,
-        torch.cat([x, y]),
-        u=drive.repeat(2, 1, 1),
-        dt=dt,
-        method=method,
-        rtol=rtol,
-        atol=rtol / 100,
-    ).x
+    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
+    dt, solver = known.resolve(dt, solver)
+    norm = norm_of(known, known.metric if metric is None else metric)
+    u, steps = known.inputs(u, "(batch, steps, m)"), steps_of(u, steps)
+    x, size = _starts(known, x0, pairs, spread, distances, generator)
+    if u is not None:
+        u = u.repeat_interleave(len(x), 0)
+        x, size = x.repeat(len(u) // len(x), 1), size.repeat(len(u) // len(x), 1)
+    first = None if u is None else u[:, 0]
+    y = x + size * _directions(known, norm, first, x, directions, generator)
+    both = None if u is None else u.repeat(2, 1, 1)
+    states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=rtol)
     x, y = states.chunk(2)
+    theta = norm[0]
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
-    size = _size(terms, x, drive, dt) + _size(terms, y, drive, dt)
-    exact = method in GRID_METHODS
-    relative = (8 + terms.n) * torch.finfo(torch.float64).eps if exact else 16 * rtol
+    size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
+    exact = known.has_step(dt, solver)
+    relative = (8 + known.size) * torch.finfo(torch.float64).eps if exact else 16 * rtol
     error = _error(theta, size if exact else size + 0.01, relative)  # 0.01 for the absolute tolerance
     return Measurement(
         rate=_fitted_rate(d, d > FLOOR * error, dt),
@@ -148,53 +158,27 @@ def measure_contraction(
         growth=_largest(d[:, -1] / d[:, 0]),
         euclidean_peak=_largest(euclidean / euclidean[:, :1]),
         pairs=len(x),
-        steps=u.shape[1],
+        steps=steps,
         dt=dt,
-        method=method,
+        solver=solver,
+        distances=d,
+        euclidean=euclidean,
     )
 
 
-def _field_in_double(field: Any, metric: Metric | None) -> tuple[Terms, Tensor]:
-    """The field as its weights are now, and Theta sqrt(tau), (n, n), cast up to float64."""
-    terms = field if isinstance(field, Terms) else field.terms()
-    if metric is None and isinstance(field, Terms):
-        raise ConfigError(
-            "Terms have no metric of their own; got metric=None. Give metric=..., for the Euclidean "
-            "distance Metric((Factor.identity(terms.n, terms.tau),))."
-        )
-    metric = field.metric() if metric is None else metric
-    if metric.size != terms.n:
-        raise ShapeError(f"the metric must be for {terms.n} units; got one for {metric.size}.")
-    terms = terms.double()
-    theta = metric.theta().to(terms.tau) * terms.tau.sqrt()
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (*terms.tensors(), theta)):
-        raise DataError(
-            "the weights and the metric must be finite; got NaN or infinite entries. "
-            "Load or build the network again."
-        )
-    return terms, theta
-
-
-def _checked_input(terms: Terms, u: Tensor | None, steps: int | None) -> Tensor:
-    """The input, (batch, steps, m), in float64; zeros without one.
-
-    Zeros rather than nothing: adaptive solvers then end a step at every sample instead of
-    interpolating, which would cost more than the tolerance.
-    """
-    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
+def steps_of(u: Tensor | None, steps: int | None) -> int:
+    """The number of intervals."""
     if u is None:
         if steps is None or steps < 1:
             raise ConfigError(f"steps must be at least 1 without an input; got {steps}.")
-        return terms.tau.new_zeros(1, steps, m)
-    if u.ndim != 3 or u.shape[2] != m or 0 in u.shape or steps not in (None, u.shape[1]):
-        wanted = "at least one of them" if steps is None else f"steps = {steps}"
-        raise ShapeError(f"u must be (batch, steps, m) with m = {m} and {wanted}; got {tuple(u.shape)}.")
-    check_finite(u)
-    return u.to(terms.tau)
+        return steps
+    if steps not in (None, u.shape[1]):
+        raise ShapeError(f"u must be (batch, steps, m) with steps = {steps}; got {tuple(u.shape)}.")
+    return u.shape[1]
 
 
 def _starts(
-    n: int,
+    known: Behaviour,
     x0: Tensor | None,
     pairs: int,
     spread: float,
@@ -205,21 +189,18 @@ def _starts(
     if x0 is None:
         if pairs < 1 or not 0 <= spread < math.inf:
             raise ConfigError(f"need pairs >= 1 and a finite spread >= 0; got {pairs} and {spread}.")
-        x0 = spread * torch.randn(pairs, n, generator=generator, dtype=torch.float64)
-    if x0.ndim != 2 or x0.shape[1] != n or len(x0) < 1:
-        raise ShapeError(f"x0 must be (pairs, {n}); got {tuple(x0.shape)}.")
-    check_finite(x0)
+        x0 = spread * torch.randn(pairs, known.size, generator=generator, dtype=torch.float64)
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ConfigError(f"distances must be positive and finite; got {tuple(distances)}.")
     size = torch.tensor(distances, dtype=torch.float64).repeat_interleave(len(x0))
-    return x0.to("cpu", torch.float64).repeat(len(distances), 1), size[:, None]
+    return known.states(x0).repeat(len(distances), 1), size[:, None]
 
 
 def _directions(
-    terms: Terms,
-    theta: Tensor,
+    known: Behaviour,
+    norm: tuple[Tensor, Tensor],
+    u: Tensor | None,
     x: Tensor,
-    u: Tensor,
     kind: Directions,
     generator: torch.Generator | None,
 ) -> Tensor:
@@ -229,29 +210,39 @@ def _directions(
     if kind == "random":
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     else:
-        J = vmap(jacrev(lambda a, b: terms(a[None], b[None])[0]))(x, u)  # (pairs, n, n)
-        inverse = torch.linalg.inv(theta)
-        v = torch.linalg.eigh(symmetric_part(theta @ J @ inverse))[1][..., -1] @ inverse.mT
+        theta, inverse = norm
+        local = known.step_map() if known.flow is None else known.flow_map()
+        F = theta @ local.linearise(u, x).matrix() @ inverse  # (pairs, n, n)
+        sym = F.mT @ F if known.flow is None else symmetric_part(F)
+        v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
     return v / v.norm(dim=1, keepdim=True)
 
 
-def _size(terms: Terms, x: Tensor, u: Tensor, dt: float) -> Tensor:
+def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
     """What is added up to the states x, (pairs, steps + 1, n), without signs; u is (pairs, steps, m).
 
     |x_k+1| + |x_k| + dt / tau (|x_k| + g (|W| |pre(x_k)| + |b| + |W_in| |u_k|) + |L| |x_k| + ...).
     """
-    z = x[:, :-1].flatten(0, 1)
+    before, after = x[:, :-1].abs(), x[:, 1:].abs()
+    if known.terms is None:
+        return torch.cat([x[:, :1].abs(), after + before + 1], 1)
+    inside = _inside(known.terms, x[:, :-1].flatten(0, 1), None if u is None else u.flatten(0, 1))
+    return torch.cat([x[:, :1].abs(), after + before + dt * inside.view(after.shape)], 1)
+
+
+def _inside(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
+    """The sums of x', term by term without signs, (batch, n)."""
     W_in = None if terms.W_in is None else terms.W_in.abs()
     blocks = tuple(W.abs() for W in terms.blocks)
     positive = replace(terms, blocks=blocks, bias=terms.bias.abs(), W_in=W_in)
-    inside = positive.apply_weight(terms.pre(z).abs()) + positive.inject(u.flatten(0, 1).abs())
-    total = z.abs() + max(phi.g for phi, _ in terms.post.runs) * inside
+    drive = positive.inject(None if u is None else u.abs())
+    inner = positive.apply_weight(terms.pre(x).abs()) + drive
+    total = x.abs() + max(phi.g for phi, _ in terms.post.runs) * inner
     if terms.L is not None:
-        total = total + z.abs() @ terms.L.abs().mT
+        total = total + x.abs() @ terms.L.abs().mT
     for edge in terms.edges:
-        total = total + edge.psi(z).abs() @ edge.K.abs().mT
-    summed = x[:, 1:].abs() + x[:, :-1].abs() + dt * (total / terms.tau).reshape(x[:, 1:].shape)
-    return torch.cat([x[:, :1].abs(), summed], 1)
+        total = total + edge.psi(x).abs() @ edge.K.abs().mT
+    return total / terms.tau
 
 
 def _error(theta: Tensor, size: Tensor, relative: float) -> Tensor:

@@ -23,14 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.diagnostics.linearise import Linearisation, behaviour
 from ctrnn_assembly.errors import ConfigError, ShapeError
 
 # V (terms, ...) at a layer's output -> (S^T V, R^T V) at its input
-Pull = Callable[[Tensor], tuple[Tensor, Tensor]]
+VJPs = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,12 @@ def effective_depth(
     return _judge(C, tol)
 
 
-def effective_depth_of_gradient(
-    pulls: Sequence[Pull], g: Tensor, *, tol: float = 1e-6
-) -> EffectiveDepth:
+def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
     """Effective depth of the gradient (S_1 + R_1)^T ... (S_L + R_L)^T g.
 
     Args:
-        pulls: for each layer, the first layer first, V -> (S^T V, R^T V) with V (terms, ...) shaped
-            as the gradient at its output, behind a dimension of terms. `matrix_pulls` makes them of
+        vjps: for each layer, the first layer first, V -> (S^T V, R^T V) with V (terms, ...) shaped
+            as the gradient at its output, behind a dimension of terms. `matrix_vjps` makes them of
             matrices; layers that couple samples (batch norm) need this form.
         g: the gradient at the last layer's output, any shape.
         tol: what counts as nothing, in (0, 1).
@@ -93,24 +93,60 @@ def effective_depth_of_gradient(
         ConfigError: if there is no layer, or tol is out of range.
     """
     _check_tolerance(tol)
-    if not len(pulls):
-        raise ConfigError("pulls must have at least one layer; got none. Pass one a layer.")
+    if not len(vjps):
+        raise ConfigError("vjps must have at least one layer; got none. Pass one a layer.")
     C = g.to(torch.float64)[None]
-    for pull in reversed(pulls):
-        C = _advance(*pull(C))
+    for vjp in reversed(vjps):
+        C = _advance(*vjp(C))
     return _judge(C, tol)
 
 
-def matrix_pulls(S: Sequence[Tensor] | Tensor, R: Sequence[Tensor] | Tensor) -> list[Pull]:
-    """Pulls of `effective_depth_of_gradient` for matrices as `effective_depth` takes them.
+def matrix_vjps(S: Sequence[Tensor] | Tensor, R: Sequence[Tensor] | Tensor) -> list[VJPs]:
+    """VJPs of `effective_depth_of_gradient` for matrices as `effective_depth` takes them.
 
     The gradient is then (..., n_L), with the same leading dimensions.
     """
 
-    def pull(s: Tensor, r: Tensor) -> Pull:
+    def vjp(s: Tensor, r: Tensor) -> VJPs:
         return lambda V: ((V[..., None, :] @ s)[..., 0, :], (V[..., None, :] @ r)[..., 0, :])
 
-    return [pull(s, r) for s, r in _checked_pairs(S, R)]
+    return [vjp(s, r) for s, r in _checked_pairs(S, R)]
+
+
+@torch.no_grad()
+def effective_depth_over_time(
+    net: Any,
+    u: Tensor,
+    g: Tensor,
+    x0: Tensor | None = None,
+    *,
+    dt: float | None = None,
+    solver: str | None = None,
+    tol: float = 1e-6,
+) -> EffectiveDepth:
+    """Effective depth of a gradient back through the steps of one sequence, S = I and R = step - I.
+
+    Args:
+        net: see `linearise`. u: samples, (time, m). g: the gradient at the last state, (n,).
+        x0: first state, (n,); by default 0.
+        dt, solver: the step, by default the net's own.
+        tol: what counts as nothing, in (0, 1).
+
+    Raises:
+        ConfigError, ShapeError, DataError: for arguments that do not fit.
+    """
+    known = behaviour(net, size=len(g))
+    step, u = known.step_map(dt, solver), known.inputs(u, "(time, m)")
+    x = known.states((torch.zeros(known.size) if x0 is None else x0)[None])
+    steps = []
+    for sample in u[:, None]:
+        steps.append(step.linearise(sample, x))
+        x = steps[-1].value
+
+    def vjp(here: Linearisation) -> VJPs:
+        return lambda V: (V, here.transposed(V[None])[0] - V)
+
+    return effective_depth_of_gradient([vjp(here) for here in steps], g.detach().cpu(), tol=tol)
 
 
 def _advance(shallow: Tensor, residual: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Lyapunov exponents: of a solver's steps along driven trajectories, and of any flow f(t, x).
+"""Lyapunov exponents by QR (Benettin): of a net's steps along driven trajectories, and of any flow.
+
+    V <- S_t V for `every` steps,  V = Q R,  V <- Q,    exponent_i = sum log |R_ii| / elapsed time
 
 Under an input the exponents are conditional: they compare trajectories that see the same input. A
 largest one below 0 says that nearby trajectories of this run approach each other; it is an average
@@ -8,110 +10,149 @@ What the theory says about the numbers:
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
-    exponent of its steps at most log(step.contraction_factor) / dt. Over a finite time T a computed
-    one may exceed this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric
-    differ by.
+    exponent of its steps at most log(factor) / dt. Over a finite time T a computed one may exceed
+    this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by.
 
 The frame turns into place at the rate of the gaps between exponents. A transient that is short against
 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
 
-Cost of a step: one product of its Jacobian with k vectors, see `jacobian`, and an orthonormalisation,
-see `benettin`. Everything is float64 on the CPU.
+Cost of a step: one product of its Jacobian with k vectors, see `linearise`, and 4 n k^2 for an
+orthonormalisation. Memory: k vectors a trajectory, and k numbers for each trajectory and
+orthonormalisation. Everything is float64 on the CPU.
+
+Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.benettin import Lyapunov as Lyapunov
-from ctrnn_assembly.diagnostics.benettin import checked_run, follow
-from ctrnn_assembly.diagnostics.jacobian import check_points, field_map, step_map
-from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.diagnostics.linearise import (
+    AutogradMap,
+    Linearisation,
+    behaviour,
+    runge_kutta,
+)
+from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.inputs import check_finite
-from ctrnn_assembly.terms import Terms
 
-Flow = Callable[[Tensor, Tensor], Tensor]
-Tangent = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (t, x, V) -> (x', V')
+# So many trajectories, or parts of each run, make a standard error.
+PARTS = 10
+# Below this share of the longest vector an R_ii has lost half of its digits.
+LOST = 1e-8
+
+
+@dataclass(frozen=True)
+class Lyapunov:
+    """The k leading Lyapunov exponents, in descending order, per unit of time.
+
+    Attributes:
+        exponents: mean over the trajectories, (k,); -inf where the step is singular.
+        errors: standard errors, (k,): from the trajectories' own means if there are at least ten, else
+            from the means of ten equal parts of each run, which must be longer than its memory.
+            They know nothing of a transient too short; infinite where there is too little to tell.
+        per_trajectory: (batch, k).
+        history: the estimate as it ran, (records, k): the mean over the trajectories and over the time
+            since the transient's end, at `times`, (records,); its last row is `exponents`.
+        dt, steps, transient, every: the run: step, steps counted, steps discarded before, and steps
+            from one orthonormalisation to the next.
+    """
+
+    exponents: Tensor
+    errors: Tensor
+    per_trajectory: Tensor
+    history: Tensor
+    times: Tensor
+    dt: float
+    steps: int
+    transient: int
+    every: int
+
+    @property
+    def per_step(self) -> Tensor:
+        """The exponents per step, (k,)."""
+        return self.exponents * self.dt
 
 
 @torch.no_grad()
 def lyapunov_exponents(
-    field: Any,
+    net: Any,
     u: Tensor | None = None,
+    x0: Tensor | None = None,
     *,
     k: int,
-    dt: float,
     steps: int,
-    method: str = "euler",
-    x0: Tensor | None = None,
+    dt: float | None = None,
+    solver: str | None = None,
     transient: int | None = None,
     every: int = 1,
     generator: torch.Generator | None = None,
 ) -> Lyapunov:
-    """The k leading exponents of a grid solver's steps, along driven trajectories.
+    """The k leading exponents of a net's steps, along driven trajectories.
 
     A run longer than the input goes on with the next sequence, without a reset of the state: trajectory
     b sees the sequences b, b + 1, ..., in turn, and after the last one the first. A single sequence
     is so repeated.
 
     Args:
-        field: a `Subnetwork`, `Assembly`, `CTRNN` or `Terms`.
+        net: see `linearise`.
         u: samples, (sequences, time, m), each held over one step; or None.
-        k: how many exponents, 1..n. dt: step length, in the unit of tau.
-        steps: steps to average over. method: a grid solver.
         x0: initial states, (batch, n); by default N(0, 1), one for each sequence.
+        k: how many exponents, 1..n. steps: steps to average over.
+        dt: duration of a step, by default the net's own; 1 for a map, so that exponents are per sample.
+        solver: the step, as of `Behaviour.step_map`; by default the net's own.
         transient: steps before, which turn the frame and are discarded; by default a tenth of steps.
         every: steps from one orthonormalisation to the next; more is cheaper, and refused where it
             loses the smaller exponents.
 
     Returns:
-        `Lyapunov`, for the discrete map: the flow's exponents up to O(dt).
+        `Lyapunov`, for the discrete map: the flow's exponents up to O(dt), with "rk4" up to O(dt^4).
 
     Raises:
         ConfigError, ShapeError, DataError: for arguments that do not fit.
         SolverError: if a trajectory overflows, or `every` is too large.
     """
-    step = step_map(field, dt=dt, method=method)
-    samples = _checked_samples(step.terms, u)
+    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
+    samples = known.inputs(u, "(sequences, time, m)")
     if x0 is None:
         count = 1 if samples is None else len(samples)
-        x0 = torch.randn(count, step.terms.n, generator=generator, dtype=torch.float64)
-    x = check_points(step.terms, x0, None)[0]
-    run = checked_run(step.terms.n, k, dt, steps, transient, every)
+        x0 = torch.randn(count, known.size, generator=generator, dtype=torch.float64)
+    x, (dt, solver) = known.states(x0), known.resolve(dt, solver)
+    step = known.step_map(dt, solver)
 
-    def advance(index: int, x: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        now = None if samples is None else _sample(samples, index, len(x))
-        return step(x, now), step.jacobian(x, now).product(V)
+    def at(index: int, x: Tensor) -> Linearisation:
+        return step.linearise(None if samples is None else _sample(samples, index, len(x)), x)
 
-    return follow(advance, x, run, generator)
+    return _follow(at, x, k, dt, steps, transient, every, generator)
 
 
 @torch.no_grad()
 def flow_exponents(
-    f: Any,
+    f: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
     *,
     k: int,
-    dt: float,
     steps: int,
+    dt: float,
     transient: int | None = None,
     every: int = 1,
     generator: torch.Generator | None = None,
 ) -> Lyapunov:
     """The k leading exponents of x' = f(t, x), by the classical Runge-Kutta method.
 
-    The frame follows the same step of the variational equation V' = (df/dx) V, which is the
-    derivative of the step. The exponents are those of the flow up to O(dt^4).
+    The frame follows the derivative of the step: the exponents are those of the flow up to O(dt^4).
 
     Args:
-        f: any differentiable f(t, x) of a 0-dimensional t and x (batch, n), sample by sample; or a
-            field without an input.
+        f: any differentiable f(t, x) of a 0-dimensional t and x (batch, n), sample by sample.
         x0: initial states, (batch, n).
-        k, dt, steps, transient, every: as in `lyapunov_exponents`.
+        k, steps, dt, transient, every: as in `lyapunov_exponents`.
 
     Raises:
         As `lyapunov_exponents`.
@@ -120,62 +161,74 @@ def flow_exponents(
         raise ShapeError(f"x0 must be (batch, n) with at least one state; got {tuple(x0.shape)}.")
     check_finite(x0)
     x = x0.detach().to("cpu", torch.float64)
-    run = checked_run(x.shape[1], k, dt, steps, transient, every)
-    tangent = _of_field(f, x) if _is_field(f) else _of_callable(f, x)
 
-    def advance(index: int, x: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        return _runge_kutta(tangent, torch.tensor(index * dt, dtype=x.dtype), x, V, dt)
+    def at(index: int, x: Tensor) -> Linearisation:
+        t = torch.tensor(index * dt, dtype=x.dtype)
+        return AutogradMap(lambda _, z: runge_kutta(f, t, z, dt)).linearise(None, x)
 
-    return follow(advance, x, run, generator)
-
-
-def _is_field(f: Any) -> bool:
-    return isinstance(f, Terms) or hasattr(f, "terms")
+    return _follow(at, x, k, dt, steps, transient, every, generator)
 
 
-def _of_field(field: Any, x: Tensor) -> Tangent:
-    """x' and J V of a field without input."""
-    split = field_map(field)
-    check_points(split.terms, x, None)
-    return lambda t, x, V: (split(x), split.jacobian(x).product(V))
+def _follow(
+    at: Callable[[int, Tensor], Linearisation],
+    x: Tensor,
+    k: int,
+    dt: float,
+    steps: int,
+    transient: int | None,
+    every: int,
+    generator: torch.Generator | None,
+) -> Lyapunov:
+    """Follow x (batch, n) and a random frame of k vectors; `at` linearises step number `index` at x.
 
-
-def _of_callable(f: Flow, x: Tensor) -> Tangent:
-    """f(t, x) and (df/dx) V by automatic differentiation."""
-    value = f(x.new_zeros(()), x)
-    if value.shape != x.shape:
-        raise ShapeError(f"f(t, x) must be {tuple(x.shape)}, as x; got {tuple(value.shape)}.")
-    return lambda t, x, V: _with_products(f, t, x, V)
-
-
-def _runge_kutta(f: Tangent, t: Tensor, x: Tensor, V: Tensor, dt: float) -> tuple[Tensor, Tensor]:
-    """One step of x' = f(t, x), V' = (df/dx) V."""
-    a, A = f(t, x, V)
-    b, B = f(t + dt / 2, x + dt / 2 * a, V + dt / 2 * A)
-    c, C = f(t + dt / 2, x + dt / 2 * b, V + dt / 2 * B)
-    d, D = f(t + dt, x + dt * c, V + dt * C)
-    return x + dt / 6 * (a + 2 * b + 2 * c + d), V + dt / 6 * (A + 2 * B + 2 * C + D)
-
-
-def _with_products(f: Flow, t: Tensor, x: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """f(t, x), (batch, n), and (df/dx) v for the rows v of V, (batch, k, n).
-
-    (df/dx)^T w is linear in w, and its transposed derivative by w is df/dx: backward twice, which needs
-    a third of the time of `torch.func.jvp` (2.15) and less of f.
+    Raises:
+        ConfigError: for numbers that make no sense. SolverError: if something overflows, or `every` is
+            too large to keep the vectors apart.
     """
-    with torch.enable_grad():
-        z = x.detach().requires_grad_()
-        value = f(t, z)
-        if not value.requires_grad:
-            raise ConfigError(
-                "f(t, x) must depend on x by differentiable operations; got a value without a gradient. "
-                "Leave out detach and no_grad in f."
-            )
-        w = torch.zeros_like(value, requires_grad=True)
-        (back,) = torch.autograd.grad(value, z, w, create_graph=True)
-        rows = V.transpose(0, 1)
-        (out,) = torch.autograd.grad(back, w, rows, is_grads_batched=True, materialize_grads=True)
-    return value.detach(), out.transpose(0, 1)
+    transient = steps // 10 if transient is None else transient
+    _check_run(x.shape[1], k, dt, steps, transient, every)
+    V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].mT
+    end = transient + steps
+    cuts = [*range(0, transient, every), *range(transient, end, every), end]
+    logs, spans = [], []
+    for first, last in pairwise(cuts):
+        for index in range(first, last):
+            here = at(index, x)
+            x, V = here.value, here.product(V)
+        Q, R = torch.linalg.qr(V.mT)
+        size = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
+        _check_frame(x, size, last, dt, every)
+        V = Q.mT.contiguous()
+        if first >= transient:
+            logs.append(size.log())
+            spans.append((last - first) * dt)
+    grown, span = torch.stack(logs), torch.tensor(spans, dtype=x.dtype)  # (records, batch, k)
+    times = span.cumsum(0)
+    own = grown.sum(0) / times[-1]  # (batch, k)
+    order = own.mean(0).argsort(descending=True)
+    return Lyapunov(
+        exponents=own.mean(0)[order],
+        errors=_errors(grown, span)[order],
+        per_trajectory=own[:, order],
+        history=(grown.mean(1).cumsum(0) / times[:, None])[:, order],
+        times=times,
+        dt=dt,
+        steps=steps,
+        transient=transient,
+        every=every,
+    )
+
+
+def _errors(logs: Tensor, spans: Tensor) -> Tensor:
+    """Standard errors of the mean, (k,), from logs (records, batch, k)."""
+    own = logs.sum(0) / spans.sum()
+    if len(own) < PARTS:
+        count = min(PARTS, len(logs))
+        parts = zip(logs.tensor_split(count), spans.tensor_split(count), strict=True)
+        own = torch.cat([part.sum(0) / span.sum() for part, span in parts])
+    if len(own) == 1:
+        return torch.full_like(own[0], math.inf)
+    return (own.std(0) / len(own) ** 0.5).nan_to_num(nan=math.inf)
 
 
 def _sample(samples: Tensor, index: int, batch: int) -> Tensor:
@@ -184,14 +237,28 @@ def _sample(samples: Tensor, index: int, batch: int) -> Tensor:
     return samples[(torch.arange(batch) + turn) % len(samples), place]
 
 
-def _checked_samples(terms: Terms, u: Tensor | None) -> Tensor | None:
-    """The input, (sequences, time, m), in float64 on the CPU."""
-    if u is None:
-        return None
-    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
-    if u.ndim != 3 or u.shape[2] != m or 0 in u.shape:
-        raise ShapeError(
-            f"u must be (sequences, time, {m}) with at least one sample; got {tuple(u.shape)}."
+def _check_frame(x: Tensor, size: Tensor, step: int, dt: float, every: int) -> None:
+    """Refuse a frame or a state that is not finite, or that lost its smaller directions."""
+    if not bool(torch.isfinite(x).all() and torch.isfinite(size).all()):
+        raise SolverError(
+            f"trajectories and frame must stay finite; one overflowed within {step} steps of "
+            f"dt={dt}. Use a smaller dt, every=1, or solver='imex'."
         )
-    check_finite(u)
-    return u.detach().to(terms.tau)
+    smallest = float((size / size.amax(1, keepdim=True)).min())
+    if every > 1 and not smallest > LOST:
+        raise SolverError(
+            f"the frame must keep its directions apart; after {every} steps the smallest has "
+            f"{smallest:.1e} of the largest. Use every={max(1, every // 4)}, or a smaller k."
+        )
+
+
+def _check_run(n: int, k: int, dt: float, steps: int, transient: int, every: int) -> None:
+    if not 1 <= k <= n:
+        raise ConfigError(f"k must be in 1..{n}, the number of units; got {k}. Use k={min(10, n)}.")
+    if not 0 < dt < math.inf:
+        raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
+    if steps < 1 or transient < 0 or every < 1:
+        raise ConfigError(
+            f"steps and every must be at least 1 and transient at least 0; got {steps}, {every} and "
+            f"{transient}. Use steps=1000, every=1."
+        )

@@ -1,4 +1,4 @@
-"""Spectra along a trajectory: of the Jacobian, of its symmetric part in the metric, of the step.
+"""Spectra: of the Jacobian, of its symmetric part in a metric, of the step; at states or along runs.
 
 | number | says |
 |---|---|
@@ -6,42 +6,50 @@
 | local rate, -lmax(sym F) | the worst rate at which distances in the metric shrink here |
 | step radius, largest modulus of a step's eigenvalue | below 1: this linearised step decays in the end |
 
-Always local rate <= -abscissa. A negative abscissa at every time proves nothing where J changes along
-the trajectory: see `lyapunov` for averages and `certificates` for proofs.
+F is J in the coordinates where the metric diag(tau) M is the Euclidean norm,
 
-Source: THEORY sections 6 and 7.
+    F = Theta' J Theta'^-1,    Theta' = Theta diag(tau)^1/2,    M = Theta^T Theta
+
+with the eigenvalues of J. Distances in the metric change at a rate between the extreme eigenvalues of
+sym(F) = (F + F^T) / 2, so always local rate <= -abscissa, and a certified rate in that metric is at most
+every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
+see `lyapunov` for averages and `certificates` for proofs.
+
+Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB for n = 2048
+on one core. ARPACK, for the leading ones, needs products only, but converges where they stand apart.
+Feedback coupling spreads them along a line of nearly equal real parts, where it does not; and up to
+n = 2048 it is no faster even where it does, so that up to there they are cut from all of them.
+
+Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.eigen import (
-    by_lapack,
-    check_largest,
-    descending,
-    eigenvalues,
-    largest_symmetric,
-    leading,
+from ctrnn_assembly.diagnostics.linearise import (
+    Behaviour,
+    Linearisation,
+    behaviour,
+    flow_jacobian,
+    points,
+    trajectory,
 )
-from ctrnn_assembly.diagnostics.generalised import Balanced, own_metric
-from ctrnn_assembly.diagnostics.jacobian import (
-    SplitMap,
-    check_points,
-    field_map,
-    read_field,
-    step_map,
-)
-from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
+from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.solvers import GRID_METHODS, METHODS, solve
-from ctrnn_assembly.terms import Terms
+
+Order = Literal["real", "modulus"]
+
+DENSE = 2048  # up to this size LAPACK is as fast
+RESTARTS = 100
+TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -50,24 +58,25 @@ class Spectrum:
 
     Attributes:
         times: (times,), in the unit of tau. x: the states, (times, n).
-        eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128.
-        local_rates: -lmax(sym F), (times,); None without a metric.
+        eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map,
+            such as nn.GRU.
+        local_rates: -lmax(sym F), (times,); None for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
-        dt, method: the step, or None.
+        dt, solver: the step, or None.
     """
 
     times: Tensor
     x: Tensor
-    eigenvalues: Tensor
+    eigenvalues: Tensor | None
     local_rates: Tensor | None
     step_eigenvalues: Tensor | None
     dt: float | None
-    method: str | None
+    solver: str | None
 
     @property
-    def abscissa(self) -> Tensor:
+    def abscissa(self) -> Tensor | None:
         """The largest real part of an eigenvalue of J, (times,)."""
-        return self.eigenvalues.real.amax(1)
+        return None if self.eigenvalues is None else self.eigenvalues.real.amax(1)
 
     @property
     def step_radius(self) -> Tensor | None:
@@ -77,62 +86,79 @@ class Spectrum:
 
 @torch.no_grad()
 def spectrum_at(
-    field: Any,
+    net: Any,
+    u: Tensor | None,
     x: Tensor,
-    u: Tensor | None = None,
     *,
     times: Tensor | None = None,
     dt: float | None = None,
-    method: str = "euler",
+    solver: str | None = None,
     metric: Metric | None = None,
     largest: int | None = None,
 ) -> Spectrum:
     """Spectra at given states, one after another, so that memory does not grow with their number.
 
     Args:
-        field: a `Subnetwork`, `Assembly`, `CTRNN` or `Terms`.
-        x: states, (times, n). u: inputs at them, (times, m), (1, m) for one input, or None.
+        net: see `linearise`.
+        u: inputs, (times, m), (1, m) for one input, or None. x: states, (times, n).
         times: what to call the states, (times,); by default 0, 1, 2, ...
-        dt, method: the step of a grid solver to look at, or no dt for none.
-        metric: of the local rates; by default the field's own. `Terms` have none: no local rates.
+        dt, solver: the step to look at, by default the net's own; none is looked at if dt is unknown,
+            or the solver has no step with a Jacobian.
+        metric: of the local rates; by default the net's own.
         largest: only so many leading eigenvalues: by ARPACK from products, if n is above 2048.
 
     Raises:
         ShapeError, DataError, ConfigError: for arguments that do not fit.
         SolverError: if ARPACK does not converge.
     """
-    flow = field_map(field)
-    step = None if dt is None else step_map(flow.terms, dt=dt, method=method)
-    x, u = check_points(flow.terms, x, u)
+    known = behaviour(net, size=x.shape[-1])
+    u, x = points(known, u, x)
     times = torch.arange(len(x), dtype=x.dtype) if times is None else times.detach().to(x)
     if times.shape != (len(x),):
         raise ShapeError(f"times must be ({len(x)},), one a state; got {tuple(times.shape)}.")
-    metric = own_metric(field) if metric is None else metric
-    balanced = None if metric is None else Balanced.of(metric, flow.terms.tau)
-    check_largest(largest, flow.terms.n)
-    here = _Here(flow, step, balanced, largest, dt if method in ("euler", "euler-plain") else None)
-    rows = [here.at(x[k : k + 1], None if u is None else u[k : k + 1]) for k in range(len(x))]
-    values, rates, stepped = zip(*rows, strict=True)
+    check_largest(largest, known.size)
+    metric = known.metric if metric is None else metric
+    norm = None if metric is None or known.flow is None else norm_of(known, metric)
+    dt = known.dt if dt is None else dt
+    has_step = known.has_step(dt, solver)
+    dt, solver = known.resolve(dt, solver) if has_step else (None, None)
+    flow = None if known.flow is None else known.flow_map()
+    step = known.step_map(dt, solver) if has_step else None
+    values, rates, stepped = [], [], []
+    for k in range(len(x)):
+        here = (None if u is None else u[k : k + 1], x[k : k + 1])
+        if flow is not None:
+            J = flow.linearise(*here)
+            whole = solver == "euler" and _by_lapack(known.size, largest)
+            values.append(leading(J, "real", None if whole else largest))
+            if norm is not None:
+                rates.append(-_largest_symmetric(J, norm, largest))
+            if whole:  # the step is I + dt J
+                stepped.append(_descending(1 + dt * values[-1], "modulus")[:largest])
+                values[-1] = values[-1][:largest]
+                continue
+        if step is not None:
+            stepped.append(leading(step.linearise(*here), "modulus", largest))
     return Spectrum(
         times=times,
         x=x,
-        eigenvalues=torch.stack(values),
-        local_rates=None if balanced is None else torch.tensor(rates, dtype=x.dtype),
-        step_eigenvalues=None if step is None else torch.stack(stepped),
+        eigenvalues=torch.stack(values) if values else None,
+        local_rates=torch.tensor(rates, dtype=x.dtype) if rates else None,
+        step_eigenvalues=torch.stack(stepped) if stepped else None,
         dt=dt,
-        method=None if dt is None else method,
+        solver=solver,
     )
 
 
 @torch.no_grad()
 def spectrum_along(
-    field: Any,
+    net: Any,
     u: Tensor | None = None,
+    x0: Tensor | None = None,
     *,
     at: Sequence[int],
-    dt: float,
-    x0: Tensor | None = None,
-    method: str = "euler",
+    dt: float | None = None,
+    solver: str | None = None,
     metric: Metric | None = None,
     largest: int | None = None,
 ) -> Spectrum:
@@ -142,113 +168,233 @@ def spectrum_along(
     sample meets the last one once more.
 
     Args:
-        field: a `Subnetwork`, `Assembly`, `CTRNN` or `Terms`.
+        net: see `linearise`.
         u: samples of one sequence, held over dt each, (time, m), or None.
+        x0: initial state, (n,); by default 0.
         at: numbers of steps, each 0 or more, and at most the number of samples.
-        dt: step length, in the unit of tau. x0: initial state, (n,); by default 0.
-        method: how to integrate, one of `METHODS`; only grid solvers have a step to look at.
+        dt, solver: the step, by default the net's own; for a flow the solver may be any of
+            `ctrnn_assembly.solvers.METHODS`, of which only grid solvers have a step to look at.
         metric, largest: as in `spectrum_at`.
 
     Raises:
         SolverError: if the trajectory overflows; also as `spectrum_at`.
     """
-    terms = read_field(field)
-    metric = own_metric(field) if metric is None else metric
-    u = _checked_samples(terms, u)
+    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
+    u = known.inputs(u, "(time, m)")
     at = _checked_steps(at, None if u is None else len(u))
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
-    x0 = terms.tau.new_zeros(terms.n) if x0 is None else x0
-    if x0.shape != (terms.n,):
-        raise ShapeError(f"x0 must be ({terms.n},); got {tuple(x0.shape)}.")
-    x = _states(terms, x0, u, max(at), dt, method)[list(at)]
-    now = None if u is None else u[torch.tensor(at).clamp(max=len(u) - 1)]
-    stepped = dt if method in GRID_METHODS else None
-    times = dt * torch.tensor(at, dtype=x.dtype)
-    return spectrum_at(
-        terms, x, now, times=times, dt=stepped, method=method, metric=metric, largest=largest
-    )
-
-
-@torch.no_grad()
-def module_spectra(field: Any, x: Tensor, u: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Eigenvalues of the modules' own blocks of J at states x (batch, n): (batch, n_i) for each.
-
-    What the modules would do alone: the coupling between them is left out. Arguments and errors as
-    `field_jacobian`.
-    """
-    flow = field_map(field)
-    blocks = flow.jacobian(*check_points(flow.terms, x, u)).blocks()
-    return tuple(torch.stack([eigenvalues(one) for one in block]) for block in blocks)
-
-
-@torch.no_grad()
-def weight_spectra(field: Any) -> tuple[Tensor, ...]:
-    """Eigenvalues of each W_i, (n_i,), by falling real part, in the order of the state."""
-    return tuple(eigenvalues(W) for W in read_field(field).blocks)
-
-
-@torch.no_grad()
-def coupling_spectrum(field: Any) -> Tensor:
-    """Eigenvalues of L, (n,): zeros without one, on the imaginary axis for feedback with one tau."""
-    terms = read_field(field)
-    L = terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L
-    return eigenvalues(L)
-
-
-@dataclass(frozen=True)
-class _Here:
-    """What is computed at each state; an Euler step of length `euler_dt` has 1 + dt eig(J)."""
-
-    flow: SplitMap
-    step: SplitMap | None
-    balanced: Balanced | None
-    largest: int | None
-    euler_dt: float | None
-
-    def at(self, x: Tensor, u: Tensor | None) -> tuple[Tensor, float, Tensor]:
-        """Eigenvalues of J, local rate and eigenvalues of the step at one state, (1, n)."""
-        J, k = self.flow.jacobian(x, u), self.largest
-        rate = 0.0
-        if self.balanced is not None:
-            rate = -largest_symmetric(J, self.balanced, k)
-        if self.euler_dt is not None and by_lapack(x.shape[1], k):
-            values = leading(J, "real", None)
-            return values[:k], rate, descending(1 + self.euler_dt * values, "modulus")[:k]
-        values = leading(J, "real", k)
-        if self.step is None:
-            return values, rate, values
-        return values, rate, leading(self.step.jacobian(x, u), "modulus", k)
-
-
-def _states(terms: Terms, x0: Tensor, u: Tensor | None, steps: int, dt: float, method: str) -> Tensor:
-    """The states after 0, 1, ..., `steps` steps, (steps + 1, n)."""
-    x0 = x0.detach().to(terms.tau)[None]
-    check_finite(x0)
-    if steps == 0:
-        return x0
-    held = terms.tau.new_zeros(steps, terms.n if terms.W_in is None else terms.W_in.shape[1])
-    u = held if u is None else u[:steps]
-    solution = solve(terms, x0, u=u[None], dt=dt, method=method, rtol=1e-9, atol=1e-11)
-    if solution.status != "completed":
+    dt, solver = known.resolve(dt, solver)
+    x0 = torch.zeros(known.size, dtype=torch.float64) if x0 is None else x0
+    if x0.ndim != 1:
+        raise ShapeError(f"x0 must be ({known.size},); got {tuple(x0.shape)}.")
+    steps = max(at)
+    samples = None if u is None else u[None, :steps]
+    x = trajectory(known, samples, known.states(x0[None]), steps, dt=dt, solver=solver)[0]
+    if not bool(torch.isfinite(x).all()):
         raise SolverError(
             f"the trajectory must stay finite; it overflowed within {steps} steps of dt={dt}. "
-            "Use a smaller dt, method='imex', or fewer steps."
+            "Use a smaller dt, solver='imex', or fewer steps."
         )
-    return solution.x[0]
+    chosen = torch.tensor(at)
+    now = None if u is None else u[chosen.clamp(max=len(u) - 1)]
+    settings: dict[str, Any] = {"dt": dt, "solver": solver, "metric": metric, "largest": largest}
+    return spectrum_at(known, now, x[chosen], times=dt * chosen.to(x), **settings)
 
 
-def _checked_samples(terms: Terms, u: Tensor | None) -> Tensor | None:
-    """The samples of one sequence, (time, m), in float64 on the CPU."""
-    if u is None:
-        return None
-    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
-    if u.ndim != 2 or u.shape[1] != m or len(u) < 1:
-        raise ShapeError(
-            f"u must be (time, {m}), one sequence with at least one sample; got {tuple(u.shape)}."
+@torch.no_grad()
+def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
+    """Eigenvalues of the modules' own blocks of J, or of a map's step, at states x (batch, n).
+
+    What the modules would do alone: the coupling between them is left out. Those of a torch net are its
+    layers.
+
+    Returns:
+        (batch, n_i) for each module.
+    """
+    known = behaviour(net, size=x.shape[-1])
+    which = known.step_map() if known.flow is None else known.flow_map()
+    J = which.linearise(*points(known, u, x)).matrix()
+    order: Order = "modulus" if known.flow is None else "real"
+    blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]
+    return tuple(torch.stack([_eigenvalues(one, order) for one in block]) for block in blocks)
+
+
+@torch.no_grad()
+def weight_spectra(net: Any) -> tuple[Tensor, ...]:
+    """Eigenvalues of each W_i, (n_i,), by falling real part, in the order of the state.
+
+    Raises:
+        ConfigError: if the net has no `terms()`.
+    """
+    return tuple(_eigenvalues(W) for W in _terms(net).blocks)
+
+
+@torch.no_grad()
+def coupling_spectrum(net: Any) -> Tensor:
+    """Eigenvalues of L, (n,): zeros without one, on the imaginary axis for feedback with one tau."""
+    terms = _terms(net)
+    return _eigenvalues(terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L)
+
+
+@torch.no_grad()
+def generalised_jacobian(
+    net: Any, u: Tensor | None, x: Tensor, *, metric: Metric | None = None
+) -> Tensor:
+    """F at the states x, (batch, n, n), float64, per unit of time.
+
+    Args:
+        net: a flow. u: inputs, (batch, m) or (1, m), or None. x: states, (batch, n).
+        metric: M; by default the net's own.
+
+    Raises:
+        ConfigError: if there is no metric. ShapeError, DataError: for inputs that do not fit.
+    """
+    known = behaviour(net, size=x.shape[-1])
+    metric = known.metric if metric is None else metric
+    if metric is None:
+        raise ConfigError(
+            "the net has no metric of its own; got metric=None. Give metric=..., for the Euclidean norm "
+            "Metric((Factor.identity(n, x),))."
         )
-    check_finite(u)
-    return u.detach().to(terms.tau)
+    root, inverse = norm_of(known, metric)
+    return root @ flow_jacobian(known, u, x) @ inverse
+
+
+@torch.no_grad()
+def local_rates(net: Any, u: Tensor | None, x: Tensor, *, metric: Metric | None = None) -> Tensor:
+    """-lmax(sym F) at the states x, (batch,), per unit of time; arguments as `generalised_jacobian`.
+
+    Guarantee: each is at least the rate of a certificate in this metric, and their minimum over all
+    states is the best rate that the metric can prove by slopes that the states reach.
+    """
+    F = generalised_jacobian(net, u, x, metric=metric)
+    return -torch.linalg.eigvalsh(symmetric_part(F))[:, -1]
+
+
+def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
+    """Theta' = Theta diag(tau)^1/2 and its inverse, (n, n) each, in float64; of M = I without a metric.
+
+    Raises:
+        ShapeError: if the sizes differ. DataError: if Theta is not finite or singular.
+    """
+    tau = known.tau
+    if metric is None:
+        return torch.diag(tau.sqrt()), torch.diag(tau.rsqrt())
+    if metric.size != known.size:
+        raise ShapeError(f"the metric must be for {known.size} units; got one for {metric.size}.")
+    root = metric.detach_cpu().scaled(tau.sqrt()).theta()
+    inverse, info = torch.linalg.inv_ex(root)
+    if int(info) or not bool(torch.isfinite(root).all() and torch.isfinite(inverse).all()):
+        raise DataError(
+            "the metric must be finite and positive definite; got a singular or infinite factor. "
+            "Load or build the network again."
+        )
+    return root, inverse
+
+
+def leading(J: Linearisation, order: Order, largest: int | None) -> Tensor:
+    """The eigenvalues of the only state's Jacobian with the largest real part or modulus, in that order.
+
+    Args:
+        largest: how many, 1..n, or None for all.
+
+    Raises:
+        SolverError: if ARPACK does not converge.
+    """
+    n = J.value.shape[1]
+    if _by_lapack(n, largest):
+        return _eigenvalues(J.matrix()[0], order)[:largest]
+    from scipy.sparse.linalg import eigs
+
+    which = "LR" if order == "real" else "LM"
+    found = _arpack(eigs, lambda v: J.product(v[None, None])[0, 0], n, largest, which)
+    return _descending(torch.from_numpy(found), order)
+
+
+def check_largest(largest: int | None, n: int) -> None:
+    """Refuse a number of eigenvalues that there is not.
+
+    Raises:
+        ConfigError: if it is not in 1..n.
+    """
+    if largest is not None and not 1 <= largest <= n:
+        raise ConfigError(
+            f"the number of eigenvalues must be in 1..{n}, the number of units; got {largest}. "
+            f"Use largest={min(20, n)}, or None for all."
+        )
+
+
+def _by_lapack(n: int, largest: int | None) -> bool:
+    """Whether all n eigenvalues are computed, even if fewer are wanted."""
+    return largest is None or n <= DENSE or largest >= n - 1
+
+
+def _eigenvalues(A: Tensor, order: Order = "real") -> Tensor:
+    """Eigenvalues of A (n, n), (n,), complex128, in descending order."""
+    return _descending(torch.linalg.eigvals(A), order)
+
+
+def _descending(values: Tensor, order: Order) -> Tensor:
+    """The values by falling real part or modulus; of a conjugate pair, the upper one first."""
+    key = values.real if order == "real" else values.abs()
+    by_imaginary = values.imag.argsort(descending=True)
+    return values[by_imaginary[key[by_imaginary].argsort(descending=True, stable=True)]]
+
+
+def _largest_symmetric(J: Linearisation, norm: tuple[Tensor, Tensor], largest: int | None) -> float:
+    """lmax(sym F) of the only state's Jacobian, by ARPACK where `leading` would use it."""
+    root, inverse = norm
+    if _by_lapack(len(root), largest):
+        return float(torch.linalg.eigvalsh(symmetric_part(root @ J.matrix()[0] @ inverse))[-1])
+    from scipy.sparse.linalg import eigsh
+
+    def product(v: Tensor) -> Tensor:
+        forward = root @ J.product((inverse @ v)[None, None])[0, 0]
+        return (forward + inverse.mT @ J.transposed((root.mT @ v)[None, None])[0, 0]) / 2
+
+    return float(_arpack(eigsh, product, len(root), 1, "LA")[0])
+
+
+def _arpack(
+    solver: Callable[..., np.ndarray],
+    product: Callable[[Tensor], Tensor],
+    n: int,
+    largest: int | None,
+    which: str,
+) -> np.ndarray:
+    """scipy's `eigs` or `eigsh` of v -> A v, for v (n,)."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator
+
+    def apply(v: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(np.ascontiguousarray(v.reshape(-1)))).numpy()
+
+    try:
+        return solver(
+            LinearOperator((n, n), matvec=apply, dtype=np.float64),
+            k=largest,
+            which=which,
+            ncv=min(n, max(80, 4 * (largest or 1))),
+            v0=np.random.default_rng(0).standard_normal(n),
+            tol=TOLERANCE,
+            maxiter=RESTARTS,
+            return_eigenvectors=False,
+        )
+    except ArpackNoConvergence as error:
+        raise SolverError(
+            f"ARPACK found {len(error.eigenvalues)} of {largest} leading eigenvalues of {n} in "
+            f"{RESTARTS} restarts: they lie too close, as feedback coupling makes them. Use "
+            f"largest=None, all by LAPACK: about {4 * (n / 2048) ** 3:.0f} s and "
+            f"{64e-9 * n**2:.1f} GB a state."
+        ) from error
+
+
+def _terms(net: Any) -> Any:
+    """The tensors of the field."""
+    terms = behaviour(net, size=1).terms
+    if terms is None:
+        raise ConfigError(
+            "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
+        )
+    return terms
 
 
 def _checked_steps(at: Sequence[int], samples: int | None) -> tuple[int, ...]:

@@ -21,17 +21,18 @@ Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
+from ctrnn_assembly.diagnostics.contraction import steps_of
+from ctrnn_assembly.diagnostics.linearise import behaviour, trajectory
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
 
@@ -46,6 +47,7 @@ class Theorem6:
         unit: the unit where beta is attained.
         condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
             the rate promises by its root.
+        betas: the same minimum over the units at each sample, (time,) or (batch, time), to plot.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
             do not explain. It goes to 0 with finer samples, and stays large where phi has a kink,
             for which the theorem does not hold (SELU).
@@ -59,6 +61,7 @@ class Theorem6:
     unit: int
     condition_number: float
     missed: float
+    betas: Tensor = field(repr=False, compare=False)
 
     @property
     def rate(self) -> float:
@@ -133,49 +136,69 @@ def theorem6(
     check_finite(velocity)
     tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
     D, bend = _slopes(phi, x)
-    beta = (c / tau - bend * velocity).flatten(0, -2).amin(0)
+    beta = c / tau - bend * velocity
     metric = tau / P.to(x) * D
     change = (bend[..., 1:, :] + bend[..., :-1, :]) / 2 * x.diff(dim=-2)
     missed = (D.log().diff(dim=-2) - change).abs()
     return Theorem6(
         c=c,
         beta=float(beta.min()),
-        unit=int(beta.argmin()),
+        unit=int(beta.flatten(0, -2).amin(0).argmin()),
         condition_number=float(metric.max() / metric.min()),
         missed=float(missed.max()) if missed.numel() else 0.0,
+        betas=beta.amin(-1),
     )
 
 
 @torch.no_grad()
 def monitor_theorem6(
-    field: Any,
-    x0: Tensor,
-    u: Tensor,
+    net: Any,
+    u: Tensor | None = None,
+    x0: Tensor | None = None,
     *,
-    dt: float,
+    dt: float | None = None,
+    solver: str = "dopri8",
+    steps: int | None = None,
     P: Tensor | None = None,
-    method: str = "dopri8",
 ) -> Theorem6:
-    """Solve from x0 under the input u in float64, and check Theorem 6 along the trajectories.
+    """Follow trajectories in float64, and check Theorem 6 along them.
 
     Both ends of every interval count, because x' jumps with a held input.
 
     Args:
-        field: a `Subnetwork`, or an `Assembly` or `Terms` of one module, in the x-form.
-        x0: initial states, (batch, n). u: samples held over dt each, (batch, time, m).
-        P: the diagonal of P, (n,); by default the inverse of the field's own diagonal metric.
-        method: one of `ctrnn_assembly.solvers.METHODS`.
+        net: with `terms()` of one module in the x-form, or such `Terms`.
+        u: samples held over dt each, (batch, time, m), or None.
+        x0: first states, (batch, n); by default 0.
+        dt: duration of a sample, by default the net's own.
+        solver: one of `ctrnn_assembly.solvers.METHODS`.
+        steps: how many samples, needed without u.
+        P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
+
+    Returns:
+        `Theorem6`, whose `betas` are (batch, 2 time): before and after each sample's end.
+
+    Raises:
+        ContractionError: if the theorem does not cover the net, or a slope on the way is not positive.
     """
-    terms = (field if isinstance(field, Terms) else field.terms()).double()
+    known = behaviour(net)
+    terms, metric = known.terms, known.metric
     phi = _only_activation(terms)
     if P is None:
-        P = _own_P(field)
-    x0, u = x0.to(terms.tau), u.to(terms.tau)
-    states = solve(terms, x0, u=u, dt=dt, method=method, rtol=1e-9, atol=1e-11).x
-    ends = torch.stack([states[:, :-1], states[:, 1:]], dim=2).flatten(0, 1)  # (intervals, 2, n)
-    held = u.flatten(0, 1).repeat_interleave(2, 0)
-    velocity = terms(ends.flatten(0, 1), held).view(ends.shape)
-    return theorem6(terms.weight(), phi, ends, velocity, P, tau=terms.tau)
+        if metric is None or not metric.is_diagonal:
+            raise ContractionError(
+                "Theorem 6 needs a diagonal P, and the net has no diagonal metric to take it from; got "
+                "P=None. Give P=torch.ones(n)."
+            )
+        P = metric.matrix().diagonal().reciprocal()
+    u, count = known.inputs(u, "(batch, time, m)"), steps_of(u, steps)
+    x0 = torch.zeros(1 if u is None else len(u), known.size) if x0 is None else x0
+    x0, (dt, _) = known.states(x0), known.resolve(dt, solver)
+    states = trajectory(known, u, x0, count, dt=dt, solver=solver)
+    ends = torch.stack([states[:, :-1], states[:, 1:]], 2)  # (batch, time, 2, n)
+    held = None if u is None else u[:, :, None].expand(-1, -1, 2, -1).flatten(0, 2)
+    velocity = terms(ends.flatten(0, 2), held).view(ends.shape)
+    W, tau = terms.weight(), terms.tau
+    return theorem6(W, phi, ends.flatten(1, 2), velocity.flatten(1, 2), P, tau=tau)
 
 
 def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,24 +217,13 @@ def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
     return D, second / D
 
 
-def _only_activation(terms: Terms) -> Activation:
+def _only_activation(terms: Terms | None) -> Activation:
     """The activation of a single x-form module without coupling."""
-    kinds = {terms.pre.at(k) for k in range(terms.n)}
-    covered = terms.L is None and not terms.edges and len(kinds) == 1
-    if not covered or not terms.post.is_identity or kinds == {ACTIVATIONS["identity"]}:
+    kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
+    covered = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
+    if not covered or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
         raise ContractionError(
             "Theorem 6 covers x' = -x + W phi(x) + u with one phi; got a coupling, the r-form, several "
             "activations or none. Use certify, or measure_contraction."
         )
     return kinds.pop()
-
-
-def _own_P(field: Any) -> Tensor:
-    """P with P^-1 = M, the diagonal metric of the field."""
-    metric = None if isinstance(field, Terms) else field.metric()
-    if metric is None or not metric.is_diagonal:
-        raise ContractionError(
-            "Theorem 6 needs a diagonal P, and the field has no diagonal metric to take it from; got "
-            "P=None. Give P=torch.ones(n)."
-        )
-    return metric.matrix().diagonal().reciprocal()

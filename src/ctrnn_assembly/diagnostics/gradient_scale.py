@@ -1,0 +1,401 @@
+"""The gradient scale coefficient: how a relative change grows between two layers, or two times.
+
+    GSC(k, l) = ||J||_qm |f_k| / |f_l|,    J = df_l / df_k,    ||J||_qm = ||J||_F / sqrt(columns of J)
+
+k is the earlier place, farther from the loss. ||J||_qm is the root mean square of |J v| over random
+unit vectors v, so the GSC is the relative change of f_l for a random relative change of f_k. Gradients
+"explode" if log GSC is linear in depth. For a contracting recurrent net whose step has the factor q in
+the metric M, ||J||_qm <= ||J||_2 <= sqrt(cond M) q^(T - t).
+
+A batch counts as one vector F_l = (f_l(x_1), ..., f_l(x_B)), which is the only correct form if samples
+are coupled (batch norm); if they are not, it is the form with expectations,
+sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2).
+
+Cost: all B samples share a pass, and one Jacobian product of the whole batch costs about a backward
+pass. Exact values take n of them (n features at the fixed end), or B n if samples are coupled; the
+estimate takes `probes`, whatever n is: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson). It is
+unbiased for the square of the GSC.
+
+Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577). A report of 2018 on its reproducibility
+prints the GSC once with and once without the square: `squared`. Not done: sparse Jacobians; values
+below 1e-154, whose square is 0 in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ctrnn_assembly.diagnostics.linearise import behaviour
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+
+Layer = Callable[[Tensor], Tensor]
+# V, m vectors at one end of a layer, (m, B, ...), to the other end: by VJPs V J, or by products J V.
+JacobianProduct = Callable[[Tensor], Tensor]
+Fixed = Literal["input", "output"]
+
+CHUNK = 2**18  # numbers in a block of vectors: small enough for a cache
+FAR = 1e9  # vectors shorter than 1 / FAR or longer are rescaled, before single precision runs out
+
+
+@dataclass(frozen=True)
+class GradientScale:
+    """GSC at the points of a chain: its layers 0 (the input) to L, or its times 0 to T.
+
+    Attributes:
+        value: GSC, or its square, (points,), or (batch, points) for single samples. NaN where it
+            would be 0/0 or divides by nothing: |f_k| = 0 (a zero initial state) or |f_l| = 0.
+        jacobian: ||J||_qm, never squared, the shape of `value`.
+        size: |f| as a root mean square over the batch, or of the sample; the shape of `value`.
+        standard_error: of `value`, the shape of `value`; None if exact. That of the square is
+            unbiased, that of the root is its first-order approximation.
+        points: layer or time of each entry.
+        squared: whether `value` is the square.
+        products: Jacobian products of the whole batch that were taken.
+    """
+
+    value: Tensor
+    jacobian: Tensor
+    size: Tensor
+    standard_error: Tensor | None
+    points: tuple[int, ...]
+    squared: bool
+    products: int
+
+
+def gsc(
+    layers: Sequence[Layer] | nn.Sequential,
+    x: Tensor,
+    *,
+    fixed: Fixed = "output",
+    per_sample: bool = False,
+    squared: bool = False,
+    probes: int | None = None,
+    coupled: bool | None = None,
+    generator: torch.Generator | None = None,
+) -> GradientScale:
+    """GSC over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
+
+    For any other pair (k, l) pass `layers[k:l]` and f_k. Put dropout in eval mode; batch norm is
+    taken as it is, by the batch in training mode, and its running statistics are not touched.
+
+    Args:
+        layers: callables (B, ...) -> (B, ...), or an nn.Sequential.
+        x: input, (B, ...), floating point; the products are in its dtype.
+        fixed: "output" gives GSC(k, L) for k = 0..L by vector-Jacobian products, "input" gives
+            GSC(0, l) for l = 0..L by Jacobian-vector products.
+        per_sample: one value for each sample; refused if layers couple the samples.
+        squared: return GSC^2.
+        probes: random signs to estimate from, at least 2; None for the exact value.
+        coupled: whether some layer couples samples; None to find out by one product a layer.
+        generator: of the random signs.
+
+    Raises:
+        ShapeError, DataError: for an unusable x, or a layer whose output is unusable.
+        ConfigError: for a setting out of range, or per_sample with coupled samples.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.diag(torch.tensor([2.0, 1.0])))
+        >>> gsc(net, torch.ones(1, 2)).value
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    layers = _checked_layers(layers)
+    _check_probes(probes)
+    if fixed not in get_args(Fixed):
+        raise ConfigError(f"fixed must be one of {', '.join(get_args(Fixed))}; got {fixed!r}.")
+    with _untouched(layers):
+        states, products = (_backward if fixed == "output" else _forward)(layers, x)
+        if coupled is None and (per_sample or probes is None):
+            coupled = couples_samples(layers, x)
+        if per_sample and coupled:
+            raise ConfigError(
+                "per_sample needs layers that treat samples apart; got layers that couple them, as "
+                "batch norm in training mode does. Use per_sample=False, or call eval()."
+            )
+        at = states[-1] if fixed == "output" else states[0]
+        vectors = _blocks(at, bool(coupled), probes, generator)
+        draws = _propagate(products, vectors, probes is not None)
+    draws = draws.flip(0) if fixed == "output" else draws
+    count = probes or at[0].numel() * (len(at) if coupled else 1)
+    return _scale(draws, states, tuple(range(len(states))), fixed, per_sample, squared, count)
+
+
+@torch.no_grad()
+def gsc_over_time(
+    net: Any,
+    u: Tensor,
+    x0: Tensor | None = None,
+    *,
+    dt: float | None = None,
+    solver: str | None = None,
+    every: int = 1,
+    per_sample: bool = False,
+    squared: bool = False,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+) -> GradientScale:
+    """GSC(t, T) of a recurrent net: how gradients grow or fade from the last step back to step t.
+
+    The Jacobian is that of the state after step T by the state after step t, through the net's own
+    steps: prod (I + h J_t) for forward Euler. An LSTM's state is (h, c) as one vector.
+
+    Args:
+        net: see `linearise`. u: samples, (batch, T, m).
+        x0: initial states, (batch, n); zero if None, and then GSC(0, T) is NaN.
+        dt, solver: the step, by default the net's own.
+        every: GSC at t = 0, every, 2 every, ..., T.
+        per_sample, squared, probes, generator: see `gsc`.
+
+    Returns:
+        a `GradientScale` with `points` the times t, from products in float64. The exact value takes as
+        many products through the whole sequence as there are numbers in a state.
+
+    Raises:
+        ShapeError, DataError: for an unusable input. ConfigError: for a setting out of range.
+    """
+    _check_probes(probes)
+    if every < 1:
+        raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
+    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
+    samples, step = known.inputs(u, "(batch, time, m)"), known.step_map(dt, solver)
+    assert samples is not None
+    x0 = torch.zeros(len(samples), known.size) if x0 is None else x0
+    states, products = [known.states(x0)], []
+    for sample in samples.unbind(1):
+        here = step.linearise(sample, states[-1])
+        states.append(_checked_state(here.value, states[0], len(states)))
+        products.append(lambda V, here=here: here.transposed(V.transpose(0, 1)).transpose(0, 1))
+    vectors = _blocks(states[-1], False, probes, generator)
+    times = (*range(0, len(products), every), len(products))
+    draws = _propagate(products[::-1], vectors, probes is not None).flip(0)[list(times)]
+    count = probes or known.size
+    return _scale(draws, [states[t] for t in times], times, "output", per_sample, squared, count)
+
+
+def couples_samples(layers: Sequence[Layer] | nn.Sequential, x: Tensor) -> bool:
+    """Whether a layer's output for some sample depends on another sample, as with batch norm.
+
+    Asked of the gradient: that of the first half of the outputs by the second half of the inputs is
+    exactly zero if samples are treated apart. One vector-Jacobian product a layer.
+    """
+    layers = _checked_layers(layers)
+    half = len(x) // 2
+    with _untouched(layers):
+        states, products = _backward(layers, x)
+    for out, product in zip(states[:0:-1], products, strict=True):
+        signs = torch.ones_like(out).flatten(1)
+        signs[:, ::2] = -1  # a normalised layer's outputs may add up to a constant
+        signs[half:] = 0
+        if bool((product(signs.view(1, *out.shape))[0, half:] != 0).any()) and half:
+            return True
+    return False
+
+
+def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Standard deviation and sign diversity of what each nonlinearity sees, (layers,) each.
+
+    Both are taken over the observations, unit by unit. Deviation: the root of the units' mean
+    variance. Diversity: the units' mean of min(P, N) / (P + N), with P positive and N negative
+    values; 0.5 at best, and 0 for units that never change sign, or are always 0.
+
+    Args:
+        preactivations: for each layer, (B, ...) with B >= 2.
+
+    Raises:
+        ShapeError: if a layer has fewer than 2 observations.
+    """
+    deviation, diversity = [], []
+    for k, z in enumerate(preactivations):
+        if z.ndim < 2 or len(z) < 2:
+            raise ShapeError(f"preactivations[{k}] must be (B, ...) with B >= 2; got {tuple(z.shape)}.")
+        units = z.detach().flatten(1)
+        positive, negative = (units > 0).sum(0), (units < 0).sum(0)
+        deviation.append(units.var(0, correction=0).mean().sqrt())
+        share = torch.minimum(positive, negative) / (positive + negative).clamp(min=1)
+        diversity.append(share.mean().to(z))
+    return torch.stack(deviation), torch.stack(diversity)
+
+
+def _check_probes(probes: int | None) -> None:
+    if probes is not None and probes < 2:
+        raise ConfigError(f"probes must be at least 2, or None for the exact value; got {probes}.")
+
+
+def _scale(
+    draws: Tensor,
+    states: Sequence[Tensor],
+    points: tuple[int, ...],
+    fixed: Fixed,
+    per_sample: bool,
+    squared: bool,
+    products: int,
+) -> GradientScale:
+    """The coefficients from squared norms of Jacobian products (points, m, B) and the states."""
+    columns = [f[0].numel() for f in states] if fixed == "output" else [states[0][0].numel()]
+    sizes = torch.stack([_energy(f[None])[0] for f in states])  # (points, B)
+    if not per_sample:
+        draws, sizes = draws.mean(2, keepdim=True), sizes.mean(1, keepdim=True)
+    near, far = (sizes, sizes[-1:]) if fixed == "output" else (sizes[:1], sizes)
+    ratio = torch.where((near > 0) & (far > 0), near / far, float("nan"))  # (points, B or 1)
+    squares = draws / draws.new_tensor(columns)[:, None, None]  # of ||J||_qm
+    mean, m = squares.mean(1), squares.shape[1]
+    value = mean * ratio
+    error = squares.std(1) / m**0.5 * ratio if m > 1 else None
+    if not squared:
+        value = value.sqrt()
+        error = None if error is None else torch.where(value > 0, error / (2 * value), value)
+
+    def shaped(t: Tensor) -> Tensor:
+        return t.mT if per_sample else t[:, 0]
+
+    return GradientScale(
+        value=shaped(value),
+        jacobian=shaped(mean.sqrt()),
+        size=shaped(sizes.sqrt()),
+        standard_error=None if error is None else shaped(error),
+        points=points,
+        squared=squared,
+        products=products,
+    )
+
+
+def _checked_layers(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
+    if not isinstance(layers, (Sequence, nn.Sequential, nn.ModuleList)) or not len(layers):
+        raise ConfigError(
+            "layers must be a non-empty list of callables or nn.Sequential; got "
+            f"{type(layers).__name__}. Pass [layer_1, layer_2, ...]."
+        )
+    return list(layers)
+
+
+@contextmanager
+def _untouched(layers: Iterable[object]) -> Iterator[None]:
+    """Without gradients of parameters, and without updates of batch norm's running statistics."""
+    modules = [layer for layer in layers if isinstance(layer, nn.Module)]
+    frozen = [p for m in modules for p in m.parameters() if p.requires_grad]
+    found = [n for m in modules for n in m.modules() if isinstance(n, _BatchNorm)]
+    norms = [n for n in dict.fromkeys(found) if n.training and n.track_running_stats]
+    try:
+        for p in frozen:
+            p.requires_grad_(False)
+        for n in norms:
+            n.track_running_stats = False  # in training mode: use the batch, and leave the rest alone
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+        for n in norms:
+            n.track_running_stats = True
+
+
+def _backward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[JacobianProduct]]:
+    """f_0 = x to f_L, and V -> V df_k/df_{k-1} from the last layer to the first."""
+    states, products = [_checked_input(x)], []
+    for layer in layers:
+        with torch.enable_grad():
+            f = states[-1].requires_grad_()
+            y = layer(f.clone())  # a copy: the layer may work in place
+        products.append(_vjp(f, y))
+        states.append(_checked_state(y.detach(), x, len(states)))
+    return [f.detach() for f in states], products[::-1]
+
+
+def _vjp(f: Tensor, y: Tensor) -> JacobianProduct:
+    """V -> V dy/df for V of (m, B, ...), by batched vector-Jacobian products."""
+    if not y.requires_grad:  # a constant
+        return lambda V: V.new_zeros(len(V), *f.shape)
+    return lambda V: torch.autograd.grad(
+        y, f, V, retain_graph=True, is_grads_batched=True, materialize_grads=True
+    )[0]
+
+
+@torch.no_grad()
+def _forward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[JacobianProduct]]:
+    """f_0 = x to f_L, and V -> df_{k+1}/df_k V from the first layer to the last."""
+    states = [_checked_input(x)]
+    for layer in layers:
+        states.append(_checked_state(layer(states[-1].clone()), x, len(states)))
+    return states, [_jvp(layer, f) for layer, f in zip(layers, states, strict=False)]
+
+
+def _jvp(layer: Layer, f: Tensor) -> JacobianProduct:
+    """V -> dy/df V for V of (m, B, ...), by batched Jacobian-vector products."""
+    return vmap(lambda v: jvp(lambda x: layer(x.clone()), (f,), (v,))[1])
+
+
+def _checked_input(x: Tensor) -> Tensor:
+    if x.ndim < 2 or not x.numel() or not x.is_floating_point():
+        raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
+    return _checked_state(x.detach(), x, 0)
+
+
+def _checked_state(f: Tensor, x: Tensor, k: int) -> Tensor:
+    if f.ndim < 2 or len(f) != len(x):
+        raise ShapeError(f"layer {k} must give (B, ...) with B = {len(x)}; got {tuple(f.shape)}.")
+    if not bool(torch.isfinite(f).all()):
+        raise DataError(f"f_{k} must be finite; got NaN or infinite values. Scale net or x down.")
+    return f
+
+
+def _blocks(
+    at: Tensor, coupled: bool, probes: int | None, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Vectors at one end of the chain, (m, B, ...) like `at`: random signs, or all unit vectors.
+
+    If samples are not coupled, one block row holds the same unit vector for every sample.
+    """
+    batch, n = len(at), at[0].numel()
+    rows = max(1, CHUNK // at.numel())
+    total = probes or (batch * n if coupled else n)
+    for start in range(0, total, rows):
+        index = torch.arange(start, min(start + rows, total), device=at.device)
+        m = len(index)
+        if probes is not None:
+            device = at.device if generator is None else generator.device
+            bits = torch.randint(2, (m, *at.shape), generator=generator, device=device)
+            yield bits.to(at) * 2 - 1
+            continue
+        block = at.new_zeros(m, batch * n if coupled else n)
+        block.scatter_(1, index[:, None], 1)
+        block = block if coupled else block[:, None].expand(m, batch, n)
+        yield block.reshape(m, *at.shape)
+
+
+def _propagate(products: Sequence[JacobianProduct], blocks: Iterable[Tensor], keep: bool) -> Tensor:
+    """|V|^2 before and after each product, (points, m, B): every random draw, or their sum (m = 1)."""
+    found: list[Tensor] = []
+    for V in blocks:
+        energies = [_energy(V)]
+        scale = energies[0].new_ones(len(V))
+        for product in products:
+            V = product(V)
+            size = _energy(V)
+            energies.append(size * scale[:, None].square())
+            V, factor = _rescaled(V, size.sum(1).sqrt())
+            scale = scale * factor
+        part = torch.stack(energies)
+        found.append(part if keep else part.sum(1, keepdim=True))
+    return torch.cat(found, dim=1) if keep else torch.stack(found).sum(0)
+
+
+def _rescaled(V: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of size 1, and their size (m,), where it is far from 1; products are linear."""
+    far = torch.isfinite(size) & (size > 0) & ((size > FAR) | (size * FAR < 1))
+    factor = torch.where(far, size, 1.0)
+    if bool(far.any()):
+        V = V / factor.to(V).view(-1, *[1] * (V.ndim - 1))
+    return V, factor
+
+
+def _energy(V: Tensor) -> Tensor:
+    """Squared norms of V (m, B, ...), (m, B), in float64 where there is one."""
+    wide = V.dtype if V.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(V.flatten(2), dim=2, dtype=wide).square()

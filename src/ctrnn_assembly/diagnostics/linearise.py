@@ -1,0 +1,581 @@
+"""What a net does, and its derivative, whatever the net is made of.
+
+A diagnosis reads behaviour only: `step(u, x)`, the state one sample later, and, for what is an ordinary
+differential equation, `flow(u)`, x' as a function of x. `behaviour` finds both in
+
+    a layer of this project         its `step`, `flow`, `terms` and `metric`
+    a `Subnetwork`, `Assembly`      a field with a direct input, (batch, n)
+    `Terms`                         a field, without a metric of its own
+    nn.RNN, nn.GRU, nn.LSTM         any number of layers; the state is packed, (batch, layers n), for an
+                                    LSTM (batch, 2 layers n): every h, then every c
+    nn.RNNCell, GRUCell, LSTMCell   likewise
+    a callable (u, h) -> h          of your own, on float64 tensors (batch, m) and (batch, n)
+    `Behaviour(size, flow=...)`     of your own: flow(u) gives x -> x', (batch, n) both
+
+Derivatives are taken by automatic differentiation, except where a net answers `terms()`: then the field
+and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in closed form
+
+    J = A + C N,    N = diag(post') W diag(pre') + sum_e K_e diag(psi_e')
+
+of which a product with k vectors takes k (n^2 + sum n_i^2) multiply-adds, a third to a seventh of the
+time of automatic differentiation (n = 128, one core).
+
+Everything is float64 on the CPU, from a copy in evaluation mode and without gradients of weights.
+
+Source: THEORY sections 1 and 6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS
+from ctrnn_assembly.terms import Terms
+
+Step = Callable[[Tensor | None, Tensor], Tensor]
+Flow = Callable[[Tensor | None], Callable[[Tensor], Tensor]]
+
+
+class Linearisation(Protocol):
+    """A map at states x (batch, n): its value, and products with its Jacobian J there.
+
+    Attributes:
+        value: (batch, n).
+    """
+
+    value: Tensor
+
+    def product(self, V: Tensor) -> Tensor:
+        """J v for each row v of V, (batch, k, n)."""
+        ...
+
+    def transposed(self, V: Tensor) -> Tensor:
+        """J^T v for each row v of V, (batch, k, n)."""
+        ...
+
+    def matrix(self) -> Tensor:
+        """J, (batch, n, n): 8 n^2 bytes a state, 32 MiB for n = 2048."""
+        ...
+
+
+class Map(Protocol):
+    """(u, x) -> the value, (batch, n), for u (batch, m) or None and x (batch, n)."""
+
+    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor: ...
+
+    def linearise(self, u: Tensor | None, x: Tensor) -> Linearisation:
+        """The map at x, as a function of x."""
+        ...
+
+
+class AutogradLinearisation:
+    """A differentiable f(x) at x, which treats samples apart.
+
+    J^T w is linear in w, and its transposed derivative by w is J: backward twice, which takes a third
+    of the time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of f.
+    """
+
+    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        with torch.enable_grad():
+            self._x = x.detach().requires_grad_()
+            self._y = checked_value(f(self._x), self._x)
+        self.value = self._y.detach()
+
+    @cached_property
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        """w = 0 and J^T w."""
+        with torch.enable_grad():
+            w = torch.zeros_like(self._y, requires_grad=True)
+            return w, torch.autograd.grad(self._y, self._x, w, create_graph=True)[0]
+
+    def product(self, V: Tensor) -> Tensor:
+        w, back = self._pair
+        return _rows(back, w, V)
+
+    def transposed(self, V: Tensor) -> Tensor:
+        return _rows(self._y, self._x, V)
+
+    def matrix(self) -> Tensor:
+        eye = torch.eye(self._x.shape[1], dtype=self._x.dtype)
+        return self.transposed(eye.expand(len(self._x), -1, -1))
+
+
+def _rows(outputs: Tensor, inputs: Tensor, V: Tensor) -> Tensor:
+    """The gradient of `outputs` by `inputs` for each cotangent V[:, i], (batch, k, n)."""
+    (out,) = torch.autograd.grad(
+        outputs,
+        inputs,
+        V.transpose(0, 1),
+        retain_graph=True,
+        is_grads_batched=True,
+        materialize_grads=True,
+    )
+    return out.detach().transpose(0, 1)
+
+
+def checked_value(y: Tensor, x: Tensor) -> Tensor:
+    """y = f(x), if it can be differentiated.
+
+    Raises:
+        ShapeError: if f changes the shape. ConfigError: if the value does not depend on x.
+    """
+    if y.shape != x.shape:
+        raise ShapeError(f"f must keep the shape {tuple(x.shape)} of x; got {tuple(y.shape)}.")
+    if x.requires_grad and not y.requires_grad:
+        raise ConfigError(
+            "f must depend on x by differentiable operations; got a value without a gradient. "
+            "Leave out detach and no_grad in f."
+        )
+    return y
+
+
+@dataclass(frozen=True)
+class AutogradMap:
+    """Any differentiable (u, x) -> (batch, n)."""
+
+    f: Step
+
+    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
+        return self.f(u, x)
+
+    def linearise(self, u: Tensor | None, x: Tensor) -> AutogradLinearisation:
+        return AutogradLinearisation(lambda z: self.f(u, z), x)
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """x -> A x + C g(x, u), g all of tau x' but leak and linear coupling: the field, or a step of it.
+
+    Attributes:
+        terms: the field, in float64. A, C: (n,) for a diagonal, else (n, n).
+    """
+
+    terms: Terms
+    A: Tensor
+    C: Tensor
+
+    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
+        return _times(x, self.A) + _times(self.terms.nonlinear(x, self.terms.inject(u)), self.C)
+
+    def linearise(self, u: Tensor | None, x: Tensor) -> AffineLinearisation:
+        return AffineLinearisation(self, u, x)
+
+
+class AffineLinearisation:
+    """J = A + C N at x; at a kink of phi with the slope of `Activation.slope_at`, 0 for ReLU."""
+
+    def __init__(self, map: AffineMap, u: Tensor | None, x: Tensor) -> None:
+        self._map, self._u, self._x, terms = map, u, x, map.terms
+        inner = terms.apply_weight(terms.pre(x)) + terms.inject(u)
+        g = terms.post(inner)
+        for edge in terms.edges:
+            g = g + edge(x)
+        self.value = _times(x, map.A) + _times(g, map.C)
+        self._pre, self._post = terms.pre.slope_at(x)[:, None], terms.post.slope_at(inner)[:, None]
+        self._edges = [(edge.K, edge.psi.slope_at(x)[:, None]) for edge in terms.edges]
+
+    def product(self, V: Tensor) -> Tensor:
+        terms = self._map.terms
+        out = terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
+        for K, slope in self._edges:
+            out = out + (V * slope) @ K.mT
+        return _times(V, self._map.A) + _times(out, self._map.C)
+
+    def transposed(self, V: Tensor) -> Tensor:
+        return AutogradMap(self._map).linearise(self._u, self._x).transposed(V)
+
+    def matrix(self) -> Tensor:
+        A, C = self._map.A, self._map.C
+        N = self._post.mT * self._map.terms.weight() * self._pre
+        for K, slope in self._edges:
+            N = N + K * slope
+        return (C[:, None] * N if C.ndim == 1 else C @ N) + (A if A.ndim == 2 else torch.diag(A))
+
+
+def _times(v: Tensor, A: Tensor) -> Tensor:
+    """A v for v (..., n) and A (n,) or (n, n)."""
+    return v * A if A.ndim == 1 else v @ A.mT
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a net does, on float64 tensors of the CPU that have a batch in front.
+
+    Attributes:
+        size: how wide the state is, n.
+        step: (u, x) -> x one sample later, or None.
+        flow: u -> (x -> x'), or None for a map that is no differential equation.
+        input_size: how wide an input is, m; None if it is not known.
+        dt, solver: duration of a step, and the scheme that it is a step of, as far as there are any.
+        sizes: how wide the modules are, in the order of the state.
+        terms: the tensors of the field, if it has that form.
+        metric: M of the net's own theorem, or None.
+    """
+
+    size: int
+    step: Step | None = None
+    flow: Flow | None = None
+    input_size: int | None = None
+    dt: float | None = None
+    solver: str | None = None
+    sizes: tuple[int, ...] = ()
+    terms: Terms | None = None
+    metric: Metric | None = None
+
+    @property
+    def tau(self) -> Tensor:
+        """Time constants, (n,); 1 where the net tells none."""
+        return torch.ones(self.size, dtype=torch.float64) if self.terms is None else self.terms.tau
+
+    def flow_map(self) -> Map:
+        """x' as a function of u and x.
+
+        Raises:
+            ConfigError: if the net is no flow.
+        """
+        if self.terms is not None:
+            inverse = 1 / self.terms.tau
+            return AffineMap(self.terms, _linear_part(self.terms), inverse)
+        flow = self.flow
+        if flow is None:
+            raise ConfigError(
+                "the net must be a flow, x' = f(x, u); got a map from one sample to the next. "
+                "Ask for its step."
+            )
+        return AutogradMap(lambda u, x: flow(u)(x))
+
+    def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
+        """One step as a function of u and x: the net's own unless dt or solver is another.
+
+        Args:
+            dt: duration of the step. solver: a name of `SCHEMES`, where the net has `terms()`; for any
+                flow "euler", or "rk4", the classical Runge-Kutta step with u held.
+
+        Raises:
+            ConfigError: if the net has no such step. SolverError: if the scheme has none here.
+        """
+        dt, solver = self.resolve(dt, solver)
+        found = self._step_of(dt, solver)
+        if found is not None:
+            return found
+        if self.flow is None:
+            raise ConfigError(
+                f"a map has its own step only; got dt={dt} and solver={solver!r}. Leave them out."
+            )
+        known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
+        raise ConfigError(
+            f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
+        )
+
+    def has_step(self, dt: float | None, solver: str | None) -> bool:
+        """Whether there is a dt, and `step_map` has a step for it."""
+        known = dt is not None or self.dt is not None or self.flow is None
+        return known and self._step_of(*self.resolve(dt, solver)) is not None
+
+    def _step_of(self, dt: float, solver: str | None) -> Map | None:
+        """The step of resolved settings."""
+        if self.terms is not None and solver in SCHEMES:
+            return AffineMap(self.terms, *SCHEMES[solver].pair(dt / self.terms.tau, self.terms.L))
+        flow, step = self.flow, self.step
+        own = flow is None or self.dt is not None
+        if step is not None and own and (dt, solver) == self.resolve(None, None):
+            return AutogradMap(step)
+        if flow is None or solver not in ("euler", "rk4"):
+            return None
+        if solver == "euler":
+            return AutogradMap(lambda u, x: x + dt * checked_value(flow(u)(x), x))
+        return AutogradMap(lambda u, x: runge_kutta(lambda _, z: flow(u)(z), x.new_zeros(()), x, dt))
+
+    def resolve(self, dt: float | None, solver: str | None) -> tuple[float, str | None]:
+        """Duration of a step and its scheme: as given, else the net's own, else Euler's of a flow.
+
+        A map counts in samples, dt = 1, if it is given none.
+
+        Raises:
+            ConfigError: if there is no dt, or it is not positive and finite.
+        """
+        dt = self.dt if dt is None else dt
+        if dt is None and self.flow is None:
+            dt = 1.0
+        if dt is None or not 0 < dt < math.inf:
+            raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
+        solver = self.solver if solver is None else solver
+        return dt, "euler" if solver is None and self.flow is not None else solver
+
+    def states(self, x: Tensor) -> Tensor:
+        """States (batch, n) in float64 on the CPU.
+
+        Raises:
+            ShapeError, DataError: for another shape, no state, or values that are not finite.
+        """
+        if x.ndim != 2 or x.shape[1] != self.size or len(x) < 1:
+            raise ShapeError(
+                f"x must be (batch, {self.size}) with at least one state; got {tuple(x.shape)}."
+            )
+        check_finite(x)
+        return x.detach().to("cpu", torch.float64)
+
+    def inputs(self, u: Tensor | None, layout: str) -> Tensor | None:
+        """Inputs in float64 on the CPU; None, a zero input, stays None.
+
+        Args:
+            layout: what the dimensions are, such as "(time, m)".
+
+        Raises:
+            ShapeError, DataError: for another shape, no input at all, or values that are not finite.
+        """
+        if u is None:
+            return None
+        dimensions, m = len(layout.strip("(),").split(",")), self.input_size
+        if u.ndim != dimensions or 0 in u.shape or u.shape[-1] != (m or u.shape[-1]):
+            known = "" if m is None else f" with m = {m}"
+            raise ShapeError(f"u must be {layout}{known}, at least one sample; got {tuple(u.shape)}.")
+        check_finite(u)
+        return u.detach().to("cpu", torch.float64)
+
+
+def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
+    """The behaviour of a net, from its weights as they are now; see the table of the module.
+
+    Args:
+        size: how wide the state of a callable (u, h) -> h is.
+
+    Raises:
+        ConfigError: for what is none of the table, or a torch net whose state is not its output:
+            bidirectional, or with proj_size. DataError: if weights are NaN or infinite.
+    """
+    if isinstance(net, Behaviour):
+        return net
+    terms = net if isinstance(net, Terms) else _answer(net, "terms")
+    if terms is not None:
+        return _of_terms(net, terms)
+    if isinstance(net, nn.Module):
+        net = _copied(net)
+    if isinstance(net, nn.RNNBase):
+        return _of_torch(net)
+    if isinstance(net, nn.LSTMCell):
+        cell = net
+        return _of_cell(cell, 2, lambda u, x: torch.cat(cell(u, x.chunk(2, 1)), 1))
+    if isinstance(net, nn.RNNCellBase):
+        return _of_cell(net, 1, net)
+    if hasattr(net, "state_size"):
+        return _of_layer(net)
+    if not callable(net):
+        raise ConfigError(
+            f"net must be a layer, a field, a recurrent net of torch or a callable (u, h) -> h; got "
+            f"{type(net).__name__}."
+        )
+    if size is None:
+        raise ConfigError(
+            "a callable does not tell how wide its state is. Give the states to start from, or "
+            "behaviour(net, size=n)."
+        )
+    return Behaviour(size, step=net, sizes=(size,))
+
+
+def runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor, dt: float) -> Tensor:
+    """One step of the classical Runge-Kutta method for x' = f(t, x)."""
+    a = checked_value(f(t, x), x)
+    b = f(t + dt / 2, x + dt / 2 * a)
+    c = f(t + dt / 2, x + dt / 2 * b)
+    d = f(t + dt, x + dt * c)
+    return x + dt / 6 * (a + 2 * b + 2 * c + d)
+
+
+@torch.no_grad()
+def trajectory(
+    known: Behaviour,
+    u: Tensor | None,
+    x: Tensor,
+    steps: int,
+    *,
+    dt: float,
+    solver: str | None,
+    rtol: float = 1e-9,
+) -> Tensor:
+    """The states after 0, 1, ..., steps samples, (batch, steps + 1, n), which may overflow.
+
+    Args:
+        u: samples, (batch, steps, m), each held for dt, or None. x: the first states, (batch, n).
+        solver: as of `step_map`, or for a flow a method of torchdiffeq with the tolerances rtol and
+            rtol / 100.
+    """
+    if solver in TORCHDIFFEQ_METHODS and solver != "rk4" and known.flow is not None:
+        return _integrated(known, u, x, steps, dt, {"method": solver, "rtol": rtol, "atol": rtol / 100})
+    step, states = known.step_map(dt, solver), [x]
+    for k in range(steps):
+        states.append(step(None if u is None else u[:, k], states[-1]))
+    return torch.stack(states, 1)
+
+
+def _integrated(
+    known: Behaviour, u: Tensor | None, x: Tensor, steps: int, dt: float, options: dict[str, Any]
+) -> Tensor:
+    """As `trajectory`, by a method of torchdiffeq, no step of which goes across a change of u."""
+    if known.terms is not None:
+        held = x.new_zeros(len(x), steps, known.input_size) if u is None else u
+        return solve(known.terms, x, u=held, dt=dt, **options).x
+    states, flow = [x], known.flow
+    for k in range(steps):
+        f = flow(None if u is None else u[:, k])
+        states.append(solve(lambda t, z, f=f: f(z), states[-1], x.new_tensor([0.0, dt]), **options).last)
+    return torch.stack(states, 1)
+
+
+def step_jacobian(
+    net: Any,
+    u: Tensor | None,
+    x: Tensor,
+    *,
+    dt: float | None = None,
+    solver: str | None = None,
+) -> Tensor:
+    """The Jacobian of one step with respect to the state.
+
+    Args:
+        net: see the module. u: inputs, (batch, m), (1, m) for one input, or None. x: states, (batch, n).
+        dt, solver: as of `Behaviour.step_map`.
+
+    Returns:
+        (batch, n, n), float64.
+
+    Raises:
+        ShapeError, DataError, ConfigError: for arguments that do not fit.
+    """
+    known = behaviour(net, size=x.shape[-1])
+    step = known.step_map(dt, solver)
+    return step.linearise(*points(known, u, x)).matrix()
+
+
+def flow_jacobian(net: Any, u: Tensor | None, x: Tensor) -> Tensor:
+    """The Jacobian of x' with respect to the state, per unit of time; otherwise as `step_jacobian`."""
+    known = behaviour(net, size=x.shape[-1])
+    flow = known.flow_map()
+    return flow.linearise(*points(known, u, x)).matrix()
+
+
+def points(known: Behaviour, u: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Inputs (batch, m) and states (batch, n), checked; one input serves all states."""
+    x, u = known.states(x), known.inputs(u, "(batch, m)")
+    if u is not None and len(u) not in (1, len(x)):
+        raise ShapeError(f"u must be (batch, m) with batch {len(x)}, or (1, m); got {tuple(u.shape)}.")
+    return None if u is None else u.expand(len(x), -1), x
+
+
+def _answer(net: Any, name: str) -> Any:
+    """What the net answers when asked, or None if it refuses or does not know."""
+    try:
+        return getattr(net, name)() if hasattr(net, name) else None
+    except ConfigError:
+        return None
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    net = deepcopy(net).to("cpu", torch.float64).eval().requires_grad_(False)
+    _check_weights([*net.parameters(), *net.buffers()])
+    return net
+
+
+def _of_terms(net: Any, terms: Terms) -> Behaviour:
+    """Of a field: what runs are the weights of its own precision, cast up."""
+    terms = terms.detach_cpu().double()
+    _check_weights(terms.tensors())
+    solver = getattr(net, "solver", None)
+    return Behaviour(
+        terms.n,
+        step=None if solver is None or solver in SCHEMES else _copied(net).step,
+        flow=lambda u: lambda x: terms(x, u),
+        input_size=terms.n if terms.W_in is None else terms.W_in.shape[1],
+        dt=getattr(net, "dt", None),
+        solver=solver,
+        sizes=terms.sizes,
+        terms=terms,
+        metric=_answer(net, "metric"),
+    )
+
+
+def _of_layer(net: Any) -> Behaviour:
+    """Of a layer without such tensors: gates that move, and the baselines."""
+    m, metric = net.input_size, _answer(net, "metric")
+    try:
+        net.flow(None)
+        flow = net.flow
+    except ConfigError:
+        flow = None
+    sizes = (net.state_size,) if metric is None else tuple(metric.sizes)
+    own = getattr(net, "eps", None)  # what the baselines call the step of their flow
+    return Behaviour(
+        net.state_size,
+        step=_with_zeros(net.step, m),
+        flow=flow,
+        input_size=m,
+        dt=getattr(net, "dt", own),
+        solver=getattr(net, "solver", None),
+        sizes=sizes,
+        metric=metric,
+    )
+
+
+def _of_torch(net: nn.RNNBase) -> Behaviour:
+    """Of nn.RNN, nn.GRU or nn.LSTM, whose packed state is (batch, parts x layers x n)."""
+    if net.bidirectional or net.proj_size:
+        raise ConfigError(
+            f"net must have one state that goes forward in time; got {net}. Where one reads backwards, "
+            "take each direction alone; proj_size is not supported."
+        )
+    shape = (2 if isinstance(net, nn.LSTM) else 1, net.num_layers, net.hidden_size)
+
+    def step(u: Tensor, x: Tensor) -> Tensor:
+        state = x.unflatten(1, shape).permute(1, 2, 0, 3).contiguous()  # (parts, layers, batch, n)
+        sample = u[:, None] if net.batch_first else u[None]
+        after = net(sample, state[0] if len(state) == 1 else tuple(state))[1]
+        after = after[None] if len(state) == 1 else torch.stack(after)
+        return after.permute(2, 0, 1, 3).flatten(1)
+
+    return Behaviour(
+        math.prod(shape),
+        step=_with_zeros(step, net.input_size),
+        input_size=net.input_size,
+        sizes=(net.hidden_size,) * (shape[0] * shape[1]),
+    )
+
+
+def _of_cell(cell: nn.RNNCellBase, parts: int, step: Callable[[Tensor, Tensor], Tensor]) -> Behaviour:
+    return Behaviour(
+        parts * cell.hidden_size,
+        step=_with_zeros(step, cell.input_size),
+        input_size=cell.input_size,
+        sizes=(cell.hidden_size,) * parts,
+    )
+
+
+def _with_zeros(step: Callable[[Tensor, Tensor], Tensor], m: int) -> Step:
+    """The step, for which no input is a zero input."""
+    return lambda u, x: step(x.new_zeros(len(x), m) if u is None else u, x)
+
+
+def _linear_part(terms: Terms) -> Tensor:
+    """(L - I) / tau, (n,) without a coupling."""
+    if terms.L is None:
+        return -1 / terms.tau
+    return (terms.L - torch.eye(terms.n, dtype=terms.L.dtype)) / terms.tau[:, None]
+
+
+def _check_weights(tensors: Iterable[Tensor]) -> None:
+    if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
+        raise DataError(
+            "the weights must be finite; got NaN or infinite entries. Load or build the network again."
+        )
