@@ -2,15 +2,9 @@
 
 python experiments/no_false_yes.py [--nets 10000] [--seed 0] [--json FILE]
 
-Every net is written in y = tau^1/2 Theta x, where its metric is the Euclidean norm, as
-F(D) = fixed + A diag(d) B with one slope d_k a unit (and one a source of a nonlinear edge):
-
-exact   The rate is -max over slopes of lmax(sym F), the factor of a step the max of ||G(D)||. Both are
-        maxima of functions convex in d, so the 2^m vertices of the box of slopes suffice (m <= 12).
-        In float64; a rate that it refutes is computed again in 50 digits before it counts.
-search  For the large nets (16 to 64 units), ascent over vertices by signs from many starts; it bounds
-        the rate from above and the factor from below, which is the side that convicts a certificate.
-        The worst slopes then drive a linear time-varying system, whose growth is measured.
+What is true is asked of tests/exact.py, which shares no code with the certificates: exact over all slopes for small nets, a search for the large ones (16
+to 64 units), whose worst slopes then drive a linear time-varying system, whose growth is measured. A
+rate that float64 refutes is computed again in 50 digits before it counts.
 
 Each net's weights, coupling or dt are scaled to the root of its exact rate or of (factor - 1), by
 Newton's method on a convex function, then moved off by 1e-6 to 5e-2, relative; every fourth is also
@@ -21,27 +15,21 @@ better than the exact one by more than 1e-9 relative. Ctrl-C keeps what was coun
 from __future__ import annotations
 
 import argparse
-import datetime
 import hashlib
 import json
 import math
-import os
-import platform
-import shlex
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mpmath
 import numpy as np
 import torch
+from keep import about, plain
 from numpy import ndarray
 from numpy.random import Generator
 from rich.console import Console
@@ -54,7 +42,10 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
-from ctrnn_assembly.training.provenance import processor
+from ctrnn_assembly.training.run import write
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from exact import Family, Field  # noqa: E402  # the tests use it too
 
 IDENTITY = ACTIVATIONS["identity"]
 SIGNED = [(-0.5, 1.0), (-1.0, -0.2), (-0.3, 0.6)]
@@ -85,7 +76,6 @@ SEVERAL = [
 ]
 TWELVE = [(6, 6), (4, 4, 4), (5, 7)]
 
-VERTICES = 12  # slopes up to which all 2^m vertices are taken
 LARGE = 41  # one net in so many is large and attacked by search; prime, so that every class gets some
 TOLERANCE = 1e-9
 EXPANDS = 1e-12  # a factor so far above 1 expands: what float64 leaves uncertain is far below
@@ -107,30 +97,18 @@ class Net:
     psi: Activation
 
     @cached_property
-    def balance(self) -> tuple[ndarray, ndarray]:
-        """T = Theta tau^1/2 and its inverse, both (n, n)."""
-        T = block_diag(*(matrix(theta) for theta in self.thetas)) * np.sqrt(self.tau)
-        return T, np.linalg.inv(T)
-
-    @cached_property
-    def slopes(self) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray]:
-        """A (n, m), B (m, n), low and high (m,), and which slopes belong to the edge (m,)."""
-        W, eye, n = block_diag(*self.blocks), np.eye(len(self.tau)), len(self.tau)
+    def field(self) -> Field:
+        """What the oracle takes."""
         units = [(a, f) for a, f, b in zip(self.acts, self.forms, self.blocks, strict=True) for _ in b]
-        inside = np.array([form == "r" for _, form in units])
-        read = np.flatnonzero(np.abs(self.K).sum(0))
-        left = np.hstack([np.where(inside, eye, W), self.K[:, read]])
-        right = np.vstack([np.where(inside[:, None], W, eye), eye[read]])
-        box = np.array([a.slope for a, _ in units] + [self.psi.slope] * len(read))
-        T, inverse = self.balance
-        edge = np.arange(n + len(read)) >= n
-        return (T / self.tau) @ left, right @ inverse, box[:, 0], box[:, 1], edge
-
-    @cached_property
-    def linear(self) -> tuple[ndarray, ndarray]:
-        """The leak and the coupling in y, (n, n) each."""
-        T, inverse = self.balance
-        return -np.diag(1 / self.tau), (T / self.tau) @ self.L @ inverse
+        return Field(
+            block_diag(*self.blocks),
+            np.array([form == "x" for _, form in units]),
+            np.array([act.slope for act, _ in units]),
+            self.tau,
+            block_diag(*map(matrix, self.thetas)),
+            self.L,
+            ((self.K, np.array(self.psi.slope)),),
+        )
 
     def scaled(self, s: float, weights: bool, coupling: bool) -> Net:
         """The same net with its weights, or its coupling, or both, times s."""
@@ -143,7 +121,7 @@ class Net:
         L, K, tau = rounded(self.L), rounded(self.K), rounded(self.tau)
         return replace(self, blocks=blocks, thetas=thetas, L=L, K=K, tau=tau)
 
-    def fields(self, dtype: torch.dtype) -> tuple[Terms, Metric]:
+    def terms(self, dtype: torch.dtype) -> tuple[Terms, Metric]:
         """What `certify` takes."""
 
         def tensor(x: ndarray) -> torch.Tensor:
@@ -191,165 +169,6 @@ def matrix(theta: ndarray) -> ndarray:
 def rounded(x: ndarray) -> ndarray:
     """The float32 values, in float64."""
     return x.astype(np.float32).astype(np.float64)
-
-
-# The exact check, and the search that replaces it for large nets
-
-
-@dataclass(frozen=True)
-class Family:
-    """fixed + s moving + A diag(d (s where `moves`, else 1)) B over the slopes low <= d <= high.
-
-    `gain` chooses what is maximised: ||.|| - 1, else lmax(sym .). Both are convex in d and in s.
-    """
-
-    fixed: ndarray
-    moving: ndarray
-    A: ndarray
-    B: ndarray
-    low: ndarray
-    high: ndarray
-    moves: ndarray
-    gain: bool
-
-    def at(self, s: float, D: ndarray) -> ndarray:
-        """The matrices for slopes D (v, m), (v, n, n)."""
-        return (
-            self.fixed + s * self.moving + (self.A * (D * np.where(self.moves, s, 1))[:, None]) @ self.B
-        )
-
-    @cached_property
-    def corners(self) -> ndarray | None:
-        """All vertices of the box, (2^m, m), or None if there are too many."""
-        wide = np.flatnonzero(self.high > self.low)
-        if len(wide) > VERTICES:
-            return None
-        bits = (np.arange(2 ** len(wide))[:, None] >> np.arange(len(wide))) & 1
-        D = np.repeat(self.low[None], len(bits), 0)
-        D[:, wide] = np.where(bits, self.high[wide], self.low[wide])
-        return D
-
-    def values(self, F: ndarray) -> ndarray:
-        """lmax(sym F) or ||F|| - 1 of each matrix."""
-        if self.gain:
-            return np.sqrt(np.linalg.eigvalsh(F.swapaxes(-1, -2) @ F)[..., -1]) - 1
-        return np.linalg.eigvalsh((F + F.swapaxes(-1, -2)) / 2)[..., -1]
-
-    def worst(self, s: float = 1.0) -> tuple[float, ndarray]:
-        """The largest value and its slopes: exact over the vertices, or a lower bound by search."""
-        if self.corners is None:
-            return self._ascent(s)
-        values = self.values(self.at(s, self.corners))
-        return float(values.max()), self.corners[values.argmax()]
-
-    def top(self, F: ndarray) -> tuple[ndarray, ndarray]:
-        """u, v with u^T F v the value (+ 1 for gains), for one matrix or a batch."""
-        if self.gain:
-            u, _, v = np.linalg.svd(F)
-            return u[..., 0], v[..., 0, :]
-        v = np.linalg.eigh((F + F.swapaxes(-1, -2)) / 2)[1][..., -1]
-        return v, v
-
-    def signs(self, u: ndarray, v: ndarray, s: float) -> ndarray:
-        """The slopes that maximise u^T F(d) v, exactly, for vectors (..., n)."""
-        push = (u @ self.A) * (v @ self.B.T) * np.where(self.moves, s, 1)
-        return np.where(push > 0, self.high, self.low)
-
-    def _ascent(self, s: float) -> tuple[float, ndarray]:
-        """A lower bound: alternate between the top vectors and the slopes they prefer, from 8 starts."""
-        rng = np.random.default_rng(0)
-        D = np.where(rng.random((8, len(self.low))) < 0.5, self.low, self.high)
-        D[0], D[1] = self.low, self.high
-        for _ in range(25):
-            better = self.signs(*self.top(self.at(s, D)), s)
-            if (better == D).all():
-                break
-            D = better
-        values = self.values(self.at(s, D))
-        return float(values.max()), D[values.argmax()]
-
-    def slope(self, s: float, D: ndarray) -> float:
-        """The derivative of the value with respect to s at fixed slopes."""
-        u, v = self.top(self.at(s, D[None])[0])
-        return float(u @ (self.moving + (self.A * (D * self.moves)) @ self.B) @ v)
-
-    def boundary(self) -> float | None:
-        """The s > 0 where the value, convex in s, turns from negative to positive; None without one."""
-        s = 1.0
-        while (found := self.worst(s))[0] <= 0:
-            s *= 2
-            if s > 1e6:
-                return None
-        for _ in range(40):  # Newton from the right of the root of a convex function: monotone
-            value, D = found
-            slope = self.slope(s, D)
-            if slope <= 0 or value > slope * s * (1 - 1e-7):
-                return None  # positive down to s = 0
-            s -= value / slope
-            if abs(value) <= 1e-13 * slope * s:
-                break
-            found = self.worst(s)
-        return s
-
-
-def rate_family(net: Net, weights: bool = False, coupling: bool = False) -> Family:
-    """F(D) of the field; `weights` and `coupling` are what s scales."""
-    A, B, low, high, edge = net.slopes
-    leak, K = net.linear
-    fixed, moving = (leak, K) if coupling else (leak + K, 0 * K)
-    return Family(fixed, moving, A, B, low, high, np.where(edge, coupling, weights), False)
-
-
-def precise_rate(net: Net) -> float:
-    """The exact rate in 50 digits, over the vertices that float64 cannot tell from the worst.
-
-    For claims that float64 seems to refute: weights of 1e9 leave it an error of 1e-5.
-    """
-    family, n = rate_family(net), len(net.tau)
-    assert family.corners is not None
-    F = family.at(1.0, family.corners)
-    values, unsure = family.values(F), 1e-13 * float(np.abs(F).sum((1, 2)).max())
-    near_worst = family.corners[values >= values.max() - unsure]
-    with mpmath.workdps(50):
-        root = mpmath.diag([mpmath.sqrt(float(t)) for t in net.tau])
-        T = mpmath.matrix(block_diag(*(matrix(theta) for theta in net.thetas))) * root
-        inverse, leak = T**-1, mpmath.diag([1 / mpmath.mpf(float(t)) for t in net.tau])
-        W, L, K = (mpmath.matrix(X) for X in (block_diag(*net.blocks), net.L, net.K))
-        inside = [form == "r" for form, b in zip(net.forms, net.blocks, strict=True) for _ in b]
-        read, top = np.flatnonzero(np.abs(net.K).sum(0)), -mpmath.inf
-        for d in near_worst:
-            out = mpmath.diag([float(v) if r else 1 for v, r in zip(d[:n], inside, strict=True)])
-            into = mpmath.diag([1 if r else float(v) for v, r in zip(d[:n], inside, strict=True)])
-            edge = mpmath.diag([float(v) for v in np.bincount(read, d[n:], n)])
-            J = T * leak * (out * W * into + L + K * edge - mpmath.eye(n)) * inverse
-            top = max(top, *mpmath.eigsy((J + J.T) / 2, eigvals_only=True))
-        return float(-top)
-
-
-def step_family(
-    net: Net, dt: float, solver: str, weights: bool = False, coupling: bool = False
-) -> Family:
-    """G(D) of one step; a linear coupling can be scaled with Euler only."""
-    A, B, low, high, edge = net.slopes
-    leak, K = net.linear
-    eye, moving = np.eye(len(K)), 0 * K
-    if solver == "euler":
-        fixed, explicit = eye + dt * leak, dt * eye
-        fixed, moving = (fixed, dt * K) if coupling else (fixed + dt * K, moving)
-    elif solver == "imex":
-        implicit = np.linalg.inv(eye - dt * K)
-        fixed, explicit = implicit @ (eye + dt * leak), dt * implicit
-    else:  # exp of [[F, I], [0, 0]] dt holds the integral of exp(t F)
-        both = expm(np.block([[leak + K, eye], [moving, moving]]) * dt)
-        fixed, explicit = both[: len(K), : len(K)], both[: len(K), len(K) :]
-    return Family(fixed, moving, explicit @ A, B, low, high, np.where(edge, coupling, weights), True)
-
-
-def dt_family(net: Net) -> Family:
-    """I + s F(D): the Euler step as a function of its length."""
-    A, B, low, high, _ = net.slopes
-    leak, K = net.linear
-    return Family(np.eye(len(K)), leak + K, A, B, low, high, np.ones(len(low), dtype=bool), True)
 
 
 # Drawing nets
@@ -523,13 +342,13 @@ def near(rng: Generator) -> float:
 def tame(rng: Generator, net: Net, feedback: bool) -> Net | None:
     """Modules that contract alone, and a coupling that leaves a rate (feedback stays as it is)."""
     alone = replace(net, L=0 * net.L, K=0 * net.K)
-    s = rate_family(alone, weights=True).boundary()
+    s = alone.field.rate_family(weights=True).boundary()
     if s is not None:
         factor = s * rng.uniform(0.4, 1.0)
         alone = alone.scaled(factor, weights=True, coupling=False)
     net = replace(net, blocks=alone.blocks)
     for _ in range(0 if feedback else 12):
-        if rate_family(net).worst()[0] < 0:
+        if net.field.rate() > 0:
             return net
         net = net.scaled(0.5, weights=False, coupling=True)
     return net
@@ -556,19 +375,19 @@ def _draw(rng: Generator, label: Label, large: bool) -> list[Case] | None:
     weights, coupling = [(True, False), (True, True), (False, True)][rng.integers(3 if free else 1)]
     inside, target = rng.uniform(0.3, 0.95), "rate" if rng.random() < 0.5 else "step"
     if target == "step" and label.solver == "euler" and rng.random() < 0.5:
-        first = rate_family(net, weights=True).boundary()
+        first = net.field.rate_family(weights=True).boundary()
         net = net if first is None else net.scaled(first * rng.uniform(0.3, 0.95), True, False)
-        h = dt_family(net).boundary()
+        h = net.field.dt_family().boundary()
         if h is None:
             return None
         pairs = [(net, h * near(rng)), (net, h * inside)]
     else:
         if target == "step":
             coupling &= label.solver == "euler" or not net.L.any()
-            family = step_family(net, dt, label.solver, weights or not coupling, coupling)
+            family = net.field.step_family(dt, label.solver, weights or not coupling, coupling)
             weights = weights or not coupling
         else:
-            family = rate_family(net, weights, coupling)
+            family = net.field.rate_family(weights, coupling)
         s = family.boundary()
         if s is None:
             return None
@@ -586,11 +405,11 @@ def _draw(rng: Generator, label: Label, large: bool) -> list[Case] | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was claimed, what is true, and what is wrong with the claim."""
+    """What was claimed, what is true, what is wrong with the claim, and how much it left."""
 
     certificate: Certificate
     rate: float
-    gain: float
+    factor: float
     wrong: tuple[str, ...]
     slack: tuple[float, float]
     settled: bool
@@ -598,81 +417,82 @@ class Verdict:
 
 def judge(rng: Generator, case: Case) -> Verdict:
     """Compare a certificate with the exact check (large nets: with what the search found)."""
-    net, dt, solver = case.net, case.dt, case.label.solver
-    claim = certify(*net.fields(case.dtype), dt=dt, solver=solver, search="none")
-    field, map_ = rate_family(net), step_family(net, dt, solver)
-    (growth, worst), (above, worst_step) = field.worst(), map_.worst()
-    rate, gain, step = -growth, above + 1, claim.step
-    unit = max(1 / float(net.tau.max()), abs(rate))
-    doubtful = claim.rate > rate + TOLERANCE * unit or (claim.certified and rate <= 0)
-    if doubtful and not case.large:
-        rate = precise_rate(net)
+    net, solver = case.net, case.label.solver
+    claim = certify(*net.terms(case.dtype), dt=case.dt, solver=solver, search="none")
+    step = claim.step
     assert step is not None
-    wrong = []
-    if claim.certified and rate <= 0:
-        wrong.append("certified, but expands")
-    if claim.rate > rate + TOLERANCE * unit:
-        wrong.append("rate too good")
-    if step.certified and gain >= 1 + EXPANDS:
-        wrong.append("step certified, but expands")
-    if step.contraction_factor is not None and step.contraction_factor < gain - TOLERANCE * max(1, gain):
-        wrong.append("factor too good")
-    if not case.large and any(module_wrong(net, k, m.rate) for k, m in enumerate(claim.modules)):
-        wrong.append("module's rate too good")
-    if step.max_dt > 0 and claim.certified:
-        wrong += largest_dt_wrong(rng, case, step.max_dt)
+    bound = math.inf if step.contraction_factor is None else step.contraction_factor
+    rate, factor = net.field.rate(), net.field.factor(case.dt, solver)
+    unit = max(1 / float(net.tau.max()), abs(rate))
+    settled = not case.large and (claim.rate > rate + TOLERANCE * unit or claim.certified > (rate > 0))
+    if settled:
+        rate = net.field.precise_rate()
+    found = {
+        "certified, but expands": claim.certified and rate <= 0,
+        "rate too good": claim.rate > rate + TOLERANCE * unit,
+        "step certified, but expands": step.certified and factor >= 1 + EXPANDS,
+        "factor too good": bound < factor - TOLERANCE * max(1, factor),
+        "module's rate too good": not case.large
+        and any(module_wrong(net.module(k), m.rate) for k, m in enumerate(claim.modules)),
+        "largest dt too large": claim.certified
+        and step.max_dt > 0
+        and largest_dt_wrong(rng, case, step.max_dt),
+    }
     if case.large and claim.certified:
-        wrong += simulated_wrong(case, claim, field, map_, worst, worst_step)
-    slack = (
-        (rate - claim.rate) / unit,
-        math.inf if step.contraction_factor is None else step.contraction_factor - gain,
-    )
-    return Verdict(claim, rate, gain, tuple(wrong), slack, doubtful and not case.large)
+        found |= simulated_wrong(case, claim.rate, bound)
+    wrong = tuple(name for name, is_wrong in found.items() if is_wrong)
+    return Verdict(claim, rate, factor, wrong, ((rate - claim.rate) / unit, bound - factor), settled)
 
 
-def module_wrong(net: Net, k: int, claimed: float) -> bool:
-    """Whether module k alone is slower than claimed; exact, in 50 digits where float64 refutes it."""
-    rate = -rate_family(net.module(k)).worst()[0]
-    allowed = TOLERANCE * max(1 / float(net.tau.max()), abs(rate))
-    return claimed > rate + allowed and claimed > precise_rate(net.module(k)) + allowed
+def module_wrong(module: Net, claimed: float) -> bool:
+    """Whether a module alone is slower than claimed; exact, in 50 digits where float64 refutes it."""
+    rate = module.field.rate()
+    allowed = TOLERANCE * max(1 / float(module.tau.max()), abs(rate))
+    return claimed > rate + allowed and claimed > module.field.precise_rate() + allowed
 
 
-def largest_dt_wrong(rng: Generator, case: Case, largest: float) -> list[str]:
+def largest_dt_wrong(rng: Generator, case: Case, largest: float) -> bool:
     """Steps up to the largest certified dt must contract: tried there and at a random part of it."""
     top = min(largest, 100 * float(case.net.tau.max()))
-    tries = [step_family(case.net, h, case.label.solver) for h in (top, top * rng.uniform(0.05, 1))]
-    return ["largest dt too large"] if any(f.worst()[0] >= EXPANDS for f in tries) else []
+    steps = (top, top * rng.uniform(0.05, 1))
+    return any(case.net.field.factor(h, case.label.solver) >= 1 + EXPANDS for h in steps)
 
 
-def simulated_wrong(
-    case: Case, claim: Certificate, field: Family, map_: Family, D: ndarray, D_step: ndarray
-) -> list[str]:
+def simulated_wrong(case: Case, rate: float, bound: float) -> dict[str, bool]:
     """A linear time-varying system driven by the slopes that grow most at every instant (greedy)."""
-    wrong, step = [], claim.step
-    y, short = field.top(field.at(1.0, D[None])[0])[1], 0.02 * float(case.net.tau.min())
+    flow, step = (
+        case.net.field.rate_family(),
+        case.net.field.step_family(case.dt, case.label.solver),
+    )
+    y, short, faster = worst_direction(flow)[1], 0.02 * float(case.net.tau.min()), False
     for _ in range(10):
-        D = field.signs(y, y, 1.0)  # the exact maximiser of d|y|^2 / dt
-        new = expm(short * field.at(1.0, D[None])[0]) @ y
-        if np.linalg.norm(new) > math.exp(-claim.rate * short) * (1 + TOLERANCE):
-            wrong.append("flow grows faster than the rate allows")
+        D = flow.signs(y, y)  # the exact maximiser of d|y|^2 / dt
+        new = expm(short * flow.at(D)) @ y
+        faster |= bool(np.linalg.norm(new) > math.exp(-rate * short) * (1 + TOLERANCE))
         y = new / np.linalg.norm(new)
-    y = map_.top(map_.at(1.0, D_step[None])[0])[1]
-    for _ in range(40 if step is not None and step.contraction_factor is not None else 0):
-        D = D_step
+    worst, y = worst_direction(step)
+    more = False
+    for _ in range(40 if math.isfinite(bound) else 0):
+        D = worst
         for _ in range(4):
-            D = map_.signs(map_.at(1.0, D[None])[0] @ y, y, 1.0)
-        new = map_.at(1.0, D[None])[0] @ y
-        if np.linalg.norm(new) > step.contraction_factor * (1 + TOLERANCE):  # type: ignore[union-attr, operator]
-            wrong.append("step grows more than the factor allows")
+            D = step.signs(step.at(D) @ y, y)
+        new = step.at(D) @ y
+        more |= bool(np.linalg.norm(new) > bound * (1 + TOLERANCE))
         y = new / max(float(np.linalg.norm(new)), 1e-300)
-    return sorted(set(wrong))
+    return {"flow grows faster than the rate allows": faster, "step grows more than the factor": more}
+
+
+def worst_direction(family: Family) -> tuple[ndarray, ndarray]:
+    """The worst slopes, and the direction that they stretch most."""
+    _, D = family.worst()
+    return D, family.top(family.at(D))[1]
 
 
 # Counting
 
-
 COUNTS = ("nets", "boundary", "contract", "expand", "certified", "false_yes", "no", "false_no")
 STEP_COUNTS = ("step_contract", "step_certified", "step_false_yes", "step_no", "step_false_no")
+AXES = ("kind", "form", "coupling", "solver")
 
 
 def count(case: Case, verdict: Verdict) -> Counter[str]:
@@ -681,62 +501,56 @@ def count(case: Case, verdict: Verdict) -> Counter[str]:
     assert step is not None
     of_step = {w for w in verdict.wrong if "step" in w or "factor" in w or "dt" in w}
     contracts = verdict.rate * tau > MARGIN
-    step_rate = (1 - verdict.gain) / min(1.0, case.dt / tau)
-    step_contracts = contracts and step_rate > MARGIN
-    counts = {
-        "nets": 1,
-        "boundary": case.place == "boundary",
-        "contract": verdict.rate > 0,
-        "expand": verdict.rate <= 0,
-        "certified": claim.certified,
-        "false_yes": len(verdict.wrong) > len(of_step),
-        "no": contracts,
-        "false_no": contracts and not claim.certified,
-        "step_contract": verdict.gain < 1,
-        "step_certified": step.certified,
-        "step_false_yes": bool(of_step),
-        "step_no": step_contracts,
-        "step_false_no": step_contracts and not step.certified,
-    }
-    return Counter({key: int(value) for key, value in counts.items()})
+    step_contracts = contracts and (1 - verdict.factor) / min(1.0, case.dt / tau) > MARGIN
+    return Counter(
+        nets=1,
+        boundary=int(case.place == "boundary"),
+        contract=int(verdict.rate > 0),
+        expand=int(verdict.rate <= 0),
+        certified=int(claim.certified),
+        false_yes=int(len(verdict.wrong) > len(of_step)),
+        no=int(contracts),
+        false_no=int(contracts and not claim.certified),
+        step_contract=int(verdict.factor < 1),
+        step_certified=int(step.certified),
+        step_false_yes=int(bool(of_step)),
+        step_no=int(step_contracts),
+        step_false_no=int(step_contracts and not step.certified),
+    )
 
 
-@dataclass
 class Tally:
     """Everything counted so far."""
 
-    classes: dict[Label, Counter[str]]
-    places: dict[str, Counter[str]]
-    offenders: list[dict[str, Any]]
-    tightest: list[float]
-    distances: dict[str, list[float]]
-    settled: int = 0
+    def __init__(self) -> None:
+        self.classes: dict[Label, Counter[str]] = {}
+        self.places: dict[str, Counter[str]] = {}
+        self.offenders: list[dict[str, Any]] = []
+        self.tightest = [math.inf, math.inf]
+        self.distances: dict[str, list[float]] = {"rate": [], "step": []}
+        self.settled = 0
 
     def add(self, case: Case, verdict: Verdict) -> None:
         """Count one case; keep it if its certificate is wrong."""
-        added = count(case, verdict)
+        added, size = count(case, verdict), "large" if case.large else "small"
         self.classes.setdefault(case.label, Counter()).update(added)
-        size = "large" if case.large else "small"
         self.places.setdefault(f"{case.target} {case.place}, {size}", Counter()).update(added)
         self.settled += verdict.settled
         if case.place == "boundary":
-            rate, gain = verdict.rate * float(case.net.tau.max()), verdict.gain - 1
-            self.distances[case.target].append(abs(rate if case.target == "rate" else gain))
+            off = {"rate": verdict.rate * float(case.net.tau.max()), "step": verdict.factor - 1}
+            self.distances[case.target].append(abs(off[case.target]))
         if not case.large:
-            self.tightest = [min(a, b) for a, b in zip(self.tightest, verdict.slack, strict=True)]
+            self.tightest = list(map(min, self.tightest, verdict.slack))
         if verdict.wrong and len(self.offenders) < WORST_KEPT:
             claim, step = verdict.certificate, verdict.certificate.step
             assert step is not None
+            claimed = {"rate": claim.rate, "factor": step.contraction_factor, "max_dt": step.max_dt}
             self.offenders.append(
                 {
                     "class": vars(case.label),
                     "wrong": list(verdict.wrong),
-                    "claimed": {
-                        "rate": claim.rate,
-                        "gain": step.contraction_factor,
-                        "max_dt": step.max_dt,
-                    },
-                    "exact": {"rate": verdict.rate, "gain": verdict.gain},
+                    "claimed": claimed,
+                    "exact": {"rate": verdict.rate, "factor": verdict.factor},
                     "dt": case.dt,
                     "dtype": str(case.dtype),
                     "net": case.net.as_dict(),
@@ -763,7 +577,7 @@ def labels() -> list[Label]:
 
 def hunt(nets: int, seed: int, console: Console) -> tuple[Tally, bool]:
     """Count `nets` nets at the boundary (and those inside); whether it was interrupted."""
-    tally, classes = Tally({}, {}, [], [math.inf, math.inf], {"rate": [], "step": []}), labels()
+    tally, classes = Tally(), labels()
     try:
         with Progress(console=console) as progress:
             task = progress.add_task("nets at the boundary", total=nets)
@@ -777,17 +591,12 @@ def hunt(nets: int, seed: int, console: Console) -> tuple[Tally, bool]:
     return tally, False
 
 
-def share(part: int, whole: int) -> str:
-    """A percentage, or a dash where there is nothing to share."""
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
 def report(tally: Tally) -> Table:
     """The totals by every axis of the classes."""
     columns = ["class", "cases", "contract", "certified", "FALSE YES", "false no"]
     columns += ["steps contract", "certified", "FALSE YES", "false no"]
     table = Table(*columns, title="Certificates against exact checks; false no: share of those inside")
-    for axis in ("kind", "form", "coupling", "solver"):
+    for axis in AXES:
         for name, c in tally.by(axis).items():
             table.add_row(name, *cells(c))
         table.add_section()
@@ -800,14 +609,13 @@ def report(tally: Tally) -> Table:
 
 def cells(c: Counter[str]) -> list[str]:
     """One row of the table."""
-    numbers = [c[k] for k in ("nets", "contract", "certified", "false_yes")]
-    steps = [c[k] for k in ("step_contract", "step_certified", "step_false_yes")]
-    return [
-        *map(str, numbers),
-        share(c["false_no"], c["no"]),
-        *map(str, steps),
-        share(c["step_false_no"], c["step_no"]),
-    ]
+
+    def share(part: str, whole: str) -> str:
+        return f"{100 * c[part] / c[whole]:.1f} %" if c[whole] else "-"
+
+    numbers = [str(c[k]) for k in ("nets", "contract", "certified", "false_yes")]
+    steps = [str(c[k]) for k in ("step_contract", "step_certified", "step_false_yes")]
+    return [*numbers, share("false_no", "no"), *steps, share("step_false_no", "step_no")]
 
 
 def quantiles(found: list[float]) -> dict[str, float]:
@@ -821,40 +629,9 @@ def as_row(counted: Counter[str]) -> dict[str, int]:
     return {key: int(counted[key]) for key in (*COUNTS, *STEP_COUNTS)}
 
 
-def git(*arguments: str) -> str:
-    """What git says here; empty where it says nothing."""
-    where = Path(__file__).parent
-    asked = ["git", *arguments]
-    return subprocess.run(asked, capture_output=True, text=True, check=False, cwd=where).stdout.strip()
-
-
-def provenance() -> dict[str, Any]:
-    """The commit and the very certificates that are tried, read when the run starts."""
-    folder = Path(certificates.__file__).parent
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py"))))
+def facts(tally: Tally) -> dict[str, Any]:
+    """What was counted, as plain values."""
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "certificates_changed_since_commit": bool(git("status", "--porcelain", "--", str(folder))),
-        "certificates_sha256": digest.hexdigest(),
-    }
-
-
-def outcome(
-    tally: Tally, arguments: argparse.Namespace, source: dict[str, Any], seconds: float, stopped: bool
-) -> dict[str, Any]:
-    """What is written to JSON."""
-    packages = ("ctrnn-assembly", "torch", "numpy", "scipy")
-    axes = ("kind", "form", "coupling", "solver")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": "python " + shlex.join(["experiments/no_false_yes.py", *sys.argv[1:]]),
-        **source,
-        "hardware": f"{os.cpu_count()} cores of {processor()}",
-        "seed": arguments.seed,
-        "nets": arguments.nets,
-        "interrupted": stopped,
-        "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "tolerance": TOLERANCE,
         "margin_of_a_false_no": MARGIN,
         "settled_in_50_digits": tally.settled,
@@ -862,7 +639,7 @@ def outcome(
         "distance_from_boundary": {key: quantiles(found) for key, found in tally.distances.items()},
         "total": as_row(tally.total()),
         "places": {place: as_row(c) for place, c in sorted(tally.places.items())},
-        **{f"by_{axis}": {name: as_row(c) for name, c in tally.by(axis).items()} for axis in axes},
+        **{f"by_{axis}": {name: as_row(c) for name, c in tally.by(axis).items()} for axis in AXES},
         "classes": [
             {**vars(label), **as_row(c)}
             for label, c in sorted(tally.classes.items(), key=lambda entry: str(entry[0]))
@@ -871,19 +648,19 @@ def outcome(
     }
 
 
-def write(result: dict[str, Any], path: Path) -> None:
-    """JSON, one line a row of counts."""
+def one_line_a_row(result: dict[str, Any]) -> str:
+    """JSON with one line a row of counts."""
     lines = []
-    for key, value in result.items():
-        if isinstance(value, list):
+    for key, value in plain(result, 17).items():
+        if isinstance(value, list) and value:
             inner = ",\n".join("  " + json.dumps(item) for item in value)
-            lines.append(f' "{key}": [\n{inner}\n ]' if value else f' "{key}": []')
+            lines.append(f' "{key}": [\n{inner}\n ]')
         elif isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
             inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(item)}" for k, item in value.items())
             lines.append(f' "{key}": {{\n{inner}\n }}')
         else:
             lines.append(f' "{key}": {json.dumps(value)}')
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> None:
@@ -894,15 +671,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    console, source, started = Console(width=150), provenance(), time.perf_counter()
+    # Of the very certificates that are tried, before the run.
+    source = [path.read_bytes() for path in sorted(Path(certificates.__file__).parent.glob("*.py"))]
+    result = about(__file__, seed=arguments.seed)
+    result |= {"certificates_sha256": hashlib.sha256(b"".join(source)).hexdigest()}
+    console, started = Console(width=150), time.perf_counter()
     tally, stopped = hunt(arguments.nets, arguments.seed, console)
-    seconds = time.perf_counter() - started
+    seconds = round(time.perf_counter() - started, 1)
     console.print(report(tally))
     wrong, slack = len(tally.offenders), tally.tightest
     console.print(f"{wrong} wrong; smallest slack: rate {slack[0]:.2e}, factor {slack[1]:.2e}")
     console.print(f"{seconds:.0f} s")
     if arguments.json is not None:
-        write(outcome(tally, arguments, source, seconds, stopped), arguments.json)
+        result |= {"nets": arguments.nets, "interrupted": stopped, "seconds": seconds}
+        write(arguments.json, one_line_a_row(result | facts(tally)))
     sys.exit(1 if wrong else 0)
 
 
