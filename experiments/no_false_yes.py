@@ -2,9 +2,10 @@
 
 python experiments/no_false_yes.py [--nets 10000] [--seed 0] [--json FILE]
 
-What is true is asked of tests/exact.py, which shares no code with the certificates: exact over all slopes for small nets, a search for the large ones (16
-to 64 units), whose worst slopes then drive a linear time-varying system, whose growth is measured. A
-rate that float64 refutes is computed again in 50 digits before it counts.
+What is true is asked of tests/exact.py, which shares no code with the certificates: exact over all
+slopes for small nets, a search for the large ones (16 to 64 units), whose worst slopes then drive a
+linear time-varying system, whose growth is measured. A rate that float64 refutes is computed again in
+50 digits before it counts.
 
 Each net's weights, coupling or dt are scaled to the root of its exact rate or of (factor - 1), by
 Newton's method on a convex function, then moved off by 1e-6 to 5e-2, relative; every fourth is also
@@ -45,7 +46,7 @@ from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.training.run import write
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from exact import Family, Field  # noqa: E402  # the tests use it too
+from exact import Family, Field
 
 IDENTITY = ACTIVATIONS["identity"]
 SIGNED = [(-0.5, 1.0), (-1.0, -0.2), (-0.3, 0.6)]

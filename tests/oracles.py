@@ -1,7 +1,7 @@
 """Independent answers, in numpy, from the definitions; nothing here calls the code under test.
 
 The Jacobian of a module is affine in the slopes D, so its largest log-norm over a box of slopes is
-attained at one of the 2^n vertices: `worst_rate` is exact, not a sample.
+attained at one of the 2^n vertices: `worst_rate` is exact, not a sample. `exact` does the work.
 """
 
 import itertools
@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import networkx as nx
 import numpy as np
 from numpy import ndarray
+from scipy.linalg import block_diag
 from torch import Tensor
+
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
+from exact import Field
 
 
 def array(tensor: Tensor) -> ndarray:
@@ -54,29 +59,40 @@ def assembly_rate(
 
     Slopes of psi are varied for the units that K reads from only.
     """
-    sizes = [len(W) for W in blocks]
-    n = sum(sizes)
-    box = [s for s, k in zip(slopes, sizes, strict=True) for _ in range(k)]
-    D = vertices(box)  # (v, n)
-    J = np.zeros((len(D), n, n))
-    at = 0
-    for W, form in zip(blocks, forms, strict=True):
-        k = slice(at, at + len(W))
-        J[:, k, k] = W * D[:, None, k] if form == "x" else D[:, k, None] * W
-        at += len(W)
-    J -= np.eye(n)
-    if L is not None:
-        J = J + L
-    scale = np.ones(n) if tau is None else tau
-    if K is None:
-        return float(rates(J / scale[:, None], M).min())
-    read = np.flatnonzero(np.abs(K).sum(0))
-    worst = np.inf
-    for corner in vertices([psi] * len(read)):
-        S = np.zeros(n)
-        S[read] = corner
-        worst = min(worst, rates((J + K * S) / scale[:, None], M).min())
-    return float(worst)
+    units = [(s, f) for s, f, W in zip(slopes, forms, blocks, strict=True) for _ in W]
+    tau = np.ones(len(units)) if tau is None else tau
+    field = Field(
+        block_diag(*blocks),
+        np.array([form == "x" for _, form in units]),
+        np.array([slope for slope, _ in units]),
+        tau,
+        np.linalg.cholesky(M).T / np.sqrt(tau),
+        np.zeros_like(M) if L is None else L,
+        () if K is None else ((K, np.array(psi)),),
+    )
+    return field.exact_rate()
+
+
+def exact_field(terms: Terms, metric: Metric) -> Field:
+    """What the tensors of a net say, for exact rates and factors."""
+    units = range(terms.n)
+    before = np.array([terms.pre.at(k).name != "identity" for k in units])
+    phis = [(terms.pre if x else terms.post).at(k) for k, x in enumerate(before)]
+    edges = [(array(e.K), np.array([e.psi.at(k).slope for k in units])) for e in terms.edges]
+    return Field(
+        block_diag(*map(array, terms.blocks)),
+        before,
+        np.array([phi.slope for phi in phis]),
+        array(terms.tau),
+        block_diag(*(np.diag(t) if t.ndim == 1 else t for t in map(array, thetas(metric)))),
+        np.zeros((terms.n, terms.n)) if terms.L is None else array(terms.L),
+        tuple(edges),
+    )
+
+
+def thetas(metric: Metric) -> list[Tensor]:
+    """The blocks of Theta, a vector each where it is diagonal."""
+    return [factor.theta for factor in metric.factors]
 
 
 def abscissa(A: ndarray) -> float:

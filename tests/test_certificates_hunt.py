@@ -6,14 +6,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import block_diag, expm
+from scipy.linalg import block_diag
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
-from oracles import array, assembly_rate, vertices
+from oracles import exact_field
 
 IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
 SLOPES = [(-0.5, 1.0), (0.2, 0.8), (-1.0, -0.2), (0.0, 3.0), (0.7, 0.7), (-0.6, -0.6)]
@@ -39,7 +39,7 @@ def net(blocks, thetas, acts, forms, tau, L=None, edges=()):
 
 
 def random_net(rng):
-    """A network of 1-3 modules of 1-3 units, near the boundary of what contracts, and its facts."""
+    """A network of 1-3 modules of 1-3 units, near the boundary of what contracts."""
     sizes = [(3, 3), (1, 2, 3), (2, 1), (1, 1, 1), (3,), (2,), (1,), (2, 2)][rng.integers(8)]
     acts = [ACTS[k] for k in rng.integers(len(ACTS), size=len(sizes))]
     forms = list(rng.choice(["x", "r"], len(sizes)))
@@ -64,46 +64,24 @@ def random_net(rng):
     if 1 < len(T) <= 4 and rng.random() < 0.3:
         weight = np.linalg.inv(T) @ np.tril(noise, -1) @ T * rng.choice([0.1, 0.4])
         edges = (Edge(torch.tensor(weight), Elementwise(((ACTS[rng.integers(len(ACTS))], len(T)),))),)
-    return *net(blocks, thetas, acts, forms, tau, L, edges), forms, [a.slope for a in acts]
-
-
-def exact_rate(terms, metric, forms, slopes):
-    T = array(metric.theta()) * array(terms.tau) ** 0.5
-    extra = {"K": array(terms.edges[0].K), "psi": terms.edges[0].psi.at(0).slope} if terms.edges else {}
-    rest = {"L": array(terms.L), "tau": array(terms.tau), **extra}
-    return assembly_rate([array(W) for W in terms.blocks], forms, slopes, T.T @ T, **rest)
-
-
-def exact_gain(terms, metric, forms, slopes, dt, solver):
-    """max over slope vertices of ||P + Q W D|| (r-form: Q D W) in the metric diag(tau) M."""
-    box = [(s, f) for s, f, n in zip(slopes, forms, terms.sizes, strict=True) for _ in range(n)]
-    D, x = vertices([s for s, _ in box]), np.array([f == "x" for _, f in box])
-    WD = np.where(x, D, 1)[:, None, :] * array(terms.weight()) * np.where(x, 1, D)[:, :, None]
-    n, h, eye, L = len(x), dt / array(terms.tau), np.eye(len(x)), array(terms.L)
-    P, Q, R = eye + h[:, None] * (L - eye), np.diag(h), np.linalg.inv(eye - h[:, None] * L)
-    if solver == "imex":
-        P, Q = R * (1 - h), R * h
-    elif solver == "exponential-euler":  # exp of [[A, B], [0, 0]] holds the integral of exp(s A) B
-        both = expm(np.block([[h[:, None] * (L - eye), np.diag(h)], [0 * eye, 0 * eye]]))
-        P, Q = both[:n, :n], both[:n, n:]
-    T = array(metric.theta()) * array(terms.tau) ** 0.5
-    return np.linalg.norm(T @ (P + Q @ WD) @ np.linalg.inv(T), 2, axis=(1, 2)).max()
+    return net(blocks, thetas, acts, forms, tau, L, edges)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
     rng, certified, steps, sharp = np.random.default_rng(seed), 0, 0, 0
     for trial in range(200):
-        terms, metric, forms, slopes = random_net(rng)
+        terms, metric = random_net(rng)
         dt, solver = rng.choice([0.003, 0.1, 0.4, 1.9]) * float(terms.tau.min()), SOLVERS[trial % 3]
         certificate = certify(terms, metric, dt=dt, solver=solver, search="none")
-        exact, step = exact_rate(terms, metric, forms, slopes), certificate.step
+        field, step = exact_field(terms, metric), certificate.step
+        exact = field.exact_rate()
         assert certificate.rate <= exact + 1e-9 * max(1, abs(exact)), trial
         certified += certificate.certified
         sharp += certificate.certified and certificate.rate > 0.999 * exact
         assert step.certified <= certificate.certified <= (exact > 0), trial
         if step.contraction_factor is not None:
-            gain = exact_gain(terms, metric, forms, slopes, dt, solver)
+            gain = field.factor(dt, solver)
             assert step.contraction_factor >= gain - 1e-9 * max(1, gain), trial
             steps += step.certified
     assert min(certified, 2 * steps, 3 * sharp) >= 60  # not vacuous

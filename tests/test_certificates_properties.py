@@ -1,8 +1,6 @@
 """Properties of certificates over random assemblies: every theorem, form, topology and nesting.
 
-What is checked against is written here from the definitions, in numpy: a Jacobian over all slopes is
-G + A diag(s) B, affine in the slopes s, so its worst log-norm and the worst norm of a step are attained
-at corners of a box. Small boxes are enumerated (exact); larger ones are climbed from some corners.
+What is checked against is exact over all slopes for small nets, a search for large ones: see `exact`.
 """
 
 import math
@@ -15,8 +13,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from numpy import ndarray
-from scipy.linalg import expm
 
 from ctrnn_assembly import CONSTRAINTS, Assembly, Feedback, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import Activation, Elementwise
@@ -26,7 +22,8 @@ from ctrnn_assembly.coupling import hierarchy_scales
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import named_pairs
-from oracles import abscissa, array, hierarchy_rate, vertices
+from exact import Field as Exact
+from oracles import abscissa, array, exact_field, hierarchy_rate
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
 DENSE = ("symmetric", "product")
@@ -144,138 +141,13 @@ def recipes(draw: st.DrawFn, units: int, largest: int, depth: int = 3, kinds: st
     return Recipe(tree(draw(st.integers(0, depth))), draw(st.integers(0, 2**20)))
 
 
-# The worst case over all slopes, from the definitions
-
-
-@dataclass(frozen=True)
-class Box:
-    """G + A diag(s) B over the box low <= s <= high."""
-
-    G: ndarray
-    A: ndarray
-    B: ndarray
-    low: ndarray
-    high: ndarray
-
-    def at(self, s: ndarray) -> ndarray:
-        return self.G + (self.A * s[..., None, :]) @ self.B
-
-    def worst(self, value: Callable, climb: Callable) -> float:
-        """The largest value: exact for small boxes, else a lower bound by climbing from corners."""
-        if not len(self.low):
-            return float(value(self.G))
-        if len(self.low) <= 11:
-            corners = vertices(list(zip(self.low, self.high, strict=True)))
-            return float(value(self.at(corners)).max())
-        rng, found = np.random.default_rng(0), -math.inf
-        for start in range(4):
-            s = np.where(rng.random(len(self.low)) < start / 3, self.high, self.low)
-            for _ in range(20):
-                X = self.at(s)
-                found = max(found, float(value(X)))
-                u, v = climb(X)
-                uphill = np.where((u @ self.A) * (self.B @ v) > 0, self.high, self.low)
-                if np.array_equal(uphill, s):
-                    break
-                s = uphill
-        return found
-
-
-def log_norm(X: ndarray) -> ndarray:
-    return np.linalg.eigvalsh((X + X.swapaxes(-1, -2)) / 2)[..., -1]
-
-
-def norm(X: ndarray) -> ndarray:
-    return np.linalg.svd(X, compute_uv=False)[..., 0]
-
-
-def top_pair(X: ndarray) -> tuple[ndarray, ndarray]:
-    v = np.linalg.eigh((X + X.T) / 2)[1][:, -1]
-    return v, v
-
-
-def singular_pair(X: ndarray) -> tuple[ndarray, ndarray]:
-    u, _, vt = np.linalg.svd(X)
-    return u[:, 0], vt[0]
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """tau x' = -x + A diag(s) B x + L x of the differences of two states; |T x|^2 is the metric."""
-
-    A: ndarray
-    B: ndarray
-    low: ndarray
-    high: ndarray
-    L: ndarray
-    tau: ndarray
-    T: ndarray
-
-    @classmethod
-    def of(cls, terms: Terms, metric: Metric) -> "Slopes":
-        n, W, eye = terms.n, array(terms.weight()), np.eye(terms.n)
-        columns, rows, box = [], [], []
-        for k in range(n):
-            inside = terms.pre.at(k).name == "identity"
-            columns.append(eye[:, k] if inside else W[:, k])
-            rows.append(W[k] if inside else eye[k])
-            box.append((terms.post if inside else terms.pre).at(k).slope)
-        for edge in terms.edges:
-            K = array(edge.K)
-            columns += list(K.T)
-            rows += list(eye)
-            box += [edge.psi.at(k).slope for k in range(n)]
-        A, B, bounds = np.array(columns).T, np.array(rows), np.array(box)
-        used = np.flatnonzero(np.abs(A).sum(0) * np.abs(B).sum(1))
-        L = np.zeros((n, n)) if terms.L is None else array(terms.L)
-        theta = np.zeros((n, n))
-        at = 0
-        for factor in metric.factors:
-            k, value = slice(at, at + factor.size), array(factor.theta)
-            theta[k, k] = np.diag(value) if value.ndim == 1 else value
-            at += factor.size
-        tau = array(terms.tau)
-        return cls(A[:, used], B[used], *bounds[used].T, L, tau, theta * np.sqrt(tau))
-
-    def box(self, P: ndarray, Q: ndarray) -> Box:
-        """P + Q A diag(s) B in the coordinates of the metric."""
-        inverse = np.linalg.inv(self.T)
-        return Box(self.T @ P @ inverse, self.T @ Q @ self.A, self.B @ inverse, self.low, self.high)
-
-    def rate(self) -> float:
-        """The worst rate."""
-        leak, eye = 1 / self.tau, np.eye(len(self.tau))
-        return -self.box(leak[:, None] * (self.L - eye), np.diag(leak)).worst(log_norm, top_pair)
-
-    def factor(self, dt: float, solver: str) -> float:
-        """The worst factor of a step."""
-        h, eye = (dt / self.tau)[:, None], np.eye(len(self.tau))
-        if solver == "euler":
-            P, Q = eye + h * (self.L - eye), h * eye
-        elif solver == "imex":
-            implicit = np.linalg.inv(eye - h * self.L)
-            P, Q = implicit * (1 - h.T), implicit * h.T
-        else:  # exp of [[F, B], [0, 0]] holds the integral of exp(s F) B
-            n = len(eye)
-            both = expm(np.block([[h * (self.L - eye), h * eye], [0 * eye, 0 * eye]]))
-            P, Q = both[:n, :n], both[:n, n:]
-        return self.box(P, Q).worst(norm, singular_pair)
-
-    def slowest_mode(self) -> float:
-        """The smallest -alpha(J(s)) of some corners and random slopes."""
-        rng, leak = np.random.default_rng(1), 1 / self.tau[:, None]
-        shares = [0, 1, *rng.random((3, len(self.low))), *(rng.random((3, len(self.low))) < 0.5)]
-        slopes = (self.low + share * (self.high - self.low) for share in shares)
-        coupled = self.L - np.eye(len(leak))
-        return -max(abscissa(leak * (coupled + (self.A * s) @ self.B)) for s in slopes)
-
-    def largest_euler_dt(self) -> float:
-        """The largest dt of a contracting Euler step, which holds on an interval of dt."""
-        low, high = 0.0, 2 * float(self.tau.max())
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.factor(middle, "euler") < 1 else (low, middle)
-        return high
+def slowest_mode(field: Exact) -> float:
+    """The smallest -alpha(J(s)) of some corners and random slopes."""
+    left, right, box, _ = field.factors
+    rng, (low, high) = np.random.default_rng(1), box.T
+    shares = [0, 1, *rng.random((3, len(low))), *(rng.random((3, len(low))) < 0.5)]
+    coupled, slopes = field.L - np.eye(len(field.tau)), (low + part * (high - low) for part in shares)
+    return -max(abscissa((coupled + (left * s) @ right) / field.tau[:, None]) for s in slopes)
 
 
 def own(field: Field, **step: object) -> Certificate:
@@ -309,10 +181,10 @@ def assert_between_guarantee_and_truth(net: Field) -> None:
     assert certificate.certified, certificate.reasons
     assert certificate.metric.origin == "given"
     assert certificate.rate >= net.rate - 1e-6
-    slopes = Slopes.of(net.terms(), net.metric())
+    slopes = exact_field(net.terms(), net.metric())
     exact = slopes.rate()
     assert certificate.rate <= exact + 1e-9 * max(1, exact)
-    assert certificate.rate <= slopes.slowest_mode() + 1e-9
+    assert certificate.rate <= slowest_mode(slopes) + 1e-9
 
 
 def test_small_assemblies_are_certified_between_their_guarantee_and_the_exact_rate() -> None:
@@ -423,7 +295,7 @@ def test_the_factor_of_a_step_and_the_largest_dt_are_not_below_the_exact_ones(so
     def check(recipe: Recipe, share: float) -> None:
         net = recipe.build()
         dt = share * float(net.tau.min())
-        slopes = Slopes.of(net.terms(), net.metric())
+        slopes = exact_field(net.terms(), net.metric())
         step = own(net, dt=dt, solver=solver).step
         exact = slopes.factor(dt, solver)
         assert step.contraction_factor >= exact - 1e-9 * max(1, exact)
@@ -435,7 +307,7 @@ def test_the_factor_of_a_step_and_the_largest_dt_are_not_below_the_exact_ones(so
             assert own(net, dt=shorter, solver=solver).step.certified
             seen["fractions"] += 1
         if solver == "euler":
-            limit = slopes.largest_euler_dt()
+            limit = slopes.dt_family().boundary()
             assert largest <= limit
             assert not own(net, dt=1.001 * limit).step.certified
             seen["sharp"] += largest > 0.99 * limit
@@ -457,7 +329,7 @@ def test_the_factor_of_a_step_of_a_large_assembly_is_not_below_what_climbing_fin
         step = own(net, dt=0.03 * float(net.tau.min()), solver=solver).step
         if step.contraction_factor is None:
             return
-        exact = Slopes.of(net.terms(), net.metric()).factor(step.dt, solver)
+        exact = exact_field(net.terms(), net.metric()).factor(step.dt, solver)
         assert step.contraction_factor >= exact - 1e-9 * max(1, exact)
         seen["certified"] += step.certified
         seen["large"] += net.size > 24
@@ -605,7 +477,7 @@ def test_tighter_slopes_never_give_a_worse_certificate() -> None:
         assert wide.certified <= narrow.certified
         assert wide.step.certified <= narrow.step.certified
         assert narrow.step.contraction_factor <= wide.step.contraction_factor + 1e-6
-        assert narrow.rate <= Slopes.of(tight, metric).rate() + 1e-9
+        assert narrow.rate <= exact_field(tight, metric).rate() + 1e-9
         seen["faster"] += narrow.rate > wide.rate + 1e-3
         seen["steps"] += wide.step.certified
 
