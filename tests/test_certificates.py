@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from ctrnn_assembly import (
     CONSTRAINTS,
@@ -20,8 +21,9 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.certificates import STEP_PROOFS
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
 from oracles import array, assembly_rate, vertices, worst_rate
 
@@ -166,41 +168,72 @@ def test_a_hierarchy_is_certified_below_its_exact_rate(psi):
     assert certificate.rate <= exact + 1e-9
 
 
-def exact_gain(terms, metric, step):
-    """max over slope vertices of ||P + Q W D|| in the metric diag(tau) M; x-form, phi in [0, 1]."""
-    theta = array(metric.theta()) @ np.diag(array(terms.tau) ** 0.5)
-    inverse = np.linalg.inv(theta)
-    W = array(terms.weight())
-    corners = vertices([(0.0, 1.0)] * terms.n)
-    P, Q = step
-    return max(np.linalg.norm(theta @ (P + Q @ (W * D)) @ inverse, 2) for D in corners)
+def exact_factor(terms, metric, solver, dt):
+    """max ||A + C N(D)|| over the vertices D of the slopes; A, C the scheme's row in the metric."""
+    root, theta = terms.tau.sqrt(), metric.theta()
+    T, inverse = theta * root, metric.theta_inv() / root[:, None]
+    L = torch.zeros(terms.n, terms.n) if terms.L is None else terms.L
+    A, C = (array(X) for X in SCHEMES[solver].pair(dt / terms.tau, T @ L @ inverse))
+    C = np.diag(C) if C.ndim == 1 else C
+    W, T, inverse = array(terms.weight()), array(T), array(inverse)
+    inside = np.array([terms.pre.at(k).name == "identity" for k in range(terms.n)])
+    maps = [(terms.post if inside[k] else terms.pre).at(k) for k in range(terms.n)]
+    worst = 0.0
+    for D in vertices([phi.slope for phi in maps]):
+        N = np.where(inside[:, None], D[:, None] * W, W * D)
+        worst = max(worst, np.linalg.norm(A + C @ (T @ N @ inverse), 2))
+    return worst
 
 
-def one_step(terms, solver, dt):
-    """P and Q of the step x -> P x + Q W D x, for constant slopes D."""
-    if solver == "euler":
-        inv_tau, eye = np.diag(1 / array(terms.tau)), np.eye(terms.n)
-        return eye + dt * inv_tau @ (array(terms.L) - eye), dt * inv_tau
-    make = imex_matrices if solver == "imex" else exponential_matrices
-    return tuple(array(m) for m in make(terms, torch.tensor(dt)))
-
-
-@pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler"])
-@pytest.mark.parametrize("taus", [(1.0, 1.0), (0.5, 2.0)])
-def test_the_gain_of_a_step_is_never_below_the_exact_one(solver, taus):
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("solver", SCHEMES)
+def test_the_factor_of_a_step_bounds_the_row_of_its_scheme(solver, form):
+    names = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
+    taus = (1.0, 1.0), (0.5, 2.0), (torch.tensor([0.5, 1.0, 2.0]), 1.0)
     certified = 0
-    kinds = [CONSTRAINTS[k] for k in ("adadiag-tanh", "singular", "symmetric", "absolute")]
-    for trial in range(12):
-        parts = [Subnetwork(kinds[(trial + k) % 4](margin=0.2), 3, tau=taus[k]) for k in range(2)]
-        net = couple(parts, "all", init_scale=0.3 * (1 + trial))
-        dt = 0.02 + 0.04 * (trial % 3)
-        terms, step = net.terms(), certify(net, dt=dt, solver=solver).step
-        exact = exact_gain(terms, net.metric(), one_step(terms, solver, dt))
-        assert step.contraction_factor >= exact - 1e-9
-        assert step.certified == (step.contraction_factor < 1 - 1e-9)
+    for trial, name in enumerate([*names, *names]):
+        tau = taus[trial % 3]
+        options = {"into_set": "rescale", "density": 0.4} if name == "sparse-absolute" else {}
+        first = Subnetwork(CONSTRAINTS["adadiag-tanh"](margin=0.2), 3, form=form, tau=tau[0])
+        second = Subnetwork(CONSTRAINTS[name](**options), 3, form=form, tau=tau[1])
+        net = couple([first, second], "all" if trial % 4 else "none", init_scale=0.3 * (1 + trial % 9))
+        dt = (0.02, 0.1, 0.4)[trial % 3]
+        step = certify(net, dt=dt, solver=solver, search="none").step
+        exact = exact_factor(net.terms(), net.metric(), solver, dt)
+        assert step.contraction_factor is None or step.contraction_factor >= exact - 1e-9, name
+        assert step.certified == (step.contraction_factor is not None and step.contraction_factor < 1)
         certified += step.certified
-    # The bound of exponential Euler is crude when time constants differ.
-    assert certified >= (3 if solver != "exponential-euler" or taus[0] == taus[1] else 0)
+    assert certified >= 3
+
+
+def test_every_scheme_has_a_step_proof():
+    assert set(STEP_PROOFS) == set(SCHEMES)
+
+
+def test_a_step_bound_in_the_short_form_is_false_for_a_dense_metric():
+    """Slopes do not commute with a dense Theta: G = Theta W Theta^-1, C = g I falls below the truth."""
+    M, W = np.array([[1.7, -0.9], [-0.9, 1.1]]), np.array([[0.1, -0.7], [-1.0, -0.1]])
+    theta = np.linalg.cholesky(M).T
+    inverse, eye = np.linalg.inv(theta), np.eye(2)
+
+    def bound(G, C):  # of the step y+ = G w with slopes in [0, 1], over multipliers
+        def squared(log_T):
+            T = np.diag(np.exp(log_T))
+            H = 2 * T - G.T @ G
+            if np.linalg.eigvalsh(H)[0] <= 0:
+                return 1e3
+            return np.linalg.eigvalsh(C.T @ T @ np.linalg.inv(H) @ T @ C)[-1]
+
+        starts = ([s, s + d] for s in (0.0, 1.0) for d in (-1.0, 0.0, 1.0))
+        return min(minimize(squared, x, method="Nelder-Mead").fun for x in starts) ** 0.5
+
+    exact = exact_factor(terms_of(W), metric_of(M), "euler", 1.0)
+    assert exact == pytest.approx(1.1601, abs=1e-4)
+    assert bound(theta @ W @ inverse, eye) == pytest.approx(0.888, abs=1e-3)
+    assert bound(theta @ W, inverse) == pytest.approx(1.1602, abs=1e-4)
+    step = certify(terms_of(W), metric_of(M), dt=1.0, search="none").step
+    assert not step.certified
+    assert step.contraction_factor is None or step.contraction_factor >= exact
 
 
 def test_oracles_of_the_euler_step():

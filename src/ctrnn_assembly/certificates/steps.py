@@ -21,7 +21,7 @@ LMI:   with the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
 Kappa and mu are searched without rigour; the LMI is then proven by a Cholesky factorisation. Nonlinear
 edges between clusters add dt times their gains to the matrix of the clusters' factors.
 
-A new scheme is an entry of `STEP_PROOFS`. Source: THEORY sections 6 and 13.
+A new scheme is an entry of `STEP_PROOFS`. Source: THEORY section 6.
 """
 
 from __future__ import annotations

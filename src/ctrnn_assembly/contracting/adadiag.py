@@ -14,12 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
+from ctrnn_assembly.contracting.diagonal import IdentityMetric
+from ctrnn_assembly.contracting.interface import Contracting, check_square, outside
 from ctrnn_assembly.linalg import working_precision
-from ctrnn_assembly.metrics import Factor
 
 
-class AdaDiagTanh(Contracting):
+class AdaDiagTanh(IdentityMetric):
     """w = kappa tanh(theta) / g; raw tensor theta (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in M = I, both forms, also with
@@ -36,14 +36,11 @@ class AdaDiagTanh(Contracting):
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         return (torch.atanh(_diagonal_ratio(self, W)).to(W.dtype),)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self(2 * torch.rand(n, generator=generator) - 1)
 
 
-class AdaDiagClip(Contracting):
+class AdaDiagClip(IdentityMetric):
     """w = clamp(theta, -kappa, kappa) / g; raw tensor theta (n,).
 
     The clamp has no gradient outside, so call `project_` on the raw tensor after each optimiser
@@ -60,9 +57,6 @@ class AdaDiagClip(Contracting):
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         return ((self.radius * _diagonal_ratio(self, W)).to(W.dtype),)
-
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self(2 * torch.rand(n, generator=generator) - 1)

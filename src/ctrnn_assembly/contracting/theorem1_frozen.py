@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.diagonal import MAX_CONDITION, check_max_condition, unsquash
+from ctrnn_assembly.contracting.diagonal import (
+    MAX_CONDITION,
+    balanced,
+    check_max_condition,
+    metzler_metric,
+    unsquash,
+)
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part, working_precision
+from ctrnn_assembly.linalg import majorant, symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
 
 
@@ -66,13 +72,7 @@ class SparseAbsolute(Contracting):
     def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
         check_square(W)
         (W64,) = working_precision(W.detach())
-        B = self.phi.g * majorant(W64, self.phi.monotone)
-        log_theta = log_metzler_scaling(B, self.radius)
-        if log_theta is None:
-            rho = float(torch.linalg.eigvals(B).abs().max())
-            raise outside(
-                self.theorem, f"rho(g |W|) < {self.radius:.6g}", rho, "Scale W down, or sample()."
-            )
+        log_theta = metzler_metric(self, W64)
         unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
         # A copy: W must not change with a tensor that the caller still holds.
         return W.detach().clone(), log_theta.to(W.dtype)
@@ -86,9 +86,8 @@ class SparseAbsolute(Contracting):
         check_square(W)
         W64, theta64 = working_precision(W, log_theta)
         B = self.phi.g * majorant(W64, self.phi.monotone)
-        balanced = symmetric_part(B * (theta64[:, None] - theta64).exp())
-        finite = bool(torch.isfinite(balanced).all())
-        top = float(torch.linalg.eigvalsh(balanced)[-1]) if finite else float("nan")
+        S = symmetric_part(balanced(B, theta64))
+        top = float(torch.linalg.eigvalsh(S)[-1]) if bool(torch.isfinite(S).all()) else float("nan")
         if not top <= 1 - self.margin:
             raise outside(
                 self.theorem,

@@ -5,8 +5,8 @@ Parametrisation without eigenvalues: for R > 0 symmetric and c in (0, 1),
     g W = 2 sqrt(c) R - R^2 = c I - (R - sqrt(c) I)^2 <= c I,
 
 with metric M = R^-2 for the x-form (R^2 for the r-form) and rate 1 - c, the best possible.
-R = eps I + G with G = E E^T / n squashed to ||G||_F < bound sqrt(n): without a bound on R^2 the
-rounding of a float32 W could exceed the margin. Onto the symmetric W whose R fits below the bound.
+R = eps I + G with G = E E^T / n squashed to ||G||_F < bound sqrt(n). Onto the symmetric W whose R fits
+below the bound.
 
 Source: Kozachkov et al. 2022, Theorem 2 (arXiv 2106.08928); metric and rate from THEORY section 2.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.contracting.gram import bounded_gram, gram_root
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import symmetric_part, working_precision
@@ -60,9 +61,15 @@ class Symmetric(Contracting):
             raise outside(self.theorem, f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
-        G = roots - SMALLEST_R
-        scaled = self._unsquashed(G, n)
-        E = (vectors * scaled.mul(n).sqrt()) @ vectors.mT
+        limit = self.bound * n**0.5
+        E = gram_root(roots - SMALLEST_R, vectors, limit)
+        if E is None:
+            raise outside(
+                self.theorem,
+                f"||R - {SMALLEST_R} I||_F < bound sqrt(n)",
+                float((roots - SMALLEST_R).norm()),
+                f"Raise bound (now {self.bound}) or scale W down.",
+            )
         s = torch.logit(torch.tensor([c / self.radius], dtype=W64.dtype, device=W.device))
         return E.to(W.dtype), s.to(W.dtype)
 
@@ -80,24 +87,7 @@ class Symmetric(Contracting):
         """R and sqrt(c), in working precision."""
         E64, s64 = working_precision(E, s)
         n = E.shape[0]
-        # Normalised before the product: a diverging E would overflow E E^T.
-        size = E64.detach().abs().max().clamp(min=1.0)
-        G = (E64 / size) @ (E64 / size).mT / n
-        limit = self.bound * n**0.5
-        R = G / (size**-2 + torch.linalg.matrix_norm(G) / limit)
-        eye = torch.eye(n, dtype=R.dtype, device=R.device)
+        eye = torch.eye(n, dtype=E64.dtype, device=E.device)
         # c stays above a hundredth of its limit: at c = 0 no W with g lmax(W) > 0 is left.
         c = self.radius * torch.sigmoid(s64).clamp(min=0.01)
-        return R + SMALLEST_R * eye, c.sqrt()
-
-    def _unsquashed(self, G: Tensor, n: int) -> Tensor:
-        """Eigenvalues of the raw E E^T / n for wanted eigenvalues G of the squashed one."""
-        share = float(G.norm()) / (self.bound * n**0.5)
-        if share >= 1 or bool((G <= 0).any()):
-            raise outside(
-                self.theorem,
-                f"||R - {SMALLEST_R} I||_F < bound sqrt(n)",
-                share * self.bound * n**0.5,
-                f"Raise bound (now {self.bound}) or scale W down.",
-            )
-        return G / (1 - share)
+        return bounded_gram(E64, self.bound * n**0.5) + SMALLEST_R * eye, c.sqrt()

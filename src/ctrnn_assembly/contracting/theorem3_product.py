@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.contracting.gram import bounded_gram, gram_root
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
 from ctrnn_assembly.linalg import symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
@@ -60,16 +61,14 @@ class NegativeProduct(Contracting):
         if asymmetry > 1e-5 * float(Q.abs().max()):
             raise outside(self.theorem, "W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W.")
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
-        G = values - SMALLEST_Q
-        share = float(G.norm()) / (LARGEST_Q * n**0.5)
-        if float(G.min()) <= 0 or share >= 1:
+        E = gram_root(values - SMALLEST_Q, vectors, LARGEST_Q * n**0.5)
+        if E is None:
             raise outside(
                 self.theorem,
                 f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)",
                 float(values[0]),
                 "The value is the smallest eigenvalue of Q; rescale W.",
             )
-        E = (vectors * (G / (1 - share)).mul(n).sqrt()) @ vectors.mT
         return (
             torch.atanh(p1 / LARGEST_LOG_P).to(W.dtype),
             torch.atanh(p2 / LARGEST_LOG_P).to(W.dtype),
@@ -97,9 +96,7 @@ class NegativeProduct(Contracting):
         """P1 (n,), P2 (n,), Q (n, n), in working precision."""
         a, b, E64 = working_precision(p1, p2, E)
         n = E.shape[0]
-        size = E64.detach().abs().max().clamp(min=1.0)  # a diverging E would overflow E E^T
-        G = (E64 / size) @ (E64 / size).mT / n
-        Q = G / (size**-2 + torch.linalg.matrix_norm(G) / (LARGEST_Q * n**0.5))
+        Q = bounded_gram(E64, LARGEST_Q * n**0.5)
         Q = Q + SMALLEST_Q * torch.eye(n, dtype=Q.dtype, device=Q.device)
         return (LARGEST_LOG_P * a.tanh()).exp(), (LARGEST_LOG_P * b.tanh()).exp(), Q
 

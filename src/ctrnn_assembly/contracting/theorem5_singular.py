@@ -16,19 +16,12 @@ import torch
 from scipy.linalg import matrix_balance
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.diagonal import (
-    MAX_CONDITION,
-    check_max_condition,
-    squash,
-    unsquash,
-)
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, working_precision
-from ctrnn_assembly.metrics import Factor
+from ctrnn_assembly.contracting.diagonal import DiagonalMetric, balanced
+from ctrnn_assembly.contracting.interface import outside
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
-class SingularValueBounded(Contracting):
+class SingularValueBounded(DiagonalMetric):
     """Theorem 5: g^2 W^T P W < P for a diagonal P; raw tensors A (n, n) and b (n,).
 
     Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms,
@@ -37,60 +30,33 @@ class SingularValueBounded(Contracting):
 
     theorem = "Theorem 5"
 
-    def __init__(
-        self,
-        phi: str | Activation = "tanh",
-        *,
-        margin: float = 0.01,
-        max_condition: float = MAX_CONDITION,
-        init_scale: float = 1.0,
-    ) -> None:
-        super().__init__(phi, margin=margin)
-        check_max_condition(max_condition)
-        self.max_condition = max_condition
-        self.init_scale = init_scale
-
-    def forward(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
-        A64, b64 = working_precision(A, b)
-        log_theta = squash(b64, self.max_condition)
+    def inside(self, A: Tensor) -> Tensor:
         n = A.shape[0]
         # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
-        size = A64.detach().abs().max().clamp(min=1.0)
-        eye = torch.eye(n, dtype=A64.dtype, device=A.device)
-        Q, R = torch.linalg.qr(torch.cat([eye / size, A64 / size]))
-        X = Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
-        return (self.radius * X * (log_theta - log_theta[:, None]).exp() / self.phi.g).to(A.dtype)
+        size = A.detach().abs().max().clamp(min=1.0)
+        eye = torch.eye(n, dtype=A.dtype, device=A.device)
+        Q, R = torch.linalg.qr(torch.cat([eye / size, A / size]))
+        return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        n = check_square(W)
-        (W64,) = working_precision(W.detach())
-        log_theta = self._metric_of(W64)
-        X = self.phi.g * W64 * (log_theta[:, None] - log_theta).exp() / self.radius
+    def raw(self, X: Tensor) -> Tensor:
         # X = A C^-T with C C^T = I + A^T A, so I - X^T X = K K^T with K = C^-1, and A = X K^-T.
-        eye = torch.eye(n, dtype=X.dtype, device=X.device)
+        eye = torch.eye(X.shape[0], dtype=X.dtype, device=X.device)
         K = torch.linalg.cholesky(eye - X.mT @ X)
-        A = torch.linalg.solve_triangular(K.mT, X, upper=True, left=False)
-        return A.to(W.dtype), unsquash(log_theta, self.max_condition).to(W.dtype)
+        return torch.linalg.solve_triangular(K.mT, X, upper=True, left=False)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        (b,) = working_precision(raw[1])
-        return Factor.diagonal(squash(b, self.max_condition))
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        A = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
-        return self(A, torch.zeros(n))
-
-    def _metric_of(self, W: Tensor) -> Tensor:
-        """log theta with s(g P^1/2 W P^-1/2) < radius: I, Theorem 1's metric, or balancing."""
-        zero = torch.zeros(W.shape[0], dtype=W.dtype, device=W.device)
+    def metric_of(self, W: Tensor) -> Tensor:
+        """The identity, Theorem 1's metric or Osborne's balancing: the first that will do."""
         B = self.phi.g * majorant(W, monotone=False)
-        candidates = [zero, log_metzler_scaling(B, self.radius), _balancing(W)]
+        # Balancing equalises the norms of the rows and columns of theta W theta^-1.
+        scale = matrix_balance(W.cpu().numpy(), permute=False, separate=True)[1][0]
+        tries = (
+            torch.zeros_like(W[0]),
+            log_metzler_scaling(B, self.radius),
+            -torch.from_numpy(scale).log(),
+        )
         smallest = float("inf")
-        for log_theta in candidates:
-            if log_theta is None:
-                continue
-            balanced = self.phi.g * W * (log_theta[:, None] - log_theta).exp()
-            s = float(torch.linalg.matrix_norm(balanced, ord=2))
+        for log_theta in (found.to(W) for found in tries if found is not None):
+            s = float(torch.linalg.matrix_norm(balanced(self.phi.g * W, log_theta), ord=2))
             if s < self.radius * (1 - 1e-9):
                 return log_theta
             smallest = min(smallest, s)
@@ -100,9 +66,3 @@ class SingularValueBounded(Contracting):
             smallest,
             "Scale W down.",
         )
-
-
-def _balancing(W: Tensor) -> Tensor:
-    """log theta of Osborne's balancing, which equalises row and column norms of theta W theta^-1."""
-    _, (scale, _) = matrix_balance(W.cpu().numpy(), permute=False, separate=True)
-    return -torch.from_numpy(scale).to(W).log()

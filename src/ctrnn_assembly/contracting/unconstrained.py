@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
+from ctrnn_assembly.contracting.diagonal import IdentityMetric
+from ctrnn_assembly.contracting.interface import check_square
 from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
-from ctrnn_assembly.linalg import working_precision
-from ctrnn_assembly.metrics import Factor
 
 
-class Unconstrained(Contracting):
+class Unconstrained(IdentityMetric):
     """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
 
     theorem = "none"
@@ -38,14 +37,11 @@ class Unconstrained(Contracting):
         check_square(W)
         return (W.detach().clone(),)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
 
 
-class PublishedSparse(Contracting):
+class PublishedSparse(IdentityMetric):
     """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
 
     scipy-style sparse positions with entries uniform in (-30, 30), zero diagonal, kept if
@@ -78,9 +74,6 @@ class PublishedSparse(Contracting):
     def right_inverse(self, W: Tensor) -> tuple[Tensor]:
         check_square(W)
         return (W.detach().clone(),)
-
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
