@@ -69,7 +69,7 @@ def catalogue() -> dict[str, dict[str, str]]:
 
     return {
         "tasks": known_tasks(),
-        "models": dict(MODELS),
+        "models": {name: model.summary for name, model in MODELS.items()},
         "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
         "solvers": {name: solver(name) for name in METHODS},
         "topologies": dict(TOPOLOGIES),

@@ -23,13 +23,13 @@ NETS: dict[str, dict[str, Any]] = {
         "model": "published-sparse-combo",
         "density": 0.15,
         "magnitude": 1.6,
-        "coupling_gain": 0.5,
+        "coupling_scale": 0.5,
     },
     "unstable": {
         "model": "adadiag-tanh",
-        "phi": "relu",
+        "activation": "relu",
         "coupling_kind": "free",
-        "coupling_gain": 4.0,
+        "coupling_scale": 4.0,
     },
 }
 SAMPLES = ("--samples", "2")

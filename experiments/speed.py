@@ -245,7 +245,13 @@ def epoch(settings: argparse.Namespace) -> None:
     device, batch = settings.device, settings.batch
     problem = Problem(batch=batch, steps=STEPS, coupling=COUPLING, blocks="diagonal", device=device)
     ours = build_model(
-        settings.model, 1, CLASSES, phi="relu", coupling=COUPLING, solver=settings.solver, dt=problem.dt
+        settings.model,
+        1,
+        CLASSES,
+        activation="relu",
+        coupling=COUPLING,
+        solver=settings.solver,
+        dt=problem.dt,
     )
     models = {f"ours, {settings.model}": ours}
     if has_torchdyno():

@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.models import (
-    ARCHITECTURES,
-    BASELINES,
-    MODELS,
-    adadiag_net,
-    build_model,
-    sparse_combo_net,
-    svd_combo_net,
-)
+from ctrnn_assembly.models import MODELS, SETTINGS, build_model, unused_settings
+from ctrnn_assembly.training.config import TrainConfig
+
+BASELINES = [name for name, model in MODELS.items() if model.is_baseline]
+UNCERTIFIED = ["unconstrained", "published-sparse-combo"]
+CERTIFIED = [name for name in MODELS if name not in (*UNCERTIFIED, *BASELINES)]
 
 
 def small(name: str, **settings: object) -> nn.Module:
@@ -76,16 +73,16 @@ def test_a_shorter_sequence_is_read_at_its_end(name: str) -> None:
     assert_close(together, alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "unc" not in n and "publ" not in n])
+@pytest.mark.parametrize("name", CERTIFIED)
 def test_a_certified_model_is_certified_by_construction(name: str) -> None:
     field = small(name).core.field
     assert field.rate is not None
     assert field.rate > 0
 
 
-@pytest.mark.parametrize("name", ["unconstrained", "published-sparse-combo", *BASELINES])
+@pytest.mark.parametrize("name", [*UNCERTIFIED, *BASELINES])
 def test_what_has_no_certificate_says_so(name: str) -> None:
-    assert "no certificate" in MODELS[name]
+    assert "no certificate" in MODELS[name].summary
     field = getattr(small(name).core, "field", None)
     assert field is None or field.rate is None
 
@@ -93,26 +90,22 @@ def test_what_has_no_certificate_says_so(name: str) -> None:
 def test_sparse_combo_net_has_the_published_size() -> None:
     # PUBLISHED: 16 x 32, 130K. Trained: 120 blocks of L, 32 x 32 each; W_in and b; W_out.
     coupling = 120 * 32 * 32
-    assert trained(sparse_combo_net(1, 10)) == coupling + 512 + 512 + 5120 == 129_024
-    assert trained(sparse_combo_net(3, 10)) == 130_048
+    assert trained(build_model("sparse-combo", 1, 10)) == coupling + 512 + 512 + 5120 == 129_024
+    assert trained(build_model("sparse-combo", 3, 10)) == 130_048
     assert trained(build_model("published-sparse-combo", 1, 10)) == 129_024
-    assert sum(x.numel() for x in sparse_combo_net(1, 10).core.encoder.parameters()) == 1024
+    assert sum(x.numel() for x in build_model("sparse-combo", 1, 10).core.encoder.parameters()) == 1024
 
 
 def test_svd_combo_net_trains_its_modules_too() -> None:
     modules = 16 * (32 * 32 + 32)  # A and b of Theorem 5
-    assert trained(svd_combo_net(1, 10)) == 129_024 + modules
+    assert trained(build_model("svd-combo", 1, 10)) == 129_024 + modules
 
 
 @pytest.mark.parametrize(("pairs", "published"), [(5, 11_264), (20, 26_624)])
 def test_adadiag_net_has_the_published_size(pairs: int, published: int) -> None:
     # No bias anywhere: W_in, W_out, C coupling blocks, the diagonals.
     assert 512 + 5120 + pairs * 1024 + 512 == published
-    assert trained(adadiag_net(1, 10, coupling=f"random:{pairs}")) == published
-
-
-def test_adadiag_net_couples_twenty_pairs() -> None:
-    assert trained(adadiag_net(1, 10)) == 26_624
+    assert trained(build_model("adadiag-tanh", 1, 10, coupling=f"random:{pairs}")) == published
 
 
 def test_the_papers_couplings_start_as_they_say() -> None:
@@ -137,11 +130,87 @@ def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     assert all(name in str(caught.value) for name in MODELS)
 
 
-@pytest.mark.parametrize("settings", [{"modules": 0}, {"units": 0}, {"phi": "nope"}, {"dt": -1.0},
+@pytest.mark.parametrize("settings", [{"modules": 0}, {"units": 0}, {"activation": "nope"}, {"dt": -1.0},
                                       {"coupling": "nope"}, {"solver": "nope"}])  # fmt: skip
 def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="must"):
         build_model("svd-combo", 1, 2, **{"modules": 2, "units": 3, **settings})  # type: ignore[arg-type]
+
+
+def test_a_setting_that_a_model_would_ignore_is_refused() -> None:
+    for name, settings in (
+        ("svd-combo", {"density": 0.5}),
+        ("absolute", {"magnitude": 2.0}),
+        ("svd-combo", {"gate_bounds": (0.1, 0.3)}),
+        ("adadiag-tanh", {"outside_set": "rescale"}),
+        ("unconstrained", {"margin": 0.5}),
+        ("lstm", {"solver": "imex"}),
+        ("rnn", {"coupling": "ring"}),
+    ):
+        (key, value), *_ = settings.items()
+        with pytest.raises(ConfigError) as caught:
+            build_model(name, 1, 2, **settings)
+        assert f"{key} {value} is not used by model {name}" in str(caught.value)
+        build_model(name, 1, 2, modules=2, units=3, **{key: None})  # the model's own
+    with pytest.raises(
+        ConfigError, match=r"setting must be one of .*got 'dense'. Did you mean 'density'"
+    ):
+        build_model("sparse-combo", 1, 2, dense=0.3)
+
+
+def test_every_network_setting_of_a_run_reaches_its_model() -> None:
+    groups = {
+        name: field.json_schema_extra["group"]  # type: ignore[index,call-overload]
+        for name, field in TrainConfig.model_fields.items()
+    }
+    given = {name for name, group in groups.items() if group in ("network", "solver")}
+    assert given - {"model"} <= set(SETTINGS)
+    assert set(SETTINGS) - given == {"seed", "gate_bounds"}
+    for name in MODELS:
+        assert unused_settings(TrainConfig(model=name)) == []
+    config = TrainConfig(model="lstm", density=0.5, coupling="ring", units=3, modules=2)
+    assert unused_settings(config) == [
+        "coupling ring is not used by model lstm",
+        "density 0.5 is not used by model lstm",
+    ]
+    assert config.unused() == unused_settings(config)
+    assert build_model(config, 1, 2).core.hidden_size == 6  # said, not refused: a recipe may set them
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_configuration_builds_what_its_settings_build(name: str) -> None:
+    own = MODELS[name].settings
+    config = TrainConfig(model=name, modules=2, units=3, density=0.5, seed=3)
+    given = {"modules": 2, "units": 3, "density": 0.5, "seed": 3, "dt": 0.03}
+    by_name = build_model(name, 2, 3, **{key: value for key, value in given.items() if key in own})
+    for same in (
+        build_model(config, 2, 3),
+        build_model(config.model_dump(include={"model"} | given.keys()), 2, 3),
+    ):
+        for (key, a), b in zip(by_name.state_dict().items(), same.state_dict().values(), strict=True):
+            assert torch.equal(a, b), key
+
+
+def test_random_0_is_none() -> None:
+    nets = [build_model("svd-combo", 1, 2, modules=3, units=4, coupling=c) for c in ("random:0", "none")]
+    assert nets[0].core.field.coupling is None
+    for a, b in zip(*(net.state_dict().values() for net in nets), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("settings", "meant"),
+    [
+        ({"model": "svd_combo"}, "svd-combo"),
+        ({"activation": "tanhh"}, "tanh"),
+        ({"coupling": "rings"}, "ring"),
+        ({"solver": "eulr"}, "euler"),
+        ({"coupling_kind": "feedbak"}, "feedback"),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_one(settings: dict[str, str], meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean {meant!r}"):
+        build_model({"model": "svd-combo", "modules": 2, "units": 3, **settings}, 1, 2)
 
 
 def test_modules_that_no_sample_can_be_are_refused() -> None:

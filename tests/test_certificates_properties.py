@@ -55,7 +55,7 @@ class Leaf:
 
     def build(self) -> Subnetwork:
         phi = "tanh" if self.name in DENSE and self.phi == "gelu" else self.phi
-        sparse = {"density": 0.2, "magnitude": 0.8, "into_set": "rescale"}
+        sparse = {"density": 0.2, "magnitude": 0.8, "outside_set": "rescale"}
         options = sparse if self.name == "sparse-absolute" else {}
         if self.name != "product":
             options = options | {"margin": self.margin}

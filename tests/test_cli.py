@@ -25,7 +25,7 @@ from fake_data import real_data, write_images
 
 KNOWN = {
     "tasks": TASKS,
-    "models": MODELS,
+    "models": {name: model.summary for name, model in MODELS.items()},
     "theorems": CONSTRAINTS,
     "solvers": METHODS,
     "topologies": TOPOLOGIES,
@@ -197,7 +197,10 @@ UNKNOWN = {
     "--model=nope": ("model must be one of", MODELS),
     "--coupling=nope": ("coupling must be one of", TOPOLOGIES),
     "--solver=nope": ("solver must be one of", METHODS),
-    "--phi=nope": ("activation must be one of", ("relu", "tanh", "identity", "sigmoid", "softplus")),
+    "--activation=nope": (
+        "activation must be one of",
+        ("relu", "tanh", "identity", "sigmoid", "softplus"),
+    ),
     "--recipe=nope": ("recipe must be one of", recipes()),
 }
 
@@ -260,7 +263,9 @@ def test_a_device_that_is_not_there_is_named(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("options", [["--form=z"], ["--epochs=x"], ["--milestones=a"], ["--nope"]])
+@pytest.mark.parametrize(
+    "options", [["--activation-place=z"], ["--epochs=x"], ["--milestones=a"], ["--nope"]]
+)
 def test_click_refuses_what_it_cannot_parse(cli: Cli, options: list[str]) -> None:
     done = cli("train", *options)
     assert done.code == 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from cli_tools import Cli
 from ctrnn_assembly.certificates.wording import down, factor, up
-from ctrnn_assembly.models import ARCHITECTURES, BASELINES
+from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.training.config import make_config, read_yaml
 from ctrnn_assembly.training.run import model_certificate, model_from
 from stored_runs import SMALL, store_run, strict_json
@@ -46,7 +46,7 @@ def certified(cli: Cli, *args: object) -> dict:
     return found
 
 
-@pytest.mark.parametrize("model", [*ARCHITECTURES, *BASELINES])
+@pytest.mark.parametrize("model", MODELS)
 def test_json_has_the_same_keys_for_every_model(cli: Cli, tmp_path: Path, model: str) -> None:
     store_run(tmp_path / "run", model=model)
     found = certified(cli, tmp_path / "run")
@@ -55,7 +55,7 @@ def test_json_has_the_same_keys_for_every_model(cli: Cli, tmp_path: Path, model:
         assert found[part].keys() == keys, part
     assert all(module.keys() == MODULE for module in found["modules"])
     assert found["certified"] == (not found["reasons"])
-    assert len(found["modules"]) == (0 if model in BASELINES else 2)
+    assert len(found["modules"]) == (0 if MODELS[model].is_baseline else 2)
 
 
 @pytest.mark.parametrize("model", ["svd-combo", "symmetric", "adadiag-gated-shared"])
@@ -151,7 +151,7 @@ def read_settings(cli: Cli, folder: Path, model: str) -> dict:
     return read_yaml(file)
 
 
-@pytest.mark.parametrize("model", BASELINES)
+@pytest.mark.parametrize("model", [n for n, m in MODELS.items() if m.is_baseline])
 def test_baselines_are_not_certified(cli: Cli, tmp_path: Path, model: str) -> None:
     store_run(tmp_path / "run", model=model)
     found = certified(cli, tmp_path / "run", "--dt=0.5")
@@ -256,7 +256,7 @@ def test_a_figure_is_drawn_in_three_formats(cli: Cli, tmp_path: Path, model: str
 
 
 def test_a_figure_says_what_it_shows(cli: Cli, tmp_path: Path) -> None:
-    store_run(tmp_path / "run", dt=0.25, coupling_gain=20.0)
+    store_run(tmp_path / "run", dt=0.25, coupling_scale=20.0)
     file = tmp_path / "f.SVG"
     found = certified(cli, tmp_path / "run", "--plot", file)
     text = file.read_text(encoding="utf-8")
@@ -311,7 +311,7 @@ def test_many_modules_are_summarised(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_metric_of_little_use_is_a_warning(cli: Cli, tmp_path: Path) -> None:
-    settings = {"coupling_kind": "hierarchy", "coupling": "chain", "coupling_gain": 30.0}
+    settings = {"coupling_kind": "hierarchy", "coupling": "chain", "coupling_scale": 30.0}
     store_run(tmp_path / "run", modules=8, units=4, **settings)
     found = certified(cli, tmp_path / "run")
     assert found["certified"]
@@ -338,7 +338,7 @@ def test_the_search_can_be_left_out(cli: Cli, tmp_path: Path) -> None:
     assert not certified(cli, run, "--search=none")["certified"]
 
 
-@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("model", [n for n, m in MODELS.items() if not m.is_baseline])
 def test_the_field_does_not_depend_on_the_data(model: str) -> None:
     config = make_config(SMALL, {"model": model, "coupling": "random:1"})
     one, other = (model_from(config, *sizes).core.field for sizes in ((1, 2), (3, 7)))  # type: ignore[union-attr]

@@ -80,7 +80,7 @@ def test_distances_shrink_inside_the_certified_envelope_and_the_twin_parts(cli, 
     assert found["growth"] < 1
     for row in found["rows"]:
         assert row["metric"] <= row["certified_step"] + 1e-12
-    store_run(run.parent / "strong", model="adadiag-tanh", coupling_gain=20, solver="imex")
+    store_run(run.parent / "strong", model="adadiag-tanh", coupling_scale=20, solver="imex")
     strong = result(cli, "contraction", run.parent / "strong", "--twin")
     assert strong["growth"] < 1
     assert strong["twin_growth"] is None or strong["twin_growth"] > 1

@@ -39,7 +39,7 @@ def test_later_layers_win() -> None:
         ({"tau": float("inf")}, "tau must be a finite number; got inf"),
         ({"density": 1.5}, "density must be less than or equal to 1; got 1.5"),
         ({"magnitude": 0}, "magnitude must be greater than 0; got 0"),
-        ({"form": "z"}, "form must be 'x' or 'r'; got 'z'"),
+        ({"activation_place": "z"}, "activation_place must be 'outside' or 'inside'; got 'z'"),
         ({"epochs": "many"}, "epochs must be a valid integer; got 'many'"),
         ({"milestones": [5, 0]}, "milestones.1 must be greater than or equal to 1; got 0"),
         ({"seed": 2**32}, "seed must be less than 4294967296"),
@@ -102,7 +102,7 @@ def test_every_setting_has_a_group() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    config = make_config({"milestones": [3, 4], "phi": "tanh", "precision": "64", "dt": 1e-5})
+    config = make_config({"milestones": [3, 4], "activation": "tanh", "precision": "64", "dt": 1e-5})
     (tmp_path / "c.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert make_config(read_yaml(tmp_path / "c.yaml")) == config
 

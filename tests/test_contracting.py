@@ -21,7 +21,7 @@ CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not Non
 TRAINABLE = [name for name in CERTIFIED if not CONSTRAINTS[name].frozen]
 MONOTONE_ONLY = ("symmetric", "product")
 NO_GUARANTEE = ("unconstrained", "published-sparse")
-SPARSE = {"density": 0.3, "magnitude": 0.5, "into_set": "rescale"}
+SPARSE = {"density": 0.3, "magnitude": 0.5, "outside_set": "rescale"}
 STEEP = Activation("steep", lambda x: torch.tanh(30 * x), (0.0, 30.0))
 
 

@@ -76,7 +76,7 @@ def test_impossible_setting_names_itself() -> None:
 
 
 def test_rescale_mode_enters_the_set_at_any_setting() -> None:
-    rule = SparseAbsolute("relu", density=0.9, magnitude=30.0, into_set="rescale", margin=0.2)
+    rule = SparseAbsolute("relu", density=0.9, magnitude=30.0, outside_set="rescale", margin=0.2)
     W = array(Subnetwork(rule, 8).weight)
     assert absolute_radius(W) == pytest.approx(0.9 * rule.radius, rel=1e-9)
     theta = array(rule.right_inverse(torch.from_numpy(W))[1])
@@ -99,7 +99,7 @@ def test_bad_settings_are_refused(options: dict[str, float], error: type[Excepti
 
 
 def test_loading_a_weight_that_contracts_too_slowly_is_refused() -> None:
-    options = {"density": 0.5, "magnitude": 1.0, "into_set": "rescale"}
+    options = {"density": 0.5, "magnitude": 1.0, "outside_set": "rescale"}
     slow = Subnetwork(SparseAbsolute("tanh", margin=0.01, **options), 8)
     fast = Subnetwork(SparseAbsolute("tanh", margin=0.9, **options), 8)
     with pytest.raises(ContractionError, match="Theorem 1"):
@@ -112,7 +112,7 @@ def test_loading_a_weight_that_contracts_too_slowly_is_refused() -> None:
 
 
 def test_loading_keeps_the_metric_that_the_couplings_were_trained_with() -> None:
-    options = {"density": 0.5, "magnitude": 1.0, "into_set": "rescale"}
+    options = {"density": 0.5, "magnitude": 1.0, "outside_set": "rescale"}
     saved = Subnetwork(SparseAbsolute("tanh", margin=0.3, **options), 8)
     loaded = Subnetwork(SparseAbsolute("tanh", margin=0.1, **options), 8)
     loaded.load_state_dict(saved.state_dict())

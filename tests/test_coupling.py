@@ -26,7 +26,7 @@ from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
 from oracles import abscissa, array, assembly_rate, rates, worst_rate
 
-SPARSE = {"density": 0.5, "magnitude": 1.0, "into_set": "rescale"}
+SPARSE = {"density": 0.5, "magnitude": 1.0, "outside_set": "rescale"}
 
 
 def stirred(rule: Contracting, size: int, **options: object) -> Subnetwork:

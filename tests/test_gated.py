@@ -684,5 +684,5 @@ def test_gated_models_take_their_bounds_and_refuse_other_solvers() -> None:
     assert (gated_core(model).gates.lo, gated_core(model).gates.hi) == (0.5, 0.6)
     with pytest.raises(ConfigError, match="solved by euler; got solver='rk4'"):
         build_model("adadiag-gated", 1, 2, solver="rk4", **small)
-    with pytest.raises(TypeError, match="nope"):
+    with pytest.raises(ConfigError, match="nope"):
         build_model("adadiag-gated", 1, 2, nope=1, **small)

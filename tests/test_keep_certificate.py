@@ -31,10 +31,10 @@ from oracles import array, vertices
 
 # Certified at the start, and by its third epoch driven out of the Euler step's reach.
 LOSING = (
-    "--solver=euler", "--coupling-gain=1", "--learning-rate=0.5", "--warmup-epochs=0", "--epochs=3",
+    "--solver=euler", "--coupling-scale=1", "--learning-rate=0.5", "--warmup-epochs=0", "--epochs=3",
     "--model=adadiag-clip",
 )  # fmt: skip
-STRONG = ("--coupling-gain=30", "--learning-rate=0.1", "--epochs=2", "--density=0.4")
+STRONG = ("--coupling-scale=30", "--learning-rate=0.1", "--epochs=2", "--density=0.4")
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def test_the_table_has_numbers_or_nothing(cli: Cli, tmp_path: Path) -> None:
     row = table(tmp_path / "exact")[0]
     assert (row["step_certified"], row["max_dt"]) == ("1", "")  # every dt
     assert "step certified" in done.err
-    done = cli.train(tmp_path / "rk4", "--epochs=1", "--solver=rk4", "--dt=0.01", "--coupling-gain=1")
+    done = cli.train(tmp_path / "rk4", "--epochs=1", "--solver=rk4", "--dt=0.01", "--coupling-scale=1")
     assert [table(tmp_path / "rk4")[0][name] for name in names[2:]] == ["0", "", "0.0"]
     assert "step not certified  " in done.err
 
@@ -184,7 +184,7 @@ def test_the_projection_keeps_what_training_would_lose(cli: Cli, tmp_path: Path)
 @pytest.mark.parametrize("gain", [1, 300])
 def test_imex_is_certified_whatever_the_coupling(cli: Cli, tmp_path: Path, gain: int) -> None:
     run = tmp_path / "run"
-    settings = (*LOSING[2:], f"--coupling-gain={gain}", "--solver=imex")
+    settings = (*LOSING[2:], f"--coupling-scale={gain}", "--solver=imex")
     cli.train(run, *settings, "--require-certificate=discrete")
     assert column(run, "step_certified") == [1, 1, 1]
     if gain == 300:
@@ -210,19 +210,19 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([KEEP, "--dt=3"], "the bound on the step's factor is 4."),
         ([KEEP, "--dt=3"], "the largest certified dt is 1."),
         ([KEEP, "--dt=1e-6"], "the bound on the modules' own factor is 0.99999"),
-        ([REQUIRE, "--coupling-gain=30"], "the bound on the step's factor is"),
-        ([REQUIRE, "--coupling-gain=30"], "Use --keep-step-certified, --solver imex, or a lower --dt."),
+        ([REQUIRE, "--coupling-scale=30"], "the bound on the step's factor is"),
+        ([REQUIRE, "--coupling-scale=30"], "Use --keep-step-certified, --solver imex, or a lower --dt."),
         ([REQUIRE, "--solver=rk4"], "no proof is known for steps of rk4. Use --solver euler or imex."),
         ([REQUIRE, "--solver=imex", "--dt=3"], "the largest certified dt is 1"),
         ([REQUIRE, "--model=lstm"], "LSTM is a baseline: no certificate is defined for it"),
-        ([REQUIRE, "--coupling-kind=free", "--coupling-gain=9"], "the coupling costs more than"),
+        ([REQUIRE, "--coupling-kind=free", "--coupling-scale=9"], "the coupling costs more than"),
         (["--require-certificate=continuous", "--model=rnn"], "VanillaRNN is a baseline"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     cli: Cli, tmp_path: Path, options: list[str], reason: str
 ) -> None:
-    settings = (*TINY, "--solver=euler", "--coupling-gain=1", *options)
+    settings = (*TINY, "--solver=euler", "--coupling-scale=1", *options)
     assert reason in cli.refuses("train", *settings, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -314,7 +314,7 @@ def test_a_coupling_inside_the_ball_is_not_touched() -> None:
 
 
 def test_steps_stay_near_the_ball_and_the_epochs_end_inside() -> None:
-    model = build_model("svd-combo", 1, 3, modules=6, units=8, coupling_gain=5.0, dt=0.03)
+    model = build_model("svd-combo", 1, 3, modules=6, units=8, coupling_scale=5.0, dt=0.03)
     projection = StepProjection(model)
     projection.start_epoch()
     generator = torch.Generator().manual_seed(0)
@@ -330,7 +330,7 @@ def test_steps_stay_near_the_ball_and_the_epochs_end_inside() -> None:
 
 def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """omega is for a skew L; should the rounded one fail, only a certificate ends the scaling."""
-    model = build_model("svd-combo", 1, 3, modules=2, units=4, coupling_gain=30.0, dt=0.03)
+    model = build_model("svd-combo", 1, 3, modules=2, units=4, coupling_scale=30.0, dt=0.03)
     projection = StepProjection(model)
     refused = certify(model.core.field, dt=3.0)
     limit = 0.95 * projection.omega

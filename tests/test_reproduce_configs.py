@@ -25,8 +25,9 @@ from ctrnn_cli.experiments import (
 )
 
 EXPERIMENTS = [load_experiment(name) for name in experiment_names()]
-BUILDS = ("model", "modules", "units", "density", "magnitude", "into_set", "phi", "form", "coupling",
-          "coupling_kind", "solver", "dt", "precision", "keep_step_certified")  # fmt: skip
+BUILDS = ("model", "modules", "units", "density", "magnitude", "outside_set", "activation",
+          "activation_place", "coupling", "coupling_kind", "solver", "dt", "precision",
+          "keep_step_certified")  # fmt: skip
 GOOD = "about: a\nsource: b\nrows:\n  - {name: one, settings: {task: digits}}\n"
 
 

@@ -182,7 +182,7 @@ def test_load_checkpoint_puts_the_weights_into_the_model(run: Path) -> None:
 @pytest.mark.parametrize("gain", [1.0, 1e30])
 @pytest.mark.parametrize("model", ["svd-combo", "published-sparse-combo", "unconstrained", "rnn"])
 def test_the_certificate_is_strict_json(model: str, gain: float) -> None:
-    changes = {"model": model, "coupling_kind": "free", "coupling_gain": gain, "density": 0.4}
+    changes = {"model": model, "coupling_kind": "free", "coupling_scale": gain, "density": 0.4}
     certificate = model_certificate(model_from(SMALL.model_copy(update=changes), 1, 3))
     text = json.dumps(certificate_summary(certificate), allow_nan=False)
     assert json.loads(text)["certified"] in (True, False)

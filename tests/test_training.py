@@ -133,7 +133,7 @@ DIVERGING = ("--coupling-kind=free", "--solver=euler")
 
 def test_a_loss_that_is_not_finite_stops_with_where_and_how_large(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    error = cli.refuses("train", *TINY, "--out", run, *DIVERGING, "--dt=5", "--coupling-gain=20")
+    error = cli.refuses("train", *TINY, "--out", run, *DIVERGING, "--dt=5", "--coupling-scale=20")
     assert "NaN or infinite in epoch 1, step 1" in error
     norm = float(error.split("state norm is ")[1].split(". The")[0])
     assert 1e10 < norm < math.inf

@@ -240,7 +240,7 @@ class SequenceClassifier(nn.Module):
     Args:
         core: a `CTRNN` or a baseline, batch_first.
         n_class: number of classes k.
-        reads: "state" reads x, as the papers do; "rate" reads the firing rates, phi(x) of x-form
+        readout_input: "state" reads x, as the papers do; "rate" reads the firing rates, phi(x) of x-form
             modules (those of a baseline are its state).
         bias: whether the readout has a bias.
     """
@@ -250,19 +250,19 @@ class SequenceClassifier(nn.Module):
         core: Recurrent,
         n_class: int,
         *,
-        reads: Literal["state", "rate"] = "state",
+        readout_input: Literal["state", "rate"] = "state",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.core, self.reads = core, reads
+        self.core, self.readout_input = core, readout_input
         self.readout = nn.Linear(core.hidden_size, n_class, bias=bias)
         normal_(self.readout, core.hidden_size**-0.5, generator)
 
     def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m)."""
         x = self.core.last(input, lengths=lengths)
-        return self.readout(self.core.firing_rates(x) if self.reads == "rate" else x)
+        return self.readout(self.core.firing_rates(x) if self.readout_input == "rate" else x)
 
 
 def normal_(layer: nn.Linear, std: float, generator: torch.Generator | None) -> None:

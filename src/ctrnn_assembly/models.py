@@ -1,22 +1,10 @@
-"""The papers' networks and the baselines, by name: encoder -> assembly -> readout.
-
-| name | modules | default phi, form |
-|---|---|---|
-| sparse-combo | Theorem 1, sparse and frozen | relu, r |
-| absolute, symmetric, product, triangular | Theorems 1 to 4, trained | tanh, x |
-| svd-combo | Theorem 5, trained | relu, x |
-| adadiag-tanh, adadiag-clip | diagonal, trained | tanh, x |
-| adadiag-gated | diagonal, gates of input and state as published: no certificate | relu, x |
-| adadiag-gated-constant, -shared, -input | the same with gates that can be certified | relu, x |
-| unconstrained, published-sparse-combo | no certificate | tanh, x; relu, r |
-| rnn, lstm, antisymmetric, lipschitz | baselines, no certificate | their own |
-"""
+"""The papers' networks and the baselines, by name: encoder -> assembly -> readout (`MODELS`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -26,8 +14,6 @@ from ctrnn_assembly.contracting import (
     Absolute,
     AdaDiagClip,
     AdaDiagTanh,
-    Contracting,
-    Form,
     NegativeProduct,
     PublishedSparse,
     SingularValueBounded,
@@ -36,201 +22,230 @@ from ctrnn_assembly.contracting import (
     Triangular,
     Unconstrained,
 )
-from ctrnn_assembly.coupling import Init
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.recurrent import Recurrent
 from ctrnn_assembly.subnetwork import Subnetwork
 
+# Settings and their values where a model has no other: of every model, of assemblies, of their solvers.
+SIZES = {"modules": 16, "units": 32, "seed": 0}
+ASSEMBLY = {
+    "activation": "tanh",
+    "activation_place": "outside",
+    "coupling": "all",
+    "coupling_kind": "feedback",
+    "coupling_scale": 1.0,
+    "coupling_init": "uniform",
+    "bias": True,
+    "tau": 1.0,
+    "readout_input": "state",
+}
+SOLVER = {
+    "dt": 0.03,
+    "solver": "euler",
+    "interpolation": "hold",
+    "rtol": 1e-4,
+    "atol": 1e-6,
+    "gradient": "direct",
+    "checkpoint": "none",
+    "products": "full",
+    "backend": "auto",
+}
+# Of the set that W is in, and of AdaDiag, whose papers have no bias.
+MARGIN = {"margin": 0.01}
+SPARSE = {"activation": "relu", "activation_place": "inside", "density": 0.033}
+DIAGONAL = {**MARGIN, "coupling_init": "orthogonal", "bias": False}
+GATED = {**MARGIN, "activation": "relu", "bias": False, "dt": 1.0, "gate_bounds": (1e-5, 0.2)}
+PLACES = {"outside": "x", "inside": "r"}
+
 
 @dataclass(frozen=True)
-class Architecture:
-    """What a model name stands for."""
+class Model:
+    """What a model name stands for.
+
+    Attributes:
+        part: the set that the modules' weights are in, or the layer that a baseline is.
+        own: settings that few models have, and values that differ from the tables above.
+        gate: what the time scales depend on; None for fixed ones.
+    """
 
     summary: str
-    phi: str = "tanh"
-    form: Form = "x"
-    init: Init = "uniform"
-    bias: bool = True  # AdaDiag's papers have none
+    part: type
+    own: dict[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
-    gate_bounds: tuple[float, float] = (1e-5, 0.2)  # as published
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a layer of its own, without modules."""
+        return issubclass(self.part, Recurrent)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that the model takes, with the model's own value."""
+        return {**SIZES, **({} if self.is_baseline else {**ASSEMBLY, **SOLVER}), **self.own}
 
 
-ARCHITECTURES = {
-    "sparse-combo": Architecture("Sparse Combo Net: Theorem 1, frozen and sparse", "relu", "r"),
-    "absolute": Architecture("Theorem 1, trainable through positive scalings"),
-    "symmetric": Architecture("Theorem 2: W = W^T, g W < I"),
-    "product": Architecture("Theorem 3: W = -P1 Q P2"),
-    "triangular": Architecture("Theorem 4: triangular W"),
-    "svd-combo": Architecture("SVD Combo Net: Theorem 5, trainable", "relu"),
-    "adadiag-tanh": Architecture("AdaDiag: diagonal W by tanh", init="orthogonal", bias=False),
-    "adadiag-clip": Architecture("AdaDiag: diagonal W by clipping", init="orthogonal", bias=False),
-    "adadiag-gated": Architecture(
-        "AdaDiag 2026: gates of input and state; no certificate", "relu", bias=False, gate="state"
+MODELS = {
+    "sparse-combo": Model(
+        "Sparse Combo Net: Theorem 1, frozen and sparse",
+        SparseAbsolute,
+        {**SPARSE, **MARGIN, "magnitude": 1.0, "outside_set": "reject"},
     ),
-    "adadiag-gated-constant": Architecture(
-        "AdaDiag with a trained time scale for each unit", "relu", bias=False, gate="constant"
+    "absolute": Model("Theorem 1, trainable through positive scalings", Absolute, MARGIN),
+    "symmetric": Model("Theorem 2: W = W^T, g W < I", Symmetric, MARGIN),
+    "product": Model("Theorem 3: W = -P1 Q P2", NegativeProduct, MARGIN),
+    "triangular": Model("Theorem 4: triangular W", Triangular, MARGIN),
+    "svd-combo": Model(
+        "SVD Combo Net: Theorem 5, trainable", SingularValueBounded, {**MARGIN, "activation": "relu"}
     ),
-    "adadiag-gated-shared": Architecture(
-        "AdaDiag with one gate of the input for all units", "relu", bias=False, gate="shared"
+    "adadiag-tanh": Model("AdaDiag: diagonal W by tanh", AdaDiagTanh, DIAGONAL),
+    "adadiag-clip": Model("AdaDiag: diagonal W by clipping", AdaDiagClip, DIAGONAL),
+    "adadiag-gated": Model(
+        "AdaDiag 2026: gates of input and state; no certificate", AdaDiagTanh, GATED, "state"
     ),
-    "adadiag-gated-input": Architecture(
+    "adadiag-gated-constant": Model(
+        "AdaDiag with a trained time scale for each unit", AdaDiagTanh, GATED, "constant"
+    ),
+    "adadiag-gated-shared": Model(
+        "AdaDiag with one gate of the input for all units", AdaDiagTanh, GATED, "shared"
+    ),
+    "adadiag-gated-input": Model(
         "AdaDiag with gates of the input; certified while (hi - lo) ||L|| < 2 lo lam",
-        "relu",
-        bias=False,
-        gate="input",
-        gate_bounds=(0.18, 0.2),
+        AdaDiagTanh,
+        {**GATED, "gate_bounds": (0.18, 0.2)},
+        "input",
     ),
-    "unconstrained": Architecture("trained W without a constraint; no certificate"),
-    "published-sparse-combo": Architecture(
-        "Sparse Combo Net as its code was published; no certificate", "relu", "r", "normal"
+    "unconstrained": Model("trained W without a constraint; no certificate", Unconstrained),
+    "published-sparse-combo": Model(
+        "Sparse Combo Net as its code was published; no certificate",
+        PublishedSparse,
+        {**SPARSE, "magnitude": 6.0, "coupling_init": "normal"},
     ),
+    "rnn": Model("vanilla RNN; no certificate", VanillaRNN),
+    "lstm": Model("LSTM; no certificate", LSTM),
+    "antisymmetric": Model("AntisymmetricRNN (Chang et al. 2019); no certificate", AntisymmetricRNN),
+    "lipschitz": Model("Lipschitz RNN (Erichson et al. 2021); no certificate", LipschitzRNN),
 }
-BASELINES = {
-    "rnn": "vanilla RNN; no certificate",
-    "lstm": "LSTM; no certificate",
-    "antisymmetric": "AntisymmetricRNN (Chang et al. 2019); no certificate",
-    "lipschitz": "Lipschitz RNN (Erichson et al. 2021); no certificate",
-}
-MODELS = {**{name: a.summary for name, a in ARCHITECTURES.items()}, **BASELINES}
+SETTINGS = tuple(dict.fromkeys(name for model in MODELS.values() for name in model.settings))
 
 
-def build_model(
-    name: str,
-    n_input: int,
-    n_class: int,
-    *,
-    modules: int = 16,
-    units: int = 32,
-    phi: str | None = None,
-    form: Form | None = None,
-    coupling: str = "all",
-    coupling_kind: Literal["feedback", "hierarchy", "free"] = "feedback",
-    coupling_gain: float = 1.0,
-    coupling_init: Init | None = None,
-    bias: bool | None = None,
-    density: float = 0.033,
-    magnitude: float | None = None,
-    into_set: Literal["reject", "rescale"] = "reject",
-    margin: float = 0.01,
-    tau: float = 1.0,
-    reads: Literal["state", "rate"] = "state",
-    gate_bounds: tuple[float, float] | None = None,
-    seed: int = 0,
-    **solver: Any,
-) -> SequenceClassifier:
-    """A classifier by model name (`MODELS`).
+def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
+    """A classifier by model name, or as a configuration says.
 
     Args:
-        n_input, n_class: features a step, number of classes.
-        modules, units: p modules of n_i units each; a baseline gets p n_i units.
-        phi, form: None for the architecture's own.
-        coupling, coupling_kind, coupling_gain: topology by name, kind, and initial scale of L.
-        coupling_init, bias: how L is drawn, and whether the input has a bias; None for the
-            architecture's own.
-        density, magnitude: of the sparse models; magnitude None for 1 (6 as published).
-        into_set: whether sparse-combo draws again or shrinks a module that is not in the set.
-        margin: guaranteed contraction rate of a module, in 1 / tau.
-        reads: whether the readout sees the state x or the firing rates phi(x).
-        gate_bounds: (lo, hi) of a gated model; None for the architecture's own.
-        seed: of all random weights.
-        solver: dt, solver and other solver settings of `CTRNN`; gated models step by Euler, with dt 1
-            if none is given.
+        model: a name of `MODELS`; or a configuration, a mapping or an object, with `model` and any of
+            the settings below, of which those that this model does not take are left alone
+            (`unused_settings` names them).
+        n_input, n_class: features of a sample, number of classes.
+        settings: by a name only those that the model takes; None, or left out, for the model's own.
+            modules, units: p modules of n_i units each; a baseline gets p n_i units.
+            activation, activation_place: phi, and whether it stands outside W or inside.
+            coupling, coupling_kind, coupling_scale, coupling_init: topology by name, kind, and how the
+            free entries of the coupling start.
+            bias: whether the input has one.
+            density, magnitude, outside_set: of sparse models; whether sparse-combo draws a module that
+            is not in the set again ("reject") or shrinks it ("rescale").
+            margin: guaranteed contraction rate of a module, in 1 / tau.
+            tau: time constant. readout_input: "state" x, or "rate" phi(x).
+            gate_bounds: (lo, hi) of a gated model.
+            seed: of all random weights.
+            dt, solver and other solver settings: as of `CTRNN`.
 
     Raises:
-        ConfigError: if the name or a setting is unknown; ContractionError: if no such weights exist.
+        ConfigError: if a name is unknown, a setting impossible or not one of the model's;
+            ContractionError: if no such weights exist.
+
+    Example:
+        >>> build_model("svd-combo", 1, 10, modules=2, units=4, coupling="ring").core.hidden_size
+        8
     """
-    generator = torch.Generator().manual_seed(seed)
-    if name in BASELINES:
-        baseline = _baseline(name, n_input, modules * units, seed)
+    if isinstance(model, str):
+        name, given = model, settings
+        for unused in unused_settings({"model": name, **given}):
+            raise ConfigError(f"{unused}. Leave it out, or use another model.")
+    else:
+        name, given = _read(model, "model"), {key: _read(model, key) for key in SETTINGS} | settings
+    row = _row(name)
+    own = row.settings
+    chosen = own | {key: value for key, value in given.items() if key in own and value is not None}
+    p, n = chosen["modules"], chosen["units"]
+    if p < 1 or n < 1:
+        raise ConfigError(f"modules and units must be at least 1; got {p} x {n}.")
+    generator = torch.Generator().manual_seed(chosen["seed"])
+    if row.is_baseline:
+        with torch.random.fork_rng():  # the baselines draw from the global generator, as nn.RNN does
+            torch.manual_seed(chosen["seed"])
+            baseline = row.part(n_input, p * n, batch_first=True)
         return SequenceClassifier(baseline, n_class, generator=generator)
-    if name not in ARCHITECTURES:
-        raise unknown("model", name, MODELS)
-    if modules < 1 or units < 1:
-        raise ConfigError(f"modules and units must be at least 1; got {modules} x {units}.")
-    architecture = ARCHITECTURES[name]
-    chosen = phi or architecture.phi
-    biased = architecture.bias if bias is None else bias
-    fields = [
+    core = CTRNN(
+        n_input,
+        _assembly(row, chosen, generator),
+        gate=row.gate,
+        gate_bounds=chosen.get("gate_bounds"),
+        batch_first=True,
+        bias=chosen["bias"],
+        generator=generator,
+        **{key: chosen[key] for key in SOLVER},
+    )
+    # The published networks read out without a bias.
+    return SequenceClassifier(
+        core, n_class, readout_input=chosen["readout_input"], bias=False, generator=generator
+    )
+
+
+def unused_settings(config: Any) -> list[str]:
+    """Settings that do nothing in a configuration's model, a sentence each.
+
+    A value that is None, or that some model starts from, counts as not given.
+    """
+    own = _row(_read(config, "model")).settings
+    found = {key: _read(config, key) for key in SETTINGS if key not in own}
+    if isinstance(config, Mapping) and (wrong := config.keys() - {"model", *SETTINGS}):
+        raise unknown("setting", min(wrong), SETTINGS)
+    return [
+        f"{key} {value} is not used by model {_read(config, 'model')}"
+        for key, value in found.items()
+        if value is not None
+        and all(value != row.settings[key] for row in MODELS.values() if key in row.settings)
+    ]
+
+
+def _assembly(row: Model, chosen: dict[str, Any], generator: torch.Generator) -> Any:
+    """The coupled modules of a model, with the settings `chosen`."""
+    place = chosen["activation_place"]
+    if place not in PLACES:
+        raise unknown("activation_place", place, PLACES)
+    of_set = {
+        key: chosen[key] for key in ("margin", "density", "magnitude", "outside_set") if key in chosen
+    }
+    parts = [
         Subnetwork(
-            _constraint(name, chosen, density, magnitude, margin, into_set),
-            units,
-            form=form or architecture.form,
-            tau=tau,
+            row.part(chosen["activation"], **of_set),
+            chosen["units"],
+            form=PLACES[place],  # type: ignore[arg-type]
+            tau=chosen["tau"],
             bias=False,  # the encoder has one
             generator=generator,
         )
-        for _ in range(modules)
+        for _ in range(chosen["modules"])
     ]
-    assembly = couple(
-        fields,
-        coupling,
-        kind=coupling_kind,
-        init=coupling_init or architecture.init,
-        init_scale=coupling_gain,
+    return couple(
+        parts,
+        chosen["coupling"],
+        kind=chosen["coupling_kind"],
+        init=chosen["coupling_init"],
+        init_scale=chosen["coupling_scale"],
         generator=generator,
     )
-    if architecture.gate is not None:
-        solver = {"dt": 1.0, **solver, "gate": architecture.gate}
-        solver["gate_bounds"] = gate_bounds or architecture.gate_bounds
-    core = CTRNN(n_input, assembly, batch_first=True, bias=biased, generator=generator, **solver)
-    # The published networks read out without a bias.
-    return SequenceClassifier(core, n_class, reads=reads, bias=False, generator=generator)
 
 
-def sparse_combo_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
-    """Sparse Combo Net (Kozachkov et al. 2022): 16 frozen modules of 32 units, density 3.3 %, all
-    pairs coupled, dt 0.03. Certified: sampled with a valid diagonal metric, magnitude 1."""
-    return build_model("sparse-combo", n_input, n_class, **settings)
+def _row(name: str) -> Model:
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
 
 
-def svd_combo_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
-    """SVD Combo Net (Kozachkov et al. 2022): 16 trained modules of 32 units, all pairs coupled."""
-    return build_model("svd-combo", n_input, n_class, **settings)
-
-
-def adadiag_net(n_input: int, n_class: int, **settings: Any) -> SequenceClassifier:
-    """AdaDiag (De Caro et al. 2025): 16 diagonal modules of 32 units, 20 random pairs coupled."""
-    return build_model("adadiag-tanh", n_input, n_class, **{"coupling": "random:20", **settings})
-
-
-def _constraint(
-    name: str,
-    phi: str,
-    density: float,
-    magnitude: float | None,
-    margin: float,
-    into_set: Literal["reject", "rescale"],
-) -> Contracting:
-    if name == "sparse-combo":
-        scale = 1.0 if magnitude is None else magnitude
-        return SparseAbsolute(phi, margin=margin, density=density, magnitude=scale, into_set=into_set)
-    if name == "published-sparse-combo":
-        return PublishedSparse(phi, density=density, magnitude=6.0 if magnitude is None else magnitude)
-    if name == "unconstrained":
-        return Unconstrained(phi)
-    trained: dict[str, Callable[..., Contracting]] = {
-        "absolute": Absolute,
-        "symmetric": Symmetric,
-        "product": NegativeProduct,
-        "triangular": Triangular,
-        "svd-combo": SingularValueBounded,
-        "adadiag-tanh": AdaDiagTanh,
-        "adadiag-clip": AdaDiagClip,
-    }
-    if name.startswith("adadiag-gated"):
-        return AdaDiagTanh(phi, margin=margin)
-    return trained[name](phi, margin=margin)
-
-
-def _baseline(name: str, n_input: int, n: int, seed: int) -> Recurrent:
-    classes: dict[str, Callable[..., Recurrent]] = {
-        "rnn": VanillaRNN,
-        "lstm": LSTM,
-        "antisymmetric": AntisymmetricRNN,
-        "lipschitz": LipschitzRNN,
-    }
-    with torch.random.fork_rng():  # the baselines draw from the global generator, as nn.RNN does
-        torch.manual_seed(seed)
-        return classes[name](n_input, n, batch_first=True)
+def _read(config: Any, key: str) -> Any:
+    """A setting of a mapping or an object; None if it has none."""
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)

@@ -36,7 +36,7 @@ class SparseAbsolute(Contracting):
     Args:
         density: share of the n^2 entries that are drawn, 0 < density <= 1.
         magnitude: entries are uniform in (-magnitude, magnitude); the diagonal is 0.
-        into_set: "reject" draws again until W is in the set; "rescale" shrinks a W that is not.
+        outside_set: "reject" draws again until W is in the set; "rescale" shrinks a W that is not.
         max_condition: largest accepted condition number of the metric.
         tries: draws before giving up.
 
@@ -53,7 +53,7 @@ class SparseAbsolute(Contracting):
         margin: float = 0.01,
         density: float = 0.033,
         magnitude: float = 1.0,
-        into_set: Literal["reject", "rescale"] = "reject",
+        outside_set: Literal["reject", "rescale"] = "reject",
         max_condition: float = MAX_CONDITION,
         tries: int = 1000,
     ) -> None:
@@ -63,7 +63,7 @@ class SparseAbsolute(Contracting):
             raise ConfigError(f"density must be in (0, 1]; got {density}. Use density=0.033.")
         if not 0 < magnitude < float("inf"):
             raise ConfigError(f"magnitude must be positive and finite; got {magnitude}.")
-        self.density, self.magnitude, self.into_set = density, magnitude, into_set
+        self.density, self.magnitude, self.outside_set = density, magnitude, outside_set
         self.max_condition, self.tries = max_condition, tries
 
     def forward(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
@@ -102,7 +102,7 @@ class SparseAbsolute(Contracting):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
             W = sparse_uniform(n, self.density, self.magnitude, generator)
-            if self.into_set == "rescale":
+            if self.outside_set == "rescale":
                 W = self._rescaled(W)
             try:
                 self.right_inverse(W)
@@ -112,7 +112,7 @@ class SparseAbsolute(Contracting):
         raise ContractionError(
             f"no module of {n} units with density {self.density} and magnitude {self.magnitude} "
             f"met Theorem 1 with cond(P) <= {self.max_condition:g} in {self.tries} draws. Lower "
-            "the density or the magnitude, or use into_set='rescale'."
+            "the density or the magnitude, or use outside_set='rescale'."
         )
 
     def _rescaled(self, W: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
     magnitude: float | None = setting(
         "network", None, "largest |entry| of sparse modules; 1, or 6 as published", gt=0
     )
-    into_set: Literal["reject", "rescale"] = setting(
+    outside_set: Literal["reject", "rescale"] = setting(
         "network", "reject", "sparse modules outside Theorem 1: draw again, or shrink"
     )
     margin: float = setting("network", 0.01, "guaranteed rate of a module, in 1/tau", gt=0, lt=1)
@@ -63,15 +63,17 @@ class TrainConfig(BaseModel):
     coupling_kind: Literal["feedback", "hierarchy", "free"] = setting(
         "network", "feedback", "free is the control L = B without a certificate"
     )
-    coupling_gain: float = setting("network", 1.0, "initial scale of the coupling", gt=0)
+    coupling_scale: float = setting("network", 1.0, "initial scale of the coupling", gt=0)
     coupling_init: Literal["uniform", "normal", "orthogonal"] | None = setting(
         "network", None, "initial entries of L; the model's own if not given"
     )
     bias: bool | None = setting("network", None, "of the input; the model's own if not given")
-    phi: str | None = setting("network", None, "activation; the model's own if not given")
-    form: Literal["x", "r"] | None = setting("network", None, "phi outside (x) or inside (r)")
+    activation: str | None = setting("network", None, "phi; the model's own if not given")
+    activation_place: Literal["outside", "inside"] | None = setting(
+        "network", None, "W phi(x) or phi(W x); the model's own if not given"
+    )
     tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
-    reads: Literal["state", "rate"] = setting(
+    readout_input: Literal["state", "rate"] = setting(
         "network", "state", "what the readout sees: x, or the firing rates phi(x)"
     )
 
@@ -171,6 +173,8 @@ class TrainConfig(BaseModel):
 
     def unused(self) -> list[str]:
         """Settings that do nothing in this run, a sentence each: another one may overrule a recipe's."""
+        from ctrnn_assembly.models import unused_settings  # torch, which few readers of a file need
+
         cuts = self.schedule == "steps"
         late = [m for m in self.milestones if m >= self.epochs] if cuts else []
         kept = [e for e in self.keep_epochs if e > self.epochs]
@@ -187,7 +191,7 @@ class TrainConfig(BaseModel):
             f"warmup_epochs {warm} leaves no epoch of {self.epochs} after it": warm >= self.epochs,
             f"patience {self.patience} cannot end {self.epochs} epochs": self.patience >= self.epochs,
         }
-        return [what for what, is_so in said.items() if is_so]
+        return [*unused_settings(self), *(what for what, is_so in said.items() if is_so)]
 
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:

@@ -258,36 +258,7 @@ def configured_task(config: TrainConfig) -> Task:
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
     """The model of a configuration, with its initial weights."""
-    model = build_model(
-        config.model,
-        n_input,
-        n_class,
-        modules=config.modules,
-        units=config.units,
-        phi=config.phi,
-        form=config.form,
-        coupling=config.coupling,
-        coupling_kind=config.coupling_kind,
-        coupling_gain=config.coupling_gain,
-        coupling_init=config.coupling_init,
-        bias=config.bias,
-        density=config.density,
-        magnitude=config.magnitude,
-        into_set=config.into_set,
-        margin=config.margin,
-        tau=config.tau,
-        reads=config.reads,
-        seed=config.seed,
-        dt=config.dt,
-        solver=config.solver,
-        rtol=config.rtol,
-        atol=config.atol,
-        interpolation=config.interpolation,
-        gradient=config.gradient,
-        checkpoint=config.checkpoint,
-        products=config.products,
-        backend=config.backend,
-    )
+    model = build_model(config, n_input, n_class)
     return model.double() if config.precision == "64" else model
 
 
