@@ -106,6 +106,21 @@ def certificate_of(core: Any, search: Any, **step: Any) -> Certificate:
         return core.certificate(search=search, **step)
 
 
+def check_step(layer: Any, model: str, *, dt: float | None, solver: str | None) -> None:
+    """Refuse an unknown solver, and another step for a layer that has a step of its own only.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    from ctrnn_assembly.errors import ConfigError, unknown
+    from ctrnn_assembly.solvers import METHODS
+
+    if solver is not None and solver not in METHODS:
+        raise unknown("solver", solver, METHODS)
+    if (dt is not None or solver is not None) and not hasattr(layer, "solver"):
+        raise ConfigError(f"{model!r} has no solver and no dt; drop --solver and --dt.")
+
+
 def step_curves(core: Any, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
     """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
     from ctrnn_assembly.certificates.curves import factor_curves, gated_curve

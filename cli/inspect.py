@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wa
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
+    from ctrnn_assembly.diagnostics.contraction import Measurement
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
-    from ctrnn_cli.contraction import Distances
-    from ctrnn_cli.subject import Subject
+    from ctrnn_assembly.layers import SequenceClassifier
+    from ctrnn_assembly.training.run import Run
 
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
@@ -34,8 +36,62 @@ WARNING = (
 network, drive = (functools.partial(option, section=title) for title in ("network", "input"))
 
 
+@dataclass(frozen=True)
+class Driven:
+    """A network under inputs of its task.
+
+    Attributes:
+        run: the configuration, and which weights. source: as it was named.
+        model: with these weights, in float64. certificate: what is proven of it.
+        u: inputs, (samples, T, m), float64. y: classes, (samples,). lengths: valid steps, or None.
+    """
+
+    run: Run
+    source: str
+    split: str
+    model: SequenceClassifier
+    certificate: Certificate
+    u: Tensor
+    y: Tensor
+    lengths: Tensor | None
+
+    @property
+    def layer(self) -> Any:
+        """The recurrent layer, with its own step."""
+        return self.model.core
+
+    @property
+    def sequences(self) -> list[Tensor]:
+        """The inputs of each sample without padding, (T, m)."""
+        lengths = [self.u.shape[1]] * len(self.u) if self.lengths is None else self.lengths.tolist()
+        return [u[:length] for u, length in zip(self.u, lengths, strict=True)]
+
+    def about(self) -> dict[str, Any]:
+        """What was looked at, as plain values."""
+        looked = {"split": self.split, "samples": len(self.u), "steps": self.u.shape[1]}
+        return self.run.about() | looked | {"certificate": self.certificate.as_dict()}
+
+    @property
+    def title(self) -> str:
+        """What a table is of."""
+        config = self.run.config
+        step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
+        return f"{config.model} on {self.run.task.name} ({self.split}){step}"
+
+    @property
+    def picture_title(self) -> str:
+        """What a picture is of."""
+        return f"{self.run.config.model}: {Path(self.source).name}"
+
+    def certificate_notes(self) -> list[str]:
+        """The certificate in a line or two, under a table."""
+        from ctrnn_assembly.certificates.wording import short_rows
+
+        return [f"{name}: {value}" for name, value in short_rows(self.certificate.as_dict())]
+
+
 def inspecting(name: str, *own: Decorator) -> Decorator:
-    """A command on RUN|CONFIG with its own options; it gets the network as `subject`, and `outputs`."""
+    """A command on RUN|CONFIG with its own options; it gets the network as `net`, and `outputs`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -45,25 +101,21 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
             initial: bool,
             task: str | None,
             split: str,
-            samples: int,
+            samples: int | None,
             data_dir: str | None,
             dt: float | None,
             solver: str | None,
             **given: Any,
         ) -> None:
-            from ctrnn_cli.subject import load_subject
+            from ctrnn_assembly.training.run import Run
+            from ctrnn_cli.certify import check_step
 
-            subject = load_subject(
-                source,
-                initial=initial,
-                task=task,
-                split=split,
-                samples=samples,
-                data_dir=data_dir,
-                dt=dt,
-                solver=solver,
-            )
-            function(subject, name=Path(source).name, **given)
+            run = Run.open(source, initial=initial, task=task, data_dir=data_dir, dt=dt, solver=solver)
+            u, y, lengths = run.inputs(split, samples)
+            model = run.model(double=True)
+            check_step(model.core, run.config.model, dt=dt, solver=solver)
+            net = Driven(run, source, split, model, run.certificate(), u, y, lengths)
+            function(net, **given)
 
         decorators = together(
             click.command(name, cls=Command),
@@ -79,31 +131,13 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
                 default="val",
                 help="samples of this split  [default: val]",
             ),
-            drive("--samples", type=int, default=4, help="number of input sequences  [default: 4]"),
+            drive("--samples", type=int, help="number of input sequences  [default: 4]"),
             drive("--data-dir", help="where the data are, if they have moved"),
             output_options,
         )
         return decorators(command)
 
     return decorate
-
-
-def picture_title(subject: Subject, name: str) -> str:
-    """What a picture is of."""
-    return f"{subject.source.config.model}: {name}"
-
-
-def about(subject: Subject) -> str:
-    """What every table is about."""
-    facts = subject.about()
-    return f"{facts['model']} on {facts['task']} ({facts['split']}), {facts['solver']} {facts['dt']}"
-
-
-def certificate_notes(certificate: Certificate) -> list[str]:
-    """The certificate in a line or two, under a table."""
-    from ctrnn_assembly.certificates.wording import short_rows
-
-    return [f"{name}: {value}" for name, value in short_rows(certificate.as_dict())]
 
 
 # --- spectrum -------------------------------------------------------------------------------------
@@ -125,43 +159,46 @@ SPECTRUM = (
     option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets"),
 )
 def spectrum_command(
-    subject: Subject,
-    name: str,
-    outputs: Outputs,
-    every: int | None,
-    chosen: str | None,
-    largest: int | None,
+    net: Driven, outputs: Outputs, every: int | None, chosen: str | None, largest: int | None
 ) -> None:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
 
-    For trained weights, those of the initial ones are shown beside them, for the first sample.
+    For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
+    such as an LSTM, has the spectrum of its step only.
     """
+    from ctrnn_assembly.diagnostics.spectrum import spectrum_along
     from ctrnn_assembly.figures.spectrum import spectrum_figure
+    from ctrnn_assembly.training.run import Run
 
-    core, kind = subject.core, subject.source.kind
-    at = steps_to_visit(subject.u.shape[1], every, chosen)
-    found = spectra(core, subject, at, largest, len(subject.u))
-    before = [] if kind == "initial" else spectra(subject.initial_core(), subject, at, largest, 1)
-    certificate = subject.certificate()
-    blocks = block_spectra(core, found[0], subject.sequence(0)[-1:])
+    at = steps_to_visit(net.u.shape[1], every, chosen)
+
+    def along(layer: Any, u: Tensor) -> Spectrum:
+        steps = [step for step in at if step <= len(u)] or [len(u)]
+        return spectrum_along(layer, u, at=steps, largest=largest)
+
+    kind, config = net.run.weights.kind, net.run.config
+    found, before = [along(net.layer, u) for u in net.sequences], []
+    if kind != "initial":
+        changes = {"dt": config.dt, "solver": config.solver, "task": config.task}
+        start = Run.open(net.source, initial=True, data_dir=config.data_dir, **changes)
+        before = [along(start.model(double=True).core, net.sequences[0])]
+    blocks = block_spectra(net.layer, net.sequences[0][-1:], found[0].x[-1:])
     outputs.emit(
         {
-            **subject.about(),
-            "certificate": certificate.as_dict(),
+            **net.about(),
             "rows": spectrum_rows(before, "initial") + spectrum_rows(found, kind),
             "blocks": blocks,
             "warning": WARNING,
         },
         SPECTRUM,
-        title=about(subject),
+        title=net.title,
         notes=[
-            f"largest abscissa of a module at the last state: {max(blocks['module_abscissa']):.5f}; "
-            f"of L: {blocks['coupling_abscissa']:.3g}, radius {blocks['coupling_radius']:.4g}",
-            *certificate_notes(certificate),
+            f"largest abscissa of a module at the last state: {max(blocks['module_abscissa']):.5f}",
+            *net.certificate_notes(),
             WARNING,
         ],
         arrays=spectrum_arrays(found, "sample") | spectrum_arrays(before, "initial"),
-        figure=lambda: spectrum_figure(found, before, certificate, title=picture_title(subject, name)),
+        figure=lambda: spectrum_figure(found, before, net.certificate, title=net.picture_title),
     )
 
 
@@ -189,42 +226,39 @@ def steps_to_visit(length: int, every: int | None, chosen: str | None) -> list[i
     return steps
 
 
-def spectra(
-    core: Any, subject: Subject, at: Sequence[int], largest: int | None, samples: int
-) -> list[Spectrum]:
-    """The spectra of each sample, as far as it is long."""
-    from ctrnn_assembly.diagnostics.spectrum import spectrum_along
-
-    found = []
-    for u in map(subject.sequence, range(samples)):
-        steps = [step for step in at if step <= len(u)] or [len(u)]
-        found.append(spectrum_along(core, u, at=steps, largest=largest))
-    return found
-
-
-def spectrum_rows(found: list[Spectrum], weights: str) -> list[dict[str, Any]]:
+def spectrum_rows(found: Sequence[Spectrum], weights: str) -> list[dict[str, Any]]:
     """One row a state."""
+
+    def value(values: Tensor | None, k: int) -> float | None:
+        return None if values is None else float(values[k])
+
     return [
         {
             "weights": weights,
             "sample": sample,
             "time": time,
-            "abscissa": float(s.abscissa[k]),
-            "local_rate": None if s.local_rates is None else float(s.local_rates[k]),
-            "step_radius": None if s.step_radius is None else float(s.step_radius[k]),
+            "abscissa": value(s.abscissa, k),
+            "local_rate": value(s.local_rates, k),
+            "step_radius": value(s.step_radius, k),
         }
         for sample, s in enumerate(found)
         for k, time in enumerate(s.times.tolist())
     ]
 
 
-def block_spectra(core: Any, found: Spectrum, u: Tensor) -> dict[str, Any]:
-    """By module at the last state of the first sample, and of the weights alone."""
+def block_spectra(layer: Any, u: Tensor, x: Tensor) -> dict[str, list[float] | float]:
+    """By module at the last state of the first sample; of the weights alone, if there are `terms()`."""
     from ctrnn_assembly.diagnostics.spectrum import coupling_spectrum, module_spectra, weight_spectra
+    from ctrnn_assembly.errors import ConfigError
 
-    coupling, weights = coupling_spectrum(core), weight_spectra(core)
-    return {
-        "module_abscissa": [float(v.real.max()) for v in module_spectra(core, u, found.x[-1:])],
+    found: dict[str, list[float] | float] = {
+        "module_abscissa": [float(values.real.max()) for values in module_spectra(layer, u, x)]
+    }
+    try:
+        weights, coupling = weight_spectra(layer), coupling_spectrum(layer)
+    except ConfigError:
+        return found
+    return found | {
         "weight_abscissa": [float(values.real.max()) for values in weights],
         "weight_radius": [float(values.abs().max()) for values in weights],
         "coupling_abscissa": float(coupling.real.max()),
@@ -232,14 +266,14 @@ def block_spectra(core: Any, found: Spectrum, u: Tensor) -> dict[str, Any]:
     }
 
 
-def spectrum_arrays(found: list[Spectrum], name: str) -> dict[str, Any]:
+def spectrum_arrays(found: Sequence[Spectrum], name: str) -> dict[str, Any]:
     """Times and eigenvalues of every sample."""
     arrays = {}
     for k, s in enumerate(found):
         arrays[f"{name}{k}_times"] = s.times.numpy()
-        arrays[f"{name}{k}_eigenvalues"] = s.eigenvalues.numpy()
-        if s.step_eigenvalues is not None:
-            arrays[f"{name}{k}_step_eigenvalues"] = s.step_eigenvalues.numpy()
+        for kind in ("eigenvalues", "step_eigenvalues"):
+            if getattr(s, kind) is not None:
+                arrays[f"{name}{k}_{kind}"] = getattr(s, kind).numpy()
     return arrays
 
 
@@ -262,13 +296,7 @@ LYAPUNOV = (
     option("--every", type=int, default=1, help="steps between orthonormalisations  [default: 1]"),
 )
 def lyapunov_command(
-    subject: Subject,
-    name: str,
-    outputs: Outputs,
-    k: int | None,
-    steps: int,
-    transient: int | None,
-    every: int,
+    net: Driven, outputs: Outputs, k: int | None, steps: int, transient: int | None, every: int
 ) -> None:
     """The k leading exponents of the solver's step, conditional on the input, by QR.
 
@@ -282,61 +310,58 @@ def lyapunov_command(
     from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.figures.lyapunov import lyapunov_figure
 
-    core = subject.core
-    if subject.lengths is not None and int(subject.lengths.min()) < subject.u.shape[1]:
+    if len({len(u) for u in net.sequences}) > 1:
         raise ConfigError(
             "sequences of different lengths cannot follow one another here; use --samples 1."
         )
-    if k is not None and not 1 <= k <= subject.terms.n:
-        raise ConfigError(f"--k must be in 1..{subject.terms.n}, the units of this network; got {k}.")
+    n = net.layer.state_size
+    if k is not None and not 1 <= k <= n:
+        raise ConfigError(f"--k must be in 1..{n}, the numbers in a state; got {k}.")
     found = lyapunov_exponents(
-        core,
-        subject.u,
-        k=min(8, subject.terms.n) if k is None else k,
+        net.layer,
+        torch.stack(net.sequences),
+        k=min(8, n) if k is None else k,
         steps=steps,
         transient=transient,
         every=every,
         generator=torch.Generator().manual_seed(0),
     )
-    certificate = subject.certificate()
-    bound = None if certificate.step is None else certificate.step.exponent_bound
-    exponents, errors = found.exponents.tolist(), found.errors.tolist()
-    half_way = found.history[(len(found.history) - 1) // 2].tolist()
+    bound = None if net.certificate.step is None else net.certificate.step.exponent_bound
+    half_way = found.history[(len(found.history) - 1) // 2]
     outputs.emit(
         {
-            **subject.about(),
+            **net.about(),
             "counted_steps": found.steps,
             "transient": found.transient,
-            "certificate": certificate.as_dict(),
             "certified_bound": bound,
             "rows": [
                 {
                     "index": index + 1,
-                    "exponent": exponents[index],
-                    "standard_error": errors[index],
-                    "half_way": half_way[index],
-                    "factor_of_a_step": math.exp(exponents[index] * core.dt),
+                    "exponent": exponent,
+                    "standard_error": float(found.errors[index]),
+                    "half_way": float(half_way[index]),
+                    "factor_of_a_step": math.exp(exponent * found.dt),
                 }
-                for index in range(len(exponents))
+                for index, exponent in enumerate(found.exponents.tolist())
             ],
         },
         LYAPUNOV,
-        title=f"{about(subject)}: exponents per unit of time",
+        title=f"{net.title}: exponents per unit of time",
         notes=[
-            f"{len(subject.u)} runs of {found.steps} steps, after {found.transient}",
+            f"{len(net.u)} runs of {found.steps} steps, after {found.transient}",
             "no bound: the step is not certified"
             if bound is None
             else f"certified: at most {bound:.6f}",
-            *certificate_notes(certificate),
+            *net.certificate_notes(),
         ],
-        arrays={"times": found.times.numpy(), "trace": found.history.numpy()},
+        arrays={"times": found.times.numpy(), "history": found.history.numpy()},
         figure=lambda: lyapunov_figure(
             found.times.numpy(),
             found.history.numpy(),
             found.exponents.numpy(),
             found.errors.numpy(),
             bound=bound,
-            title=picture_title(subject, name),
+            title=net.picture_title,
         ),
     )
 
@@ -355,96 +380,128 @@ TWIN = Column("twin", "twin, in the metric", ".4g", missing="overflow")
 
 @inspecting(
     "contraction",
-    option("--pairs", type=int, default=8, help="pairs of initial states a sequence  [default: 8]"),
-    option("--spread", type=float, default=1.0, help="their standard deviation  [default: 1]"),
+    option("--pairs", type=int, default=8, help="pairs at each distance, a sequence  [default: 8]"),
+    option("--spread", type=float, default=1.0, help="spread of their initial states  [default: 1]"),
+    option("--worst", is_flag=True, help="start each pair where its first step shrinks least"),
     option(
         "--twin", is_flag=True, help="beside it the same modules with a coupling that has no guarantee"
     ),
+    option(
+        "--theorem6",
+        "sixth",
+        is_flag=True,
+        help="also monitor the corrected Theorem 6: for one module with a smooth phi",
+    ),
 )
 def contraction_command(
-    subject: Subject, name: str, outputs: Outputs, pairs: int, spread: float, twin: bool
+    net: Driven, outputs: Outputs, pairs: int, spread: float, worst: bool, twin: bool, sixth: bool
 ) -> None:
-    """Start pairs of trajectories apart and drive both with the same input.
+    """Start pairs of trajectories apart, 1e-6 and 1, and drive both with the same input.
 
     The twin has the same modules and the same strength of coupling, but the modules of a pair excite
     each other in the metric, where the original ones have feedback of opposite signs.
+
+    Theorem 6 has a metric that moves with the slopes; its conditions hold or fail along these runs, and
+    prove nothing of others.
     """
+    import torch
+
+    from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
+    from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
     from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.figures.contraction import contraction_figure
-    from ctrnn_cli.contraction import distances, excited
 
-    if pairs < 1 or not 0 < spread < math.inf:
-        raise ConfigError(f"--pairs must be at least 1 and --spread positive; got {pairs}, {spread}.")
-    core, terms = subject.core, subject.terms
-    certificate = subject.certificate()
-    metric = certificate.metric.matrix or subject.metric  # the one that the numbers hold in
-    settings: dict[str, Any] = {"dt": core.dt, "method": core.solver, "pairs": pairs, "spread": spread}
-    found = distances(terms, metric, subject.u, **settings)
-    other = distances(excited(terms, metric), metric, subject.u, **settings) if twin else None
+    if pairs < 1 or not 0 <= spread < math.inf:
+        raise ConfigError(f"--pairs must be at least 1 and --spread 0 or more; got {pairs}, {spread}.")
+    certificate = net.certificate
+    metric = certificate.metric.matrix  # the one that the numbers hold in
+    settings: dict[str, Any] = {"metric": metric, "pairs": pairs, "spread": spread}
+    settings["directions"] = "worst" if worst else "random"
+
+    def measured(layer: Any, **step: Any) -> Measurement:
+        seeded = torch.Generator().manual_seed(0)
+        return measure_contraction(layer, net.u, generator=seeded, **settings, **step)
+
+    found, other = measured(net.layer), None
+    if twin:
+        excited = excitatory_twin(net.layer, metric)
+        settings["metric"] = metric or net.layer.metric()
+        other = measured(excited, dt=found.dt, solver=found.solver)
+    monitored = monitor_theorem6(net.layer, net.u) if sixth else None
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
     rows = contraction_rows(found, other, certificate)
     said = "not certified" if bound is None else f"at most {bound:.6f} certified"
     outputs.emit(
         {
-            **subject.about(),
-            "pairs": pairs,
-            "certificate": certificate.as_dict(),
-            "largest_factor": found.largest_factor,
+            **net.about(),
+            "pairs": found.pairs,
+            "largest_factor": found.factor,
             "certified_factor": bound,
-            "growth": growth(found.metric),
-            "euclidean_growth": growth(found.euclidean),
-            "twin_growth": None if other is None else growth(other.metric),
+            "rate": found.rate,
+            "growth": found.growth,
+            "euclidean_peak": found.euclidean_peak,
+            "twin_growth": None if other is None else other.growth,
+            "theorem6": None
+            if monitored is None
+            else {"holds": monitored.holds, "c": monitored.c, "rate": monitored.rate},
             "rows": rows,
         },
         CONTRACTION if other is None else (*CONTRACTION, TWIN),
-        title=f"{about(subject)}: largest distance of {pairs} pairs",
+        title=f"{net.title}: largest distance of {found.pairs} pairs, relative to the start",
         notes=[
-            f"largest factor of one step: {found.largest_factor:.6f} measured, {said}",
-            *certificate_notes(certificate),
+            f"largest factor of one step: {found.factor:.6f} measured, {said}",
+            f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most before they shrank",
+            *(
+                []
+                if monitored is None
+                else [
+                    f"Theorem 6 {'holds' if monitored.holds else 'does not hold'} along these runs: "
+                    f"c {monitored.c:.4g}, rate {monitored.rate:.4g}; {monitored.note}"
+                ]
+            ),
+            *net.certificate_notes(),
         ],
         arrays={
             "times": found.times.numpy(),
-            "metric": found.metric.numpy(),
+            "metric": found.distances.numpy(),
             "euclidean": found.euclidean.numpy(),
-            **({} if other is None else {"twin": other.metric.numpy()}),
+            **({} if other is None else {"twin": other.distances.numpy()}),
         },
         figure=lambda: contraction_figure(
             found.times.numpy(),
-            found.metric.numpy(),
+            found.distances.numpy(),
             found.euclidean.numpy(),
             certificate,
             twin=None if other is None else other.euclidean.numpy(),
-            title=picture_title(subject, name),
+            title=net.picture_title,
         ),
     )
 
 
-def growth(d: Tensor) -> float:
-    """The largest distance at the end over that at the beginning."""
-    return float((d[:, -1] / d[:, 0]).max())
-
-
 def contraction_rows(
-    found: Distances, other: Distances | None, certificate: Certificate
+    found: Measurement, other: Measurement | None, certificate: Certificate
 ) -> list[dict[str, Any]]:
     """Largest distances over the pairs, relative to the start, at about twenty times."""
     step = certificate.step
-    gain = step.contraction_factor if step is not None and step.certified else None
+    factor = step.contraction_factor if step is not None and step.certified else None
+
+    def largest(distances: Tensor, k: int) -> float:
+        return float((distances[:, k] / distances[:, 0]).max())
+
     rows = []
-    for k in range(0, len(found.times), max(1, (len(found.times) - 1) // 20)):
+    for k in range(0, found.steps + 1, max(1, found.steps // 20)):
+        time = k * found.dt
         row = {
-            "time": float(found.times[k]),
-            "metric": float((found.metric[:, k] / found.metric[:, 0]).max()),
-            "euclidean": float((found.euclidean[:, k] / found.euclidean[:, 0]).max()),
-            "certified_step": None if gain is None else gain**k,
+            "time": time,
+            "metric": largest(found.distances, k),
+            "euclidean": largest(found.euclidean, k),
+            "certified_step": None if factor is None else factor**k,
             "certified_continuous": (
-                math.exp(-certificate.rate * float(found.times[k])) if certificate.certified else None
+                math.exp(-certificate.rate * time) if certificate.certified else None
             ),
         }
-        if other is not None:
-            row["twin"] = float((other.metric[:, k] / other.metric[:, 0]).max())
-        rows.append(row)
+        rows.append(row if other is None else row | {"twin": largest(other.distances, k)})
     return rows
 
 
@@ -455,7 +512,7 @@ FIXED_POINTS = (
     Column("point", "point", "d"),
     Column("kind", "kind"),
     Column("norm", "|x|", ".5f"),
-    Column("residual", "max |tau x'|", ".1e"),
+    Column("residual", "residual", ".1e"),
     Column("abscissa", "max Re eig J", ".5f"),
     Column("hits", "starts that ended here", "d"),
 )
@@ -476,13 +533,7 @@ FIXED_POINTS = (
     option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets"),
 )
 def fixed_points_command(
-    subject: Subject,
-    name: str,
-    outputs: Outputs,
-    held: str,
-    starts: int,
-    spread: float,
-    largest: int | None,
+    net: Driven, outputs: Outputs, held: str, starts: int, spread: float, largest: int | None
 ) -> None:
     """Search by Newton's method from many starts. A contracting network has exactly one, a stable one.
 
@@ -493,24 +544,23 @@ def fixed_points_command(
     from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
     from ctrnn_assembly.figures.fixed_points import fixed_points_figure
 
+    certificate = net.certificate
     found = [
         find_fixed_points(
-            subject.core,
+            net.layer,
             {"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held],
             starts=starts,
             spread=spread,
             largest=largest,
             generator=torch.Generator().manual_seed(0),
         )
-        for u in map(subject.sequence, range(1 if held == "zero" else len(subject.u)))
+        for u in net.sequences[: 1 if held == "zero" else None]
     ]
-    certificate = subject.certificate()
     outputs.emit(
         {
-            **subject.about(),
+            **net.about(),
             "input": held,
             "starts": starts,
-            "certificate": certificate.as_dict(),
             "messages": [points.message for points in found],
             "rows": [
                 {
@@ -527,17 +577,15 @@ def fixed_points_command(
             ],
         },
         FIXED_POINTS,
-        title=f"{about(subject)}: fixed points under the {held} input, {starts} starts",
+        title=f"{net.title}: fixed points under the {held} input, {starts} starts",
         notes=[
             *(f"sample {k}: {points.message}" for k, points in enumerate(found)),
-            *certificate_notes(certificate),
+            *net.certificate_notes(),
         ],
         arrays={f"points{k}": points.points.numpy() for k, points in enumerate(found)}
         | {f"eigenvalues{k}": points.eigenvalues.numpy() for k, points in enumerate(found)},
         figure=lambda: fixed_points_figure(
-            found,
-            rate=certificate.rate if certificate.certified else None,
-            title=picture_title(subject, name),
+            found, rate=certificate.rate if certificate.certified else None, title=net.picture_title
         ),
     )
 
@@ -564,34 +612,33 @@ GSC = (
     option("--squared", is_flag=True, help="the square, as the paper prints it first"),
 )
 def gsc_command(
-    subject: Subject,
-    name: str,
-    outputs: Outputs,
-    every: int | None,
-    probes: int | None,
-    depth: bool,
-    squared: bool,
+    net: Driven, outputs: Outputs, every: int | None, probes: int | None, depth: bool, squared: bool
 ) -> None:
     """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|: how gradients grow or fade from the last step back.
 
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
     --probes estimates them from so many. Where a state is zero (the first one) there is no value.
+
+    The effective depth is that of the gradient of the right class's logit through the first sample:
+    every step's Jacobian is I + R, and it is the largest number of factors R in one product that still
+    counts (tolerance 1e-6).
     """
     import torch
+    from torch.nn.functional import pad
 
+    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_over_time
     from ctrnn_assembly.diagnostics.gradient_scale import gsc_over_time
     from ctrnn_assembly.figures.gsc import gsc_figure
 
-    T = subject.u.shape[1]
+    T = net.u.shape[1]
     found = gsc_over_time(
-        subject.model.core,
-        subject.u,
+        net.layer,
+        net.u,
         every=max(1, T // 16) if every is None else every,
         squared=squared,
         probes=probes,
         generator=torch.Generator().manual_seed(0),
     )
-    certificate = subject.certificate()
     errors = found.standard_error
     rows = [
         {
@@ -599,45 +646,32 @@ def gsc_command(
             "gsc": float(found.value[k]),
             "standard_error": None if errors is None else float(errors[k]),
             "jacobian": float(found.jacobian[k]),
-            "jacobian_bound": certificate.jacobian_bound(T - point),
+            "jacobian_bound": net.certificate.jacobian_bound(T - point),
             "state": float(found.size[k]),
         }
         for k, point in enumerate(found.points)
     ]
-    deep = effective_depth_in_time(subject) if depth else None
+    deep = None
+    if depth:
+        gradient = net.model.readout.weight[int(net.y[0])].detach()
+        gradient = pad(gradient, (0, net.layer.state_size - len(gradient)))  # an LSTM's c is not read
+        deep = effective_depth_over_time(net.layer, net.sequences[0], gradient).depth
     kind = "exact" if probes is None else "estimated"
     outputs.emit(
         {
-            **subject.about(),
+            **net.about(),
             "squared": squared,
             "probes": probes,
             "products": found.products,
             "effective_depth": deep,
-            "certificate": certificate.as_dict(),
             "rows": rows,
         },
         GSC,
-        title=f"{about(subject)}: GSC(t, T){' squared' if squared else ''}, T = {T} steps",
+        title=f"{net.title}: GSC(t, T){' squared' if squared else ''}, T = {T} steps",
         notes=[
             f"{kind}, by {found.products} Jacobian products through the sequence",
-            *([] if deep is None else [f"effective depth: {deep} of {T} steps"]),
+            *([] if deep is None else [f"effective depth: {deep} of {len(net.sequences[0])} steps"]),
         ],
         arrays={"steps": list(found.points), "gsc": found.value.numpy(), "state": found.size.numpy()},
-        figure=lambda: gsc_figure(rows, title=picture_title(subject, name), squared=squared),
+        figure=lambda: gsc_figure(rows, title=net.picture_title, squared=squared),
     )
-
-
-def effective_depth_in_time(subject: Subject) -> int:
-    """Of the gradient of the right class's logit, back through the steps of the first sample.
-
-    Every step's Jacobian is I + R: the effective depth is the largest number of residual factors R in
-    one product that still counts (tolerance 1e-6).
-    """
-    from torch.nn.functional import pad
-
-    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_over_time
-
-    core = subject.model.core
-    gradient = subject.model.readout.weight[int(subject.y[0])].detach()
-    gradient = pad(gradient, (0, core.state_size - core.hidden_size))  # an LSTM's c is not read
-    return effective_depth_over_time(core, subject.sequence(0), gradient).depth

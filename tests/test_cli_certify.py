@@ -238,7 +238,7 @@ def test_an_unknown_source_lists_the_recipes(cli: Cli, tmp_path: Path) -> None:
     error = cli.refuses("certify", tmp_path / "none")
     assert "there is no run folder, configuration file or recipe" in error
     assert "sparse-combo-psmnist" in error
-    assert "no configuration file" in cli.refuses("certify", tmp_path)
+    assert "holds no run" in cli.refuses("certify", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", MAGIC)

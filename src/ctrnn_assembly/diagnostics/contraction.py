@@ -166,6 +166,29 @@ def measure_contraction(
     )
 
 
+def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
+    """A control for feedback: the same modules and strengths, each coupled pair exciting each other.
+
+    In the coordinates of the metric, K = Theta L Theta^-1, feedback is K = U - U^T with U the blocks
+    above the diagonal; the twin has U + U^T, which takes from the rate what feedback leaves.
+
+    Args:
+        net: with `terms()`, see `linearise`. metric: M; by default the net's own.
+
+    Raises:
+        ConfigError: without linear coupling.
+    """
+    known = behaviour(net)
+    terms, metric = known.terms, known.metric if metric is None else metric
+    if terms is None or terms.L is None or metric is None:
+        raise ConfigError(
+            "the twin needs a net with linear coupling and a metric; got one without. Couple modules."
+        )
+    theta, inverse = metric.theta().to(terms.L), metric.theta_inv().to(terms.L)
+    upper = torch.triu(theta @ terms.L @ inverse, 1)
+    return replace(terms, L=inverse @ (upper + upper.mT) @ theta)
+
+
 def steps_of(u: Tensor | None, steps: int | None) -> int:
     """The number of intervals."""
     if u is None:

@@ -45,9 +45,10 @@ def spectrum_figure(
     draw_step(middle, found, before)
     draw_extremes(right, found, certificate)
     for axes, where in ((left, "upper left"), (right, "upper right")):
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 0.45 * (high - low))
-        axes.legend(fontsize=6.5, loc=where)
+        if axes.get_legend_handles_labels()[1]:
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.45 * (high - low))
+            axes.legend(fontsize=6.5, loc=where)
     return figure
 
 
@@ -56,12 +57,18 @@ def draw_trajectory(
 ) -> None:
     """All eigenvalues of J, by time, with the boundary and the certified rate."""
     axes.set(title="Jacobian", xlabel=RE, ylabel=IM)
+    if any(s.eigenvalues is None for s in found):
+        empty(axes, "this network is a map, not a flow")
+        return
     if before:
-        values = np.concatenate([s.eigenvalues.numpy().ravel() for s in before])
+        values = np.concatenate(
+            [s.eigenvalues.numpy().ravel() for s in before if s.eigenvalues is not None]
+        )
         draw_eigenvalues(axes, values, GREY, label=f"before training, {samples(before)}")
     colours = matplotlib.colormaps["cividis"]
     longest = max(float(s.times[-1]) for s in found) or 1.0
     for s in found:
+        assert s.eigenvalues is not None
         for time, row in zip(s.times.tolist(), s.eigenvalues.numpy(), strict=True):
             draw_eigenvalues(axes, row, colours(time / longest))
     label = f"now, {samples(found)}; dark to light: time"
@@ -98,6 +105,9 @@ def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificat
         title="over time", xlabel="time (unit of tau)", ylabel="largest real part (1 / unit of tau)"
     )
     for k, s in enumerate(found):
+        if s.abscissa is None:
+            empty(axes, "this network is a map, not a flow")
+            return
         labels = ("of eig J", "of sym J in the metric") if k == 0 else (None, None)
         look: dict[str, Any] = {"markersize": 2.5, "linewidth": 1}
         axes.plot(s.times.numpy(), s.abscissa.numpy(), "o-", color=COLOURS[0], label=labels[0], **look)

@@ -177,19 +177,24 @@ class Run:
             model = self._loaded()
         return model.double() if double else model
 
-    def inputs(self, split: str = "val", samples: int = 4) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first samples of a split of the task: "train", "val" or "test".
+    def inputs(
+        self, split: str = "val", samples: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The first samples of a split of the task: "train", "val" or "test"; by default 4.
 
         Returns:
             inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
 
         Raises:
-            ConfigError: for less than one sample.
+            ConfigError: for less than one sample, or more than there are.
         """
-        if samples < 1:
-            raise ConfigError(f"--samples must be at least 1; got {samples}.")
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
-        u, y, lengths = next(iter(Batches(self.task, part, min(samples, len(part)), whole=True)))
+        samples = min(4, len(part)) if samples is None else samples
+        if not 1 <= samples <= len(part):
+            raise ConfigError(
+                f"samples must be in 1..{len(part)}, those of the {split} split; got {samples}."
+            )
+        u, y, lengths = next(iter(Batches(self.task, part, samples, whole=True)))
         return u.double(), y, lengths
 
     def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
