@@ -11,8 +11,8 @@ from functools import partial
 import torch
 
 from ctrnn_assembly.data.image_files import ImageFiles, image_sets, with_splits
-from ctrnn_assembly.data.pixels import PixelSequence, crop_margin
-from ctrnn_assembly.data.task import Options, Part, Split, Task, make_task, published_hold_out
+from ctrnn_assembly.data.pixels import PixelSequence
+from ctrnn_assembly.data.task import Options, Split, Stored, Task, make_task, published_hold_out
 from ctrnn_assembly.errors import DataError
 
 RGB = r"scifar10(-rgb)?"
@@ -32,29 +32,29 @@ def load(name: str, options: Options) -> Task:
     """
     planar = name.endswith("-planar")
     name, note = "scifar10-planar" if planar else "scifar10-rgb", ""
-    read: Callable[[str], Part] = partial(_batches, options)
+    read: Callable[[str], Stored] = partial(_batches, options)
     copies = None if any((options.folder / file).exists() for file in _ORIGINALS) else _copies(options)
     if copies is not None:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
-        read = partial(copies.part, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))
         note = (
             f"{name} is read from the {kind.upper()} files in {copies.path}: not the original pixels "
             f"and order, so not comparable with papers. For those put {_ORIGINALS[0]} there."
         )
         name += f"-{kind}"
-    stored = read("train")
-    parts = published_hold_out(stored.count)
+        read = partial(copies.stored, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))
+    whole = read("train")
     return make_task(
         name,
         options,
         what="CIFAR10",
         classes=CLASSES,
-        part=lambda split, train: read("test") if split == "test" else stored.take(parts[split]),
+        stored=lambda part, train: whole if part == "train" else read("test"),
+        parts=published_hold_out(len(whole)),
         sequence=lambda train: PixelSequence(
             mean=MEAN,
             std=STD,
             planar=planar,
-            crop=crop_margin(train.x.shape[-1]) if options.augment else 0,
+            crop=train.x.shape[-1] // 8 if options.augment else 0,
             flip=options.augment,
         ),
         note=note,
@@ -70,7 +70,7 @@ def _copies(options: Options) -> ImageFiles | None:
     return None
 
 
-def _batches(options: Options, split: str) -> Part:
+def _batches(options: Options, part: str) -> Split:
     """Images (N, 3, 32, 32) uint8 and labels of the original files."""
     from torchvision.datasets import CIFAR10  # slow to import; not every task needs it
 
@@ -80,7 +80,7 @@ def _batches(options: Options, split: str) -> Part:
         # before it opens any, so only the official bytes are ever unpickled: keep that check.
         # It hashes the test batch too, but reads no sample of it here. With download=True nothing
         # is fetched where all files are right.
-        found = CIFAR10(folder, train=split == "train", download=True)
+        found = CIFAR10(folder, train=part == "train", download=True)
     except Exception as error:  # network, disk and archive errors share no better base
         raise DataError(
             f"CIFAR10 is missing or damaged in {folder} and could not be downloaded "
@@ -90,4 +90,4 @@ def _batches(options: Options, split: str) -> Part:
             "JPEG or PNG copies, train/<class>/* and test/<class>/*, also does."
         ) from error
     x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return Part(len(x), Split(x, torch.tensor(found.targets)).take)
+    return Split(x, torch.tensor(found.targets))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ctrnn_assembly.data.pixels import PixelSequence
-from ctrnn_assembly.data.task import Options, Part, Split, Task, dealt, make_task
+from ctrnn_assembly.data.task import Options, Split, Task, dealt, make_task
 
 NAME = r"digits"
 
@@ -20,12 +20,12 @@ def load(name: str, options: Options) -> Task:
     with as_file(files("ctrnn_assembly.data") / "digits.npz") as path, np.load(path) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
-    parts = dealt(labels, 10, {"test": (0, 1), "val": (2,)})
     return make_task(
         name,
         options,
         what="digits",
         classes=tuple(map(str, range(10))),
-        part=lambda split, train: Part(len(whole), whole.take).take(parts[split]),
+        stored=lambda part, train: whole,
+        parts=dealt(labels, 10, {"test": (0, 1), "val": (2,)}),
         sequence=lambda train: PixelSequence(scale=16.0),
     )

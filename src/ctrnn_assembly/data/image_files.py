@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.data.pixels import resized
-from ctrnn_assembly.data.task import Part, Split
+from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import DataError
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
@@ -38,56 +38,26 @@ class ImageFiles:
 
     Args:
         path: the folder or zip.
-        parts: split name -> (file name inside `path`, class name), sorted; without splits on disk
-            the only key is ''.
+        parts: split name -> (file name inside `path`, class name), sorted; all are "train" where there
+            is no split on disk.
+        split: whether there is.
     """
 
     path: Path
     parts: dict[str, list[tuple[str, str]]]
+    split: bool = True
 
     def classes(self, part: str = "train") -> tuple[str, ...]:
         """The classes of a part, sorted."""
         return tuple(sorted({label for _, label in self.parts[part]}))
 
-    def part(
-        self, name: str, *, classes: tuple[str, ...], resize: int | None, shape: Shape | None = None
-    ) -> Part:
-        """One part, decoded when it is read.
+    def stored(
+        self, part: str, *, classes: tuple[str, ...], resize: int | None, shape: Shape | None
+    ) -> "StoredImages":
+        """One part, to be decoded when it is read."""
+        return StoredImages(self, part, classes, resize, shape)
 
-        Args:
-            resize: stretch each image to this many pixels a side; then sizes may differ, and a grey
-                image among colour ones becomes RGB.
-            shape: the shape that training images have; None for those themselves.
-
-        Raises:
-            DataError: on reading, naming the file, if one cannot be read, is no sound image, or has
-                not the size or mode of the others.
-        """
-        files = self.parts[name]
-
-        def read(index: Tensor) -> Split:
-            chosen = [files[i] for i in index.tolist()]
-            if not chosen:
-                raise DataError(f"No image is left for {name} in {self.path}. Add images.")
-            images = [resized(x[None], resize)[0] for x in self._decoded([file for file, _ in chosen])]
-            wanted = shape or tuple(images[0].shape)
-            if resize is not None:
-                channels = shape[0] if shape else max(len(image) for image in images)
-                images = [_with_channels(image, channels) for image in images]
-                wanted = (channels, resize, resize)
-            for (file, _), image in zip(chosen, images, strict=True):
-                if tuple(image.shape) != wanted:
-                    raise DataError(
-                        f"{file} in {self.path} is {_words(image.shape)}, others are {_words(wanted)}. "
-                        "Bring all to one size with --resize <pixels>."
-                    )
-            return Split(
-                torch.stack(images), torch.tensor([classes.index(label) for _, label in chosen])
-            )
-
-        return Part(len(files), read)
-
-    def _decoded(self, names: list[str]) -> Iterator[Tensor]:
+    def decoded(self, names: list[str]) -> Iterator[Tensor]:
         """Each file's pixels, (C, H, W) uint8."""
         from PIL import Image  # not every task needs it
 
@@ -118,6 +88,51 @@ class ImageFiles:
             raise DataError(
                 f"{name or 'archive'} in {self.path} cannot be read ({err}). Replace or remove it."
             ) from err
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """A part of `images`, not decoded yet.
+
+    Args:
+        resize: stretch each image to this many pixels a side; then sizes may differ, and a grey image
+            among colour ones becomes RGB.
+        shape: the shape that training images have; None for those themselves.
+    """
+
+    images: ImageFiles
+    part: str
+    classes: tuple[str, ...]
+    resize: int | None
+    shape: Shape | None
+
+    def __len__(self) -> int:
+        return len(self.images.parts[self.part])
+
+    def take(self, index: Tensor) -> Split:
+        """The images at `index`.
+
+        Raises:
+            DataError: naming the file, if one cannot be read, is no sound image, or has not the size
+                or mode of the others.
+        """
+        path, chosen = self.images.path, [self.images.parts[self.part][i] for i in index.tolist()]
+        if not chosen:
+            raise DataError(f"No image is left for {self.part} in {path}. Add images.")
+        names = [name for name, _ in chosen]
+        images = [resized(x[None], self.resize)[0] for x in self.images.decoded(names)]
+        wanted = self.shape or tuple(images[0].shape)
+        if self.resize is not None:
+            channels = self.shape[0] if self.shape else max(len(image) for image in images)
+            images = [_with_channels(image, channels) for image in images]
+            wanted = (channels, self.resize, self.resize)
+        for name, image in zip(names, images, strict=True):
+            if tuple(image.shape) != wanted:
+                raise DataError(
+                    f"{name} in {path} is {_words(image.shape)}, others are {_words(wanted)}. "
+                    "Bring all to one size with --resize <pixels>."
+                )
+        return Split(torch.stack(images), torch.tensor([self.classes.index(c) for _, c in chosen]))
 
 
 def find_images(path: Path) -> ImageFiles:
@@ -166,7 +181,7 @@ def with_splits(path: Path, names: list[str]) -> ImageFiles | None:
                     files.setdefault(split, []).append((name, parts[name][depth + 1]))
             return ImageFiles(path, files)
         if {len(p) for p in parts.values()} == {depth + 2}:
-            return ImageFiles(path, {"": [(name, p[depth]) for name, p in parts.items()]})
+            return ImageFiles(path, {"train": [(n, p[depth]) for n, p in parts.items()]}, split=False)
     return None
 
 

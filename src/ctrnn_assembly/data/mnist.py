@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.data.pixels import PixelSequence
-from ctrnn_assembly.data.task import Options, Part, Split, Task, make_task, published_hold_out
+from ctrnn_assembly.data.task import Options, Split, Task, make_task, published_hold_out
 from ctrnn_assembly.errors import ConfigError, DataError
 
 IN_ORDER = r"smnist"
@@ -37,16 +37,14 @@ def load(name: str, options: Options) -> Task:
             scale=1.0 if raw else 255.0, order=None if order is None else permutation(order, n_steps)
         )
 
-    stored = _read(options, train=True)
-    parts = published_hold_out(stored.count)
+    whole = _read(options, train=True)
     return make_task(
         name,
         options,
         what="MNIST",
         classes=tuple(map(str, range(10))),
-        part=lambda split, train: (
-            _read(options, train=False) if split == "test" else stored.take(parts[split])
-        ),
+        stored=lambda part, train: whole if part == "train" else _read(options, train=False),
+        parts=published_hold_out(len(whole)),
         sequence=sequence,
     )
 
@@ -66,7 +64,7 @@ def permutation(seed: int, n_steps: int) -> Tensor:
     return torch.randperm(n_steps, generator=generator)
 
 
-def _read(options: Options, *, train: bool) -> Part:
+def _read(options: Options, *, train: bool) -> Split:
     """Images (N, 1, 28, 28) uint8 and labels."""
     from torchvision.datasets import MNIST  # slow to import; not every task needs it
 
@@ -86,4 +84,4 @@ def _read(options: Options, *, train: bool) -> Part:
     if len(found.data) != len(found.targets):
         counts = f"{len(found.data)} images but {len(found.targets)} labels"
         raise DataError(f"MNIST has {counts}. {advice}")
-    return Part(len(found.data), Split(found.data[:, None], found.targets).take)
+    return Split(found.data[:, None], found.targets)

@@ -90,8 +90,3 @@ def resized(x: Tensor, side: int | None) -> Tensor:
         for part in x.split(_RESIZE_CHUNK)
     ]
     return torch.cat(parts) if parts else x.new_empty(0, x.shape[1], side, side)
-
-
-def crop_margin(side: int) -> int:
-    """The published 4 pixels at 32 a side, in proportion for images that were resized."""
-    return side // 8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.data.task import Options, Part, Split, Task, checked, dealt, make_task
+from ctrnn_assembly.data.task import Options, Split, Task, checked, dealt, make_task
 from ctrnn_assembly.errors import ConfigError, DataError
 
 NAME = r"series:[\w-]+"
@@ -34,23 +34,27 @@ def load(name: str, options: Options) -> Task:
     series, labels = _read(dataset, options.folder, "train")
     classes = tuple(sorted(set(labels)))
     whole = _padded(f"{name} train split", series, labels, classes)
-    parts = dealt(np.array(labels), 5, {"val": (0,)})
 
-    def part(split: str, train: Split | None) -> Part:
-        if split != "test":
-            return Part(len(whole), whole.take).take(parts[split])
-        found = _padded(
-            f"{name} test split", *_read(dataset, options.folder, "test"), classes, whole.x.shape[1]
-        )
+    def stored(part: str, train: Split | None) -> Split:
+        if part == "train":
+            return whole
+        test = _read(dataset, options.folder, "test")
+        found = _padded(f"{name} test split", *test, classes, n_steps=whole.x.shape[1])
         if found.x.shape[2] != whole.x.shape[2]:
             raise DataError(
                 f"{name} has {whole.x.shape[2]} channels in train but {found.x.shape[2]} in test. "
                 "Fetch its files again."
             )
-        return Part(len(found), found.take)
+        return found
 
     return make_task(
-        name, options, what=name, classes=classes, part=part, sequence=lambda train: as_stored
+        name,
+        options,
+        what=name,
+        classes=classes,
+        stored=stored,
+        parts=dealt(np.array(labels), 5, {"val": (0,)}),
+        sequence=lambda train: as_stored,
     )
 
 

@@ -2,7 +2,7 @@
 
 Storage is compact (images stay uint8) and the map runs per batch, on the batch's device, so that
 a whole data set fits on a GPU and augmentation costs no worker processes. A loader says which
-samples there are (`Part`) and how they are dealt; `make_task` limits, reads and checks them.
+samples there are and how they are dealt; `make_task` limits, reads and checks them.
 """
 
 import os
@@ -116,16 +116,13 @@ class Options:
         return Path(chosen).expanduser()
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Samples that are there but need not be read yet: how many, and what reads those at an index."""
+class Stored(Protocol):
+    """Samples that are there but need not be read yet; a `Split` is one."""
 
-    count: int
-    read: Callable[[Tensor], Split]
+    def __len__(self) -> int: ...
 
-    def take(self, index: Tensor) -> "Part":
-        """The samples at `index`, (k,) int64, in that order."""
-        return Part(len(index), lambda chosen: self.read(index[chosen]))
+    def take(self, index: Tensor) -> Split:
+        """Read the samples at `index`, (k,) int64, in that order."""
 
 
 def make_task(
@@ -134,7 +131,8 @@ def make_task(
     *,
     what: str,
     classes: tuple[str, ...],
-    part: Callable[[str, Split | None], Part],
+    stored: Callable[[str, Split | None], Stored],
+    parts: dict[str, Tensor],
     sequence: Callable[[Split], Sequence],
     note: str = "",
 ) -> Task:
@@ -142,13 +140,15 @@ def make_task(
 
     Args:
         what: the data set, for errors.
-        part: gives "train", then "val" and "test", the latter two for the train split that was read.
+        stored: gives what is stored as "train"; and, for that split as read, as "val" and "test".
+        parts: indices into what is stored as "train", by the split that is dealt from it.
         sequence: gives the task's map for the train split.
     """
 
-    def read(split: str, limit: int | None, like: Split | None) -> Split:
-        stored = part(split, like)
-        found = stored.read(first(stored.count, limit, options.seed))
+    def read(split: str, limit: int | None, train: Split | None) -> Split:
+        whole = stored("train" if split in parts else split, train)
+        index = parts.get(split, torch.arange(len(whole)))
+        found = whole.take(index[first(len(index), limit, options.seed)])
         if found.x.ndim == 4:
             found = replace(found, x=resized(found.x, options.resize))
         return checked(f"{what} {split} split", found, len(classes))
