@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ctrnn_assembly.models import MODELS
+from ctrnn_assembly.models import find_model
 from ctrnn_assembly.topology import named_pairs
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_cli.experiments import Experiment, Job, jobs
@@ -44,7 +44,7 @@ def estimate(config: TrainConfig) -> float:
 
 def weights(config: TrainConfig) -> int:
     """The weights that a step multiplies: of the modules, and of the coupled pairs both ways."""
-    if MODELS[config.model].is_baseline:
+    if find_model(config.model).is_baseline:
         gates = 4 if config.model == "lstm" else 1
         return gates * (config.modules * config.units) ** 2
     pairs = named_pairs(config.coupling, config.modules, torch.Generator())

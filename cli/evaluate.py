@@ -20,7 +20,7 @@ def evaluate_command(
 ) -> None:
     """Load model.safetensors of a run folder and read the test set."""
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.models import MODELS
+    from ctrnn_assembly.models import find_model
     from ctrnn_assembly.training.batches import accuracy
     from ctrnn_assembly.training.config import make_config
     from ctrnn_assembly.training.run import (
@@ -34,7 +34,7 @@ def evaluate_command(
 
     changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}
     config = read_config(run)
-    if MODELS[config.model].is_baseline and (solver is not None or dt is not None):
+    if find_model(config.model).is_baseline and (solver is not None or dt is not None):
         raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
     config = make_config(
         config.model_dump(), {key: value for key, value in changes.items() if value is not None}

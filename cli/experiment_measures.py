@@ -14,7 +14,7 @@ from ctrnn_assembly.data import Task
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.models import MODELS
+from ctrnn_assembly.models import find_model
 from ctrnn_assembly.training.batches import Batches, accuracy
 from ctrnn_assembly.training.callbacks import kept_weights
 from ctrnn_assembly.training.config import TrainConfig, make_config
@@ -29,7 +29,7 @@ FINER = 10
 
 def evaluations(asked: Sequence[Evaluation], config: TrainConfig, run: Path) -> list[dict[str, Any]]:
     """The test accuracy of the selected weights under each of the settings; none for a baseline."""
-    if MODELS[config.model].is_baseline:
+    if find_model(config.model).is_baseline:
         return []
     return [_evaluation(one, config, run) for one in asked]
 

@@ -109,11 +109,11 @@ def draw(job: Job, run: Path) -> None:
     if not job.experiment.pictures:
         return
     from ctrnn_assembly.figures.style import save_figure
-    from ctrnn_assembly.models import MODELS
+    from ctrnn_assembly.models import find_model
     from ctrnn_cli.plot import FIGURES, OF_ONE
 
     for kind in job.experiment.pictures:
-        if kind in OF_ONE and MODELS[job.config().model].is_baseline:
+        if kind in OF_ONE and find_model(job.config().model).is_baseline:
             continue
         save_figure(FIGURES[kind]([run], False, 0, None), run / f"{kind}.png")
 

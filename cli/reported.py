@@ -9,7 +9,7 @@ from torch import nn
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.wording import verdict
-from ctrnn_assembly.models import MODELS
+from ctrnn_assembly.models import find_model
 from ctrnn_cli.certify import certificate_of
 from ctrnn_cli.history import History
 from ctrnn_cli.page import paragraph
@@ -54,7 +54,7 @@ class Reported:
     @property
     def baseline(self) -> bool:
         """Whether there are no modules and no certificate."""
-        return MODELS[self.history.config.model].is_baseline
+        return find_model(self.history.config.model).is_baseline
 
     def verdict(self) -> str:
         """The certificate in one sentence, coloured; the words say the same as the colour."""

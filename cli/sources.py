@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
-from ctrnn_assembly.models import MODELS
+from ctrnn_assembly.models import find_model
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from, read_config
 
@@ -36,7 +36,7 @@ class Source:
         path = Path(name)
         if path.is_dir():
             config = make_config(read_config(path).model_dump(), changes)
-            keep = None if initial or MODELS[config.model].is_baseline else weights_of(path)
+            keep = None if initial or find_model(config.model).is_baseline else weights_of(path)
             return cls(config, keep)
         if not path.exists() and name in recipes():
             return cls(make_config(recipe(name), changes), None)
@@ -50,7 +50,7 @@ class Source:
     @property
     def kind(self) -> str:
         """trained, checkpoint (of a run that is not finished) or initial; none of a baseline."""
-        if MODELS[self.config.model].is_baseline:
+        if find_model(self.config.model).is_baseline:
             return "none"
         if self.weights is None:
             return "initial"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +196,7 @@ class CTRNN(Recurrent):
         if self._reads():
             states = self._gated_states(u, x, lengths, step)
             return states[:, 1:], states[:, -1]
-        options = {
+        options: dict[str, Any] = {
             "method": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,

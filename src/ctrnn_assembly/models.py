@@ -166,7 +166,7 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
             raise ConfigError(f"{unused}. Leave it out, or use another model.")
     else:
         name, given = _read(model, "model"), {key: _read(model, key) for key in SETTINGS} | settings
-    row = _row(name)
+    row = find_model(name)
     own = row.settings
     chosen = own | {key: value for key, value in given.items() if key in own and value is not None}
     p, n = chosen["modules"], chosen["units"]
@@ -199,7 +199,7 @@ def unused_settings(config: Any) -> list[str]:
 
     A value that is None, or that some model starts from, counts as not given.
     """
-    own = _row(_read(config, "model")).settings
+    own = find_model(_read(config, "model")).settings
     found = {key: _read(config, key) for key in SETTINGS if key not in own}
     if isinstance(config, Mapping) and (wrong := config.keys() - {"model", *SETTINGS}):
         raise unknown("setting", min(wrong), SETTINGS)
@@ -240,7 +240,12 @@ def _assembly(row: Model, chosen: dict[str, Any], generator: torch.Generator) ->
     )
 
 
-def _row(name: str) -> Model:
+def find_model(name: str) -> Model:
+    """The row of a model name.
+
+    Raises:
+        ConfigError: if the name is unknown; lists the known ones.
+    """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]

@@ -11,7 +11,7 @@ read, so NaN may stand there (the usual padding of unequal time series) and harm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -94,6 +94,16 @@ class Recurrent(nn.Module, ABC):
             )
         self._check_state("x", x, (len(u), self.state_size))
         return self._step(u.to(x.dtype), x)
+
+    @abstractmethod
+    def certificate(
+        self, *, dt: float | None = None, solver: str | None = None, search: Any = "fast"
+    ) -> Any:
+        """What is proven of the layer as its weights are, and of its step; never None."""
+
+    @abstractmethod
+    def firing_rates(self, x: Tensor) -> Tensor:
+        """What the units send out in states x, (..., n)."""
 
     @abstractmethod
     def _run(

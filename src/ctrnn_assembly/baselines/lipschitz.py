@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.baselines.euler import EulerRNN, Field
-from ctrnn_assembly.baselines.uncertified import check_range
+from ctrnn_assembly.baselines.baseline import EulerRNN, Field, check_range
 
 
 class LipschitzRNN(EulerRNN):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ctrnn_assembly.baselines.packed import run_packed
-from ctrnn_assembly.baselines.uncertified import Uncertified, check_own_step
-from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.recurrent import Recurrent, Save
+from ctrnn_assembly.baselines.baseline import TorchRNN
+from ctrnn_assembly.errors import unknown
 
 
-class VanillaRNN(Uncertified, Recurrent):
+class VanillaRNN(TorchRNN):
     """Elman's recurrent network.
 
         x_t = phi(W x_{t-1} + U u_t + b),   phi = tanh or relu
@@ -25,9 +23,6 @@ class VanillaRNN(Uncertified, Recurrent):
     Args:
         input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
         nonlinearity: phi.
-
-    Raises:
-        ConfigError: for a size below 1 or an unknown nonlinearity.
 
     Guarantee: none. Nothing bounds W, so neither contraction nor stability holds.
 
@@ -48,18 +43,6 @@ class VanillaRNN(Uncertified, Recurrent):
         self.phi = torch.tanh if nonlinearity == "tanh" else torch.relu
         self.rnn = nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity, batch_first=True)
 
-    def flow(self, u: Tensor | None = None) -> NoReturn:
-        """Refused: the network is a map."""
-        raise ConfigError("VanillaRNN is a map x -> x+, not a flow x'. Use step(u, x).")
-
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        rnn = self.rnn
-        inner = linear(u, rnn.weight_ih_l0, rnn.bias_ih_l0) + linear(x, rnn.weight_hh_l0, rnn.bias_hh_l0)
-        return self.phi(inner)
-
-    def _run(
-        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
-    ) -> tuple[Tensor, Tensor]:
-        check_own_step(dt)
-        output, last = run_packed(self.rnn, u, x[None], lengths)
-        return output, last[0]
+        U, W, b_u, b_x = self.rnn.all_weights[0]
+        return self.phi(linear(u, U, b_u) + linear(x, W, b_x))
