@@ -193,7 +193,7 @@ def test_the_factor_of_a_step_bounds_the_row_of_its_scheme(solver, form):
     certified = 0
     for trial, name in enumerate([*names, *names]):
         tau = taus[trial % 3]
-        options = {"into_set": "rescale", "density": 0.4} if name == "sparse-absolute" else {}
+        options = {"outside_set": "rescale", "density": 0.4} if name == "sparse-absolute" else {}
         first = Subnetwork(CONSTRAINTS["adadiag-tanh"](margin=0.2), 3, form=form, tau=tau[0])
         second = Subnetwork(CONSTRAINTS[name](**options), 3, form=form, tau=tau[1])
         net = couple([first, second], "all" if trial % 4 else "none", init_scale=0.3 * (1 + trial % 9))
