@@ -1,16 +1,21 @@
 """Draw the README's picture: an assembly of assemblies, from its own weights.
 
-python experiments/draw_assembly.py experiments/assembly.png
+python experiments/draw_assembly.py [experiments/assembly.png]
 """
 
-import sys
+from __future__ import annotations
 
-import matplotlib
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
+from numpy import ndarray
 
 from ctrnn_assembly import (
     AdaDiagTanh,
+    Assembly,
     SingularValueBounded,
     SparseAbsolute,
     Subnetwork,
@@ -18,14 +23,15 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from ctrnn_assembly.figures.style import COLOURS, DIVERGING, new_figure, printed, save_figure
 
 RADIUS = 0.62
+BLUE, RED = COLOURS[:2]
+Place = tuple[float, float]
+Module = tuple[Subnetwork, str]
 
 
-def build():
+def build() -> tuple[Assembly, list[Module], list[Module]]:
     """Two areas (a ring of four kinds, a star of three), coupled by negative feedback."""
     torch.manual_seed(1)
     kinds = [
@@ -40,63 +46,57 @@ def build():
     return couple(areas, "all", init_scale=0.5), ring, star
 
 
-def circle(count, centre, radius, start):
+def circle(count: int, centre: Place, radius: float, start: float = 0.0) -> ndarray:
+    """Points on a circle, (count, 2)."""
     angles = start + 2 * np.pi * np.arange(count) / count
-    return [(centre[0] + radius * np.cos(a), centre[1] + radius * np.sin(a)) for a in angles]
+    return np.array(centre) + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
-def draw(path):
+@printed
+def draw(path: Path) -> None:
     net, ring, star = build()
-    places = circle(4, (0, 0), 1.75, np.pi / 4) + circle(3, (7.1, 0), 1.75, np.pi)
-    figure, axis = plt.subplots(figsize=(10, 5.2))
-    for x, y, w, text in [(-2.35, -2.5, 4.7, "area A: a ring"), (4.55, -2.5, 4.9, "area B: a star")]:
-        axis.add_patch(
-            plt.matplotlib.patches.FancyBboxPatch(
-                (x, y), w, 5.0, boxstyle="round,pad=0.15", fc="#f4f4f4", ec="#999999", lw=1
-            )
-        )
-        axis.text(x + w / 2, y + 5.35, text, ha="center", fontsize=11)
-    link(axis, (2.55, 0), (4.35, 0), "#D55E00", 3)
-    axis.text(3.45, 0.3, "$L = \\Theta^{-1} K\\,\\Theta$", ha="center", fontsize=11, color="#D55E00")
-    axis.text(3.45, -0.75, "$K$ skew:\nnegative\nfeedback", ha="center", va="center", fontsize=9)
+    places = [*circle(4, (0, 0), 1.75, np.pi / 4), *circle(3, (7.1, 0), 1.75, np.pi)]
+    figure = new_figure(5.2, "", 10)
+    axes = figure.subplots()
+    for x, width, text in [(-2.5, 5.0, "area A: a ring"), (4.4, 5.2, "area B: a star")]:
+        corners = [x, x + width, x + width, x], [-2.65, -2.65, 2.65, 2.65]
+        axes.fill(*corners, fc="#f4f4f4", ec="#999999", lw=1)
+        axes.text(x + width / 2, 2.85, text, ha="center", fontsize=11)
+    link(axes, (2.55, 0), (4.35, 0), RED, 3)
+    middle: dict[str, Any] = {"x": 3.45, "ha": "center"}
+    axes.text(y=0.3, s="$L = \\Theta^{-1} K\\,\\Theta$", fontsize=11, color=RED, **middle)
+    axes.text(y=-0.75, s="$K$ skew:\nnegative\nfeedback", va="center", fontsize=9, **middle)
     for area, offset in zip(net.parts, (0, 4), strict=True):
+        assert isinstance(area, Assembly)
+        assert area.coupling is not None
         for i, j in area.coupling.pairs:
-            link(axis, places[offset + i], places[offset + j], "#0072B2", 1.6, RADIUS)
+            link(axes, places[offset + i], places[offset + j], BLUE, 1.6, RADIUS)
     for (module, label), place in zip(ring + star, places, strict=True):
-        heat_map(axis, module, label, place)
-    certificate = certify(net)
-    axis.text(
-        3.45,
-        -3.15,
-        f"{net.size} units, certified to contract at rate {certificate.rate:.3f} per time constant",
-        ha="center",
-        fontsize=11,
-    )
-    axis.set(xlim=(-2.7, 9.7), ylim=(-3.4, 3.3), aspect="equal")
-    axis.axis("off")
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+        heat_map(axes, module.weight.detach().numpy(), label, place)
+    rate = f"certified to contract at rate {certify(net).rate:.3f} per time constant"
+    axes.text(y=-3.15, s=f"{net.size} units, {rate}", fontsize=11, **middle)
+    axes.set(xlim=(-2.7, 9.7), ylim=(-3.4, 3.3), aspect="equal")
+    axes.axis("off")
+    save_figure(figure, path)
 
 
-def link(axis, a, b, colour, width, shrink=0.0):
+def link(axes: Any, a: Any, b: Any, colour: str, width: float, shrink: float = 0.0) -> None:
     a, b = np.array(a), np.array(b)
     step = (b - a) / np.linalg.norm(b - a) * shrink * 1.05
     arrow = {"arrowstyle": "<|-|>", "color": colour, "lw": width, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", a + step, b - step, arrowprops=arrow)
+    axes.annotate("", a + step, b - step, arrowprops=arrow)
 
 
-def heat_map(axis, module, label, place):
-    """W of one module, blue negative, red positive, white zero."""
-    W = module.weight.detach().numpy()
-    x, y = place
-    side = RADIUS * 0.72
-    scale = np.abs(W).max()
-    axis.add_patch(plt.Circle(place, RADIUS, fc="white", ec="black", lw=1.2, zorder=2))
-    box = (x - side / 1.05, x + side / 1.05, y - side / 1.05, y + side / 1.05)
-    axis.imshow(W, cmap="RdBu_r", vmin=-scale, vmax=scale, extent=box, zorder=3, interpolation="nearest")
-    above = y > 0.2
-    axis.text(x, y + (RADIUS + 0.1) * (1 if above else -1), label, ha="center",
-              va="bottom" if above else "top", fontsize=8, zorder=4)  # fmt: skip
+def heat_map(axes: Any, W: ndarray, label: str, place: ndarray) -> None:
+    """W of one module in a disc, blue negative, red positive, white zero."""
+    (x, y), side, bound = place, RADIUS * 0.68, np.abs(W).max()
+    axes.fill(*circle(200, (x, y), RADIUS).T, fc="white", ec="black", lw=1.2, zorder=2)
+    box = (x - side, x + side, y - side, y + side)
+    look = {"cmap": DIVERGING, "interpolation": "nearest", "zorder": 3}
+    axes.imshow(W, vmin=-bound, vmax=bound, extent=box, **look)
+    side, edge = (1, "bottom") if y > 0.2 else (-1, "top")
+    axes.text(x, y + (RADIUS + 0.1) * side, label, ha="center", va=edge, fontsize=8, zorder=4)
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1] if len(sys.argv) > 1 else "experiments/assembly.png")
+    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "experiments/assembly.png"))

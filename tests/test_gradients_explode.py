@@ -17,7 +17,7 @@ import torch
 from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "gradients_explode"
-NAMES = ("mlps", "outcome", "sgd", "figure1", "figure3", "record")
+NAMES = ("mlps", "shared", "sgd", "figure1", "figure3", "keep")
 EXPLODING = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
 
 
@@ -186,7 +186,7 @@ def test_other_settings_are_not_resumed(code, tmp_path):
     assert code.figure3.earlier(settings, {"settings": {"epochs": 2}, "seed": 1}) is None
     found = code.figure3.earlier(settings, {"settings": {"epochs": 2}, "seed": 0})
     assert found is not None
-    assert found[1]["nets"] == {}
+    assert found["nets"] == {}
 
 
 def test_figure_3_skips_without_data(code, tmp_path, capsys):
@@ -225,7 +225,7 @@ def test_every_layer_first_moves_by_the_same_fraction(code):
         assert float((new.detach() - old).norm() / old.norm()) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_pulls_of_a_net_add_up_to_its_gradient(code):
+def test_the_vjps_of_a_net_add_up_to_its_gradient(code):
     settings = code.figure3.settings_from(SMALL)
     for name in ("relu", "layer-tanh", "batch-tanh"):
         net = code.sgd.Classifier(name, 7, 3, settings).double()
@@ -236,6 +236,6 @@ def test_the_pulls_of_a_net_add_up_to_its_gradient(code):
         top = net.hidden(x)
         g = torch.randn_like(top)
         (true,) = torch.autograd.grad(top, x, g)
-        for pull in reversed(code.figure3.pulls(net.hidden, x.detach())):
-            g = sum(pull(g[None]))[0]
+        for vjp in reversed(code.figure3.vjps(net.hidden, x.detach())):
+            g = sum(vjp(g[None]))[0]
         torch.testing.assert_close(g, true)

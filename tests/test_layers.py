@@ -64,7 +64,6 @@ OWED = {
     "cli imports matplotlib",
     "experiments imports click",
     "experiments imports lightning",
-    "experiments imports matplotlib",
 }
 
 

@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from mlps import MLPS, gaussian_data, mlp, preactivations
-from outcome import COLOURS, HERE, RESULTS, curve, environment, finish, keep
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from shared import HERE, about, curve, finish, keep, options, panel, table
+from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
+from ctrnn_assembly.figures.style import line_style, new_figure, printed
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
@@ -55,24 +53,27 @@ def explodes(factor: float, fit: float) -> bool:
     return factor >= GROWTH and fit >= FIT
 
 
+def dataset(name: str, number: int, settings: argparse.Namespace) -> tuple[nn.Sequential, Tensor, Any]:
+    """A net and its data, both of this number's generator, which goes on."""
+    generator = torch.Generator().manual_seed(settings.seed + number)
+    x = gaussian_data(generator, observations=settings.observations, width=settings.width)
+    return mlp(name, generator, depth=settings.depth, width=settings.width), x, generator
+
+
 def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     """Curves of one network over all data sets, and the seconds that its GSC took."""
-    logs, deviations, diversities, errors, seconds = [], [], [], [], 0.0
+    logs, statistics, errors, seconds = [], [], [], 0.0
     for number in range(settings.datasets):
-        generator = torch.Generator().manual_seed(settings.seed + number)
-        x = gaussian_data(generator, observations=settings.observations, width=settings.width)
-        net = mlp(name, generator, depth=settings.depth, width=settings.width)
+        net, x, generator = dataset(name, number, settings)
         began = time.perf_counter()
-        probes = settings.probes or None
-        found = gsc(net, x, probes=probes, generator=generator)
+        found = gsc(net, x, probes=settings.probes or None, generator=generator)
         seconds += time.perf_counter() - began
         logs.append(found.value.log().flip(0))  # from the last layer back
         error = found.standard_error
         errors.append(0.0 if error is None else float(error[0] / found.value[0]))
-        deviation, diversity = preactivation_statistics(preactivations(net, x))
-        deviations.append(deviation)
-        diversities.append(diversity)
+        statistics.append(torch.stack(preactivation_statistics(preactivations(net, x))))
     log_gsc = torch.stack(logs)
+    deviation, diversity = torch.stack(statistics).mean(0)
     factors = torch.tensor([growth(row)[0] for row in log_gsc])
     factor, fit = growth(log_gsc.mean(0))
     return {
@@ -85,17 +86,15 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
         "growth_error": float(factors.std() / len(factors) ** 0.5) if len(factors) > 1 else None,
         "fit": fit,
         "explodes": explodes(factor, fit),
-        "deviation": torch.stack(deviations).mean(0).tolist(),
-        "diversity": torch.stack(diversities).mean(0).tolist(),
+        "deviation": deviation.tolist(),
+        "diversity": diversity.tolist(),
         "seconds": seconds,
     }
 
 
 def exact(name: str, settings: argparse.Namespace) -> dict[str, float]:
     """The exact GSC(0, L) of the first data set beside an estimate of it."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    x = gaussian_data(generator, observations=settings.observations, width=settings.width)
-    net = mlp(name, generator, depth=settings.depth, width=settings.width)
+    net, x, generator = dataset(name, 0, settings)
     began = time.perf_counter()
     true = gsc(net, x)
     seconds = time.perf_counter() - began
@@ -110,7 +109,7 @@ def exact(name: str, settings: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Table:
+def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Table:
     title = (
         f"GSC(0, {settings.depth}), width {settings.width}: geometric mean and range of "
         f"{settings.datasets} data sets of {settings.observations}"
@@ -120,25 +119,15 @@ def table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Tabl
         f"Theory for batch-relu: {BATCH_RELU:.4f}. Paper: its four exploding nets as we know them, text "
         "not at hand. Report: what the reproducibility report says."
     )
-    shown = Table(
-        title=title, caption=caption, box=SIMPLE, padding=0, pad_edge=False, collapse_padding=True
-    )
-    for column in ("net", "GSC", "range", "growth/layer", "fit", "explodes", "paper", "report"):
-        justify: Any = "left" if column in ("net", "paper", "report") else "right"
-        shown.add_column(column, justify=justify, no_wrap=True)
+    columns = ("net", "GSC", "range", "growth/layer", "fit", "explodes", "paper", "report")
+    rows = []
     for name, net in nets.items():
         spread = "" if net["growth_error"] is None else f"±{net['growth_error']:.4f}"
-        shown.add_row(
-            name,
-            short(net["gsc"][-1]),
-            f"{short(net['gsc_low'][-1])} - {short(net['gsc_high'][-1])}",
-            f"{net['growth']:.4f}{spread}",
-            f"{net['fit']:.3f}",
-            "yes" if net["explodes"] else "no",
-            "explodes" if name in PAPER else "",
-            REPORT.get(name, ""),
-        )
-    return shown
+        value, low, high = (short(net[key][-1]) for key in ("gsc", "gsc_low", "gsc_high"))
+        verdict = ("yes" if net["explodes"] else "no", "explodes" if name in PAPER else "")
+        numbers = (value, f"{low} - {high}", f"{net['growth']:.4f}{spread}", f"{net['fit']:.3f}")
+        rows.append((name, *numbers, *verdict, REPORT.get(name, "")))
+    return table(columns, rows, title=title, caption=caption)
 
 
 def short(value: float) -> str:
@@ -147,66 +136,56 @@ def short(value: float) -> str:
 
 
 def exact_table(checks: dict[str, dict[str, float]]) -> Table:
-    shown = Table(title="First data set: exact GSC(0, L) and the estimate", box=SIMPLE)
-    for column in ("net", "exact", "estimate", "off by", "products", "seconds"):
-        shown.add_column(column, justify="left" if column == "net" else "right")
-    for name, check in checks.items():
-        off = (check["estimate"] - check["exact"]) / check["standard_error"]
-        shown.add_row(
+    rows = [
+        (
             name,
             f"{check['exact']:.5g}",
             f"{check['estimate']:.4g} ± {check['standard_error']:.2g}",
-            f"{off:+.1f} errors",
+            f"{(check['estimate'] - check['exact']) / check['standard_error']:+.1f} errors",
             f"{check['products']}",
             f"{check['seconds']:.1f}",
         )
-    return shown
+        for name, check in checks.items()
+    ]
+    columns = ("net", "exact", "estimate", "off by", "products", "seconds")
+    return table(columns, rows, title="First data set: exact GSC(0, L) and the estimate")
 
 
+@printed
 def draw(nets: dict[str, dict[str, Any]], path: Path) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    figure = new_figure(4.2, "Seven random MLPs on Gaussian noise (bands: range over data sets)", 11)
+    left, middle, right = figure.subplots(1, 3)
     depth = len(next(iter(nets.values()))["deviation"])
-    every = max(1, depth // 10)
-    steps = list(range(depth + 1))
-    for name, net in nets.items():
-        curve(axes[0], name, steps, net["gsc"], every)
-        low, high = net["gsc_low"], net["gsc_high"]
-        axes[0].fill_between(steps, low, high, color=COLOURS[name], alpha=0.15, lw=0)
-        curve(axes[1], name, steps[1:], net["deviation"], every)
-        curve(axes[2], name, steps[1:], net["diversity"], every)
-    axes[0].set(yscale="log", ylabel="GSC(L - j, L)", xlabel="layers back from the last one, j")
-    axes[1].set(yscale="log", ylabel="standard deviation", xlabel="layer")
-    axes[2].set(ylim=(0, 0.52), ylabel="min(P, N) / (P + N)", xlabel="layer")
-    titles = "gradient scale coefficient", "pre-activation deviation", "pre-activation sign diversity"
-    for axis, letter, title in zip(axes, "ABC", titles, strict=True):
-        axis.set_title(f"{letter}  {title}", fontsize=10)
-        axis.grid(alpha=0.25)
-    finish(figure, axes[0], path, "Seven random MLPs on Gaussian noise (bands: range over data sets)")
-    plt.close(figure)
+    every, steps = max(1, depth // 10), list(range(depth + 1))
+    for k, (name, net) in enumerate(nets.items()):
+        curve(left, name, steps, net["gsc"], every)
+        band = {"color": line_style(k)["color"], "alpha": 0.15, "lw": 0}
+        left.fill_between(steps, net["gsc_low"], net["gsc_high"], **band)
+        curve(middle, name, steps[1:], net["deviation"], every)
+        curve(right, name, steps[1:], net["diversity"], every)
+    back = {"ylabel": "GSC(L - j, L)", "xlabel": "layers back from the last one, j"}
+    panel(left, "A  gradient scale coefficient", yscale="log", **back)
+    panel(
+        middle, "B  pre-activation deviation", yscale="log", ylabel="standard deviation", xlabel="layer"
+    )
+    diversity = {"ylim": (0, 0.52), "ylabel": "min(P, N) / (P + N)"}
+    panel(right, "C  pre-activation sign diversity", xlabel="layer", **diversity)
+    finish(figure, left, path)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--datasets", type=int, default=10)
     parser.add_argument("--observations", type=int, default=100)
-    parser.add_argument("--depth", type=int, default=50)
-    parser.add_argument("--width", type=int, default=100)
     parser.add_argument("--probes", type=int, default=10, help="random signs of an estimate; 0: exact")
     parser.add_argument("--exact", action="store_true", help="also check the first data set exactly")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--figure", type=Path, default=HERE / "figure1", help="without an ending")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = settings_from(arguments)
     torch.set_num_threads(settings.threads)
-    console = Console()
-    given = sys.argv[1:] if arguments is None else arguments
-    command = " ".join(["python experiments/gradients_explode/figure1.py", *given])
-    result = environment(command, settings.seed)
+    console, result = Console(), about(__file__, arguments, seed=settings.seed)
     keys = ("datasets", "observations", "depth", "width", "probes")
     result["settings"] = {key: getattr(settings, key) for key in keys}
     began, worked = time.perf_counter(), time.process_time()
@@ -216,7 +195,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["gsc_seconds"] = sum(net["seconds"] for net in nets.values())
     result["criterion"] = {"growth": GROWTH, "fit": FIT}
     result["nets"] = nets
-    console.print(table(nets, settings))
+    console.print(growth_table(nets, settings))
     observations = settings.datasets * settings.observations
     scaled = REPORTED_SECONDS * observations / 1000
     console.print(
@@ -227,10 +206,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if settings.exact:
         result["exact"] = {name: exact(name, settings) for name in MLPS}
         console.print(exact_table(result["exact"]))
-    draw(nets, settings.figure)
-    path = settings.results / f"{result['date']}-gradients-explode-figure1.json"
-    keep(path, result)
-    console.print(f"Wrote {path} and {settings.figure}.png, .pdf")
+    figure = settings.figure or HERE / "figure1"
+    draw(nets, figure)
+    path = keep("gradients-explode-figure1", result, settings.results, digits=6)
+    console.print(f"Wrote {path} and {figure}.png, .pdf")
     return result
 
 

@@ -22,39 +22,34 @@ import argparse
 import copy
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from mlps import MLPS, Layer
-from outcome import COLOURS, HERE, RESULTS, curve, environment, finish, keep, without_folder
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from sgd import BATCH, RATES, Classifier, Images, best_rate, error, load_images, optimizer, train_epoch
+from shared import HERE, about, curve, finish, keep, options, panel, table
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, VJPs, effective_depth_of_gradient
 from ctrnn_assembly.diagnostics.gradient_scale import gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
+from ctrnn_assembly.figures.style import line_style, new_figure, printed
 
 PROBES = 20
-NOTHING: dict[str, float | None] = {
-    "gsc": None,
-    "effective_depth": None,
-    "operator_norm": None,
-    "change_norm": None,
-}
+NOTHING: dict[str, float | None] = dict.fromkeys(
+    ("gsc", "effective_depth", "operator_norm", "change_norm")
+)
 
 
-def pulls(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
+def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
     """For each layer V -> (S^T V, R^T V): through phi and the norm, then through W(0) or W - W(0)."""
 
-    def pull(z: Tensor, y: Tensor, S: Tensor, R: Tensor) -> VJPs:
+    def vjp(z: Tensor, y: Tensor, S: Tensor, R: Tensor) -> VJPs:
         def back(V: Tensor) -> tuple[Tensor, Tensor]:
             (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
             return q @ S, q @ R
@@ -67,7 +62,7 @@ def pulls(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
         W = layer.weight.detach()
         z = (x @ W.mT).requires_grad_()
         y = layer.phi(layer.normalise(z))
-        found.append(pull(z, y, layer.initial, W - layer.initial))
+        found.append(vjp(z, y, layer.initial, W - layer.initial))
         x = y.detach()
     return found
 
@@ -78,7 +73,7 @@ def depth_of(net: Classifier, x: Tensor, y: Tensor) -> EffectiveDepth:
         top = net.hidden(x)
     top.requires_grad_()
     (g,) = torch.autograd.grad(F.cross_entropy(net.readout(top), y), top)
-    return effective_depth_of_gradient(pulls(net.hidden, x), g)
+    return effective_depth_of_gradient(vjps(net.hidden, x), g)
 
 
 def operator_norms(layer: nn.Module) -> Tensor:
@@ -112,9 +107,7 @@ def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> d
     }
 
 
-def run(
-    name: str, images: Images, settings: argparse.Namespace, result: dict[str, Any], path: Path
-) -> None:
+def run(name: str, images: Images, settings: argparse.Namespace, result: dict[str, Any]) -> None:
     """Train one net and keep the result after every epoch."""
     began = time.perf_counter()
     rate = best_rate(name, images, settings)
@@ -135,20 +128,18 @@ def run(
         }
         record["epochs"].append(row)
         record["seconds"] = time.perf_counter() - began
-        keep(path, result)
+        record["complete"] = diverged or epoch == settings.epochs
+        keep(stem(settings), result, settings.results, digits=6)
         if diverged:
             break
-    record["complete"] = True
-    keep(path, result)
 
 
-def earlier(settings: argparse.Namespace, wanted: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+def earlier(settings: argparse.Namespace, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The newest result of the same settings and seed, with its finished nets."""
     for path in sorted(settings.results.glob(f"*-{stem(settings)}.json"), reverse=True):
         kept = json.loads(path.read_text())
         if (kept["settings"], kept["seed"]) == (wanted["settings"], wanted["seed"]):
-            kept["nets"] = {name: net for name, net in kept["nets"].items() if net["complete"]}
-            return path, kept
+            return kept | {"nets": {k: net for k, net in kept["nets"].items() if net["complete"]}}
     return None
 
 
@@ -156,25 +147,24 @@ def stem(settings: argparse.Namespace) -> str:
     return f"gradients-explode-figure3-{settings.task}-{settings.steps}"
 
 
-def table(result: dict[str, Any]) -> Table:
-    epochs = result["settings"]["epochs"]
-    shown = Table(title=f"After {epochs} epochs", box=SIMPLE, padding=0, pad_edge=False)
-    heads = "net", "rate", "train err", "held out", "GSC before", "after", "eff. depth", "change of W"
-    for column in heads:
-        shown.add_column(column, justify="left" if column == "net" else "right", no_wrap=True)
+def results_table(result: dict[str, Any]) -> Table:
+    rows = []
     for name, net in result["nets"].items():
         first, last = net["epochs"][0], net["epochs"][-1]
-        shown.add_row(
-            name,
-            f"{net['rate']:g}",
-            f"{last['error']:.3f}",
-            f"{last['held_out_error']:.3f}",
-            number(first["gsc"]),
-            number(last["gsc"]),
-            number(last["effective_depth"]),
-            number(last["change_norm"]),
-        )
-    return shown
+        errors = (f"{last[key]:.3f}" for key in ("error", "held_out_error"))
+        values = (first["gsc"], last["gsc"], last["effective_depth"], last["change_norm"])
+        rows.append((name, f"{net['rate']:g}", *errors, *map(number, values)))
+    columns = (
+        "net",
+        "rate",
+        "train err",
+        "held out",
+        "GSC before",
+        "after",
+        "eff. depth",
+        "change of W",
+    )
+    return table(columns, rows, title=f"After {result['settings']['epochs']} epochs")
 
 
 def number(value: float | None) -> str:
@@ -184,89 +174,73 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
+@printed
 def draw(result: dict[str, Any], path: Path, what: str) -> None:
-    figure, grid = plt.subplots(2, 2, figsize=(10.5, 8), layout="constrained")
+    figure = new_figure(7, f"Seven MLPs trained on {what}; A: training error faint", 9)
+    grid, end = figure.subplots(2, 2), result["settings"]["epochs"]
     panels = {
-        "held_out_error": ("classification error", "linear"),
-        "gsc": ("GSC(0, L), image to last hidden layer", "log"),
-        "effective_depth": ("effective depth", "linear"),
-        "change_norm": ("|W - W(0)| / |W(0)|, operator norms, mean over layers", "log"),
+        "held_out_error": ("A  classification error", "linear"),
+        "gsc": ("B  GSC(0, L), image to last hidden layer", "log"),
+        "effective_depth": ("C  effective depth", "linear"),
+        "change_norm": ("D  |W - W(0)| / |W(0)|, operator norms, mean over layers", "log"),
     }
-    for axis, letter, (key, (title, scale)) in zip(grid.flat, "ABCD", panels.items(), strict=True):
-        for name, net in result["nets"].items():
+    for axes, (key, (title, scale)) in zip(grid.flat, panels.items(), strict=True):
+        for k, (name, net) in enumerate(result["nets"].items()):
             rows = [
                 row for row in net["epochs"] if row[key] is not None and (row[key] or scale != "log")
             ]
-            curve(axis, name, [row["epoch"] for row in rows], [row[key] for row in rows])
+            curve(axes, name, [row["epoch"] for row in rows], [row[key] for row in rows])
             if key == "held_out_error":
-                trained = [row["error"] for row in rows]
-                axis.plot([row["epoch"] for row in rows], trained, color=COLOURS[name], alpha=0.3, lw=1)
-        axis.set(yscale=scale, xlabel="epoch")
-        axis.set_xlim(-0.04 * result["settings"]["epochs"], 1.04 * result["settings"]["epochs"])
-        axis.set_title(f"{letter}  {title}", fontsize=10)
-        axis.grid(alpha=0.25)
+                faint = {"color": line_style(k)["color"], "alpha": 0.3, "lw": 1}
+                axes.plot([row["epoch"] for row in rows], [row["error"] for row in rows], **faint)
+        panel(axes, title, yscale=scale, xlabel="epoch", xlim=(-0.04 * end, 1.04 * end))
     grid[0, 0].set_ylim(0, 1)
     grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
-    finish(figure, grid[0, 0], path, f"Seven MLPs trained on {what}; A: training error faint")
-    plt.close(figure)
+    finish(figure, grid[0, 0], path)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = options(__doc__)
     parser.add_argument("--task", default="images", help="images (CIFAR-10 as JPEG), smnist or digits")
     parser.add_argument("--data-dir", type=Path, help="default: CTRNN_DATA_DIR")
     parser.add_argument("--steps", choices=tuple(RATES), default="layer", help="step sizes, see above")
     parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--resize", type=int, help="pixels a side; default 16 for images, else all")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--depth", type=int, default=50)
-    parser.add_argument("--width", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--figure", type=Path, help="without an ending")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     settings = settings_from(arguments)
     torch.set_num_threads(settings.threads)
-    console = Console()
+    console = Console(highlight=False)
     try:
         images = load_images(settings)
     except DataError as reason:
-        console.print(f"Skipped, no images: {reason}", highlight=False)
+        console.print(f"Skipped, no images: {reason}")
         return None
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
-    given = sys.argv[1:] if arguments is None else arguments
-    shown = without_folder(given)
-    command = " ".join(["python experiments/gradients_explode/figure3.py", *shown])
     keys = ("task", "steps", "images", "resize", "epochs", "depth", "width")
-    result: dict[str, Any] = environment(command, settings.seed)
-    result["settings"] = {key: getattr(settings, key) for key in keys}
-    result["settings"] |= {
-        "rates": list(RATES[settings.steps]),
-        "batch": BATCH,
-        "pixels": images.x.shape[1],
-    }
-    path = settings.results / f"{result['date']}-{stem(settings)}.json"
+    measured = {"rates": list(RATES[settings.steps]), "batch": BATCH, "pixels": images.x.shape[1]}
+    result = about(__file__, arguments, seed=settings.seed)
+    result["settings"] = {key: getattr(settings, key) for key in keys} | measured
     result["nets"] = {}
     if kept := earlier(settings, result):
-        path, result = kept
-        console.print(f"Going on with {path}: {len(result['nets'])} of {len(MLPS)} nets are there.")
+        result = kept
+        console.print(f"Going on: {len(result['nets'])} of {len(MLPS)} nets are there.")
     for name in MLPS:
         if name not in result["nets"]:
-            run(name, images, settings, result, path)
-            console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s", highlight=False)
+            run(name, images, settings, result)
+            console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
-    keep(path, result)
+    path = keep(stem(settings), result, settings.results, digits=6)
     figure = settings.figure or HERE / f"figure3-{settings.task}-{settings.steps}"
     pixels = f"{len(images.x)} images of {images.x.shape[1]} values (task {settings.task})"
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
     draw(result, figure, f"{pixels}, {rule}")
-    console.print(table(result))
-    console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf", highlight=False)
+    console.print(results_table(result))
+    console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf")
     return result
 
 
