@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SingularValueBounded, Subnetwork, couple
@@ -165,6 +166,42 @@ def test_a_layer_under_its_encoder() -> None:
     u = normal(3)
     found = find_fixed_points(layer, u)
     assert_close(layer.step(u[None], found.points).detach(), found.points, rtol=0, atol=1e-10)
+
+
+def test_a_gru_comes_to_rest_where_its_step_does_not_move() -> None:
+    torch.manual_seed(0)
+    net, u = nn.GRU(2, 6).double(), normal(2)
+    found = find_fixed_points(net, u, normal(20, 6, scale=0.5))
+    assert (len(found), found.kinds, found.failed) == (1, ("stable",), 0)
+    h = torch.zeros(1, 1, 6)
+    for _ in range(300):
+        h = net(u[None, None], h)[1].detach()
+    assert_close(found.points[0], h[0, 0], rtol=0, atol=1e-9)
+    assert float(found.eigenvalues[0].abs().max()) < 1
+
+
+def test_a_map_is_judged_by_the_moduli_of_its_step() -> None:
+    # x+ = 2 tanh(x) and x+ = -x / 2 in the other unit: 0 is a saddle, +-1.915 are stable.
+    found = find_fixed_points(
+        lambda u, h: torch.stack([2 * h[:, 0].tanh(), -h[:, 1] / 2], 1), x0=normal(30, 2)
+    )
+    root = scipy.optimize.brentq(lambda x: 2 * math.tanh(x) - x, 1, 3, xtol=1e-15)
+    order = found.points[:, 0].argsort()
+    assert_close(found.points[order, 0], torch.tensor([-root, 0.0, root]), rtol=0, atol=1e-10)
+    assert [found.kinds[k] for k in order] == ["stable", "saddle", "stable"]
+    turn = find_fixed_points(lambda u, h: h @ rotation(1.0).double().mT, x0=normal(4, 2))
+    assert turn.kinds == ("marginal",)
+
+
+def test_gates_of_the_state_do_not_move_the_fixed_points() -> None:
+    # nu > 0 slows x' = nu o F and leaves its roots, not its eigenvalues.
+    field = Subnetwork(SingularValueBounded("tanh"), 5, generator=rng(0))
+    layer = CTRNN(2, field, gate="state", generator=rng(1)).double()
+    u = normal(2)
+    found = find_fixed_points(layer, u)
+    assert (len(found), found.kinds) == (1, ("stable",))
+    still = field.terms().driven(layer.encoder.weight, layer.encoder.bias)(found.points, u[None])
+    assert float(still.detach().abs().max()) < 1e-8
 
 
 @pytest.mark.parametrize("largest", [1, 3])

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, LinearInterpolation, SingularValueBounded, Subnetwork, certify, couple
-from ctrnn_assembly.diagnostics import flow_exponents, flow_jacobian, lyapunov_exponents
+from ctrnn_assembly.diagnostics import flow_exponents, flow_jacobian, lyapunov_exponents, step_jacobian
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation
@@ -252,6 +252,44 @@ def test_errors_shrink_with_the_run_and_cover_the_truth() -> None:
     assert float(long.errors) < 0.5 * float(short.errors)
     assert abs(float(short.exponents - long.exponents)) < 5 * float(short.errors)
     assert float(lyapunov_exponents(terms, u, k=1, dt=dt, steps=1).errors) == math.inf
+
+
+def test_a_gru_has_the_exponents_of_the_product_of_its_jacobians() -> None:
+    net, u, x0 = nn.GRU(2, 5).double(), normal(1, 30, 2), normal(1, 5, seed=1)
+    found = lyapunov_exponents(net, u, x0, k=5, steps=30, transient=0)
+    total = 0.0
+    for k in range(30):
+        S = step_jacobian(net, u[:, k], x0)[0]
+        total += float(torch.linalg.slogdet(S)[1])
+        x0 = net(u[:, k][None], x0[None])[1][0].detach()
+    assert float(found.exponents.sum()) == pytest.approx(total / 30, abs=1e-9)
+    assert found.dt == 1
+    assert_close(found.history[-1], found.exponents)
+    assert found.history.shape == (30, 5)
+
+
+def test_a_function_and_its_layer_have_the_same_exponents() -> None:
+    parts = [Subnetwork(SingularValueBounded("tanh"), 3, generator=rng(k)) for k in range(2)]
+    layer = CTRNN(2, couple(parts, "all", generator=rng(5)), dt=0.1, generator=rng(6)).double()
+    u, x0 = normal(2, 20, 2), normal(2, 6, seed=1)
+    settings = {"k": 3, "steps": 40, "dt": 0.1}
+    ours = lyapunov_exponents(layer, u, x0, generator=rng(1), **settings)
+    theirs = lyapunov_exponents(lambda u, h: layer.step(u, h), u, x0, generator=rng(1), **settings)
+    assert_close(ours.per_trajectory, theirs.per_trajectory, rtol=0, atol=1e-10)
+
+
+def test_gates_of_the_state_make_a_net_expand_where_the_exponents_say_so() -> None:
+    layer = CTRNN(1, Subnetwork(SingularValueBounded("tanh"), 4, generator=rng(0)), gate="state", dt=1.0)
+    layer = layer.double()
+    u, x0 = normal(1, 60, 1), normal(1, 4, seed=1)
+    found = lyapunov_exponents(layer, u, x0, k=1, steps=60, transient=0, generator=rng(2))
+    near = torch.cat([x0, x0 + 1e-7 * normal(1, 4, seed=3)])
+    first = float((near[0] - near[1]).norm())
+    for k in range(60):
+        near = layer.step(u[:, k].expand(2, -1), near).detach()
+    measured = math.log(float((near[0] - near[1]).norm()) / first) / 60
+    # 0.1: two random directions over 60 steps.
+    assert float(found.exponents) == pytest.approx(measured, abs=0.1)
 
 
 def test_a_float32_layer_with_its_encoder() -> None:

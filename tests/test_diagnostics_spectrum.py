@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import (
@@ -22,10 +23,9 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.diagnostics import (
+    behaviour,
     coupling_spectrum,
     flow_jacobian,
-    generalised_jacobian,
-    local_rates,
     module_spectra,
     spectrum,
     spectrum_along,
@@ -75,9 +75,10 @@ def test_the_generalised_jacobian_from_its_definition(name: str) -> None:
     J = array(flow_jacobian(net, u, x))
     theta = array(net.metric().theta()) @ np.diag(array(net.tau) ** 0.5)
     F = theta @ J @ np.linalg.inv(theta)
-    np.testing.assert_allclose(array(generalised_jacobian(net, u, x)), F, rtol=1e-9, atol=1e-9)
+    root, inverse = spectrum.norm_of(behaviour(net), net.metric())
+    np.testing.assert_allclose(array(root) @ J[0] @ array(inverse), F[0], rtol=1e-9, atol=1e-9)
     M = theta.T @ theta
-    for k, rate in enumerate(local_rates(net, u, x)):
+    for k, rate in enumerate(spectrum_at(net, u, x).local_rates):
         pencil = scipy.linalg.eigh((M @ J[k] + J[k].T @ M) / 2, M, eigvals_only=True)
         assert float(rate) == pytest.approx(-pencil[-1], abs=1e-9)
 
@@ -108,8 +109,8 @@ def test_a_wrong_metric_does_not_reach_the_certified_rate() -> None:
     # Without diag(tau), or with the identity, the symmetric part of this net is larger.
     net = mixed()
     identity = Metric((Factor.identity(net.size, net.tau),))
-    x = torch.zeros(1, net.size)
-    assert float(local_rates(net, None, x, metric=identity)) < float(local_rates(net, None, x)) - 0.01
+    rate = lambda **changes: spectrum_at(net, None, torch.zeros(1, net.size), **changes).local_rates  # noqa: E731
+    assert float(rate(metric=identity)) < float(rate()) - 0.01
 
 
 def test_oracle_17_identity_metric_feedback_can_be_unstable() -> None:
@@ -301,6 +302,58 @@ def test_a_trajectory_is_the_solvers_and_meets_its_own_samples(method: str) -> N
     assert (found.step_radius is None) == (method == "dopri8")
 
 
+def gated(kind: str) -> CTRNN:
+    parts = [Subnetwork(SingularValueBounded("tanh"), 4, generator=rng(k)) for k in range(2)]
+    field = couple(parts, "all", generator=rng(7))
+    layer = CTRNN(2, field, gate=kind, dt=0.5, generator=rng(3)).double()
+    for parameter in layer.gates.parameters():
+        parameter.data.add_(normal(*parameter.shape, seed=5))
+    return layer
+
+
+def differences(f: Callable[[Tensor], Tensor], x: Tensor) -> np.ndarray:
+    """The Jacobian of f at x (n,), by central differences."""
+    h = 1e-6
+    columns = [(f((x + h * e)[None]) - f((x - h * e)[None]))[0] / (2 * h) for e in torch.eye(len(x))]
+    return array(torch.stack(columns, 1))
+
+
+@pytest.mark.parametrize("kind", ["constant", "shared", "input", "state"])
+def test_gated_nets_have_the_spectra_of_what_they_do(kind: str) -> None:
+    layer, x, u = gated(kind), normal(1, 8), normal(1, 2, seed=1)
+    found = spectrum_at(layer, u, x)
+    # 1e-7: the differences.
+    same_set(found.eigenvalues[0], np.linalg.eigvals(differences(layer.flow(u), x[0])), 1e-7)
+    S = differences(lambda z: layer.step(u, z), x[0])
+    same_set(found.step_eigenvalues[0], np.linalg.eigvals(S), 1e-7)
+    assert [values.shape for values in module_spectra(layer, u, x)] == [(1, 4), (1, 4)]
+    M = layer.metric().theta() * behaviour(layer).tau.sqrt()
+    F = array(M) @ differences(layer.flow(u), x[0]) @ np.linalg.inv(array(M))
+    assert float(found.local_rates) == pytest.approx(-np.linalg.eigvalsh((F + F.T) / 2)[-1], abs=1e-7)
+
+
+@pytest.mark.parametrize("net", [nn.RNN(2, 4), nn.GRU(2, 4, num_layers=2), nn.LSTM(2, 3)])
+def test_torchs_nets_have_the_spectra_of_their_steps(net: nn.RNNBase) -> None:
+    known, u = behaviour(net), normal(5, 2)
+    found = spectrum_along(net, u, at=[0, 3, 5])
+    assert found.eigenvalues is found.local_rates is None
+    net = net.double()
+    # From a zero state the hidden state is the output, whose rows all but the last are known.
+    output = net(u[:, None])[0][:, 0]
+    assert_close(
+        found.x[1:, known.size // 2 :][:, -4:]
+        if net.num_layers == 2
+        else found.x[1:, : net.hidden_size],
+        output[[2, 4]].detach(),
+    )
+    for k, sample in enumerate((u[0], u[3], u[4])):
+        S = differences(lambda z, v=sample: known.step(v[None], z), found.x[k])
+        same_set(found.step_eigenvalues[k], np.linalg.eigvals(S), 1e-7)
+    blocks = module_spectra(net, u[:1], found.x[:1])
+    assert len(blocks) == len(known.sizes)
+    assert sum(known.sizes) == known.size
+
+
 def test_without_an_input_or_a_metric() -> None:
     terms = one_module("tanh", "x")
     found = spectrum_along(Terms(**{**vars(terms), "W_in": None}), at=[0, 3], dt=0.1)
@@ -323,16 +376,15 @@ def test_a_diverging_trajectory_is_refused() -> None:
         (ShapeError, "at least one state", lambda t, x: spectrum_at(t, None, x[:0])),
         (DataError, "nan", lambda t, x: spectrum_at(t, None, x * torch.nan)),
         (ShapeError, "one a state", lambda t, x: spectrum_at(t, None, x, times=torch.zeros(2))),
-        (ConfigError, "metric", lambda t, x: local_rates(t, None, x)),
         (
             ShapeError,
             "6 units",
-            lambda t, x: local_rates(t, None, x, metric=Metric((Factor(x[0, :5], x[0, :5]),))),
+            lambda t, x: spectrum_at(t, None, x, metric=Metric((Factor(x[0, :5], x[0, :5]),))),
         ),
         (
             DataError,
             "metric",
-            lambda t, x: local_rates(t, None, x, metric=Metric((Factor(0 * x[0], x[0]),))),
+            lambda t, x: spectrum_at(t, None, x, metric=Metric((Factor(0 * x[0], x[0]),))),
         ),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[], dt=0.1)),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[-1], dt=0.1)),

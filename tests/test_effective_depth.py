@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ctrnn_assembly.diagnostics.effective_depth import (
     effective_depth,
     effective_depth_of_gradient,
-    matrix_vjps,
 )
 from ctrnn_assembly.errors import ConfigError, ShapeError
 
@@ -42,7 +41,7 @@ def parts(sizes: list[int], scale: float) -> tuple[list[Tensor], list[Tensor]]:
 def test_oracle_34_identity_plus_a_multiple(r, depth):
     eye = torch.eye(3).expand(50, 3, 3)
     assert effective_depth(eye, r * eye).depth == depth
-    assert effective_depth_of_gradient(matrix_vjps(eye, r * eye), torch.randn(3)).depth == depth
+    assert effective_depth(eye, r * eye, torch.randn(3)).depth == depth
     terms = torch.tensor([comb(50, k) * r**k for k in range(51)])
     expected = terms.flip(0).cumsum(0).flip(0) / (1 + r) ** 50
     torch.testing.assert_close(effective_depth(eye, r * eye).shares, expected, rtol=1e-10, atol=0)
@@ -54,7 +53,7 @@ def test_the_recursion_is_the_sum_over_all_products(sizes):
     C = expansion(S, R)
     torch.testing.assert_close(effective_depth(S, R).shares, shares(C), rtol=1e-9, atol=1e-14)
     g = torch.randn(sizes[-1])
-    found = effective_depth_of_gradient(matrix_vjps(S, R), g)
+    found = effective_depth(S, R, g)
     torch.testing.assert_close(found.shares, shares(C.mT @ g), rtol=1e-9, atol=1e-14)
 
 
@@ -73,7 +72,7 @@ def test_samples_are_blocks_of_one_jacobian():
     C = torch.stack([expansion(list(S[:, b]), list(R[:, b])) for b in range(6)], 1)
     torch.testing.assert_close(effective_depth(S, R).shares, shares(C), rtol=1e-9, atol=0)
     g = torch.randn(6, 3)
-    found = effective_depth_of_gradient(matrix_vjps(S, R), g)
+    found = effective_depth(S, R, g)
     rows = (g[:, None, :] @ C)[..., 0, :]
     torch.testing.assert_close(found.shares, shares(rows), rtol=1e-9, atol=0)
 
@@ -127,7 +126,7 @@ def test_operators_serve_layers_that_couple_samples():
         x = y.detach()
     g = torch.randn(5, 3)
     found = effective_depth_of_gradient(pulls, g)
-    dense = effective_depth_of_gradient(matrix_vjps(S, R), g.flatten())
+    dense = effective_depth(S, R, g.flatten())
     torch.testing.assert_close(found.shares, dense.shares, rtol=1e-9, atol=1e-14)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.testing import assert_close
 
 from ctrnn_assembly import (
     CONSTRAINTS,
+    CTRNN,
     Absolute,
     AdaDiagTanh,
     Assembly,
@@ -166,6 +168,47 @@ def test_no_input_is_an_input_of_zeros() -> None:
         for u in (None, torch.zeros(1, 5, net.size))
     )
     assert first == second
+
+
+# Any net, by its steps
+
+
+def test_a_map_shrinks_by_its_factor_in_any_metric() -> None:
+    A = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
+    found = measure_contraction(
+        lambda u, h: h @ A.mT, steps=30, x0=torch.randn(20, 2), directions="worst"
+    )
+    assert found.factor == pytest.approx(float(torch.linalg.matrix_norm(A, ord=2)), rel=1e-6)
+    theta = torch.diag(torch.tensor([0.01, 1.0]))
+    small = measure_contraction(
+        lambda u, h: h @ A.mT,
+        steps=30,
+        x0=torch.randn(20, 2),
+        metric=Metric((Factor(theta, theta.inverse()),)),
+    )
+    assert small.factor < 0.55
+    assert small.dt == 1
+
+
+def test_distances_over_time_are_those_of_the_pairs() -> None:
+    net, u = nn.GRU(2, 4).double(), torch.randn(3, 12, 2)
+    found = measure_contraction(net, u, pairs=2)
+    assert found.distances.shape == found.euclidean.shape == (12, 13)
+    assert_close(found.times, torch.arange(13.0))
+    assert_close(found.distances, found.euclidean)
+    assert_close(found.euclidean[:, 0].unique(), torch.tensor([1e-6, 1.0]), rtol=1e-9, atol=0)
+    assert found.growth == pytest.approx(float((found.distances[:, -1] / found.distances[:, 0]).max()))
+
+
+def test_gates_of_the_input_stay_within_their_certified_factor() -> None:
+    field = Subnetwork(AdaDiagTanh("tanh"), 6)
+    layer = CTRNN(2, field, gate="input", gate_bounds=(0.19, 0.2), dt=0.5).double()
+    step = layer.certificate().step
+    assert step is not None
+    assert step.certified
+    for directions in ("random", "worst"):
+        found = measure_contraction(layer, torch.randn(4, 400, 2), directions=directions)  # type: ignore[arg-type]
+        assert 0 < found.factor <= step.contraction_factor
 
 
 # What diverges, and what is refused

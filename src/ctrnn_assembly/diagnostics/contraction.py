@@ -29,7 +29,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, trajectory
+from ctrnn_assembly.diagnostics.linearise import (
+    BY_TORCHDIFFEQ,
+    Behaviour,
+    behaviour,
+    linearise,
+    trajectory,
+)
 from ctrnn_assembly.diagnostics.spectrum import norm_of
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
@@ -148,7 +154,7 @@ def measure_contraction(
     theta = norm[0]
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
-    exact = known.has_step(dt, solver)
+    exact = solver not in BY_TORCHDIFFEQ
     relative = (8 + known.size) * torch.finfo(torch.float64).eps if exact else 16 * rtol
     error = _error(theta, size if exact else size + 0.01, relative)  # 0.01 for the absolute tolerance
     return Measurement(
@@ -235,7 +241,7 @@ def _directions(
     else:
         theta, inverse = norm
         local = known.step_map() if known.flow is None else known.flow_map()
-        F = theta @ local.linearise(u, x).matrix() @ inverse  # (pairs, n, n)
+        F = theta @ linearise(local, u, x).matrix() @ inverse  # (pairs, n, n)
         sym = F.mT @ F if known.flow is None else symmetric_part(F)
         v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
     return v / v.norm(dim=1, keepdim=True)

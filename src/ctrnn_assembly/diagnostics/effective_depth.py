@@ -7,11 +7,11 @@ Split every layer's Jacobian into a part that counts as shallow and a residual, 
 Expanding J_L ... J_1, let C_k be the sum of all products with exactly k residual factors. Exact, layer
 by layer, without the 2^L products:
 
-    C_k <- S_t C_k + R_t C_{k-1},        C_0 = I
+    C_k <- C_k S_t + C_{k-1} R_t,        C_0 = I, from the last layer to the first
 
 The effective depth is the largest k with ||sum_{j >= k} C_j|| > tol ||sum_j C_j||: cutting off all
 terms with more residual factors changes the whole by no more than tol. The norm is Frobenius' for the
-matrix, and Euclid's for a gradient g, of which C_k^T g is propagated instead.
+matrix, and Euclid's for a gradient g, which stands for I: C_k^T g.
 
 Cost: O(L^2) products with S and R; O(L^2 d^3) for matrices, O(L^2 d^2) for a gradient; memory O(L).
 
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Linearisation, behaviour
+from ctrnn_assembly.diagnostics.linearise import behaviour, linearise
 from ctrnn_assembly.errors import ConfigError, ShapeError
 
 # V (terms, ...) at a layer's output -> (S^T V, R^T V) at its input
@@ -52,13 +52,18 @@ class EffectiveDepth:
 
 
 def effective_depth(
-    S: Sequence[Tensor] | Tensor, R: Sequence[Tensor] | Tensor, *, tol: float = 1e-6
+    S: Sequence[Tensor] | Tensor,
+    R: Sequence[Tensor] | Tensor,
+    g: Tensor | None = None,
+    *,
+    tol: float = 1e-6,
 ) -> EffectiveDepth:
-    """Effective depth of the matrix product (S_L + R_L) ... (S_1 + R_1).
+    """Effective depth of the product (S_L + R_L) ... (S_1 + R_1), or of a gradient through it.
 
     Args:
         S, R: the two parts of each layer's Jacobian, the first layer first, (..., n_t, n_{t-1});
             leading dimensions, such as samples, count as blocks of one Jacobian.
+        g: the gradient at the output, (..., n_L) with the same leading dimensions.
         tol: what counts as nothing, in (0, 1).
 
     Raises:
@@ -70,13 +75,12 @@ def effective_depth(
         >>> effective_depth(eye, 0.1 * eye).depth
         17
     """
-    _check_tolerance(tol)
     pairs = _checked_pairs(S, R)
-    eye = torch.eye(pairs[0][0].shape[-1], dtype=torch.float64, device=pairs[0][0].device)
-    C = eye.expand(1, *pairs[0][0].shape[:-2], *eye.shape)
-    for s, r in pairs:
-        C = _advance(s @ C, r @ C)
-    return _judge(C, tol)
+    last = pairs[-1][0]
+    eye = torch.eye(last.shape[-2], dtype=last.dtype, device=last.device)
+    rows = eye.expand(*last.shape[:-2], -1, -1) if g is None else g[..., None, :]
+    vjps = [lambda V, s=s, r=r: (V @ s, V @ r) for s, r in pairs]
+    return effective_depth_of_gradient(vjps, rows, tol=tol)
 
 
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
@@ -84,33 +88,28 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
 
     Args:
         vjps: for each layer, the first layer first, V -> (S^T V, R^T V) with V (terms, ...) shaped
-            as the gradient at its output, behind a dimension of terms. `matrix_vjps` makes them of
-            matrices; layers that couple samples (batch norm) need this form.
+            as the gradient at its output, behind a dimension of terms. Layers that couple samples
+            (batch norm) need this form.
         g: the gradient at the last layer's output, any shape.
         tol: what counts as nothing, in (0, 1).
 
     Raises:
         ConfigError: if there is no layer, or tol is out of range.
     """
-    _check_tolerance(tol)
+    if not 0 < tol < 1:
+        raise ConfigError(f"tol must lie between 0 and 1; got {tol}. Use tol=1e-6.")
     if not len(vjps):
         raise ConfigError("vjps must have at least one layer; got none. Pass one a layer.")
     C = g.to(torch.float64)[None]
     for vjp in reversed(vjps):
-        C = _advance(*vjp(C))
-    return _judge(C, tol)
-
-
-def matrix_vjps(S: Sequence[Tensor] | Tensor, R: Sequence[Tensor] | Tensor) -> list[VJPs]:
-    """VJPs of `effective_depth_of_gradient` for matrices as `effective_depth` takes them.
-
-    The gradient is then (..., n_L), with the same leading dimensions.
-    """
-
-    def vjp(s: Tensor, r: Tensor) -> VJPs:
-        return lambda V: ((V[..., None, :] @ s)[..., 0, :], (V[..., None, :] @ r)[..., 0, :])
-
-    return [vjp(s, r) for s, r in _checked_pairs(S, R)]
+        shallow, residual = vjp(C)
+        nothing = torch.zeros_like(shallow[:1])
+        C = torch.cat([shallow, nothing]) + torch.cat([nothing, residual])
+        largest = C.abs().max()  # only ratios matter: scaled against overflow
+        C = C / largest if 0 < float(largest) < float("inf") else C
+    tails = C.flatten(1).flip(0).cumsum(0).flip(0).norm(dim=1)
+    above = (tails > tol * tails[0]).nonzero()
+    return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0], tol)
 
 
 @torch.no_grad()
@@ -138,38 +137,12 @@ def effective_depth_over_time(
     known = behaviour(net, size=len(g))
     step, u = known.step_map(dt, solver), known.inputs(u, "(time, m)")
     x = known.states((torch.zeros(known.size) if x0 is None else x0)[None])
-    steps = []
+    vjps: list[VJPs] = []
     for sample in u[:, None]:
-        steps.append(step.linearise(sample, x))
-        x = steps[-1].value
-
-    def vjp(here: Linearisation) -> VJPs:
-        return lambda V: (V, here.transposed(V[None])[0] - V)
-
-    return effective_depth_of_gradient([vjp(here) for here in steps], g.detach().cpu(), tol=tol)
-
-
-def _advance(shallow: Tensor, residual: Tensor) -> Tensor:
-    """S C_k + R C_{k-1} for k = 0..K + 1 from S C and R C, (K + 1, ...); scaled against overflow.
-
-    Only ratios of the C_k matter, so one common factor can be taken out.
-    """
-    nothing = torch.zeros_like(shallow[:1])
-    C = torch.cat([shallow, nothing]) + torch.cat([nothing, residual])
-    largest = C.abs().max()
-    return C / largest if 0 < float(largest) < float("inf") else C
-
-
-def _judge(C: Tensor, tol: float) -> EffectiveDepth:
-    """The tails of C (L + 1, ...), summed from the last term, against the whole."""
-    tails = C.flatten(1).flip(0).cumsum(0).flip(0).norm(dim=1)
-    above = (tails > tol * tails[0]).nonzero()
-    return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0], tol)
-
-
-def _check_tolerance(tol: float) -> None:
-    if not 0 < tol < 1:
-        raise ConfigError(f"tol must lie between 0 and 1; got {tol}. Use tol=1e-6.")
+        here = linearise(step, sample, x)
+        vjps.append(lambda V, here=here: (V, here.transposed(V[None])[0] - V))
+        x = here.value
+    return effective_depth_of_gradient(vjps, g.detach().cpu(), tol=tol)
 
 
 def _checked_pairs(

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import AutogradMap, Behaviour, Map, behaviour
+from ctrnn_assembly.diagnostics.linearise import Behaviour, Map, behaviour, linearise
 from ctrnn_assembly.diagnostics.spectrum import check_largest, leading
 from ctrnn_assembly.errors import ConfigError
 
@@ -107,7 +107,8 @@ def find_fixed_points(
 
     Args:
         net: see `linearise`. u: the constant input, (m,), or None.
-        x0: starts of your own, (starts, n): a trajectory's states are good ones.
+        x0: starts of your own, (starts, n): a trajectory's states are good ones. Give such where gates
+            saturate far away: to rounding, a GRU moves no state that holds its gates at 1.
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
         tolerance: accepted are points with a residual of at most tolerance (1 + max |x|).
         same: two points are one if no unit differs by more than same (1 + max |x|).
@@ -158,7 +159,7 @@ def _rooted(known: Behaviour) -> Map:
     if known.flow is not None:
         return known.flow_map()
     step = known.step_map()
-    return AutogradMap(lambda u, x: step(u, x) - x)
+    return lambda u, x: step(u, x) - x
 
 
 def _classified(
@@ -166,7 +167,7 @@ def _classified(
 ) -> tuple[Tensor, Kind]:
     """Eigenvalues at one fixed point, (1, n), and its kind."""
     is_map = known.flow is None
-    J = (known.step_map() if is_map else known.flow_map()).linearise(u, x)
+    J = linearise(known.step_map() if is_map else known.flow_map(), u, x)
     values = leading(J, "modulus" if is_map else "real", largest)
 
     def growth(value: Tensor) -> float:
@@ -267,7 +268,7 @@ class _Search:
         parts = []
         chunk = max(1, CHUNK // x.shape[1] ** 2)
         for z, inverse in zip(x.split(chunk), inverse_delta.split(chunk), strict=True):
-            here = self.f.linearise(self._inputs(z), z)
+            here = linearise(self.f, self._inputs(z), z)
             A = -here.matrix()
             A.diagonal(dim1=1, dim2=2).add_(inverse[:, None])
             f = here.value[..., None]

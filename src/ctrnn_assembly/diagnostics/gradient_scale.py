@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ctrnn_assembly.diagnostics.linearise import behaviour
+from ctrnn_assembly.diagnostics.linearise import behaviour, linearise
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
@@ -170,7 +170,7 @@ def gsc_over_time(
     x0 = torch.zeros(len(samples), known.size) if x0 is None else x0
     states, products = [known.states(x0)], []
     for sample in samples.unbind(1):
-        here = step.linearise(sample, states[-1])
+        here = linearise(step, sample, states[-1])
         states.append(_checked_state(here.value, states[0], len(states)))
         products.append(lambda V, here=here: here.transposed(V.transpose(0, 1)).transpose(0, 1))
     vectors = _blocks(states[-1], False, probes, generator)

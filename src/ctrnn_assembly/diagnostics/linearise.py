@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
@@ -45,114 +46,50 @@ from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS
 from ctrnn_assembly.terms import Terms
 
-Step = Callable[[Tensor | None, Tensor], Tensor]
+# (u, x) -> f, u (batch, m) or None, x and f (batch, n): a step, or x'.
+Map = Callable[[Tensor | None, Tensor], Tensor]
 Flow = Callable[[Tensor | None], Callable[[Tensor], Tensor]]
 
+# Of these `trajectory` solves the flow; the step of rk4 is `runge_kutta`.
+BY_TORCHDIFFEQ = {*TORCHDIFFEQ_METHODS} - {"rk4"}
 
-class Linearisation(Protocol):
-    """A map at states x (batch, n): its value, and products with its Jacobian J there.
+
+class AutogradLinearisation:
+    """A differentiable map, which treats samples apart, and its Jacobian J at x.
+
+    J^T w is linear in w, and its transposed derivative by w is J: backward twice, which takes a third
+    of the time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of the map.
 
     Attributes:
         value: (batch, n).
     """
 
-    value: Tensor
-
-    def product(self, V: Tensor) -> Tensor:
-        """J v for each row v of V, (batch, k, n)."""
-        ...
-
-    def transposed(self, V: Tensor) -> Tensor:
-        """J^T v for each row v of V, (batch, k, n)."""
-        ...
-
-    def matrix(self) -> Tensor:
-        """J, (batch, n, n): 8 n^2 bytes a state, 32 MiB for n = 2048."""
-        ...
-
-
-class Map(Protocol):
-    """(u, x) -> the value, (batch, n), for u (batch, m) or None and x (batch, n)."""
-
-    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor: ...
-
-    def linearise(self, u: Tensor | None, x: Tensor) -> Linearisation:
-        """The map at x, as a function of x."""
-        ...
-
-
-class AutogradLinearisation:
-    """A differentiable f(x) at x, which treats samples apart.
-
-    J^T w is linear in w, and its transposed derivative by w is J: backward twice, which takes a third
-    of the time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of f.
-    """
-
-    def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    def __init__(self, f: Map, u: Tensor | None, x: Tensor) -> None:
         with torch.enable_grad():
             self._x = x.detach().requires_grad_()
-            self._y = checked_value(f(self._x), self._x)
+            self._y = _checked_value(f(u, self._x), self._x)
         self.value = self._y.detach()
 
     @cached_property
-    def _pair(self) -> tuple[Tensor, Tensor]:
+    def _cotangent(self) -> tuple[Tensor, Tensor]:
         """w = 0 and J^T w."""
         with torch.enable_grad():
             w = torch.zeros_like(self._y, requires_grad=True)
             return w, torch.autograd.grad(self._y, self._x, w, create_graph=True)[0]
 
     def product(self, V: Tensor) -> Tensor:
-        w, back = self._pair
-        return _rows(back, w, V)
+        """J v for each row v of V, (batch, k, n)."""
+        w, back = self._cotangent
+        return _vjp(back, w, V)
 
     def transposed(self, V: Tensor) -> Tensor:
-        return _rows(self._y, self._x, V)
+        """J^T v for each row v of V, (batch, k, n)."""
+        return _vjp(self._y, self._x, V)
 
     def matrix(self) -> Tensor:
+        """J, (batch, n, n): 8 n^2 bytes a state, 32 MiB for n = 2048."""
         eye = torch.eye(self._x.shape[1], dtype=self._x.dtype)
         return self.transposed(eye.expand(len(self._x), -1, -1))
-
-
-def _rows(outputs: Tensor, inputs: Tensor, V: Tensor) -> Tensor:
-    """The gradient of `outputs` by `inputs` for each cotangent V[:, i], (batch, k, n)."""
-    (out,) = torch.autograd.grad(
-        outputs,
-        inputs,
-        V.transpose(0, 1),
-        retain_graph=True,
-        is_grads_batched=True,
-        materialize_grads=True,
-    )
-    return out.detach().transpose(0, 1)
-
-
-def checked_value(y: Tensor, x: Tensor) -> Tensor:
-    """y = f(x), if it can be differentiated.
-
-    Raises:
-        ShapeError: if f changes the shape. ConfigError: if the value does not depend on x.
-    """
-    if y.shape != x.shape:
-        raise ShapeError(f"f must keep the shape {tuple(x.shape)} of x; got {tuple(y.shape)}.")
-    if x.requires_grad and not y.requires_grad:
-        raise ConfigError(
-            "f must depend on x by differentiable operations; got a value without a gradient. "
-            "Leave out detach and no_grad in f."
-        )
-    return y
-
-
-@dataclass(frozen=True)
-class AutogradMap:
-    """Any differentiable (u, x) -> (batch, n)."""
-
-    f: Step
-
-    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
-        return self.f(u, x)
-
-    def linearise(self, u: Tensor | None, x: Tensor) -> AutogradLinearisation:
-        return AutogradLinearisation(lambda z: self.f(u, z), x)
 
 
 @dataclass(frozen=True)
@@ -170,53 +107,59 @@ class AffineMap:
     def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
         return _times(x, self.A) + _times(self.terms.nonlinear(x, self.terms.inject(u)), self.C)
 
-    def linearise(self, u: Tensor | None, x: Tensor) -> AffineLinearisation:
-        return AffineLinearisation(self, u, x)
-
 
 class AffineLinearisation:
-    """J = A + C N at x; at a kink of phi with the slope of `Activation.slope_at`, 0 for ReLU."""
+    """As `AutogradLinearisation` of an `AffineMap`, with J in closed form.
 
-    def __init__(self, map: AffineMap, u: Tensor | None, x: Tensor) -> None:
-        self._map, self._u, self._x, terms = map, u, x, map.terms
+    At a kink of phi it has the slope that `Activation.slope_at` chooses, 0 for ReLU.
+    """
+
+    def __init__(self, f: AffineMap, u: Tensor | None, x: Tensor) -> None:
+        self._f, self._u, self._x, terms = f, u, x, f.terms
         inner = terms.apply_weight(terms.pre(x)) + terms.inject(u)
         g = terms.post(inner)
         for edge in terms.edges:
             g = g + edge(x)
-        self.value = _times(x, map.A) + _times(g, map.C)
+        self.value = _times(x, f.A) + _times(g, f.C)
         self._pre, self._post = terms.pre.slope_at(x)[:, None], terms.post.slope_at(inner)[:, None]
         self._edges = [(edge.K, edge.psi.slope_at(x)[:, None]) for edge in terms.edges]
 
     def product(self, V: Tensor) -> Tensor:
-        terms = self._map.terms
-        out = terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
+        out = self._f.terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
         for K, slope in self._edges:
             out = out + (V * slope) @ K.mT
-        return _times(V, self._map.A) + _times(out, self._map.C)
+        return _times(V, self._f.A) + _times(out, self._f.C)
 
     def transposed(self, V: Tensor) -> Tensor:
-        return AutogradMap(self._map).linearise(self._u, self._x).transposed(V)
+        return AutogradLinearisation(self._f, self._u, self._x).transposed(V)
 
     def matrix(self) -> Tensor:
-        A, C = self._map.A, self._map.C
-        N = self._post.mT * self._map.terms.weight() * self._pre
+        A, C = self._f.A, self._f.C
+        N = self._post.mT * self._f.terms.weight() * self._pre
         for K, slope in self._edges:
             N = N + K * slope
         return (C[:, None] * N if C.ndim == 1 else C @ N) + (A if A.ndim == 2 else torch.diag(A))
 
 
-def _times(v: Tensor, A: Tensor) -> Tensor:
-    """A v for v (..., n) and A (n,) or (n, n)."""
-    return v * A if A.ndim == 1 else v @ A.mT
+Linearisation = AutogradLinearisation | AffineLinearisation
+
+
+def linearise(f: Map, u: Tensor | None, x: Tensor) -> Linearisation:
+    """The map at inputs u and states x (batch, n), as a function of x.
+
+    Raises:
+        ShapeError: if f changes the shape. ConfigError: if its value does not depend on x.
+    """
+    return AffineLinearisation(f, u, x) if isinstance(f, AffineMap) else AutogradLinearisation(f, u, x)
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a net does, on float64 tensors of the CPU that have a batch in front.
+    """What a net does, on float64 tensors of the CPU.
 
     Attributes:
         size: how wide the state is, n.
-        step: (u, x) -> x one sample later, or None.
+        step: (u, x) -> x one sample later, (batch, n), or None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         input_size: how wide an input is, m; None if it is not known.
         dt, solver: duration of a step, and the scheme that it is a step of, as far as there are any.
@@ -226,7 +169,7 @@ class Behaviour:
     """
 
     size: int
-    step: Step | None = None
+    step: Map | None = None
     flow: Flow | None = None
     input_size: int | None = None
     dt: float | None = None
@@ -246,58 +189,18 @@ class Behaviour:
         Raises:
             ConfigError: if the net is no flow.
         """
-        if self.terms is not None:
-            inverse = 1 / self.terms.tau
-            return AffineMap(self.terms, _linear_part(self.terms), inverse)
-        flow = self.flow
+        flow, terms = self.flow, self.terms
         if flow is None:
             raise ConfigError(
                 "the net must be a flow, x' = f(x, u); got a map from one sample to the next. "
                 "Ask for its step."
             )
-        return AutogradMap(lambda u, x: flow(u)(x))
-
-    def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
-        """One step as a function of u and x: the net's own unless dt or solver is another.
-
-        Args:
-            dt: duration of the step. solver: a name of `SCHEMES`, where the net has `terms()`; for any
-                flow "euler", or "rk4", the classical Runge-Kutta step with u held.
-
-        Raises:
-            ConfigError: if the net has no such step. SolverError: if the scheme has none here.
-        """
-        dt, solver = self.resolve(dt, solver)
-        found = self._step_of(dt, solver)
-        if found is not None:
-            return found
-        if self.flow is None:
-            raise ConfigError(
-                f"a map has its own step only; got dt={dt} and solver={solver!r}. Leave them out."
-            )
-        known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
-        raise ConfigError(
-            f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
-        )
-
-    def has_step(self, dt: float | None, solver: str | None) -> bool:
-        """Whether there is a dt, and `step_map` has a step for it."""
-        known = dt is not None or self.dt is not None or self.flow is None
-        return known and self._step_of(*self.resolve(dt, solver)) is not None
-
-    def _step_of(self, dt: float, solver: str | None) -> Map | None:
-        """The step of resolved settings."""
-        if self.terms is not None and solver in SCHEMES:
-            return AffineMap(self.terms, *SCHEMES[solver].pair(dt / self.terms.tau, self.terms.L))
-        flow, step = self.flow, self.step
-        own = flow is None or self.dt is not None
-        if step is not None and own and (dt, solver) == self.resolve(None, None):
-            return AutogradMap(step)
-        if flow is None or solver not in ("euler", "rk4"):
-            return None
-        if solver == "euler":
-            return AutogradMap(lambda u, x: x + dt * checked_value(flow(u)(x), x))
-        return AutogradMap(lambda u, x: runge_kutta(lambda _, z: flow(u)(z), x.new_zeros(()), x, dt))
+        if terms is None:
+            return lambda u, x: _checked_value(flow(u)(x), x)
+        A = -1 / terms.tau
+        if terms.L is not None:
+            A = torch.diag(A) + terms.L / terms.tau[:, None]
+        return AffineMap(terms, A, 1 / terms.tau)
 
     def resolve(self, dt: float | None, solver: str | None) -> tuple[float, str | None]:
         """Duration of a step and its scheme: as given, else the net's own, else Euler's of a flow.
@@ -314,6 +217,46 @@ class Behaviour:
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         solver = self.solver if solver is None else solver
         return dt, "euler" if solver is None and self.flow is not None else solver
+
+    def find_step(self, dt: float | None, solver: str | None) -> Map | None:
+        """As `step_map`, but None where it raises, and where there is no dt."""
+        if dt is None and self.dt is None and self.flow is not None:
+            return None
+        length, solver = self.resolve(dt, solver)
+        if self.terms is not None and solver in SCHEMES:
+            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
+        if self.flow is None:
+            return self.step if solver == self.solver else None
+        if self.step is not None and self.dt == length and solver == self.resolve(None, None)[1]:
+            return self.step
+        if solver not in ("euler", "rk4"):
+            return None
+        flow = self.flow_map()
+        if solver == "euler":
+            return lambda u, x: x + length * flow(u, x)
+        return lambda u, x: runge_kutta(lambda _, z: flow(u, z), x.new_zeros(()), x, length)
+
+    def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
+        """One step as a function of u and x: the net's own unless dt or solver is another.
+
+        Args:
+            dt: duration of the step; of a map only the unit of time.
+            solver: a name of `SCHEMES`, where the net has `terms()`; for any flow "euler", or "rk4", the
+                classical Runge-Kutta step with u held.
+
+        Raises:
+            ConfigError: if the net has no such step. SolverError: if the scheme has none here.
+        """
+        dt, solver = self.resolve(dt, solver)
+        step = self.find_step(dt, solver)
+        if step is not None:
+            return step
+        if self.flow is None:
+            raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
+        known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
+        raise ConfigError(
+            f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
+        )
 
     def states(self, x: Tensor) -> Tensor:
         """States (batch, n) in float64 on the CPU.
@@ -346,6 +289,13 @@ class Behaviour:
         check_finite(u)
         return u.detach().to("cpu", torch.float64)
 
+    def points(self, u: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Inputs (batch, m) and states (batch, n), checked; one input serves all states."""
+        x, u = self.states(x), self.inputs(u, "(batch, m)")
+        if u is not None and len(u) not in (1, len(x)):
+            raise ShapeError(f"u must be (batch, m), batch {len(x)} or 1; got {tuple(u.shape)}.")
+        return None if u is None else u.expand(len(x), -1), x
+
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
     """The behaviour of a net, from its weights as they are now; see the table of the module.
@@ -354,8 +304,8 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
         size: how wide the state of a callable (u, h) -> h is.
 
     Raises:
-        ConfigError: for what is none of the table, or a torch net whose state is not its output:
-            bidirectional, or with proj_size. DataError: if weights are NaN or infinite.
+        ConfigError: for what is none of the table; nets that are bidirectional or have a proj_size.
+        DataError: if weights are NaN or infinite.
     """
     if isinstance(net, Behaviour):
         return net
@@ -364,13 +314,8 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
         return _of_terms(net, terms)
     if isinstance(net, nn.Module):
         net = _copied(net)
-    if isinstance(net, nn.RNNBase):
+    if isinstance(net, nn.RNNBase | nn.RNNCellBase):
         return _of_torch(net)
-    if isinstance(net, nn.LSTMCell):
-        cell = net
-        return _of_cell(cell, 2, lambda u, x: torch.cat(cell(u, x.chunk(2, 1)), 1))
-    if isinstance(net, nn.RNNCellBase):
-        return _of_cell(net, 1, net)
     if hasattr(net, "state_size"):
         return _of_layer(net)
     if not callable(net):
@@ -388,7 +333,7 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
 
 def runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor, dt: float) -> Tensor:
     """One step of the classical Runge-Kutta method for x' = f(t, x)."""
-    a = checked_value(f(t, x), x)
+    a = _checked_value(f(t, x), x)
     b = f(t + dt / 2, x + dt / 2 * a)
     c = f(t + dt / 2, x + dt / 2 * b)
     d = f(t + dt, x + dt * c)
@@ -411,27 +356,19 @@ def trajectory(
     Args:
         u: samples, (batch, steps, m), each held for dt, or None. x: the first states, (batch, n).
         solver: as of `step_map`, or for a flow a method of torchdiffeq with the tolerances rtol and
-            rtol / 100.
+            rtol / 100, no step of which goes across a change of u.
     """
-    if solver in TORCHDIFFEQ_METHODS and solver != "rk4" and known.flow is not None:
-        return _integrated(known, u, x, steps, dt, {"method": solver, "rtol": rtol, "atol": rtol / 100})
-    step, states = known.step_map(dt, solver), [x]
-    for k in range(steps):
-        states.append(step(None if u is None else u[:, k], states[-1]))
-    return torch.stack(states, 1)
-
-
-def _integrated(
-    known: Behaviour, u: Tensor | None, x: Tensor, steps: int, dt: float, options: dict[str, Any]
-) -> Tensor:
-    """As `trajectory`, by a method of torchdiffeq, no step of which goes across a change of u."""
-    if known.terms is not None:
-        held = x.new_zeros(len(x), steps, known.input_size) if u is None else u
-        return solve(known.terms, x, u=held, dt=dt, **options).x
-    states, flow = [x], known.flow
-    for k in range(steps):
-        f = flow(None if u is None else u[:, k])
-        states.append(solve(lambda t, z, f=f: f(z), states[-1], x.new_tensor([0.0, dt]), **options).last)
+    states, samples = [x], [None] * steps if u is None else u.unbind(1)[:steps]
+    if known.flow is not None and solver in BY_TORCHDIFFEQ:
+        options: dict[str, Any] = {"method": solver, "rtol": rtol, "atol": rtol / 100}
+        for sample in samples:
+            f = known.flow(sample)
+            ends = x.new_tensor([0.0, dt])
+            states.append(solve(lambda t, z, f=f: f(z), states[-1], ends, **options).last)
+        return torch.stack(states, 1)
+    step = known.step_map(dt, solver)
+    for sample in samples:
+        states.append(step(sample, states[-1]))
     return torch.stack(states, 1)
 
 
@@ -456,29 +393,43 @@ def step_jacobian(
         ShapeError, DataError, ConfigError: for arguments that do not fit.
     """
     known = behaviour(net, size=x.shape[-1])
-    step = known.step_map(dt, solver)
-    return step.linearise(*points(known, u, x)).matrix()
+    return linearise(known.step_map(dt, solver), *known.points(u, x)).matrix()
 
 
 def flow_jacobian(net: Any, u: Tensor | None, x: Tensor) -> Tensor:
     """The Jacobian of x' with respect to the state, per unit of time; otherwise as `step_jacobian`."""
     known = behaviour(net, size=x.shape[-1])
-    flow = known.flow_map()
-    return flow.linearise(*points(known, u, x)).matrix()
+    return linearise(known.flow_map(), *known.points(u, x)).matrix()
 
 
-def points(known: Behaviour, u: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Inputs (batch, m) and states (batch, n), checked; one input serves all states."""
-    x, u = known.states(x), known.inputs(u, "(batch, m)")
-    if u is not None and len(u) not in (1, len(x)):
-        raise ShapeError(f"u must be (batch, m) with batch {len(x)}, or (1, m); got {tuple(u.shape)}.")
-    return None if u is None else u.expand(len(x), -1), x
+def _checked_value(y: Tensor, x: Tensor) -> Tensor:
+    """y = f(x), if it can be differentiated."""
+    if y.shape != x.shape:
+        raise ShapeError(f"f must keep the shape {tuple(x.shape)} of x; got {tuple(y.shape)}.")
+    if x.requires_grad and not y.requires_grad:
+        raise ConfigError(
+            "f must depend on x by differentiable operations; got a value without a gradient. "
+            "Leave out detach and no_grad in f."
+        )
+    return y
 
 
-def _answer(net: Any, name: str) -> Any:
+def _vjp(y: Tensor, x: Tensor, V: Tensor) -> Tensor:
+    """The gradient of y by x for each cotangent V[:, i], (batch, k, n)."""
+    rows = V.transpose(0, 1)
+    options = {"retain_graph": True, "is_grads_batched": True, "materialize_grads": True}
+    return torch.autograd.grad(y, x, rows, **options)[0].detach().transpose(0, 1)
+
+
+def _times(v: Tensor, A: Tensor) -> Tensor:
+    """A v for v (..., n) and A (n,) or (n, n)."""
+    return v * A if A.ndim == 1 else v @ A.mT
+
+
+def _answer(net: Any, name: str, *arguments: Any) -> Any:
     """What the net answers when asked, or None if it refuses or does not know."""
     try:
-        return getattr(net, name)() if hasattr(net, name) else None
+        return getattr(net, name)(*arguments) if hasattr(net, name) else None
     except ConfigError:
         return None
 
@@ -487,6 +438,13 @@ def _copied(net: nn.Module) -> nn.Module:
     net = deepcopy(net).to("cpu", torch.float64).eval().requires_grad_(False)
     _check_weights([*net.parameters(), *net.buffers()])
     return net
+
+
+def _check_weights(tensors: Iterable[Tensor]) -> None:
+    if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
+        raise DataError(
+            "the weights must be finite; got NaN or infinite entries. Load or build the network again."
+        )
 
 
 def _of_terms(net: Any, terms: Terms) -> Behaviour:
@@ -509,73 +467,48 @@ def _of_terms(net: Any, terms: Terms) -> Behaviour:
 
 def _of_layer(net: Any) -> Behaviour:
     """Of a layer without such tensors: gates that move, and the baselines."""
-    m, metric = net.input_size, _answer(net, "metric")
-    try:
-        net.flow(None)
-        flow = net.flow
-    except ConfigError:
-        flow = None
-    sizes = (net.state_size,) if metric is None else tuple(metric.sizes)
-    own = getattr(net, "eps", None)  # what the baselines call the step of their flow
+    metric = _answer(net, "metric")
     return Behaviour(
         net.state_size,
-        step=_with_zeros(net.step, m),
-        flow=flow,
-        input_size=m,
-        dt=getattr(net, "dt", own),
+        step=_with_zeros(net.step, net.input_size),
+        flow=None if _answer(net, "flow", None) is None else net.flow,
+        input_size=net.input_size,
+        dt=getattr(net, "dt", getattr(net, "eps", None)),  # eps: the step of a baseline's flow
         solver=getattr(net, "solver", None),
-        sizes=sizes,
+        sizes=(net.state_size,) if metric is None else tuple(metric.sizes),
         metric=metric,
     )
 
 
-def _of_torch(net: nn.RNNBase) -> Behaviour:
-    """Of nn.RNN, nn.GRU or nn.LSTM, whose packed state is (batch, parts x layers x n)."""
-    if net.bidirectional or net.proj_size:
+def _of_torch(net: nn.RNNBase | nn.RNNCellBase) -> Behaviour:
+    """Of nn.RNN, nn.GRU, nn.LSTM and their cells, whose packed state is (batch, parts x layers x n)."""
+    if getattr(net, "bidirectional", False) or getattr(net, "proj_size", 0):
         raise ConfigError(
             f"net must have one state that goes forward in time; got {net}. Where one reads backwards, "
             "take each direction alone; proj_size is not supported."
         )
-    shape = (2 if isinstance(net, nn.LSTM) else 1, net.num_layers, net.hidden_size)
+    is_cell = isinstance(net, nn.RNNCellBase)
+    parts = 2 if isinstance(net, nn.LSTM | nn.LSTMCell) else 1
+    layers = 1 if is_cell else net.num_layers
+    time = 1 if getattr(net, "batch_first", False) else 0  # the dimension
 
     def step(u: Tensor, x: Tensor) -> Tensor:
-        state = x.unflatten(1, shape).permute(1, 2, 0, 3).contiguous()  # (parts, layers, batch, n)
-        sample = u[:, None] if net.batch_first else u[None]
-        after = net(sample, state[0] if len(state) == 1 else tuple(state))[1]
-        after = after[None] if len(state) == 1 else torch.stack(after)
-        return after.permute(2, 0, 1, 3).flatten(1)
+        state = rearrange(x, "b (parts layers n) -> parts layers b n", parts=parts, layers=layers)
+        state = state.contiguous()
+        given = state[:, 0] if is_cell else state
+        given = given[0] if parts == 1 else tuple(given)
+        after = net(u, given) if is_cell else net(u.unsqueeze(time), given)[1]
+        after = torch.stack((after,) if parts == 1 else after).view_as(state)
+        return rearrange(after, "parts layers b n -> b (parts layers n)")
 
     return Behaviour(
-        math.prod(shape),
+        parts * layers * net.hidden_size,
         step=_with_zeros(step, net.input_size),
         input_size=net.input_size,
-        sizes=(net.hidden_size,) * (shape[0] * shape[1]),
+        sizes=(net.hidden_size,) * (parts * layers),
     )
 
 
-def _of_cell(cell: nn.RNNCellBase, parts: int, step: Callable[[Tensor, Tensor], Tensor]) -> Behaviour:
-    return Behaviour(
-        parts * cell.hidden_size,
-        step=_with_zeros(step, cell.input_size),
-        input_size=cell.input_size,
-        sizes=(cell.hidden_size,) * parts,
-    )
-
-
-def _with_zeros(step: Callable[[Tensor, Tensor], Tensor], m: int) -> Step:
+def _with_zeros(step: Callable[[Tensor, Tensor], Tensor], m: int) -> Map:
     """The step, for which no input is a zero input."""
     return lambda u, x: step(x.new_zeros(len(x), m) if u is None else u, x)
-
-
-def _linear_part(terms: Terms) -> Tensor:
-    """(L - I) / tau, (n,) without a coupling."""
-    if terms.L is None:
-        return -1 / terms.tau
-    return (terms.L - torch.eye(terms.n, dtype=terms.L.dtype)) / terms.tau[:, None]
-
-
-def _check_weights(tensors: Iterable[Tensor]) -> None:
-    if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
-        raise DataError(
-            "the weights must be finite; got NaN or infinite entries. Load or build the network again."
-        )

@@ -35,9 +35,9 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import (
-    AutogradMap,
     Linearisation,
     behaviour,
+    linearise,
     runge_kutta,
 )
 from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
@@ -128,7 +128,7 @@ def lyapunov_exponents(
     step = known.step_map(dt, solver)
 
     def at(index: int, x: Tensor) -> Linearisation:
-        return step.linearise(None if samples is None else _sample(samples, index, len(x)), x)
+        return linearise(step, None if samples is None else _sample(samples, index, len(x)), x)
 
     return _follow(at, x, k, dt, steps, transient, every, generator)
 
@@ -164,7 +164,7 @@ def flow_exponents(
 
     def at(index: int, x: Tensor) -> Linearisation:
         t = torch.tensor(index * dt, dtype=x.dtype)
-        return AutogradMap(lambda _, z: runge_kutta(f, t, z, dt)).linearise(None, x)
+        return linearise(lambda _, z: runge_kutta(f, t, z, dt), None, x)
 
     return _follow(at, x, k, dt, steps, transient, every, generator)
 

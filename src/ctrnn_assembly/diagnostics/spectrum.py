@@ -37,8 +37,7 @@ from ctrnn_assembly.diagnostics.linearise import (
     Behaviour,
     Linearisation,
     behaviour,
-    flow_jacobian,
-    points,
+    linearise,
     trajectory,
 )
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
@@ -60,7 +59,8 @@ class Spectrum:
         times: (times,), in the unit of tau. x: the states, (times, n).
         eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map,
             such as nn.GRU.
-        local_rates: -lmax(sym F), (times,); None for a map, or without a metric.
+        local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
+            for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
         dt, solver: the step, or None.
     """
@@ -112,23 +112,20 @@ def spectrum_at(
         SolverError: if ARPACK does not converge.
     """
     known = behaviour(net, size=x.shape[-1])
-    u, x = points(known, u, x)
+    u, x = known.points(u, x)
     times = torch.arange(len(x), dtype=x.dtype) if times is None else times.detach().to(x)
     if times.shape != (len(x),):
         raise ShapeError(f"times must be ({len(x)},), one a state; got {tuple(times.shape)}.")
     check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
-    dt = known.dt if dt is None else dt
-    has_step = known.has_step(dt, solver)
-    dt, solver = known.resolve(dt, solver) if has_step else (None, None)
-    flow = None if known.flow is None else known.flow_map()
-    step = known.step_map(dt, solver) if has_step else None
+    flow, step = None if known.flow is None else known.flow_map(), known.find_step(dt, solver)
+    dt, solver = (None, None) if step is None else known.resolve(dt, solver)
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
         if flow is not None:
-            J = flow.linearise(*here)
+            J = linearise(flow, *here)
             whole = solver == "euler" and _by_lapack(known.size, largest)
             values.append(leading(J, "real", None if whole else largest))
             if norm is not None:
@@ -138,7 +135,7 @@ def spectrum_at(
                 values[-1] = values[-1][:largest]
                 continue
         if step is not None:
-            stepped.append(leading(step.linearise(*here), "modulus", largest))
+            stepped.append(leading(linearise(step, *here), "modulus", largest))
     return Spectrum(
         times=times,
         x=x,
@@ -212,7 +209,7 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     """
     known = behaviour(net, size=x.shape[-1])
     which = known.step_map() if known.flow is None else known.flow_map()
-    J = which.linearise(*points(known, u, x)).matrix()
+    J = linearise(which, *known.points(u, x)).matrix()
     order: Order = "modulus" if known.flow is None else "real"
     blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]
     return tuple(torch.stack([_eigenvalues(one, order) for one in block]) for block in blocks)
@@ -233,41 +230,6 @@ def coupling_spectrum(net: Any) -> Tensor:
     """Eigenvalues of L, (n,): zeros without one, on the imaginary axis for feedback with one tau."""
     terms = _terms(net)
     return _eigenvalues(terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L)
-
-
-@torch.no_grad()
-def generalised_jacobian(
-    net: Any, u: Tensor | None, x: Tensor, *, metric: Metric | None = None
-) -> Tensor:
-    """F at the states x, (batch, n, n), float64, per unit of time.
-
-    Args:
-        net: a flow. u: inputs, (batch, m) or (1, m), or None. x: states, (batch, n).
-        metric: M; by default the net's own.
-
-    Raises:
-        ConfigError: if there is no metric. ShapeError, DataError: for inputs that do not fit.
-    """
-    known = behaviour(net, size=x.shape[-1])
-    metric = known.metric if metric is None else metric
-    if metric is None:
-        raise ConfigError(
-            "the net has no metric of its own; got metric=None. Give metric=..., for the Euclidean norm "
-            "Metric((Factor.identity(n, x),))."
-        )
-    root, inverse = norm_of(known, metric)
-    return root @ flow_jacobian(known, u, x) @ inverse
-
-
-@torch.no_grad()
-def local_rates(net: Any, u: Tensor | None, x: Tensor, *, metric: Metric | None = None) -> Tensor:
-    """-lmax(sym F) at the states x, (batch,), per unit of time; arguments as `generalised_jacobian`.
-
-    Guarantee: each is at least the rate of a certificate in this metric, and their minimum over all
-    states is the best rate that the metric can prove by slopes that the states reach.
-    """
-    F = generalised_jacobian(net, u, x, metric=metric)
-    return -torch.linalg.eigvalsh(symmetric_part(F))[:, -1]
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
