@@ -17,9 +17,9 @@ from ctrnn_assembly.certificates.result import (
     Module,
     StepCertificate,
 )
-from ctrnn_assembly.certificates.search import candidates
+from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, largest_coupling_norm
-from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
@@ -56,7 +56,7 @@ def certify(
     terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
     if metric is None and not isinstance(field, Terms):
         metric = field.metric()
-    given = _identity(terms) if metric is None else metric.detach_cpu()
+    given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver or "euler", "identity" if metric is None else "given")
     if own.certified or search == "none" or unusable(terms, given):
         return own
@@ -95,11 +95,6 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
         step=None if dt is None else _step(whole, dt, solver, certified),
         reasons=() if certified else (_reason(whole, modules, rate, smallest),),
     )
-
-
-def _identity(terms: Terms) -> Metric:
-    like = torch.zeros(0, dtype=torch.float64)
-    return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
 
 
 @torch.no_grad()

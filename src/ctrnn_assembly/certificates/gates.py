@@ -37,12 +37,12 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.checks import LARGEST
-from ctrnn_assembly.certificates.lure import Balance, activations, balanced
+from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import UNIT, largest_proven, spectral_norm
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
 Gate = Literal["constant", "shared", "input", "state"]
@@ -157,18 +157,16 @@ class InputGates:
     def of(cls, terms: Terms, metric: Metric, lo: float, hi: float) -> InputGates:
         """From the tensors of a field and its diagonal metric."""
         theta = torch.cat([factor.theta for factor in metric.factors]).double()
-        scale = Balance.of(Factor(theta, 1 / theta), torch.ones_like(theta))
+        scale = Balance.of(theta, torch.ones_like(theta))
 
         def norm(A: Tensor) -> float:
             return spectral_norm(*balanced(A.double(), scale, scale))
 
-        diagonals, rest = [], torch.zeros(terms.n, terms.n, dtype=torch.float64)
-        for W, (phi, _), block in zip(
-            terms.blocks, activations(terms), _blocks(rest, terms), strict=True
-        ):
-            diagonal = W.double().diagonal()
-            diagonals.append(torch.stack([slope * diagonal for slope in phi.slope]))
-            block.copy_(phi.g * (W.double() - torch.diag(diagonal)))
+        diagonals, rest = [], []
+        for module in modules_of(terms, metric):
+            diagonal = module.W.diagonal()
+            diagonals.append(torch.stack([slope * diagonal for slope in module.phi.slope]))
+            rest.append(module.phi.g * (module.W - torch.diag(diagonal)))
         ends = torch.cat(diagonals, dim=1)
         edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
         omega = s = 0.0
@@ -176,7 +174,7 @@ class InputGates:
             K, error = balanced(terms.L.double(), scale, scale)
             omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
         low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-        return cls(lo, hi, low, top, norm(rest) + edges, omega, s)
+        return cls(lo, hi, low, top, norm(torch.block_diag(*rest)) + edges, omega, s)
 
     def cost(self) -> float:
         """(hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)): what gates that differ cost at most."""
@@ -229,12 +227,6 @@ class GatedStep:
 def _worst(b: float, low: float) -> float:
     """max over 0 <= r <= 1 of b r - low r^2."""
     return b**2 / (4 * low) if b < 2 * low else b - low
-
-
-def _blocks(A: Tensor, terms: Terms) -> list[Tensor]:
-    """Views of the diagonal blocks of A (n, n)."""
-    rows = A.split(terms.sizes, dim=0)
-    return [row.split(terms.sizes, dim=1)[k] for k, row in enumerate(rows)]
 
 
 def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -> Certificate:

@@ -17,7 +17,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ctrnn_assembly.certificates.lure import Balance, activations, balanced, balances
+from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of
 from ctrnn_assembly.certificates.modules import ModuleBound, prove_module
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
@@ -54,19 +54,14 @@ class Interconnection:
     @classmethod
     def of(cls, terms: Terms, metric: Metric) -> Interconnection:
         """From the tensors of a field and its metric."""
-        taus = terms.tau.split(terms.sizes)
-        modules = tuple(
-            prove_module(W, phi, inside, factor, tau)
-            for W, (phi, inside), factor, tau in zip(
-                terms.blocks, activations(terms), metric.factors, taus, strict=True
-            )
-        )
-        scales = balances(terms, metric)
+        modules = modules_of(terms, metric)
+        scales = [module.balance for module in modules]
         K, error = torch.zeros(terms.n, terms.n, dtype=torch.float64), 0.0
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         gains = _edge_gains(terms, scales) if terms.edges else None
-        return cls(terms.sizes, modules, K, error, gains, terms.tau.double())
+        bounds = tuple(prove_module(module) for module in modules)
+        return cls(terms.sizes, bounds, K, error, gains, terms.tau.double())
 
     @cached_property
     def skewness(self) -> tuple[Tensor, float]:

@@ -1,18 +1,20 @@
-"""A module as a linear system in a feedback loop with its slopes, in coordinates where M = I.
+"""A module in Lur'e form, in coordinates where its metric is the Euclidean norm.
 
 The incremental form of a module, for a difference v of two states and slopes D in [lo, hi], is
 
     x-form:  tau v' = -v + W D v          r-form:  tau v' = -v + D W v
 
-With D = lo I + E and slopes E in [0, g], g = hi - lo, the loop is opened at w = E v (or w = E W v):
-tau v' = (-I + lo W) v + (input matrix) w, and every unit satisfies w_k (g z_k - w_k) >= 0 for its z = v
-(or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M becomes the Euclidean norm,
+With D = lo I + E and slopes E in [0, g], g = hi - lo, it is a linear system with the sector-bounded
+feedback w = E v (or w = E W v): tau v' = (-I + lo W) v + (input matrix) w, where every unit satisfies
+w_k (g z_k - w_k) >= 0 for its z = v (or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M is the
+Euclidean norm,
 
     y' = A y + X w,    w o (Z y - w) >= 0,
 
-and with any diagonal T > 0 ("multiplier"), B = X T^-1/2 and C = T^1/2 Z, so that for all slopes
+and with any diagonal T > 0, the multiplier of the S-procedure, B = X T^-1/2 and C = T^1/2 Z, so that for
+all slopes
 
-    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4                      (S-procedure)
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4
 
 Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2, shifted so that
 any slope interval fits.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +32,7 @@ from torch import Tensor
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.certificates.rounding import UNIT, gamma, product_error
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
 
@@ -47,10 +50,10 @@ class Balance:
     skew: float
 
     @classmethod
-    def of(cls, factor: Factor, tau: Tensor) -> Balance:
-        """The balance of a module: left = tau^-1/2 Theta, right = Theta^-1 tau^-1/2."""
-        theta, root = factor.theta.double(), tau.double().rsqrt()
-        if factor.is_diagonal:
+    def of(cls, theta: Tensor, tau: Tensor) -> Balance:
+        """left = tau^-1/2 Theta, right = Theta^-1 tau^-1/2."""
+        root = tau.rsqrt()
+        if theta.ndim == 1:
             return cls(theta * root, root / theta, 0.0)
         inverse = torch.linalg.inv_ex(theta)[0]
         off = torch.eye(len(theta), dtype=theta.dtype) - theta @ inverse
@@ -88,8 +91,29 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
 
 
 @dataclass(frozen=True)
+class ModuleInMetric:
+    """One module and a metric for it, in float64.
+
+    Attributes:
+        W: weight, (n, n), with phi outside (x-form) or `inside` (r-form).
+        theta: factor of the metric, (n,) or (n, n); a stored inverse is not trusted.
+        tau: time constants, (n,).
+    """
+
+    W: Tensor
+    phi: Activation
+    inside: bool
+    theta: Tensor
+    tau: Tensor
+
+    @cached_property
+    def balance(self) -> Balance:
+        return Balance.of(self.theta, self.tau)
+
+
+@dataclass(frozen=True)
 class LureSystem:
-    """One module: A, X, Z as above and bounds on their rounding errors.
+    """A module in its metric: A, X, Z as above and bounds on their rounding errors.
 
     Attributes:
         A: (n, n). X: (n, n), the columns belong to the units' w. Z: (n, n), the rows to their z.
@@ -106,21 +130,18 @@ class LureSystem:
     Z_error: Tensor
 
     @classmethod
-    def of(cls, W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> LureSystem:
-        """The loop of the weight W (n, n) with phi outside (x-form) or inside (r-form)."""
-        W = W.double()
-        balance = Balance.of(factor, tau)
-        (lo, hi), n = phi.slope, len(W)
+    def of(cls, module: ModuleInMetric) -> LureSystem:
+        """The system of a module in its metric."""
+        W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
         scaled, off = balanced(W, balance, balance)
-        rate = 1 / tau.double()
-        A = lo * scaled - torch.diag(rate)
+        A = lo * scaled - torch.diag(1 / module.tau)
         A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A))
-        g, eye = hi - lo, torch.eye(n, dtype=W.dtype)
-        if g == 0:  # linear: the loop has nothing to do
-            nothing, exact = torch.zeros_like(W), torch.zeros(n, dtype=W.dtype)
+        g, eye = hi - lo, torch.eye(len(W), dtype=W.dtype)
+        if g == 0:  # linear: no feedback is left
+            nothing, exact = torch.zeros_like(W), torch.zeros_like(W[0])
             return cls(g, A, nothing, nothing, A_error, exact, exact)
-        X, X_off = balance.lower(eye if inside else W)
-        Z, Z_off = balance.raise_(W if inside else eye)
+        X, X_off = balance.lower(eye if module.inside else W)
+        Z, Z_off = balance.raise_(W if module.inside else eye)
         return cls(
             g,
             A,
@@ -148,17 +169,14 @@ class LureSystem:
         return symmetric_part(S), self.A_error + size * off + off**2 + rounding
 
 
-def activations(terms: Terms) -> list[tuple[Activation, bool]]:
-    """The activation of each block, and whether it is inside (r-form)."""
-    result, start = [], 0
-    for size in terms.sizes:
+def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
+    """Every module of a field, in its part of the metric."""
+    found, start = [], 0
+    taus = terms.tau.double().split(terms.sizes)
+    for W, factor, tau in zip(terms.blocks, metric.factors, taus, strict=True):
         pre, post = terms.pre.at(start), terms.post.at(start)
-        result.append((post, True) if pre == ACTIVATIONS["identity"] else (pre, False))
-        start += size
-    return result
-
-
-def balances(terms: Terms, metric: Metric) -> list[Balance]:
-    """The balance of each module."""
-    taus = terms.tau.split(terms.sizes)
-    return [Balance.of(factor, tau) for factor, tau in zip(metric.factors, taus, strict=True)]
+        inside = pre == ACTIVATIONS["identity"]
+        phi = post if inside else pre
+        found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau))
+        start += len(tau)
+    return found

@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.lure import Balance, LureSystem, balanced
+from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, balanced
 from ctrnn_assembly.certificates.rounding import (
     UNIT,
     largest_eigenvalue,
@@ -39,7 +39,6 @@ from ctrnn_assembly.certificates.rounding import (
     top_vector,
 )
 from ctrnn_assembly.linalg import majorant, symmetric_part
-from ctrnn_assembly.metrics import Factor
 
 FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
 LOG_Z = 16.0
@@ -69,45 +68,40 @@ class ModuleBound:
     disc: tuple[float, float]
 
 
-def prove_module(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> ModuleBound:
-    """The best proof for the module W (n, n) with phi outside or inside, metric factor and tau (n,)."""
-    W, tau = W.double(), tau.double()
-    theta = factor.theta.double()
-    factor = Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv_ex(theta)[0])
-    system = LureSystem.of(W, phi, inside, factor, tau)
-    T, theorem = _best_multiplier(system, multipliers(W, phi, inside, factor))
+def prove_module(module: ModuleInMetric) -> ModuleBound:
+    """The best proof for a module in its metric."""
+    system = LureSystem.of(module)
+    T, theorem = _best_multiplier(system, multipliers(module))
     S, error = system.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
-    direct = _theorem1(W, phi, factor, tau)
+    direct = _theorem1(module)
     if direct > rate + 1e-9 * abs(direct):
         rate, theorem, error = direct, "Theorem 1", 0.0
-        S = -direct * torch.eye(len(W), dtype=W.dtype)
-    norm = _norm(W, phi, inside, factor, tau)
-    disc = _disc(W, phi, factor, tau, norm)
+        S = -direct * torch.eye(len(S), dtype=S.dtype)
+    norm = _norm(module)
     near = rate - 1e-6 * abs(rate)
-    name = _name(W, phi, theorem, direct >= near, float((1 / tau).min()) - norm >= near)
-    return ModuleBound(system, T, rate, error, S, name, norm, disc)
+    name = _name(module, theorem, direct >= near, float((1 / module.tau).min()) - norm >= near)
+    return ModuleBound(system, T, rate, error, S, name, norm, _disc(module, norm))
 
 
-def multipliers(W: Tensor, phi: Activation, inside: bool, factor: Factor) -> dict[str, Tensor]:
+def multipliers(module: ModuleInMetric) -> dict[str, Tensor]:
     """The families T_0, (n,) each and positive, by theorem."""
+    W, phi, theta = module.W, module.phi, module.theta
     g = phi.slope[1] - phi.slope[0]
     if g == 0:
         return {"linear": torch.ones_like(W[0])}
-    if inside:
-        theta = factor.theta  # its inverse is taken here: a stored one is not trusted
-        turned = (1 / theta, theta) if factor.is_diagonal else (torch.linalg.inv(theta).mT, theta.mT)
-        families = _families(W.mT, phi, Factor(*turned))
-        return {name: 1 / (g**2 * T) for name, T in families.items()}
-    return _families(W, phi, factor)
+    if module.inside:
+        inverse = 1 / theta if theta.ndim == 1 else torch.linalg.inv_ex(theta)[0].mT
+        return {name: 1 / (g**2 * T) for name, T in _families(W.mT, phi, inverse).items()}
+    return _families(W, phi, theta)
 
 
-def _families(W: Tensor, phi: Activation, factor: Factor) -> dict[str, Tensor]:
+def _families(W: Tensor, phi: Activation, theta: Tensor) -> dict[str, Tensor]:
     """The families of the x-form."""
-    M = factor.matrix()
+    M = torch.diag(theta**2) if theta.ndim == 1 else theta.mT @ theta
     found = {"Theorem 5": M.diagonal(), "Theorem 2": torch.ones_like(M.diagonal())}
-    if factor.is_diagonal:
-        A = (factor.theta[:, None] * majorant(W, phi.monotone)) / factor.theta
+    if theta.ndim == 1:
+        A = (theta[:, None] * majorant(W, phi.monotone)) / theta
         v = _perron_vector(symmetric_part(A))
         found["Theorem 1"] = M.diagonal() * ((A.mT @ v) / v + (-W.diagonal()).clamp(min=0))
     product = -(M @ W).diagonal()
@@ -167,32 +161,32 @@ def _top(S: Tensor) -> float:
     return min(WORST, top_eigenvalue(symmetric_part(S)))
 
 
-def _theorem1(W: Tensor, phi: Activation, factor: Factor, tau: Tensor) -> float:
+def _theorem1(module: ModuleInMetric) -> float:
     """-lmax(tau^-1/2 (g sym(Theta |W| Theta^-1) - I) tau^-1/2), -inf for a dense metric."""
-    if not factor.is_diagonal:
+    if module.theta.ndim != 1:
         return -math.inf
-    balance = Balance.of(Factor(factor.theta.abs(), factor.theta_inv.abs()), tau)
-    A, error = balanced(phi.g * majorant(W, phi.monotone), balance, balance)
-    S = symmetric_part(A) - torch.diag(1 / tau)
+    phi, balance = module.phi, module.balance
+    A, error = balanced(phi.g * majorant(module.W, phi.monotone), balance, balance)
+    S = symmetric_part(A) - torch.diag(1 / module.tau)
     return -largest_eigenvalue(S, error + 4e-16 * float(S.norm()))
 
 
-def _norm(W: Tensor, phi: Activation, inside: bool, factor: Factor, tau: Tensor) -> float:
+def _norm(module: ModuleInMetric) -> float:
     """sup ||W D|| (or ||D W||) / tau in the metric; slopes commute with diagonal metrics only."""
-    balance = Balance.of(factor, tau)
-    if factor.is_diagonal or len(W) == 1:
-        return phi.g * spectral_norm(*balanced(W, balance, balance))
-    stretched, off = balance.raise_(W) if inside else balance.lower(W)
-    outer = spectral_norm(balance.left if inside else balance.right)
-    return phi.g * spectral_norm(stretched, float(off.norm())) * outer * (1 + balance.skew) * (1 + 1e-15)
+    W, g, balance = module.W, module.phi.g, module.balance
+    if module.theta.ndim == 1 or len(W) == 1:
+        return g * spectral_norm(*balanced(W, balance, balance))
+    stretched, off = balance.raise_(W) if module.inside else balance.lower(W)
+    outer = spectral_norm(balance.left if module.inside else balance.right)
+    return g * spectral_norm(stretched, float(off.norm())) * outer * (1 + balance.skew) * (1 + 1e-15)
 
 
-def _disc(W: Tensor, phi: Activation, factor: Factor, tau: Tensor, norm: float) -> tuple[float, float]:
+def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
     """nu, eps with ||J + nu I|| <= eps in the metric for all slopes; J = (-I + W D) / tau."""
+    W, tau, slope = module.W, module.tau, module.phi.slope
     low, high, size = 1 / tau, 1 / tau, 1 / tau
-    diagonal = W.diagonal()
-    if factor.is_diagonal and is_diagonal(W):
-        ends = torch.stack([diagonal * phi.slope[0], diagonal * phi.slope[1]])
+    if module.theta.ndim == 1 and is_diagonal(W):
+        ends = torch.stack([W.diagonal() * slope[0], W.diagonal() * slope[1]])
         low, high = (1 - ends.max(0).values) / tau, (1 - ends.min(0).values) / tau
         size = (1 + ends.abs().max(0).values) / tau  # 1 - w s may cancel: the error is of this size
         norm = 0.0
@@ -206,9 +200,10 @@ def is_diagonal(W: Tensor) -> bool:
     return not bool((W - torch.diag(W.diagonal())).any())
 
 
-def _name(W: Tensor, phi: Activation, theorem: str, plain: bool, by_norm: bool) -> str:
+def _name(module: ModuleInMetric, theorem: str, plain: bool, by_norm: bool) -> str:
     """The plainest theorem that gives (almost) the rate."""
-    if phi.slope[0] == phi.slope[1]:
+    W = module.W
+    if module.phi.slope[0] == module.phi.slope[1]:
         return "linear"
     if plain and is_diagonal(W):
         return "Theorem 1 (diagonal)"

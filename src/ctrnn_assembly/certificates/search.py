@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.checks import unusable
-from ctrnn_assembly.certificates.lure import LureSystem, activations
+from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, modules_of
 from ctrnn_assembly.certificates.modules import prove_module
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
@@ -31,29 +32,27 @@ CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme ta
 
 def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
     """Metrics for a field, each with the name of its origin; unproven, and usable as matrices."""
-    found = [_best_of_modules(terms, convex), _identity(terms), _whole_metzler(terms)]
+    known = "search: identity", identity(terms)
+    found = [_best_of_modules(terms, convex), known, _whole_metzler(terms)]
     for origin, metric in (entry for entry in found if entry is not None):
         if not unusable(terms, metric):
             yield origin, metric
 
 
-def factors(
-    W: Tensor, phi: Activation, inside: bool, tau: Tensor, *, convex: bool = False
-) -> Iterator[tuple[str, Factor]]:
-    """Candidate factors for one module W (n, n)."""
-    W = W.detach().double()
-    n = len(W)
+def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[str, Factor]]:
+    """Candidate factors for one module, which comes in the identity metric."""
+    W, phi, n = module.W, module.phi, len(module.W)
     yield "identity", Factor.identity(n, W)
     for log_theta in _metzler_scalings(phi.g * majorant(W, phi.monotone)):
         yield "Theorem 1", Factor.diagonal(log_theta)
     scaling = np.diag(matrix_balance(W.abs().numpy(), permute=False, separate=False)[1])
     if (scaling > 0).all():
         yield "balanced", Factor.diagonal(-torch.from_numpy(np.log(scaling)))
-    if bool((tau == tau[0]).all()):  # a dense metric needs one time constant
-        for origin, M in (*_theorem2(W, phi, inside), *_lyapunov(W, phi)):
+    if bool((module.tau == module.tau[0]).all()):  # a dense metric needs one time constant
+        for origin, M in (*_theorem2(W, phi, module.inside), *_lyapunov(W, phi)):
             yield origin, _dense_factor(M)
     if convex and n <= CONVEX_SIZE:
-        diagonal = _semidefinite(LureSystem.of(W, phi, inside, Factor.identity(n, W), tau))
+        diagonal = _semidefinite(LureSystem.of(module))
         if diagonal is not None:
             yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
@@ -62,32 +61,28 @@ def _best_of_modules(terms: Terms, convex: bool) -> tuple[str, Metric]:
     """The best candidate of each module."""
     best: list[Factor] = []
     origins: list[str] = []
-    taus = terms.tau.split(terms.sizes)
-    for W, (phi, inside), tau in zip(terms.blocks, activations(terms), taus, strict=True):
+    for module in modules_of(terms, identity(terms)):
         rated = [
-            (prove_module(W, phi, inside, factor, tau).rate, -k, origin, factor)
-            for k, (origin, factor) in enumerate(factors(W, phi, inside, tau, convex=convex))
+            (prove_module(replace(module, theta=factor.theta)).rate, -k, origin, factor)
+            for k, (origin, factor) in enumerate(factors(module, convex=convex))
             if bool(torch.isfinite(factor.theta).all())
         ]
         _, _, origin, factor = max(rated, key=lambda entry: entry[:2])
         best.append(factor)
         origins.append(origin)
-    names = ", ".join(sorted(set(origins)))
-    return f"search: {names}", Metric(tuple(best))
+    return f"search: {', '.join(sorted(set(origins)))}", Metric(tuple(best))
 
 
-def _identity(terms: Terms) -> tuple[str, Metric]:
+def identity(terms: Terms) -> Metric:
+    """M = I."""
     like = torch.zeros(0, dtype=torch.float64)
-    return "search: identity", Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
+    return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
 
 
 def _whole_metzler(terms: Terms) -> tuple[str, Metric] | None:
     """The diagonal metric of g |W| + |L| + the edges, if that matrix is below 1."""
-    blocks = [
-        phi.g * majorant(W.double(), phi.monotone)
-        for W, (phi, _) in zip(terms.blocks, activations(terms), strict=True)
-    ]
-    B = torch.block_diag(*blocks)
+    modules = modules_of(terms, identity(terms))
+    B = torch.block_diag(*(m.phi.g * majorant(m.W, m.phi.monotone) for m in modules))
     if terms.L is not None:
         B = B + terms.L.double().abs()
     for edge in terms.edges:
