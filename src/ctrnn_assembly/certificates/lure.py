@@ -6,8 +6,8 @@ The incremental form of a module, for a difference v of two states and slopes D 
 
 With D = lo I + E and slopes E in [0, g], g = hi - lo, it is a linear system with the sector-bounded
 feedback w = E v (or w = E W v): tau v' = (-I + lo W) v + (input matrix) w, where every unit satisfies
-w_k (g z_k - w_k) >= 0 for its z = v (or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M is the
-Euclidean norm,
+w_k (g z_k - w_k) >= 0 for its z = v (or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M is
+the Euclidean norm,
 
     y' = A y + X w,    w o (Z y - w) >= 0,
 
