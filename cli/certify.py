@@ -53,21 +53,21 @@ def certify_command(
     import torch
 
     from ctrnn_assembly.certificates.rounding import DENSE
-    from ctrnn_cli.sources import Source
+    from ctrnn_assembly.training.run import Run
 
     given = {key: value for key, value in {"dt": dt, "solver": solver}.items() if value is not None}
-    found = Source.named(source, given, initial=initial)
+    found = Run.open(source, initial=initial, **given)
     config = found.config
     check_solver(config.solver)
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or config.modules * config.units <= DENSE:
         torch.set_num_threads(config.threads or 1)
-    core = found.model().core
+    core = found.network().core
     certificate = certificate_of(core, search, **given)
     result = {
         "model": config.model,
         "units": config.modules * config.units,
-        "weights": found.as_dict(),
+        "weights": found.weights.as_dict(),
         **certificate.as_dict(),
     }
     if plot is not None:

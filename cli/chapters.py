@@ -68,7 +68,7 @@ def summary(reported: Reported) -> str:
         ("epochs", f"{done} of {config.epochs}"),
         ("seed", str(config.seed)),
         *results(history),
-        *weights_rows(reported.source.as_dict()),
+        *weights_rows(reported.source.weights.as_dict()),
     ]
     return "\n".join([*parts, table(rows)])
 
@@ -104,7 +104,7 @@ def certificate(reported: Reported) -> str:
             for m in proven.modules
         ]
         parts.append(table(rows, ("module", "units", "theorem", "margin (1/tau)", "rate", "certified")))
-    exact: dict[str, Any] = {"weights": reported.source.as_dict(), **proven.as_dict()}
+    exact: dict[str, Any] = {"weights": reported.source.weights.as_dict(), **proven.as_dict()}
     text = json.dumps(exact, indent=2, allow_nan=False)
     return "\n".join([*parts, details("exact numbers, as ctrnn certify --json prints them", text)])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -22,33 +21,20 @@ def evaluate_command(
     from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.models import find_model
     from ctrnn_assembly.training.batches import accuracy
-    from ctrnn_assembly.training.config import make_config
-    from ctrnn_assembly.training.run import (
-        certificate_summary,
-        load_weights,
-        model_certificate,
-        model_from,
-        read_config,
-    )
-    from ctrnn_cli.fit import load_configured
+    from ctrnn_assembly.training.run import Run, read_config
 
-    changes: dict[str, Any] = {"data_dir": data_dir, "solver": solver, "dt": dt}
     config = read_config(run)
     if find_model(config.model).is_baseline and (solver is not None or dt is not None):
         raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
-    config = make_config(
-        config.model_dump(), {key: value for key, value in changes.items() if value is not None}
-    )
-    task = load_configured(config)
-    model = model_from(config, task.n_input, len(task.classes))
-    load_weights(run / "model.safetensors", model)
+    found = Run.open(run, data_dir=data_dir, solver=solver, dt=dt)
+    config, task, model = found.config, found.task, found.model()
     result = {
         "task": task.name,
         "model": config.model,
         "solver": config.solver,
         "dt": config.dt,
         "test_accuracy": accuracy(model, task, task.load_test()),
-        "certificate": certificate_summary(model_certificate(model)),
+        "certificate": model.core.certificate().as_dict(),
     }
     if as_json:
         click.echo(json.dumps(result, indent=2))

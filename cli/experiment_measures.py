@@ -15,12 +15,10 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.models import find_model
-from ctrnn_assembly.training.batches import Batches, accuracy
-from ctrnn_assembly.training.callbacks import kept_weights
+from ctrnn_assembly.training.batches import accuracy
 from ctrnn_assembly.training.config import TrainConfig, make_config
-from ctrnn_assembly.training.run import certificate_summary, load_weights, model_certificate, model_from
+from ctrnn_assembly.training.run import Run
 from ctrnn_cli.experiments import Evaluation
-from ctrnn_cli.fit import load_configured
 from ctrnn_cli.results import brief
 
 SAMPLES = 16
@@ -38,10 +36,9 @@ def _evaluation(one: Evaluation, config: TrainConfig, run: Path) -> dict[str, An
     changed = make_config(config.model_dump(), one.settings)
     result: dict[str, Any] = {"name": one.name, "solver": changed.solver, "dt": changed.dt}
     try:
-        task = _repeated(load_configured(changed), one.repeat)
-        model = model_from(changed, task.n_input, len(task.classes))
-        load_weights(run / "model.safetensors", model)
-        certificate = brief(certificate_summary(model_certificate(model)))
+        opened = Run.open(run, **changed.model_dump())
+        task, model = _repeated(opened.task, one.repeat), opened.model()
+        certificate = brief(model.core.certificate().as_dict())
         found = accuracy(model, task, task.load_test())
         return {**result, "repeat": one.repeat, "test_accuracy": found, "certificate": certificate}
     except (ConfigError, SolverError) as error:  # gated models have Euler only; a solver may give up
@@ -68,16 +65,16 @@ def exponents(epochs: Sequence[int], config: TrainConfig, run: Path) -> list[dic
     state 0 as in training; the first tenth of a sequence turns the tangent vector, and the rest of it is
     averaged over. The ranges are those over the sequences.
     """
-    task = load_configured(config)
-    u = next(iter(Batches(task, task.load_test(), SAMPLES, whole=True)))[0]
+    u, _, _ = Run.open(run, data_dir=config.data_dir).inputs("test", SAMPLES)
     found = []
     for epoch in epochs:
-        model = model_from(config, task.n_input, len(task.classes))
-        if epoch > config.epochs or not isinstance(model.core, CTRNN) or model.core.gates:
+        if epoch > config.epochs:
             continue
-        if epoch:
-            load_weights(kept_weights(run, epoch), model)
-        certificate = brief(certificate_summary(model_certificate(model)))
+        kept = Run.open(run, initial=not epoch, epoch=epoch or None, data_dir=config.data_dir)
+        model = kept.model()
+        if not isinstance(model.core, CTRNN) or model.core.gates:
+            continue
+        certificate = brief(model.core.certificate().as_dict())
         found.append(
             {
                 "epoch": epoch,

@@ -16,10 +16,10 @@ import click
 
 from ctrnn_assembly.errors import ConfigError, CtrnnError, TrainingError
 from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.run import RunBusyError, locked, stopped_summary
 from ctrnn_cli.experiments import Job, difference, load_experiment
-from ctrnn_cli.locks import locked
-from ctrnn_cli.outcome import checkout, outcome
 from ctrnn_cli.results import brief, keep_result
+from ctrnn_cli.scheduler import BUSY
 
 
 @click.command()
@@ -38,6 +38,9 @@ def main(
     job = Job(experiment, experiment.row(row), seed, fast)
     try:
         run_job(job, data_dir, runs, results)
+    except RunBusyError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(BUSY)
     except (CtrnnError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -47,20 +50,18 @@ def run_job(job: Job, data_dir: str | None, runs: Path, results: Path) -> None:
     """Train if that is not done, and write the result."""
     run = runs / job.folder / job.name
     config = job.config(data_dir)
-    code = checkout()  # of the code in this process, whatever happens to the files meanwhile
+    command = job.command(data=data_dir is not None)
     with locked(run):
         try:
-            summary = trained(config, run)
+            summary = trained(config, run, command)
             extras = measured(job, config, run)
         except TrainingError as error:
-            summary, extras = {"task": config.task, "model": config.model}, {}
-            summary |= {"stopped": str(error).replace(str(run), "RUN"), "seed": job.seed}
+            summary, extras = stopped_summary(config, run, error, command), {}
         result = {
             "experiment": job.experiment.name,
             "row": job.row.name,
             "fast": job.fast,
-            **outcome(run, summary, job.command(data=data_dir is not None)),
-            **code,
+            **summary,
             "measures": job.experiment.measures(),
             **extras,
         }
@@ -70,17 +71,17 @@ def run_job(job: Job, data_dir: str | None, runs: Path, results: Path) -> None:
         keep_result(results / job.folder / f"{job.name}.json", result)
 
 
-def trained(config: TrainConfig, run: Path) -> dict[str, Any]:
+def trained(config: TrainConfig, run: Path, command: str) -> dict[str, Any]:
     """The summary of the run, trained as far as needed.
 
     Raises:
         ConfigError: if the folder holds a run with other settings.
     """
+    from ctrnn_assembly.training.fit import fit
     from ctrnn_assembly.training.run import read_config, read_summary
-    from ctrnn_cli.fit import fit
 
     if not (run / "config.yaml").exists():
-        return fit(config, run, resume=False, quiet=False)
+        return fit(config, run, command=command)
     other = difference(read_config(run), config)
     if other:
         raise ConfigError(
@@ -88,7 +89,7 @@ def trained(config: TrainConfig, run: Path) -> dict[str, Any]:
         )
     if (run / "summary.json").exists():
         return read_summary(run)
-    return fit(config, run, resume=True, quiet=False)
+    return fit(config, run, resume=True, command=command)
 
 
 def measured(job: Job, config: TrainConfig, run: Path) -> dict[str, Any]:

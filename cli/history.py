@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.training.callbacks import read_table
 from ctrnn_assembly.training.config import TrainConfig
-from ctrnn_assembly.training.run import read_config, read_summary
+from ctrnn_assembly.training.run import read_config, read_summary, read_table
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,8 @@ from ctrnn_assembly.figures.metric import metric_figure
 from ctrnn_assembly.figures.states import states_figure
 from ctrnn_assembly.figures.weights import weights_figure
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.run import load_checkpoint, load_weights, model_from
+from ctrnn_assembly.training.run import Run
 from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.fit import load_configured
-from ctrnn_cli.history import History
-from ctrnn_cli.sources import Source, weights_of
 
 if TYPE_CHECKING:  # a second to import
     from matplotlib.figure import Figure
@@ -34,16 +30,9 @@ def open_run(run: Path, *, initial: bool = False) -> tuple[Anatomy, str]:
     Raises:
         ConfigError: if it is no run, or of a baseline; DataError: if it has no weights yet.
     """
-    history = History.read(run)
-    source = Source.named(str(run), {}, initial=initial)
-    one_thread(source.config.modules * source.config.units)
-    return Anatomy.of(source.model().core, source.config.model), title_of(history, source.kind)
-
-
-def title_of(history: History, kind: str) -> str:
-    """Model, task, and which weights."""
-    weights = {"checkpoint": ", last epoch so far", "initial": ", before training"}.get(kind, "")
-    return f"{history.config.model} on {history.task_as_used}{weights}"
+    opened = Run.open(run, initial=initial)
+    one_thread(opened.config.modules * opened.config.units)
+    return Anatomy.of(opened.network().core, opened.config.model), opened.title
 
 
 def one_thread(units: int) -> None:
@@ -82,23 +71,14 @@ def states_portrait(run: Path, *, initial: bool, sample: int, data_dir: str | No
     Raises:
         ConfigError: for a sample that there is not; ConfigError, DataError: for data or weights.
     """
-    history = History.read(run)
-    changes = {} if data_dir is None else {"data_dir": data_dir}
-    config = make_config(history.config.model_dump(), changes)
-    weights = None if initial else weights_of(run)
-    one_thread(config.modules * config.units)
-    task = load_configured(config)
+    opened = Run.open(run, initial=initial, data_dir=data_dir)
+    one_thread(opened.config.modules * opened.config.units)
+    task, model = opened.task, opened.model(double=True)
     u, y = one_sample(task, sample)
-    model = model_from(config, task.n_input, len(task.classes))
-    kind = "initial"
-    if weights is not None:
-        kind = "checkpoint" if weights.suffix == ".ckpt" else "trained"
-        (load_checkpoint if kind == "checkpoint" else load_weights)(weights, model)
-    model = model.double().eval()
     with torch.no_grad():
         x = model.core(u)[0][0]
         guess = int(model(u).argmax())
-    about = f"{title_of(history, kind)}: validation sample {sample}"
+    about = f"{opened.title}: validation sample {sample}"
     title = f"{about}, class {task.classes[y]}, classified as {task.classes[guess]}"
     rgb = task.train.x.ndim == 4 and not task.name.endswith("-planar")
     sizes, dt = module_sizes(model), getattr(model.core, "dt", None)

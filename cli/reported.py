@@ -10,11 +10,11 @@ from torch import nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.models import find_model
+from ctrnn_assembly.training.run import Run
 from ctrnn_cli.certify import certificate_of
 from ctrnn_cli.history import History
 from ctrnn_cli.page import paragraph
-from ctrnn_cli.portraits import one_thread, title_of
-from ctrnn_cli.sources import Source
+from ctrnn_cli.portraits import one_thread
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Reported:
     """
 
     history: History
-    source: Source
+    source: Run
     core: nn.Module
     certificate: Certificate
 
@@ -40,16 +40,16 @@ class Reported:
         """
         history = History.read(run)
         started = (run / "checkpoints" / "last.ckpt").exists() or history.finished
-        source = Source.named(str(run), {}, initial=not started)
+        source = Run.open(run, initial=not started)
         one_thread(history.config.modules * history.config.units)
-        core = source.model().core
+        core = source.network().core
         certificate = certificate_of(core, "fast")
         return cls(history, source, core, certificate)
 
     @property
     def name(self) -> str:
         """Model, task, and which weights."""
-        return title_of(self.history, self.source.kind)
+        return self.source.title
 
     @property
     def baseline(self) -> bool:

@@ -17,8 +17,8 @@ import click
 
 from ctrnn_cli.comparison import checked_result, result_path
 from ctrnn_cli.experiments import Job
-from ctrnn_cli.locks import BUSY
 
+BUSY = 3  # exit code of a run that another process has
 PATIENCE = 60  # seconds for a run to end after it was asked to
 
 

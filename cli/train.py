@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_cli.options import PATH, Command, config_options, option
-
-if TYPE_CHECKING:
-    from ctrnn_cli.profile import Profile
 
 
 @click.command("train", cls=Command)
@@ -40,7 +38,8 @@ def train_command(
     With no options: a certified assembly on the embedded `digits`, in about two minutes. The defaults
     below are those of a task without its own recipe; `digits` starts from the recipe of that name.
     """
-    from ctrnn_cli.fit import fit  # Lightning takes seconds to import
+    from ctrnn_assembly.training.fit import fit
+    from ctrnn_assembly.training.profile import Profile
 
     settings = {key: value for key, value in given.items() if value is not None}
     if resume is not None:
@@ -55,8 +54,12 @@ def train_command(
         layers = layers or [default_recipe(settings.get("task", "digits"))]
         config = make_config(*layers, settings)
         run = out or default_folder(config)
-    watched = profiler() if profile else None
-    summary = fit(config, run, resume=resume is not None, quiet=as_json, profile=watched)
+    watched = Profile() if profile else None
+    try:
+        summary = fit(config, run, resume=resume is not None, profile=watched)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
+        sys.exit(130)
     if as_json:
         click.echo(json.dumps(summary, indent=2))
     else:
@@ -64,16 +67,9 @@ def train_command(
 
         show_summary(summary, run)
     if watched is not None:
-        from ctrnn_cli.profile import show_profile
+        from rich.console import Console
 
-        show_profile(watched.watch.seconds, err=as_json)
-
-
-def profiler() -> Profile:
-    """A profile to be filled by a run."""
-    from ctrnn_cli.profile import Profile  # with Lightning
-
-    return Profile()
+        watched.show(Console(stderr=as_json))
 
 
 def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:

@@ -8,21 +8,19 @@ read. Leaves results/DATE-japanese-vowels-folds.json.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import replace
 from typing import Any
 
 import click
-import lightning as pl
 import torch
 from keep import about, keep
 
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.task import Split, stratified_folds
-from ctrnn_assembly.training.batches import Batches
+from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.config import TrainConfig, make_config
-from ctrnn_assembly.training.fit import Training
+from ctrnn_assembly.training.fit import make_fabric, train_epoch
+from ctrnn_assembly.training.optim import make_optimizer
 from ctrnn_assembly.training.run import model_from
 from ctrnn_cli.experiments import Job, load_experiment
 
@@ -41,19 +39,13 @@ def held_out(config: TrainConfig, task: Task, rest: Split, fold: Split) -> tuple
     part = replace(task, train=rest, val=fold)
     model = model_from(config, task.n_input, len(task.classes))
     train = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=config.epochs,
-        gradient_clip_val=config.gradient_clip_norm,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Training(model, config, train), train, Batches(part, fold, len(fold)))
-    last = trainer.callback_metrics  # of the weights as they are now, in one batch
-    return float(last["val_loss"]) * len(fold), round(len(fold) * (1 - float(last["val_accuracy"])))
+    fabric = make_fabric(config)
+    trained = fabric.setup_module(model)
+    optimizer = fabric.setup_optimizers(make_optimizer(config, model))
+    for epoch in range(config.epochs):
+        train_epoch(fabric, trained, optimizer, train, config, epoch)
+    loss, correct, count = evaluate(model, Batches(part, fold, len(fold))).tolist()
+    return loss, round(count - correct)
 
 
 def cross_validated(config: TrainConfig, task: Task) -> dict[str, Any]:
@@ -77,8 +69,6 @@ def cross_validated(config: TrainConfig, task: Task) -> dict[str, Any]:
 def main(noise: tuple[float, ...]) -> None:
     """Compare amounts of noise, in standard deviations of each channel."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
     runs = []
     for amount in noise:
         config = configuration(amount)

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 from ctrnn_assembly.training.run import read_summary
-from ctrnn_cli.outcome import outcome
 from ctrnn_cli.results import keep_result
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def record(run: Path, command: str) -> Path:
-    result = outcome(run, read_summary(run), command)
+    result = read_summary(run) | {"command": command}
     path = RESULTS / f"{result['date']}-{run.name}.json"
     keep_result(path, result)
     return path

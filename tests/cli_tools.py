@@ -87,14 +87,14 @@ def signal_at(step: int, name: str) -> str:
     """Code that sends this process a signal before its training step number `step`."""
     return f"""
 import os, signal
-from ctrnn_assembly.training.fit import Training
+import ctrnn_assembly.training.fit as fit
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
-real = Training.training_step
-def training_step(self, batch, index):
-    if self.global_step == {step}:
+real, steps = fit.train_step, iter(range(10**6))
+def train_step(*args):
+    if next(steps) == {step}:
         os.kill(os.getpid(), signal.{name})
-    return real(self, batch, index)
-Training.training_step = training_step
+    return real(*args)
+fit.train_step = train_step
 """
 
 
@@ -107,8 +107,8 @@ def table(run: Path) -> list[dict[str, str]]:
 def checkpoint(run: Path, name: str) -> dict[str, torch.Tensor]:
     """The weights and optimiser states in a checkpoint, by name."""
     loaded = torch.load(run / "checkpoints" / name, weights_only=True)
-    moments = loaded["optimizer_states"][0]["state"]
-    return loaded["state_dict"] | {
+    moments = loaded["optimizer"]["state"]
+    return loaded["model"] | {
         f"{i}.{key}": value for i, state in moments.items() for key, value in state.items()
     }
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import ctrnn_cli.fit
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.certificates.gates import Gate
 from ctrnn_assembly.contracting import CONSTRAINTS
@@ -20,6 +19,7 @@ from ctrnn_assembly.data import task as data_task
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.solvers import METHODS
 from ctrnn_assembly.topology import TOPOLOGIES
+from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.config import TrainConfig, read_yaml, recipes
 from fake_data import real_data, write_images
 
@@ -250,7 +250,7 @@ def test_too_little_memory_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytes
     def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
-    monkeypatch.setattr(ctrnn_cli.fit, "try_out", refuse)
+    monkeypatch.setattr(fit, "try_out", refuse)
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run")
     assert "out of memory. Lower --batch-size" in error
 
@@ -393,8 +393,8 @@ def test_without_out_a_run_gets_a_folder_of_its_own(
 def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    assert not ctrnn_cli.fit._is_child_process()
+    assert not fit.is_further_process()
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert not ctrnn_cli.fit._is_child_process()
+    assert not fit.is_further_process()
     monkeypatch.setenv("NODE_RANK", "1")
-    assert ctrnn_cli.fit._is_child_process()
+    assert fit.is_further_process()

@@ -1,7 +1,6 @@
-"""`ctrnn bench` and `ctrnn train --profile`: complete rows, fair rounds, honest counts; no speeds."""
+"""`ctrnn bench`: complete rows, fair rounds, honest counts; no speeds."""
 
 import itertools
-import json
 import random
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,6 @@ from ctrnn_assembly.benchmark.memory import STATUS, peak_memories
 from ctrnn_assembly.benchmark.rivals import Workload, lstm, plain_loop, rnn
 from ctrnn_assembly.benchmark.timing import NOISE, Timing, schedule
 from ctrnn_assembly.errors import SolverError
-from ctrnn_cli.profile import FORWARD, OTHER, STAGES, VALIDATION, Stopwatch
 from stored_runs import strict_json
 
 TINY = Problem(n=12, units=4, batch=3, steps=5)
@@ -315,34 +313,3 @@ def test_the_faster_device_is_that_of_the_smallest_median():
         )
     ]
     assert faster_device(timings)["all"] == {"device": "cuda", "name": "ours-adjoint", "median_s": 1.0}
-
-
-def test_stages_nest_and_every_moment_counts_once():
-    ticks = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 21.0])
-    watch = Stopwatch(lambda: next(ticks))
-    watch.enter("optimiser")  # 1 s of other
-    watch.enter(FORWARD)  # 2 s of the optimiser
-    watch.leave()  # 3 s
-    watch.become(VALIDATION)  # 4 s of the optimiser
-    watch.enter(FORWARD)  # 5 s of validation
-    watch.leave()  # 6 s of validation, to which its solves belong
-    spent = {stage: seconds for stage, seconds in watch.seconds.items() if seconds}
-    assert spent == {OTHER: 1.0, "optimiser": 6.0, FORWARD: 3.0, VALIDATION: 11.0}
-
-
-@pytest.mark.parametrize("model", ["svd-combo", "sparse-combo", "adadiag-gated-constant", "lstm"])
-def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli, tmp_path, model):
-    settings = ("--model", model, "--epochs", 1, "--density", 0.4, "--solver", "euler")
-    plain = cli.train(tmp_path / "plain", *settings)
-    profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
-    assert "where the time" not in plain.out
-    assert all(stage in profiled.out for stage in STAGES)
-    assert "outside the solver" in profiled.out
-    weights = [tmp_path / run / "model.safetensors" for run in ("plain", "profiled")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_a_profile_leaves_json_alone(cli, tmp_path):
-    done = cli.train(tmp_path / "run", "--epochs", 1, "--profile", "--json")
-    assert json.loads(done.out)["epochs"] == 1
-    assert "solver backward" in done.err

@@ -14,7 +14,7 @@ from cli_tools import Cli
 from ctrnn_assembly.certificates.wording import down, factor, up
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.training.config import make_config, read_yaml
-from ctrnn_assembly.training.run import model_certificate, model_from
+from ctrnn_assembly.training.run import model_from
 from stored_runs import SMALL, store_run, strict_json
 
 KEYS = {
@@ -62,7 +62,7 @@ def test_json_has_the_same_keys_for_every_model(cli: Cli, tmp_path: Path, model:
 def test_it_says_what_the_library_says(cli: Cli, tmp_path: Path, model: str) -> None:
     config = store_run(tmp_path / "run", model=model)
     found = certified(cli, tmp_path / "run")
-    certificate = model_certificate(model_from(config, 1, 10))
+    certificate = model_from(config, 1, 10).core.certificate()
     assert certificate is not None
     expected = strict_json(json.dumps(certificate.as_dict()))
     assert {key: found[key] for key in expected} == expected

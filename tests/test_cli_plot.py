@@ -15,8 +15,8 @@ import yaml
 from cli_tools import Cli
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.fit import fit
 from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.fit import fit
 from ctrnn_cli.history import History, short_names
 from ctrnn_cli.plot import KINDS, OF_ONE
 from ctrnn_cli.portraits import open_run, states_portrait
@@ -31,7 +31,7 @@ STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 def train(run: Path, **changes: object) -> Path:
     """A tiny finished run."""
-    fit(make_config(SETTINGS, changes), run, resume=False, quiet=True)
+    fit(make_config(SETTINGS, changes), run, report=None)
     return run
 
 

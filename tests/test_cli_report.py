@@ -11,7 +11,7 @@ import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.training.config import make_config
-from ctrnn_cli.fit import fit
+from ctrnn_assembly.training.fit import fit
 
 SETTINGS = {
     "modules": 3, "units": 4, "epochs": 2, "batch_size": 64, "limit_train": 200, "limit_test": 100,
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("runs") / "run"
-    fit(make_config(SETTINGS, {"solver": "euler"}), made, resume=False, quiet=True)
+    fit(make_config(SETTINGS, {"solver": "euler"}), made, report=None)
     return made
 
 
@@ -176,7 +176,7 @@ def test_a_run_killed_before_its_first_epoch_ended_shows_its_start(
 )
 def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures: int) -> None:
     changes = {"model": model, "epochs": 1, "solver": "euler", "dt": 0.03}
-    fit(make_config(SETTINGS, changes), tmp_path / "run", resume=False, quiet=True)
+    fit(make_config(SETTINGS, changes), tmp_path / "run", report=None)
     page = Page(report(cli, tmp_path / "run", tmp_path / "r.html"))
     assert sum(tag == "svg" for tag, _ in page.tags) == pictures
     if model == "lstm":

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cli_tools import TINY, Cli, assert_same_run, other_process, signal_at, table
-from ctrnn_assembly.training.fit import Training
+from ctrnn_assembly.training import fit
 from fake_data import write_images
 
 STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--lr-gamma=0.5", "--warmup-epochs=1")
@@ -44,14 +44,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Break off training before the step with this number, in the middle of an epoch."""
-    real = Training.training_step
+    real, steps = fit.train_step, iter(range(step))
 
-    def training_step(self: Training, batch: tuple, index: int) -> torch.Tensor:
-        if self.global_step == step:
+    def train_step(*args: object) -> torch.Tensor:
+        if next(steps, None) is None:
             raise Killed
-        return real(self, batch, index)
+        return real(*args)
 
-    monkeypatch.setattr(Training, "training_step", training_step)
+    monkeypatch.setattr(fit, "train_step", train_step)
 
 
 @pytest.mark.slow
@@ -101,7 +101,9 @@ def test_a_run_killed_while_it_was_finishing_finishes(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     cli.train(whole, "--epochs=2")
     with monkeypatch.context() as patch:
-        patch.setattr("ctrnn_cli.fit.save_weights", lambda *args: (_ for _ in ()).throw(Killed))
+        patch.setattr(
+            "ctrnn_assembly.training.fit.save_weights", lambda *args: (_ for _ in ()).throw(Killed)
+        )
         with pytest.raises(Killed):
             cli.train(broken, "--epochs=2")
     assert cli("train", "--resume", broken).code == 0

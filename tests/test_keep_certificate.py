@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import ctrnn_assembly.training.projection
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
@@ -18,14 +17,13 @@ from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.subnetwork import Subnetwork
-from ctrnn_assembly.training.callbacks import certificate_columns
+from ctrnn_assembly.training.fit import certificate_columns
 from ctrnn_assembly.training.projection import StepProjection, feedback_levels
 from ctrnn_assembly.training.run import (
-    load_checkpoint,
-    load_weights,
-    model_certificate,
+    load_state,
     model_from,
     read_config,
+    read_weights,
 )
 from oracles import array, vertices
 
@@ -70,7 +68,8 @@ def trained_factor(run: Path, file: str) -> float:
     """The exact factor of the weights in a run's file."""
     config = read_config(run)
     model = model_from(config, 1, 10)
-    (load_checkpoint if file.endswith(".ckpt") else load_weights)(run / file, model)
+    kind = "checkpoint" if file.endswith(".ckpt") else "trained"
+    load_state(run / file, read_weights(run / file, kind).state, model)
     return euler_factor(model.core.field, config.dt)
 
 
@@ -335,10 +334,12 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
     refused = certify(model.core.field, dt=3.0)
     limit = 0.95 * projection.omega
 
-    def strict(model: SequenceClassifier) -> Certificate:
-        return refused if projection.norm() > limit else model_certificate(model)
+    real = CTRNN.certificate
 
-    monkeypatch.setattr(ctrnn_assembly.training.projection, "model_certificate", strict)
+    def strict(self: CTRNN) -> Certificate:
+        return refused if projection.norm() > limit else real(self)
+
+    monkeypatch.setattr(CTRNN, "certificate", strict)
     projection.project()
     assert projection.certificate.step.certified
     assert 0.85 * projection.omega < projection.norm() < limit

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,7 @@ from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.batches import noisy
 from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.run import load_weights, model_from, read_config, read_summary
-from ctrnn_cli.fit import load_configured
-from ctrnn_cli.history import History
+from ctrnn_assembly.training.run import Run, read_summary
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def test_certificates_come_every_so_many_epochs_and_last(cli: Cli, tmp_path: Pat
     assert [" rate " in line for line in done.err.splitlines() if line.startswith("epoch")] == [
         False, True, False, True, True
     ]  # fmt: skip
-    assert History.read(run).judged().tolist() == [False, True, False, True, True]
+    assert np.isfinite(Run.open(run).column("certified")).tolist() == [False, True, False, True, True]
     whole = tmp_path / "whole"
     cli.train(whole, "--epochs=5")
     assert table(whole)[3] == table(run)[3]  # nothing else changes
@@ -75,11 +74,10 @@ def test_weights_of_chosen_epochs_are_kept(cli: Cli, tmp_path: Path) -> None:
     cli.train(run, "--epochs=4", "--keep-epochs=1,4,9")
     kept = sorted(path.name for path in (run / "weights").iterdir())
     assert kept == ["epoch-0001.safetensors", "epoch-0004.safetensors"]
-    model = model_from(read_config(run), 1, 10)
-    load_weights(run / "weights" / kept[1], model)
-    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    model = Run.open(run, epoch=4).model()
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["model"]
     for name, value in model.state_dict().items():
-        assert torch.equal(value, last[f"model.{name}"]), name
+        assert torch.equal(value, last[name]), name
 
 
 def test_the_epoch_before_the_first_is_not_one_to_keep() -> None:
@@ -97,8 +95,7 @@ def test_a_final_run_trains_on_everything_and_keeps_the_last_epoch(cli: Cli, tmp
     assert summary["test_accuracy"] == pytest.approx(
         float(table(tmp_path / "run")[-1]["test_accuracy"]), abs=1e-6
     )
-    config = read_config(tmp_path / "run")
-    task = load_configured(config)
+    task = Run.open(tmp_path / "run").task
     assert len(task.train.joined(task.val)) == len(task.train) + len(task.val)
     with pytest.raises(ConfigError, match="no validation data to stop by; got patience 3"):
         make_config({"fit_all": True, "patience": 3})

@@ -1,8 +1,11 @@
 """Run folders: written whole or not at all, and read back with every damage named."""
 
+import hashlib
 import json
 import math
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from cli_tools import Cli
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.config import make_config, recipe
 from ctrnn_assembly.training.run import (
-    certificate_summary,
-    load_checkpoint,
-    load_weights,
-    model_certificate,
+    Run,
+    load_state,
+    locked,
     model_from,
     read_config,
     read_summary,
+    read_weights,
     save_weights,
     write,
 )
@@ -64,7 +67,7 @@ def test_weights_round_trip(tmp_path: Path, model: str) -> None:
     saved = model_from(config, 1, 3)
     save_weights(tmp_path / "w", saved)
     loaded = model_from(config.model_copy(update={"seed": 1}), 1, 3)
-    load_weights(tmp_path / "w", loaded)
+    load_state(tmp_path / "w", read_weights(tmp_path / "w").state, loaded)
     u = torch.randn(2, 5, 1)
     assert torch.equal(loaded(u), saved(u))
 
@@ -134,12 +137,12 @@ def test_a_damaged_checkpoint_is_refused(cli: Cli, run: Path, name: str, damage:
     elif damage == "noise":
         file.write_bytes(os.urandom(999))
     elif damage == "pickle":
-        torch.save({"state_dict": replace}, file)  # a function: must not be unpickled
+        torch.save({"model": replace}, file)  # a function: must not be unpickled
     elif damage == "other":
-        del stored["state_dict"]["model.readout.weight"]
+        del stored["model"]["readout.weight"]
         torch.save(stored, file)
     else:
-        stored["state_dict"]["model.readout.weight"][0, 0] = math.nan
+        stored["model"]["readout.weight"][0, 0] = math.nan
         torch.save(stored, file)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     error = cli.refuses("train", "--resume", run)
@@ -171,18 +174,81 @@ def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_config(tmp_path / "none")
 
 
-def test_load_checkpoint_puts_the_weights_into_the_model(run: Path) -> None:
-    model, other = (model_from(read_config(run), 1, 10) for _ in range(2))
-    load_checkpoint(run / "checkpoints" / "best.ckpt", model)
-    load_weights(run / "model.safetensors", other)
-    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+def test_a_run_is_read_once_and_its_hash_is_of_the_bytes_that_are_loaded(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, reads, real = run / "model.safetensors", [], Path.read_bytes
+
+    def read_bytes(self: Path) -> bytes:
+        reads.append(self.name)
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    opened = Run.open(run)
+    assert reads == []
+    digest = hashlib.sha256(real(file)).hexdigest()
+    assert opened.about()["weights"] == {"kind": "trained", "file": str(file), "sha256": digest}
+    first = opened.model()
+    file.write_bytes(b"noise")  # what was hashed is what is loaded and certified, whatever happens
+    for a, b in zip(first.parameters(), opened.model().parameters(), strict=True):
         assert torch.equal(a, b)
+    assert opened.certificate().certified
+    assert reads == ["model.safetensors"]
+
+
+def test_a_run_that_is_not_finished_has_the_weights_of_its_last_epoch(run: Path) -> None:
+    trained = Run.open(run)
+    assert (trained.weights.kind, trained.summary["epochs"], len(trained.epochs)) == ("trained", 1, 1)
+    (run / "summary.json").unlink()
+    (run / "model.safetensors").rename(run / "m")
+    going = Run.open(run)
+    assert (going.weights.kind, going.summary) == ("checkpoint", None)
+    file = run / "checkpoints" / "last.ckpt"
+    assert going.weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    for a, b in zip(trained.model().parameters(), going.model().parameters(), strict=True):
+        assert torch.equal(a, b)  # of one epoch
+    assert going.title.endswith(", last epoch so far")
+    initial = Run.open(run, initial=True)
+    assert initial.weights.as_dict() == {"kind": "initial", "file": None, "sha256": None}
+    file.unlink()
+    with pytest.raises(DataError, match="has no weights yet"):
+        _ = Run.open(run).weights
+    assert Run.open(run).column("val_accuracy").tolist() == going.column("val_accuracy").tolist()
+
+
+def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("modules: 2\nunits: 4\n", encoding="utf-8")
+    from_file = Run.open(tmp_path / "c.yaml", dt=0.5, solver=None)
+    assert (from_file.config.dt, from_file.config.solver, from_file.path) == (0.5, "euler", None)
+    assert Run.open("digits").config == make_config(recipe("digits"))
+    u, y, lengths = Run.open(tmp_path / "c.yaml").inputs("train", 3)
+    assert (u.shape, u.dtype, y.shape, lengths) == ((3, 64, 1), torch.float64, (3,), None)
+    model = from_file.model(double=True)
+    assert model(u).shape == (3, 10)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert from_file.network().readout.out_features == 2  # reads no data
+    with pytest.raises(ConfigError, match="there is no run folder, configuration file or recipe 'x'"):
+        Run.open("x")
+    with pytest.raises(ConfigError, match="samples must be in 1"):
+        from_file.inputs("val", 0)
+
+
+def test_a_run_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from ctrnn_assembly.training.run import locked
+with locked(Path({str(tmp_path)!r})): pass
+"""
+    with locked(tmp_path), locked(tmp_path):  # the same process may hold it twice
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"RunBusyError: another process is training {tmp_path}. Wait for it." in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("gain", [1.0, 1e30])
 @pytest.mark.parametrize("model", ["svd-combo", "published-sparse-combo", "unconstrained", "rnn"])
 def test_the_certificate_is_strict_json(model: str, gain: float) -> None:
     changes = {"model": model, "coupling_kind": "free", "coupling_scale": gain, "density": 0.4}
-    certificate = model_certificate(model_from(SMALL.model_copy(update=changes), 1, 3))
-    text = json.dumps(certificate_summary(certificate), allow_nan=False)
+    certificate = model_from(SMALL.model_copy(update=changes), 1, 3).core.certificate()
+    text = json.dumps(certificate.as_dict(), allow_nan=False)
     assert json.loads(text)["certified"] in (True, False)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from torch.testing import assert_close
 from cli_tools import TINY, Cli, other_process, table
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.training import batches as batches
+from ctrnn_assembly.training import batches, fit
 from ctrnn_assembly.training.batches import Batches, accuracy
-from ctrnn_assembly.training.callbacks import read_table
 from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.fit import Training, denormals_flushed, learning_rate_factor
-from ctrnn_assembly.training.run import load_weights, model_from, read_config
+from ctrnn_assembly.training.fit import denormals_flushed
+from ctrnn_assembly.training.optim import learning_rate
+from ctrnn_assembly.training.profile import STAGES, Profile
+from ctrnn_assembly.training.run import Run, model_from, read_table
 
 
 @pytest.fixture
@@ -30,9 +32,8 @@ def task() -> Task:
 
 
 def factors(**settings: object) -> list[float]:
-    config = make_config({"epochs": 4, **settings})
-    factor = learning_rate_factor(config, 2)
-    return [factor(step) for step in range(8)]
+    config = make_config({"epochs": 4, "learning_rate": 2.0, **settings})
+    return [learning_rate(config, step, 2) / 2 for step in range(8)]
 
 
 def test_learning_rate_schedules() -> None:
@@ -68,21 +69,21 @@ def test_denormals_are_flushed_within_only() -> None:
 def test_training_flushes_and_certificates_do_not(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
 ) -> None:
-    modes: dict[str, set[bool]] = {"training_step": set(), "certificate": set()}
+    modes: dict[str, set[bool]] = {"train_step": set(), "certificate": set()}
 
     def watch(name: str) -> None:
-        plain = getattr(Training, name)
+        plain = getattr(fit, name)
 
-        def watched(self: Training, *args: object) -> object:
+        def watched(*args: object) -> object:
             modes[name].add(flushed())
-            return plain(self, *args)
+            return plain(*args)
 
-        monkeypatch.setattr(Training, name, watched)
+        monkeypatch.setattr(fit, name, watched)
 
     for name in modes:
         watch(name)
     cli.train(tmp_path / "run", "--epochs=1", "--solver=euler", keep)
-    assert modes == {"training_step": {True}, "certificate": {False}}
+    assert modes == {"train_step": {True}, "certificate": {False}}
     assert not flushed()
 
 
@@ -150,16 +151,15 @@ def test_weights_that_diverge_in_an_epochs_last_step_are_not_saved(cli: Cli, tmp
 def test_divergence_keeps_the_last_good_checkpoint(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    real = Training.on_train_epoch_start
+    run, real = tmp_path / "run", fit.train_epoch
 
-    def blow_up(self: Training) -> None:
-        real(self)
-        if self.current_epoch == 2:
-            torch.nn.init.constant_(self.model.core.encoder.weight, 1e38)
+    def blow_up(fabric: object, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        if args[3] == 2:  # the epoch
+            torch.nn.init.constant_(model.module.core.encoder.weight, 1e38)
+        return real(fabric, model, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "on_train_epoch_start", blow_up)
+        patch.setattr(fit, "train_epoch", blow_up)
         error = cli.refuses("train", *TINY, "--out", run, "--epochs=3", *DIVERGING)
     assert "in epoch 3, step 1" in error
     assert "The last good checkpoint is kept" in error
@@ -173,9 +173,7 @@ def test_divergence_keeps_the_last_good_checkpoint(
 def test_other_precisions(cli: Cli, tmp_path: Path, precision: str) -> None:
     run = tmp_path / "run"
     done = cli.train(run, "--epochs=1", f"--precision={precision}", "--json")
-    config = read_config(run)
-    model = model_from(config, 1, 10)
-    load_weights(run / "model.safetensors", model)
+    model = Run.open(run).model()
     expected = torch.float64 if precision == "64" else torch.float32
     assert {p.dtype for p in model.parameters()} == {expected}
     assert (
@@ -208,11 +206,35 @@ def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
     assert together["epochs"] == 2
     for name in ("val_accuracy", "test_accuracy", "best_epoch"):
         assert together[name] == alone[name]
-    models = [model_from(read_config(run), 1, 10) for run in (one, two)]
-    for run, model in zip((one, two), models, strict=True):
-        load_weights(run / "model.safetensors", model)
+    models = [Run.open(run).model() for run in (one, two)]
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert_close(b, a, rtol=1e-8, atol=1e-9)
     for a, b in zip(table(one), table(two), strict=True):
         assert a["learning_rate"] == b["learning_rate"]
     assert sorted(file.name for file in two.iterdir()) == sorted(file.name for file in one.iterdir())
+
+
+@pytest.mark.parametrize("model", ["svd-combo", "lstm"])
+def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(
+    cli: Cli, tmp_path: Path, model: str
+) -> None:
+    settings = ("--model", model, "--epochs=2", "--solver=euler")
+    plain = cli.train(tmp_path / "plain", *settings)
+    profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
+    assert "time of training" not in plain.out
+    assert all(stage in profiled.out for stage in STAGES)
+    assert "time of training by operation" in profiled.out
+    weights = [tmp_path / run / "model.safetensors" for run in ("plain", "profiled")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    as_json = cli.train(tmp_path / "json", "--epochs=1", "--profile", "--json")
+    assert json.loads(as_json.out)["epochs"] == 1
+    assert "time of training by stage" in as_json.err
+
+
+def test_a_profile_counts_what_a_stage_calls_for_it() -> None:
+    profile, A = Profile(), torch.ones(200, 200)
+    for _ in range(2):
+        with profile.recording(), torch.profiler.record_function("forward"):
+            A @ A
+    assert (profile.calls["forward"], profile.calls["aten::mm"]) == (2, 2)
+    assert profile.seconds["forward"] > profile.own["aten::mm"] > 0

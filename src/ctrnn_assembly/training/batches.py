@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ctrnn_assembly.data import Split, Task
+from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.layers import SequenceClassifier
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
@@ -54,9 +56,11 @@ class Batches:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(len(self.split), generator=generator)
         rank, count = self._share()
-        # Every process gets the same number of samples: the first ones are repeated.
-        short = -len(order) % count
-        order = torch.cat([order, order[:short]])[rank::count]
+        if generator is not None:  # gradients are averaged over processes: each takes as many steps
+            order = torch.cat([order, order[: -len(order) % count]])
+        order = order[rank::count]
+        if not len(order):
+            return
         for index in order.to(self.split.x.device).split(self.batch_size):
             lengths = None if self.split.lengths is None else self.split.lengths[index]
             u = self.task.sequence(self.split.x[index], generator)
@@ -80,17 +84,44 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 
 
 @torch.no_grad()
+def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
+    """Summed cross-entropy, correct answers and samples of the batches, (3,), on the model's device.
+
+    Raises:
+        DataError: if there is a class that the model does not know.
+    """
+    was_training = model.training
+    model.eval()
+    weight = next(model.parameters())
+    sums, last = new_sums(weight.device), int(batches.split.y.max())
+    for u, y, lengths in batches:
+        y = y.to(weight.device)
+        logits = model(u.to(weight), lengths=None if lengths is None else lengths.to(weight.device))
+        if logits.shape[-1] <= last:
+            raise DataError(
+                f"{batches.task.name} has a class {last}, which does not fit the model's "
+                f"{logits.shape[-1]} outputs. Use the task that it was trained on."
+            )
+        sums += sums_of(F.cross_entropy(logits.float(), y), logits, y)
+    model.train(was_training)
+    return sums
+
+
+def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+    """Summed loss, correct answers and samples of one batch, (3,), from its mean loss."""
+    correct = (logits.detach().argmax(-1) == y).sum()
+    return torch.stack([loss.detach() * len(y), correct, correct.new_tensor(len(y))])
+
+
+def new_sums(device: torch.device) -> Tensor:
+    """Zeros to add `sums_of` batches to, (3,), in float64 where the device has it."""
+    return torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
 def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: int = 256) -> float:
     """The share of a split that is classified correctly."""
-    model.eval()
-    parameter = next(model.parameters())
-    correct = 0
-    for u, y, lengths in Batches(task, split, batch_size, whole=True):
-        logits = model(
-            u.to(parameter), lengths=None if lengths is None else lengths.to(parameter.device)
-        )
-        correct += int((logits.argmax(-1).cpu() == y).sum())
-    return correct / len(split)
+    _, correct, count = evaluate(model, Batches(task, split, batch_size, whole=True)).tolist()
+    return correct / count
 
 
 def processes() -> tuple[int, int]:

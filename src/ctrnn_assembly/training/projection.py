@@ -30,7 +30,6 @@ from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.subnetwork import Subnetwork
-from ctrnn_assembly.training.run import model_certificate
 
 FIRST, EACH = 30, 4  # products with S when an epoch starts, and after each step
 # omega is for a skew S; what rounding of L to float32 adds in a dense metric is shrunk away.
@@ -141,7 +140,7 @@ class StepProjection:
             raise ContractionError(self._refusal(self.certificate))
 
     def _certify(self) -> Certificate:
-        return model_certificate(self.model)
+        return self.core.certificate()
 
     def _refusal(self, certificate: Certificate) -> str:
         """Why scaling the coupling is not enough, from the certificate that failed."""

@@ -38,11 +38,12 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
+from ctrnn_assembly.training.provenance import provenance
 
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
@@ -171,11 +172,21 @@ class Run:
             ConfigError: if the configuration is impossible; DataError: if the weights are damaged, hold
                 NaN or infinity, or are those of another model.
         """
-        if self.weights.kind == "initial":
-            model = self._build(self.task.n_input, len(self.task.classes))
-        else:
-            model = self._loaded()
+        sized = self.weights.kind == "initial"
+        model = self._build(self.task.n_input, len(self.task.classes)) if sized else self.network()
         return model.double() if double else model
+
+    def network(self) -> SequenceClassifier:
+        """As `model`, but without reading data: initial weights are for one input and two classes.
+
+        The field, all that certificates and pictures of weights look at, does not depend on these.
+        """
+        weights = self.weights
+        if weights.file is None:
+            return self._build(1, 2)
+        model = self._build(*_sizes(weights.state, self.config.modules * self.config.units))
+        load_state(weights.file, weights.state, model)
+        return model
 
     def inputs(
         self, split: str = "val", samples: int | None = None
@@ -199,12 +210,10 @@ class Run:
 
     def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
         """What is proven of the network, as its weights are, and of its step; reads no data."""
-        # The field does not depend on the number of inputs and classes.
-        model = self._build(1, 2) if self.weights.kind == "initial" else self._loaded()
         with warnings.catch_warnings():
             # scipy's, of candidate metrics: the proof refuses bad ones.
             warnings.simplefilter("ignore", RuntimeWarning)
-            return model_certificate(model, search)
+            return self.network().core.certificate(search=search)
 
     @property
     def task_as_used(self) -> str:
@@ -240,13 +249,6 @@ class Run:
     def _build(self, n_input: int, n_class: int) -> SequenceClassifier:
         return model_from(self.config, n_input, n_class).eval()
 
-    def _loaded(self) -> SequenceClassifier:
-        weights = self.weights
-        assert weights.file is not None
-        model = self._build(*_sizes(weights.state, self.config.modules * self.config.units))
-        load_state(weights.file, weights.state, model)
-        return model
-
 
 def configured_task(config: TrainConfig) -> Task:
     """The task of a configuration."""
@@ -265,18 +267,6 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
     """The model of a configuration, with its initial weights."""
     model = build_model(config, n_input, n_class)
     return model.double() if config.precision == "64" else model
-
-
-def model_certificate(
-    model: SequenceClassifier, search: Literal["none", "fast", "convex"] = "fast"
-) -> Certificate:
-    """The certificate of a classifier's layer and of its step."""
-    return model.core.certificate(search=search)
-
-
-def certificate_summary(certificate: Certificate) -> dict[str, Any]:
-    """The certificate as plain values, for summary.json; None where a bound is infinite."""
-    return certificate.as_dict()
 
 
 # --- weights ---------------------------------------------------------------------------------------
@@ -397,8 +387,8 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         RunBusyError: if another process does.
     """
-    run.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.with_name(f".{run.name}.lock"), timeout=0, is_singleton=True)
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -406,6 +396,8 @@ def locked(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.lock_counter == 1:
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
@@ -476,6 +468,30 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write(path, buffer.getvalue())
 
 
+def run_record(config: TrainConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a run folder tells besides its outcome: accuracies on the way, configuration, curve."""
+    tested = [float(row["test_accuracy"]) for row in rows if row.get("test_accuracy")]
+    return {
+        "best_epoch_accuracy": max(tested, default=None),
+        "final_epoch_accuracy": tested[-1] if tested else None,
+        "config": config.model_dump(mode="json") | {"data_dir": None},
+        "curve": curve(rows),
+    }
+
+
+def stopped_summary(
+    config: TrainConfig, run: Path, error: TrainingError, command: str | None = None
+) -> dict[str, Any]:
+    """What takes the place of a summary where training had to stop: the reason is the result."""
+    return {
+        **provenance(command=command, seed=config.seed, device=config.device),
+        "task": config.task,
+        "model": config.model,
+        "stopped": str(error).replace(str(run), "RUN"),
+        **run_record(config, read_table(run / "metrics.csv")),
+    }
+
+
 def curve(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
     """A table of epochs by column, to 6 digits; None where there is no value."""
     names = [name for name in (rows[-1] if rows else {}) if name is not None]
@@ -497,24 +513,3 @@ def short_names(runs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(full)):
             break
     return names
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load safetensors into a model of the same configuration."""
-    load_state(path, read_weights(path).state, model)
-
-
-def load_checkpoint(path: Path, model: nn.Module) -> dict[str, Any]:
-    """A resumable checkpoint, its weights in `model`, without running any code that it may carry."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = {name.removeprefix("model."): x for name, x in checkpoint["state_dict"].items()}
-        parts = {key: checkpoint[key] for key in ("epoch", "loops", "optimizer_states", "callbacks")}
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(
-            f"{path} is not a readable checkpoint: {reason}. Use an intact copy, or start a new run "
-            f"with --config {path.parent.parent / 'config.yaml'}."
-        ) from None
-    load_state(path, state, model)
-    return parts

@@ -1,0 +1,62 @@
+"""`ctrnn train --profile`: where the time of training goes, by `torch.profiler`.
+
+Recorded are the first steps of a run, the validation and the certificate that end its first epoch. The
+stages are `record_function` blocks of `fit`; what one stage calls counts for it. On a GPU the seconds of
+a stage are those in which it keeps the processor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+STAGES = ("data", "forward", "backward", "optimiser", "validation", "certificate")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr
+STEPS = 5  # recorded: a step is tens of thousands of operations
+OPERATIONS = 10
+
+
+class Profile:
+    """Seconds by name, summed over what was recorded."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)  # of stages, with what they call
+        self.own: dict[str, float] = defaultdict(float)  # of operations, without what they call
+        self.calls: dict[str, int] = defaultdict(int)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record what runs inside."""
+        kinds = torch.profiler.ProfilerActivity
+        activities = [kinds.CPU, kinds.CUDA] if torch.cuda.is_available() else [kinds.CPU]
+        with torch.profiler.profile(activities=activities) as found:
+            yield
+        for event in found.key_averages():
+            self.calls[event.key] += event.count
+            if event.key in STAGES:
+                self.seconds[event.key] += event.cpu_time_total / 1e6
+            else:
+                device = getattr(event, "self_device_time_total", 0)
+                self.own[event.key] += (event.self_cpu_time_total + device) / 1e6
+
+    def show(self, console: Console) -> None:
+        """Print the seconds of each stage, and the operations that took longest."""
+        self._table(console, "stage", {name: self.seconds[name] for name in STAGES})
+        longest = sorted(self.own.items(), key=lambda item: -item[1])[:OPERATIONS]
+        self._table(console, "operation", dict(longest))
+
+    def _table(self, console: Console, what: str, seconds: dict[str, float]) -> None:
+        total = sum(self.seconds.values()) or 1.0
+        table = Table(what, "calls", "seconds", "share", title=f"time of training by {what}")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, value in seconds.items():
+            share = f"{100 * value / total:.1f} %"
+            table.add_row(name[:60], f"{self.calls[name]}", f"{value:.4f}", share)
+        console.print(table)
