@@ -21,13 +21,14 @@ def evaluate_command(
     from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.models import find_model
     from ctrnn_assembly.training.batches import accuracy
-    from ctrnn_assembly.training.run import Run, read_config
+    from ctrnn_assembly.training.run import Run
 
-    config = read_config(run)
+    if not run.is_dir():
+        raise ConfigError(f"there is no run folder {run}. `ctrnn train --out {run}` makes one.")
+    found = Run.open(run, data_dir=data_dir, solver=solver, dt=dt)
+    task, model, config = found.task, found.model(), found.config
     if find_model(config.model).is_baseline and (solver is not None or dt is not None):
         raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
-    found = Run.open(run, data_dir=data_dir, solver=solver, dt=dt)
-    config, task, model = found.config, found.task, found.model()
     result = {
         "task": task.name,
         "model": config.model,
