@@ -158,7 +158,7 @@ def test_baselines_are_not_certified(cli: Cli, tmp_path: Path, model: str) -> No
     assert not found["certified"]
     assert found["rate"] is None
     assert found["discrete"]["dt"] == 0.5
-    assert found["weights"]["kind"] == "none"
+    assert found["weights"]["kind"] == "trained"
     assert "is a baseline" in found["reasons"][0]
     done = cli("certify", tmp_path / "run", "--plot", tmp_path / "b.svg")
     assert done.code == 1
