@@ -7,11 +7,11 @@ import numpy as np
 from ctrnn_assembly.figures.curves import curves_figure
 from ctrnn_assembly.figures.margin import margin_figure
 from ctrnn_assembly.figures.spectra import spectra_figure
+from ctrnn_assembly.reproduction.published import published_for
 from ctrnn_cli.anatomy import Anatomy
 from ctrnn_cli.history import short_names
 from ctrnn_cli.page import paragraph, picture, table
 from ctrnn_cli.portraits import graph_portrait, metric_portrait, weights_portrait
-from ctrnn_cli.published import published_for
 from ctrnn_cli.reported import Reported
 
 CAUTION = (

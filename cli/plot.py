@@ -60,8 +60,8 @@ def plot_command(
 
 def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
     from ctrnn_assembly.figures.curves import curves_figure
+    from ctrnn_assembly.reproduction.published import published_for
     from ctrnn_cli.history import read_histories, short_names
-    from ctrnn_cli.published import published_for
 
     found = read_histories(runs)
     tasks = ", ".join(dict.fromkeys(history.task_as_used for history in found))

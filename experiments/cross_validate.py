@@ -17,12 +17,12 @@ from keep import about, keep
 
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.task import Split, stratified_folds
+from ctrnn_assembly.reproduction.experiments import Job, load_experiment
 from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.config import TrainConfig, make_config
 from ctrnn_assembly.training.fit import make_fabric, train_epoch
 from ctrnn_assembly.training.optim import make_optimizer
 from ctrnn_assembly.training.run import model_from
-from ctrnn_cli.experiments import Job, load_experiment
 
 FOLDS = 5
 
@@ -30,7 +30,7 @@ FOLDS = 5
 def configuration(noise: float) -> TrainConfig:
     """Of tuned-adadiag, with this much noise."""
     experiment = load_experiment("japanese-vowels")
-    tuned = Job(experiment, experiment.row("tuned-adadiag"), 0, False).config()
+    tuned = Job(experiment, *experiment.matching(["tuned-adadiag"]), 0).config()
     return make_config(tuned.model_dump(), {"input_noise": noise, "test_every_epoch": False})
 
 

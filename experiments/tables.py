@@ -9,19 +9,40 @@ Only runs that are in experiments/results/ are in the tables; nothing is filled 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrnn_assembly.reproduction.experiments import Experiment, experiment_names, load_experiment
+from ctrnn_assembly.reproduction.results import (
+    cells,
+    compare,
+    read_results,
+    summary,
+    summary_cells,
+    yes,
+)
 from ctrnn_assembly.training.run import write
-from ctrnn_cli.comparison import compare, ours, read_results, runs_text, state, yes
-from ctrnn_cli.costs import lasting
-from ctrnn_cli.experiments import Experiment, Figure, experiment_names, load_experiment
-from ctrnn_cli.reproduce import summary
 
 ROOT = Path(__file__).resolve().parents[1]
-Table = list[list[str]]
+Results = list[dict[str, Any]]
+# What README.md shows: a certified net beside the published one, each task, and another solver.
+HIGHLIGHTS = (
+    ("japanese-vowels-equal", "gated"),
+    ("japanese-vowels-equal", "noisy-sparse-combo-imex"),
+    ("digits", "svd-combo"),
+    ("smnist-14", "adadiag-constant-c20"),
+    ("psmnist-14", "adadiag-constant-c20"),
+    ("solver-swap", "svd-combo"),
+)
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """A table of rows of cells by column."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def between(text: str, made: str, name: str, block: str) -> str:
@@ -34,203 +55,102 @@ def between(text: str, made: str, name: str, block: str) -> str:
     return f"{before}{begin}\n\n{made.strip()}\n\n{end}{after}"
 
 
-def markdown(header: Sequence[str], rows: Table) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def all_tables(results: Path) -> str:
     """For experiments/README.md: the index, then every experiment that has been run."""
-    parts = [index(results)]
-    for experiment, there in read_all(results):
-        if there:
-            parts.append(section(experiment, there))
-    return "\n\n".join(parts)
+    experiments = [load_experiment(name) for name in experiment_names()]
+    there = [(experiment, read_results(results, experiment)) for experiment in experiments]
+    index = [summary_cells(summary(experiment, found)) for experiment, found in there]
+    for line in index:
+        line["command"] = f"`{line['command']}`"
+    sections = [section(experiment, found) for experiment, found in there if found]
+    return "\n\n".join([markdown(index), *sections])
 
 
-def read_all(results: Path) -> Iterator[tuple[Experiment, list[dict[str, Any]]]]:
-    """Every experiment with its results."""
-    for name in experiment_names():
-        experiment = load_experiment(name)
-        yield experiment, read_results(results, experiment)
-
-
-def index(results: Path) -> str:
-    """All experiments: command, runs, what they cost, whether they were run."""
-    columns = ("about", "source", "runs", "cost", "published", "state")
-    rows = []
-    for name in experiment_names():
-        one = summary(load_experiment(name), results)
-        rows.append([f"`ctrnn reproduce {name}`", *(str(one[column]) for column in columns)])
-    header = ("command", "what", "source", "runs", "time", "highest published", "run")
-    return markdown(header, rows)
-
-
-def section(experiment: Experiment, there: list[dict[str, Any]]) -> str:
+def section(experiment: Experiment, there: Results) -> str:
     """One experiment: published and ours, row by row, and what else was measured."""
-    lines = compare(experiment.rows, there)
     commits = sorted({str(result["commit"])[:10] for result in there})
     machines = sorted({f"{result['hardware']}, {result['threads']} thread(s)" for result in there})
+    index = summary_cells(summary(experiment, there))
     parts = [
         f"### {experiment.name}",
-        f"{experiment.about}. Source: {experiment.source}. `ctrnn reproduce {experiment.name}`, "
-        f"{state(experiment, there)}. On {'; '.join(machines)}. Commit {', '.join(commits)}.",
-        markdown(COLUMNS, [cells(line) for line in lines]),
+        f"{index['what']}. Source: {index['source']}. `{index['command']}`, {index['run']}. "
+        f"On {'; '.join(machines)}. Commit {', '.join(commits)}.",
+        markdown([cells(line) for line in compare(experiment.rows, there)]),
     ]
     if experiment.evaluate:
-        parts.append(swapped(experiment, there))
+        names = [one.name for one in experiment.evaluate]
+        swapped = [
+            {"row": row.name} | {name: swapped_cell(there, row.name, name) for name in names}
+            for row in experiment.rows
+        ]
+        about = "Tested with other solvers and steps (test accuracy; certificate of the step):"
+        parts += [about, markdown(swapped)]
     if experiment.lyapunov:
-        parts.append(exponents(experiment, there))
+        about = (
+            "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, "
+            "and range over the images; and the certified rate, which bounds the flow:"
+        )
+        parts += [about, markdown(exponents(there))]
     return "\n\n".join(parts)
 
 
-COLUMNS = (
-    "row",
-    "published",
-    "ours",
-    "n",
-    "best test epoch",
-    "last epoch",
-    "certified before",
-    "certified after",
-    "rate >=",
-    "step certified",
-    "parameters",
-    "time a run",
-)
+def swapped_cell(there: Results, row: str, name: str) -> str:
+    """Mean accuracy with other settings, whether their step is certified, and how many failed."""
+    found = [e for r in there if r["row"] == row for e in r.get("evaluate", ()) if e["name"] == name]
+    done = [e for e in found if e["test_accuracy"] is not None]
+    failed = [f"{len(found) - len(done)} failed"] * (len(done) < len(found))
+    if done:
+        steps = sum((e["certificate"]["discrete"] or {}).get("certified", False) for e in done)
+        mean = 100 * statistics.fmean(e["test_accuracy"] for e in done)
+        failed.insert(0, f"{mean:.2f} ({yes(steps, len(done))})")
+    return ", ".join(failed) or "-"
 
 
-def cells(line: dict[str, Any]) -> list[str]:
-    """A row of a section's table."""
-    published = published_text(line)
-    if not line["n"] and not line["stopped"]:
-        return [line["row"], published, "not yet run", *["-"] * (len(COLUMNS) - 3)]
-    after, before = line["certificate"], line["certificate_initial"]
-    return [
-        line["row"],
-        published,
-        ours(line["test_accuracy"]),
-        runs_text(line),
-        ours(line["best_epoch_accuracy"]),
-        ours(line["final_epoch_accuracy"]),
-        "-" if before is None else yes(before["certified"], before["of"]),
-        "-" if after is None else yes(after["certified"], after["of"]),
-        rate_text(after),
-        "-" if after is None else yes(after["discrete"], after["of"]),
-        "-" if line["parameters"] is None else f"{line['parameters']:,}",
-        "-" if line["seconds"] is None else lasting(line["seconds"]),
-    ]
-
-
-def published_text(line: dict[str, Any]) -> str:
-    """The published figures of a row, with their notes."""
-    figures = [Figure(**figure) for figure in line["published"]]
-    return "; ".join(f"{f}{f', {f.note}' if f.note else ''}" for f in figures) or "-"
-
-
-def rate_text(verdict: dict[str, Any] | None) -> str:
-    """The smallest certified rate."""
-    return "-" if verdict is None or verdict["rate"] is None else f"{verdict['rate']:.4g}"
-
-
-def swapped(experiment: Experiment, there: list[dict[str, Any]]) -> str:
-    """Test accuracy of the same weights by solver: mean over seeds."""
-    names = [one.name for one in experiment.evaluate]
+def exponents(there: Results) -> list[dict[str, str]]:
+    """Largest exponents and certified rate over training, of the first seed of each row."""
+    by_row = {
+        r["row"]: {e["epoch"]: e for e in r["lyapunov"]} for r in reversed(there) if "lyapunov" in r
+    }
     rows = []
-    for row in experiment.rows:
-        found = [r for r in there if r["row"] == row.name and r.get("evaluate")]
-        by_name = [[e for r in found for e in r["evaluate"] if e["name"] == name] for name in names]
-        rows.append([row.name, *(swapped_cell(entries) for entries in by_name)])
-    return (
-        "Tested with other solvers and steps (test accuracy; certificate of the step):\n\n"
-        + markdown(["row", *names], rows)
-    )
+    for epoch in sorted({epoch for found in by_row.values() for epoch in found}):
+        line = {"epoch": str(epoch)}
+        for row, found in by_row.items():
+            one = found.get(epoch)
+            line[f"{row}: of the step"] = exponent_cell(one, "step")
+            line[f"{row}: of the flow"] = exponent_cell(one, "flow")
+            certified = f"{one['rate']:.4g}" if one and one["certified"] else "no"
+            line[f"{row}: rate >="] = "-" if one is None else certified
+        rows.append(line)
+    return rows
 
 
-def swapped_cell(entries: list[dict[str, Any]]) -> str:
-    """Mean accuracy, whether the step of that solver is certified, and how many it could not solve."""
-    done = [e for e in entries if e["test_accuracy"] is not None]
-    failed = f"{len(entries) - len(done)} failed" if len(done) < len(entries) else ""
-    if not done:
-        return failed or "-"
-    steps = [(e["certificate"]["discrete"] or {}).get("certified", False) for e in done]
-    mean = 100 * sum(e["test_accuracy"] for e in done) / len(done)
-    return f"{mean:.2f} ({yes(sum(steps), len(steps))})" + (f", {failed}" if failed else "")
-
-
-def exponents(experiment: Experiment, there: list[dict[str, Any]]) -> str:
-    """Largest exponent and certified rate over training, of the first seed."""
-    by_row = {r["row"]: r["lyapunov"] for r in reversed(there) if r.get("lyapunov")}
-    header = ["epoch"]
-    for row in by_row:
-        header += [f"{row}: of the step", "of the flow", "rate >="]
-    epochs = sorted({one["epoch"] for found in by_row.values() for one in found})
-    rows = []
-    for epoch in epochs:
-        cells = [str(epoch)]
-        for found in by_row.values():
-            one = next((one for one in found if one["epoch"] == epoch), None)
-            cells += ["-", "-", "-"] if one is None else exponent_cells(one)
-        rows.append(cells)
-    about = (
-        "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, and "
-        "range over the images; and the certified rate, which bounds the flow:"
-    )
-    return f"{about}\n\n{markdown(header, rows)}"
-
-
-def exponent_cells(one: dict[str, Any]) -> list[str]:
-    """The exponents, overflow where the state did; the rate, no where it is not certified."""
-    rate = f"{one['rate']:.4g}" if one["certified"] else "no"
-    return [*(exponent_cell(one[name], one[f"{name}_range"]) for name in ("step", "flow")), rate]
-
-
-def exponent_cell(mean: float | None, around: list[float] | None) -> str:
-    """Mean and range."""
-    if mean is None or around is None:
-        return "overflow"
-    return f"{mean:.4f} ({around[0]:.3f} to {around[1]:.3f})"
+def exponent_cell(one: dict[str, Any] | None, name: str) -> str:
+    """Mean and range; overflow where the state did."""
+    if one is None or one[name] is None:
+        return "-" if one is None else "overflow"
+    low, high = one[f"{name}_range"]
+    return f"{one[name]:.4f} ({low:.3f} to {high:.3f})"
 
 
 def highlights(results: Path) -> str:
-    """For README.md: rows beside a published figure; by validation the best with and without proof."""
+    """For README.md: the rows that a newcomer must see."""
     rows = []
-    for experiment, there in read_all(results):
-        lines = [line for line in compare(experiment.rows, there) if line["n"]]
-        for line in chosen(lines):
-            after = line["certificate"]
-            rows.append(
-                [
-                    f"{experiment.name}, {line['row']}",
-                    published_text(line),
-                    f"{ours(line['test_accuracy'])} (n={line['n']})",
-                    ours(line["best_epoch_accuracy"]),
-                    yes(after["certified"], after["of"]),
-                    rate_text(after),
-                    yes(after["discrete"], after["of"]),
-                    "; ".join(line["hardware"]),
-                ]
-            )
-    if not rows:
-        return "No experiment has been run yet."
-    header = ("experiment, row", "published", "ours", "best test epoch", "certified", "rate >=")
-    return markdown((*header, "step certified", "hardware"), rows)
-
-
-def chosen(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What README.md shows of an experiment."""
-    beside = [line for line in lines if line["published"]]
-    best = []
-    for certified in (True, False):
-        kind = [
-            ln
-            for ln in lines
-            if (ln["certificate"]["certified"] == ln["certificate"]["of"]) is certified
-        ]
-        selected = [line for line in kind if line["val_accuracy"]]  # a final run holds nothing out
-        best += sorted(selected, key=lambda line: -line["val_accuracy"]["mean"])[:1]
-    return [line for line in lines if line in beside or line in best]
+    for name, row in HIGHLIGHTS:
+        experiment = load_experiment(name)
+        there = read_results(results, experiment)
+        line = cells(compare(experiment.matching([row]), there)[0])
+        rows.append(
+            {
+                "experiment, row": f"{name}, {row}",
+                "published": line["published"],
+                "ours": f"{line['ours']} (n={line['n']})",
+                "tested with dopri5": swapped_cell(there, row, "dopri5"),
+                "certified": line["certified after"],
+                "rate >=": line["rate >="],
+                "step certified": line["step certified"],
+            }
+        )
+    return markdown(rows)
 
 
 def speed(results: Path) -> str:
@@ -247,14 +167,28 @@ def speed(results: Path) -> str:
         "and how many times as long the others took. share: of the rate of the machine's own product "
         "of 128 x n x n."
     )
-    columns = [(run, coupling) for run in kept["runs"] for coupling in ("all", "random:20", "random:5")]
     names = list(dict.fromkeys(row["name"] for row in size["rows"]))
-    ours_first = [name for name in names if name in ("ours-adjoint", "ours-adadiag-adjoint")]
-    others = [name for name in names if not name.startswith("ours-")]
-    rows = [[name, *(own_cell(*column, name) for column in columns)] for name in ours_first]
-    rows += [[name, *(times_cell(*column, name) for column in columns)] for name in others]
-    header = ["", *(f"{coupling}, batch {run['batch']}" for run, coupling in columns)]
-    return f"{about}\n\n{markdown(header, rows)}"
+    names = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
+    columns = {
+        f"{coupling}, batch {run['batch']}": (run, coupling)
+        for run in kept["runs"]
+        for coupling in ("all", "random:20", "random:5")
+    }
+    rows = [
+        {"": name} | {header: speed_cell(*where, name) for header, where in columns.items()}
+        for name in names
+    ]
+    return f"{about}\n\n{markdown(rows)}"
+
+
+def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
+    """Milliseconds and the share of the limit; for others, how many times as long as ours."""
+    row, own = timing(run, coupling, name), timing(run, coupling, OURS[0])
+    if row is None or own is None:
+        return "-"
+    if name in OURS:
+        return f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
+    return f"{row['median_s'] / own['median_s']:.1f} times"
 
 
 def timing(run: dict[str, Any], coupling: str, name: str) -> dict[str, Any] | None:
@@ -264,18 +198,7 @@ def timing(run: dict[str, Any], coupling: str, name: str) -> dict[str, Any] | No
     return (fits or (rows if name.startswith("nn.") else []) or [None])[0]
 
 
-def own_cell(run: dict[str, Any], coupling: str, name: str) -> str:
-    """Milliseconds, and the share of the limit."""
-    row = timing(run, coupling, name)
-    return "-" if row is None else f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
-
-
-def times_cell(run: dict[str, Any], coupling: str, name: str) -> str:
-    """How many times as long as ours-adjoint: by medians."""
-    row, own = timing(run, coupling, name), timing(run, coupling, "ours-adjoint")
-    return "-" if row is None or own is None else f"{row['median_s'] / own['median_s']:.1f} times"
-
-
+OURS = ("ours-adjoint", "ours-adadiag-adjoint")
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
     "experiments/README.md": {"results": all_tables},
     "README.md": {"speed": speed, "results": highlights},

@@ -14,13 +14,13 @@ import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.figures.style import bound_of, pooled
+from ctrnn_assembly.reproduction.published import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
 from ctrnn_cli.anatomy import Anatomy
 from ctrnn_cli.history import History, short_names
 from ctrnn_cli.plot import KINDS, OF_ONE
 from ctrnn_cli.portraits import open_run, states_portrait
-from ctrnn_cli.published import all_published, published_for, versionless
 
 SETTINGS = {
     "modules": 3, "units": 4, "coupling": "chain", "epochs": 2, "batch_size": 64, "limit_train": 200,
@@ -141,12 +141,12 @@ def test_names_of_folders_are_no_formulas(cli: Cli, run: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("task", ["smnist", "psmnist", "scifar10"])
 def test_every_task_of_the_papers_has_an_accuracy_with_its_source(task: str) -> None:
-    rows = [row for row in all_published() if row.task == task]
+    rows = [row for row in all_published().values() if row.task == task]
     assert any(not row.models for row in rows)
     for row in rows:
-        assert 0 < row.accuracy < 100
+        assert 0 < row.value < 100
         assert re.search(r"et al\. 20\d\d, \w+", row.source)
-        assert row.selection
+        assert row.note
         assert row.network
 
 
@@ -178,9 +178,9 @@ def test_published_accuracies_are_drawn_for_the_whole_task_only(
 
 def test_a_models_own_accuracy_is_drawn_beside_that_model_only(run: Path, tmp_path: Path) -> None:
     whole = as_if_whole(run, tmp_path, "psmnist")
-    assert [row.accuracy for row in published_for([History.read(whole)])] == [96.94]
+    assert [row.value for row in published_for([History.read(whole)])] == [96.94]
     rewrite(whole, model="adadiag-clip")
-    assert [row.accuracy for row in published_for([History.read(whole)])] == [96.94, 89.63]
+    assert [row.value for row in published_for([History.read(whole)])] == [96.94, 89.63]
 
 
 @pytest.mark.parametrize("model", ["svd-combo", "symmetric"])

@@ -2,9 +2,8 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,27 @@ import pytest
 
 from cli_tools import Cli, other_process, table
 from cli_tools import single as single
-from ctrnn_cli.comparison import checked_result, compare, ours, read_results, state, yes
-from ctrnn_cli.experiment_run import run_job
-from ctrnn_cli.experiments import Experiment, Job, experiment_names, load_experiment, parse_experiment
-from ctrnn_cli.locks import BUSY
-from ctrnn_cli.results import keep_result
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.reproduction.experiments import (
+    Experiment,
+    Job,
+    experiment_names,
+    load_experiment,
+    parse_experiment,
+)
+from ctrnn_assembly.reproduction.results import (
+    checked_result,
+    compare,
+    keep_result,
+    ours,
+    read_results,
+    state,
+    summary,
+    yes,
+)
+from ctrnn_assembly.reproduction.run import Places, run_job
+from ctrnn_assembly.reproduction.scheduler import alone
+from ctrnn_cli.reproduce import draw
 
 TINY = """
 about: a tiny one
@@ -42,15 +57,21 @@ def experiment(extra: str = "") -> Experiment:
     return parse_experiment("tiny", TINY + extra)
 
 
+def job_of(row: str, seed: int = 0, *, text: str = TINY, fast: bool = False) -> Job:
+    found = parse_experiment("tiny", text)
+    return Job(found, *found.matching([row]), seed, fast)
+
+
 def result_of(job: Job, folder: Path) -> dict[str, Any]:
     """Run a job in this process; its result."""
-    run_job(job, None, folder / "runs", folder / "results")
-    return checked_result(folder / "results" / job.folder / f"{job.name}.json", job)
+    places = Places(folder / "runs", folder / "results")
+    run_job(job, places, draw)
+    return checked_result(places.results, job)
 
 
 def made(row: str, seed: int, **changes: Any) -> dict[str, Any]:
     """A result as a run would leave it."""
-    job = Job(experiment(), experiment().row(row), seed, False)
+    job = job_of(row, seed)
     proof = {"certified": True, "rate": 0.25, "discrete": {"certified": False}, "reasons": []}
     return {
         "experiment": "tiny", "row": row, "fast": False, "seed": seed, "commit": "0" * 40,
@@ -69,7 +90,7 @@ def test_the_list_shows_every_experiment(cli: Cli) -> None:
     assert "not yet run" in done.out
     listed = json.loads(cli("reproduce", "--list", "--json").out)
     assert [one["experiment"] for one in listed] == experiment_names()
-    assert all(one["estimated_seconds"] > 0 and one["seconds"] == 0 for one in listed)
+    assert all(one["runs"] > 0 and one["done"] == one["seconds"] == 0 for one in listed)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +98,7 @@ def test_the_list_shows_every_experiment(cli: Cli) -> None:
     [
         ((), "needs the name of an experiment"),
         (("nothing",), "experiment must be one of adadiag2025-figure2"),
-        (("digits", "--rows=svd,none"), "digits has no row 'svd'"),
+        (("digits", "--rows=svd,none"), "row of digits must be one of published-sparse-combo"),
         (("digits", "--seeds=2", "--seed=1"), "--seeds and --seed exclude each other"),
         (("--list", "nothing"), "experiment must be one of"),
     ],
@@ -87,7 +108,7 @@ def test_mistakes_are_refused_in_one_sentence(cli: Cli, arguments: tuple[str, ..
 
 
 def test_a_result_holds_what_makes_it_checkable(tmp_path: Path) -> None:
-    result = result_of(Job(experiment(), experiment().row("svd"), 1, False), tmp_path)
+    result = result_of(job_of("svd", 1), tmp_path)
     assert result["command"] == "ctrnn reproduce tiny --rows svd --seed 1"
     assert (result["experiment"], result["row"], result["seed"]) == ("tiny", "svd", 1)
     assert (result["task"], result["model"], result["threads"]) == ("digits", "svd-combo", 1)
@@ -110,7 +131,7 @@ def test_a_result_holds_what_makes_it_checkable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ["gated", "lstm"])
 def test_a_result_that_was_deleted_comes_back_the_same(tmp_path: Path, row: str) -> None:
-    job = Job(experiment(), experiment().row(row), 0, False)
+    job = job_of(row)
     first = result_of(job, tmp_path / "one")
     again = result_of(job, tmp_path / "one")  # from the finished run folder
     new = result_of(job, tmp_path / "other")  # trained again
@@ -121,18 +142,17 @@ def test_a_result_that_was_deleted_comes_back_the_same(tmp_path: Path, row: str)
 
 
 def test_a_run_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
-    job = Job(experiment(), experiment().row("svd"), 0, False)
-    result_of(job, tmp_path)
-    other = parse_experiment("tiny", TINY.replace("epochs: 3", "epochs: 4"))
-    with pytest.raises(Exception, match=r"holds a run with other settings \(epochs 3 for 4\)"):
-        run_job(Job(other, other.row("svd"), 0, False), None, tmp_path / "runs", tmp_path / "results")
-    with pytest.raises(Exception, match="is of other settings than tiny has now"):
-        read_results(tmp_path / "results", other)
+    result_of(job_of("svd"), tmp_path)
+    other = job_of("svd", text=TINY.replace("epochs: 3", "epochs: 4"))
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(epochs 3 for 4\)"):
+        result_of(other, tmp_path)
+    with pytest.raises(ConfigError, match="is of other settings than tiny has now"):
+        read_results(tmp_path / "results", other.experiment)
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path: Path) -> None:
     text = TINY.replace("epochs: 3", "epochs: 3, learning_rate: 1e18, gradient_clip_norm: 0")
-    job = Job(parse_experiment("tiny", text), parse_experiment("tiny", text).row("svd"), 0, False)
+    job = job_of("svd", text=text)
     result = result_of(job, tmp_path)
     assert "NaN or infinite" in result["stopped"]
     assert "test_accuracy" not in result
@@ -150,8 +170,7 @@ evaluate:
   - {name: half-step, settings: {dt: 0.015}, repeat: 2}
 pictures: [weights]
 """
-    job = Job(experiment(extra), experiment(extra).row("svd"), 0, False)
-    result = result_of(job, tmp_path)
+    result = result_of(job_of("svd", text=TINY + extra), tmp_path)
     assert [one["epoch"] for one in result["lyapunov"]] == [0, 1, 3]
     for one in result["lyapunov"]:
         assert one["certified"]
@@ -164,9 +183,9 @@ pictures: [weights]
     assert abs(by_name["half-step"]["test_accuracy"] - result["test_accuracy"]) < 0.1
     assert by_name["imex"]["certificate"]["discrete"]["solver"] == "imex"
     assert (tmp_path / "runs" / "tiny" / "svd-seed0" / "weights.png").exists()
-    gated = Job(experiment(extra), experiment(extra).row("gated"), 0, False)
-    result = result_of(gated, tmp_path)
-    assert result["lyapunov"] == []  # no field of that form
+    result = result_of(job_of("gated", text=TINY + extra), tmp_path)
+    assert not any(one["certified"] for one in result["lyapunov"])
+    assert all(one["step"] is not None for one in result["lyapunov"])
     assert next(one for one in result["evaluate"] if one["name"] == "imex")["test_accuracy"] is None
 
 
@@ -179,18 +198,17 @@ def test_published_and_ours_stand_side_by_side() -> None:
     assert svd["published"][0]["value"] == 50
     assert svd["certificate"] == {"of": 2, "certified": 2, "rate": 0.25, "discrete": 0}
     assert (gated["n"], gated["test_accuracy"], gated["certificate"]) == (0, None, None)
-    assert state(experiment(), results) == "3 of 6 runs"
-    assert state(experiment(), []) == "not yet run"
+    assert summary(experiment(), results)["done"] == 3
+    assert [state(done, 6) for done in (0, 3, 6)] == ["not yet run", "3 of 6 runs", "all 6 runs"]
     assert (yes(0, 3), yes(2, 3), yes(3, 3)) == ("no", "2 of 3", "yes")
 
 
 def test_fast_results_are_never_beside_whole_ones(tmp_path: Path) -> None:
-    path = tmp_path / "tiny" / "svd-seed0.json"
-    keep_result(path, made("svd", 0))
+    keep_result(tmp_path, job_of("svd"), made("svd", 0))
     assert len(read_results(tmp_path, experiment())) == 1
     assert read_results(tmp_path, experiment(), fast=True) == []
-    keep_result(path, made("svd", 0, fast=True))
-    with pytest.raises(Exception, match="fast True for False"):
+    keep_result(tmp_path, job_of("svd"), made("svd", 0, fast=True))
+    with pytest.raises(ConfigError, match="fast True for False"):
         read_results(tmp_path, experiment())
 
 
@@ -200,7 +218,7 @@ def test_the_command_runs_skips_and_tells(cli: Cli, tmp_path: Path) -> None:
     done = cli(*asked)
     assert done.code == 0, done.err
     assert "--fast: not comparable" in done.out
-    assert "svd-combo-seed0: test accuracy" in done.err
+    assert "digits-fast/svd-combo-seed0: test accuracy" in done.err
     results = tmp_path / "runs" / "fast-results" / "digits-fast"
     assert sorted(path.name for path in results.glob("*.json")) == [
         "rnn-seed0.json", "svd-combo-seed0.json"
@@ -219,7 +237,7 @@ def test_the_command_runs_skips_and_tells(cli: Cli, tmp_path: Path) -> None:
 def test_a_run_that_cannot_start_is_named(cli: Cli, tmp_path: Path) -> None:
     error = cli("reproduce", "scn-table1", "--fast", "--rows=scifar10-certified", "--data-dir=nowhere")
     assert error.code == 2
-    assert "1 of 1 runs failed; the first: scifar10-certified-seed0: " in error.err
+    assert "1 of 1 runs failed; the first: scn-table1-fast/scifar10-certified-seed0: " in error.err
     assert "Traceback" not in error.err
 
 
@@ -247,10 +265,15 @@ def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:
-    where = ("--runs", tmp_path / "runs", "--results", tmp_path / "results", "--fast")
-    command = [sys.executable, "-m", "ctrnn_cli.experiment_run", "digits", "rnn", "0", *map(str, where)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    codes = sorted(process.wait(120) for process in both)
-    assert codes in ([0, BUSY], [0, 0])  # the second may come after the first has ended
-    job = Job(load_experiment("digits"), load_experiment("digits").row("rnn"), 0, True)
-    checked_result(tmp_path / "results" / "digits-fast" / "rnn-seed0.json", job)
+    experiment = load_experiment("digits")
+    job = Job(experiment, *experiment.matching(["rnn"]), 0, fast=True)
+    places = Places(tmp_path / "runs", tmp_path / "results")
+    both = [get_context("spawn").Process(target=alone, args=(job, places, draw)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    codes = sorted(process.exitcode for process in both)
+    assert codes in ([0, 2], [0, 0])  # the second may come after the first has ended
+    assert codes == [0, 0] or "another process is training" in places.log(job).read_text()
+    checked_result(places.results, job)

@@ -40,8 +40,8 @@ def curves_figure(
         axes.plot([], [], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="training")
         whole_epochs(axes)
     for line, dashes in zip(published, DASHES, strict=False):
-        label = f"{line.network}: {line.accuracy:g} % ({line.selection})\n{line.source}"
-        left.axhline(line.accuracy, color="black", linestyle=dashes, linewidth=1, label=label)
+        label = f"{line.network}: {line.value:g} % ({line.note})\n{line.source}"
+        left.axhline(line.value, color="black", linestyle=dashes, linewidth=1, label=label)
     left.set_ylabel("accuracy (%)")
     right.set_ylabel("cross-entropy (nats)")
     if all((history.column("val_loss") > 0).any() for history in histories):

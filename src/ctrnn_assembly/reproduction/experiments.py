@@ -2,7 +2,7 @@
 
     about, source       what it is, and which table or figure of which paper
     recipe, settings    what all rows start from: a recipe of the package, settings of `TrainConfig`
-    rows                each: name, and its own recipe, settings, seeds, published figures
+    rows                each: name, and its own recipe, settings, seeds, published accuracies
     seeds               runs of a row, with seeds 0, 1, ...
     test_every_epoch    whether the best test epoch is reported, as many papers do
     fast                settings that shrink it further under --fast
@@ -10,7 +10,7 @@
     lyapunov            epochs after which the largest exponent is measured; 0 is before training
     pictures            kinds of `ctrnn plot` to draw of each run
 
-A published figure is written here, or in published.yaml if `ctrnn plot` draws it as well; then it is
+A published accuracy is written here, or in published.yaml if `ctrnn plot` draws it as well; then it is
 named here.
 """
 
@@ -21,15 +21,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.reproduction.published import PublishedAccuracy, named_published
 from ctrnn_assembly.training.config import TrainConfig, make_config, recipe
-from ctrnn_cli.published import named_published
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 # Lightly trained on a few small samples: enough to see that a row runs.
@@ -45,26 +44,6 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Figure(Part):
-    """A published accuracy in per cent.
-
-    Attributes:
-        what: of the best test epoch, of the last one, or as the paper says without a word on it.
-        n: runs behind it.
-    """
-
-    value: float
-    std: float | None = None
-    n: int | None = None
-    what: Literal["best", "final", "reported"]
-    note: str = ""
-
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:g}"
-        count = "" if self.n is None else f", n={self.n}"
-        return f"{self.value:g}{spread} ({self.what}{count})"
-
-
 class Row(Part):
     """One line of the table."""
 
@@ -72,7 +51,12 @@ class Row(Part):
     recipe: str | None = None
     settings: dict[str, Any] = {}
     seeds: int | None = Field(None, ge=1)
-    published: tuple[Figure, ...] = ()
+    published: tuple[PublishedAccuracy, ...] = ()
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return [named_published(one) if isinstance(one, str) else one for one in given]
 
 
 class Evaluation(Part):
@@ -99,42 +83,59 @@ class Experiment(Part):
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
     pictures: tuple[Literal["curves", "certificate", "weights", "graph", "metric"], ...] = ()
 
-    def highest(self) -> str:
-        """The highest published figure, and the row it is of."""
-        figures = [(figure, row.name) for row in self.rows for figure in row.published]
-        if not figures:
-            return "-"
-        figure, name = max(figures, key=lambda one: one[0].value)
-        return f"{figure}: {name}"
-
     def measures(self) -> dict[str, Any]:
         """What is measured beyond training, as plain values."""
         asked = self.model_dump(mode="json", include={"evaluate", "lyapunov"})
         return {name: value for name, value in asked.items() if value}
 
-    def row(self, name: str) -> Row:
-        """One row by name."""
-        return next(row for row in self.rows if row.name == name)
+    def matching(self, patterns: Iterable[str] = ()) -> list[Row]:
+        """The rows with one of these names or patterns like svd-*; all if there are none.
+
+        Raises:
+            ConfigError: if a pattern matches no row.
+        """
+        names, chosen = [row.name for row in self.rows], set()
+        for pattern in list(patterns) or ["*"]:
+            found = {name for name in names if fnmatchcase(name, pattern)}
+            if not found:
+                raise unknown(f"row of {self.name}", pattern, names)
+            chosen |= found
+        return [row for row in self.rows if row.name in chosen]
+
+    def jobs(
+        self,
+        rows: Iterable[str] = (),
+        *,
+        seeds: int | None = None,
+        only: Iterable[int] = (),
+        fast: bool = False,
+    ) -> list[Job]:
+        """Its runs, seed by seed, so that every row has its first early.
+
+        Args:
+            rows: as of `matching`.
+            seeds: runs of each row instead of the file's number. only: these seeds instead.
+        """
+        found = []
+        for row in self.matching(rows):
+            asked = range(seeds or (1 if fast else row.seeds or self.seeds))
+            found += [Job(self, row, seed, fast) for seed in list(only) or asked]
+        return sorted(found, key=lambda job: job.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run: a row with a seed, whole or fast."""
 
     experiment: Experiment
     row: Row
     seed: int
-    fast: bool
+    fast: bool = False
 
     @property
-    def name(self) -> str:
-        """Of its run folder and of its result."""
-        return f"{self.row.name}-seed{self.seed}"
-
-    @property
-    def folder(self) -> str:
-        """Where runs and results of its experiment are; fast ones are never beside whole ones."""
-        return f"{self.experiment.name}-fast" if self.fast else self.experiment.name
+    def path(self) -> str:
+        """Of its run folder, and of its result; fast ones are never beside whole ones."""
+        return f"{self.experiment.name}{'-fast' * self.fast}/{self.row.name}-seed{self.seed}"
 
     def config(self, data_dir: str | None = None) -> TrainConfig:
         """Its configuration.
@@ -149,7 +150,7 @@ class Job:
         layers += [recipe(row.recipe)] if row.recipe else []
         layers += [row.settings, {"test_every_epoch": e.test_every_epoch, "data_dir": data_dir}]
         if self.fast:
-            image = str(make_config(*layers).task).startswith(("smnist", "psmnist", "scifar", "images"))
+            image = make_config(*layers).task.startswith(("smnist", "psmnist", "scifar", "images"))
             layers += [FAST, {"resize": FAST_SIDE} if image else {}, e.fast]
         config = make_config(*layers, {"seed": self.seed})
         keep = [epoch for epoch in e.lyapunov if 0 < epoch <= config.epochs]
@@ -157,47 +158,10 @@ class Job:
 
     def command(self, *, data: bool) -> str:
         """What makes its result again; DATA stands for a folder that was named."""
-        options = f" --data-dir DATA{' --fast' if self.fast else ''}" if data else " --fast" * self.fast
-        chosen = f"--rows {self.row.name} --seed {self.seed}"
-        return f"ctrnn reproduce {self.experiment.name} {chosen}{options}"
-
-
-def jobs(
-    experiment: Experiment,
-    *,
-    rows: Iterable[str] = (),
-    seeds: int | None = None,
-    only: Iterable[int] = (),
-    fast: bool = False,
-) -> list[Job]:
-    """The runs of an experiment, seed by seed, so that every row has its first early.
-
-    Args:
-        rows: names, or patterns like `svd-*`; all if there are none.
-        seeds: runs of each row instead of the file's number. only: these seeds instead.
-
-    Raises:
-        ConfigError: if a pattern matches no row.
-    """
-    found = []
-    for row in matching(experiment, rows):
-        asked = range(seeds or (1 if fast else row.seeds or experiment.seeds))
-        found += [Job(experiment, row, seed, fast) for seed in list(only) or asked]
-    return sorted(found, key=lambda job: job.seed)
-
-
-def matching(experiment: Experiment, patterns: Iterable[str]) -> list[Row]:
-    """The rows that match one of the patterns; all if there are none.
-
-    Raises:
-        ConfigError: if a pattern matches no row.
-    """
-    patterns = list(patterns) or ["*"]
-    for pattern in patterns:
-        if not any(fnmatchcase(row.name, pattern) for row in experiment.rows):
-            known = ", ".join(row.name for row in experiment.rows)
-            raise ConfigError(f"{experiment.name} has no row {pattern!r}. Its rows: {known}.")
-    return [r for r in experiment.rows if any(fnmatchcase(r.name, p) for p in patterns)]
+        options = " --data-dir DATA" * data + " --fast" * self.fast
+        return (
+            f"ctrnn reproduce {self.experiment.name} --rows {self.row.name} --seed {self.seed}{options}"
+        )
 
 
 def difference(one: TrainConfig, other: TrainConfig) -> str:
@@ -211,7 +175,8 @@ def difference(one: TrainConfig, other: TrainConfig) -> str:
 
 def experiment_names() -> list[str]:
     """All experiments, in alphabetical order."""
-    return sorted(e.name.removesuffix(".yaml") for e in _folder().iterdir() if e.name.endswith(".yaml"))
+    files = resources.files("ctrnn_experiments").iterdir()
+    return sorted(e.name.removesuffix(".yaml") for e in files if e.name.endswith(".yaml"))
 
 
 @cache
@@ -222,10 +187,9 @@ def load_experiment(name: str) -> Experiment:
         ConfigError: if the name is unknown, or its file does not say what an experiment is.
     """
     if name not in experiment_names():
-        known = ", ".join(experiment_names())
-        raise ConfigError(f"experiment must be one of {known}; got {name!r}.")
-    text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_experiment(name, text)
+        raise unknown("experiment", name, experiment_names())
+    file = resources.files("ctrnn_experiments") / f"{name}.yaml"
+    return parse_experiment(name, file.read_text(encoding="utf-8"))
 
 
 def parse_experiment(name: str, text: str) -> Experiment:
@@ -235,15 +199,12 @@ def parse_experiment(name: str, text: str) -> Experiment:
         ConfigError: naming the key, its value and what it must be.
     """
     try:
-        loaded = yaml.safe_load(text)
-        for row in loaded["rows"]:
-            row["published"] = [_figure(figure) for figure in row.get("published", ())]
-        experiment = Experiment.model_validate({**loaded, "name": name})
+        experiment = Experiment.model_validate({**yaml.safe_load(text), "name": name})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{name}.yaml: {key}: {first['msg']}; got {first['input']!r}.") from None
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}.yaml must hold about, source and rows; got {reason}.") from None
     names = [row.name for row in experiment.rows]
@@ -251,21 +212,3 @@ def parse_experiment(name: str, text: str) -> Experiment:
     if double is not None:
         raise ConfigError(f"{name}.yaml: rows must have different names; got {double!r} twice.")
     return experiment
-
-
-def _figure(figure: Any) -> Any:
-    """A figure as it stands here, or that of published.yaml with this name."""
-    if not isinstance(figure, str):
-        return figure
-    found = named_published(figure)
-    return {
-        "value": found.accuracy,
-        "std": found.std,
-        "n": found.n,
-        "what": found.what,
-        "note": found.selection,
-    }
-
-
-def _folder() -> Traversable:
-    return resources.files("ctrnn_experiments")

@@ -1,0 +1,208 @@
+"""Results, one JSON file a run, and what they say beside the published accuracies, row by row.
+
+A result is the run's summary (see `training.provenance`) with
+
+    experiment, row, fast     what it is a run of
+    measures                  what the experiment measured besides: `Experiment.measures`
+    evaluate, lyapunov        what came of that
+    stopped                   instead of accuracies and certificates, why the run did not end
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.reproduction.experiments import Experiment, Job, Row, difference
+from ctrnn_assembly.reproduction.published import PublishedAccuracy
+from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.training.run import write
+
+ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epoch_accuracy")
+
+
+def result_path(results: Path, job: Job) -> Path:
+    """Where the result of a run is kept."""
+    return results / f"{job.path}.json"
+
+
+def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
+    """Write a result, one line a key, whole or not at all."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
+    write(result_path(results, job), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def has_result(results: Path, job: Job) -> bool:
+    """Whether a run has its result; raises as `checked_result` does."""
+    return result_path(results, job).exists() and bool(checked_result(results, job))
+
+
+def checked_result(results: Path, job: Job) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+        DataError: if it is damaged; ConfigError: if it is of other settings.
+    """
+    path = result_path(results, job)
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fast, stored = result["fast"], result["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not the result of a run: {error}. Delete it to run again.") from None
+    # Settings that are gone by now are left out.
+    config = make_config({k: v for k, v in stored.items() if k in TrainConfig.model_fields})
+    reason = difference(config, job.config())
+    if not reason and fast != job.fast:
+        reason = f"fast {fast} for {job.fast}"
+    if not reason and result.get("measures", {}) != job.experiment.measures():
+        reason = "other solvers to test with, or other epochs to measure exponents of"
+    if reason:
+        raise ConfigError(
+            f"{path} is of other settings than {job.experiment.name} has now ({reason}). Delete it to "
+            "run again."
+        )
+    return result
+
+
+def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -> list[dict[str, Any]]:
+    """The results of an experiment's rows that are there, of any seed; raises as `has_result` does."""
+    found = []
+    for row in experiment.rows:
+        folder = result_path(results, Job(experiment, row, 0, fast)).parent
+        endings = (path.stem.removeprefix(f"{row.name}-seed") for path in folder.glob("*.json"))
+        seeds = sorted(int(ending) for ending in endings if ending.isdecimal())
+        found += [checked_result(results, Job(experiment, row, seed, fast)) for seed in seeds]
+    return found
+
+
+def compare(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line a row, as plain values: published accuracies, ours, certificate, parameters, seconds.
+
+    Ours are in per cent; None for what is not known, and nothing but the published without a run.
+    """
+    return [_line(row, [r for r in results if r["row"] == row.name]) for row in rows]
+
+
+def _line(row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    done = [result for result in results if "stopped" not in result]
+    return {
+        "row": row.name,
+        "published": [one.model_dump() for one in row.published],
+        "n": len(done),
+        "stopped": len(results) - len(done),
+        **{name: spread([result[name] for result in done]) for name in ACCURACIES},
+        "certificate": verdict([result["certificate"] for result in done]),
+        "certificate_initial": verdict([result["certificate_initial"] for result in done]),
+        "parameters": done[0]["parameters"] if done else None,
+        "seconds": statistics.fmean(result["seconds"] for result in done) if done else None,
+        "hardware": sorted({result["hardware"] for result in results}),
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    """Mean and standard deviation in per cent; that of a single run is None."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.fmean(known), "std": deviation, "min": min(known), "max": max(known)}
+
+
+def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """How many are certified, in continuous time and in the step, and the smallest certified rate."""
+    if not certificates:
+        return None
+    proven = [c["rate"] for c in certificates if c["certified"]]
+    steps = [c for c in certificates if (c.get("discrete") or {}).get("certified")]
+    return {
+        "of": len(certificates),
+        "certified": len(proven),
+        "rate": min(proven, default=None),
+        "discrete": len(steps),
+    }
+
+
+def cells(line: dict[str, Any]) -> dict[str, str]:
+    """A line of `compare` as a table shows it: text by column."""
+    after, before = line["certificate"], line["certificate_initial"]
+    stopped = f" + {line['stopped']} stopped" if line["stopped"] else ""
+    n = f"{line['n']}{stopped}" if line["n"] or stopped else "-"
+    return {
+        "row": line["row"],
+        "published": published_text(line["published"]),
+        "ours": ours(line["test_accuracy"]) if n != "-" else "not yet run",
+        "n": n,
+        "best test epoch": ours(line["best_epoch_accuracy"]),
+        "last epoch": ours(line["final_epoch_accuracy"]),
+        "certified before": "-" if before is None else yes(before["certified"], before["of"]),
+        "certified after": "-" if after is None else yes(after["certified"], after["of"]),
+        "rate >=": "-" if after is None or after["rate"] is None else f"{after['rate']:.4g}",
+        "step certified": "-" if after is None else yes(after["discrete"], after["of"]),
+        "parameters": "-" if line["parameters"] is None else f"{line['parameters']:,}",
+        "time a run": "-" if line["seconds"] is None else lasting(line["seconds"]),
+    }
+
+
+def summary(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An experiment in a line: what it is, its rows and runs, and the seconds that they took."""
+    planned = {(job.row.name, job.seed) for job in experiment.jobs()}
+    published = [(one, row.name) for row in experiment.rows for one in row.published]
+    highest = max(published, key=lambda one: one[0].value, default=None)
+    return {
+        "experiment": experiment.name,
+        "about": experiment.about,
+        "source": experiment.source,
+        "rows": [row.name for row in experiment.rows],
+        "runs": len(planned),
+        "done": len(planned & {(result["row"], result["seed"]) for result in results}),
+        "seconds": sum(result.get("seconds", 0.0) for result in results),
+        "published": "-" if highest is None else f"{highest[0]}: {highest[1]}",
+    }
+
+
+def summary_cells(line: dict[str, Any]) -> dict[str, str]:
+    """A `summary` as a table shows it: text by column."""
+    return {
+        "command": f"ctrnn reproduce {line['experiment']}",
+        "what": line["about"],
+        "source": line["source"],
+        "runs": str(line["runs"]),
+        "time": lasting(line["seconds"]) if line["done"] else "-",
+        "highest published": line["published"],
+        "run": state(line["done"], line["runs"]),
+    }
+
+
+def state(done: int, runs: int) -> str:
+    """Whether an experiment was run: "not yet run", "3 of 44 runs", or "all 44 runs"."""
+    return {0: "not yet run", runs: f"all {runs} runs"}.get(done, f"{done} of {runs} runs")
+
+
+def published_text(published: Sequence[dict[str, Any]]) -> str:
+    """The published accuracies of a row, with their notes."""
+    found = [PublishedAccuracy.model_validate(one) for one in published]
+    return "; ".join(f"{one}{f', {one.note}' if one.note else ''}" for one in found) or "-"
+
+
+def ours(value: dict[str, float | None] | None) -> str:
+    """mean ± std in per cent."""
+    if value is None:
+        return "-"
+    return f"{value['mean']:.2f}" + ("" if value["std"] is None else f" ± {value['std']:.2f}")
+
+
+def yes(count: int, of: int) -> str:
+    """yes, no, or how many of them."""
+    return {0: "no", of: "yes"}.get(count, f"{count} of {of}")
+
+
+def lasting(seconds: float) -> str:
+    """A time as people say it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.0f} s"
