@@ -8,10 +8,10 @@ read. Leaves results/DATE-japanese-vowels-folds.json.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from typing import Any
 
-import click
 import torch
 from keep import about, keep
 
@@ -64,16 +64,16 @@ def cross_validated(config: TrainConfig, task: Task) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.option("--noise", type=float, multiple=True, default=(0.0, 0.2, 0.4, 0.8), show_default=True)
-def main(noise: tuple[float, ...]) -> None:
+def main() -> None:
     """Compare amounts of noise, in standard deviations of each channel."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.8])
     torch.set_num_threads(1)
     runs = []
-    for amount in noise:
+    for amount in parser.parse_args().noise:
         config = configuration(amount)
         runs.append(cross_validated(config, load_task(config.task)))
-        click.echo(runs[-1])
+        print(runs[-1])
     print(keep("japanese-vowels-folds", {**about(__file__, seed=0), "folds": FOLDS, "runs": runs}))
 
 
