@@ -26,8 +26,6 @@ from ctrnn_assembly.diagnostics.gradient_scale import (
 )
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
-ENDS = ("output", "input")
-
 
 def brute_force(layers: list[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     """GSC of the batch as one vector, from one dense Jacobian."""
@@ -59,26 +57,24 @@ def within(found: Tensor, expected: float, errors: float = 4.0) -> bool:
 
 
 @pytest.mark.parametrize(("x", "square"), [((1.0, 1.0), 1.0), ((1.0, 0.0), 0.625), ((0.0, 1.0), 2.5)])
-@pytest.mark.parametrize("fixed", ENDS)
-def test_oracle_31_a_diagonal_layer(x, square, fixed):
+def test_oracle_31_a_diagonal_layer(x, square):
     net = [lambda z: z @ torch.diag(torch.tensor([2.0, 1.0]))]
     for single in (True, False):
-        found = gsc(net, torch.tensor([x]), squared=True, fixed=fixed, per_sample=single).value
-        value = found.flatten()[0 if fixed == "output" else 1]
+        found = gsc(net, torch.tensor([x]), squared=True, per_sample=single).value
+        value = found.flatten()[0]
         assert float(value) == pytest.approx(square, abs=1e-12)
-    root = gsc(net, torch.tensor([x]), fixed=fixed).value[0 if fixed == "output" else 1]
+    root = gsc(net, torch.tensor([x])).value[0]
     assert float(root) == pytest.approx(square**0.5, abs=1e-12)
 
 
-@pytest.mark.parametrize("fixed", ENDS)
-def test_orthogonal_linear_layers_have_gsc_one(fixed):
+def test_orthogonal_linear_layers_have_gsc_one():
     layers = [nn.Linear(6, 6, bias=False) for _ in range(20)]
     for layer in layers:
         layer.weight.data = orthogonal(6)
     x = torch.randn(5, 6)
     one = torch.ones(21)
-    torch.testing.assert_close(gsc(layers, x, fixed=fixed).value, one, rtol=0, atol=1e-13)
-    single = gsc(nn.Sequential(*layers), x, fixed=fixed, per_sample=True).value
+    torch.testing.assert_close(gsc(layers, x).value, one, rtol=0, atol=1e-13)
+    single = gsc(nn.Sequential(*layers), x, per_sample=True).value
     torch.testing.assert_close(single, one.expand(5, -1), rtol=0, atol=1e-13)
 
 
@@ -103,17 +99,16 @@ def test_oracle_32_gaussian_linear_layers():
     assert gaussian_linear(100, 50) == pytest.approx(2.3094337, abs=1e-6)
     n, depth, draws = 20, 10, 1500
     layers = [apart(torch.randn(draws, n, n) * n**-0.5) for _ in range(depth)]
-    found = gsc(layers, torch.randn(draws, n), per_sample=True, squared=True, fixed="input")
-    assert within(found.value[:, -1], gaussian_linear(n, depth))
+    found = gsc(layers, torch.randn(draws, n), per_sample=True, squared=True)
+    assert within(found.value[:, 0], gaussian_linear(n, depth))
 
 
-@pytest.mark.parametrize("fixed", ENDS)
-def test_a_constant_layer_and_a_vanishing_one(fixed):
+def test_a_constant_layer_and_a_vanishing_one():
     x = torch.randn(3, 4)
-    constant = gsc([lambda z: torch.ones(3, 2)], x, fixed=fixed).value
-    torch.testing.assert_close(constant[0 if fixed == "output" else 1], torch.tensor(0.0))
-    nothing = gsc([lambda z: 0 * z], x, fixed=fixed).value
-    assert bool(nothing[0 if fixed == "output" else 1].isnan())  # 0 / 0
+    constant = gsc([lambda z: torch.ones(3, 2)], x).value
+    torch.testing.assert_close(constant[0], torch.tensor(0.0))
+    nothing = gsc([lambda z: 0 * z], x).value
+    assert bool(nothing[0].isnan())  # 0 / 0
 
 
 # Against dense Jacobians
@@ -134,19 +129,17 @@ def batch_norm() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("make", [plain, batch_norm])
-@pytest.mark.parametrize("fixed", ENDS)
-def test_every_point_of_the_chain_is_autograd_s(make, fixed):
+def test_every_point_of_the_chain_is_autograd_s(make):
     net, x = make(), torch.randn(7, 4)
     layers, states = list(net), [x]
     for layer in layers:
         states.append(layer(states[-1].clone()).detach())
-    found = gsc(net, x, fixed=fixed)
+    found = gsc(net, x)
     for k in range(len(layers) + 1):
-        chain, start = (layers[k:], states[k]) if fixed == "output" else (layers[:k], x)
-        clones = [lambda z, f=f: f(z.clone()) for f in chain]
-        torch.testing.assert_close(found.value[k], brute_force(clones, start), rtol=1e-10, atol=0)
+        clones = [lambda z, f=f: f(z.clone()) for f in layers[k:]]
+        torch.testing.assert_close(found.value[k], brute_force(clones, states[k]), rtol=1e-10, atol=0)
     assert found.points == tuple(range(len(layers) + 1))
-    at = states[-1] if fixed == "output" else x
+    at = states[-1]
     assert found.products == (at.numel() if couples_samples(net, x) else at.shape[1])
 
 
@@ -171,15 +164,13 @@ def test_the_batch_form_is_the_form_with_expectations():
 def test_images_pass_through_convolutions():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
     net, x = net.double(), torch.randn(3, 2, 4, 4)
-    for fixed, k in (("output", 0), ("input", -1)):
-        found = gsc(net, x, fixed=fixed).value[k]
-        torch.testing.assert_close(found, brute_force(list(net), x), rtol=1e-10, atol=0)
+    torch.testing.assert_close(gsc(net, x).value[0], brute_force(list(net), x), rtol=1e-10, atol=0)
 
 
 def test_measuring_leaves_the_net_as_it_was():
     net, x = batch_norm(), torch.randn(7, 4)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    for settings in ({"fixed": "input"}, {}, {"probes": 3}):
+    for settings in ({}, {"probes": 3}):
         gsc(net, x, **settings)
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
@@ -198,17 +189,16 @@ def test_who_couples_samples():
 # The estimate
 
 
-@pytest.mark.parametrize("fixed", ENDS)
 @pytest.mark.parametrize("make", [plain, batch_norm])
-def test_the_estimate_of_the_square_is_unbiased_and_knows_its_error(make, fixed):
+def test_the_estimate_of_the_square_is_unbiased_and_knows_its_error(make):
     net, x = make(), torch.randn(7, 4)
     generator = torch.Generator().manual_seed(3)
-    true = gsc(net, x, fixed=fixed, squared=True).value
-    found = gsc(net, x, fixed=fixed, squared=True, probes=4000, generator=generator)
+    true = gsc(net, x, squared=True).value
+    found = gsc(net, x, squared=True, probes=4000, generator=generator)
     assert found.standard_error is not None
     assert found.products == 4000
     assert bool(((found.value - true).abs() <= 4 * found.standard_error + 1e-12).all())
-    few = [gsc(net, x, fixed=fixed, squared=True, probes=8, generator=generator) for _ in range(120)]
+    few = [gsc(net, x, squared=True, probes=8, generator=generator) for _ in range(120)]
     spread = torch.stack([f.value for f in few]).std(0)
     told = torch.stack([f.standard_error for f in few]).square().mean(0).sqrt()
     # 120 draws know a standard deviation to about 7 %; some tails are heavy
@@ -344,13 +334,11 @@ def test_single_precision_nets_are_measured_in_double():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("fixed", ENDS)
 @pytest.mark.parametrize("slope", [0.01, 100.0])
-def test_products_neither_fade_nor_overflow_in_single_precision(slope, fixed):
+def test_products_neither_fade_nor_overflow_in_single_precision(slope):
     layers = [lambda z: slope * (z - z.detach()) + z.detach()] * 60
-    found = gsc(layers, torch.ones(2, 3, dtype=torch.float32), fixed=fixed)
-    back = torch.arange(60, -1, -1) if fixed == "output" else torch.arange(61)
-    torch.testing.assert_close(found.value, slope ** back.double(), rtol=1e-4, atol=0)
+    found = gsc(layers, torch.ones(2, 3, dtype=torch.float32))
+    torch.testing.assert_close(found.value, slope ** torch.arange(60.0, -1, -1), rtol=1e-4, atol=0)
 
 
 # Pre-activations
@@ -374,7 +362,6 @@ def test_deviation_and_sign_diversity():
         (lambda: gsc([], torch.ones(2, 2)), ConfigError, "layers"),
         (lambda: gsc(torch.relu, torch.ones(2, 2)), ConfigError, "layers"),
         (lambda: gsc([torch.relu], torch.ones(2, 2), probes=1), ConfigError, "probes"),
-        (lambda: gsc([torch.relu], torch.ones(2, 2), fixed="loss"), ConfigError, "fixed"),
         (lambda: gsc([torch.relu], torch.ones(2)), ShapeError, "x must"),
         (lambda: gsc([torch.relu], torch.ones(2, 2).long()), ShapeError, "int64"),
         (lambda: gsc([torch.relu], torch.full((2, 2), float("nan"))), DataError, "f_0"),

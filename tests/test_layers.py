@@ -107,6 +107,14 @@ def test_a_file_imports_only_lower_layers(name):
     assert wrong <= OWED
 
 
+def test_diagnostics_see_callables_only():
+    """They import the ground and solvers; a net is what it does, so no layer is known to them."""
+    seen = {"errors", "activations", "linalg", "inputs", "metrics", "terms", "schemes", "solvers"}
+    for name, file in FILES.items():
+        if part_of(name) == "diagnostics":
+            assert parts_imported(file) - {"diagnostics"} <= seen, name
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_heavy_libraries_are_imported_in_their_place_only(name):
     part = part_of(name)

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import behaviour, linearise
+from ctrnn_assembly.diagnostics.linearise import Linearisation, behaviour, linearise
 from ctrnn_assembly.errors import ConfigError, ShapeError
 
 # V (terms, ...) at a layer's output -> (S^T V, R^T V) at its input
@@ -135,14 +136,20 @@ def effective_depth_over_time(
         ConfigError, ShapeError, DataError: for arguments that do not fit.
     """
     known = behaviour(net, size=len(g))
-    step, u = known.step_map(dt, solver), known.inputs(u, "(time, m)")
+    step, samples = known.step_map(dt, solver), known.inputs(u, "(time, m)")
+    assert samples is not None
     x = known.states((torch.zeros(known.size) if x0 is None else x0)[None])
     vjps: list[VJPs] = []
-    for sample in u[:, None]:
+    for sample in samples[:, None]:
         here = linearise(step, sample, x)
-        vjps.append(lambda V, here=here: (V, here.transposed(V[None])[0] - V))
+        vjps.append(partial(_skip_and_residual, here))
         x = here.value
     return effective_depth_of_gradient(vjps, g.detach().cpu(), tol=tol)
+
+
+def _skip_and_residual(here: Linearisation, V: Tensor) -> tuple[Tensor, Tensor]:
+    """V and (J^T - I) V, for V (terms, n)."""
+    return V, here.transposed(V[None])[0] - V
 
 
 def _checked_pairs(

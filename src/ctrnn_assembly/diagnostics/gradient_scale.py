@@ -12,7 +12,7 @@ are coupled (batch norm); if they are not, it is the form with expectations,
 sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2).
 
 Cost: all B samples share a pass, and one Jacobian product of the whole batch costs about a backward
-pass. Exact values take n of them (n features at the fixed end), or B n if samples are coupled; the
+pass. Exact values take n of them (n features at the output), or B n if samples are coupled; the
 estimate takes `probes`, whatever n is: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson). It is
 unbiased for the square of the GSC.
 
@@ -26,20 +26,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctrnn_assembly.diagnostics.linearise import behaviour, linearise
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
-# V, m vectors at one end of a layer, (m, B, ...), to the other end: by VJPs V J, or by products J V.
-JacobianProduct = Callable[[Tensor], Tensor]
-Fixed = Literal["input", "output"]
+VJP = Callable[[Tensor], Tensor]  # V, (m, B, ...) at a layer's output, to V J at its input
 
 CHUNK = 2**18  # numbers in a block of vectors: small enough for a cache
 FAR = 1e9  # vectors shorter than 1 / FAR or longer are rescaled, before single precision runs out
@@ -74,14 +71,13 @@ def gsc(
     layers: Sequence[Layer] | nn.Sequential,
     x: Tensor,
     *,
-    fixed: Fixed = "output",
     per_sample: bool = False,
     squared: bool = False,
     probes: int | None = None,
     coupled: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
-    """GSC over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
+    """GSC(k, L), k = 0..L, over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
 
     For any other pair (k, l) pass `layers[k:l]` and f_k. Put dropout in eval mode; batch norm is
     taken as it is, by the batch in training mode, and its running statistics are not touched.
@@ -89,8 +85,6 @@ def gsc(
     Args:
         layers: callables (B, ...) -> (B, ...), or an nn.Sequential.
         x: input, (B, ...), floating point; the products are in its dtype.
-        fixed: "output" gives GSC(k, L) for k = 0..L by vector-Jacobian products, "input" gives
-            GSC(0, l) for l = 0..L by Jacobian-vector products.
         per_sample: one value for each sample; refused if layers couple the samples.
         squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
@@ -109,10 +103,8 @@ def gsc(
     """
     layers = _checked_layers(layers)
     _check_probes(probes)
-    if fixed not in get_args(Fixed):
-        raise ConfigError(f"fixed must be one of {', '.join(get_args(Fixed))}; got {fixed!r}.")
     with _untouched(layers):
-        states, products = (_backward if fixed == "output" else _forward)(layers, x)
+        states, products = _backward(layers, x)
         if coupled is None and (per_sample or probes is None):
             coupled = couples_samples(layers, x)
         if per_sample and coupled:
@@ -120,12 +112,11 @@ def gsc(
                 "per_sample needs layers that treat samples apart; got layers that couple them, as "
                 "batch norm in training mode does. Use per_sample=False, or call eval()."
             )
-        at = states[-1] if fixed == "output" else states[0]
+        at = states[-1]
         vectors = _blocks(at, bool(coupled), probes, generator)
-        draws = _propagate(products, vectors, probes is not None)
-    draws = draws.flip(0) if fixed == "output" else draws
+        draws = _propagate(products, vectors, probes is not None).flip(0)
     count = probes or at[0].numel() * (len(at) if coupled else 1)
-    return _scale(draws, states, tuple(range(len(states))), fixed, per_sample, squared, count)
+    return _scale(draws, states, tuple(range(len(states))), per_sample, squared, count)
 
 
 @torch.no_grad()
@@ -177,7 +168,7 @@ def gsc_over_time(
     times = (*range(0, len(products), every), len(products))
     draws = _propagate(products[::-1], vectors, probes is not None).flip(0)[list(times)]
     count = probes or known.size
-    return _scale(draws, [states[t] for t in times], times, "output", per_sample, squared, count)
+    return _scale(draws, [states[t] for t in times], times, per_sample, squared, count)
 
 
 def couples_samples(layers: Sequence[Layer] | nn.Sequential, x: Tensor) -> bool:
@@ -233,18 +224,16 @@ def _scale(
     draws: Tensor,
     states: Sequence[Tensor],
     points: tuple[int, ...],
-    fixed: Fixed,
     per_sample: bool,
     squared: bool,
     products: int,
 ) -> GradientScale:
     """The coefficients from squared norms of Jacobian products (points, m, B) and the states."""
-    columns = [f[0].numel() for f in states] if fixed == "output" else [states[0][0].numel()]
+    columns = [f[0].numel() for f in states]
     sizes = torch.stack([_energy(f[None])[0] for f in states])  # (points, B)
     if not per_sample:
         draws, sizes = draws.mean(2, keepdim=True), sizes.mean(1, keepdim=True)
-    near, far = (sizes, sizes[-1:]) if fixed == "output" else (sizes[:1], sizes)
-    ratio = torch.where((near > 0) & (far > 0), near / far, float("nan"))  # (points, B or 1)
+    ratio = torch.where((sizes > 0) & (sizes[-1:] > 0), sizes / sizes[-1:], float("nan"))
     squares = draws / draws.new_tensor(columns)[:, None, None]  # of ||J||_qm
     mean, m = squares.mean(1), squares.shape[1]
     value = mean * ratio
@@ -296,39 +285,25 @@ def _untouched(layers: Iterable[object]) -> Iterator[None]:
             n.track_running_stats = True
 
 
-def _backward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[JacobianProduct]]:
+def _backward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[VJP]]:
     """f_0 = x to f_L, and V -> V df_k/df_{k-1} from the last layer to the first."""
     states, products = [_checked_input(x)], []
     for layer in layers:
         with torch.enable_grad():
             f = states[-1].requires_grad_()
             y = layer(f.clone())  # a copy: the layer may work in place
-        products.append(_vjp(f, y))
+        products.append(_vjp_of(f, y))
         states.append(_checked_state(y.detach(), x, len(states)))
     return [f.detach() for f in states], products[::-1]
 
 
-def _vjp(f: Tensor, y: Tensor) -> JacobianProduct:
+def _vjp_of(f: Tensor, y: Tensor) -> VJP:
     """V -> V dy/df for V of (m, B, ...), by batched vector-Jacobian products."""
     if not y.requires_grad:  # a constant
         return lambda V: V.new_zeros(len(V), *f.shape)
     return lambda V: torch.autograd.grad(
         y, f, V, retain_graph=True, is_grads_batched=True, materialize_grads=True
     )[0]
-
-
-@torch.no_grad()
-def _forward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[JacobianProduct]]:
-    """f_0 = x to f_L, and V -> df_{k+1}/df_k V from the first layer to the last."""
-    states = [_checked_input(x)]
-    for layer in layers:
-        states.append(_checked_state(layer(states[-1].clone()), x, len(states)))
-    return states, [_jvp(layer, f) for layer, f in zip(layers, states, strict=False)]
-
-
-def _jvp(layer: Layer, f: Tensor) -> JacobianProduct:
-    """V -> dy/df V for V of (m, B, ...), by batched Jacobian-vector products."""
-    return vmap(lambda v: jvp(lambda x: layer(x.clone()), (f,), (v,))[1])
 
 
 def _checked_input(x: Tensor) -> Tensor:
@@ -369,7 +344,7 @@ def _blocks(
         yield block.reshape(m, *at.shape)
 
 
-def _propagate(products: Sequence[JacobianProduct], blocks: Iterable[Tensor], keep: bool) -> Tensor:
+def _propagate(products: Sequence[VJP], blocks: Iterable[Tensor], keep: bool) -> Tensor:
     """|V|^2 before and after each product, (points, m, B): every random draw, or their sum (m = 1)."""
     found: list[Tensor] = []
     for V in blocks:

@@ -434,7 +434,8 @@ def _answer(net: Any, name: str, *arguments: Any) -> Any:
         return None
 
 
-def _copied(net: nn.Module) -> nn.Module:
+def _copied(net: nn.Module) -> Any:
+    """In float64 on the CPU, in evaluation mode, without gradients of its weights."""
     net = deepcopy(net).to("cpu", torch.float64).eval().requires_grad_(False)
     _check_weights([*net.parameters(), *net.buffers()])
     return net
@@ -480,7 +481,7 @@ def _of_layer(net: Any) -> Behaviour:
     )
 
 
-def _of_torch(net: nn.RNNBase | nn.RNNCellBase) -> Behaviour:
+def _of_torch(net: Any) -> Behaviour:
     """Of nn.RNN, nn.GRU, nn.LSTM and their cells, whose packed state is (batch, parts x layers x n)."""
     if getattr(net, "bidirectional", False) or getattr(net, "proj_size", 0):
         raise ConfigError(

@@ -120,18 +120,20 @@ def spectrum_at(
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     flow, step = None if known.flow is None else known.flow_map(), known.find_step(dt, solver)
-    dt, solver = (None, None) if step is None else known.resolve(dt, solver)
+    length, scheme = (None, None) if step is None else known.resolve(dt, solver)
+    # A step of Euler's is I + dt J, unless it is a function of the user's, which might be anything.
+    plain = scheme == "euler" and (step is not known.step or known.solver == scheme)
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
         if flow is not None:
             J = linearise(flow, *here)
-            whole = solver == "euler" and _by_lapack(known.size, largest)
+            whole = plain and _by_lapack(known.size, largest)
             values.append(leading(J, "real", None if whole else largest))
             if norm is not None:
                 rates.append(-_largest_symmetric(J, norm, largest))
-            if whole:  # the step is I + dt J
-                stepped.append(_descending(1 + dt * values[-1], "modulus")[:largest])
+            if whole:
+                stepped.append(_descending(1 + (length or 0.0) * values[-1], "modulus")[:largest])
                 values[-1] = values[-1][:largest]
                 continue
         if step is not None:
@@ -142,8 +144,8 @@ def spectrum_at(
         eigenvalues=torch.stack(values) if values else None,
         local_rates=torch.tensor(rates, dtype=x.dtype) if rates else None,
         step_eigenvalues=torch.stack(stepped) if stepped else None,
-        dt=dt,
-        solver=solver,
+        dt=length,
+        solver=scheme,
     )
 
 

@@ -183,6 +183,7 @@ def monitor_theorem6(
     known = behaviour(net)
     terms, metric = known.terms, known.metric
     phi = _only_activation(terms)
+    assert terms is not None
     if P is None:
         if metric is None or not metric.is_diagonal:
             raise ContractionError(
