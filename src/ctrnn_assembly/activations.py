@@ -26,7 +26,7 @@ class Activation:
         function: phi, elementwise, any shape; without trained tensors of its own, to which the fused
             solvers would give no gradient.
         slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
-        derivative: phi', elementwise; by default automatic differentiation of `function`.
+        derivative: phi', elementwise; by default that of `backward`, or automatic differentiation.
         backward: (v, x, phi(x)) -> v o phi'(x), where one pass does it; by default v times `derivative`.
 
     Raises:
@@ -70,6 +70,8 @@ class Activation:
         """phi'(x), the shape of x."""
         if self.derivative is not None:
             return self.derivative(x)
+        if self.backward is not None:
+            return self.backward(torch.ones_like(x), x, self.function(x))
         with torch.enable_grad():
             z = x.detach().requires_grad_()
             return torch.autograd.grad(self.function(z).sum(), z)[0]
@@ -81,19 +83,6 @@ class Activation:
 
 def _identity(x: Tensor) -> Tensor:
     return x
-
-
-def _relu_slope(x: Tensor) -> Tensor:
-    return (x > 0).to(x.dtype)
-
-
-def _tanh_slope(x: Tensor) -> Tensor:
-    return 1 - torch.tanh(x).square()
-
-
-def _sigmoid_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 - s)
 
 
 def _relu_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -117,9 +106,9 @@ ACTIVATIONS = {
     a.name: a
     for a in (
         Activation("identity", _identity, (1.0, 1.0), torch.ones_like),
-        Activation("relu", torch.relu, (0.0, 1.0), _relu_slope, _relu_backward),
-        Activation("tanh", torch.tanh, (0.0, 1.0), _tanh_slope, _tanh_backward),
-        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), _sigmoid_slope, _sigmoid_backward),
+        Activation("relu", torch.relu, (0.0, 1.0), None, _relu_backward),
+        Activation("tanh", torch.tanh, (0.0, 1.0), None, _tanh_backward),
+        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), None, _sigmoid_backward),
         Activation("softplus", _softplus, (0.0, 1.0), torch.sigmoid),
         Activation("elu", F.elu, (0.0, 1.0)),
         Activation("hardtanh", F.hardtanh, (0.0, 1.0)),

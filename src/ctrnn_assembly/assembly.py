@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Activation, Elementwise
-from ctrnn_assembly.coupling import COUPLINGS, Coupling, Init
+from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Init, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork, field_at
@@ -46,8 +46,8 @@ class Assembly(nn.Module):
             raise ConfigError("an assembly needs at least one module; got none.")
         self.parts = nn.ModuleList(modules)
         sizes = tuple(part.size for part in self.children_fields())
-        if coupling is not None and (known := next(coupling.children()).sizes) != sizes:
-            raise ShapeError(f"the coupling is for sizes {known}; got modules {sizes}.")
+        if coupling is not None and coupling.sizes != sizes:
+            raise ShapeError(f"the coupling is for sizes {coupling.sizes}; got modules {sizes}.")
         self.coupling = coupling
 
     def children_fields(self) -> list[Subnetwork | Assembly]:
@@ -70,18 +70,18 @@ class Assembly(nn.Module):
     @property
     def rate(self) -> float | None:
         """The contraction rate guaranteed by construction, per unit of time."""
+        share = 1.0 if self.coupling is None else self.coupling.share
         rates = self._rates()
-        if rates is None:
-            return None
-        return min(rates) if self.coupling is None else self.coupling.rate(rates)
+        return None if rates is None or share is None else share * min(rates)
 
     def metric(self) -> Metric:
         """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
         parts = self.children_fields()
         metrics = [part.metric() for part in parts]
         rates = self._rates()
-        if self.coupling is not None and rates is not None:
-            roots = self.coupling.roots(metrics, rates, [part.tau for part in parts])
+        if isinstance(self.coupling, Hierarchy) and rates is not None:
+            gains = self.coupling.gains(metrics, [part.tau for part in parts])
+            roots = hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt()
             metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
         return Metric.join(metrics)
 

@@ -16,8 +16,9 @@ scales of a hierarchy from THEORY section 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,33 @@ class BlockMatrix(nn.Module):
         return flat.scatter(0, self.index, self.values).view(self.n, self.n)
 
 
-class Feedback(nn.Module):
-    """Generalised negative feedback on unordered pairs i < j; K is free, L follows from the metrics.
+class Coupling(nn.Module, ABC):
+    """A coupling of modules on unordered pairs i < j; `COUPLINGS` lists what there is.
+
+    Attributes:
+        share: of the smallest rate of the modules, what the whole is guaranteed; None for nothing.
+        psi: what nonlinear edges see of x, K psi(x); None for linear ones.
+    """
+
+    share: ClassVar[float | None]
+    psi: Elementwise | None = None
+    K: BlockMatrix
+
+    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair]) -> None:
+        super().__init__()
+        self.pairs, self.sizes = check_pairs(pairs, len(sizes)), tuple(sizes)
+
+    @abstractmethod
+    def matrix(self, metrics: list[Metric]) -> Tensor | None:
+        """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
+
+    def edges(self) -> tuple[Edge, ...]:
+        """The nonlinear part."""
+        return () if self.psi is None else (Edge(self.K(), self.psi),)
+
+
+class Feedback(Coupling):
+    """Generalised negative feedback: K is free, L follows from the metrics.
 
     Guarantee: M L + L^T M = 0 for M = blkdiag(M_i), so the assembly contracts at the smallest rate
     of its modules in continuous time. The discrete step needs a bound on ||K|| as well. Rounding L to
@@ -94,58 +120,33 @@ class Feedback(nn.Module):
     (Theorems 2 and 3); `certify` measures it.
     """
 
+    share = 1.0
+
     def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
-        super().__init__()
-        self.pairs = check_pairs(pairs, len(sizes))
+        super().__init__(sizes, pairs)
         self.K = BlockMatrix(sizes, self.pairs, **start)
 
     def matrix(self, metrics: list[Metric]) -> Tensor:
-        """L, (n, n), for the modules' metrics."""
         metric = Metric.join(metrics)
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
         upper = self.K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
 
-    def edges(self) -> tuple[Edge, ...]:
-        """The nonlinear part: none."""
-        return ()
 
-    def rate(self, rates: Sequence[float]) -> float | None:
-        """The guaranteed rate of the whole, from those of the modules."""
-        return min(rates)
-
-    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
-        """The factors by which the modules' Theta are multiplied in the metric of the whole."""
-        return [1.0] * len(metrics)
-
-
-class FreeCoupling(nn.Module):
+class FreeCoupling(Coupling):
     """L = B on both directions of each pair, unconstrained. Guarantee: none; a control."""
 
+    share = None
+
     def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
-        super().__init__()
-        self.pairs = check_pairs(pairs, len(sizes))
-        both = [block for i, j in self.pairs for block in ((i, j), (j, i))]
-        self.B = BlockMatrix(sizes, both, **start)
+        super().__init__(sizes, pairs)
+        self.B = BlockMatrix(sizes, [b for i, j in self.pairs for b in ((i, j), (j, i))], **start)
 
     def matrix(self, metrics: list[Metric]) -> Tensor:
-        """L, (n, n)."""
         return self.B()
 
-    def edges(self) -> tuple[Edge, ...]:
-        """The nonlinear part: none."""
-        return ()
 
-    def rate(self, rates: Sequence[float]) -> float | None:
-        """None: there is no guarantee."""
-        return None
-
-    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
-        """1: the modules' metrics are as good as any."""
-        return [1.0] * len(metrics)
-
-
-class Hierarchy(nn.Module):
+class Hierarchy(Coupling):
     """One-way coupling: module j drives module i for each pair j < i, linear or through psi.
 
     Args:
@@ -155,6 +156,8 @@ class Hierarchy(nn.Module):
     metric blkdiag(kappa_i M_i) that `Assembly.metric` returns (THEORY section 5).
     """
 
+    share = 0.5
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -163,34 +166,17 @@ class Hierarchy(nn.Module):
         psi: str | Activation | None = None,
         **start: Unpack[Start],
     ) -> None:
-        super().__init__()
-        self.pairs = check_pairs(pairs, len(sizes))
-        self.psi = None if psi is None else activation(psi)
-        down = [(j, i) for i, j in self.pairs]  # row = driven module, column = driving module
-        self.K = BlockMatrix(sizes, down, **start)
+        super().__init__(sizes, pairs)
+        # row = driven module, column = driving module
+        self.K = BlockMatrix(sizes, [(j, i) for i, j in self.pairs], **start)
+        self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
-        """L, (n, n), or None when the edges are nonlinear."""
         return self.K() if self.psi is None else None
-
-    def edges(self) -> tuple[Edge, ...]:
-        """K psi(x), if there is a psi."""
-        if self.psi is None:
-            return ()
-        return (Edge(self.K(), Elementwise(((self.psi, self.K.n),))),)
-
-    def rate(self, rates: Sequence[float]) -> float | None:
-        """Half of the smallest rate: what the scales of `hierarchy_scales` keep."""
-        return min(rates) / 2
-
-    def roots(self, metrics: list[Metric], rates: Sequence[float], taus: list[Tensor]) -> list[Any]:
-        """sqrt(kappa_i)."""
-        gains = self.gains(metrics, taus)
-        return list(hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt())
 
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
         """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
-        K, sizes = self.K().to(metrics[0].factors[0].theta), self.K.sizes
+        K, sizes = self.K().to(metrics[0].factors[0].theta), self.sizes
         # Theta_i tau_i^1/2 and its inverse, of the metric diag(tau) M
         turned = [m.scaled(tau.sqrt()).inverse() for m, tau in zip(metrics, taus, strict=True)]
         gains = K.new_zeros(len(sizes), len(sizes))
@@ -202,13 +188,16 @@ class Hierarchy(nn.Module):
             else:
                 right = torch.linalg.matrix_norm(turned[j].theta(), ord=2)
                 gain = torch.linalg.matrix_norm(left, ord=2) * right
-            slope = 1.0 if self.psi is None else self.psi.g
+            slope = 1.0 if self.psi is None else self.psi.at(0).g
             gains = gains.index_put((torch.tensor(i), torch.tensor(j)), slope * gain)
         return gains
 
 
-Coupling = Feedback | Hierarchy | FreeCoupling
-COUPLINGS = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
+COUPLINGS: dict[str, Callable[..., Coupling]] = {
+    "feedback": Feedback,
+    "hierarchy": Hierarchy,
+    "free": FreeCoupling,
+}
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:

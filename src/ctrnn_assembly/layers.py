@@ -37,7 +37,7 @@ class CTRNN(Recurrent):
         input_size: features of a sample, m.
         field: a `Subnetwork` or `Assembly` of n units.
         gate: None; or "constant", "shared", "input" or "state": the units' speeds 1 / tau are then
-            nu o, learned or read from input and state (`ctrnn_assembly.gates`), and tau must be 1.
+            nu, learned or read from input and state (`ctrnn_assembly.gates`), and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.

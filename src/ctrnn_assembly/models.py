@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -41,16 +42,11 @@ ASSEMBLY = {
     "tau": 1.0,
     "readout_input": "state",
 }
+OTHERS = ("input_size", "field", "gate", "gate_bounds", "batch_first", "bias", "generator")
 SOLVER = {
-    "dt": 0.03,
-    "solver": "euler",
-    "interpolation": "hold",
-    "rtol": 1e-4,
-    "atol": 1e-6,
-    "gradient": "direct",
-    "checkpoint": "none",
-    "products": "full",
-    "backend": "auto",
+    name: parameter.default
+    for name, parameter in signature(CTRNN).parameters.items()
+    if name not in OTHERS
 }
 # Of the set that W is in, and of AdaDiag, whose papers have no bias.
 MARGIN = {"margin": 0.01}

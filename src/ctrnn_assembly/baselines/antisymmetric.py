@@ -1,9 +1,7 @@
-"""AntisymmetricRNN of Chang, Chen, Haber and Chi.
+"""AntisymmetricRNN of Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689).
 
-Source: 'AntisymmetricRNN: A Dynamical System View on Recurrent Neural Networks', ICLR 2019,
-arXiv 1902.09689. Written from the formula; the paper itself could not be opened here, so the
-equation numbers (12 plain, 13 gated) are those a public re-implementation cites, and the settings
-those a public summary of the paper's appendix C quotes.
+Written from the formula; the paper could not be opened here, so the equation numbers are those that a
+public re-implementation cites, and the settings those of a public summary of its appendix C.
 """
 
 from __future__ import annotations
@@ -22,29 +20,22 @@ class AntisymmetricRNN(EulerRNN):
                z_t = sigmoid(K x_{t-1} + V_z u_t + b_z)
         K = W - W^T - gamma I,  W strictly upper triangular
 
-    The n (n - 1) / 2 entries of W above its diagonal are the parameter `upper`, row by row: a full W
-    would hold every number of K twice. `inputs` holds (V, b), and (V_z, b_z) below if gated.
-
-    Start: V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C. That it draws the triangle
-    (not a full W, whose K would have twice the variance) is our reading. The paper picks by
-    validation eps from {0.01, 0.1, 1}, init_std from {0, 1, 2, 4, 8, 16}, and gamma from a grid we have
-    not seen; the defaults eps = gamma = 0.01, init_std = 1 are those of a public re-implementation.
+    `upper` holds the n (n - 1) / 2 entries of W above its diagonal, row by row; `inputs` holds (V, b),
+    and (V_z, b_z) below if gated. Start: V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix
+    C; that it draws the triangle (not a full W, whose K would have twice the variance) is our reading.
 
     Args:
         input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
         gated: use z.
-        eps: step, > 0.
-        gamma: diffusion, >= 0.
-        init_std: as above, >= 0.
-
-    Raises:
-        ConfigError: for a setting out of range.
+        eps, gamma, init_std: step > 0, diffusion >= 0, and spread >= 0 of the start. The paper chooses
+            them by validation, eps from {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16}; the
+            defaults are those of a public re-implementation.
 
     Guarantee: none. The paper argues about the eigenvalues of the Jacobian at each instant (near the
     imaginary axis); for a time-varying input that bounds nothing, and the gate changes the Jacobian
     besides. No condition is enforced.
 
-    Source: Chang et al. 2019, eq. 12 (plain) and 13 (gated); see the head of this file.
+    Source: Chang et al. 2019, eq. 12 (plain) and 13 (gated).
     """
 
     index: Tensor

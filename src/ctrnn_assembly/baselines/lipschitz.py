@@ -1,9 +1,7 @@
-"""LipschitzRNN of Erichson, Azencot, Queiruga, Hodgkinson and Mahoney.
+"""LipschitzRNN of Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070).
 
-Source: 'Lipschitz Recurrent Neural Networks', ICLR 2021, arXiv 2006.12070. Written from the
-formula; the paper itself could not be opened here, so no equation number is cited. Settings are
-those of the authors' driver (github.com/erichson/LipschitzRNN), which has one beta and one gamma for
-both matrices.
+Written from the formula; the paper could not be opened here. Settings are those of the authors' driver
+(github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices.
 """
 
 from __future__ import annotations
@@ -28,17 +26,13 @@ class LipschitzRNN(EulerRNN):
     Args:
         input_size, hidden_size, batch_first: m, n and the layout, as in `Recurrent`.
         eps: step, > 0.
-        beta_A, beta_W: from symmetric (0) to skew (1), in [0, 1].
-        gamma_A, gamma_W: >= 0.
-        init_std: as above, >= 0.
-
-    Raises:
-        ConfigError: for a setting out of range.
+        beta_A, beta_W: from symmetric (0) to skew (1).
+        gamma_A, gamma_W, init_std: as above, >= 0.
 
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
 
-    Source: Erichson et al. 2021; see the head of this file.
+    Source: Erichson et al. 2021.
     """
 
     def __init__(

@@ -166,13 +166,9 @@ def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> St
 
 def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
     """Extreme eigenvalues of diag(tau) M, to float64 accuracy."""
-    low, high = math.inf, 0.0
-    for factor, tau in zip(metric.factors, terms.tau.double().split(terms.sizes), strict=True):
-        theta = factor.theta.double()
-        values = (
-            theta * tau.sqrt() if factor.is_diagonal else torch.linalg.svdvals(theta * tau[0].sqrt())
-        )
-        low, high = min(low, float(values.min()) ** 2), max(high, float(values.max()) ** 2)
+    timed = metric.mapped(lambda tensor: tensor.double()).scaled(terms.tau.double().sqrt())
+    values = torch.cat([factor.eigenvalues() for factor in timed.factors])
+    low, high = float(values.min()), float(values.max())
     kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
     return MetricFacts(kind, origin, low, high, metric)
 
