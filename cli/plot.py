@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ OF_ONE = {
     "weights": "heat maps of W and L",
     "graph": "the modules, their couplings and strengths",
     "metric": "eigenvalues of the metric",
+    "spectra": "eigenvalues of W, L, the Jacobian at rest and one step",
     "states": "input and states over time for a sample",
 }
 KINDS = {**OF_MANY, **OF_ONE}
@@ -53,59 +54,24 @@ def plot_command(
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
     if kind != "states" and (sample is not None or data_dir is not None):
         raise ConfigError(f"--kind {kind} reads no data. Drop --sample and --data-dir.")
-    figure = FIGURES[kind](list(runs), initial, sample or 0, data_dir)
+    figure = draw(kind, runs, initial=initial, sample=sample or 0, data_dir=data_dir)
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 
 
-def _curves(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_assembly.figures.curves import curves_figure
+def draw(kind: str, runs: Sequence[Path], *, initial: bool, sample: int, data_dir: str | None) -> Figure:
+    """The picture of a kind."""
+    from ctrnn_assembly.figures.curves import curves_figure, margin_figure
+    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
+    from ctrnn_assembly.figures.states import draw_states
     from ctrnn_assembly.reproduction.published import published_for
-    from ctrnn_cli.history import read_histories, short_names
+    from ctrnn_assembly.training.run import Run
 
-    found = read_histories(runs)
-    tasks = ", ".join(dict.fromkeys(history.task_as_used for history in found))
-    return curves_figure(found, short_names(runs), published_for(found), title=tasks)
-
-
-def _certificate(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_assembly.figures.margin import margin_figure
-    from ctrnn_cli.history import read_histories, short_names
-
-    found = read_histories(runs)
-    tasks = ", ".join(dict.fromkeys(history.task_as_used for history in found))
-    return margin_figure(found, short_names(runs), title=f"{tasks}: what is left of the certificate")
-
-
-def _weights(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.portraits import open_run, weights_portrait
-
-    return weights_portrait(*open_run(runs[0], initial=initial))
-
-
-def _graph(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.portraits import graph_portrait, open_run
-
-    return graph_portrait(*open_run(runs[0], initial=initial))
-
-
-def _metric(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.portraits import metric_portrait, open_run
-
-    return metric_portrait(*open_run(runs[0], initial=initial))
-
-
-def _states(runs: list[Path], initial: bool, sample: int, data_dir: str | None) -> Figure:
-    from ctrnn_cli.portraits import states_portrait
-
-    return states_portrait(runs[0], initial=initial, sample=sample, data_dir=data_dir)
-
-
-FIGURES: dict[str, Callable[[list[Path], bool, int, str | None], Figure]] = {
-    "curves": _curves,
-    "certificate": _certificate,
-    "weights": _weights,
-    "graph": _graph,
-    "metric": _metric,
-    "states": _states,
-}
+    found = [Run.open(run, initial=initial, data_dir=data_dir) for run in runs]
+    if kind == "curves":
+        return curves_figure(found, published_for(found))
+    if kind == "certificate":
+        return margin_figure(found)
+    if kind == "states":
+        return draw_states(found[0], sample)
+    return NETWORK_FIGURES[kind](NetworkArrays.of(found[0].network().core, found[0].title))

@@ -18,8 +18,8 @@ def report_command(run: Path, out: Path) -> None:
     No data are read. The certificate is computed from the weights in the folder: the trained ones, or
     those of the last epoch if the run is not finished.
     """
+    from ctrnn_assembly.figures.report import report
     from ctrnn_assembly.training.run import write
-    from ctrnn_cli.chapters import report
 
     write(out, report(run))
     click.echo(f"report of {run}: written to {out}")

@@ -13,14 +13,15 @@ import torch
 import yaml
 
 from cli_tools import Cli
+from ctrnn_assembly.figures.curves import certified
+from ctrnn_assembly.figures.network import NetworkArrays
+from ctrnn_assembly.figures.states import draw_states
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.published import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
-from ctrnn_cli.anatomy import Anatomy
-from ctrnn_cli.history import History, short_names
+from ctrnn_assembly.training.run import Run, short_names
 from ctrnn_cli.plot import KINDS, OF_ONE
-from ctrnn_cli.portraits import open_run, states_portrait
 
 SETTINGS = {
     "modules": 3, "units": 4, "coupling": "chain", "epochs": 2, "batch_size": 64, "limit_train": 200,
@@ -43,6 +44,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("runs") / "lstm", model="lstm")
+
+
+def arrays(run: Path) -> NetworkArrays:
+    return NetworkArrays.of(Run.open(run).network().core, "a run")
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: P
     for kind in ("curves", "states"):
         assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
     for kind in ("weights", "graph", "metric"):
-        assert "'lstm' is a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
+        assert "LSTM is a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
 
 
 def test_an_unfinished_run_is_drawn_from_its_checkpoint(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -125,8 +130,8 @@ def test_a_table_without_the_certificates_columns_is_drawn(cli: Cli, run: Path, 
         writer = csv.DictWriter(file, list(kept[0]))
         writer.writeheader()
         writer.writerows(kept)
-    assert History.read(copy).certified("certified").all()
-    assert not History.read(copy).certified("step_certified").any()
+    assert certified(Run.open(copy), "certified").all()
+    assert not certified(Run.open(copy), "step_certified").any()
     for kind in ("curves", "certificate"):
         assert cli("plot", copy, "--kind", kind, "--out", tmp_path / "x.png").code == 0
 
@@ -172,23 +177,23 @@ def test_published_accuracies_are_drawn_for_the_whole_task_only(
     assert cli("plot", whole, other, "--kind", "curves", "--out", out).code == 0
     assert "Kozachkov" not in out.read_text()
     for change in ({"resize": 14}, {"limit_train": 10}, {"limit_test": 10}):
-        history = History.read(rewrite(as_if_whole(run, tmp_path / str(change), "psmnist"), **change))
-        assert published_for([history]) == []
+        other = Run.open(rewrite(as_if_whole(run, tmp_path / str(change), "psmnist"), **change))
+        assert published_for([other]) == []
 
 
 def test_a_models_own_accuracy_is_drawn_beside_that_model_only(run: Path, tmp_path: Path) -> None:
     whole = as_if_whole(run, tmp_path, "psmnist")
-    assert [row.value for row in published_for([History.read(whole)])] == [96.94]
-    rewrite(whole, model="adadiag-clip")
-    assert [row.value for row in published_for([History.read(whole)])] == [96.94, 89.63]
+    for model, expected in (("svd-combo", [96.94]), ("adadiag-clip", [96.94, 89.63])):
+        again = Run.open(rewrite(whole, model=model))
+        assert [row.value for row in published_for([again])] == expected
 
 
 @pytest.mark.parametrize("model", ["svd-combo", "symmetric"])
 def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
-    anatomy, _ = open_run(train(tmp_path / "run", model=model, epochs=1))
-    theta = anatomy.metric.theta()
-    L = theta @ torch.tensor(anatomy.coupling) @ theta.inverse()
-    found = anatomy.strengths()
+    net = arrays(train(tmp_path / "run", model=model, epochs=1))
+    theta = net.metric.theta()
+    L = theta @ net.terms.L @ theta.inverse()
+    found = net.strengths()
     for i in range(3):
         for j in range(3):
             block = L[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
@@ -196,16 +201,16 @@ def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
             assert found[i, j] == pytest.approx(expected, rel=1e-9)
     assert found[0, 1] == pytest.approx(found[1, 0], rel=1e-5)  # feedback, rounded to float32
     assert found[0, 2] == 0  # a chain
-    eigenvalues = np.sort(np.concatenate(anatomy.metric_eigenvalues()))
-    expected = torch.linalg.eigvalsh(anatomy.metric.matrix()).numpy()
+    eigenvalues = np.sort(np.concatenate(net.metric_eigenvalues()))
+    expected = torch.linalg.eigvalsh(net.metric.matrix()).numpy()
     np.testing.assert_allclose(eigenvalues, expected, rtol=1e-9)
 
 
 def test_spectra_are_those_of_the_dense_matrices(run: Path) -> None:
-    anatomy, _ = open_run(run)
-    found = anatomy.spectra()
-    W, L = anatomy.terms.weight().numpy(), anatomy.coupling
-    assert L is not None
+    net = arrays(run)
+    found = net.spectra()
+    assert net.terms.L is not None
+    W, L = net.terms.weight().numpy(), net.terms.L.numpy()
     J = L - np.eye(12) + W  # ReLU just above 0, tau = 1
     for name, matrix in {"W": W, "L": L, "J": J, "step": np.eye(12) + 0.03 * J}.items():
         # Compared as polynomials: the order of nearly equal eigenvalues is nobody's.
@@ -215,13 +220,13 @@ def test_spectra_are_those_of_the_dense_matrices(run: Path) -> None:
 
 def test_the_metric_has_the_certificates_condition_number(cli: Cli, run: Path, tmp_path: Path) -> None:
     proven = json.loads(cli("certify", run, "--json").out)["metric"]
-    values = np.concatenate(Anatomy.of(open_run(run)[0].core, "svd-combo").metric_eigenvalues())
+    values = np.concatenate(arrays(run).metric_eigenvalues())
     assert values.min() == pytest.approx(proven["smallest"], rel=1e-9)
     assert values.max() == pytest.approx(proven["largest"], rel=1e-9)
 
 
 def test_states_are_those_of_the_network(run: Path) -> None:
-    figure = states_portrait(run, initial=False, sample=3, data_dir=None)
+    figure = draw_states(Run.open(run), 3)
     upper, lower = figure.axes[:2]
     assert upper.get_xlim() == pytest.approx((0, 64 * 0.03))
     assert lower.get_ylim() == (12, 0)

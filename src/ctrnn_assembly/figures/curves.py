@@ -1,14 +1,22 @@
-"""Accuracy and loss of one or more runs, with published accuracies as lines."""
+"""Runs over their epochs: accuracy and loss, and how much of the certificate is left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.figures.style import (
+    BLACK,
     GREY,
+    Array,
+    empty,
     legend_below,
     line_style,
     log_axis,
@@ -16,66 +24,165 @@ from ctrnn_assembly.figures.style import (
     printed,
     whole_epochs,
 )
+from ctrnn_assembly.training.run import Run, short_names
 
-if TYPE_CHECKING:  # a second to import
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from ctrnn_assembly.reproduction.published import PublishedAccuracy
 
+DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
 
 
 @printed
-def curves_figure(
-    histories: Sequence[Any], names: Sequence[str], published: Sequence[Any], *, title: str
-) -> Figure:
-    """Left: accuracy of validation, training and test. Right: the losses."""
-    figure = new_figure(3.3 + 0.15 * (len(histories) + len(published)), title)
+def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = ()) -> Figure:
+    """Left: accuracy of validation, training and test. Right: the losses.
+
+    Args:
+        runs: run folders with at least one epoch. published: accuracies to draw as lines.
+
+    Raises:
+        DataError: if no epoch of a run has ended, or its table holds no numbers.
+    """
+    figure = new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
     left, right = figure.subplots(1, 2)
-    for k, (history, name) in enumerate(zip(histories, names, strict=True)):
-        draw_run(left, history, name, k, "accuracy", 100)
-        draw_run(right, history, name, k, "loss", 1)
-        draw_test(left, history, k)
+    for k, (run, name) in enumerate(zip(runs, short_names([folder(run) for run in runs]), strict=True)):
+        for axes, what, scale in ((left, "accuracy", 100), (right, "loss", 1)):
+            draw_run(axes, run, name, k, what, scale)
+        draw_test(left, run, k)
     left.plot([], [], "*", color=GREY, markersize=8, label="test, at the epoch kept")
     for axes in (left, right):
-        axes.plot([], [], color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="training")
+        axes.plot([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label="training")
         whole_epochs(axes)
     for line, dashes in zip(published, DASHES, strict=False):
         label = f"{line.network}: {line.value:g} % ({line.note})\n{line.source}"
-        left.axhline(line.value, color="black", linestyle=dashes, linewidth=1, label=label)
+        left.axhline(line.value, color=BLACK, linestyle=dashes, linewidth=1, label=label)
     left.set_ylabel("accuracy (%)")
     right.set_ylabel("cross-entropy (nats)")
-    if all((history.column("val_loss") > 0).any() for history in histories):
+    if all((run.column("val_loss") > 0).any() for run in runs):
         log_axis(right)
     legend_below(figure, left, 2)
     return figure
 
 
-def draw_run(axes: Axes, history: Any, name: str, k: int, what: str, scale: float) -> None:
+def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -> None:
     """Validation as a full line, training as a thin dashed one of the same colour."""
-    style = line_style(k)
-    epochs = history.epochs
-    axes.plot(
-        epochs,
-        scale * history.column(f"val_{what}"),
-        **style,
-        linewidth=1.5,
-        markersize=3.5,
-        markevery=max(1, len(epochs) // 12),
-        label=f"{name}, validation",
-    )
-    axes.plot(
-        epochs,
-        scale * history.column(f"train_{what}"),
-        color=style["color"],
-        linewidth=0.9,
-        linestyle=(0, (4, 2)),
-    )
+    style, epochs = line_style(k), 1 + run.column("epoch")
+    look: dict[str, Any] = {"linewidth": 1.5, "markersize": 3.5, "markevery": max(1, len(epochs) // 12)}
+    values = scale * run.column(f"val_{what}")
+    axes.plot(epochs, values, **style, **look, label=f"{name}, validation")
+    values = scale * run.column(f"train_{what}")
+    axes.plot(epochs, values, color=style["color"], linewidth=0.9, linestyle=DASHED)
 
 
-def draw_test(axes: Axes, history: Any, k: int) -> None:
+def draw_test(axes: Axes, run: Run, k: int) -> None:
     """A star at the epoch whose weights were kept."""
-    epoch, accuracy = history.number("best_epoch"), history.number("test_accuracy")
-    if np.isfinite(epoch) and np.isfinite(accuracy):
-        colour = line_style(k)["color"]
-        edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6}
-        axes.plot(epoch + 1, 100 * accuracy, "*", color=colour, markersize=9, zorder=4, **edge)
+    summary = run.summary or {}
+    epoch, accuracy = summary.get("best_epoch"), summary.get("test_accuracy")
+    if isinstance(epoch, int) and isinstance(accuracy, float):
+        look: dict[str, Any] = {"markersize": 9, "zorder": 4, "mec": "white", "mew": 0.6}
+        axes.plot(epoch + 1, 100 * accuracy, "*", color=line_style(k)["color"], **look)
+
+
+@printed
+def margin_figure(runs: Sequence[Run]) -> Figure:
+    """The certified rate, the factor of one step, and, where it is known, the largest certified dt.
+
+    Raises:
+        DataError: as `curves_figure`.
+    """
+    names = short_names([folder(run) for run in runs])
+    title = f"{tasks_of(runs)}: what is left of the certificate"
+    known = any("max_dt" in run.epochs[0] for run in runs)
+    figure = new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
+    panels = figure.subplots(1, 2 + known)
+    draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
+    panels[0].set(title="continuous time", ylabel="rate, at least (1 / unit of tau)")
+    draw_bounds(panels[1], runs, "step_factor", "step_certified", boundary=1)
+    panels[1].set(title="one step of the solver", ylabel="factor of the distance, at most")
+    if known:
+        draw_longest(panels[2], runs, names)
+    for axes in panels:
+        if axes.lines:
+            whole_epochs(axes)
+    for k, name in enumerate(names):
+        panels[0].plot([], [], **line_style(k), markersize=4, linewidth=1.3, label=name)
+    for face, label in ((GREY, "certified"), ("white", "not certified")):
+        panels[0].plot([], [], "o", color=GREY, markerfacecolor=face, markersize=4, label=label)
+    legend_below(figure, panels[0], 4)
+    return figure
+
+
+def draw_bounds(axes: Axes, runs: Sequence[Run], column: str, verdict: str, *, boundary: float) -> None:
+    """One line a run: full markers where the epoch is certified, hollow ones where it is not."""
+    for k, run in enumerate(runs):
+        values = run.column(column)
+        if np.isfinite(values).any():
+            draw_verdicts(axes, run, values, certified(run, verdict), line_style(k))
+    axes.ticklabel_format(useOffset=False, axis="y")
+    if axes.lines:
+        axes.axhline(boundary, color=GREY, linewidth=0.8)
+    else:
+        empty(axes, "no bound is known")
+
+
+def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
+    """The largest certified dt against the run's own; runs for which every dt is certified are named."""
+    axes.set_title("largest certified dt")
+    endless = []
+    for k, (run, name) in enumerate(zip(runs, names, strict=True)):
+        longest, holds = run.column("max_dt"), certified(run, "step_certified")
+        if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
+            endless.append(name)
+        shown = np.where(longest > 0, longest, np.nan)
+        if np.isfinite(shown).any():
+            draw_verdicts(axes, run, shown, holds, line_style(k))
+            colour = line_style(k)["color"]
+            axes.axhline(run.config.dt, color=colour, linewidth=1, linestyle=DASHED)
+    said = "every dt is certified" if len(endless) == len(names) else "every dt is certified of\n"
+    said += "" if len(endless) == len(names) else "\n".join(endless)
+    if not axes.lines:
+        empty(axes, said if endless else "no dt is certified")
+        return
+    axes.set_ylabel("dt (unit of tau)")
+    log_axis(axes)
+    axes.plot([], [], color=GREY, linewidth=1, linestyle=DASHED, label="dt of the run")
+    legend = axes.legend(loc="best", title=said if endless else None, title_fontsize=8)
+    legend.get_title().set_parse_math(False)
+
+
+def draw_verdicts(
+    axes: Axes, run: Run, values: Array, holds: NDArray[np.bool_], style: dict[str, Any]
+) -> None:
+    """A line with a marker at every certificate, or at so many that they can be told apart."""
+    # With `certify_every` not all epochs have a certificate in the table.
+    judged = np.isfinite(run.column("certified"))
+    if not judged.any():  # nor do the tables of older runs
+        judged[:] = True
+    epochs, values, holds = 1 + run.column("epoch")[judged], values[judged], holds[judged]
+    axes.plot(epochs, values, color=style["color"], linewidth=1.3)
+    shown = np.arange(len(epochs)) % max(1, len(epochs) // 15) == 0
+    look = {"linestyle": "", "markersize": 4, **style}
+    for chosen, face in ((holds & shown, style["color"]), (~holds & shown, "white")):
+        axes.plot(epochs[chosen], values[chosen], markerfacecolor=face, **look)
+
+
+def certified(run: Run, name: str) -> NDArray[np.bool_]:
+    """`certified` or `step_certified` of every epoch; of older runs, from the bounds themselves."""
+    if name in run.epochs[0]:
+        return run.column(name) > 0
+    return run.column("rate") > 0 if name == "certified" else run.column("step_factor") < 1
+
+
+def tasks_of(runs: Sequence[Run]) -> str:
+    """The tasks of the runs, each named once; refuses runs that have no epoch to draw."""
+    for run in runs:
+        if not run.epochs:
+            raise DataError(
+                f"{run.path} has no metrics.csv with an epoch in it: none has ended. "
+                f"`ctrnn train --resume {run.path}` goes on."
+            )
+    return ", ".join(dict.fromkeys(run.task_as_used for run in runs))
+
+
+def folder(run: Run) -> Path:
+    return run.path or Path(run.config.model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from matplotlib.figure import Figure
 
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures.style import (
     COLOURS,
     Array,
@@ -14,6 +16,7 @@ from ctrnn_assembly.figures.style import (
     new_figure,
     printed,
 )
+from ctrnn_assembly.training.run import Run
 
 SIDE = 1024
 
@@ -51,3 +54,33 @@ def states_figure(
     lower.set_xlabel("sample" if dt is None else "time t (unit of tau)")
     colour_bar(image, lower, "state x", pad=0.01, extend="both" if beyond else "neither")
     return figure
+
+
+@torch.no_grad()
+def draw_states(run: Run, sample: int = 0) -> Figure:
+    """Input and states of one validation sample of a run's task, without its padding.
+
+    Raises:
+        ConfigError: for a sample that there is not; ConfigError, DataError: for data or weights.
+    """
+    task, model = run.task, run.model(double=True)
+    if not 0 <= sample < len(task.val):
+        raise ConfigError(
+            f"the sample must be in 0..{len(task.val) - 1}, the validation samples; got {sample}."
+        )
+    part = task.val.take(torch.tensor([sample]))
+    length = None if part.lengths is None else int(part.lengths[0])
+    u = task.sequence(part.x)[:, :length].double()
+    x = model.core(u)[0][0]
+    guess, y = int(model(u).argmax()), int(part.y[0])
+    title = f"{run.title}: validation sample {sample}, class {task.classes[y]}"
+    field = getattr(model.core, "field", None)  # a baseline is one module, and may have no time
+    sizes = (x.shape[1],) if field is None else field.terms().sizes
+    return states_figure(
+        u[0].numpy(),
+        x.numpy(),
+        sizes,
+        getattr(model.core, "dt", None),
+        rgb=task.train.x.ndim == 4 and not task.name.endswith("-planar"),
+        title=f"{title}, classified as {task.classes[guess]}",
+    )

@@ -225,8 +225,12 @@ class Run:
             "test cut to": config.limit_test,
         }
         said = [f"{name} {value}" for name, value in done.items() if value is not None]
-        name = str((self.summary or {}).get("task", config.task))
-        return f"{name} ({', '.join(said)})" if said else name
+        return f"{self.task_name} ({', '.join(said)})" if said else self.task_name
+
+    @property
+    def task_name(self) -> str:
+        """The task's canonical name if it is known, else that of the configuration."""
+        return str((self.summary or {}).get("task", self.config.task))
 
     @property
     def title(self) -> str:
