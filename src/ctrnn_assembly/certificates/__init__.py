@@ -8,7 +8,7 @@ made them. Where to read:
 | `certify` | the whole way, from a field to its certificate |
 | `rounding` | bounds that hold with float64 rounding accounted for: the trusted kernel |
 | `checks` | what is refused before any proof |
-| `lure` | a module as a linear system in a loop with its slopes |
+| `lure` | a module and its metric; its Lur'e form |
 | `modules` | Theorems 1 to 5 and the S-procedure: the rate of a module |
 | `interconnection` | modules under a coupling: the rate of the whole |
 | `steps` | the steps of the grid solvers |

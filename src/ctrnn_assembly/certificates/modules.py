@@ -50,7 +50,7 @@ class ModuleBound:
     """What is proven of one module, per unit of time.
 
     Attributes:
-        loop: its open system. T: its multiplier, (n,).
+        system: its Lur'e form. T: its multiplier, (n,).
         rate: lower bound on the contraction rate. error: the rounding taken off it.
         s_procedure_matrix: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
         theorem: the plainest proof of the rate.
