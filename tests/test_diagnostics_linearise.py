@@ -123,6 +123,15 @@ def test_a_layer_has_the_jacobian_of_its_own_step() -> None:
     assert_close(step_jacobian(layer, u, x, dt=0.1, solver="imex"), expected, rtol=1e-11, atol=1e-12)
 
 
+def test_a_layer_of_another_solver_has_the_jacobian_of_that_solver() -> None:
+    field = Subnetwork(SingularValueBounded("tanh"), 4, generator=rng(0))
+    layer = CTRNN(3, field, dt=0.4, solver="rk4", generator=rng(5)).double()
+    x, u = normal(1, 4), normal(1, 3, seed=1)
+    expected = by_autograd(lambda z, v: layer.step(v, z), x, u)
+    assert_close(step_jacobian(layer, u, x), expected, rtol=1e-11, atol=1e-12)
+    assert_close(step_jacobian(layer, None, x), step_jacobian(layer, 0 * u, x))
+
+
 def test_a_float32_field_is_cast_up_not_rounded_again() -> None:
     net = mixed().float()
     x = normal(1, net.size)

