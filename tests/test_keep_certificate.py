@@ -14,11 +14,11 @@ from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
 from ctrnn_assembly.contracting import CONSTRAINTS, AdaDiagTanh, SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.training.fit import certificate_columns
-from ctrnn_assembly.training.projection import StepProjection, feedback_levels
+from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.run import (
     load_state,
     model_from,
@@ -157,7 +157,16 @@ def test_a_run_that_loses_the_continuous_certificate_stops(cli: Cli, tmp_path: P
 
 @pytest.mark.parametrize(
     "model",
-    ["svd-combo", "adadiag-clip", "adadiag-tanh", "sparse-combo", "absolute", "symmetric", "product"],
+    [
+        "svd-combo",
+        "adadiag-clip",
+        "adadiag-tanh",
+        "adadiag-gated-constant",
+        "sparse-combo",
+        "absolute",
+        "symmetric",
+        "product",
+    ],
 )
 def test_a_projected_run_keeps_the_step_at_every_epoch(cli: Cli, tmp_path: Path, model: str) -> None:
     run = tmp_path / "run"
@@ -205,7 +214,7 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([KEEP, "--solver=rk4"], "no proof is known for steps of rk4"),
         ([KEEP, "--coupling-kind=hierarchy"], "a hierarchy changes its metric with its size"),
         ([KEEP, "--coupling-kind=free"], "a free coupling has no certificate to keep"),
-        ([KEEP, "--model=lstm"], "got another core, a LSTM"),
+        ([KEEP, "--model=lstm"], "LSTM has no terms"),
         ([KEEP, "--dt=3"], "the bound on the step's factor is 4."),
         ([KEEP, "--dt=3"], "the largest certified dt is 1."),
         ([KEEP, "--dt=1e-6"], "the bound on the modules' own factor is 0.99999"),
@@ -270,16 +279,16 @@ def nested(gain: float) -> Assembly:
     return couple([a, b], init_scale=gain)
 
 
-def classifier(field: Assembly, dt: float = 0.03, solver: str = "euler") -> SequenceClassifier:
-    return SequenceClassifier(CTRNN(2, field, batch_first=True, dt=dt, solver=solver), 3)
+def layer(field: Assembly, dt: float = 0.03) -> CTRNN:
+    return CTRNN(2, field, batch_first=True, dt=dt, solver="euler")
 
 
 def test_all_levels_of_a_nested_assembly_are_scaled_together() -> None:
     field = nested(20.0)
-    levels = feedback_levels(field)
+    levels = field.levels()
     assert [(units.start, units.stop) for _, units in levels] == [(0, 10), (0, 6), (6, 10)]
     before = [coupling.K.values.detach().clone() for coupling, _ in levels]
-    projection = StepProjection(classifier(field))
+    projection = StepProjection(layer(field))
     ratios = torch.cat([c.K.values.detach() / old for (c, _), old in zip(levels, before, strict=True)])
     assert float(ratios.max()) < 0.5
     assert float(ratios.max() - ratios.min()) < 1e-6  # float32
@@ -294,9 +303,8 @@ def test_all_levels_of_a_nested_assembly_are_scaled_together() -> None:
 
 def test_a_projected_coupling_stays_as_it_is_bit_for_bit() -> None:
     field = nested(20.0)
-    projection = StepProjection(classifier(field))
+    projection = StepProjection(layer(field))
     first = [p.detach().clone() for p in field.parameters()]
-    projection.start()
     projection.project()
     for old, new in zip(first, field.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -305,7 +313,7 @@ def test_a_projected_coupling_stays_as_it_is_bit_for_bit() -> None:
 def test_a_coupling_inside_the_ball_is_not_touched() -> None:
     field = nested(0.1)
     before = [p.detach().clone() for p in field.parameters()]
-    projection = StepProjection(classifier(field))
+    projection = StepProjection(layer(field))
     projection.start_epoch()
     projection.after_step()
     for old, new in zip(before, field.parameters(), strict=True):
@@ -314,7 +322,7 @@ def test_a_coupling_inside_the_ball_is_not_touched() -> None:
 
 def test_steps_stay_near_the_ball_and_the_epochs_end_inside() -> None:
     model = build_model("svd-combo", 1, 3, modules=6, units=8, coupling_scale=5.0, dt=0.03)
-    projection = StepProjection(model)
+    projection = StepProjection(model.core)
     projection.start_epoch()
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
@@ -330,7 +338,7 @@ def test_steps_stay_near_the_ball_and_the_epochs_end_inside() -> None:
 def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """omega is for a skew L; should the rounded one fail, only a certificate ends the scaling."""
     model = build_model("svd-combo", 1, 3, modules=2, units=4, coupling_scale=30.0, dt=0.03)
-    projection = StepProjection(model)
+    projection = StepProjection(model.core)
     refused = certify(model.core.field, dt=3.0)
     limit = 0.95 * projection.omega
 
@@ -350,20 +358,20 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
 
 def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
     field = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], "none")
-    projection = StepProjection(classifier(field))
+    projection = StepProjection(layer(field))
     projection.start_epoch()
     projection.after_step()
     assert projection.norm() == 0
     assert projection.certificate.step.certified
     with pytest.raises(ContractionError, match="must be certifiable by scaling the coupling"):
-        StepProjection(classifier(field, dt=3.0))
+        StepProjection(layer(field, dt=3.0))
 
 
 def test_only_feedback_can_be_scaled_at_any_level() -> None:
     inner = couple([Subnetwork(SingularValueBounded("tanh"), 2) for _ in range(2)], kind="hierarchy")
     field = couple([inner, Subnetwork(SingularValueBounded("tanh"), 2)])
     with pytest.raises(ConfigError, match="needs coupling_kind feedback"):
-        StepProjection(classifier(field))
+        StepProjection(layer(field))
 
 
 @pytest.mark.parametrize("dt", [0.03, 0.3])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -57,6 +58,13 @@ class Assembly(nn.Module):
     def leaves(self) -> list[Subnetwork]:
         """All subnetworks, at any depth, in the order of the state."""
         return [leaf for part in self.children_fields() for leaf in part.leaves()]
+
+    def levels(self, start: int = 0) -> list[tuple[Coupling, slice]]:
+        """The couplings of all depths, each with the units that it joins."""
+        own = [] if self.coupling is None else [(self.coupling, slice(start, start + self.size))]
+        starts = accumulate((part.size for part in self.children_fields()), initial=start)
+        parts = zip(self.children_fields(), starts, strict=False)
+        return own + [level for part, first in parts for level in part.levels(first)]
 
     @property
     def size(self) -> int:

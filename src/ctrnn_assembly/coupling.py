@@ -91,10 +91,12 @@ class Coupling(nn.Module, ABC):
 
     Attributes:
         share: of the smallest rate of the modules, what the whole is guaranteed; None for nothing.
+        unbounded: why no bound on ||L||_M keeps a step certified; empty if one does.
         psi: what nonlinear edges see of x, K psi(x); None for linear ones.
     """
 
     share: ClassVar[float | None]
+    unbounded: ClassVar[str] = ""
     psi: Elementwise | None = None
     K: BlockMatrix
 
@@ -137,6 +139,7 @@ class FreeCoupling(Coupling):
     """L = B on both directions of each pair, unconstrained. Guarantee: none; a control."""
 
     share = None
+    unbounded = "a free coupling has no certificate to keep"
 
     def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
         super().__init__(sizes, pairs)
@@ -157,6 +160,7 @@ class Hierarchy(Coupling):
     """
 
     share = 0.5
+    unbounded = "a hierarchy changes its metric with its size, so the modules give no bound on it"
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ tau r' = -r + phi(W r + b + u(t))          (r-form, phi inside)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -68,6 +70,10 @@ class Subnetwork(nn.Module):
             self.register_buffer("bias", zeros, persistent=False)
         self.register_buffer("tau", self._checked_tau(tau, W))
         self.register_load_state_dict_post_hook(_check_loaded)
+
+    def levels(self, start: int = 0) -> list[tuple[Any, slice]]:
+        """The couplings of all depths: a module has none."""
+        return []
 
     def leaves(self) -> list[Subnetwork]:
         """The module itself: an assembly has many."""

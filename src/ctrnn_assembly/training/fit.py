@@ -100,7 +100,7 @@ def fit(
     task = configured_task(config)
     net = model_from(config, task.n_input, len(task.classes))
     try_out(net, task)
-    projection = StepProjection(net) if config.keep_step_certified else None
+    projection = StepProjection(net.core) if config.keep_step_certified else None
     initial = certificate(net, projection)
     missing = missing_certificate(config, initial)
     if missing:
@@ -155,7 +155,7 @@ def train(
         fabric.strategy.precision.load_state_dict(saved["scaler"])
         first, best, stale = saved["epoch"] + 1, tuple(saved["best"]), saved["stale"]
     if projection is not None:
-        projection.start()  # a resumed run has other weights by now than it was built with
+        projection.project()  # a resumed run has other weights by now than it was built with
     rows = [row for row in read_table(out / "metrics.csv") if int(row["epoch"]) < first]
     ended = config.patience > 0 and stale >= config.patience
 

@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
 from ctrnn_assembly.certificates.rounding import spectral_norm
-from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError
-from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.subnetwork import Subnetwork
 
 FIRST, EACH = 30, 4  # products with S when an epoch starts, and after each step
 # omega is for a skew S; what rounding of L to float32 adds in a dense metric is shrunk away.
@@ -37,18 +34,18 @@ SHRINK = (0.999, 0.99, 0.9, 0.5)
 
 
 class StepProjection:
-    """The coupling of a model, kept where the Euler step of its `dt` is certified.
+    """The coupling of a layer, kept where the Euler step of its `dt` is certified.
 
     Args:
-        model: a classifier whose core is a `CTRNN` with solver euler, coupled by `Feedback` or not at
-            all. Its coupling is scaled in place, at once.
+        core: a `CTRNN` with solver euler, coupled by `Feedback` or not at all. Its coupling is scaled in
+            place, at once.
 
     Attributes:
         omega: the largest ||L||_M that the modules allow.
         certificate: of the weights as `project` left them.
 
     Raises:
-        ConfigError: if there is nothing to project: another solver, coupling or kind of model.
+        ConfigError: if there is nothing to project: another solver, coupling or kind of layer.
         ContractionError: if the modules alone have no certified step.
 
     Guarantee: `project` leaves weights whose `certificate` holds in continuous time and for the step, or
@@ -59,30 +56,33 @@ class StepProjection:
     omega: float
     certificate: Certificate
 
-    def __init__(self, model: SequenceClassifier) -> None:
-        core = model.core
-        if not isinstance(core, CTRNN) or core.gates is not None:
+    def __init__(self, core: Any) -> None:
+        self.core = core
+        try:
+            core.terms()
+        except ConfigError as error:
+            raise ConfigError(f"keep_step_certified needs the terms of a field: {error}") from None
+        if core.solver != "euler":
+            exact = core.solver in ("imex", "exponential-euler")
+            why = f"no proof is known for steps of {core.solver}"
+            if core.solver in ("imex", "exponential-euler"):
+                why = f"with {core.solver} the coupling cannot break the step, so there is nothing to do"
             raise ConfigError(
-                "keep_step_certified scales the feedback coupling of a CTRNN without gates; got another "
-                f"core, a {type(core).__name__}. Leave it out."
+                f"keep_step_certified is for solver euler; {why}. Use euler, or leave it out."
             )
-        self.model, self.core = model, core
-        _check_solver(core.solver)
-        self.levels = feedback_levels(core.field)
-        leaves = [core.field] if isinstance(core.field, Subnetwork) else core.field.leaves()
-        self.is_trained = any(p.requires_grad for leaf in leaves for p in leaf.parameters())
-        self.start()
-
-    def start(self) -> None:
-        """Project the weights that training starts, or goes on, from."""
-        self._bound_coupling()
-        self._shrink()
+        self.levels = core.field.levels()
+        for coupling, _ in self.levels:
+            if coupling.unbounded:
+                raise ConfigError(
+                    f"keep_step_certified needs coupling_kind feedback; {coupling.unbounded}."
+                )
+        self.project()
 
     @torch.no_grad()
     def start_epoch(self) -> None:
-        """Forget the last epoch's singular vector, which a resumed run would not have."""
+        """Start the power iteration from a fixed vector, so that resuming is bit-identical."""
         fixed = torch.Generator().manual_seed(0)
-        v = torch.randn(self.core.field.size, generator=fixed, dtype=torch.float64)
+        v = torch.randn(self.core.hidden_size, generator=fixed, dtype=torch.float64)
         self.vector = v.to(self.core.encoder.weight)
         self._estimate(FIRST)
 
@@ -99,48 +99,37 @@ class StepProjection:
         Raises:
             ContractionError: if the modules alone have no certified step.
         """
+        self.certificate = self.core.certificate()
         if not all(bool(p.isfinite().all()) for p in self.core.field.parameters()):
-            self.certificate = self._certify()
             return
-        if self.is_trained:
-            self._bound_coupling()
-        self._shrink()
+        alone, metric, dt = replace(self.core.terms(), L=None), self.core.metric(), self.core.dt
+        self.omega = largest_coupling(alone, metric, dt)
+        if self.omega == 0:
+            raise ContractionError(self._refusal(certify(alone, metric, dt=dt)))
+        norm, below = self.norm(), 1e-6
+        while self.omega < norm < math.inf:  # float32 may round a scaled K outwards
+            self._scale((1 - below) * self.omega / norm)
+            norm, below = self.norm(), 2 * below
+            self.certificate = self.core.certificate()
+        for shrink in SHRINK:
+            if self._holds():
+                return
+            self._scale(shrink)
+            self.certificate = self.core.certificate()
+        if not self._holds():
+            raise ContractionError(self._refusal(self.certificate))
 
     def norm(self) -> float:
         """An upper bound on ||S||, which is ||L||_M but for rounding; infinite if K is not finite."""
-        n = self.core.field.size
+        n = self.core.hidden_size
         S = torch.zeros(n, n, dtype=torch.float64)
         for coupling, units in self.levels:
             K = coupling.K().detach().cpu().double()
             S[units, units] += K - K.mT
         return spectral_norm(S)
 
-    @torch.no_grad()
-    def _bound_coupling(self) -> None:
-        """omega, from the modules alone."""
-        alone, metric = replace(self.core.field.terms(), L=None), self.core.field.metric()
-        self.omega = largest_coupling(alone, metric, self.core.dt)
-        if self.omega == 0:
-            raise ContractionError(self._refusal(certify(alone, metric, dt=self.core.dt, search="none")))
-
-    @torch.no_grad()
-    def _shrink(self) -> None:
-        """Scale the coupling into the ball, and on until the step is certified as it was rounded."""
-        norm, below = self.norm(), 1e-6
-        while self.omega < norm < math.inf:  # float32 may round a scaled K outwards
-            self._scale((1 - below) * self.omega / norm)
-            norm, below = self.norm(), 2 * below
-        self.certificate = self._certify()
-        for shrink in SHRINK:
-            if _holds(self.certificate):
-                return
-            self._scale(shrink)
-            self.certificate = self._certify()
-        if not _holds(self.certificate):
-            raise ContractionError(self._refusal(self.certificate))
-
-    def _certify(self) -> Certificate:
-        return self.core.certificate()
+    def _holds(self) -> bool:
+        return self.certificate.step is not None and self.certificate.step.certified
 
     def _refusal(self, certificate: Certificate) -> str:
         """Why scaling the coupling is not enough, from the certificate that failed."""
@@ -170,43 +159,3 @@ class StepProjection:
     def _scale(self, factor: float | Tensor) -> None:
         for coupling, _ in self.levels:
             coupling.K.values.mul_(factor)
-
-
-def feedback_levels(field: Subnetwork | Assembly, start: int = 0) -> list[tuple[Feedback, slice]]:
-    """Every feedback coupling of a nested assembly, with the units that it joins.
-
-    Raises:
-        ConfigError: if a level is coupled in another way.
-    """
-    if isinstance(field, Subnetwork):
-        return []
-    found: list[tuple[Feedback, slice]] = []
-    if isinstance(field.coupling, Feedback):
-        found.append((field.coupling, slice(start, start + field.size)))
-    elif field.coupling is not None:
-        why = "a free coupling has no certificate to keep"
-        if isinstance(field.coupling, Hierarchy):
-            why = "a hierarchy changes its metric with its size, so the modules give no bound on it"
-        raise ConfigError(f"keep_step_certified needs coupling_kind feedback; {why}.")
-    for part in field.children_fields():
-        found += feedback_levels(part, start)
-        start += part.size
-    return found
-
-
-def _check_solver(solver: str) -> None:
-    if solver == "euler":
-        return
-    if solver in ("imex", "exponential-euler"):
-        raise ConfigError(
-            f"keep_step_certified is for solver euler; with {solver} the coupling cannot break the "
-            "step, so there is nothing to project. Leave it out."
-        )
-    raise ConfigError(
-        f"keep_step_certified is for solver euler; no proof is known for steps of {solver}. Use euler, "
-        "or imex without it."
-    )
-
-
-def _holds(certificate: Certificate) -> bool:
-    return certificate.step is not None and certificate.step.certified
