@@ -50,7 +50,7 @@ def column(run: Path, name: str) -> list[float]:
     return [float(row[name]) for row in table(run)]
 
 
-def euler_factor(field: Assembly, dt: float, L: np.ndarray | None = None) -> float:
+def euler_factor(field: Assembly | CTRNN, dt: float, L: np.ndarray | None = None) -> float:
     """max over all slopes in [0, 1] of ||I + dt J|| in the metric tau M: convex, so at a vertex."""
     terms, metric = field.terms(), field.metric()
     W, tau = array(terms.weight()), array(terms.tau)
@@ -70,7 +70,7 @@ def trained_factor(run: Path, file: str) -> float:
     model = model_from(config, 1, 10)
     kind = "checkpoint" if file.endswith(".ckpt") else "trained"
     load_state(run / file, read_weights(run / file, kind).state, model)
-    return euler_factor(model.core.field, config.dt)
+    return euler_factor(model.core, config.dt)
 
 
 def random_skew(sizes: tuple[int, ...], generator: torch.Generator) -> np.ndarray:

@@ -63,7 +63,6 @@ class StepProjection:
         except ConfigError as error:
             raise ConfigError(f"keep_step_certified needs the terms of a field: {error}") from None
         if core.solver != "euler":
-            exact = core.solver in ("imex", "exponential-euler")
             why = f"no proof is known for steps of {core.solver}"
             if core.solver in ("imex", "exponential-euler"):
                 why = f"with {core.solver} the coupling cannot break the step, so there is nothing to do"
