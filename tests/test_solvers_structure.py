@@ -21,7 +21,7 @@ from ctrnn_assembly import (
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.solvers import buffers, solve
-from ctrnn_assembly.solvers.buffers import Loan
+from ctrnn_assembly.solvers.buffers import PooledBuffer as Loan
 from ctrnn_assembly.solvers.euler_adjoint import euler_step
 from ctrnn_assembly.solvers.semi_implicit import exponential_matrices, imex_matrices, semi_implicit
 from ctrnn_assembly.terms import Terms

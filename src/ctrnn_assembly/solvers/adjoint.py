@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.buffers import Loan
+from ctrnn_assembly.solvers.buffers import PooledBuffer as Loan
 from ctrnn_assembly.solvers.graph import cuda_precision, replayed, set_cuda_precision
 from ctrnn_assembly.solvers.step import Form, Step, Stepper, Sums, segments
 

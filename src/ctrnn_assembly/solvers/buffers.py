@@ -14,14 +14,14 @@ from torch import Tensor
 
 KEPT = 2  # buffers that wait for the next use
 _free: list[Tensor] = []
-_lock = threading.RLock()  # a loan can end, by the garbage collector, while another one begins
+_lock = threading.RLock()  # the garbage collector can delete one buffer while another is made
 
 
-class Loan:
-    """Uninitialised memory of a shape, in `tensor`, lent until this object is deleted.
+class PooledBuffer:
+    """Uninitialised memory of a shape, in `tensor`; deleting this object returns it to the pool.
 
-    Whoever keeps a view of `tensor` must keep the loan: afterwards the memory is written again. Not for
-    CUDA, whose allocator keeps its memory itself.
+    Whoever keeps a view of `tensor` must keep this object too: afterwards the memory is written again.
+    Not for CUDA, whose allocator keeps its memory itself.
     """
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
@@ -30,7 +30,7 @@ class Loan:
         self.tensor = self.memory[:size].view(shape)
 
     def __del__(self) -> None:
-        memory = getattr(self, "memory", None)  # none if there was not enough
+        memory = getattr(self, "memory", None)  # there is none if the allocation failed
         if memory is None:
             return
         with _lock:
@@ -39,7 +39,7 @@ class Loan:
 
 
 def _fitting(size: int, like: Tensor) -> Tensor:
-    """A free buffer of this kind that fits, or a new one."""
+    """A free buffer of this dtype that fits, or a new one."""
     with _lock:
         for k, buffer in enumerate(_free):
             if size <= buffer.numel() <= 4 * size and buffer.dtype == like.dtype:

@@ -1,0 +1,520 @@
+"""The fused loop of every grid scheme, and its hand-written adjoint.
+
+    x+ = D x + P x + Q post(W pre(x) + e) + sum_e K_e psi_e(x),      e = E [u, 1]
+
+`fused_step` reads these tensors, under autograd, from the scheme's pair once a solve: D + P = A with D
+diagonal, and C is Q, or goes into W and E where post is the identity, and into K. Steps of different
+lengths, of schemes whose pair is proportional to dt, have the tensors of x+ = x + dt_k (D x + ...).
+
+Adjoint, for v = dt_k lam+ (or lam+), z = W pre(x) + e, f = post(z):
+
+    q = post'(z) o Q^T v,   lam = D v + P^T v + pre'(x) o (W^T q) + sum psi'(x) o (K^T v)   (+ lam+)
+    dW = q pre(x)^T,  dE = q [u, 1]^T,  dP = v x^T,  dQ = v f^T,  dK = v psi(x)^T,  dD = v o x
+
+States are (time, batch, n) in memory; if only few blocks of L are coupled, (blocks, time, batch, k), and
+only those are multiplied: a step then costs batch (p k^2 + C k^2) multiply-adds, C the number of blocks
+of L, whatever n is. Memory, for states of batch x n numbers: T + 1 of them and some SEGMENT, or with
+recompute="sqrt" about 4 sqrt(T), for one forward pass more: of each segment the first state is stored,
+the others are made again. Second derivatives are refused, and torch.func's transforms as well; the plain
+loop (`schemes.integrate`) has both.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ctrnn_assembly.activations import Elementwise
+from ctrnn_assembly.errors import DataError, SolverError
+from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.schemes import Scheme, step_pair
+from ctrnn_assembly.solvers.buffers import PooledBuffer
+from ctrnn_assembly.solvers.operators import (
+    BlockDiagonal,
+    BlockPattern,
+    Dense,
+    Diagonal,
+    FewBlocks,
+    Identity,
+)
+from ctrnn_assembly.terms import Terms
+
+Save = Literal["all", "last"]
+Recompute = Literal["none", "sqrt"]
+MatmulPrecision = Literal["full", "tf32", "bf16"]
+
+SEGMENT = 32  # steps whose weight gradients are one product
+# Above this share of coupled blocks one dense product a step is faster than many small ones.
+FEW = 0.4
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a `FusedStep` is apart from its tensors; a recorded graph is known by it."""
+
+    pre: Elementwise
+    post: Elementwise
+    psi: tuple[Elementwise, ...]
+    pattern: BlockPattern | None
+    matmul_precision: MatmulPrecision
+
+
+@dataclass(frozen=True)
+class FusedStep:
+    """The tensors of one step of n units, in the order W, D, P, Q, E, *K.
+
+    W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,). P: (n, n); (C, k, k), the blocks at the
+    form's pattern; or None. Q: None where post is the identity, else (n,), a diagonal, or (n, n).
+    E: (n, m), for inputs (time, batch, m), or None if the inputs are e itself. K: (n, n) each.
+    """
+
+    form: Form
+    tensors: tuple[Tensor | None, ...]
+
+
+def integrate(
+    scheme: Scheme,
+    terms: Terms,
+    x0: Tensor,
+    drive: Tensor | None,
+    dt: Tensor,
+    *,
+    save: Save = "all",
+    recompute: Recompute = "none",
+    matmul_precision: MatmulPrecision = "full",
+    graph: bool = False,
+) -> Tensor:
+    """States by the fused loop.
+
+    Args:
+        x0: (batch, n).
+        drive: inputs held over each step, (time, batch, m), or None.
+        dt: step lengths, (time, 1) or (time, batch); equal ones unless the scheme has an increment.
+        save: "all" states, x0 first, or only the "last" one.
+        recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all.
+        matmul_precision: operands of products, see `solvers.solve`.
+        graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
+
+    Returns:
+        (time + 1, batch, n), or (1, batch, n).
+    """
+    equal = same_steps(dt)
+    length = dt[0, 0] if equal else None
+    step, inputs = fused_step(scheme, terms, drive, length, len(x0), len(dt), matmul_precision)
+    lengths = None if equal else dt
+    return _Integrate.apply(step.form, x0, inputs, lengths, save, recompute, graph, *step.tensors)
+
+
+def same_steps(dt: Tensor) -> bool:
+    """Whether step lengths, (T, 1) or (T, batch), are one number, up to the rounding of the times."""
+    if dt.shape[1] > 1:
+        return False
+    rounding = torch.finfo(dt.dtype).eps * dt.sum()
+    return bool(((dt - dt[:1]).abs() <= rounding).all())
+
+
+def fused_step(
+    scheme: Scheme,
+    terms: Terms,
+    drive: Tensor | None,
+    dt: Tensor | None,
+    batch: int,
+    steps: int,
+    matmul_precision: MatmulPrecision = "full",
+) -> tuple[FusedStep, Tensor]:
+    """The step of length dt, or without dt the one that each step multiplies by its own; its inputs."""
+    pattern = None
+    if scheme.increment is not None:  # then C does not depend on L, and A - I = C (L - I)
+        D, C = _uncoupled(scheme, terms, dt)
+        P, pattern = _coupling(terms, C)
+    else:
+        assert dt is not None  # steps of several lengths go to the plain loop
+        A, C = step_pair(scheme, terms, dt)
+        # The diagonal of A, near 1, apart from the rest: rounded operands would change the leak.
+        D = A if A.ndim == 1 else A.diagonal()
+        P = None if A.ndim == 1 else A - torch.diag(D)
+    W = structured_weight(terms)
+    inside = terms.post.is_identity
+    if inside:
+        W = _weighted(C, W)
+    E, inputs = _input_product(terms, drive, C if inside else None, batch, steps)
+    form = Form(
+        terms.pre, terms.post, tuple(edge.psi for edge in terms.edges), pattern, matmul_precision
+    )
+    K = tuple(_weighted(C, edge.K) for edge in terms.edges)
+    return FusedStep(form, (W, D, P, None if inside else C, E, *K)), inputs
+
+
+def _uncoupled(scheme: Scheme, terms: Terms, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The pair of one length, or the increment a unit of time, without the coupling: (n,) each."""
+    if dt is not None:
+        return step_pair(scheme, replace(terms, L=None), dt)
+    assert scheme.increment is not None
+    (tau,) = working_precision(terms.tau)
+    D, C = scheme.increment(1 / tau, None)
+    return D.to(terms.tau), C.to(terms.tau)
+
+
+def structured_weight(terms: Terms) -> Tensor:
+    """W as its diagonal (n,), as equal blocks (p, k, k), or as (n, n)."""
+    if terms.diagonal:
+        w = torch.cat([W.diagonal() for W in terms.blocks])
+        entries = torch.cat([W.flatten() for W in terms.blocks])
+        if int(entries.count_nonzero()) != int(w.count_nonzero()):
+            raise DataError(
+                "every W of Terms with diagonal=True must be diagonal; got entries elsewhere. Set "
+                "diagonal=False."
+            )
+        return w
+    several = len(terms.blocks) > 1 and len(set(terms.sizes)) == 1
+    return torch.stack(terms.blocks) if several else terms.weight()
+
+
+def _weighted(C: Tensor, W: Tensor) -> Tensor:
+    """C W for C (n,), a diagonal, or (n, n), and W as in `FusedStep`."""
+    if C.ndim == 1:
+        return C * W if W.ndim == 1 else C.view(*W.shape[:-1], 1) * W
+    if W.ndim == 1:
+        return C * W
+    return C @ (W if W.ndim == 2 else torch.block_diag(*W))
+
+
+def _input_product(
+    terms: Terms, drive: Tensor | None, C: Tensor | None, batch: int, steps: int
+) -> tuple[Tensor | None, Tensor]:
+    """(E, inputs) with b + W_in u = E [u, 1], times C if it is given."""
+    bias = terms.bias
+    if drive is None:
+        E, inputs = bias[:, None], bias.new_ones(1, 1, 1).expand(steps, batch, 1)
+    elif terms.W_in is not None:
+        E, inputs = torch.cat([terms.W_in, bias[:, None]], 1), pad(drive, (0, 1), value=1.0)
+    elif C is not None and C.ndim == 2:
+        return C, bias + drive
+    else:
+        return None, bias + drive if C is None else C * (bias + drive)
+    return E if C is None else _weighted(C, E), inputs
+
+
+def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | None]:
+    """diag(C) L, dense or as its nonzero blocks."""
+    if terms.L is None:
+        return None, None
+    p, pairs = len(terms.blocks), terms.pairs
+    one_kind = all(len(phi.runs) == 1 for phi in (terms.pre, terms.post))
+    equal = p > 1 and len(set(terms.sizes)) == 1
+    if not equal or not pairs or terms.edges or not one_kind or 2 * len(pairs) > FEW * p * p:
+        return C[:, None] * terms.L, None
+    both = sorted({(i, j) for a, b in pairs for i, j in ((a, b), (b, a))})
+    rows, columns = zip(*both, strict=True)
+    cut = rearrange(terms.L, "(i r) (j c) -> i j r c", i=p, j=p)
+    blocks = cut[list(rows), list(columns)]
+    if int(blocks.detach().count_nonzero()) != int(terms.L.detach().count_nonzero()):
+        raise DataError(
+            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all "
+            "pairs, or none for a dense L."
+        )
+    return C.view(p, -1, 1)[list(rows)] * blocks, BlockPattern(p, rows, columns)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the forward pass stores: every state (`whole`), or the first of each segment of `length`."""
+
+    whole: bool
+    length: int
+
+    def stored(self, steps: int) -> int:
+        return steps + 1 if self.whole else math.ceil(steps / self.length)
+
+
+class FusedKernel:
+    """A `FusedStep` with its operators, for one pass over time; makes no graph of autograd.
+
+    Time is the third axis from the right in both memory orders, the batch the second.
+    """
+
+    def __init__(self, form: Form, tensors: tuple[Tensor | None, ...]) -> None:
+        W, D, P, Q, E, *K = cast(Any, tensors)
+        self.form, self.raw, self.n = form, tensors, len(D)
+        self.pre_is_identity, low = form.pre.is_identity, form.matmul_precision == "bf16"
+        self.D, self.W = self._operator(D), self._operator(W, low)
+        self.P = P if P is None else self._operator(P, low, form.pattern)
+        self.Q = Q if Q is None else self._operator(Q, low)
+        self.E = Identity() if E is None else self._operator(E)
+        self.K = [self._operator(each, low) for each in K]
+
+    def _operator(self, A: Tensor, low: bool = False, pattern: BlockPattern | None = None) -> Any:
+        apart = self.form.pattern
+        if pattern is not None:
+            return FewBlocks(A, pattern, low)
+        if A.ndim == 1:
+            return Diagonal(A if apart is None else A.view(apart.p, 1, -1))
+        if A.ndim == 2 and apart is None:
+            return Dense(A, low)
+        return BlockDiagonal(A if A.ndim == 3 else A.unflatten(0, (apart.p, -1)), apart is not None, low)
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """(time, batch, n) in the memory order of the states."""
+        pattern = self.form.pattern
+        return x if pattern is None else rearrange(x, "t batch (p k) -> p t batch k", p=pattern.p)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The inverse of `ordered`."""
+        return x if self.form.pattern is None else rearrange(x, "p t batch k -> t batch (p k)")
+
+    def inputs(self, u: Tensor) -> Tensor:
+        """Inputs (time, batch, m) as E takes them, time the third axis from the right."""
+        if self.raw[4] is None or self.form.pattern is None:
+            return self.ordered(u)
+        return u.expand(self.form.pattern.p, *u.shape)
+
+    def shape(self, steps: int, batch: int) -> tuple[int, ...]:
+        """Of states in their memory order."""
+        pattern = self.form.pattern
+        return (
+            (steps, batch, self.n) if pattern is None else (pattern.p, steps, batch, self.n // pattern.p)
+        )
+
+    def start(self, plan: _Plan, stored: Tensor, x0: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `roll` takes: memory that begins with x0, and where to store the rest, if elsewhere."""
+        states = stored if plan.whole else x0.new_empty(self.shape(plan.length + 1, len(x0)))
+        states.narrow(-3, 0, 1).copy_(self.ordered(x0[None]))
+        return states, None if plan.whole else stored
+
+    def roll(
+        self, states: Tensor, stored: Tensor | None, inputs: Tensor, dt: Tensor | None, length: int
+    ) -> Tensor:
+        """All steps from the first of `states`, a segment of `length` at a time; returns the last state.
+
+        Without `stored`, `states` takes all of them. With it, `states` takes one segment after another,
+        and `stored` the first state of each.
+        """
+        last, u = states.narrow(-3, 0, 1), self.inputs(inputs).unbind(-3)
+        direct = dt is None and self.form.pattern is None
+        for index, (start, end) in enumerate(segments(len(inputs), length)):
+            here = states.narrow(-3, start if stored is None else 0, end - start + 1)
+            if stored is not None:
+                here.narrow(-3, 0, 1).copy_(last)
+                stored.narrow(-3, index, 1).copy_(last)
+            x, *later = here.unbind(-3)
+            for k, out in enumerate(later, start):
+                p = x if self.pre_is_identity else self.form.pre(x)
+                new = torch.mul(x, self.D.w, out=out if direct else None)
+                if self.Q is None:
+                    self.E.add(new, u[k])
+                    self.W.add(new, p)
+                else:
+                    z = self.E.product(u[k])
+                    self.W.add(z, p)
+                    self.Q.add(new, self.form.post(z))
+                if self.P is not None:
+                    self.P.add(new, x)
+                for psi, K in zip(self.form.psi, self.K, strict=True):
+                    K.add(new, psi(x))
+                if dt is not None:
+                    torch.addcmul(x, dt[k][:, None], new, out=out)
+                elif not direct:
+                    out.copy_(new)
+                x = out
+            last = here.narrow(-3, end - start, 1)
+        return last
+
+
+class FusedAdjoint:
+    """The adjoint loop of a kernel, a segment at a time, and the sums of all gradients."""
+
+    def __init__(self, kernel: FusedKernel, needed: tuple[bool, ...]) -> None:
+        self.kernel = kernel
+        turned = [None if A is None else A.transposed() for A in (kernel.W, kernel.P, kernel.Q)]
+        self.W, self.P, self.Q = cast(Any, turned)
+        self.K = [K.transposed() for K in kernel.K]
+        self.sums = [
+            t.new_zeros(t.shape) if need and t is not None else None
+            for t, need in zip(kernel.raw, needed, strict=True)
+        ]
+
+    def segment(self, x: Tensor, lam: Tensor, inputs: Tensor, dt: Tensor | None, grads: Any) -> Tensor:
+        """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
+        kernel, form, steps = self.kernel, self.kernel.form, len(inputs)
+        p = x if kernel.pre_is_identity else form.pre(x)
+        psi = [phi(x) for phi in form.psi]
+        v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
+        q, z, f = v, x, x
+        if self.Q is not None:
+            z = kernel.E.product(_rows(kernel.inputs(inputs))).unflatten(-2, inputs.shape[:2])
+            kernel.W.add(_rows(z), _rows(p))
+            q, f = torch.empty_like(x), form.post(z)
+        xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
+        for k in range(steps - 1, -1, -1):
+            v_k, out = vs[k], lams[k]
+            if dt is not None:
+                torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
+            if self.Q is not None:
+                qs[k].copy_(form.post.pull_back(self.Q.product(v_k), zs[k], fs[k]))
+            new = out if form.pattern is None else torch.empty_like(v_k)
+            if grads is None:
+                torch.mul(v_k, kernel.D.w, out=new)
+            else:
+                torch.addcmul(grads[k], v_k, kernel.D.w, out=new)
+            if self.P is not None:
+                self.P.add(new, v_k)
+            for phi, y, K in zip(form.psi, psi, self.K, strict=True):
+                new.add_(phi.pull_back(K.product(v_k), xs[k], y[k]))
+            back = self.W.product(qs[k])
+            if not kernel.pre_is_identity:
+                back = form.pre.pull_back(back, xs[k], ps[k])
+            torch.add(new, back, out=out)
+            if dt is not None:
+                out.add_(lams[k + 1])
+        self._sum(_rows(x), _rows(p), _rows(v), _rows(q), _rows(f), [_rows(y) for y in psi], inputs)
+        return q
+
+    def _sum(
+        self,
+        x: Tensor,
+        p: Tensor,
+        v: Tensor,
+        q: Tensor,
+        f: Tensor,
+        psi: list[Tensor],
+        inputs: Tensor,
+    ) -> None:
+        """Adds the gradients of one segment: a few large products each."""
+        kernel, u = self.kernel, _rows(self.kernel.inputs(inputs))
+        operators = (kernel.W, kernel.D, kernel.P, kernel.Q, kernel.E, *kernel.K)
+        factors = ((q, p), (v, x), (v, x), (v, f), (q, u), *((v, y) for y in psi))
+        for total, operator, pair in zip(self.sums, operators, factors, strict=True):
+            if total is not None:
+                operator.gradient(total, *pair)
+
+    def of_inputs(self, q: Tensor) -> Tensor:
+        """The gradient of the inputs of one segment, (steps, batch, m)."""
+        flat, E = self.kernel.flat(q), self.kernel.raw[4]
+        return flat if E is None else flat @ E
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All states of a segment as the rows of an operator."""
+    return x.flatten(-3, -2)
+
+
+def segments(steps: int, length: int) -> list[tuple[int, int]]:
+    """(start, end) of consecutive pieces of time, in order."""
+    return [(start, min(start + length, steps)) for start in range(0, steps, length)]
+
+
+class _Integrate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        form: Form,
+        x0: Tensor,
+        inputs: Tensor,
+        dt: Tensor | None,
+        save: Save,
+        recompute: Recompute,
+        graph: bool,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        steps = len(inputs)
+        plan = ctx.plan = _Plan(
+            whole=save == "all" or (recompute == "none" and any(ctx.needs_input_grad)),
+            length=max(1, math.isqrt(steps)) if recompute == "sqrt" else SEGMENT,
+        )
+        ctx.form, ctx.graph = form, graph
+        kernel = FusedKernel(form, tensors)
+        with _precision(form, x0):
+            if graph:
+                from ctrnn_assembly.solvers.cuda.graph import replayed
+
+                stored, last = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
+            else:
+                shape = kernel.shape(plan.stored(steps), len(x0))
+                # With save="all" the caller keeps the states: they must not lie in a pooled buffer.
+                pooled = save == "last" and x0.device.type == "cpu"
+                buffer = PooledBuffer(shape, x0) if pooled else None
+                stored = x0.new_empty(shape) if buffer is None else buffer.tensor
+                # Returned to the pool when autograd frees this tensor, after the backward pass.
+                cast(Any, stored).buffer = buffer
+                last = kernel.roll(*kernel.start(plan, stored, x0), inputs, dt, plan.length)
+        ctx.save_for_backward(stored, inputs, dt, *tensors)
+        if save == "all":
+            return kernel.flat(stored).contiguous()
+        return kernel.flat(last).clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
+            raise SolverError("the fused loop has no second derivatives. Use backend='plain'.")
+        needed = (*ctx.needs_input_grad[1:3], *ctx.needs_input_grad[7:])
+        fixed, given = (ctx.form, ctx.plan, needed), (grad, *ctx.saved_tensors)
+        # As in the forward pass.
+        with torch.autocast(grad.device.type, enabled=False), _precision(ctx.form, grad):
+            if ctx.graph:
+                from ctrnn_assembly.solvers.cuda.graph import replayed
+
+                d_x0, d_inputs, *d_tensors = replayed(_gradients, fixed, given)
+            else:
+                d_x0, d_inputs, *d_tensors = _gradients(*fixed, *given)
+        return (None, d_x0, d_inputs, None, None, None, None, *d_tensors)
+
+
+def _precision(form: Form, like: Tensor) -> AbstractContextManager[None]:
+    """tf32 operands on CUDA, where the form asks for them."""
+    if form.matmul_precision != "tf32" or like.device.type != "cuda":
+        return nullcontext()
+    from ctrnn_assembly.solvers.cuda.graph import tf32
+
+    return tf32()
+
+
+def _record(
+    form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The forward pass as a function of tensors: what is stored, and the last state."""
+    kernel = FusedKernel(form, tensors)
+    stored = x0.new_empty(kernel.shape(plan.stored(len(inputs)), len(x0)))
+    return stored, kernel.roll(*kernel.start(plan, stored, x0), inputs, dt, plan.length)
+
+
+def _gradients(
+    form: Form,
+    plan: _Plan,
+    needed: tuple[bool, ...],
+    grad: Tensor,
+    stored: Tensor,
+    inputs: Tensor,
+    dt: Tensor | None,
+    *tensors: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Those of x0, inputs and tensors, where needed; grad is (T + 1, batch, n) or (1, batch, n)."""
+    kernel = FusedKernel(form, tensors)
+    adjoint = FusedAdjoint(kernel, needed[2:])
+    d_inputs = torch.empty_like(inputs) if needed[1] else None
+    grads = kernel.ordered(grad)
+    piece = kernel.shape(plan.length + 1, grad.shape[1])
+    lam, scratch = stored.new_empty(piece), None if plan.whole else stored.new_empty(piece)
+    first = grads.narrow(-3, len(grad) - 1, 1)
+    for index, (start, end) in reversed(list(enumerate(segments(len(inputs), plan.length)))):
+        steps, u, d = end - start, inputs[start:end], None if dt is None else dt[start:end]
+        if scratch is None:
+            x = stored.narrow(-3, start, steps)
+        else:
+            scratch.narrow(-3, 0, 1).copy_(stored.narrow(-3, index, 1))
+            kernel.roll(scratch, None, u, d, plan.length)
+            x = scratch.narrow(-3, 0, steps)
+        lam.narrow(-3, steps, 1).copy_(first)
+        later = grads.narrow(-3, start, steps).unbind(-3) if len(grad) > 1 else None
+        q = adjoint.segment(x, lam, u, d, later)
+        first = lam.narrow(-3, 0, 1).clone()
+        if d_inputs is not None:
+            d_inputs[start:end] = adjoint.of_inputs(q)
+    d_x0 = kernel.flat(first)[0].contiguous() if needed[0] else None
+    return (d_x0, d_inputs, *adjoint.sums)
