@@ -115,7 +115,7 @@ def affine_step(
     times, and torch.func's transforms too, with respect to x, u, dt and every tensor of the terms.
     """
     A, C = step_pair(scheme, terms, torch.as_tensor(dt, device=terms.tau.device).reshape(-1))
-    return lambda x, u: _advance(terms, A, C, x, u)
+    return lambda x, u: _times(A, x) + _times(C, terms.nonlinear(x, terms.inject(u)))
 
 
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
@@ -136,15 +136,10 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
     A, C = step_pair(scheme, terms, lengths)
     states = [x0]
     for k, index in enumerate(which):
-        u = None if drive is None else drive[k]
-        states.append(_advance(terms, A[index], C[index], states[-1], u))
+        x, u = states[-1], None if drive is None else drive[k]
+        g = terms.nonlinear(x, terms.inject(u))
+        states.append(_times(A[index], x) + _times(C[index], g))
     return torch.stack(states)
-
-
-def _advance(terms: Terms, A: Tensor, C: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
-    """A x + C g(x, u) for A and C of one length, or of one a sample."""
-    g = terms.nonlinear(x, terms.inject(u))
-    return _times(A, x) + _times(C, g)
 
 
 def _times(A: Tensor, x: Tensor) -> Tensor:

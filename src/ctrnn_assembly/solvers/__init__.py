@@ -1,34 +1,63 @@
 """`solve`: one function for every solver, and the only place that transposes batch and time.
 
-| method | what | gradient |
+| solver | what | gradient |
 |---|---|---|
-| euler | fused forward Euler, hand-written adjoint | exact |
-| euler-plain | its plain twin | exact |
-| imex | implicit in the coupling: contracts whatever ||L|| is | exact |
-| exponential-euler | exact in -I + L | exact |
+| euler | forward Euler | exact, of the steps |
+| imex | implicit in the coupling: contracts whatever ||L|| is | exact, of the steps |
+| exponential-euler | exact in -I + L | exact, of the steps |
 | dopri5, rk4, ... | torchdiffeq's methods by their own names | direct or adjoint |
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.errors import SolverError, unknown
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.solvers import backends
 from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
-from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
-from ctrnn_assembly.solvers.adjoint import Checkpoint, Save
+from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS, Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.backends import Backend
+from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
 from ctrnn_assembly.solvers.grid import at, check_input, check_state, freeze, step_grid
-from ctrnn_assembly.solvers.methods import GRID_METHODS as GRID_METHODS
-from ctrnn_assembly.solvers.methods import METHODS as METHODS
-from ctrnn_assembly.solvers.methods import check_settings, solve_on_grid
-from ctrnn_assembly.solvers.solution import Solution as Solution
-from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.terms import Terms
+
+GRID_SOLVERS = tuple(SCHEMES)
+SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` returns.
+
+    Args:
+        t: times of the states, (k,), or (batch, k) when each sample has its own steps.
+        x: states, (batch, k, n), the initial state first; k = 1 if only the last was asked for.
+        solver: its name.
+        steps: accepted steps; None where the solver does not tell.
+        evaluations: evaluations of the vector field.
+    """
+
+    t: Tensor
+    x: Tensor
+    solver: str
+    steps: int | None
+    evaluations: int
+
+    @property
+    def last(self) -> Tensor:
+        """The final state, (batch, n)."""
+        return self.x[:, -1]
+
+    @property
+    def status(self) -> Literal["completed", "diverged"]:
+        """Whether every state is finite."""
+        return "completed" if bool(torch.isfinite(self.x).all()) else "diverged"
 
 
 def solve(
@@ -38,7 +67,7 @@ def solve(
     *,
     u: Tensor | Signal | None = None,
     dt: float | Tensor | None = None,
-    method: str = "euler",
+    solver: str = "euler",
     lengths: Tensor | None = None,
     save: Save = "all",
     rtol: float = 1e-6,
@@ -46,111 +75,152 @@ def solve(
     max_steps: int = 100_000,
     step_size: float | None = None,
     gradient: Gradient = "direct",
-    checkpoint: Checkpoint = "none",
-    products: Products = "full",
+    recompute: Recompute = "none",
+    matmul_precision: MatmulPrecision = "full",
     backend: Backend = "auto",
 ) -> Solution:
     """Integrate x' = f(t, x) under the input u from x0.
 
     Args:
-        field: a `Subnetwork`, `Assembly`, `Terms`, or (torchdiffeq's methods only) any f(t, x).
+        field: a `Subnetwork`, `Assembly`, `Terms`, or (torchdiffeq's solvers only) any f(t, x).
         x0: initial states, (batch, n).
-        t: times, (k,), increasing; grid methods take one step an interval. Or give `dt`.
+        t: times, (k,), increasing; grid solvers take one step an interval. Or give `dt`.
         u: samples (batch, time, m), each held over its step; or a `Signal`; or None.
-        dt: step lengths instead of t: a number, (time,), or (batch, time) (grid methods only).
-        method: one of `METHODS`.
+        dt: step lengths instead of t: a number, (time,), or (batch, time) (grid solvers only).
+        solver: one of `SOLVERS`.
         lengths: number of valid steps of each sample, (batch,); the state then stays.
         save: "all" states, the initial one first, or only the "last".
-        rtol, atol: of adaptive methods, and of the corrector of implicit_adams.
-        max_steps: of adaptive methods, from one time (or sample of u) to the next; evaluations for
+        rtol, atol: of adaptive solvers, and of the corrector of implicit_adams.
+        max_steps: of adaptive solvers, from one time (or sample of u) to the next; evaluations for
             scipy_solver.
-        step_size: largest step of fixed-step methods between the times t; first step of adaptive ones.
-        gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive methods);
+        step_size: largest step of fixed-step solvers between the times t; first step of adaptive ones.
+        gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive solvers);
             "inexact-adjoint" to allow it with fixed steps, where it is only approximate.
-        checkpoint: "sqrt" keeps about 4 sqrt(time) states for the gradient instead of all, for one
-            forward pass more (euler, imex, exponential-euler; with save="last" and no lengths).
-        products: operands of matrix products: "full", "bf16" (relative error of states about 1e-2), or
-            "tf32" on CUDA (1e-3); states and sums keep their precision (same methods).
-        backend: what runs the loop (same methods), see `solvers.backends`.
+        recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all, for one
+            forward pass more (grid solvers, with save="last" and no lengths).
+        matmul_precision: operands of matrix products: "full", "bf16" (relative error of states about
+            1e-2), or "tf32" on CUDA (1e-3); states and sums keep their precision (grid solvers).
+        backend: what runs the loop of a grid solver, see `solvers.backends`.
 
     Returns:
         `Solution` with times, states (batch, k, n), status and evaluations.
 
     Raises:
-        SolverError: for an unknown method, an exhausted step budget, a step underflow, or a setting
-            that the method does not support; with time, state norm and evaluations.
+        SolverError: for an exhausted step budget, a step underflow, or a setting that the solver would
+            ignore; with time, state norm and evaluations. ConfigError: for an unknown name.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
-    check_settings(method, gradient, step_size, checkpoint, products, backend)
+    check_settings(solver, gradient, step_size, recompute, matmul_precision, backend)
     with torch.autocast(x0.device.type, enabled=False):
         known = field.terms() if hasattr(field, "terms") else field
         terms = known if isinstance(known, Terms) else None
         check_state(x0, terms)
         check_input(x0, terms, u)
         times, steps = step_grid(x0, t, u, dt, lengths)
-        if steps.requires_grad and method != "euler-plain":
+        if steps.requires_grad and backend != "plain":
             raise SolverError(
-                f"method {method!r} has no gradient with respect to times or dt. "
-                "Use method='euler-plain', or detach them."
+                f"solver {solver!r} has no gradient with respect to times or dt here. Use "
+                "solver='euler' with backend='plain', or detach them."
             )
-        if method in GRID_METHODS:
+        count = None
+        if solver in SCHEMES:
             kept: Save = save if lengths is None else "all"
-            if checkpoint != "none" and kept == "all":
+            if recompute != "none" and kept == "all":
                 raise SolverError(
-                    f"checkpoint={checkpoint!r} keeps few states: it needs save='last' and no lengths."
+                    f"recompute={recompute!r} stores few states: it needs save='last' and no lengths."
                 )
-            options = {
-                "save": kept,
-                "checkpoint": checkpoint,
-                "products": products,
-                "backend": backend,
-            }
-            states = _solve_on_grid(terms, x0, times, steps, u, method, options)
-            evaluations, count = len(steps), len(steps)
+            run = backends.prepared(
+                backend,
+                SCHEMES[solver],
+                _grid_terms(terms, solver),
+                x0,
+                _samples(u, times, x0),
+                steps.to(x0),
+                save=kept,
+                recompute=recompute,
+                matmul_precision=matmul_precision,
+            )
+            states = run()
+            evaluations = count = len(steps)
         else:
-            signal = _as_signal(u, times, x0)
             states, evaluations = torchdiffeq_solve(
                 known,
                 x0,
-                _shared(times, method),
-                signal,
-                method=method,
+                _shared(times, solver),
+                _as_signal(u, times, x0),
+                solver=solver,
                 rtol=rtol,
                 atol=atol,
                 max_steps=max_steps,
                 step_size=step_size,
                 gradient=gradient,
             )
-            count = None
     if lengths is not None:
         states = at(states, lengths) if save == "last" else freeze(states, lengths)
     if save == "last":
         states, times = states[-1:], times[..., -1:]
-    return Solution(times, states.transpose(0, 1), method, count, evaluations)
+    return Solution(times, states.transpose(0, 1), solver, count, evaluations)
 
 
-def _solve_on_grid(
-    terms: Terms | None,
-    x0: Tensor,
-    times: Tensor,
-    steps: Tensor,
-    u: Tensor | Signal | None,
-    method: str,
-    options: dict[str, Any],
-) -> Tensor:
+def check_settings(
+    solver: str,
+    gradient: str = "direct",
+    step_size: float | None = None,
+    recompute: str = "none",
+    matmul_precision: str = "full",
+    backend: str = "auto",
+) -> None:
+    """Refuse unknown names, and settings that a solver or backend would ignore.
+
+    Raises:
+        ConfigError: for an unknown name. SolverError: for a setting that would be ignored.
+    """
+    names = {"recompute": Recompute, "matmul_precision": MatmulPrecision, "backend": Backend}
+    given = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if gradient not in get_args(Gradient):
+        raise unknown("gradient", gradient, get_args(Gradient))
+    if step_size is not None and not step_size > 0:
+        raise SolverError(f"step_size must be positive; got {step_size}.")
+    if solver in SCHEMES and (gradient != "direct" or step_size is not None):
+        raise SolverError(
+            f"solver {solver!r} takes one step an interval and has the exact gradient of these steps: "
+            f"leave out gradient={gradient!r} and step_size={step_size}, or use rk4 or dopri5."
+        )
+    for name, kind in names.items():
+        first, *_ = known = get_args(kind)
+        if given[name] not in known:
+            raise unknown(name, given[name], known)
+        if given[name] != first and solver not in SCHEMES:
+            raise SolverError(
+                f"{name}={given[name]!r} is of the grid solvers, {', '.join(SCHEMES)}; got {solver!r}."
+            )
+        if given[name] != first and backend == "plain" and name != "backend":
+            raise SolverError(
+                f"{name}={given[name]!r} is of the hand-written loops; got backend='plain'. Leave it "
+                "out, or use backend='auto'."
+            )
+
+
+def _grid_terms(terms: Terms | None, solver: str) -> Terms:
     if terms is None:
         raise SolverError(
-            f"method {method!r} needs the tensors of the field: a Subnetwork, an Assembly or Terms. "
-            "For any other f(t, x) use torchdiffeq's methods, such as rk4 or dopri5."
+            f"solver {solver!r} needs the tensors of the field: a Subnetwork, an Assembly or Terms. "
+            "For any other f(t, x) use torchdiffeq's solvers, such as rk4 or dopri5."
         )
+    return terms
+
+
+def _samples(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Tensor | None:
+    """The input held over each step, (time, batch, m)."""
     if isinstance(u, Signal):
         if times.ndim == 2:
             raise SolverError(
                 "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
             )
         u = torch.stack([u(s) for s in times[:-1]], dim=1)
-    drive = None if u is None else u.to(x0).transpose(0, 1)
-    return solve_on_grid(method, terms, x0, drive, steps.to(x0), **options)
+    return None if u is None else u.to(x0).transpose(0, 1)
 
 
 def _as_signal(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Signal | None:
@@ -162,7 +232,7 @@ def _as_signal(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Signal |
 def _shared(times: Tensor, what: str) -> Tensor:
     if times.ndim == 2:
         raise SolverError(
-            f"{what} needs one time grid for the whole batch; got per-sample dt. Use method='euler', "
-            "'imex' or 'exponential-euler'."
+            f"{what} needs one time grid for the whole batch; got per-sample dt. Use a grid solver: "
+            f"{', '.join(SCHEMES)}."
         )
     return times

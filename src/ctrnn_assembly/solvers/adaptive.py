@@ -1,4 +1,4 @@
-"""The bridge to torchdiffeq: all its methods, fixed and adaptive, with clear errors.
+"""torchdiffeq's solvers, fixed-step and adaptive, for any f(t, x), with errors that say what happened.
 
 A solve is cut at the breaks of the input, and each piece sees its own side of a jump. This is used
 instead of torchdiffeq's `jump_t`, which 0.2.5 gives up for good when a step happens to end on a jump
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchdiffeq
@@ -22,15 +22,14 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
 from ctrnn_assembly.solvers.grid import equal_steps
-from ctrnn_assembly.solvers.torchdiffeq_checks import check_gradient, check_grid, explain
 from ctrnn_assembly.terms import Terms
 
 Gradient = Literal["direct", "adjoint", "inexact-adjoint"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
 # "euler" is ours, and "fixed_adams" an old name of implicit_adams.
-TORCHDIFFEQ_METHODS = tuple(sorted(name for name in SOLVERS if name not in ("euler", "fixed_adams")))
-FIXED_STEP = tuple(name for name in TORCHDIFFEQ_METHODS if issubclass(SOLVERS[name], FixedGridODESolver))
+TORCHDIFFEQ_SOLVERS = tuple(sorted(name for name in SOLVERS if name not in ("euler", "fixed_adams")))
+FIXED_STEP = tuple(name for name in TORCHDIFFEQ_SOLVERS if issubclass(SOLVERS[name], FixedGridODESolver))
 MULTISTEP = ("explicit_adams", "implicit_adams")
 
 
@@ -64,7 +63,7 @@ def torchdiffeq_solve(
     t: Tensor,
     signal: Signal | None,
     *,
-    method: str,
+    solver: str,
     rtol: float,
     atol: float,
     max_steps: int,
@@ -73,37 +72,37 @@ def torchdiffeq_solve(
 ) -> tuple[Tensor, int]:
     """States at the times t, (k, batch, n), and the number of evaluations."""
     parameters = _parameters(field, signal)
-    check_gradient(gradient, method, method in FIXED_STEP, field, x0, parameters)
+    _check_gradient(gradient, solver, field, x0, parameters)
     ends = _ends(t, signal, x0)
     times = torch.cat([t, ends]).unique()  # sorted
     counted = _Counted(field, signal)
     states = [x0[None]]
     for start, end in pairwise([0, *torch.searchsorted(times, ends).tolist()]):
         piece = times[start : end + 1]
-        if method in MULTISTEP:
-            check_grid(method, piece)
-        options = _options(method, piece, max_steps, step_size)
-        if method == "scipy_solver":  # which knows no budget, and never ends where x does
+        if solver in MULTISTEP:
+            _check_grid(solver, piece)
+        options = _options(solver, piece, max_steps, step_size)
+        if solver == "scipy_solver":  # which knows no budget, and never ends where x does
             counted.budget = counted.evaluations + max_steps
-        solver, extra = torchdiffeq.odeint, {}
+        odeint, extra = torchdiffeq.odeint, {}
         if gradient != "direct":
-            solver = torchdiffeq.odeint_adjoint
+            odeint = torchdiffeq.odeint_adjoint
             extra = {"adjoint_params": parameters}
         try:
-            x = solver(
+            x = odeint(
                 counted if signal is None else counted.between(piece[0], piece[-1]),
                 states[-1][-1],
                 piece,
                 rtol=rtol,
                 atol=atol,
-                method=method,
+                method=solver,
                 options=options,
                 **extra,
             )
             if len(x) != len(piece):
                 raise AssertionError("scipy stopped early")
         except AssertionError as error:
-            message = explain(str(error), method, max_steps, counted.evaluations, counted.last)
+            message = _explain(str(error), solver, max_steps, counted.evaluations, counted.last)
             raise SolverError(message) from error
         states += x[1:, None]
     counted.budget = math.inf  # the adjoint still has to evaluate
@@ -124,15 +123,15 @@ def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
     return ends
 
 
-def _options(method: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
+def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
     """torchdiffeq's options for one piece."""
     options: dict[str, object] = {}
-    if method in FIXED_STEP:
+    if solver in FIXED_STEP:
         if step_size is not None:
             options["grid_constructor"] = lambda f, y0, t: equal_steps(t, step_size)
-        if method in MULTISTEP:
+        if solver in MULTISTEP:
             options["max_order"] = 4  # the default of 12 is unstable for most step lengths
-    elif method != "scipy_solver":
+    elif solver != "scipy_solver":
         # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
         options |= {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
         options["dtype"] = piece.dtype  # float64 but on MPS, which has none
@@ -147,3 +146,69 @@ def _parameters(field: Terms | Field, signal: Signal | None) -> tuple[Tensor, ..
     elif isinstance(field, nn.Module):
         tensors += field.parameters()
     return tuple(tensor for tensor in tensors if tensor.requires_grad)
+
+
+def _check_gradient(
+    gradient: str, solver: str, field: Any, x0: Tensor, parameters: tuple[Tensor, ...]
+) -> None:
+    """Refuse a gradient that would be silently wrong, incomplete or missing."""
+    if gradient == "direct":
+        wanted = torch.is_grad_enabled() and (x0.requires_grad or len(parameters) > 0)
+        if solver == "scipy_solver" and wanted:
+            raise SolverError(
+                "scipy_solver has no direct gradient. Use gradient='adjoint', or solve under "
+                "torch.no_grad()."
+            )
+        return
+    if solver in FIXED_STEP and gradient != "inexact-adjoint":
+        # The adjoint ODE is another discretisation than the fixed-step solve.
+        raise SolverError(
+            f"gradient='adjoint' with the fixed-step solver {solver!r} gives gradients of a different "
+            "discretisation. Use gradient='direct', an adaptive solver such as dopri5, or ask for it "
+            "by name with gradient='inexact-adjoint'."
+        )
+    if not isinstance(field, Terms | nn.Module):
+        raise SolverError(
+            "the adjoint must know the parameters of f(t, x): make f an nn.Module, or use "
+            "gradient='direct'."
+        )
+
+
+def _check_grid(solver: str, times: Tensor) -> None:
+    """Refuse unequal steps for a multistep solver, whose coefficients assume equal ones."""
+    steps = times.diff()
+    if not bool(((steps - steps[0]).abs() <= 1e-6 * steps[0]).all()):
+        raise SolverError(
+            f"solver {solver!r} needs equal steps; got steps from {float(steps.min()):.6g} to "
+            f"{float(steps.max()):.6g}. Use equally spaced times, or solver='rk4'."
+        )
+
+
+def _explain(
+    message: str,
+    solver: str,
+    max_steps: int,
+    evaluations: int,
+    last: tuple[Tensor, Tensor, Tensor] | None,
+) -> str:
+    """torchdiffeq's assertion in the user's words; `last` is the last evaluation, (t, x, x')."""
+    where, finite = "before the first evaluation", True
+    if last is not None:
+        t, x, value = last
+        finite = bool(torch.isfinite(x).all() and torch.isfinite(value).all())
+        where = (
+            f"at t = {float(t):.6g}, largest state norm {float(x.norm(dim=-1).max()):.4g}, after "
+            f"{evaluations} evaluations"
+        )
+    if "max_num_steps" in message:
+        cause = f"used all of its {max_steps} steps between two times"
+    elif "non-finite" in message or not finite:  # torchdiffeq calls most of these an underflow
+        cause = "met a state or slope that is not finite"
+    elif "underflow" in message:
+        cause = "needs steps below the resolution of time"
+    else:
+        cause = f"stopped: {message}"
+    return (
+        f"solver {solver!r} {cause}, {where}. The field may be stiff or diverge: loosen rtol and atol, "
+        "raise max_steps, or use solver='imex' or 'euler' with a small dt."
+    )

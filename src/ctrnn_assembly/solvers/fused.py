@@ -22,8 +22,10 @@ loop (`schemes.integrate`) has both.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -79,7 +81,7 @@ class FusedStep:
     tensors: tuple[Tensor | None, ...]
 
 
-def integrate(
+def prepared(
     scheme: Scheme,
     terms: Terms,
     x0: Tensor,
@@ -90,8 +92,8 @@ def integrate(
     recompute: Recompute = "none",
     matmul_precision: MatmulPrecision = "full",
     graph: bool = False,
-) -> Tensor:
-    """States by the fused loop.
+) -> Callable[[], Tensor]:
+    """() -> states by the fused loop, (time + 1, batch, n), or (1, batch, n); the step is made here.
 
     Args:
         x0: (batch, n).
@@ -101,15 +103,17 @@ def integrate(
         recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all.
         matmul_precision: operands of products, see `solvers.solve`.
         graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
-
-    Returns:
-        (time + 1, batch, n), or (1, batch, n).
     """
     equal = same_steps(dt)
     length = dt[0, 0] if equal else None
     step, inputs = fused_step(scheme, terms, drive, length, len(x0), len(dt), matmul_precision)
-    lengths = None if equal else dt
-    return _Integrate.apply(step.form, x0, inputs, lengths, save, recompute, graph, *step.tensors)
+    settings = (None if equal else dt, save, recompute, graph)
+    return partial(_Integrate.apply, step.form, x0, inputs, *settings, *step.tensors)
+
+
+def integrate(*given: Any, **options: Any) -> Tensor:
+    """The states of `prepared` with the same arguments."""
+    return prepared(*given, **options)()
 
 
 def same_steps(dt: Tensor) -> bool:

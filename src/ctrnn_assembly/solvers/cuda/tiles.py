@@ -1,4 +1,4 @@
-"""Matrices cut into square tiles, in the order in which `persistent_kernels` reads them.
+"""Matrices cut into square tiles, in the order in which `kernels` reads them.
 
 Packing copies a matrix once a solve, each way: n^2 numbers for a dense one.
 """
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctrnn_assembly.solvers.fused import MatmulPrecision
 from ctrnn_assembly.terms import Terms
 
-Products = Literal["full", "tf32", "bf16"]
 Kind = Literal["none", "diagonal", "own", "listed", "dense"]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -83,13 +83,13 @@ class Packer:
 
     Args:
         W: the diagonal (n,), or equal blocks (p, k, k), or all of it (1, n, n).
-        products: "bf16" rounds the tiles, which the kernels multiply; diagonals stay as they are.
+        matmul_precision: "bf16" rounds the tiles, which the kernels multiply; diagonals stay as they are.
         width: `Layout.width`.
     """
 
-    def __init__(self, terms: Terms, W: Tensor, products: Products, width: int) -> None:
+    def __init__(self, terms: Terms, W: Tensor, matmul_precision: MatmulPrecision, width: int) -> None:
         self.layout = Layout(terms.n, terms.n if W.ndim == 1 else W.shape[-1], width)
-        self.sizes, self.products = terms.sizes, products
+        self.sizes, self.matmul_precision = terms.sizes, matmul_precision
         self.within: Pairs = tuple((i, i) for i in range(len(self.sizes)))
         self.between: Pairs = tuple(p for i, j in terms.pairs for p in ((i, j), (j, i)))
 
@@ -132,7 +132,7 @@ class Packer:
     def _packed(
         self, kind: Kind, values: Tensor, cols: Tensor | None = None, starts: Tensor | None = None
     ) -> Packed:
-        if self.products == "bf16" and kind not in ("none", "diagonal"):
+        if self.matmul_precision == "bf16" and kind not in ("none", "diagonal"):
             values = values.to(torch.bfloat16)
         values = values.contiguous()
         # A kernel looks at the lists of listed tiles only; elsewhere it takes any pointer.

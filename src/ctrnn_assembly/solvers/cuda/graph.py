@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,13 +74,16 @@ def cuda_precision() -> Any:
     return matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
-def set_cuda_precision(value: Any) -> None:
-    """Set what `cuda_precision` reads."""
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):
-        matmul.fp32_precision = value
-    else:
-        matmul.allow_tf32 = value
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Round the operands of float32 products on CUDA to tf32, until the end of the block."""
+    matmul, before = torch.backends.cuda.matmul, cuda_precision()
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    setattr(matmul, name, "tf32" if isinstance(before, str) else True)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
 
 
 def _record(recording: Recording) -> torch.cuda.CUDAGraph:

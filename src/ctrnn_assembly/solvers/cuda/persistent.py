@@ -1,17 +1,17 @@
-"""Forward Euler and its adjoint as two persistent Triton kernels; the formulas are `euler_adjoint`'s.
+"""Forward Euler and its adjoint as two persistent Triton kernels; the formulas are those of `fused`.
 
 One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
 backward, whatever T is. The coupling is multiplied tile by tile: only the tiles of the coupled pairs,
 if that takes fewer products, else all of them. A diagonal W is an elementwise product.
 
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds with a dense L, or T (2 C + p)
-n_i^2 batch and the unused slots (`persistent_tiles`) with C pairs. Memory: T batch n numbers for the
+n_i^2 batch and the unused slots (`tiles`) with C pairs. Memory: T batch n numbers for the
 states and as many for the adjoints v, twice as many where post is not the identity; without gradients
 and with save="last" only two states. Weight gradients are products over CHUNK rows of time and batch at
 once, in the state's own precision; `torch.set_float32_matmul_precision` lets them use tf32.
 
 Not done here: nonlinear edges, several activations in one field, one's own activations, second
-derivatives, a gradient with respect to dt, checkpoints. `why_not` says so before a solve.
+derivatives, a gradient with respect to dt, recomputing. `why_not` says so before a solve.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.euler_adjoint import FEW, structured_weight
-from ctrnn_assembly.solvers.persistent_tiles import Packed, Packer, Products
+from ctrnn_assembly.solvers.fused import FEW, MatmulPrecision, structured_weight
+from ctrnn_assembly.solvers.cuda.tiles import Packed, Packer
 from ctrnn_assembly.terms import Terms
 
 # (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
 # products of float32 do not use them, and with 8 rows twice as many programs share the work. 512 units
 # take at most SHARED bytes of shared memory, and few registers spill.
-SHAPES: dict[Products, tuple[int, int]] = {"full": (8, 512), "tf32": (16, 512), "bf16": (16, 512)}
+SHAPES: dict[MatmulPrecision, tuple[int, int]] = {"full": (8, 512), "tf32": (16, 512), "bf16": (16, 512)}
 SHAPE_OF_DOUBLE = 16, 128
 SHARED = 160 * 1024
 COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
@@ -48,13 +48,13 @@ def persistent_euler(
     drive: Tensor | None,
     dt: Tensor,
     *,
-    products: Products = "full",
+    matmul_precision: MatmulPrecision = "full",
     save: Literal["all", "last"] = "all",
 ) -> Tensor:
-    """States of forward Euler; the other arguments as `euler.euler`.
+    """States of forward Euler; the other arguments as `schemes.integrate`.
 
     Args:
-        products: how the operands of W p, L x and their adjoints are rounded; sums and states never
+        matmul_precision: how the operands of W p, L x and their adjoints are rounded; sums and states never
             are. "full" not at all, "tf32" to 10 bits of mantissa, "bf16" to 7.
         save: all states, (time + 1, batch, n), or only the last, (1, batch, n).
 
@@ -62,18 +62,18 @@ def persistent_euler(
         SolverError: for what `why_not` names.
     """
     reason = why_not(terms, x0, drive, dt)
-    if reason is None and products != "full" and x0.dtype != torch.float32:
-        reason = f"products={products!r} rounds float32, and the state is {x0.dtype}"
+    if reason is None and matmul_precision != "full" and x0.dtype != torch.float32:
+        reason = f"matmul_precision={matmul_precision!r} rounds float32, and the state is {x0.dtype}"
     if reason is not None:
         raise SolverError(
-            f"the persistent kernels cannot run this solve: {reason}. Use method='euler' instead."
+            f"the persistent kernels cannot run this solve: {reason}. Use backend='fused' instead."
         )
     if len(dt) == 0:
         return x0[None]
     tensors = (_weight(terms), terms.bias, 1 / terms.tau, terms.L, terms.W_in)
     leaves = [x0, drive, *tensors]
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-    settings = _Settings(products, save == "all", save == "all" or differentiate)
+    settings = _Settings(matmul_precision, save == "all", save == "all" or differentiate)
     out: Tensor = _Persistent.apply(terms, settings, x0, drive, dt, *tensors)
     return out
 
@@ -125,13 +125,13 @@ def _interpreting() -> bool:
 
 def _weight(terms: Terms) -> Tensor:
     """W as its diagonal (n,), as (blocks, k, k) if all blocks have one size, else as (1, n, n)."""
-    W, _ = structured_weight(terms)
-    return W.flatten() if W.shape[1] == 1 else W
+    W = structured_weight(terms)
+    return W[None] if W.ndim == 2 else W
 
 
 @dataclass(frozen=True)
 class _Settings:
-    products: Products
+    matmul_precision: MatmulPrecision
     every: bool  # return every state, not only the last
     keep: bool  # store every state
 
@@ -160,7 +160,7 @@ class _Launch:
 
     def shared(self) -> dict[str, Any]:
         """The keyword arguments that both kernels take."""
-        from ctrnn_assembly.solvers import persistent_kernels
+        from ctrnn_assembly.solvers.cuda import kernels
 
         batch, n = self.x0.shape
         layout = self.packer.layout
@@ -178,14 +178,14 @@ class _Launch:
             "PRE": _name(self.terms.pre),
             "POST": _name(self.terms.post),
             "INPUTS": self.inputs,
-            "PRODUCTS": self.packer.products,
+            "PRODUCTS": self.packer.matmul_precision,
             "K": layout.block,
             "TILE": layout.tile,
             "PER_BLOCK": layout.per_block,
             "GROUP": layout.group,
             "GROUPS": layout.groups,
             "ROWS": self.rows,
-            "INTERPRETED": persistent_kernels.INTERPRETED,
+            "INTERPRETED": kernels.INTERPRETED,
             **COMPILED,
         }
 
@@ -210,7 +210,7 @@ def _name(phi: Elementwise) -> str:
 
 def _launch(
     terms: Terms,
-    products: Products,
+    matmul_precision: MatmulPrecision,
     x0: Tensor,
     drive: Tensor | None,
     dt: Tensor,
@@ -223,8 +223,8 @@ def _launch(
     if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
         drive, W_in = drive @ W_in.mT, None
     drive = None if drive is None else drive.contiguous()
-    rows, width = SHAPES[products] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
-    packer = Packer(terms, W, products, width)
+    rows, width = SHAPES[matmul_precision] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
+    packer = Packer(terms, W, matmul_precision, width)
     return _Launch(terms, packer, rows, x0, drive, dt.contiguous(), W, bias, inv_tau, L, W_in)
 
 
@@ -234,7 +234,7 @@ def _operand(name: str, packed: Packed) -> dict[str, Tensor]:
 
 def _states(launch: _Launch, keep: bool) -> Tensor:
     """All states, (time + 1, batch, n), or (2, batch, n) with the last one at the index `time % 2`."""
-    from ctrnn_assembly.solvers.persistent_kernels import forward_kernel
+    from ctrnn_assembly.solvers.cuda.kernels import forward_kernel
 
     X = launch.x0.new_empty(len(launch.dt) + 1 if keep else 2, *launch.x0.shape)
     X[0] = launch.x0
@@ -256,7 +256,7 @@ def _states(launch: _Launch, keep: bool) -> Tensor:
 
 def _adjoints(launch: _Launch, X: Tensor, grad: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(lam_0, V, Q) with V, Q (time, batch, n), from the gradient of all states or of the last."""
-    from ctrnn_assembly.solvers.persistent_kernels import adjoint_kernel
+    from ctrnn_assembly.solvers.cuda.kernels import adjoint_kernel
 
     grad = grad.contiguous()
     lam = torch.stack([grad[-1], grad[-1]])
@@ -295,7 +295,7 @@ class _Persistent(torch.autograd.Function):
         dt: Tensor,
         *tensors: Tensor | None,
     ) -> Tensor:
-        launch = _launch(terms, settings.products, x0, drive, dt, *tensors)  # type: ignore[arg-type]
+        launch = _launch(terms, settings.matmul_precision, x0, drive, dt, *tensors)  # type: ignore[arg-type]
         X = _states(launch, settings.keep)
         if settings.keep:
             ctx.terms, ctx.settings = terms, settings
@@ -307,11 +307,11 @@ class _Persistent(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
             raise SolverError(
-                "the persistent Euler solver has no second derivatives. Use method='euler-plain'."
+                "the persistent kernels have no second derivatives. Use backend='plain'."
             )
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
             X, drive, dt, *tensors = ctx.saved_tensors
-            launch = _launch(ctx.terms, ctx.settings.products, X[0], drive, dt, *tensors)
+            launch = _launch(ctx.terms, ctx.settings.matmul_precision, X[0], drive, dt, *tensors)
             lam, V, Q = _adjoints(launch, X, grad, ctx.settings.every)
             wanted = ctx.needs_input_grad
             sums = _weight_gradients(ctx, X, V, Q, wanted)
@@ -343,7 +343,7 @@ def _weight_gradients(
 
 
 def _keep_coupled(dL: Tensor, terms: Terms) -> None:
-    """Zero the gradient of L, in place, outside few coupled blocks: there `euler_adjoint` has none."""
+    """Zero the gradient of L, in place, outside few coupled blocks: there the fused loop has none."""
     p = len(terms.sizes)
     if p == 1 or not terms.pairs or len(set(terms.sizes)) > 1 or 2 * len(terms.pairs) > FEW * p * p:
         return
