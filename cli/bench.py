@@ -38,7 +38,7 @@ COLUMNS = (
     "--backend",
     "backends",
     multiple=True,
-    help="of ours this backend only: adjoint, graph or persistent; may be repeated",
+    help="of ours this backend only: fused, graph or persistent; may be repeated",
 )
 @click.option("--only", multiple=True, metavar="NAME", help="this contestant only; may be repeated")
 @click.option(

@@ -23,12 +23,6 @@ GATES = {
     "input": "a gate of the input for each unit: certified if (hi - lo) ||L|| < 2 lo lam",
     "state": "gates of input and state, as published: no certificate",
 }
-STEPS = {
-    "euler": "one step a sample: forward Euler, fused, with its own adjoint",
-    "euler-plain": "one step a sample: forward Euler, by autograd",
-    "imex": "one step a sample: implicit in L, contracts however strong the coupling",
-    "exponential-euler": "one step a sample: exact in -x + L x",
-}
 
 
 @click.command("list")
@@ -54,14 +48,15 @@ def catalogue() -> dict[str, dict[str, str]]:
     from ctrnn_assembly.contracting import CONSTRAINTS
     from ctrnn_assembly.data import known_tasks
     from ctrnn_assembly.models import MODELS
-    from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, METHODS
+    from ctrnn_assembly.schemes import SCHEMES
+    from ctrnn_assembly.solvers import FIXED_STEP, SOLVERS
     from ctrnn_assembly.topology import TOPOLOGIES
     from ctrnn_assembly.training.config import recipes
     from ctrnn_cli.main import COMMANDS
 
     def solver(name: str) -> str:
-        if name in GRID_METHODS:
-            return STEPS[name]
+        if name in SCHEMES:
+            return f"one step a sample: {SCHEMES[name].summary}"
         return "torchdiffeq, fixed step" if name in FIXED_STEP else "torchdiffeq, adaptive"
 
     def theorem(doc: str | None) -> str:
@@ -71,7 +66,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         "tasks": known_tasks(),
         "models": {name: model.summary for name, model in MODELS.items()},
         "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
-        "solvers": {name: solver(name) for name in METHODS},
+        "solvers": {name: solver(name) for name in SOLVERS},
         "topologies": dict(TOPOLOGIES),
         "gates": {name: GATES[name] for name in get_args(Gate)},
         "diagnostics": {name: COMMANDS[name][1] for name in DIAGNOSTICS},

@@ -91,11 +91,11 @@ def certify_command(
 
 def check_solver(solver: str) -> None:
     """Refuse an unknown solver, also of a baseline, which would not look at it."""
-    from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.solvers import METHODS
+    from ctrnn_assembly.errors import unknown
+    from ctrnn_assembly.solvers import SOLVERS
 
-    if solver not in METHODS:
-        raise ConfigError(f"solver must be one of {', '.join(METHODS)}; got {solver!r}.")
+    if solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
 
 
 def certificate_of(core: Any, search: Any, **step: Any) -> Certificate:

@@ -154,7 +154,7 @@ def perturbed(c: float, periods: int = 20, size: float = 1e-8) -> tuple[Tensor, 
         return -z + (torch.tanh(x + z) - torch.tanh(x)) @ W.T
 
     start = torch.tensor([[size, 0.0]], dtype=torch.float64)
-    return t, solve(field, start, t, method="dopri5", rtol=1e-7, atol=size * 1e-7).x[0].norm(dim=-1)
+    return t, solve(field, start, t, solver="dopri5", rtol=1e-7, atol=size * 1e-7).x[0].norm(dim=-1)
 
 
 def measured_exponent(c: float, periods: int = 8) -> Measurement:
@@ -193,7 +193,7 @@ def textbook_solution(end: float = 4.0) -> Tensor:
     def field(s: Tensor, x: Tensor) -> Tensor:
         return x @ textbook_matrix(s.double()).T
 
-    return solve(field, x0, t, method="dopri8", rtol=1e-11, atol=1e-12).last[0]
+    return solve(field, x0, t, solver="dopri8", rtol=1e-11, atol=1e-12).last[0]
 
 
 # (iii) Euler and IMEX

@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7, help="of table and curves")
     parser.add_argument("--batch", type=int, default=128, help="of curves and epoch")
-    parser.add_argument("--backend", default="adjoint", help="of ours, in curves")
+    parser.add_argument("--backend", default="fused", help="of ours, in curves")
     parser.add_argument("--slow", type=float, default=5.0, help="seconds beyond which these are enough:")
     parser.add_argument("--slow-rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=list(CURVES), help="this curve only")

@@ -198,7 +198,7 @@ def timing(run: dict[str, Any], coupling: str, name: str) -> dict[str, Any] | No
     return (fits or (rows if name.startswith("nn.") else []) or [None])[0]
 
 
-OURS = ("ours-adjoint", "ours-adadiag-adjoint")
+OURS = ("ours-fused", "ours-adadiag-fused")
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
     "experiments/README.md": {"results": all_tables},
     "README.md": {"speed": speed, "results": highlights},

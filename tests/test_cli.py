@@ -17,7 +17,7 @@ from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, series
 from ctrnn_assembly.data import task as data_task
 from ctrnn_assembly.models import MODELS
-from ctrnn_assembly.solvers import METHODS
+from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.topology import TOPOLOGIES
 from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.config import TrainConfig, read_yaml, recipes
@@ -27,7 +27,7 @@ KNOWN = {
     "tasks": TASKS,
     "models": {name: model.summary for name, model in MODELS.items()},
     "theorems": CONSTRAINTS,
-    "solvers": METHODS,
+    "solvers": SOLVERS,
     "topologies": TOPOLOGIES,
     "gates": get_args(Gate),
     "diagnostics": ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc"),
@@ -198,7 +198,7 @@ UNKNOWN = {
     "--task=nope": ("task must be one of", TASKS),
     "--model=nope": ("model must be one of", MODELS),
     "--coupling=nope": ("coupling must be one of", TOPOLOGIES),
-    "--solver=nope": ("solver must be one of", METHODS),
+    "--solver=nope": ("solver must be one of", SOLVERS),
     "--activation=nope": (
         "activation must be one of",
         ("relu", "tanh", "identity", "sigmoid", "softplus"),
@@ -233,7 +233,7 @@ def test_an_unknown_name_lists_the_known_ones(cli: Cli, tmp_path: Path, option: 
         (["--devices=0"], "devices must be greater"),
         (["--coupling=random:2"], "2 modules have 1 pairs"),
         (["--coupling=random:-1"], "coupling must be one of"),
-        (["--solver=rk4", "--gradient=adjoint"], "gradient='adjoint' with the fixed-step method"),
+        (["--solver=rk4", "--gradient=adjoint"], "gradient='adjoint' with the fixed-step solver"),
         (["--solver=euler", "--gradient=adjoint"], "leave out gradient"),
         (["--solver=scipy_solver"], "no direct gradient"),
         (["--model=sparse-combo", "--units=32", "--density=0.9", "--magnitude=30"],

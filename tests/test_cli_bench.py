@@ -53,7 +53,7 @@ def test_json_has_a_row_for_every_contestant_kind_and_coupling(cli):
         for kind in KINDS:
             assert (contestant.name, kind, "all") in rows
             assert ((contestant.name, kind, "random:1") in rows) == contestant.coupled
-    assert {"ours-adjoint", "ours-imex", "plain-loop", "torchdiffeq-euler", "nn.RNN", "nn.LSTM"} <= {
+    assert {"ours-fused", "ours-imex", "plain-loop", "torchdiffeq-euler", "nn.RNN", "nn.LSTM"} <= {
         row["name"] for row in found["rows"]
     }
     for row in found["rows"]:
@@ -73,13 +73,13 @@ def test_json_has_a_row_for_every_contestant_kind_and_coupling(cli):
 
 def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_path):
     picture = tmp_path / "speed.svg"
-    done = cli(*OPTIONS, "--device", "cpu", "--rounds", 2, "--only", "ours-adjoint", "--only",
+    done = cli(*OPTIONS, "--device", "cpu", "--rounds", 2, "--only", "ours-fused", "--only",
                "plain-loop", "--no-memory", "--plot", picture)  # fmt: skip
     assert done.code == 0, done.err
     assert "agree with the plain loop" in done.out
     assert "GFLOP/s" in done.out
     assert "2 rounds are fewer than 7" in done.err
-    assert "ours-adjoint" in picture.read_text()
+    assert "ours-fused" in picture.read_text()
 
 
 def test_default_couplings_are_those_that_fit(cli):
@@ -231,7 +231,7 @@ def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch)
 
         return Workload(last, problem.parameters)
 
-    broken = Contestant("ours-broken", cannot, backend="adjoint", tolerance=1e-5)
+    broken = Contestant("ours-broken", cannot, backend="fused", tolerance=1e-5)
     monkeypatch.setitem(CONTESTANTS, "ours-broken", broken)
     found = measure(TINY, ("all",), only=("plain-loop", "ours-broken"), rounds=1, memory=False)
     assert {row["name"] for row in found["rows"]} == {"plain-loop"}
@@ -242,7 +242,7 @@ def test_a_budget_drops_only_what_does_not_depend_on_the_coupling():
     timings = [
         timing(name, coupling=coupling, warm_up=seconds)
         for coupling in ("all", "random:1")
-        for name, seconds in (("ours-adjoint", 9.0), ("torchdiffeq-euler", 5.0), ("plain-loop", 1.0))
+        for name, seconds in (("ours-fused", 9.0), ("torchdiffeq-euler", 5.0), ("plain-loop", 1.0))
     ]
     everything, nothing = within_budget(timings, 7, 0, "all")
     assert (len(everything), nothing) == (6, [])
@@ -251,8 +251,8 @@ def test_a_budget_drops_only_what_does_not_depend_on_the_coupling():
     assert len(kept) == 5
     kept, dropped = within_budget(timings, 7, 1.0, "all")
     assert {(t.contestant.name, t.coupling) for t in kept} == {
-        ("ours-adjoint", "all"), ("torchdiffeq-euler", "all"), ("plain-loop", "all"),
-        ("ours-adjoint", "random:1"),
+        ("ours-fused", "all"), ("torchdiffeq-euler", "all"), ("plain-loop", "all"),
+        ("ours-fused", "random:1"),
     }  # fmt: skip
 
 
@@ -305,11 +305,11 @@ def test_the_faster_device_is_that_of_the_smallest_median():
     timings = [
         timing(name, kind="forward_backward", device=device, seconds=[seconds])
         for name, device, seconds in (
-            ("ours-adjoint", "cpu", 2.0),
-            ("ours-adjoint", "cuda", 1.0),
+            ("ours-fused", "cpu", 2.0),
+            ("ours-fused", "cuda", 1.0),
             ("ours-persistent-bf16", "cuda", 0.1),
-            ("ours-adadiag-adjoint", "cpu", 0.2),
-            ("ours-adjoint", "cpu", 3.0),
+            ("ours-adadiag-fused", "cpu", 0.2),
+            ("ours-fused", "cpu", 3.0),
         )
     ]
-    assert faster_device(timings)["all"] == {"device": "cuda", "name": "ours-adjoint", "median_s": 1.0}
+    assert faster_device(timings)["all"] == {"device": "cuda", "name": "ours-fused", "median_s": 1.0}

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import MODELS
-from ctrnn_assembly.solvers import METHODS
+from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.topology import named_pairs
 from ctrnn_assembly.training.config import (
     Group,
@@ -138,7 +138,7 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
 def test_every_recipe_names_what_exists(name: str) -> None:
     config = make_config(recipe(name))
     assert config.model in MODELS
-    assert config.solver in METHODS
+    assert config.solver in SOLVERS
     assert any(config.task.startswith(task.split(":")[0].split("[")[0]) for task in TASKS)
     named_pairs(config.coupling, config.modules)
     assert len(recipes()[name]["about"]) < 120

@@ -32,7 +32,7 @@ def test_a_contracting_net_has_one_where_it_comes_to_rest(name: str) -> None:
     assert float(drift.abs().max()) <= 1e-10
     assert float(found.residuals.max()) <= 1e-10
     held = u.expand(2, 600, -1)
-    x = solve(net, 3 * normal(2, net.size), u=held, dt=0.2, method="imex").last.detach()
+    x = solve(net, 3 * normal(2, net.size), u=held, dt=0.2, solver="imex").last.detach()
     # 1e-6: what is left after 120 units of time.
     assert_close(x, found.points.expand(2, -1), rtol=0, atol=1e-6)
 

@@ -37,7 +37,7 @@ def by_autograd(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, u: Tensor) -> 
 
 
 def step_by_autograd(terms: Terms, x: Tensor, u: Tensor, method: str) -> Tensor:
-    return by_autograd(lambda z, v: solve(terms, z, u=v[None], dt=DT, method=method).last, x, u)
+    return by_autograd(lambda z, v: solve(terms, z, u=v[None], dt=DT, solver=method).last, x, u)
 
 
 @pytest.mark.parametrize("form", ["x", "r"])
@@ -79,7 +79,7 @@ def test_the_step_and_its_jacobian_are_the_solvers(name: str, method: str) -> No
     terms = FIELDS[name]().terms().detach_cpu()
     x, u = normal(2, terms.n), normal(2, terms.n, seed=1)
     step = behaviour(terms).step_map(DT, method)
-    solved = solve(terms, x, u=u[:, None], dt=DT, method=method).last
+    solved = solve(terms, x, u=u[:, None], dt=DT, solver=method).last
     assert_close(step(u, x), solved, rtol=1e-12, atol=1e-13)
     expected = step_by_autograd(terms, x, u, method)
     S = step_jacobian(terms, u, x, dt=DT, solver=method)

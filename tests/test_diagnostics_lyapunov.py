@@ -74,7 +74,7 @@ def test_all_exponents_sum_to_the_mean_log_determinant(method: str) -> None:
     for b in range(2):
         x, total = x0[b], 0.0
         for k in range(T):
-            step = lambda z, v=u[b, k]: solve(terms, z[None], u=v[None, None], dt=dt, method=method).last  # noqa: E731
+            step = lambda z, v=u[b, k]: solve(terms, z[None], u=v[None, None], dt=dt, solver=method).last  # noqa: E731
             S = torch.autograd.functional.jacobian(lambda z, f=step: f(z)[0], x)
             total += float(torch.linalg.slogdet(S)[1])
             x = step(x)[0]
@@ -119,11 +119,11 @@ def test_a_looped_input_gives_floquet_exponents(sequences: int, method: str) -> 
     terms, dt, T = field(W, "tanh"), 0.25, 7
     u = 1.5 * normal(sequences, T, 3, seed=2)
     period = u.flatten(0, 1)  # trajectory 0: sequence 0, then 1, then 0, ...
-    x = solve(terms, torch.zeros(1, 3), u=period.repeat(60, 1)[None], dt=dt, method=method).last
+    x = solve(terms, torch.zeros(1, 3), u=period.repeat(60, 1)[None], dt=dt, solver=method).last
     monodromy = torch.eye(3)
     for v in period:
         monodromy = (torch.eye(3) + dt * flow_jacobian(terms, v[None], x)[0]) @ monodromy
-        x = solve(terms, x, u=v[None, None], dt=dt, method=method).last
+        x = solve(terms, x, u=v[None, None], dt=dt, solver=method).last
     multipliers = np.linalg.eigvals(array(monodromy))
     assert np.abs(multipliers.imag).max() == 0
     expected = np.sort(np.log(np.abs(multipliers)))[::-1] / (dt * len(period))

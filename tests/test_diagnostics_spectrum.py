@@ -293,7 +293,7 @@ def test_a_trajectory_is_the_solvers_and_meets_its_own_samples(method: str) -> N
     found = spectrum_along(layer, u, at=at, dt=0.1, x0=normal(8, seed=1), solver=method)
     terms = layer.field.terms().driven(layer.encoder.weight, layer.encoder.bias)
     options = {"rtol": 1e-9, "atol": 1e-11}
-    x = solve(terms, normal(1, 8, seed=1), u=u[None], dt=0.1, method=method, **options).x[0, at]
+    x = solve(terms, normal(1, 8, seed=1), u=u[None], dt=0.1, solver=method, **options).x[0, at]
     assert_close(found.x, x.detach(), rtol=0, atol=1e-12)
     assert_close(found.times, 0.1 * torch.tensor(at), rtol=0, atol=1e-15)
     step = {} if method == "dopri8" else {"dt": 0.1, "solver": method}

@@ -391,7 +391,7 @@ def test_alternating_gates_diverge_in_continuous_time() -> None:  # oracle 30
     with torch.no_grad():
         for _ in range(10):
             u = ZeroOrderHold(signs.expand(2, 1, 2), torch.zeros(1))
-            x = solve(driven(layer, u), x, t, method="dopri5", rtol=1e-9, atol=1e-9).last
+            x = solve(driven(layer, u), x, t, solver="dopri5", rtol=1e-9, atol=1e-9).last
             signs = -signs
     exponent = math.log(float(torch.linalg.eigvals(x).abs().max())) / (10 * quarter)
     assert exponent == pytest.approx(0.8254, abs=5e-4)
@@ -552,7 +552,7 @@ def test_small_steps_approach_the_flow(gate: str) -> None:
     net, samples = layer(gate), normal(3, 5, 2)
     u, t = LinearInterpolation(samples, torch.linspace(0, 4, 5)), torch.tensor([0.0, 4.0])
     with torch.no_grad():
-        exact = solve(driven(net, u), torch.zeros(3, 7), t, method="dopri5").last
+        exact = solve(driven(net, u), torch.zeros(3, 7), t, solver="dopri5").last
         errors = []
         for steps in (400, 800):
             fine = torch.stack([u(s) for s in torch.arange(steps) * 4 / steps], 1)

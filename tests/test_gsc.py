@@ -222,7 +222,7 @@ def test_the_same_generator_gives_the_same_estimate():
 
 # Over time
 
-SOLVERS = ("euler", "euler-plain", "imex", "exponential-euler", "rk4")
+SOLVERS = ("euler", "imex", "exponential-euler", "rk4")
 
 
 def assembly():

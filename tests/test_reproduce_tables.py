@@ -111,7 +111,7 @@ def test_the_table_of_speed_is_made_of_the_newest_measurement(
     def run(batch: int, factor: float) -> dict:
         rows = [
             {"name": name, "kind": kind, "coupling": coupling, "median_s": factor * median, "share": 0.5}
-            for name, median in (("ours-adjoint", 0.1), ("plain-loop", 0.25), ("nn.RNN", 0.4))
+            for name, median in (("ours-fused", 0.1), ("plain-loop", 0.25), ("nn.RNN", 0.4))
             for kind in ("forward", "forward_backward")
             for coupling in (("all",) if name == "nn.RNN" else ("all", "random:20", "random:5"))
         ]
@@ -131,8 +131,6 @@ def test_the_table_of_speed_is_made_of_the_newest_measurement(
         (tmp_path / f"{date}-speed-cpu.json").write_text(json.dumps(content), encoding="utf-8")
     made = tables.speed(tmp_path)
     assert "3 thread(s) of a toaster, torch 9, 2026-01-02" in made
-    assert (
-        "| ours-adjoint | " + " | ".join(3 * ["100 ms, share 50 %"] + 3 * ["10 ms, share 50 %"]) in made
-    )
+    assert "| ours-fused | " + " | ".join(3 * ["100 ms, share 50 %"] + 3 * ["10 ms, share 50 %"]) in made
     assert "| plain-loop | " + " | ".join(6 * ["2.5 times"]) in made
     assert "| nn.RNN | " + " | ".join(6 * ["4.0 times"]) in made

@@ -6,6 +6,7 @@ import threading
 import warnings
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from torch.testing import assert_close
 from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers import backends, buffers, graph, solve
-from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint, same_steps
-from ctrnn_assembly.solvers.semi_implicit import imex_matrices
-from ctrnn_assembly.solvers.semi_implicit_adjoint import semi_implicit_adjoint
+from ctrnn_assembly.schemes import SCHEMES, Scheme
+from ctrnn_assembly.solvers import buffers, solve
+from ctrnn_assembly.solvers.cuda import check, graph
+from ctrnn_assembly.solvers.fused import integrate, same_steps
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import F64, normal, rng
 from solver_problems import one_thread as one_thread
@@ -35,7 +36,9 @@ def field(kind: str = "blocks", pairs: str | list = "all") -> Terms:
 
 
 PROBLEM = (normal(3, 16, seed=1), normal(40, 3, 2, seed=2), torch.full((40, 1), 0.05, dtype=F64))
-OPTIONS = {"save": "last", "checkpoint": "none", "products": "full"}
+EULER = SCHEMES["euler"]
+fused_euler = partial(integrate, EULER)
+OPTIONS = {"save": "last", "recompute": "none", "matmul_precision": "full"}
 
 
 def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
@@ -48,23 +51,20 @@ def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
     return [x, *torch.autograd.grad((x * normal(*x.shape, seed=5)).sum(), tensors)]
 
 
-@pytest.mark.parametrize("checkpoint", ["none", "sqrt"])
+@pytest.mark.parametrize("recompute", ["none", "sqrt"])
 @pytest.mark.parametrize("save", ["all", "last"])
 @pytest.mark.parametrize("pairs", ["all", [(0, 2)]])
 @pytest.mark.parametrize("kind", ["blocks", "diagonal"])
 def test_a_replayed_solve_equals_a_direct_one(
-    kind: str, pairs: object, save: str, checkpoint: str
+    kind: str, pairs: object, save: str, recompute: str
 ) -> None:
-    if save == "all" and checkpoint == "sqrt":
+    if save == "all" and recompute == "sqrt":
         pytest.skip("all states are kept anyway")
-    solvers = [euler_adjoint]
-    if pairs == "all":
-        solvers.append(partial(semi_implicit_adjoint, matrices=imex_matrices))  # type: ignore[arg-type]
-    for solver in solvers:
+    for solver in (fused_euler, partial(integrate, SCHEMES["imex"])):
         for scale in (1.0, 0.5):  # the second is a replay with other values
             terms = field(kind, pairs)  # type: ignore[arg-type]
             terms = terms._mapped(lambda t, scale=scale: scale * t)
-            options = {"save": save, "checkpoint": checkpoint}
+            options = {"save": save, "recompute": recompute}
             direct = everything(solver, terms, **options)
             replay = everything(partial(solver, graph=True), terms, **options)
             for a, b in zip(direct, replay, strict=True):
@@ -74,35 +74,41 @@ def test_a_replayed_solve_equals_a_direct_one(
 
 def test_recordings_of_two_solves_do_not_share_memory() -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
-    solver = partial(euler_adjoint, save="last", graph=True)
+    solver = partial(fused_euler, save="last", graph=True)
     one, two = (x0.clone().requires_grad_(), (x0 + 1).requires_grad_())
     first, second = solver(terms, one, drive, dt), solver(terms, two, drive, dt)  # before any backward
     for x, start in ((first, one), (second, two)):
         (found,) = torch.autograd.grad(x.square().sum(), start)
         again = start.detach().clone().requires_grad_()
         (expected,) = torch.autograd.grad(
-            euler_adjoint(terms, again, drive, dt, save="last").square().sum(), again
+            fused_euler(terms, again, drive, dt, save="last").square().sum(), again
         )
         assert_close(found, expected, rtol=1e-13, atol=1e-14)
 
 
+def chosen(candidate: Any, *given: Any, **options: Any) -> Tensor:
+    """A solve of euler by the candidate, if the check finds it right, else by the fused loop."""
+    loop = check.first_right({"fast": candidate}, integrate, EULER, *given, **options)
+    return loop(EULER, *given, **options)
+
+
 def wrong_states(*given: object, **options: object) -> Tensor:
-    return 1.01 * euler_adjoint(*given, **options)  # type: ignore[arg-type]
+    return 1.01 * integrate(*given, **options)  # type: ignore[arg-type]
 
 
-def wrong_gradient_of_tau(terms: Terms, *given: object, **options: object) -> Tensor:
-    return euler_adjoint(replace(terms, tau=terms.tau.detach() + 0 * terms.tau), *given, **options)  # type: ignore[arg-type]
+def wrong_gradient_of_tau(scheme: Scheme, terms: Terms, *given: object, **options: object) -> Tensor:
+    return integrate(scheme, replace(terms, tau=terms.tau.detach() + 0 * terms.tau), *given, **options)  # type: ignore[arg-type]
 
 
-def no_number_for_tau(terms: Terms, *given: object, **options: object) -> Tensor:
+def no_number_for_tau(scheme: Scheme, terms: Terms, *given: object, **options: object) -> Tensor:
     spoilt = replace(terms, tau=terms.tau + 0 * (terms.tau - terms.tau.detach()).abs().sqrt())
-    return euler_adjoint(spoilt, *given, **options)  # type: ignore[arg-type]
+    return integrate(scheme, spoilt, *given, **options)  # type: ignore[arg-type]
 
 
-def stale(terms: Terms, x0: Tensor, *given: object, **options: object) -> Tensor:
+def stale(scheme: Scheme, terms: Terms, x0: Tensor, *given: object, **options: object) -> Tensor:
     """A recording that keeps its first initial state."""
     first = KEPT_STATES.setdefault("first", x0.detach().clone())
-    return euler_adjoint(terms, first + 0 * x0, *given, **options)  # type: ignore[arg-type]
+    return integrate(scheme, terms, first + 0 * x0, *given, **options)  # type: ignore[arg-type]
 
 
 KEPT_STATES: dict[str, Tensor] = {}
@@ -115,44 +121,42 @@ def broken(*given: object, **options: object) -> Tensor:
 @pytest.mark.parametrize(
     ("candidate", "message"),
     [
-        (wrong_states, "states or gradients differ from adjoint's, by"),
-        (wrong_gradient_of_tau, "states or gradients differ from adjoint's, by"),
-        (no_number_for_tau, "states or gradients differ from adjoint's, by"),
-        (stale, "states or gradients differ from adjoint's, by"),
+        (wrong_states, "states or gradients differ from the fused loop's, by"),
+        (wrong_gradient_of_tau, "states or gradients differ from the fused loop's, by"),
+        (no_number_for_tau, "states or gradients differ from the fused loop's, by"),
+        (stale, "states or gradients differ from the fused loop's, by"),
         (broken, "backend fast is not used: PTXAS error: out of registers."),
     ],
 )
 def test_a_backend_that_is_wrong_is_left_out_with_one_line(candidate: object, message: str) -> None:
-    backends._found_right.clear()
-    backends._said.clear()
+    check._found_right.clear()
+    check._said.clear()
     terms = field()
     x0, drive, dt = PROBLEM
-    expected = euler_adjoint(terms, x0, drive, dt, save="last")
-    run = partial(backends.first_right, [("fast", candidate)], euler_adjoint, "euler")  # type: ignore[list-item]
+    expected = fused_euler(terms, x0, drive, dt, save="last")
+    run = partial(chosen, candidate)
     with pytest.warns(RuntimeWarning, match=message):
         assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the second time it is known, and nothing is said
         assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
-    backends._found_right.clear()
+    check._found_right.clear()
 
 
 def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
-    backends._found_right.clear()
+    check._found_right.clear()
     calls = []
 
     def counted(*given: object, **options: object) -> Tensor:
         calls.append(1)
-        return euler_adjoint(*given, **options)  # type: ignore[arg-type]
+        return integrate(*given, **options)  # type: ignore[arg-type]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
-            backends.first_right(
-                [("fast", counted)], euler_adjoint, "euler", field(), *PROBLEM, **OPTIONS
-            )
+            chosen(counted, field(), *PROBLEM, **OPTIONS)
     assert len(calls) == 2 + 3  # the check runs it on other values first
-    backends._found_right.clear()
+    check._found_right.clear()
 
 
 @CPU_ONLY
@@ -160,10 +164,11 @@ def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
     ("backend", "settings", "message"),
     [
         ("graph", {}, "'graph' cannot run this: it needs CUDA; the state is on cpu. Use 'auto'"),
-        ("persistent", {"method": "imex"}, "the kernels have no 'imex' step"),
-        ("persistent", {"checkpoint": "sqrt", "save": "last"}, "checkpoint is 'sqrt'"),
-        ("warp", {}, "backend must be one of auto, adjoint, graph, persistent; got 'warp'"),
-        ("graph", {"method": "rk4"}, "needs a hand-written adjoint"),
+        ("persistent", {"solver": "imex"}, "the kernels have no 'imex' step"),
+        ("persistent", {"recompute": "sqrt", "save": "last"}, "recompute is 'sqrt'"),
+        ("graph", {"solver": "rk4"}, "is of the grid solvers"),
+        ("plain", {"matmul_precision": "bf16"}, "is of the hand-written loops"),
+        ("plain", {"recompute": "sqrt", "save": "last"}, "is of the hand-written loops"),
     ],
 )
 def test_a_backend_that_cannot_run_says_why(backend: str, settings: dict, message: str) -> None:
@@ -172,46 +177,46 @@ def test_a_backend_that_cannot_run_says_why(backend: str, settings: dict, messag
         solve(field(), x0, u=drive.transpose(0, 1), dt=0.05, backend=backend, **settings)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["euler", "imex", "exponential-euler"])
-def test_auto_on_a_cpu_is_the_adjoint(method: str) -> None:
+@pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler"])
+def test_auto_on_a_cpu_is_the_fused_loop(solver: str) -> None:
     x0, drive, _ = PROBLEM
     states = [
-        solve(field(), x0, u=drive.transpose(0, 1), dt=0.05, method=method, backend=b).x  # type: ignore[arg-type]
-        for b in ("auto", "adjoint")
+        solve(field(), x0, u=drive.transpose(0, 1), dt=0.05, solver=solver, backend=b).x  # type: ignore[arg-type]
+        for b in ("auto", "fused")
     ]
     assert_close(states[0], states[1], rtol=0, atol=0)
 
 
 def test_every_field_and_solve_of_another_kind_is_checked_anew() -> None:
-    backends._found_right.clear()
+    check._found_right.clear()
     x0, drive, dt = PROBLEM
-    plain, terms = euler_adjoint, field()
+    terms = field()
     edge = Edge(normal(16, 16, seed=7), Elementwise(((ACTIVATIONS["tanh"], 16),)))
     kinds = [
         (terms, x0, drive, dt),
         (replace(terms, edges=(edge,)), x0, drive, dt),
         (replace(terms, L=None, pairs=()), x0, drive, dt),
-        (terms, x0, None, dt),  # adjoint has no gradient of W_in here: it counts as zero
+        (terms, x0, None, dt),  # the fused loop has no gradient of W_in here: it counts as zero
         (terms, x0, drive, torch.linspace(0.1, 0.2, 40, dtype=F64)[:, None]),
         (field("diagonal"), x0, drive, dt),
         (field(pairs=[(0, 2)]), x0, drive, dt),
     ]
     for given in kinds:
-        backends.first_right([("fast", plain)], plain, "euler", *given, **OPTIONS)
-        backends.first_right([("fast", plain)], plain, "euler", *given, **OPTIONS)
-    assert len(backends._found_right) == len(kinds)
-    assert all(backends._found_right.values())
-    backends._found_right.clear()
+        for _ in range(2):
+            chosen(integrate, *given, **OPTIONS)  # type: ignore[arg-type]
+    assert len(check._found_right) == len(kinds)
+    assert all(check._found_right.values())
+    check._found_right.clear()
 
 
 def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
     graph.clear()
-    backends._found_right.clear()
+    check._found_right.clear()
     terms, (x0, drive, dt) = field(), PROBLEM
     solvers = [
-        partial(euler_adjoint, save="last"),
-        partial(euler_adjoint, save="last", checkpoint="sqrt"),
-        partial(euler_adjoint, save="last", graph=True),
+        partial(fused_euler, save="last"),
+        partial(fused_euler, save="last", recompute="sqrt"),
+        partial(fused_euler, save="last", graph=True),
     ]
     for solver in solvers:
         expected = everything(solver, terms)
@@ -222,19 +227,17 @@ def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
         for a, b in zip(everything(solver, terms), expected, strict=True):
             assert_close(a, b, rtol=0, atol=0)
     with torch.inference_mode():
-        backends.first_right(
-            [("fast", euler_adjoint)], euler_adjoint, "euler", terms, x0.clone(), drive, dt, **OPTIONS
-        )
-    backends._found_right.clear()
+        chosen(integrate, terms, x0.clone(), drive, dt, **OPTIONS)
+    check._found_right.clear()
 
 
 def test_two_threads_do_not_mix_their_values() -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
-    solver = partial(euler_adjoint, save="last", graph=True)
+    solver = partial(fused_euler, save="last", graph=True)
     wrong = []
 
     def work(k: int) -> None:
-        expected = euler_adjoint(terms, x0 + k, drive, dt, save="last")
+        expected = fused_euler(terms, x0 + k, drive, dt, save="last")
         for _ in range(10):
             if not torch.equal(solver(terms, x0 + k, drive, dt), expected):
                 wrong.append(k)
@@ -250,7 +253,7 @@ def test_two_threads_do_not_mix_their_values() -> None:
 def test_states_are_given_back_after_the_backward_pass() -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
     buffers._free.clear()
-    loss = euler_adjoint(terms, x0.clone().requires_grad_(), drive, dt, save="last").square().sum()
+    loss = fused_euler(terms, x0.clone().requires_grad_(), drive, dt, save="last").square().sum()
     assert not buffers._free
     loss.backward()
     assert len(buffers._free) == 1  # though the loss is still there
@@ -259,9 +262,15 @@ def test_states_are_given_back_after_the_backward_pass() -> None:
 def test_semi_implicit_steps_of_several_lengths_refuse_settings_they_would_ignore() -> None:
     x0, drive, _ = PROBLEM
     u, dt = drive.transpose(0, 1), torch.linspace(0.1, 0.2, 40, dtype=F64)
-    for settings in ({"products": "bf16"}, {"checkpoint": "sqrt", "save": "last"}):
-        with pytest.raises(SolverError, match="several lengths have no checkpoint, products or backend"):
-            solve(field(), x0, u=u, dt=dt, method="imex", **settings)  # type: ignore[arg-type]
+    for settings in (
+        {"matmul_precision": "bf16"},
+        {"recompute": "sqrt", "save": "last"},
+        {"backend": "fused"},
+    ):
+        with pytest.raises(
+            SolverError, match="several lengths have no recompute, matmul_precision, backend"
+        ):
+            solve(field(), x0, u=u, dt=dt, solver="imex", **settings)  # type: ignore[arg-type]
 
 
 def test_equal_times_that_were_rounded_are_equal_steps() -> None:
@@ -277,12 +286,12 @@ def test_a_list_of_slopes_can_be_part_of_a_key() -> None:
 
 
 def test_what_cannot_run_is_said_once() -> None:
-    backends._said.clear()
+    check._said.clear()
     with pytest.warns(
         RuntimeWarning, match="backend persistent is not used: the kernels have no 'imex'"
     ):
-        backends._say_once("persistent", "the kernels have no 'imex' step")
+        check._say_once("persistent", "the kernels have no 'imex' step")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        backends._say_once("persistent", "the kernels have no 'imex' step")
-        backends._say_once("graph", None)
+        check._say_once("persistent", "the kernels have no 'imex' step")
+        check._say_once("graph", None)

@@ -75,7 +75,7 @@ def test_fused_euler_is_torchdiffeq_euler_in_states_and_all_gradients(
     u = leaves.get("u")
     t = DT * torch.arange(samples + 1, dtype=F64)
     time = {"t": t} if u is None else {"dt": DT}
-    ours = solve(terms_of(net, leaves), leaves["x0"], u=u, method="euler", **time).x
+    ours = solve(terms_of(net, leaves), leaves["x0"], u=u, solver="euler", **time).x
     reference = torchdiffeq_euler(terms_of(net, leaves), leaves["x0"], u, t)
     assert relative(ours, reference) < 1e-10
     expected = gradients(reference, leaves)
@@ -113,13 +113,13 @@ def test_fused_equals_plain_with_irregular_steps_and_lengths(name: str, kind: st
     lengths = torch.tensor([40, 7, 0])
     leaves = leaves_of(net, "driven", 40)
     results = {}
-    for method in ("euler", "euler-plain"):
+    for backend in ("fused", "plain"):
         terms = terms_of(net, leaves)
-        x = solve(terms, leaves["x0"], u=leaves["u"], dt=dt, lengths=lengths, method=method).x
-        results[method] = x, gradients(x, leaves)
-    assert_close(results["euler"][0], results["euler-plain"][0], rtol=1e-12, atol=1e-12)
-    for key, gradient in results["euler"][1].items():
-        assert_close(gradient, results["euler-plain"][1][key], rtol=1e-10, atol=1e-12, msg=key)
+        x = solve(terms, leaves["x0"], u=leaves["u"], dt=dt, lengths=lengths, backend=backend).x  # type: ignore[arg-type]
+        results[backend] = x, gradients(x, leaves)
+    assert_close(results["fused"][0], results["plain"][0], rtol=1e-12, atol=1e-12)
+    for key, gradient in results["fused"][1].items():
+        assert_close(gradient, results["plain"][1][key], rtol=1e-10, atol=1e-12, msg=key)
 
 
 @pytest.mark.parametrize("steps", [1, 31, 32, 33, 70])
@@ -129,7 +129,7 @@ def test_fused_equals_plain_on_both_sides_of_the_chunk(steps: int, batch: int) -
     x0 = normal(batch, net.size, seed=1).requires_grad_()
     u = normal(batch, steps, net.size, seed=2).requires_grad_()
     leaves = {"x0": x0, "u": u, **dict(net.named_parameters())}
-    fused, plain = (solve(net, x0, u=u, dt=DT, method=m).x for m in ("euler", "euler-plain"))
+    fused, plain = (solve(net, x0, u=u, dt=DT, backend=b).x for b in ("fused", "plain"))
     assert_close(fused, plain, rtol=1e-12, atol=1e-12)
     expected = gradients(plain, leaves)
     for key, gradient in gradients(fused, leaves).items():
@@ -141,7 +141,7 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
     W_in = normal(net.size, M, seed=1).requires_grad_()
     x0, u = normal(BATCH, net.size), normal(BATCH, 9, M, seed=2)
     results = []
-    for method in ("euler", "euler-plain"):
-        x = solve(net.terms().driven(W_in), x0, u=u, dt=DT, method=method).x
+    for backend in ("fused", "plain"):
+        x = solve(net.terms().driven(W_in), x0, u=u, dt=DT, backend=backend).x  # type: ignore[arg-type]
         results.append(torch.autograd.grad(x.square().sum(), W_in)[0])
     assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)

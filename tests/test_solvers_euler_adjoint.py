@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from ctrnn_assembly import Activation
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers import METHODS, solve
+from ctrnn_assembly.solvers import SOLVERS, solve
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import DT, F64, mixed, normal, one_module, uniform
 from solver_problems import one_thread as one_thread
@@ -34,8 +34,8 @@ def test_adjoint_equals_autograd_for_every_activation(phi: str, form: str) -> No
     for leaf in leaves:
         leaf.requires_grad_()
     results = []
-    for method in ("euler", "euler-plain"):
-        x = solve(terms, leaves[0], u=leaves[1], dt=0.1, method=method).x
+    for backend in ("fused", "plain"):
+        x = solve(terms, leaves[0], u=leaves[1], dt=0.1, backend=backend).x  # type: ignore[arg-type]
         results.append((x, torch.autograd.grad((x * normal(*x.shape, seed=33)).sum(), leaves)))
     assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
     for fused, plain in zip(results[0][1], results[1][1], strict=True):
@@ -45,10 +45,10 @@ def test_adjoint_equals_autograd_for_every_activation(phi: str, form: str) -> No
 def test_relu_has_zero_slope_at_zero_in_both_twins() -> None:
     # A zero state is the usual start; torch's relu has slope 0 there.
     grads = []
-    for method in ("euler", "euler-plain"):
+    for backend in ("fused", "plain"):
         terms = replace(one_module("relu", "x"), bias=torch.zeros(6, dtype=F64))
         x0 = torch.zeros(2, 6, dtype=F64, requires_grad=True)
-        x = solve(terms, x0, torch.tensor([0.0, 0.5]), method=method).x
+        x = solve(terms, x0, torch.tensor([0.0, 0.5]), backend=backend).x  # type: ignore[arg-type]
         grads.append(torch.autograd.grad(x.sum(), x0)[0])
     assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
 
@@ -74,34 +74,34 @@ def test_a_second_derivative_is_refused_and_the_plain_twin_has_it() -> None:
     x0, t = normal(2, 6).requires_grad_(), torch.tensor([0.0, 0.1, 0.2])
     terms = one_module("tanh", "x")
     loss = solve(terms, x0, t).x.square().sum()
-    with pytest.raises(SolverError, match=r"no second derivatives.*euler-plain"):
+    with pytest.raises(SolverError, match=r"no second derivatives.*plain"):
         torch.autograd.grad(loss, x0, create_graph=True)
-    plain = lambda x: solve(terms, x, t, method="euler-plain").x  # noqa: E731
+    plain = lambda x: solve(terms, x, t, backend="plain").x  # noqa: E731
     assert torch.autograd.gradgradcheck(plain, x0)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "euler-plain"])
-def test_a_gradient_of_dt_is_refused(method: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_gradient_of_dt_is_refused(solver: str) -> None:
     dt = torch.full((5,), DT, dtype=F64, requires_grad=True)
-    with pytest.raises(SolverError, match=r"no gradient with respect to times or dt.*euler-plain"):
-        solve(one_module("tanh", "x"), normal(2, 6), dt=dt, method=method)
+    with pytest.raises(SolverError, match=r"no gradient with respect to times or dt.*plain"):
+        solve(one_module("tanh", "x"), normal(2, 6), dt=dt, solver=solver)
 
 
 def test_euler_plain_has_the_gradient_of_dt() -> None:
     dt = torch.full((5,), DT, dtype=F64, requires_grad=True)
-    f = lambda dt: solve(one_module("tanh", "x"), normal(2, 6), dt=dt, method="euler-plain").x  # noqa: E731
+    f = lambda dt: solve(one_module("tanh", "x"), normal(2, 6), dt=dt, backend="plain").x  # noqa: E731
     assert torch.autograd.gradcheck(f, dt)
 
 
-@pytest.mark.parametrize("method", ["euler", "imex", "rk4", "dopri5"])
-def test_no_trajectory_outlives_its_solution(method: str) -> None:
+@pytest.mark.parametrize("solver", ["euler", "imex", "rk4", "dopri5"])
+def test_no_trajectory_outlives_its_solution(solver: str) -> None:
     net = mixed()
     x0, u = normal(2, net.size), normal(2, 5, net.size, seed=1)
     gc.collect()
     gc.disable()  # a reference cycle would then keep the states alive
     try:
         for _ in range(3):
-            solution = solve(net, x0, u=u, dt=DT, method=method)
+            solution = solve(net, x0, u=u, dt=DT, solver=solver)
             solution.last.sum().backward()
             states = weakref.ref(solution.x.untyped_storage())
             del solution
@@ -123,13 +123,13 @@ def test_a_solve_leaves_nothing_on_the_module() -> None:
     assert list(net.state_dict()) == names
 
 
-@pytest.mark.parametrize("method", ["euler", "euler-plain", "imex", "exponential-euler", "dopri5"])
-def test_autocast_changes_nothing(method: str) -> None:
+@pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler", "dopri5"])
+def test_autocast_changes_nothing(solver: str) -> None:
     net = mixed().float()
     x0, u = normal(2, net.size).float(), normal(2, 5, net.size, seed=1).float()
-    plain = solve(net, x0, u=u, dt=DT, method=method).x
+    plain = solve(net, x0, u=u, dt=DT, solver=solver).x
     with torch.autocast("cpu", torch.bfloat16):
-        x = solve(net, x0, u=u, dt=DT, method=method).x
+        x = solve(net, x0, u=u, dt=DT, solver=solver).x
     assert torch.equal(x, plain)
 
 

@@ -1,4 +1,4 @@
-"""Every fixed-step method converges at its order, +- 0.15, by regression of log error on log step."""
+"""Every fixed-step solver converges at its order, +- 0.15, by regression of log error on log step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.solvers import FIXED_STEP, GRID_METHODS, solve
+from ctrnn_assembly.solvers import FIXED_STEP, GRID_SOLVERS, solve
 from solver_problems import F64, normal, one_module, order, tight
 from solver_problems import one_thread as one_thread
 
 ORDERS = {
     "euler": 1,
-    "euler-plain": 1,
     "imex": 1,
     "exponential-euler": 1,
     "midpoint": 2,
@@ -38,13 +37,13 @@ class Sine(Signal):
         return self.samples[:, 0] * torch.sin(3 * t)
 
 
-def known_order(method: str) -> int:
-    assert method in ORDERS, f"torchdiffeq has a new fixed-step method {method!r}: add its order."
-    return ORDERS[method]
+def known_order(solver: str) -> int:
+    assert solver in ORDERS, f"torchdiffeq has a new fixed-step solver {solver!r}: add its order."
+    return ORDERS[solver]
 
 
-@pytest.mark.parametrize("method", [*GRID_METHODS, *FIXED_STEP])
-def test_order_on_a_driven_nonlinear_field(method: str) -> None:
+@pytest.mark.parametrize("solver", [*GRID_SOLVERS, *FIXED_STEP])
+def test_order_on_a_driven_nonlinear_field(solver: str) -> None:
     terms = one_module("tanh", "x")
     x0, sine = normal(2, 6, seed=1), Sine(normal(2, 1, 2, seed=2), torch.zeros(1, dtype=F64))
     ends = torch.tensor([0.0, 1.0], dtype=F64)
@@ -53,14 +52,14 @@ def test_order_on_a_driven_nonlinear_field(method: str) -> None:
     for n in STEPS:
         t = torch.linspace(0, 1, n + 1, dtype=F64)
         errors.append(
-            float((solve(terms, x0, t, u=sine, method=method, **TIGHT).last - reference).norm())
+            float((solve(terms, x0, t, u=sine, solver=solver, **TIGHT).last - reference).norm())
         )
-    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(method), abs=0.15)
+    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(solver), abs=0.15)
     assert errors[-1] < 1e-2 * float(reference.norm())
 
 
-@pytest.mark.parametrize("method", FIXED_STEP)
-def test_order_on_a_linear_field_against_the_matrix_exponential(method: str) -> None:
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_order_on_a_linear_field_against_the_matrix_exponential(solver: str) -> None:
     A = normal(5, 5, seed=3)
     A = A - A.mT - torch.eye(5, dtype=F64)
     x0 = normal(3, 5, seed=4)
@@ -69,14 +68,14 @@ def test_order_on_a_linear_field_against_the_matrix_exponential(method: str) -> 
     for n in STEPS:
         t = torch.linspace(0, 1, n + 1, dtype=F64)
         errors.append(
-            float((solve(lambda t, x: x @ A.mT, x0, t, method=method, **TIGHT).last - exact).norm())
+            float((solve(lambda t, x: x @ A.mT, x0, t, solver=solver, **TIGHT).last - exact).norm())
         )
-    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(method), abs=0.15)
+    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(solver), abs=0.15)
 
 
 @pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation])
-@pytest.mark.parametrize("method", FIXED_STEP)
-def test_jumps_and_kinks_of_the_input_cost_no_order(method: str, kind: type[Signal]) -> None:
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_jumps_and_kinks_of_the_input_cost_no_order(solver: str, kind: type[Signal]) -> None:
     # Substeps that never divide an interval between samples would step across a jump: order 1.
     terms, x0 = one_module("tanh", "x"), normal(2, 6, seed=1)
     t = torch.tensor([0.0, 0.17, 0.5, 0.61, 1.0], dtype=F64)
@@ -84,28 +83,28 @@ def test_jumps_and_kinks_of_the_input_cost_no_order(method: str, kind: type[Sign
     reference = tight(lambda s, x: terms(x, signal(s)), x0, t, 200)
     errors = []
     for n in STEPS:
-        x = solve(terms, x0, t[[0, -1]], u=signal, method=method, step_size=1 / n, **TIGHT).last
+        x = solve(terms, x0, t[[0, -1]], u=signal, solver=solver, step_size=1 / n, **TIGHT).last
         errors.append(float((x - reference[:, -1]).norm()))
-    # Uneven intervals make the steps uneven by up to 10 %; an Adams method starts each by a more
+    # Uneven intervals make the steps uneven by up to 10 %; an Adams solver starts each by a more
     # accurate rk4, whose share falls with n. Hence the wider band; a jump missed gives order 1.
-    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(method), abs=0.5)
+    assert order(errors, [1 / n for n in STEPS]) == pytest.approx(known_order(solver), abs=0.5)
 
 
 def test_step_size_gives_the_states_at_every_time_asked_for() -> None:
     terms, x0 = one_module("tanh", "x"), normal(2, 6, seed=1)
     t = torch.tensor([0.0, 0.21, 0.5, 0.777, 1.0], dtype=F64)
     signal = CubicHermite(normal(2, 5, 2, seed=5), t)
-    x = solve(terms, x0, t, u=signal, method="rk4", step_size=0.01).x
+    x = solve(terms, x0, t, u=signal, solver="rk4", step_size=0.01).x
     assert_close(x, tight(lambda s, x: terms(x, signal(s)), x0, t, 100), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", FIXED_STEP)
-def test_long_held_inputs_stay_bounded(method: str) -> None:
+@pytest.mark.parametrize("solver", FIXED_STEP)
+def test_long_held_inputs_stay_bounded(solver: str) -> None:
     # Adams methods of torchdiffeq's default order 12 reach 1e23 here.
     terms, x0 = one_module("tanh", "x"), normal(2, 6, seed=1)
     u = normal(2, 100, 2, seed=6)
-    x = solve(terms, x0, u=u, dt=0.05, method=method).x
+    x = solve(terms, x0, u=u, dt=0.05, solver=solver).x
     signal = ZeroOrderHold(u, torch.arange(100, dtype=F64) * 0.05)
     t = torch.arange(101, dtype=F64) * 0.05
     reference = tight(lambda s, x: terms(x, signal(s)), x0, t, 20)
-    assert_close(x, reference, rtol=0, atol=2e-2 if known_order(method) == 2 else 1e-3)
+    assert_close(x, reference, rtol=0, atol=2e-2 if known_order(solver) == 2 else 1e-3)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -21,14 +22,16 @@ from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.euler import euler
-from ctrnn_assembly.solvers.euler_adjoint import euler_adjoint
-from ctrnn_assembly.solvers.persistent import persistent_euler, why_not
-from ctrnn_assembly.solvers.persistent_tiles import Layout
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.schemes import integrate as plain_loop
+from ctrnn_assembly.solvers.cuda.persistent import persistent_euler, why_not
+from ctrnn_assembly.solvers.cuda.tiles import Layout
+from ctrnn_assembly.solvers.fused import integrate as fused_loop
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import normal
 from solver_problems import one_thread as one_thread
 
+euler = partial(plain_loop, SCHEMES["euler"])
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Coupling = Literal["none", "dense", "sparse"]
 needs_triton = pytest.mark.skipif(
@@ -40,7 +43,7 @@ needs_triton = pytest.mark.skipif(
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for the interpreter while a test of this file runs, and nowhere else.
 
-    Triton looks at the variable when a kernel is decorated, which is when `persistent_kernels` is first
+    Triton looks at the variable when a kernel is decorated, which is when `kernels` is first
     imported: by the first solve of this file, since every other file finds no CUDA device and stops
     before. That Triton itself may have been imported long before, without the variable, does no harm,
     because the kernels use none of its own jitted functions.
@@ -199,13 +202,13 @@ def test_only_the_coupled_blocks_are_multiplied() -> None:
 @pytest.mark.parametrize("blocks", [2, 3, 6])
 def test_the_gradient_of_the_coupling_is_the_adjoints(blocks: int) -> None:
     # Whether it is zero outside the coupled blocks depends on how many there are; who compares the two
-    # solvers, as `backends` does, must find no difference.
+    # loops, as `check` does, must find no difference.
     terms, x0, u, dt = problem(field((5,) * blocks, "sparse"), 3, 4)
     assert terms.L is not None
     terms.L.requires_grad_()
     ours, adjoint = (
         torch.autograd.grad(f(terms, x0, u, dt).square().sum(), terms.L)
-        for f in (persistent_euler, euler_adjoint)
+        for f in (persistent_euler, partial(fused_loop, SCHEMES["euler"]))
     )
     assert_close(ours, adjoint, rtol=1e-10, atol=1e-12)
 
@@ -230,17 +233,17 @@ def relative(a: Tensor, b: Tensor) -> float:
 # which truncates); of a step, dt / tau is rounded so, and sums average it. The interpreter leaves tf32
 # products exact: only on a GPU does its line test the rounding.
 @needs_triton
-@pytest.mark.parametrize(("products", "limit"), [("full", 1e-5), ("tf32", 1e-3), ("bf16", 1e-2)])
+@pytest.mark.parametrize(("matmul_precision", "limit"), [("full", 1e-5), ("tf32", 1e-3), ("bf16", 1e-2)])
 @pytest.mark.parametrize("form", ["x", "r"])
-def test_float32_agrees_with_float64_by_norm(products: str, limit: float, form: str) -> None:
+def test_float32_agrees_with_float64_by_norm(matmul_precision: str, limit: float, form: str) -> None:
     terms = field((16,) * 3, "sparse", form=form, inputs=3)
     exact = with_gradients(euler, problem(terms, 5, 12))
     case = problem(terms, 5, 12, dtype=torch.float32)
-    rounded = with_gradients(persistent_euler, case, products=products)
+    rounded = with_gradients(persistent_euler, case, matmul_precision=matmul_precision)
     for name, ours in rounded.items():
         assert ours.dtype == torch.float32
         assert relative(ours, exact[name]) < limit, name
-    if products == "bf16":  # the setting reaches the kernels
+    if matmul_precision == "bf16":  # the setting reaches the kernels
         assert relative(rounded["states"], exact["states"]) > 1e-5
 
 
@@ -305,7 +308,7 @@ def test_a_second_derivative_is_refused() -> None:
     terms, x0, u, dt = problem(field((5,)), 3, 2)
     x0.requires_grad_()
     loss = persistent_euler(terms, x0, u, dt).square().sum()
-    with pytest.raises(SolverError, match=r"no second derivatives.*euler-plain"):
+    with pytest.raises(SolverError, match=r"no second derivatives.*plain"):
         torch.autograd.grad(loss, x0, create_graph=True)
 
 
@@ -332,7 +335,7 @@ def test_what_is_not_supported_is_named_in_one_line(name: str) -> None:
     reason = why_not(*case)
     assert reason is not None
     assert "\n" not in reason
-    with pytest.raises(SolverError, match=f"cannot run this solve: .*{message}.*Use method='euler'"):
+    with pytest.raises(SolverError, match=f"cannot run this solve: .*{message}.*Use backend='fused'"):
         persistent_euler(*case)
 
 
@@ -340,8 +343,10 @@ def test_what_is_not_supported_is_named_in_one_line(name: str) -> None:
 def test_rounded_products_of_float64_are_refused() -> None:
     case = problem(field((3,)), 2, 2)
     assert why_not(*case) is None
-    with pytest.raises(SolverError, match=r"products='bf16' rounds float32, and the state is .*float64"):
-        persistent_euler(*case, products="bf16")
+    with pytest.raises(
+        SolverError, match=r"matmul_precision='bf16' rounds float32, and the state is .*float64"
+    ):
+        persistent_euler(*case, matmul_precision="bf16")
 
 
 def test_a_machine_without_triton_or_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +376,7 @@ import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from ctrnn_assembly.solvers import persistent
+from ctrnn_assembly.solvers.cuda import persistent
 from test_solvers_persistent import field, problem
 
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}

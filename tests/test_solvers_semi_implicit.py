@@ -12,9 +12,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import SingularValueBounded, Subnetwork, Symmetric, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.solvers.semi_implicit import Matrices, exponential_matrices, imex_matrices
 from ctrnn_assembly.terms import Terms
 from solver_problems import DT, F64, FIELDS, mixed, normal, one_module, rng
 from solver_problems import one_thread as one_thread
@@ -32,7 +30,7 @@ def explicit_part(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
 def test_imex_solves_its_linear_system(name: str) -> None:
     terms = FIELDS[name]().terms()
     x0, u = normal(3, terms.n), normal(3, 6, terms.n, seed=1)
-    states = solve(terms, x0, u=u, dt=0.2, method="imex").x
+    states = solve(terms, x0, u=u, dt=0.2, solver="imex").x
     h = torch.diag(0.2 / terms.tau)
     L = torch.zeros(terms.n, terms.n, dtype=F64) if terms.L is None else terms.L
     R = torch.linalg.inv(torch.eye(terms.n, dtype=F64) - h @ L)
@@ -47,7 +45,7 @@ def test_exponential_euler_solves_the_frozen_linear_ode(name: str) -> None:
     # One step = the exact solution of tau x' = -x + L x + g with g frozen, here by scipy.
     terms = FIELDS[name]().terms()
     x0, u = normal(1, terms.n), normal(1, 1, terms.n, seed=1)
-    step = solve(terms, x0, u=u, dt=0.3, method="exponential-euler").last[0].detach()
+    step = solve(terms, x0, u=u, dt=0.3, solver="exponential-euler").last[0].detach()
     g = explicit_part(terms, x0, u[:, 0])[0].detach().numpy()
     L = 0 if terms.L is None else terms.L.detach().numpy()
     tau = terms.tau.numpy()
@@ -72,7 +70,7 @@ def test_exponential_euler_is_exact_without_weights() -> None:
     bias = normal(n, seed=2)
     terms = Terms((torch.zeros(n, n, dtype=F64),), identity, identity, bias, tau, L=L)
     x0 = normal(3, n, seed=3)
-    x = solve(terms, x0, torch.tensor([0.0, 0.4, 2.0]), method="exponential-euler").last
+    x = solve(terms, x0, torch.tensor([0.0, 0.4, 2.0]), solver="exponential-euler").last
     A = (L - torch.eye(n, dtype=F64)) / tau[:, None]
     rest = torch.linalg.solve(-A, bias / tau)
     assert_close(x, rest + (x0 - rest) @ torch.matrix_exp(2 * A).mT, rtol=1e-11, atol=1e-11)
@@ -82,70 +80,53 @@ def test_without_coupling_they_are_euler_with_their_own_step() -> None:
     # imex: h itself; exponential: h' = 1 - exp(-h) (THEORY 6).
     net = mixed("none")
     x0, u = normal(3, net.size), normal(3, 20, net.size, seed=1)
-    imex = solve(net, x0, u=u, dt=0.1, method="imex").x
+    imex = solve(net, x0, u=u, dt=0.1, solver="imex").x
     assert_close(imex, solve(net, x0, u=u, dt=0.1).x, rtol=1e-12, atol=1e-12)
-    exponential = solve(net, x0, u=u, dt=0.1, method="exponential-euler").x
+    exponential = solve(net, x0, u=u, dt=0.1, solver="exponential-euler").x
     tau = -0.1 / torch.log1p(-0.1 / net.tau)  # then 1 - exp(-0.1 / tau) = 0.1 / net.tau
-    slowed = solve(replace(net.terms(), tau=tau), x0, u=u, dt=0.1, method="exponential-euler").x
+    slowed = solve(replace(net.terms(), tau=tau), x0, u=u, dt=0.1, solver="exponential-euler").x
     assert_close(slowed, imex, rtol=1e-11, atol=1e-11)
     assert float((exponential - imex).detach().abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_sample_may_have_its_own_steps(method: str) -> None:
+@pytest.mark.parametrize("solver", METHODS)
+def test_every_sample_may_have_its_own_steps(solver: str) -> None:
     net = mixed()
     dt = torch.tensor([0.01, 0.1, 0.3], dtype=F64)[torch.randint(3, (4, 9), generator=rng())]
     x0, u = normal(4, net.size), normal(4, 9, net.size, seed=1)
     lengths = torch.tensor([9, 0, 4, 1])
-    together = solve(net, x0, u=u, dt=dt, lengths=lengths, method=method)
+    together = solve(net, x0, u=u, dt=dt, lengths=lengths, solver=solver)
     for k, length in enumerate(lengths.tolist()):
         one = slice(k, k + 1)
-        alone = solve(net, x0[one], u=u[one], dt=dt[one], method=method)
+        alone = solve(net, x0[one], u=u[one], dt=dt[one], solver=solver)
         expected = alone.x[0, torch.arange(10).clamp(max=length)]
         assert_close(together.x[k], expected, rtol=1e-12, atol=1e-12)
         assert_close(together.t[k], alone.t, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", METHODS)
 @pytest.mark.parametrize("form", ["x", "r"])
-def test_gradients_pass_gradcheck(method: str, form: str) -> None:
+def test_gradients_pass_gradcheck(solver: str, form: str) -> None:
     base = one_module("tanh", form, n=3)
 
     def states(x0: Tensor, u: Tensor, *tensors: Tensor) -> Tensor:
         W, bias, tau, L, W_in = tensors
         terms = replace(base, blocks=(W,), bias=bias, tau=tau, L=L, W_in=W_in)
-        return solve(terms, x0, u=u, dt=torch.tensor([0.2, 0.1, 0.2]), method=method).x
+        return solve(terms, x0, u=u, dt=torch.tensor([0.2, 0.1, 0.2]), solver=solver).x
 
     inputs = [normal(2, 3, seed=1), normal(2, 3, 2, seed=2), *base.tensors()]
     assert torch.autograd.gradcheck(states, [v.detach().requires_grad_() for v in inputs])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_float32_agrees_with_float64(method: str) -> None:
+@pytest.mark.parametrize("solver", METHODS)
+def test_float32_agrees_with_float64(solver: str) -> None:
     parts = [
         Subnetwork(SingularValueBounded("tanh"), 6, generator=rng(1)),
         Subnetwork(Symmetric("tanh"), 5),
     ]
     net = couple(parts, "all", generator=rng(2)).float()
     x0, u = normal(3, 11).float(), normal(3, 200, 11, seed=1).float()
-    single = solve(net, x0, u=u, dt=DT, method=method).x
-    double = solve(net.double(), x0.double(), u=u.double(), dt=DT, method=method).x
+    single = solve(net, x0, u=u, dt=DT, solver=solver).x
+    double = solve(net.double(), x0.double(), u=u.double(), dt=DT, solver=solver).x
     assert single.dtype == torch.float32
     assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("matrices", [imex_matrices, exponential_matrices])
-def test_a_zero_coupling_is_no_coupling(matrices: Matrices) -> None:
-    terms = one_module("tanh", "x")
-    zero = replace(terms, L=torch.zeros_like(terms.L))  # type: ignore[arg-type]
-    none = replace(terms, L=None)
-    for a, b in zip(matrices(zero, torch.tensor(0.2)), matrices(none, torch.tensor(0.2)), strict=True):
-        assert_close(a, torch.diag(b), rtol=1e-13, atol=1e-14)
-
-
-def test_exponential_euler_names_a_singular_linear_part() -> None:
-    terms = Subnetwork(SingularValueBounded("tanh"), 2).terms()
-    singular = replace(terms, L=torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=terms.bias.dtype))
-    x0 = torch.zeros(1, 2, dtype=terms.bias.dtype)
-    with pytest.raises(SolverError, match="eigenvalue 1"):
-        solve(singular, x0, torch.arange(3.0), method="exponential-euler")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ctrnn_assembly import AdaDiagTanh, Assembly, Subnetwork, couple
+from ctrnn_assembly.schemes import SCHEMES, step_pair
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.solvers.semi_implicit import imex_matrices
 from ctrnn_assembly.terms import Terms
 from solver_problems import DT, F64, hierarchy, mixed, normal, rng, uniform
 from solver_problems import one_thread as one_thread
@@ -29,12 +29,12 @@ def test_the_implicit_factor_never_expands_in_the_metric(
     with torch.no_grad():
         big = replace(terms, L=terms.L * 30)
         # With W = 0 and H = dt / tau, P + Q = R; the metric of the assembly is blkdiag(tau M).
-        P, Q = imex_matrices(big, torch.tensor(dt, dtype=F64))
+        P, Q = step_pair(SCHEMES["imex"], big, torch.tensor(dt, dtype=F64))
         theta = net.metric().theta() * terms.tau.sqrt()
         balanced = theta @ (P + Q) @ torch.linalg.inv(theta)
         assert float(torch.linalg.matrix_norm(balanced, ord=2)) <= 1 + 1e-12
         wrong = replace(big, L=big.L + 2 * torch.eye(net.size, dtype=F64))
-        P, Q = imex_matrices(wrong, torch.tensor(0.03, dtype=F64))
+        P, Q = step_pair(SCHEMES["imex"], wrong, torch.tensor(0.03, dtype=F64))
         assert float(torch.linalg.matrix_norm(theta @ (P + Q) @ torch.linalg.inv(theta), ord=2)) > 1
 
 
@@ -59,22 +59,22 @@ def test_euler_diverges_and_the_semi_implicit_maps_contract_at_the_own_step_fact
             "imex": 1 - DT + DT * W,
             "exponential-euler": math.exp(-DT) + (1 - math.exp(-DT)) * W,
         }
-        for method, factor in factors.items():
-            x = solve(terms, x0, u=u, dt=DT, method=method).x
+        for solver, factor in factors.items():
+            x = solve(terms, x0, u=u, dt=DT, solver=solver).x
             distance = (x[0] - x[1]).norm(dim=-1)
             assert float((distance[1:] / distance[:-1])[distance[:-1] > 1e-8].max()) <= factor + 1e-6
             assert float(distance[-1]) < 1e-5
             assert float(x.abs().max()) < 100
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("solver", METHODS)
 @pytest.mark.parametrize("build", [uniform, mixed, hierarchy])
 def test_fixed_points_are_the_equilibria_of_the_field(
-    build: Callable[[], Assembly], method: str
+    build: Callable[[], Assembly], solver: str
 ) -> None:
     net = build()
     with torch.no_grad():
         u = normal(2, 1, net.size, seed=1).expand(-1, 3000, -1)
-        x = solve(net, normal(2, net.size), u=u, dt=0.1, method=method, save="last").last
+        x = solve(net, normal(2, net.size), u=u, dt=0.1, solver=solver, save="last").last
         assert float(net.terms()(x, u[:, 0]).abs().max()) < 1e-10
         assert float(x.abs().max()) > 0.1

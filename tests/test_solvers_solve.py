@@ -8,21 +8,21 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import Subnetwork, Unconstrained
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.solvers import GRID_METHODS, solve
+from ctrnn_assembly.solvers import GRID_SOLVERS, solve
 from solver_problems import DT, F64, normal, one_module
 from solver_problems import one_thread as one_thread
 
 TERMS = one_module("tanh", "x")
 X0, U = normal(3, 6), normal(3, 8, 2, seed=1)
-SOME = (*GRID_METHODS, "rk4", "dopri5")
+SOME = (*GRID_SOLVERS, "rk4", "dopri5")
 
 
-@pytest.mark.parametrize("method", SOME)
-def test_time_given_in_three_ways_is_the_same(method: str) -> None:
+@pytest.mark.parametrize("solver", SOME)
+def test_time_given_in_three_ways_is_the_same(solver: str) -> None:
     t = torch.cat([torch.zeros(1, dtype=F64), torch.full((8,), DT, dtype=F64).cumsum(0)])
-    number = solve(TERMS, X0, u=U, dt=DT, method=method)
-    steps = solve(TERMS, X0, u=U, dt=torch.full((8,), DT), method=method)
-    times = solve(TERMS, X0, t, u=U, method=method)
+    number = solve(TERMS, X0, u=U, dt=DT, solver=solver)
+    steps = solve(TERMS, X0, u=U, dt=torch.full((8,), DT), solver=solver)
+    times = solve(TERMS, X0, t, u=U, solver=solver)
     assert number.x.shape == (3, 9, 6)
     assert torch.equal(number.x[:, 0], X0)
     assert_close(number.t, t, rtol=0, atol=1e-15)
@@ -31,60 +31,60 @@ def test_time_given_in_three_ways_is_the_same(method: str) -> None:
     assert_close(times.x, number.x, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("solver", SOME)
 @pytest.mark.parametrize("lengths", [None, [8, 0, 3]])
-def test_last_is_the_last_of_all(method: str, lengths: list[int] | None) -> None:
+def test_last_is_the_last_of_all(solver: str, lengths: list[int] | None) -> None:
     valid = None if lengths is None else torch.tensor(lengths)
-    every = solve(TERMS, X0, u=U, dt=DT, method=method, lengths=valid)
-    last = solve(TERMS, X0, u=U, dt=DT, method=method, lengths=valid, save="last")
+    every = solve(TERMS, X0, u=U, dt=DT, solver=solver, lengths=valid)
+    last = solve(TERMS, X0, u=U, dt=DT, solver=solver, lengths=valid, save="last")
     assert last.x.shape == (3, 1, 6)
     assert torch.equal(last.last, every.x[:, -1])
     assert torch.equal(last.t, every.t[-1:])
 
 
-@pytest.mark.parametrize("method", SOME)
-def test_a_state_stays_from_its_length_on_and_padding_does_not_matter(method: str) -> None:
+@pytest.mark.parametrize("solver", SOME)
+def test_a_state_stays_from_its_length_on_and_padding_does_not_matter(solver: str) -> None:
     lengths = torch.tensor([8, 0, 3])
     padded = U.clone().requires_grad_()
-    x = solve(TERMS, X0, u=padded, dt=DT, method=method, lengths=lengths).x
+    x = solve(TERMS, X0, u=padded, dt=DT, solver=solver, lengths=lengths).x
     # Adaptive steps are chosen for the whole batch, so they agree within the tolerance only.
-    tolerance = 1e-5 if method == "dopri5" else 1e-13
+    tolerance = 1e-5 if solver == "dopri5" else 1e-13
     for k, length in enumerate([8, 0, 3]):
         if length:
-            alone = solve(TERMS, X0[[k]], u=U[[k], :length], dt=DT, method=method).x[0]
+            alone = solve(TERMS, X0[[k]], u=U[[k], :length], dt=DT, solver=solver).x[0]
             assert_close(x[k, : length + 1], alone, rtol=tolerance, atol=tolerance)
         assert torch.equal(x[k, length:], x[k, length].expand(9 - length, -1))
     (g,) = torch.autograd.grad(x.sum(), padded)
     # torchdiffeq lets a little gradient through its choice of the first step.
-    leak = 1e-9 if method == "dopri5" else 0.0
+    leak = 1e-9 if solver == "dopri5" else 0.0
     assert float(g[2, 3:].abs().max()) <= leak
     assert float(g[1].abs().max()) <= leak
     assert float(g[2, :3].abs().min()) > 1e-6
 
 
-@pytest.mark.parametrize("method", GRID_METHODS)
-def test_per_sample_steps_equal_separate_solves(method: str) -> None:
+@pytest.mark.parametrize("solver", GRID_SOLVERS)
+def test_per_sample_steps_equal_separate_solves(solver: str) -> None:
     dt = 0.01 + 0.1 * torch.rand(3, 8, generator=torch.Generator().manual_seed(2), dtype=F64)
-    together = solve(TERMS, X0, u=U, dt=dt, method=method)
+    together = solve(TERMS, X0, u=U, dt=dt, solver=solver)
     assert together.t.shape == (3, 9)
     for k in range(3):
-        alone = solve(TERMS, X0[[k]], u=U[[k]], dt=dt[k], method=method)
+        alone = solve(TERMS, X0[[k]], u=U[[k]], dt=dt[k], solver=solver)
         assert_close(together.x[k], alone.x[0], rtol=1e-12, atol=1e-12)
         assert_close(together.t[k], alone.t, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("solver", SOME)
 @pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
-def test_a_signal_may_have_other_times_than_the_solve(method: str, kind: type[Signal]) -> None:
+def test_a_signal_may_have_other_times_than_the_solve(solver: str, kind: type[Signal]) -> None:
     signal = kind(normal(3, 4, 2, seed=3), torch.tensor([0.0, 0.11, 0.2, 0.43], dtype=F64))
     t = torch.linspace(0, 0.6, 61, dtype=F64)
-    x = solve(TERMS, X0, t, u=signal, method=method).x
-    fine = solve(TERMS, X0, t, u=signal, method="rk4", step_size=0.001).x
+    x = solve(TERMS, X0, t, u=signal, solver=solver).x
+    fine = solve(TERMS, X0, t, u=signal, solver="rk4", step_size=0.001).x
     # First-order methods at dt = 0.01 on a field of slope about 10.
-    assert_close(x, fine, rtol=0, atol=1e-5 if method in ("rk4", "dopri5") else 0.15)
-    if method in GRID_METHODS:
+    assert_close(x, fine, rtol=0, atol=1e-5 if solver in ("rk4", "dopri5") else 0.15)
+    if solver in GRID_SOLVERS:
         samples = torch.stack([signal(s) for s in t[:-1]], 1)
-        assert torch.equal(x, solve(TERMS, X0, t, u=samples, method=method).x)
+        assert torch.equal(x, solve(TERMS, X0, t, u=samples, solver=solver).x)
 
 
 def test_status_tells_a_diverged_solve() -> None:
@@ -97,12 +97,12 @@ def test_status_tells_a_diverged_solve() -> None:
 
 def test_a_solution_says_how_it_came_about() -> None:
     grid = solve(TERMS, X0, u=U, dt=DT)
-    assert (grid.method, grid.steps, grid.evaluations) == ("euler", 8, 8)
-    adaptive = solve(TERMS, X0, u=U, dt=DT, method="dopri5")
+    assert (grid.solver, grid.steps, grid.evaluations) == ("euler", 8, 8)
+    adaptive = solve(TERMS, X0, u=U, dt=DT, solver="dopri5")
     assert adaptive.steps is None
     assert adaptive.evaluations > 8 * 6
 
 
 def test_whole_number_times_are_times() -> None:
-    a = solve(TERMS, X0, torch.arange(4), method="rk4").x
-    assert_close(a, solve(TERMS, X0, torch.arange(4.0, dtype=F64), method="rk4").x, rtol=0, atol=0)
+    a = solve(TERMS, X0, torch.arange(4), solver="rk4").x
+    assert_close(a, solve(TERMS, X0, torch.arange(4.0, dtype=F64), solver="rk4").x, rtol=0, atol=0)

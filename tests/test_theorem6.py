@@ -137,7 +137,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
         pair = torch.cat([x0, x0 + 1e-7 * torch.randn(1, 3)])
         with torch.no_grad():
             u = drive.expand(2, -1, -1)
-            x = solve(module, pair, u=u, dt=dt, method="dopri8", rtol=1e-12, atol=1e-14).x
+            x = solve(module, pair, u=u, dt=dt, solver="dopri8", rtol=1e-12, atol=1e-14).x
         M = array(module.metric().matrix()) * array(module.tau)
         z = array(x[0] - x[1])
         V = (z**2 * np.diag(M) * slope(phi, array(x[0]))[0]).sum(1)

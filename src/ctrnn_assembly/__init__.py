@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
     from ctrnn_assembly.layers import CTRNN as CTRNN
     from ctrnn_assembly.layers import SequenceClassifier as SequenceClassifier
-    from ctrnn_assembly.solvers import METHODS as METHODS
+    from ctrnn_assembly.solvers import SOLVERS as SOLVERS
     from ctrnn_assembly.solvers import Solution as Solution
     from ctrnn_assembly.solvers import solve as solve
     from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
@@ -62,7 +62,7 @@ PUBLIC = {
     "diagnostics.contraction": ("measure_contraction",),
     "inputs": ("CubicHermite", "LinearInterpolation", "ZeroOrderHold"),
     "layers": ("CTRNN", "SequenceClassifier"),
-    "solvers": ("METHODS", "Solution", "solve"),
+    "solvers": ("SOLVERS", "Solution", "solve"),
     "subnetwork": ("Subnetwork",),
 }
 HOMES = {name: module for module, names in PUBLIC.items() for name in names}

@@ -19,13 +19,11 @@ from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import Recurrent, Save
 from ctrnn_assembly.schemes import SCHEMES, affine_step
-from ctrnn_assembly.solvers import GRID_METHODS, METHODS, solve
+from ctrnn_assembly.solvers import GRID_SOLVERS, check_settings, solve
 from ctrnn_assembly.solvers.adaptive import Gradient
-from ctrnn_assembly.solvers.adjoint import Checkpoint
 from ctrnn_assembly.solvers.backends import Backend
+from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute
 from ctrnn_assembly.solvers.grid import freeze, step_grid
-from ctrnn_assembly.solvers.methods import check_settings
-from ctrnn_assembly.solvers.step import Products
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
 
@@ -41,11 +39,11 @@ class CTRNN(Recurrent):
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.
-        solver: one of `ctrnn_assembly.solvers.METHODS`; gates that read input or state take "euler".
+        solver: one of `ctrnn_assembly.solvers.SOLVERS`; gates that read input or state take "euler".
         interpolation: u(t) between samples for torchdiffeq's methods: "hold", "linear" or "cubic".
         rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
-        checkpoint: "sqrt" lets `last` keep about 4 sqrt(time) states for the gradient, see `solve`.
-        products: "bf16" or "tf32" operands of the solver's products, see `solve`.
+        recompute: "sqrt" lets `last` store about 4 sqrt(time) states for the gradient, see `solve`.
+        matmul_precision: "bf16" or "tf32" operands of the solver's products, see `solve`.
         backend: what runs the solver's loop, see `ctrnn_assembly.solvers.backends`.
         bias: whether the encoder has a bias b_in.
 
@@ -71,23 +69,21 @@ class CTRNN(Recurrent):
         rtol: float = 1e-4,
         atol: float = 1e-6,
         gradient: Gradient = "direct",
-        checkpoint: Checkpoint = "none",
-        products: Products = "full",
+        recompute: Recompute = "none",
+        matmul_precision: MatmulPrecision = "full",
         backend: Backend = "auto",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(input_size, field.size, batch_first=batch_first)
-        if solver not in METHODS:
-            raise unknown("solver", solver, METHODS)
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
-        check_settings(solver, gradient, None, checkpoint, products, backend)
+        check_settings(solver, gradient, None, recompute, matmul_precision, backend)
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
         self.rtol, self.atol, self.gradient = rtol, atol, gradient
-        self.checkpoint, self.products, self.backend = checkpoint, products, backend
+        self.recompute, self.matmul_precision, self.backend = recompute, matmul_precision, backend
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
         normal_(self.encoder, field.size**-0.5, generator)
@@ -197,19 +193,19 @@ class CTRNN(Recurrent):
             states = self._gated_states(u, x, lengths, step)
             return states[:, 1:], states[:, -1]
         options: dict[str, Any] = {
-            "method": self.solver,
+            "solver": self.solver,
             "rtol": self.rtol,
             "atol": self.atol,
             "gradient": self.gradient,
-            "products": self.products,
+            "matmul_precision": self.matmul_precision,
             "backend": self.backend,
             "lengths": lengths,
             "save": save,
         }
         if save == "last" and lengths is None:
-            options["checkpoint"] = self.checkpoint
+            options["recompute"] = self.recompute
         terms = self.terms()
-        if self.solver in GRID_METHODS or self.interpolation == "hold":
+        if self.solver in GRID_SOLVERS or self.interpolation == "hold":
             solution = solve(terms, x, u=u, dt=step, **options)
         else:
             if isinstance(step, Tensor) and step.ndim > 1:

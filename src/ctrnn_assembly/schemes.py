@@ -89,10 +89,10 @@ def _diagonal_and_coupling(d: Tensor, h: Tensor, L: Tensor | None) -> Tensor:
 
 SCHEMES: dict[str, Scheme] = {
     "euler": Scheme("euler", "forward Euler", _euler, _euler_increment),
-    "imex": Scheme("imex", "implicit in the coupling, explicit in the rest", _imex),
+    "imex": Scheme("imex", "implicit in the coupling L, contracts whatever its norm is", _imex),
     "exponential-euler": Scheme(
         "exponential-euler",
-        "exact in leak and coupling, the rest held over the step",
+        "exact in -x + L x, the rest held over the step",
         _exponential_euler,
     ),
 }

@@ -25,7 +25,7 @@ from ctrnn_assembly.solvers import solve
 
 Kind = Literal["forward", "forward_backward"]
 KINDS: tuple[Kind, ...] = ("forward", "forward_backward")
-Backend = Literal["adjoint", "graph", "persistent"]
+Backend = Literal["fused", "graph", "persistent"]
 GPU_BACKENDS = ("graph", "persistent")
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 Entries = Callable[[Problem], tuple[int, int]]
@@ -135,9 +135,9 @@ def product(problem: Problem, precision: str) -> Workload:
 
 def _backend(backend: Backend) -> tuple[Contestant, ...]:
     """One backend of our Euler solver, on every kind of field that it is for."""
-    build = partial(ours, method="euler", backend=backend)
+    build = partial(ours, solver="euler", backend=backend)
     euler = partial(Contestant, backend=backend, sparse=True, tolerance=1e-5)
-    bf16, tf32 = (partial(build, products=kind) for kind in ("bf16", "tf32"))
+    bf16, tf32 = (partial(build, matmul_precision=kind) for kind in ("bf16", "tf32"))
     rows = (
         euler(f"ours-{backend}", build),
         euler(f"ours-{backend}-bf16", bf16, precision="bfloat16", tolerance=1e-2),
@@ -147,14 +147,14 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
     )
     if backend == "persistent":  # which stores every state
         return rows
-    return (*rows, euler(f"ours-{backend}-sqrt", partial(build, checkpoint="sqrt")))
+    return (*rows, euler(f"ours-{backend}-sqrt", partial(build, recompute="sqrt")))
 
 
 _TABLE = (
     *(row for backend in get_args(Backend) for row in _backend(backend)),
     Contestant(
         "ours-imex",
-        partial(ours, method="imex", backend="adjoint"),
+        partial(ours, solver="imex", backend="fused"),
         imex_entries,
         tolerance=1e-5,
         reference=rivals.plain_imex,

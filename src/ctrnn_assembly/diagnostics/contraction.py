@@ -118,7 +118,7 @@ def measure_contraction(
         u: input samples held over each interval, (batch, steps, m); every sample meets every pair.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
         dt: length of an interval (a step of grid solvers), by default the net's own.
-        solver: by default the net's own; for a flow any of `ctrnn_assembly.solvers.METHODS`: a
+        solver: by default the net's own; for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a
             continuous rate needs a tight one, dopri8.
         steps: number of intervals, needed without u.
         metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.

@@ -43,7 +43,7 @@ from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_METHODS
+from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.terms import Terms
 
 # (u, x) -> f, u (batch, m) or None, x and f (batch, n): a step, or x'.
@@ -51,7 +51,7 @@ Map = Callable[[Tensor | None, Tensor], Tensor]
 Flow = Callable[[Tensor | None], Callable[[Tensor], Tensor]]
 
 # Of these `trajectory` solves the flow; the step of rk4 is `runge_kutta`.
-BY_TORCHDIFFEQ = {*TORCHDIFFEQ_METHODS} - {"rk4"}
+BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}
 
 
 class AutogradLinearisation:
@@ -360,7 +360,7 @@ def trajectory(
     """
     states, samples = [x], [None] * steps if u is None else u.unbind(1)[:steps]
     if known.flow is not None and solver in BY_TORCHDIFFEQ:
-        options: dict[str, Any] = {"method": solver, "rtol": rtol, "atol": rtol / 100}
+        options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
         for sample in samples:
             f = known.flow(sample)
             ends = x.new_tensor([0.0, dt])

@@ -172,7 +172,7 @@ def spectrum_along(
         x0: initial state, (n,); by default 0.
         at: numbers of steps, each 0 or more, and at most the number of samples.
         dt, solver: the step, by default the net's own; for a flow the solver may be any of
-            `ctrnn_assembly.solvers.METHODS`, of which only grid solvers have a step to look at.
+            `ctrnn_assembly.solvers.SOLVERS`, of which only grid solvers have a step to look at.
         metric, largest: as in `spectrum_at`.
 
     Raises:

@@ -170,7 +170,7 @@ def monitor_theorem6(
         u: samples held over dt each, (batch, time, m), or None.
         x0: first states, (batch, n); by default 0.
         dt: duration of a sample, by default the net's own.
-        solver: one of `ctrnn_assembly.solvers.METHODS`.
+        solver: one of `ctrnn_assembly.solvers.SOLVERS`.
         steps: how many samples, needed without u.
         P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
 

@@ -25,9 +25,12 @@ class PooledBuffer:
     """
 
     def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        size = math.prod(shape)
-        self.memory = _fitting(size, like)
-        self.tensor = self.memory[:size].view(shape)
+        self.shape, self.memory = shape, _fitting(math.prod(shape), like)
+
+    @property
+    def tensor(self) -> Tensor:
+        """A new view, which this object does not keep: it may in turn keep this object."""
+        return self.memory[: math.prod(self.shape)].view(self.shape)
 
     def __del__(self) -> None:
         memory = getattr(self, "memory", None)  # there is none if the allocation failed

@@ -35,7 +35,6 @@ from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
-from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.schemes import Scheme, step_pair
 from ctrnn_assembly.solvers.buffers import PooledBuffer
 from ctrnn_assembly.solvers.operators import (
@@ -136,7 +135,11 @@ def fused_step(
     """The step of length dt, or without dt the one that each step multiplies by its own; its inputs."""
     pattern = None
     if scheme.increment is not None:  # then C does not depend on L, and A - I = C (L - I)
-        D, C = _uncoupled(scheme, terms, dt)
+        alone = replace(terms, L=None)
+        if dt is None:  # the increment of a unit of time
+            D, C = step_pair(replace(scheme, pair=scheme.increment), alone, terms.tau.new_ones(()))
+        else:
+            D, C = step_pair(scheme, alone, dt)
         P, pattern = _coupling(terms, C)
     else:
         assert dt is not None  # steps of several lengths go to the plain loop
@@ -154,16 +157,6 @@ def fused_step(
     )
     K = tuple(_weighted(C, edge.K) for edge in terms.edges)
     return FusedStep(form, (W, D, P, None if inside else C, E, *K)), inputs
-
-
-def _uncoupled(scheme: Scheme, terms: Terms, dt: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The pair of one length, or the increment a unit of time, without the coupling: (n,) each."""
-    if dt is not None:
-        return step_pair(scheme, replace(terms, L=None), dt)
-    assert scheme.increment is not None
-    (tau,) = working_precision(terms.tau)
-    D, C = scheme.increment(1 / tau, None)
-    return D.to(terms.tau), C.to(terms.tau)
 
 
 def structured_weight(terms: Terms) -> Tensor:
@@ -258,11 +251,13 @@ class FusedKernel:
         apart = self.form.pattern
         if pattern is not None:
             return FewBlocks(A, pattern, low)
+        if A.ndim == 3:
+            return BlockDiagonal(A, apart is not None, low)
+        if apart is None:
+            return Diagonal(A) if A.ndim == 1 else Dense(A, low)
         if A.ndim == 1:
-            return Diagonal(A if apart is None else A.view(apart.p, 1, -1))
-        if A.ndim == 2 and apart is None:
-            return Dense(A, low)
-        return BlockDiagonal(A if A.ndim == 3 else A.unflatten(0, (apart.p, -1)), apart is not None, low)
+            return Diagonal(A.view(apart.p, 1, -1))
+        return BlockDiagonal(A.unflatten(0, (apart.p, -1)), True, low)
 
     def ordered(self, x: Tensor) -> Tensor:
         """(time, batch, n) in the memory order of the states."""
@@ -377,31 +372,14 @@ class FusedAdjoint:
             torch.add(new, back, out=out)
             if dt is not None:
                 out.add_(lams[k + 1])
-        self._sum(_rows(x), _rows(p), _rows(v), _rows(q), _rows(f), [_rows(y) for y in psi], inputs)
-        return q
-
-    def _sum(
-        self,
-        x: Tensor,
-        p: Tensor,
-        v: Tensor,
-        q: Tensor,
-        f: Tensor,
-        psi: list[Tensor],
-        inputs: Tensor,
-    ) -> None:
-        """Adds the gradients of one segment: a few large products each."""
-        kernel, u = self.kernel, _rows(self.kernel.inputs(inputs))
+        # A few large products for the gradients of all steps.
+        u, x, p, v, q_rows, f = (_rows(a) for a in (kernel.inputs(inputs), x, p, v, q, f))
         operators = (kernel.W, kernel.D, kernel.P, kernel.Q, kernel.E, *kernel.K)
-        factors = ((q, p), (v, x), (v, x), (v, f), (q, u), *((v, y) for y in psi))
+        factors = ((q_rows, p), (v, x), (v, x), (v, f), (q_rows, u), *((v, _rows(y)) for y in psi))
         for total, operator, pair in zip(self.sums, operators, factors, strict=True):
             if total is not None:
                 operator.gradient(total, *pair)
-
-    def of_inputs(self, q: Tensor) -> Tensor:
-        """The gradient of the inputs of one segment, (steps, batch, m)."""
-        flat, E = self.kernel.flat(q), self.kernel.raw[4]
-        return flat if E is None else flat @ E
+        return q
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -519,6 +497,7 @@ def _gradients(
         q = adjoint.segment(x, lam, u, d, later)
         first = lam.narrow(-3, 0, 1).clone()
         if d_inputs is not None:
-            d_inputs[start:end] = adjoint.of_inputs(q)
+            E, flat = tensors[4], kernel.flat(q)
+            d_inputs[start:end] = flat if E is None else flat @ E
     d_x0 = kernel.flat(first)[0].contiguous() if needed[0] else None
     return (d_x0, d_inputs, *adjoint.sums)

@@ -87,14 +87,16 @@ class TrainConfig(BaseModel):
     gradient: Literal["direct", "adjoint", "inexact-adjoint"] = setting(
         "solver", "direct", "through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
     )
-    checkpoint: Literal["none", "sqrt"] = setting(
-        "solver", "none", "sqrt: keep few states for the gradient, for a forward pass more"
+    recompute: Literal["none", "sqrt"] = setting(
+        "solver", "none", "sqrt: store few states for the gradient, for a forward pass more"
     )
-    products: Literal["full", "tf32", "bf16"] = setting(
+    matmul_precision: Literal["full", "tf32", "bf16"] = setting(
         "solver", "full", "operands of the solver's matrix products; states keep their precision"
     )
-    backend: Literal["auto", "adjoint", "graph", "persistent"] = setting(
-        "solver", "auto", "what runs the loop of euler, imex, exponential-euler"
+    backend: Literal["auto", "plain", "fused", "graph", "persistent"] = setting(
+        "solver",
+        "auto",
+        "what runs the loop of a grid solver: autograd, the hand-written adjoint, or (CUDA) more",
     )
 
     epochs: int = setting("training", 100, "passes over the training set", ge=1)

@@ -1,8 +1,8 @@
 """What runs on CUDA only: recorded graphs, persistent kernels, and the check before one is trusted.
 
-Nothing here has run on a GPU yet. On a CPU the tests replay recordings by calling the function again, run
-the kernels in Triton's interpreter, which is one thread and shows no race, and compile them for a GPU.
-`experiments/on_gpu.py` checks and times them where there is one.
+Nothing here has run on a GPU yet. On a CPU the tests replay recordings by calling the function again,
+run the kernels in Triton's interpreter, which is one thread and shows no race, and compile them for a
+GPU. `experiments/on_gpu.py` checks and times them where there is one.
 
 | module | what |
 |---|---|

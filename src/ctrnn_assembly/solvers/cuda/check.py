@@ -93,9 +93,7 @@ def _say_once(name: str, reason: str | None) -> None:
         warnings.warn(line, RuntimeWarning, stacklevel=4)
 
 
-def _kind(
-    scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor
-) -> tuple[Any, ...]:
+def _kind(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> tuple[Any, ...]:
     """What solves have in common that one check stands for: all but the values of their tensors."""
     tensors = (x0, drive, dt, *terms.tensors())
     shapes = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
@@ -146,7 +144,9 @@ def _difference(
     ]
     if all(difference <= TOLERANCE[options["matmul_precision"]] for difference in differences):
         return None  # NaN is not within the tolerance
-    return f"its states or gradients differ from the fused loop's, by {max(differences):.2g} of their norm"
+    return (
+        f"its states or gradients differ from the fused loop's, by {max(differences):.2g} of their norm"
+    )
 
 
 def _states_and_gradients(

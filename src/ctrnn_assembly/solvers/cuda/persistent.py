@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.fused import FEW, MatmulPrecision, structured_weight
 from ctrnn_assembly.solvers.cuda.tiles import Packed, Packer
+from ctrnn_assembly.solvers.fused import FEW, MatmulPrecision, structured_weight
 from ctrnn_assembly.terms import Terms
 
 # (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
@@ -54,8 +54,8 @@ def persistent_euler(
     """States of forward Euler; the other arguments as `schemes.integrate`.
 
     Args:
-        matmul_precision: how the operands of W p, L x and their adjoints are rounded; sums and states never
-            are. "full" not at all, "tf32" to 10 bits of mantissa, "bf16" to 7.
+        matmul_precision: how the operands of W p, L x and their adjoints are rounded; sums and states
+            never are. "full" not at all, "tf32" to 10 bits of mantissa, "bf16" to 7.
         save: all states, (time + 1, batch, n), or only the last, (1, batch, n).
 
     Raises:
@@ -306,9 +306,7 @@ class _Persistent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
-            raise SolverError(
-                "the persistent kernels have no second derivatives. Use backend='plain'."
-            )
+            raise SolverError("the persistent kernels have no second derivatives. Use backend='plain'.")
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
             X, drive, dt, *tensors = ctx.saved_tensors
             launch = _launch(ctx.terms, ctx.settings.matmul_precision, X[0], drive, dt, *tensors)

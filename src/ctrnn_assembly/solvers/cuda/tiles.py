@@ -83,7 +83,7 @@ class Packer:
 
     Args:
         W: the diagonal (n,), or equal blocks (p, k, k), or all of it (1, n, n).
-        matmul_precision: "bf16" rounds the tiles, which the kernels multiply; diagonals stay as they are.
+        matmul_precision: "bf16" rounds the tiles, which the kernels multiply; diagonals stay exact.
         width: `Layout.width`.
     """
 
