@@ -113,10 +113,10 @@ def check_step(layer: Any, model: str, *, dt: float | None, solver: str | None) 
         ConfigError: naming the option.
     """
     from ctrnn_assembly.errors import ConfigError, unknown
-    from ctrnn_assembly.solvers import METHODS
+    from ctrnn_assembly.solvers import SOLVERS
 
-    if solver is not None and solver not in METHODS:
-        raise unknown("solver", solver, METHODS)
+    if solver is not None and solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
     if (dt is not None or solver is not None) and not hasattr(layer, "solver"):
         raise ConfigError(f"{model!r} has no solver and no dt; drop --solver and --dt.")
 

@@ -268,7 +268,7 @@ def test_euler_diverges_where_it_is_refused_and_imex_contracts():
     t = torch.arange(401) * 0.03
     x, y = torch.randn(2, 1, 8) * 1e-3
     for method, contracts in (("euler", False), ("imex", True)):
-        gap = (solve(terms, x, t, method=method).x - solve(terms, y, t, method=method).x).norm(dim=-1)[0]
+        gap = (solve(terms, x, t, solver=method).x - solve(terms, y, t, solver=method).x).norm(dim=-1)[0]
         assert (float(gap[-1]) < 1e-2 * float(gap[0])) is contracts
         if contracts:
             assert bool((gap[1:] <= imex.step.contraction_factor * gap[:-1] * (1 + 1e-9)).all())

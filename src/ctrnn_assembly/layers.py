@@ -174,7 +174,7 @@ class CTRNN(Recurrent):
         return self.gates is not None and self.gates.kind != "constant"
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        if self._reads() or self.solver == "euler-plain":
+        if self._reads():
             return x + self.dt * self.flow(u)(x)
         if self.solver not in SCHEMES:
             return self._run(u[:, None], x, None, None, "last")[1]
