@@ -30,7 +30,7 @@ from ctrnn_assembly.figures.style import (
 )
 from ctrnn_assembly.figures.weights import weights_figure
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.solvers import GRID_METHODS
+from ctrnn_assembly.solvers import GRID_SOLVERS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
@@ -105,7 +105,7 @@ class NetworkArrays:
         layer = self.layer
         x = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
         u = x.new_zeros(1, layer.input_size)
-        L, fixed = self.terms.L, layer.solver in GRID_METHODS
+        L, fixed = self.terms.L, layer.solver in GRID_SOLVERS
         step = _eigenvalues(step_jacobian(layer, u, x)[0]) if fixed else None
         return {
             "W": _eigenvalues(self.terms.weight()),
