@@ -7,6 +7,8 @@ import torch
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.data.cifar import CLASSES
 from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.fit import fit
 from fake_data import real_data, refuse_network, write_cifar, write_images, zip_folder
 
 
@@ -53,12 +55,24 @@ def test_image_files_take_the_place_of_missing_batches_under_another_name(tmp_pa
     for folder, where in ((root, root), (tmp_path, tmp_path / "copies.zip")):
         task = load_task("scifar10-planar", data_dir=folder)
         assert (task.name, task.classes) == ("scifar10-planar-png", CLASSES)
-        assert f"PNG files in {where}: not the original" in task.note
+        assert f"PNG files in {where.name}: not the original" in task.note
         assert (len(task.train), len(task.val), len(task.load_test())) == (90, 10, 20)
         mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
         std = torch.tensor([0.2023, 0.1994, 0.2010]).view(3, 1, 1)
         z = (task.train.x.float() / 255 - mean) / std
         torch.testing.assert_close(task.sequence(task.train.x), z.view(-1, 1024, 3))
+
+
+@pytest.mark.usefixtures("offline")
+def test_training_on_copies_says_so_and_keeps_it_in_the_summary(tmp_path):
+    root = write_images(tmp_path / "set", {"train": 2, "test": 1}, classes=CLASSES, size=(32, 32))
+    settings = {"task": "scifar10", "resize": 4, "epochs": 1, "modules": 1, "units": 2, "device": "cpu"}
+    said = []
+    config = make_config(settings, {"data_dir": str(root)})
+    summary = fit(config, tmp_path / "run", report=said.append)
+    assert "PNG files" in summary["note"]
+    assert f"note: {summary['note']}" in said
+    assert summary["task"] == "scifar10-rgb-png"
 
 
 def test_the_originals_come_before_copies(tmp_path, monkeypatch):

@@ -37,8 +37,9 @@ def load(name: str, options: Options) -> Task:
     if copies is not None:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
         note = (
-            f"{name} is read from the {kind.upper()} files in {copies.path}: not the original pixels "
-            f"and order, so not comparable with papers. For those put {_ORIGINALS[0]} there."
+            f"{name} is read from the {kind.upper()} files in {copies.path.name}: not the original "
+            f"pixels and order, so not comparable with papers. For those put {_ORIGINALS[0]} into "
+            "--data-dir."
         )
         name += f"-{kind}"
         read = partial(copies.stored, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))

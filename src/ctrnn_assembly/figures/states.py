@@ -81,6 +81,6 @@ def draw_states(run: Run, sample: int = 0) -> Figure:
         x.numpy(),
         sizes,
         getattr(model.core, "dt", None),
-        rgb=task.train.x.ndim == 4 and not task.name.endswith("-planar"),
+        rgb=task.train.x.ndim == 4 and "-planar" not in task.name,
         title=f"{title}, classified as {task.classes[guess]}",
     )

@@ -22,8 +22,7 @@ from ctrnn_assembly.reproduction.results import keep_result
 from ctrnn_assembly.training.batches import accuracy
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
-from ctrnn_assembly.training.provenance import provenance
-from ctrnn_assembly.training.run import Run, curve, locked, read_config, read_summary, read_table
+from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, stopped_summary
 
 SAMPLES = 16
 FINER = 10
@@ -68,13 +67,7 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
                 epochs = [epoch for epoch in experiment.lyapunov if epoch <= config.epochs]
                 found["lyapunov"] = [exponents(epoch, run, data_dir) for epoch in epochs]
         except TrainingError as error:
-            found = provenance(command=command, seed=job.seed, device=config.device) | {
-                "task": config.task,
-                "model": config.model,
-                "stopped": str(error).replace(str(run), "RUN"),
-                "config": config.model_dump(mode="json") | {"data_dir": None},
-                "curve": curve(read_table(run / "metrics.csv")),
-            }
+            found = stopped_summary(config, run, error, command)
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
 

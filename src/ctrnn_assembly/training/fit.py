@@ -111,6 +111,8 @@ def fit(
     if report is not None:
         for sentence in config.unused():
             report(f"note: {sentence}.")
+        if task.note:
+            report(f"note: {task.note}")
 
     def record(row: dict[str, Any]) -> None:
         log(row)
@@ -317,6 +319,7 @@ def finish(
     summary = {
         **origin,
         "task": task.name,
+        "note": task.note,
         "model": config.model,
         "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         "epochs": len(rows),

@@ -5,6 +5,7 @@ a flat object of these keys, so that the run folder is the result:
 
     date, command, commit, modified, hardware, threads, versions, seed   as `provenance` says
     task, model         canonical name of the task, name of the model
+    note                on data that are not what the task's name promises; empty otherwise
     parameters          number of trained parameters
     epochs, seconds     epochs that were trained, and their duration
     best_epoch          epoch of the weights in model.safetensors, counted from 0
