@@ -82,7 +82,8 @@ def bench_command(
 
     from ctrnn_assembly.benchmark import Problem, measure, report
 
-    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+    bar: dict[str, Any] = {"console": Console(stderr=True), "transient": True}
+    bar["disable"] = not sys.stderr.isatty()
     size = Problem(n=n, units=units, batch=batch, steps=steps)
     found = measure(size, memory=not no_memory, track=partial(track, **bar), **settings)
     if plot is not None and found["rows"]:

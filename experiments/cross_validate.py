@@ -30,7 +30,8 @@ FOLDS = 5
 def configuration(noise: float) -> TrainConfig:
     """Of tuned-adadiag, with this much noise."""
     experiment = load_experiment("japanese-vowels")
-    tuned = Job(experiment, *experiment.matching(["tuned-adadiag"]), 0).config()
+    (row,) = experiment.matching(["tuned-adadiag"])
+    tuned = Job(experiment, row, 0).config()
     return make_config(tuned.model_dump(), {"input_noise": noise, "test_every_epoch": False})
 
 

@@ -53,7 +53,7 @@ def circle(count: int, centre: Place, radius: float, start: float = 0.0) -> ndar
 
 
 @printed
-def draw(path: Path) -> None:
+def draw() -> Any:
     net, ring, star = build()
     places = [*circle(4, (0, 0), 1.75, np.pi / 4), *circle(3, (7.1, 0), 1.75, np.pi)]
     figure = new_figure(5.2, "", 10)
@@ -77,7 +77,7 @@ def draw(path: Path) -> None:
     axes.text(y=-3.15, s=f"{net.size} units, {rate}", fontsize=11, **middle)
     axes.set(xlim=(-2.7, 9.7), ylim=(-3.4, 3.3), aspect="equal")
     axes.axis("off")
-    save_figure(figure, path)
+    return figure
 
 
 def link(axes: Any, a: Any, b: Any, colour: str, width: float, shrink: float = 0.0) -> None:
@@ -99,4 +99,4 @@ def heat_map(axes: Any, W: ndarray, label: str, place: ndarray) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1] if len(sys.argv) > 1 else "experiments/assembly.png"))
+    save_figure(draw(), Path(sys.argv[1] if len(sys.argv) > 1 else "experiments/assembly.png"))

@@ -62,19 +62,8 @@ FORMS = ("x", "r", "x and r")
 COUPLINGS = ("none", "feedback", "hierarchy", "nonlinear hierarchy", "free")
 SOLVERS = ("euler", "imex", "exponential-euler")
 ONE = [(1,), (2,), (2,), (3,), (3,), (4,), (5,), (6,), (8,)]
-SEVERAL = [
-    (1, 1),
-    (1, 1),
-    (2, 1),
-    (1, 2),
-    (2, 2),
-    (1, 1, 1),
-    (2, 3),
-    (1, 2, 3),
-    (3, 3),
-    (2, 2, 2),
-    (4, 4),
-]
+SEVERAL = [(1, 1), (1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (2, 3), (1, 2, 3), (3, 3)]
+SEVERAL += [(2, 2, 2), (4, 4)]
 TWELVE = [(6, 6), (4, 4, 4), (5, 7)]
 
 LARGE = 41  # one net in so many is large and attacked by search; prime, so that every class gets some
@@ -239,7 +228,7 @@ def scaled_block(rng: Generator, kind: str, n: int, act: Activation) -> tuple[nd
         X = [E, E - E.T, E + E.T, -E @ E.T, np.triu(E), 0.2 * E - np.diag(np.abs(E[0]))][rng.integers(6)]
         if rng.random() < 0.5:
             theta = np.linalg.qr(E + np.eye(n))[0] * theta @ (np.eye(n) + 0.3 * rng.normal(size=(n, n)))
-    X = X / max(np.linalg.norm(X, 2), 1e-9) * rng.uniform(0.3, 1.2) / act.g
+    X = X / max(float(np.linalg.norm(X, 2)), 1e-9) * rng.uniform(0.3, 1.2) / act.g
     T = matrix(theta)
     W = np.linalg.solve(T, X @ T) if kind != "other" or rng.random() < 0.7 else X
     if kind == "linear" and rng.random() < 0.5:
@@ -461,10 +450,8 @@ def largest_dt_wrong(rng: Generator, case: Case, largest: float) -> bool:
 
 def simulated_wrong(case: Case, rate: float, bound: float) -> dict[str, bool]:
     """A linear time-varying system driven by the slopes that grow most at every instant (greedy)."""
-    flow, step = (
-        case.net.field.rate_family(),
-        case.net.field.step_family(case.dt, case.label.solver),
-    )
+    flow = case.net.field.rate_family()
+    step = case.net.field.step_family(case.dt, case.label.solver)
     y, short, faster = worst_direction(flow)[1], 0.02 * float(case.net.tau.min()), False
     for _ in range(10):
         D = flow.signs(y, y)  # the exact maximiser of d|y|^2 / dt

@@ -253,7 +253,7 @@ def epoch(settings: argparse.Namespace) -> None:
         solver=settings.solver,
         dt=problem.dt,
     )
-    models = {f"ours, {settings.model}": ours}
+    models: dict[str, nn.Module] = {f"ours, {settings.model}": ours}
     if has_torchdyno():
         models["torchdyno, AdaDiag"] = TorchdynoClassifier(problem)
     following = batches(batch, settings.data_dir, device)

@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from mlps import MLPS, gaussian_data, mlp, preactivations
 from rich.console import Console
 from rich.table import Table
-from shared import HERE, about, curve, finish, keep, options, panel, table
+from shared import HERE, about, curve, keep, options, panel, save, table
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
@@ -152,7 +151,7 @@ def exact_table(checks: dict[str, dict[str, float]]) -> Table:
 
 
 @printed
-def draw(nets: dict[str, dict[str, Any]], path: Path) -> None:
+def draw(nets: dict[str, dict[str, Any]]) -> Any:
     figure = new_figure(4.2, "Seven random MLPs on Gaussian noise (bands: range over data sets)", 11)
     left, middle, right = figure.subplots(1, 3)
     depth = len(next(iter(nets.values()))["deviation"])
@@ -170,7 +169,7 @@ def draw(nets: dict[str, dict[str, Any]], path: Path) -> None:
     )
     diversity = {"ylim": (0, 0.52), "ylabel": "min(P, N) / (P + N)"}
     panel(right, "C  pre-activation sign diversity", xlabel="layer", **diversity)
-    finish(figure, left, path)
+    return figure
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -207,7 +206,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         result["exact"] = {name: exact(name, settings) for name in MLPS}
         console.print(exact_table(result["exact"]))
     figure = settings.figure or HERE / "figure1"
-    draw(nets, figure)
+    save(draw(nets), figure)
     path = keep("gradients-explode-figure1", result, settings.results, digits=6)
     console.print(f"Wrote {path} and {figure}.png, .pdf")
     return result

@@ -32,7 +32,7 @@ from mlps import MLPS, Layer
 from rich.console import Console
 from rich.table import Table
 from sgd import BATCH, RATES, Classifier, Images, best_rate, error, load_images, optimizer, train_epoch
-from shared import HERE, about, curve, finish, keep, options, panel, table
+from shared import HERE, about, curve, keep, options, panel, save, table
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, VJPs, effective_depth_of_gradient
@@ -175,7 +175,7 @@ def number(value: float | None) -> str:
 
 
 @printed
-def draw(result: dict[str, Any], path: Path, what: str) -> None:
+def draw(result: dict[str, Any], what: str) -> Any:
     figure = new_figure(7, f"Seven MLPs trained on {what}; A: training error faint", 9)
     grid, end = figure.subplots(2, 2), result["settings"]["epochs"]
     panels = {
@@ -196,7 +196,7 @@ def draw(result: dict[str, Any], path: Path, what: str) -> None:
         panel(axes, title, yscale=scale, xlabel="epoch", xlim=(-0.04 * end, 1.04 * end))
     grid[0, 0].set_ylim(0, 1)
     grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
-    finish(figure, grid[0, 0], path)
+    return figure
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     figure = settings.figure or HERE / f"figure3-{settings.task}-{settings.steps}"
     pixels = f"{len(images.x)} images of {images.x.shape[1]} values (task {settings.task})"
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
-    draw(result, figure, f"{pixels}, {rule}")
+    save(draw(result, f"{pixels}, {rule}"), figure)
     console.print(results_table(result))
     console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf")
     return result

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 from keep import RESULTS, about, keep  # noqa: E402
 
-__all__ = ["HERE", "about", "curve", "finish", "keep", "options", "panel", "table"]
+__all__ = ["HERE", "about", "curve", "keep", "options", "panel", "save", "table"]
 
 
 def options(about: str | None) -> argparse.ArgumentParser:
@@ -57,8 +57,8 @@ def panel(axes: Any, title: str, **settings: Any) -> None:
     axes.grid(alpha=0.25)
 
 
-def finish(figure: Any, axes: Any, path: Path) -> None:
-    """One legend below all panels, and the figure as png and pdf."""
-    legend_below(figure, axes, len(MLPS))
+def save(figure: Any, path: Path) -> None:
+    """The figure as png and pdf, with one legend below all panels."""
+    legend_below(figure, figure.axes[0], len(MLPS))
     for ending in (".png", ".pdf"):
         save_figure(figure, path.with_suffix(ending))

@@ -27,7 +27,12 @@ Kind = Literal["forward", "forward_backward"]
 KINDS: tuple[Kind, ...] = ("forward", "forward_backward")
 Backend = Literal["fused", "graph", "persistent"]
 GPU_BACKENDS = ("graph", "persistent")
-PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "tf32", "bfloat16"]
+PRECISIONS: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
 Entries = Callable[[Problem], tuple[int, int]]
 
 
@@ -78,7 +83,7 @@ class Contestant:
     entries: Entries = assembly_entries
     blocks: Blocks = "dense"
     backend: str | None = None
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     coupled: bool = True
     sparse: bool = False
     tolerance: float | None = None
@@ -112,7 +117,7 @@ def ours(problem: Problem, **settings: Any) -> Workload:
     return Workload(last, problem.parameters)
 
 
-def product(problem: Problem, precision: str) -> Workload:
+def product(problem: Problem, precision: Precision) -> Workload:
     """One (batch, n) by (n, n) product into a given tensor: what the machine itself can do."""
     generator = torch.Generator().manual_seed(0)
     x, W = (

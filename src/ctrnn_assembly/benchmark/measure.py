@@ -209,8 +209,8 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
 
 
 def _few(problem: Problem) -> Problem:
-    few = {"batch": min(problem.batch, CHECKED_BATCH), "steps": min(problem.steps, CHECKED_STEPS)}
-    return replace(problem, **few)
+    batch, steps = min(problem.batch, CHECKED_BATCH), min(problem.steps, CHECKED_STEPS)
+    return replace(problem, batch=batch, steps=steps)
 
 
 def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
