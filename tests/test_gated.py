@@ -617,7 +617,7 @@ def test_copies_casts_and_modes_give_the_same_output(gate: str) -> None:
         ({"gate_bounds": (0.1, float("nan"))}, "0 < lo <= hi"),
         ({"gate_bounds": (0.1, float("inf"))}, "0 < lo <= hi"),
         ({"gate": None, "gate_bounds": (0.1, 0.2)}, "need a gate"),
-        ({"solver": "imex"}, "solved by euler; got solver='imex'"),
+        ({"solver": "imex"}, "solved by euler, a plain loop; got solver='imex'"),
         ({"dt": 0.0}, "dt must be positive"),
         ({"dt": float("nan")}, "dt must be positive"),
     ],
@@ -682,7 +682,7 @@ def test_gated_models_take_their_bounds_and_refuse_other_solvers() -> None:
     small: dict[str, Any] = {"modules": 2, "units": 3}
     model = build_model("adadiag-gated-input", 1, 2, gate_bounds=(0.5, 0.6), **small)
     assert (gated_core(model).gates.lo, gated_core(model).gates.hi) == (0.5, 0.6)
-    with pytest.raises(ConfigError, match="solved by euler; got solver='rk4'"):
+    with pytest.raises(ConfigError, match="solved by euler, a plain loop; got solver='rk4'"):
         build_model("adadiag-gated", 1, 2, solver="rk4", **small)
     with pytest.raises(ConfigError, match="nope"):
         build_model("adadiag-gated", 1, 2, nope=1, **small)

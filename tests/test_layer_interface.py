@@ -190,6 +190,16 @@ def test_certificates_of_constant_gates_hold_for_every_step(solver: str) -> None
         assert bool((apart[1:] <= found.step.contraction_factor * apart[:-1] + 1e-14).all())
 
 
+def test_settings_that_would_do_nothing_are_refused() -> None:
+    for settings in ({"recompute": "sqrt"}, {"matmul_precision": "bf16"}, {"backend": "fused"}):
+        ctrnn(gate="constant", **settings)
+        ((name, value),) = settings.items()
+        with pytest.raises(ConfigError, match=f"plain loop; got {name}={value!r}"):
+            ctrnn(gate="input", **settings)
+    with pytest.raises(ConfigError, match="interpolation='linear' does nothing in imex"):
+        ctrnn(solver="imex", interpolation="linear")
+
+
 def test_solvers_of_gates_that_read_are_refused() -> None:
     for solver, gate in itertools.product(("imex", "rk4"), GATES[1:]):
         with pytest.raises(ConfigError, match="solved by euler"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -79,6 +80,11 @@ class CTRNN(Recurrent):
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
         check_settings(solver, gradient, None, recompute, matmul_precision, backend)
+        if interpolation != "hold" and solver in SCHEMES:
+            raise ConfigError(
+                f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
+                "its step. Leave it out, or use a solver such as rk4."
+            )
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
@@ -97,11 +103,13 @@ class CTRNN(Recurrent):
             bounds = (0.1, 0.2) if gate_bounds is None else gate_bounds
             metric = field.metric()
             self.gates = Gates(gate, input_size, metric, bounds=bounds, generator=generator)
-            if gate != "constant" and solver != "euler":
-                raise ConfigError(
-                    f"gates that read input or state are solved by euler; got solver={solver!r}. Use "
-                    "solver='euler', gate='constant', or `solve` with a function that calls flow(u)(x)."
-                )
+            for name in ("solver", "recompute", "matmul_precision", "backend") if self._reads() else ():
+                value = getattr(self, name)
+                if value != signature(CTRNN).parameters[name].default:
+                    raise ConfigError(
+                        f"gates that read input or state are solved by euler, a plain loop; got {name}="
+                        f"{value!r}. Leave it out, or use gate='constant' or flow(u)(x)."
+                    )
         elif gate_bounds is not None:
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
 

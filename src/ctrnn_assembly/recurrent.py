@@ -74,7 +74,7 @@ class Recurrent(nn.Module, ABC):
         """
         u, x, lengths = self._checked(input, h_0, lengths)
         output, x = self._run(u, x, lengths, dt, "all")
-        return output if self.batch_first else output.transpose(0, 1), x[None]
+        return output if self.batch_first else rearrange(output, "batch time n -> time batch n"), x[None]
 
     def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """The last valid output, (batch, n), from a zero state; `input` as in `forward`."""
