@@ -205,24 +205,14 @@ class StepLMI:
     whole: Interconnection
 
     @cached_property
-    def weighted(self) -> list[tuple[Tensor, Tensor, float]]:
-        """B, C and their errors for each module."""
-        return [module.system.weigh(module.T) for module in self.whole.modules]
-
-    @cached_property
-    def A(self) -> Tensor:
-        """blkdiag(A_i) + K, (n, n)."""
-        return torch.block_diag(*(m.system.A for m in self.whole.modules)) + self.whole.K
-
-    @cached_property
-    def B(self) -> Tensor:
-        """(n, n), block-diagonal."""
-        return torch.block_diag(*(B for B, _, _ in self.weighted))
-
-    @cached_property
-    def C(self) -> Tensor:
-        """(n, n), block-diagonal."""
-        return torch.block_diag(*(C for _, C, _ in self.weighted))
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor, float, float]:
+        """A = blkdiag(A_i) + K, B and C, (n, n) each, and the errors of A and of B with C."""
+        modules = self.whole.modules
+        weighted = [module.system.weigh(module.T) for module in modules]
+        A = torch.block_diag(*(module.system.A for module in modules)) + self.whole.K
+        B, C = (torch.block_diag(*(part[k] for part in weighted)) for k in (0, 1))
+        off_A = math.hypot(*(module.system.A_error for module in modules)) + self.whole.K_error
+        return A, B, C, off_A + 4 * UNIT * float(A.norm()), math.hypot(*(part[2] for part in weighted))
 
     @cached_property
     def groups(self) -> list[slice]:
@@ -241,7 +231,7 @@ class StepLMI:
             value = self._largest(kappa)
             return -math.log(value) if value > 0 else 1e3
 
-        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.A) <= DENSE else 5)
+        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.whole.K) <= DENSE else 5)
         return self._largest(kappa), kappa
 
     @cached_property
@@ -255,8 +245,9 @@ class StepLMI:
         largest, kappa = self.best
         if not 0 < dt < largest:
             return math.inf
-        if len(self.A) <= DENSE:
-            tries = 8 if len(self.A) > 256 else 20
+        n = len(self.whole.K)
+        if n <= DENSE:
+            tries = 8 if n > 256 else 20
             other = _best_kappa(lambda k: -max(-1e9, self._mu(dt, k)), xatol=0.05, maxiter=tries)
             kappa = max(kappa, other, key=lambda k: self._mu(dt, k))
         mu = largest_proven(
@@ -268,7 +259,7 @@ class StepLMI:
         """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
         columns = []
         for group in self.groups:
-            A, B, C = (X[group, group] for X in (self.A, self.B, self.C))
+            A, B, C = (X[group, group] for X in self.matrices[:3])
             corner = -(B + kappa * C.mT)
             eye = torch.eye(len(A), dtype=A.dtype)
             top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
@@ -276,25 +267,27 @@ class StepLMI:
             factor, failed = torch.linalg.cholesky_ex(P)
             if int(failed):
                 return 0.0
-            G = torch.cat([self.A[:, group], self.B[:, group]], dim=1)
+            G = torch.cat([X[:, group] for X in self.matrices[:2]], dim=1)
             columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
         norm = guess_norm(torch.cat(columns, dim=1))
         return 1 / norm**2 if 0 < norm < math.inf else 0.0
 
     def _mu(self, dt: float, kappa: float) -> float:
         """The largest mu that the LMI allows, by eliminating w; unproven, -inf if there is none."""
-        H = 2 * kappa * torch.eye(len(self.A), dtype=self.A.dtype) - dt * self.B.mT @ self.B
+        A, B, C = self.matrices[:3]
+        H = 2 * kappa * torch.eye(len(A), dtype=A.dtype) - dt * B.mT @ B
         factor, failed = torch.linalg.cholesky_ex(H)
         if int(failed):
             return -math.inf
-        Y = self.B + kappa * self.C.mT + dt * (self.A.mT @ self.B)
+        Y = B + kappa * C.mT + dt * (A.mT @ B)
         half = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
-        outer = 2 * symmetric_part(self.A) + dt * (self.A.mT @ self.A) + half @ half.mT
+        outer = 2 * symmetric_part(A) + dt * (A.mT @ A) + half @ half.mT
         return -guess_largest(symmetric_part(outer)) / 2
 
     def _proves(self, dt: float, mu: float, kappa: float) -> bool:
         """Whether the LMI holds, rounding accounted for."""
-        A, B, C, n = self.A, self.B, self.C, len(self.A)
+        A, B, C, off_A, off_B = self.matrices
+        n = len(A)
         G = torch.cat([A, B], dim=1)
         Z = G.mT @ G
         Z *= -dt
@@ -304,9 +297,6 @@ class StepLMI:
         Z.diagonal()[:n] -= 2 * mu
         Z.diagonal()[n:] += 2 * kappa
         Z = symmetric_part(Z)
-        off_A = math.hypot(*(m.system.A_error for m in self.whole.modules)) + self.whole.K_error
-        off_A += 4 * UNIT * float(A.norm())
-        off_B = math.hypot(*(error for _, _, error in self.weighted))
         size, off_G = float(G.norm()), off_A + off_B
         gram = size**2 * gamma(n + 4) + 2 * size * off_G + off_G**2
         rounding = 8 * UNIT * (float(Z.norm()) + 2 * mu * n + 2 * kappa * n)

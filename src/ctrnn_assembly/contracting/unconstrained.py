@@ -17,7 +17,19 @@ from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
 
-class Unconstrained(IdentityMetric):
+class WithoutGuarantee(IdentityMetric):
+    """A set that no theorem speaks of; raw tensor W (n, n)."""
+
+    @property
+    def rate(self) -> None:
+        return None
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
+        check_square(W)
+        return (W.detach().clone(),)
+
+
+class Unconstrained(WithoutGuarantee):
     """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
 
     theorem = "none"
@@ -26,22 +38,14 @@ class Unconstrained(IdentityMetric):
         super().__init__(phi)
         self.init_scale = init_scale
 
-    @property
-    def rate(self) -> None:
-        return None
-
     def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
         return W
-
-    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
-        check_square(W)
-        return (W.detach().clone(),)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
 
 
-class PublishedSparse(IdentityMetric):
+class PublishedSparse(WithoutGuarantee):
     """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
 
     scipy-style sparse positions with entries uniform in (-30, 30), zero diagonal, kept if
@@ -64,16 +68,8 @@ class PublishedSparse(IdentityMetric):
         super().__init__(phi)
         self.density, self.magnitude, self.shrink, self.tries = density, magnitude, shrink, tries
 
-    @property
-    def rate(self) -> None:
-        return None
-
     def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()
-
-    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
-        check_square(W)
-        return (W.detach().clone(),)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
