@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.options import Command, option
-from ctrnn_cli.output import json_option, plot_option, print_json
+from ctrnn_cli.options import Command, check_step, option
+from ctrnn_cli.output import Column, console, facts, json_option, plot_option, print_json, table
 
-if TYPE_CHECKING:  # imported where they are used, as in the other commands
-    from ctrnn_assembly.certificates import Certificate
+if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
+    from rich.table import Table
+
+    from ctrnn_assembly.certificates import Certificate, ModuleBound
     from ctrnn_assembly.certificates.curves import FactorCurve
+
+MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
+MODULES = (
+    Column("module", "module"),
+    Column("units", "units", ">"),
+    Column("theorem", "theorem"),
+    Column("margin", "margin (1/tau)", ">"),
+    Column("rate", "rate", ">"),
+)
 
 
 @click.command("certify", cls=Command)
@@ -35,7 +47,7 @@ def certify_command(
     dt: float | None,
     solver: str | None,
     initial: bool,
-    search: str,
+    search: Any,
     require_step: bool,
     as_json: bool,
     plot: Path | None,
@@ -55,81 +67,83 @@ def certify_command(
     from ctrnn_assembly.certificates.rounding import DENSE
     from ctrnn_assembly.training.run import Run
 
-    given = {key: value for key, value in {"dt": dt, "solver": solver}.items() if value is not None}
-    found = Run.open(source, initial=initial, **given)
-    config = found.config
-    check_solver(config.solver)
+    run = Run.open(source, initial=initial, dt=dt, solver=solver)
+    config = run.config
+    units = config.modules * config.units
     # A second thread slows small matrices down, most of all on a busy machine.
-    if config.threads or config.modules * config.units <= DENSE:
+    if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
-    core = found.network().core
-    certificate = certificate_of(core, search, **given)
-    result = {
-        "model": config.model,
-        "units": config.modules * config.units,
-        "weights": found.weights.as_dict(),
-        **certificate.as_dict(),
-    }
+    check_step(config, dt=dt, solver=solver)
+    certificate = run.certificate(search)
+    weights = run.weights.as_dict()
     if plot is not None:
         from ctrnn_assembly.figures.certificate import certificate_figure
         from ctrnn_assembly.figures.style import save_figure
 
-        curves = step_curves(core, certificate, config.dt)
+        curves = step_curves(run.network().core, certificate, config.dt)
         title = f"{config.model}: {Path(source).name}"
         save_figure(certificate_figure(certificate, curves, title=title), plot)
     if as_json:
-        print_json(result)
+        about = {"model": config.model, "units": units, "weights": weights}
+        print_json(about | certificate.as_dict())
     else:
-        from ctrnn_cli.certificate_table import show_certificate
-
-        show_certificate(certificate, result)
+        show_certificate(certificate, weights, title=f"{config.model}, {units} units")
         if plot is not None:
-            click.echo(f"drawn in {plot}")
+            click.echo(f"written: {plot}")
     step = certificate.step is not None and certificate.step.certified
     click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
 
 
-def check_solver(solver: str) -> None:
-    """Refuse an unknown solver, also of a baseline, which would not look at it."""
-    from ctrnn_assembly.errors import unknown
-    from ctrnn_assembly.solvers import SOLVERS
-
-    if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-
-
-def certificate_of(core: Any, search: Any, **step: Any) -> Certificate:
-    """The certificate of a layer and of its step; dt and solver for another step than its own."""
-    with warnings.catch_warnings():
-        # scipy's, of candidate metrics: the proof refuses bad ones.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return core.certificate(search=search, **step)
-
-
-def check_step(layer: Any, model: str, *, dt: float | None, solver: str | None) -> None:
-    """Refuse an unknown solver, and another step for a layer that has a step of its own only.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    from ctrnn_assembly.errors import ConfigError, unknown
-    from ctrnn_assembly.solvers import SOLVERS
-
-    if solver is not None and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    if (dt is not None or solver is not None) and not hasattr(layer, "solver"):
-        raise ConfigError(f"{model!r} has no solver and no dt; drop --solver and --dt.")
-
-
-def step_curves(core: Any, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
+def step_curves(layer: Any, certificate: Certificate, dt: float) -> tuple[FactorCurve, ...]:
     """The factor of a step against dt, of each solver with a proof; none if nothing is certified."""
     from ctrnn_assembly.certificates.curves import factor_curves, gated_curve
     from ctrnn_assembly.certificates.rounding import DENSE
 
     if not certificate.certified:
         return ()
-    if core.gates is not None and core.gates.kind != "constant":
-        return (gated_curve(lambda h: core.certificate(dt=h), near=dt),)
-    terms, metric = core.terms().detach_cpu(), certificate.metric.matrix
+    if layer.gates is not None and layer.gates.kind != "constant":
+        return (gated_curve(lambda h: layer.certificate(dt=h), near=dt),)
+    terms, metric = layer.terms().detach_cpu(), certificate.metric.matrix
     assert metric is not None
     return factor_curves(terms, metric, near=dt, proofs=8 if terms.n <= DENSE else 2)
+
+
+def show_certificate(certificate: Certificate, weights: dict[str, Any], *, title: str) -> None:
+    """The verdict in one line, then what it rests on."""
+    from ctrnn_assembly.certificates.wording import fact_rows, verdict, weights_rows
+
+    click.secho(verdict(certificate), fg="green" if certificate.certified else "red")
+    console().print(facts([*weights_rows(weights), *fact_rows(certificate)], title=title))
+    if certificate.modules:
+        console().print(module_table(certificate.modules))
+
+
+def module_table(modules: Sequence[ModuleBound]) -> Table:
+    """One row a module; the worst ones and a summary if there are many."""
+    from ctrnn_assembly.certificates.wording import down
+
+    shown = sorted(modules, key=lambda m: m.margin)[:WORST] if len(modules) > MANY else modules
+    rows = [
+        {
+            "module": str(m.index),
+            "units": str(m.size),
+            "theorem": m.theorem,
+            "margin": down(m.margin),
+            "rate": down(m.rate),
+        }
+        for m in shown
+    ]
+    rest = [m for m in modules if m not in shown]
+    if rest:
+        sizes = sorted({m.size for m in rest})
+        theorems = Counter(m.theorem for m in rest)
+        rows.append(
+            {
+                "module": f"{len(rest)} more",
+                "units": "-".join(str(size) for size in {sizes[0]: 0, sizes[-1]: 0}),
+                "theorem": ", ".join(f"{name}: {count}" for name, count in theorems.most_common()),
+                "margin": f">= {down(min(m.margin for m in rest))}",
+                "rate": f">= {down(min(m.rate for m in rest))}",
+            }
+        )
+    return table(MODULES, rows, title="modules")

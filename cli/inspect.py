@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.options import Command, Decorator, option, together
+from ctrnn_cli.options import Command, Decorator, check_step, option, together
 from ctrnn_cli.output import Column, Outputs, output_options
 
 if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
@@ -108,12 +108,11 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
             **given: Any,
         ) -> None:
             from ctrnn_assembly.training.run import Run
-            from ctrnn_cli.certify import check_step
 
             run = Run.open(source, initial=initial, task=task, data_dir=data_dir, dt=dt, solver=solver)
+            check_step(run.config, dt=dt, solver=solver)
             u, y, lengths = run.inputs(split, samples)
             model = run.model(double=True)
-            check_step(model.core, run.config.model, dt=dt, solver=solver)
             net = Driven(run, source, split, model, run.certificate(), u, y, lengths)
             function(net, **given)
 

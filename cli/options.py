@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
+from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
@@ -93,3 +94,18 @@ def _integers(ctx: click.Context, parameter: click.Parameter, value: str | None)
         return tuple(int(part) for part in value.split(",") if part.strip())
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of whole numbers like 140,190") from None
+
+
+def check_step(config: TrainConfig, *, dt: float | None, solver: str | None) -> None:
+    """Refuse an unknown solver, and another step for a model that has a step of its own only.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    from ctrnn_assembly.models import MODELS
+    from ctrnn_assembly.solvers import SOLVERS
+
+    if solver is not None and solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if (dt, solver) != (None, None) and MODELS[config.model].is_baseline:
+        raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")

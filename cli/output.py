@@ -107,12 +107,12 @@ def facts(pairs: Iterable[tuple[str, str]], *, title: str) -> Table:
     return made
 
 
-def console() -> Console:
+def console(*, err: bool = False) -> Console:
     """As wide as the terminal, or as COLUMNS says; a file is as wide as the tables need."""
     from rich.console import Console
 
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if known else 200)
+    known = (sys.stderr if err else sys.stdout).isatty() or "COLUMNS" in os.environ
+    return Console(stderr=err, highlight=False, width=None if known else 200)
 
 
 def print_json(result: Any) -> None:

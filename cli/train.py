@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ import click
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_cli.options import PATH, Command, config_options, option
+from ctrnn_cli.output import console, facts, print_json
 
 
 @click.command("train", cls=Command)
@@ -61,15 +61,11 @@ def train_command(
         click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
         sys.exit(130)
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        print_json(summary)
     else:
-        from ctrnn_cli.show import show_summary
-
         show_summary(summary, run)
     if watched is not None:
-        from rich.console import Console
-
-        watched.show(Console(stderr=as_json))
+        watched.show(console(err=as_json))
 
 
 def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:
@@ -92,3 +88,26 @@ def default_folder(config: TrainConfig) -> Path:
     """runs/TASK-MODEL-TIME; the processes of a distributed run share one."""
     name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
+
+
+def show_summary(summary: dict[str, Any], run: Path) -> None:
+    """The outcome of a run."""
+    from ctrnn_assembly.certificates.wording import short_rows
+
+    rows = [
+        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("validation accuracy", validation(summary)),
+        ("trained parameters", f"{summary['parameters']:,}"),
+        ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
+        *short_rows(summary["certificate"]),
+        ("run folder", str(run)),
+    ]
+    console().print(facts(rows, title=f"{summary['model']} on {summary['task']}"))
+
+
+def validation(summary: dict[str, Any]) -> str:
+    """Validation accuracy and the epoch that it chose."""
+    epoch = summary["best_epoch"] + 1
+    if summary["val_accuracy"] is None:
+        return f"nothing held out; weights of the last epoch, {epoch}"
+    return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
