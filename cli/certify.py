@@ -15,7 +15,7 @@ from ctrnn_cli.output import Column, console, facts, json_option, plot_option, p
 if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
     from rich.table import Table
 
-    from ctrnn_assembly.certificates import Certificate, ModuleBound
+    from ctrnn_assembly.certificates import Certificate, Module
     from ctrnn_assembly.certificates.curves import FactorCurve
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
@@ -118,7 +118,7 @@ def show_certificate(certificate: Certificate, weights: dict[str, Any], *, title
         console().print(module_table(certificate.modules))
 
 
-def module_table(modules: Sequence[ModuleBound]) -> Table:
+def module_table(modules: Sequence[Module]) -> Table:
     """One row a module; the worst ones and a summary if there are many."""
     from ctrnn_assembly.certificates.wording import down
 

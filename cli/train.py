@@ -93,6 +93,7 @@ def default_folder(config: TrainConfig) -> Path:
 def show_summary(summary: dict[str, Any], run: Path) -> None:
     """The outcome of a run."""
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.training.run import validation
 
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
@@ -103,11 +104,3 @@ def show_summary(summary: dict[str, Any], run: Path) -> None:
         ("run folder", str(run)),
     ]
     console().print(facts(rows, title=f"{summary['model']} on {summary['task']}"))
-
-
-def validation(summary: dict[str, Any]) -> str:
-    """Validation accuracy and the epoch that it chose."""
-    epoch = summary["best_epoch"] + 1
-    if summary["val_accuracy"] is None:
-        return f"nothing held out; weights of the last epoch, {epoch}"
-    return f"{summary['val_accuracy']:.4f} (epoch {epoch})"

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ from ctrnn_assembly.figures.spectrum import parts_figure
 from ctrnn_assembly.figures.style import rendered
 from ctrnn_assembly.reproduction.published import published_for
 from ctrnn_assembly.training.config import to_yaml
-from ctrnn_assembly.training.run import Run, weights_file
+from ctrnn_assembly.training.run import Run, validation, weights_file
 
 MEANING = (
     "Certified means: for every input, two states under the same input approach each other at least at "
@@ -133,14 +132,6 @@ def summary(run: Run, baseline: bool) -> str:
             ("training time", f"{run.summary['seconds']:.0f} s"),
         ]
     return unfinished + table([*rows, *weights_rows(run.weights.as_dict())])
-
-
-def validation(summary: dict[str, Any]) -> str:
-    """Validation accuracy and the epoch that it chose."""
-    epoch = summary["best_epoch"] + 1
-    if summary["val_accuracy"] is None:
-        return f"nothing held out; weights of the last epoch, {epoch}"
-    return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
 
 
 def certificate(run: Run, proven: Certificate) -> str:

@@ -424,6 +424,14 @@ def read_config(run: Path) -> TrainConfig:
     return make_config(read_yaml(run / "config.yaml"))
 
 
+def validation(summary: dict[str, Any]) -> str:
+    """Of a summary, in words: the validation accuracy and the epoch that it chose."""
+    epoch = summary["best_epoch"] + 1
+    if summary["val_accuracy"] is None:
+        return f"nothing held out; weights of the last epoch, {epoch}"
+    return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
+
+
 def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a finished run.
 
