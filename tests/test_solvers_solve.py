@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ctrnn_assembly import Subnetwork, Unconstrained
+from ctrnn_assembly import CTRNN, Subnetwork, Unconstrained
+from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import GRID_SOLVERS, solve
-from solver_problems import DT, F64, normal, one_module
+from solver_problems import DT, F64, FIELDS, normal, one_module
 from solver_problems import one_thread as one_thread
 
 TERMS = one_module("tanh", "x")
@@ -106,3 +110,34 @@ def test_a_solution_says_how_it_came_about() -> None:
 def test_whole_number_times_are_times() -> None:
     a = solve(TERMS, X0, torch.arange(4), solver="rk4").x
     assert_close(a, solve(TERMS, X0, torch.arange(4.0, dtype=F64), solver="rk4").x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["fused", "plain"])
+@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("name", ["uniform", "mixed", "hierarchy"])
+def test_a_step_is_at_most_six_frames_deep(name: str, solver: str, backend: str) -> None:
+    # From the layer's forward to the arithmetic of a step: what a reader, or a debugger, goes through.
+    layer = CTRNN(2, FIELDS[name](), solver=solver, backend=backend, batch_first=True).double()  # type: ignore[arg-type]
+    u, stacks = normal(3, 5, 2), []
+    activations = [getattr(phi.function, "__code__", None) for phi in ACTIVATIONS.values()]
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        stack = []
+        while frame is not None:
+            # An activation itself, softplus for one, may be a Python function: the user's arithmetic.
+            if "ctrnn_assembly" in frame.f_code.co_filename and frame.f_code not in activations:
+                stack.append(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        stacks.append(tuple(reversed(stack)))
+
+    layer(u)
+    sys.setprofile(look)
+    try:
+        layer(u)
+    finally:
+        sys.setprofile(None)
+    loop = "roll" if backend == "fused" else "integrate"
+    inside = [stack for stack in stacks if loop in stack]
+    inside = inside[len(inside) // 2 :]  # the first step caches what all of them share
+    assert any(len(stack) > 4 for stack in inside)
+    assert max(map(len, inside)) <= 6, max(inside, key=len)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import ShapeError
@@ -63,9 +65,15 @@ class Terms:
     def n(self) -> int:
         return self.tau.shape[0]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(block.shape[0] for block in self.blocks)
+
+    @cached_property
+    def stacked(self) -> Tensor | None:
+        """W_i one above the other, (blocks, k, k), if there are several and all of one size."""
+        several = len(self.blocks) > 1 and len(set(self.sizes)) == 1
+        return torch.stack(self.blocks) if several else None
 
     def weight(self) -> Tensor:
         """W, (n, n), dense block-diagonal."""
@@ -75,13 +83,10 @@ class Terms:
         """W p for p of shape (batch, n), block by block."""
         if len(self.blocks) == 1:
             return p @ self.blocks[0].mT
-        if len(set(self.sizes)) == 1:
-            batch, k = p.shape[0], self.sizes[0]
-            stacked = torch.stack(self.blocks)  # (blocks, k, k)
-            out = torch.bmm(p.view(batch, len(self.blocks), k).transpose(0, 1), stacked.mT)
-            return out.transpose(0, 1).reshape(batch, self.n)
-        parts = p.split(self.sizes, dim=-1)
-        return torch.cat([q @ W.mT for q, W in zip(parts, self.blocks, strict=True)], dim=-1)
+        if self.stacked is not None:
+            parts = p.view(len(p), *self.stacked.shape[:2]).transpose(0, 1)
+            return torch.bmm(parts, self.stacked.mT).transpose(0, 1).flatten(1)
+        return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
 
     def inject(self, u: Tensor | None) -> Tensor:
         """b + W_in u: (batch, n), or (n,) without an input."""
@@ -95,7 +100,7 @@ class Terms:
         """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u."""
         out = self.post(self.apply_weight(self.pre(x)) + drive)
         for edge in self.edges:
-            out = out + edge(x)
+            out = out + edge.psi(x) @ edge.K.mT
         return out
 
     def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:

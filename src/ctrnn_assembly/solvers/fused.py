@@ -22,7 +22,7 @@ loop (`schemes.integrate`) has both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -170,8 +170,7 @@ def structured_weight(terms: Terms) -> Tensor:
                 "diagonal=False."
             )
         return w
-    several = len(terms.blocks) > 1 and len(set(terms.sizes)) == 1
-    return torch.stack(terms.blocks) if several else terms.weight()
+    return terms.weight() if terms.stacked is None else terms.stacked
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
@@ -205,8 +204,7 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
         return None, None
     p, pairs = len(terms.blocks), terms.pairs
     one_kind = all(len(phi.runs) == 1 for phi in (terms.pre, terms.post))
-    equal = p > 1 and len(set(terms.sizes)) == 1
-    if not equal or not pairs or terms.edges or not one_kind or 2 * len(pairs) > FEW * p * p:
+    if terms.stacked is None or not pairs or terms.edges or not one_kind or 2 * len(pairs) > FEW * p * p:
         return C[:, None] * terms.L, None
     both = sorted({(i, j) for a, b in pairs for i, j in ((a, b), (b, a))})
     rows, columns = zip(*both, strict=True)
@@ -270,9 +268,12 @@ class FusedKernel:
 
     def inputs(self, u: Tensor) -> Tensor:
         """Inputs (time, batch, m) as E takes them, time the third axis from the right."""
-        if self.raw[4] is None or self.form.pattern is None:
-            return self.ordered(u)
-        return u.expand(self.form.pattern.p, *u.shape)
+        pattern = self.form.pattern
+        if pattern is None:
+            return u
+        if self.raw[4] is None:
+            return rearrange(u, "t batch (p k) -> p t batch k", p=pattern.p)
+        return u.expand(pattern.p, *u.shape)
 
     def shape(self, steps: int, batch: int) -> tuple[int, ...]:
         """Of states in their memory order."""
@@ -387,9 +388,10 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(-3, -2)
 
 
-def segments(steps: int, length: int) -> list[tuple[int, int]]:
+def segments(steps: int, length: int) -> Iterator[tuple[int, int]]:
     """(start, end) of consecutive pieces of time, in order."""
-    return [(start, min(start + length, steps)) for start in range(0, steps, length)]
+    for start in range(0, steps, length):
+        yield start, min(start + length, steps)
 
 
 class _Integrate(torch.autograd.Function):
