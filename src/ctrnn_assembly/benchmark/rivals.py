@@ -78,22 +78,6 @@ def plain_loop(problem: Problem) -> Workload:
     return Workload(last, problem.parameters)
 
 
-def plain_imex(problem: Problem) -> Workload:
-    """The implicit step by a solve of (I - h L) x+ = (1 - h) x + h g(x, u); a reference, not timed."""
-    n, h, L = problem.n, problem.dt, problem.terms.L
-
-    def last() -> Tensor:
-        f, x = field(problem), problem.x0
-        eye = torch.eye(n, dtype=x.dtype, device=x.device)
-        implicit = eye if L is None else eye - h * L
-        for u in problem.u.unbind(1):
-            slow = f(x, u) + x if L is None else f(x, u) + x - x @ L.mT
-            x = torch.linalg.solve(implicit, ((1 - h) * x + h * slow).mT).mT
-        return x
-
-    return Workload(last, problem.parameters)
-
-
 def torchdiffeq_euler(problem: Problem) -> Workload:
     """odeint(method="euler") on the same grid."""
     u, x0 = problem.u.unbind(1), problem.x0
