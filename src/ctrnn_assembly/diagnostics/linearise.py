@@ -373,12 +373,7 @@ def trajectory(
 
 
 def step_jacobian(
-    net: Any,
-    u: Tensor | None,
-    x: Tensor,
-    *,
-    dt: float | None = None,
-    solver: str | None = None,
+    net: Any, u: Tensor | None, x: Tensor, *, dt: float | None = None, solver: str | None = None
 ) -> Tensor:
     """The Jacobian of one step with respect to the state.
 

@@ -34,12 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import (
-    Linearisation,
-    behaviour,
-    linearise,
-    runge_kutta,
-)
+from ctrnn_assembly.diagnostics.linearise import Linearisation, behaviour, linearise, runge_kutta
 from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.inputs import check_finite
 
