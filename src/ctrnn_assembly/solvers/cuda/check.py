@@ -30,24 +30,19 @@ _found_right: dict[Any, bool] = {}
 _said: set[str] = set()
 
 
-def loop_on_cuda(
-    backend: str,
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    **options: Any,
-) -> Loop:
-    """The loop of "graph", "persistent", or of "auto" the first of these that may be trusted.
+def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
+    """The loop for a solve: "graph", "persistent", or by "auto" the first that may be trusted.
+
+    Args:
+        given: scheme, terms, x0, drive and dt, as `fused.integrate` takes them. options: likewise.
 
     Raises:
         SolverError: if a backend that was asked for by name cannot run this.
     """
-    given = (scheme, terms, x0, drive, dt)
+    device = given[2].device
     reasons = {
         "persistent": _why_not_persistent(*given, **options),
-        "graph": None if x0.device.type == "cuda" else f"it needs CUDA; the state is on {x0.device}",
+        "graph": None if device.type == "cuda" else f"it needs CUDA; the state is on {device}",
     }
     loops: dict[str, Loop] = {"persistent": _persistent, "graph": partial(fused.integrate, graph=True)}
     if backend == "auto":
@@ -60,18 +55,8 @@ def loop_on_cuda(
     return loops[backend]
 
 
-def first_right(
-    candidates: Mapping[str, Loop],
-    reference: Loop,
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    **options: Any,
-) -> Loop:
+def first_right(candidates: Mapping[str, Loop], reference: Loop, *given: Any, **options: Any) -> Loop:
     """The first candidate that agrees with the reference, else the reference itself."""
-    given = (scheme, terms, x0, drive, dt)
     for name, loop in candidates.items():
         kind = (name, *_kind(*given), *options.items())
         if kind not in _found_right:
@@ -117,21 +102,11 @@ def _why_not_persistent(
     return why_not(*given)
 
 
-def _difference(
-    loop: Loop,
-    reference: Loop,
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    **options: Any,
-) -> str | None:
+def _difference(loop: Loop, reference: Loop, *given: Any, **options: Any) -> str | None:
     """What a loop fails with, or where it differs from the reference; None if it agrees.
 
     The loop runs on other values first: a recording that keeps its first inputs would agree on them.
     """
-    given = (scheme, terms, x0, drive, dt)
     with torch.inference_mode(False), torch.enable_grad():
         expected = _states_and_gradients(reference, 1.0, *given, **options)
         try:
