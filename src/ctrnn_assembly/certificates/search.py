@@ -139,7 +139,7 @@ def _dense_factor(M: Tensor) -> Factor:
 def _semidefinite(system: LureSystem) -> Tensor | None:
     """The diagonal metric (n,) with the best rate that the S-procedure allows, or None.
 
-    For a fixed rate the lemma is linear in (M, T): bisection over the rate, one programme each.
+    For a fixed rate the condition is linear in (M, T): bisection over the rate, one programme each.
 
     Raises:
         ConfigError: if the extra `convex` is not installed.
