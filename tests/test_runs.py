@@ -18,6 +18,7 @@ from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.training.config import make_config, recipe
 from ctrnn_assembly.training.run import (
     Run,
+    RunBusyError,
     load_state,
     locked,
     model_from,
@@ -234,15 +235,19 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
-    code = f"""
-from pathlib import Path
-from ctrnn_assembly.training.run import locked
-with locked(Path({str(tmp_path)!r})): pass
-"""
+    hold = f"from filelock import FileLock; FileLock({str(tmp_path / '.lock')!r}).acquire()"
+    ask = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"]
     with locked(tmp_path), locked(tmp_path):  # the same process may hold it twice
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"RunBusyError: another process is training {tmp_path}. Wait for it." in done.stderr
+        pass
     assert list(tmp_path.iterdir()) == []
+    with subprocess.Popen(ask, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RunBusyError, match="another process is training"), locked(tmp_path):
+            pass
+        other.communicate(b"\n")
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("gain", [1.0, 1e30])

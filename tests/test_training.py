@@ -208,27 +208,22 @@ def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
         assert together[name] == alone[name]
     models = [Run.open(run).model() for run in (one, two)]
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert_close(b, a, rtol=1e-8, atol=1e-9)
+        assert_close(b, a, rtol=1e-10, atol=1e-12)
     for a, b in zip(table(one), table(two), strict=True):
         assert a["learning_rate"] == b["learning_rate"]
     assert sorted(file.name for file in two.iterdir()) == sorted(file.name for file in one.iterdir())
 
 
-@pytest.mark.parametrize("model", ["svd-combo", "lstm"])
-def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(
-    cli: Cli, tmp_path: Path, model: str
-) -> None:
-    settings = ("--model", model, "--epochs=2", "--solver=euler")
+def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli, tmp_path: Path) -> None:
+    settings = ("--epochs=1", "--solver=euler", "--batch-size=100", "--resize=4", "--json")
     plain = cli.train(tmp_path / "plain", *settings)
     profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
-    assert "time of training" not in plain.out
-    assert all(stage in profiled.out for stage in STAGES)
-    assert "time of training by operation" in profiled.out
+    assert "time of training" not in plain.err
+    assert all(stage in profiled.err for stage in STAGES)
+    assert "time of training by operation" in profiled.err
+    assert json.loads(profiled.out)["epochs"] == 1
     weights = [tmp_path / run / "model.safetensors" for run in ("plain", "profiled")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    as_json = cli.train(tmp_path / "json", "--epochs=1", "--profile", "--json")
-    assert json.loads(as_json.out)["epochs"] == 1
-    assert "time of training by stage" in as_json.err
 
 
 def test_a_profile_counts_what_a_stage_calls_for_it() -> None:

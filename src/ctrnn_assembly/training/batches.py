@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.data import Split, Task
@@ -78,7 +79,11 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
     These are over the valid steps of the batch, (batch,) of them if not all are.
     """
     steps = torch.arange(u.shape[1], device=u.device)
-    valid = u.flatten(0, 1) if lengths is None else u[steps < lengths[:, None]]
+    valid = (
+        rearrange(u, "batch time m -> (batch time) m")
+        if lengths is None
+        else u[steps < lengths[:, None]]
+    )
     noise = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
     return u + amount * valid.std(0, correction=0) * noise
 

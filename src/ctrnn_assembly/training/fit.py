@@ -42,6 +42,7 @@ from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import (
     configured_task,
+    curve,
     kept_weights,
     load_state,
     locked,
@@ -49,7 +50,6 @@ from ctrnn_assembly.training.run import (
     read_checkpoint,
     read_summary,
     read_table,
-    run_record,
     save_weights,
     write,
     write_table,
@@ -180,13 +180,13 @@ def train(
                 raise TrainingError(diverged(net, next(iter(held_out)), where))
             row |= {"val_loss": loss, "val_accuracy": share}
             row["learning_rate"] = optimizer.param_groups[0]["lr"]
+            row["seconds"] = round(time.monotonic() - started, 3)
             stale = 0 if share > best[0] else stale + 1
             ended = epoch + 1 == config.epochs or (config.patience > 0 and stale >= config.patience)
 
             due = ended or (epoch + 1) % config.certify_every == 0
             with record_function("certificate"):
                 proven = certificate(net, projection) if due else None
-        row["seconds"] = round(time.monotonic() - started, 3)
         row |= certificate_columns(proven)
         if test is not None:
             row["test_accuracy"] = accuracy(net, task, test)
@@ -316,6 +316,7 @@ def finish(
     load_state(file, chosen["model"], net.cpu())
     save_weights(out / "model.safetensors", net)
     rows = read_table(out / "metrics.csv")
+    tested = [float(row["test_accuracy"]) for row in rows if row.get("test_accuracy")]
     summary = {
         **origin,
         "task": task.name,
@@ -329,7 +330,10 @@ def finish(
         "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
         "certificate_initial": initial.as_dict(),
         "certificate": net.core.certificate().as_dict(),
-        **run_record(config, rows),
+        "best_epoch_accuracy": max(tested, default=None),
+        "final_epoch_accuracy": tested[-1] if tested else None,
+        "config": config.model_dump(mode="json") | {"data_dir": None},
+        "curve": curve(rows),
     }
     write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -371,24 +375,19 @@ def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any]], No
         if config.logger == "tensorboard":
             from lightning_fabric.loggers import TensorBoardLogger
 
-            board = TensorBoardLogger(out, name="", version="tensorboard")
-            return lambda row: board.log_metrics(_numbers(row), row["epoch"])
-        import wandb
+            log: Any = TensorBoardLogger(out, name="", version="tensorboard").log_metrics
+        else:
+            import wandb
+
+            def log(values: dict[str, Any], step: int) -> None:
+                run = wandb.run or wandb.init(dir=out, project="ctrnn-assembly", mode="offline")
+                run.log(values, step=step)
+
     except ModuleNotFoundError:
         raise ConfigError(
             f"logger {config.logger!r} is not installed. Use pip install 'ctrnn-assembly[logging]'."
         ) from None
-    return lambda row: (wandb.run or _wandb_run(out)).log(_numbers(row), step=row["epoch"])
-
-
-def _wandb_run(out: Path) -> Any:
-    import wandb
-
-    return wandb.init(dir=out, project="ctrnn-assembly", name=out.name, mode="offline")
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if value is not None}
+    return lambda row: log({k: v for k, v in row.items() if v is not None}, row["epoch"])
 
 
 def try_out(net: SequenceClassifier, task: Task) -> None:
