@@ -235,7 +235,7 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
-    hold = f"from filelock import FileLock; FileLock({str(tmp_path / '.lock')!r}).acquire()"
+    hold = f"import filelock; lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire()"
     ask = [sys.executable, "-c", f"{hold}; print('held', flush=True); input()"]
     with locked(tmp_path), locked(tmp_path):  # the same process may hold it twice
         pass
@@ -245,7 +245,7 @@ def test_a_run_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(RunBusyError, match="another process is training"), locked(tmp_path):
             pass
-        other.communicate(b"\n")
+        other.communicate(b"\n")  # it ends
     with locked(tmp_path):
         pass
 

@@ -42,7 +42,6 @@ from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import (
     configured_task,
-    curve,
     kept_weights,
     load_state,
     locked,
@@ -50,6 +49,7 @@ from ctrnn_assembly.training.run import (
     read_checkpoint,
     read_summary,
     read_table,
+    run_record,
     save_weights,
     write,
     write_table,
@@ -316,7 +316,6 @@ def finish(
     load_state(file, chosen["model"], net.cpu())
     save_weights(out / "model.safetensors", net)
     rows = read_table(out / "metrics.csv")
-    tested = [float(row["test_accuracy"]) for row in rows if row.get("test_accuracy")]
     summary = {
         **origin,
         "task": task.name,
@@ -330,10 +329,7 @@ def finish(
         "seconds": round(sum(float(row["seconds"]) for row in rows), 1),
         "certificate_initial": initial.as_dict(),
         "certificate": net.core.certificate().as_dict(),
-        "best_epoch_accuracy": max(tested, default=None),
-        "final_epoch_accuracy": tested[-1] if tested else None,
-        "config": config.model_dump(mode="json") | {"data_dir": None},
-        "curve": curve(rows),
+        **run_record(config, rows),
     }
     write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary

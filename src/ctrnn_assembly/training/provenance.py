@@ -18,7 +18,7 @@ a flat object of these keys, so that the run folder is the result:
     config              the configuration, without data_dir
     curve               the columns of metrics.csv, a list of numbers (or null) each
 
-Where training had to stop, a result has `stopped`, the reason, instead of an outcome.
+Where training had to stop, `run.stopped_summary` has `stopped`, the reason, instead of an outcome.
 
 The columns of metrics.csv are epoch (from 0), train_loss, train_accuracy, val_loss, val_accuracy,
 learning_rate, seconds, certified, rate, step_certified, step_factor, max_dt, and

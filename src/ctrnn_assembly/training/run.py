@@ -38,11 +38,12 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
+from ctrnn_assembly.training.provenance import provenance
 
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
@@ -477,6 +478,30 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write(path, buffer.getvalue())
+
+
+def run_record(config: TrainConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a run folder tells besides its outcome: accuracies on the way, configuration, curve."""
+    tested = [float(row["test_accuracy"]) for row in rows if row.get("test_accuracy")]
+    return {
+        "best_epoch_accuracy": max(tested, default=None),
+        "final_epoch_accuracy": tested[-1] if tested else None,
+        "config": config.model_dump(mode="json") | {"data_dir": None},
+        "curve": curve(rows),
+    }
+
+
+def stopped_summary(
+    config: TrainConfig, run: Path, error: TrainingError, command: str | None = None
+) -> dict[str, Any]:
+    """What takes the place of a summary where training had to stop: the reason is the result."""
+    return {
+        **provenance(command=command, seed=config.seed, device=config.device),
+        "task": config.task,
+        "model": config.model,
+        "stopped": str(error).replace(str(run), "RUN"),
+        **run_record(config, read_table(run / "metrics.csv")),
+    }
 
 
 def curve(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
