@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from ctrnn_assembly.data.image_files import ImageFiles, image_sets, with_splits
+from ctrnn_assembly.data.image_files import ImageFiles, StoredImages, image_sets, with_splits
 from ctrnn_assembly.data.pixels import PixelSequence
 from ctrnn_assembly.data.task import Options, Split, Stored, Task, make_task, published_hold_out
 from ctrnn_assembly.errors import DataError
@@ -42,7 +42,7 @@ def load(name: str, options: Options) -> Task:
             "--data-dir."
         )
         name += f"-{kind}"
-        read = partial(copies.stored, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))
+        read = partial(StoredImages, copies, classes=CLASSES, resize=options.resize, shape=(3, 32, 32))
     whole = read("train")
     return make_task(
         name,

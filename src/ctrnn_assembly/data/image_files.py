@@ -51,12 +51,6 @@ class ImageFiles:
         """The classes of a part, sorted."""
         return tuple(sorted({label for _, label in self.parts[part]}))
 
-    def stored(
-        self, part: str, *, classes: tuple[str, ...], resize: int | None, shape: Shape | None
-    ) -> "StoredImages":
-        """One part, to be decoded when it is read."""
-        return StoredImages(self, part, classes, resize, shape)
-
     def decoded(self, names: list[str]) -> Iterator[Tensor]:
         """Each file's pixels, (C, H, W) uint8."""
         from PIL import Image  # not every task needs it

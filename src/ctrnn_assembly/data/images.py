@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data.image_files import ImageFiles, find_images
+from ctrnn_assembly.data.image_files import ImageFiles, StoredImages, find_images
 from ctrnn_assembly.data.pixels import PixelSequence
 from ctrnn_assembly.data.task import Options, Split, Task, dealt, make_task
 from ctrnn_assembly.errors import DataError
@@ -33,6 +33,10 @@ def load(name: str, options: Options) -> Task:
         images, {part: {*labels[index.numpy()].tolist()} for part, index in parts.items()}
     )
 
+    def stored(part: str, train: Split | None) -> StoredImages:
+        shape = None if train is None else tuple(train.x.shape[1:])
+        return StoredImages(images, part, classes, options.resize, shape)
+
     def sequence(train: Split) -> PixelSequence:
         C, H, W = train.x.shape[1:]
         mean, std = channel_statistics(train.x)
@@ -44,9 +48,7 @@ def load(name: str, options: Options) -> Task:
         options,
         what=str(images.path),
         classes=classes,
-        stored=lambda part, train: images.stored(
-            part, classes=classes, resize=options.resize, shape=train and tuple(train.x.shape[1:])
-        ),
+        stored=stored,
         parts=parts,
         sequence=sequence,
     )

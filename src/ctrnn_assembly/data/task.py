@@ -6,7 +6,7 @@ samples there are and how they are dealt; `make_task` limits, reads and checks t
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -199,7 +199,7 @@ def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
     return folds
 
 
-def dealt(y: np.ndarray, k: int, held: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train"."""
     folds = stratified_folds(y, k)
     rest = tuple(set(range(k)) - {fold for mine in held.values() for fold in mine})
