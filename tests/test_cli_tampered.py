@@ -128,7 +128,7 @@ def test_a_pickle_is_not_unpickled(cli: Cli, run: Path) -> None:
     content = pickle.dumps(Touch(run / "ran"))
     (run / WEIGHTS).write_bytes(content)
     both_refuse(cli, run)
-    torch.save({"state_dict": Touch(run / "ran")}, run / WEIGHTS)
+    torch.save({"model": Touch(run / "ran")}, run / WEIGHTS)
     both_refuse(cli, run)
     assert not (run / "ran").exists()
     pickle.loads(content)  # it would have run
@@ -138,7 +138,7 @@ def test_a_pickle_is_not_unpickled(cli: Cli, run: Path) -> None:
 def test_a_checkpoint_is_not_unpickled(cli: Cli, run: Path) -> None:
     (run / WEIGHTS).unlink()
     (run / LAST).parent.mkdir()
-    for content in (Touch(run / "ran"), {"state_dict": Touch(run / "ran")}):
+    for content in (Touch(run / "ran"), {"model": Touch(run / "ran")}):
         torch.save(content, run / LAST)
         assert "not a readable checkpoint" in refused(cli("certify", run, "--json"))
     (run / LAST).write_bytes(pickle.dumps(Touch(run / "ran")))
@@ -161,10 +161,13 @@ def test_a_damaged_checkpoint_is_refused(cli: Cli, run: Path, damage: str) -> No
     state = load_file(run / WEIGHTS)
     (run / WEIGHTS).unlink()
     (run / LAST).parent.mkdir()
-    torch.save({"state_dict": {f"model.{name}": x for name, x in state.items()}}, run / LAST)
+    intact = {"epoch": 0, "model": state, "optimizer": {}, "scaler": {}, "best": (0.5, 0.0), "stale": 0}
+    torch.save(intact, run / LAST)
+    assert cli("certify", run, "--json").code == 0
     content = (run / LAST).read_bytes()
     raw = {"empty": b"", "cut": content[: len(content) // 2], "noise": b"x" * 999}
-    other = {"list": [1], "tensor": torch.ones(3), "number": {"state_dict": {"a": 1}}}
+    other = {"list": [1], "tensor": torch.ones(3), "number": {**intact, "model": {"a": 1}}}
+    other["other"] = {name: x for name, x in intact.items() if name != "best"}
     if damage in raw:
         (run / LAST).write_bytes(raw[damage])
     elif damage in other:
