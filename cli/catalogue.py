@@ -6,16 +6,7 @@ import click
 
 from ctrnn_cli.output import console, facts, json_option, print_json
 
-KINDS = (
-    "tasks",
-    "models",
-    "theorems",
-    "solvers",
-    "topologies",
-    "gates",
-    "diagnostics",
-    "recipes",
-)
+KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
 DIAGNOSTICS = ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc")
 GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",

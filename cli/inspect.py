@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ctrnn_cli.options import Command, Decorator, check_step, option, together
-from ctrnn_cli.output import Column, Outputs, output_options
+from ctrnn_cli.options import Command, Decorator, check_step, integers, option, together
+from ctrnn_cli.output import Column, Outputs, output_options, rows_of
 
 if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from ctrnn_assembly.certificates import Certificate
@@ -33,7 +34,6 @@ WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
-network, drive = (functools.partial(option, section=title) for title in ("network", "input"))
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,12 @@ class Driven:
     """A network under inputs of its task.
 
     Attributes:
-        run: the configuration, and which weights. source: as it was named.
+        run: the configuration, and which weights.
         model: with these weights, in float64. certificate: what is proven of it.
         u: inputs, (samples, T, m), float64. y: classes, (samples,). lengths: valid steps, or None.
     """
 
     run: Run
-    source: str
-    split: str
     model: SequenceClassifier
     certificate: Certificate
     u: Tensor
@@ -66,75 +64,70 @@ class Driven:
         lengths = [self.u.shape[1]] * len(self.u) if self.lengths is None else self.lengths.tolist()
         return [u[:length] for u, length in zip(self.u, lengths, strict=True)]
 
-    def about(self) -> dict[str, Any]:
-        """What was looked at, as plain values."""
-        looked = {"split": self.split, "samples": len(self.u), "steps": self.u.shape[1]}
-        return self.run.about() | looked | {"certificate": self.certificate.as_dict()}
 
-    @property
-    def title(self) -> str:
-        """What a table is of."""
-        config = self.run.config
-        step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
-        return f"{config.model} on {self.run.task.name} ({self.split}){step}"
+@dataclass(frozen=True)
+class Findings:
+    """What a command found.
 
-    @property
-    def picture_title(self) -> str:
-        """What a picture is of."""
-        return f"{self.run.config.model}: {Path(self.source).name}"
+    Attributes:
+        columns: of the table. values: its rows, a value for each column.
+        arrays: for --npz. figure: draws, given a title. what: added to the title of the table.
+        notes: sentences under it. facts: more values for --json.
+    """
 
-    def certificate_notes(self) -> list[str]:
-        """The certificate in a line or two, under a table."""
-        from ctrnn_assembly.certificates.wording import short_rows
-
-        return [f"{name}: {value}" for name, value in short_rows(self.certificate.as_dict())]
+    columns: Sequence[Column]
+    values: Iterable[Sequence[Any]]
+    arrays: Mapping[str, Any]
+    figure: Callable[..., Figure]
+    what: str = ""
+    notes: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def inspecting(name: str, *own: Decorator) -> Decorator:
-    """A command on RUN|CONFIG with its own options; it gets the network as `net`, and `outputs`."""
+    """A command on RUN|CONFIG with its own options: a function from a `Driven` network to `Findings`."""
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., Findings]) -> Callable[..., Any]:
         @functools.wraps(function)
         def command(
-            source: str,
-            *,
-            initial: bool,
-            task: str | None,
-            split: str,
-            samples: int | None,
-            data_dir: str | None,
-            dt: float | None,
-            solver: str | None,
-            **given: Any,
-        ) -> None:
+            source: str, *, outputs: Outputs, split: str, samples: int | None, initial: bool,
+            dt: float | None, solver: str | None, task: str | None, data_dir: str | None, **given: Any,
+        ) -> None:  # fmt: skip
+            from ctrnn_assembly.certificates.wording import short_rows
             from ctrnn_assembly.training.run import Run
 
             run = Run.open(source, initial=initial, task=task, data_dir=data_dir, dt=dt, solver=solver)
             check_step(run.config, dt=dt, solver=solver)
             u, y, lengths = run.inputs(split, samples)
-            model = run.model(double=True)
-            net = Driven(run, source, split, model, run.certificate(), u, y, lengths)
-            function(net, **given)
+            net = Driven(run, run.model(double=True), run.certificate(), u, y, lengths)
+            found = function(net, **given)
+            config, proven = run.config, net.certificate.as_dict()
+            looked = {"split": split, "samples": len(u), "steps": u.shape[1], "certificate": proven}
+            step = f", {config.solver} {config.dt}" if hasattr(net.layer, "solver") else ""
+            rows = rows_of(found.columns, found.values)
+            outputs.emit(
+                {**run.about(), **looked, **found.facts, "rows": rows},
+                found.columns,
+                title=f"{config.model} on {run.task.name} ({split}){step}{found.what}",
+                notes=[*found.notes, *(f"{key}: {value}" for key, value in short_rows(proven))],
+                arrays=found.arrays,
+                figure=lambda: found.figure(title=f"{config.model}: {Path(source).name}"),
+            )
 
-        decorators = together(
+        inputs = {"section": "input"}
+        return together(
             click.command(name, cls=Command),
             click.argument("source", metavar="RUN|CONFIG"),
             *own,
-            network("--initial", is_flag=True, help="of a run, the weights before training"),
-            network("--dt", type=float, help="another time between samples  [default: the run's own]"),
-            network("--solver", help="another solver  [default: the run's own]"),
-            drive("--task", help="drive with another task  [default: the run's own]"),
-            drive(
-                "--split",
-                type=click.Choice(["train", "val", "test"]),
-                default="val",
-                help="samples of this split  [default: val]",
-            ),
-            drive("--samples", type=int, help="number of input sequences  [default: 4]"),
-            drive("--data-dir", help="where the data are, if they have moved"),
+            option("--initial", is_flag=True, help="of a run, the weights before training"),
+            option("--dt", type=float, help="another time between samples than the run's own"),
+            option("--solver", help="another solver than the run's own"),
+            option("--task", help="drive with another task than the run's own", **inputs),
+            option("--split", type=click.Choice(["train", "val", "test"]), default="val", **inputs),
+            option("--samples", type=int, help="number of input sequences  [default: 4]", **inputs),
+            option("--data-dir", help="where the data are, if they have moved", **inputs),
             output_options,
-        )
-        return decorators(command)
+        )(command)
 
     return decorate
 
@@ -153,127 +146,84 @@ SPECTRUM = (
 
 @inspecting(
     "spectrum",
-    option("--every", type=int, help="steps from one state to the next  [default: a quarter of T]"),
-    option("--at", "chosen", metavar="N,N,...", help="these numbers of steps instead"),
+    option("--every", type=click.IntRange(min=1), help="steps from one state to the next"),
+    option("--at", callback=integers, metavar="N,N,...", help="these steps  [default: five]"),
     option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets"),
 )
 def spectrum_command(
-    net: Driven, outputs: Outputs, every: int | None, chosen: str | None, largest: int | None
-) -> None:
+    net: Driven, every: int | None, at: tuple[int, ...] | None, largest: int | None
+) -> Findings:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
 
     For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
     such as an LSTM, has the spectrum of its step only.
     """
     from ctrnn_assembly.diagnostics.spectrum import spectrum_along
+    from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.figures.spectrum import spectrum_figure
-    from ctrnn_assembly.training.run import Run
 
-    at = steps_to_visit(net.u.shape[1], every, chosen)
+    T, kind = net.u.shape[1], net.run.weights.kind
+    if at is not None and every is not None:
+        raise ConfigError("--every and --at exclude each other. Drop one of them.")
+    at = tuple(range(0, T + 1, every or max(1, T // 4))) if at is None else at
+    if not all(0 <= step <= T for step in at):
+        raise ConfigError(f"--at must be in 0..{T}, the steps of a sequence; got {at}.")
 
     def along(layer: Any, u: Tensor) -> Spectrum:
         steps = [step for step in at if step <= len(u)] or [len(u)]
         return spectrum_along(layer, u, at=steps, largest=largest)
 
-    kind, config = net.run.weights.kind, net.run.config
-    found, before = [along(net.layer, u) for u in net.sequences], []
+    found = {kind: [along(net.layer, u) for u in net.sequences]}
     if kind != "initial":
-        changes = {"dt": config.dt, "solver": config.solver, "task": config.task}
-        start = Run.open(net.source, initial=True, data_dir=config.data_dir, **changes)
-        before = [along(start.model(double=True).core, net.sequences[0])]
-    blocks = block_spectra(net.layer, net.sequences[0][-1:], found[0].x[-1:])
-    outputs.emit(
-        {
-            **net.about(),
-            "rows": spectrum_rows(before, "initial") + spectrum_rows(found, kind),
-            "blocks": blocks,
-            "warning": WARNING,
-        },
+        start = net.run.before_training().model(double=True).core
+        found = {"initial": [along(start, net.sequences[0])], **found}
+    last = found[kind][0].x[-1:]
+    every_one = [(weights, k, s) for weights, spectra in found.items() for k, s in enumerate(spectra)]
+    return Findings(
         SPECTRUM,
-        title=net.title,
-        notes=[
-            f"largest abscissa of a module at the last state: {max(blocks['module_abscissa']):.5f}",
-            *net.certificate_notes(),
-            WARNING,
+        [
+            (weights, k, *values)
+            for weights, k, s in every_one
+            for values in zip(
+                *(listed(v, len(s.times)) for v in (s.times, s.abscissa, s.local_rates, s.step_radius)),
+                strict=True,
+            )
         ],
-        arrays=spectrum_arrays(found, "sample") | spectrum_arrays(before, "initial"),
-        figure=lambda: spectrum_figure(found, before, net.certificate, title=net.picture_title),
+        {
+            f"{'initial' if weights == 'initial' else 'sample'}{k}_{key}": getattr(s, key)
+            for weights, k, s in every_one
+            for key in ("times", "eigenvalues", "step_eigenvalues")
+            if getattr(s, key) is not None
+        },
+        functools.partial(
+            spectrum_figure, found[kind], [] if kind == "initial" else found["initial"], net.certificate
+        ),
+        notes=[WARNING],
+        facts={"blocks": block_spectra(net.layer, net.sequences[0][-1:], last), "warning": WARNING},
     )
 
 
-def steps_to_visit(length: int, every: int | None, chosen: str | None) -> list[int]:
-    """The numbers of steps after which to look.
-
-    Raises:
-        ConfigError: if they are no whole numbers in 0..length.
-    """
-    from ctrnn_assembly.errors import ConfigError
-
-    if chosen is not None and every is not None:
-        raise ConfigError("--every and --at exclude each other. Drop one of them.")
-    if chosen is None:
-        every = max(1, length // 4) if every is None else every
-        if not 1 <= every <= length:
-            raise ConfigError(f"--every must be in 1..{length}, the steps of a sequence; got {every}.")
-        return list(range(0, length + 1, every))
-    try:
-        steps = [int(part) for part in chosen.split(",")]
-    except ValueError:
-        raise ConfigError(f"--at must be whole numbers like 0,16,64; got {chosen!r}.") from None
-    if not all(0 <= step <= length for step in steps):
-        raise ConfigError(f"--at must be in 0..{length}, the steps of a sequence; got {chosen!r}.")
-    return steps
+def listed(values: Tensor | None, n: int) -> list[Any]:
+    """The n values, or None for each."""
+    return [None] * n if values is None else values.tolist()
 
 
-def spectrum_rows(found: Sequence[Spectrum], weights: str) -> list[dict[str, Any]]:
-    """One row a state."""
-
-    def value(values: Tensor | None, k: int) -> float | None:
-        return None if values is None else float(values[k])
-
-    return [
-        {
-            "weights": weights,
-            "sample": sample,
-            "time": time,
-            "abscissa": value(s.abscissa, k),
-            "local_rate": value(s.local_rates, k),
-            "step_radius": value(s.step_radius, k),
-        }
-        for sample, s in enumerate(found)
-        for k, time in enumerate(s.times.tolist())
-    ]
-
-
-def block_spectra(layer: Any, u: Tensor, x: Tensor) -> dict[str, list[float] | float]:
+def block_spectra(layer: Any, u: Tensor, x: Tensor) -> dict[str, Any]:
     """By module at the last state of the first sample; of the weights alone, if there are `terms()`."""
     from ctrnn_assembly.diagnostics.spectrum import coupling_spectrum, module_spectra, weight_spectra
     from ctrnn_assembly.errors import ConfigError
 
-    found: dict[str, list[float] | float] = {
-        "module_abscissa": [float(values.real.max()) for values in module_spectra(layer, u, x)]
-    }
+    found = {"module_abscissa": [float(v.real.max()) for v in module_spectra(layer, u, x)]}
     try:
         weights, coupling = weight_spectra(layer), coupling_spectrum(layer)
     except ConfigError:
         return found
     return found | {
-        "weight_abscissa": [float(values.real.max()) for values in weights],
-        "weight_radius": [float(values.abs().max()) for values in weights],
+        "weight_abscissa": [float(v.real.max()) for v in weights],
+        "weight_radius": [float(v.abs().max()) for v in weights],
         "coupling_abscissa": float(coupling.real.max()),
         "coupling_radius": float(coupling.abs().max()),
     }
-
-
-def spectrum_arrays(found: Sequence[Spectrum], name: str) -> dict[str, Any]:
-    """Times and eigenvalues of every sample."""
-    arrays = {}
-    for k, s in enumerate(found):
-        arrays[f"{name}{k}_times"] = s.times.numpy()
-        for kind in ("eigenvalues", "step_eigenvalues"):
-            if getattr(s, kind) is not None:
-                arrays[f"{name}{k}_{kind}"] = getattr(s, kind).numpy()
-    return arrays
 
 
 # --- lyapunov -------------------------------------------------------------------------------------
@@ -290,13 +240,13 @@ LYAPUNOV = (
 @inspecting(
     "lyapunov",
     option("--k", type=int, help="number of leading exponents  [default: 8, or all of a smaller net]"),
-    option("--steps", type=int, default=2000, help="steps that count  [default: 2000]"),
+    option("--steps", default=2000, help="steps that count"),
     option("--transient", type=int, help="steps discarded before  [default: a tenth of them]"),
-    option("--every", type=int, default=1, help="steps between orthonormalisations  [default: 1]"),
+    option("--every", default=1, help="steps between orthonormalisations"),
 )
 def lyapunov_command(
-    net: Driven, outputs: Outputs, k: int | None, steps: int, transient: int | None, every: int
-) -> None:
+    net: Driven, k: int | None, steps: int, transient: int | None, every: int
+) -> Findings:
     """The k leading exponents of the solver's step, conditional on the input, by QR.
 
     Sequences shorter than the run are followed by the next ones. A largest exponent below 0 is an
@@ -310,58 +260,33 @@ def lyapunov_command(
     from ctrnn_assembly.figures.lyapunov import lyapunov_figure
 
     if len({len(u) for u in net.sequences}) > 1:
-        raise ConfigError(
-            "sequences of different lengths cannot follow one another here; use --samples 1."
-        )
-    n = net.layer.state_size
-    if k is not None and not 1 <= k <= n:
-        raise ConfigError(f"--k must be in 1..{n}, the numbers in a state; got {k}.")
+        raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
     found = lyapunov_exponents(
         net.layer,
         torch.stack(net.sequences),
-        k=min(8, n) if k is None else k,
+        k=min(8, net.layer.state_size) if k is None else k,
         steps=steps,
         transient=transient,
         every=every,
         generator=torch.Generator().manual_seed(0),
     )
     bound = None if net.certificate.step is None else net.certificate.step.exponent_bound
-    half_way = found.history[(len(found.history) - 1) // 2]
-    outputs.emit(
-        {
-            **net.about(),
-            "counted_steps": found.steps,
-            "transient": found.transient,
-            "certified_bound": bound,
-            "rows": [
-                {
-                    "index": index + 1,
-                    "exponent": exponent,
-                    "standard_error": float(found.errors[index]),
-                    "half_way": float(half_way[index]),
-                    "factor_of_a_step": math.exp(exponent * found.dt),
-                }
-                for index, exponent in enumerate(found.exponents.tolist())
-            ],
-        },
+    half_way = found.history[(len(found.history) - 1) // 2].tolist()
+    exponents = found.exponents.tolist()
+    factors = [math.exp(exponent * found.dt) for exponent in exponents]
+    drawn = found.times, found.history, found.exponents, found.errors
+    columns = exponents, found.errors.tolist(), half_way, factors
+    return Findings(
         LYAPUNOV,
-        title=f"{net.title}: exponents per unit of time",
+        [(k, *row) for k, row in enumerate(zip(*columns, strict=True), 1)],
+        {"times": found.times, "history": found.history},
+        functools.partial(lyapunov_figure, *(values.numpy() for values in drawn), bound=bound),
+        what=": exponents per unit of time",
         notes=[
             f"{len(net.u)} runs of {found.steps} steps, after {found.transient}",
-            "no bound: the step is not certified"
-            if bound is None
-            else f"certified: at most {bound:.6f}",
-            *net.certificate_notes(),
+            "no certified bound" if bound is None else f"certified: at most {bound:.6f}",
         ],
-        arrays={"times": found.times.numpy(), "history": found.history.numpy()},
-        figure=lambda: lyapunov_figure(
-            found.times.numpy(),
-            found.history.numpy(),
-            found.exponents.numpy(),
-            found.errors.numpy(),
-            bound=bound,
-            title=net.picture_title,
-        ),
+        facts={"counted_steps": found.steps, "transient": found.transient, "certified_bound": bound},
     )
 
 
@@ -379,23 +304,20 @@ TWIN = Column("twin", "twin, in the metric", ".4g", missing="overflow")
 
 @inspecting(
     "contraction",
-    option("--pairs", type=int, default=8, help="pairs at each distance, a sequence  [default: 8]"),
-    option("--spread", type=float, default=1.0, help="spread of their initial states  [default: 1]"),
+    option("--pairs", default=8, help="pairs at each distance and sequence"),
+    option("--spread", default=1.0, help="standard deviation of their initial states"),
     option("--worst", is_flag=True, help="start each pair where its first step shrinks least"),
     option(
         "--twin", is_flag=True, help="beside it the same modules with a coupling that has no guarantee"
     ),
     option(
-        "--theorem6",
-        "sixth",
-        is_flag=True,
-        help="also monitor the corrected Theorem 6: for one module with a smooth phi",
+        "--theorem6", is_flag=True, help="monitor the corrected Theorem 6: one module with a smooth phi"
     ),
 )
 def contraction_command(
-    net: Driven, outputs: Outputs, pairs: int, spread: float, worst: bool, twin: bool, sixth: bool
-) -> None:
-    """Start pairs of trajectories apart, 1e-6 and 1, and drive both with the same input.
+    net: Driven, pairs: int, spread: float, worst: bool, twin: bool, theorem6: bool
+) -> Findings:
+    """Start pairs of trajectories apart, by 1e-6 and by 1, and drive both with the same input.
 
     The twin has the same modules and the same strength of coupling, but the modules of a pair excite
     each other in the metric, where the original ones have feedback of opposite signs.
@@ -407,11 +329,8 @@ def contraction_command(
 
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
-    from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.figures.contraction import contraction_figure
 
-    if pairs < 1 or not 0 <= spread < math.inf:
-        raise ConfigError(f"--pairs must be at least 1 and --spread 0 or more; got {pairs}, {spread}.")
     certificate = net.certificate
     metric = certificate.metric.matrix  # the one that the numbers hold in
     settings: dict[str, Any] = {"metric": metric, "pairs": pairs, "spread": spread}
@@ -426,82 +345,64 @@ def contraction_command(
         excited = excitatory_twin(net.layer, metric)
         settings["metric"] = metric or net.layer.metric()
         other = measured(excited, dt=found.dt, solver=found.solver)
-    monitored = monitor_theorem6(net.layer, net.u) if sixth else None
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
-    rows = contraction_rows(found, other, certificate)
     said = "not certified" if bound is None else f"at most {bound:.6f} certified"
-    outputs.emit(
-        {
-            **net.about(),
-            "pairs": found.pairs,
-            "largest_factor": found.factor,
-            "certified_factor": bound,
-            "rate": found.rate,
-            "growth": found.growth,
-            "euclidean_peak": found.euclidean_peak,
-            "twin_growth": None if other is None else other.growth,
-            "theorem6": None
-            if monitored is None
-            else {"holds": monitored.holds, "c": monitored.c, "rate": monitored.rate},
-            "rows": rows,
-        },
+    notes = [
+        f"largest factor of one step: {found.factor:.6f} measured, {said}",
+        f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
+    ]
+    facts = {
+        "pairs": found.pairs,
+        "largest_factor": found.factor,
+        "certified_factor": bound,
+        "rate": found.rate,
+        "growth": found.growth,
+        "euclidean_peak": found.euclidean_peak,
+        "twin_growth": None if other is None else other.growth,
+    }
+    if theorem6:
+        seen = monitor_theorem6(net.layer, net.u)
+        holds = "holds" if seen.holds else "does not hold"
+        notes.append(
+            f"Theorem 6 {holds} along these runs: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}"
+        )
+        facts["theorem6"] = {"holds": seen.holds, "c": seen.c, "rate": seen.rate}
+    at = range(0, found.steps + 1, max(1, found.steps // 20))
+    times = [k * found.dt for k in at]
+    rate = certificate.rate if certificate.certified else None
+    values = [
+        times,
+        largest(found.distances, at),
+        largest(found.euclidean, at),
+        [None if bound is None else bound**k for k in at],
+        [None if rate is None else math.exp(-rate * time) for time in times],
+        *([] if other is None else [largest(other.distances, at)]),
+    ]
+    return Findings(
         CONTRACTION if other is None else (*CONTRACTION, TWIN),
-        title=f"{net.title}: largest distance of {found.pairs} pairs, relative to the start",
-        notes=[
-            f"largest factor of one step: {found.factor:.6f} measured, {said}",
-            f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most before they shrank",
-            *(
-                []
-                if monitored is None
-                else [
-                    f"Theorem 6 {'holds' if monitored.holds else 'does not hold'} along these runs: "
-                    f"c {monitored.c:.4g}, rate {monitored.rate:.4g}; {monitored.note}"
-                ]
-            ),
-            *net.certificate_notes(),
-        ],
-        arrays={
-            "times": found.times.numpy(),
-            "metric": found.distances.numpy(),
-            "euclidean": found.euclidean.numpy(),
-            **({} if other is None else {"twin": other.distances.numpy()}),
+        zip(*values, strict=True),
+        {
+            "times": found.times,
+            "metric": found.distances,
+            "euclidean": found.euclidean,
+            **({} if other is None else {"twin": other.distances}),
         },
-        figure=lambda: contraction_figure(
-            found.times.numpy(),
-            found.distances.numpy(),
-            found.euclidean.numpy(),
+        functools.partial(
+            contraction_figure,
+            *(values.numpy() for values in (found.times, found.distances, found.euclidean)),
             certificate,
             twin=None if other is None else other.euclidean.numpy(),
-            title=net.picture_title,
         ),
+        what=f": largest distance of {found.pairs} pairs, relative to the start",
+        notes=notes,
+        facts=facts,
     )
 
 
-def contraction_rows(
-    found: Measurement, other: Measurement | None, certificate: Certificate
-) -> list[dict[str, Any]]:
-    """Largest distances over the pairs, relative to the start, at about twenty times."""
-    step = certificate.step
-    factor = step.contraction_factor if step is not None and step.certified else None
-
-    def largest(distances: Tensor, k: int) -> float:
-        return float((distances[:, k] / distances[:, 0]).max())
-
-    rows = []
-    for k in range(0, found.steps + 1, max(1, found.steps // 20)):
-        time = k * found.dt
-        row = {
-            "time": time,
-            "metric": largest(found.distances, k),
-            "euclidean": largest(found.euclidean, k),
-            "certified_step": None if factor is None else factor**k,
-            "certified_continuous": (
-                math.exp(-certificate.rate * time) if certificate.certified else None
-            ),
-        }
-        rows.append(row if other is None else row | {"twin": largest(other.distances, k)})
-    return rows
+def largest(distances: Tensor, at: Sequence[int]) -> list[float]:
+    """The largest distance of a pair relative to its start, after some numbers of steps."""
+    return (distances[:, at] / distances[:, :1]).amax(0).tolist()
 
 
 # --- fixed points ---------------------------------------------------------------------------------
@@ -524,16 +425,15 @@ FIXED_POINTS = (
         "held",
         type=click.Choice(["mean", "last", "zero"]),
         default="mean",
-        help="the constant input: of each sequence the mean or the last sample, or zero  "
-        "[default: mean]",
+        help="the constant input: of each sequence the mean or the last sample, or zero",
     ),
-    option("--starts", type=int, default=32, help="states to start from  [default: 32]"),
-    option("--spread", type=float, default=2.0, help="standard deviation of the starts  [default: 2]"),
+    option("--starts", default=32, help="states to start from"),
+    option("--spread", default=2.0, help="standard deviation of the starts"),
     option("--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets"),
 )
 def fixed_points_command(
-    net: Driven, outputs: Outputs, held: str, starts: int, spread: float, largest: int | None
-) -> None:
+    net: Driven, held: str, starts: int, spread: float, largest: int | None
+) -> Findings:
     """Search by Newton's method from many starts. A contracting network has exactly one, a stable one.
 
     Finding one fixed point, or none, proves nothing by itself: the certificate beside it does.
@@ -543,7 +443,6 @@ def fixed_points_command(
     from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
     from ctrnn_assembly.figures.fixed_points import fixed_points_figure
 
-    certificate = net.certificate
     found = [
         find_fixed_points(
             net.layer,
@@ -555,37 +454,29 @@ def fixed_points_command(
         )
         for u in net.sequences[: 1 if held == "zero" else None]
     ]
-    outputs.emit(
-        {
-            **net.about(),
-            "input": held,
-            "starts": starts,
-            "messages": [points.message for points in found],
-            "rows": [
-                {
-                    "sample": sample,
-                    "point": k,
-                    "kind": kind,
-                    "norm": float(points.points[k].norm()),
-                    "residual": float(points.residuals[k]),
-                    "abscissa": float(points.eigenvalues[k].real.max()),
-                    "hits": int(points.hits[k]),
-                }
-                for sample, points in enumerate(found)
-                for k, kind in enumerate(points.kinds)
-            ],
-        },
+    messages = [points.message for points in found]
+    rate = net.certificate.rate if net.certificate.certified else None
+    return Findings(
         FIXED_POINTS,
-        title=f"{net.title}: fixed points under the {held} input, {starts} starts",
-        notes=[
-            *(f"sample {k}: {points.message}" for k, points in enumerate(found)),
-            *net.certificate_notes(),
+        [
+            (
+                sample,
+                k,
+                kind,
+                float(p.points[k].norm()),
+                float(p.residuals[k]),
+                float(p.eigenvalues[k].real.max()),
+                int(p.hits[k]),
+            )
+            for sample, p in enumerate(found)
+            for k, kind in enumerate(p.kinds)
         ],
-        arrays={f"points{k}": points.points.numpy() for k, points in enumerate(found)}
-        | {f"eigenvalues{k}": points.eigenvalues.numpy() for k, points in enumerate(found)},
-        figure=lambda: fixed_points_figure(
-            found, rate=certificate.rate if certificate.certified else None, title=net.picture_title
-        ),
+        {f"points{k}": points.points for k, points in enumerate(found)}
+        | {f"eigenvalues{k}": points.eigenvalues for k, points in enumerate(found)},
+        functools.partial(fixed_points_figure, found, rate=rate),
+        what=f": fixed points under the {held} input, {starts} starts",
+        notes=[f"sample {k}: {message}" for k, message in enumerate(messages)],
+        facts={"input": held, "starts": starts, "messages": messages},
     )
 
 
@@ -605,14 +496,12 @@ GSC = (
     "gsc",
     option("--every", type=int, help="steps between values  [default: a sixteenth of T]"),
     option("--probes", type=int, help="random probes of the estimate  [default: exact]"),
-    option(
-        "--effective-depth", "depth", is_flag=True, help="also how many residual steps count at once"
-    ),
+    option("--effective-depth", is_flag=True, help="also how many residual steps count at once"),
     option("--squared", is_flag=True, help="the square, as the paper prints it first"),
 )
 def gsc_command(
-    net: Driven, outputs: Outputs, every: int | None, probes: int | None, depth: bool, squared: bool
-) -> None:
+    net: Driven, every: int | None, probes: int | None, effective_depth: bool, squared: bool
+) -> Findings:
     """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|: how gradients grow or fade from the last step back.
 
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
@@ -638,39 +527,28 @@ def gsc_command(
         probes=probes,
         generator=torch.Generator().manual_seed(0),
     )
-    errors = found.standard_error
-    rows = [
-        {
-            "step": point,
-            "gsc": float(found.value[k]),
-            "standard_error": None if errors is None else float(errors[k]),
-            "jacobian": float(found.jacobian[k]),
-            "jacobian_bound": net.certificate.jacobian_bound(T - point),
-            "state": float(found.size[k]),
-        }
-        for k, point in enumerate(found.points)
-    ]
-    deep = None
-    if depth:
+    bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]
+    errors, norms = listed(found.standard_error, len(bounds)), found.jacobian.tolist()
+    values = found.points, found.value.tolist(), errors, norms, bounds, found.size.tolist()
+    rows, depth = rows_of(GSC, zip(*values, strict=True)), None
+    exact = "exact" if probes is None else "estimated"
+    notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
+    if effective_depth:
         gradient = net.model.readout.weight[int(net.y[0])].detach()
         gradient = pad(gradient, (0, net.layer.state_size - len(gradient)))  # an LSTM's c is not read
-        deep = effective_depth_over_time(net.layer, net.sequences[0], gradient).depth
-    kind = "exact" if probes is None else "estimated"
-    outputs.emit(
-        {
-            **net.about(),
+        depth = effective_depth_over_time(net.layer, net.sequences[0], gradient).depth
+        notes.append(f"effective depth: {depth} of {len(net.sequences[0])} steps")
+    return Findings(
+        GSC,
+        [list(row.values()) for row in rows],
+        {"steps": list(found.points), "gsc": found.value, "state": found.size},
+        functools.partial(gsc_figure, rows, squared=squared),
+        what=f": GSC(t, T){' squared' if squared else ''}, T = {T} steps",
+        notes=notes,
+        facts={
             "squared": squared,
             "probes": probes,
             "products": found.products,
-            "effective_depth": deep,
-            "rows": rows,
+            "effective_depth": depth,
         },
-        GSC,
-        title=f"{net.title}: GSC(t, T){' squared' if squared else ''}, T = {T} steps",
-        notes=[
-            f"{kind}, by {found.products} Jacobian products through the sequence",
-            *([] if deep is None else [f"effective depth: {deep} of {len(net.sequences[0])} steps"]),
-        ],
-        arrays={"steps": list(found.points), "gsc": found.value.numpy(), "state": found.size.numpy()},
-        figure=lambda: gsc_figure(rows, title=net.picture_title, squared=squared),
     )

@@ -80,7 +80,12 @@ def _stop(reason: str) -> NoReturn:
 
 
 @click.group(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 105}
+    cls=Commands,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 105,
+        "show_default": True,
+    },
 )
 @click.version_option(__version__, prog_name="ctrnn")
 def main() -> None:

@@ -53,6 +53,16 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
+def integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """The callback of an option with a list of whole numbers."""
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers like 140,190") from None
+
+
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for every field of `TrainConfig`, so that the two cannot drift apart."""
     made = []
@@ -83,17 +93,8 @@ def _click_type(annotation: Any) -> dict[str, Any]:
     if get_origin(annotation) is Literal:
         return {"type": click.Choice([str(value) for value in get_args(annotation)])}
     if get_origin(annotation) is tuple:
-        return {"type": str, "callback": _integers, "metavar": "N,N,..."}
+        return {"type": str, "callback": integers, "metavar": "N,N,..."}
     return {} if annotation is bool else {"type": annotation}
-
-
-def _integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of whole numbers like 140,190") from None
 
 
 def check_step(config: TrainConfig, *, dt: float | None, solver: str | None) -> None:

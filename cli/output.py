@@ -83,6 +83,11 @@ class Column:
         return value if isinstance(value, str) else format(value, self.form)
 
 
+def rows_of(columns: Sequence[Column], values: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows by the keys of the columns, from a value for each column."""
+    return [dict(zip((c.key for c in columns), row, strict=True)) for row in values]
+
+
 def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title: str) -> Table:
     """A table of rows."""
     from rich.table import Table

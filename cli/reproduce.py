@@ -50,13 +50,7 @@ def reproduce_command(
     because papers print it.
     """
     from ctrnn_assembly.reproduction.experiments import experiment_names, load_experiment
-    from ctrnn_assembly.reproduction.results import (
-        cells,
-        compare,
-        read_results,
-        summary,
-        summary_cells,
-    )
+    from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells
     from ctrnn_assembly.reproduction.scheduler import Places, run_all
 
     if not names and not list_all:

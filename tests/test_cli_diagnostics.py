@@ -176,17 +176,14 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path, command):
 @pytest.mark.parametrize(
     ("command", "options", "reason"),
     [
-        ("spectrum", ("--every", 0), "in 1..64"),
-        ("spectrum", ("--every", 65), "in 1..64"),
         ("spectrum", ("--every", 2, "--at", "3"), "exclude each other"),
-        ("spectrum", ("--at", "a,b"), "whole numbers"),
         ("spectrum", ("--at", "1000"), "in 0..64"),
         ("spectrum", ("--largest", 0), "in 1..8"),
         ("spectrum", ("--largest", 9), "in 1..8"),
         ("lyapunov", ("--k", 0), "in 1..8"),
         ("lyapunov", ("--k", 99999), "in 1..8"),
         ("lyapunov", ("--steps", 0), "steps"),
-        ("contraction", ("--pairs", 0), "at least 1"),
+        ("contraction", ("--pairs", 0), "pairs >= 1"),
         ("fixed-points", ("--starts", 0), "starts"),
         ("fixed-points", ("--largest", 9), "in 1..8"),
         ("gsc", ("--probes", 1), "probes"),
@@ -195,3 +192,10 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path, command):
 )
 def test_wrong_numbers_are_refused(cli, run, command, options, reason):
     assert reason in cli.refuses(command, run, *options)
+
+
+@pytest.mark.parametrize("options", [("--every", 0), ("--at", "a,b"), ("--samples", "x")])
+def test_click_refuses_what_it_cannot_parse(cli, run, options):
+    done = cli("spectrum", run, *options)
+    assert done.code == 2
+    assert "Error: Invalid value for" in done.err

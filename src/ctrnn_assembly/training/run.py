@@ -111,6 +111,10 @@ class Run:
         settings = read_yaml(path) if path.exists() else recipe(str(source))
         return cls(None, make_config(settings, given), True, None)
 
+    def before_training(self) -> Run:
+        """The same with the weights that training starts from."""
+        return Run(self.path, self.config, True, None)
+
     @cached_property
     def weights(self) -> Weights:
         """The weights that `model` loads: trained, or of the last epoch if training is not finished.
