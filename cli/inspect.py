@@ -114,7 +114,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
                 figure=lambda: found.figure(title=f"{config.model}: {Path(source).name}"),
             )
 
-        inputs = {"section": "input"}
+        drive = functools.partial(option, section="input")
         return together(
             click.command(name, cls=Command),
             click.argument("source", metavar="RUN|CONFIG"),
@@ -122,10 +122,10 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
             option("--initial", is_flag=True, help="of a run, the weights before training"),
             option("--dt", type=float, help="another time between samples than the run's own"),
             option("--solver", help="another solver than the run's own"),
-            option("--task", help="drive with another task than the run's own", **inputs),
-            option("--split", type=click.Choice(["train", "val", "test"]), default="val", **inputs),
-            option("--samples", type=int, help="number of input sequences  [default: 4]", **inputs),
-            option("--data-dir", help="where the data are, if they have moved", **inputs),
+            drive("--task", help="drive with another task than the run's own"),
+            drive("--split", type=click.Choice(["train", "val", "test"]), default="val"),
+            drive("--samples", type=int, help="number of input sequences  [default: 4]"),
+            drive("--data-dir", help="where the data are, if they have moved"),
             output_options,
         )(command)
 
@@ -255,6 +255,7 @@ def lyapunov_command(
     """
     import torch
 
+    from ctrnn_assembly.certificates.wording import up
     from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.figures.lyapunov import lyapunov_figure
@@ -284,7 +285,7 @@ def lyapunov_command(
         what=": exponents per unit of time",
         notes=[
             f"{len(net.u)} runs of {found.steps} steps, after {found.transient}",
-            "no certified bound" if bound is None else f"certified: at most {bound:.6f}",
+            "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}",
         ],
         facts={"counted_steps": found.steps, "transient": found.transient, "certified_bound": bound},
     )
@@ -327,6 +328,7 @@ def contraction_command(
     """
     import torch
 
+    from ctrnn_assembly.certificates.wording import factor
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
     from ctrnn_assembly.figures.contraction import contraction_figure
@@ -347,12 +349,12 @@ def contraction_command(
         other = measured(excited, dt=found.dt, solver=found.solver)
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
-    said = "not certified" if bound is None else f"at most {bound:.6f} certified"
+    said = "not certified" if bound is None else f"at most {factor(bound)} certified"
     notes = [
         f"largest factor of one step: {found.factor:.6f} measured, {said}",
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
     ]
-    facts = {
+    facts: dict[str, Any] = {
         "pairs": found.pairs,
         "largest_factor": found.factor,
         "certified_factor": bound,
@@ -390,7 +392,9 @@ def contraction_command(
         },
         functools.partial(
             contraction_figure,
-            *(values.numpy() for values in (found.times, found.distances, found.euclidean)),
+            found.times.numpy(),
+            found.distances.numpy(),
+            found.euclidean.numpy(),
             certificate,
             twin=None if other is None else other.euclidean.numpy(),
         ),

@@ -41,7 +41,7 @@ class OutputFile(click.Path):
         self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        file = Path(super().convert(value, param, ctx))
+        file: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
         name = "the file" if param is None else param.opts[0]
         if self.suffixes and file.suffix.lower() not in self.suffixes:
             raise ConfigError(f"{name} must end in {', '.join(self.suffixes)}; got {str(file)!r}.")

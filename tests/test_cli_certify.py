@@ -360,7 +360,7 @@ def test_numbers_are_rounded_to_the_side_that_claims_less() -> None:
 
 def test_certify_imports_no_heavy_library(tmp_path: Path) -> None:
     store_run(tmp_path / "run")
-    heavy = "lightning", "torchvision", "matplotlib", "PIL", "aeon"
+    heavy = "lightning", "lightning_fabric", "torchvision", "matplotlib", "PIL", "aeon"
     code = (
         "import sys\nfrom ctrnn_cli.main import main\n"
         "try: main(sys.argv[1:])\n"
