@@ -418,7 +418,8 @@ class _Integrate(torch.autograd.Function):
             if graph:
                 from ctrnn_assembly.solvers.cuda.graph import replayed
 
-                stored, last = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
+                found: Any = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
+                stored, last = found
             else:
                 shape = kernel.shape(plan.stored(steps), len(x0))
                 # With save="all" the caller keeps the states: they must not lie in a pooled buffer.
