@@ -1,11 +1,9 @@
-"""Sets whose metric is diagonal: trained, P = diag(exp(2 b)) of Theorems 1 and 5, or the identity.
+"""What Theorems 1, 4 and 5 share: a trained diagonal metric P = diag(exp(2 b)), of bounded condition.
 
 The exponent is squashed, b -> beta tanh(b / beta) with beta = log(max_condition) / 4, so that no
 optimiser step can make cond(P) exceed `max_condition`: couplings are multiplied by up to
 sqrt(cond P), and beyond about 1e6 float32 gradients explode (THEORY section 4).
 """
-
-from __future__ import annotations
 
 import math
 from abc import abstractmethod
@@ -15,19 +13,12 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
+from ctrnn_assembly.contracting.interface import Contracting, Form
 from ctrnn_assembly.errors import ContractionError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, working_precision
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 from ctrnn_assembly.metrics import Factor
 
 MAX_CONDITION = 1e6
-
-
-class IdentityMetric(Contracting):
-    """A set of weights whose metric is M = I."""
-
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], *working_precision(raw[0][:0]))
 
 
 class DiagonalMetric(Contracting):
@@ -51,16 +42,15 @@ class DiagonalMetric(Contracting):
         init_scale: float | None = None,
     ) -> None:
         super().__init__(phi, margin=margin)
-        check_max_condition(max_condition)
-        self.max_condition = max_condition
+        self.max_condition = checked_condition(max_condition)
         self.init_scale = self.default_scale if init_scale is None else init_scale
 
     @abstractmethod
     def inside(self, A: Tensor) -> Tensor:
-        """X, (n, n), for any finite A (n, n), float64."""
+        """X, (n, n), for any finite A (n, n)."""
 
     @abstractmethod
-    def raw(self, X: Tensor) -> Tensor:
+    def outward(self, X: Tensor) -> Tensor:
         """An A with inside(A) = X."""
 
     @abstractmethod
@@ -71,22 +61,17 @@ class DiagonalMetric(Contracting):
             ContractionError: if none is found.
         """
 
-    def forward(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
-        A64, b64 = working_precision(A, b)
-        log_theta = squash(b64, self.max_condition)
-        X = self.radius * self.inside(A64)
-        return (X * (log_theta - log_theta[:, None]).exp() / self.phi.g).to(A.dtype)
+    def weight(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        X = self.radius * self.inside(A)
+        return balanced(X, -squash(b, self.max_condition)) / self.phi.g
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        check_square(W)
-        (W64,) = working_precision(W.detach())
-        log_theta = self.metric_of(W64)
-        A = self.raw(balanced(self.phi.g * W64, log_theta) / self.radius)
-        return A.to(W.dtype), unsquash(log_theta, self.max_condition).to(W.dtype)
+    def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        log_theta = self.metric_of(W)
+        A = self.outward(balanced(self.phi.g * W, log_theta) / self.radius)
+        return A, unsquash(log_theta, self.max_condition)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        (b,) = working_precision(raw[1])
-        return Factor.diagonal(squash(b, self.max_condition))
+    def metric(self, *raw: Tensor, form: Form) -> Factor:
+        return Factor.diagonal(squash(raw[1], self.max_condition))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         A = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
@@ -107,8 +92,7 @@ def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:
     B = rule.phi.g * majorant(W, rule.phi.monotone)
     log_theta = log_metzler_scaling(B, rule.radius)
     if log_theta is None:
-        raise outside(
-            rule.theorem,
+        raise rule.outside(
             f"rho(g |W|) < {rule.radius:.6g}",
             float(torch.linalg.eigvals(B).abs().max()),
             "Scale W down, or use the constraint unconstrained (no certificate).",
@@ -140,7 +124,8 @@ def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
     return beta * torch.atanh(ratio)
 
 
-def check_max_condition(max_condition: float) -> None:
-    """Refuse a bound that admits no metric but the identity."""
+def checked_condition(max_condition: float) -> float:
+    """The bound, unless it admits no metric but the identity."""
     if not 1 < max_condition < float("inf"):
         raise ContractionError(f"max_condition must be above 1 and finite; got {max_condition}.")
+    return max_condition

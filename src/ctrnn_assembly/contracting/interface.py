@@ -5,8 +5,6 @@ Its raw tensors live in the parametrised module (`parametrizations.weight.origin
 metric takes the same raw tensors as the map and cannot belong to other weights.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, cast
 
@@ -16,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.errors import ContractionError, ShapeError
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Factor
 
 Form = Literal["x", "r"]
@@ -26,6 +25,8 @@ SMALLEST_MARGIN = 1e-3
 
 class Contracting(nn.Module, ABC):
     """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
+
+    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64.
 
     Args:
         phi: the activation, by name or as an `Activation`.
@@ -66,30 +67,58 @@ class Contracting(nn.Module, ABC):
         return (1 - self.margin) * (1 - 1e-5)
 
     @abstractmethod
-    def forward(self, *raw: Tensor) -> Tensor:
+    def weight(self, *raw: Tensor) -> Tensor:
         """The weight W, (n, n), in the set for every finite value of the raw tensors."""
 
     @abstractmethod
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
-        """Raw tensors with forward(*raw) = W; the metric, if free, is searched for.
-
-        To copy a trained module use its state dict, which keeps its metric.
+    def raw(self, W: Tensor) -> tuple[Tensor, ...]:
+        """Raw tensors with weight(*raw) = W, for a finite square W.
 
         Raises:
             ContractionError: if W is not in the set, or no metric is found within the bounds.
         """
 
     @abstractmethod
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        """The metric of the module, from the same raw tensors as the weight, in float64."""
+    def metric(self, *raw: Tensor, form: Form) -> Factor:
+        """The metric in which weight(*raw) contracts."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """A random W of the set, (n, n), in the default dtype."""
 
+    def forward(self, *raw: Tensor) -> Tensor:
+        """`weight` of raw tensors of any precision, rounded once."""
+        return self.weight(*working_precision(*raw)).to(raw[0].dtype)
+
+    def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
+        """`raw` for a W of any precision; the metric, if free, is searched for.
+
+        To copy a trained module use its state dict, which keeps its metric.
+
+        Raises:
+            ShapeError: if W is not square. ContractionError: if W is not finite or not in the set.
+        """
+        check_square(W)
+        return tuple(raw.to(W.dtype) for raw in self.raw(*working_precision(W.detach())))
+
+    def factor(self, *raw: Tensor, form: Form) -> Factor:
+        """`metric` of raw tensors of any precision, in float64."""
+        return self.metric(*working_precision(*raw), form=form)
+
+    def outside(self, condition: str, value: float, fix: str) -> ContractionError:
+        """The error for a weight that is not in the set."""
+        return ContractionError(f"{self.theorem} needs {condition}; got {value:.6g}. {fix}")
+
     def extra_repr(self) -> str:
         guarantee = "no guarantee" if self.rate is None else f"rate>={self.rate}"
         return f"phi={self.phi.name}, {guarantee}"
+
+
+class IdentityMetric(Contracting):
+    """A set of weights whose metric is M = I."""
+
+    def metric(self, *raw: Tensor, form: Form) -> Factor:
+        return Factor.identity(raw[0].shape[0], raw[0])
 
 
 def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
@@ -98,20 +127,10 @@ def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
 
 
-def check_square(W: Tensor) -> int:
-    """The size n of a finite (n, n) weight.
-
-    Raises:
-        ShapeError: if W is not square. ContractionError: if an entry is NaN or infinite.
-    """
+def check_square(W: Tensor) -> None:
+    """Refuse what is no finite (n, n) weight, as `Contracting.right_inverse` does."""
     if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ShapeError(f"W must be (n, n) with n >= 1; got {tuple(W.shape)}.")
-    if not bool(torch.isfinite(W).all()):
-        bad = int((~torch.isfinite(W)).sum())
+    bad = int((~torch.isfinite(W)).sum())
+    if bad:
         raise ContractionError(f"W must be finite; got {bad} NaN or infinite entries.")
-    return W.shape[0]
-
-
-def outside(theorem: str, condition: str, value: float, fix: str) -> ContractionError:
-    """The error for a weight that is not in a theorem's set."""
-    return ContractionError(f"{theorem} needs {condition}; got {value:.6g}. {fix}")

@@ -1,19 +1,14 @@
-"""Theorem 1, trainable: rho(g |W|) < 1 through positive scalings.
+"""Theorem 1, trainable: rho(g |W|) < 1, equivalently P (g |W| - I) + (g |W| - I)^T P < 0, P diagonal.
 
-Condition: g |W| - I Hurwitz, equivalently P (g|W| - I) + (g|W| - I)^T P < 0 for a diagonal P > 0.
-The paper says that no unconstrained parametrisation was known to its authors; this one is exact and
-onto, and needs no eigenvalue: with v_ij = |V_ij| (a non-positive v_ii counts as 0 for a monotone
-phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
+An exact map onto the set that needs no eigenvalue: with v_ij = |V_ij| (a non-positive v_ii counts as 0
+for a monotone phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
 
     X_ij = V_ij / sqrt((1 + R_i)(1 + R_j)),   W_ij = r X_ij exp(b_j - b_i) / g,   P = diag(exp(2 b)).
 
 Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2).
-Not done: the rate is not read off exactly here; the certificate computes it.
 
 Source: Kozachkov et al. 2022, Theorem 1 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -37,7 +32,7 @@ class Absolute(DiagonalMetric):
         scale = (1 + (v.sum(0) + v.sum(1)) / 2).rsqrt()
         return A * scale[:, None] * scale
 
-    def raw(self, X: Tensor) -> Tensor:
+    def outward(self, X: Tensor) -> Tensor:
         a = _barrier_minimiser(symmetric_part(majorant(X, self.phi.monotone)))
         return X * a[:, None] * a
 

@@ -9,15 +9,13 @@ cannot cost more than a small part of the rate. Stiff: forward Euler needs h < 2
 Source: Kozachkov et al. 2022, Theorem 3 (arXiv 2106.08928); corrections E2 of THEORY.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.gram import bounded_gram, gram_root
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
-from ctrnn_assembly.linalg import symmetric_part, working_precision
+from ctrnn_assembly.contracting.interface import Contracting, Form
+from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor
 
 LARGEST_LOG_P = 1.0
@@ -44,45 +42,36 @@ class NegativeProduct(Contracting):
     def rate(self) -> float:
         return 0.99
 
-    def forward(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
-        P1, P2, Q = self._factors(p1, p2, E)
-        return (-P1[:, None] * Q * P2).to(E.dtype)
+    def weight(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
+        return -_scaling(p1)[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * _scaling(p2)
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n = check_square(W)
-        (W64,) = working_precision(W.detach())
-        half_log_r = _half_log_ratio(W64)
-        p1, p2 = half_log_r, -half_log_r
-        if bool((half_log_r.abs() >= LARGEST_LOG_P).any()):
-            worst = float(half_log_r.abs().max())
-            raise outside(self.theorem, "|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
-        Q = -(-p1).exp()[:, None] * W64 * (-p2).exp()
+    def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_p = _half_log_ratio(W)  # of P1; P2 is its inverse
+        worst = float(log_p.abs().max())
+        if worst >= LARGEST_LOG_P:
+            raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
+        Q = -(-log_p).exp()[:, None] * W * log_p.exp()
         asymmetry = float((Q - Q.mT).abs().max())
         if asymmetry > 1e-5 * float(Q.abs().max()):
-            raise outside(self.theorem, "W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W.")
+            raise self.outside("W = -P1 Q P2 with Q symmetric", asymmetry, "Supply such a W.")
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
-        E = gram_root(values - SMALLEST_Q, vectors, LARGEST_Q * n**0.5)
+        E = gram_root(values, vectors, SMALLEST_Q, LARGEST_Q)
         if E is None:
-            raise outside(
-                self.theorem,
+            raise self.outside(
                 f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)",
                 float(values[0]),
                 "The value is the smallest eigenvalue of Q; rescale W.",
             )
-        return (
-            torch.atanh(p1 / LARGEST_LOG_P).to(W.dtype),
-            torch.atanh(p2 / LARGEST_LOG_P).to(W.dtype),
-            E.to(W.dtype),
-        )
+        p = torch.atanh(log_p / LARGEST_LOG_P)
+        return p, -p, E
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        P1, P2, Q = self._factors(*raw)
-        P = P1 if form == "x" else P2
+    def metric(self, *raw: Tensor, form: Form) -> Factor:
+        P = _scaling(raw[0] if form == "x" else raw[1])
+        Q = bounded_gram(raw[2], SMALLEST_Q, LARGEST_Q)
         C = torch.linalg.cholesky(P[:, None] * Q * P)  # C C^T = P Q P
         eye = torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
         C_inv = torch.linalg.solve_triangular(C, eye, upper=False)
-        theta, theta_inv = (C_inv, C) if form == "x" else (C.mT, C_inv.mT)
-        return Factor.dense(theta, theta_inv)
+        return Factor.dense(C_inv, C) if form == "x" else Factor.dense(C.mT, C_inv.mT)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         p = 0.1 * torch.randn(2, n, generator=generator)
@@ -92,13 +81,10 @@ class NegativeProduct(Contracting):
         E = torch.linalg.cholesky(0.25 * X @ X.mT + 0.5 * n * torch.eye(n))
         return self(p[0], p[1], E)
 
-    def _factors(self, p1: Tensor, p2: Tensor, E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """P1 (n,), P2 (n,), Q (n, n), in working precision."""
-        a, b, E64 = working_precision(p1, p2, E)
-        n = E.shape[0]
-        Q = bounded_gram(E64, LARGEST_Q * n**0.5)
-        Q = Q + SMALLEST_Q * torch.eye(n, dtype=Q.dtype, device=Q.device)
-        return (LARGEST_LOG_P * a.tanh()).exp(), (LARGEST_LOG_P * b.tanh()).exp(), Q
+
+def _scaling(p: Tensor) -> Tensor:
+    """P_k, (n,)."""
+    return (LARGEST_LOG_P * p.tanh()).exp()
 
 
 def _half_log_ratio(W: Tensor) -> Tensor:

@@ -7,14 +7,12 @@ units is in the set, at any strength that the bound on the metric's condition nu
 Source: Kozachkov et al. 2022, Theorem 4 (arXiv 2106.08928).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.diagonal import MAX_CONDITION
-from ctrnn_assembly.contracting.interface import Contracting, Form, check_square, outside
+from ctrnn_assembly.contracting.interface import Contracting, Form
 from ctrnn_assembly.contracting.theorem1_absolute import Absolute
 from ctrnn_assembly.metrics import Factor
 
@@ -37,20 +35,17 @@ class Triangular(Contracting):
         super().__init__(phi, margin=margin)
         self.absolute = Absolute(phi, margin=margin, max_condition=max_condition, init_scale=1.0)
 
-    def forward(self, V: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
-        return self.absolute(V.tril(), b)
+    def weight(self, V: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        return self.absolute.weight(V.tril(), b)
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        check_square(W)
-        above = float(W.triu(1).abs().max()) if W.numel() > 1 else 0.0
+    def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        above = float(W.triu(1).abs().max())
         if above > 0:
-            raise outside(
-                self.theorem, "zeros above the diagonal", above, "Pass W.tril(), or use absolute."
-            )
-        return self.absolute.right_inverse(W)
+            raise self.outside("zeros above the diagonal", above, "Pass W.tril(), or use absolute.")
+        return self.absolute.raw(W)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        return self.absolute.factor(*raw, form=form)
+    def metric(self, *raw: Tensor, form: Form) -> Factor:
+        return self.absolute.metric(*raw, form=form)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return self.absolute.sample(n, generator).tril()

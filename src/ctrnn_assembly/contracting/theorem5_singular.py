@@ -1,23 +1,19 @@
 """Theorem 5: g^2 W^T P W < P for a diagonal P > 0 (the SVD Combo Net).
 
 Equivalently the largest singular value of P^1/2 W P^-1/2 is below 1/g; P must be diagonal (a full P
-fails). Parametrisation onto the set, without an SVD: [I; A] = Q R (reduced QR) gives X = A R^-1, the
-lower half of Q, with singular values below 1; then W = r exp(b_j - b_i) X_ij / g and P =
-diag(exp(2 b)). The published form U Sigma V^T with Sigma = exp(-z^2)/g reaches 1/g, rate 0, at z=0;
-here s <= r < 1. The QR form keeps s(X) <= 1 to the last bit however A is conditioned, where a
-Cholesky factor of I + A^T A breaks down. One QR of a (2n, n) matrix.
+fails). A map onto the set without an SVD: [I; A] = Q R (reduced QR) gives X = A R^-1, the lower half of
+Q, with singular values below 1 to the last bit however A is conditioned, where a Cholesky factor of
+I + A^T A breaks down; then W = r exp(b_j - b_i) X_ij / g and P = diag(exp(2 b)). The published form
+U Sigma V^T reaches 1/g, rate 0 (THEORY E15). One QR of a (2n, n) matrix.
 
 Source: Kozachkov et al. 2022, Theorem 5 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
-
-from __future__ import annotations
 
 import torch
 from scipy.linalg import matrix_balance
 from torch import Tensor
 
 from ctrnn_assembly.contracting.diagonal import DiagonalMetric, balanced
-from ctrnn_assembly.contracting.interface import outside
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
@@ -38,7 +34,7 @@ class SingularValueBounded(DiagonalMetric):
         Q, R = torch.linalg.qr(torch.cat([eye / size, A / size]))
         return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
 
-    def raw(self, X: Tensor) -> Tensor:
+    def outward(self, X: Tensor) -> Tensor:
         # X = A C^-T with C C^T = I + A^T A, so I - X^T X = K K^T with K = C^-1, and A = X K^-T.
         eye = torch.eye(X.shape[0], dtype=X.dtype, device=X.device)
         K = torch.linalg.cholesky(eye - X.mT @ X)
@@ -60,8 +56,7 @@ class SingularValueBounded(DiagonalMetric):
             if s < self.radius * (1 - 1e-9):
                 return log_theta
             smallest = min(smallest, s)
-        raise outside(
-            self.theorem,
+        raise self.outside(
             f"g s(P^1/2 W P^-1/2) < {self.radius:.6g} in one of three diagonal metrics",
             smallest,
             "Scale W down.",

@@ -5,14 +5,11 @@ nothing says that the modules contract in it. `rate` is None and a certificate h
 proof.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.diagonal import IdentityMetric
-from ctrnn_assembly.contracting.interface import check_square
+from ctrnn_assembly.contracting.interface import IdentityMetric
 from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
@@ -24,9 +21,11 @@ class WithoutGuarantee(IdentityMetric):
     def rate(self) -> None:
         return None
 
-    def right_inverse(self, W: Tensor) -> tuple[Tensor]:
-        check_square(W)
-        return (W.detach().clone(),)
+    def weight(self, W: Tensor) -> Tensor:  # type: ignore[override]
+        return W.clone()
+
+    def raw(self, W: Tensor) -> tuple[Tensor]:
+        return (W.clone(),)
 
 
 class Unconstrained(WithoutGuarantee):
@@ -37,9 +36,6 @@ class Unconstrained(WithoutGuarantee):
     def __init__(self, phi: str | Activation = "tanh", *, init_scale: float = 0.5) -> None:
         super().__init__(phi)
         self.init_scale = init_scale
-
-    def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
-        return W
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
@@ -67,9 +63,6 @@ class PublishedSparse(WithoutGuarantee):
     ) -> None:
         super().__init__(phi)
         self.density, self.magnitude, self.shrink, self.tries = density, magnitude, shrink, tries
-
-    def forward(self, W: Tensor) -> Tensor:  # type: ignore[override]
-        return W.clone()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
