@@ -8,8 +8,6 @@ A sequence shorter than the longest one keeps its last state from its end on. Wh
 read, so NaN may stand there (the usual padding of unequal time series) and harms no gradient.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -72,14 +70,16 @@ class Recurrent(nn.Module, ABC):
         Returns:
             output (time, batch, n) or (batch, time, n), after each sample; h_n (1, batch, state_size).
         """
-        u, x, lengths = self._checked(input, h_0, lengths)
-        output, x = self._run(u, x, lengths, dt, "all")
+        if dt is not None and not hasattr(self, "dt"):
+            raise ConfigError(
+                f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
+            )
+        output, x = self._run(*self._checked(input, h_0, lengths), dt, "all")
         return output if self.batch_first else rearrange(output, "batch time n -> time batch n"), x[None]
 
     def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
         """The last valid output, (batch, n), from a zero state; `input` as in `forward`."""
-        u, x, lengths = self._checked(input, None, lengths)
-        return self._run(u, x, lengths, None, "last")[1][:, : self.hidden_size]
+        return self._run(*self._checked(input, None, lengths), None, "last")[1][:, : self.hidden_size]
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
         """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).
@@ -107,12 +107,7 @@ class Recurrent(nn.Module, ABC):
 
     @abstractmethod
     def _run(
-        self,
-        u: Tensor,
-        x: Tensor,
-        lengths: Tensor | None,
-        dt: float | Tensor | None,
-        save: Save,
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
     ) -> tuple[Tensor, Tensor]:
         """Outputs (batch, time, n), which may be left out with save="last", and the last state.
 
@@ -136,15 +131,22 @@ class Recurrent(nn.Module, ABC):
         like = next(self.parameters())
         u = input if self.batch_first else rearrange(input, "time batch m -> batch time m")
         u = u.to(like.dtype)
+        batch, time, _ = u.shape
         if lengths is not None:
-            lengths = _checked_lengths(lengths, *u.shape[:2]).to(u.device)
-            past = torch.arange(u.shape[1], device=u.device) >= lengths[:, None]  # (batch, time)
+            whole = lengths.shape == (batch,) and lengths.dtype == torch.int64
+            if not whole or bool(((lengths < 1) | (lengths > time)).any()):
+                raise ShapeError(
+                    f"lengths must be ({batch},), int64, in 1..{time}; got {lengths.dtype} of shape "
+                    f"{tuple(lengths.shape)}: {lengths.tolist()[:5]}. Drop empty sequences."
+                )
+            lengths = lengths.to(u.device)
+            past = torch.arange(time, device=u.device) >= lengths[:, None]  # (batch, time)
             # Blanked, not only skipped: 0 times NaN would still reach the gradient.
             u = u.masked_fill(past[..., None], 0)
         check_finite(u)
         if h_0 is None:
-            return u, like.new_zeros(len(u), self.state_size), lengths
-        self._check_state("h_0", h_0, (1, len(u), self.state_size))
+            return u, like.new_zeros(batch, self.state_size), lengths
+        self._check_state("h_0", h_0, (1, batch, self.state_size))
         return u, h_0[0], lengths
 
     def _check_state(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
@@ -158,13 +160,3 @@ class Recurrent(nn.Module, ABC):
                 f"{name} must be {like.dtype} on {like.device}, as the weights; got {x.dtype} on "
                 f"{x.device}. Call {name}.to({like.dtype}), or net.to(...)."
             )
-
-
-def _checked_lengths(lengths: Tensor, batch: int, time: int) -> Tensor:
-    whole = lengths.shape == (batch,) and lengths.dtype == torch.int64
-    if not whole or bool((lengths < 1).any()) or bool((lengths > time).any()):
-        raise ShapeError(
-            f"lengths must be ({batch},), int64, in 1..{time}; got {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}: {lengths.tolist()[:5]}. Drop empty sequences."
-        )
-    return lengths

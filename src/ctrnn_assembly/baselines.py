@@ -1,0 +1,304 @@
+"""Networks to compare with; layers as `CTRNN` is one (`ctrnn_assembly.recurrent`).
+
+No baseline carries a certificate: none enforces a condition that proves contraction. `TorchRNN` runs
+torch's own kernels (cuDNN on a GPU). `EulerRNN` is a loop of Python: T sequential steps of O(batch n^2),
+with the input projected by one product and the recurrent matrices built once a call.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.certificates.certify import Search
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.recurrent import Recurrent, Save
+
+Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
+Nonlinearity = Literal["tanh", "relu"]
+
+
+class Baseline(Recurrent):
+    """A layer that is no assembly of contracting modules: its rates are its state."""
+
+    def terms(self) -> NoReturn:
+        """Refused: x' is not of the form of `Terms`."""
+        name = type(self).__name__
+        raise ConfigError(f"{name} has no terms, as it is no assembly. Use step(u, x), or a CTRNN.")
+
+    def metric(self) -> NoReturn:
+        """Refused: no metric is known in which the layer contracts."""
+        name = type(self).__name__
+        raise ConfigError(f"{name} has no metric in which it is known to contract. Use a CTRNN.")
+
+    def certificate(
+        self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
+    ) -> Certificate:
+        """A certificate that certifies nothing, and says why; dt is 1, a sample, if None."""
+        reason = (
+            f"{type(self).__name__} is a baseline: no certificate is defined for it, as nothing bounds "
+            "how far two of its states may part. Use svd-combo, say"
+        )
+        return Certificate.refused(reason, dt=1.0 if dt is None else dt, solver=solver or "own step")
+
+    def firing_rates(self, x: Tensor) -> Tensor:
+        """The state itself, (..., n)."""
+        return x
+
+    def project_(self) -> None:
+        """Nothing: the raw weights have no set to stay in."""
+
+
+class TorchRNN(Baseline):
+    """A map by `torch.nn`; a subclass sets `rnn`, with batch_first, and writes its step out."""
+
+    rnn: nn.RNNBase
+
+    def flow(self, u: Tensor | None = None) -> NoReturn:
+        """Refused: the network is a map."""
+        raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
+
+    def _run(
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
+    ) -> tuple[Tensor, Tensor]:
+        parts = tuple(part[None].contiguous() for part in x.split(self.hidden_size, dim=-1))
+        state = parts if len(parts) > 1 else parts[0]  # (h, c) of an LSTM
+        if lengths is None:
+            output, last = self.rnn(u, state)
+        else:
+            # Packed, because torch returns only the last LSTM cell state: c at a sequence's own end
+            # could not be picked from a full run.
+            ends = lengths.cpu()
+            packed = pack_padded_sequence(u, ends, batch_first=True, enforce_sorted=False)
+            packed, last = self.rnn(packed, state)
+            output, _ = pad_packed_sequence(packed, batch_first=True, total_length=u.shape[1])
+            held = torch.arange(u.shape[1], device=u.device).minimum(lengths[:, None] - 1)
+            output = output.gather(1, held[..., None].expand_as(output))
+        return output, torch.cat(last, dim=-1)[0] if len(parts) > 1 else last[0]
+
+
+class VanillaRNN(TorchRNN):
+    """Elman's recurrent network, x_t = phi(W x_{t-1} + U u_t + b), phi = tanh or relu.
+
+    torch keeps b as a sum of two vectors, both trained; weights start uniform in +-1 / sqrt(n).
+    Guarantee: none. Nothing bounds W.
+    Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        batch_first: bool = False,
+        nonlinearity: Nonlinearity = "tanh",
+    ) -> None:
+        super().__init__(input_size, hidden_size, batch_first=batch_first)
+        if nonlinearity not in get_args(Nonlinearity):
+            raise unknown("nonlinearity", nonlinearity, get_args(Nonlinearity))
+        self.phi = torch.tanh if nonlinearity == "tanh" else torch.relu
+        self.rnn = nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity, batch_first=True)
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        U, W, b_u, b_x = self.rnn.all_weights[0]
+        return self.phi(linear(u, U, b_u) + linear(x, W, b_x))
+
+
+class LSTM(TorchRNN):
+    """Long short-term memory; its state is [h, c] in one tensor, (batch, 2n), its output h.
+
+        (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
+        g   = tanh(W_g h_{t-1} + U_g u_t + b_g)
+        c_t = f o c_{t-1} + i o g
+        h_t = o o tanh(c_t)
+
+    Weights start as torch starts them, uniform in +-1 / sqrt(n), the forget bias too (much of the
+    literature starts that one at 1; set it if you compare).
+    Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
+    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the formula is
+    torch.nn.LSTM's.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
+        state_size = 2 * hidden_size
+        super().__init__(input_size, hidden_size, batch_first=batch_first, state_size=state_size)
+        self.rnn = nn.LSTM(input_size, hidden_size, batch_first=True)
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
+        i, f, g, o = (linear(u, U, b_u) + linear(h, W, b_h)).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
+
+
+class EulerRNN(Baseline):
+    """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps a part of the network, > 0.
+
+    A subclass sets `inputs`, an nn.Linear of m features, and says what x' is.
+    """
+
+    inputs: nn.Linear
+
+    def __init__(
+        self, input_size: int, hidden_size: int, batch_first: bool, *, eps: float, **others: float
+    ) -> None:
+        super().__init__(input_size, hidden_size, batch_first=batch_first)
+        for name, value in {"eps": eps, **others}.items():
+            limit, closing = (1.0, "]") if name.startswith("beta") else (math.inf, ")")
+            if not (0 <= value <= limit and value < math.inf):
+                raise ConfigError(f"{name} must lie in [0.0, {limit}{closing}; got {value}.")
+        if eps == 0:
+            raise ConfigError("eps must be positive; got 0. Pass eps=0.01, say.")
+        self.eps = eps
+
+    @abstractmethod
+    def vector_field(self) -> Field:
+        """(projected input, x) -> x', with its matrices built once."""
+
+    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
+        field = self.vector_field()
+        drive = self.inputs.bias if u is None else self.inputs(u)
+        return lambda x: field(drive, x)
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        return x + self.eps * self.flow(u)(x)
+
+    def _run(
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
+    ) -> tuple[Tensor, Tensor]:
+        field, states = self.vector_field(), []
+        for t, drive in enumerate(self.inputs(u.transpose(0, 1))):
+            moved = x + self.eps * field(drive, x)
+            x = moved if lengths is None else torch.where(t < lengths[:, None], moved, x)
+            if save == "all":
+                states.append(x)
+        return torch.stack(states or [x], dim=1), x
+
+
+class AntisymmetricRNN(EulerRNN):
+    """Forward Euler steps of a field whose matrix is skew-symmetric minus gamma I.
+
+        plain  x_t = x_{t-1} + eps tanh(K x_{t-1} + V u_t + b)
+        gated  x_t = x_{t-1} + eps z_t o tanh(K x_{t-1} + V u_t + b)
+               z_t = sigmoid(K x_{t-1} + V_z u_t + b_z)
+        K = W - W^T - gamma I,  W strictly upper triangular
+
+    `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b), and (V_z, b_z)
+    below if gated. Start: V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws
+    the triangle (not a full W, whose K would have twice the variance) is our reading. eps > 0, gamma and
+    init_std >= 0: the paper chooses them by validation, eps from {0.01, 0.1, 1} and init_std from
+    {0, 1, 2, 4, 8, 16}; the defaults are those of a public re-implementation.
+
+    Guarantee: none. The paper argues about the eigenvalues of the Jacobian at each instant (near the
+    imaginary axis); for a time-varying input that bounds nothing, and the gate changes the Jacobian
+    besides.
+
+    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12 (plain) and 13 (gated).
+    Written from the formula; the paper could not be opened here, so the equation numbers are those that
+    a public re-implementation cites, and the settings those of a public summary of its appendix C.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        batch_first: bool = False,
+        gated: bool = False,
+        eps: float = 0.01,
+        gamma: float = 0.01,
+        init_std: float = 1.0,
+    ) -> None:
+        super().__init__(input_size, hidden_size, batch_first, eps=eps, gamma=gamma, init_std=init_std)
+        n, self.gated, self.gamma = hidden_size, gated, gamma
+        self.inputs = nn.Linear(input_size, 2 * n if gated else n)
+        nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
+        nn.init.zeros_(self.inputs.bias)
+        self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
+        self.register_buffer("index", torch.triu_indices(n, n, offset=1), persistent=False)
+
+    def matrix(self) -> Tensor:
+        """K = W - W^T - gamma I, (n, n)."""
+        eye = torch.eye(self.hidden_size).to(self.upper)
+        W = torch.zeros_like(eye).index_put(tuple(self.index), self.upper)
+        return W - W.T - self.gamma * eye
+
+    def vector_field(self) -> Field:
+        K_T = self.matrix().T
+
+        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
+            Kx = x @ K_T
+            if not self.gated:
+                return torch.tanh(Kx + drive)
+            inner, gate = drive.chunk(2, dim=-1)
+            return torch.sigmoid(Kx + gate) * torch.tanh(Kx + inner)
+
+        return x_prime
+
+
+class LipschitzRNN(EulerRNN):
+    """Forward Euler steps of a linear part plus a Lipschitz nonlinearity.
+
+        x' = A x + tanh(W x + U u + b),      x_t = x_{t-1} + eps x'(x_{t-1}, u_t)
+        A = (1 - beta_A) (M_A + M_A^T) + beta_A (M_A - M_A^T) - gamma_A I
+        W = (1 - beta_W) (M_W + M_W^T) + beta_W (M_W - M_W^T) - gamma_W I
+
+    Each beta, from symmetric (0) to skew (1), is of its own matrix (some public copies mix the two).
+    `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal, b = 0. eps > 0;
+    gamma_A, gamma_W, init_std >= 0.
+
+    Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
+    does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
+
+    Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070). Written
+    from the formula; the paper could not be opened here. Settings are those of the authors' driver
+    (github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        batch_first: bool = False,
+        eps: float = 0.03,
+        beta_A: float = 0.75,
+        beta_W: float = 0.75,
+        gamma_A: float = 1e-3,
+        gamma_W: float = 1e-3,
+        init_std: float = 0.1,
+    ) -> None:
+        blends = {"beta_A": beta_A, "beta_W": beta_W, "gamma_A": gamma_A, "gamma_W": gamma_W}
+        super().__init__(input_size, hidden_size, batch_first, eps=eps, init_std=init_std, **blends)
+        self.blend_A, self.blend_W, n = (beta_A, gamma_A), (beta_W, gamma_W), hidden_size
+        self.inputs = nn.Linear(input_size, n)
+        nn.init.xavier_normal_(self.inputs.weight)
+        nn.init.zeros_(self.inputs.bias)
+        self.M_A = nn.Parameter(torch.randn(n, n) * init_std / n)
+        self.M_W = nn.Parameter(torch.randn(n, n) * init_std / n)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """(A, W), each (n, n)."""
+
+        def blend(M: Tensor, beta: float, gamma: float) -> Tensor:
+            return (1 - beta) * (M + M.T) + beta * (M - M.T) - gamma * torch.eye(len(M)).to(M)
+
+        return blend(self.M_A, *self.blend_A), blend(self.M_W, *self.blend_W)
+
+    def vector_field(self) -> Field:
+        both = torch.cat(self.matrices()).T  # (n, 2n): A x and W x in one product
+
+        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
+            Ax, Wx = (x @ both).chunk(2, dim=-1)
+            return Ax + torch.tanh(Wx + drive)
+
+        return x_prime
