@@ -483,7 +483,6 @@ def test_constant_gates_equal_time_constants() -> None:
     net = CTRNN(2, module, gate="constant", batch_first=True, dt=0.5)
     nn.init.normal_(net.gates.constant)
     nu = net.gates.constants()
-    assert nu is not None
     ungated = Subnetwork(SingularValueBounded("tanh"), 4, weight=weight, tau=1 / nu.detach())
     ungated.load_state_dict({**net.field.state_dict(), "tau": ungated.tau})
     other = CTRNN(2, ungated, batch_first=True, dt=0.5)
@@ -568,8 +567,7 @@ def test_two_states_approach_at_every_certified_step(gate: str) -> None:
     assert certificate.certified
     assert certificate.step is not None
     assert certificate.step.certified
-    nu = net.gates.constants()
-    root = torch.ones(7) if nu is None else nu.detach().rsqrt()
+    root = net.gates.constants().detach().rsqrt() if gate == "constant" else torch.ones(7)
     u, x = 3 * normal(1, 25, 2).expand(2, -1, -1), normal(1, 2, 7)
     with torch.no_grad():
         states = torch.cat([x[0][:, None], net(u, x)[0]], 1)

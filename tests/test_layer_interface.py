@@ -150,7 +150,6 @@ def test_constant_gates_take_every_solver(solver: str, kinds: tuple[type, type])
     gated, plain = (ctrnn(kinds, gate=gate, **settings).double() for gate in ("constant", None))
     assert gated.gates is not None
     nu = gated.gates.constants()
-    assert nu is not None
     plain.load_state_dict({k: x for k, x in gated.state_dict().items() if "gates" not in k})
     for part, tau in zip(plain.field.leaves(), (1 / nu.detach()).split((2, 3)), strict=True):
         part.tau.copy_(tau)

@@ -16,8 +16,6 @@ under a bounded input although each gate of theirs, held constant, is stable.
 Source: AdaDiag 2026 (gates "input and state", x + nu o F); corrections E14 and section 3 of THEORY.
 """
 
-from __future__ import annotations
-
 from typing import get_args
 
 import torch
@@ -83,11 +81,6 @@ class Gates(nn.Module):
             z = z + self.state * x
         return self.lo + (self.hi - self.lo) * torch.sigmoid(z)
 
-    def constants(self) -> Tensor | None:
-        """nu of constant gates, (n,); None for the others, which have no value without an input."""
-        if self.kind != "constant":
-            return None
+    def constants(self) -> Tensor:
+        """nu of constant gates, (n,)."""
         return self.lo + (self.hi - self.lo) * torch.sigmoid(self.constant[self.index])
-
-    def extra_repr(self) -> str:
-        return f"{self.kind}, {self.lo} <= nu <= {self.hi}"

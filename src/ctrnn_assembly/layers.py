@@ -1,7 +1,5 @@
 """An assembly as a recurrent layer with `nn.RNN`'s calling convention, and a classifier on top."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from inspect import signature
@@ -20,10 +18,7 @@ from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import Recurrent, Save
 from ctrnn_assembly.schemes import SCHEMES, affine_step
-from ctrnn_assembly.solvers import GRID_SOLVERS, check_settings, solve
-from ctrnn_assembly.solvers.adaptive import Gradient
-from ctrnn_assembly.solvers.backends import Backend
-from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute
+from ctrnn_assembly.solvers import Backend, Gradient, MatmulPrecision, Recompute, check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze, step_grid
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Terms
@@ -79,7 +74,12 @@ class CTRNN(Recurrent):
         super().__init__(input_size, field.size, batch_first=batch_first)
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
-        check_settings(solver, gradient, None, recompute, matmul_precision, backend)
+        of_loop: dict[str, Any] = {
+            "recompute": recompute,
+            "matmul_precision": matmul_precision,
+            "backend": backend,
+        }
+        check_settings(solver, gradient, **of_loop)
         if interpolation != "hold" and solver in SCHEMES:
             raise ConfigError(
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
@@ -88,8 +88,7 @@ class CTRNN(Recurrent):
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.dt, self.solver, self.interpolation = dt, solver, interpolation
-        self.rtol, self.atol, self.gradient = rtol, atol, gradient
-        self.recompute, self.matmul_precision, self.backend = recompute, matmul_precision, backend
+        self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
         normal_(self.encoder, field.size**-0.5, generator)
@@ -101,11 +100,9 @@ class CTRNN(Recurrent):
                     f"{field.tau.tolist()[:3]}... Leave tau out, and set gate_bounds=(lo, hi)."
                 )
             bounds = (0.1, 0.2) if gate_bounds is None else gate_bounds
-            metric = field.metric()
-            self.gates = Gates(gate, input_size, metric, bounds=bounds, generator=generator)
-            for name in ("solver", "recompute", "matmul_precision", "backend") if self._reads() else ():
-                value = getattr(self, name)
-                if value != signature(CTRNN).parameters[name].default:
+            self.gates = Gates(gate, input_size, field.metric(), bounds=bounds, generator=generator)
+            for name, value in {"solver": solver, **of_loop}.items():
+                if gate != "constant" and value != signature(CTRNN).parameters[name].default:
                     raise ConfigError(
                         f"gates that read input or state are solved by euler, a plain loop; got {name}="
                         f"{value!r}. Leave it out, or use gate='constant' or flow(u)(x)."
@@ -119,16 +116,16 @@ class CTRNN(Recurrent):
         Raises:
             ConfigError: if gates read input or state: no constant tensors then say what the layer does.
         """
+        terms = self._ungated()
         if self.gates is None:
-            return self._ungated()
-        nu = self.gates.constants()
-        if nu is None:
+            return terms
+        if self._reads():
             raise ConfigError(
                 f"gates of kind {self.gates.kind!r} change the time constants with every sample, so "
                 "that no constant terms describe this layer. Use step(u, x), flow(u) or certificate(), "
                 "or gate='constant'."
             )
-        return replace(self._ungated(), tau=1 / nu)
+        return replace(terms, tau=1 / self.gates.constants())
 
     def metric(self) -> Metric:
         """M of the field, in which it contracts by construction."""
@@ -137,14 +134,14 @@ class CTRNN(Recurrent):
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What is proven of the layer as its weights are now, and of its step.
+        """What `certify` proves of the layer as its weights are now, and of its step.
 
         Args:
             dt, solver: the step; by default the layer's own.
-            search: how hard to look for another metric if the field's own proves nothing, see `certify`.
+            search: how hard to look for another metric if the field's own proves nothing.
         """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
-        if self.gates is None or self.gates.kind == "constant":
+        if self.gates is None or not self._reads():
             return certify(self, dt=dt, solver=solver, search=search)
         if solver != "euler":
             raise ConfigError(
@@ -157,14 +154,10 @@ class CTRNN(Recurrent):
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
         terms = self._ungated() if self._reads() else self.terms()
         sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
-
-        def f(x: Tensor) -> Tensor:
-            if self._reads():
-                assert self.gates is not None
-                return self.gates(self.gates.read(sample), x) * terms.drift(x, sample)
-            return terms(x, sample)
-
-        return f
+        if self.gates is None or not self._reads():
+            return lambda x: terms(x, sample)
+        gates, z = self.gates, self.gates.read(sample)
+        return lambda x: gates(z, x) * terms.drift(x, sample)
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
@@ -189,31 +182,17 @@ class CTRNN(Recurrent):
         return affine_step(SCHEMES[self.solver], self.terms(), self.dt)(x, u)
 
     def _run(
-        self,
-        u: Tensor,
-        x: Tensor,
-        lengths: Tensor | None,
-        dt: float | Tensor | None,
-        save: Save,
+        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
     ) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
         if self._reads():
             states = self._gated_states(u, x, lengths, step)
             return states[:, 1:], states[:, -1]
-        options: dict[str, Any] = {
-            "solver": self.solver,
-            "rtol": self.rtol,
-            "atol": self.atol,
-            "gradient": self.gradient,
-            "matmul_precision": self.matmul_precision,
-            "backend": self.backend,
-            "lengths": lengths,
-            "save": save,
-        }
-        if save == "last" and lengths is None:
-            options["recompute"] = self.recompute
+        options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
+        if save == "all" or lengths is not None:
+            options["recompute"] = "none"
         terms = self.terms()
-        if self.solver in GRID_SOLVERS or self.interpolation == "hold":
+        if self.interpolation == "hold":
             solution = solve(terms, x, u=u, dt=step, **options)
         else:
             if isinstance(step, Tensor) and step.ndim > 1:
