@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.solvers import FIXED_STEP, GRID_SOLVERS, solve
-from solver_problems import F64, mixed, nested, normal
+from solver_problems import F64, mixed, nested, normal, uniform
 from solver_problems import one_thread as one_thread
 
 TIMES = torch.arange(6, dtype=F64) * 0.4
@@ -120,3 +120,21 @@ def test_grid_methods_refuse_the_settings_they_would_ignore(solver: str) -> None
 def test_an_unknown_gradient_is_refused() -> None:
     with pytest.raises(ConfigError, match="one of direct, adjoint, inexact-adjoint; got 'exact'"):
         solve(Oscillator(), normal(1, 2), ENDS, solver="dopri5", gradient="exact")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["fused", "plain"])
+def test_terms_remember_nothing_of_an_earlier_solve(backend: str) -> None:
+    """Gradients after a solve without them, and states after a step of an optimiser."""
+    terms = uniform().terms().trainable_copy()
+    x0, settings = normal(2, terms.n), {"backend": backend}
+    t = 0.1 * torch.arange(4, dtype=F64)
+    with torch.no_grad():
+        before = solve(terms, x0, t, solver="euler", **settings).last
+    gradients = torch.autograd.grad(
+        solve(terms, x0, t, solver="euler", **settings).last.sum(), terms.blocks
+    )
+    assert all(float(g.abs().max()) > 0 for g in gradients)
+    with torch.no_grad():
+        for W in terms.blocks:
+            W.add_(0.1)
+        assert float((solve(terms, x0, t, solver="euler", **settings).last - before).abs().max()) > 1e-3

@@ -69,9 +69,12 @@ class Terms:
     def sizes(self) -> tuple[int, ...]:
         return tuple(block.shape[0] for block in self.blocks)
 
-    @cached_property
+    @property
     def stacked(self) -> Tensor | None:
-        """W_i one above the other, (blocks, k, k), if there are several and all of one size."""
+        """W_i one above the other, (blocks, k, k), if there are several and all of one size.
+
+        Not cached: what a solve without gradients has made has no history for the next one.
+        """
         several = len(self.blocks) > 1 and len(set(self.sizes)) == 1
         return torch.stack(self.blocks) if several else None
 
@@ -83,9 +86,9 @@ class Terms:
         """W p for p of shape (batch, n), block by block."""
         if len(self.blocks) == 1:
             return p @ self.blocks[0].mT
-        if self.stacked is not None:
-            parts = p.view(len(p), *self.stacked.shape[:2]).transpose(0, 1)
-            return torch.bmm(parts, self.stacked.mT).transpose(0, 1).flatten(1)
+        if (stacked := self.stacked) is not None:
+            parts = p.view(len(p), *stacked.shape[:2]).transpose(0, 1)
+            return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
 
     def inject(self, u: Tensor | None) -> Tensor:

@@ -170,7 +170,8 @@ def structured_weight(terms: Terms) -> Tensor:
                 "diagonal=False."
             )
         return w
-    return terms.weight() if terms.stacked is None else terms.stacked
+    stacked = terms.stacked
+    return terms.weight() if stacked is None else stacked
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
