@@ -19,6 +19,8 @@ COLUMNS = (
     Column("share", "share", ".1%"),
     Column("peak_mb", "MB", ".1f"),
 )
+COUPLING = "all, random:C, ...; may be repeated  [default: all, random:5, random:20]"
+DEVICE = "auto is the GPU where there is one, with ours on the CPU as well"
 
 
 @click.command("bench")
@@ -27,43 +29,14 @@ COLUMNS = (
 @click.option("--batch", type=int, default=128, help="samples  [default: 128]")
 @click.option("--steps", type=int, default=196, help="steps of a sequence  [default: 196]")
 @click.option("--rounds", type=int, default=7, help="timings of each, 7 or more  [default: 7]")
-@click.option(
-    "--coupling",
-    "couplings",
-    multiple=True,
-    metavar="NAME",
-    help="all, random:C, ...; may be repeated  [default: all, random:5, random:20]",
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    help="of ours this backend only: fused, graph or persistent; may be repeated",
-)
+@click.option("--coupling", "couplings", multiple=True, metavar="NAME", help=COUPLING)
 @click.option("--only", multiple=True, metavar="NAME", help="this contestant only; may be repeated")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="auto is the GPU where there is one, with ours on the CPU as well",
-)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help=DEVICE)
 @click.option("--threads", type=int, help="CPU threads  [default: torch's own]")
-@click.option(
-    "--budget", type=float, default=240.0, help="seconds for the rounds, 0 for no limit  [default: 240]"
-)
 @click.option("--no-memory", is_flag=True, help="do not measure peak memory")
 @json_option
 @plot_option
-def bench_command(
-    n: int,
-    units: int,
-    batch: int,
-    steps: int,
-    no_memory: bool,
-    as_json: bool,
-    plot: Path | None,
-    **settings: Any,
-) -> None:
+def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings: Any) -> None:
     """How long one forward pass, and one forward and backward pass, of a sequence take.
 
     In every round each contestant is timed once, in a new order; given are median and minimum. The
@@ -77,16 +50,17 @@ def bench_command(
     `peak_mb` (10^6 bytes) is what the resident set of a process of its own grows by, on a GPU what the
     allocator hands out.
     """
-    from rich.console import Console
     from rich.progress import track
 
-    from ctrnn_assembly.benchmark import Problem, measure, report
+    from ctrnn_assembly.benchmark import Problem, measure
+    from ctrnn_assembly.benchmark.measure import sentences, tables
 
-    bar: dict[str, Any] = {"console": Console(stderr=True), "transient": True}
+    size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
+    bar: dict[str, Any] = {"console": console(err=True), "transient": True}
     bar["disable"] = not sys.stderr.isatty()
-    size = Problem(n=n, units=units, batch=batch, steps=steps)
     found = measure(size, memory=not no_memory, track=partial(track, **bar), **settings)
-    if plot is not None and found["rows"]:
+    drawn = plot is not None and bool(found["rows"])
+    if drawn:
         from ctrnn_assembly.figures.speed import speed_figure
         from ctrnn_assembly.figures.style import save_figure
 
@@ -94,12 +68,9 @@ def bench_command(
     if as_json:
         print_json(found)
     else:
-        for title, rows in report.tables(found):
+        for title, rows in tables(found):
             console().print(table(COLUMNS, rows, title=title))
-        for sentence in report.sentences(found):
-            click.echo(sentence)
-        if plot is not None and found["rows"]:
-            click.echo(f"written: {plot}")
+        click.echo("\n".join([*sentences(found), *[f"written: {plot}"] * drawn]))
     for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)
     click.get_current_context().exit(130 if found["interrupted"] else 0)

@@ -3,12 +3,9 @@
 | file | what |
 |---|---|
 | problem | one size, one field as leaf tensors, one input: what every contestant solves |
-| contestants | the table of contestants, what each is compared with, and its useful operations |
-| rivals | what others would use: plain loops, torchdiffeq, `nn.RNN`, `nn.LSTM`, torchdyno |
-| timing | the rounds, in which everything is timed once, in a new order each |
-| memory | the peak memory of one contestant, in a process of its own |
-| measure | all of it, agreement before speed, as plain values |
-| report | the rows of the printed table and the sentences below it |
+| contestants | ours and what others would use: a table, with tolerances and useful operations |
+| timing | the rounds of timings, and peak memory |
+| measure | all of it, agreement before speed, as plain values; and what `ctrnn bench` prints of them |
 
 The field is given as leaf tensors: what is timed is the solver. Building weights from parameters
 (exponentials, metrics, couplings) is part of a training step as well; `ctrnn train --profile` shows it.

@@ -1,4 +1,7 @@
-"""The table of contestants: a row is a name, how it is built, and what it can be compared with.
+"""The table of contestants: our backends, and what others would use, as fast as little effort makes it.
+
+Of the others, weights are stacked once a solve, the input is given without a search, and torchdiffeq
+keeps no state but the last (else its backward pass is quadratic in T).
 
 Useful operations are those of the products that a solve needs, a multiplication and an addition
 counted as two. One step forward multiplies every sample with every entry of the coupling and of the
@@ -7,123 +10,166 @@ more for the gradient of every entry that is trained. Elementwise work and the s
 out: a share of the product rate that is computed from these is what was used of it.
 """
 
-from __future__ import annotations
-
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+import torchdiffeq
+from torch import Tensor, nn
 
-from ctrnn_assembly.benchmark import rivals
 from ctrnn_assembly.benchmark.problem import Blocks, Problem
-from ctrnn_assembly.benchmark.rivals import Workload
-from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.solvers import solve
 
 Kind = Literal["forward", "forward_backward"]
-KINDS: tuple[Kind, ...] = ("forward", "forward_backward")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Backend = Literal["fused", "graph", "persistent"]
-GPU_BACKENDS = ("graph", "persistent")
-Precision = Literal["float32", "tf32", "bfloat16"]
-PRECISIONS: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "tf32": torch.float32,
-    "bfloat16": torch.bfloat16,
-}
-Entries = Callable[[Problem], tuple[int, int]]
-
-
-def assembly_entries(problem: Problem) -> tuple[int, int]:
-    """Entries of coupling and weights, and how many of these are trained.
-
-    L has n^2 where it is dense, else 2 C k^2 for C pairs of modules of k units; the weights n if they
-    are diagonal, p k^2 if dense, and those that are not 0 if sparse, which are frozen.
-    """
-    n, k = problem.n, problem.units
-    coupling = n**2 if problem.dense else 2 * len(problem.pairs) * k**2
-    if problem.blocks == "sparse":
-        return coupling + sum(int(W.count_nonzero()) for W in problem.terms.blocks), coupling
-    weights = n if problem.blocks == "diagonal" else problem.modules * k**2
-    return coupling + weights, coupling + weights
-
-
-def imex_entries(problem: Problem) -> tuple[int, int]:
-    """The two matrices of an implicit step are dense whatever the coupling is."""
-    entries = 2 * problem.n**2 + problem.modules * problem.units**2
-    return entries, entries
-
-
-def dense_entries(problem: Problem, gates: int = 1) -> tuple[int, int]:
-    """n^2 a gate: of nn.RNN 1, of nn.LSTM 4."""
-    return gates * problem.n**2, gates * problem.n**2
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+TORCHDYNO = "torchdyno.models.rnn_assembly"
+HAS_TORCHDYNO = find_spec("torchdyno") is not None
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way to solve a problem.
+class Workload:
+    """A contestant prepared for one problem.
 
     Args:
-        build: prepares it for a problem.
-        entries: of a problem, the matrix entries that a step needs, and those that are trained.
-        blocks: the modules of its problem.
-        backend: of ours; None for the others.
-        precision: of the operands of its products; its rate is then that of such products.
-        coupled: whether it has a coupling; the others count under the coupling "all".
-        sparse: whether its cost depends on the coupling; else a slow one need not be timed for each.
-        tolerance: of states and gradients from those of `reference`, as relative norms; None where
-            the equations are others.
-        reference: the plain loop of its steps.
+        last: solves it, and returns the last state, (batch, n).
+        parameters: what a gradient is asked of.
     """
 
-    name: str
-    build: Callable[[Problem], Workload]
-    entries: Entries = assembly_entries
-    blocks: Blocks = "dense"
-    backend: str | None = None
-    precision: Precision = "float32"
-    coupled: bool = True
-    sparse: bool = False
-    tolerance: float | None = None
-    reference: Callable[[Problem], Workload] = rivals.plain_loop
+    last: Callable[[], Tensor]
+    parameters: Sequence[Tensor]
 
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith("ours-")
+    def run(self, kind: Kind) -> None:
+        """Inference without a graph; or a loss of the last state, and the gradients."""
+        if kind == "forward":
+            with torch.no_grad():
+                self.last()
+        else:
+            self.gradients()
 
-    def operations(self, problem: Problem, kind: Kind) -> int:
-        """The useful operations of one run, as the file defines them."""
-        entries, trained = self.entries(problem)
-        backward = 0 if kind == "forward" else entries + trained
-        return 2 * problem.steps * problem.batch * (entries + backward)
-
-    def is_present(self, device: str) -> bool:
-        """Whether it can run here."""
-        needs_gpu = self.backend in GPU_BACKENDS or self.precision == "tf32"
-        if needs_gpu and not (device == "cuda" and torch.cuda.is_available()):
-            return False
-        return rivals.has_torchdyno() or not self.name.startswith("torchdyno")
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Of the mean square of the last state."""
+        return torch.autograd.grad(self.last().square().mean(), self.parameters)
 
 
 def ours(problem: Problem, **settings: Any) -> Workload:
     """The last state by `solve`, with the settings of a backend."""
     terms, u, x0 = problem.terms, problem.u, problem.x0
+    given = {"u": u, "dt": problem.dt, "save": "last", **settings}
+    return Workload(lambda: solve(terms, x0, **given).last, problem.parameters)
+
+
+def field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+    """f(x, u) of the problem, for x (batch, n) and u (batch, 1); the weights stacked once."""
+    terms, (batch, n) = problem.terms, problem.x0.shape
+    k, p = problem.units, problem.modules
+    W = torch.stack(terms.blocks).mT  # (p, k, k)
+    L = terms.L if coupled else None
+
+    def f(x: Tensor, u: Tensor) -> Tensor:
+        assert terms.W_in is not None
+        blocks = terms.pre(x).view(batch, p, k).transpose(0, 1)
+        inner = torch.bmm(blocks, W).transpose(0, 1).reshape(batch, n)
+        out = terms.post(inner + torch.addmm(terms.bias, u, terms.W_in.mT)) - x
+        return out if L is None else torch.addmm(out, x, L.mT)
+
+    return f
+
+
+def plain_loop(problem: Problem, *, implicit: bool = False) -> Workload:
+    """x + dt f(x, u), step by step under autograd; implicit: (I - dt L)^-1 (x + dt (f(x, u) - L x))."""
+    samples, x0, L = problem.u.unbind(1), problem.x0, problem.terms.L
 
     def last() -> Tensor:
-        return solve(terms, x0, u=u, dt=problem.dt, save="last", **settings).last
+        f, x = field(problem, coupled=not implicit), x0
+        for u in samples:
+            x = x + problem.dt * f(x, u)
+            if implicit and L is not None:
+                x = torch.linalg.solve(torch.eye(len(L)).to(L) - problem.dt * L, x.mT).mT
+        return x
 
     return Workload(last, problem.parameters)
 
 
-def product(problem: Problem, precision: Precision) -> Workload:
-    """One (batch, n) by (n, n) product into a given tensor: what the machine itself can do."""
-    generator = torch.Generator().manual_seed(0)
-    x, W = (
-        torch.randn(rows, problem.n, generator=generator, dtype=torch.float32).to(
-            problem.device, PRECISIONS[precision]
+def torchdiffeq_euler(problem: Problem) -> Workload:
+    """odeint(method="euler") on the same grid."""
+    u, x0 = problem.u.unbind(1), problem.x0
+    grid = problem.dt * torch.arange(problem.steps + 1, dtype=x0.dtype, device=x0.device)
+    options = {"grid_constructor": lambda f, y0, t: grid}
+
+    def last() -> Tensor:
+        f, samples = field(problem), iter(u)
+
+        def following(t: Tensor, x: Tensor) -> Tensor:
+            return f(x, next(samples))  # Euler evaluates once a step, in order
+
+        return torchdiffeq.odeint(following, x0, grid[[0, -1]], method="euler", options=options)[-1]
+
+    return Workload(last, problem.parameters)
+
+
+def recurrent(problem: Problem, kind: Literal["RNN", "LSTM"]) -> Workload:
+    """nn.RNN with relu from identity weights, or nn.LSTM with open forget gates: no gradient fades."""
+    more = {"nonlinearity": "relu"} if kind == "RNN" else {}
+    layer, u = getattr(nn, kind)(1, problem.n, batch_first=True, **more), problem.u
+    with torch.no_grad():
+        if kind == "RNN":
+            nn.init.eye_(layer.weight_hh_l0)
+        else:  # gates come as input, forget, cell, output
+            layer.bias_ih_l0.view(4, -1)[1] = 5.0
+    layer.to(u.device, u.dtype)
+    return Workload(lambda: layer(u)[0][:, -1], list(layer.parameters()))
+
+
+def torchdyno(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Workload:
+    """Blocks bounded by tanh, frozen, or without a constraint and trained; so is its coupling."""
+    core, sequence = torchdyno_core(problem, constrained), problem.u.transpose(0, 1)
+
+    def last() -> Tensor:
+        core.train(torch.is_grad_enabled())  # in evaluation it reuses the matrices of its first call
+        return core.compute_states(sequence)[-1]
+
+    used = (core._blocks._blocks, core._couplings._couplings)
+    return Workload(last, [tensor for tensor in used if tensor.requires_grad])
+
+
+def torchdyno_core(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Any:
+    """torchdyno's module with the weights, the coupling and the step of a problem.
+
+    Its input matrix is created as (m, n) and used as (n, m), so ours is put in its place; it stays
+    frozen, as it is there.
+    """
+    terms, k = problem.terms, problem.units
+    assert terms.L is not None
+    assert terms.W_in is not None
+    L = terms.L.detach().cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it copies a tensor by torch.tensor
+        core = import_module(TORCHDYNO).RNNAssembly(
+            input_size=1,
+            out_size=1,
+            blocks=[W.detach().cpu() for W in terms.blocks],
+            coupling_blocks=[L[i * k : (i + 1) * k, j * k : (j + 1) * k] for i, j in problem.pairs],
+            coupling_topology=list(problem.pairs),
+            eul_step=problem.dt,
+            activation="relu",
+            constrained_blocks=constrained,
         )
+    core._input_mat = nn.Parameter(terms.W_in.detach().clone(), requires_grad=False)
+    return core.to(problem.device)
+
+
+def product(problem: Problem, precision: str) -> Workload:
+    """One (batch, n) by (n, n) product into a given tensor: what the machine itself can do."""
+    generator, kind = torch.Generator().manual_seed(0), PRECISIONS[precision]
+    x, W = (
+        torch.randn(rows, problem.n, generator=generator, dtype=torch.float32).to(problem.device, kind)
         for rows in (problem.batch, problem.n)
     )
     out = torch.empty_like(x)
@@ -138,10 +184,66 @@ def product(problem: Problem, precision: Precision) -> Workload:
     return Workload(last, ())
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """One way to solve a problem.
+
+    Args:
+        build: prepares it for a problem.
+        blocks: the modules of its problem.
+        backend: of ours; None for the others.
+        precision: of the operands of its products; its rate is then that of such products.
+        coupled: whether it has modules and a coupling; the others count under the coupling "all".
+        dense: the (n, n) matrices that a step needs in place of the coupling's blocks.
+        tolerance: of states and gradients from those of `reference`, as relative norms; None where
+            the equations are others.
+        reference: the plain loop of its steps.
+    """
+
+    name: str
+    build: Callable[[Problem], Workload]
+    blocks: Blocks = "dense"
+    backend: Backend | None = None
+    precision: str = "float32"
+    coupled: bool = True
+    dense: int = 0
+    tolerance: float | None = None
+    reference: Callable[[Problem], Workload] = plain_loop
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("ours-")
+
+    def operations(self, problem: Problem, kind: Kind) -> int:
+        """The useful operations of one run, as the file defines them.
+
+        L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; the weights
+        n if they are diagonal, p k^2 if dense, and those that are not 0 if sparse, which are frozen.
+        """
+        n, k, pairs, weights = problem.n, problem.units, len(problem.pairs), 0
+        whole = self.dense == 0 and 0 < 2 * pairs == problem.modules * (problem.modules - 1)
+        trained = n**2 if whole else self.dense * n**2 or 2 * pairs * k**2
+        if self.coupled:
+            weights = n if problem.blocks == "diagonal" else problem.modules * k**2
+            if problem.blocks == "sparse":
+                weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks)
+        entries = trained + weights
+        trained = trained if problem.blocks == "sparse" else entries
+        backward = 0 if kind == "forward" else entries + trained
+        return 2 * problem.steps * problem.batch * (entries + backward)
+
+    def is_present(self, device: str) -> bool:
+        """Whether it can run here."""
+        needs_gpu = self.backend in ("graph", "persistent") or self.precision == "tf32"
+        if needs_gpu and not (device == "cuda" and torch.cuda.is_available()):
+            return False
+        return HAS_TORCHDYNO or not self.name.startswith("torchdyno")
+
+
 def _backend(backend: Backend) -> tuple[Contestant, ...]:
     """One backend of our Euler solver, on every kind of field that it is for."""
     build = partial(ours, solver="euler", backend=backend)
-    euler = partial(Contestant, backend=backend, sparse=True, tolerance=1e-5)
+    euler = partial(Contestant, backend=backend, tolerance=1e-5)
     bf16, tf32 = (partial(build, matmul_precision=kind) for kind in ("bf16", "tf32"))
     rows = (
         euler(f"ours-{backend}", build),
@@ -155,51 +257,19 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
     return (*rows, euler(f"ours-{backend}-sqrt", partial(build, recompute="sqrt")))
 
 
+_IMEX = partial(ours, solver="imex", backend="fused")
+_RNN, _LSTM = partial(recurrent, kind="RNN"), partial(recurrent, kind="LSTM")
 _TABLE = (
     *(row for backend in get_args(Backend) for row in _backend(backend)),
     Contestant(
-        "ours-imex",
-        partial(ours, solver="imex", backend="fused"),
-        imex_entries,
-        tolerance=1e-5,
-        reference=partial(ours, solver="imex", backend="plain"),
+        "ours-imex", _IMEX, dense=2, tolerance=1e-5, reference=partial(plain_loop, implicit=True)
     ),
-    Contestant("plain-loop", rivals.plain_loop, tolerance=1e-5),
-    Contestant("torchdiffeq-euler", rivals.torchdiffeq_euler, tolerance=1e-5),
-    Contestant("nn.RNN", rivals.rnn, dense_entries, coupled=False),
-    Contestant("nn.LSTM", rivals.lstm, partial(dense_entries, gates=4), coupled=False),
-    Contestant("torchdyno-adadiag", partial(rivals.torchdyno, constrained="tanh"), blocks="diagonal"),
-    Contestant("torchdyno-scn", partial(rivals.torchdyno, constrained=None)),
-    Contestant("torchdyno-scn-frozen", partial(rivals.torchdyno, constrained="fixed"), blocks="sparse"),
+    Contestant("plain-loop", plain_loop, tolerance=1e-5),
+    Contestant("torchdiffeq-euler", torchdiffeq_euler, tolerance=1e-5),
+    Contestant("nn.RNN", _RNN, coupled=False, dense=1),
+    Contestant("nn.LSTM", _LSTM, coupled=False, dense=4),
+    Contestant("torchdyno-adadiag", partial(torchdyno, constrained="tanh"), "diagonal"),
+    Contestant("torchdyno-scn", partial(torchdyno, constrained=None)),
+    Contestant("torchdyno-scn-frozen", partial(torchdyno, constrained="fixed"), "sparse"),
 )
 CONTESTANTS = {contestant.name: contestant for contestant in _TABLE}
-
-
-def chosen(device: str, backends: Sequence[str] = (), only: Sequence[str] = ()) -> list[Contestant]:
-    """The contestants to time on a device: of ours those of the given backends, of all those named."""
-    return [
-        contestant
-        for contestant in CONTESTANTS.values()
-        if contestant.is_present(device)
-        and (not only or contestant.name in only)
-        and (not backends or not contestant.is_ours or contestant.backend in backends)
-    ]
-
-
-def check_choice(devices: Sequence[str], backends: Sequence[str], only: Sequence[str]) -> None:
-    """Refuse backends and names of which there is nothing on any of the devices.
-
-    Raises:
-        ConfigError: naming the first, and what there is.
-    """
-    here = [contestant for device in devices for contestant in chosen(device)]
-    where = " or ".join(devices)
-    usable = dict.fromkeys(c.backend for c in here if c.backend)
-    for backend in set(backends) - set(usable):
-        raise ConfigError(
-            f"backend {backend!r} cannot run on {where}; there are: {', '.join(usable)}. "
-            "Leave --backend out."
-        )
-    names = dict.fromkeys(c.name for c in here)
-    for name in set(only) - set(names):
-        raise ConfigError(f"contestant {name!r} cannot run on {where}; there are: {', '.join(names)}.")

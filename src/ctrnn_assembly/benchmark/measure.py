@@ -3,30 +3,28 @@
 On the first device every contestant is timed, on further ones ours only, to say which is faster.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.benchmark.contestants import KINDS, Contestant, check_choice, chosen
-from ctrnn_assembly.benchmark.memory import peak_memories
+from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, Contestant
 from ctrnn_assembly.benchmark.problem import Problem
-from ctrnn_assembly.benchmark.timing import NOISE, Clock, Timing, product_timings, schedule
+from ctrnn_assembly.benchmark.timing import Clock, Timing, fill_memories, product_timings, schedule
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.training.provenance import hardware, versions
 
 ROUNDS = 7  # below which a median says little
-BUDGET = 240.0  # seconds
+NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust its medians
 COUPLINGS = {"all": 0, "random:5": 5, "random:20": 20}  # and the pairs that they need
-CHECKED_STEPS, CHECKED_BATCH = 8, 4
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # the sequence, with a bar for its stage
-Case = tuple[Contestant, Problem]
+TITLES = {"forward_backward": "forward and backward", "forward": "forward, without a graph"}
+Track = Callable[[Iterable[Any], str], Iterable[Any]]  # the sequence, with a bar for its stage
+Report = dict[str, Any]
 
 
 def measure(
@@ -36,24 +34,20 @@ def measure(
     device: str = "auto",
     threads: int | None = None,
     rounds: int = ROUNDS,
-    backends: Sequence[str] = (),
     only: Sequence[str] = (),
     memory: bool = True,
-    budget: float = BUDGET,
     clock: Clock = time.perf_counter,
     track: Track = lambda sequence, stage: sequence,
-) -> dict[str, Any]:
+) -> Report:
     """Check, warm up and time every contestant; Ctrl-C ends the rounds and keeps what was measured.
 
     Args:
         size: whose n, units, batch and steps are taken.
-        couplings: topologies by name; a slow contestant is kept for the first one. Empty for those of
-            `COUPLINGS` that have enough pairs.
+        couplings: topologies by name; empty for those of `COUPLINGS` that have enough pairs.
         device: cpu, cuda, or auto: the GPU where there is one, with ours on the CPU as well.
         threads: of the CPU; None for torch's own.
-        backends, only: of ours the backends to time, of all the names; empty for all.
+        only: the names of contestants; empty for all.
         memory: whether to measure peak memory.
-        budget: seconds for the rounds, see `within_budget`; 0 for no limit.
 
     Returns:
         `rows`, a dict for each contestant, coupling, device and kind; what they depend on; and `notes`,
@@ -62,108 +56,92 @@ def measure(
     Raises:
         ConfigError: for what cannot be run; SolverError: if ours differ from the plain loop.
     """
-    _check(rounds, threads, budget)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    devices = _devices(device, present)
-    couplings = list(dict.fromkeys(couplings)) or _fitting(size)
-    check_choice(devices, backends, only)
-    cases, refused = runnable(_cases(size, couplings, devices, backends, only))
-    agreement = []
-    for case in track(cases, "checking against the plain loop"):
-        agreement += check_agreement(*case)
-    timings = [Timing.of(*case, kind) for case in cases for kind in KINDS]
-    products = [one for device in devices for one in product_timings(replace(size, device=device))]
-    for timing in track(timings, "warming up"):
-        timing.warm(clock)
-    timings, dropped = within_budget(timings, rounds, budget, couplings[0])
-    interrupted = False
-    try:
-        for timing in track(schedule([*timings, *products], rounds), "timing"):
-            timing.seconds.append(timing.time(clock))
-        if memory:
-            fill_memories(timings, track)
-    except KeyboardInterrupt:
-        interrupted = True
-    timings = [timing for timing in timings if timing.seconds]
-    noise = noise_of([*products, *timings])
-    return {
-        "rows": [row_of(timing, products) for timing in timings],
-        "product_rate": rates_of(products),
-        "hardware": ", ".join(map(hardware, devices[::-1])),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
-        "noisy": bool(noise),
-        "interrupted": interrupted,
-        "agreement": agreement,
-        **size.size,
-        "modules": size.modules,
-        "dt": size.dt,
-        "rounds": rounds,
-        "devices": devices,
-        "devices_present": present,
-        "faster_device": faster_device(timings),
-        "not_timed": dropped,
-        "notes": [*refused, *_notes(rounds, dropped, interrupted), *noise],
-    }
-
-
-def _check(rounds: int, threads: int | None, budget: float) -> None:
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1; got {rounds}. Use --rounds {ROUNDS}.")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1; got {threads}. Leave --threads out.")
-    if not 0 <= budget < math.inf:
-        raise ConfigError(f"budget must be 0 seconds (no limit) or more; got {budget}. Use --budget 0.")
+    torch.set_num_threads(threads or torch.get_num_threads())
+    devices = _devices(device)
+    report = {"devices": devices, "devices_present": _devices("auto")[::-1], "rounds": rounds}
+    report |= {**size.size, "modules": size.modules, "dt": size.dt, "agreement": [], "notes": []}
+    timings = []
+    for case in track(_cases(size, couplings, devices, only), "checking against the plain loop"):
+        try:
+            report["agreement"] += check_agreement(*case)
+        except NotForThisMachineError as error:
+            report["notes"].append(str(error))
+        else:
+            timings += [Timing.of(*case, kind) for kind in KINDS]
+    products = [one for name in devices for one in product_timings(replace(size, device=name))]
+    for timing in track(timings, "warming up"):
+        timing.warm(clock)
+    report["interrupted"] = False
+    try:
+        for timing in track(schedule([*timings, *products], rounds), "timing"):
+            timing.seconds.append(timing.time(clock))
+        for _ in track(fill_memories(timings if memory else []), "measuring memory"):
+            pass
+    except KeyboardInterrupt:
+        report["interrupted"] = True
+    return report | facts([timing for timing in timings if timing.seconds], products, report)
 
 
-def _devices(device: str, present: list[str]) -> list[str]:
+def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report) -> Report:
+    """What the timings say: rows, rates of products, noise, and the notes with what is to be doubted."""
+    notes, noise = list(report["notes"]), noise_of([*products, *timings])
+    if report["rounds"] < ROUNDS:
+        few = f"{report['rounds']} rounds are fewer than {ROUNDS}: the medians say little. "
+        notes.append(f"{few}Use --rounds {ROUNDS}.")
+    if report["interrupted"]:
+        notes.append("interrupted: these are the rounds until then.")
+    return {
+        "rows": [row_of(timing, products) for timing in timings],
+        "product_rate": rates_of(products),
+        "hardware": ", ".join(map(hardware, report["devices"])),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "noisy": bool(noise),
+        "faster_device": faster_device(timings),
+        "notes": [*notes, *noise],
+    }
+
+
+def _devices(device: str) -> list[str]:
     """The one for all contestants first."""
-    if device == "auto":
-        return present[::-1]
-    if device not in present:
+    present = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    if device not in ("auto", *present):
         raise ConfigError("--device cuda needs a GPU that torch can use; there is none. Use cpu.")
-    return [device]
-
-
-def _fitting(size: Problem) -> list[str]:
-    """The default couplings for which there are enough pairs."""
-    pairs = size.modules * (size.modules - 1) // 2
-    return [name for name, count in COUPLINGS.items() if count <= pairs]
+    return present if device == "auto" else [device]
 
 
 def _cases(
-    size: Problem,
-    couplings: Sequence[str],
-    devices: Sequence[str],
-    backends: Sequence[str],
-    only: Sequence[str],
-) -> Iterator[Case]:
-    for device in devices:
-        here = chosen(device, backends, only)
-        for coupling in couplings:
-            for one in here:
-                problem = replace(size, coupling=coupling, blocks=one.blocks, device=device)
-                if device != devices[0] and not one.is_ours:
-                    continue
-                if not one.coupled and coupling != couplings[0]:
-                    continue
-                if problem.pairs or not one.name.startswith("torchdyno"):  # which needs a coupling
-                    yield one, problem
+    size: Problem, couplings: Sequence[str], devices: Sequence[str], only: Sequence[str]
+) -> list[tuple[Contestant, Problem]]:
+    """Contestants and what they solve; others than ours on the first device only.
+
+    Raises:
+        ConfigError: naming a contestant that can run on none of the devices.
+    """
+    here = {name: c for name, c in CONTESTANTS.items() if any(map(c.is_present, devices))}
+    for name in set(only) - set(here):
+        where = " or ".join(devices)
+        raise ConfigError(f"contestant {name!r} cannot run on {where}; there are: {', '.join(here)}.")
+    most = size.modules * (size.modules - 1) // 2
+    names = list(dict.fromkeys(couplings)) or [k for k, least in COUPLINGS.items() if most >= least]
+    cases = []
+    for device, coupling, (name, one) in product(devices, names, here.items()):
+        problem = replace(size, coupling=coupling, blocks=one.blocks, device=device)
+        wanted = one.is_present(device) and (not only or name in only)
+        wanted &= device == devices[0] or one.is_ours
+        wanted &= coupling == names[0] or one.coupled
+        # torchdyno needs a coupling.
+        if wanted and (problem.pairs or not name.startswith("torchdyno")):
+            cases.append((one, problem))
+    return cases
 
 
-def runnable(cases: Iterator[Case]) -> tuple[list[Case], list[str]]:
-    """Without the backends that this machine or problem is not for, and a sentence on each of these."""
-    kept, notes = [], []
-    for contestant, problem in cases:
-        try:
-            if contestant.backend is not None:
-                contestant.build(_few(problem)).gradients()
-            kept.append((contestant, problem))
-        except SolverError as error:
-            notes.append(f"{contestant.name} with {problem.coupling} was left out: {error}")
-    return kept, notes
+class NotForThisMachineError(SolverError):
+    """A backend refuses to run here; the others are timed without it."""
 
 
 def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, Any]]:
@@ -174,43 +152,35 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
     solver that uses the zeros has no gradient to give.
 
     Raises:
-        SolverError: if they are more than its tolerance.
+        SolverError: if they are more than its tolerance; NotForThisMachineError: if it cannot run here.
     """
-    if contestant.tolerance is None:
+    limit = contestant.tolerance
+    if limit is None:
         return []
-    problem = _few(problem)
+    problem = replace(problem, batch=min(problem.batch, 4), steps=min(problem.steps, 8))
     found = contestant.build(problem)
+    try:
+        found_gradients = found.gradients()
+    except SolverError as error:
+        reason = f"{contestant.name} with {problem.coupling} was left out: {error}"
+        raise NotForThisMachineError(reason) from error
     wanted = contestant.reference(replace(problem, device="cpu", dtype=torch.float64))
     with torch.no_grad():
         states = _difference(found.last(), wanted.last())
     differences = [
         _difference(_free(a, problem, leaf), _free(b, problem, leaf))
-        for a, b, leaf in zip(found.gradients(), wanted.gradients(), problem.parameters, strict=True)
+        for a, b, leaf in zip(found_gradients, wanted.gradients(), problem.parameters, strict=True)
     ]
     gradients = math.nan if any(map(math.isnan, differences)) else max(differences)
     # Written so that NaN is refused: it is never within the tolerance.
-    if not (states <= contestant.tolerance and gradients <= contestant.tolerance):
+    if not (states <= limit and gradients <= limit):
         raise SolverError(
             f"{contestant.name} with coupling {problem.coupling} on {problem.device} differs from the "
             f"plain loop by {states:.2g} in its states and {gradients:.2g} in its gradients (relative "
-            f"norms; at most {contestant.tolerance:g} is accepted). Nothing was timed; leave it out, "
-            "and report it."
+            f"norms; at most {limit:g} is accepted). Nothing was timed; leave it out, and report it."
         )
-    return [
-        {
-            "name": contestant.name,
-            "coupling": problem.coupling,
-            "device": problem.device,
-            "states": states,
-            "gradients": gradients,
-            "tolerance": contestant.tolerance,
-        }
-    ]
-
-
-def _few(problem: Problem) -> Problem:
-    batch, steps = min(problem.batch, CHECKED_BATCH), min(problem.steps, CHECKED_STEPS)
-    return replace(problem, batch=batch, steps=steps)
+    row = {"name": contestant.name, "coupling": problem.coupling, "device": problem.device}
+    return [{**row, "states": states, "gradients": gradients, "tolerance": limit}]
 
 
 def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
@@ -228,51 +198,20 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     return float((found.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
-def within_budget(
-    timings: list[Timing], rounds: int, budget: float, first: str
-) -> tuple[list[Timing], list[str]]:
-    """What to time, and the names of those left out, so that the rounds take `budget` seconds.
-
-    Left out are only contestants whose cost does not depend on the coupling, slowest first, and never
-    for the first coupling.
-    """
-    total = rounds * sum(timing.warm_up for timing in timings)
-    dropped: list[str] = []
-    for slow in sorted(timings, key=lambda timing: -timing.warm_up):
-        if not budget or total <= budget:
-            break
-        if slow.contestant.sparse or not slow.contestant.coupled or slow.coupling == first:
-            continue
-        total -= rounds * slow.warm_up
-        timings = [timing for timing in timings if timing is not slow]
-        dropped.append(f"{slow.contestant.name} {slow.kind} with {slow.coupling}")
-    return timings, dropped
-
-
-def fill_memories(timings: Sequence[Timing], track: Track = lambda sequence, stage: sequence) -> None:
-    """Fill in the peaks of a CPU; those of a GPU are there since the warm-up."""
-    here = [timing for timing in timings if timing.device == "cpu"]
-    peaks = peak_memories([(timing.contestant.name, timing.problem, timing.kind) for timing in here])
-    for timing in track(here, "measuring memory"):
-        timing.peak_mb = next(peaks)
-
-
 def rates_of(products: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:
     """Operations a second of the machine's products, by device and precision: median and largest."""
     rates: dict[str, dict[str, dict[str, float]]] = {}
-    for timing in products:
-        if timing.seconds:
-            rates.setdefault(timing.device, {})[timing.contestant.precision] = {
-                "median": timing.operations / timing.median,
-                "max": timing.operations / timing.minimum,
-            }
+    for timing in (one for one in products if one.seconds):
+        seconds = {"median": timing.median, "max": min(timing.seconds)}
+        rate = {name: timing.operations / s for name, s in seconds.items()}
+        rates.setdefault(timing.problem.device, {})[timing.contestant.precision] = rate
     return rates
 
 
 def row_of(timing: Timing, products: Sequence[Timing]) -> dict[str, Any]:
     """What was measured of one contestant; `share` is of the rate of products of its precision."""
     problem, operations = timing.problem, timing.operations
-    rate = rates_of(products).get(timing.device, {}).get(timing.contestant.precision)
+    rate = rates_of(products).get(problem.device, {}).get(timing.contestant.precision)
     return {
         "name": timing.contestant.name,
         "kind": timing.kind,
@@ -281,9 +220,9 @@ def row_of(timing: Timing, products: Sequence[Timing]) -> dict[str, Any]:
         "steps": problem.steps,
         "coupling": timing.coupling,
         "median_s": timing.median,
-        "min_s": timing.minimum,
+        "min_s": min(timing.seconds),
         "peak_mb": None if timing.peak_mb is None else round(timing.peak_mb, 3),
-        "device": timing.device,
+        "device": problem.device,
         "rounds": len(timing.seconds),
         "useful_operations": operations,
         "share": None if rate is None else operations / timing.median / rate["median"],
@@ -296,9 +235,10 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
     if not noisy:
         return []
     worst = max(noisy, key=lambda timing: timing.noise)
+    label = f"{worst.contestant.name} {worst.coupling} {worst.problem.device} {worst.kind}"
     return [
         f"this machine is too noisy to trust the medians: {len(noisy)} of {len(timings)} are more than "
-        f"{NOISE} times their minimum, {worst.label} {worst.noise:.2f} times. Compare the minima, or "
+        f"{NOISE} times their minimum, {label} {worst.noise:.2f} times. Compare the minima, or "
         "run again when nothing else runs."
     ]
 
@@ -306,31 +246,58 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
 def faster_device(timings: Sequence[Timing]) -> dict[str, dict[str, Any]]:
     """By coupling, where forward and backward take least: our Euler on modules without zeros, in full
     precision."""
-    comparable = [
-        timing
-        for timing in timings
-        if timing.contestant.backend is not None
-        and timing.contestant.blocks == "dense"
-        and timing.contestant.precision == "float32"
-        and timing.kind == "forward_backward"
-    ]
-    return {  # of one coupling, the fastest comes last and stays
-        timing.coupling: {
-            "device": timing.device,
-            "name": timing.contestant.name,
-            "median_s": timing.median,
-        }
-        for timing in sorted(comparable, key=lambda timing: -timing.median)
-    }
+    fastest: dict[str, dict[str, Any]] = {}
+    for timing in sorted(timings, key=lambda timing: timing.median):
+        one = timing.contestant
+        comparable = one.backend and (one.blocks, one.precision) == ("dense", "float32")
+        if comparable and timing.kind == "forward_backward":
+            found = {"device": timing.problem.device, "name": one.name, "median_s": timing.median}
+            fastest.setdefault(timing.coupling, found)
+    return fastest
 
 
-def _notes(rounds: int, dropped: list[str], interrupted: bool) -> Iterator[str]:
-    if rounds < ROUNDS:
-        yield f"{rounds} rounds are fewer than {ROUNDS}: the medians say little. Use --rounds {ROUNDS}."
-    if dropped:
+def tables(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Titles and rows, for forward and backward, then for forward; times in milliseconds."""
+    size = f"n {report['n']} = {report['modules']} x {report['units']}"
+    for kind, title in TITLES.items():
+        rows = [
+            {**row, "median_ms": 1000 * row["median_s"], "min_ms": 1000 * row["min_s"]}
+            for row in report["rows"]
+            if row["kind"] == kind
+        ]
+        if len(report["devices"]) > 1:
+            rows = [{**row, "name": f"{row['name']} ({row['device']})"} for row in rows]
+        if rows:
+            yield f"{title}: {size}, batch {report['batch']}, {report['steps']} steps", rows
+
+
+def sentences(report: Report) -> Iterator[str]:
+    """What the numbers depend on, what was checked, and which device is faster."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    yield f"{report['hardware']}, threads: {report['threads']}; {versions}"
+    for device, rates in report["product_rate"].items():
+        for dtype, rate in rates.items():
+            yield (
+                f"product {report['batch']} x {report['n']} x {report['n']} on {device}, {dtype}: "
+                f"{rate['median'] / 1e9:.1f} GFLOP/s (median; at most {rate['max'] / 1e9:.1f}); "
+                "share is of the median"
+            )
+    yield "MB: peak memory of the solve, 10^6 bytes"
+    for tolerance in sorted({row["tolerance"] for row in report["agreement"]}):
+        rows = [row for row in report["agreement"] if row["tolerance"] == tolerance]
+        largest = max(max(row["states"], row["gradients"]) for row in rows)
+        names = ", ".join(dict.fromkeys(row["name"] for row in rows))
         yield (
-            f"not timed, to stay within the budget, for their cost does not depend on the coupling: "
-            f"{', '.join(dropped)}. Use --budget 0 to time them too."
+            f"checked before timing: states and gradients of {names} agree with the plain loop in "
+            f"float64 within {largest:.1e} (relative norms, at most {tolerance:g})"
         )
-    if interrupted:
-        yield "interrupted: these are the rounds until then."
+    if len(report["devices_present"]) == 1:
+        yield "only the CPU is present: there is no other device to compare with"
+    elif len(report["devices"]) == 1:
+        yield f"only {report['devices'][0]} was timed; --device auto compares all that are present"
+    else:
+        for coupling, best in report["faster_device"].items():
+            yield (
+                f"faster for this size with coupling {coupling}: {best['device']}, by {best['name']}, "
+                f"{1000 * best['median_s']:.2f} ms forward and backward"
+            )

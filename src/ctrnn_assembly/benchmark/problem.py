@@ -5,19 +5,17 @@ fades reaches denormal numbers, with which a CPU is up to a hundred times slower
 initialised, with a loss of its last state, took 31 s instead of 1.2 s for 196 steps.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.topology import Pair, all_pairs, named_pairs
+from ctrnn_assembly.topology import Pair, named_pairs
 
 Blocks = Literal["dense", "diagonal", "sparse"]
 DT, DURATION = 0.03, 20.0
@@ -62,7 +60,7 @@ class Problem:
             )
 
     @property
-    def size(self) -> dict[str, Any]:
+    def size(self) -> dict[str, int]:
         """What is the same for all contestants of one measurement."""
         return {"n": self.n, "units": self.units, "batch": self.batch, "steps": self.steps}
 
@@ -77,12 +75,7 @@ class Problem:
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        return tuple(named_pairs(self.coupling, self.modules, torch.Generator().manual_seed(0)))
-
-    @property
-    def dense(self) -> bool:
-        """Whether every pair is coupled, so that L is one dense matrix."""
-        return len(self.pairs) == len(all_pairs(self.modules)) and bool(self.pairs)
+        return tuple(named_pairs(self.coupling, self.modules, Generator().manual_seed(0)))
 
     @cached_property
     def coupled(self) -> Tensor:
@@ -94,19 +87,26 @@ class Problem:
 
     @cached_property
     def terms(self) -> Terms:
-        """The field; every tensor that is trained is a leaf."""
-        generator = torch.Generator().manual_seed(1)
-        identity, relu = (Elementwise(((ACTIVATIONS[k], self.n),)) for k in ("identity", "relu"))
-        pre, post = (identity, relu) if self.blocks == "sparse" else (relu, identity)
-        weights = [self._weight(generator) for _ in range(self.modules)]
-        W_in = torch.randn(self.n, 1, generator=generator, dtype=torch.float32) / self.n**0.5
+        """The field; every tensor that is trained is a leaf.
+
+        L = K - K^T, of spectral norm COUPLING_NORM, is negative feedback in the identity metric.
+        """
+        generator, n = Generator().manual_seed(1), self.n
+        identity, relu = (Elementwise(((ACTIVATIONS[k], n),)) for k in ("identity", "relu"))
+        frozen = self.blocks == "sparse"
+        blocks = [self._leaf(self._weight(generator), not frozen) for _ in range(self.modules)]
+        W_in = torch.randn(n, 1, generator=generator, dtype=torch.float32) / n**0.5
+        L = None
+        if self.pairs:
+            K = torch.randn(n, n, generator=generator, dtype=torch.float32) * self.coupled
+            L = K.triu() - K.triu().mT
+            L = self._leaf(L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
         return Terms(
-            tuple(self._leaf(W, trained=self.blocks != "sparse") for W in weights),
-            pre,
-            post,
-            bias=self._leaf(torch.zeros(self.n)),
-            tau=self._leaf(torch.ones(self.n), trained=False),
-            L=self._leaf(self._coupling(generator)) if self.pairs else None,
+            tuple(blocks),
+            *((identity, relu) if frozen else (relu, identity)),
+            bias=self._leaf(torch.zeros(n)),
+            tau=self._leaf(torch.ones(n), trained=False),
+            L=L,
             W_in=self._leaf(W_in),
             pairs=self.pairs,
             diagonal=self.blocks == "diagonal",
@@ -115,9 +115,9 @@ class Problem:
     @cached_property
     def u(self) -> Tensor:
         """One feature a step, (batch, time, 1), uniform in [0, 1) as pixels are."""
-        generator = torch.Generator().manual_seed(2)
+        generator = Generator().manual_seed(2)
         u = torch.rand(self.batch, self.steps, 1, generator=generator, dtype=torch.float32)
-        return u.to(self.device, self.dtype)
+        return self._leaf(u, trained=False)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -128,10 +128,10 @@ class Problem:
         """The tensors whose gradient is asked for; the input has none."""
         return [tensor for tensor in self.terms.tensors() if tensor.requires_grad]
 
-    def _leaf(self, values: Tensor, *, trained: bool = True) -> Tensor:
+    def _leaf(self, values: Tensor, trained: bool = True) -> Tensor:
         return values.to(self.device, self.dtype).requires_grad_(trained)
 
-    def _weight(self, generator: torch.Generator) -> Tensor:
+    def _weight(self, generator: Generator) -> Tensor:
         """The (k, k) weight of a module, of spectral norm at most WEIGHT_NORM."""
         k = self.units
         if self.blocks == "diagonal":
@@ -142,9 +142,3 @@ class Problem:
             W = W * (torch.rand(k, k, generator=generator, dtype=torch.float32) < DENSITY)
         norm = float(torch.linalg.matrix_norm(W, 2))
         return W * (WEIGHT_NORM / norm) if norm > 0 else W
-
-    def _coupling(self, generator: torch.Generator) -> Tensor:
-        """L = K - K^T of spectral norm COUPLING_NORM: negative feedback in the identity metric."""
-        K = torch.randn(self.n, self.n, generator=generator, dtype=torch.float32) * self.coupled
-        L = K.triu() - K.triu().mT
-        return L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2)))
