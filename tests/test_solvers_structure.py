@@ -270,3 +270,27 @@ def test_settings_that_cannot_be_kept_are_refused(settings: dict, message: str) 
     terms: Terms = net("blocks", 1).terms()
     with pytest.raises(SolverError, match=message):
         solve(terms, normal(2, 20), u=normal(2, 5, 20), dt=DT, **settings)
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_terms_keep_neither_the_graph_nor_the_values_of_a_use_before(solver: str) -> None:
+    """One `Terms` over leaves, used without gradients, by a fused solve, and after a change in place."""
+    made = net("blocks", 3).terms().detach_cpu()
+    terms = replace(made, blocks=tuple(W.clone().requires_grad_() for W in made.blocks))
+    x0, u = normal(2, made.n), normal(2, 3, made.n)
+
+    def last(solver: str, **settings: str) -> Tensor:
+        return solve(terms, x0, u=u, dt=DT, solver=solver, **settings).last
+
+    with torch.no_grad():
+        before = last(solver)
+    last("euler")
+    grads = torch.autograd.grad(last(solver).sum(), terms.blocks)
+    assert all(bool(g.abs().max() > 0) for g in grads)
+    with torch.no_grad():
+        for W in terms.blocks:
+            W.mul_(0.5)
+        changed = replace(terms, blocks=tuple(W.clone() for W in terms.blocks))
+        expected = solve(changed, x0, u=u, dt=DT, solver=solver).last
+        assert_close(last(solver), expected)
+        assert not torch.equal(expected, before)
