@@ -234,7 +234,7 @@ def test_a_saddle_is_known_as_one_by_its_leading_eigenvalues() -> None:
         (ShapeError, r"u must be \(m,\) with m = 2", {"u": torch.zeros(1, 2)}),
         (ShapeError, "u must be", {"u": torch.zeros(3)}),
         (DataError, "nan", {"u": torch.full((2,), torch.nan)}),
-        (ShapeError, "x must be", {"x0": torch.zeros(3, 5)}),
+        (ShapeError, "x0 must be", {"x0": torch.zeros(3, 5)}),
         (ShapeError, "at least one state", {"x0": torch.zeros(0, 6)}),
         (DataError, "nan", {"x0": torch.full((1, 6), torch.nan)}),
     ],

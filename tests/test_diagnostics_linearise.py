@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import ACTIVATIONS, CTRNN, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.diagnostics import Behaviour, behaviour, flow_jacobian, step_jacobian
-from ctrnn_assembly.diagnostics.linearise import AutogradLinearisation, linearise
+from ctrnn_assembly.diagnostics.linearise import Linearisation, linearise
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import solve
@@ -109,10 +109,11 @@ def test_products_are_those_of_the_matrix(name: str, method: str | None) -> None
     which = known.flow_map() if method is None else known.step_map(DT, method)
     x, u = normal(2, net.size), normal(2, net.size, seed=1)
     J = linearise(which, u, x)
-    matrix, many = J.matrix(), normal(2, 3, net.size, seed=2)
+    matrix, many = J.matrix(), normal(3, 2, net.size, seed=2)
     assert_close(J.value, which(u, x), rtol=1e-12, atol=1e-13)
-    assert_close(J.product(many), many @ matrix.mT, rtol=1e-12, atol=1e-12)
-    assert_close(J.transposed(many), many @ matrix, rtol=1e-12, atol=1e-12)
+    rows = many.transpose(0, 1)
+    assert_close(J.product(many), (rows @ matrix.mT).transpose(0, 1), rtol=1e-12, atol=1e-12)
+    assert_close(J.transposed(many), (rows @ matrix).transpose(0, 1), rtol=1e-12, atol=1e-12)
 
 
 def test_a_layer_has_the_jacobian_of_its_own_step() -> None:
@@ -212,8 +213,8 @@ def test_the_closed_form_is_that_of_automatic_differentiation() -> None:
     net = FIELDS["hierarchy"]()
     terms, x, u = behaviour(net).terms, normal(2, net.size), normal(2, net.size, seed=1)
     for which in (behaviour(net).flow_map(), behaviour(net).step_map(DT, "imex")):
-        closed, automatic = linearise(which, u, x), AutogradLinearisation(which, u, x)
-        V = normal(2, 3, terms.n, seed=2)
+        closed, automatic = linearise(which, u, x), Linearisation(which, u, x)
+        V = normal(3, 2, terms.n, seed=2)
         assert_close(closed.matrix(), automatic.matrix(), rtol=1e-12, atol=1e-13)
         assert_close(closed.product(V), automatic.product(V), rtol=1e-12, atol=1e-13)
 

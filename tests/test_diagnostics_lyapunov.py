@@ -342,7 +342,7 @@ def flow(x0, f=lambda t, x: -x, **changes):
         (ShapeError, "u must be", lambda t, u: run(t, u[0])),
         (ShapeError, "u must be", lambda t, u: run(t, u[..., :1])),
         (DataError, "nan", lambda t, u: run(t, u * torch.nan)),
-        (ShapeError, "x must be", lambda t, u: run(t, u, x0=normal(2, 5))),
+        (ShapeError, "x0 must be", lambda t, u: run(t, u, x0=normal(2, 5))),
         (DataError, "nan", lambda t, u: run(t, u, x0=normal(2, 6) * torch.nan)),
         (ShapeError, "x0 must be", lambda t, u: flow(normal(3))),
         (ShapeError, "x0 must be", lambda t, u: flow(normal(0, 3))),

@@ -30,12 +30,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Behaviour, Map, behaviour, linearise
-from ctrnn_assembly.diagnostics.spectrum import check_largest, leading
+from ctrnn_assembly.diagnostics.linearise import Map, linearise, prepare
+from ctrnn_assembly.diagnostics.spectrum import Order, check_largest, leading
 from ctrnn_assembly.errors import ConfigError
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
-Move = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (x, y, 1 / delta) -> the next x, the next 1 / delta, and which go on; y solves (I / delta - J) y = f(x).
+Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 CHUNK = 2**24  # numbers in the Jacobians factorised at once: 128 MiB, or one larger Jacobian
 HALVINGS = 30
@@ -126,27 +127,31 @@ def find_fixed_points(
     Guarantee: each point has the stated residual. None that the list is complete, except that a
     contracting net has exactly one.
     """
-    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
-    n = known.size
     _check_settings(starts, spread, tolerance, same, marginal, iterations)
-    check_largest(largest, n)
+    known, held, start = prepare(
+        net, u, x0, "(m,)", "x0 (starts, n)", count=starts, spread=spread, generator=generator
+    )
+    check_largest(largest, known.size)
     if x0 is None:
-        x0 = spread * torch.randn(starts, n, generator=generator, dtype=torch.float64)
-        x0[0] = 0
-    start, held = known.states(x0), known.inputs(u, "(m,)")
-    drive = None if held is None else held[None]
-    search = _Search(_rooted(known), known.tau, drive, tolerance, iterations)
-    x, residuals = search.run(start)
-    found = search.accepts(x)
+        start[0] = 0
+    own, drive = known.own_map(), None if held is None else held[None]
+    f = own if known.flow is not None else lambda u, x: own(u, x) - x
+    search = _Search(f, known.tau, drive, tolerance, iterations)
+    x = search.run(start)
+    residuals, found = search.scaled(x).abs().amax(1), search.accepts(x)
     chosen, hits = _distinct(x[found], residuals[found], same)
     points = x[found][chosen]
-    spectra = [_classified(known, drive, point[None], largest, marginal) for point in points]
-    none = torch.zeros(0, largest or n, dtype=torch.complex128)
+    values, kinds = [torch.zeros(0, largest or known.size, dtype=torch.complex128)], []
+    for k in range(len(points)):
+        J = linearise(own, drive, points[k : k + 1]).matrix()[0]
+        order: Order = "modulus" if known.flow is None else "real"
+        values.append(leading(J, order, largest)[None])
+        kinds.append(_kind(J, order, values[-1][0], marginal))
     return FixedPoints(
         points=points,
         residuals=residuals[found][chosen],
-        eigenvalues=torch.stack([values for values, _ in spectra]) if spectra else none,
-        kinds=tuple(kind for _, kind in spectra),
+        eigenvalues=torch.cat(values),
+        kinds=tuple(kinds),
         hits=hits,
         starts=len(x),
         marginal=marginal,
@@ -154,32 +159,18 @@ def find_fixed_points(
     )
 
 
-def _rooted(known: Behaviour) -> Map:
-    """f(u, x) that is 0 at fixed points."""
-    if known.flow is not None:
-        return known.flow_map()
-    step = known.step_map()
-    return lambda u, x: step(u, x) - x
-
-
-def _classified(
-    known: Behaviour, u: Tensor | None, x: Tensor, largest: int | None, marginal: float
-) -> tuple[Tensor, Kind]:
-    """Eigenvalues at one fixed point, (1, n), and its kind."""
-    is_map = known.flow is None
-    J = linearise(known.step_map() if is_map else known.flow_map(), u, x)
-    values = leading(J, "modulus" if is_map else "real", largest)
+def _kind(J: Tensor, order: Order, values: Tensor, marginal: float) -> Kind:
+    """The kind of a fixed point by the leading eigenvalues of J, and all of them where that is needed."""
 
     def growth(value: Tensor) -> float:
-        return float(value.abs() - 1 if is_map else value.real)
+        return float(value.abs() - 1 if order == "modulus" else value.real)
 
-    top = growth(values[0])
-    if top < -marginal:
-        return values, "stable"
-    if top <= marginal:
-        return values, "marginal"
-    every = values if largest is None else leading(J, "modulus" if is_map else "real", None)
-    return values, "saddle" if growth(every[-1]) < -marginal else "unstable"
+    if growth(values[0]) < -marginal:
+        return "stable"
+    if growth(values[0]) <= marginal:
+        return "marginal"
+    every = values if len(values) == len(J) else leading(J, order)
+    return "saddle" if growth(every[-1]) < -marginal else "unstable"
 
 
 def _distinct(x: Tensor, residuals: Tensor, same: float) -> tuple[Tensor, Tensor]:
@@ -207,67 +198,45 @@ class _Search:
     tolerance: float
     iterations: int
 
-    def run(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the starts (starts, n) end, and max |tau f| there, (starts,)."""
-        x = self.newton(start, self._descend)
-        for attempt in (lambda z: self.newton(z, _bounded_step), self.settle):
+    def run(self, x: Tensor) -> Tensor:
+        """Where the starts x (starts, n) end."""
+        start, none = x, x.new_zeros(len(x))
+        x = self.iterate(start, none, self._descend)
+        short = (1 / self.tau.min()).expand(len(x))
+        for shift, move in ((none, self._bounded), (short, self._settle)):
             lost = ~self.accepts(x)
             if bool(lost.any()):
-                x[lost] = self.newton(attempt(start[lost]), self._descend)
-        return x, self.residual(x)
+                there = self.iterate(start[lost], shift[lost], move)
+                x[lost] = self.iterate(there, none[lost], self._descend)
+        return x
 
     def accepts(self, x: Tensor) -> Tensor:
         """Which states are fixed points, (batch,)."""
-        return self.residual(x) <= self.tolerance * (1 + x.abs().amax(1))
+        return self.scaled(x).abs().amax(1) <= self.tolerance * (1 + x.abs().amax(1))
 
     def scaled(self, x: Tensor) -> Tensor:
         """tau f, (batch, n)."""
         return self.f(self._inputs(x), x) * self.tau
 
-    def residual(self, x: Tensor) -> Tensor:
-        """max |tau f|, (batch,)."""
-        return self.scaled(x).abs().amax(1)
-
     def _inputs(self, x: Tensor) -> Tensor | None:
         return None if self.drive is None else self.drive.expand(len(x), -1)
 
-    def newton(self, x: Tensor, move: Move) -> Tensor:
-        """Newton's method from x (batch, n), each until its step is tiny or does not help."""
-        x, active = x.clone(), torch.arange(len(x))
+    def iterate(self, x: Tensor, shift: Tensor, move: Move) -> Tensor:
+        """Move each x (batch, n) until its move ends it; `shift` is 1 / delta, 0 for Newton."""
+        x, shift, active = x.clone(), shift.clone(), torch.arange(len(x))
         for _ in range(self.iterations):
-            old = x[active]
-            new, moved = move(old, self._solve(old, old.new_zeros(len(old))))
-            x[active] = new
-            going = (new - old).abs().amax(1) > SMALL_STEP * (1 + new.abs().amax(1))
-            active = active[moved & going]
+            y = self._solve(x[active], shift[active])
+            x[active], shift[active], going = move(x[active], y, shift[active])
+            active = active[going]
             if not len(active):
                 break
         return x
 
-    def settle(self, x: Tensor) -> Tensor:
-        """Linearly implicit Euler from x (batch, n), whose steps grow as |f| falls.
-
-        Where a long step would go against the flow it is not taken, but a shorter one after it.
-        """
-        tau, f = self.tau, self.scaled(x)
-        delta = tau.min().expand(len(x))
-        for _ in range(self.iterations):
-            y = self._solve(x, 1 / delta)
-            along = (y * f / tau).sum(1) > 0
-            x = torch.where(along[:, None], x + y, x)
-            before, f = f.norm(dim=1), self.scaled(x)
-            growth = (before / f.norm(dim=1).clamp(min=1e-300)).nan_to_num(nan=0.0).clamp(0.2, 5.0)
-            delta = delta * torch.where(along, growth, 0.2)
-            delta = delta.clamp(1e-3 * float(tau.min()), 1e6 * float(tau.max()))
-            if bool((f.abs().amax(1) <= self.tolerance).all()):
-                break
-        return x
-
-    def _solve(self, x: Tensor, inverse_delta: Tensor) -> Tensor:
+    def _solve(self, x: Tensor, shift: Tensor) -> Tensor:
         """y with (I / delta - J) y = f, of least norm where that is singular; (batch, n)."""
         parts = []
         chunk = max(1, CHUNK // x.shape[1] ** 2)
-        for z, inverse in zip(x.split(chunk), inverse_delta.split(chunk), strict=True):
+        for z, inverse in zip(x.split(chunk), shift.split(chunk), strict=True):
             here = linearise(self.f, self._inputs(z), z)
             A = -here.matrix()
             A.diagonal(dim1=1, dim2=2).add_(inverse[:, None])
@@ -280,8 +249,8 @@ class _Search:
             parts.append(y[..., 0])
         return torch.cat(parts)
 
-    def _descend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x + s y with |f| enough below its value at x (Armijo), and whether there was such an s."""
+    def _descend(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x + s y with |f| enough below its value at x (Armijo), if there is such an s."""
         before = self.scaled(x).norm(dim=1)
         s = torch.ones_like(before)
         for _ in range(HALVINGS):
@@ -290,15 +259,31 @@ class _Search:
             if bool(good.all()):
                 break
             s = torch.where(good, s, s / 2)
-        return torch.where(good[:, None], trial, x), good
+        new = torch.where(good[:, None], trial, x)
+        return new, shift, _moved(x, new)
+
+    def _bounded(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x + s y with s <= 1 and s max |y| <= (1 + rms x) / 2, unless y is not finite."""
+        size, scale = y.abs().amax(1), 1 + x.square().mean(1).sqrt()
+        s = (scale / 2 / size.clamp(min=1e-300)).clamp(max=1)
+        new = torch.where(torch.isfinite(size)[:, None], x + s[:, None] * y, x)
+        return new, shift, _moved(x, new)
+
+    def _settle(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x + y, and delta grows as |f| falls; where y goes against the flow, a shorter delta instead."""
+        tau, f = self.tau, self.scaled(x)
+        along = (y * f / tau).sum(1) > 0
+        new = torch.where(along[:, None], x + y, x)
+        after = self.scaled(new)
+        growth = (f.norm(dim=1) / after.norm(dim=1).clamp(min=1e-300)).nan_to_num(nan=0.0)
+        delta = torch.where(along, growth.clamp(0.2, 5.0), 0.2) / shift
+        delta = delta.clamp(1e-3 * float(tau.min()), 1e6 * float(tau.max()))
+        return new, 1 / delta, ~(after.abs().amax(1) <= self.tolerance)
 
 
-def _bounded_step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x + s y with s <= 1 and s max |y| <= (1 + rms x) / 2; it moves unless y is not finite."""
-    size, scale = y.abs().amax(1), 1 + x.square().mean(1).sqrt()
-    s = (scale / 2 / size.clamp(min=1e-300)).clamp(max=1)
-    good = torch.isfinite(size)
-    return torch.where(good[:, None], x + s[:, None] * y, x), good
+def _moved(x: Tensor, new: Tensor) -> Tensor:
+    """Which states moved by more than a tiny step, (batch,)."""
+    return (new - x).abs().amax(1) > SMALL_STEP * (1 + new.abs().amax(1))
 
 
 def _check_settings(

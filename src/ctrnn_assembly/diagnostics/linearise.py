@@ -28,7 +28,7 @@ Source: THEORY sections 1 and 6.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,42 +54,47 @@ Flow = Callable[[Tensor | None], Callable[[Tensor], Tensor]]
 BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}
 
 
-class AutogradLinearisation:
-    """A differentiable map, which treats samples apart, and its Jacobian J at x.
+class Linearisation:
+    """A differentiable map, which treats samples apart, at x (batch, n): its `value` and Jacobian J.
 
     J^T w is linear in w, and its transposed derivative by w is J: backward twice, which takes a third
     of the time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of the map.
-
-    Attributes:
-        value: (batch, n).
     """
 
     def __init__(self, f: Map, u: Tensor | None, x: Tensor) -> None:
+        self._f, self._u, self._x = f, u, x.detach()
+        self.value = self._graph[1].detach()
+
+    @cached_property
+    def _graph(self) -> tuple[Tensor, Tensor]:
+        """x as a leaf, and f(u, x)."""
         with torch.enable_grad():
-            self._x = x.detach().requires_grad_()
-            self._y = _checked_value(f(u, self._x), self._x)
-        self.value = self._y.detach()
+            x = self._x.clone().requires_grad_()
+            return x, _checked_value(self._f(self._u, x), x)
 
     @cached_property
     def _cotangent(self) -> tuple[Tensor, Tensor]:
         """w = 0 and J^T w."""
+        x, y = self._graph
         with torch.enable_grad():
-            w = torch.zeros_like(self._y, requires_grad=True)
-            return w, torch.autograd.grad(self._y, self._x, w, create_graph=True)[0]
+            w = torch.zeros_like(y, requires_grad=True)
+            return w, torch.autograd.grad(y, x, w, create_graph=True)[0]
 
     def product(self, V: Tensor) -> Tensor:
-        """J v for each row v of V, (batch, k, n)."""
+        """J v for each vector v of V, (k, batch, n)."""
         w, back = self._cotangent
-        return _vjp(back, w, V)
+        return vjp(back, w, V)
 
     def transposed(self, V: Tensor) -> Tensor:
-        """J^T v for each row v of V, (batch, k, n)."""
-        return _vjp(self._y, self._x, V)
+        """J^T v for each vector v of V, (k, batch, n)."""
+        x, y = self._graph
+        return vjp(y, x, V)
 
     def matrix(self) -> Tensor:
         """J, (batch, n, n): 8 n^2 bytes a state, 32 MiB for n = 2048."""
-        eye = torch.eye(self._x.shape[1], dtype=self._x.dtype)
-        return self.transposed(eye.expand(len(self._x), -1, -1))
+        batch, n = self._x.shape
+        eye = torch.eye(n, dtype=self._x.dtype)
+        return self.transposed(eye[:, None].expand(n, batch, n)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -108,40 +113,32 @@ class AffineMap:
         return _times(x, self.A) + _times(self.terms.nonlinear(x, self.terms.inject(u)), self.C)
 
 
-class AffineLinearisation:
-    """As `AutogradLinearisation` of an `AffineMap`, with J in closed form.
-
-    At a kink of phi it has the slope that `Activation.slope_at` chooses, 0 for ReLU.
-    """
+class AffineLinearisation(Linearisation):
+    """Of an `AffineMap`, J in closed form; at a kink of phi with the slope of `Activation.slope_at`."""
 
     def __init__(self, f: AffineMap, u: Tensor | None, x: Tensor) -> None:
-        self._f, self._u, self._x, terms = f, u, x, f.terms
-        inner = terms.apply_weight(terms.pre(x)) + terms.inject(u)
-        g = terms.post(inner)
-        for edge in terms.edges:
+        self._f, self._u, self._x = f, u, x.detach()
+        self._terms, self._A, self._C = f.terms, f.A, f.C
+        inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
+        g = f.terms.post(inner)
+        for edge in f.terms.edges:
             g = g + edge(x)
         self.value = _times(x, f.A) + _times(g, f.C)
-        self._pre, self._post = terms.pre.slope_at(x)[:, None], terms.post.slope_at(inner)[:, None]
-        self._edges = [(edge.K, edge.psi.slope_at(x)[:, None]) for edge in terms.edges]
+        self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
+        self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]
 
     def product(self, V: Tensor) -> Tensor:
-        out = self._f.terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
+        out = self._terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
         for K, slope in self._edges:
             out = out + (V * slope) @ K.mT
-        return _times(V, self._f.A) + _times(out, self._f.C)
-
-    def transposed(self, V: Tensor) -> Tensor:
-        return AutogradLinearisation(self._f, self._u, self._x).transposed(V)
+        return _times(V, self._A) + _times(out, self._C)
 
     def matrix(self) -> Tensor:
-        A, C = self._f.A, self._f.C
-        N = self._post.mT * self._f.terms.weight() * self._pre
+        A, C = self._A, self._C
+        N = self._post[..., None] * self._terms.weight() * self._pre[:, None]
         for K, slope in self._edges:
-            N = N + K * slope
+            N = N + K * slope[:, None]
         return (C[:, None] * N if C.ndim == 1 else C @ N) + (A if A.ndim == 2 else torch.diag(A))
-
-
-Linearisation = AutogradLinearisation | AffineLinearisation
 
 
 def linearise(f: Map, u: Tensor | None, x: Tensor) -> Linearisation:
@@ -150,7 +147,15 @@ def linearise(f: Map, u: Tensor | None, x: Tensor) -> Linearisation:
     Raises:
         ShapeError: if f changes the shape. ConfigError: if its value does not depend on x.
     """
-    return AffineLinearisation(f, u, x) if isinstance(f, AffineMap) else AutogradLinearisation(f, u, x)
+    return AffineLinearisation(f, u, x) if isinstance(f, AffineMap) else Linearisation(f, u, x)
+
+
+def linearise_along(f: Map, inputs: Iterable[Tensor | None], x: Tensor) -> Iterator[Linearisation]:
+    """The steps x <- f(u, x) under one input after another, each linearised where it starts."""
+    for u in inputs:
+        here = linearise(f, u, x)
+        x = here.value
+        yield here
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,10 @@ class Behaviour:
             A = torch.diag(A) + terms.L / terms.tau[:, None]
         return AffineMap(terms, A, 1 / terms.tau)
 
+    def own_map(self) -> Map:
+        """x' of a flow, the step of a map."""
+        return self.step_map() if self.flow is None else self.flow_map()
+
     def resolve(self, dt: float | None, solver: str | None) -> tuple[float, str | None]:
         """Duration of a step and its scheme: as given, else the net's own, else Euler's of a flow.
 
@@ -215,26 +224,7 @@ class Behaviour:
             dt = 1.0
         if dt is None or not 0 < dt < math.inf:
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
-        solver = self.solver if solver is None else solver
-        return dt, "euler" if solver is None and self.flow is not None else solver
-
-    def find_step(self, dt: float | None, solver: str | None) -> Map | None:
-        """As `step_map`, but None where it raises, and where there is no dt."""
-        if dt is None and self.dt is None and self.flow is not None:
-            return None
-        length, solver = self.resolve(dt, solver)
-        if self.terms is not None and solver in SCHEMES:
-            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
-        if self.flow is None:
-            return self.step if solver == self.solver else None
-        if self.step is not None and self.dt == length and solver == self.resolve(None, None)[1]:
-            return self.step
-        if solver not in ("euler", "rk4"):
-            return None
-        flow = self.flow_map()
-        if solver == "euler":
-            return lambda u, x: x + length * flow(u, x)
-        return lambda u, x: runge_kutta(lambda _, z: flow(u, z), x.new_zeros(()), x, length)
+        return dt, solver or self.solver or (None if self.flow is None else "euler")
 
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
         """One step as a function of u and x: the net's own unless dt or solver is another.
@@ -247,54 +237,23 @@ class Behaviour:
         Raises:
             ConfigError: if the net has no such step. SolverError: if the scheme has none here.
         """
-        dt, solver = self.resolve(dt, solver)
-        step = self.find_step(dt, solver)
-        if step is not None:
-            return step
+        length, solver = self.resolve(dt, solver)
+        if self.terms is not None and solver in SCHEMES:
+            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
+        is_own = solver == (self.solver or (None if self.flow is None else "euler"))
+        if self.step is not None and is_own and (self.flow is None or length == self.dt):
+            return self.step
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
+        flow = self.flow_map()
+        if solver == "euler":
+            return lambda u, x: x + length * flow(u, x)
+        if solver == "rk4":
+            return lambda u, x: runge_kutta(lambda _, z: flow(u, z), x.new_zeros(()), x, length)
         known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
         raise ConfigError(
             f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
         )
-
-    def states(self, x: Tensor) -> Tensor:
-        """States (batch, n) in float64 on the CPU.
-
-        Raises:
-            ShapeError, DataError: for another shape, no state, or values that are not finite.
-        """
-        if x.ndim != 2 or x.shape[1] != self.size or len(x) < 1:
-            raise ShapeError(
-                f"x must be (batch, {self.size}) with at least one state; got {tuple(x.shape)}."
-            )
-        check_finite(x)
-        return x.detach().to("cpu", torch.float64)
-
-    def inputs(self, u: Tensor | None, layout: str) -> Tensor | None:
-        """Inputs in float64 on the CPU; None, a zero input, stays None.
-
-        Args:
-            layout: what the dimensions are, such as "(time, m)".
-
-        Raises:
-            ShapeError, DataError: for another shape, no input at all, or values that are not finite.
-        """
-        if u is None:
-            return None
-        dimensions, m = len(layout.strip("(),").split(",")), self.input_size
-        if u.ndim != dimensions or 0 in u.shape or u.shape[-1] != (m or u.shape[-1]):
-            known = "" if m is None else f" with m = {m}"
-            raise ShapeError(f"u must be {layout}{known}, at least one sample; got {tuple(u.shape)}.")
-        check_finite(u)
-        return u.detach().to("cpu", torch.float64)
-
-    def points(self, u: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Inputs (batch, m) and states (batch, n), checked; one input serves all states."""
-        x, u = self.states(x), self.inputs(u, "(batch, m)")
-        if u is not None and len(u) not in (1, len(x)):
-            raise ShapeError(f"u must be (batch, m), batch {len(x)} or 1; got {tuple(u.shape)}.")
-        return None if u is None else u.expand(len(x), -1), x
 
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
@@ -331,6 +290,57 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
     return Behaviour(size, step=net, sizes=(size,))
 
 
+def prepare(
+    net: Any,
+    u: Tensor | None,
+    x: Tensor | None,
+    inputs: str = "(batch, m)",
+    states: str = "x (batch, n)",
+    *,
+    count: int | None = None,
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Behaviour, Tensor | None, Tensor]:
+    """What a diagnosis looks at: the net's behaviour, the inputs and the states (batch, n), in float64.
+
+    Args:
+        inputs: the dimensions of u, such as "(time, m)"; None, a zero input, stays None.
+        states: name and dimensions of x; without an x there are `count`, by default one a sequence of u,
+            from N(0, spread^2).
+
+    Raises:
+        ShapeError, DataError: for another shape, no sample or state, or values that are not finite.
+    """
+    known = behaviour(net, size=None if x is None else x.shape[-1])
+    u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")
+    if x is None:
+        x = torch.zeros(count or (1 if u is None else len(u)), known.size, dtype=torch.float64)
+        return known, u, x.normal_(0, spread, generator=generator) if spread else x
+    x = _checked_tensor(x, states, known.size, "state")
+    return known, u, x[None] if x.ndim == 1 else x
+
+
+def prepare_points(net: Any, u: Tensor | None, x: Tensor) -> tuple[Behaviour, Tensor | None, Tensor]:
+    """As `prepare`, with one input (batch, m) for each state; a single one serves all of them."""
+    known, u, x = prepare(net, u, x)
+    if u is not None and len(u) not in (1, len(x)):
+        raise ShapeError(f"u must be (batch, m), batch {len(x)} or 1; got {tuple(u.shape)}.")
+    return known, None if u is None else u.expand(len(x), -1), x
+
+
+def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tensor:
+    """The tensor in float64 on the CPU, if it has the layout, such as "u (time, m)"."""
+    name, dimensions = layout.split(" ", 1)
+    axes = dimensions.strip("(),").split(", ")
+    if t.ndim != len(axes) or 0 in t.shape or t.shape[-1] != (width or t.shape[-1]):
+        known = "" if width is None else f" with {axes[-1]} = {width}"
+        raise ShapeError(
+            f"{name} must be {dimensions}{known}, at least one {one}; got {tuple(t.shape)}."
+        )
+    check_finite(t)
+    return t.detach().to("cpu", torch.float64)
+
+
 def runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor, dt: float) -> Tensor:
     """One step of the classical Runge-Kutta method for x' = f(t, x)."""
     a = _checked_value(f(t, x), x)
@@ -359,42 +369,47 @@ def trajectory(
             rtol / 100, no step of which goes across a change of u.
     """
     states, samples = [x], [None] * steps if u is None else u.unbind(1)[:steps]
-    if known.flow is not None and solver in BY_TORCHDIFFEQ:
-        options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
+    if known.flow is None or solver not in BY_TORCHDIFFEQ:
+        step = known.step_map(dt, solver)
         for sample in samples:
-            f = known.flow(sample)
-            ends = x.new_tensor([0.0, dt])
-            states.append(solve(lambda t, z, f=f: f(z), states[-1], ends, **options).last)
+            states.append(step(sample, states[-1]))
         return torch.stack(states, 1)
-    step = known.step_map(dt, solver)
+    options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
     for sample in samples:
-        states.append(step(sample, states[-1]))
+        f = known.flow(sample)
+        ends = x.new_tensor([0.0, dt])
+        states.append(solve(lambda t, z, f=f: f(z), states[-1], ends, **options).last)
     return torch.stack(states, 1)
 
 
 def step_jacobian(
     net: Any, u: Tensor | None, x: Tensor, *, dt: float | None = None, solver: str | None = None
 ) -> Tensor:
-    """The Jacobian of one step with respect to the state.
+    """The Jacobian of one step with respect to the state, (batch, n, n), float64.
 
     Args:
         net: see the module. u: inputs, (batch, m), (1, m) for one input, or None. x: states, (batch, n).
         dt, solver: as of `Behaviour.step_map`.
 
-    Returns:
-        (batch, n, n), float64.
-
     Raises:
         ShapeError, DataError, ConfigError: for arguments that do not fit.
     """
-    known = behaviour(net, size=x.shape[-1])
-    return linearise(known.step_map(dt, solver), *known.points(u, x)).matrix()
+    known, u, x = prepare_points(net, u, x)
+    return linearise(known.step_map(dt, solver), u, x).matrix()
 
 
 def flow_jacobian(net: Any, u: Tensor | None, x: Tensor) -> Tensor:
     """The Jacobian of x' with respect to the state, per unit of time; otherwise as `step_jacobian`."""
-    known = behaviour(net, size=x.shape[-1])
-    return linearise(known.flow_map(), *known.points(u, x)).matrix()
+    known, u, x = prepare_points(net, u, x)
+    return linearise(known.flow_map(), u, x).matrix()
+
+
+def vjp(y: Tensor, x: Tensor, V: Tensor) -> Tensor:
+    """V dy/dx for each cotangent of V, (k, ...) like y: (k, ...) like x; 0 where y is a constant."""
+    if not y.requires_grad:
+        return V.new_zeros(len(V), *x.shape)
+    options = {"retain_graph": True, "is_grads_batched": True, "materialize_grads": True}
+    return torch.autograd.grad(y, x, V, **options)[0].detach()
 
 
 def _checked_value(y: Tensor, x: Tensor) -> Tensor:
@@ -407,13 +422,6 @@ def _checked_value(y: Tensor, x: Tensor) -> Tensor:
             "Leave out detach and no_grad in f."
         )
     return y
-
-
-def _vjp(y: Tensor, x: Tensor, V: Tensor) -> Tensor:
-    """The gradient of y by x for each cotangent V[:, i], (batch, k, n)."""
-    rows = V.transpose(0, 1)
-    options = {"retain_graph": True, "is_grads_batched": True, "materialize_grads": True}
-    return torch.autograd.grad(y, x, rows, **options)[0].detach().transpose(0, 1)
 
 
 def _times(v: Tensor, A: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ The frame turns into place at the rate of the gaps between exponents. A transien
 
 Cost of a step: one product of its Jacobian with k vectors, see `linearise`, and 4 n k^2 for an
 orthonormalisation. Memory: k vectors a trajectory, and k numbers for each trajectory and
-orthonormalisation. Everything is float64 on the CPU.
+orthonormalisation.
 
 Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """
@@ -26,17 +26,23 @@ Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import count, islice, pairwise, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Linearisation, behaviour, linearise, runge_kutta
-from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.diagnostics.linearise import (
+    Behaviour,
+    Map,
+    linearise_along,
+    prepare,
+    runge_kutta,
+)
+from ctrnn_assembly.errors import ConfigError, SolverError
 
 # So many trajectories, or parts of each run, make a standard error.
 PARTS = 10
@@ -93,12 +99,10 @@ def lyapunov_exponents(
     """The k leading exponents of a net's steps, along driven trajectories.
 
     A run longer than the input goes on with the next sequence, without a reset of the state: trajectory
-    b sees the sequences b, b + 1, ..., in turn, and after the last one the first. A single sequence
-    is so repeated.
+    b sees the sequences b, b + 1, ..., in turn, and after the last one the first.
 
     Args:
-        net: see `linearise`.
-        u: samples, (sequences, time, m), each held over one step; or None.
+        net: see `linearise`. u: samples, (sequences, time, m), each held over one step; or None.
         x0: initial states, (batch, n); by default N(0, 1), one for each sequence.
         k: how many exponents, 1..n. steps: steps to average over.
         dt: duration of a step, by default the net's own; 1 for a map, so that exponents are per sample.
@@ -114,18 +118,12 @@ def lyapunov_exponents(
         ConfigError, ShapeError, DataError: for arguments that do not fit.
         SolverError: if a trajectory overflows, or `every` is too large.
     """
-    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
-    samples = known.inputs(u, "(sequences, time, m)")
-    if x0 is None:
-        count = 1 if samples is None else len(samples)
-        x0 = torch.randn(count, known.size, generator=generator, dtype=torch.float64)
-    x, (dt, solver) = known.states(x0), known.resolve(dt, solver)
-    step = known.step_map(dt, solver)
-
-    def at(index: int, x: Tensor) -> Linearisation:
-        return linearise(step, None if samples is None else _sample(samples, index, len(x)), x)
-
-    return _follow(at, x, k, dt, steps, transient, every, generator)
+    known, samples, x = prepare(
+        net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator
+    )
+    dt, solver = known.resolve(dt, solver)
+    inputs = repeat(None) if samples is None else _in_turn(samples, len(x))
+    return _follow(known.step_map(dt, solver), inputs, x, k, dt, steps, transient, every, generator)
 
 
 @torch.no_grad()
@@ -140,32 +138,28 @@ def flow_exponents(
     every: int = 1,
     generator: torch.Generator | None = None,
 ) -> Lyapunov:
-    """The k leading exponents of x' = f(t, x), by the classical Runge-Kutta method.
-
-    The frame follows the derivative of the step: the exponents are those of the flow up to O(dt^4).
+    """The k leading exponents of x' = f(t, x), by the classical Runge-Kutta method, up to O(dt^4).
 
     Args:
         f: any differentiable f(t, x) of a 0-dimensional t and x (batch, n), sample by sample.
         x0: initial states, (batch, n).
-        k, steps, dt, transient, every: as in `lyapunov_exponents`.
-
-    Raises:
-        As `lyapunov_exponents`.
+        k, steps, dt, transient, every: as in `lyapunov_exponents`, which raises the same errors.
     """
-    if x0.ndim != 2 or 0 in x0.shape:
-        raise ShapeError(f"x0 must be (batch, n) with at least one state; got {tuple(x0.shape)}.")
-    check_finite(x0)
-    x = x0.detach().to("cpu", torch.float64)
+    _, _, x = prepare(Behaviour(x0.shape[-1]), None, x0, states="x0 (batch, n)")
+    times = (torch.tensor(index * dt, dtype=x.dtype) for index in count())
+    step: Map = partial(runge_kutta, f, dt=dt)
+    return _follow(step, times, x, k, dt, steps, transient, every, generator)
 
-    def at(index: int, x: Tensor) -> Linearisation:
-        t = torch.tensor(index * dt, dtype=x.dtype)
-        return linearise(lambda _, z: runge_kutta(f, t, z, dt), None, x)
 
-    return _follow(at, x, k, dt, steps, transient, every, generator)
+def _in_turn(samples: Tensor, batch: int) -> Iterable[Tensor]:
+    """Inputs (batch, m), step by step without end: trajectory b begins with sequence b."""
+    for turn in count():
+        yield from samples[(torch.arange(batch) + turn) % len(samples)].unbind(1)
 
 
 def _follow(
-    at: Callable[[int, Tensor], Linearisation],
+    step: Map,
+    inputs: Iterable[Tensor | None],
     x: Tensor,
     k: int,
     dt: float,
@@ -174,26 +168,20 @@ def _follow(
     every: int,
     generator: torch.Generator | None,
 ) -> Lyapunov:
-    """Follow x (batch, n) and a random frame of k vectors; `at` linearises step number `index` at x.
-
-    Raises:
-        ConfigError: for numbers that make no sense. SolverError: if something overflows, or `every` is
-            too large to keep the vectors apart.
-    """
+    """Follow x (batch, n) and a random frame V of k vectors, (k, batch, n)."""
     transient = steps // 10 if transient is None else transient
     _check_run(x.shape[1], k, dt, steps, transient, every)
-    V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].mT
-    end = transient + steps
+    V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].movedim(2, 0)
+    run, end = linearise_along(step, inputs, x), transient + steps
     cuts = [*range(0, transient, every), *range(transient, end, every), end]
     logs, spans = [], []
     for first, last in pairwise(cuts):
-        for index in range(first, last):
-            here = at(index, x)
-            x, V = here.value, here.product(V)
-        Q, R = torch.linalg.qr(V.mT)
+        for here in islice(run, last - first):
+            V = here.product(V)
+        Q, R = torch.linalg.qr(V.movedim(0, 2))
         size = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
-        _check_frame(x, size, last, dt, every)
-        V = Q.mT.contiguous()
+        _check_frame(here.value, size, last, dt, every)
+        V = Q.movedim(2, 0).contiguous()
         if first >= transient:
             logs.append(size.log())
             spans.append((last - first) * dt)
@@ -218,18 +206,12 @@ def _errors(logs: Tensor, spans: Tensor) -> Tensor:
     """Standard errors of the mean, (k,), from logs (records, batch, k)."""
     own = logs.sum(0) / spans.sum()
     if len(own) < PARTS:
-        count = min(PARTS, len(logs))
-        parts = zip(logs.tensor_split(count), spans.tensor_split(count), strict=True)
+        some = min(PARTS, len(logs))
+        parts = zip(logs.tensor_split(some), spans.tensor_split(some), strict=True)
         own = torch.cat([part.sum(0) / span.sum() for part, span in parts])
     if len(own) == 1:
         return torch.full_like(own[0], math.inf)
     return (own.std(0) / len(own) ** 0.5).nan_to_num(nan=math.inf)
-
-
-def _sample(samples: Tensor, index: int, batch: int) -> Tensor:
-    """The inputs of step `index`, (batch, m): trajectory b is in its sequence b + index // time."""
-    turn, place = divmod(index, samples.shape[1])
-    return samples[(torch.arange(batch) + turn) % len(samples), place]
 
 
 def _check_frame(x: Tensor, size: Tensor, step: int, dt: float, every: int) -> None:

@@ -16,16 +16,18 @@ every local rate. A negative abscissa at every time proves nothing where J chang
 see `lyapunov` for averages and `certificates` for proofs.
 
 Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB for n = 2048
-on one core. ARPACK, for the leading ones, needs products only, but converges where they stand apart.
-Feedback coupling spreads them along a line of nearly equal real parts, where it does not; and up to
-n = 2048 it is no faster even where it does, so that up to there they are cut from all of them.
+on one core. `largest` asks for leading ones only: above n = 2048, where LAPACK is no longer as fast, by
+ARPACK, which converges where they stand apart. Feedback coupling spreads them along a line of nearly
+equal real parts, where it does not.
+
+States are looked at one after another, so that memory does not grow with their number.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,14 +37,17 @@ from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import (
     Behaviour,
-    Linearisation,
+    Map,
     behaviour,
     linearise,
+    prepare,
+    prepare_points,
     trajectory,
 )
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
 
 Order = Literal["real", "modulus"]
 
@@ -80,7 +85,7 @@ class Spectrum:
 
     @property
     def step_radius(self) -> Tensor | None:
-        """The largest modulus of an eigenvalue of the step, (times,), against the unit circle."""
+        """The largest modulus of an eigenvalue of the step, (times,)."""
         return None if self.step_eigenvalues is None else self.step_eigenvalues.abs().amax(1)
 
 
@@ -96,7 +101,7 @@ def spectrum_at(
     metric: Metric | None = None,
     largest: int | None = None,
 ) -> Spectrum:
-    """Spectra at given states, one after another, so that memory does not grow with their number.
+    """Spectra at given states.
 
     Args:
         net: see `linearise`.
@@ -105,44 +110,42 @@ def spectrum_at(
         dt, solver: the step to look at, by default the net's own; none is looked at if dt is unknown,
             or the solver has no step with a Jacobian.
         metric: of the local rates; by default the net's own.
-        largest: only so many leading eigenvalues: by ARPACK from products, if n is above 2048.
+        largest: only so many leading eigenvalues.
 
     Raises:
         ShapeError, DataError, ConfigError: for arguments that do not fit.
         SolverError: if ARPACK does not converge.
     """
-    known = behaviour(net, size=x.shape[-1])
-    u, x = known.points(u, x)
+    known, u, x = prepare_points(net, u, x)
     times = torch.arange(len(x), dtype=x.dtype) if times is None else times.detach().to(x)
     if times.shape != (len(x),):
         raise ShapeError(f"times must be ({len(x)},), one a state; got {tuple(times.shape)}.")
     check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
-    flow, step = None if known.flow is None else known.flow_map(), known.find_step(dt, solver)
-    length, scheme = (None, None) if step is None else known.resolve(dt, solver)
+    length, scheme, step = _find_step(known, dt, solver)
+    whole = _by_lapack(known.size, largest)
     # A step of Euler's is I + dt J, unless it is a function of the user's, which might be anything.
-    plain = scheme == "euler" and (step is not known.step or known.solver == scheme)
+    plain = whole and scheme == "euler" and (step is not known.step or known.solver == scheme)
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
-        if flow is not None:
-            J = linearise(flow, *here)
-            whole = plain and _by_lapack(known.size, largest)
-            values.append(leading(J, "real", None if whole else largest))
+        if known.flow is not None:
+            J = linearise(known.flow_map(), *here).matrix()[0]
+            own = leading(J, "real", None if whole else largest)
+            values.append(own[:largest])
             if norm is not None:
-                rates.append(-_largest_symmetric(J, norm, largest))
-            if whole:
-                stepped.append(_descending(1 + (length or 0.0) * values[-1], "modulus")[:largest])
-                values[-1] = values[-1][:largest]
-                continue
-        if step is not None:
-            stepped.append(leading(linearise(step, *here), "modulus", largest))
+                F = norm[0] @ J @ norm[1]
+                rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
+        if plain:
+            stepped.append(_descending(1 + length * own, "modulus")[:largest])
+        elif step is not None:
+            stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
     return Spectrum(
         times=times,
         x=x,
         eigenvalues=torch.stack(values) if values else None,
-        local_rates=torch.tensor(rates, dtype=x.dtype) if rates else None,
+        local_rates=torch.stack(rates) if rates else None,
         step_eigenvalues=torch.stack(stepped) if stepped else None,
         dt=length,
         solver=scheme,
@@ -167,8 +170,7 @@ def spectrum_along(
     sample meets the last one once more.
 
     Args:
-        net: see `linearise`.
-        u: samples of one sequence, held over dt each, (time, m), or None.
+        net: see `linearise`. u: samples of one sequence, held over dt each, (time, m), or None.
         x0: initial state, (n,); by default 0.
         at: numbers of steps, each 0 or more, and at most the number of samples.
         dt, solver: the step, by default the net's own; for a flow the solver may be any of
@@ -178,22 +180,20 @@ def spectrum_along(
     Raises:
         SolverError: if the trajectory overflows; also as `spectrum_at`.
     """
-    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
-    u = known.inputs(u, "(time, m)")
-    at = _checked_steps(at, None if u is None else len(u))
+    known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
+    chosen = torch.tensor([int(k) for k in at])
+    if not len(chosen) or chosen.min() < 0 or (u is not None and chosen.max() > len(u)):
+        limit = "0 or more" if u is None else f"in 0..{len(u)}, the number of samples"
+        raise ConfigError(f"at must have numbers of steps, each {limit}; got {list(at)[:5]}.")
     dt, solver = known.resolve(dt, solver)
-    x0 = torch.zeros(known.size, dtype=torch.float64) if x0 is None else x0
-    if x0.ndim != 1:
-        raise ShapeError(f"x0 must be ({known.size},); got {tuple(x0.shape)}.")
-    steps = max(at)
+    steps = int(chosen.max())
     samples = None if u is None else u[None, :steps]
-    x = trajectory(known, samples, known.states(x0[None]), steps, dt=dt, solver=solver)[0]
+    x = trajectory(known, samples, x0, steps, dt=dt, solver=solver)[0]
     if not bool(torch.isfinite(x).all()):
         raise SolverError(
             f"the trajectory must stay finite; it overflowed within {steps} steps of dt={dt}. "
             "Use a smaller dt, solver='imex', or fewer steps."
         )
-    chosen = torch.tensor(at)
     now = None if u is None else u[chosen.clamp(max=len(u) - 1)]
     settings: dict[str, Any] = {"dt": dt, "solver": solver, "metric": metric, "largest": largest}
     return spectrum_at(known, now, x[chosen], times=dt * chosen.to(x), **settings)
@@ -209,12 +209,11 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     Returns:
         (batch, n_i) for each module.
     """
-    known = behaviour(net, size=x.shape[-1])
-    which = known.step_map() if known.flow is None else known.flow_map()
-    J = linearise(which, *known.points(u, x)).matrix()
+    known, u, x = prepare_points(net, u, x)
+    J = linearise(known.own_map(), u, x).matrix()
     order: Order = "modulus" if known.flow is None else "real"
     blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]
-    return tuple(torch.stack([_eigenvalues(one, order) for one in block]) for block in blocks)
+    return tuple(torch.stack([leading(one, order) for one in block]) for block in blocks)
 
 
 @torch.no_grad()
@@ -224,14 +223,14 @@ def weight_spectra(net: Any) -> tuple[Tensor, ...]:
     Raises:
         ConfigError: if the net has no `terms()`.
     """
-    return tuple(_eigenvalues(W) for W in _terms(net).blocks)
+    return tuple(leading(W) for W in _terms(net).blocks)
 
 
 @torch.no_grad()
 def coupling_spectrum(net: Any) -> Tensor:
     """Eigenvalues of L, (n,): zeros without one, on the imaginary axis for feedback with one tau."""
     terms = _terms(net)
-    return _eigenvalues(terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L)
+    return leading(terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L)
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
@@ -255,8 +254,8 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
-def leading(J: Linearisation, order: Order, largest: int | None) -> Tensor:
-    """The eigenvalues of the only state's Jacobian with the largest real part or modulus, in that order.
+def leading(A: Tensor, order: Order = "real", largest: int | None = None) -> Tensor:
+    """The eigenvalues of A (n, n) with the largest real part or modulus, in that order, complex128.
 
     Args:
         largest: how many, 1..n, or None for all.
@@ -264,13 +263,29 @@ def leading(J: Linearisation, order: Order, largest: int | None) -> Tensor:
     Raises:
         SolverError: if ARPACK does not converge.
     """
-    n = J.value.shape[1]
-    if _by_lapack(n, largest):
-        return _eigenvalues(J.matrix()[0], order)[:largest]
-    from scipy.sparse.linalg import eigs
+    n = len(A)
+    if largest is None or _by_lapack(n, largest):
+        return _descending(torch.linalg.eigvals(A), order)[:largest]
+    from scipy.sparse.linalg import ArpackNoConvergence, eigs
 
-    which = "LR" if order == "real" else "LM"
-    found = _arpack(eigs, lambda v: J.product(v[None, None])[0, 0], n, largest, which)
+    try:
+        found = eigs(
+            A.numpy(),
+            k=largest,
+            which="LR" if order == "real" else "LM",
+            ncv=min(n, max(80, 4 * largest)),
+            v0=np.random.default_rng(0).standard_normal(n),
+            tol=TOLERANCE,
+            maxiter=RESTARTS,
+            return_eigenvectors=False,
+        )
+    except ArpackNoConvergence as error:
+        raise SolverError(
+            f"ARPACK found {len(error.eigenvalues)} of {largest} leading eigenvalues of {n} in "
+            f"{RESTARTS} restarts: they lie too close, as feedback coupling makes them. Use "
+            f"largest=None, all by LAPACK: about {4 * (n / 2048) ** 3:.0f} s and "
+            f"{64e-9 * n**2:.1f} GB a state."
+        ) from error
     return _descending(torch.from_numpy(found), order)
 
 
@@ -292,11 +307,6 @@ def _by_lapack(n: int, largest: int | None) -> bool:
     return largest is None or n <= DENSE or largest >= n - 1
 
 
-def _eigenvalues(A: Tensor, order: Order = "real") -> Tensor:
-    """Eigenvalues of A (n, n), (n,), complex128, in descending order."""
-    return _descending(torch.linalg.eigvals(A), order)
-
-
 def _descending(values: Tensor, order: Order) -> Tensor:
     """The values by falling real part or modulus; of a conjugate pair, the upper one first."""
     key = values.real if order == "real" else values.abs()
@@ -304,54 +314,19 @@ def _descending(values: Tensor, order: Order) -> Tensor:
     return values[by_imaginary[key[by_imaginary].argsort(descending=True, stable=True)]]
 
 
-def _largest_symmetric(J: Linearisation, norm: tuple[Tensor, Tensor], largest: int | None) -> float:
-    """lmax(sym F) of the only state's Jacobian, by ARPACK where `leading` would use it."""
-    root, inverse = norm
-    if _by_lapack(len(root), largest):
-        return float(torch.linalg.eigvalsh(symmetric_part(root @ J.matrix()[0] @ inverse))[-1])
-    from scipy.sparse.linalg import eigsh
-
-    def product(v: Tensor) -> Tensor:
-        forward = root @ J.product((inverse @ v)[None, None])[0, 0]
-        return (forward + inverse.mT @ J.transposed((root.mT @ v)[None, None])[0, 0]) / 2
-
-    return float(_arpack(eigsh, product, len(root), 1, "LA")[0])
-
-
-def _arpack(
-    solver: Callable[..., np.ndarray],
-    product: Callable[[Tensor], Tensor],
-    n: int,
-    largest: int | None,
-    which: str,
-) -> np.ndarray:
-    """scipy's `eigs` or `eigsh` of v -> A v, for v (n,)."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator
-
-    def apply(v: np.ndarray) -> np.ndarray:
-        return product(torch.from_numpy(np.ascontiguousarray(v.reshape(-1)))).numpy()
-
+def _find_step(
+    known: Behaviour, dt: float | None, solver: str | None
+) -> tuple[float | None, str | None, Map | None]:
+    """dt, solver and the step itself; None each where the net has no such step with a Jacobian."""
+    if dt is not None:
+        known.resolve(dt, solver)  # refuses a dt that is none
     try:
-        return solver(
-            LinearOperator((n, n), matvec=apply, dtype=np.float64),
-            k=largest,
-            which=which,
-            ncv=min(n, max(80, 4 * (largest or 1))),
-            v0=np.random.default_rng(0).standard_normal(n),
-            tol=TOLERANCE,
-            maxiter=RESTARTS,
-            return_eigenvectors=False,
-        )
-    except ArpackNoConvergence as error:
-        raise SolverError(
-            f"ARPACK found {len(error.eigenvalues)} of {largest} leading eigenvalues of {n} in "
-            f"{RESTARTS} restarts: they lie too close, as feedback coupling makes them. Use "
-            f"largest=None, all by LAPACK: about {4 * (n / 2048) ** 3:.0f} s and "
-            f"{64e-9 * n**2:.1f} GB a state."
-        ) from error
+        return *known.resolve(dt, solver), known.step_map(dt, solver)
+    except ConfigError:
+        return None, None, None
 
 
-def _terms(net: Any) -> Any:
+def _terms(net: Any) -> Terms:
     """The tensors of the field."""
     terms = behaviour(net, size=1).terms
     if terms is None:
@@ -359,12 +334,3 @@ def _terms(net: Any) -> Any:
             "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
         )
     return terms
-
-
-def _checked_steps(at: Sequence[int], samples: int | None) -> tuple[int, ...]:
-    """The numbers of steps."""
-    chosen = tuple(int(k) for k in at)
-    if not chosen or min(chosen) < 0 or (samples is not None and max(chosen) > samples):
-        limit = "0 or more" if samples is None else f"in 0..{samples}, the number of samples"
-        raise ConfigError(f"at must have numbers of steps, each {limit}; got {list(at)[:5]}.")
-    return chosen
