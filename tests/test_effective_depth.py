@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.diagnostics.effective_depth import (
-    effective_depth,
-    effective_depth_of_gradient,
-)
-from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, effective_depth_of_gradient
+from ctrnn_assembly.errors import ConfigError
+
+
+def effective_depth(S, R, g: Tensor | None = None, *, tol: float = 1e-6) -> EffectiveDepth:
+    """Of matrices (..., n_t, n_{t-1}), the first layer first; without g of the whole Jacobian."""
+    eye = torch.eye(S[-1].shape[-2]).expand(*S[-1].shape[:-2], -1, -1)
+    vjps = [lambda V, s=s, r=r: (V @ s, V @ r) for s, r in zip(S, R, strict=True)]
+    return effective_depth_of_gradient(vjps, eye if g is None else g[..., None, :], tol=tol)
 
 
 def expansion(S: list[Tensor], R: list[Tensor]) -> Tensor:
@@ -131,21 +135,12 @@ def test_operators_serve_layers_that_couple_samples():
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "words"),
     [
-        (lambda: effective_depth([torch.eye(2)], [torch.eye(2)], tol=0), ConfigError, "tol"),
-        (lambda: effective_depth([], []), ConfigError, "one matrix a layer"),
-        (lambda: effective_depth([torch.eye(2)], []), ConfigError, "1 and 0"),
-        (lambda: effective_depth([torch.eye(2)], [torch.eye(3)]), ShapeError, r"S\[0\]"),
-        (lambda: effective_depth([torch.ones(2)], [torch.ones(2)]), ShapeError, r"S\[0\]"),
-        (
-            lambda: effective_depth([torch.eye(2), torch.eye(3)], [torch.eye(2), torch.eye(3)]),
-            ShapeError,
-            r"S\[1\]",
-        ),
-        (lambda: effective_depth_of_gradient([], torch.ones(2)), ConfigError, "vjps"),
+        (lambda: effective_depth([torch.eye(2)], [torch.eye(2)], tol=0), "tol"),
+        (lambda: effective_depth_of_gradient([], torch.ones(2)), "vjps"),
     ],
 )
-def test_refusals_say_what_and_how(call, error, words):
-    with pytest.raises(error, match=words):
+def test_refusals_say_what_and_how(call, words):
+    with pytest.raises(ConfigError, match=words):
         call()

@@ -19,7 +19,6 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.diagnostics.gradient_scale import (
-    couples_samples,
     gsc,
     gsc_over_time,
     preactivation_statistics,
@@ -140,7 +139,7 @@ def test_every_point_of_the_chain_is_autograd_s(make):
         torch.testing.assert_close(found.value[k], brute_force(clones, states[k]), rtol=1e-10, atol=0)
     assert found.points == tuple(range(len(layers) + 1))
     at = states[-1]
-    assert found.products == (at.numel() if couples_samples(net, x) else at.shape[1])
+    assert found.products == (at.numel() if make is batch_norm else at.shape[1])
 
 
 def test_single_samples_are_autograd_s():
@@ -178,12 +177,12 @@ def test_measuring_leaves_the_net_as_it_was():
 
 
 def test_who_couples_samples():
+    """An exact value takes a product a feature of the output, or one a number of the coupled batch."""
     x = torch.randn(6, 4)
-    assert couples_samples(batch_norm(), x)
-    assert not couples_samples(batch_norm().eval(), x)
-    assert not couples_samples(plain(), x)
-    assert not couples_samples(batch_norm().eval(), x[:1])
-    assert couples_samples([lambda z: z - z.mean(0)], x)
+    assert gsc(batch_norm(), x).products == 6 * 3
+    assert gsc([lambda z: z - z.mean(0)], x).products == 6 * 4
+    assert gsc(batch_norm().eval(), x).products == gsc(plain(), x).products == 3
+    assert gsc(batch_norm().eval(), x[:1]).products == 3
 
 
 # The estimate

@@ -268,7 +268,7 @@ def test_nan_and_what_does_not_fit_are_refused() -> None:
             measure_contraction(net, dt=0.1, steps=2, **settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="directions must be random or worst"):
         measure_contraction(net, dt=0.1, steps=2, directions="best")  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match=r"x must be \(batch, 3\)"):
+    with pytest.raises(ShapeError, match=r"x0 must be \(pairs, n\) with n = 3"):
         measure_contraction(net, dt=0.1, steps=2, x0=torch.zeros(3))
     with pytest.raises(ShapeError, match="metric must be for 3 units; got one for 2"):
         measure_contraction(net, dt=0.1, steps=2, metric=euclidean(2))

@@ -34,6 +34,7 @@ from ctrnn_assembly.diagnostics.linearise import (
     Behaviour,
     behaviour,
     linearise,
+    prepare,
     trajectory,
 )
 from ctrnn_assembly.diagnostics.spectrum import norm_of
@@ -123,8 +124,7 @@ def measure_contraction(
         steps: number of intervals, needed without u.
         metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
             `certify` may have searched for another: its numbers hold in that one.
-        pairs: pairs at each distance.
-        distances: initial Euclidean distances.
+        pairs: pairs at each distance. distances: initial Euclidean distances.
         directions: of y(0) - x(0): "random", or "worst": where the distance in the metric falls
             slowest at first, Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
             top singular vector of a map's Theta S Theta^-1.
@@ -138,25 +138,31 @@ def measure_contraction(
         ShapeError, ConfigError: for settings that do not fit.
         SolverError: if an adaptive solver cannot meet rtol; grid solvers never fail.
     """
-    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
+    _check_pairs(pairs, spread, distances, directions)
+    random: dict[str, Any] = {"count": pairs, "spread": spread, "generator": generator}
+    known, u, x = prepare(net, u, x0, "(batch, steps, m)", "x0 (pairs, n)", **random)
     dt, solver = known.resolve(dt, solver)
-    norm = norm_of(known, known.metric if metric is None else metric)
-    u, steps = known.inputs(u, "(batch, steps, m)"), steps_of(u, steps)
-    x, size = _starts(known, x0, pairs, spread, distances, generator)
-    if u is not None:
-        u = u.repeat_interleave(len(x), 0)
-        x, size = x.repeat(len(u) // len(x), 1), size.repeat(len(u) // len(x), 1)
-    first = None if u is None else u[:, 0]
-    y = x + size * _directions(known, norm, first, x, directions, generator)
+    theta, inverse = norm_of(known, known.metric if metric is None else metric)
+    steps, repeats = steps_of(u, steps), 1 if u is None else len(u)
+    far = torch.tensor(distances, dtype=x.dtype).repeat_interleave(len(x)).repeat(repeats)
+    x = x.repeat(len(distances) * repeats, 1)
+    u = None if u is None else u.repeat_interleave(len(x) // repeats, 0)
+    if directions == "random":
+        v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    else:
+        F = theta @ linearise(known.own_map(), None if u is None else u[:, 0], x).matrix() @ inverse
+        sym = F.mT @ F if known.flow is None else symmetric_part(F)
+        v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
+    y = x + (far / v.norm(dim=1))[:, None] * v
     both = None if u is None else u.repeat(2, 1, 1)
     states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=rtol)
     x, y = states.chunk(2)
-    theta = norm[0]
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
-    exact = solver not in BY_TORCHDIFFEQ
-    relative = (8 + known.size) * torch.finfo(torch.float64).eps if exact else 16 * rtol
-    error = _error(theta, size if exact else size + 0.01, relative)  # 0.01 for the absolute tolerance
+    relative = (8 + known.size) * torch.finfo(torch.float64).eps
+    if solver in BY_TORCHDIFFEQ:
+        size, relative = size + 0.01, 16 * rtol  # 0.01 for the absolute tolerance
+    error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
     return Measurement(
         rate=_fitted_rate(d, d > FLOOR * error, dt),
         euclidean_rate=_fitted_rate(euclidean, d > FLOOR * error, dt),
@@ -206,45 +212,13 @@ def steps_of(u: Tensor | None, steps: int | None) -> int:
     return u.shape[1]
 
 
-def _starts(
-    known: Behaviour,
-    x0: Tensor | None,
-    pairs: int,
-    spread: float,
-    distances: Sequence[float],
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Where pairs start, (len(distances) pairs, n), and their initial distances, (., 1)."""
-    if x0 is None:
-        if pairs < 1 or not 0 <= spread < math.inf:
-            raise ConfigError(f"need pairs >= 1 and a finite spread >= 0; got {pairs} and {spread}.")
-        x0 = spread * torch.randn(pairs, known.size, generator=generator, dtype=torch.float64)
+def _check_pairs(pairs: int, spread: float, distances: Sequence[float], directions: Directions) -> None:
+    if pairs < 1 or not 0 <= spread < math.inf:
+        raise ConfigError(f"need pairs >= 1 and a finite spread >= 0; got {pairs} and {spread}.")
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ConfigError(f"distances must be positive and finite; got {tuple(distances)}.")
-    size = torch.tensor(distances, dtype=torch.float64).repeat_interleave(len(x0))
-    return known.states(x0).repeat(len(distances), 1), size[:, None]
-
-
-def _directions(
-    known: Behaviour,
-    norm: tuple[Tensor, Tensor],
-    u: Tensor | None,
-    x: Tensor,
-    kind: Directions,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """A unit vector for each start x under the input u, (pairs, n)."""
-    if kind not in get_args(Directions):
-        raise ConfigError(f"directions must be random or worst; got {kind!r}.")
-    if kind == "random":
-        v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    else:
-        theta, inverse = norm
-        local = known.step_map() if known.flow is None else known.flow_map()
-        F = theta @ linearise(local, u, x).matrix() @ inverse  # (pairs, n, n)
-        sym = F.mT @ F if known.flow is None else symmetric_part(F)
-        v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
-    return v / v.norm(dim=1, keepdim=True)
+    if directions not in get_args(Directions):
+        raise ConfigError(f"directions must be random or worst; got {directions!r}.")
 
 
 def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
@@ -272,11 +246,6 @@ def _inside(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
     for edge in terms.edges:
         total = total + edge.psi(x).abs() @ edge.K.abs().mT
     return total / terms.tau
-
-
-def _error(theta: Tensor, size: Tensor, relative: float) -> Tensor:
-    """An estimate of what one step may add to a distance in the metric, (pairs, steps + 1)."""
-    return (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
 
 
 def _largest_factor(d: Tensor, error: Tensor) -> float:

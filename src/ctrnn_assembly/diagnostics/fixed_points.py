@@ -35,7 +35,7 @@ from ctrnn_assembly.diagnostics.spectrum import Order, check_largest, leading
 from ctrnn_assembly.errors import ConfigError
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
-# (x, y, 1 / delta) -> the next x, the next 1 / delta, and which go on; y solves (I / delta - J) y = f(x).
+# (x, y, 1 / delta) -> the next x and 1 / delta, and which go on; y solves (I / delta - J) y = f(x).
 Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 CHUNK = 2**24  # numbers in the Jacobians factorised at once: 128 MiB, or one larger Jacobian
@@ -160,7 +160,7 @@ def find_fixed_points(
 
 
 def _kind(J: Tensor, order: Order, values: Tensor, marginal: float) -> Kind:
-    """The kind of a fixed point by the leading eigenvalues of J, and all of them where that is needed."""
+    """The kind of a fixed point by the leading eigenvalues of J, and by all where that is needed."""
 
     def growth(value: Tensor) -> float:
         return float(value.abs() - 1 if order == "modulus" else value.real)
@@ -270,7 +270,7 @@ class _Search:
         return new, shift, _moved(x, new)
 
     def _settle(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x + y, and delta grows as |f| falls; where y goes against the flow, a shorter delta instead."""
+        """x + y, and delta grows as |f| falls; where y goes against the flow, only a shorter delta."""
         tau, f = self.tau, self.scaled(x)
         along = (y * f / tau).sum(1) > 0
         new = torch.where(along[:, None], x + y, x)

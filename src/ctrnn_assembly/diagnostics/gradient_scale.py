@@ -24,15 +24,16 @@ below 1e-154, whose square is 0 in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ctrnn_assembly.diagnostics.linearise import behaviour, linearise
+from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare, vjp
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
@@ -74,13 +75,12 @@ def gsc(
     per_sample: bool = False,
     squared: bool = False,
     probes: int | None = None,
-    coupled: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
     """GSC(k, L), k = 0..L, over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
 
     For any other pair (k, l) pass `layers[k:l]` and f_k. Put dropout in eval mode; batch norm is
-    taken as it is, by the batch in training mode, and its running statistics are not touched.
+    taken as it is, by the batch in training mode. The layers are copied and stay as they are.
 
     Args:
         layers: callables (B, ...) -> (B, ...), or an nn.Sequential.
@@ -88,7 +88,6 @@ def gsc(
         per_sample: one value for each sample; refused if layers couple the samples.
         squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
-        coupled: whether some layer couples samples; None to find out by one product a layer.
         generator: of the random signs.
 
     Raises:
@@ -101,22 +100,27 @@ def gsc(
         >>> gsc(net, torch.ones(1, 2)).value
         tensor([1., 1.], dtype=torch.float64)
     """
-    layers = _checked_layers(layers)
     _check_probes(probes)
-    with _untouched(layers):
-        states, products = _backward(layers, x)
-        if coupled is None and (per_sample or probes is None):
-            coupled = couples_samples(layers, x)
-        if per_sample and coupled:
-            raise ConfigError(
-                "per_sample needs layers that treat samples apart; got layers that couple them, as "
-                "batch norm in training mode does. Use per_sample=False, or call eval()."
-            )
-        at = states[-1]
-        vectors = _blocks(at, bool(coupled), probes, generator)
-        draws = _propagate(products, vectors, probes is not None).flip(0)
-    count = probes or at[0].numel() * (len(at) if coupled else 1)
-    return _scale(draws, states, tuple(range(len(states))), per_sample, squared, count)
+    if x.ndim < 2 or not x.numel() or not x.is_floating_point():
+        raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
+    states, products = [_checked_state(x.detach(), x, 0)], []
+    for layer in _copied(layers):
+        with torch.enable_grad():
+            f = states[-1].requires_grad_()
+            y = layer(f.clone())  # a copy: the layer may work in place
+        products.insert(0, partial(vjp, y, f))
+        states.append(_checked_state(y.detach(), x, len(states)))
+    states = [f.detach() for f in states]
+    coupled = (per_sample or probes is None) and _couples_samples(states, products)
+    if per_sample and coupled:
+        raise ConfigError(
+            "per_sample needs layers that treat samples apart; got layers that couple them, as "
+            "batch norm in training mode does. Use per_sample=False, or call eval()."
+        )
+    vectors = _blocks(states[-1], coupled, probes, generator)
+    draws = _propagate(products, vectors, probes is not None).flip(0)
+    count = probes or states[-1][0].numel() * (len(x) if coupled else 1)
+    return _scale(draws, states, range(len(states)), per_sample, squared, count)
 
 
 @torch.no_grad()
@@ -155,39 +159,17 @@ def gsc_over_time(
     _check_probes(probes)
     if every < 1:
         raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
-    known = behaviour(net, size=None if x0 is None else x0.shape[-1])
-    samples, step = known.inputs(u, "(batch, time, m)"), known.step_map(dt, solver)
+    known, samples, x = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     assert samples is not None
-    x0 = torch.zeros(len(samples), known.size) if x0 is None else x0
-    states, products = [known.states(x0)], []
-    for sample in samples.unbind(1):
-        here = linearise(step, sample, states[-1])
-        states.append(_checked_state(here.value, states[0], len(states)))
-        products.append(lambda V, here=here: here.transposed(V.transpose(0, 1)).transpose(0, 1))
+    states, products = [x], []
+    for here in linearise_along(known.step_map(dt, solver), samples.unbind(1), x):
+        states.append(_checked_state(here.value, x, len(states)))
+        products.insert(0, here.transposed)
     vectors = _blocks(states[-1], False, probes, generator)
     times = (*range(0, len(products), every), len(products))
-    draws = _propagate(products[::-1], vectors, probes is not None).flip(0)[list(times)]
-    count = probes or known.size
-    return _scale(draws, [states[t] for t in times], times, per_sample, squared, count)
-
-
-def couples_samples(layers: Sequence[Layer] | nn.Sequential, x: Tensor) -> bool:
-    """Whether a layer's output for some sample depends on another sample, as with batch norm.
-
-    Asked of the gradient: that of the first half of the outputs by the second half of the inputs is
-    exactly zero if samples are treated apart. One vector-Jacobian product a layer.
-    """
-    layers = _checked_layers(layers)
-    half = len(x) // 2
-    with _untouched(layers):
-        states, products = _backward(layers, x)
-    for out, product in zip(states[:0:-1], products, strict=True):
-        signs = torch.ones_like(out).flatten(1)
-        signs[:, ::2] = -1  # a normalised layer's outputs may add up to a constant
-        signs[half:] = 0
-        if bool((product(signs.view(1, *out.shape))[0, half:] != 0).any()) and half:
-            return True
-    return False
+    draws = _propagate(products, vectors, probes is not None).flip(0)[list(times)]
+    chosen = [states[t] for t in times]
+    return _scale(draws, chosen, times, per_sample, squared, probes or known.size)
 
 
 def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -220,21 +202,110 @@ def _check_probes(probes: int | None) -> None:
         raise ConfigError(f"probes must be at least 2, or None for the exact value; got {probes}.")
 
 
+def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
+    """The layers with modules copied: without gradients of weights or running statistics to update."""
+    if not isinstance(layers, (Sequence, nn.Sequential, nn.ModuleList)) or not len(layers):
+        raise ConfigError(
+            "layers must be a non-empty list of callables or nn.Sequential; got "
+            f"{type(layers).__name__}. Pass [layer_1, layer_2, ...]."
+        )
+    copies = [deepcopy(layer) if isinstance(layer, nn.Module) else layer for layer in layers]
+    for module in copies:
+        if isinstance(module, nn.Module):
+            for part in module.requires_grad_(False).modules():
+                if isinstance(part, _BatchNorm) and part.training:
+                    part.track_running_stats = False  # use the batch
+    return copies
+
+
+def _checked_state(f: Tensor, x: Tensor, k: int) -> Tensor:
+    if f.ndim < 2 or len(f) != len(x):
+        raise ShapeError(f"layer {k} must give (B, ...) with B = {len(x)}; got {tuple(f.shape)}.")
+    if not bool(torch.isfinite(f).all()):
+        raise DataError(f"f_{k} must be finite; got NaN or infinite values. Scale net or x down.")
+    return f
+
+
+def _couples_samples(states: Sequence[Tensor], products: Sequence[VJP]) -> bool:
+    """Whether a layer's output for some sample depends on another sample, as with batch norm.
+
+    The gradient of the first half of the outputs by the second half of the inputs is exactly zero if
+    samples are treated apart.
+    """
+    half = len(states[0]) // 2
+    for out, product in zip(states[:0:-1], products, strict=True):
+        signs = torch.ones_like(out).flatten(1)
+        signs[:, ::2] = -1  # a normalised layer's outputs may add up to a constant
+        signs[half:] = 0
+        if half and bool((product(signs.view(1, *out.shape))[0, half:] != 0).any()):
+            return True
+    return False
+
+
+def _blocks(
+    at: Tensor, coupled: bool, probes: int | None, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Vectors at one end of the chain, (m, B, ...) like `at`: random signs, or all unit vectors.
+
+    If samples are not coupled, one block row holds the same unit vector for every sample.
+    """
+    batch, n = len(at), at[0].numel()
+    rows = max(1, CHUNK // at.numel())
+    total = probes or (batch * n if coupled else n)
+    for start in range(0, total, rows):
+        m = min(rows, total - start)
+        if probes is not None:
+            device = at.device if generator is None else generator.device
+            bits = torch.randint(2, (m, *at.shape), generator=generator, device=device)
+            yield bits.to(at) * 2 - 1
+            continue
+        block = at.new_zeros(m, batch * n if coupled else n)
+        block.diagonal(start).fill_(1)
+        block = block if coupled else block[:, None].expand(m, batch, n)
+        yield block.reshape(m, *at.shape)
+
+
+def _propagate(products: Sequence[VJP], blocks: Iterable[Tensor], keep: bool) -> Tensor:
+    """|V|^2 before and after each product, (points, m, B): every random draw, or their sum (m = 1)."""
+    found: list[Tensor] = []
+    for V in blocks:
+        energies = [_energy(V)]
+        scale = energies[0].new_ones(len(V))
+        for product in products:
+            V = product(V)
+            energy = _energy(V)
+            energies.append(energy * scale[:, None].square())
+            size = energy.sum(1).sqrt()
+            far = torch.isfinite(size) & (size > 0) & ((size > FAR) | (size * FAR < 1))
+            if bool(far.any()):  # products are linear
+                factor = torch.where(far, size, 1.0)
+                V, scale = V / factor.to(V).view(-1, *[1] * (V.ndim - 1)), scale * factor
+        part = torch.stack(energies)
+        found.append(part if keep else part.sum(1, keepdim=True))
+    return torch.cat(found, dim=1) if keep else torch.stack(found).sum(0)
+
+
+def _energy(V: Tensor) -> Tensor:
+    """Squared norms of V (m, B, ...), (m, B), in float64 where there is one."""
+    wide = V.dtype if V.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(V.flatten(2), dim=2, dtype=wide).square()
+
+
 def _scale(
     draws: Tensor,
     states: Sequence[Tensor],
-    points: tuple[int, ...],
+    points: Iterable[int],
     per_sample: bool,
     squared: bool,
     products: int,
 ) -> GradientScale:
     """The coefficients from squared norms of Jacobian products (points, m, B) and the states."""
-    columns = [f[0].numel() for f in states]
+    columns = draws.new_tensor([f[0].numel() for f in states])
     sizes = torch.stack([_energy(f[None])[0] for f in states])  # (points, B)
     if not per_sample:
         draws, sizes = draws.mean(2, keepdim=True), sizes.mean(1, keepdim=True)
     ratio = torch.where((sizes > 0) & (sizes[-1:] > 0), sizes / sizes[-1:], float("nan"))
-    squares = draws / draws.new_tensor(columns)[:, None, None]  # of ||J||_qm
+    squares = draws / columns[:, None, None]  # of ||J||_qm
     mean, m = squares.mean(1), squares.shape[1]
     value = mean * ratio
     error = squares.std(1) / m**0.5 * ratio if m > 1 else None
@@ -250,127 +321,7 @@ def _scale(
         jacobian=shaped(mean.sqrt()),
         size=shaped(sizes.sqrt()),
         standard_error=None if error is None else shaped(error),
-        points=points,
+        points=tuple(points),
         squared=squared,
         products=products,
     )
-
-
-def _checked_layers(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
-    if not isinstance(layers, (Sequence, nn.Sequential, nn.ModuleList)) or not len(layers):
-        raise ConfigError(
-            "layers must be a non-empty list of callables or nn.Sequential; got "
-            f"{type(layers).__name__}. Pass [layer_1, layer_2, ...]."
-        )
-    return list(layers)
-
-
-@contextmanager
-def _untouched(layers: Iterable[object]) -> Iterator[None]:
-    """Without gradients of parameters, and without updates of batch norm's running statistics."""
-    modules = [layer for layer in layers if isinstance(layer, nn.Module)]
-    frozen = [p for m in modules for p in m.parameters() if p.requires_grad]
-    found = [n for m in modules for n in m.modules() if isinstance(n, _BatchNorm)]
-    norms = [n for n in dict.fromkeys(found) if n.training and n.track_running_stats]
-    try:
-        for p in frozen:
-            p.requires_grad_(False)
-        for n in norms:
-            n.track_running_stats = False  # in training mode: use the batch, and leave the rest alone
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(True)
-        for n in norms:
-            n.track_running_stats = True
-
-
-def _backward(layers: Sequence[Layer], x: Tensor) -> tuple[list[Tensor], list[VJP]]:
-    """f_0 = x to f_L, and V -> V df_k/df_{k-1} from the last layer to the first."""
-    states, products = [_checked_input(x)], []
-    for layer in layers:
-        with torch.enable_grad():
-            f = states[-1].requires_grad_()
-            y = layer(f.clone())  # a copy: the layer may work in place
-        products.append(_vjp_of(f, y))
-        states.append(_checked_state(y.detach(), x, len(states)))
-    return [f.detach() for f in states], products[::-1]
-
-
-def _vjp_of(f: Tensor, y: Tensor) -> VJP:
-    """V -> V dy/df for V of (m, B, ...), by batched vector-Jacobian products."""
-    if not y.requires_grad:  # a constant
-        return lambda V: V.new_zeros(len(V), *f.shape)
-    return lambda V: torch.autograd.grad(
-        y, f, V, retain_graph=True, is_grads_batched=True, materialize_grads=True
-    )[0]
-
-
-def _checked_input(x: Tensor) -> Tensor:
-    if x.ndim < 2 or not x.numel() or not x.is_floating_point():
-        raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
-    return _checked_state(x.detach(), x, 0)
-
-
-def _checked_state(f: Tensor, x: Tensor, k: int) -> Tensor:
-    if f.ndim < 2 or len(f) != len(x):
-        raise ShapeError(f"layer {k} must give (B, ...) with B = {len(x)}; got {tuple(f.shape)}.")
-    if not bool(torch.isfinite(f).all()):
-        raise DataError(f"f_{k} must be finite; got NaN or infinite values. Scale net or x down.")
-    return f
-
-
-def _blocks(
-    at: Tensor, coupled: bool, probes: int | None, generator: torch.Generator | None
-) -> Iterator[Tensor]:
-    """Vectors at one end of the chain, (m, B, ...) like `at`: random signs, or all unit vectors.
-
-    If samples are not coupled, one block row holds the same unit vector for every sample.
-    """
-    batch, n = len(at), at[0].numel()
-    rows = max(1, CHUNK // at.numel())
-    total = probes or (batch * n if coupled else n)
-    for start in range(0, total, rows):
-        index = torch.arange(start, min(start + rows, total), device=at.device)
-        m = len(index)
-        if probes is not None:
-            device = at.device if generator is None else generator.device
-            bits = torch.randint(2, (m, *at.shape), generator=generator, device=device)
-            yield bits.to(at) * 2 - 1
-            continue
-        block = at.new_zeros(m, batch * n if coupled else n)
-        block.scatter_(1, index[:, None], 1)
-        block = block if coupled else block[:, None].expand(m, batch, n)
-        yield block.reshape(m, *at.shape)
-
-
-def _propagate(products: Sequence[VJP], blocks: Iterable[Tensor], keep: bool) -> Tensor:
-    """|V|^2 before and after each product, (points, m, B): every random draw, or their sum (m = 1)."""
-    found: list[Tensor] = []
-    for V in blocks:
-        energies = [_energy(V)]
-        scale = energies[0].new_ones(len(V))
-        for product in products:
-            V = product(V)
-            size = _energy(V)
-            energies.append(size * scale[:, None].square())
-            V, factor = _rescaled(V, size.sum(1).sqrt())
-            scale = scale * factor
-        part = torch.stack(energies)
-        found.append(part if keep else part.sum(1, keepdim=True))
-    return torch.cat(found, dim=1) if keep else torch.stack(found).sum(0)
-
-
-def _rescaled(V: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of size 1, and their size (m,), where it is far from 1; products are linear."""
-    far = torch.isfinite(size) & (size > 0) & ((size > FAR) | (size * FAR < 1))
-    factor = torch.where(far, size, 1.0)
-    if bool(far.any()):
-        V = V / factor.to(V).view(-1, *[1] * (V.ndim - 1))
-    return V, factor
-
-
-def _energy(V: Tensor) -> Tensor:
-    """Squared norms of V (m, B, ...), (m, B), in float64 where there is one."""
-    wide = V.dtype if V.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(V.flatten(2), dim=2, dtype=wide).square()

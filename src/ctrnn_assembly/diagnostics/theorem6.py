@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
 from ctrnn_assembly.diagnostics.contraction import steps_of
-from ctrnn_assembly.diagnostics.linearise import behaviour, trajectory
+from ctrnn_assembly.diagnostics.linearise import prepare, trajectory
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.linalg import symmetric_part
@@ -75,11 +75,9 @@ class Theorem6:
 
 
 def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
-    """The largest c <= 2 with (g W - I) P + P (g W^T - I) <= -c P.
+    """The largest c <= 2 with (g W - I) P + P (g W^T - I) <= -c P; the proof needs 2 - c >= 0.
 
-    Minus the largest generalised eigenvalue of (left side, P):
-    c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64. A larger c than 2 would be true but of no use
-    (the proof needs 2 - c >= 0).
+    c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64.
 
     Args:
         W: (n, n). P: the diagonal of P, (n,), > 0. g: the slope bound of phi.
@@ -107,19 +105,12 @@ def theorem6(
     *,
     tau: Tensor | float = 1.0,
 ) -> Theorem6:
-    """Check Theorem 6 at the samples of trajectories.
-
-    d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i', with derivatives by automatic differentiation.
+    """Check Theorem 6 at the samples of trajectories, d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
 
     Args:
         W: (n, n). phi: an activation with slopes > 0, such as tanh, sigmoid or softplus.
-        x: states in the order of time, (time, n) or (batch, time, n).
-        velocity: x' at these states, the same shape.
-        P: the diagonal of P, (n,), > 0.
-        tau: time constants, a number or (n,).
-
-    Returns:
-        `Theorem6`, of the worst unit at the worst sample.
+        x: states in the order of time, (time, n) or (batch, time, n). velocity: x' at these.
+        P: the diagonal of P, (n,), > 0. tau: time constants, a number or (n,).
 
     Raises:
         ContractionError: if a slope on the way is not positive, as of ReLU.
@@ -161,9 +152,7 @@ def monitor_theorem6(
     steps: int | None = None,
     P: Tensor | None = None,
 ) -> Theorem6:
-    """Follow trajectories in float64, and check Theorem 6 along them.
-
-    Both ends of every interval count, because x' jumps with a held input.
+    """Follow trajectories, and check Theorem 6 at both ends of every interval: x' jumps with the input.
 
     Args:
         net: with `terms()` of one module in the x-form, or such `Terms`.
@@ -180,7 +169,7 @@ def monitor_theorem6(
     Raises:
         ContractionError: if the theorem does not cover the net, or a slope on the way is not positive.
     """
-    known = behaviour(net)
+    known, u, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     terms, metric = known.terms, known.metric
     phi = _only_activation(terms)
     assert terms is not None
@@ -191,9 +180,7 @@ def monitor_theorem6(
                 "P=None. Give P=torch.ones(n)."
             )
         P = metric.matrix().diagonal().reciprocal()
-    u, count = known.inputs(u, "(batch, time, m)"), steps_of(u, steps)
-    x0 = torch.zeros(1 if u is None else len(u), known.size) if x0 is None else x0
-    x0, (dt, _) = known.states(x0), known.resolve(dt, solver)
+    count, (dt, _) = steps_of(u, steps), known.resolve(dt, solver)
     states = trajectory(known, u, x0, count, dt=dt, solver=solver)
     ends = torch.stack([states[:, :-1], states[:, 1:]], 2)  # (batch, time, 2, n)
     held = None if u is None else u[:, :, None].expand(-1, -1, 2, -1).flatten(0, 2)
