@@ -86,7 +86,8 @@ class Terms:
         """W p for p of shape (batch, n), block by block."""
         if len(self.blocks) == 1:
             return p @ self.blocks[0].mT
-        if (stacked := self.stacked) is not None:
+        if len(set(self.sizes)) == 1:
+            stacked = torch.stack(self.blocks)
             parts = p.view(len(p), *stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
