@@ -20,8 +20,7 @@ from ctrnn_assembly.data.task import Split, stratified_folds
 from ctrnn_assembly.reproduction.experiments import Job, load_experiment
 from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.config import TrainConfig, make_config
-from ctrnn_assembly.training.fit import make_fabric, train_epoch
-from ctrnn_assembly.training.optim import make_optimizer
+from ctrnn_assembly.training.fit import Training, make_fabric, train_epoch
 from ctrnn_assembly.training.run import model_from
 
 FOLDS = 5
@@ -40,11 +39,10 @@ def held_out(config: TrainConfig, task: Task, rest: Split, fold: Split) -> tuple
     part = replace(task, train=rest, val=fold)
     model = model_from(config, task.n_input, len(task.classes))
     train = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
-    fabric = make_fabric(config)
-    trained = fabric.setup_module(model)
-    optimizer = fabric.setup_optimizers(make_optimizer(config, model))
-    for epoch in range(config.epochs):
-        train_epoch(fabric, trained, optimizer, train, config, epoch)
+    training = Training(config, make_fabric(config), model)
+    training.set_up()
+    for training.epoch in range(config.epochs):
+        train_epoch(training, train)
     loss, correct, count = evaluate(model, Batches(part, fold, len(fold))).tolist()
     return loss, round(count - correct)
 

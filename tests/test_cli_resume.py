@@ -103,7 +103,7 @@ def test_a_run_killed_while_it_was_finishing_finishes(
     cli.train(whole, "--epochs=2")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "ctrnn_assembly.training.fit.save_weights", lambda *args: (_ for _ in ()).throw(Killed)
+            "ctrnn_assembly.training.run.save_weights", lambda *args: (_ for _ in ()).throw(Killed)
         )
         with pytest.raises(Killed):
             cli.train(broken, "--epochs=2")

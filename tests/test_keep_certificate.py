@@ -20,7 +20,6 @@ from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.training.fit import certificate_columns
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.run import (
-    load_state,
     model_from,
     read_config,
     read_weights,
@@ -68,8 +67,7 @@ def trained_factor(run: Path, file: str) -> float:
     """The exact factor of the weights in a run's file."""
     config = read_config(run)
     model = model_from(config, 1, 10)
-    kind = "checkpoint" if file.endswith(".ckpt") else "trained"
-    load_state(run / file, read_weights(run / file, kind).state, model)
+    read_weights(run / file).load(model)
     return euler_factor(model.core, config.dt)
 
 

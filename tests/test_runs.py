@@ -19,7 +19,6 @@ from ctrnn_assembly.training.config import make_config, recipe
 from ctrnn_assembly.training.run import (
     Run,
     RunBusyError,
-    load_state,
     locked,
     model_from,
     read_config,
@@ -68,7 +67,7 @@ def test_weights_round_trip(tmp_path: Path, model: str) -> None:
     saved = model_from(config, 1, 3)
     save_weights(tmp_path / "w", saved)
     loaded = model_from(config.model_copy(update={"seed": 1}), 1, 3)
-    load_state(tmp_path / "w", read_weights(tmp_path / "w").state, loaded)
+    read_weights(tmp_path / "w").load(loaded)
     u = torch.randn(2, 5, 1)
     assert torch.equal(loaded(u), saved(u))
 
@@ -148,6 +147,38 @@ def test_a_damaged_checkpoint_is_refused(cli: Cli, run: Path, name: str, damage:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     error = cli.refuses("train", "--resume", run)
     assert str(file) in error
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "damage", ["shape", "nan", "missing", "text", "further", "none", "empty", "settings"]
+)
+def test_a_damaged_optimiser_state_is_refused(cli: Cli, run: Path, damage: str) -> None:
+    (run / "summary.json").unlink()
+    file = run / "checkpoints" / "last.ckpt"
+    stored = torch.load(file, weights_only=True)
+    moments = stored["optimizer"]["state"]
+    if damage == "shape":
+        moments[0]["exp_avg"] = torch.zeros(3)
+    elif damage == "nan":
+        moments[0]["exp_avg_sq"].fill_(math.nan)
+    elif damage == "missing":
+        del moments[0]["exp_avg_sq"]
+    elif damage == "text":
+        moments[0]["step"] = "one"
+    elif damage == "further":
+        moments[99] = moments[0]
+    elif damage == "settings":  # those of the configuration hold
+        stored["optimizer"]["param_groups"][0] |= {"betas": "none", "params": [5]}
+    else:
+        stored["optimizer"] = {"none": None, "empty": {}}[damage]
+    torch.save(stored, file)
+    if damage == "settings":
+        assert cli("train", "--resume", run).code == 0
+        return
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    error = cli.refuses("train", "--resume", run)
+    assert f"{file} does not fit the optimiser of its config.yaml" in error
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 

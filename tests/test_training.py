@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from cli_tools import TINY, Cli, other_process, table
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.training import batches, fit
+from ctrnn_assembly.layers import CTRNN
+from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.batches import Batches, accuracy
 from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.fit import denormals_flushed
-from ctrnn_assembly.training.optim import learning_rate
+from ctrnn_assembly.training.optim import denormals_flushed, learning_rate
 from ctrnn_assembly.training.profile import STAGES, Profile
 from ctrnn_assembly.training.run import Run, model_from, read_table
 
@@ -71,17 +71,17 @@ def test_training_flushes_and_certificates_do_not(
 ) -> None:
     modes: dict[str, set[bool]] = {"train_step": set(), "certificate": set()}
 
-    def watch(name: str) -> None:
-        plain = getattr(fit, name)
+    def watch(where: object, name: str) -> None:
+        plain = getattr(where, name)
 
         def watched(*args: object) -> object:
             modes[name].add(flushed())
             return plain(*args)
 
-        monkeypatch.setattr(fit, name, watched)
+        monkeypatch.setattr(where, name, watched)
 
-    for name in modes:
-        watch(name)
+    watch(fit, "train_step")
+    watch(CTRNN, "certificate")
     cli.train(tmp_path / "run", "--epochs=1", "--solver=euler", keep)
     assert modes == {"train_step": {True}, "certificate": {False}}
     assert not flushed()
@@ -105,28 +105,23 @@ def test_the_order_of_batches_follows_seed_and_epoch_alone(task: Task) -> None:
     assert labels(Batches(task, task.train, 16), 0) == task.train.y.tolist()
 
 
-def test_processes_share_an_epoch(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_an_epoch(task: Task) -> None:
     whole = labels(Batches(task, task.train, 16, seed=1), 0)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr(batches, "processes", lambda rank=rank: (rank, 3))
-        share = Batches(task, task.train, 16, seed=1)
+        share = Batches(task, task.train, 16, seed=1, share=(rank, 3))
         shares.append(labels(share, 0))
         assert len(share) == 2
     assert all(len(share) == 17 for share in shares)  # 50 samples, and the first one again
     assert [y for together in zip(*shares, strict=True) for y in together] == [*whole, whole[0]]
-    assert labels(Batches(task, task.train, 16, seed=1, whole=True), 0) == whole
 
 
-def test_accuracy_is_of_the_whole_split_in_every_process(
-    task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracy_is_of_the_whole_split(task: Task) -> None:
     model = model_from(make_config({"modules": 1, "units": 4}), task.n_input, 10)
-    alone = accuracy(model, task, task.val)
-    monkeypatch.setattr(batches, "processes", lambda: (1, 2))
-    assert accuracy(model, task, task.val) == alone
     u = task.sequence(task.val.x)
-    assert alone == float((model(u).argmax(-1) == task.val.y).double().mean())
+    assert accuracy(model, task, task.val, batch_size=7) == float(
+        (model(u).argmax(-1) == task.val.y).double().mean()
+    )
 
 
 DIVERGING = ("--coupling-kind=free", "--solver=euler")
@@ -153,10 +148,10 @@ def test_divergence_keeps_the_last_good_checkpoint(
 ) -> None:
     run, real = tmp_path / "run", fit.train_epoch
 
-    def blow_up(fabric: object, model: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        if args[3] == 2:  # the epoch
-            torch.nn.init.constant_(model.module.core.encoder.weight, 1e38)
-        return real(fabric, model, *args, **options)
+    def blow_up(training: fit.Training, *args: Any, **options: Any) -> Any:
+        if training.epoch == 2:
+            torch.nn.init.constant_(training.net.core.encoder.weight, 1e38)
+        return real(training, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(fit, "train_epoch", blow_up)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.data import Split, Task
@@ -21,7 +20,7 @@ class Batches:
     """Batches (input, class, lengths) of a split that lies in memory.
 
     With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch); `noise` is
-    that of `noisy`. Each process of a distributed run takes its share, unless `whole`.
+    that of `noisy`. `share` is the part of one process: its rank, and the number of processes.
     """
 
     def __init__(
@@ -32,45 +31,37 @@ class Batches:
         *,
         seed: int | None = None,
         noise: float = 0.0,
-        whole: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.task, self.split, self.batch_size, self.seed = task, split, batch_size, seed
-        self.whole, self.noise = whole, noise
+        self.task, self.split, self.batch_size = task, split, batch_size
+        self.seed, self.noise, self.share = seed, noise, share
         self.epoch = 0
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device if they fit into half of its free memory."""
-        if device.type != "cuda":
-            return
         size = self.split.x.numel() * self.split.x.element_size()
-        if size < torch.cuda.mem_get_info(device)[0] / 2:
+        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
             lengths = None if self.split.lengths is None else self.split.lengths.to(device)
             self.split = Split(self.split.x.to(device), self.split.y.to(device), lengths)
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.split) / self._share()[1]) / self.batch_size)
+        return math.ceil(math.ceil(len(self.split) / self.share[1]) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        generator = None
-        order = torch.arange(len(self.split))
+        generator, order = None, torch.arange(len(self.split))
+        rank, count = self.share
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(len(self.split), generator=generator)
-        rank, count = self._share()
-        if generator is not None:  # gradients are averaged over processes: each takes as many steps
+            # Gradients are averaged over processes: each takes as many steps.
             order = torch.cat([order, order[: -len(order) % count]])
-        order = order[rank::count]
-        if not len(order):
-            return
-        for index in order.to(self.split.x.device).split(self.batch_size):
-            lengths = None if self.split.lengths is None else self.split.lengths[index]
-            u = self.task.sequence(self.split.x[index], generator)
+        order = order[rank::count].to(self.split.x.device)
+        for index in order.split(self.batch_size) if len(order) else ():
+            part = self.split.take(index)
+            u = self.task.sequence(part.x, generator)
             if self.noise and generator is not None:
-                u = noisy(u, lengths, self.noise, generator)
-            yield u, self.split.y[index], lengths
-
-    def _share(self) -> tuple[int, int]:
-        return (0, 1) if self.whole else processes()
+                u = noisy(u, part.lengths, self.noise, generator)
+            yield u, part.y, part.lengths
 
 
 def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Generator) -> Tensor:
@@ -79,11 +70,7 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
     These are over the valid steps of the batch, (batch,) of them if not all are.
     """
     steps = torch.arange(u.shape[1], device=u.device)
-    valid = (
-        rearrange(u, "batch time m -> (batch time) m")
-        if lengths is None
-        else u[steps < lengths[:, None]]
-    )
+    valid = u.flatten(0, 1) if lengths is None else u[steps < lengths[:, None]]
     noise = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
     return u + amount * valid.std(0, correction=0) * noise
 
@@ -95,9 +82,8 @@ def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
     Raises:
         DataError: if there is a class that the model does not know.
     """
-    was_training = model.training
+    was_training, weight = model.training, model.readout.weight
     model.eval()
-    weight = next(model.parameters())
     sums, last = new_sums(weight.device), int(batches.split.y.max())
     for u, y, lengths in batches:
         y = y.to(weight.device)
@@ -125,13 +111,5 @@ def new_sums(device: torch.device) -> Tensor:
 
 def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: int = 256) -> float:
     """The share of a split that is classified correctly."""
-    _, correct, count = evaluate(model, Batches(task, split, batch_size, whole=True)).tolist()
+    _, correct, count = evaluate(model, Batches(task, split, batch_size)).tolist()
     return correct / count
-
-
-def processes() -> tuple[int, int]:
-    """Rank and number of processes."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

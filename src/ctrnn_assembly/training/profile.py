@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from rich.console import Console
@@ -60,3 +60,8 @@ class Profile:
             share = f"{100 * value / total:.1f} %"
             table.add_row(name[:60], f"{self.calls[name]}", f"{value:.4f}", share)
         console.print(table)
+
+
+def recording(profile: Profile | None) -> AbstractContextManager[None]:
+    """The context in which a profile records; nothing without one."""
+    return nullcontext() if profile is None else profile.recording()

@@ -7,8 +7,8 @@
     model.safetensors   the weights with the best validation accuracy
     summary.json        results and provenance, written when the run is finished (see `provenance`)
 
-Every file is written beside its place and moved there. Weights are safetensors; nothing is unpickled
-but checkpoints, and those with `weights_only=True`.
+Every file is written beside its place and moved there. Nothing is unpickled but checkpoints, and those
+with `weights_only=True`. Whatever is damaged, or of another run, raises a DataError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,15 +27,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
@@ -49,6 +47,13 @@ from ctrnn_assembly.training.provenance import provenance
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
 
 
+class RunBusyError(CtrnnError, RuntimeError):
+    """Another process holds the run folder."""
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Weights:
     """Weights, and where they are from.
@@ -57,17 +62,103 @@ class Weights:
         kind: "trained", "checkpoint" (of a run that is not finished), "epoch" or "initial".
         file, sha256: the file, and the hash of the very bytes that `state` was read from.
         state: the state dict; empty for initial weights.
+        progress: what a checkpoint holds besides: epoch, optimizer, scaler, best and stale.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
     file: Path | None = None
     sha256: str | None = None
     state: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    progress: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: which weights, their file and its sha256."""
         file = None if self.file is None else str(self.file)
         return {"kind": self.kind, "file": file, "sha256": self.sha256}
+
+    def load(self, model: nn.Module) -> None:
+        """Load them into a model, which takes their precision."""
+        bad = [name for name, x in self.state.items() if x.is_complex() or not x.isfinite().all()]
+        if bad:
+            raise DataError(
+                f"{self.file} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an "
+                "intact copy."
+            )
+        dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
+        if len(dtypes) == 1:
+            model.to(dtypes.pop())
+        try:
+            model.load_state_dict(self.state)
+        except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
+            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise self._misfit("model", reason) from None
+
+    def restore(self, optimizer: torch.optim.Optimizer, precision: Any) -> None:
+        """Load a checkpoint's state of Adam and of Fabric's precision; settings stay as configured."""
+        settings = optimizer.state_dict()["param_groups"]
+        try:
+            stored = self.progress["optimizer"]["state"]
+            optimizer.load_state_dict({"state": stored, "param_groups": settings})
+            for parameter, moments in optimizer.state.items():
+                for name in ("step", "exp_avg", "exp_avg_sq"):
+                    x, shape = moments[name], () if name == "step" else parameter.shape
+                    if x.shape != shape or not x.isfinite().all():
+                        raise ValueError(f"{name} must be finite and have the shape {[*shape]}")
+            precision.load_state_dict(self.progress["scaler"])
+        except Exception as error:  # whatever stands in the place of numbers
+            raise self._misfit("optimiser", str(error) or type(error).__name__) from None
+
+    def _misfit(self, what: str, reason: str) -> DataError:
+        return DataError(
+            f"{self.file} does not fit the {what} of its config.yaml: {reason[:200]}. Use the file that "
+            "was saved beside it."
+        )
+
+
+def read_weights(file: Path) -> Weights:
+    """The weights in a safetensors file or a checkpoint; read once, and without running any code."""
+    saved, kept = file.suffix == ".ckpt", file.stem.startswith("epoch-")
+    if not saved and not file.exists():
+        raise DataError(f"there are no weights at {file}. Train first, or name a run folder.")
+    try:
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if not saved:
+            state = safetensors.torch.load(content)
+            return Weights("epoch" if kept else "trained", file, digest, state)
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        progress = {key: stored[key] for key in ("epoch", "optimizer", "scaler", "best", "stale")}
+        [tensor.shape for tensor in stored["model"].values()]
+        range(progress["epoch"], progress["stale"]), sum(progress["best"])
+        return Weights("checkpoint", file, digest, stored["model"], progress)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise DataError(
+            f"{file} is not a readable {'checkpoint' if saved else 'safetensors file'}: {reason}. Use "
+            "an intact copy, or start a new run with its config.yaml."
+        ) from None
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The state dict of a model as safetensors."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write(path, safetensors.torch.save(state))
+
+
+def weights_file(run: Path) -> Path | None:
+    """The trained weights of a run, or its last checkpoint; None if no epoch has ended."""
+    trained, last = run / "model.safetensors", run / "checkpoints" / "last.ckpt"
+    if trained.exists() or (run / "summary.json").exists():
+        return trained
+    return last if last.exists() else None
+
+
+def kept_weights(run: Path, epoch: int) -> Path:
+    """Where the weights after an epoch, counted from 1, are kept."""
+    return run / "weights" / f"epoch-{epoch:04}.safetensors"
+
+
+# --- a network by name -----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -83,8 +174,8 @@ class Run:
 
     path: Path | None
     config: TrainConfig
-    _initial: bool
-    _epoch: int | None
+    _initial: bool = False
+    _epoch: int | None = None
 
     @classmethod
     def open(
@@ -109,87 +200,67 @@ class Run:
                 f"{', '.join(recipes())}."
             )
         settings = read_yaml(path) if path.exists() else recipe(str(source))
-        return cls(None, make_config(settings, given), True, None)
+        return cls(None, make_config(settings, given))
 
     def before_training(self) -> Run:
         """The same with the weights that training starts from."""
-        return Run(self.path, self.config, True, None)
+        return Run(self.path, self.config, _initial=True)
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights that `model` loads: trained, or of the last epoch if training is not finished.
-
-        Raises:
-            DataError: if there are none yet, or their file is damaged.
-        """
+        """The weights that `model` loads: trained, or of the last epoch if training is not finished."""
         if self.path is None or self._initial:
             return Weights("initial")
-        if self._epoch is not None:
-            return read_weights(kept_weights(self.path, self._epoch), "epoch")
         file = weights_file(self.path)
+        if self._epoch is not None:
+            file = kept_weights(self.path, self._epoch)
         if file is None:
             raise DataError(
                 f"{self.path} has no weights yet: no epoch has ended. `ctrnn train --resume "
                 f"{self.path}` goes on; --initial takes the weights that it starts from."
             )
-        return read_weights(file, "checkpoint" if file.suffix == ".ckpt" else "trained")
+        return read_weights(file)
 
     @cached_property
     def task(self) -> Task:
-        """The task of the configuration.
-
-        Raises:
-            ConfigError, DataError: if it is unknown, or its data are missing or damaged.
-        """
+        """The task of the configuration."""
         return configured_task(self.config)
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
-        """The rows of metrics.csv, as text; none if no epoch has ended."""
+        """The rows of metrics.csv; none if no epoch has ended."""
         return [] if self.path is None else read_table(self.path / "metrics.csv")
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None if the run is not finished."""
-        finished = self.path is not None and (self.path / "summary.json").exists()
-        return read_summary(self.path) if self.path is not None and finished else None
+        if self.path is None or not (self.path / "summary.json").exists():
+            return None
+        return read_summary(self.path)
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """One column of metrics.csv, (epochs,): NaN where there is no value.
-
-        Raises:
-            DataError: for a value that is no number.
-        """
-        try:
-            return np.array([float(row.get(name) or "nan") for row in self.epochs])
-        except ValueError as error:
-            raise DataError(
-                f"{self.path}/metrics.csv must hold numbers in {name!r}: {error}. Mend the file."
-            ) from None
+        """One column of metrics.csv, (epochs,): NaN where there is no value."""
+        return np.array([row.get(name) for row in self.epochs], dtype=np.float64)
 
     def model(self, *, double: bool = False) -> SequenceClassifier:
         """The classifier with these weights, in evaluation mode; `double` converts it to float64.
 
         The number of inputs and classes is that of the weights. Initial weights are for the task's.
-
-        Raises:
-            ConfigError: if the configuration is impossible; DataError: if the weights are damaged, hold
-                NaN or infinity, or are those of another model.
         """
-        sized = self.weights.kind == "initial"
-        model = self._build(self.task.n_input, len(self.task.classes)) if sized else self.network()
+        initial = self.weights.file is None
+        model = self.network(*(self.task.n_input, len(self.task.classes)) if initial else ())
         return model.double() if double else model
 
-    def network(self) -> SequenceClassifier:
-        """As `model`, but without reading data: initial weights are for one input and two classes.
+    def network(self, n_input: int = 1, n_class: int = 2) -> SequenceClassifier:
+        """As `model`, but without reading data: the sizes are those of initial weights.
 
         The field, all that certificates and pictures of weights look at, does not depend on these.
         """
-        weights = self.weights
-        if weights.file is None:
-            return self._build(1, 2)
-        model = self._build(*_sizes(weights.state, self.config.modules * self.config.units))
-        load_state(weights.file, weights.state, model)
+        weights, units = self.weights, self.config.modules * self.config.units
+        sizes = _sizes(weights.state, units) or (n_input, n_class)
+        model = model_from(self.config, *sizes).eval()
+        if weights.file is not None:
+            weights.load(model)
         return model
 
     def inputs(
@@ -209,7 +280,7 @@ class Run:
             raise ConfigError(
                 f"samples must be in 1..{len(part)}, those of the {split} split; got {samples}."
             )
-        u, y, lengths = next(iter(Batches(self.task, part, samples, whole=True)))
+        u, y, lengths = next(iter(Batches(self.task, part, samples)))
         return u.double(), y, lengths
 
     def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
@@ -221,20 +292,15 @@ class Run:
 
     @property
     def task_as_used(self) -> str:
-        """The task, and what was done to it if it is not the whole one."""
-        config = self.config
+        """The task, by its canonical name if it is known, and what was done to it."""
+        config, name = self.config, (self.summary or {}).get("task", self.config.task)
         done = {
-            "resized to": None if config.resize is None else f"{config.resize} x {config.resize}",
-            "train cut to": config.limit_train,
-            "test cut to": config.limit_test,
+            f"resized to {config.resize} x {config.resize}": config.resize,
+            f"train cut to {config.limit_train}": config.limit_train,
+            f"test cut to {config.limit_test}": config.limit_test,
         }
-        said = [f"{name} {value}" for name, value in done.items() if value is not None]
-        return f"{self.task_name} ({', '.join(said)})" if said else self.task_name
-
-    @property
-    def task_name(self) -> str:
-        """The task's canonical name if it is known, else that of the configuration."""
-        return str((self.summary or {}).get("task", self.config.task))
+        said = ", ".join(what for what, setting in done.items() if setting is not None)
+        return f"{name} ({said})" if said else str(name)
 
     @property
     def title(self) -> str:
@@ -254,21 +320,11 @@ class Run:
             "dt": self.config.dt,
         }
 
-    def _build(self, n_input: int, n_class: int) -> SequenceClassifier:
-        return model_from(self.config, n_input, n_class).eval()
-
 
 def configured_task(config: TrainConfig) -> Task:
     """The task of a configuration."""
-    return load_task(
-        config.task,
-        data_dir=config.data_dir,
-        resize=config.resize,
-        limit_train=config.limit_train,
-        limit_test=config.limit_test,
-        augment=config.augment,
-        seed=config.seed,
-    )
+    names = ("data_dir", "resize", "limit_train", "limit_test", "augment", "seed")
+    return load_task(config.task, **{name: getattr(config, name) for name in names})
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
@@ -277,97 +333,12 @@ def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClass
     return model.double() if config.precision == "64" else model
 
 
-# --- weights ---------------------------------------------------------------------------------------
-
-
-def weights_file(run: Path) -> Path | None:
-    """The trained weights of a run, or its last checkpoint; None if no epoch has ended."""
-    trained, last = run / "model.safetensors", run / "checkpoints" / "last.ckpt"
-    if trained.exists() or (run / "summary.json").exists():
-        return trained
-    return last if last.exists() else None
-
-
-def kept_weights(run: Path, epoch: int) -> Path:
-    """Where the weights after an epoch, counted from 1, are kept."""
-    return run / "weights" / f"epoch-{epoch:04}.safetensors"
-
-
-def read_weights(file: Path, kind: Literal["trained", "checkpoint", "epoch"] = "trained") -> Weights:
-    """The weights in a safetensors file or in a checkpoint; the file is read once.
-
-    Raises:
-        DataError: if the file is missing or damaged.
-    """
-    if kind == "checkpoint":
-        checkpoint, content = read_checkpoint(file)
-        return Weights(kind, file, hashlib.sha256(content).hexdigest(), checkpoint["model"])
-    try:
-        content = file.read_bytes()
-        state = load_safetensors(content)
-    except FileNotFoundError:
-        raise DataError(f"there are no weights at {file}. Train first, or name a run folder.") from None
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{file} is not a readable safetensors file: {error}") from None
-    return Weights(kind, file, hashlib.sha256(content).hexdigest(), state)
-
-
-def read_checkpoint(file: Path) -> tuple[dict[str, Any], bytes]:
-    """A checkpoint and the bytes that it was read from, without running any code that it may carry.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
-    try:
-        content = file.read_bytes()
-        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        found = {key: stored[key] for key in ("epoch", "model", "optimizer", "scaler", "best", "stale")}
-        [tensor.shape for tensor in found["model"].values()], sum(found["best"], found["epoch"])
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(
-            f"{file} is not a readable checkpoint: {reason}. Use an intact copy, or start a new run "
-            f"with --config {file.parent.parent / 'config.yaml'}."
-        ) from None
-    return found, content
-
-
-def load_state(file: Path, state: dict[str, Tensor], model: nn.Module) -> None:
-    """Load a state dict that was read from `file`; the model takes the precision of the weights.
-
-    Raises:
-        DataError: if it is of another model, or holds NaN or infinity.
-    """
-    bad = [name for name, x in state.items() if x.is_complex() or not x.isfinite().all()]
-    if bad:
-        raise DataError(
-            f"{file} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an intact copy."
-        )
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:
-        model.to(dtypes.pop())
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(
-            f"{file} does not fit the model of its config.yaml: {reason[:200]}. Use the file that was "
-            "saved beside it."
-        ) from None
-
-
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The state dict of a model as safetensors."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write(path, save_safetensors(state))
-
-
-def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int]:
-    """Inputs and classes from the shapes in a file; any where they make no sense, for loading to say."""
+def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int] | None:
+    """Inputs and classes from the shapes in a file; None where they make no sense: loading will say."""
     reader = next((state[name].shape for name in INPUT_WEIGHTS if name in state), ())
     readout = state["readout.weight"].shape if "readout.weight" in state else ()
     if len(reader) != 2 or len(readout) != 2 or readout[1] != n or reader[0] % n or not reader[0]:
-        return 1, 2
+        return None
     return max(1, reader[1]), max(1, readout[0])
 
 
@@ -378,9 +349,8 @@ def write(path: Path, content: str | bytes) -> None:
     """Write a whole file atomically: a full disk or a crash leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content.encode() if isinstance(content, str) else content
     try:
-        beside.write_bytes(data)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         beside.replace(path)
     except OSError as error:  # that of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -409,23 +379,34 @@ def locked(run: Path) -> Iterator[None]:
         lock.release()
 
 
-class RunBusyError(CtrnnError, RuntimeError):
-    """Another process holds the run folder."""
-
-
 def read_config(run: Path) -> TrainConfig:
     """The configuration of a run folder.
 
     Raises:
         ConfigError: if it is no run folder, or its config.yaml is damaged.
     """
-    if not run.is_dir():
-        raise ConfigError(f"there is no run folder {run}. `ctrnn train --out {run}` makes one.")
     if not (run / "config.yaml").exists():
-        raise ConfigError(
-            f"{run} holds no run: it has no config.yaml. Name a folder that `ctrnn train --out` made."
-        )
+        empty = f"{run} holds no run: it has no config.yaml"
+        why = empty if run.is_dir() else f"there is no run folder {run}"
+        raise ConfigError(f"{why}. Name a folder that `ctrnn train --out` made.")
     return make_config(read_yaml(run / "config.yaml"))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    path = run / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError(f"it must hold an object; got {type(summary).__name__}")
+    except FileNotFoundError:
+        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
+            "again."
+        ) from None
+    return summary
 
 
 def validation(summary: dict[str, Any]) -> str:
@@ -436,42 +417,25 @@ def validation(summary: dict[str, Any]) -> str:
     return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
 
 
-def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a finished run.
-
-    Raises:
-        DataError: if it is not there, or damaged.
-    """
-    path = run / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
-            "again."
-        ) from None
-    if not isinstance(summary, dict):
-        raise DataError(f"{path} must hold an object; got {type(summary).__name__}. Delete it.")
-    return summary
-
-
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.csv; none if there is no file.
-
-    Raises:
-        DataError: if it is not such a table.
-    """
+    """The rows of metrics.csv: numbers, and None where there is none; no rows if there is no file."""
     if not path.exists():
         return []
+    name = text = None
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
         for row in rows:
-            int(row["epoch"]), float(row["seconds"])
-    except (KeyError, TypeError, ValueError, csv.Error):
-        raise DataError(f"{path} is not a table of epochs. Delete it to go on without it.") from None
+            for name in dict.fromkeys((*row, "epoch", "seconds")):
+                text = row.get(name)
+                if text or name in ("epoch", "seconds"):
+                    row[name] = int(text) if text.isdigit() else float(text)
+                else:
+                    row[name] = None
+    except (AttributeError, ValueError, csv.Error):
+        raise DataError(
+            f"{path} is not a table of epochs: it must hold numbers in {name!r}; got {text!r}. Mend it, "
+            "or delete it to go on without it."
+        ) from None
     return rows
 
 
@@ -485,13 +449,16 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def run_record(config: TrainConfig, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a run folder tells besides its outcome: accuracies on the way, configuration, curve."""
-    tested = [float(row["test_accuracy"]) for row in rows if row.get("test_accuracy")]
+    """Accuracies on the way, the configuration, and the table of epochs by column, to 6 digits."""
+    tested = [row["test_accuracy"] for row in rows if row.get("test_accuracy") is not None]
     return {
         "best_epoch_accuracy": max(tested, default=None),
         "final_epoch_accuracy": tested[-1] if tested else None,
         "config": config.model_dump(mode="json") | {"data_dir": None},
-        "curve": curve(rows),
+        "curve": {
+            name: [x if (x := row.get(name)) is None else finite(float(f"{x:.6g}")) for row in rows]
+            for name in (rows[-1] if rows else ())
+        },
     }
 
 
@@ -508,24 +475,9 @@ def stopped_summary(
     }
 
 
-def curve(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """A table of epochs by column, to 6 digits; None where there is no value."""
-    names = [name for name in (rows[-1] if rows else {}) if name is not None]
-    return {name: [_number(row.get(name)) for row in rows] for name in names}
-
-
-def _number(text: Any) -> float | None:
-    value = float(text) if text not in (None, "") else math.nan
-    if not math.isfinite(value):
-        return None
-    return int(value) if value.is_integer() else float(f"{value:.6g}")
-
-
 def short_names(runs: Sequence[Path]) -> list[str]:
     """The names of the folders, with as many folders above them as tell them apart."""
-    full = [run.resolve() for run in runs]
-    for depth in range(1, max(len(path.parts) for path in full) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in full]
-        if len(set(names)) == len(set(full)):
-            break
-    return names
+    full, depth = [run.resolve().parts for run in runs], 1
+    while len({parts[-depth:] for parts in full}) < len(set(full)):
+        depth += 1
+    return ["/".join(parts[-depth:]) for parts in full]
