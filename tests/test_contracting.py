@@ -14,6 +14,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.linalg import log_metzler_scaling
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array, one_determinant, worst_rate
 
@@ -356,10 +357,12 @@ def test_theorem2_map_and_metrics() -> None:
         W = rule(*symmetric_raw([R, R], 0.25, rule.radius))
         torch.testing.assert_close(W, expected * torch.eye(2), rtol=0, atol=1e-12)
     raw = symmetric_raw([0.5**0.5, 0.5**0.5 + 1.5**0.5], 0.5, rule.radius)
-    W, M = array(rule(*raw)), array(rule.factor(*raw, form="x").matrix())
+    W, M = array(rule(*raw)), array(Metric((rule.factor(*raw, form="x"),)).matrix())
     np.testing.assert_allclose(W, np.diag([0.5, -1.0]), atol=1e-12)
     np.testing.assert_allclose(M, one_determinant(np.diag([2, 2 - 3**0.5])), atol=1e-9)
-    np.testing.assert_allclose(array(rule.factor(*raw, form="r").matrix()), np.linalg.inv(M), atol=1e-9)
+    np.testing.assert_allclose(
+        array(Metric((rule.factor(*raw, form="r"),)).matrix()), np.linalg.inv(M), atol=1e-9
+    )
     assert worst_rate(W, M) == pytest.approx(0.5, abs=1e-9)
 
 
@@ -370,7 +373,7 @@ def test_theorem3_metrics() -> None:
     raw = rule.right_inverse(W)
     for form, M in (("x", [[8.0, -2.0], [-2.0, 2.0]]), ("r", [[18.0, 3.0], [3.0, 2.0]])):
         expected = one_determinant(np.array(M))
-        found = array(rule.factor(*raw, form=form).matrix())
+        found = array(Metric((rule.factor(*raw, form=form),)).matrix())
         np.testing.assert_allclose(found, expected, atol=1e-9)
         assert worst_rate(array(W), found, form) == pytest.approx(1, abs=1e-9)
 

@@ -1,7 +1,5 @@
 """Topologies: which unordered pairs are coupled."""
 
-from collections.abc import Callable
-
 import networkx as nx
 import pytest
 import torch
@@ -9,36 +7,32 @@ import torch
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.topology import (
     TOPOLOGIES,
-    all_pairs,
-    chain,
     check_pairs,
     from_graph,
     named_pairs,
-    random_pairs,
-    ring,
     star,
 )
 
 EXPECTED = {
-    (all_pairs, 1): [],
-    (all_pairs, 2): [(0, 1)],
-    (all_pairs, 3): [(0, 1), (0, 2), (1, 2)],
-    (chain, 1): [],
-    (chain, 2): [(0, 1)],
-    (chain, 4): [(0, 1), (1, 2), (2, 3)],
-    (ring, 1): [],
-    (ring, 2): [(0, 1)],  # one pair, not two that overwrite each other
-    (ring, 3): [(0, 1), (0, 2), (1, 2)],
-    (ring, 4): [(0, 1), (0, 3), (1, 2), (2, 3)],
-    (star, 1): [],
-    (star, 2): [(0, 1)],
-    (star, 3): [(0, 1), (0, 2)],
+    ("all", 1): [],
+    ("all", 2): [(0, 1)],
+    ("all", 3): [(0, 1), (0, 2), (1, 2)],
+    ("chain", 1): [],
+    ("chain", 2): [(0, 1)],
+    ("chain", 4): [(0, 1), (1, 2), (2, 3)],
+    ("ring", 1): [],
+    ("ring", 2): [(0, 1)],  # one pair, not two that overwrite each other
+    ("ring", 3): [(0, 1), (0, 2), (1, 2)],
+    ("ring", 4): [(0, 1), (0, 3), (1, 2), (2, 3)],
+    ("star", 1): [],
+    ("star", 2): [(0, 1)],
+    ("star", 3): [(0, 1), (0, 2)],
 }
 
 
 @pytest.mark.parametrize(("topology", "p"), EXPECTED)
-def test_small_topologies(topology: Callable[[int], list[tuple[int, int]]], p: int) -> None:
-    assert topology(p) == EXPECTED[topology, p]
+def test_small_topologies(topology: str, p: int) -> None:
+    assert named_pairs(topology, p) == EXPECTED[topology, p]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +57,7 @@ def test_star_may_have_any_hub() -> None:
 
 def test_random_pairs_follow_their_generator_only() -> None:
     def draw(seed: int) -> list[tuple[int, int]]:
-        return random_pairs(16, 20, torch.Generator().manual_seed(seed))
+        return named_pairs("random:20", 16, torch.Generator().manual_seed(seed))
 
     before = torch.get_rng_state()
     assert draw(1) == draw(1)
@@ -72,10 +66,10 @@ def test_random_pairs_follow_their_generator_only() -> None:
 
 
 def test_random_pairs_reach_every_pair() -> None:
-    seen = {pair for _ in range(60) for pair in random_pairs(5, 2)}
-    assert seen == set(all_pairs(5))  # each is missed with probability (8/10)^60 = 2e-6
-    assert random_pairs(5, 10) == all_pairs(5)
-    assert random_pairs(5, 0) == []
+    seen = {pair for _ in range(60) for pair in named_pairs("random:2", 5)}
+    assert seen == set(named_pairs("all", 5))  # each is missed with probability (8/10)^60 = 2e-6
+    assert named_pairs("random:10", 5) == named_pairs("all", 5)
+    assert named_pairs("random:0", 5) == []
 
 
 @pytest.mark.parametrize(("p", "count"), [(16, 121), (1, 1), (2, 2)])
@@ -106,7 +100,7 @@ def test_networkx_graph_is_numbered_in_its_own_order() -> None:
     graph.add_nodes_from(["c", "a", "b"])
     graph.add_edges_from([("b", "a"), ("c", "b")])
     assert from_graph(graph) == [(0, 2), (1, 2)]
-    assert from_graph(nx.cycle_graph(5)) == ring(5)
+    assert from_graph(nx.cycle_graph(5)) == named_pairs("ring", 5)
 
 
 def test_directed_graph_and_self_loop_are_refused() -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import ConfigError, unknown
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -26,8 +28,7 @@ class Activation:
         function: phi, elementwise, any shape; without trained tensors of its own, to which the fused
             solvers would give no gradient.
         slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
-        derivative: phi', elementwise; by default that of `backward`, or automatic differentiation.
-        backward: (v, x, phi(x)) -> v o phi'(x), where one pass does it; by default v times `derivative`.
+        backward: (v, x, phi(x)) -> v o phi'(x); by default automatic differentiation.
 
     Raises:
         ConfigError: if the interval is empty or not finite.
@@ -36,7 +37,6 @@ class Activation:
     name: str
     function: Callable[[Tensor], Tensor]
     slope: tuple[float, float]
-    derivative: Callable[[Tensor], Tensor] | None = None
     backward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -66,35 +66,21 @@ class Activation:
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
 
-    def slope_at(self, x: Tensor) -> Tensor:
-        """phi'(x), the shape of x."""
-        if self.derivative is not None:
-            return self.derivative(x)
-        if self.backward is not None:
-            return self.backward(torch.ones_like(x), x, self.function(x))
-        with torch.enable_grad():
-            z = x.detach().requires_grad_()
-            return torch.autograd.grad(self.function(z).sum(), z)[0]
-
     def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """v o phi'(x) for y = phi(x); all of one shape."""
-        return v * self.slope_at(x) if self.backward is None else self.backward(v, x, y)
+        if self.backward is not None:
+            return self.backward(v, x, y)
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            return v * torch.autograd.grad(self.function(z).sum(), z)[0]
+
+    def slope_at(self, x: Tensor) -> Tensor:
+        """phi'(x), the shape of x."""
+        return self.pull_back(torch.ones_like(x), x, self.function(x))
 
 
 def _identity(x: Tensor) -> Tensor:
     return x
-
-
-def _relu_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(v, y, 0)
-
-
-def _tanh_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward(v, y)
-
-
-def _sigmoid_backward(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.ops.aten.sigmoid_backward(v, y)
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -105,11 +91,11 @@ def _softplus(x: Tensor) -> Tensor:
 ACTIVATIONS = {
     a.name: a
     for a in (
-        Activation("identity", _identity, (1.0, 1.0), torch.ones_like),
-        Activation("relu", torch.relu, (0.0, 1.0), None, _relu_backward),
-        Activation("tanh", torch.tanh, (0.0, 1.0), None, _tanh_backward),
-        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), None, _sigmoid_backward),
-        Activation("softplus", _softplus, (0.0, 1.0), torch.sigmoid),
+        Activation("identity", _identity, (1.0, 1.0), lambda v, x, y: v),
+        Activation("relu", torch.relu, (0.0, 1.0), lambda v, x, y: aten.threshold_backward(v, y, 0)),
+        Activation("tanh", torch.tanh, (0.0, 1.0), lambda v, x, y: aten.tanh_backward(v, y)),
+        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), lambda v, x, y: aten.sigmoid_backward(v, y)),
+        Activation("softplus", _softplus, (0.0, 1.0), lambda v, x, y: v * torch.sigmoid(x)),
         Activation("elu", F.elu, (0.0, 1.0)),
         Activation("hardtanh", F.hardtanh, (0.0, 1.0)),
         Activation("selu", F.selu, (0.0, 1.7580993408473768)),  # scale times alpha, rounded up
@@ -176,18 +162,13 @@ class Elementwise:
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""
-        return self._by_runs(Activation.slope_at, x)
+        return self.pull_back(torch.ones_like(x), x, self(x))
 
     def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """v times the derivative at x, where y is the map of x; all (..., n)."""
-        return self._by_runs(Activation.pull_back, v, x, y)
-
-    def _by_runs(self, what: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """what(phi, ...) of each run's part of the tensors (..., n), side by side."""
         if len(self.runs) == 1:
-            return what(self.runs[0][0], *tensors)
+            return self.runs[0][0].pull_back(v, x, y)
         sizes = [n for _, n in self.runs]
-        parts = zip(*(tensor.split(sizes, dim=-1) for tensor in tensors), strict=True)
-        return torch.cat(
-            [what(phi, *part) for (phi, _), part in zip(self.runs, parts, strict=True)], dim=-1
-        )
+        parts = zip(*(tensor.split(sizes, dim=-1) for tensor in (v, x, y)), strict=True)
+        pairs = zip(self.runs, parts, strict=True)
+        return torch.cat([phi.pull_back(*part) for (phi, _), part in pairs], dim=-1)

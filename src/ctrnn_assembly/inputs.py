@@ -5,18 +5,16 @@ and last sample. `breaks` are the times where u or its slope jumps; solvers with
 step onto each of them.
 """
 
-from __future__ import annotations
-
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import DataError, ShapeError
 
 
-class Signal(ABC):
+class Signal:
     """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch.
+
+    A subclass says what u is `between` samples, which are held here, or writes `__call__` itself.
 
     Raises:
         ShapeError: if the shapes do not fit. DataError: if a value is NaN or infinite, or the times
@@ -39,26 +37,21 @@ class Signal(ABC):
         """Times of discontinuities of u or u'."""
         return self.times[:0]
 
-    @abstractmethod
-    def __call__(self, t: Tensor) -> Tensor:
-        """u(t), (batch, m), for a 0-dimensional t."""
+    def between(self, k: int, s: Tensor) -> Tensor:
+        """u at the fraction s, 0-dimensional in 0..1, of the way from times[k] to times[k+1]."""
+        return self.samples[:, k]
 
-    def interval(self, t: Tensor) -> int:
-        """The k with times[k] <= t < times[k+1], clamped to the samples.
+    def __call__(self, t: Tensor) -> Tensor:
+        """u(t), (batch, m), for a 0-dimensional t.
 
         The times are first rounded to the dtype of t: solvers round t to the dtype of the state, and
         a step that starts at a sample time must see that sample.
         """
-        k = int(torch.searchsorted(self.times.to(t), t.reshape(1), right=True)) - 1
-        return min(max(k, 0), len(self.times) - 1)
-
-    def fraction(self, t: Tensor, k: int) -> Tensor:
-        """How far t is from times[k] to times[k+1], in 0..1; 0-dimensional."""
-        return ((t - self.times[k]) / self.width(k)).clamp(0, 1).to(self.samples)
-
-    def width(self, k: int) -> Tensor:
-        """times[k+1] - times[k], 0-dimensional."""
-        return self.times[k + 1] - self.times[k]
+        k = max(int(torch.searchsorted(self.times.to(t), t.reshape(1), right=True)) - 1, 0)
+        if k >= len(self.times) - 1:
+            return self.samples[:, -1]
+        s = (t - self.times[k]) / (self.times[k + 1] - self.times[k])
+        return self.between(k, s.clamp(0, 1).to(self.samples))
 
 
 class ZeroOrderHold(Signal):
@@ -68,9 +61,6 @@ class ZeroOrderHold(Signal):
     def breaks(self) -> Tensor:
         return self.times[1:]
 
-    def __call__(self, t: Tensor) -> Tensor:
-        return self.samples[:, self.interval(t)]
-
 
 class LinearInterpolation(Signal):
     """Straight lines between samples."""
@@ -79,11 +69,8 @@ class LinearInterpolation(Signal):
     def breaks(self) -> Tensor:
         return self.times
 
-    def __call__(self, t: Tensor) -> Tensor:
-        k = self.interval(t)
-        if k == len(self.times) - 1:
-            return self.samples[:, -1]
-        return torch.lerp(self.samples[:, k], self.samples[:, k + 1], self.fraction(t, k))
+    def between(self, k: int, s: Tensor) -> Tensor:
+        return torch.lerp(self.samples[:, k], self.samples[:, k + 1], s)
 
 
 class CubicHermite(Signal):
@@ -91,9 +78,6 @@ class CubicHermite(Signal):
 
     def __init__(self, samples: Tensor, times: Tensor) -> None:
         super().__init__(samples, times)
-        if len(times) < 2:
-            self.slopes = torch.zeros_like(samples)
-            return
         secants = samples.diff(dim=1) / times.diff()[:, None].to(samples)
         inner = (secants[:, 1:] + secants[:, :-1]) / 2
         self.slopes = torch.cat([secants[:, :1], inner, secants[:, -1:]], 1)
@@ -102,11 +86,8 @@ class CubicHermite(Signal):
     def breaks(self) -> Tensor:
         return self.times[[0, -1]]  # where the constant begins
 
-    def __call__(self, t: Tensor) -> Tensor:
-        k = self.interval(t)
-        if k == len(self.times) - 1:
-            return self.samples[:, -1]
-        s, width = self.fraction(t, k), self.width(k).to(self.samples)
+    def between(self, k: int, s: Tensor) -> Tensor:
+        width = (self.times[k + 1] - self.times[k]).to(self.samples)
         a, b = self.samples[:, k], self.samples[:, k + 1]
         da, db = width * self.slopes[:, k], width * self.slopes[:, k + 1]
         value = a * (1 + 2 * s) * (1 - s) ** 2 + b * s**2 * (3 - 2 * s)

@@ -44,41 +44,12 @@ class Factor:
         return cls(theta / scale, theta_inv * scale)
 
     @property
-    def size(self) -> int:
-        return self.theta.shape[0]
-
-    @property
     def is_diagonal(self) -> bool:
         return self.theta.ndim == 1
 
     def inverse(self) -> Factor:
-        """The factor with Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
+        """The factor with Theta and Theta^-1 exchanged."""
         return Factor(self.theta_inv, self.theta)
-
-    def scaled(self, root: Tensor | float) -> Factor:
-        """The factor Theta diag(root) of diag(root) M diag(root), for a number or (n,); root > 0.
-
-        With root = sqrt(tau) that is diag(tau) M where tau and M commute, as a metric of modules needs.
-        """
-        rows = isinstance(root, Tensor) and root.ndim == 1 and not self.is_diagonal
-        return Factor(self.theta * root, self.theta_inv / (root[:, None] if rows else root))  # type: ignore[index]
-
-    def matrix(self) -> Tensor:
-        """M, (n, n)."""
-        return torch.diag(self.theta**2) if self.is_diagonal else self.theta.T @ self.theta
-
-    def left_divide(self, K: Tensor) -> Tensor:
-        """Theta^-1 K for K of shape (n, m)."""
-        return self.theta_inv[:, None] * K if self.is_diagonal else self.theta_inv @ K
-
-    def right_multiply(self, K: Tensor) -> Tensor:
-        """K Theta for K of shape (m, n)."""
-        return K * self.theta if self.is_diagonal else K @ self.theta
-
-    def balance(self, A: Tensor) -> Tensor:
-        """Theta A Theta^-1, whose spectral norm is the norm of A in the metric; A is (n, n)."""
-        turned = self.inverse()
-        return turned.right_multiply(turned.left_divide(A))
 
     def eigenvalues(self) -> Tensor:
         """Of M, (n,), in no order: the squared singular values of Theta."""
@@ -103,22 +74,28 @@ class Metric:
     @property
     def sizes(self) -> list[int]:
         """The sizes of the modules."""
-        return [factor.size for factor in self.factors]
+        return [len(factor.theta) for factor in self.factors]
 
     @property
     def is_diagonal(self) -> bool:
         return all(factor.is_diagonal for factor in self.factors)
 
     def inverse(self) -> Metric:
-        """The metric with Theta and Theta^-1 exchanged."""
+        """The metric with Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
         return Metric(tuple(factor.inverse() for factor in self.factors))
 
     def scaled(self, root: Tensor | float) -> Metric:
-        """diag(root) M diag(root), for a number or (n,); see `Factor.scaled`."""
-        each = [root] * len(self.factors)
-        if isinstance(root, Tensor) and root.ndim == 1:
-            each = list(root.split(self.sizes))
-        return Metric(tuple(f.scaled(r) for f, r in zip(self.factors, each, strict=True)))
+        """The metric diag(root) M diag(root), of Theta diag(root), for a number or (n,); root > 0.
+
+        With root = sqrt(tau) that is diag(tau) M where tau and M commute, as a metric of modules needs.
+        """
+        whole = isinstance(root, Tensor) and root.ndim == 1
+        each = root.split(self.sizes) if whole else [root] * len(self.factors)  # type: ignore[union-attr]
+        factors = []
+        for f, r in zip(self.factors, each, strict=True):
+            rows = r[:, None] if whole and not f.is_diagonal else r  # type: ignore[index]
+            factors.append(Factor(f.theta * r, f.theta_inv / rows))
+        return Metric(tuple(factors))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Metric:
         """The metric with every tensor changed."""
@@ -130,7 +107,7 @@ class Metric:
 
     def matrix(self) -> Tensor:
         """M, (n, n), dense."""
-        return torch.block_diag(*(factor.matrix() for factor in self.factors))
+        return self.theta().mT @ self.theta()
 
     def theta(self) -> Tensor:
         """Theta, (n, n), dense."""
@@ -142,21 +119,17 @@ class Metric:
 
     def left_divide(self, K: Tensor) -> Tensor:
         """Theta^-1 K for K of shape (n, m)."""
-        if self.is_diagonal:
-            return torch.cat([f.theta_inv for f in self.factors])[:, None] * K
-        rows = K.split(self.sizes, dim=0)
-        return torch.cat([f.left_divide(r) for f, r in zip(self.factors, rows, strict=True)], dim=0)
+        return _multiply([f.theta_inv for f in self.factors], K)
 
     def right_multiply(self, K: Tensor) -> Tensor:
         """K Theta for K of shape (m, n)."""
-        if self.is_diagonal:
-            return K * torch.cat([f.theta for f in self.factors])
-        columns = K.split(self.sizes, dim=1)
-        return torch.cat(
-            [f.right_multiply(c) for f, c in zip(self.factors, columns, strict=True)], dim=1
-        )
+        return _multiply([f.theta if f.is_diagonal else f.theta.mT for f in self.factors], K.mT).mT
 
-    def balance(self, A: Tensor) -> Tensor:
-        """Theta A Theta^-1, whose spectral norm is the norm of A in the metric; A is (n, n)."""
-        turned = self.inverse()
-        return turned.right_multiply(turned.left_divide(A))
+
+def _multiply(thetas: list[Tensor], K: Tensor) -> Tensor:
+    """blkdiag(thetas) K for K (n, m), by blocks of rows; a theta is (n_i, n_i) or its diagonal."""
+    if all(theta.ndim == 1 for theta in thetas):
+        return torch.cat(thetas)[:, None] * K
+    rows = K.split([len(theta) for theta in thetas])
+    pairs = zip(thetas, rows, strict=True)
+    return torch.cat([t[:, None] * row if t.ndim == 1 else t @ row for t, row in pairs])

@@ -1,7 +1,5 @@
 """Which pairs of modules are coupled: a sorted list of pairs (i, j) with i < j."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,49 +20,6 @@ TOPOLOGIES = {
 }
 
 
-def all_pairs(p: int) -> list[Pair]:
-    """Every pair of p modules."""
-    return list(itertools.combinations(range(p), 2))
-
-
-def chain(p: int) -> list[Pair]:
-    """(0, 1), (1, 2), ..., (p-2, p-1)."""
-    return [(i, i + 1) for i in range(p - 1)]
-
-
-def ring(p: int) -> list[Pair]:
-    """The chain, closed; two modules have one pair, not two."""
-    return check_pairs([*chain(p), (0, p - 1)], p) if p > 2 else chain(p)
-
-
-def star(p: int, hub: int = 0) -> list[Pair]:
-    """The hub (the global workspace) with every other module."""
-    return check_pairs([(hub, i) for i in range(p) if i != hub], p)
-
-
-NAMED: dict[str, Callable[[int], list[Pair]]] = {
-    "none": lambda p: [],
-    "all": all_pairs,
-    "chain": chain,
-    "ring": ring,
-    "star": star,
-}
-
-
-def random_pairs(p: int, count: int, generator: torch.Generator | None = None) -> list[Pair]:
-    """`count` of the p (p - 1) / 2 pairs, without replacement; 0 draws nothing, as "none"."""
-    every = all_pairs(p)
-    if not 0 <= count <= len(every):
-        raise ConfigError(
-            f"{p} modules have {len(every)} pairs; got random:{count}. "
-            f"Ask for at most random:{len(every)}, or use all."
-        )
-    if count == 0:
-        return []
-    chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
-    return sorted(every[k] for k in chosen)
-
-
 def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
     """Sort a list of pairs, each put as i < j; refuse self-pairs, repeats and unknown modules."""
     result: set[Pair] = set()
@@ -77,6 +32,44 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
             )
         result.add(pair)
     return sorted(result)
+
+
+def star(p: int, hub: int = 0) -> list[Pair]:
+    """The hub (the global workspace) with every other module."""
+    return check_pairs([(hub, i) for i in range(p) if i != hub], p)
+
+
+# Two modules in a ring have one pair, not two.
+NAMED: dict[str, Callable[[int], list[Pair]]] = {
+    "none": lambda p: [],
+    "all": lambda p: list(itertools.combinations(range(p), 2)),
+    "chain": lambda p: [*itertools.pairwise(range(p))],
+    "ring": lambda p: sorted({*itertools.pairwise(range(p)), *([(0, p - 1)] if p > 1 else [])}),
+    "star": star,
+}
+
+
+def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
+    """The pairs of a topology of p modules by name (`TOPOLOGIES`); random:0 draws nothing, as "none".
+
+    Raises:
+        ConfigError: if the name is unknown; lists the known ones.
+    """
+    kind, _, digits = name.partition(":")
+    if kind != "random" or not digits.isdecimal():
+        if name not in NAMED:
+            raise unknown("coupling", name, TOPOLOGIES)
+        return NAMED[name](p)
+    every, count = NAMED["all"](p), int(digits)
+    if count > len(every):
+        raise ConfigError(
+            f"{p} modules have {len(every)} pairs; got random:{count}. "
+            f"Ask for at most random:{len(every)}, or use all."
+        )
+    if count == 0:
+        return []
+    chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
+    return sorted(every[k] for k in chosen)
 
 
 def recognise(pairs: Iterable[Pair], p: int) -> str:
@@ -94,17 +87,3 @@ def from_graph(graph: Any) -> list[Pair]:
             "one. Use graph.to_undirected(), or Hierarchy for one-way coupling."
         )
     return check_pairs([(number[a], number[b]) for a, b in graph.edges()], len(number))
-
-
-def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
-    """The pairs of a topology by name (`TOPOLOGIES`).
-
-    Raises:
-        ConfigError: if the name is unknown; lists the known ones.
-    """
-    kind, _, count = name.partition(":")
-    if kind == "random" and count.isdecimal():
-        return random_pairs(p, int(count), generator)
-    if name not in NAMED:
-        raise unknown("coupling", name, TOPOLOGIES)
-    return NAMED[name](p)

@@ -74,17 +74,14 @@ class NetworkArrays:
 
     def strengths(self) -> Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
-        found = np.diag([_norm(f.balance(W)) for f, W in self._factors_and_blocks()])
-        if self.terms.L is None:
-            return found
-        K = self.metric.theta() @ self.terms.L @ self.metric.theta_inv()
+        W, p, pairs = self.terms.weight(), len(self.sizes), self.terms.pairs
+        A = W if self.terms.L is None else W + self.terms.L
+        K = self.metric.theta() @ A @ self.metric.theta_inv()
         blocks = [row.split(self.sizes, dim=1) for row in K.split(self.sizes, dim=0)]
-        for i, j in [*self.terms.pairs, *(pair[::-1] for pair in self.terms.pairs)]:
+        found = np.zeros((p, p))
+        for i, j in [*((k, k) for k in range(p)), *pairs, *(pair[::-1] for pair in pairs)]:
             found[i, j] = _norm(blocks[i][j])
         return found
-
-    def _factors_and_blocks(self) -> Any:
-        return zip(self.metric.factors, self.terms.blocks, strict=True)
 
     def metric_eigenvalues(self) -> tuple[Array, ...]:
         """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
