@@ -160,7 +160,7 @@ def own(field: Field, **step: object) -> Certificate:
 def levels(field: Field) -> Iterator[Field]:
     """The field and all its parts, at any depth."""
     yield field
-    for part in field.children_fields() if isinstance(field, Assembly) else []:
+    for part in field.parts if isinstance(field, Assembly) else []:
         yield from levels(part)
 
 
@@ -230,7 +230,7 @@ def composed(field: Field, rates: list[float]) -> float:
     assert isinstance(field, Assembly)
     if not isinstance(field.coupling, Hierarchy):
         return min(rates)
-    parts = field.children_fields()
+    parts = field.parts
     gains = field.coupling.gains([part.metric() for part in parts], [part.tau for part in parts])
     kappa = hierarchy_scales(gains, torch.tensor([part.rate for part in parts]).to(gains))
     return hierarchy_rate(rates, array(gains), array(kappa))
@@ -241,7 +241,7 @@ def check_levels(net: Field, seen: Counter[str]) -> None:
     for level in levels(net):
         if isinstance(level, Subnetwork):
             continue
-        flat, parts = own(level), level.children_fields()
+        flat, parts = own(level), level.parts
         bound = composed(level, [own(part).rate for part in parts])
         tolerance = 1e-6 * max(1.0, abs(bound))
         assert flat.rate >= bound - tolerance

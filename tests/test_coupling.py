@@ -154,7 +154,7 @@ def test_skew_coupling_without_the_metric_is_unstable_and_claims_nothing() -> No
     still = Subnetwork(AdaDiagTanh("tanh"), 1, weight=torch.zeros(1, 1))
     free, feedback = (couple([strong, still], "all", kind=kind) for kind in ("free", "feedback"))
     with torch.no_grad():
-        free.coupling.B.values.copy_(torch.tensor([-1.0, 1.0, 1.0, -1.0]))
+        free.coupling.K.values.copy_(torch.tensor([-1.0, 1.0, 1.0, -1.0]))
         feedback.coupling.K.values.copy_(torch.tensor([-1.0, 1.0]))
     W = array(free.terms().weight())
     L = array(free.terms().L)

@@ -1,7 +1,4 @@
-"""Subnetworks and assemblies: the vector fields, as `nn.Module`s called f(t, x).
-
-    tau_i x_i' = -x_i + W_i phi(x_i) + b_i + sum_j L_ij x_j + u_i(t)          (x-form, phi outside)
-    tau_i r_i' = -r_i + phi(W_i r_i + b_i + u_i(t)) + sum_j L_ij r_j           (r-form, phi inside)
+"""Assemblies: the fields of `Subnetwork`s plus sum_j L_ij x_j, or K_ij psi(x_j), as one `nn.Module`.
 
 An `Assembly` has what a `Subnetwork` has (size, tau, metric, rate, terms, forward), so it can be
 coupled into a bigger one, to any depth; `terms()` flattens it to one set of blocks. Nothing is
@@ -11,16 +8,14 @@ cached: weights, metrics and couplings are read from the raw parameters once per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import accumulate
-from typing import Any, Literal
+from itertools import accumulate, pairwise, product
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Activation, Elementwise
-from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Init, hierarchy_scales
+from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Init, Start, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork, field_at
@@ -39,72 +34,69 @@ class Assembly(nn.Module):
     scaled metric; None as soon as a part has no guarantee.
     """
 
+    parts: Sequence[Subnetwork | Assembly]
+
     def __init__(
         self, modules: Sequence[Subnetwork | Assembly], coupling: Coupling | None = None
     ) -> None:
         super().__init__()
         if not modules:
             raise ConfigError("an assembly needs at least one module; got none.")
-        self.parts = nn.ModuleList(modules)
-        sizes = tuple(part.size for part in self.children_fields())
+        sizes = tuple(part.size for part in modules)
         if coupling is not None and coupling.sizes != sizes:
             raise ShapeError(f"the coupling is for sizes {coupling.sizes}; got modules {sizes}.")
+        self.parts = nn.ModuleList(modules)  # type: ignore[assignment]
         self.coupling = coupling
-
-    def children_fields(self) -> list[Subnetwork | Assembly]:
-        """The direct parts, in the order of the state."""
-        return list(self.parts)  # type: ignore[arg-type]
 
     def leaves(self) -> list[Subnetwork]:
         """All subnetworks, at any depth, in the order of the state."""
-        return [leaf for part in self.children_fields() for leaf in part.leaves()]
+        return [leaf for part in self.parts for leaf in part.leaves()]
 
     def levels(self, start: int = 0) -> list[tuple[Coupling, slice]]:
         """The couplings of all depths, each with the units that it joins."""
-        own = [] if self.coupling is None else [(self.coupling, slice(start, start + self.size))]
-        starts = accumulate((part.size for part in self.children_fields()), initial=start)
-        parts = zip(self.children_fields(), starts, strict=False)
-        return own + [level for part, first in parts for level in part.levels(first)]
+        found = [] if self.coupling is None else [(self.coupling, slice(start, start + self.size))]
+        for part in self.parts:
+            found += part.levels(start)
+            start += part.size
+        return found
 
     @property
     def size(self) -> int:
-        return sum(part.size for part in self.children_fields())
+        return sum(part.size for part in self.parts)
 
     @property
     def tau(self) -> Tensor:
         """The time constants of all units, (n,)."""
-        return torch.cat([part.tau for part in self.children_fields()])
+        return torch.cat([part.tau for part in self.parts])
 
     @property
     def rate(self) -> float | None:
         """The contraction rate guaranteed by construction, per unit of time."""
-        share = 1.0 if self.coupling is None else self.coupling.share
-        rates = self._rates()
+        share, rates = 1.0 if self.coupling is None else self.coupling.share, self._rates()
         return None if rates is None or share is None else share * min(rates)
 
     def metric(self) -> Metric:
         """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
-        parts = self.children_fields()
-        metrics = [part.metric() for part in parts]
-        rates = self._rates()
+        metrics, rates = [part.metric() for part in self.parts], self._rates()
         if isinstance(self.coupling, Hierarchy) and rates is not None:
-            gains = self.coupling.gains(metrics, [part.tau for part in parts])
+            gains = self.coupling.gains(metrics, [part.tau for part in self.parts])
             roots = hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt()
             metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
         return Metric.join(metrics)
 
     def terms(self) -> Terms:
         """The tensors of the field, flattened over all depths, for one solve."""
-        parts = self.children_fields()
-        inner = [part.terms() for part in parts]
-        L = None
+        inner = [part.terms() for part in self.parts]
+        zeros = [t.bias.new_zeros(t.n, t.n) for t in inner]
+        L, edges = None, []
         if any(t.L is not None for t in inner):
-            L = torch.block_diag(*(t.bias.new_zeros(t.n, t.n) if t.L is None else t.L for t in inner))
-        edges = _shifted_edges(inner)
+            L = torch.block_diag(*(z if t.L is None else t.L for t, z in zip(inner, zeros, strict=True)))
+        for k, edge in ((k, edge) for k, t in enumerate(inner) for edge in t.edges):
+            psi = Elementwise(((edge.psi.at(0), self.size),))
+            edges.append(Edge(torch.block_diag(*zeros[:k], edge.K, *zeros[k + 1 :]), psi))
         if self.coupling is not None:
-            own = self.coupling.matrix([part.metric() for part in parts])
-            if own is not None:
-                L = own if L is None else L + own
+            own = self.coupling.matrix([part.metric() for part in self.parts])
+            L = L if own is None else own if L is None else L + own
             edges += self.coupling.edges()
         return Terms(
             blocks=tuple(block for t in inner for block in t.blocks),
@@ -113,7 +105,7 @@ class Assembly(nn.Module):
             bias=torch.cat([t.bias for t in inner]),
             tau=torch.cat([t.tau for t in inner]),
             L=L,
-            edges=edges,
+            edges=tuple(edges),
             pairs=self._leaf_pairs(inner),
             diagonal=all(t.diagonal for t in inner),
         )
@@ -127,23 +119,18 @@ class Assembly(nn.Module):
         for leaf in self.leaves():
             leaf.project_()
 
-    def activations(self) -> tuple[Elementwise, Elementwise]:
-        """The maps of the whole state before and after W."""
-        pre, post = zip(*(part.activations() for part in self.children_fields()), strict=True)
-        return Elementwise.join(pre), Elementwise.join(post)
-
     def _rates(self) -> list[float] | None:
         """The rates of the parts; None if one has none."""
-        rates = [part.rate for part in self.children_fields() if part.rate is not None]
+        rates = [part.rate for part in self.parts if part.rate is not None]
         return rates if len(rates) == len(self.parts) else None
 
     def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
         """The coupled pairs in numbers of leaf blocks."""
-        starts = [sum(len(t.blocks) for t in inner[:k]) for k in range(len(inner))]
+        *starts, count = accumulate((len(t.blocks) for t in inner), initial=0)
+        leaves = [range(a, b) for a, b in pairwise((*starts, count))]
         pairs = {(i + s, j + s) for t, s in zip(inner, starts, strict=True) for i, j in t.pairs}
-        for a, b in self.coupling.pairs if self.coupling is not None else []:
-            for i in range(len(inner[a].blocks)):
-                pairs |= {(starts[a] + i, starts[b] + j) for j in range(len(inner[b].blocks))}
+        for a, b in [] if self.coupling is None else self.coupling.pairs:
+            pairs |= set(product(leaves[a], leaves[b]))
         return tuple(sorted(pairs))
 
 
@@ -180,21 +167,6 @@ def couple(
         topology = named_pairs(topology, len(sizes), generator)
     if not topology:
         return Assembly(modules)
-    settings: dict[str, Any] = {"init": init, "init_scale": init_scale, "generator": generator}
-    if psi is not None:
-        settings["psi"] = psi
-    return Assembly(modules, COUPLINGS[kind](sizes, topology, **settings))
-
-
-def _shifted_edges(inner: list[Terms]) -> tuple[Edge, ...]:
-    """The nonlinear edges of the parts, widened to the whole state."""
-    n = sum(t.n for t in inner)
-    start, edges = 0, []
-    for t in inner:
-        for edge in t.edges:
-            after = n - start - t.n
-            K = pad(edge.K, (start, after, start, after))
-            psi = edge.psi.runs[0][0]
-            edges.append(replace(edge, K=K, psi=Elementwise(((psi, n),))))
-        start += t.n
-    return tuple(edges)
+    nonlinear = {} if psi is None else {"psi": psi}
+    start: Start = {"init": init, "init_scale": init_scale, "generator": generator}
+    return Assembly(modules, COUPLINGS[kind](sizes, topology, **nonlinear, **start))

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | feedback | `Feedback` | L_ij = Theta_i^-1 K_ij Theta_j, K_ji = -K_ij^T | min of the modules' rates, M |
 | hierarchy | `Hierarchy` | one way, to later modules, or K psi(x) | half of that, blkdiag(kappa_i M_i) |
-| free | `FreeCoupling` | L = B, unconstrained | no guarantee: a control |
+| free | `FreeCoupling` | L = K, unconstrained | no guarantee: a control |
 
 `Feedback` is the generalised negative feedback L_ij = B_ij - M_i^-1 B_ji^T M_j of the paper (eq. 3),
 stored without its redundancy: M L + L^T M = 0 for every K, every topology and every size. In this
@@ -13,8 +13,6 @@ balanced form the two directions differ by sqrt(cond M) only, not by cond M, and
 Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.08928); balanced form and
 scales of a hierarchy from THEORY section 5.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -67,14 +65,22 @@ class BlockMatrix(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.sizes, self.n = tuple(sizes), sum(sizes)
-        units = torch.arange(self.n).split(self.sizes)
+        if init not in get_args(Init):
+            raise unknown("init", init, get_args(Init))
+        self.n = sum(sizes)
+        units = torch.arange(self.n).split(tuple(sizes))
         parts, index = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
         for i, j in blocks:
             index.append((units[i][:, None] * self.n + units[j]).flatten())
-            parts.append(
-                _initial_block(self.sizes[i], self.sizes[j], init, init_scale, generator).flatten()
-            )
+            rows, columns = sizes[i], sizes[j]
+            scale = init_scale if init == "orthogonal" else init_scale / columns**0.5
+            if init == "uniform":
+                block = 2 * torch.rand(rows, columns, generator=generator) - 1
+            elif init == "normal":
+                block = torch.randn(rows, columns, generator=generator)
+            else:
+                block = nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
+            parts.append(scale * block.flatten())
         self.values = nn.Parameter(torch.cat(parts))
         self.register_buffer("blocks", torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
         self.register_buffer("index", torch.cat(index), persistent=False)
@@ -89,20 +95,27 @@ class BlockMatrix(nn.Module):
 class Coupling(nn.Module, ABC):
     """A coupling of modules on unordered pairs i < j; `COUPLINGS` lists what there is.
 
+    Args:
+        sizes, pairs: the modules' sizes, and which of them are coupled.
+        psi: of a `Hierarchy`, the activation of K psi(x_j); None for K x_j.
+        start: how the free entries start, see `BlockMatrix`.
+
     Attributes:
+        free: the free blocks of K of a pair i < j: True for (row i, column j), False for the other.
         share: of the smallest rate of the modules, what the whole is guaranteed; None for nothing.
         unbounded: why no bound on ||L||_M keeps a step certified; empty if one does.
-        psi: what nonlinear edges see of x, K psi(x); None for linear ones.
     """
 
+    free: ClassVar[tuple[bool, ...]]
     share: ClassVar[float | None]
     unbounded: ClassVar[str] = ""
     psi: Elementwise | None = None
-    K: BlockMatrix
 
-    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair]) -> None:
+    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
         super().__init__()
         self.pairs, self.sizes = check_pairs(pairs, len(sizes)), tuple(sizes)
+        blocks = [(i, j) if upper else (j, i) for i, j in self.pairs for upper in self.free]
+        self.K = BlockMatrix(sizes, blocks, **start)
 
     @abstractmethod
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
@@ -122,11 +135,8 @@ class Feedback(Coupling):
     (Theorems 2 and 3); `certify` measures it.
     """
 
+    free = (True,)
     share = 1.0
-
-    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
-        super().__init__(sizes, pairs)
-        self.K = BlockMatrix(sizes, self.pairs, **start)
 
     def matrix(self, metrics: list[Metric]) -> Tensor:
         metric = Metric.join(metrics)
@@ -136,29 +146,24 @@ class Feedback(Coupling):
 
 
 class FreeCoupling(Coupling):
-    """L = B on both directions of each pair, unconstrained. Guarantee: none; a control."""
+    """L = K on both directions of each pair, unconstrained. Guarantee: none; a control."""
 
+    free = (True, False)
     share = None
     unbounded = "a free coupling has no certificate to keep"
 
-    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
-        super().__init__(sizes, pairs)
-        self.B = BlockMatrix(sizes, [b for i, j in self.pairs for b in ((i, j), (j, i))], **start)
-
     def matrix(self, metrics: list[Metric]) -> Tensor:
-        return self.B()
+        return self.K()
 
 
 class Hierarchy(Coupling):
     """One-way coupling: module j drives module i for each pair j < i, linear or through psi.
 
-    Args:
-        psi: None for K x_j, else the activation of K psi(x_j); its slope bound enters the gain.
-
     Guarantee: the assembly contracts at any rate below the smallest of its modules, in the scaled
     metric blkdiag(kappa_i M_i) that `Assembly.metric` returns (THEORY section 5).
     """
 
+    free = (False,)  # row = driven module, column = driving module
     share = 0.5
     unbounded = "a hierarchy changes its metric with its size, so the modules give no bound on it"
 
@@ -170,9 +175,7 @@ class Hierarchy(Coupling):
         psi: str | Activation | None = None,
         **start: Unpack[Start],
     ) -> None:
-        super().__init__(sizes, pairs)
-        # row = driven module, column = driving module
-        self.K = BlockMatrix(sizes, [(j, i) for i, j in self.pairs], **start)
+        super().__init__(sizes, pairs, **start)
         self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
@@ -192,7 +195,7 @@ class Hierarchy(Coupling):
             else:
                 right = torch.linalg.matrix_norm(turned[j].theta(), ord=2)
                 gain = torch.linalg.matrix_norm(left, ord=2) * right
-            slope = 1.0 if self.psi is None else self.psi.at(0).g
+            slope = 1.0 if self.psi is None else self.psi.at(0).g  # its bound enters the gain
             gains = gains.index_put((torch.tensor(i), torch.tensor(j)), slope * gain)
         return gains
 
@@ -218,8 +221,7 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
         ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
     """
     G, lam = working_precision(gains, rates)
-    H = G - torch.diag(lam)
-    shifted = -(H + lam.min() / 2 * torch.eye(len(lam)).to(H))
+    shifted = torch.diag(lam - lam.min() / 2) - G
     one = torch.ones_like(lam)
     d = torch.linalg.solve_ex(shifted, one)[0]  # not finite rather than an error
     e = torch.linalg.solve_ex(shifted.mT, one)[0]
@@ -230,18 +232,6 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
             f"{(e / d).detach().tolist()}. Lower the gains, or shorten the chain."
         )
     return kappa
-
-
-def _initial_block(
-    rows: int, columns: int, init: Init, scale: float, generator: torch.Generator | None
-) -> Tensor:
-    if init == "uniform":
-        return scale / columns**0.5 * (2 * torch.rand(rows, columns, generator=generator) - 1)
-    if init == "normal":
-        return scale / columns**0.5 * torch.randn(rows, columns, generator=generator)
-    if init == "orthogonal":
-        return scale * nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
-    raise unknown("init", init, get_args(Init))
 
 
 def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -59,7 +59,7 @@ class Gates(nn.Module):
         if not 0 < self.lo <= self.hi < float("inf"):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
         if kind == "constant":
-            own = [f.is_diagonal or k == 0 for f in metric.factors for k in range(f.size)]
+            own = [f.is_diagonal or k == 0 for f in metric.factors for k in range(len(f.theta))]
             self.register_buffer("index", torch.tensor(own).cumsum(0) - 1, persistent=False)
             self.constant = nn.Parameter(torch.zeros(sum(own)))
             return

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.certify import Search
@@ -161,7 +162,7 @@ class CTRNN(Recurrent):
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
-        return self.field.activations()[0](x)
+        return Elementwise.join(leaf.activations()[0] for leaf in self.field.leaves())(x)
 
     def project_(self) -> None:
         """Put raw tensors back into their sets after a step of the optimiser (AdaDiag clip)."""

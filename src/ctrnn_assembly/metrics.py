@@ -93,7 +93,7 @@ class Metric:
         each = root.split(self.sizes) if whole else [root] * len(self.factors)  # type: ignore[union-attr]
         factors = []
         for f, r in zip(self.factors, each, strict=True):
-            rows = r[:, None] if whole and not f.is_diagonal else r  # type: ignore[index]
+            rows = r[:, None] if whole and not f.is_diagonal else r
             factors.append(Factor(f.theta * r, f.theta_inv / rows))
         return Metric(tuple(factors))
 

@@ -9,10 +9,9 @@ else, so no parametrisation is evaluated inside a time loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ class Edge:
 
     K: Tensor
     psi: Elementwise
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.psi(x) @ self.K.mT
 
 
 @dataclass(frozen=True)
@@ -137,23 +133,19 @@ class Terms:
         """The same values as new leaf tensors, each of which asks for a gradient."""
         return self._mapped(lambda tensor: tensor.detach().clone().requires_grad_())
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that a gradient can reach, in a fixed order."""
+        single = [t for t in (self.bias, self.tau, self.L, self.W_in) if t is not None]
+        return [*self.blocks, *single, *(edge.K for edge in self.edges)]
+
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Terms:
         """The same field with every tensor changed."""
-        changed: dict[str, Any] = {
-            field.name: change(getattr(self, field.name))
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        changed["blocks"] = tuple(change(block) for block in self.blocks)
-        changed["edges"] = tuple(replace(edge, K=change(edge.K)) for edge in self.edges)
-        return replace(self, **changed)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that a gradient can reach, in a fixed order."""
-        yield from self.blocks
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield value
-        for edge in self.edges:
-            yield edge.K
+        return replace(
+            self,
+            blocks=tuple(map(change, self.blocks)),
+            bias=change(self.bias),
+            tau=change(self.tau),
+            L=None if self.L is None else change(self.L),
+            edges=tuple(replace(edge, K=change(edge.K)) for edge in self.edges),
+            W_in=None if self.W_in is None else change(self.W_in),
+        )

@@ -122,7 +122,7 @@ class AffineLinearisation(Linearisation):
         inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
         g = f.terms.post(inner)
         for edge in f.terms.edges:
-            g = g + edge(x)
+            g = g + edge.psi(x) @ edge.K.mT
         self.value = _times(x, f.A) + _times(g, f.C)
         self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
         self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]

@@ -75,7 +75,8 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
         chosen = [(module.index, module.rate) for module in known if module.certified == certified]
         if chosen:
             look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
-            axes.bar(*zip(*chosen, strict=True), width=0.8, label=label, **look)
+            indices, rates = zip(*chosen, strict=True)
+            axes.bar(indices, rates, width=0.8, label=label, **look)
     if math.isfinite(certificate.rate):
         label = f"the whole: {down(certificate.rate)}"
         axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)

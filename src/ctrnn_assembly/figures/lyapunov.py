@@ -38,7 +38,7 @@ def lyapunov_figure(
     bars = np.where(np.isfinite(errors), errors, 0)
     look: dict[str, object] = {"fmt": "o", "color": COLOURS[0], "markersize": 3, "capsize": 2}
     label = "exponent, standard error"
-    right.errorbar(np.arange(1, k + 1), exponents, yerr=bars, label=label, **look)  # type: ignore[arg-type]
+    right.errorbar(np.arange(1, k + 1), exponents, yerr=bars, label=label, **look)
     right.set(xlabel="index", ylabel="exponent (1 / unit of tau)")
     right.set_title("at the end")
     for axes in (left, right):

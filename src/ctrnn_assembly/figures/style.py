@@ -182,7 +182,7 @@ def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", *
     """A thin colour bar beside a panel."""
     bar = axes.figure.colorbar(image, ax=axes, **look)
     bar.set_label(label, fontsize=8)
-    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+    bar.outline.set_linewidth(0.5)
 
 
 def draw_eigenvalues(

@@ -98,7 +98,8 @@ def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str |
 def _why_not_device(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
-    found = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    known = torch.cuda.get_device_properties(device)
+    found: int = known.shared_memory_per_block_optin  # type: ignore[attr-defined]
     if found < SHARED:
         return (
             f"{device} has {found // 1024} KB of shared memory for a program; it needs {SHARED // 1024}"
