@@ -22,7 +22,7 @@ from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import buffers, solve
-from ctrnn_assembly.solvers.buffers import PooledBuffer
+from ctrnn_assembly.solvers.buffers import pooled
 from ctrnn_assembly.solvers.fused import FusedStep, fused_step
 from ctrnn_assembly.terms import Terms
 from solver_problems import DT, F64, normal, rng
@@ -155,7 +155,7 @@ def test_few_pairs_multiply_only_coupled_blocks() -> None:
     # The cost of a step: numbers of W and of L that are multiplied.
     def step(kind: str, pairs: int) -> FusedStep:
         terms = net(kind, pairs).terms()
-        return fused_step(SCHEMES["euler"], terms, None, torch.tensor(DT), 1, 1)[0]
+        return fused_step(SCHEMES["euler"], terms, normal(1, 20), None, torch.full((1, 1), DT))
 
     for pairs, blocks in ((0, 0), (1, 2), (3, 6)):
         P = step("blocks", pairs).tensors[2]
@@ -246,8 +246,8 @@ def test_the_memory_of_one_solve_serves_the_next_and_is_bounded() -> None:
     buffers._free[:] = [torch.empty(10**6), torch.empty(10**6)]  # of other solves, far too large
     places = set()
     for k in range(6):
-        buffer = PooledBuffer((10, 3), terms.tau)
-        places.add(buffer.memory.data_ptr())
+        buffer = pooled((10, 3), terms.tau)
+        places.add(buffer.data_ptr())
         del buffer
         x0 = normal(2, 20).requires_grad_()
         loss = solve(terms, x0, u=normal(2, 30 + k, 20), dt=DT, save="last").x.sum()

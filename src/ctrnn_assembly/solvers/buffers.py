@@ -1,13 +1,15 @@
 """Large CPU buffers that are used again.
 
 torch gives big CPU tensors back to the system, and the first touch of fresh pages costs more than the
-arithmetic on them: a third of the time of a sparsely coupled forward pass on a virtual machine.
+arithmetic on them: a third of the time of a sparsely coupled forward pass on a virtual machine. Not for
+CUDA, whose allocator keeps its memory itself.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,34 +20,32 @@ _lock = threading.RLock()  # the garbage collector can delete one buffer while a
 
 
 class PooledBuffer:
-    """Uninitialised memory of a shape, in `tensor`; deleting this object returns it to the pool.
+    """Uninitialised `memory`; deleting this object returns it to the pool, to be written again."""
 
-    Whoever keeps a view of `tensor` must keep this object too: afterwards the memory is written again.
-    Not for CUDA, whose allocator keeps its memory itself.
-    """
-
-    def __init__(self, shape: tuple[int, ...], like: Tensor) -> None:
-        self.shape, self.memory = shape, _fitting(math.prod(shape), like)
-
-    @property
-    def tensor(self) -> Tensor:
-        """A new view, which this object does not keep: it may in turn keep this object."""
-        return self.memory[: math.prod(self.shape)].view(self.shape)
+    def __init__(self, size: int, like: Tensor) -> None:
+        with _lock:
+            for k, buffer in enumerate(_free):
+                if size <= buffer.numel() <= 4 * size and buffer.dtype == like.dtype:
+                    self.memory = _free.pop(k)
+                    return
+        with torch.inference_mode(
+            False
+        ):  # a tensor of inference mode could not be written to outside it
+            self.memory = torch.empty(size, dtype=like.dtype)
 
     def __del__(self) -> None:
-        memory = getattr(self, "memory", None)  # there is none if the allocation failed
-        if memory is None:
-            return
-        with _lock:
-            _free.append(memory)
-            del _free[:-KEPT]  # the newest stay: what was used last is what the next solve needs
+        if hasattr(self, "memory"):  # there is none if the allocation failed
+            with _lock:
+                _free.append(self.memory)
+                del _free[:-KEPT]  # the newest stay: what was used last is what the next solve needs
 
 
-def _fitting(size: int, like: Tensor) -> Tensor:
-    """A free buffer of this dtype that fits, or a new one."""
-    with _lock:
-        for k, buffer in enumerate(_free):
-            if size <= buffer.numel() <= 4 * size and buffer.dtype == like.dtype:
-                return _free.pop(k)
-    with torch.inference_mode(False):  # a tensor of inference mode could not be written to outside it
-        return torch.empty(size, dtype=like.dtype)
+def pooled(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised tensor whose memory returns to the pool when it is freed, by autograd too.
+
+    Whoever keeps a view of it must keep the tensor itself.
+    """
+    buffer = PooledBuffer(math.prod(shape), like)
+    tensor: Any = buffer.memory[: math.prod(shape)].view(shape)
+    tensor.buffer = buffer  # a new view each time: the buffer does not keep what keeps the buffer
+    return cast(Tensor, tensor)

@@ -13,10 +13,10 @@ Adjoint, for v = dt_k lam+ (or lam+), z = W pre(x) + e, f = post(z):
 
 States are (time, batch, n) in memory; if only few blocks of L are coupled, (blocks, time, batch, k), and
 only those are multiplied: a step then costs batch (p k^2 + C k^2) multiply-adds, C the number of blocks
-of L, whatever n is. Memory, for states of batch x n numbers: T + 1 of them and some SEGMENT, or with
-recompute="sqrt" about 4 sqrt(T), for one forward pass more: of each segment the first state is stored,
-the others are made again. Second derivatives are refused, and torch.func's transforms as well; the plain
-loop (`schemes.integrate`) has both.
+of L, whatever n is. In both, time is the third axis from the right. Memory, for states of batch x n
+numbers: T + 1 of them and some SEGMENT, or with recompute="sqrt" about 4 sqrt(T), for one forward pass
+more: of each segment the first state is stored, the others are made again. Second derivatives are
+refused, and torch.func's transforms as well; the plain loop (`schemes.integrate`) has both.
 """
 
 from __future__ import annotations
@@ -36,15 +36,8 @@ from torch.nn.functional import pad
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import Scheme, step_pair
-from ctrnn_assembly.solvers.buffers import PooledBuffer
-from ctrnn_assembly.solvers.operators import (
-    BlockDiagonal,
-    BlockPattern,
-    Dense,
-    Diagonal,
-    FewBlocks,
-    Identity,
-)
+from ctrnn_assembly.solvers.buffers import pooled
+from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
 from ctrnn_assembly.terms import Terms
 
 Save = Literal["all", "last"]
@@ -58,7 +51,7 @@ FEW = 0.4
 
 @dataclass(frozen=True)
 class Form:
-    """What a `FusedStep` is apart from its tensors; a recorded graph is known by it."""
+    """What a step is apart from its tensors; a recorded graph is known by it."""
 
     pre: Elementwise
     post: Elementwise
@@ -69,24 +62,24 @@ class Form:
 
 @dataclass(frozen=True)
 class FusedStep:
-    """The tensors of one step of n units, in the order W, D, P, Q, E, *K.
+    """A step of n units: what `_Integrate` takes.
 
-    W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,). P: (n, n); (C, k, k), the blocks at the
-    form's pattern; or None. Q: None where post is the identity, else (n,), a diagonal, or (n, n).
-    E: (n, m), for inputs (time, batch, m), or None if the inputs are e itself. K: (n, n) each.
+    Args:
+        inputs: (time, batch, m), or e itself, (time, batch, n).
+        dt: lengths that the step is yet to be multiplied by, (time, 1 or batch), or None.
+        tensors: W, D, P, Q, E, *K. W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,).
+            P: (n, n); (C, k, k), the blocks at the form's pattern; or None. Q: None where post is the
+            identity, else (n,), a diagonal, or (n, n). E: (n, m), or None. K: (n, n) each.
     """
 
     form: Form
+    inputs: Tensor
+    dt: Tensor | None
     tensors: tuple[Tensor | None, ...]
 
 
 def prepared(
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    *,
+    *given: Any,
     save: Save = "all",
     recompute: Recompute = "none",
     matmul_precision: MatmulPrecision = "full",
@@ -95,19 +88,13 @@ def prepared(
     """() -> states by the fused loop, (time + 1, batch, n), or (1, batch, n); the step is made here.
 
     Args:
-        x0: (batch, n).
-        drive: inputs held over each step, (time, batch, m), or None.
-        dt: step lengths, (time, 1) or (time, batch); equal ones unless the scheme has an increment.
-        save: "all" states, x0 first, or only the "last" one.
-        recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all.
-        matmul_precision: operands of products, see `solvers.solve`.
+        given: as of `schemes.integrate`; steps of equal length unless the scheme has an increment.
+        save, recompute, matmul_precision: as of `solvers.solve`.
         graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
     """
-    equal = same_steps(dt)
-    length = dt[0, 0] if equal else None
-    step, inputs = fused_step(scheme, terms, drive, length, len(x0), len(dt), matmul_precision)
-    settings = (None if equal else dt, save, recompute, graph)
-    return partial(_Integrate.apply, step.form, x0, inputs, *settings, *step.tensors)
+    step, x0 = fused_step(*given, matmul_precision), given[2]
+    settings = (step.dt, save, recompute, graph)
+    return partial(_Integrate.apply, step.form, x0, step.inputs, *settings, *step.tensors)
 
 
 def integrate(*given: Any, **options: Any) -> Tensor:
@@ -117,46 +104,35 @@ def integrate(*given: Any, **options: Any) -> Tensor:
 
 def same_steps(dt: Tensor) -> bool:
     """Whether step lengths, (T, 1) or (T, batch), are one number, up to the rounding of the times."""
-    if dt.shape[1] > 1:
-        return False
     rounding = torch.finfo(dt.dtype).eps * dt.sum()
-    return bool(((dt - dt[:1]).abs() <= rounding).all())
+    return dt.shape[1] == 1 and bool(((dt - dt[:1]).abs() <= rounding).all())
 
 
 def fused_step(
     scheme: Scheme,
     terms: Terms,
+    x0: Tensor,
     drive: Tensor | None,
-    dt: Tensor | None,
-    batch: int,
-    steps: int,
+    dt: Tensor,
     matmul_precision: MatmulPrecision = "full",
-) -> tuple[FusedStep, Tensor]:
-    """The step of length dt, or without dt the one that each step multiplies by its own; its inputs."""
-    pattern = None
+) -> FusedStep:
+    """The step of a scheme; the other arguments as of `schemes.integrate`."""
+    equal, pattern = same_steps(dt), None
     if scheme.increment is not None:  # then C does not depend on L, and A - I = C (L - I)
-        alone = replace(terms, L=None)
-        if dt is None:  # the increment of a unit of time
-            D, C = step_pair(replace(scheme, pair=scheme.increment), alone, terms.tau.new_ones(()))
-        else:
-            D, C = step_pair(scheme, alone, dt)
+        one = scheme if equal else replace(scheme, pair=scheme.increment)
+        D, C = step_pair(one, replace(terms, L=None), dt[0, 0] if equal else dt.new_ones(()))
         P, pattern = _coupling(terms, C)
     else:
-        assert dt is not None  # steps of several lengths go to the plain loop
-        A, C = step_pair(scheme, terms, dt)
+        assert equal  # steps of several lengths go to the plain loop
+        A, C = step_pair(scheme, terms, dt[0, 0])
         # The diagonal of A, near 1, apart from the rest: rounded operands would change the leak.
-        D = A if A.ndim == 1 else A.diagonal()
-        P = None if A.ndim == 1 else A - torch.diag(D)
-    W = structured_weight(terms)
-    inside = terms.post.is_identity
-    if inside:
-        W = _weighted(C, W)
-    E, inputs = _input_product(terms, drive, C if inside else None, batch, steps)
-    form = Form(
-        terms.pre, terms.post, tuple(edge.psi for edge in terms.edges), pattern, matmul_precision
-    )
-    K = tuple(_weighted(C, edge.K) for edge in terms.edges)
-    return FusedStep(form, (W, D, P, None if inside else C, E, *K)), inputs
+        D, P = (A, None) if A.ndim == 1 else (A.diagonal(), A - torch.diag(A.diagonal()))
+    inside, W = terms.post.is_identity, structured_weight(terms)
+    E, inputs = _input_product(terms, drive, C if inside else None, len(x0), len(dt))
+    psi, K = tuple(edge.psi for edge in terms.edges), (_weighted(C, edge.K) for edge in terms.edges)
+    form = Form(terms.pre, terms.post, psi, pattern, matmul_precision)
+    tensors = (_weighted(C, W) if inside else W, D, P, None if inside else C, E, *K)
+    return FusedStep(form, inputs, None if equal else dt, tensors)
 
 
 def structured_weight(terms: Terms) -> Tensor:
@@ -174,12 +150,37 @@ def structured_weight(terms: Terms) -> Tensor:
     return terms.weight() if stacked is None else stacked
 
 
+def few_blocks(terms: Terms) -> BlockPattern | None:
+    """The coupled blocks of L, (i, j) and (j, i), if all have one size and are few enough to pay."""
+    p, pairs = len(terms.blocks), terms.pairs
+    one_kind = all(len(phi.runs) == 1 for phi in (terms.pre, terms.post))
+    if terms.stacked is None or not pairs or terms.edges or not one_kind or 2 * len(pairs) > FEW * p * p:
+        return None
+    both = sorted({(i, j) for a, b in pairs for i, j in ((a, b), (b, a))})
+    return BlockPattern(p, *zip(*both, strict=True))
+
+
+def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | None]:
+    """diag(C) L, dense or as its nonzero blocks."""
+    pattern = few_blocks(terms)
+    if terms.L is None or pattern is None:
+        return terms.L if terms.L is None else C[:, None] * terms.L, None
+    rows, p = list(pattern.rows), pattern.p
+    blocks = rearrange(terms.L, "(i r) (j c) -> i j r c", i=p, j=p)[rows, list(pattern.columns)]
+    if int(blocks.detach().count_nonzero()) != int(terms.L.detach().count_nonzero()):
+        raise DataError(
+            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all "
+            "pairs, or none for a dense L."
+        )
+    return C.view(p, -1, 1)[rows] * blocks, pattern
+
+
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
     """C W for C (n,), a diagonal, or (n, n), and W as in `FusedStep`."""
-    if C.ndim == 1:
-        return C * W if W.ndim == 1 else C.view(*W.shape[:-1], 1) * W
     if W.ndim == 1:
         return C * W
+    if C.ndim == 1:
+        return C.view(*W.shape[:-1], 1) * W
     return C @ (W if W.ndim == 2 else torch.block_diag(*W))
 
 
@@ -188,35 +189,18 @@ def _input_product(
 ) -> tuple[Tensor | None, Tensor]:
     """(E, inputs) with b + W_in u = E [u, 1], times C if it is given."""
     bias = terms.bias
+    if drive is not None and terms.W_in is None:
+        if C is not None and C.ndim == 2:
+            return C, bias + drive
+        return None, bias + drive if C is None else C * (bias + drive)
     if drive is None:
         E, inputs = bias[:, None], bias.new_ones(1, 1, 1).expand(steps, batch, 1)
-    elif terms.W_in is not None:
-        E, inputs = torch.cat([terms.W_in, bias[:, None]], 1), pad(drive, (0, 1), value=1.0)
-    elif C is not None and C.ndim == 2:
-        return C, bias + drive
     else:
-        return None, bias + drive if C is None else C * (bias + drive)
-    return E if C is None else _weighted(C, E), inputs
-
-
-def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | None]:
-    """diag(C) L, dense or as its nonzero blocks."""
-    if terms.L is None:
-        return None, None
-    p, pairs = len(terms.blocks), terms.pairs
-    one_kind = all(len(phi.runs) == 1 for phi in (terms.pre, terms.post))
-    if terms.stacked is None or not pairs or terms.edges or not one_kind or 2 * len(pairs) > FEW * p * p:
-        return C[:, None] * terms.L, None
-    both = sorted({(i, j) for a, b in pairs for i, j in ((a, b), (b, a))})
-    rows, columns = zip(*both, strict=True)
-    cut = rearrange(terms.L, "(i r) (j c) -> i j r c", i=p, j=p)
-    blocks = cut[list(rows), list(columns)]
-    if int(blocks.detach().count_nonzero()) != int(terms.L.detach().count_nonzero()):
-        raise DataError(
-            "L must be zero outside the coupled pairs of its Terms; got entries elsewhere. Give all "
-            "pairs, or none for a dense L."
+        E, inputs = (
+            torch.cat([cast(Tensor, terms.W_in), bias[:, None]], 1),
+            pad(drive, (0, 1), value=1.0),
         )
-    return C.view(p, -1, 1)[list(rows)] * blocks, BlockPattern(p, rows, columns)
+    return E if C is None else _weighted(C, E), inputs
 
 
 @dataclass(frozen=True)
@@ -229,80 +213,64 @@ class _Plan:
     def stored(self, steps: int) -> int:
         return steps + 1 if self.whole else math.ceil(steps / self.length)
 
+    def segments(self, steps: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of consecutive pieces of time, in order."""
+        for start in range(0, steps, self.length):
+            yield start, min(start + self.length, steps)
+
 
 class FusedKernel:
-    """A `FusedStep` with its operators, for one pass over time; makes no graph of autograd.
-
-    Time is the third axis from the right in both memory orders, the batch the second.
-    """
+    """A step with its operators, for one pass over time; makes no graph of autograd."""
 
     def __init__(self, form: Form, tensors: tuple[Tensor | None, ...]) -> None:
         W, D, P, Q, E, *K = cast(Any, tensors)
-        self.form, self.raw, self.n = form, tensors, len(D)
+        self.form, self.raw, self.pattern = form, tensors, form.pattern
         self.pre_is_identity, low = form.pre.is_identity, form.matmul_precision == "bf16"
         self.D, self.W = self._operator(D), self._operator(W, low)
-        self.P = P if P is None else self._operator(P, low, form.pattern)
-        self.Q = Q if Q is None else self._operator(Q, low)
+        few = form.pattern is not None and P is not None
+        self.P = FewBlocks(P, form.pattern, low) if few else self._operator(P, low)
+        self.Q = self._operator(Q, low)
         self.E = Identity() if E is None else self._operator(E)
         self.K = [self._operator(each, low) for each in K]
 
-    def _operator(self, A: Tensor, low: bool = False, pattern: BlockPattern | None = None) -> Any:
-        apart = self.form.pattern
-        if pattern is not None:
-            return FewBlocks(A, pattern, low)
-        if A.ndim == 3:
-            return BlockDiagonal(A, apart is not None, low)
-        if apart is None:
-            return Diagonal(A) if A.ndim == 1 else Dense(A, low)
-        if A.ndim == 1:
-            return Diagonal(A.view(apart.p, 1, -1))
-        return BlockDiagonal(A.unflatten(0, (apart.p, -1)), True, low)
+    def _operator(self, A: Tensor | None, low: bool = False) -> Any:
+        if A is None:
+            return None
+        diagonal, pattern = A.ndim == 1, self.pattern
+        if pattern is not None and A.ndim < 3:
+            A = A.unflatten(0, (pattern.p, 1, -1) if diagonal else (pattern.p, -1))
+        return Diagonal(A) if diagonal else Dense(A, pattern is not None, low)
 
     def ordered(self, x: Tensor) -> Tensor:
         """(time, batch, n) in the memory order of the states."""
-        pattern = self.form.pattern
+        pattern = self.pattern
         return x if pattern is None else rearrange(x, "t batch (p k) -> p t batch k", p=pattern.p)
 
     def flat(self, x: Tensor) -> Tensor:
         """The inverse of `ordered`."""
-        return x if self.form.pattern is None else rearrange(x, "p t batch k -> t batch (p k)")
+        return x if self.pattern is None else rearrange(x, "p t batch k -> t batch (p k)")
 
     def inputs(self, u: Tensor) -> Tensor:
-        """Inputs (time, batch, m) as E takes them, time the third axis from the right."""
-        pattern = self.form.pattern
-        if pattern is None:
-            return u
-        if self.raw[4] is None:
-            return rearrange(u, "t batch (p k) -> p t batch k", p=pattern.p)
-        return u.expand(pattern.p, *u.shape)
+        """Inputs (time, batch, m) as E takes them, in the memory order of the states."""
+        if self.pattern is None or self.raw[4] is None:
+            return self.ordered(u)
+        return u.expand(self.pattern.p, *u.shape)
 
     def shape(self, steps: int, batch: int) -> tuple[int, ...]:
         """Of states in their memory order."""
-        pattern = self.form.pattern
-        return (
-            (steps, batch, self.n) if pattern is None else (pattern.p, steps, batch, self.n // pattern.p)
-        )
+        n, pattern = self.D.w.numel(), self.pattern
+        return (steps, batch, n) if pattern is None else (pattern.p, steps, batch, n // pattern.p)
 
-    def start(self, plan: _Plan, stored: Tensor, x0: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `roll` takes: memory that begins with x0, and where to store the rest, if elsewhere."""
-        states = stored if plan.whole else x0.new_empty(self.shape(plan.length + 1, len(x0)))
-        states.narrow(-3, 0, 1).copy_(self.ordered(x0[None]))
-        return states, None if plan.whole else stored
-
-    def roll(
-        self, states: Tensor, stored: Tensor | None, inputs: Tensor, dt: Tensor | None, length: int
-    ) -> Tensor:
-        """All steps from the first of `states`, a segment of `length` at a time; returns the last state.
-
-        Without `stored`, `states` takes all of them. With it, `states` takes one segment after another,
-        and `stored` the first state of each.
-        """
-        last, u = states.narrow(-3, 0, 1), self.inputs(inputs).unbind(-3)
-        direct = dt is None and self.form.pattern is None
-        for index, (start, end) in enumerate(segments(len(inputs), length)):
-            here = states.narrow(-3, start if stored is None else 0, end - start + 1)
-            if stored is not None:
+    def roll(self, plan: _Plan, stored: Tensor, x0: Tensor, inputs: Tensor, dt: Tensor | None) -> Tensor:
+        """All steps from x0, in memory order; stores what the plan says, and returns the last state."""
+        last, u = x0, self.inputs(inputs).unbind(-3)
+        states = stored if plan.whole else x0.new_empty(self.shape(plan.length + 1, x0.shape[-2]))
+        direct = dt is None and self.pattern is None
+        for index, (start, end) in enumerate(plan.segments(len(inputs))):
+            here = states.narrow(-3, start if plan.whole else 0, end - start + 1)
+            if index == 0 or not plan.whole:
                 here.narrow(-3, 0, 1).copy_(last)
+            if not plan.whole:
                 stored.narrow(-3, index, 1).copy_(last)
             x, *later = here.unbind(-3)
             for k, out in enumerate(later, start):
@@ -328,71 +296,61 @@ class FusedKernel:
         return last
 
 
-class FusedAdjoint:
-    """The adjoint loop of a kernel, a segment at a time, and the sums of all gradients."""
-
-    def __init__(self, kernel: FusedKernel, needed: tuple[bool, ...]) -> None:
-        self.kernel = kernel
-        turned = [None if A is None else A.transposed() for A in (kernel.W, kernel.P, kernel.Q)]
-        self.W, self.P, self.Q = cast(Any, turned)
-        self.K = [K.transposed() for K in kernel.K]
-        self.sums = [
-            t.new_zeros(t.shape) if need and t is not None else None
-            for t, need in zip(kernel.raw, needed, strict=True)
-        ]
-
-    def segment(self, x: Tensor, lam: Tensor, inputs: Tensor, dt: Tensor | None, grads: Any) -> Tensor:
-        """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
-        kernel, form, steps = self.kernel, self.kernel.form, len(inputs)
-        p = x if kernel.pre_is_identity else form.pre(x)
-        psi = [phi(x) for phi in form.psi]
-        v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
-        q, z, f = v, x, x
-        if self.Q is not None:
-            z = kernel.E.product(_rows(kernel.inputs(inputs))).unflatten(-2, inputs.shape[:2])
-            kernel.W.add(_rows(z), _rows(p))
-            q, f = torch.empty_like(x), form.post(z)
-        xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
-        for k in range(steps - 1, -1, -1):
-            v_k, out = vs[k], lams[k]
-            if dt is not None:
-                torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
-            if self.Q is not None:
-                qs[k].copy_(form.post.pull_back(self.Q.product(v_k), zs[k], fs[k]))
-            new = out if form.pattern is None else torch.empty_like(v_k)
-            if grads is None:
-                torch.mul(v_k, kernel.D.w, out=new)
-            else:
-                torch.addcmul(grads[k], v_k, kernel.D.w, out=new)
-            if self.P is not None:
-                self.P.add(new, v_k)
-            for phi, y, K in zip(form.psi, psi, self.K, strict=True):
-                new.add_(phi.pull_back(K.product(v_k), xs[k], y[k]))
-            back = self.W.product(qs[k])
-            if not kernel.pre_is_identity:
-                back = form.pre.pull_back(back, xs[k], ps[k])
-            torch.add(new, back, out=out)
-            if dt is not None:
-                out.add_(lams[k + 1])
-        # A few large products for the gradients of all steps.
-        u, x, p, v, q_rows, f = (_rows(a) for a in (kernel.inputs(inputs), x, p, v, q, f))
-        operators = (kernel.W, kernel.D, kernel.P, kernel.Q, kernel.E, *kernel.K)
-        factors = ((q_rows, p), (v, x), (v, x), (v, f), (q_rows, u), *((v, _rows(y)) for y in psi))
-        for total, operator, pair in zip(self.sums, operators, factors, strict=True):
-            if total is not None:
-                operator.gradient(total, *pair)
-        return q
+def _adjoint_segment(
+    kernel: FusedKernel,
+    turned: tuple[Any, ...],
+    sums: list[Tensor | None],
+    x: Tensor,
+    lam: Tensor,
+    inputs: Tensor,
+    dt: Tensor | None,
+    grads: Any,
+) -> Tensor:
+    """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
+    form, steps, (W, P, Q, *K) = kernel.form, len(inputs), turned
+    p = x if kernel.pre_is_identity else form.pre(x)
+    psi = [phi(x) for phi in form.psi]
+    v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
+    q, z, f = v, x, x
+    if Q is not None:
+        z = kernel.E.product(_rows(kernel.inputs(inputs))).unflatten(-2, inputs.shape[:2])
+        kernel.W.add(_rows(z), _rows(p))
+        q, f = torch.empty_like(x), form.post(z)
+    xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
+    for k in range(steps - 1, -1, -1):
+        v_k, out = vs[k], lams[k]
+        if dt is not None:
+            torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
+        if Q is not None:
+            qs[k].copy_(form.post.pull_back(Q.product(v_k), zs[k], fs[k]))
+        new = out if form.pattern is None else torch.empty_like(v_k)
+        if grads is None:
+            torch.mul(v_k, kernel.D.w, out=new)
+        else:
+            torch.addcmul(grads[k], v_k, kernel.D.w, out=new)
+        if P is not None:
+            P.add(new, v_k)
+        for phi, y, K_t in zip(form.psi, psi, K, strict=True):
+            new.add_(phi.pull_back(K_t.product(v_k), xs[k], y[k]))
+        back = W.product(qs[k])
+        if not kernel.pre_is_identity:
+            back = form.pre.pull_back(back, xs[k], ps[k])
+        torch.add(new, back, out=out)
+        if dt is not None:
+            out.add_(lams[k + 1])
+    # A few large products for the gradients of all steps.
+    u, x, p, v, rows, f = (_rows(a) for a in (kernel.inputs(inputs), x, p, v, q, f))
+    operators = (kernel.W, kernel.D, kernel.P, kernel.Q, kernel.E, *kernel.K)
+    factors = ((rows, p), (v, x), (v, x), (v, f), (rows, u), *((v, _rows(y)) for y in psi))
+    for total, operator, pair in zip(sums, operators, factors, strict=True):
+        if total is not None:
+            operator.gradient(total, *pair)
+    return q
 
 
 def _rows(x: Tensor) -> Tensor:
     """All states of a segment as the rows of an operator."""
     return x.flatten(-3, -2)
-
-
-def segments(steps: int, length: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of consecutive pieces of time, in order."""
-    for start in range(0, steps, length):
-        yield start, min(start + length, steps)
 
 
 class _Integrate(torch.autograd.Function):
@@ -424,12 +382,9 @@ class _Integrate(torch.autograd.Function):
             else:
                 shape = kernel.shape(plan.stored(steps), len(x0))
                 # With save="all" the caller keeps the states: they must not lie in a pooled buffer.
-                pooled = save == "last" and x0.device.type == "cpu"
-                buffer = PooledBuffer(shape, x0) if pooled else None
-                stored = x0.new_empty(shape) if buffer is None else buffer.tensor
-                # Returned to the pool when autograd frees this tensor, after the backward pass.
-                cast(Any, stored).buffer = buffer
-                last = kernel.roll(*kernel.start(plan, stored, x0), inputs, dt, plan.length)
+                reused = save == "last" and x0.device.type == "cpu"
+                stored = pooled(shape, x0) if reused else x0.new_empty(shape)
+                last = kernel.roll(plan, stored, kernel.ordered(x0[None]), inputs, dt)
         ctx.save_for_backward(stored, inputs, dt, *tensors)
         if save == "all":
             return kernel.flat(stored).contiguous()
@@ -467,7 +422,7 @@ def _record(
     """The forward pass as a function of tensors: what is stored, and the last state."""
     kernel = FusedKernel(form, tensors)
     stored = x0.new_empty(kernel.shape(plan.stored(len(inputs)), len(x0)))
-    return stored, kernel.roll(*kernel.start(plan, stored, x0), inputs, dt, plan.length)
+    return stored, kernel.roll(plan, stored, kernel.ordered(x0[None]), inputs, dt)
 
 
 def _gradients(
@@ -482,26 +437,30 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Those of x0, inputs and tensors, where needed; grad is (T + 1, batch, n) or (1, batch, n)."""
     kernel = FusedKernel(form, tensors)
-    adjoint = FusedAdjoint(kernel, needed[2:])
+    forward = (kernel.W, kernel.P, kernel.Q, *kernel.K)
+    turned = tuple(None if A is None else A.transposed() for A in forward)
+    sums = [
+        t.new_zeros(t.shape) if need and t is not None else None
+        for t, need in zip(tensors, needed[2:], strict=True)
+    ]
     d_inputs = torch.empty_like(inputs) if needed[1] else None
     grads = kernel.ordered(grad)
     piece = kernel.shape(plan.length + 1, grad.shape[1])
     lam, scratch = stored.new_empty(piece), None if plan.whole else stored.new_empty(piece)
     first = grads.narrow(-3, len(grad) - 1, 1)
-    for index, (start, end) in reversed(list(enumerate(segments(len(inputs), plan.length)))):
+    for index, (start, end) in reversed(list(enumerate(plan.segments(len(inputs))))):
         steps, u, d = end - start, inputs[start:end], None if dt is None else dt[start:end]
         if scratch is None:
             x = stored.narrow(-3, start, steps)
         else:
-            scratch.narrow(-3, 0, 1).copy_(stored.narrow(-3, index, 1))
-            kernel.roll(scratch, None, u, d, plan.length)
+            kernel.roll(replace(plan, whole=True), scratch, stored.narrow(-3, index, 1), u, d)
             x = scratch.narrow(-3, 0, steps)
         lam.narrow(-3, steps, 1).copy_(first)
         later = grads.narrow(-3, start, steps).unbind(-3) if len(grad) > 1 else None
-        q = adjoint.segment(x, lam, u, d, later)
+        q = _adjoint_segment(kernel, turned, sums, x, lam, u, d, later)
         first = lam.narrow(-3, 0, 1).clone()
         if d_inputs is not None:
             E, flat = tensors[4], kernel.flat(q)
             d_inputs[start:end] = flat if E is None else flat @ E
     d_x0 = kernel.flat(first)[0].contiguous() if needed[0] else None
-    return (d_x0, d_inputs, *adjoint.sums)
+    return (d_x0, d_inputs, *sums)

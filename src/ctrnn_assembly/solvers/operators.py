@@ -2,30 +2,19 @@
 
 An operator stands for x -> A x on rows of states: x is (rows, n), or (blocks, rows, k) where the few
 coupled blocks of L are all that is multiplied. All have the same verbs: `add` (out += A x, in place),
-`product` (A x), `transposed`, and `gradient` (total += sum over rows of v x^T, on A's structure).
-`low` rounds the operands of products to bfloat16; states and sums stay as they are.
+`product` (A x, perhaps in memory that the next call writes to again), `transposed`, and `gradient`
+(total += sum over rows of v x^T, on A's structure). `low` rounds the operands of products to bfloat16;
+states and sums stay as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-
-class Operator(Protocol):
-    """What a step may ask of its matrices."""
-
-    def add(self, out: Tensor, x: Tensor) -> None: ...
-
-    def product(self, x: Tensor) -> Tensor: ...
-
-    def transposed(self) -> Operator: ...
-
-    def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None: ...
 
 
 class Identity:
@@ -58,84 +47,59 @@ class Diagonal:
 
 
 class Dense:
-    """A, (n, n), for rows (rows, n)."""
-
-    def __init__(self, A: Tensor, low: bool = False) -> None:
-        self.A, self.low = A, low
-        # Transposed once: a product with a transposed view is slower at every step.
-        self.right = (A.bfloat16() if low else A).mT.contiguous()
-
-    def add(self, out: Tensor, x: Tensor) -> None:
-        if self.low:
-            out.add_(x.bfloat16() @ self.right)
-        else:
-            out.addmm_(x, self.right)
-
-    def product(self, x: Tensor) -> Tensor:
-        return (x.bfloat16() @ self.right).to(x.dtype) if self.low else x @ self.right
-
-    def transposed(self) -> Dense:
-        return Dense(self.A.mT, self.low)
-
-    def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None:
-        if self.low:
-            total.add_(v.bfloat16().mT @ x.bfloat16())
-        elif x.shape[-1] < v.shape[-1]:  # few inputs: a product with few columns takes ten times as long
-            total.add_((x.mT @ v).mT)
-        else:
-            total.addmm_(v.mT, x)
-
-
-class BlockDiagonal:
-    """blockdiag(W), for W (p, k, k) and rows (rows, p k), or `apart` (p, rows, k).
+    """A, (n, n); or blockdiag(A), A (p, k, k), for rows (rows, p k), or `apart` (p, rows, k).
 
     A frozen W of a few per cent is multiplied as blocks too: torch's sparse product of 3 % of 16 x 32
     takes as long.
     """
 
-    def __init__(self, W: Tensor, apart: bool, low: bool = False) -> None:
-        self.W, self.apart, self.low = W, apart, low
-        self.shape = (-1, W.shape[0], W.shape[1])
-        self.out = self.blocks = W.new_empty(0)  # of `product`
-        self.right = (W.bfloat16() if low else W).mT.contiguous()
+    def __init__(self, A: Tensor, apart: bool = False, low: bool = False) -> None:
+        self.A, self.apart, self.low = A, apart, low
+        self.rows = None if apart or A.ndim == 2 else (-1, *A.shape[:2])  # as which blocks are seen
+        self.out = self.blocks = A.new_empty(0)  # of `product`
+        # Transposed once: a product with a transposed view is slower at every step.
+        self.right = (A.bfloat16() if low else A).mT.contiguous()
+        self.times: Callable[..., Tensor] = torch.mm if A.ndim == 2 else torch.bmm
+        self.add_times: Callable[..., Tensor] = Tensor.addmm_ if A.ndim == 2 else Tensor.baddbmm_
 
     def add(self, out: Tensor, x: Tensor) -> None:
-        if not self.apart:
-            out, x = out.view(self.shape).transpose(0, 1), x.view(self.shape).transpose(0, 1)
+        if self.rows is not None:
+            out, x = out.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
         if self.low:
-            out.add_(torch.bmm(x.bfloat16(), self.right))
+            out.add_(self.times(x.bfloat16(), self.right))
         else:
-            out.baddbmm_(x, self.right)
+            self.add_times(out, x, self.right)
 
     def product(self, x: Tensor) -> Tensor:
-        """A x, in memory that the next call writes to again."""
-        if self.apart:
+        if self.rows is None:
             return (
-                torch.bmm(x.bfloat16(), self.right).to(x.dtype) if self.low else torch.bmm(x, self.right)
+                self.times(x.bfloat16(), self.right).to(x.dtype)
+                if self.low
+                else self.times(x, self.right)
             )
         if self.out.shape != x.shape:
             self.out = x.new_empty(x.shape)
-            self.blocks = self.out.view(self.shape).transpose(0, 1)
-        x = x.view(self.shape).transpose(0, 1)
+            self.blocks = self.out.view(self.rows).transpose(0, 1)
+        x = x.view(self.rows).transpose(0, 1)
         if self.low:
             self.blocks.copy_(torch.bmm(x.bfloat16(), self.right))
         else:
             self.blocks.baddbmm_(x, self.right, beta=0)
         return self.out
 
-    def transposed(self) -> BlockDiagonal:
-        return BlockDiagonal(self.W.mT, self.apart, self.low)
+    def transposed(self) -> Dense:
+        return Dense(self.A.mT, self.apart, self.low)
 
     def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None:
-        total = total.view(self.W.shape)
-        if not self.apart:
-            v, x = v.view(self.shape).transpose(0, 1), x.view(self.shape).transpose(0, 1)
+        total = total.view(self.A.shape) if self.A.ndim == 3 else total
+        if self.rows is not None:
+            v, x = v.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
         if self.low:
-            total.add_(torch.bmm(v.bfloat16().mT, x.bfloat16()))
-        elif x.shape[-1] < v.shape[-1]:  # as above
-            total.add_(torch.bmm(x.mT, v).mT)
+            total.add_(self.times(v.bfloat16().mT, x.bfloat16()))
+        elif x.shape[-1] < v.shape[-1]:  # few inputs: a product with few columns takes ten times as long
+            total.add_(self.times(x.mT, v).mT)
         else:
-            total.baddbmm_(v.mT, x)
+            self.add_times(total, v.mT, x)
 
 
 @dataclass(frozen=True)
@@ -145,9 +109,6 @@ class BlockPattern:
     p: int
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-
-    def transposed(self) -> BlockPattern:
-        return BlockPattern(self.p, self.columns, self.rows)
 
 
 class FewBlocks:
@@ -161,16 +122,12 @@ class FewBlocks:
     def add(self, out: Tensor, x: Tensor) -> None:
         """`out` must be contiguous: adding into strided memory is ten times slower."""
         x = x.index_select(0, self.columns)
-        x = torch.bmm(x.bfloat16(), self.right).to(out.dtype) if self.low else torch.bmm(x, self.right)
-        out.index_add_(0, self.rows, x)
-
-    def product(self, x: Tensor) -> Tensor:
-        out = torch.zeros_like(x)
-        self.add(out, x)
-        return out
+        x = torch.bmm(x.bfloat16() if self.low else x, self.right)
+        out.index_add_(0, self.rows, x.to(out.dtype))
 
     def transposed(self) -> FewBlocks:
-        return FewBlocks(self.B.mT, self.pattern.transposed(), self.low)
+        pattern = self.pattern
+        return FewBlocks(self.B.mT, BlockPattern(pattern.p, pattern.columns, pattern.rows), self.low)
 
     def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None:
         if self.low:
