@@ -41,7 +41,7 @@ class CTRNN(Recurrent):
         rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
         recompute: "sqrt" lets `last` store about 4 sqrt(time) states for the gradient, see `solve`.
         matmul_precision: "bf16" or "tf32" operands of the solver's products, see `solve`.
-        backend: what runs the solver's loop, see `ctrnn_assembly.solvers.backends`.
+        backend: what runs the solver's loop, see `ctrnn_assembly.solvers`.
         bias: whether the encoder has a bias b_in.
 
     Raises:
@@ -80,7 +80,7 @@ class CTRNN(Recurrent):
             "matmul_precision": matmul_precision,
             "backend": backend,
         }
-        check_settings(solver, gradient, **of_loop)
+        check_settings(solver, gradient=gradient, **of_loop)
         if interpolation != "hold" and solver in SCHEMES:
             raise ConfigError(
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "

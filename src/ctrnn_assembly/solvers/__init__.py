@@ -6,29 +6,52 @@
 | imex | implicit in the coupling: contracts whatever ||L|| is | exact, of the steps |
 | exponential-euler | exact in -I + L | exact, of the steps |
 | dopri5, rk4, ... | torchdiffeq's methods by their own names | direct or adjoint |
+
+The first three are grid solvers, `SCHEMES`. A backend is the program that runs their loop:
+
+| backend | what | where |
+|---|---|---|
+| plain | autograd through every step: differentiable twice, by torch.func, and in dt | everywhere |
+| fused | torch's operations with a hand-written adjoint | everywhere |
+| graph | the same, recorded as CUDA graphs: no Python in the loop over time | CUDA |
+| persistent | one Triton kernel each way, euler only | CUDA |
+| auto | fused on a CPU; on CUDA the last of these that can run this and agrees with fused | |
+
+auto takes plain for steps of several lengths whose pair is not proportional to dt: imex and
+exponential-euler have no fused loop for them. graph and persistent have never run on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ctrnn_assembly import schemes
 from ctrnn_assembly.errors import SolverError, unknown
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.solvers import backends
+from ctrnn_assembly.solvers import fused
 from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS, Gradient, torchdiffeq_solve
-from ctrnn_assembly.solvers.backends import Backend
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
-from ctrnn_assembly.solvers.grid import at, check_input, check_state, freeze, step_grid
+from ctrnn_assembly.solvers.grid import check_start, freeze, step_grid
 from ctrnn_assembly.terms import Terms
 
+Backend = Literal["auto", "plain", "fused", "graph", "persistent"]
 GRID_SOLVERS = tuple(SCHEMES)
 SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
+# Settings by name, the first value of each being what a solve has without it.
+CHOICES = {
+    "gradient": get_args(Gradient),
+    "recompute": get_args(Recompute),
+    "matmul_precision": get_args(MatmulPrecision),
+    "backend": get_args(Backend),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,7 @@ def solve(
             forward pass more (grid solvers, with save="last" and no lengths).
         matmul_precision: operands of matrix products: "full", "bf16" (relative error of states about
             1e-2), or "tf32" on CUDA (1e-3); states and sums keep their precision (grid solvers).
-        backend: what runs the loop of a grid solver, see `solvers.backends`.
+        backend: what runs the loop of a grid solver, see above.
 
     Returns:
         `Solution` with times, states (batch, k, n), status and evaluations.
@@ -110,12 +133,12 @@ def solve(
             ignore; with time, state norm and evaluations. ConfigError: for an unknown name.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
-    check_settings(solver, gradient, step_size, recompute, matmul_precision, backend)
+    chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
+    check_settings(solver, step_size, gradient=gradient, **chosen)
     with torch.autocast(x0.device.type, enabled=False):
         known = field.terms() if hasattr(field, "terms") else field
         terms = known if isinstance(known, Terms) else None
-        check_state(x0, terms)
-        check_input(x0, terms, u)
+        check_start(x0, terms, u)
         times, steps = step_grid(x0, t, u, dt, lengths)
         if steps.requires_grad and backend != "plain":
             raise SolverError(
@@ -125,29 +148,20 @@ def solve(
         count = None
         if solver in SCHEMES:
             kept: Save = save if lengths is None else "all"
-            if recompute != "none" and kept == "all":
-                raise SolverError(
-                    f"recompute={recompute!r} stores few states: it needs save='last' and no lengths."
-                )
-            run = backends.prepared(
-                backend,
-                SCHEMES[solver],
-                _grid_terms(terms, solver),
-                x0,
-                _samples(u, times, x0),
-                steps.to(x0),
-                save=kept,
-                recompute=recompute,
-                matmul_precision=matmul_precision,
+            run = _grid_loop(solver, terms, x0, u, times, steps, save=kept, **chosen)
+            states, evaluations = run(), len(steps)
+            count = evaluations
+        elif times.ndim == 2:
+            raise SolverError(
+                f"{solver} needs one time grid for the whole batch; got per-sample dt. Use a grid "
+                f"solver: {', '.join(SCHEMES)}."
             )
-            states = run()
-            evaluations = count = len(steps)
         else:
             states, evaluations = torchdiffeq_solve(
                 known,
                 x0,
-                _shared(times, solver),
-                _as_signal(u, times, x0),
+                times,
+                ZeroOrderHold(u.to(x0), times[:-1]) if isinstance(u, Tensor) else u,
                 solver=solver,
                 rtol=rtol,
                 atol=atol,
@@ -155,84 +169,91 @@ def solve(
                 step_size=step_size,
                 gradient=gradient,
             )
-    if lengths is not None:
-        states = at(states, lengths) if save == "last" else freeze(states, lengths)
+    if lengths is not None and save == "last":
+        states = states[lengths.to(x0.device), torch.arange(len(x0), device=x0.device)][None]
+    elif lengths is not None:
+        states = freeze(states, lengths)
     if save == "last":
         states, times = states[-1:], times[..., -1:]
     return Solution(times, states.transpose(0, 1), solver, count, evaluations)
 
 
-def check_settings(
-    solver: str,
-    gradient: str = "direct",
-    step_size: float | None = None,
-    recompute: str = "none",
-    matmul_precision: str = "full",
-    backend: str = "auto",
-) -> None:
+def check_settings(solver: str, step_size: float | None = None, **settings: str) -> None:
     """Refuse unknown names, and settings that a solver or backend would ignore.
+
+    Args:
+        settings: any of `CHOICES`.
 
     Raises:
         ConfigError: for an unknown name. SolverError: for a setting that would be ignored.
     """
-    names = {"recompute": Recompute, "matmul_precision": MatmulPrecision, "backend": Backend}
-    given = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
-    if gradient not in get_args(Gradient):
-        raise unknown("gradient", gradient, get_args(Gradient))
+    for name, value in settings.items():
+        if value not in CHOICES[name]:
+            raise unknown(name, value, CHOICES[name])
     if step_size is not None and not step_size > 0:
         raise SolverError(f"step_size must be positive; got {step_size}.")
+    given = {name: value for name, value in settings.items() if value != CHOICES[name][0]}
+    gradient = given.pop("gradient", "direct")
     if solver in SCHEMES and (gradient != "direct" or step_size is not None):
         raise SolverError(
             f"solver {solver!r} takes one step an interval and has the exact gradient of these steps: "
             f"leave out gradient={gradient!r} and step_size={step_size}, or use rk4 or dopri5."
         )
-    for name, kind in names.items():
-        first, *_ = known = get_args(kind)
-        if given[name] not in known:
-            raise unknown(name, given[name], known)
-        if given[name] != first and solver not in SCHEMES:
+    for name, value in given.items():
+        if solver not in SCHEMES:
             raise SolverError(
-                f"{name}={given[name]!r} is of the grid solvers, {', '.join(SCHEMES)}; got {solver!r}."
+                f"{name}={value!r} is of the grid solvers, {', '.join(SCHEMES)}; got {solver!r}."
             )
-        if given[name] != first and backend == "plain" and name != "backend":
+        if given.get("backend") == "plain" and name != "backend":
             raise SolverError(
-                f"{name}={given[name]!r} is of the hand-written loops; got backend='plain'. Leave it "
+                f"{name}={value!r} is of the hand-written loops; got backend='plain'. Leave it "
                 "out, or use backend='auto'."
             )
 
 
-def _grid_terms(terms: Terms | None, solver: str) -> Terms:
+def _grid_loop(
+    solver: str,
+    terms: Terms | None,
+    x0: Tensor,
+    u: Tensor | Signal | None,
+    times: Tensor,
+    steps: Tensor,
+    *,
+    backend: str,
+    **options: Any,
+) -> Callable[[], Tensor]:
+    """A solve that is ready to run: () -> states, all of them or, if `save` is "last", at least that."""
     if terms is None:
         raise SolverError(
             f"solver {solver!r} needs the tensors of the field: a Subnetwork, an Assembly or Terms. "
             "For any other f(t, x) use torchdiffeq's solvers, such as rk4 or dopri5."
         )
-    return terms
-
-
-def _samples(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Tensor | None:
-    """The input held over each step, (time, batch, m)."""
+    if options["recompute"] != "none" and options["save"] == "all":
+        raise SolverError(
+            f"recompute={options['recompute']!r} stores few states: it needs save='last' and no lengths."
+        )
     if isinstance(u, Signal):
         if times.ndim == 2:
             raise SolverError(
                 "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
             )
         u = torch.stack([u(s) for s in times[:-1]], dim=1)
-    return None if u is None else u.to(x0).transpose(0, 1)
-
-
-def _as_signal(u: Tensor | Signal | None, times: Tensor, x0: Tensor) -> Signal | None:
-    if u is None or isinstance(u, Signal):
-        return u
-    return ZeroOrderHold(u.to(x0), _shared(times, "a hold")[:-1])
-
-
-def _shared(times: Tensor, what: str) -> Tensor:
-    if times.ndim == 2:
+    drive, scheme = None if u is None else u.to(x0).transpose(0, 1), SCHEMES[solver]
+    given = (scheme, terms, x0, drive, steps.to(x0))
+    apart = backend != "plain" and scheme.increment is None and not fused.same_steps(given[-1])
+    settings = {**options, "backend": backend}
+    names = ("recompute", "matmul_precision", "backend")
+    if apart and any(settings[name] != CHOICES[name][0] for name in names):
         raise SolverError(
-            f"{what} needs one time grid for the whole batch; got per-sample dt. Use a grid solver: "
-            f"{', '.join(SCHEMES)}."
+            f"steps of several lengths have no {', '.join(names)} with solver {solver!r}. Leave these "
+            "settings out, use one dt, or solver='euler'."
         )
-    return times
+    if apart or backend == "plain":
+        return partial(schemes.integrate, *given)
+    if backend == "fused" or (backend == "auto" and x0.device.type != "cuda"):
+        return fused.prepared(*given, **options)
+    from ctrnn_assembly.solvers.cuda.check import loop_on_cuda
+
+    return partial(loop_on_cuda(backend, *given, **options), *given, **options)

@@ -21,7 +21,6 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
-from ctrnn_assembly.solvers.grid import equal_steps
 from ctrnn_assembly.terms import Terms
 
 Gradient = Literal["direct", "adjoint", "inexact-adjoint"]
@@ -39,7 +38,7 @@ class _Counted:
     def __init__(self, field: Terms | Field, signal: Signal | None) -> None:
         self.field, self.signal = field, signal
         self.evaluations, self.budget = 0, math.inf
-        self.last: tuple[Tensor, Tensor, Tensor] | None = None
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None  # t, x, x'
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         if isinstance(self.field, Terms):
@@ -56,6 +55,29 @@ class _Counted:
         """f(t, x) with t kept in [start, end): the input never shows what comes after a break."""
         return lambda t, x: self(t.clamp(start.to(t), torch.nextafter(end.to(t), start.to(t))), x)
 
+    def failure(self, message: str, solver: str, max_steps: int) -> SolverError:
+        """torchdiffeq's assertion in the user's words."""
+        where, finite = "before the first evaluation", True
+        if self.last is not None:
+            t, x, value = self.last
+            finite = bool(torch.isfinite(x).all() and torch.isfinite(value).all())
+            where = (
+                f"at t = {float(t):.6g}, largest state norm {float(x.norm(dim=-1).max()):.4g}, after "
+                f"{self.evaluations} evaluations"
+            )
+        if "max_num_steps" in message:
+            cause = f"used all of its {max_steps} steps between two times"
+        elif "non-finite" in message or not finite:  # torchdiffeq calls most of these an underflow
+            cause = "met a state or slope that is not finite"
+        elif "underflow" in message:
+            cause = "needs steps below the resolution of time"
+        else:
+            cause = f"stopped: {message}"
+        return SolverError(
+            f"solver {solver!r} {cause}, {where}. The field may be stiff or diverge: loosen rtol and "
+            "atol, raise max_steps, or use solver='imex' or 'euler' with a small dt."
+        )
+
 
 def torchdiffeq_solve(
     field: Terms | Field,
@@ -64,46 +86,32 @@ def torchdiffeq_solve(
     signal: Signal | None,
     *,
     solver: str,
-    rtol: float,
-    atol: float,
     max_steps: int,
     step_size: float | None,
     gradient: Gradient,
+    **tolerances: float,
 ) -> tuple[Tensor, int]:
     """States at the times t, (k, batch, n), and the number of evaluations."""
-    parameters = _parameters(field, signal)
-    _check_gradient(gradient, solver, field, x0, parameters)
+    parameters = _parameters(field, signal, x0, solver, gradient)
+    adjoint = {} if gradient == "direct" else {"adjoint_params": parameters}
+    odeint = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
     ends = _ends(t, signal, x0)
     times = torch.cat([t, ends]).unique()  # sorted
     counted = _Counted(field, signal)
     states = [x0[None]]
     for start, end in pairwise([0, *torch.searchsorted(times, ends).tolist()]):
         piece = times[start : end + 1]
-        if solver in MULTISTEP:
-            _check_grid(solver, piece)
         options = _options(solver, piece, max_steps, step_size)
         if solver == "scipy_solver":  # which knows no budget, and never ends where x does
             counted.budget = counted.evaluations + max_steps
-        odeint, extra = torchdiffeq.odeint, {}
-        if gradient != "direct":
-            odeint = torchdiffeq.odeint_adjoint
-            extra = {"adjoint_params": parameters}
+        f = counted if signal is None else counted.between(piece[0], piece[-1])
+        settings = {"method": solver, "options": options, **tolerances, **adjoint}
         try:
-            x = odeint(
-                counted if signal is None else counted.between(piece[0], piece[-1]),
-                states[-1][-1],
-                piece,
-                rtol=rtol,
-                atol=atol,
-                method=solver,
-                options=options,
-                **extra,
-            )
+            x = odeint(f, states[-1][-1], piece, **settings)
             if len(x) != len(piece):
                 raise AssertionError("scipy stopped early")
         except AssertionError as error:
-            message = _explain(str(error), solver, max_steps, counted.evaluations, counted.last)
-            raise SolverError(message) from error
+            raise counted.failure(str(error), solver, max_steps) from error
         states += x[1:, None]
     counted.budget = math.inf  # the adjoint still has to evaluate
     return torch.cat(states)[torch.searchsorted(times, t)], counted.evaluations
@@ -125,90 +133,71 @@ def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
 
 def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
     """torchdiffeq's options for one piece."""
+    if solver == "scipy_solver":
+        return {}
+    if solver not in FIXED_STEP:
+        # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond. The dtype
+        # is float64 but on MPS, which has none.
+        ends = piece[[0, -1]]
+        return {
+            "max_num_steps": max_steps,
+            "step_t": ends,
+            "first_step": step_size,
+            "dtype": piece.dtype,
+        }
     options: dict[str, object] = {}
-    if solver in FIXED_STEP:
-        if step_size is not None:
-            options["grid_constructor"] = lambda f, y0, t: equal_steps(t, step_size)
-        if solver in MULTISTEP:
-            options["max_order"] = 4  # the default of 12 is unstable for most step lengths
-    elif solver != "scipy_solver":
-        # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
-        options |= {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
-        options["dtype"] = piece.dtype  # float64 but on MPS, which has none
+    if step_size is not None:
+        options["grid_constructor"] = lambda f, y0, t: _equal_steps(t, step_size)
+    if solver in MULTISTEP:  # their coefficients assume equal steps
+        steps = piece.diff()
+        if not bool(((steps - steps[0]).abs() <= 1e-6 * steps[0]).all()):
+            raise SolverError(
+                f"solver {solver!r} needs equal steps; got steps from {float(steps.min()):.6g} to "
+                f"{float(steps.max()):.6g}. Use equally spaced times, or solver='rk4'."
+            )
+        options["max_order"] = 4  # the default of 12 is unstable for most step lengths
     return options
 
 
-def _parameters(field: Terms | Field, signal: Signal | None) -> tuple[Tensor, ...]:
-    """Every tensor but x0 that a gradient can reach."""
+def _equal_steps(t: Tensor, step_size: float) -> Tensor:
+    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
+    parts = []
+    for a, b in pairwise(t):
+        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
+        parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
+    return torch.cat([*parts, t[-1:]])
+
+
+def _parameters(
+    field: Any, signal: Signal | None, x0: Tensor, solver: str, gradient: Gradient
+) -> tuple[Tensor, ...]:
+    """Every tensor but x0 that a gradient can reach.
+
+    Raises:
+        SolverError: for a gradient that would be silently wrong, incomplete or missing.
+    """
     tensors: list[Tensor] = [] if signal is None else [signal.samples]
     if isinstance(field, Terms):
         tensors += field.tensors()
     elif isinstance(field, nn.Module):
         tensors += field.parameters()
-    return tuple(tensor for tensor in tensors if tensor.requires_grad)
-
-
-def _check_gradient(
-    gradient: str, solver: str, field: Any, x0: Tensor, parameters: tuple[Tensor, ...]
-) -> None:
-    """Refuse a gradient that would be silently wrong, incomplete or missing."""
+    parameters = tuple(tensor for tensor in tensors if tensor.requires_grad)
     if gradient == "direct":
-        wanted = torch.is_grad_enabled() and (x0.requires_grad or len(parameters) > 0)
-        if solver == "scipy_solver" and wanted:
+        if solver == "scipy_solver" and torch.is_grad_enabled() and (x0.requires_grad or parameters):
             raise SolverError(
                 "scipy_solver has no direct gradient. Use gradient='adjoint', or solve under "
                 "torch.no_grad()."
             )
-        return
-    if solver in FIXED_STEP and gradient != "inexact-adjoint":
+    elif solver in FIXED_STEP and gradient != "inexact-adjoint":
         # The adjoint ODE is another discretisation than the fixed-step solve.
         raise SolverError(
             f"gradient='adjoint' with the fixed-step solver {solver!r} gives gradients of a different "
             "discretisation. Use gradient='direct', an adaptive solver such as dopri5, or ask for it "
             "by name with gradient='inexact-adjoint'."
         )
-    if not isinstance(field, Terms | nn.Module):
+    elif not isinstance(field, Terms | nn.Module):
         raise SolverError(
             "the adjoint must know the parameters of f(t, x): make f an nn.Module, or use "
             "gradient='direct'."
         )
-
-
-def _check_grid(solver: str, times: Tensor) -> None:
-    """Refuse unequal steps for a multistep solver, whose coefficients assume equal ones."""
-    steps = times.diff()
-    if not bool(((steps - steps[0]).abs() <= 1e-6 * steps[0]).all()):
-        raise SolverError(
-            f"solver {solver!r} needs equal steps; got steps from {float(steps.min()):.6g} to "
-            f"{float(steps.max()):.6g}. Use equally spaced times, or solver='rk4'."
-        )
-
-
-def _explain(
-    message: str,
-    solver: str,
-    max_steps: int,
-    evaluations: int,
-    last: tuple[Tensor, Tensor, Tensor] | None,
-) -> str:
-    """torchdiffeq's assertion in the user's words; `last` is the last evaluation, (t, x, x')."""
-    where, finite = "before the first evaluation", True
-    if last is not None:
-        t, x, value = last
-        finite = bool(torch.isfinite(x).all() and torch.isfinite(value).all())
-        where = (
-            f"at t = {float(t):.6g}, largest state norm {float(x.norm(dim=-1).max()):.4g}, after "
-            f"{evaluations} evaluations"
-        )
-    if "max_num_steps" in message:
-        cause = f"used all of its {max_steps} steps between two times"
-    elif "non-finite" in message or not finite:  # torchdiffeq calls most of these an underflow
-        cause = "met a state or slope that is not finite"
-    elif "underflow" in message:
-        cause = "needs steps below the resolution of time"
-    else:
-        cause = f"stopped: {message}"
-    return (
-        f"solver {solver!r} {cause}, {where}. The field may be stiff or diverge: loosen rtol and atol, "
-        "raise max_steps, or use solver='imex' or 'euler' with a small dt."
-    )
+    return parameters

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -12,8 +10,8 @@ from ctrnn_assembly.inputs import Signal, check_finite
 from ctrnn_assembly.terms import Terms
 
 
-def check_state(x0: Tensor, terms: Terms | None) -> None:
-    """Refuse initial states of the wrong shape, dtype or device."""
+def check_start(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> None:
+    """Refuse initial states and inputs that do not fit, are not finite, or that nothing would use."""
     n = x0.shape[-1] if terms is None else terms.n
     if x0.ndim != 2 or x0.shape[1] != n or not x0.is_floating_point():
         raise ShapeError(
@@ -25,10 +23,6 @@ def check_state(x0: Tensor, terms: Terms | None) -> None:
             f"x0 must have the dtype and device of the field, {terms.tau.dtype} on "
             f"{terms.tau.device}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau)."
         )
-
-
-def check_input(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> None:
-    """Refuse inputs of the wrong shape, that are not finite, or that nothing would use."""
     if u is None:
         return
     if terms is None:
@@ -36,8 +30,8 @@ def check_input(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> N
             "u needs a Subnetwork, an Assembly or Terms; got another f(t, x). Call your input inside f, "
             "and start a new solve where it jumps."
         )
-    samples = u if isinstance(u, Tensor) else u.samples
-    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
+    samples = u if isinstance(u, Tensor) else u.samples  # a Signal has checked its own
+    m = n if terms.W_in is None else terms.W_in.shape[1]
     if samples.ndim != 3 or samples.shape[0] != len(x0) or samples.shape[2] != m:
         raise ShapeError(
             f"u must be (batch, time, m) with batch {len(x0)} and m = {m}; got {tuple(samples.shape)}."
@@ -72,7 +66,18 @@ def step_grid(
         times = times[0] if len(times) == 1 else times
     else:
         raise SolverError("give either the times t or the step length dt, not both or neither.")
-    _check_counts(x0, u, len(steps), lengths)
+    count = len(steps)
+    if count < 1:
+        raise ShapeError("there must be at least one step; got none. Give u at least one sample.")
+    if isinstance(u, Tensor) and u.shape[1] != count:
+        raise ShapeError(f"u must have one sample a step, {count} of them; got {u.shape[1]}.")
+    if lengths is None:
+        return times, steps
+    whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
+    if not whole or bool(((lengths < 0) | (lengths > count)).any()):
+        raise ShapeError(
+            f"lengths must be ({len(x0)},) whole numbers in 0..{count}; got {lengths.tolist()[:5]}..."
+        )
     return times, steps
 
 
@@ -93,37 +98,8 @@ def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
     )
 
 
-def _check_counts(x0: Tensor, u: Tensor | Signal | None, steps: int, lengths: Tensor | None) -> None:
-    if steps < 1:
-        raise ShapeError("there must be at least one step; got none. Give u at least one sample.")
-    if isinstance(u, Tensor) and u.shape[1] != steps:
-        raise ShapeError(f"u must have one sample a step, {steps} of them; got {u.shape[1]}.")
-    if lengths is None:
-        return
-    whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
-    if not whole or bool((lengths < 0).any()) or bool((lengths > steps).any()):
-        raise ShapeError(
-            f"lengths must be ({len(x0)},) whole numbers in 0..{steps}; got {lengths.tolist()[:5]}..."
-        )
-
-
 def freeze(states: Tensor, lengths: Tensor) -> Tensor:
     """States (time + 1, batch, n) that stay at state `lengths` from there on."""
     k = torch.arange(len(states), device=states.device)[:, None]
     last = torch.minimum(k, lengths.to(states.device))  # (time + 1, batch)
     return states.gather(0, last[..., None].expand_as(states))
-
-
-def at(states: Tensor, lengths: Tensor) -> Tensor:
-    """The state after `lengths` steps of each sample, (1, batch, n), of states (time + 1, batch, n)."""
-    index = lengths.to(states.device)[None, :, None]
-    return states.gather(0, index.expand(1, *states.shape[1:]))
-
-
-def equal_steps(t: Tensor, step_size: float) -> Tensor:
-    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
-    parts = []
-    for a, b in pairwise(t):
-        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
-        parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
-    return torch.cat([*parts, t[-1:]])
