@@ -11,22 +11,20 @@ A net explodes by our criterion if the least-squares line of log GSC over j grow
 GROWTH a layer and explains at least FIT of the variance.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import time
 from typing import Any
 
+import mlps
 import torch
-from mlps import MLPS, gaussian_data, mlp, preactivations
+from mlps import MLPS, Layer, about, keep, mlp, number, unit_rms
 from rich.console import Console
 from rich.table import Table
-from shared import HERE, about, curve, keep, options, panel, save, table
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
-from ctrnn_assembly.figures.style import line_style, new_figure, printed
+from ctrnn_assembly.figures import style
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
@@ -47,23 +45,30 @@ def growth(log_gsc: Tensor) -> tuple[float, float]:
     return float(slope.exp()), float(1 - rest)
 
 
-def explodes(factor: float, fit: float) -> bool:
-    """Our criterion."""
-    return factor >= GROWTH and fit >= FIT
-
-
 def dataset(name: str, number: int, settings: argparse.Namespace) -> tuple[nn.Sequential, Tensor, Any]:
     """A net and its data, both of this number's generator, which goes on."""
     generator = torch.Generator().manual_seed(settings.seed + number)
-    x = gaussian_data(generator, observations=settings.observations, width=settings.width)
+    size = (settings.observations, settings.width)
+    x = unit_rms(torch.randn(size, generator=generator, dtype=torch.float64))
     return mlp(name, generator, depth=settings.depth, width=settings.width), x, generator
+
+
+def preactivations(net: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What the nonlinearity of each layer sees, (B, width) each."""
+    found = []
+    with torch.no_grad():
+        for layer in net:
+            assert isinstance(layer, Layer)
+            found.append(layer.preactivation(x))
+            x = layer.phi(found[-1])
+    return found
 
 
 def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     """Curves of one network over all data sets, and the seconds that its GSC took."""
     logs, statistics, errors, seconds = [], [], [], 0.0
-    for number in range(settings.datasets):
-        net, x, generator = dataset(name, number, settings)
+    for k in range(settings.datasets):
+        net, x, generator = dataset(name, k, settings)
         began = time.perf_counter()
         found = gsc(net, x, probes=settings.probes or None, generator=generator)
         seconds += time.perf_counter() - began
@@ -84,7 +89,7 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
         "growth": factor,
         "growth_error": float(factors.std() / len(factors) ** 0.5) if len(factors) > 1 else None,
         "fit": fit,
-        "explodes": explodes(factor, fit),
+        "explodes": factor >= GROWTH and fit >= FIT,
         "deviation": deviation.tolist(),
         "diversity": diversity.tolist(),
         "seconds": seconds,
@@ -118,62 +123,54 @@ def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) 
         f"Theory for batch-relu: {BATCH_RELU:.4f}. Paper: its four exploding nets as we know them, text "
         "not at hand. Report: what the reproducibility report says."
     )
-    columns = ("net", "GSC", "range", "growth/layer", "fit", "explodes", "paper", "report")
     rows = []
     for name, net in nets.items():
+        ends = (net[key][-1] for key in ("gsc", "gsc_low", "gsc_high"))
+        value, low, high = map(number, ends)
         spread = "" if net["growth_error"] is None else f"±{net['growth_error']:.4f}"
-        value, low, high = (short(net[key][-1]) for key in ("gsc", "gsc_low", "gsc_high"))
-        verdict = ("yes" if net["explodes"] else "no", "explodes" if name in PAPER else "")
         numbers = (value, f"{low} - {high}", f"{net['growth']:.4f}{spread}", f"{net['fit']:.3f}")
+        verdict = ("yes" if net["explodes"] else "no", "explodes" if name in PAPER else "")
         rows.append((name, *numbers, *verdict, REPORT.get(name, "")))
-    return table(columns, rows, title=title, caption=caption)
-
-
-def short(value: float) -> str:
-    """Two or three digits, and no exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    columns = ("net", "GSC", "range", "growth/layer", "fit", "explodes", "paper", "report")
+    return mlps.table(columns, rows, title=title, caption=caption)
 
 
 def exact_table(checks: dict[str, dict[str, float]]) -> Table:
-    rows = [
-        (
-            name,
-            f"{check['exact']:.5g}",
-            f"{check['estimate']:.4g} ± {check['standard_error']:.2g}",
-            f"{(check['estimate'] - check['exact']) / check['standard_error']:+.1f} errors",
-            f"{check['products']}",
-            f"{check['seconds']:.1f}",
-        )
-        for name, check in checks.items()
-    ]
+    rows = []
+    for name, check in checks.items():
+        error = check["standard_error"]
+        off = f"{(check['estimate'] - check['exact']) / error:+.1f} errors"
+        found = (f"{check['exact']:.5g}", f"{check['estimate']:.4g} ± {error:.2g}", off)
+        rows.append((name, *found, f"{check['products']}", f"{check['seconds']:.1f}"))
     columns = ("net", "exact", "estimate", "off by", "products", "seconds")
-    return table(columns, rows, title="First data set: exact GSC(0, L) and the estimate")
+    return mlps.table(columns, rows, title="First data set: exact GSC(0, L) and the estimate")
 
 
-@printed
+@style.printed
 def draw(nets: dict[str, dict[str, Any]]) -> Any:
-    figure = new_figure(4.2, "Seven random MLPs on Gaussian noise (bands: range over data sets)", 11)
+    figure = style.new_figure(
+        4.2, "Seven random MLPs on Gaussian noise (bands: range over data sets)", 11
+    )
     left, middle, right = figure.subplots(1, 3)
     depth = len(next(iter(nets.values()))["deviation"])
     every, steps = max(1, depth // 10), list(range(depth + 1))
     for k, (name, net) in enumerate(nets.items()):
-        curve(left, name, steps, net["gsc"], every)
-        band = {"color": line_style(k)["color"], "alpha": 0.15, "lw": 0}
+        mlps.curve(left, name, steps, net["gsc"], every)
+        band = {"color": style.line_style(k)["color"], "alpha": 0.15, "lw": 0}
         left.fill_between(steps, net["gsc_low"], net["gsc_high"], **band)
-        curve(middle, name, steps[1:], net["deviation"], every)
-        curve(right, name, steps[1:], net["diversity"], every)
+        mlps.curve(middle, name, steps[1:], net["deviation"], every)
+        mlps.curve(right, name, steps[1:], net["diversity"], every)
     back = {"ylabel": "GSC(L - j, L)", "xlabel": "layers back from the last one, j"}
-    panel(left, "A  gradient scale coefficient", yscale="log", **back)
-    panel(
-        middle, "B  pre-activation deviation", yscale="log", ylabel="standard deviation", xlabel="layer"
-    )
-    diversity = {"ylim": (0, 0.52), "ylabel": "min(P, N) / (P + N)"}
-    panel(right, "C  pre-activation sign diversity", xlabel="layer", **diversity)
+    mlps.panel(left, "A  gradient scale coefficient", yscale="log", **back)
+    deviation = {"yscale": "log", "ylabel": "standard deviation", "xlabel": "layer"}
+    mlps.panel(middle, "B  pre-activation deviation", **deviation)
+    diversity = {"ylim": (0, 0.52), "ylabel": "min(P, N) / (P + N)", "xlabel": "layer"}
+    mlps.panel(right, "C  pre-activation sign diversity", **diversity)
     return figure
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
-    parser = options(__doc__)
+    parser = mlps.options(__doc__)
     parser.add_argument("--datasets", type=int, default=10)
     parser.add_argument("--observations", type=int, default=100)
     parser.add_argument("--probes", type=int, default=10, help="random signs of an estimate; 0: exact")
@@ -189,11 +186,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["settings"] = {key: getattr(settings, key) for key in keys}
     began, worked = time.perf_counter(), time.process_time()
     nets = {name: measure(name, settings) for name in MLPS}
-    result["seconds"] = time.perf_counter() - began
-    result["cpu_seconds"] = time.process_time() - worked
-    result["gsc_seconds"] = sum(net["seconds"] for net in nets.values())
-    result["criterion"] = {"growth": GROWTH, "fit": FIT}
-    result["nets"] = nets
+    result |= {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - worked,
+        "gsc_seconds": sum(net["seconds"] for net in nets.values()),
+        "criterion": {"growth": GROWTH, "fit": FIT},
+        "nets": nets,
+    }
     console.print(growth_table(nets, settings))
     observations = settings.datasets * settings.observations
     scaled = REPORTED_SECONDS * observations / 1000
@@ -205,8 +204,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if settings.exact:
         result["exact"] = {name: exact(name, settings) for name in MLPS}
         console.print(exact_table(result["exact"]))
-    figure = settings.figure or HERE / "figure1"
-    save(draw(nets), figure)
+    figure = settings.figure or mlps.HERE / "figure1"
+    mlps.save(draw(nets), figure)
     path = keep("gradients-explode-figure1", result, settings.results, digits=6)
     console.print(f"Wrote {path} and {figure}.png, .pdf")
     return result

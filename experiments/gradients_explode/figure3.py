@@ -16,34 +16,146 @@ that change. All but the error are measured on one batch of 100 training images.
 The result is written after every epoch. A run that was cut off goes on with the first unfinished net.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlps
 import torch
 import torch.nn.functional as F
-from mlps import MLPS, Layer
+from mlps import MLPS, Layer, about, keep, mlp, number, unit_rms
 from rich.console import Console
 from rich.table import Table
-from sgd import BATCH, RATES, Classifier, Images, best_rate, error, load_images, optimizer, train_epoch
-from shared import HERE, about, curve, keep, options, panel, save, table
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, VJPs, effective_depth_of_gradient
+from ctrnn_assembly.data import load_task
+from ctrnn_assembly.diagnostics.effective_depth import VJPs, effective_depth_of_gradient
 from ctrnn_assembly.diagnostics.gradient_scale import gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
-from ctrnn_assembly.figures.style import line_style, new_figure, printed
+from ctrnn_assembly.figures import style
 
+RATES = {
+    "layer": (0.03, 0.01, 0.003, 0.001, 0.0003),  # of the norm of W, in the first steps
+    "one": (0.1, 0.03, 0.01, 0.003, 0.001),  # of the gradient
+}
+TRIAL_EPOCHS = 2
+SCOUTS = 10  # batches
+BATCH = 100
 PROBES = 20
-NOTHING: dict[str, float | None] = dict.fromkeys(
-    ("gsc", "effective_depth", "operator_norm", "change_norm")
-)
+NOTHING: dict[str, Any] = dict.fromkeys(("gsc", "effective_depth", "operator_norm", "change_norm"))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Rows of pixels, centred and at the length sqrt(pixels), and classes."""
+
+    x: Tensor
+    y: Tensor
+    held_out_x: Tensor
+    held_out_y: Tensor
+    classes: int
+
+
+class Classifier(nn.Module):
+    """An MLP and a linear readout, (B, pixels) -> (B, classes)."""
+
+    def __init__(self, name: str, pixels: int, classes: int, settings: argparse.Namespace) -> None:
+        super().__init__()
+        generator = Generator().manual_seed(settings.seed)
+        size = {"depth": settings.depth, "width": settings.width}
+        self.hidden = mlp(name, generator, n_input=pixels, dtype=torch.float32, **size)
+        self.readout = nn.Linear(settings.width, classes, dtype=torch.float32)
+        nn.init.normal_(self.readout.weight, std=settings.width**-0.5, generator=generator)
+        nn.init.zeros_(self.readout.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.hidden(x))
+
+
+def load_images(settings: argparse.Namespace) -> Images:
+    """Training and held-out images; batches must be whole, for batch norm."""
+    side = settings.resize or (16 if settings.task == "images" else None)
+    found = load_task(
+        settings.task,
+        data_dir=settings.data_dir,
+        limit_train=settings.images,
+        resize=side,
+        augment=False,
+        seed=settings.seed,
+    )
+    rows = [part.x.flatten(1).float() for part in (found.train, found.val)]
+    mean = rows[0].mean(0)
+    whole = [len(part) // BATCH * BATCH for part in rows]
+    if 0 in whole:
+        raise DataError(f"each split needs {BATCH} images; got {[len(r) for r in rows]}. Use --images.")
+    x, held_out_x = (unit_rms(part[:k] - mean) for part, k in zip(rows, whole, strict=True))
+    y, held_out_y = found.train.y[: whole[0]], found.val.y[: whole[1]]
+    return Images(x, y, held_out_x, held_out_y, found.n_class)
+
+
+def optimizer(net: Classifier, images: Images, rate: float, steps: str) -> torch.optim.Optimizer:
+    """Plain SGD, by `steps` with one step size for all or one for each layer.
+
+    That of a layer is rate |W| / |g|, with Frobenius norms and |g| the root mean square of the
+    gradients of the first SCOUTS batches.
+    """
+    if steps == "one":
+        return torch.optim.SGD(net.parameters(), lr=rate)
+    layers = [*net.hidden, net.readout]
+    weights = [layer.weight for layer in layers]
+    squares = torch.zeros(len(layers))
+    batches = list(zip(images.x.split(BATCH), images.y.split(BATCH), strict=True))[:SCOUTS]
+    for x, y in batches:
+        loss = F.cross_entropy(net(x), y)
+        squares += torch.stack([g.square().sum() for g in torch.autograd.grad(loss, weights)])
+    size = (squares / len(batches)).sqrt().clamp(min=1e-30)
+    groups = [
+        {"params": list(layer.parameters()), "lr": rate * float(W.detach().norm() / g)}
+        for layer, W, g in zip(layers, weights, size, strict=True)
+    ]
+    return torch.optim.SGD(groups)
+
+
+def train_epoch(
+    net: Classifier, images: Images, optimizer: torch.optim.Optimizer, generator: Generator
+) -> float:
+    """One epoch; the mean loss, infinite once it overflows."""
+    total, count = 0.0, 0
+    for chosen in torch.randperm(len(images.x), generator=generator).split(BATCH):
+        loss = F.cross_entropy(net(images.x[chosen]), images.y[chosen])
+        if not bool(torch.isfinite(loss)):
+            return math.inf
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, count = total + float(loss.detach()), count + 1
+    return total / count
+
+
+def best_rate(name: str, images: Images, settings: argparse.Namespace) -> float:
+    """Of RATES the one with the smallest training loss after TRIAL_EPOCHS."""
+    losses = {}
+    for rate in RATES[settings.steps]:
+        net = Classifier(name, images.x.shape[1], images.classes, settings)
+        steps = optimizer(net, images, rate, settings.steps)
+        generator = Generator().manual_seed(settings.seed)
+        losses[rate] = [train_epoch(net, images, steps, generator) for _ in range(TRIAL_EPOCHS)][-1]
+    return min(losses, key=lambda rate: losses[rate])
+
+
+@torch.no_grad()
+def error(net: Classifier, x: Tensor, y: Tensor) -> float:
+    """Share of wrong classes, in batches as in training."""
+    wrong = [(net(a).argmax(1) != b).sum() for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+    return float(sum(wrong)) / len(x)
+
+
+# What is measured
 
 
 def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
@@ -67,43 +179,31 @@ def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
     return found
 
 
-def depth_of(net: Classifier, x: Tensor, y: Tensor) -> EffectiveDepth:
-    """Effective depth of the loss gradient at the image, for a batch."""
-    with torch.no_grad():
-        top = net.hidden(x)
-    top.requires_grad_()
-    (g,) = torch.autograd.grad(F.cross_entropy(net.readout(top), y), top)
-    return effective_depth_of_gradient(vjps(net.hidden, x), g)
-
-
-def operator_norms(layer: nn.Module) -> Tensor:
-    """Largest singular values of W, W - W(0) and W(0), (3,)."""
-    assert isinstance(layer, Layer)
-    W = layer.weight.detach()
-    return torch.linalg.matrix_norm(torch.stack([W, W - layer.initial, layer.initial]), 2)
-
-
-def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> dict[str, float | None]:
+def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> dict[str, Any]:
     """GSC, effective depth and operator norms on the first batch, in float64."""
     net = copy.deepcopy(net).double()
     x, y = images.x[:BATCH].double(), images.y[:BATCH]
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = Generator().manual_seed(settings.seed)
     try:
         scale = gsc(net.hidden, x, probes=PROBES, generator=generator)
     except DataError:  # overflow
         return NOTHING
     assert scale.standard_error is not None
-    found = depth_of(net, x, y)
-    norms = torch.stack([operator_norms(layer) for layer in net.hidden])  # (layers, 3)
+    top = net.hidden(x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(net.readout(top), y), top)
+    found = effective_depth_of_gradient(vjps(net.hidden, x), g)
+    pairs = [(layer.weight.detach(), layer.initial) for layer in net.hidden]
+    norms = [torch.linalg.matrix_norm(torch.stack([W, W - W_0, W_0]), 2) for W, W_0 in pairs]
+    own, change, initial = torch.stack(norms).T
     large = (found.shares > 0.01).nonzero()
     return {
         "gsc": float(scale.value[0]),
         "gsc_error": float(scale.standard_error[0]),
         "effective_depth": found.depth,
         "effective_depth_1_percent": int(large.max()) if len(large) else 0,
-        "operator_norm": float(norms[:, 0].mean()),
-        "operator_norm_largest": float(norms[:, 0].max()),
-        "change_norm": float((norms[:, 1] / norms[:, 2]).mean()),
+        "operator_norm": float(own.mean()),
+        "operator_norm_largest": float(own.max()),
+        "change_norm": float((change / initial).mean()),
     }
 
 
@@ -113,7 +213,7 @@ def run(name: str, images: Images, settings: argparse.Namespace, result: dict[st
     rate = best_rate(name, images, settings)
     net = Classifier(name, images.x.shape[1], images.classes, settings)
     steps = optimizer(net, images, rate, settings.steps)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = Generator().manual_seed(settings.seed)
     record: dict[str, Any] = {"rate": rate, "complete": False, "epochs": []}
     result["nets"][name] = record
     for epoch in range(settings.epochs + 1):
@@ -154,29 +254,14 @@ def results_table(result: dict[str, Any]) -> Table:
         errors = (f"{last[key]:.3f}" for key in ("error", "held_out_error"))
         values = (first["gsc"], last["gsc"], last["effective_depth"], last["change_norm"])
         rows.append((name, f"{net['rate']:g}", *errors, *map(number, values)))
-    columns = (
-        "net",
-        "rate",
-        "train err",
-        "held out",
-        "GSC before",
-        "after",
-        "eff. depth",
-        "change of W",
-    )
-    return table(columns, rows, title=f"After {result['settings']['epochs']} epochs")
+    errors = ("train err", "held out")
+    columns = ("net", "rate", *errors, "GSC before", "after", "eff. depth", "change of W")
+    return mlps.table(columns, rows, title=f"After {result['settings']['epochs']} epochs")
 
 
-def number(value: float | None) -> str:
-    """Three digits, without an exponent up to a million."""
-    if value is None:
-        return "none"
-    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
-
-
-@printed
+@style.printed
 def draw(result: dict[str, Any], what: str) -> Any:
-    figure = new_figure(7, f"Seven MLPs trained on {what}; A: training error faint", 9)
+    figure = style.new_figure(7, f"Seven MLPs trained on {what}; A: training error faint", 9)
     grid, end = figure.subplots(2, 2), result["settings"]["epochs"]
     panels = {
         "held_out_error": ("A  classification error", "linear"),
@@ -189,18 +274,18 @@ def draw(result: dict[str, Any], what: str) -> Any:
             rows = [
                 row for row in net["epochs"] if row[key] is not None and (row[key] or scale != "log")
             ]
-            curve(axes, name, [row["epoch"] for row in rows], [row[key] for row in rows])
+            mlps.curve(axes, name, [row["epoch"] for row in rows], [row[key] for row in rows])
             if key == "held_out_error":
-                faint = {"color": line_style(k)["color"], "alpha": 0.3, "lw": 1}
+                faint = {"color": style.line_style(k)["color"], "alpha": 0.3, "lw": 1}
                 axes.plot([row["epoch"] for row in rows], [row["error"] for row in rows], **faint)
-        panel(axes, title, yscale=scale, xlabel="epoch", xlim=(-0.04 * end, 1.04 * end))
+        mlps.panel(axes, title, yscale=scale, xlabel="epoch", xlim=(-0.04 * end, 1.04 * end))
     grid[0, 0].set_ylim(0, 1)
     grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
-    parser = options(__doc__)
+    parser = mlps.options(__doc__)
     parser.add_argument("--task", default="images", help="images (CIFAR-10 as JPEG), smnist or digits")
     parser.add_argument("--data-dir", type=Path, help="default: CTRNN_DATA_DIR")
     parser.add_argument("--steps", choices=tuple(RATES), default="layer", help="step sizes, see above")
@@ -235,10 +320,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
     path = keep(stem(settings), result, settings.results, digits=6)
-    figure = settings.figure or HERE / f"figure3-{settings.task}-{settings.steps}"
+    figure = settings.figure or mlps.HERE / f"figure3-{settings.task}-{settings.steps}"
     pixels = f"{len(images.x)} images of {images.x.shape[1]} values (task {settings.task})"
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
-    save(draw(result, f"{pixels}, {rule}"), figure)
+    mlps.save(draw(result, f"{pixels}, {rule}"), figure)
     console.print(results_table(result))
     console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf")
     return result

@@ -1,4 +1,4 @@
-"""The seven networks of 'Gradients explode': plain MLPs, f_l = phi(norm(W_l f_{l-1})).
+"""The seven networks of 'Gradients explode', f_l = phi(norm(W_l f_{l-1})), and how they are drawn.
 
 | name | norm | phi | variance of W |
 |---|---|---|---|
@@ -12,33 +12,38 @@ statistics of the batch it sees, always.
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), section 3.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from rich.box import SIMPLE
+from rich.table import Table
+from torch import Generator, Tensor, nn
+
+from ctrnn_assembly.figures import style
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from keep import RESULTS, about, keep  # noqa: E402, F401
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "selu": F.selu,
-}
 
 
 class Layer(nn.Module):
     """x (B, columns) -> phi(norm(W x)), (B, rows)."""
 
+    initial: Tensor
+
     def __init__(self, W: Tensor, name: str) -> None:
         super().__init__()
         self.norm, _, phi = name.rpartition("-")
-        self.phi = ACTIVATIONS[phi]
+        self.phi = {"relu": torch.relu, "tanh": torch.tanh, "selu": F.selu}[phi]
         self.weight = nn.Parameter(W)
         self.register_buffer("initial", W.clone(), persistent=False)
-
-    initial: Tensor
 
     def normalise(self, z: Tensor) -> Tensor:
         if self.norm == "layer":
@@ -57,7 +62,7 @@ class Layer(nn.Module):
 
 def mlp(
     name: str,
-    generator: torch.Generator,
+    generator: Generator,
     *,
     depth: int = 50,
     width: int = 100,
@@ -73,28 +78,56 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-def gaussian_data(
-    generator: torch.Generator,
-    *,
-    observations: int = 100,
-    width: int = 100,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """Gaussian observations scaled to the length sqrt(width), (observations, width)."""
-    return unit_rms(torch.randn(observations, width, generator=generator, dtype=dtype))
-
-
 def unit_rms(x: Tensor) -> Tensor:
     """Rows of x (B, d) at the length sqrt(d)."""
     return x * x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True)
 
 
-def preactivations(net: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """What the nonlinearity of each layer sees, (B, width) each."""
-    found = []
-    with torch.no_grad():
-        for layer in net:
-            assert isinstance(layer, Layer)
-            found.append(layer.preactivation(x))
-            x = layer.phi(found[-1])
-    return found
+def options(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of both figures."""
+    parser = argparse.ArgumentParser(description=str(docstring).split("\n\n")[0])
+    parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--width", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--figure", type=Path, help="without an ending")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+    return parser
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], **look: Any) -> Table:
+    """A narrow table; columns of words stand left."""
+    shown = Table(box=SIMPLE, padding=0, pad_edge=False, collapse_padding=True, **look)
+    for column in columns:
+        words = column in ("net", "paper", "report")
+        shown.add_column(column, justify="left" if words else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def number(value: float | None) -> str:
+    """Three digits, without an exponent up to a million."""
+    if value is None:
+        return "none"
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+
+
+def curve(axes: Any, name: str, x: Sequence[float], y: Sequence[float], every: int = 1) -> None:
+    """One network's curve, in its colour and marker."""
+    look = style.line_style(MLPS.index(name))
+    axes.plot(x, y, **look, markevery=every, markersize=3.5, linewidth=1.3, label=name)
+
+
+def panel(axes: Any, title: str, **settings: Any) -> None:
+    """Title, axes and grid of a panel."""
+    axes.set(**settings)
+    axes.set_title(title, loc="left")
+    axes.grid(alpha=0.25)
+
+
+def save(figure: Any, path: Path) -> None:
+    """The figure as png and pdf, with one legend below all panels."""
+    style.legend_below(figure, figure.axes[0], len(MLPS))
+    for ending in (".png", ".pdf"):
+        style.save_figure(figure, path.with_suffix(ending))
