@@ -1,6 +1,6 @@
 """Does a certificate ever say yes wrongly? Nets at the boundary of what contracts, and exact checks.
 
-python experiments/no_false_yes.py [--nets 10000] [--seed 0] [--json FILE]
+python experiments/no_false_yes.py [--nets 10000] [--seed 0] [--results FOLDER]
 
 What is true is asked of tests/exact.py, which shares no code with the certificates: exact over all
 slopes for small nets, a search for the large ones (16 to 64 units), whose worst slopes then drive a
@@ -13,24 +13,21 @@ tried well inside. A false yes is a certified net that expands, or a claimed rat
 better than the exact one by more than 1e-9 relative. Ctrl-C keeps what was counted.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
-import json
+import itertools
 import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from keep import about, plain
+from keep import RESULTS, about, keep
 from numpy import ndarray
 from numpy.random import Generator
 from rich.console import Console
@@ -43,7 +40,6 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
-from ctrnn_assembly.training.run import write
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from exact import Family, Field
@@ -100,23 +96,24 @@ class Net:
             ((self.K, np.array(self.psi.slope)),),
         )
 
-    def scaled(self, s: float, weights: bool, coupling: bool) -> Net:
+    def scaled(self, s: float, weights: bool, coupling: bool) -> "Net":
         """The same net with its weights, or its coupling, or both, times s."""
         w, c = s if weights else 1.0, s if coupling else 1.0
         return replace(self, blocks=tuple(w * W for W in self.blocks), L=c * self.L, K=c * self.K)
 
-    def single(self) -> Net:
+    def single(self) -> "Net":
         """All tensors rounded to float32, kept in float64."""
-        blocks, thetas = (tuple(map(rounded, part)) for part in (self.blocks, self.thetas))
-        L, K, tau = rounded(self.L), rounded(self.K), rounded(self.tau)
-        return replace(self, blocks=blocks, thetas=thetas, L=L, K=K, tau=tau)
+        blocks, thetas, arrays = (
+            tuple(x.astype(np.float32).astype(np.float64) for x in part)
+            for part in (self.blocks, self.thetas, (self.tau, self.L, self.K))
+        )
+        tau, L, K = arrays
+        return replace(self, blocks=blocks, thetas=thetas, tau=tau, L=L, K=K)
 
     def terms(self, dtype: torch.dtype) -> tuple[Terms, Metric]:
         """What `certify` takes."""
 
-        def tensor(x: ndarray) -> torch.Tensor:
-            return torch.tensor(x, dtype=dtype)
-
+        tensor = partial(torch.tensor, dtype=dtype)
         units = list(zip(self.acts, map(len, self.blocks), self.forms, strict=True))
         pre = Elementwise(tuple((a if f == "x" else IDENTITY, n) for a, n, f in units))
         post = Elementwise(tuple((IDENTITY if f == "x" else a, n) for a, n, f in units))
@@ -129,7 +126,7 @@ class Net:
         pairs = zip(self.thetas, inverses, strict=True)
         return terms, Metric(tuple(Factor(tensor(theta), tensor(inverse)) for theta, inverse in pairs))
 
-    def module(self, k: int) -> Net:
+    def module(self, k: int) -> "Net":
         """One module alone."""
         n = len(self.blocks[k])
         at = slice(start := sum(map(len, self.blocks[:k])), start + n)
@@ -154,11 +151,6 @@ class Net:
 def matrix(theta: ndarray) -> ndarray:
     """A factor as a matrix."""
     return np.diag(theta) if theta.ndim == 1 else theta
-
-
-def rounded(x: ndarray) -> ndarray:
-    """The float32 values, in float64."""
-    return x.astype(np.float32).astype(np.float64)
 
 
 # Drawing nets
@@ -329,14 +321,12 @@ def near(rng: Generator) -> float:
     return 1 + rng.choice([-1, 1]) * 10 ** rng.uniform(-6, math.log10(0.05))
 
 
-def tame(rng: Generator, net: Net, feedback: bool) -> Net | None:
+def tame(rng: Generator, net: Net, feedback: bool) -> Net:
     """Modules that contract alone, and a coupling that leaves a rate (feedback stays as it is)."""
     alone = replace(net, L=0 * net.L, K=0 * net.K)
     s = alone.field.rate_family(weights=True).boundary()
     if s is not None:
-        factor = s * rng.uniform(0.4, 1.0)
-        alone = alone.scaled(factor, weights=True, coupling=False)
-    net = replace(net, blocks=alone.blocks)
+        net = net.scaled(s * rng.uniform(0.4, 1.0), weights=True, coupling=False)
     for _ in range(0 if feedback else 12):
         if net.field.rate() > 0:
             return net
@@ -344,22 +334,17 @@ def tame(rng: Generator, net: Net, feedback: bool) -> Net | None:
     return net
 
 
-def draw(rng: Generator, label: Label, large: bool) -> Iterator[Case]:
+def draw(rng: Generator, label: Label, large: bool) -> list[Case]:
     """One net at the boundary, every fourth also inside; Newton's method on the exact check."""
     for _ in range(50):
-        found = _draw(rng, label, large)
-        if found is not None:
-            yield from found
-            return
+        if found := _draw(rng, label, large):
+            return found
     raise RuntimeError(f"no net of the class {label} has a boundary")
 
 
-def _draw(rng: Generator, label: Label, large: bool) -> list[Case] | None:
-    """One attempt: None if the net has no boundary in what was scaled."""
-    is_feedback = label.coupling == "feedback"
-    net = tame(rng, random_net(rng, label, large), is_feedback)
-    if net is None:
-        return None
+def _draw(rng: Generator, label: Label, large: bool) -> list[Case]:
+    """One attempt: empty if the net has no boundary in what was scaled."""
+    net = tame(rng, random_net(rng, label, large), label.coupling == "feedback")
     dt = float(10 ** rng.uniform(-2.5, 0.3) * net.tau.min())
     free = label.coupling not in ("none", "feedback")
     weights, coupling = [(True, False), (True, True), (False, True)][rng.integers(3 if free else 1)]
@@ -369,7 +354,7 @@ def _draw(rng: Generator, label: Label, large: bool) -> list[Case] | None:
         net = net if first is None else net.scaled(first * rng.uniform(0.3, 0.95), True, False)
         h = net.field.dt_family().boundary()
         if h is None:
-            return None
+            return []
         pairs = [(net, h * near(rng)), (net, h * inside)]
     else:
         if target == "step":
@@ -380,7 +365,7 @@ def _draw(rng: Generator, label: Label, large: bool) -> list[Case] | None:
             family = net.field.rate_family(weights, coupling)
         s = family.boundary()
         if s is None:
-            return None
+            return []
         pairs = [(net.scaled(s * f, weights, coupling), dt) for f in (near(rng), inside)]
     dtype = torch.float32 if rng.random() < 0.1 else torch.float64
     places = ["boundary", "inside"] if rng.random() < 0.25 else ["boundary"]
@@ -417,6 +402,10 @@ def judge(rng: Generator, case: Case) -> Verdict:
     settled = not case.large and (claim.rate > rate + TOLERANCE * unit or claim.certified > (rate > 0))
     if settled:
         rate = net.field.precise_rate()
+    steps: list[float] = []
+    if claim.certified and step.max_dt > 0:  # steps up to it must contract: tried there and below
+        top = min(step.max_dt, 100 * float(net.tau.max()))
+        steps = [top, top * rng.uniform(0.05, 1)]
     found = {
         "certified, but expands": claim.certified and rate <= 0,
         "rate too good": claim.rate > rate + TOLERANCE * unit,
@@ -424,9 +413,7 @@ def judge(rng: Generator, case: Case) -> Verdict:
         "factor too good": bound < factor - TOLERANCE * max(1, factor),
         "module's rate too good": not case.large
         and any(module_wrong(net.module(k), m.rate) for k, m in enumerate(claim.modules)),
-        "largest dt too large": claim.certified
-        and step.max_dt > 0
-        and largest_dt_wrong(rng, case, step.max_dt),
+        "largest dt too large": any(net.field.factor(h, solver) >= 1 + EXPANDS for h in steps),
     }
     if case.large and claim.certified:
         found |= simulated_wrong(case, claim.rate, bound)
@@ -439,13 +426,6 @@ def module_wrong(module: Net, claimed: float) -> bool:
     rate = module.field.rate()
     allowed = TOLERANCE * max(1 / float(module.tau.max()), abs(rate))
     return claimed > rate + allowed and claimed > module.field.precise_rate() + allowed
-
-
-def largest_dt_wrong(rng: Generator, case: Case, largest: float) -> bool:
-    """Steps up to the largest certified dt must contract: tried there and at a random part of it."""
-    top = min(largest, 100 * float(case.net.tau.max()))
-    steps = (top, top * rng.uniform(0.05, 1))
-    return any(case.net.field.factor(h, case.label.solver) >= 1 + EXPANDS for h in steps)
 
 
 def simulated_wrong(case: Case, rate: float, bound: float) -> dict[str, bool]:
@@ -478,8 +458,6 @@ def worst_direction(family: Family) -> tuple[ndarray, ndarray]:
 
 # Counting
 
-COUNTS = ("nets", "boundary", "contract", "expand", "certified", "false_yes", "no", "false_no")
-STEP_COUNTS = ("step_contract", "step_certified", "step_false_yes", "step_no", "step_false_no")
 AXES = ("kind", "form", "coupling", "solver")
 
 
@@ -490,21 +468,22 @@ def count(case: Case, verdict: Verdict) -> Counter[str]:
     of_step = {w for w in verdict.wrong if "step" in w or "factor" in w or "dt" in w}
     contracts = verdict.rate * tau > MARGIN
     step_contracts = contracts and (1 - verdict.factor) / min(1.0, case.dt / tau) > MARGIN
-    return Counter(
-        nets=1,
-        boundary=int(case.place == "boundary"),
-        contract=int(verdict.rate > 0),
-        expand=int(verdict.rate <= 0),
-        certified=int(claim.certified),
-        false_yes=int(len(verdict.wrong) > len(of_step)),
-        no=int(contracts),
-        false_no=int(contracts and not claim.certified),
-        step_contract=int(verdict.factor < 1),
-        step_certified=int(step.certified),
-        step_false_yes=int(bool(of_step)),
-        step_no=int(step_contracts),
-        step_false_no=int(step_contracts and not step.certified),
-    )
+    counts = {
+        "nets": True,
+        "boundary": case.place == "boundary",
+        "contract": verdict.rate > 0,
+        "expand": verdict.rate <= 0,
+        "certified": claim.certified,
+        "false_yes": len(verdict.wrong) > len(of_step),
+        "no": contracts,
+        "false_no": contracts and not claim.certified,
+        "step_contract": verdict.factor < 1,
+        "step_certified": step.certified,
+        "step_false_yes": bool(of_step),
+        "step_no": step_contracts,
+        "step_false_no": step_contracts and not step.certified,
+    }
+    return Counter({name: int(value) for name, value in counts.items()})
 
 
 class Tally:
@@ -530,14 +509,11 @@ class Tally:
         if not case.large:
             self.tightest = list(map(min, self.tightest, verdict.slack))
         if verdict.wrong and len(self.offenders) < WORST_KEPT:
-            claim, step = verdict.certificate, verdict.certificate.step
-            assert step is not None
-            claimed = {"rate": claim.rate, "factor": step.contraction_factor, "max_dt": step.max_dt}
             self.offenders.append(
                 {
                     "class": vars(case.label),
                     "wrong": list(verdict.wrong),
-                    "claimed": claimed,
+                    "claimed": verdict.certificate.as_dict(),
                     "exact": {"rate": verdict.rate, "factor": verdict.factor},
                     "dt": case.dt,
                     "dtype": str(case.dtype),
@@ -545,33 +521,45 @@ class Tally:
                 }
             )
 
-    def by(self, axis: str) -> dict[str, Counter[str]]:
-        """Totals by one of kind, form, coupling, solver."""
+    def by(self, axis: str | None = None) -> dict[str, Counter[str]]:
+        """Totals by one of kind, form, coupling, solver; of all without an axis."""
         totals: dict[str, Counter[str]] = {}
         for label, counted in self.classes.items():
-            totals.setdefault(getattr(label, axis), Counter()).update(counted)
+            name = getattr(label, axis) if axis else "all"
+            totals.setdefault(name, Counter()).update(counted)
         return dict(sorted(totals.items()))
 
-    def total(self) -> Counter[str]:
-        """Totals of everything."""
-        return sum(self.classes.values(), Counter())
-
-
-def labels() -> list[Label]:
-    """Every class, in an order that spreads any prefix over all of them."""
-    found = [Label(k, f, c, s) for k in KINDS for f in FORMS for c in COUPLINGS for s in SOLVERS]
-    return [found[k] for k in np.random.default_rng(0).permutation(len(found))]
+    def facts(self) -> dict[str, Any]:
+        """What was counted, as plain values; distances from the boundary as |rate tau|, |factor - 1|."""
+        names, shares = ("median", "95 %", "largest"), (0.5, 0.95, 1)
+        return {
+            "tolerance": TOLERANCE,
+            "margin_of_a_false_no": MARGIN,
+            "settled_in_50_digits": self.settled,
+            "smallest_slack": dict(zip(("rate", "factor"), self.tightest, strict=True)),
+            "distance_from_boundary": {
+                key: dict(zip(names, np.quantile(found, shares).tolist(), strict=True))
+                for key, found in self.distances.items()
+                if found
+            },
+            "total": self.by().get("all", {}),
+            "places": dict(sorted(self.places.items())),
+            **{f"by_{axis}": self.by(axis) for axis in AXES},
+            "offenders": self.offenders,
+        }
 
 
 def hunt(nets: int, seed: int, console: Console) -> tuple[Tally, bool]:
     """Count `nets` nets at the boundary (and those inside); whether it was interrupted."""
-    tally, classes = Tally(), labels()
+    # Every class, in an order that spreads any prefix over all of them.
+    classes = list(itertools.starmap(Label, itertools.product(KINDS, FORMS, COUPLINGS, SOLVERS)))
+    order, tally = np.random.default_rng(0).permutation(len(classes)), Tally()
     try:
         with Progress(console=console) as progress:
             task = progress.add_task("nets at the boundary", total=nets)
             for k in range(nets):
                 rng = np.random.default_rng([seed, k])
-                for case in draw(rng, classes[k % len(classes)], k % LARGE == LARGE - 1):
+                for case in draw(rng, classes[order[k % len(order)]], k % LARGE == LARGE - 1):
                     tally.add(case, judge(rng, case))
                 progress.update(task, advance=1, description=f"{len(tally.offenders)} false yes")
     except KeyboardInterrupt:
@@ -580,75 +568,25 @@ def hunt(nets: int, seed: int, console: Console) -> tuple[Tally, bool]:
 
 
 def report(tally: Tally) -> Table:
-    """The totals by every axis of the classes."""
+    """The totals by every axis of the classes, of places, and of all."""
     columns = ["class", "cases", "contract", "certified", "FALSE YES", "false no"]
     columns += ["steps contract", "certified", "FALSE YES", "false no"]
     table = Table(*columns, title="Certificates against exact checks; false no: share of those inside")
-    for axis in AXES:
-        for name, c in tally.by(axis).items():
+    for part in (*map(tally.by, AXES), dict(sorted(tally.places.items())), tally.by()):
+        for name, c in part.items():
             table.add_row(name, *cells(c))
         table.add_section()
-    for place, c in sorted(tally.places.items()):
-        table.add_row(place, *cells(c))
-    table.add_section()
-    table.add_row("all", *cells(tally.total()))
     return table
 
 
 def cells(c: Counter[str]) -> list[str]:
     """One row of the table."""
-
-    def share(part: str, whole: str) -> str:
-        return f"{100 * c[part] / c[whole]:.1f} %" if c[whole] else "-"
-
-    numbers = [str(c[k]) for k in ("nets", "contract", "certified", "false_yes")]
-    steps = [str(c[k]) for k in ("step_contract", "step_certified", "step_false_yes")]
-    return [*numbers, share("false_no", "no"), *steps, share("step_false_no", "step_no")]
-
-
-def quantiles(found: list[float]) -> dict[str, float]:
-    """Of |rate tau| or |factor - 1| of the nets at the boundary."""
-    names = {"median": 0.5, "95 %": 0.95, "largest": 1.0}
-    return {name: float(np.quantile(found, q)) if found else math.nan for name, q in names.items()}
-
-
-def as_row(counted: Counter[str]) -> dict[str, int]:
-    """The counts in a fixed order."""
-    return {key: int(counted[key]) for key in (*COUNTS, *STEP_COUNTS)}
-
-
-def facts(tally: Tally) -> dict[str, Any]:
-    """What was counted, as plain values."""
-    return {
-        "tolerance": TOLERANCE,
-        "margin_of_a_false_no": MARGIN,
-        "settled_in_50_digits": tally.settled,
-        "smallest_slack": dict(zip(("rate", "factor"), tally.tightest, strict=True)),
-        "distance_from_boundary": {key: quantiles(found) for key, found in tally.distances.items()},
-        "total": as_row(tally.total()),
-        "places": {place: as_row(c) for place, c in sorted(tally.places.items())},
-        **{f"by_{axis}": {name: as_row(c) for name, c in tally.by(axis).items()} for axis in AXES},
-        "classes": [
-            {**vars(label), **as_row(c)}
-            for label, c in sorted(tally.classes.items(), key=lambda entry: str(entry[0]))
-        ],
-        "offenders": tally.offenders,
-    }
-
-
-def one_line_a_row(result: dict[str, Any]) -> str:
-    """JSON with one line a row of counts."""
-    lines = []
-    for key, value in plain(result, 17).items():
-        if isinstance(value, list) and value:
-            inner = ",\n".join("  " + json.dumps(item) for item in value)
-            lines.append(f' "{key}": [\n{inner}\n ]')
-        elif isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
-            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(item)}" for k, item in value.items())
-            lines.append(f' "{key}": {{\n{inner}\n }}')
-        else:
-            lines.append(f' "{key}": {json.dumps(value)}')
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    found = []
+    for step in ("", "step_"):
+        found += [str(c[step + k]) for k in ("contract", "certified", "false_yes")]
+        no, of = c[f"{step}false_no"], c[f"{step}no"]
+        found.append(f"{100 * no / of:.1f} %" if of else "-")
+    return [str(c["nets"]), *found]
 
 
 def main() -> None:
@@ -656,7 +594,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nets", type=int, default=10_000, help="nets at the boundary")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="file for the counts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the counts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # Of the very certificates that are tried, before the run.
@@ -670,9 +608,8 @@ def main() -> None:
     wrong, slack = len(tally.offenders), tally.tightest
     console.print(f"{wrong} wrong; smallest slack: rate {slack[0]:.2e}, factor {slack[1]:.2e}")
     console.print(f"{seconds:.0f} s")
-    if arguments.json is not None:
-        result |= {"nets": arguments.nets, "interrupted": stopped, "seconds": seconds}
-        write(arguments.json, one_line_a_row(result | facts(tally)))
+    result |= {"nets": arguments.nets, "interrupted": stopped, "seconds": seconds, **tally.facts()}
+    print(keep("no-false-yes", result, arguments.results))
     sys.exit(1 if wrong else 0)
 
 
