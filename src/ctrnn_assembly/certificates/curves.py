@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctrnn_assembly.certificates.checks import unusable
+from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.result import Certificate, StepProof
 from ctrnn_assembly.certificates.rounding import UNIT
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, StepProof
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms

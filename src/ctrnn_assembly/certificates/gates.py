@@ -4,26 +4,10 @@
 |---|---|---|
 | constant | constant; one number a module where the metric is dense | contraction: tau = 1 / nu |
 | shared | one number for all units, not of the state | rate lo lam in the same metric |
-| input | one number for each unit, not of the state | the rate below, in a diagonal metric |
+| input | one number for each unit, not of the state | a rate below lo lam, in a diagonal metric |
 | state | of the state | no contraction |
 
-Shared. A step of dt nu is a mean of the identity, with the weight 1 - nu / hi, and of the step dt hi: if
-that has a factor q < 1, all have one <= 1 - (1 - q) lo / hi.
-
-Input. In y = Theta v with M = Theta^2 diagonal, for all slopes F has the Jacobian A = E + B + L: E the
-leak and the diagonal of W, -top <= E <= -low; B the rest of W and nonlinear edges, ||B|| <= b; L with
-||L|| <= omega and ||sym L|| <= s. With lam the rate of F and c(b) = b^2 / (4 low), or b - low if
-b > 2 low, the rate is at least
-
-    lo lam - (hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)),
-
-and with m = (lo + hi) / 2, k = (lo low + hi top) / 2, e = (hi top - lo low) / 2 + hi b + m s +
-(hi - lo) omega / 2 and a >= ||A|| the factor of a step is at most each of
-
-    sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e,      sqrt(1 - 2 dt rate + (dt hi a)^2).
-
-Without c(b) the first bound is wrong: W = .9 [[0, -1], [1, 0]], L = 0 has lam = .55, but .024 with gates
-in [.05, .2]. Source: THEORY section 3 (a) to (d), where c(b) and the factors are derived.
+Source: THEORY section 3, (a) to (d), with the bounds for gates of the input and their steps.
 """
 
 from __future__ import annotations
@@ -35,12 +19,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates import certify
-from ctrnn_assembly.certificates.checks import LARGEST
+from ctrnn_assembly.certificates.certify import LARGEST, certify
 from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import UNIT, largest_proven, spectral_norm
-from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -69,7 +52,6 @@ def certify_gated(
         gate: what nu depends on, see the table above.
         lo, hi: bounds of nu, 0 < lo <= hi, per unit of time.
         nu: the gates, (n,), if they are constant.
-        dt: the step.
 
     Returns: a `Certificate`; `modules` and `coupling` describe the field at nu = 1, unless constant.
 
@@ -83,18 +65,27 @@ def certify_gated(
     if nu is not None:
         return certify(replace(terms, tau=1 / nu.cpu().double()), metric, dt=dt, search="none")
     if gate == "shared":
-        return _shared(
-            certify(terms, metric, dt=None if dt is None else dt * hi, search="none"), lo, hi, dt
-        )
+        fastest = certify(terms, metric, dt=None if dt is None else dt * hi, search="none")
+        return _shared(fastest, lo, hi, dt)
     ungated = certify(terms, metric, search="none")
     if gate == "state":
-        return _refused(ungated, -math.inf, dt, _about_state(ungated.certified and metric.is_diagonal))
-    if not metric.is_diagonal:
-        reason = "gates of single units need a diagonal metric, with which they commute"
-        return _refused(ungated, -math.inf, dt, f"{reason}; use Theorem 1, 4 or 5, or a shared gate")
-    if not ungated.certified:
-        return _refused(ungated, -math.inf, dt, "the field without gates is not certified")
-    return _input(ungated, InputGates.of(terms, metric, lo, hi), dt)
+        reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
+        if ungated.certified and metric.is_diagonal:
+            reason += (
+                "; if each reads its own unit only, a constant input has one equilibrium, globally "
+                "exponentially stable, which is less than contraction"
+            )
+        reason += ". Use constant, shared or input gates"
+    elif not metric.is_diagonal:
+        reason = (
+            "gates of single units need a diagonal metric, with which they commute; use Theorem 1, 4 "
+            "or 5, or a shared gate"
+        )
+    elif not ungated.certified:
+        reason = "the field without gates is not certified"
+    else:
+        return _input(ungated, InputGates.of(terms, metric, lo, hi, ungated.rate), dt)
+    return _refused(ungated, -math.inf, dt, reason)
 
 
 def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
@@ -122,28 +113,26 @@ def _slower(step: StepCertificate, share: float, dt: float) -> StepCertificate:
 
 
 def _input(ungated: Certificate, gates: InputGates, dt: float | None) -> Certificate:
-    lam, cost = ungated.rate, gates.cost()
-    proven, slack = gates.lo * lam - cost, SLACK * (gates.lo * abs(lam) + cost)
-    rate, rounding = proven - slack, gates.lo * ungated.rounding + slack
-    if not (math.isfinite(rate) and rate > 1e-6 * gates.lo * lam):
+    slowest = gates.lo * gates.lam
+    if not (math.isfinite(gates.rate) and gates.rate > 1e-6 * slowest):
         reason = (
-            f"gates in [{gates.lo:.6g}, {gates.hi:.6g}] that differ between units may cost {cost:.6g}, "
-            f"more than the rate {gates.lo * lam:.6g} of the slowest; raise lo, weaken the coupling "
-            f"(norm {gates.omega:.6g}), or use constant or shared gates"
+            f"gates in [{gates.lo:.6g}, {gates.hi:.6g}] that differ between units may cost "
+            f"{gates.cost:.6g}, more than the rate {slowest:.6g} of the slowest; raise lo, weaken the "
+            f"coupling (norm {gates.omega:.6g}), or use constant or shared gates"
         )
-        return _refused(ungated, rate, dt, reason)
-    step = None
-    if dt is not None and not 0 < dt < math.inf:
-        step = StepCertificate.refused("euler", dt, f"dt must be positive and finite; got {dt}")
-    elif dt is not None:
-        proof = GatedStep(gates, rate)
-        step = StepCertificate.proven("euler", dt, proof.factor(dt), proof.max_dt)
-    return replace(ungated, rate=rate, rounding=rounding, step=step)
+        return _refused(ungated, gates.rate, dt, reason)
+    step = None if dt is None else StepCertificate.of(gates, "euler", dt)
+    rounding = gates.lo * ungated.rounding + gates.slack
+    return replace(ungated, rate=gates.rate, rounding=rounding, step=step)
 
 
 @dataclass(frozen=True)
 class InputGates:
-    """Gates of the input in [lo, hi] and A = E + B + L, in the names of the file's docstring."""
+    """Gates of the input in [lo, hi], A = E + B + L in the symbols of THEORY section 3, and the steps.
+
+    Attributes:
+        low, top: -top <= E <= -low. b: of B. omega: ||L||. s: ||sym L||. lam: the rate of A.
+    """
 
     lo: float
     hi: float
@@ -152,9 +141,10 @@ class InputGates:
     b: float
     omega: float
     s: float
+    lam: float
 
     @classmethod
-    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float) -> InputGates:
+    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float, lam: float) -> InputGates:
         """From the tensors of a field and its diagonal metric."""
         theta = torch.cat([factor.theta for factor in metric.factors]).double()
         scale = Balance.of(theta, torch.ones_like(theta))
@@ -174,82 +164,75 @@ class InputGates:
             K, error = balanced(terms.L.double(), scale, scale)
             omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
         low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-        return cls(lo, hi, low, top, norm(torch.block_diag(*rest)) + edges, omega, s)
+        return cls(lo, hi, low, top, norm(torch.block_diag(*rest)) + edges, omega, s, lam)
 
+    @property
     def cost(self) -> float:
         """(hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)): what gates that differ cost at most."""
-        apart = _worst(self.b, self.low) + (self.s + self.omega) / 2
-        return (self.hi - self.lo) * min(apart, _worst(self.b + self.omega, self.low))
 
+        def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
+            return b**2 / (4 * self.low) if b < 2 * self.low else b - self.low
 
-@dataclass(frozen=True)
-class GatedStep:
-    """The step v + dt nu o F under gates of the input, where the rate is proven."""
+        return (self.hi - self.lo) * min(c(self.b) + (self.s + self.omega) / 2, c(self.b + self.omega))
 
-    gates: InputGates
-    rate: float
+    @property
+    def slack(self) -> float:
+        """Rounding of `rate`."""
+        return SLACK * (self.lo * abs(self.lam) + self.cost)
+
+    @property
+    def rate(self) -> float:
+        """A lower bound on the rate under the gates."""
+        return self.lo * self.lam - self.cost - self.slack
 
     def factor(self, dt: float) -> float:
+        """An upper bound on the factor of the step v + dt nu o F."""
         return min(self.by_disc(dt), self.by_rate(dt))
 
     @property
     def max_dt(self) -> float:
-        k, turn, e = self.disc()
+        """A dt up to which every step contracts."""
+        k, turn, e = self.disc
         disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
         return max(
             largest_proven(disc, lambda dt: self.by_disc(dt) < 1),
-            largest_proven(2 * self.rate / self.change() ** 2, lambda dt: self.by_rate(dt) < 1),
+            largest_proven(2 * self.rate / self.change**2, lambda dt: self.by_rate(dt) < 1),
         )
 
+    @property
     def disc(self) -> tuple[float, float, float]:
         """k, m omega and e."""
-        gates = self.gates
-        slowest, fastest = gates.lo * gates.low, gates.hi * gates.top
-        middle, spread = (gates.lo + gates.hi) / 2, (gates.hi - gates.lo) / 2
-        e = (fastest - slowest) / 2 + gates.hi * gates.b + middle * gates.s + spread * gates.omega
-        return (slowest + fastest) / 2, middle * gates.omega, e
+        slowest, fastest = self.lo * self.low, self.hi * self.top
+        middle, spread = (self.lo + self.hi) / 2, (self.hi - self.lo) / 2
+        e = (fastest - slowest) / 2 + self.hi * self.b + middle * self.s + spread * self.omega
+        return (slowest + fastest) / 2, middle * self.omega, e
 
     def by_disc(self, dt: float) -> float:
-        k, turn, e = self.disc()
+        """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e."""
+        k, turn, e = self.disc
         bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
-        return bound if self.gates.low > 0 else math.inf
+        return bound if self.low > 0 else math.inf
 
     def by_rate(self, dt: float) -> float:
-        change = dt * self.change()
+        """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
+        change = dt * self.change
         return math.sqrt(max(1 - 2 * dt * self.rate + change * change, 0.0) + SLACK)
 
+    @property
     def change(self) -> float:
         """hi a, with a >= ||A||."""
-        gates = self.gates
-        return gates.hi * (max(abs(gates.low), abs(gates.top)) + gates.b + gates.omega)
-
-
-def _worst(b: float, low: float) -> float:
-    """max over 0 <= r <= 1 of b r - low r^2."""
-    return b**2 / (4 * low) if b < 2 * low else b - low
+        return self.hi * (max(abs(self.low), abs(self.top)) + self.b + self.omega)
 
 
 def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -> Certificate:
+    step = None if dt is None else StepCertificate.refused("euler", dt)
     reasons = (reason, *ungated.reasons)
-    step = None
-    if dt is not None:
-        step = StepCertificate.refused("euler", dt, "the continuous system is not certified")
     return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
-
-
-def _about_state(stable: bool) -> str:
-    reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
-    if stable:
-        reason += (
-            "; if each reads its own unit only, a constant input has one equilibrium, globally "
-            "exponentially stable, which is less than contraction"
-        )
-    return f"{reason}. Use constant, shared or input gates"
 
 
 def _check(terms: Terms, gate: str, lo: float, hi: float, nu: Tensor | None) -> None:
     if gate not in get_args(Gate):
-        raise ConfigError(f"gate must be one of {', '.join(get_args(Gate))}; got {gate!r}.")
+        raise unknown("gate", gate, get_args(Gate))
     if not 1 / LARGEST <= lo <= hi <= LARGEST:
         raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
     if not bool((terms.tau == 1).all()):

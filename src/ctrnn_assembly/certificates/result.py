@@ -7,9 +7,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ctrnn_assembly.metrics import Metric
+
+
+class StepProof(Protocol):
+    """What is proven of the steps of one scheme, with bounds that have rounding in them."""
+
+    def factor(self, dt: float) -> float:
+        """An upper bound on the factor of a step of length dt; infinite if none is proven."""
+
+    @property
+    def max_dt(self) -> float:
+        """A dt up to which every step contracts, as large as the bounds prove; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +44,20 @@ class StepCertificate:
     reason: str = ""
 
     @classmethod
-    def refused(cls, solver: str, dt: float, reason: str) -> StepCertificate:
+    def refused(
+        cls, solver: str, dt: float, reason: str = "the continuous system is not certified"
+    ) -> StepCertificate:
         """Nothing is proven, and why."""
         return cls(solver, dt, False, None, 0.0, reason)
 
     @classmethod
-    def proven(
-        cls, solver: str, dt: float, factor: float, max_dt: float, advice: str = "no dt is certified"
+    def of(
+        cls, proof: StepProof, solver: str, dt: float, advice: str = "no dt is certified"
     ) -> StepCertificate:
-        """From bounds that have rounding in them; `advice` is for where no dt is certified."""
+        """What a proof says of one dt; `advice` is for where no dt is certified."""
+        if not 0 < dt < 1e100:
+            return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
+        factor, max_dt = proof.factor(dt), proof.max_dt
         if factor < 1:
             return cls(solver, dt, True, factor, max(max_dt, dt))
         if max_dt > 0:

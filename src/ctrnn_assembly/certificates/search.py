@@ -19,7 +19,6 @@ from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.checks import unusable
 from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, modules_of
 from ctrnn_assembly.certificates.modules import prove_module
 from ctrnn_assembly.errors import ConfigError
@@ -31,12 +30,10 @@ CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme ta
 
 
 def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
-    """Metrics for a field, each with the name of its origin; unproven, and usable as matrices."""
-    known = "search: identity", identity(terms)
-    found = [_best_of_modules(terms, convex), known, _whole_metzler(terms)]
-    for origin, metric in (entry for entry in found if entry is not None):
-        if not unusable(terms, metric):
-            yield origin, metric
+    """Metrics for a field, each with the name of its origin; unproven, not even positive definite."""
+    yield _best_of_modules(terms, convex)
+    yield "search: identity", identity(terms)
+    yield from _whole_metzler(terms)
 
 
 def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[str, Factor]]:
@@ -79,7 +76,7 @@ def identity(terms: Terms) -> Metric:
     return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
 
 
-def _whole_metzler(terms: Terms) -> tuple[str, Metric] | None:
+def _whole_metzler(terms: Terms) -> Iterator[tuple[str, Metric]]:
     """The diagonal metric of g |W| + |L| + the edges, if that matrix is below 1."""
     modules = modules_of(terms, identity(terms))
     B = torch.block_diag(*(m.phi.g * majorant(m.W, m.phi.monotone) for m in modules))
@@ -87,11 +84,9 @@ def _whole_metzler(terms: Terms) -> tuple[str, Metric] | None:
         B = B + terms.L.double().abs()
     for edge in terms.edges:
         B = B + max(psi.g for psi, _ in edge.psi.runs) * edge.K.double().abs()
-    scalings = _metzler_scalings(B)
-    if not scalings:
-        return None
-    parts = scalings[-1].split(terms.sizes)
-    return "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
+    for log_theta in _metzler_scalings(B)[-1:]:
+        parts = log_theta.split(terms.sizes)
+        yield "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
 
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:

@@ -11,15 +11,9 @@ multiplies their norm by at most, over all slopes (`ctrnn_assembly.schemes` has 
 | exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
 | the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
 
-disc:  if ||J + nu I|| <= eps for all slopes, sigma = ||sym K|| and omega = ||K||, then
-       q = sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps
-
-LMI:   with the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
-       [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
-       proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
-
-Kappa and mu are searched without rigour; the LMI is then proven by a Cholesky factorisation. Nonlinear
-edges between clusters add dt times their gains to the matrix of the clusters' factors.
+The Euler factor is the better of the disc and the LMI of a cluster. Kappa and mu of the LMI are searched
+without rigour; it is then proven by a Cholesky factorisation. Nonlinear edges between clusters add dt
+times their gains to the matrix of the clusters' factors.
 
 A new scheme is an entry of `STEP_PROOFS`. Source: THEORY section 6.
 """
@@ -30,14 +24,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
+from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.rounding import (
+    BACK_OFFS,
     DENSE,
     UNIT,
     gamma,
@@ -48,17 +43,6 @@ from ctrnn_assembly.certificates.rounding import (
     spectral_norm,
 )
 from ctrnn_assembly.linalg import symmetric_part
-
-
-class StepProof(Protocol):
-    """What is proven of the steps of one scheme."""
-
-    def factor(self, dt: float) -> float:
-        """An upper bound on the factor of a step of length dt; infinite if none is proven."""
-
-    @property
-    def max_dt(self) -> float:
-        """A dt up to which every step contracts, as large as the bounds prove; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +156,7 @@ STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof], StepProof]] = {
 
 
 def disc_factor(whole: Interconnection, dt: float) -> float:
-    """The disc bound on the factor.
+    """sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps, sigma = ||sym K||.
 
     For dt > 1 / nu the factor 1 - dt nu is negative, so ||sym K|| counts and not its largest eigenvalue.
     """
@@ -200,7 +184,14 @@ def common_disc(whole: Interconnection) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class StepLMI:
-    """The LMI of one cluster of modules, without nonlinear edges."""
+    """The LMI of one cluster of modules, without nonlinear edges.
+
+    With the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
+
+        [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
+
+    proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
+    """
 
     whole: Interconnection
 
@@ -312,13 +303,15 @@ def _best_kappa(loss: Callable[[float], float], *, xatol: float, maxiter: int) -
 
 
 def last_contracting(factor: Callable[[float], float], largest: float) -> float:
-    """A dt up to `largest` with factor(dt) < 1, by halving and one bisection; 0 for none.
+    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and bisection; 0 for none.
 
     Contraction of I + dt J for every J of a convex set holds on an interval of dt.
     """
-    low = next((h for h in (largest * 0.5**k for k in range(30)) if factor(h) < 1), 0.0)
-    high = min(largest, 2 * low)
-    for _ in range(12 if low > 0 else 0):
+    nearest = [1.0, *(1 - share for share in BACK_OFFS[:2])]
+    shares = [*nearest, *(0.5**k for k in range(1, 30))]
+    share = next((share for share in shares if factor(share * largest) < 1), 0.0)
+    low, high = share * largest, 2 * share * largest
+    for _ in range(12 if 0 < share <= 0.5 else 0):
         middle = (low + high) / 2
         low, high = (middle, high) if factor(middle) < 1 else (low, middle)
     return low
