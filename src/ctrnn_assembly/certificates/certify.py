@@ -1,7 +1,5 @@
 """The face of the certificates: is this system contracting, how fast, and does its step keep it?"""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, blocks_present
+from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
 from ctrnn_assembly.certificates.result import (
     Certificate,
     CouplingFacts,
@@ -18,7 +16,7 @@ from ctrnn_assembly.certificates.result import (
     StepCertificate,
 )
 from ctrnn_assembly.certificates.search import candidates, identity
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, largest_coupling_norm
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, common_disc
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
@@ -106,7 +104,9 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
 def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     """omega such that the Euler step of length dt contracts for every feedback L with ||L||_M <= omega.
 
-    From the modules alone; 0 if none is proven. Training can project onto this ball.
+    From the modules alone; 0 if none is proven. Training can project onto this ball. With N = J the
+    modules alone and q their Euler factor, |y + dt N y + dt K y|^2 <= q^2 + dt^2 omega^2 +
+    2 dt^2 omega eps, because y^T K y = 0 and |N y + nu y| <= eps |y|; or the disc bound.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:
@@ -114,7 +114,13 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     whole = Interconnection.of(terms, metric)
     if any(module.rate <= 0 for module in whole.modules):
         return 0.0
-    return largest_coupling_norm(whole, dt) / float(1 / terms.tau.double().min())
+    alone = EulerStep.of(whole, coupled=False).factor(dt)
+    (nu, eps), target = common_disc(whole), 1 - 1e-6
+    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
+    rest = target**2 - alone**2 if alone < target else -1.0
+    by_disc = math.sqrt(max(0.0, disc)) / dt
+    by_alone = -eps + math.sqrt(eps**2 + max(0.0, rest) / dt**2)
+    return max(by_disc, by_alone) * (1 - 1e-12) * float(terms.tau.double().min())
 
 
 def _modules(terms: Terms, whole: Interconnection) -> list[Module]:
@@ -176,14 +182,11 @@ def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
 
 def _coupling_facts(terms: Terms, whole: Interconnection) -> CouplingFacts:
     """Pairs from the entries of L themselves, with the residual of each."""
-    K, sizes = whole.K, terms.sizes
-    S = 2 * whole.skewness[0]
-    p = len(sizes)
-    norms = block_norms(S, sizes)
-    present = blocks_present(K, sizes)
-    pairs = tuple((i, j) for i in range(p) for j in range(i + 1, p) if present[i][j] or present[j][i])
+    norms = block_norms(2 * whole.skewness[0], terms.sizes)
+    present = ((min(i, j), max(i, j)) for i, j, _ in nonzero_blocks(whole.K, terms.sizes) if i != j)
+    pairs = tuple(sorted(set(present)))
     return CouplingFacts(
-        topology=recognise(pairs, p),
+        topology=recognise(pairs, len(terms.sizes)),
         pairs=pairs,
         residual=max((float(norms[i, j]) for i, j in pairs), default=0.0),
         norm=whole.norm,

@@ -98,10 +98,15 @@ class Chords:
         if not 0 < max_dt < math.inf:
             return cls((0.0,), (1.0,))
         inner = sorted({near, *(max_dt * k / proofs for k in range(1, proofs))})
+
+        def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+            return (right[1] - left[1]) / (right[0] - left[0])
+
         hull: list[tuple[float, float]] = []
         proven = [(dt, factor(dt)) for dt in inner if 0 < dt < max_dt]
         for point in [(0.0, 1.0), *proven, (max_dt, 1.0)]:
-            while len(hull) > 1 and _is_above(hull[-1], hull[-2], point):
+            # A point above the chord between its neighbours is bounded better by the chord.
+            while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
                 hull.pop()
             hull.append(point)
         return cls(*zip(*hull, strict=True))
@@ -114,12 +119,6 @@ class Chords:
         if dt > self.knots[-1]:
             return math.inf
         return float(np.interp(dt, self.knots, self.factors)) * (1 + 8 * UNIT)
-
-
-def _is_above(point: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> bool:
-    """Whether a point is no lower than the chord from `left` to `right`, which then bounds it better."""
-    share = (point[0] - left[0]) / (right[0] - left[0])
-    return point[1] >= left[1] + share * (right[1] - left[1])
 
 
 def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of
+from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of, norm_under_slopes
 from ctrnn_assembly.certificates.modules import ModuleBound, prove_module
 from ctrnn_assembly.certificates.rounding import (
     DENSE,
@@ -128,43 +128,43 @@ class Interconnection:
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that linear coupling joins."""
         p = len(self.sizes)
-        joined = np.array(blocks_present(self.K, self.sizes)).reshape(p, p)
+        joined = np.zeros((p, p))
+        for i, j, _ in nonzero_blocks(self.K, self.sizes):
+            joined[i, j] = 1
         label = connected_components(joined, directed=False)[1]
         return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
 
     def part(self, chosen: list[int], *, coupled: bool = True) -> Interconnection:
         """Some of the modules, with their linear coupling or without, and no nonlinear edges."""
-        starts = [sum(self.sizes[:k]) for k in chosen]
-        sizes = tuple(self.sizes[k] for k in chosen)
-        units = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, sizes, strict=True)])
-        K = self.K[units][:, units] if len(units) < len(self.K) else self.K
-        modules, tau = tuple(self.modules[k] for k in chosen), self.tau[units]
-        if not coupled:
-            return Interconnection(sizes, modules, torch.zeros_like(K), 0.0, None, tau)
-        return Interconnection(sizes, modules, K, self.K_error, None, tau)
+        spans = torch.arange(len(self.K)).split(self.sizes)
+        units = torch.cat([spans[k] for k in chosen])
+        K, error = torch.zeros(len(units), len(units), dtype=self.K.dtype), 0.0
+        if coupled:
+            K, error = self.K[units][:, units] if len(units) < len(self.K) else self.K, self.K_error
+        modules, sizes = (tuple(of_all[k] for k in chosen) for of_all in (self.modules, self.sizes))
+        return Interconnection(sizes, modules, K, error, None, self.tau[units])  # type: ignore[arg-type]
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
 
         G = sym(gamma); sound for every w > 0. First w = (l I - C)^-1 1 for the comparison matrix
-        C = G - diag(rates), with l just above its largest eigenvalue: a hierarchy's edges then cost
-        what C says and no more. Then C with the linear coupling; then w from the worst direction y
-        itself, for which w_i = |y_i| is best.
+        C = G - diag(rates), l just above its largest eigenvalue: a hierarchy's edges then cost what C
+        says and no more. Then C with the linear coupling; then w_i = |y_i| of the worst direction y.
         """
         assert self.edge_gains is not None
         G = symmetric_part(self.edge_gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
         units = torch.tensor(self.sizes)
+
+        def cost(w: Tensor) -> Tensor:
+            return ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
+
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
-            w = _dominating(comparison)
-            cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
-            yield cost
+            yield (found := cost(_dominating(comparison)))
             for _ in range(5 if len(S) <= DENSE else 0):
-                parts = top_vector(S + torch.diag(cost)).split(self.sizes)
+                parts = top_vector(S + torch.diag(found)).split(self.sizes)
                 w = torch.stack([part.norm() for part in parts])
-                w = w.clamp(min=1e-6 * float(w.max()))
-                cost = ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
-                yield cost
+                yield (found := cost(w.clamp(min=1e-6 * float(w.max()))))
 
 
 def _dominating(C: Tensor) -> Tensor:
@@ -180,14 +180,11 @@ def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -
     if all(scale.diagonal for scale in scales):
         whole = Balance(torch.cat([s.left for s in scales]), torch.cat([s.right for s in scales]), 0.0)
         return balanced(L, whole, whole)
-    K, square = torch.zeros_like(L), 0.0
-    rows = K.split(sizes, dim=0)
-    for i, strip in enumerate(L.split(sizes, dim=0)):
-        for j, block in enumerate(strip.split(sizes, dim=1)):
-            if bool(block.any()):
-                value, error = balanced(block, scales[i], scales[j])
-                rows[i].split(sizes, dim=1)[j].copy_(value)
-                square += error**2
+    K, square = L.detach().clone(), 0.0
+    for i, j, block in nonzero_blocks(K, sizes):
+        value, error = balanced(block, scales[i], scales[j])
+        block.copy_(value)
+        square += error**2
     return K, square**0.5 * (1 + 1e-12)
 
 
@@ -197,34 +194,22 @@ def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
     gains = torch.zeros(p, p, dtype=torch.float64)
     for edge in terms.edges:
         g = max(psi.g for psi, _ in edge.psi.runs)
-        for i, strip in enumerate(edge.K.double().split(terms.sizes, dim=0)):
-            for j, block in enumerate(strip.split(terms.sizes, dim=1)):
-                if bool(block.any()):
-                    gains[i, j] += g * _edge_norm(block, scales[i], scales[j])
+        for i, j, block in nonzero_blocks(edge.K.double(), terms.sizes):
+            gains[i, j] += g * norm_under_slopes(block, scales[i], scales[j])
     return gains
 
 
-def _edge_norm(block: Tensor, row: Balance, column: Balance) -> float:
-    """sup ||left K D right|| over diagonal |D| <= 1: D commutes with a diagonal right factor only."""
-    if column.diagonal:
-        return spectral_norm(*balanced(block, row, column))
-    lowered, off = row.lower(block)
-    outer = spectral_norm(column.right) * (1 + column.skew)
-    return spectral_norm(lowered, float(off.norm())) * outer * (1 + 1e-15)
-
-
-def block_norms(A: Tensor, sizes: tuple[int, ...], error: float = 0.0) -> Tensor:
+def block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Upper bounds on the spectral norms of the blocks of A, (p, p); 0 for a zero block."""
     norms = torch.zeros(len(sizes), len(sizes), dtype=torch.float64)
-    for i, strip in enumerate(A.split(sizes, dim=0)):
-        for j, block in enumerate(strip.split(sizes, dim=1)):
-            if bool(block.any()):
-                norms[i, j] = spectral_norm(block, error)
+    for i, j, block in nonzero_blocks(A, sizes):
+        norms[i, j] = spectral_norm(block)
     return norms
 
 
-def blocks_present(A: Tensor, sizes: tuple[int, ...]) -> list[list[bool]]:
-    """Which blocks of A have an entry."""
-    return [
-        [bool(block.any()) for block in strip.split(sizes, dim=1)] for strip in A.split(sizes, dim=0)
-    ]
+def nonzero_blocks(A: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, Tensor]]:
+    """i, j and A_ij, a view, of the blocks of A that have an entry."""
+    for i, strip in enumerate(A.split(sizes, dim=0)):
+        for j, block in enumerate(strip.split(sizes, dim=1)):
+            if bool(block.any()):
+                yield i, j, block

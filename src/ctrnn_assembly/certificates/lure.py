@@ -1,23 +1,14 @@
 """A module in Lur'e form, in coordinates where its metric is the Euclidean norm.
 
-The incremental form of a module, for a difference v of two states and slopes D in [lo, hi], is
-
-    x-form:  tau v' = -v + W D v          r-form:  tau v' = -v + D W v
-
-With D = lo I + E and slopes E in [0, g], g = hi - lo, it is a linear system with the sector-bounded
-feedback w = E v (or w = E W v): tau v' = (-I + lo W) v + (input matrix) w, where every unit satisfies
-w_k (g z_k - w_k) >= 0 for its z = v (or W v). In y = tau^1/2 Theta v, where the metric diag(tau) M is
-the Euclidean norm,
+For a difference v of two states and slopes in [lo, hi], in y = tau^1/2 Theta v, a module is
 
     y' = A y + X w,    w o (Z y - w) >= 0,
 
-and with any diagonal T > 0, the multiplier of the S-procedure, B = X T^-1/2 and C = T^1/2 Z, so that for
-all slopes
+a linear system with sector-bounded feedback. For any diagonal T > 0, B = X T^-1/2 and C = T^1/2 Z,
 
-    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4.
 
-Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2, shifted so that
-any slope interval fits.
+Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2.
 """
 
 from __future__ import annotations
@@ -30,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
-from ctrnn_assembly.certificates.rounding import UNIT, gamma, product_error
+from ctrnn_assembly.certificates.rounding import UNIT, gamma, product_error, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -88,6 +79,19 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
     right = column.right.abs()
     carried = error * right if column.diagonal else error @ right
     return second, 1.01 * (float(carried.norm()) * (1 + column.skew) + float(more.norm()))
+
+
+def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool = False) -> float:
+    """sup over diagonal |D| <= 1 of ||left A D right||, or of ||left D A right|| if phi is `inside`.
+
+    D commutes with a diagonal factor only.
+    """
+    beside = row if inside else column
+    if beside.diagonal or len(beside.left) == 1:
+        return spectral_norm(*balanced(A, row, column))
+    product, off = column.raise_(A) if inside else row.lower(A)
+    outer = spectral_norm(row.left if inside else column.right)
+    return spectral_norm(product, float(off.norm())) * outer * (1 + column.skew) * (1 + 1e-15)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ Theorem 1 is also evaluated as it stands, which needs no positive T.
 Source: THEORY sections 1 and 2.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -30,11 +28,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, balanced
+from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, balanced, norm_under_slopes
 from ctrnn_assembly.certificates.rounding import (
     UNIT,
     largest_eigenvalue,
-    spectral_norm,
     top_eigenvalue,
     top_vector,
 )
@@ -78,7 +75,9 @@ def prove_module(module: ModuleInMetric) -> ModuleBound:
     if direct > rate + 1e-9 * abs(direct):
         rate, theorem, error = direct, "Theorem 1", 0.0
         S = -direct * torch.eye(len(S), dtype=S.dtype)
-    norm = _norm(module)
+    # ||W D||, or ||D W|| of the r-form, over all slopes
+    balance = module.balance
+    norm = module.phi.g * norm_under_slopes(module.W, balance, balance, inside=module.inside)
     near = rate - 1e-6 * abs(rate)
     name = _name(module, theorem, direct >= near, float((1 / module.tau).min()) - norm >= near)
     return ModuleBound(system, T, rate, error, S, name, norm, _disc(module, norm))
@@ -102,7 +101,8 @@ def _families(W: Tensor, phi: Activation, theta: Tensor) -> dict[str, Tensor]:
     found = {"Theorem 5": M.diagonal(), "Theorem 2": torch.ones_like(M.diagonal())}
     if theta.ndim == 1:
         A = (theta[:, None] * majorant(W, phi.monotone)) / theta
-        v = _perron_vector(symmetric_part(A))
+        v = top_vector(symmetric_part(A)).abs()  # the Perron vector, kept away from 0
+        v = v.clamp(min=1e-6 * float(v.max()))
         found["Theorem 1"] = M.diagonal() * ((A.mT @ v) / v + (-W.diagonal()).clamp(min=0))
     product = -(M @ W).diagonal()
     if phi.monotone and bool((product > 0).all()):
@@ -112,12 +112,6 @@ def _families(W: Tensor, phi: Activation, theta: Tensor) -> dict[str, Tensor]:
         for name, T in found.items()
         if bool(torch.isfinite(T).all()) and float(T.max()) > 0
     }
-
-
-def _perron_vector(S: Tensor) -> Tensor:
-    """The top eigenvector of a non-negative symmetric matrix, kept away from 0."""
-    v = top_vector(S).abs()
-    return v.clamp(min=1e-6 * float(v.max()))
 
 
 def _best_multiplier(system: LureSystem, families: dict[str, Tensor]) -> tuple[Tensor, str]:
@@ -169,16 +163,6 @@ def _theorem1(module: ModuleInMetric) -> float:
     A, error = balanced(phi.g * majorant(module.W, phi.monotone), balance, balance)
     S = symmetric_part(A) - torch.diag(1 / module.tau)
     return -largest_eigenvalue(S, error + 4e-16 * float(S.norm()))
-
-
-def _norm(module: ModuleInMetric) -> float:
-    """sup ||W D|| (or ||D W||) / tau in the metric; slopes commute with diagonal metrics only."""
-    W, g, balance = module.W, module.phi.g, module.balance
-    if module.theta.ndim == 1 or len(W) == 1:
-        return g * spectral_norm(*balanced(W, balance, balance))
-    stretched, off = balance.raise_(W) if module.inside else balance.lower(W)
-    outer = spectral_norm(balance.left if module.inside else balance.right)
-    return g * spectral_norm(stretched, float(off.norm())) * outer * (1 + balance.skew) * (1 + 1e-15)
 
 
 def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:

@@ -8,8 +8,6 @@ Source: Rump, Verification of positive definiteness, BIT 46 (2006); Higham, Accu
 numerical algorithms (2002), chapters 3 and 10.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -7,8 +7,6 @@ diagonal metric by semidefinite programming. For the whole: the modules' best on
 identity, and the diagonal metric of g |W| + |L| as one Metzler matrix.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

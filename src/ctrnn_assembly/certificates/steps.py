@@ -315,18 +315,3 @@ def last_contracting(factor: Callable[[float], float], largest: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if factor(middle) < 1 else (low, middle)
     return low
-
-
-def largest_coupling_norm(whole: Interconnection, dt: float) -> float:
-    """omega such that the Euler step contracts for every skew K with ||K|| <= omega; 0 for none.
-
-    With N = J the modules alone and q their Euler factor, |y + dt N y + dt K y|^2 <= q^2 +
-    dt^2 omega^2 + 2 dt^2 omega eps, because y^T K y = 0 and |N y + nu y| <= eps |y|; or the disc bound.
-    """
-    alone = EulerStep.of(whole, coupled=False).factor(dt)
-    (nu, eps), target = common_disc(whole), 1 - 1e-6
-    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
-    rest = target**2 - alone**2 if alone < target else -1.0
-    by_disc = math.sqrt(max(0.0, disc)) / dt
-    by_alone = -eps + math.sqrt(eps**2 + max(0.0, rest) / dt**2)
-    return max(by_disc, by_alone) * (1 - 1e-12)

@@ -3,8 +3,6 @@
 Every number is rounded to the side that claims less: rates and certified dt down, factors and costs up.
 """
 
-from __future__ import annotations
-
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
