@@ -45,27 +45,21 @@ def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[s
         yield "balanced", Factor.diagonal(-torch.from_numpy(np.log(scaling)))
     if bool((module.tau == module.tau[0]).all()):  # a dense metric needs one time constant
         for origin, M in (*_theorem2(W, phi, module.inside), *_lyapunov(W, phi)):
-            yield origin, _dense_factor(M)
+            theta = torch.linalg.cholesky_ex(M)[0].mT
+            yield origin, Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
     if convex and n <= CONVEX_SIZE:
-        diagonal = _semidefinite(LureSystem.of(module))
-        if diagonal is not None:
+        for diagonal in _semidefinite(LureSystem.of(module)):
             yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
 
 def _best_of_modules(terms: Terms, convex: bool) -> tuple[str, Metric]:
-    """The best candidate of each module."""
-    best: list[Factor] = []
-    origins: list[str] = []
+    """The candidate of the largest rate of each module; of equal ones the first."""
+    best = []
     for module in modules_of(terms, identity(terms)):
-        rated = [
-            (prove_module(replace(module, theta=factor.theta)).rate, -k, origin, factor)
-            for k, (origin, factor) in enumerate(factors(module, convex=convex))
-            if bool(torch.isfinite(factor.theta).all())
-        ]
-        _, _, origin, factor = max(rated, key=lambda entry: entry[:2])
-        best.append(factor)
-        origins.append(origin)
-    return f"search: {', '.join(sorted(set(origins)))}", Metric(tuple(best))
+        finite = [c for c in factors(module, convex=convex) if bool(torch.isfinite(c[1].theta).all())]
+        best.append(max(finite, key=lambda c: prove_module(replace(module, theta=c[1].theta)).rate))
+    origins = sorted({origin for origin, _ in best})
+    return f"search: {', '.join(origins)}", Metric(tuple(factor for _, factor in best))
 
 
 def identity(terms: Terms) -> Metric:
@@ -124,13 +118,8 @@ def _lyapunov(W: Tensor, phi: Activation) -> Iterator[tuple[str, Tensor]]:
             yield "Lyapunov", torch.from_numpy((M + M.T) / 2)
 
 
-def _dense_factor(M: Tensor) -> Factor:
-    theta = torch.linalg.cholesky_ex(M)[0].mT
-    return Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
-
-
-def _semidefinite(system: LureSystem) -> Tensor | None:
-    """The diagonal metric (n,) with the best rate that the S-procedure allows, or None.
+def _semidefinite(system: LureSystem) -> list[Tensor]:
+    """The diagonal metric (n,) with the best rate that the S-procedure allows, if there is one.
 
     For a fixed rate the condition is linear in (M, T): bisection over the rate, one programme each.
 
@@ -152,7 +141,8 @@ def _semidefinite(system: LureSystem) -> Tensor | None:
     slack = cp.Variable()
     fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
     problem = cp.Problem(cp.Minimize(slack), fits)
-    best, low, high = None, 0.0, float(-torch.linalg.eigvalsh((system.A + system.A.mT) / 2)[-1])
+    best: list[Tensor] = []
+    low, high = 0.0, float(-torch.linalg.eigvalsh((system.A + system.A.mT) / 2)[-1])
     for attempt in range(10):
         rate.value = low if attempt == 0 else (low + high) / 2
         try:
@@ -164,5 +154,5 @@ def _semidefinite(system: LureSystem) -> Tensor | None:
                 break
             high = float(rate.value)
         else:
-            best, low = torch.from_numpy(np.array(m.value)), float(rate.value)
-    return None if best is None else best.clamp(min=1e-9)
+            best, low = [torch.from_numpy(np.array(m.value)).clamp(min=1e-9)], float(rate.value)
+    return best

@@ -43,10 +43,10 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
     step = certificate["discrete"]
     if step is not None:
-        found = (
-            f"contracting, factor <= {factor(step['contraction_factor'])}" if step["certified"] else ""
-        )
-        rows.append((f"{step['solver']} step, dt {step['dt']}", found or step["reason"]))
+        words = step["reason"]
+        if step["certified"]:
+            words = f"contracting, factor <= {factor(step['contraction_factor'])}"
+        rows.append((f"{step['solver']} step, dt {step['dt']}", words))
     return rows
 
 
@@ -88,12 +88,9 @@ def step_rows(step: StepCertificate | None) -> list[tuple[str, str]]:
     """The factor of the step, and the longest one."""
     if step is None:
         return []
-    found = (
-        f"factor <= {factor(step.contraction_factor)}"
-        if step.certified and step.contraction_factor is not None
-        else step.reason
-    )
-    rows = [(f"{step.solver} step, dt {step.dt:g}", found)]
+    bound = step.contraction_factor if step.certified else None
+    words = step.reason if bound is None else f"factor <= {factor(bound)}"
+    rows = [(f"{step.solver} step, dt {step.dt:g}", words)]
     if step.certified or step.max_dt > 0:
         longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
         rows.append(("largest certified dt", longest))
