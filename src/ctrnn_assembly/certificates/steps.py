@@ -23,10 +23,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
@@ -303,15 +303,24 @@ def _best_kappa(loss: Callable[[float], float], *, xatol: float, maxiter: int) -
 
 
 def last_contracting(factor: Callable[[float], float], largest: float) -> float:
-    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and bisection; 0 for none.
+    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and Brent's method; 0 for none.
 
     Contraction of I + dt J for every J of a convex set holds on an interval of dt.
     """
+    proven = [0.0]
+
+    @cache
+    def beyond(dt: float) -> float:
+        """factor - 1, cut off at 1 and never 0."""
+        value = factor(dt)
+        if value < 1:
+            proven.append(dt)
+        return value - 1 if value < 1 else max(min(value, 2.0) - 1, 1e-12)
+
     nearest = [1.0, *(1 - share for share in BACK_OFFS[:2])]
     shares = [*nearest, *(0.5**k for k in range(1, 30))]
-    share = next((share for share in shares if factor(share * largest) < 1), 0.0)
-    low, high = share * largest, 2 * share * largest
-    for _ in range(12 if 0 < share <= 0.5 else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if factor(middle) < 1 else (low, middle)
-    return low
+    share = next((share for share in shares if beyond(share * largest) < 0), 0.0)
+    if 0 < share <= 0.5:
+        low = share * largest
+        brentq(beyond, low, 2 * low, xtol=2**-14 * low)
+    return max(proven)
