@@ -66,22 +66,17 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if certificate.certified:
         longest = up(certificate.slowest_time_constant)
         rows.append(("time constant", f"<= {longest}: distances shrink by a factor e in this time"))
-    rows.append(("rounding", f"{up(certificate.rounding, 2)}, taken off the rate already"))
-    return [*rows, *metric_rows(certificate), *step_rows(certificate.step), *coupling_rows(certificate)]
-
-
-def metric_rows(certificate: Certificate) -> list[tuple[str, str]]:
-    """The metric and how far its distances are from Euclidean ones."""
-    metric = certificate.metric
+    metric, condition = certificate.metric, certificate.metric.condition_number
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
-    condition = metric.condition_number
     growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
     warning = "WARNING, of little use: " if condition > ILL_CONDITIONED else ""
-    return [
+    rows += [
+        ("rounding", f"{up(certificate.rounding, 2)}, taken off the rate already"),
         ("metric", f"{metric.kind}, {origin}"),
         ("its eigenvalues", f"{metric.smallest:.4g} to {metric.largest:.4g}"),
         ("condition number", f"{up(condition)}; {warning}{growth}" if condition > 1 else "1"),
     ]
+    return [*rows, *step_rows(certificate.step), *coupling_rows(certificate)]
 
 
 def step_rows(step: StepCertificate | None) -> list[tuple[str, str]]:
