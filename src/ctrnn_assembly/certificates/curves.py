@@ -7,11 +7,10 @@ proofs, and is itself proven.
 Cost: `proofs` inequalities of `steps` for the whole, and twice as many for the modules alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -93,7 +92,7 @@ class Chords:
     factors: tuple[float, ...]
 
     @classmethod
-    def of(cls, factor: Callable[[float], float], max_dt: float, proofs: int, near: float) -> Chords:
+    def of(cls, factor: Callable[[float], float], max_dt: float, proofs: int, near: float) -> Self:
         """From the proven `factor` at equal distances up to `max_dt`, which contracts, and at `near`."""
         if not 0 < max_dt < math.inf:
             return cls((0.0,), (1.0,))

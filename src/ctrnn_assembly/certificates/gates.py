@@ -67,7 +67,7 @@ def certify_gated(
     if gate == "shared":
         fastest = certify(terms, metric, dt=None if dt is None else dt * hi, search="none")
         return _shared(fastest, lo, hi, dt)
-    ungated = certify(terms, metric, search="none")
+    ungated, rate = certify(terms, metric, search="none"), -math.inf
     if gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
         if ungated.certified and metric.is_diagonal:
@@ -84,8 +84,20 @@ def certify_gated(
     elif not ungated.certified:
         reason = "the field without gates is not certified"
     else:
-        return _input(ungated, InputGates.of(terms, metric, lo, hi, ungated.rate), dt)
-    return _refused(ungated, -math.inf, dt, reason)
+        gates, slowest = InputGates.of(terms, metric, lo, hi, ungated.rate), lo * ungated.rate
+        if math.isfinite(gates.rate) and gates.rate > 1e-6 * slowest:
+            step = None if dt is None else StepCertificate.of(gates, "euler", dt)
+            rounding = lo * ungated.rounding + gates.slack
+            return replace(ungated, rate=gates.rate, rounding=rounding, step=step)
+        rate = gates.rate
+        reason = (
+            f"gates in [{lo:.6g}, {hi:.6g}] that differ between units may cost {gates.cost:.6g}, more "
+            f"than the rate {slowest:.6g} of the slowest; raise lo, weaken the coupling (norm "
+            f"{gates.omega:.6g}), or use constant or shared gates"
+        )
+    step = None if dt is None else StepCertificate.refused("euler", dt)
+    reasons = (reason, *ungated.reasons)
+    return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
 
 
 def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
@@ -112,40 +124,29 @@ def _slower(step: StepCertificate, share: float, dt: float) -> StepCertificate:
     return slower
 
 
-def _input(ungated: Certificate, gates: InputGates, dt: float | None) -> Certificate:
-    slowest = gates.lo * gates.lam
-    if not (math.isfinite(gates.rate) and gates.rate > 1e-6 * slowest):
-        reason = (
-            f"gates in [{gates.lo:.6g}, {gates.hi:.6g}] that differ between units may cost "
-            f"{gates.cost:.6g}, more than the rate {slowest:.6g} of the slowest; raise lo, weaken the "
-            f"coupling (norm {gates.omega:.6g}), or use constant or shared gates"
-        )
-        return _refused(ungated, gates.rate, dt, reason)
-    step = None if dt is None else StepCertificate.of(gates, "euler", dt)
-    rounding = gates.lo * ungated.rounding + gates.slack
-    return replace(ungated, rate=gates.rate, rounding=rounding, step=step)
-
-
 @dataclass(frozen=True)
 class InputGates:
-    """Gates of the input in [lo, hi], A = E + B + L in the symbols of THEORY section 3, and the steps.
+    """Gates of the input, in the symbols of THEORY section 3: what they cost, and their steps.
 
     Attributes:
-        low, top: -top <= E <= -low. b: of B. omega: ||L||. s: ||sym L||. lam: the rate of A.
+        rate: a lower bound on the rate under the gates, from which `cost` and `slack` are taken off.
+        contracts_alone: whether E contracts, without which the disc says nothing.
+        k, turn, e: of the disc, turn = m omega. change: hi a, with a >= ||A||.
     """
 
-    lo: float
-    hi: float
-    low: float
-    top: float
-    b: float
+    rate: float
+    cost: float
+    slack: float
     omega: float
-    s: float
-    lam: float
+    contracts_alone: bool
+    k: float
+    turn: float
+    e: float
+    change: float
 
     @classmethod
     def of(cls, terms: Terms, metric: Metric, lo: float, hi: float, lam: float) -> InputGates:
-        """From the tensors of a field and its diagonal metric."""
+        """From the tensors of a field, its diagonal metric and its rate lam without gates."""
         theta = torch.cat([factor.theta for factor in metric.factors]).double()
         scale = Balance.of(theta, torch.ones_like(theta))
 
@@ -159,31 +160,22 @@ class InputGates:
             rest.append(module.phi.g * (module.W - torch.diag(diagonal)))
         ends = torch.cat(diagonals, dim=1)
         edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
-        omega = s = 0.0
+        b, omega, s = norm(torch.block_diag(*rest)) + edges, 0.0, 0.0
         if terms.L is not None:
             K, error = balanced(terms.L.double(), scale, scale)
             omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
         low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-        return cls(lo, hi, low, top, norm(torch.block_diag(*rest)) + edges, omega, s, lam)
-
-    @property
-    def cost(self) -> float:
-        """(hi - lo) min(c(b) + (s + omega) / 2, c(b + omega)): what gates that differ cost at most."""
 
         def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
-            return b**2 / (4 * self.low) if b < 2 * self.low else b - self.low
+            return b**2 / (4 * low) if b < 2 * low else b - low
 
-        return (self.hi - self.lo) * min(c(self.b) + (self.s + self.omega) / 2, c(self.b + self.omega))
-
-    @property
-    def slack(self) -> float:
-        """Rounding of `rate`."""
-        return SLACK * (self.lo * abs(self.lam) + self.cost)
-
-    @property
-    def rate(self) -> float:
-        """A lower bound on the rate under the gates."""
-        return self.lo * self.lam - self.cost - self.slack
+        cost = (hi - lo) * min(c(b) + (s + omega) / 2, c(b + omega))
+        slack = SLACK * (lo * abs(lam) + cost)
+        slowest, fastest, middle = lo * low, hi * top, (lo + hi) / 2
+        e = (fastest - slowest) / 2 + hi * b + middle * s + (hi - lo) / 2 * omega
+        change = hi * (max(abs(low), abs(top)) + b + omega)
+        disc = (slowest + fastest) / 2, middle * omega, e
+        return cls(lo * lam - cost - slack, cost, slack, omega, low > 0, *disc, change)
 
     def factor(self, dt: float) -> float:
         """An upper bound on the factor of the step v + dt nu o F."""
@@ -192,42 +184,22 @@ class InputGates:
     @property
     def max_dt(self) -> float:
         """A dt up to which every step contracts."""
-        k, turn, e = self.disc
+        k, turn, e = self.k, self.turn, self.e
         disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
         return max(
             largest_proven(disc, lambda dt: self.by_disc(dt) < 1),
             largest_proven(2 * self.rate / self.change**2, lambda dt: self.by_rate(dt) < 1),
         )
 
-    @property
-    def disc(self) -> tuple[float, float, float]:
-        """k, m omega and e."""
-        slowest, fastest = self.lo * self.low, self.hi * self.top
-        middle, spread = (self.lo + self.hi) / 2, (self.hi - self.lo) / 2
-        e = (fastest - slowest) / 2 + self.hi * self.b + middle * self.s + spread * self.omega
-        return (slowest + fastest) / 2, middle * self.omega, e
-
     def by_disc(self, dt: float) -> float:
         """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e."""
-        k, turn, e = self.disc
-        bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
-        return bound if self.low > 0 else math.inf
+        bound = (math.hypot(1 - dt * self.k, dt * self.turn) + dt * self.e + SLACK) * (1 + SLACK)
+        return bound if self.contracts_alone else math.inf
 
     def by_rate(self, dt: float) -> float:
         """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
         change = dt * self.change
         return math.sqrt(max(1 - 2 * dt * self.rate + change * change, 0.0) + SLACK)
-
-    @property
-    def change(self) -> float:
-        """hi a, with a >= ||A||."""
-        return self.hi * (max(abs(self.low), abs(self.top)) + self.b + self.omega)
-
-
-def _refused(ungated: Certificate, rate: float, dt: float | None, reason: str) -> Certificate:
-    step = None if dt is None else StepCertificate.refused("euler", dt)
-    reasons = (reason, *ungated.reasons)
-    return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
 
 
 def _check(terms: Terms, gate: str, lo: float, hi: float, nu: Tensor | None) -> None:

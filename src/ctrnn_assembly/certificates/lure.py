@@ -11,11 +11,10 @@ a linear system with sector-bounded feedback. For any diagonal T > 0, B = X T^-1
 Each matrix carries a bound on what float64 rounding did to it. Source: THEORY section 2.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Balance:
     skew: float
 
     @classmethod
-    def of(cls, theta: Tensor, tau: Tensor) -> Balance:
+    def of(cls, theta: Tensor, tau: Tensor) -> Self:
         """left = tau^-1/2 Theta, right = Theta^-1 tau^-1/2."""
         root = tau.rsqrt()
         if theta.ndim == 1:
@@ -134,7 +133,7 @@ class LureSystem:
     Z_error: Tensor
 
     @classmethod
-    def of(cls, module: ModuleInMetric) -> LureSystem:
+    def of(cls, module: ModuleInMetric) -> Self:
         """The system of a module in its metric."""
         W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
         scaled, off = balanced(W, balance, balance)

@@ -3,11 +3,9 @@
 Every number is a bound with float64 rounding accounted for, on the side that cannot mislead.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from ctrnn_assembly.metrics import Metric
 
@@ -46,14 +44,12 @@ class StepCertificate:
     @classmethod
     def refused(
         cls, solver: str, dt: float, reason: str = "the continuous system is not certified"
-    ) -> StepCertificate:
+    ) -> Self:
         """Nothing is proven, and why."""
         return cls(solver, dt, False, None, 0.0, reason)
 
     @classmethod
-    def of(
-        cls, proof: StepProof, solver: str, dt: float, advice: str = "no dt is certified"
-    ) -> StepCertificate:
+    def of(cls, proof: StepProof, solver: str, dt: float, advice: str = "no dt is certified") -> Self:
         """What a proof says of one dt; `advice` is for where no dt is certified."""
         if not 0 < dt < 1e100:
             return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
@@ -161,7 +157,7 @@ class Certificate:
     @classmethod
     def refused(
         cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
-    ) -> Certificate:
+    ) -> Self:
         """Nothing is proven, and why: for layers without a certificate and for unusable numbers."""
         step = None if dt is None else StepCertificate.refused(solver, dt, reason)
         metric = MetricFacts("none", origin, 0.0, math.inf)
