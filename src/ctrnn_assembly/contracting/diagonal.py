@@ -55,11 +55,7 @@ class DiagonalMetric(Contracting):
 
     @abstractmethod
     def metric_of(self, W: Tensor) -> Tensor:
-        """log theta, (n,), of a diagonal metric that shows a rate above the margin.
-
-        Raises:
-            ContractionError: if none is found.
-        """
+        """log theta, (n,), of a diagonal metric that shows a rate above the margin, or an error."""
 
     def weight(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         X = self.radius * self.inside(A)
@@ -84,11 +80,7 @@ def balanced(W: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:
-    """log theta, (n,), with lmax(sym(g theta |W| theta^-1)) < radius, from two solves.
-
-    Raises:
-        ContractionError: if rho(g |W|) is not below the radius.
-    """
+    """log theta, (n,), with lmax(sym(g theta |W| theta^-1)) < radius, if rho(g |W|) < radius."""
     B = rule.phi.g * majorant(W, rule.phi.monotone)
     log_theta = log_metzler_scaling(B, rule.radius)
     if log_theta is None:
@@ -107,11 +99,7 @@ def squash(b: Tensor, max_condition: float) -> Tensor:
 
 
 def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
-    """The raw b of a given exponent, centred first.
-
-    Raises:
-        ContractionError: if the metric's condition number is not below `max_condition`.
-    """
+    """The raw b of a given exponent, centred first, if its condition number is below the bound."""
     centred = log_theta - (log_theta.max() + log_theta.min()) / 2
     beta = math.log(max_condition) / 4
     ratio = centred / beta

@@ -75,11 +75,7 @@ class SparseAbsolute(Contracting):
         return Factor.diagonal(raw[1])
 
     def check(self, W: Tensor, log_theta: Tensor) -> None:
-        """Refuse raw tensors, such as those of a file, whose metric does not show the rate.
-
-        Raises:
-            ContractionError: if W contracts slower than margin in diag(theta^2).
-        """
+        """Refuse raw tensors, such as those of a file, that are slower than margin in diag(theta^2)."""
         check_square(W)
         W64, log_theta64 = working_precision(W, log_theta)
         S = symmetric_part(balanced(self.phi.g * majorant(W64, self.phi.monotone), log_theta64))

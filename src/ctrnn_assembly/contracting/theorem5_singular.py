@@ -45,13 +45,9 @@ class SingularValueBounded(DiagonalMetric):
         B = self.phi.g * majorant(W, monotone=False)
         # Balancing equalises the norms of the rows and columns of theta W theta^-1.
         scale = matrix_balance(W.cpu().numpy(), permute=False, separate=True)[1][0]
-        tries = (
-            torch.zeros_like(W[0]),
-            log_metzler_scaling(B, self.radius),
-            -torch.from_numpy(scale).log(),
-        )
+        scalings = log_metzler_scaling(B, self.radius), -torch.from_numpy(scale).log()
         smallest = float("inf")
-        for log_theta in (found.to(W) for found in tries if found is not None):
+        for log_theta in (torch.zeros_like(W[0]), *(s.to(W) for s in scalings if s is not None)):
             s = float(torch.linalg.matrix_norm(balanced(self.phi.g * W, log_theta), ord=2))
             if s < self.radius * (1 - 1e-9):
                 return log_theta

@@ -1,8 +1,7 @@
 """No constraint and no guarantee: controls, and the published Sparse Combo Net as it was coded.
 
-The metric is M = I by declaration, so that couplings are skew-symmetric as in the published code;
-nothing says that the modules contract in it. `rate` is None and a certificate has to find its own
-proof.
+M = I by declaration, so that couplings are skew-symmetric as in the published code; nothing says that
+the modules contract in it: a certificate has to find its own proof.
 """
 
 import torch
