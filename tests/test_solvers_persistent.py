@@ -398,7 +398,7 @@ def compiled(self, kernel, **arguments):
     barriers = binary.asm["ttgir"].count("ttg.barrier all") + binary.asm["ttgir"].count("gpu.barrier")
     print(kernel.__name__, products, binary.metadata.shared, barriers)
 
-persistent._Launch.run = compiled
+persistent._Launch.start = compiled
 torch.set_default_device("cpu")
 for form, coupling, diagonal, products in (
     ("x", "sparse", True, "full"), ("r", "sparse", False, "tf32"), ("r", "dense", False, "bf16")
@@ -406,11 +406,11 @@ for form, coupling, diagonal, products in (
     pairs = tuple((i, i + 1) for i in range(15))
     terms = field((32,) * 16, coupling, pairs, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
-    launch = persistent._launch(
-        terms, products, x0, u, dt, persistent._weight(terms), terms.bias, terms.tau, terms.L, terms.W_in
-    )
-    X = persistent._states(launch, keep=True)
-    persistent._adjoints(launch, X, X, every=True)
+    W = persistent.structured_weight(terms)
+    tensors = (W[None] if W.ndim == 2 else W, terms.bias, terms.tau, terms.L, terms.W_in)
+    launch = persistent._Launch(terms, products, x0, u, dt, *tensors)
+    X = launch.states(keep=True)
+    launch.adjoints(X, X, every=True)
 """
 
 

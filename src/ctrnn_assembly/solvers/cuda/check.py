@@ -18,7 +18,6 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.solvers import fused
 from ctrnn_assembly.solvers.cuda.persistent import persistent_euler, why_not
-from ctrnn_assembly.terms import Terms
 
 Loop = Callable[..., Tensor]  # with the arguments of `fused.integrate`
 
@@ -39,11 +38,15 @@ def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     Raises:
         SolverError: if a backend that was asked for by name cannot run this.
     """
-    device = given[2].device
-    reasons = {
-        "persistent": _why_not_persistent(*given, **options),
-        "graph": None if device.type == "cuda" else f"it needs CUDA; the state is on {device}",
-    }
+    (scheme, *problem), device = given, given[2].device
+    if scheme.name != "euler":
+        reason: str | None = f"the kernels have no {scheme.name!r} step"
+    elif options["recompute"] != "none":
+        reason = f"the kernels store all states, and recompute is {options['recompute']!r}"
+    else:
+        reason = why_not(*problem)
+    no_graph = None if device.type == "cuda" else f"it needs CUDA; the state is on {device}"
+    reasons = {"persistent": reason, "graph": no_graph}
     loops: dict[str, Loop] = {"persistent": _persistent, "graph": partial(fused.integrate, graph=True)}
     if backend == "auto":
         for name, reason in reasons.items():
@@ -55,17 +58,28 @@ def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     return loops[backend]
 
 
+def _persistent(scheme: Scheme, *given: Any, recompute: str, **options: Any) -> Tensor:
+    """The persistent kernels with the arguments of the fused loop."""
+    return persistent_euler(*given, **options)
+
+
 def first_right(candidates: Mapping[str, Loop], reference: Loop, *given: Any, **options: Any) -> Loop:
     """The first candidate that agrees with the reference, else the reference itself."""
+    scheme, terms, x0, drive, dt = given
+    tensors = (x0, drive, dt, *terms.tensors())
+    shapes = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
+    has = (terms.L is None, terms.W_in is None, terms.diagonal, fused.same_steps(dt))
+    maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
+    # All but the values of the tensors: one check stands for the solves that share it.
+    kind = (scheme.name, shapes, terms.sizes, terms.pairs, has, maps, *options.items())
     for name, loop in candidates.items():
-        kind = (name, *_kind(*given), *options.items())
-        if kind not in _found_right:
+        if (name, kind) not in _found_right:
             if len(_found_right) >= REMEMBERED:
                 _found_right.clear()
             reason = _difference(loop, reference, *given, **options)
-            _found_right[kind] = reason is None
+            _found_right[name, kind] = reason is None
             _say_once(name, reason)
-        if _found_right[kind]:
+        if _found_right[name, kind]:
             return loop
     return reference
 
@@ -76,30 +90,6 @@ def _say_once(name: str, reason: str | None) -> None:
     if reason is not None and line not in _said:
         _said.add(line)
         warnings.warn(line, RuntimeWarning, stacklevel=4)
-
-
-def _kind(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> tuple[Any, ...]:
-    """What solves have in common that one check stands for: all but the values of their tensors."""
-    tensors = (x0, drive, dt, *terms.tensors())
-    shapes = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
-    has = (terms.L is None, terms.W_in is None, terms.diagonal, fused.same_steps(dt))
-    maps = (terms.pre, terms.post, tuple(edge.psi for edge in terms.edges))
-    return (scheme.name, shapes, terms.sizes, terms.pairs, has, maps)
-
-
-def _persistent(scheme: Scheme, *given: Any, recompute: str, **options: Any) -> Tensor:
-    """The persistent kernels with the arguments of the fused loop."""
-    return persistent_euler(*given, **options)
-
-
-def _why_not_persistent(
-    scheme: Scheme, *given: Any, recompute: str, save: str, matmul_precision: str
-) -> str | None:
-    if scheme.name != "euler":
-        return f"the kernels have no {scheme.name!r} step"
-    if recompute != "none":
-        return f"the kernels store all states, and recompute is {recompute!r}"
-    return why_not(*given)
 
 
 def _difference(loop: Loop, reference: Loop, *given: Any, **options: Any) -> str | None:
@@ -124,20 +114,12 @@ def _difference(loop: Loop, reference: Loop, *given: Any, **options: Any) -> str
     )
 
 
-def _states_and_gradients(
-    loop: Loop,
-    scale: float,
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    **options: Any,
-) -> list[Tensor]:
+def _states_and_gradients(loop: Loop, scale: float, *given: Any, **options: Any) -> list[Tensor]:
     """States, and the gradients of all tensors, zero where there is none, from inputs times `scale`."""
+    scheme, terms, x0, drive, dt = given
     copy = terms.trainable_copy()
-    start = (scale * x0.detach().clone()).requires_grad_()
-    inputs = None if drive is None else (scale * drive.detach().clone()).requires_grad_()
+    start = (scale * x0.detach()).requires_grad_()
+    inputs = None if drive is None else (scale * drive.detach()).requires_grad_()
     states = loop(scheme, copy, start, inputs, dt.clone(), **options)
     weights = torch.arange(states.numel(), device=x0.device).cos().view_as(states)
     tensors = [t for t in (start, inputs, *copy.tensors()) if t is not None]

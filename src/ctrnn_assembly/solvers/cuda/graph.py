@@ -29,7 +29,19 @@ class Recording:
         self.static = [None if t is None else t.detach().clone() for t in tensors]
         self.function = function
         self.device = next(t.device for t in tensors if t is not None)
-        self.graph = _record(self) if self.device.type == "cuda" else None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if self.device.type != "cuda":
+            return
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # CUDA graphs want two runs on a side stream first
+                for _ in range(2):
+                    self.run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.run()
 
     def run(self) -> None:
         self.results = self.function(*self.static)
@@ -43,7 +55,8 @@ class Recording:
         else:
             with torch.cuda.device(self.device):
                 self.graph.replay()
-        return tuple(None if r is None else _copy(r) for r in self.results)
+        # Memory of their own, in the same order of axes.
+        return tuple(None if r is None else torch.empty_like(r).copy_(r) for r in self.results)
 
 
 def replayed(
@@ -84,23 +97,3 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         setattr(matmul, name, before)
-
-
-def _record(recording: Recording) -> torch.cuda.CUDAGraph:
-    """The graph of one run, after two on a side stream, as CUDA graphs want it."""
-    with torch.cuda.device(recording.device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                recording.run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            recording.run()
-    return graph
-
-
-def _copy(result: Tensor) -> Tensor:
-    """The values in memory of their own, in the same order of axes in memory."""
-    return torch.empty_like(result).copy_(result)

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.solvers.cuda.tiles import Packed, Packer
-from ctrnn_assembly.solvers.fused import FEW, MatmulPrecision, structured_weight
+from ctrnn_assembly.solvers.fused import MatmulPrecision, Save, few_blocks, structured_weight
+from ctrnn_assembly.solvers.operators import Dense, Diagonal
 from ctrnn_assembly.terms import Terms
 
 # (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
@@ -49,7 +49,7 @@ def persistent_euler(
     dt: Tensor,
     *,
     matmul_precision: MatmulPrecision = "full",
-    save: Literal["all", "last"] = "all",
+    save: Save = "all",
 ) -> Tensor:
     """States of forward Euler; the other arguments as `schemes.integrate`.
 
@@ -70,44 +70,42 @@ def persistent_euler(
         )
     if len(dt) == 0:
         return x0[None]
-    tensors = (_weight(terms), terms.bias, 1 / terms.tau, terms.L, terms.W_in)
+    W, L, pattern = structured_weight(terms), terms.L, few_blocks(terms)
+    if L is not None and pattern is not None:  # outside these blocks the fused loop has no gradient
+        coupled = L.new_zeros(pattern.p, 1, pattern.p, 1)
+        coupled[list(pattern.rows), :, list(pattern.columns)] = 1
+        k = terms.n // pattern.p
+        L = (L.reshape(pattern.p, k, pattern.p, k) * coupled).reshape(L.shape)
+    tensors = (W[None] if W.ndim == 2 else W, terms.bias, 1 / terms.tau, L, terms.W_in)
     leaves = [x0, drive, *tensors]
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-    settings = _Settings(matmul_precision, save == "all", save == "all" or differentiate)
-    out: Tensor = _Persistent.apply(terms, settings, x0, drive, dt, *tensors)
+    keep = save == "all" or differentiate
+    out: Tensor = _Persistent.apply(terms, matmul_precision, save, keep, x0, drive, dt, *tensors)
     return out
 
 
 def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str | None:
     """What keeps the kernels from this solve, in one line; None if nothing does. Looks at no value."""
+    device, cuda = x0.device, x0.device.type == "cuda"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if x0.device.type != "cuda" and not _interpreting():
-        return f"the state is on {x0.device}, and Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    # Whether Triton would run kernels on the CPU; asked without importing it.
+    asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+    if not cuda and not asked:
+        return f"the state is on {device}, and Triton needs a CUDA device (or TRITON_INTERPRET=1)"
     tensors = [*terms.tensors(), dt, *([] if drive is None else [drive])]
-    other = {(t.dtype, t.device) for t in tensors} - {(x0.dtype, x0.device)}
+    other = {(t.dtype, t.device) for t in tensors} - {(x0.dtype, device)}
     if x0.dtype not in (torch.float32, torch.float64):
         return f"the state is {x0.dtype}; it must be float32 or float64"
     if other:
-        return f"the state is {x0.dtype} on {x0.device}, but another tensor is {min(other, key=str)}"
+        return f"the state is {x0.dtype} on {device}, but another tensor is {min(other, key=str)}"
     if dt.requires_grad:
         return "dt asks for a gradient"
-    return _why_not_device(x0.device) or _why_not_field(terms)
-
-
-def _why_not_device(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return None
-    known = torch.cuda.get_device_properties(device)
-    found: int = known.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    if found < SHARED:
-        return (
-            f"{device} has {found // 1024} KB of shared memory for a program; it needs {SHARED // 1024}"
-        )
-    return None
-
-
-def _why_not_field(terms: Terms) -> str | None:
+    if cuda:
+        properties = cast(Any, torch.cuda.get_device_properties(device))
+        found = properties.shared_memory_per_block_optin // 1024
+        if found < SHARED // 1024:
+            return f"{device} has {found} KB of shared memory for a program; it needs {SHARED // 1024}"
     if terms.edges:
         return f"the field has {len(terms.edges)} nonlinear couplings"
     for side, phi in (("pre", terms.pre), ("post", terms.post)):
@@ -119,67 +117,44 @@ def _why_not_field(terms: Terms) -> str | None:
     return None
 
 
-def _interpreting() -> bool:
-    """Whether Triton would run kernels on the CPU; asked without importing it."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-
-
-def _weight(terms: Terms) -> Tensor:
-    """W as its diagonal (n,), as (blocks, k, k) if all blocks have one size, else as (1, n, n)."""
-    W = structured_weight(terms)
-    return W[None] if W.ndim == 2 else W
-
-
-@dataclass(frozen=True)
-class _Settings:
-    matmul_precision: MatmulPrecision
-    every: bool  # return every state, not only the last
-    keep: bool  # store every state
-
-
-@dataclass(frozen=True)
 class _Launch:
-    """What both kernels of one solve share."""
+    """What both kernels of one solve share; W is (n,), its diagonal, or (blocks, k, k)."""
 
-    terms: Terms
-    packer: Packer
-    rows: int  # of the batch, in one program
-    x0: Tensor
-    drive: Tensor | None  # as the kernels read it: contiguous, or W_in u where there are many inputs
-    dt: Tensor
-    W: Tensor
-    bias: Tensor
-    inv_tau: Tensor
-    L: Tensor | None
-    W_in: Tensor | None
-
-    @property
-    def inputs(self) -> int:
-        if self.drive is None:
-            return 0
-        return -1 if self.W_in is None else self.drive.shape[-1]
-
-    def shared(self) -> dict[str, Any]:
-        """The keyword arguments that both kernels take."""
+    def __init__(
+        self,
+        terms: Terms,
+        matmul_precision: MatmulPrecision,
+        x0: Tensor,
+        drive: Tensor | None,
+        dt: Tensor,
+        *tensors: Any,
+    ) -> None:
         from ctrnn_assembly.solvers.cuda import kernels
 
-        batch, n = self.x0.shape
+        self.kernels, self.x0, self.steps, self.post = kernels, x0, len(dt), terms.post
+        self.W, self.bias, inv_tau, self.L, W_in = tensors
+        if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
+            drive, W_in = drive @ W_in.mT, None
+        self.drive, self.dt = None if drive is None else drive.contiguous(), dt.contiguous()
+        single = x0.dtype == torch.float32
+        self.rows, width = SHAPES[matmul_precision] if single else SHAPE_OF_DOUBLE
+        self.packer = Packer(terms, self.W, matmul_precision, width)
         layout = self.packer.layout
-        return {
+        self.shared: dict[str, Any] = {
             "BIAS": self.bias.contiguous(),
-            "INV_TAU": self.inv_tau.contiguous(),
-            "W_IN": self.bias if self.W_in is None else self.W_in.contiguous(),
-            "batch": batch,
-            "steps": len(self.dt),
-            "n": n,
+            "INV_TAU": inv_tau.contiguous(),
+            "W_IN": self.bias if W_in is None else W_in.contiguous(),
+            "batch": len(x0),
+            "steps": len(dt),
+            "n": terms.n,
             "tiles": layout.tiles,
-            "dt_step": self.dt.shape[1],
-            "dt_row": int(self.dt.shape[1] > 1),
-            "u_step": 0 if self.drive is None else self.drive[0].numel(),
-            "PRE": _name(self.terms.pre),
-            "POST": _name(self.terms.post),
-            "INPUTS": self.inputs,
-            "PRODUCTS": self.packer.matmul_precision,
+            "dt_step": dt.shape[1],
+            "dt_row": int(dt.shape[1] > 1),
+            "u_step": 0 if drive is None else drive[0].numel(),
+            "PRE": terms.pre.runs[0][0].name,
+            "POST": terms.post.runs[0][0].name,
+            "INPUTS": 0 if drive is None else -1 if W_in is None else drive.shape[-1],
+            "PRODUCTS": matmul_precision,
             "K": layout.block,
             "TILE": layout.tile,
             "PER_BLOCK": layout.per_block,
@@ -190,99 +165,57 @@ class _Launch:
             **COMPILED,
         }
 
-    def at(self, step: int) -> dict[str, Tensor]:
-        """U and DT at one step."""
-        return {"U": self.bias if self.drive is None else self.drive[step], "DT": self.dt[step]}
+    def run(self, kernel: Any, step: int, matrices: dict[str, Packed], **arguments: Any) -> None:
+        """Launch with the matrices, and U and DT at one step."""
+        for name, packed in matrices.items():
+            arguments |= {
+                name: packed.values,
+                f"{name}_COLS": packed.cols,
+                f"{name}_STARTS": packed.starts,
+            }
+        arguments |= {"U": self.bias if self.drive is None else self.drive[step], "DT": self.dt[step]}
+        self.start(kernel, **arguments, **self.shared)
 
-    def run(self, kernel: Any, **arguments: Any) -> None:
+    def start(self, kernel: Any, **arguments: Any) -> None:
+        # Triton launches on the current device, which need not be the tensors'.
         device = self.x0.device
-        with _on(device):
-            kernel[(-(-self.x0.shape[0] // self.rows),)](**arguments)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[(-(-len(self.x0) // self.rows),)](**arguments)
 
+    def states(self, keep: bool) -> Tensor:
+        """All states, (time + 1, batch, n), or (2, batch, n) with the last at the index `time % 2`."""
+        X = self.x0.new_empty(self.steps + 1 if keep else 2, *self.x0.shape)
+        X[0] = self.x0
+        matrices = {"W": self.packer.weight(self.W), "L": self.packer.coupling(self.L, self.bias)}
+        kinds = {f"{name}_KIND": packed.kind for name, packed in matrices.items()}
+        self.run(self.kernels.forward_kernel, 0, matrices, X=X, RING=not keep, **kinds)
+        return X
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _name(phi: Elementwise) -> str:
-    return phi.runs[0][0].name
-
-
-def _launch(
-    terms: Terms,
-    matmul_precision: MatmulPrecision,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    W: Tensor,
-    bias: Tensor,
-    inv_tau: Tensor,
-    L: Tensor | None,
-    W_in: Tensor | None,
-) -> _Launch:
-    if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
-        drive, W_in = drive @ W_in.mT, None
-    drive = None if drive is None else drive.contiguous()
-    rows, width = SHAPES[matmul_precision] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
-    packer = Packer(terms, W, matmul_precision, width)
-    return _Launch(terms, packer, rows, x0, drive, dt.contiguous(), W, bias, inv_tau, L, W_in)
-
-
-def _operand(name: str, packed: Packed) -> dict[str, Tensor]:
-    return {name: packed.values, f"{name}_COLS": packed.cols, f"{name}_STARTS": packed.starts}
-
-
-def _states(launch: _Launch, keep: bool) -> Tensor:
-    """All states, (time + 1, batch, n), or (2, batch, n) with the last one at the index `time % 2`."""
-    from ctrnn_assembly.solvers.cuda.kernels import forward_kernel
-
-    X = launch.x0.new_empty(len(launch.dt) + 1 if keep else 2, *launch.x0.shape)
-    X[0] = launch.x0
-    W = launch.packer.weight(launch.W)
-    L = launch.packer.coupling(launch.L, launch.bias)
-    launch.run(
-        forward_kernel,
-        X=X,
-        **launch.shared(),
-        **launch.at(0),
-        **_operand("W", W),
-        **_operand("L", L),
-        W_KIND=W.kind,
-        L_KIND=L.kind,
-        RING=not keep,
-    )
-    return X
-
-
-def _adjoints(launch: _Launch, X: Tensor, grad: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(lam_0, V, Q) with V, Q (time, batch, n), from the gradient of all states or of the last."""
-    from ctrnn_assembly.solvers.cuda.kernels import adjoint_kernel
-
-    grad = grad.contiguous()
-    lam = torch.stack([grad[-1], grad[-1]])
-    V = torch.empty_like(X[1:])
-    Q = V if launch.terms.post.is_identity else torch.empty_like(V)
-    packer, W = launch.packer, launch.W
-    forward, backward = packer.weight(W), packer.weight(W if W.ndim == 1 else W.mT)
-    L = packer.coupling(None if launch.L is None else launch.L.mT, launch.bias)
-    launch.run(
-        adjoint_kernel,
-        X=X[-2],
-        V=V[-1],
-        Q=Q[-1],
-        LAM=lam,
-        GRAD=grad[-2] if every else grad,
-        **launch.shared(),
-        **launch.at(-1),
-        **_operand("W", forward),
-        **_operand("WT", backward),
-        **_operand("LT", L),
-        W_KIND=forward.kind,
-        L_KIND=L.kind,
-        EVERY=every,
-    )
-    return lam[len(V) % 2], V, Q
+    def adjoints(self, X: Tensor, grad: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(lam_0, V, Q) with V, Q (time, batch, n), from the gradient of all states or of the last."""
+        grad, packer, W = grad.contiguous(), self.packer, self.W
+        lam = torch.stack([grad[-1], grad[-1]])
+        V = torch.empty_like(X[1:])
+        Q = V if self.post.is_identity else torch.empty_like(V)
+        matrices = {
+            "W": packer.weight(W),
+            "WT": packer.weight(W if W.ndim == 1 else W.mT),
+            "LT": packer.coupling(None if self.L is None else self.L.mT, self.bias),
+        }
+        self.run(
+            self.kernels.adjoint_kernel,
+            -1,
+            matrices,
+            X=X[-2],
+            V=V[-1],
+            Q=Q[-1],
+            LAM=lam,
+            GRAD=grad[-2] if every else grad,
+            W_KIND=matrices["W"].kind,
+            L_KIND=matrices["LT"].kind,
+            EVERY=every,
+        )
+        return lam[len(V) % 2], V, Q
 
 
 class _Persistent(torch.autograd.Function):
@@ -290,96 +223,62 @@ class _Persistent(torch.autograd.Function):
     def forward(
         ctx: Any,
         terms: Terms,
-        settings: _Settings,
+        matmul_precision: MatmulPrecision,
+        save: Save,
+        keep: bool,
         x0: Tensor,
         drive: Tensor | None,
         dt: Tensor,
         *tensors: Tensor | None,
     ) -> Tensor:
-        launch = _launch(terms, settings.matmul_precision, x0, drive, dt, *tensors)  # type: ignore[arg-type]
-        X = _states(launch, settings.keep)
-        if settings.keep:
-            ctx.terms, ctx.settings = terms, settings
+        X = _Launch(terms, matmul_precision, x0, drive, dt, *tensors).states(keep)
+        if keep:
+            ctx.terms, ctx.matmul_precision, ctx.every = terms, matmul_precision, save == "all"
             ctx.save_for_backward(X, drive, dt, *tensors)
         # A copy of the last state, so that nothing outside shares memory with what the adjoint reads.
-        return X if settings.every else X[len(dt) if settings.keep else len(dt) % 2].clone()[None]
+        return X if save == "all" else X[len(dt) if keep else len(dt) % 2].clone()[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
             raise SolverError("the persistent kernels have no second derivatives. Use backend='plain'.")
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
-            X, drive, dt, *tensors = ctx.saved_tensors
-            launch = _launch(ctx.terms, ctx.settings.matmul_precision, X[0], drive, dt, *tensors)
-            lam, V, Q = _adjoints(launch, X, grad, ctx.settings.every)
-            wanted = ctx.needs_input_grad
-            sums = _weight_gradients(ctx, X, V, Q, wanted)
-            return (None, None, lam if wanted[2] else None, *sums)
+            X, *given = ctx.saved_tensors
+            launch = _Launch(ctx.terms, ctx.matmul_precision, X[0], *given)
+            lam, V, Q = launch.adjoints(X, grad, ctx.every)
+            d_x0 = lam if ctx.needs_input_grad[4] else None
+            sums = _weight_gradients(ctx.terms, ctx.needs_input_grad[5:], given, X, V, Q)
+            return (None, None, None, None, d_x0, *sums)
 
 
 def _weight_gradients(
-    ctx: Any, X: Tensor, V: Tensor, Q: Tensor, wanted: tuple[bool, ...]
+    terms: Terms, wanted: tuple[bool, ...], given: list[Any], X: Tensor, V: Tensor, Q: Tensor
 ) -> list[Tensor | None]:
     """Gradients of drive, dt (none), W, bias, 1/tau, L and W_in, summed over chunks of time."""
-    _, drive, dt, W, bias, inv_tau, L, W_in = ctx.saved_tensors
-    parts = (drive, None, W, bias, inv_tau, L, W_in)
+    drive, dt, W, _, inv_tau, L, W_in = given
     sums = [
-        torch.zeros_like(part) if need and part is not None else None
-        for part, need in zip(parts, wanted[3:], strict=True)
+        torch.zeros_like(t) if need and t is not None else None
+        for t, need in zip(given, wanted, strict=True)
     ]
+    d_drive, _, dW, d_bias, d_inv_tau, dL, dW_in = sums
+    inverse = torch.where(dt == 0, 0, 1 / dt)[:, :, None]  # a step of length 0 adds none
     steps = max(1, CHUNK // X.shape[1])
     for start in range(0, len(V), steps):
         part = slice(start, start + steps)
-        x, u = X[:-1][part], None if drive is None else drive[part]
-        _add_products(ctx.terms, sums, x, V[part], Q[part], u, W_in)
-        if sums[0] is not None:
-            sums[0][part] = Q[part] if W_in is None else Q[part] @ W_in
-        if sums[4] is not None:
-            sums[4] += _tau_gradient(V[part], X[1:][part] - x, dt[part], inv_tau)
-    if sums[5] is not None:
-        _keep_coupled(sums[5], ctx.terms)
+        x, v, q = X[:-1][part], V[part], Q[part]
+        u = None if drive is None else drive[part]
+        if d_drive is not None:
+            d_drive[part] = q if W_in is None else q @ W_in
+        if d_inv_tau is not None:  # lam+ (x+ - x) tau with lam+ = v tau / dt
+            d_inv_tau += (v * (X[1:][part] - x) * inverse[part]).sum((0, 1)) / inv_tau.square()
+        if d_bias is not None:
+            d_bias += q.sum((0, 1))
+        x, v, q = (a.flatten(0, 1) for a in (x, v, q))
+        if dW is not None:
+            operator = Diagonal(W) if W.ndim == 1 else Dense(W)
+            operator.gradient(dW, q, terms.pre(x))
+        if dL is not None:
+            Dense(L).gradient(dL, v, x)
+        if dW_in is not None and u is not None:
+            Dense(W_in).gradient(dW_in, q, u.flatten(0, 1))
     return sums
-
-
-def _keep_coupled(dL: Tensor, terms: Terms) -> None:
-    """Zero the gradient of L, in place, outside few coupled blocks: there the fused loop has none."""
-    p = len(terms.sizes)
-    if p == 1 or not terms.pairs or len(set(terms.sizes)) > 1 or 2 * len(terms.pairs) > FEW * p * p:
-        return
-    coupled = torch.zeros(p, p)
-    for i, j in terms.pairs:
-        coupled[i, j] = coupled[j, i] = 1
-    dL.view(p, terms.n // p, p, -1).mul_(coupled.to(dL)[:, None, :, None])
-
-
-def _add_products(
-    terms: Terms,
-    sums: list[Tensor | None],
-    X: Tensor,
-    V: Tensor,
-    Q: Tensor,
-    u: Tensor | None,
-    W_in: Tensor | None,
-) -> None:
-    """dW += q^T p by blocks, db += sum q, dL += v^T x, dW_in += q^T u over all rows of one chunk."""
-    x, v, q = X.flatten(0, 1), V.flatten(0, 1), Q.flatten(0, 1)
-    _, _, W, bias, _, L, dW_in = sums
-    if W is not None:
-        p = x if terms.pre.is_identity else terms.pre(x)
-        if W.ndim == 1:
-            W += (q * p).sum(0)
-        else:
-            q_blocks, p_blocks = (a.unflatten(-1, (len(W), -1)).transpose(0, 1) for a in (q, p))
-            W.baddbmm_(q_blocks.mT, p_blocks)  # (p, k, rows) times (p, rows, k)
-    if bias is not None:
-        bias += q.sum(0)
-    if L is not None:
-        L.addmm_(v.mT, x)
-    if dW_in is not None and u is not None:
-        dW_in.addmm_(q.mT, u.flatten(0, 1))
-
-
-def _tau_gradient(V: Tensor, moved: Tensor, dt: Tensor, inv_tau: Tensor) -> Tensor:
-    """d(1/tau) = sum lam+ (x+ - x) / (1/tau) with lam+ = v tau / dt; a step of length 0 adds none."""
-    inverse = torch.where(dt == 0, 0, 1 / dt)  # (steps, 1 or batch)
-    return (V * moved * inverse[:, :, None]).sum((0, 1)) / inv_tau.square()
