@@ -12,39 +12,28 @@ python experiments/counterexamples.py
 Every number is computed here, and every function can be imported.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import product
 
 import numpy as np
 import torch
 from numpy import ndarray
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from scipy.linalg import expm
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
-from ctrnn_assembly import (
-    AdaDiagTanh,
-    Assembly,
-    Certificate,
-    Feedback,
-    Subnetwork,
-    Unconstrained,
-    certify,
-    couple,
-    measure_contraction,
-    solve,
-)
+import ctrnn_assembly as ctrnn
+from ctrnn_assembly import Assembly, Subnetwork, certify, measure_contraction, solve
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.schemes import SCHEMES
 
 AMPLITUDE = 4.0  # tanh'(4) = 0.0013 stands for the slope 0
 SAMPLES = 1200  # held inputs a period
+Pieces = list[tuple[tuple[float, float], float]]  # slopes, and for how long
+Path = Callable[[Tensor], Tensor]  # of time
 
 
 # (i) Theorem 7
@@ -58,7 +47,7 @@ def planar_jacobian(c: float, slopes: tuple[float, float]) -> ndarray:
 def planar_network(c: float) -> Subnetwork:
     """tau x' = -x + W tanh(x) + u with that W, without a constraint."""
     W = torch.tensor([[0.0, -c], [c, 0.0]], dtype=torch.float64)
-    return Subnetwork(Unconstrained("tanh"), 2, weight=W, bias=False)
+    return Subnetwork(ctrnn.Unconstrained("tanh"), 2, weight=W, bias=False)
 
 
 def best_constant_rate(c: float) -> float:
@@ -73,8 +62,8 @@ def best_constant_rate(c: float) -> float:
         theta = np.linalg.cholesky(np.array([[a, b], [b, (1 + b * b) / a]])).T
         return max(largest_symmetric(theta @ J @ np.linalg.inv(theta)) for J in corners)
 
-    starts = [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0), (2.0, 0.5)]
     options = {"xatol": 1e-10, "fatol": 1e-12, "maxiter": 2000}
+    starts = [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0), (2.0, 0.5)]
     return -min(minimize(loss, z, method="Nelder-Mead", options=options).fun for z in starts)
 
 
@@ -88,14 +77,14 @@ def switching_root() -> float:
     return float(brentq(lambda v: math.log1p(v**-2) / 2 - 1 - v * math.atan(v), 0.01, 1.0, xtol=1e-14))
 
 
-def worst_pieces(c: float) -> list[tuple[tuple[float, float], float]]:
+def worst_pieces(c: float) -> Pieces:
     """The worst-case switching: (slopes, duration) over half a turn of the polar angle."""
     slope = switching_root()
     one, both = 1 / (slope * c), math.atan(slope) / c
     return [((1.0, 0.0), one), ((1.0, 1.0), both), ((0.0, 1.0), one), ((1.0, 1.0), both)]
 
 
-def monodromy(c: float, pieces: list[tuple[tuple[float, float], float]]) -> tuple[ndarray, float]:
+def monodromy(c: float, pieces: Pieces) -> tuple[ndarray, float]:
     """The map over one period of v' = J(D(t)) v, and the period."""
     flow = np.eye(2)
     for slopes, duration in pieces:
@@ -114,7 +103,7 @@ def switching_exponent(c: float) -> float:
     return math.log(radius(flow)) / period
 
 
-def steered(c: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]:
+def steered(c: float) -> tuple[Path, Path, float]:
     """x*(t), u(t) and their period: x* holds each tanh slope near 1 or 0 as the worst case wants.
 
     u = x*' + x* - W tanh(x*) makes x* a solution; it is smooth, periodic and bounded.
@@ -173,7 +162,7 @@ def measured_exponent(c: float, periods: int = 8) -> Measurement:
 # (ii) Section 3.1
 
 
-def alternating_pieces(c: float) -> list[tuple[tuple[float, float], float]]:
+def alternating_pieces(c: float) -> Pieces:
     """Slopes (1, e^-2) and (e^-2, 1) in turn, each for a quarter turn of the Jacobian's rotation."""
     duration, small = math.pi * math.e / (2 * c), math.exp(-2)
     return [((1.0, small), duration), ((small, 1.0), duration)]
@@ -203,19 +192,19 @@ def textbook_solution(end: float = 4.0) -> Tensor:
 def strongly_coupled(omega: float = 12.0, n: int = 4) -> Assembly:
     """Two modules W = I / 2, tanh, under negative feedback with ||L|| = omega."""
     half = torch.eye(n, dtype=torch.float64) / 2
-    parts = [Subnetwork(AdaDiagTanh("tanh", margin=0.4), n, weight=half) for _ in range(2)]
-    net = couple(parts, "all", generator=torch.Generator().manual_seed(0)).double()
+    parts = [Subnetwork(ctrnn.AdaDiagTanh("tanh", margin=0.4), n, weight=half) for _ in range(2)]
+    net = ctrnn.couple(parts, "all", generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         L = net.terms().L
         assert L is not None
-        assert isinstance(net.coupling, Feedback)
+        assert isinstance(net.coupling, ctrnn.Feedback)
         net.coupling.K.values.mul_(omega / torch.linalg.matrix_norm(L, ord=2))
     return net
 
 
 def certified_and_measured(
     net: Assembly, solver: str, dt: float = 0.03, steps: int = 400
-) -> tuple[Certificate, Measurement]:
+) -> tuple[ctrnn.Certificate, Measurement]:
     """The certificate of one step, and 32 pairs under a random input."""
     generator = torch.Generator().manual_seed(1)
     u = torch.randn(2, steps, net.size, generator=generator, dtype=torch.float64)
@@ -231,40 +220,36 @@ def pairs_of(values: ndarray) -> str:
     return ", ".join(f"{z.real:+.4f}{z.imag:+.4f}i" for z in np.sort_complex(values))
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Group:
-    """A table under its title."""
-    made = Table()
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    made = Table(title=f"\n{title}", title_justify="left", title_style="bold")
     for column in columns:
         made.add_column(column, justify="right")
     for row in rows:
         made.add_row(*row)
-    return Group(Text("\n" + title, style="bold"), made)
+    return made
 
 
-def theorem7_table() -> Group:
+def theorem7_table() -> Table:
     rows, critical = [], 1 / switching_root()
     for c in (1.0, 1.9, 2.0, 2.5, critical, 4.0, 10.0):
-        box = product((0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
+        box = product((0.0, 0.5, 1.0), repeat=2)
         real = [np.linalg.eigvals(planar_jacobian(c, D)).real for D in box]
-        certificate = certify(planar_network(c))
-        found = (switching_exponent(c), c * switching_root() - 1)
-        rows.append(
-            (
-                f"{c:.4f}",
-                f"{np.min(real):+.4f} .. {np.max(real):+.4f}",
-                f"{best_constant_rate(c):+.6f}",
-                f"{certificate.rate:+.6f}" if certificate.certified else "refused",
-                *(f"{value:+.6f}" for value in found),
-                f"{-measured_exponent(c).rate:+.4f}",
-            )
-        )
-    columns = ["c", "Re eig(J), all slopes", "best constant metric: rate", "certify: rate"]
-    columns += ["worst switching: exponent", "c l - 1", "tanh network, measured exponent"]
+        rate = certify(planar_network(c))
+        row = {
+            "c": f"{c:.4f}",
+            "Re eig(J), all slopes": f"{np.min(real):+.4f} .. {np.max(real):+.4f}",
+            "best constant metric: rate": f"{best_constant_rate(c):+.6f}",
+            "certify: rate": f"{rate.rate:+.6f}" if rate.certified else "refused",
+            "worst switching: exponent": f"{switching_exponent(c):+.6f}",
+            "c l - 1": f"{c * switching_root() - 1:+.6f}",
+            "tanh network, measured exponent": f"{-measured_exponent(c).rate:+.4f}",
+        }
+        rows.append(row.values())
     roots = f"l = {switching_root():.10f}, 1/l = {critical:.10f}"
-    return table(f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}", columns, rows)
+    return table(f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}", row, rows)
 
 
-def spectra_table(c: float) -> Group:
+def spectra_table(c: float) -> Table:
     rows = []
     for D in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0)):
         J = planar_jacobian(c, D)
@@ -274,7 +259,7 @@ def spectra_table(c: float) -> Group:
     return table(f"Both spectra, c = {c:g}", columns, rows)
 
 
-def growth_table(c: float) -> Group:
+def growth_table(c: float) -> Table:
     t, d = perturbed(c)
     _, signal, period = steered(c)
     largest = float(signal(torch.linspace(0, period, 4001, dtype=torch.float64)).abs().max())
@@ -287,7 +272,7 @@ def growth_table(c: float) -> Group:
     return table(title, ("t", "distance"), rows)
 
 
-def section31_table() -> Group:
+def section31_table() -> Table:
     rows = []
     for c in (4.0, math.pi * math.e / 2, 5.0, 10.0):
         pieces = alternating_pieces(c)
@@ -299,19 +284,18 @@ def section31_table() -> Group:
     return table("(ii) Section 3.1: alternating slopes; above 1 the solutions grow", columns, rows)
 
 
-def textbook_table() -> Group:
-    matrices = {s: textbook_matrix(torch.tensor(s, dtype=torch.float64)).numpy() for s in range(4)}
-    rows = (
-        (f"{s:g}", pairs_of(np.linalg.eigvals(A)), f"{largest_symmetric(A):+.4f}")
-        for s, A in matrices.items()
-    )
-    found = ", ".join(f"{float(v):.7f}" for v in textbook_solution())
-    exact = ", ".join(f"{v:.7f}" for v in (math.exp(2) * math.cos(4), -math.exp(2) * math.sin(4)))
-    title = f"The textbook's A(t): x(4) = ({found}), exactly ({exact}), from (1, 0)"
+def textbook_table() -> Table:
+    rows = []
+    for s in range(4):
+        A = textbook_matrix(torch.tensor(s, dtype=torch.float64)).numpy()
+        rows.append((f"{s:g}", pairs_of(np.linalg.eigvals(A)), f"{largest_symmetric(A):+.4f}"))
+    exact = (math.exp(2) * math.cos(4), -math.exp(2) * math.sin(4))
+    x, y = (", ".join(f"{v:.7f}" for v in pair) for pair in (textbook_solution().tolist(), exact))
+    title = f"The textbook's A(t): x(4) = ({x}), exactly ({y}), from (1, 0)"
     return table(title, ("t", "eig(A(t))", "lmax(sym A(t))"), rows)
 
 
-def solver_table() -> Group:
+def solver_table() -> Table:
     net, rows = strongly_coupled(), []
     for solver in ("dopri8", "euler", "imex", "exponential-euler"):
         certificate, measured = certified_and_measured(net, solver)
@@ -320,21 +304,21 @@ def solver_table() -> Group:
         bound, verdict = step.contraction_factor, "certified" if step.certified else "refused"
         if solver == "dopri8":  # continuous time: the factor that the rate allows over dt
             verdict, bound = "exact flow", math.exp(-certificate.rate * measured.dt)
-        numbers = (f"{measured.factor:.6f}", f"{measured.rate:+.4f}", f"{measured.growth:.3e}")
-        rows.append((solver, verdict, "none" if bound is None else f"{bound:.6f}", *numbers))
-    columns = ["solver", "one step", "bound on the factor", "largest measured factor", "fitted rate"]
-    columns += ["distance after 400 steps / before"]
+        row = {
+            "solver": solver,
+            "one step": verdict,
+            "bound on the factor": "none" if bound is None else f"{bound:.6f}",
+            "largest measured factor": f"{measured.factor:.6f}",
+            "fitted rate": f"{measured.rate:+.4f}",
+            "distance after 400 steps / before": f"{measured.growth:.3e}",
+        }
+        rows.append(row.values())
     rate = f"certified rate {certify(net).rate:.6f}"
-    title = f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: {rate}"
-    return table(title, columns, rows)
+    return table(f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: {rate}", row, rows)
 
 
-def main() -> None:
+if __name__ == "__main__":
     torch.set_num_threads(1)
     console = Console(width=170)
     console.print(theorem7_table(), spectra_table(10.0), growth_table(10.0))
     console.print(section31_table(), textbook_table(), solver_table())
-
-
-if __name__ == "__main__":
-    main()

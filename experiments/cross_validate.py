@@ -3,20 +3,17 @@
     python experiments/cross_validate.py            # 10 to 20 minutes on one core
 
 The net is that of tuned-adadiag in configs/japanese-vowels.yaml, at its last epoch; the test file is not
-read. Leaves results/DATE-japanese-vowels-folds.json.
+read. Noise is in standard deviations of each channel. Leaves results/DATE-japanese-vowels-folds.json.
 """
 
-from __future__ import annotations
-
-import argparse
 from dataclasses import replace
 from typing import Any
 
 import torch
 from keep import about, keep
 
-from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.data.task import Split, stratified_folds
+from ctrnn_assembly.data import load_task
+from ctrnn_assembly.data.task import stratified_folds
 from ctrnn_assembly.reproduction.experiments import Job, load_experiment
 from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.config import TrainConfig, make_config
@@ -26,55 +23,37 @@ from ctrnn_assembly.training.run import model_from
 FOLDS = 5
 
 
-def configuration(noise: float) -> TrainConfig:
-    """Of tuned-adadiag, with this much noise."""
-    experiment = load_experiment("japanese-vowels")
-    (row,) = experiment.matching(["tuned-adadiag"])
-    tuned = Job(experiment, row, 0).config()
-    return make_config(tuned.model_dump(), {"input_noise": noise, "test_every_epoch": False})
-
-
-def held_out(config: TrainConfig, task: Task, rest: Split, fold: Split) -> tuple[float, int]:
-    """Summed cross-entropy and errors on a fold, after training on the rest."""
-    part = replace(task, train=rest, val=fold)
-    model = model_from(config, task.n_input, len(task.classes))
-    train = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
-    training = Training(config, make_fabric(config), model)
-    training.set_up()
-    for training.epoch in range(config.epochs):
-        train_epoch(training, train)
-    loss, correct, count = evaluate(model, Batches(part, fold, len(fold))).tolist()
-    return loss, round(count - correct)
-
-
-def cross_validated(config: TrainConfig, task: Task) -> dict[str, Any]:
-    """Mean loss and errors over the folds."""
-    samples = task.train.joined(task.val)
+def cross_validated(config: TrainConfig) -> dict[str, Any]:
+    """Mean cross-entropy and errors over the folds, each after training on the rest."""
+    task = load_task(config.task)
+    samples, sums = task.train.joined(task.val), torch.zeros(3, dtype=torch.float64)
     folds = torch.from_numpy(stratified_folds(samples.y.numpy(), FOLDS))
-    found = []
     for k in range(FOLDS):
         rest, fold = (samples.take(where.nonzero().flatten()) for where in (folds != k, folds == k))
-        found.append(held_out(config, task, rest, fold))
+        part = replace(task, train=rest, val=fold)
+        batches = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
+        model = model_from(config, task.n_input, len(task.classes))
+        training = Training(config, make_fabric(config), model)
+        training.set_up()
+        for training.epoch in range(config.epochs):
+            train_epoch(training, batches)
+        sums += evaluate(model, Batches(part, fold, len(fold)))
+    loss, correct, count = sums.tolist()
     return {
         "noise": config.input_noise,
-        "loss": sum(loss for loss, _ in found) / len(samples),
-        "errors": sum(errors for _, errors in found),
+        "loss": loss / count,
+        "errors": round(count - correct),
         "samples": len(samples),
     }
 
 
-def main() -> None:
-    """Compare amounts of noise, in standard deviations of each channel."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4, 0.8])
+if __name__ == "__main__":
     torch.set_num_threads(1)
+    experiment = load_experiment("japanese-vowels")
+    tuned = Job(experiment, *experiment.matching(["tuned-adadiag"]), 0).config().model_dump()
     runs = []
-    for amount in parser.parse_args().noise:
-        config = configuration(amount)
-        runs.append(cross_validated(config, load_task(config.task)))
+    for noise in (0.0, 0.2, 0.4, 0.8):
+        config = make_config(tuned, {"input_noise": noise, "test_every_epoch": False})
+        runs.append(cross_validated(config))
         print(runs[-1])
     print(keep("japanese-vowels-folds", {**about(__file__, seed=0), "folds": FOLDS, "runs": runs}))
-
-
-if __name__ == "__main__":
-    main()

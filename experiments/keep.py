@@ -1,9 +1,8 @@
 """Keep what an experiment measured as one JSON file in results/, with all that it depends on."""
 
-from __future__ import annotations
-
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -26,14 +25,11 @@ def about(
         script: `__file__` of the experiment.
         arguments: what it was given; None for the command line.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    for k, word in enumerate(given):
-        if word.startswith("--data-dir="):
-            given[k] = "--data-dir=DATA"
-        elif k and given[k - 1] == "--data-dir":
-            given[k] = "DATA"
     name = Path(script).resolve().relative_to(HERE.parent)
-    return provenance.provenance(command=shlex.join(["python", str(name), *given]), seed=seed)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", str(name), *given])
+    command = re.sub(r"--data-dir([ =])('[^']*'|\S+)", r"--data-dir\1DATA", command)
+    return provenance.provenance(command=command, seed=seed)
 
 
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS, digits: int = 17) -> Path:

@@ -2,17 +2,14 @@
 
     python experiments/on_gpu.py --out FOLDER        FOLDER is $OUT, else the current one
 
-Writes FOLDER/on-gpu.json after each part. The check solves one network of 16 blocks of 32 units, in both
-forms, with three couplings and a diagonal W, by the graph and persistent backends in every precision of
-products, and compares states and all gradients with the fused loop in float64; repeated runs of a
-persistent kernel that differ in one bit have raced. Times are of `ctrnn bench`, where nn.RNN (cuDNN) and
-torchdiffeq take part, and training is of a recipe by `ctrnn train`.
+Writes FOLDER/DATE-on-gpu.json after each part. The check solves one network of 16 blocks of 32 units, in
+both forms, with three couplings and a diagonal W, by the graph and persistent backends in every
+precision of products, and compares states and all gradients with the fused loop in float64; repeated
+runs of a persistent kernel that differ in one bit have raced. Times are of `ctrnn bench`, where nn.RNN
+(cuDNN) and torchdiffeq take part, and training is of a recipe by `ctrnn train`.
 """
 
-from __future__ import annotations
-
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from keep import about, keep
 from torch import Tensor
 
 from ctrnn_assembly import AdaDiagTanh, SingularValueBounded, Subnetwork, couple
@@ -94,12 +92,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("this script needs a CUDA device, and torch finds none on this machine.")
-    result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-    }
-    run = str(args.out / "run")
+    result, run = about(__file__), str(args.out / "run")
     parts = {
         "check": check,
         "bench": lambda: ctrnn("bench", "--device", "cuda", "--steps", "1024"),
@@ -107,11 +100,9 @@ def main() -> None:
     }
     for name, part in parts.items():
         result[name] = part()
-        (args.out / "on-gpu.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    wrong = [row for row in result["check"] if not row["right"]]
-    sys.exit(
-        f"{len(wrong)} of {len(result['check'])} cases are wrong, such as {wrong[0]}" if wrong else 0
-    )
+        keep("on-gpu", result, args.out)
+    if wrong := [row for row in result["check"] if not row["right"]]:
+        sys.exit(f"{len(wrong)} of {len(result['check'])} cases are wrong, such as {wrong[0]}")
 
 
 if __name__ == "__main__":

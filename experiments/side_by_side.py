@@ -3,8 +3,6 @@
 python experiments/side_by_side.py
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -17,20 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 COMMON = {"task": "digits", "modules": 4, "units": 8, "solver": "euler", "dt": 0.03}
+SPARSE = {"model": "published-sparse-combo", "density": 0.15, "magnitude": 1.6}
+FREE = {"model": "adadiag-tanh", "activation": "relu", "coupling_kind": "free"}
 NETS: dict[str, dict[str, Any]] = {
     "certified": {"model": "adadiag-tanh", "margin": 0.3},
-    "left half-plane": {
-        "model": "published-sparse-combo",
-        "density": 0.15,
-        "magnitude": 1.6,
-        "coupling_scale": 0.5,
-    },
-    "unstable": {
-        "model": "adadiag-tanh",
-        "activation": "relu",
-        "coupling_kind": "free",
-        "coupling_scale": 4.0,
-    },
+    "left half-plane": {**SPARSE, "coupling_scale": 0.5},
+    "unstable": {**FREE, "coupling_scale": 4.0},
 }
 SAMPLES = ("--samples", "2")
 
@@ -53,21 +43,20 @@ def answers(file: Path) -> dict[str, str]:
     points = ask(file, "fixed-points", *SAMPLES)
     gsc = ask(file, "gsc", *SAMPLES, "--every", "32")["rows"]
     step = certificate["discrete"]
-    bound = lyapunov["certified_bound"]
-    factor = contraction["certified_factor"]
+    factor = f"factor <= {step['contraction_factor']:.5f}" if step["certified"] else "NOT certified"
+    bounds = (lyapunov["certified_bound"], contraction["certified_factor"])
+    exponent, largest = ("-" if bound is None else f"{bound:.5f}" for bound in bounds)
     return {
         "certify: continuous time": "certified" if certificate["certified"] else "NOT certified",
         "certify: rate, at least": f"{certificate['rate']:.4f}",
-        "certify: Euler step": f"factor <= {step['contraction_factor']:.5f}"
-        if step["certified"]
-        else "NOT certified",
+        "certify: Euler step": factor,
         "spectrum: largest Re eig J": f"{max(row['abscissa'] for row in spectrum):.4f}",
         "spectrum: smallest local rate": f"{min(row['local_rate'] for row in spectrum):.4f}",
         "spectrum: step radius": f"{max(row['step_radius'] for row in spectrum):.5f}",
         "lyapunov: largest exponent": f"{lyapunov['rows'][0]['exponent']:.4f}",
-        "lyapunov: certified bound": "-" if bound is None else f"{bound:.4f}",
+        "lyapunov: certified bound": exponent,
         "contraction: largest factor": f"{contraction['largest_factor']:.5f}",
-        "contraction: certified factor": "-" if factor is None else f"{factor:.5f}",
+        "contraction: certified factor": largest,
         "contraction: growth of distances": f"{contraction['growth']:.4g}",
         "fixed-points": "; ".join(sorted({row["kind"] for row in points["rows"]})) or "none found",
         "gsc: |dx_T / dx_t|, t = T/2": f"{gsc[1]['jacobian']:.4f}",

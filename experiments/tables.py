@@ -6,12 +6,11 @@
 Only runs that are in experiments/results/ are in the tables; nothing is filled in by hand.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,14 @@ HIGHLIGHTS = (
     ("psmnist-14", "adadiag-constant-c20"),
     ("solver-swap", "svd-combo"),
 )
+EXPONENTS = (
+    "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, "
+    "and range over the images; and the certified rate, which bounds the flow:"
+)
+OURS = ("ours-fused", "ours-adadiag-fused")
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Results) -> str:
     """A table of rows of cells by column."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -57,12 +61,12 @@ def between(text: str, made: str, name: str, block: str) -> str:
 
 def all_tables(results: Path) -> str:
     """For experiments/README.md: the index, then every experiment that has been run."""
-    experiments = [load_experiment(name) for name in experiment_names()]
-    there = [(experiment, read_results(results, experiment)) for experiment in experiments]
-    index = [summary_cells(summary(experiment, found)) for experiment, found in there]
-    for line in index:
-        line["command"] = f"`{line['command']}`"
-    sections = [section(experiment, found) for experiment, found in there if found]
+    index, sections = [], []
+    for experiment in map(load_experiment, experiment_names()):
+        there = read_results(results, experiment)
+        line = summary_cells(summary(experiment, there))
+        index.append(line | {"command": f"`{line['command']}`"})
+        sections += [section(experiment, there)] if there else []
     return "\n\n".join([markdown(index), *sections])
 
 
@@ -78,19 +82,13 @@ def section(experiment: Experiment, there: Results) -> str:
         markdown([cells(line) for line in compare(experiment.rows, there)]),
     ]
     if experiment.evaluate:
-        names = [one.name for one in experiment.evaluate]
-        swapped = [
-            {"row": row.name} | {name: swapped_cell(there, row.name, name) for name in names}
-            for row in experiment.rows
-        ]
-        about = "Tested with other solvers and steps (test accuracy; certificate of the step):"
-        parts += [about, markdown(swapped)]
+        swapped: Results = [{"row": row.name} for row in experiment.rows]
+        for line, one in product(swapped, experiment.evaluate):
+            line[one.name] = swapped_cell(there, line["row"], one.name)
+        parts += ["Tested with other solvers and steps (test accuracy; certificate of the step):"]
+        parts += [markdown(swapped)]
     if experiment.lyapunov:
-        about = (
-            "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, "
-            "and range over the images; and the certified rate, which bounds the flow:"
-        )
-        parts += [about, markdown(exponents(there))]
+        parts += [EXPONENTS, markdown(exponents(there))]
     return "\n\n".join(parts)
 
 
@@ -106,57 +104,48 @@ def swapped_cell(there: Results, row: str, name: str) -> str:
     return ", ".join(failed) or "-"
 
 
-def exponents(there: Results) -> list[dict[str, str]]:
+def exponents(there: Results) -> Results:
     """Largest exponents and certified rate over training, of the first seed of each row."""
-    by_row = {
-        r["row"]: {e["epoch"]: e for e in r["lyapunov"]} for r in reversed(there) if "lyapunov" in r
-    }
+    ran = [r for r in reversed(there) if "lyapunov" in r]
+    by_row = {r["row"]: {e["epoch"]: e for e in r["lyapunov"]} for r in ran}
     rows = []
     for epoch in sorted({epoch for found in by_row.values() for epoch in found}):
         line = {"epoch": str(epoch)}
         for row, found in by_row.items():
             one = found.get(epoch)
-            line[f"{row}: of the step"] = exponent_cell(one, "step")
-            line[f"{row}: of the flow"] = exponent_cell(one, "flow")
+            for name in ("step", "flow"):
+                value = None if one is None else one[name]
+                cell = "-" if one is None else "overflow"
+                if value is not None:
+                    low, high = one[f"{name}_range"]
+                    cell = f"{value:.4f} ({low:.3f} to {high:.3f})"
+                line[f"{row}: of the {name}"] = cell
             certified = f"{one['rate']:.4g}" if one and one["certified"] else "no"
             line[f"{row}: rate >="] = "-" if one is None else certified
         rows.append(line)
     return rows
 
 
-def exponent_cell(one: dict[str, Any] | None, name: str) -> str:
-    """Mean and range; overflow where the state did."""
-    if one is None or one[name] is None:
-        return "-" if one is None else "overflow"
-    low, high = one[f"{name}_range"]
-    return f"{one[name]:.4f} ({low:.3f} to {high:.3f})"
-
-
 def highlights(results: Path) -> str:
     """For README.md: the rows that a newcomer must see."""
     rows = []
     for name, row in HIGHLIGHTS:
-        experiment = load_experiment(name)
-        there = read_results(results, experiment)
+        there = read_results(results, experiment := load_experiment(name))
         line = cells(compare(experiment.matching([row]), there)[0])
-        rows.append(
-            {
-                "experiment, row": f"{name}, {row}",
-                "published": line["published"],
-                "ours": f"{line['ours']} (n={line['n']})",
-                "tested with dopri5": swapped_cell(there, row, "dopri5"),
-                "certified": line["certified after"],
-                "rate >=": line["rate >="],
-                "step certified": line["step certified"],
-            }
-        )
+        shown = {
+            "experiment, row": f"{name}, {row}",
+            "published": line["published"],
+            "ours": f"{line['ours']} (n={line['n']})",
+            "tested with dopri5": swapped_cell(there, row, "dopri5"),
+            "certified": line["certified after"],
+        }
+        rows.append(shown | {key: line[key] for key in ("rate >=", "step certified")})
     return markdown(rows)
 
 
 def speed(results: Path) -> str:
     """Forward and backward of the newest `experiments/speed.py`: ours, and how many times the others."""
-    files = sorted(results.glob("*-speed-*.json"))
-    if not files:
+    if not (files := sorted(results.glob("*-speed-*.json"))):
         return "Not measured yet."
     kept = json.loads(files[-1].read_text(encoding="utf-8"))
     size = kept["runs"][0]
@@ -169,36 +158,28 @@ def speed(results: Path) -> str:
     )
     names = list(dict.fromkeys(row["name"] for row in size["rows"]))
     names = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
-    columns = {
-        f"{coupling}, batch {run['batch']}": (run, coupling)
-        for run in kept["runs"]
-        for coupling in ("all", "random:20", "random:5")
-    }
-    rows = [
-        {"": name} | {header: speed_cell(*where, name) for header, where in columns.items()}
-        for name in names
-    ]
+    rows: Results = [{"": name} for name in names]
+    for run, coupling in product(kept["runs"], ("all", "random:20", "random:5")):
+        for row in rows:
+            row[f"{coupling}, batch {run['batch']}"] = speed_cell(run, coupling, row[""])
     return f"{about}\n\n{markdown(rows)}"
 
 
 def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
-    """Milliseconds and the share of the limit; for others, how many times as long as ours."""
-    row, own = timing(run, coupling, name), timing(run, coupling, OURS[0])
-    if row is None or own is None:
+    """Milliseconds and the share of the limit; for others, how many times as long as ours.
+
+    What has no coupling has one row, that of all pairs.
+    """
+    rows = [row for row in run["rows"] if row["kind"] == "forward_backward"]
+    fits = {r["name"]: r for r in rows if r["coupling"] == coupling or r["name"].startswith("nn.")}
+    if name not in fits or OURS[0] not in fits:
         return "-"
+    row = fits[name]
     if name in OURS:
         return f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
-    return f"{row['median_s'] / own['median_s']:.1f} times"
+    return f"{row['median_s'] / fits[OURS[0]]['median_s']:.1f} times"
 
 
-def timing(run: dict[str, Any], coupling: str, name: str) -> dict[str, Any] | None:
-    """The row of a contestant; that of all pairs where the coupling means nothing to it."""
-    rows = [row for row in run["rows"] if row["name"] == name and row["kind"] == "forward_backward"]
-    fits = [row for row in rows if row["coupling"] == coupling]
-    return (fits or (rows if name.startswith("nn.") else []) or [None])[0]
-
-
-OURS = ("ours-fused", "ours-adadiag-fused")
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
     "experiments/README.md": {"results": all_tables},
     "README.md": {"speed": speed, "results": highlights},

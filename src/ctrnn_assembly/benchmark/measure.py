@@ -201,31 +201,33 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
 def rates_of(products: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:
     """Operations a second of the machine's products, by device and precision: median and largest."""
     rates: dict[str, dict[str, dict[str, float]]] = {}
-    for timing in (one for one in products if one.seconds):
-        seconds = {"median": timing.median, "max": min(timing.seconds)}
-        rate = {name: timing.operations / s for name, s in seconds.items()}
-        rates.setdefault(timing.problem.device, {})[timing.contestant.precision] = rate
+    for one in products:
+        if one.seconds:
+            operations = one.contestant.operations(one.problem, one.kind)
+            rate = {"median": operations / one.median, "max": operations / min(one.seconds)}
+            rates.setdefault(one.problem.device, {})[one.contestant.precision] = rate
     return rates
 
 
 def row_of(timing: Timing, products: Sequence[Timing]) -> dict[str, Any]:
     """What was measured of one contestant; `share` is of the rate of products of its precision."""
-    problem, operations = timing.problem, timing.operations
-    rate = rates_of(products).get(problem.device, {}).get(timing.contestant.precision)
+    one, problem, median = timing.contestant, timing.problem, timing.median
+    operations = one.operations(problem, timing.kind)
+    rate = rates_of(products).get(problem.device, {}).get(one.precision)
     return {
-        "name": timing.contestant.name,
+        "name": one.name,
         "kind": timing.kind,
         "n": problem.n,
         "batch": problem.batch,
         "steps": problem.steps,
         "coupling": timing.coupling,
-        "median_s": timing.median,
+        "median_s": median,
         "min_s": min(timing.seconds),
         "peak_mb": None if timing.peak_mb is None else round(timing.peak_mb, 3),
         "device": problem.device,
         "rounds": len(timing.seconds),
         "useful_operations": operations,
-        "share": None if rate is None else operations / timing.median / rate["median"],
+        "share": None if rate is None else operations / median / rate["median"],
     }
 
 

@@ -57,10 +57,6 @@ class Timing:
         return self.problem.coupling if self.contestant.coupled else "all"
 
     @property
-    def operations(self) -> int:
-        return self.contestant.operations(self.problem, self.kind)
-
-    @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 

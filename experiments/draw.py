@@ -1,10 +1,10 @@
-"""Draw the README's picture: an assembly of assemblies, from its own weights.
+"""Draw the README's pictures: an assembly of assemblies from its own weights, and a trained run.
 
-python experiments/draw_assembly.py [experiments/assembly.png]
+python experiments/draw.py            # assembly.png
+python experiments/draw.py RUN        # pictures/*.png, of a run of `ctrnn train --out RUN`
 """
 
-from __future__ import annotations
-
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from ctrnn_assembly import (
-    AdaDiagTanh,
-    Assembly,
-    SingularValueBounded,
-    SparseAbsolute,
-    Subnetwork,
-    Symmetric,
-    certify,
-    couple,
-)
+import ctrnn_assembly as ctrnn
+from ctrnn_assembly import Assembly, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.figures.style import COLOURS, DIVERGING, new_figure, printed, save_figure
 
+HERE = Path(__file__).parent
+COMMANDS = {
+    "certificate": ("certify",),
+    "spectrum": ("spectrum", "--samples", "2"),
+    "contraction": ("contraction", "--twin", "--samples", "2"),
+    "lyapunov": ("lyapunov", "--samples", "2", "--steps", "1000"),
+    "fixed-points": ("fixed-points", "--samples", "2"),
+    "gsc": ("gsc", "--samples", "2"),
+}
 RADIUS = 0.62
 BLUE, RED = COLOURS[:2]
-Place = tuple[float, float]
 Module = tuple[Subnetwork, str]
 
 
@@ -35,10 +35,10 @@ def build() -> tuple[Assembly, list[Module], list[Module]]:
     """Two areas (a ring of four kinds, a star of three), coupled by negative feedback."""
     torch.manual_seed(1)
     kinds = [
-        (SparseAbsolute("relu", density=0.12, magnitude=1.0), "Theorem 1\nsparse"),
+        (ctrnn.SparseAbsolute("relu", density=0.12, magnitude=1.0), "Theorem 1\nsparse"),
         (SingularValueBounded("relu"), "Theorem 5"),
-        (Symmetric("tanh"), "Theorem 2"),
-        (AdaDiagTanh("tanh"), "AdaDiag"),
+        (ctrnn.Symmetric("tanh"), "Theorem 2"),
+        (ctrnn.AdaDiagTanh("tanh"), "AdaDiag"),
     ]
     ring = [(Subnetwork(kind, 16), label) for kind, label in kinds]
     star = [(Subnetwork(SingularValueBounded("tanh"), n), f"Theorem 5, n = {n}") for n in (16, 10, 10)]
@@ -46,7 +46,7 @@ def build() -> tuple[Assembly, list[Module], list[Module]]:
     return couple(areas, "all", init_scale=0.5), ring, star
 
 
-def circle(count: int, centre: Place, radius: float, start: float = 0.0) -> ndarray:
+def circle(count: int, centre: tuple[float, float], radius: float, start: float = 0.0) -> ndarray:
     """Points on a circle, (count, 2)."""
     angles = start + 2 * np.pi * np.arange(count) / count
     return np.array(centre) + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -73,7 +73,7 @@ def draw() -> Any:
             link(axes, places[offset + i], places[offset + j], BLUE, 1.6, RADIUS)
     for (module, label), place in zip(ring + star, places, strict=True):
         heat_map(axes, module.weight.detach().numpy(), label, place)
-    rate = f"certified to contract at rate {certify(net).rate:.3f} per time constant"
+    rate = f"certified to contract at rate {ctrnn.certify(net).rate:.3f} per time constant"
     axes.text(y=-3.15, s=f"{net.size} units, {rate}", fontsize=11, **middle)
     axes.set(xlim=(-2.7, 9.7), ylim=(-3.4, 3.3), aspect="equal")
     axes.axis("off")
@@ -98,5 +98,17 @@ def heat_map(axes: Any, W: ndarray, label: str, place: ndarray) -> None:
     axes.text(x, y + (RADIUS + 0.1) * side, label, ha="center", va=edge, fontsize=8, zorder=4)
 
 
+def main(run: str | None = None) -> None:
+    """Each picture of a run by one command; stops with its error if one fails."""
+    if run is None:
+        save_figure(draw(), HERE / "assembly.png")
+        return
+    for name, (command, *options) in COMMANDS.items():
+        file = HERE / "pictures" / f"{name}.png"
+        call = [sys.executable, "-m", "ctrnn_cli.main", command, run, *options, "--plot", str(file)]
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+        print(file)
+
+
 if __name__ == "__main__":
-    save_figure(draw(), Path(sys.argv[1] if len(sys.argv) > 1 else "experiments/assembly.png"))
+    main(*sys.argv[1:])
