@@ -21,13 +21,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function phi with a declared slope interval.
+    """An elementwise function phi with a slope interval, lo <= phi' <= hi, which certificates trust.
 
     Args:
-        name: what messages and configurations call it.
-        function: phi, elementwise, any shape; without trained tensors of its own, to which the fused
-            solvers would give no gradient.
-        slope: (lo, hi) with lo <= phi' <= hi everywhere. The certificates trust it.
+        function: phi, of any shape, without trained tensors: the fused solvers give them no gradient.
         backward: (v, x, phi(x)) -> v o phi'(x); by default automatic differentiation.
 
     Raises:
@@ -144,11 +141,7 @@ class Elementwise:
 
     def at(self, unit: int) -> Activation:
         """The activation of one unit."""
-        for phi, n in self.runs:
-            if unit < n:
-                return phi
-            unit -= n
-        raise IndexError(f"the map has fewer than {unit + 1} further units")
+        return [phi for phi, n in self.runs for _ in range(n)][unit]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""

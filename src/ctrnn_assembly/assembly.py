@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, product
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise
-from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Init, Start, hierarchy_scales
+from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Start, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.subnetwork import Subnetwork, field_at
+from ctrnn_assembly.subnetwork import Field, Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.topology import Pair, named_pairs
 
 
-class Assembly(nn.Module):
+class Assembly(Field):
     """Modules (or assemblies) under a coupling.
 
     Args:
@@ -110,15 +110,6 @@ class Assembly(nn.Module):
             diagonal=all(t.diagonal for t in inner),
         )
 
-    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return field_at(self.terms(), x, u)
-
-    def project_(self) -> None:
-        """Put raw tensors back where they have a gradient (AdaDiag clip)."""
-        for leaf in self.leaves():
-            leaf.project_()
-
     def _rates(self) -> list[float] | None:
         """The rates of the parts; None if one has none."""
         rates = [part.rate for part in self.parts if part.rate is not None]
@@ -139,10 +130,8 @@ def couple(
     topology: str | Sequence[Pair] = "all",
     *,
     kind: Literal["feedback", "hierarchy", "free"] = "feedback",
-    init: Init = "uniform",
-    init_scale: float = 1.0,
     psi: str | Activation | None = None,
-    generator: torch.Generator | None = None,
+    **start: Unpack[Start],
 ) -> Assembly:
     """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
 
@@ -150,7 +139,7 @@ def couple(
         modules: subnetworks and assemblies.
         topology: a name, or pairs (i, j); `topology.from_graph` makes them from a networkx graph.
         kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
-        init, init_scale: how the coupling's free entries start, see `BlockMatrix`.
+        start: init, init_scale and generator of the coupling's free entries, see `BlockMatrix`.
 
     Example:
         >>> from ctrnn_assembly import SingularValueBounded, Subnetwork, couple
@@ -161,12 +150,8 @@ def couple(
     sizes = [module.size for module in modules]
     if kind not in COUPLINGS:
         raise unknown("kind", kind, COUPLINGS)
-    if psi is not None and kind != "hierarchy":
-        raise ConfigError(f"psi is for kind='hierarchy', whose edges may be nonlinear; got {kind!r}.")
     if isinstance(topology, str):
-        topology = named_pairs(topology, len(sizes), generator)
+        topology = named_pairs(topology, len(sizes), start.get("generator"))
     if not topology:
         return Assembly(modules)
-    nonlinear = {} if psi is None else {"psi": psi}
-    start: Start = {"init": init, "init_scale": init_scale, "generator": generator}
-    return Assembly(modules, COUPLINGS[kind](sizes, topology, **nonlinear, **start))
+    return Assembly(modules, COUPLINGS[kind](sizes, topology, psi=psi, **start))

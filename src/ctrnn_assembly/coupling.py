@@ -42,13 +42,8 @@ class Start(TypedDict, total=False):
 class BlockMatrix(nn.Module):
     """A trainable (n, n) matrix with free blocks at the given (row, column) pairs, zero elsewhere.
 
-    All free entries are one flat parameter `values`, block after block, row by row: C pairs of
-    modules of n_i units cost C n_i^2 parameters, whatever n is.
-
-    Args:
-        sizes: the modules' sizes.
-        blocks: ordered (row, column) pairs of modules.
-        init: "uniform" in +-init_scale / sqrt(n_j), "normal" with that standard deviation, "orthogonal".
+    All free entries are one flat parameter `values`, block after block, row by row. They start uniform
+    in +-init_scale / sqrt(n_j), normal with that standard deviation, or as orthogonal blocks.
     """
 
     values: Tensor
@@ -109,13 +104,23 @@ class Coupling(nn.Module, ABC):
     free: ClassVar[tuple[bool, ...]]
     share: ClassVar[float | None]
     unbounded: ClassVar[str] = ""
-    psi: Elementwise | None = None
 
-    def __init__(self, sizes: Sequence[int], pairs: Sequence[Pair], **start: Unpack[Start]) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        pairs: Sequence[Pair],
+        *,
+        psi: str | Activation | None = None,
+        **start: Unpack[Start],
+    ) -> None:
         super().__init__()
+        if psi is not None and not isinstance(self, Hierarchy):
+            kind = type(self).__name__
+            raise ConfigError(f"psi is for a Hierarchy, whose edges may be nonlinear; got {kind}.")
         self.pairs, self.sizes = check_pairs(pairs, len(sizes)), tuple(sizes)
         blocks = [(i, j) if upper else (j, i) for i, j in self.pairs for upper in self.free]
         self.K = BlockMatrix(sizes, blocks, **start)
+        self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
     @abstractmethod
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
@@ -167,17 +172,6 @@ class Hierarchy(Coupling):
     share = 0.5
     unbounded = "a hierarchy changes its metric with its size, so the modules give no bound on it"
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        pairs: Sequence[Pair],
-        *,
-        psi: str | Activation | None = None,
-        **start: Unpack[Start],
-    ) -> None:
-        super().__init__(sizes, pairs, **start)
-        self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
-
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
         return self.K() if self.psi is None else None
 
@@ -211,11 +205,8 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
 
     H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
-    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5).
-
-    Args:
-        gains: gamma_ij of the edge j -> i, (p, p), strictly lower triangular up to order.
-        rates: of the modules, (p,), > 0.
+    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5). gains (p, p), of the edges
+    j -> i, are strictly lower triangular up to order; the modules' rates (p,) are > 0.
 
     Raises:
         ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.

@@ -4,8 +4,6 @@ Every error that a user's input can cause derives from `CtrnnError`; the command
 message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -41,11 +39,7 @@ class TrainingError(CtrnnError, RuntimeError):
 def unknown(what: str, given: object, known: Iterable[str], fix: str = "") -> ConfigError:
     """The error for a name that a table does not have: raise unknown("model", name, MODELS).
 
-    Args:
-        what: what the name stands for, such as "model".
-        given: the name.
-        known: the names of the table.
-        fix: a further sentence, for a table that is not the only way.
+    `fix` is a further sentence, for a table that is not the only way.
     """
     names = list(known)
     near = get_close_matches(str(given), names, n=1)

@@ -38,10 +38,7 @@ class CTRNN(Recurrent):
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.
         solver: one of `ctrnn_assembly.solvers.SOLVERS`; gates that read input or state take "euler".
         interpolation: u(t) between samples for torchdiffeq's methods: "hold", "linear" or "cubic".
-        rtol, atol, gradient: of torchdiffeq's methods, see `solve`.
-        recompute: "sqrt" lets `last` store about 4 sqrt(time) states for the gradient, see `solve`.
-        matmul_precision: "bf16" or "tf32" operands of the solver's products, see `solve`.
-        backend: what runs the solver's loop, see `ctrnn_assembly.solvers`.
+        rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
         bias: whether the encoder has a bias b_in.
 
     Raises:
@@ -115,7 +112,7 @@ class CTRNN(Recurrent):
         """The tensors of the field, driven by the encoder; tau = 1 / nu of constant gates.
 
         Raises:
-            ConfigError: if gates read input or state: no constant tensors then say what the layer does.
+            ConfigError: if gates read input or state.
         """
         terms = self._ungated()
         if self.gates is None:
@@ -135,12 +132,7 @@ class CTRNN(Recurrent):
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What `certify` proves of the layer as its weights are now, and of its step.
-
-        Args:
-            dt, solver: the step; by default the layer's own.
-            search: how hard to look for another metric if the field's own proves nothing.
-        """
+        """What `certify` proves of the layer as its weights are now, and of its step."""
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         if self.gates is None or not self._reads():
             return certify(self, dt=dt, solver=solver, search=search)
@@ -171,8 +163,7 @@ class CTRNN(Recurrent):
     def _ungated(self) -> Terms:
         return self.field.terms().driven(self.encoder.weight, self.encoder.bias)
 
-    def _reads(self) -> bool:
-        """Whether there are gates that read input or state."""
+    def _reads(self) -> bool:  # input or state, by gates
         return self.gates is not None and self.gates.kind != "constant"
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
@@ -224,8 +215,7 @@ class SequenceClassifier(nn.Module):
     Args:
         core: a `CTRNN` or a baseline, batch_first.
         n_class: number of classes k.
-        readout_input: "state" reads x, as the papers do; "rate" reads the firing rates, phi(x) of x-form
-            modules (those of a baseline are its state).
+        readout_input: "state" reads x, as the papers do; "rate" the firing rates.
         bias: whether the readout has a bias.
     """
 

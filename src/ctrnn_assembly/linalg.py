@@ -1,7 +1,5 @@
 """Matrix facts that several theorems share. Tensors in, tensors out; float64 where it matters."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

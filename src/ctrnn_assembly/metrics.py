@@ -73,7 +73,6 @@ class Metric:
 
     @property
     def sizes(self) -> list[int]:
-        """The sizes of the modules."""
         return [len(factor.theta) for factor in self.factors]
 
     @property

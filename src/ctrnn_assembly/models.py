@@ -58,22 +58,16 @@ OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W 
 MARGIN = {"margin": 0.01}
 SPARSE = {"activation": "relu", "activation_place": "inside", "density": 0.033}
 DIAGONAL = {**MARGIN, "coupling_init": "orthogonal", "bias": False}  # AdaDiag's papers have no bias
-GATED = {**MARGIN, "activation": "relu", "bias": False, "dt": 1.0, "gate_bounds": (1e-5, 0.2)}
+RELU = {**MARGIN, "activation": "relu"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a model name stands for.
-
-    Attributes:
-        part: the set that the modules' weights are in, or the layer that a baseline is.
-        own: settings that few models have, and values that differ from the tables above.
-        gate: what the time scales depend on; None for fixed ones.
-    """
+    """What a model name stands for."""
 
     summary: str
-    part: type
-    own: dict[str, Any] = field(default_factory=dict)
+    part: type  # the set that the modules' weights are in, or the layer that a baseline is
+    own: dict[str, Any] = field(default_factory=dict)  # settings of its own, or not as above
     gate: Gate | None = None
 
     @property
@@ -87,6 +81,11 @@ class Model:
         return {**SIZES, **({} if self.is_baseline else {**ASSEMBLY, **LAYER}), **self.own}
 
 
+def _gated(about: str, gate: Gate, bounds: tuple[float, float] = (1e-5, 0.2)) -> Model:
+    own = {**RELU, "bias": False, "dt": 1.0, "gate_bounds": bounds}
+    return Model(f"AdaDiag {about}", sets.AdaDiagTanh, own, gate)
+
+
 MODELS = {
     "sparse-combo": Model(
         "Sparse Combo Net: Theorem 1, frozen and sparse",
@@ -97,27 +96,14 @@ MODELS = {
     "symmetric": Model("Theorem 2: W = W^T, g W < I", sets.Symmetric, MARGIN),
     "product": Model("Theorem 3: W = -P1 Q P2", sets.NegativeProduct, MARGIN),
     "triangular": Model("Theorem 4: triangular W", sets.Triangular, MARGIN),
-    "svd-combo": Model(
-        "SVD Combo Net: Theorem 5, trainable",
-        sets.SingularValueBounded,
-        {**MARGIN, "activation": "relu"},
-    ),
+    "svd-combo": Model("SVD Combo Net: Theorem 5, trainable", sets.SingularValueBounded, RELU),
     "adadiag-tanh": Model("AdaDiag: diagonal W by tanh", sets.AdaDiagTanh, DIAGONAL),
     "adadiag-clip": Model("AdaDiag: diagonal W by clipping", sets.AdaDiagClip, DIAGONAL),
-    "adadiag-gated": Model(
-        "AdaDiag 2026: gates of input and state; no certificate", sets.AdaDiagTanh, GATED, "state"
-    ),
-    "adadiag-gated-constant": Model(
-        "AdaDiag with a trained time scale for each unit", sets.AdaDiagTanh, GATED, "constant"
-    ),
-    "adadiag-gated-shared": Model(
-        "AdaDiag with one gate of the input for all units", sets.AdaDiagTanh, GATED, "shared"
-    ),
-    "adadiag-gated-input": Model(
-        "AdaDiag with gates of the input; certified while (hi - lo) ||L|| < 2 lo lam",
-        sets.AdaDiagTanh,
-        {**GATED, "gate_bounds": (0.18, 0.2)},
-        "input",
+    "adadiag-gated": _gated("2026: gates of input and state; no certificate", "state"),
+    "adadiag-gated-constant": _gated("with a trained time scale for each unit", "constant"),
+    "adadiag-gated-shared": _gated("with one gate of the input for all units", "shared"),
+    "adadiag-gated-input": _gated(
+        "with gates of the input; certified while (hi - lo) ||L|| < 2 lo lam", "input", (0.18, 0.2)
     ),
     "unconstrained": Model("trained W without a constraint; no certificate", sets.Unconstrained),
     "published-sparse-combo": Model(

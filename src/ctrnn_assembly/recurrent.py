@@ -25,8 +25,7 @@ class Recurrent(nn.Module, ABC):
     """A recurrent layer; a subclass says how a state moves, this class checks what it is given.
 
     Args:
-        input_size: features of a sample, m.
-        hidden_size: units, n.
+        input_size, hidden_size: features of a sample, m, and units, n.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         state_size: width of the state where it is more than the output, as of the LSTM; by default n.
 
@@ -61,8 +60,7 @@ class Recurrent(nn.Module, ABC):
         """All outputs and the last state.
 
         Args:
-            input: (time, batch, m), or (batch, time, m) with batch_first; converted to the dtype of
-                the weights.
+            input: (time, batch, m), or (batch, time, m) with batch_first, of any dtype.
             h_0: initial state, (1, batch, state_size); zero if None.
             lengths: valid steps of each sample, (batch,), 1..time; the state stays from there on.
             dt: instead of a CTRNN's own dt: a number, (time,) or (batch, time).
@@ -84,8 +82,7 @@ class Recurrent(nn.Module, ABC):
     def step(self, u: Tensor, x: Tensor) -> Tensor:
         """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).
 
-        Made of plain torch operations, so that `torch.func` differentiates it; equal to the whole
-        sequence up to rounding.
+        Plain torch operations, which `torch.func` differentiates; `forward` up to rounding.
         """
         if u.ndim != 2 or u.shape[1] != self.input_size:
             raise ShapeError(

@@ -6,6 +6,7 @@ tau r' = -r + phi(W r + b + u(t))          (r-form, phi inside)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +20,30 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
 
-class Subnetwork(nn.Module):
+class Field(nn.Module):
+    """What `Subnetwork` and `Assembly` share: a vector field called f(t, x, u)."""
+
+    leaves: Callable[[], list[Subnetwork]]
+    terms: Callable[[], Terms]
+
+    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
+        """x' at x (batch, n) under the input u (batch, n); t is not used."""
+        terms = self.terms()
+        for name, value in (("x", x), ("u", u)):  # an input of the wrong width would broadcast
+            if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
+                raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
+        return terms(x, u)
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
+        for leaf in self.leaves():
+            project = getattr(leaf.constraint, "project_", None)
+            if project is not None:
+                project(*raw_tensors(leaf))
+
+
+class Subnetwork(Field):
     """One module: n units with a weight from a set of contracting weights.
 
     Args:
@@ -105,17 +129,6 @@ class Subnetwork(nn.Module):
         identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
         return (phi, identity) if self.form == "x" else (identity, phi)
 
-    def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
-        """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        return field_at(self.terms(), x, u)
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
-        project = getattr(self.constraint, "project_", None)
-        if project is not None:
-            project(*raw_tensors(self))
-
     def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
         value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
         if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
@@ -138,11 +151,3 @@ def _check_loaded(module: Subnetwork, keys: object) -> None:
     check = getattr(module.constraint, "check", None)
     if check is not None:
         check(*raw_tensors(module))
-
-
-def field_at(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
-    """x' with its shapes checked: an input of the wrong width would broadcast silently."""
-    for name, value in (("x", x), ("u", u)):
-        if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
-            raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
-    return terms(x, u)

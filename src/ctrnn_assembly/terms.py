@@ -33,28 +33,19 @@ class Edge:
 class Terms:
     """The tensors of one vector field.
 
-    Args:
-        blocks: W_i, (n_i, n_i) each, in the order of the state; sum n_i = n.
-        pre, post: the activations before and after W.
-        bias: b, (n,).
-        tau: time constants, (n,), > 0.
-        L: coupling, (n, n), or None.
-        edges: nonlinear couplings.
-        W_in: input weights, (n, m), or None when the input u is already (batch, n).
-        pairs: the coupled pairs (i, j), i < j, of blocks: L is zero outside them, and dense if empty.
-        diagonal: whether every W_i is diagonal by construction; a solver then uses, and gives a gradient
-            to, the diagonals only.
+    Where every W_i is diagonal by construction (`diagonal`), a solver uses, and gives a gradient to, the
+    diagonals only.
     """
 
-    blocks: tuple[Tensor, ...]
+    blocks: tuple[Tensor, ...]  # W_i, (n_i, n_i) each, in the order of the state; sum n_i = n
     pre: Elementwise
     post: Elementwise
-    bias: Tensor
-    tau: Tensor
-    L: Tensor | None = None
+    bias: Tensor  # (n,)
+    tau: Tensor  # time constants, (n,), > 0
+    L: Tensor | None = None  # coupling, (n, n)
     edges: tuple[Edge, ...] = ()
-    W_in: Tensor | None = None
-    pairs: tuple[tuple[int, int], ...] = ()
+    W_in: Tensor | None = None  # (n, m); None when the input u is already (batch, n)
+    pairs: tuple[tuple[int, int], ...] = ()  # coupled blocks i < j: L is zero outside; if empty, dense
     diagonal: bool = False
 
     @property
