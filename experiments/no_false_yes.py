@@ -122,30 +122,15 @@ class Net:
         L = tensor(self.L) if self.L.any() else None
         tau = tensor(self.tau)
         terms = Terms(tuple(map(tensor, self.blocks)), pre, post, 0 * tau, tau, L, edges)
-        inverses = (1 / t if t.ndim == 1 else np.linalg.inv(t) for t in self.thetas)
-        pairs = zip(self.thetas, inverses, strict=True)
-        return terms, Metric(tuple(Factor(tensor(theta), tensor(inverse)) for theta, inverse in pairs))
+        pairs = ((t, 1 / t if t.ndim == 1 else np.linalg.inv(t)) for t in self.thetas)
+        return terms, Metric(tuple(Factor(*map(tensor, pair)) for pair in pairs))
 
     def module(self, k: int) -> "Net":
         """One module alone."""
-        n = len(self.blocks[k])
-        at = slice(start := sum(map(len, self.blocks[:k])), start + n)
-        none = np.zeros((n, n))
-        W, theta, act, form = self.blocks[k], self.thetas[k], self.acts[k], self.forms[k]
-        return Net((W,), (theta,), (act,), (form,), self.tau[at], none, none, self.psi)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, enough to rebuild the net."""
-        return {
-            "blocks": [W.tolist() for W in self.blocks],
-            "thetas": [theta.tolist() for theta in self.thetas],
-            "slopes": [list(a.slope) for a in self.acts],
-            "forms": list(self.forms),
-            "tau": self.tau.tolist(),
-            "L": self.L.tolist(),
-            "K": self.K.tolist(),
-            "psi": list(self.psi.slope),
-        }
+        parts = ((part[k],) for part in (self.blocks, self.thetas, self.acts, self.forms))
+        tau = np.split(self.tau, np.cumsum(list(map(len, self.blocks))))[k]
+        none = np.zeros((len(tau), len(tau)))
+        return Net(*parts, tau, none, none, self.psi)
 
 
 def matrix(theta: ndarray) -> ndarray:
@@ -497,29 +482,22 @@ class Tally:
         self.distances: dict[str, list[float]] = {"rate": [], "step": []}
         self.settled = 0
 
-    def add(self, case: Case, verdict: Verdict) -> None:
-        """Count one case; keep it if its certificate is wrong."""
+    def add(self, drawn: list[int], case: Case, verdict: Verdict) -> None:
+        """Count one case; if its certificate is wrong keep it, with the seed that it is drawn from."""
         added, size = count(case, verdict), "large" if case.large else "small"
         self.classes.setdefault(case.label, Counter()).update(added)
         self.places.setdefault(f"{case.target} {case.place}, {size}", Counter()).update(added)
         self.settled += verdict.settled
         if case.place == "boundary":
-            off = {"rate": verdict.rate * float(case.net.tau.max()), "step": verdict.factor - 1}
-            self.distances[case.target].append(abs(off[case.target]))
+            off = verdict.rate * float(case.net.tau.max())
+            self.distances[case.target].append(abs(off if case.target == "rate" else verdict.factor - 1))
         if not case.large:
             self.tightest = list(map(min, self.tightest, verdict.slack))
         if verdict.wrong and len(self.offenders) < WORST_KEPT:
-            self.offenders.append(
-                {
-                    "class": vars(case.label),
-                    "wrong": list(verdict.wrong),
-                    "claimed": verdict.certificate.as_dict(),
-                    "exact": {"rate": verdict.rate, "factor": verdict.factor},
-                    "dt": case.dt,
-                    "dtype": str(case.dtype),
-                    "net": case.net.as_dict(),
-                }
-            )
+            claim = {"claimed": verdict.certificate.as_dict(), "wrong": verdict.wrong}
+            exact = {"exact": {"rate": verdict.rate, "factor": verdict.factor}}
+            where = {"drawn_from": drawn, "class": vars(case.label), "place": case.place, "dt": case.dt}
+            self.offenders.append({**claim, **exact, **where, "dtype": str(case.dtype)})
 
     def by(self, axis: str | None = None) -> dict[str, Counter[str]]:
         """Totals by one of kind, form, coupling, solver; of all without an axis."""
@@ -560,7 +538,7 @@ def hunt(nets: int, seed: int, console: Console) -> tuple[Tally, bool]:
             for k in range(nets):
                 rng = np.random.default_rng([seed, k])
                 for case in draw(rng, classes[order[k % len(order)]], k % LARGE == LARGE - 1):
-                    tally.add(case, judge(rng, case))
+                    tally.add([seed, k], case, judge(rng, case))
                 progress.update(task, advance=1, description=f"{len(tally.offenders)} false yes")
     except KeyboardInterrupt:
         return tally, True
