@@ -18,7 +18,6 @@ epoch   A full-length epoch of sequential MNIST, from measured batches: 60,000 s
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from ctrnn_assembly.figures import style
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.batches import Batches
 
+TORCHDYNO = "torchdyno-adadiag"
 PICTURES = Path(__file__).parent / "pictures"
 Settings = argparse.Namespace
 
@@ -61,45 +61,39 @@ def table(settings: Settings) -> dict[str, Any]:
 # Curves
 
 
-def curve_points(axis: str, size: dict[str, Any]) -> Iterator[tuple[int, str, Problem]]:
-    """Where on the axis, the contestant, and what it solves.
-
-    C = 0 to all 120 pairs of 16 x 32; n from 4 to 64 modules of 32 units, all pairs and 5 of them; T
-    from 64 to 16,384 with every state kept and with few.
-    """
-    if axis == "coupled pairs C":
-        for count in (0, 5, 20, 60, 120):
-            problem = Problem(coupling=f"random:{count}" if count else "none", **size)
-            torchdyno = ("torchdyno-adadiag",) if count else ()  # has no assembly without a coupling
-            for name in ("ours-fused", "ours-adadiag-fused", "plain-loop", *torchdyno):
-                yield count, name, problem
-    elif axis == "units n":
-        for n in (128, 256, 512, 1024, 2048):
-            for name in ("ours-fused", "plain-loop", "nn.RNN"):
-                yield n, name, Problem(n=n, **size)
-            yield n, "ours-fused", Problem(n=n, coupling="random:5", **size)
-    else:
-        for steps in (64, 256, 1024, 4096, 16384):
-            # Beyond, autograd's graph of a loop would not fit.
-            loop = ("plain-loop",) if steps <= 2048 else ()
-            for name in ("ours-fused", "ours-fused-sqrt", *loop):
-                yield steps, name, Problem(steps=steps, coupling="random:5", **size)
-
-
-CURVES = ("coupled pairs C", "units n", "steps T")
+Curve = dict[int, dict[str, tuple[str, ...]]]  # where on the axis: contestants by coupling
+CURVES: dict[str, Curve] = {
+    "coupled pairs C": {
+        C: {
+            f"random:{C}" if C else "none": ("ours-fused", "ours-adadiag-fused", "plain-loop", TORCHDYNO)
+        }
+        for C in (0, 5, 20, 60, 120)
+    },
+    "n": {
+        n: {"all": ("ours-fused", "plain-loop", "nn.RNN"), "random:5": ("ours-fused",)}
+        for n in (128, 256, 512, 1024, 2048)
+    },
+    "steps": {  # beyond 2,048, autograd's graph of a loop would not fit
+        T: {"random:5": ("ours-fused", "ours-fused-sqrt", *["plain-loop"] * (T <= 2048))}
+        for T in (64, 256, 1024, 4096, 16384)
+    },
+}
 
 
 def measure_curve(axis: str, settings: Settings) -> list[dict[str, Any]]:
     """One row a point."""
     at, timings, products = [], [], {}
-    for x, name, problem in curve_points(axis, {"batch": settings.batch, "device": settings.device}):
-        contestant = CONTESTANTS[name]
-        if contestant.is_present(problem.device):
-            problem = replace(problem, blocks=contestant.blocks)
-            timings.append(Timing.of(contestant, problem, "forward_backward"))
-            at.append(x)
-            if problem.n not in products:
-                products[problem.n] = product_timings(problem)
+    for x, by_coupling in CURVES[axis].items():
+        size = {"batch": settings.batch} | ({axis: x} if axis in ("n", "steps") else {})
+        for coupling, names in by_coupling.items():
+            for contestant in map(CONTESTANTS.__getitem__, names):
+                where = {"coupling": coupling, "blocks": contestant.blocks, "device": settings.device}
+                problem = Problem(**size, **where)
+                if contestant.fits(problem):
+                    timings.append(Timing.of(contestant, problem, "forward_backward"))
+                    at.append(x)
+                    if problem.n not in products:
+                        products[problem.n] = product_timings(problem)
     timed(timings, [one for found in products.values() for one in found], settings)
     list(fill_memories(timings))
     rows = [row_of(timing, products[timing.problem.n]) for timing in timings]
@@ -114,7 +108,7 @@ def curves_figure(found: dict[str, list[dict[str, Any]]], title: str) -> Any:
     lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for axis, rows in found.items():
         for row in rows:
-            coupling = "" if axis == CURVES[0] else f", {row['coupling']}"
+            coupling = f", {row['coupling']}" if axis in ("n", "steps") else ""
             lines.setdefault(row["name"] + coupling, {}).setdefault(axis, []).append(row)
     for k, (name, by_axis) in enumerate(lines.items()):
         look = style.line_style(k) | {"markersize": 3, "linewidth": 1.2}
@@ -130,7 +124,7 @@ def curves_figure(found: dict[str, list[dict[str, Any]]], title: str) -> Any:
         below.set_xlabel(axis)
         for axes in (above, below):
             style.log_axis(axes)
-            if axis != CURVES[0]:
+            if axis in ("n", "steps"):
                 axes.set_xscale("log", base=2)
     panels[0, 0].set_ylabel("seconds; - is the minimum")
     panels[1, 0].set_ylabel("peak memory (MB)")

@@ -234,10 +234,15 @@ class Contestant:
 
     def is_present(self, device: str) -> bool:
         """Whether it can run here."""
+        if self.name.startswith("torchdyno"):
+            return HAS_TORCHDYNO
         needs_gpu = self.backend in ("graph", "persistent") or self.precision == "tf32"
-        if needs_gpu and not (device == "cuda" and torch.cuda.is_available()):
-            return False
-        return HAS_TORCHDYNO or not self.name.startswith("torchdyno")
+        return not needs_gpu or (device == "cuda" and torch.cuda.is_available())
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether it can solve the problem here; torchdyno's assembly needs a coupling."""
+        coupled = bool(problem.pairs) or not self.name.startswith("torchdyno")
+        return coupled and self.is_present(problem.device)
 
 
 def _backend(backend: Backend) -> tuple[Contestant, ...]:

@@ -131,11 +131,8 @@ def _cases(
     cases = []
     for device, coupling, (name, one) in product(devices, names, here.items()):
         problem = replace(size, coupling=coupling, blocks=one.blocks, device=device)
-        wanted = one.is_present(device) and (not only or name in only)
-        wanted &= device == devices[0] or one.is_ours
-        wanted &= coupling == names[0] or one.coupled
-        # torchdyno needs a coupling.
-        if wanted and (problem.pairs or not name.startswith("torchdyno")):
+        first = (device == devices[0] or one.is_ours) and (coupling == names[0] or one.coupled)
+        if first and one.fits(problem) and (not only or name in only):
             cases.append((one, problem))
     return cases
 
