@@ -10,7 +10,6 @@ from ctrnn_assembly.topology import (
     check_pairs,
     from_graph,
     named_pairs,
-    star,
 )
 
 EXPECTED = {
@@ -49,10 +48,6 @@ def test_counts_of_sixteen_modules(name: str, count: int) -> None:
 def test_every_documented_name_works() -> None:
     for name in TOPOLOGIES:
         named_pairs(name.replace(":C", ":2"), 4)
-
-
-def test_star_may_have_any_hub() -> None:
-    assert star(4, hub=2) == [(0, 2), (1, 2), (2, 3)]
 
 
 def test_random_pairs_follow_their_generator_only() -> None:

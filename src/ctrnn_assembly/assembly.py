@@ -24,11 +24,7 @@ from ctrnn_assembly.topology import Pair, named_pairs
 
 
 class Assembly(Field):
-    """Modules (or assemblies) under a coupling.
-
-    Args:
-        modules: subnetworks and assemblies, any sizes, kinds and forms.
-        coupling: a `Feedback`, `Hierarchy` or `FreeCoupling` between them, or None.
+    """Modules (or assemblies), of any sizes, kinds and forms, under a coupling, or none.
 
     Guarantee: with `Feedback`, the smallest rate of the modules; with `Hierarchy`, half of it, in a
     scaled metric; None as soon as a part has no guarantee.
@@ -136,7 +132,6 @@ def couple(
     """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
 
     Args:
-        modules: subnetworks and assemblies.
         topology: a name, or pairs (i, j); `topology.from_graph` makes them from a networkx graph.
         kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
         start: init, init_scale and generator of the coupling's free entries, see `BlockMatrix`.

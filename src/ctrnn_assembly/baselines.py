@@ -114,9 +114,7 @@ class LSTM(TorchRNN):
     """Long short-term memory; its state is [h, c] in one tensor, (batch, 2n), its output h.
 
         (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
-        g   = tanh(W_g h_{t-1} + U_g u_t + b_g)
-        c_t = f o c_{t-1} + i o g
-        h_t = o o tanh(c_t)
+        g = tanh(W_g h_{t-1} + U_g u_t + b_g),  c_t = f o c_{t-1} + i o g,  h_t = o o tanh(c_t)
 
     Weights start as torch starts them, uniform in +-1 / sqrt(n), the forget bias too (much of the
     literature starts that one at 1; set it if you compare).
@@ -126,8 +124,8 @@ class LSTM(TorchRNN):
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
-        state_size = 2 * hidden_size
-        super().__init__(input_size, hidden_size, batch_first=batch_first, state_size=state_size)
+        super().__init__(input_size, hidden_size, batch_first=batch_first)
+        self.state_size = 2 * hidden_size
         self.rnn = nn.LSTM(input_size, hidden_size, batch_first=True)
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
@@ -192,13 +190,12 @@ class AntisymmetricRNN(EulerRNN):
 
     `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b), and (V_z, b_z)
     below if gated. Start: V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws
-    the triangle (not a full W, whose K would have twice the variance) is our reading. eps > 0, gamma and
-    init_std >= 0: the paper chooses them by validation, eps from {0.01, 0.1, 1} and init_std from
-    {0, 1, 2, 4, 8, 16}; the defaults are those of a public re-implementation.
+    the triangle (not a full W, whose K would have twice the variance) is our reading. The paper chooses
+    eps from {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those
+    of a public re-implementation.
 
-    Guarantee: none. The paper argues about the eigenvalues of the Jacobian at each instant (near the
-    imaginary axis); for a time-varying input that bounds nothing, and the gate changes the Jacobian
-    besides.
+    Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
+    nothing for a time-varying input, and the gate changes the Jacobian besides.
 
     Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12 (plain) and 13 (gated).
     Written from the formula; the paper could not be opened here, so the equation numbers are those that
@@ -253,8 +250,7 @@ class LipschitzRNN(EulerRNN):
         W = (1 - beta_W) (M_W + M_W^T) + beta_W (M_W - M_W^T) - gamma_W I
 
     Each beta, from symmetric (0) to skew (1), is of its own matrix (some public copies mix the two).
-    `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal, b = 0. eps > 0;
-    gamma_A, gamma_W, init_std >= 0.
+    `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal, b = 0.
 
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.

@@ -15,7 +15,7 @@ scales of a hierarchy from THEORY section 5.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypedDict, Unpack, get_args
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise, activation
 from ctrnn_assembly.errors import ConfigError, ContractionError, unknown
-from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.linalg import resolvent_sums, working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Edge
 from ctrnn_assembly.topology import Pair, check_pairs
@@ -194,11 +194,7 @@ class Hierarchy(Coupling):
         return gains
 
 
-COUPLINGS: dict[str, Callable[..., Coupling]] = {
-    "feedback": Feedback,
-    "hierarchy": Hierarchy,
-    "free": FreeCoupling,
-}
+COUPLINGS: dict[str, Any] = {"feedback": Feedback, "hierarchy": Hierarchy, "free": FreeCoupling}
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
@@ -212,10 +208,7 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
         ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
     """
     G, lam = working_precision(gains, rates)
-    shifted = torch.diag(lam - lam.min() / 2) - G
-    one = torch.ones_like(lam)
-    d = torch.linalg.solve_ex(shifted, one)[0]  # not finite rather than an error
-    e = torch.linalg.solve_ex(shifted.mT, one)[0]
+    d, e = resolvent_sums(torch.diag(lam - lam.min() / 2) - G)
     kappa = (e / d).to(gains.dtype)
     if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
         raise ContractionError(

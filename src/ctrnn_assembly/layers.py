@@ -97,7 +97,7 @@ class CTRNN(Recurrent):
                     "a gated field must have tau = 1, as its time constants are 1 / nu; got "
                     f"{field.tau.tolist()[:3]}... Leave tau out, and set gate_bounds=(lo, hi)."
                 )
-            bounds = (0.1, 0.2) if gate_bounds is None else gate_bounds
+            bounds = gate_bounds or (0.1, 0.2)
             self.gates = Gates(gate, input_size, field.metric(), bounds=bounds, generator=generator)
             for name, value in {"solver": solver, **of_loop}.items():
                 if gate != "constant" and value != signature(CTRNN).parameters[name].default:

@@ -34,14 +34,16 @@ def log_metzler_scaling(B: Tensor, r: float) -> Tensor | None:
 
     Returns: log(theta) = log(e / d) / 2, (n,), or None if rho(B) < r cannot be shown.
     """
-    n = B.shape[0]
-    one = torch.ones(n, 1, dtype=B.dtype, device=B.device)
-    shifted = r * torch.eye(n, dtype=B.dtype, device=B.device) - B
-    d, info = torch.linalg.solve_ex(shifted, one)
-    e, info_t = torch.linalg.solve_ex(shifted.mT, one)
-    if info.item() or info_t.item() or not bool((d > 0).all() and (e > 0).all()):
+    d, e = resolvent_sums(r * torch.eye(len(B)).to(B) - B)
+    if not all(bool((v > 0).all() and v.isfinite().all()) for v in (d, e)):
         return None
     strict = r * (1 - 1e-6)
     if bool(((B @ d) / d).max() > strict) or bool(((B.mT @ e) / e).max() > strict):
         return None
-    return ((e / d).log() / 2)[:, 0]
+    return (e / d).log() / 2
+
+
+def resolvent_sums(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A^-1 1 and A^-T 1, (n,); not finite, rather than an error, where A is singular."""
+    one = torch.ones_like(A[0])
+    return torch.linalg.solve_ex(A, one)[0], torch.linalg.solve_ex(A.mT, one)[0]

@@ -27,27 +27,19 @@ class Recurrent(nn.Module, ABC):
     Args:
         input_size, hidden_size: features of a sample, m, and units, n.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
-        state_size: width of the state where it is more than the output, as of the LSTM; by default n.
 
     Raises:
         ConfigError: if a size is below 1. At a call, ShapeError for a tensor of the wrong shape, dtype
             or device, and DataError for an input that is not finite.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        batch_first: bool = False,
-        state_size: int | None = None,
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if size < 1:
                 raise ConfigError(f"{name} must be at least 1; got {size}. Pass {name}=1 or more.")
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
-        self.state_size = hidden_size if state_size is None else state_size
+        self.state_size = hidden_size  # the width of the state; that of an LSTM is more
 
     def forward(
         self,

@@ -34,18 +34,13 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
     return sorted(result)
 
 
-def star(p: int, hub: int = 0) -> list[Pair]:
-    """The hub (the global workspace) with every other module."""
-    return check_pairs([(hub, i) for i in range(p) if i != hub], p)
-
-
 # Two modules in a ring have one pair, not two.
 NAMED: dict[str, Callable[[int], list[Pair]]] = {
     "none": lambda p: [],
     "all": lambda p: list(itertools.combinations(range(p), 2)),
     "chain": lambda p: [*itertools.pairwise(range(p))],
     "ring": lambda p: sorted({*itertools.pairwise(range(p)), *([(0, p - 1)] if p > 1 else [])}),
-    "star": star,
+    "star": lambda p: [(0, i) for i in range(1, p)],
 }
 
 
