@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ctrnn_assembly.errors import ConfigError, unknown
 
+Epochs = tuple[Annotated[int, Field(ge=1)], ...]
+LR_GAMMA = 0.1
 Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
 
 
@@ -44,9 +46,7 @@ class TrainConfig(BaseModel):
     input_noise: float = setting(
         "data", 0.0, "noise on training inputs, in standard deviations of each channel", ge=0
     )
-    fit_all: bool = setting(
-        "data", False, "train on training and validation data, and keep the last epoch: final runs"
-    )
+    fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
 
     model: str = setting("network", "svd-combo", "model; see `ctrnn list`")
     modules: int = setting("network", 16, "number of modules p", ge=1)
@@ -73,9 +73,7 @@ class TrainConfig(BaseModel):
         "network", None, "W phi(x) or phi(W x); the model's own if not given"
     )
     tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
-    readout_input: Literal["state", "rate"] = setting(
-        "network", "state", "what the readout sees: x, or the firing rates phi(x)"
-    )
+    readout_input: Literal["state", "rate"] = setting("network", "state", "the readout sees x or phi(x)")
 
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
     dt: float = setting("solver", 0.03, "time between samples", gt=0)
@@ -94,9 +92,7 @@ class TrainConfig(BaseModel):
         "solver", "full", "operands of the solver's matrix products; states keep their precision"
     )
     backend: Literal["auto", "plain", "fused", "graph", "persistent"] = setting(
-        "solver",
-        "auto",
-        "what runs the loop of a grid solver: autograd, the hand-written adjoint, or (CUDA) more",
+        "solver", "auto", "runs a grid solver's loop: autograd, hand-written adjoint, (CUDA) more"
     )
 
     epochs: int = setting("training", 100, "passes over the training set", ge=1)
@@ -107,23 +103,13 @@ class TrainConfig(BaseModel):
         "training", "cosine", "learning rate over time"
     )
     warmup_epochs: int = setting("training", 0, "epochs of linear warm-up", ge=0)
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = setting(
-        "training", (), "epochs at which `steps` cuts the rate"
-    )
-    lr_gamma: float = setting("training", 0.1, "factor of each cut", gt=0, le=1)
+    milestones: Epochs = setting("training", (), "epochs at which `steps` cuts")
+    lr_gamma: float = setting("training", LR_GAMMA, "factor of each cut", gt=0, le=1)
     weight_decay: float = setting("training", 0.0, "L2 penalty of the optimiser", ge=0)
-    gradient_clip_norm: float = setting(
-        "training", 1.0, "largest gradient norm; 0 for no clipping", ge=0
-    )
-    patience: int = setting(
-        "training", 0, "epochs without a better validation accuracy; 0 to go on", ge=0
-    )
-    test_every_epoch: bool = setting(
-        "training", False, "test accuracy in metrics.csv, to report; validation still selects"
-    )
-    keep_epochs: tuple[Annotated[int, Field(ge=1)], ...] = setting(
-        "training", (), "epochs, counted from 1, after which the weights are kept in weights/"
-    )
+    gradient_clip_norm: float = setting("training", 1.0, "largest gradient norm; 0: any", ge=0)
+    patience: int = setting("training", 0, "epochs without a better accuracy; 0 to go on", ge=0)
+    test_every_epoch: bool = setting("training", False, "test accuracy in metrics.csv, only to report")
+    keep_epochs: Epochs = setting("training", (), "keep the weights after these epochs, from 1")
     seed: int = setting("training", 0, "seed of weights, topology and batch order", ge=0, lt=2**32)
 
     require_certificate: Literal["none", "continuous", "discrete"] = setting(
@@ -132,23 +118,14 @@ class TrainConfig(BaseModel):
     keep_step_certified: bool = setting(
         "certificate", False, "scale the coupling so that the Euler step of dt stays certified"
     )
-    certify_every: int = setting(
-        "certificate",
-        1,
-        "epochs from one certificate in metrics.csv to the next; the last has one",
-        ge=1,
-    )
+    certify_every: int = setting("certificate", 1, "epochs from one certificate to the next", ge=1)
 
     precision: Literal["32", "64", "bf16", "16"] = setting("machine", "32", "floating point")
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("machine", "auto", "where to train")
     devices: int = setting("machine", 1, "devices on each node (distributed data parallel)", ge=1)
     nodes: int = setting("machine", 1, "number of nodes", ge=1)
-    threads: int = setting(
-        "machine", 0, "CPU threads; 0 leaves it to torch. Small nets are fastest with 1", ge=0
-    )
-    logger: Literal["none", "tensorboard", "wandb"] = setting(
-        "machine", "none", "a logger besides metrics.csv"
-    )
+    threads: int = setting("machine", 0, "CPU threads, small nets are fastest with 1; 0: torch's", ge=0)
+    logger: Literal["none", "tensorboard", "wandb"] = setting("machine", "none", "besides metrics.csv")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -177,21 +154,17 @@ class TrainConfig(BaseModel):
         """Settings that do nothing in this run, a sentence each: another one may overrule a recipe's."""
         from ctrnn_assembly.models import unused_settings  # torch, which few readers of a file need
 
-        cuts = self.schedule == "steps"
-        late = [m for m in self.milestones if m >= self.epochs] if cuts else []
-        kept = [e for e in self.keep_epochs if e > self.epochs]
-        warm = self.warmup_epochs
+        cuts, epochs, warm = self.schedule == "steps", self.epochs, self.warmup_epochs
+        late = [m for m in self.milestones if cuts and m >= epochs]
+        kept = [e for e in self.keep_epochs if e > epochs]
+        other = f"not used by schedule {self.schedule}"
         said = {
-            f"milestones {[*self.milestones]} are not used by schedule {self.schedule}": (
-                bool(self.milestones) and not cuts
-            ),
-            f"lr_gamma {self.lr_gamma} is not used by schedule {self.schedule}": (
-                self.lr_gamma != TrainConfig.model_fields["lr_gamma"].default and not cuts
-            ),
-            f"milestones {late} lie beyond the last epoch, {self.epochs}": bool(late),
-            f"keep_epochs {kept} lie beyond the last epoch, {self.epochs}": bool(kept),
-            f"warmup_epochs {warm} leaves no epoch of {self.epochs} after it": warm >= self.epochs,
-            f"patience {self.patience} cannot end {self.epochs} epochs": self.patience >= self.epochs,
+            f"milestones {[*self.milestones]} are {other}": not cuts and self.milestones,
+            f"lr_gamma {self.lr_gamma} is {other}": not cuts and self.lr_gamma != LR_GAMMA,
+            f"milestones {late} lie beyond the last epoch, {epochs}": late,
+            f"keep_epochs {kept} lie beyond the last epoch, {epochs}": kept,
+            f"warmup_epochs {warm} leaves no epoch of {epochs} after it": warm >= epochs,
+            f"patience {self.patience} cannot end {epochs} epochs": self.patience >= epochs,
         }
         return [*unused_settings(self), *(what for what, is_so in said.items() if is_so)]
 

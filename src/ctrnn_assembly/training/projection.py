@@ -30,7 +30,7 @@ from ctrnn_assembly.errors import ConfigError, ContractionError
 
 FIRST, EACH = 30, 4  # products with S when an epoch starts, and after each step
 # omega is for a skew S; what rounding of L to float32 adds in a dense metric is shrunk away.
-SHRINK = (0.999, 0.99, 0.9, 0.5)
+SHRINK = (1.0, 0.999, 0.99, 0.9, 0.5)
 
 
 class StepProjection:
@@ -55,6 +55,7 @@ class StepProjection:
 
     omega: float
     certificate: Certificate
+    vector: Tensor
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -70,11 +71,8 @@ class StepProjection:
                 f"keep_step_certified is for solver euler; {why}. Use euler, or leave it out."
             )
         self.levels = core.field.levels()
-        for coupling, _ in self.levels:
-            if coupling.unbounded:
-                raise ConfigError(
-                    f"keep_step_certified needs coupling_kind feedback; {coupling.unbounded}."
-                )
+        for why in filter(None, (coupling.unbounded for coupling, _ in self.levels)):
+            raise ConfigError(f"keep_step_certified needs coupling_kind feedback; {why}.")
         self.project()
 
     @torch.no_grad()
@@ -98,25 +96,31 @@ class StepProjection:
         Raises:
             ContractionError: if the modules alone have no certified step.
         """
-        self.certificate = self.core.certificate()
         if not all(bool(p.isfinite().all()) for p in self.core.field.parameters()):
+            self.certificate = self.core.certificate()
             return
         alone, metric, dt = replace(self.core.terms(), L=None), self.core.metric(), self.core.dt
         self.omega = largest_coupling(alone, metric, dt)
-        if self.omega == 0:
-            raise ContractionError(self._refusal(certify(alone, metric, dt=dt)))
         norm, below = self.norm(), 1e-6
-        while self.omega < norm < math.inf:  # float32 may round a scaled K outwards
+        while 0 < self.omega < norm < math.inf:  # float32 may round a scaled K outwards
             self._scale((1 - below) * self.omega / norm)
             norm, below = self.norm(), 2 * below
-            self.certificate = self.core.certificate()
-        for shrink in SHRINK:
-            if self._holds():
-                return
+        for shrink in SHRINK if self.omega > 0 else SHRINK[:1]:
             self._scale(shrink)
             self.certificate = self.core.certificate()
-        if not self._holds():
-            raise ContractionError(self._refusal(self.certificate))
+            step = self.certificate.step
+            if self.omega > 0 and step is not None and step.certified:
+                return
+        failed = self.certificate if self.omega > 0 else certify(alone, metric, dt=dt)
+        step = failed.step
+        assert step is not None
+        why = "; ".join(failed.reasons) or step.reason
+        if step.certified:  # of the modules alone, but omega needs more room than a certificate
+            why = f"the bound on the modules' own factor is {step.contraction_factor}, too close to 1"
+        raise ContractionError(
+            f"the Euler step of dt {dt:g} must be certifiable by scaling the coupling; {why}. "
+            "Use another dt or model, or leave keep_step_certified out."
+        )
 
     def norm(self) -> float:
         """An upper bound on ||S||, which is ||L||_M but for rounding; infinite if K is not finite."""
@@ -126,21 +130,6 @@ class StepProjection:
             K = coupling.K().detach().cpu().double()
             S[units, units] += K - K.mT
         return spectral_norm(S)
-
-    def _holds(self) -> bool:
-        return self.certificate.step is not None and self.certificate.step.certified
-
-    def _refusal(self, certificate: Certificate) -> str:
-        """Why scaling the coupling is not enough, from the certificate that failed."""
-        step = certificate.step
-        assert step is not None
-        why = "; ".join(certificate.reasons) or step.reason
-        if step.certified:  # of the modules alone, but omega needs more room than a certificate
-            why = f"the bound on the modules' own factor is {step.contraction_factor}, too close to 1"
-        return (
-            f"the Euler step of dt {self.core.dt:g} must be certifiable by scaling the coupling; {why}. "
-            "Use another dt or model, or leave keep_step_certified out."
-        )
 
     def _estimate(self, products: int) -> Tensor:
         """||S|| from below, by power iteration: |S v| never falls along it, as S is normal."""

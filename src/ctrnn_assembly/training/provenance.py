@@ -1,7 +1,6 @@
 """Where a number comes from: date, command, commit, hardware, versions, threads, seed.
 
-`provenance` is the one place for commands and experiments alike. `summary.json` of a finished run is
-a flat object of these keys, so that the run folder is the result:
+`summary.json` of a finished run is a flat object of these keys, so that the run folder is the result:
 
     date, command, commit, modified, hardware, threads, versions, seed   as `provenance` says
     task, model         canonical name of the task, name of the model
@@ -25,21 +24,18 @@ learning_rate, seconds, certified, rate, step_certified, step_factor, max_dt, an
 test_accuracy with test_every_epoch.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-import ctrnn_assembly
 
 PACKAGES = ("ctrnn-assembly", "torch", "lightning-fabric", "torchdiffeq", "torchdyno", "triton")
 
@@ -49,15 +45,22 @@ def provenance(
 ) -> dict[str, Any]:
     """What a result depends on besides its settings, as plain values.
 
+    The commit, and whether code has been changed since, are None for an installed package.
+
     Args:
         command: that makes the result; None for the command line of this process.
         seed: of the result; None for none.
         device: that the result was computed on: "auto", "cpu", "cuda", ...
     """
+    here = Path(__file__).resolve()
+    commit = git(here.parent, "rev-parse", "HEAD") if git(here.parent, "ls-files", here.name) else None
+    code = (":/src", ":/cli", ":/experiments/*.py")
+    changed = None if commit is None else bool(git(here.parent, "status", "--porcelain", "--", *code))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        **checkout(),
+        "commit": commit,
+        "modified": changed,
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
@@ -69,10 +72,8 @@ def versions() -> dict[str, str]:
     """Versions of Python, of the packages that are installed, and of CUDA where it is there."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return found
@@ -82,33 +83,15 @@ def hardware(device: str = "auto") -> str:
     """The graphics card if the device can be one, else the processor with its number of cores."""
     if device.split(":")[0] in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} cores of {processor()}"
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} cores of {name}"
 
 
-def checkout() -> dict[str, Any]:
-    """The commit that this code is checked out at, and whether it has been changed since.
-
-    Both are None for an installed package.
-    """
-    package = Path(ctrnn_assembly.__file__).resolve()
-    tracked = _git(package.parent, "ls-files", "--error-unmatch", package.name)
-    if not tracked:
-        return {"commit": None, "modified": None}
-    top = _git(package.parent, "rev-parse", "--show-toplevel") or "."
-    code = ("src", "cli", "experiments/*.py")
-    changed = _git(Path(top), "status", "--porcelain", "--", *code)
-    return {"commit": _git(Path(top), "rev-parse", "HEAD"), "modified": bool(changed)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git says there; None if it is not there, or refuses."""
     try:
         asked = ["git", "-C", str(folder), *arguments]
         found = subprocess.run(asked, capture_output=True, text=True, check=False)
