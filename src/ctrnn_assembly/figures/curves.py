@@ -24,7 +24,7 @@ from ctrnn_assembly.figures.style import (
     printed,
     whole_epochs,
 )
-from ctrnn_assembly.training.run import Run, short_names
+from ctrnn_assembly.training.run import Run
 
 if TYPE_CHECKING:
     from ctrnn_assembly.reproduction.published import PublishedAccuracy
@@ -186,3 +186,11 @@ def tasks_of(runs: Sequence[Run]) -> str:
 
 def folder(run: Run) -> Path:
     return run.path or Path(run.config.model)
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The names of the folders, with as many folders above them as tell them apart."""
+    full, depth = [run.resolve().parts for run in runs], 1
+    while len({parts[-depth:] for parts in full}) < len(set(full)):
+        depth += 1
+    return ["/".join(parts[-depth:]) for parts in full]

@@ -1,7 +1,5 @@
 """Batches of a split in memory, in an order that depends on (seed, epoch) only; and its accuracy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

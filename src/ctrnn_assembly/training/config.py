@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +27,7 @@ def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides a run. The defaults are the papers' sizes and solver.
-
-    Raises:
-        pydantic.ValidationError: for a value out of its bounds, an unknown key, or settings that
-            contradict each other; `make_config` turns it into a `ConfigError`.
-    """
+    """Everything that decides a run. The defaults are the papers' sizes and solver."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -136,18 +130,14 @@ class TrainConfig(BaseModel):
             )
         if self.fit_all and self.patience:
             raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it "
-                "to 0."
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}."
             )
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
-            if any(a >= b for a, b in pairwise(value)):
+            if list(value) != sorted(set(value)):
                 raise ConfigError(f"{name} must increase; got {value}. Sort it, each epoch once.")
         if self.schedule == "steps" and not self.milestones:
-            raise ConfigError(
-                "schedule steps must have milestones, the epochs of its cuts; got none. Use "
-                "--milestones 80,150 or --schedule constant."
-            )
+            raise ConfigError("schedule steps must have milestones. Use --milestones 80,150 or cosine.")
         return self
 
     def unused(self) -> list[str]:
@@ -170,11 +160,7 @@ class TrainConfig(BaseModel):
 
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
-    """A configuration from layers of settings, later ones winning.
-
-    Raises:
-        ConfigError: naming the key, its value and what it must be.
-    """
+    """A configuration from layers of settings, later ones winning; a ConfigError names what is wrong."""
     merged = {str(key): value for layer in layers for key, value in layer.items()}
     try:
         return TrainConfig.model_validate(merged)
@@ -190,11 +176,7 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        ConfigError: if the file is missing, not YAML, or not a mapping.
-    """
+    """The settings in a YAML file; a ConfigError if it is missing, not YAML, or no mapping."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -216,11 +198,11 @@ def to_yaml(config: TrainConfig) -> str:
 def recipes() -> dict[str, dict[str, Any]]:
     """The papers' recipes by name: what each sets, as `settings`, and one line on it, `about`."""
     folder = resources.files("ctrnn_assembly") / "recipes"
-    found = {}
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            found[entry.name.removesuffix(".yaml")] = yaml.safe_load(entry.read_text(encoding="utf-8"))
-    return found
+    files = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return {
+        name.removesuffix(".yaml"): yaml.safe_load(file.read_text(encoding="utf-8"))
+        for name, file in files
+    }
 
 
 def default_recipe(task: str) -> dict[str, Any]:
@@ -233,11 +215,7 @@ def default_recipe(task: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The settings of one recipe.
-
-    Raises:
-        ConfigError: if the name is unknown; lists the known ones.
-    """
+    """The settings of one recipe; a ConfigError lists the known ones."""
     known = recipes()
     if name not in known:
         raise unknown("recipe", name, known)

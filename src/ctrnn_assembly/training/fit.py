@@ -7,8 +7,6 @@ the weights that are kept; the test set is read once, after training, and with `
 each epoch, to be reported only.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -109,14 +107,6 @@ class Training:
         torch.save(state, buffer)
         run.write(path, buffer.getvalue())
 
-    def advance(self, share: float, loss: float) -> bool:
-        """Count an epoch with this validation accuracy and loss; returns whether it is the best."""
-        self.stale = 0 if share > self.best[0] else self.stale + 1
-        better = (share, -loss) > self.best
-        self.best = max(self.best, (share, -loss))
-        self.epoch += 1
-        return better
-
     def project(self) -> str:
         """Project the weights that an epoch ends with; why they cannot be certified, or nothing."""
         try:
@@ -126,11 +116,11 @@ class Training:
             return str(error)
         return ""
 
-    def means(self, sums: Tensor) -> tuple[float, float]:
+    def means(self, sums: Tensor) -> dict[str, float]:
         """Mean loss and accuracy from their sums, over all processes."""
         total: Any = self.fabric.all_reduce(sums, reduce_op="sum")
         loss, correct, count = total.tolist()
-        return loss / count, correct / count
+        return {"loss": loss / count, "accuracy": correct / count}
 
 
 def fit(
@@ -145,8 +135,6 @@ def fit(
     """Train, select by validation, test once, and write the run folder.
 
     Args:
-        config: everything that decides the result.
-        out: the run folder.
         resume: go on with the run in this folder, from its last whole epoch.
         report: gets a line for each epoch; on a terminal there is a progress bar as well. None for none.
         command: that makes this run, for summary.json; None for the command line of this process.
@@ -210,23 +198,26 @@ def train(
     for data in (batches, held_out):
         data.to(fabric.device)
     rows = [row for row in run.read_table(out / "metrics.csv") if row["epoch"] < training.epoch]
-
     while not training.ended:
-        started = time.monotonic()
-        loss, share = train_epoch(training, batches, profile, bar=report is not None)
-        row: dict[str, Any] = {"epoch": training.epoch, "train_loss": loss, "train_accuracy": share}
+        started, row = time.monotonic(), {"epoch": training.epoch}
+        trained = train_epoch(training, batches, profile, bar=report is not None)
         with recording(profile), record_function("validation"):
             lost = training.project()
             with fabric.autocast():
-                loss, share = training.means(evaluate(net, held_out))
-        if not math.isfinite(loss):  # the epoch's last steps: no checkpoint is taken of them
-            where = f"epoch {training.epoch + 1}, validation after step {len(batches)}"
+                valid = training.means(evaluate(net, held_out))
+        training.epoch += 1
+        if not math.isfinite(valid["loss"]):  # the epoch's last steps: no checkpoint is taken of them
+            where = f"epoch {training.epoch}, validation after step {len(batches)}"
             raise TrainingError(diverged(net, next(iter(held_out)), where))
-        row |= {"val_loss": loss, "val_accuracy": share}
+        for part, found in {"train": trained, "val": valid}.items():
+            row |= {f"{part}_{name}": value for name, value in found.items()}
         row["learning_rate"] = training.optimizer.param_groups[0]["lr"]
         row["seconds"] = round(time.monotonic() - started, 3)
+        reached = (valid["accuracy"], -valid["loss"])
+        better = reached > training.best
+        training.stale = 0 if reached[0] > training.best[0] else training.stale + 1
+        training.best = max(training.best, reached)
 
-        better = training.advance(share, loss)
         due = training.ended or training.epoch % config.certify_every == 0
         with recording(profile), record_function("certificate"):
             proven = training.certificate if due else None
@@ -239,12 +230,10 @@ def train(
             log({name: value for name, value in row.items() if value is not None}, row["epoch"])
         if report is not None:
             report(epoch_line(row, config.epochs))
+        kind = "discrete" if lost else config.require_certificate
         lost = lost or missing_certificate(config, proven)
         if lost:
-            kind = config.require_certificate if training.projection is None else "discrete"
-            before = (
-                "that of the epoch before is kept" if training.epoch > 1 else "there is none before it"
-            )
+            before = "that of the epoch before is kept" if row["epoch"] else "there is none before it"
             raise TrainingError(
                 f"epoch {training.epoch} lost the {kind} certificate: {lost} No checkpoint is taken of "
                 f"this epoch; {before}. Start again with --config {out / 'config.yaml'} and that change."
@@ -261,11 +250,7 @@ def train(
 def train_epoch(
     training: Training, batches: Batches, profile: Profile | None = None, *, bar: bool = False
 ) -> tuple[float, float]:
-    """One pass over the batches; returns the mean loss and accuracy of its steps.
-
-    Raises:
-        TrainingError: if the loss is not finite.
-    """
+    """One pass over the batches; returns the mean loss and accuracy of its steps."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
     following, sums = iter(batches), new_sums(fabric.device)
@@ -292,7 +277,7 @@ def train_epoch(
 
 
 def train_step(training: Training, batch: Batch, where: str | None = None) -> Tensor:
-    """Forward, backward and one step of the optimiser; summed loss, correct answers, samples, (3,).
+    """Forward, backward and one step of the optimiser; returns `sums_of` it.
 
     Raises:
         TrainingError: if `where` names this step and its loss is not finite.
@@ -348,11 +333,7 @@ def finish(
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Devices and precision of a run.
-
-    Raises:
-        ConfigError: if the device is not there.
-    """
+    """Devices and precision of a run; a ConfigError if the device is not there."""
     try:
         return Fabric(
             accelerator=config.device,
@@ -369,11 +350,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 
 def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any], int], None]:
-    """What is done with an epoch's numbers besides writing them.
-
-    Raises:
-        ConfigError: if the logger is not installed.
-    """
+    """What is done with an epoch's numbers besides writing them; a ConfigError without the logger."""
     try:
         if config.logger == "tensorboard":
             from lightning_fabric.loggers import TensorBoardLogger
@@ -416,10 +393,9 @@ def open_folder(training: Training, out: Path, *, resume: bool) -> run.Weights |
 def diverged(net: SequenceClassifier, batch: Batch, where: str) -> str:
     """What to say of a loss that is not finite."""
     core: Any = net.core
-    u, _, lengths = batch
-    norms = core(u.to(net.readout.weight), lengths=lengths)[0].norm(dim=-1)
-    finite_norms = norms[norms.isfinite()]
-    norm = f"{float(finite_norms.max()):.4g}" if len(finite_norms) else "NaN"
+    norms = core(batch[0].to(net.readout.weight), lengths=batch[2])[0].norm(dim=-1)
+    norms = norms[norms.isfinite()]
+    norm = f"{float(norms.max()):.4g}" if len(norms) else "NaN"
     return (
         f"the loss became NaN or infinite in {where}; the largest finite state norm is {norm}. The last "
         "good checkpoint is kept. Lower learning_rate or dt, or use solver imex."
@@ -432,15 +408,14 @@ def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
     All are None for an epoch without one. max_dt is None where every dt is certified, if step_certified
     is 1; the factor where none is proven.
     """
-    step = None if proven is None else proven.step
-    if proven is None or step is None:
+    if proven is None or proven.step is None:
         return dict.fromkeys(("certified", "rate", "step_certified", "step_factor", "max_dt"))
     return {
         "certified": int(proven.certified),
         "rate": finite(proven.rate),
-        "step_certified": int(step.certified),
-        "step_factor": finite(step.contraction_factor),
-        "max_dt": finite(step.max_dt),
+        "step_certified": int(proven.step.certified),
+        "step_factor": finite(proven.step.contraction_factor),
+        "max_dt": finite(proven.step.max_dt),
     }
 
 
@@ -450,17 +425,15 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
         return ""
     if not proven.certified:
         return "; ".join(proven.reasons) + "."
-    step = proven.step
-    assert step is not None
-    if config.require_certificate == "continuous" or step.certified:
+    if config.require_certificate == "continuous" or proven.step is None or proven.step.certified:
         return ""
     if config.solver == "euler" and not config.keep_step_certified:
-        change = "Use --keep-step-certified, --solver imex, or a lower --dt."
+        change = "--keep-step-certified, --solver imex, or a lower --dt"
     elif config.solver in ("euler", "imex"):
-        change = "Use a lower --dt."
+        change = "a lower --dt"
     else:
-        change = f"Use --solver {'imex' if config.solver in STEP_PROOFS else 'euler or imex'}."
-    return f"{step.reason}. {change}"
+        change = f"--solver {'imex' if config.solver in STEP_PROOFS else 'euler or imex'}"
+    return f"{proven.step.reason}. Use {change}."
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

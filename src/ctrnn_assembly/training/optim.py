@@ -1,7 +1,5 @@
 """What a step of training needs: the optimiser, the learning rate of the step, no denormals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +40,8 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 def denormals_flushed() -> Iterator[None]:
     """Numbers below 1e-38 are zero in this thread, on CPUs that can do so.
 
-    A gradient that fades through time ends among them, and a CPU computes with them many times slower:
-    the backward pass of `nn.LSTM` over 196 steps took 15 s with them and 1 s without, to the same
-    gradients.
+    Gradients that fade through time end among them: the backward pass of `nn.LSTM` over 196 steps took
+    15 s with them and 1 s without, to the same gradients.
     """
     # PyTorch sets the mode and does not tell it.
     flushed_before = torch.tensor(1e-40, dtype=torch.float32).item() == 0.0

@@ -5,8 +5,6 @@ stages are `record_function` blocks of `fit`; what one stage calls counts for it
 a stage are those in which it keeps the processor.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterator

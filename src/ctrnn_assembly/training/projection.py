@@ -4,18 +4,12 @@
     K <- min(1, omega / ||S||) K at every level, omega = largest_coupling(modules, dt)
 
 After an optimiser step ||S|| is estimated by power iteration, from below, and omega is the last epoch's:
-cheap, and inside up to a few percent. At the end of an epoch, before anything is validated or saved,
+O(n^2), and inside up to a few percent. At the end of an epoch, before anything is validated or saved,
 omega is computed anew, ||S|| is bounded with its rounding, and the result is certified as it stands.
-Nothing is kept from one epoch to the next but what follows from the weights: resuming is exact.
-
-Cost: O(n^2) after a step; omega, one certificate and O(n^3) at the end of an epoch.
-Not done: the nearest point of the ball, which would shrink only the largest singular values of S, and
-would fill blocks that the topology leaves empty.
+The nearest point of the ball would fill blocks that the topology leaves empty.
 
 Source: THEORY section 6, the disc lemma; `largest_coupling`.
 """
-
-from __future__ import annotations
 
 import math
 from dataclasses import replace
@@ -36,9 +30,7 @@ SHRINK = (1.0, 0.999, 0.99, 0.9, 0.5)
 class StepProjection:
     """The coupling of a layer, kept where the Euler step of its `dt` is certified.
 
-    Args:
-        core: a `CTRNN` with solver euler, coupled by `Feedback` or not at all. Its coupling is scaled in
-            place, at once.
+    `core` is a `CTRNN` with solver euler, coupled by `Feedback` or not at all; it is projected at once.
 
     Attributes:
         omega: the largest ||L||_M that the modules allow.
@@ -46,7 +38,6 @@ class StepProjection:
 
     Raises:
         ConfigError: if there is nothing to project: another solver, coupling or kind of layer.
-        ContractionError: if the modules alone have no certified step.
 
     Guarantee: `project` leaves weights whose `certificate` holds in continuous time and for the step, or
     raises; weights that are not finite are left as they are, and not certified. Between two calls
@@ -91,11 +82,7 @@ class StepProjection:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Scale the coupling until the step is certified, with an omega of the modules as they are now.
-
-        Raises:
-            ContractionError: if the modules alone have no certified step.
-        """
+        """Scale the coupling until the step is certified; a ContractionError if the modules have none."""
         if not all(bool(p.isfinite().all()) for p in self.core.field.parameters()):
             self.certificate = self.core.certificate()
             return

@@ -43,6 +43,7 @@ from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_assembly.training.provenance import provenance
 
+BESIDE = "Use the file that was saved beside it."
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
 
@@ -87,16 +88,13 @@ class Weights:
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             model.to(dtypes.pop())
-        try:
+        with refusing(f"{self.file} does not fit the model of its config.yaml", BESIDE):
             model.load_state_dict(self.state)
-        except (RuntimeError, CtrnnError) as error:  # torch's first line only names the class
-            reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise self._misfit("model", reason) from None
 
     def restore(self, optimizer: torch.optim.Optimizer, precision: Any) -> None:
         """Load a checkpoint's state of Adam and of Fabric's precision; settings stay as configured."""
         settings = optimizer.state_dict()["param_groups"]
-        try:
+        with refusing(f"{self.file} does not fit the optimiser of its config.yaml", BESIDE):
             stored = self.progress["optimizer"]["state"]
             optimizer.load_state_dict({"state": stored, "param_groups": settings})
             for parameter, moments in optimizer.state.items():
@@ -105,14 +103,17 @@ class Weights:
                     if x.shape != shape or not x.isfinite().all():
                         raise ValueError(f"{name} must be finite and have the shape {[*shape]}")
             precision.load_state_dict(self.progress["scaler"])
-        except Exception as error:  # whatever stands in the place of numbers
-            raise self._misfit("optimiser", str(error) or type(error).__name__) from None
 
-    def _misfit(self, what: str, reason: str) -> DataError:
-        return DataError(
-            f"{self.file} does not fit the {what} of its config.yaml: {reason[:200]}. Use the file that "
-            "was saved beside it."
-        )
+
+@contextmanager
+def refusing(what: str, advice: str) -> Iterator[None]:
+    """Whatever fails inside is a DataError: what is wrong, the reason, and what to do."""
+    try:
+        yield
+    except Exception as error:  # torch raises many kinds for a damaged file
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[1] if "state_dict" in lines[0] and len(lines) > 1 else lines[0]  # names a class
+        raise DataError(f"{what}: {reason.strip().rstrip('.')[:200]}. {advice}") from None
 
 
 def read_weights(file: Path) -> Weights:
@@ -120,7 +121,9 @@ def read_weights(file: Path) -> Weights:
     saved, kept = file.suffix == ".ckpt", file.stem.startswith("epoch-")
     if not saved and not file.exists():
         raise DataError(f"there are no weights at {file}. Train first, or name a run folder.")
-    try:
+    what = "checkpoint" if saved else "safetensors file"
+    advice = "Use an intact copy, or start a new run with its config.yaml."
+    with refusing(f"{file} is not a readable {what}", advice):
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if not saved:
@@ -131,12 +134,6 @@ def read_weights(file: Path) -> Weights:
         [tensor.shape for tensor in stored["model"].values()]
         range(progress["epoch"], progress["stale"]), sum(progress["best"])
         return Weights("checkpoint", file, digest, stored["model"], progress)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(
-            f"{file} is not a readable {'checkpoint' if saved else 'safetensors file'}: {reason}. Use "
-            "an intact copy, or start a new run with its config.yaml."
-        ) from None
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
@@ -187,9 +184,6 @@ class Run:
             initial: take the weights before training instead of the trained ones.
             epoch: take the weights that `keep_epochs` kept after this epoch, counted from 1.
             changes: settings instead of the stored ones; None leaves a setting as it is.
-
-        Raises:
-            ConfigError: if it is none of these, or a setting is impossible.
         """
         path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
         if path.is_dir():
@@ -268,11 +262,7 @@ class Run:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The first samples of a split of the task: "train", "val" or "test"; by default 4.
 
-        Returns:
-            inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
-
-        Raises:
-            ConfigError: for less than one sample, or more than there are.
+        Returns inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
         """
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
@@ -360,31 +350,22 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run folder; the same process may hold it twice.
-
-    Raises:
-        RunBusyError: if another process does.
-    """
+    """Hold a run folder; a RunBusyError if another process does. The same one may hold it twice."""
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
     try:
-        lock.acquire()
+        with lock:
+            try:
+                yield
+            finally:
+                if lock.lock_counter == 1:
+                    Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         raise RunBusyError(f"another process is training {run}. Wait for it.") from None
-    try:
-        yield
-    finally:
-        if lock.lock_counter == 1:
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        ConfigError: if it is no run folder, or its config.yaml is damaged.
-    """
+    """The configuration of a run folder; a ConfigError if there is none, or it is damaged."""
     if not (run / "config.yaml").exists():
         empty = f"{run} holds no run: it has no config.yaml"
         why = empty if run.is_dir() else f"there is no run folder {run}"
@@ -395,18 +376,14 @@ def read_config(run: Path) -> TrainConfig:
 def read_summary(run: Path) -> dict[str, Any]:
     """summary.json of a finished run."""
     path = run / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    if not path.exists():
+        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.")
+    advice = f"Delete it; `ctrnn train --resume {run}` writes it again."
+    with refusing(f"{path} is not readable JSON", advice):
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(summary, dict):
             raise ValueError(f"it must hold an object; got {type(summary).__name__}")
-    except FileNotFoundError:
-        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is not readable JSON: {error}. Delete it; `ctrnn train --resume {run}` writes it "
-            "again."
-        ) from None
-    return summary
+        return summary
 
 
 def validation(summary: dict[str, Any]) -> str:
@@ -421,21 +398,17 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv: numbers, and None where there is none; no rows if there is no file."""
     if not path.exists():
         return []
-    name = text = None
-    try:
+    what, advice = f"{path} is not a table of epochs", "Mend it, or delete it to go on without it."
+    with refusing(what, advice):
         rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        for row in rows:
-            for name in dict.fromkeys((*row, "epoch", "seconds")):
-                text = row.get(name)
+    for row in rows:
+        for name in dict.fromkeys((*row, "epoch", "seconds")):
+            text = row.get(name)
+            with refusing(f"{what}: it must hold numbers in {name!r}", advice):
                 if text or name in ("epoch", "seconds"):
                     row[name] = int(text) if text.isdigit() else float(text)
                 else:
                     row[name] = None
-    except (AttributeError, ValueError, csv.Error):
-        raise DataError(
-            f"{path} is not a table of epochs: it must hold numbers in {name!r}; got {text!r}. Mend it, "
-            "or delete it to go on without it."
-        ) from None
     return rows
 
 
@@ -473,11 +446,3 @@ def stopped_summary(
         "stopped": str(error).replace(str(run), "RUN"),
         **run_record(config, read_table(run / "metrics.csv")),
     }
-
-
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """The names of the folders, with as many folders above them as tell them apart."""
-    full, depth = [run.resolve().parts for run in runs], 1
-    while len({parts[-depth:] for parts in full}) < len(set(full)):
-        depth += 1
-    return ["/".join(parts[-depth:]) for parts in full]
