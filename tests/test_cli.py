@@ -252,7 +252,7 @@ def test_too_little_memory_is_named(cli: Cli, tmp_path: Path, monkeypatch: pytes
     def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
-    monkeypatch.setattr(fit, "try_out", refuse)
+    monkeypatch.setattr(fit, "train", refuse)
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run")
     assert "out of memory. Lower --batch-size" in error
 

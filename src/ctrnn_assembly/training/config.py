@@ -130,14 +130,17 @@ class TrainConfig(BaseModel):
             )
         if self.fit_all and self.patience:
             raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}."
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it to 0."
             )
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
             if list(value) != sorted(set(value)):
                 raise ConfigError(f"{name} must increase; got {value}. Sort it, each epoch once.")
         if self.schedule == "steps" and not self.milestones:
-            raise ConfigError("schedule steps must have milestones. Use --milestones 80,150 or cosine.")
+            raise ConfigError(
+                "schedule steps must have milestones, the epochs of its cuts; got none. Use "
+                "--milestones 80,150 or --schedule constant."
+            )
         return self
 
     def unused(self) -> list[str]:

@@ -82,7 +82,7 @@ class StepProjection:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Scale the coupling until the step is certified; a ContractionError if the modules have none."""
+        """Scale the coupling until the step is certified; a ContractionError if no scale will do."""
         if not all(bool(p.isfinite().all()) for p in self.core.field.parameters()):
             self.certificate = self.core.certificate()
             return
