@@ -130,7 +130,8 @@ class TrainConfig(BaseModel):
             )
         if self.fit_all and self.patience:
             raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it to 0."
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it to "
+                "0."
             )
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
