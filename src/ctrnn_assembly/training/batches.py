@@ -75,11 +75,7 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 
 @torch.no_grad()
 def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
-    """Summed cross-entropy, correct answers and samples of the batches, (3,), on the model's device.
-
-    Raises:
-        DataError: if there is a class that the model does not know.
-    """
+    """`sums_of` all batches, on the model's device; a DataError for a class that it does not know."""
     was_training, weight = model.training, model.readout.weight
     model.eval()
     sums, last = new_sums(weight.device), int(batches.split.y.max())

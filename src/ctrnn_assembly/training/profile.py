@@ -21,12 +21,11 @@ OPERATIONS = 10
 
 
 class Profile:
-    """Seconds by name, summed over what was recorded."""
+    """Calls and seconds by name: of stages with what they call, of operations without."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)  # of stages, with what they call
-        self.own: dict[str, float] = defaultdict(float)  # of operations, without what they call
         self.calls: dict[str, int] = defaultdict(int)
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -36,28 +35,22 @@ class Profile:
         with torch.profiler.profile(activities=activities) as found:
             yield
         for event in found.key_averages():
+            own = event.self_cpu_time_total + getattr(event, "self_device_time_total", 0)
             self.calls[event.key] += event.count
-            if event.key in STAGES:
-                self.seconds[event.key] += event.cpu_time_total / 1e6
-            else:
-                device = getattr(event, "self_device_time_total", 0)
-                self.own[event.key] += (event.self_cpu_time_total + device) / 1e6
+            self.seconds[event.key] += (event.cpu_time_total if event.key in STAGES else own) / 1e6
 
     def show(self, console: Console) -> None:
         """Print the seconds of each stage, and the operations that took longest."""
-        self._table(console, "stage", {name: self.seconds[name] for name in STAGES})
-        longest = sorted(self.own.items(), key=lambda item: -item[1])[:OPERATIONS]
-        self._table(console, "operation", dict(longest))
-
-    def _table(self, console: Console, what: str, seconds: dict[str, float]) -> None:
-        total = sum(self.seconds.values()) or 1.0
-        table = Table(what, "calls", "seconds", "share", title=f"time of training by {what}")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for name, value in seconds.items():
-            share = f"{100 * value / total:.1f} %"
-            table.add_row(name[:60], f"{self.calls[name]}", f"{value:.4f}", share)
-        console.print(table)
+        operations = sorted(self.seconds.keys() - set(STAGES), key=lambda name: -self.seconds[name])
+        total = sum(self.seconds[name] for name in STAGES) or 1.0
+        for what, names in {"stage": STAGES, "operation": operations[:OPERATIONS]}.items():
+            table = Table(what, "calls", "seconds", "share", title=f"time of training by {what}")
+            for column in table.columns[1:]:
+                column.justify = "right"
+            for name in names:
+                share = f"{100 * self.seconds[name] / total:.1f} %"
+                table.add_row(name[:60], f"{self.calls[name]}", f"{self.seconds[name]:.4f}", share)
+            console.print(table)
 
 
 def recording(profile: Profile | None) -> AbstractContextManager[None]:

@@ -151,7 +151,7 @@ def weights_file(run: Path) -> Path | None:
 
 
 def kept_weights(run: Path, epoch: int) -> Path:
-    """Where the weights after an epoch, counted from 1, are kept."""
+    """The file of the weights after an epoch, counted from 1."""
     return run / "weights" / f"epoch-{epoch:04}.safetensors"
 
 
