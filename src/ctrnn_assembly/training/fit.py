@@ -199,7 +199,8 @@ def train(
         data.to(fabric.device)
     rows = [row for row in run.read_table(out / "metrics.csv") if row["epoch"] < training.epoch]
     while not training.ended:
-        started, row = time.monotonic(), {"epoch": training.epoch}
+        row: dict[str, Any] = {"epoch": training.epoch}
+        started = time.monotonic()
         trained = train_epoch(training, batches, profile, bar=report is not None)
         with recording(profile), record_function("validation"):
             lost = training.project()
@@ -249,10 +250,11 @@ def train(
 
 def train_epoch(
     training: Training, batches: Batches, profile: Profile | None = None, *, bar: bool = False
-) -> tuple[float, float]:
+) -> dict[str, float]:
     """One pass over the batches; returns the mean loss and accuracy of its steps."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
+    core: Any = training.net.core
     following, sums = iter(batches), new_sums(fabric.device)
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
     hidden = not (bar and sys.stderr.isatty())
@@ -270,7 +272,7 @@ def train_epoch(
             where = f"epoch {training.epoch + 1}, step {index + 1}" if looks else None
             with denormals_flushed():  # no certificate is computed in it
                 sums += train_step(training, batch, where)
-            training.net.core.project_()
+            core.project_()
             if projection is not None:
                 projection.after_step()
     return training.means(sums)

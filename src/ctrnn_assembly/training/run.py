@@ -403,7 +403,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     for row in rows:
         for name in dict.fromkeys((*row, "epoch", "seconds")):
-            text = row.get(name)
+            text: Any = row.get(name)
             with refusing(f"{what}: it must hold numbers in {name!r}", advice):
                 if text or name in ("epoch", "seconds"):
                     row[name] = int(text) if text.isdigit() else float(text)
