@@ -20,7 +20,7 @@ from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.topology import TOPOLOGIES
 from ctrnn_assembly.training import fit
-from ctrnn_assembly.training.config import TrainConfig, read_yaml, recipes
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipes
 from fake_data import real_data, write_images
 
 KNOWN = {
@@ -395,8 +395,14 @@ def test_without_out_a_run_gets_a_folder_of_its_own(
 def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    assert not fit.is_further_process()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert not fit.is_further_process()
-    monkeypatch.setenv("NODE_RANK", "1")
-    assert fit.is_further_process()
+    config = make_config({"device": "cpu", "devices": 2, "nodes": 2})
+    assert fit.make_fabric(config).is_global_zero
+    for name, rank, first in (
+        ("LOCAL_RANK", 0, True),
+        ("LOCAL_RANK", 1, False),
+        ("NODE_RANK", 1, False),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv("LOCAL_RANK", "0")
+            patch.setenv(name, str(rank))
+            assert fit.make_fabric(config).is_global_zero == first
