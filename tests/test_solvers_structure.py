@@ -23,7 +23,7 @@ from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import buffers, solve
 from ctrnn_assembly.solvers.buffers import pooled
-from ctrnn_assembly.solvers.fused import FusedStep, fused_step
+from ctrnn_assembly.solvers.fused import fused_step
 from ctrnn_assembly.terms import Terms
 from solver_problems import DT, F64, normal, rng
 from solver_problems import one_thread as one_thread
@@ -153,15 +153,17 @@ def test_an_activation_that_orders_its_values_anew(form: str, pairs: int) -> Non
 
 def test_few_pairs_multiply_only_coupled_blocks() -> None:
     # The cost of a step: numbers of W and of L that are multiplied.
-    def step(kind: str, pairs: int) -> FusedStep:
-        terms = net(kind, pairs).terms()
-        return fused_step(SCHEMES["euler"], terms, normal(1, 20), None, torch.full((1, 1), DT))
+    def step(kind: str, pairs: int) -> tuple[Tensor, Tensor | None]:
+        dt = torch.full((1, 1), DT)
+        given = net(kind, pairs).terms(), normal(1, 20), None, dt, "full"
+        _, _, _, W, _, P, *_ = fused_step(SCHEMES["euler"], *given)  # type: ignore[arg-type]
+        return W, P
 
     for pairs, blocks in ((0, 0), (1, 2), (3, 6)):
-        P = step("blocks", pairs).tensors[2]
+        P = step("blocks", pairs)[1]
         assert (0 if P is None else P.numel()) == 16 * blocks
-    assert step("blocks", 10).tensors[2].shape == (20, 20)  # type: ignore[union-attr]
-    assert step("diagonal", 1).tensors[0].numel() == 20  # type: ignore[union-attr]
+    assert step("blocks", 10)[1].shape == (20, 20)  # type: ignore[union-attr]
+    assert step("diagonal", 1)[0].numel() == 20
 
 
 def test_an_entry_outside_the_pairs_is_refused_not_dropped() -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,12 +54,8 @@ class Scheme:
     increment: Pair | None = None
 
 
-def _euler(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _diagonal_and_coupling(1 - h, h, L), h
-
-
-def _euler_increment(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _diagonal_and_coupling(-h, h, L), h
+def _euler(h: Tensor, L: Tensor | None, one: float = 1.0) -> tuple[Tensor, Tensor]:
+    return _diagonal_and_coupling(one - h, h, L), h
 
 
 def _imex(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,15 +84,12 @@ def _diagonal_and_coupling(d: Tensor, h: Tensor, L: Tensor | None) -> Tensor:
     return d if L is None else torch.addcmul(torch.diag_embed(d), h[..., None], L)
 
 
-SCHEMES: dict[str, Scheme] = {
-    "euler": Scheme("euler", "forward Euler", _euler, _euler_increment),
-    "imex": Scheme("imex", "implicit in the coupling L, contracts whatever its norm is", _imex),
-    "exponential-euler": Scheme(
-        "exponential-euler",
-        "exact in -x + L x, the rest held over the step",
-        _exponential_euler,
-    ),
-}
+_ROWS = (
+    Scheme("euler", "forward Euler", _euler, partial(_euler, one=0.0)),
+    Scheme("imex", "implicit in the coupling L, contracts whatever its norm is", _imex),
+    Scheme("exponential-euler", "exact in -x + L x, the rest held over the step", _exponential_euler),
+)
+SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _ROWS}
 
 
 def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:

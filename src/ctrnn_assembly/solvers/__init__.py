@@ -56,14 +56,11 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Solution:
-    """What `solve` returns.
+    """What `solve` returns: states x (batch, k, n), the initial one first, at times t.
 
-    Args:
-        t: times of the states, (k,), or (batch, k) when each sample has its own steps.
-        x: states, (batch, k, n), the initial state first; k = 1 if only the last was asked for.
-        solver: its name.
-        steps: accepted steps; None where the solver does not tell.
-        evaluations: evaluations of the vector field.
+    t is (k,), or (batch, k) when each sample has its own steps; k = 1 if only the last state was asked
+    for. `steps` counts accepted ones, None where the solver does not tell; `evaluations` those of the
+    vector field.
     """
 
     t: Tensor
@@ -125,9 +122,6 @@ def solve(
             1e-2), or "tf32" on CUDA (1e-3); states and sums keep their precision (grid solvers).
         backend: what runs the loop of a grid solver, see above.
 
-    Returns:
-        `Solution` with times, states (batch, k, n), status and evaluations.
-
     Raises:
         SolverError: for an exhausted step budget, a step underflow, or a setting that the solver would
             ignore; with time, state norm and evaluations. ConfigError: for an unknown name.
@@ -157,17 +151,10 @@ def solve(
                 f"solver: {', '.join(SCHEMES)}."
             )
         else:
+            signal = ZeroOrderHold(u.to(x0), times[:-1]) if isinstance(u, Tensor) else u
+            settings = (solver, max_steps, step_size, gradient)
             states, evaluations = torchdiffeq_solve(
-                known,
-                x0,
-                times,
-                ZeroOrderHold(u.to(x0), times[:-1]) if isinstance(u, Tensor) else u,
-                solver=solver,
-                rtol=rtol,
-                atol=atol,
-                max_steps=max_steps,
-                step_size=step_size,
-                gradient=gradient,
+                known, x0, times, signal, *settings, rtol=rtol, atol=atol
             )
     if lengths is not None and save == "last":
         states = states[lengths.to(x0.device), torch.arange(len(x0), device=x0.device)][None]
@@ -179,10 +166,7 @@ def solve(
 
 
 def check_settings(solver: str, step_size: float | None = None, **settings: str) -> None:
-    """Refuse unknown names, and settings that a solver or backend would ignore.
-
-    Args:
-        settings: any of `CHOICES`.
+    """Refuse, of the `settings` in CHOICES, unknown names and what a solver or backend would ignore.
 
     Raises:
         ConfigError: for an unknown name. SolverError: for a setting that would be ignored.

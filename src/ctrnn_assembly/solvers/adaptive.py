@@ -84,7 +84,6 @@ def torchdiffeq_solve(
     x0: Tensor,
     t: Tensor,
     signal: Signal | None,
-    *,
     solver: str,
     max_steps: int,
     step_size: float | None,
@@ -133,19 +132,13 @@ def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
 
 def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
     """torchdiffeq's options for one piece."""
-    if solver == "scipy_solver":
-        return {}
-    if solver not in FIXED_STEP:
-        # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond. The dtype
-        # is float64 but on MPS, which has none.
-        ends = piece[[0, -1]]
-        return {
-            "max_num_steps": max_steps,
-            "step_t": ends,
-            "first_step": step_size,
-            "dtype": piece.dtype,
-        }
     options: dict[str, object] = {}
+    if solver == "scipy_solver":
+        return options
+    if solver not in FIXED_STEP:
+        # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
+        options = {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
+        return options | {"dtype": piece.dtype}  # float64 but on MPS, which has none
     if step_size is not None:
         options["grid_constructor"] = lambda f, y0, t: _equal_steps(t, step_size)
     if solver in MULTISTEP:  # their coefficients assume equal steps

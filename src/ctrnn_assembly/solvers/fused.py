@@ -22,8 +22,7 @@ refused, and torch.func's transforms as well; the plain loop (`schemes.integrate
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -37,6 +36,7 @@ from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import Scheme, step_pair
 from ctrnn_assembly.solvers.buffers import pooled
+from ctrnn_assembly.solvers.cuda.graph import replayed, tf32
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
 from ctrnn_assembly.terms import Terms
 
@@ -61,21 +61,17 @@ class Form:
 
 
 @dataclass(frozen=True)
-class FusedStep:
-    """A step of n units: what `_Integrate` takes.
+class _Plan:
+    """What a pass returns (`every` state, or the last), and what it stores for the backward pass."""
 
-    Args:
-        inputs: (time, batch, m), or e itself, (time, batch, n).
-        dt: lengths that the step is yet to be multiplied by, (time, 1 or batch), or None.
-        tensors: W, D, P, Q, E, *K. W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,).
-            P: (n, n); (C, k, k), the blocks at the form's pattern; or None. Q: None where post is the
-            identity, else (n,), a diagonal, or (n, n). E: (n, m), or None. K: (n, n) each.
-    """
+    every: bool
+    whole: bool  # stores every state, else the first of each segment
+    length: int  # steps of a segment
+    graph: bool
 
-    form: Form
-    inputs: Tensor
-    dt: Tensor | None
-    tensors: tuple[Tensor | None, ...]
+    def segments(self, steps: int) -> list[tuple[int, int]]:
+        """(start, end) of consecutive pieces of time, in order."""
+        return [(k, min(k + self.length, steps)) for k in range(0, steps, self.length)]
 
 
 def prepared(
@@ -92,9 +88,12 @@ def prepared(
         save, recompute, matmul_precision: as of `solvers.solve`.
         graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
     """
-    step, x0 = fused_step(*given, matmul_precision), given[2]
-    settings = (step.dt, save, recompute, graph)
-    return partial(_Integrate.apply, step.form, x0, step.inputs, *settings, *step.tensors)
+    form, *tensors = fused_step(*given, matmul_precision)
+    x0, dt, every = given[2], given[4], save == "all"
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
+    length = max(1, math.isqrt(len(dt))) if recompute == "sqrt" else SEGMENT
+    plan = _Plan(every, every or (recompute == "none" and learns), length, graph)
+    return partial(_Integrate.apply, form, plan, x0, *tensors)
 
 
 def integrate(*given: Any, **options: Any) -> Tensor:
@@ -114,9 +113,15 @@ def fused_step(
     x0: Tensor,
     drive: Tensor | None,
     dt: Tensor,
-    matmul_precision: MatmulPrecision = "full",
-) -> FusedStep:
-    """The step of a scheme; the other arguments as of `schemes.integrate`."""
+    precision: MatmulPrecision,
+) -> tuple[Any, ...]:
+    """The step of a scheme, (form, inputs, dt, W, D, P, Q, E, *K); arguments as of `prepared`.
+
+    inputs: (time, batch, m), or e itself, (time, batch, n). dt: the lengths if they are several, else
+    None. W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,). P: (n, n); (C, k, k), the blocks
+    at the form's pattern; or None. Q: None where post is the identity, else (n,), a diagonal, or (n, n).
+    E: (n, m), or None. K: (n, n) each.
+    """
     equal, pattern = same_steps(dt), None
     if scheme.increment is not None:  # then C does not depend on L, and A - I = C (L - I)
         one = scheme if equal else replace(scheme, pair=scheme.increment)
@@ -130,9 +135,9 @@ def fused_step(
     inside, W = terms.post.is_identity, structured_weight(terms)
     E, inputs = _input_product(terms, drive, C if inside else None, len(x0), len(dt))
     psi, K = tuple(edge.psi for edge in terms.edges), (_weighted(C, edge.K) for edge in terms.edges)
-    form = Form(terms.pre, terms.post, psi, pattern, matmul_precision)
-    tensors = (_weighted(C, W) if inside else W, D, P, None if inside else C, E, *K)
-    return FusedStep(form, inputs, None if equal else dt, tensors)
+    form = Form(terms.pre, terms.post, psi, pattern, precision)
+    W, Q = (_weighted(C, W), None) if inside else (W, C)
+    return form, inputs, None if equal else dt, W, D, P, Q, E, *K
 
 
 def structured_weight(terms: Terms) -> Tensor:
@@ -176,7 +181,7 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
-    """C W for C (n,), a diagonal, or (n, n), and W as in `FusedStep`."""
+    """C W for C (n,), a diagonal, or (n, n), and W as in `fused_step`."""
     if W.ndim == 1:
         return C * W
     if C.ndim == 1:
@@ -203,27 +208,11 @@ def _input_product(
     return E if C is None else _weighted(C, E), inputs
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the forward pass stores: every state (`whole`), or the first of each segment of `length`."""
-
-    whole: bool
-    length: int
-
-    def stored(self, steps: int) -> int:
-        return steps + 1 if self.whole else math.ceil(steps / self.length)
-
-    def segments(self, steps: int) -> Iterator[tuple[int, int]]:
-        """(start, end) of consecutive pieces of time, in order."""
-        for start in range(0, steps, self.length):
-            yield start, min(start + self.length, steps)
-
-
 class FusedKernel:
     """A step with its operators, for one pass over time; makes no graph of autograd."""
 
-    def __init__(self, form: Form, tensors: tuple[Tensor | None, ...]) -> None:
-        W, D, P, Q, E, *K = cast(Any, tensors)
+    def __init__(self, form: Form, tensors: Sequence[Any]) -> None:
+        W, D, P, Q, E, *K = tensors
         self.form, self.raw, self.pattern = form, tensors, form.pattern
         self.pre_is_identity, low = form.pre.is_identity, form.matmul_precision == "bf16"
         self.D, self.W = self._operator(D), self._operator(W, low)
@@ -256,17 +245,21 @@ class FusedKernel:
             return self.ordered(u)
         return u.expand(self.pattern.p, *u.shape)
 
-    def shape(self, steps: int, batch: int) -> tuple[int, ...]:
-        """Of states in their memory order."""
-        n, pattern = self.D.w.numel(), self.pattern
-        return (steps, batch, n) if pattern is None else (pattern.p, steps, batch, n // pattern.p)
+    def empty(self, steps: int, x: Tensor, reused: bool = False) -> Tensor:
+        """Memory of that many states of the batch of x."""
+        n, pattern, batch = self.D.w.numel(), self.pattern, x.shape[-2]
+        shape = (steps, batch, n) if pattern is None else (pattern.p, steps, batch, n // pattern.p)
+        return pooled(shape, x) if reused else x.new_empty(shape)
 
-    def roll(self, plan: _Plan, stored: Tensor, x0: Tensor, inputs: Tensor, dt: Tensor | None) -> Tensor:
-        """All steps from x0, in memory order; stores what the plan says, and returns the last state."""
-        last, u = x0, self.inputs(inputs).unbind(-3)
-        states = stored if plan.whole else x0.new_empty(self.shape(plan.length + 1, x0.shape[-2]))
-        direct = dt is None and self.pattern is None
-        for index, (start, end) in enumerate(plan.segments(len(inputs))):
+    def roll(self, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All steps from x0: what the plan stores, and the last state; all in memory order."""
+        segments = plan.segments(len(inputs))
+        count = len(inputs) + 1 if plan.whole else len(segments)
+        # States that the caller keeps must not lie in memory that is used again.
+        stored = self.empty(count, x0, not (plan.every or plan.graph) and x0.device.type == "cpu")
+        states = stored if plan.whole else self.empty(plan.length + 1, x0)
+        last, u, direct = x0, self.inputs(inputs).unbind(-3), dt is None and self.pattern is None
+        for index, (start, end) in enumerate(segments):
             here = states.narrow(-3, start if plan.whole else 0, end - start + 1)
             if index == 0 or not plan.whole:
                 here.narrow(-3, 0, 1).copy_(last)
@@ -293,59 +286,51 @@ class FusedKernel:
                     out.copy_(new)
                 x = out
             last = here.narrow(-3, end - start, 1)
-        return last
+        return stored, last
 
-
-def _adjoint_segment(
-    kernel: FusedKernel,
-    turned: tuple[Any, ...],
-    sums: list[Tensor | None],
-    x: Tensor,
-    lam: Tensor,
-    inputs: Tensor,
-    dt: Tensor | None,
-    grads: Any,
-) -> Tensor:
-    """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
-    form, steps, (W, P, Q, *K) = kernel.form, len(inputs), turned
-    p = x if kernel.pre_is_identity else form.pre(x)
-    psi = [phi(x) for phi in form.psi]
-    v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
-    q, z, f = v, x, x
-    if Q is not None:
-        z = kernel.E.product(_rows(kernel.inputs(inputs))).unflatten(-2, inputs.shape[:2])
-        kernel.W.add(_rows(z), _rows(p))
-        q, f = torch.empty_like(x), form.post(z)
-    xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
-    for k in range(steps - 1, -1, -1):
-        v_k, out = vs[k], lams[k]
-        if dt is not None:
-            torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
+    def back(
+        self, turned: Any, sums: Any, x: Tensor, lam: Tensor, inputs: Tensor, dt: Any, grads: Any
+    ) -> Tensor:
+        """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
+        form, steps, (W, P, Q, *K) = self.form, len(inputs), turned
+        p = x if self.pre_is_identity else form.pre(x)
+        psi = [phi(x) for phi in form.psi]
+        v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
+        q, z, f = v, x, x
         if Q is not None:
-            qs[k].copy_(form.post.pull_back(Q.product(v_k), zs[k], fs[k]))
-        new = out if form.pattern is None else torch.empty_like(v_k)
-        if grads is None:
-            torch.mul(v_k, kernel.D.w, out=new)
-        else:
-            torch.addcmul(grads[k], v_k, kernel.D.w, out=new)
-        if P is not None:
-            P.add(new, v_k)
-        for phi, y, K_t in zip(form.psi, psi, K, strict=True):
-            new.add_(phi.pull_back(K_t.product(v_k), xs[k], y[k]))
-        back = W.product(qs[k])
-        if not kernel.pre_is_identity:
-            back = form.pre.pull_back(back, xs[k], ps[k])
-        torch.add(new, back, out=out)
-        if dt is not None:
-            out.add_(lams[k + 1])
-    # A few large products for the gradients of all steps.
-    u, x, p, v, rows, f = (_rows(a) for a in (kernel.inputs(inputs), x, p, v, q, f))
-    operators = (kernel.W, kernel.D, kernel.P, kernel.Q, kernel.E, *kernel.K)
-    factors = ((rows, p), (v, x), (v, x), (v, f), (rows, u), *((v, _rows(y)) for y in psi))
-    for total, operator, pair in zip(sums, operators, factors, strict=True):
-        if total is not None:
-            operator.gradient(total, *pair)
-    return q
+            z = self.E.product(_rows(self.inputs(inputs))).unflatten(-2, inputs.shape[:2])
+            self.W.add(_rows(z), _rows(p))
+            q, f = torch.empty_like(x), form.post(z)
+        xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
+        for k in range(steps - 1, -1, -1):
+            v_k, out = vs[k], lams[k]
+            if dt is not None:
+                torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
+            if Q is not None:
+                qs[k].copy_(form.post.pull_back(Q.product(v_k), zs[k], fs[k]))
+            new = out if form.pattern is None else torch.empty_like(v_k)
+            if grads is None:
+                torch.mul(v_k, self.D.w, out=new)
+            else:
+                torch.addcmul(grads[k], v_k, self.D.w, out=new)
+            if P is not None:
+                P.add(new, v_k)
+            for phi, y, K_t in zip(form.psi, psi, K, strict=True):
+                new.add_(phi.pull_back(K_t.product(v_k), xs[k], y[k]))
+            back = W.product(qs[k])
+            if not self.pre_is_identity:
+                back = form.pre.pull_back(back, xs[k], ps[k])
+            torch.add(new, back, out=out)
+            if dt is not None:
+                out.add_(lams[k + 1])
+        # A few large products for the gradients of all steps.
+        u, x, p, v, rows, f = (_rows(a) for a in (self.inputs(inputs), x, p, v, q, f))
+        operators = (self.W, self.D, self.P, self.Q, self.E, *self.K)
+        factors = ((rows, p), (v, x), (v, x), (v, f), (rows, u), *((v, _rows(y)) for y in psi))
+        for total, operator, pair in zip(sums, operators, factors, strict=True):
+            if total is not None:
+                operator.gradient(total, *pair)
+        return q
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -356,37 +341,16 @@ def _rows(x: Tensor) -> Tensor:
 class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        form: Form,
-        x0: Tensor,
-        inputs: Tensor,
-        dt: Tensor | None,
-        save: Save,
-        recompute: Recompute,
-        graph: bool,
-        *tensors: Tensor | None,
+        ctx: Any, form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
-        steps = len(inputs)
-        plan = ctx.plan = _Plan(
-            whole=save == "all" or (recompute == "none" and any(ctx.needs_input_grad)),
-            length=max(1, math.isqrt(steps)) if recompute == "sqrt" else SEGMENT,
-        )
-        ctx.form, ctx.graph = form, graph
-        kernel = FusedKernel(form, tensors)
-        with _precision(form, x0):
-            if graph:
-                from ctrnn_assembly.solvers.cuda.graph import replayed
-
-                found: Any = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
-                stored, last = found
+        ctx.form, ctx.plan, kernel = form, plan, FusedKernel(form, tensors)
+        with tf32(form.matmul_precision == "tf32"):
+            if plan.graph:
+                stored, last = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
             else:
-                shape = kernel.shape(plan.stored(steps), len(x0))
-                # With save="all" the caller keeps the states: they must not lie in a pooled buffer.
-                reused = save == "last" and x0.device.type == "cpu"
-                stored = pooled(shape, x0) if reused else x0.new_empty(shape)
-                last = kernel.roll(plan, stored, kernel.ordered(x0[None]), inputs, dt)
+                stored, last = kernel.roll(plan, kernel.ordered(x0[None]), inputs, dt)
         ctx.save_for_backward(stored, inputs, dt, *tensors)
-        if save == "all":
+        if plan.every:
             return kernel.flat(stored).contiguous()
         return kernel.flat(last).clone(memory_format=torch.contiguous_format)
 
@@ -394,48 +358,31 @@ class _Integrate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
             raise SolverError("the fused loop has no second derivatives. Use backend='plain'.")
-        needed = (*ctx.needs_input_grad[1:3], *ctx.needs_input_grad[7:])
+        needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
         fixed, given = (ctx.form, ctx.plan, needed), (grad, *ctx.saved_tensors)
         # As in the forward pass.
-        with torch.autocast(grad.device.type, enabled=False), _precision(ctx.form, grad):
-            if ctx.graph:
-                from ctrnn_assembly.solvers.cuda.graph import replayed
-
-                d_x0, d_inputs, *d_tensors = replayed(_gradients, fixed, given)
-            else:
-                d_x0, d_inputs, *d_tensors = _gradients(*fixed, *given)
-        return (None, d_x0, d_inputs, None, None, None, None, *d_tensors)
-
-
-def _precision(form: Form, like: Tensor) -> AbstractContextManager[None]:
-    """tf32 operands on CUDA, where the form asks for them."""
-    if form.matmul_precision != "tf32" or like.device.type != "cuda":
-        return nullcontext()
-    from ctrnn_assembly.solvers.cuda.graph import tf32
-
-    return tf32()
+        rounded = tf32(ctx.form.matmul_precision == "tf32")
+        with torch.autocast(grad.device.type, enabled=False), rounded:
+            found = replayed(_gradients, fixed, given) if ctx.plan.graph else _gradients(*fixed, *given)
+        return (None, None, *found[:2], None, *found[2:])
 
 
 def _record(
-    form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Tensor | None
+    form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """The forward pass as a function of tensors: what is stored, and the last state."""
     kernel = FusedKernel(form, tensors)
-    stored = x0.new_empty(kernel.shape(plan.stored(len(inputs)), len(x0)))
-    return stored, kernel.roll(plan, stored, kernel.ordered(x0[None]), inputs, dt)
+    return kernel.roll(plan, kernel.ordered(x0[None]), inputs, dt)
 
 
 def _gradients(
-    form: Form,
-    plan: _Plan,
-    needed: tuple[bool, ...],
-    grad: Tensor,
-    stored: Tensor,
-    inputs: Tensor,
-    dt: Tensor | None,
-    *tensors: Tensor | None,
+    form: Form, plan: _Plan, needed: tuple[bool, ...], *given: Any
 ) -> tuple[Tensor | None, ...]:
-    """Those of x0, inputs and tensors, where needed; grad is (T + 1, batch, n) or (1, batch, n)."""
+    """Those of x0, inputs and tensors, where needed; given the gradient and what was saved.
+
+    The gradient is (T + 1, batch, n) or (1, batch, n).
+    """
+    grad, stored, inputs, dt, *tensors = given
     kernel = FusedKernel(form, tensors)
     forward = (kernel.W, kernel.P, kernel.Q, *kernel.K)
     turned = tuple(None if A is None else A.transposed() for A in forward)
@@ -445,19 +392,17 @@ def _gradients(
     ]
     d_inputs = torch.empty_like(inputs) if needed[1] else None
     grads = kernel.ordered(grad)
-    piece = kernel.shape(plan.length + 1, grad.shape[1])
-    lam, scratch = stored.new_empty(piece), None if plan.whole else stored.new_empty(piece)
+    lam, again = kernel.empty(plan.length + 1, grad), replace(plan, whole=True)
     first = grads.narrow(-3, len(grad) - 1, 1)
-    for index, (start, end) in reversed(list(enumerate(plan.segments(len(inputs))))):
+    for index, (start, end) in reversed([*enumerate(plan.segments(len(inputs)))]):
         steps, u, d = end - start, inputs[start:end], None if dt is None else dt[start:end]
-        if scratch is None:
-            x = stored.narrow(-3, start, steps)
-        else:
-            kernel.roll(replace(plan, whole=True), scratch, stored.narrow(-3, index, 1), u, d)
-            x = scratch.narrow(-3, 0, steps)
+        x = stored.narrow(-3, start, steps) if plan.whole else stored.narrow(-3, index, 1)
+        if not plan.whole:
+            states, _ = kernel.roll(again, x, u, d)
+            x = states.narrow(-3, 0, steps)
         lam.narrow(-3, steps, 1).copy_(first)
         later = grads.narrow(-3, start, steps).unbind(-3) if len(grad) > 1 else None
-        q = _adjoint_segment(kernel, turned, sums, x, lam, u, d, later)
+        q = kernel.back(turned, sums, x, lam, u, d, later)
         first = lam.narrow(-3, 0, 1).clone()
         if d_inputs is not None:
             E, flat = tensors[4], kernel.flat(q)

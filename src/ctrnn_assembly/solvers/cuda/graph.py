@@ -61,8 +61,8 @@ class Recording:
 
 def replayed(
     function: Callable[..., Any], fixed: tuple[Any, ...], tensors: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """function(*fixed, *tensors), by a recording; `fixed` must be hashable."""
+) -> Any:
+    """function(*fixed, *tensors), tensors or None, by a recording; `fixed` must be hashable."""
     kinds = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
     key = (function, fixed, kinds, cuda_precision())
     # Memory that outlives a call must not be that of inference mode, which nothing else may write to.
@@ -88,8 +88,11 @@ def cuda_precision() -> Any:
 
 
 @contextmanager
-def tf32() -> Iterator[None]:
-    """Round the operands of float32 products on CUDA to tf32, until the end of the block."""
+def tf32(wanted: bool) -> Iterator[None]:
+    """Round the operands of float32 products on CUDA to tf32 inside the block, if `wanted`."""
+    if not wanted:
+        yield
+        return
     matmul, before = torch.backends.cuda.matmul, cuda_precision()
     name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
     setattr(matmul, name, "tf32" if isinstance(before, str) else True)
