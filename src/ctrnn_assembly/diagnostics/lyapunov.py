@@ -28,20 +28,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import count, islice, pairwise, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import (
-    Behaviour,
-    Map,
-    linearise_along,
-    prepare,
-    runge_kutta,
-)
+from ctrnn_assembly.diagnostics.linearise import Behaviour, linearise_along, prepare, runge_kutta
 from ctrnn_assembly.errors import ConfigError, SolverError
 
 # So many trajectories, or parts of each run, make a standard error.
@@ -122,11 +115,39 @@ def lyapunov_exponents(
         net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator
     )
     dt, solver = known.resolve(dt, solver)
+    transient = steps // 10 if transient is None else transient
+    _check_run(known.size, k, steps, transient, every)
     inputs = repeat(None) if samples is None else _in_turn(samples, len(x))
-    return _follow(known.step_map(dt, solver), inputs, x, k, dt, steps, transient, every, generator)
+    run, end = linearise_along(known.step_map(dt, solver), inputs, x), transient + steps
+    V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].movedim(2, 0)
+    logs, spans = [], []
+    for first, last in pairwise([*range(0, transient, every), *range(transient, end, every), end]):
+        for here in islice(run, last - first):
+            V = here.product(V)  # (k, batch, n)
+        Q, R = torch.linalg.qr(V.movedim(0, 2))
+        size = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
+        _check_frame(here.value, size, last, dt, every)
+        V = Q.movedim(2, 0).contiguous()
+        if first >= transient:
+            logs.append(size.log())
+            spans.append((last - first) * dt)
+    grown, span = torch.stack(logs), x.new_tensor(spans)  # (records, batch, k)
+    times = span.cumsum(0)
+    own = grown.sum(0) / times[-1]  # (batch, k)
+    order = own.mean(0).argsort(descending=True)
+    return Lyapunov(
+        exponents=own.mean(0)[order],
+        errors=_errors(grown, span)[order],
+        per_trajectory=own[:, order],
+        history=(grown.mean(1).cumsum(0) / times[:, None])[:, order],
+        times=times,
+        dt=dt,
+        steps=steps,
+        transient=transient,
+        every=every,
+    )
 
 
-@torch.no_grad()
 def flow_exponents(
     f: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
@@ -142,64 +163,19 @@ def flow_exponents(
 
     Args:
         f: any differentiable f(t, x) of a 0-dimensional t and x (batch, n), sample by sample.
-        x0: initial states, (batch, n).
-        k, steps, dt, transient, every: as in `lyapunov_exponents`, which raises the same errors.
+        x0: initial states, (batch, n). All else as in `lyapunov_exponents`, errors too.
     """
-    _, _, x = prepare(Behaviour(x0.shape[-1]), None, x0, states="x0 (batch, n)")
-    times = (torch.tensor(index * dt, dtype=x.dtype) for index in count())
-    step: Map = partial(runge_kutta, f, dt=dt)
-    return _follow(step, times, x, k, dt, steps, transient, every, generator)
+    net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)
+    total = max(1, steps + (steps // 10 if transient is None else transient))
+    times = dt * torch.arange(total, dtype=torch.float64)[None, :, None]
+    settings: dict[str, Any] = {"transient": transient, "every": every, "generator": generator}
+    return lyapunov_exponents(net, times, x0, k=k, steps=steps, **settings)
 
 
 def _in_turn(samples: Tensor, batch: int) -> Iterable[Tensor]:
     """Inputs (batch, m), step by step without end: trajectory b begins with sequence b."""
     for turn in count():
         yield from samples[(torch.arange(batch) + turn) % len(samples)].unbind(1)
-
-
-def _follow(
-    step: Map,
-    inputs: Iterable[Tensor | None],
-    x: Tensor,
-    k: int,
-    dt: float,
-    steps: int,
-    transient: int | None,
-    every: int,
-    generator: torch.Generator | None,
-) -> Lyapunov:
-    """Follow x (batch, n) and a random frame V of k vectors, (k, batch, n)."""
-    transient = steps // 10 if transient is None else transient
-    _check_run(x.shape[1], k, dt, steps, transient, every)
-    V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].movedim(2, 0)
-    run, end = linearise_along(step, inputs, x), transient + steps
-    cuts = [*range(0, transient, every), *range(transient, end, every), end]
-    logs, spans = [], []
-    for first, last in pairwise(cuts):
-        for here in islice(run, last - first):
-            V = here.product(V)
-        Q, R = torch.linalg.qr(V.movedim(0, 2))
-        size = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
-        _check_frame(here.value, size, last, dt, every)
-        V = Q.movedim(2, 0).contiguous()
-        if first >= transient:
-            logs.append(size.log())
-            spans.append((last - first) * dt)
-    grown, span = torch.stack(logs), torch.tensor(spans, dtype=x.dtype)  # (records, batch, k)
-    times = span.cumsum(0)
-    own = grown.sum(0) / times[-1]  # (batch, k)
-    order = own.mean(0).argsort(descending=True)
-    return Lyapunov(
-        exponents=own.mean(0)[order],
-        errors=_errors(grown, span)[order],
-        per_trajectory=own[:, order],
-        history=(grown.mean(1).cumsum(0) / times[:, None])[:, order],
-        times=times,
-        dt=dt,
-        steps=steps,
-        transient=transient,
-        every=every,
-    )
 
 
 def _errors(logs: Tensor, spans: Tensor) -> Tensor:
@@ -229,11 +205,9 @@ def _check_frame(x: Tensor, size: Tensor, step: int, dt: float, every: int) -> N
         )
 
 
-def _check_run(n: int, k: int, dt: float, steps: int, transient: int, every: int) -> None:
+def _check_run(n: int, k: int, steps: int, transient: int, every: int) -> None:
     if not 1 <= k <= n:
         raise ConfigError(f"k must be in 1..{n}, the number of units; got {k}. Use k={min(10, n)}.")
-    if not 0 < dt < math.inf:
-        raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
     if steps < 1 or transient < 0 or every < 1:
         raise ConfigError(
             f"steps and every must be at least 1 and transient at least 0; got {steps}, {every} and "
