@@ -375,7 +375,6 @@ def test_a_diverging_trajectory_is_refused() -> None:
         (ConfigError, "in 1..6", lambda t, x: spectrum_at(t, None, x, largest=7)),
         (ShapeError, "at least one state", lambda t, x: spectrum_at(t, None, x[:0])),
         (DataError, "nan", lambda t, x: spectrum_at(t, None, x * torch.nan)),
-        (ShapeError, "one a state", lambda t, x: spectrum_at(t, None, x, times=torch.zeros(2))),
         (
             ShapeError,
             "6 units",

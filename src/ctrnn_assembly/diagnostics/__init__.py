@@ -14,9 +14,10 @@ knows: our layers, torch's, and functions (u, h) -> h. Where to read:
 | `theorem6` | the corrected Theorem 6 along a trajectory |
 | `gradient_scale`, `effective_depth` | how gradients scale over layers or time, and what carries them |
 
-Arguments come in one order: net, u, x. First the net; then the inputs u, None for none; then states: x
-where to look, x0 where to start; all else by keyword. dt and solver say which step, by default the net's
-own.
+Arguments come in one order: first the net, as `linearise` knows it; then the inputs u, None for none;
+then states: x where to look, x0 where to start, by default 0; all else by keyword. dt and solver say
+which step, by default the net's own. ConfigError, ShapeError and DataError refuse arguments that do not
+fit, SolverError a run that overflows.
 """
 
 from ctrnn_assembly.diagnostics.contraction import Measurement as Measurement

@@ -10,16 +10,13 @@ What the theory says about the numbers, in the metric diag(tau) M of a certifica
   * a certified step of a grid solver: every factor is at most the step's contraction factor;
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
-Local factors depend on where a pair is, in which direction it lies and how far apart: close pairs see
-the Jacobian at one place, distant pairs its average. Hence both are measured, and `directions="worst"`
-starts each pair where its first interval is slowest.
+Local factors depend on where a pair is, in which direction it lies and how far apart: hence close and
+distant pairs are measured, and `directions="worst"` starts each where its first interval is slowest.
 
 What rounding may add to a distance is bounded from the sums that a step forms, and taken off: without
 that, pairs that have come as close as float64 tells would seem to refute a certificate. For nets without
 `terms()` the sums are not known; states count once and a unit of 1 for all else.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -56,14 +53,12 @@ class Measurement:
     Attributes:
         rate: smallest fitted rate of a pair in the metric, by least squares on log d(t) as long as
             d(t) is above the rounding floor (1e4 times the error of a step); infinite if all are below
-            it after one interval.
-        euclidean_rate: the same for the Euclidean distance.
+            it after one interval. euclidean_rate: the same for the Euclidean distance.
         factor: largest factor of one interval in the metric; what rounding (for adaptive solvers,
             the tolerance) may have added is already taken off.
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
         euclidean_peak: largest Euclidean distance at any time over its initial value.
-        pairs, steps: what was measured: pairs of trajectories, and intervals of each.
-        dt, solver: the interval, in the unit of tau, and the solver.
+        pairs, steps, dt, solver: what was measured: pairs, intervals of each, and their length.
         distances, euclidean: d(t) in the metric, and the Euclidean ones, (pairs, steps + 1).
     """
 
@@ -81,7 +76,6 @@ class Measurement:
 
     @property
     def times(self) -> Tensor:
-        """Of the distances, (steps + 1,)."""
         return self.dt * torch.arange(self.steps + 1, dtype=self.distances.dtype)
 
     @property
@@ -112,31 +106,22 @@ def measure_contraction(
     rtol: float = 1e-12,
     generator: torch.Generator | None = None,
 ) -> Measurement:
-    """Follow pairs of trajectories under the same input, in float64 on the CPU, and compare them.
+    """Follow pairs of trajectories under the same input, and compare them.
 
     Args:
-        net: see `linearise`.
         u: input samples held over each interval, (batch, steps, m); every sample meets every pair.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
-        dt: length of an interval (a step of grid solvers), by default the net's own.
-        solver: by default the net's own; for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a
-            continuous rate needs a tight one, dopri8.
+        dt: length of an interval, which is a step of grid solvers.
+        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
         steps: number of intervals, needed without u.
         metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
             `certify` may have searched for another: its numbers hold in that one.
-        pairs: pairs at each distance. distances: initial Euclidean distances.
+        pairs: pairs at each of the initial Euclidean `distances`.
         directions: of y(0) - x(0): "random", or "worst": where the distance in the metric falls
             slowest at first, Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
             top singular vector of a map's Theta S Theta^-1.
-        rtol: relative tolerance of torchdiffeq's methods; the absolute one is rtol / 100.
-
-    Returns:
-        a `Measurement`. A diverging network is reported by `growth` and a negative `rate`.
-
-    Raises:
-        DataError: if the weights, the metric, x0 or the input are NaN or infinite.
-        ShapeError, ConfigError: for settings that do not fit.
-        SolverError: if an adaptive solver cannot meet rtol; grid solvers never fail.
+        rtol: relative tolerance of torchdiffeq's methods, beyond which they raise SolverError; the
+            absolute one is rtol / 100.
     """
     _check_pairs(pairs, spread, distances, directions)
     random: dict[str, Any] = {"count": pairs, "spread": spread, "generator": generator}
@@ -183,12 +168,6 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
 
     In the coordinates of the metric, K = Theta L Theta^-1, feedback is K = U - U^T with U the blocks
     above the diagonal; the twin has U + U^T, which takes from the rate what feedback leaves.
-
-    Args:
-        net: with `terms()`, see `linearise`. metric: M; by default the net's own.
-
-    Raises:
-        ConfigError: without linear coupling.
     """
     known = behaviour(net)
     terms, metric = known.terms, known.metric if metric is None else metric
@@ -202,7 +181,6 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
 
 
 def steps_of(u: Tensor | None, steps: int | None) -> int:
-    """The number of intervals."""
     if u is None:
         if steps is None or steps < 1:
             raise ConfigError(f"steps must be at least 1 without an input; got {steps}.")

@@ -19,8 +19,6 @@ Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577) for the idea, which 
 the precise form with a tolerance is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +38,9 @@ class EffectiveDepth:
     """What residual products contribute.
 
     Attributes:
-        depth: the effective depth, 0 to L.
+        depth: the effective depth, 0 to L, for the tolerance `tol`.
         shares: ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g|| for k = 0..L, (L + 1,) in float64; above 1
             where the terms cancel each other, infinite or NaN if the whole vanishes.
-        tol: the tolerance of `depth`.
     """
 
     depth: int
@@ -57,11 +54,7 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
     Args:
         vjps: for each layer, the first layer first, V -> (S^T V, R^T V) with V (terms, ...) shaped
             as the gradient at its output, behind a dimension of terms.
-        g: the gradient at the last layer's output, any shape.
-        tol: what counts as nothing, in (0, 1).
-
-    Raises:
-        ConfigError: if there is no layer, or tol is out of range.
+        g: the gradient at the last layer's output, any shape. tol: what counts as nothing, in (0, 1).
 
     Example:
         >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
@@ -97,13 +90,7 @@ def effective_depth_over_time(
     """Effective depth of a gradient back through the steps of one sequence, S = I and R = step - I.
 
     Args:
-        net: see `linearise`. u: samples, (time, m). g: the gradient at the last state, (n,).
-        x0: first state, (n,); by default 0.
-        dt, solver: the step, by default the net's own.
-        tol: what counts as nothing, in (0, 1).
-
-    Raises:
-        ConfigError, ShapeError, DataError: for arguments that do not fit.
+        u: samples, (time, m). g: the gradient at the last state, (n,). x0: first state, (n,).
     """
     x0 = g.new_zeros(len(g)) if x0 is None else x0
     known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)")

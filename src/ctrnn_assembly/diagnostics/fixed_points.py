@@ -11,7 +11,7 @@ Each start tries them in this order until one succeeds. A contracting net has ex
 regular J everywhere, so that the first gets there from any start if phi is smooth. In nets with many
 roots it ends in valleys of |f|, which the second leaves; both find stable and unstable roots alike. The
 third integrates by linearly implicit Euler steps of length delta, and ends in stable ones. Finding none
-proves nothing: the starts may be bad, or there may be none.
+proves nothing.
 
 Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one core;
 memory: about three times the Jacobians of the starts that are factorised at once (`CHUNK`).
@@ -19,8 +19,6 @@ memory: about three times the Jacobians of the starts that are factorised at onc
 Source: Sussillo and Barak 2013, for the use; Newton with Armijo's line search, and pseudo-transient
 continuation: Kelley 2003; Kelley and Keyes 1998. THEORY section 1: a contracting net has exactly one.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -52,11 +50,11 @@ class FixedPoints:
         eigenvalues: at each, (p, n) or (p, k), complex128: of a flow's J, per unit of time, by falling
             real part; of a map's step, by falling modulus.
         kinds: with the tolerance `marginal` on the growth of all eigenvalues, the real part, of a map
-            the modulus less 1: "stable": all below -marginal; "marginal": the largest within it, so
-            that the linearisation does not tell; "saddle": some above it and some below -marginal;
-            "unstable": the largest above it and none below -marginal.
-        hits: from how many starts each was found, (p,).
-        starts: starts in all. marginal: the tolerance. smallest: the smallest residual of any start.
+            the modulus less 1: "stable": all below -marginal; "marginal": the largest within it;
+            "saddle": some above it and some below -marginal; "unstable": the largest above it and none
+            below -marginal.
+        hits: from how many of the `starts` each was found, (p,).
+        smallest: the smallest residual of any start.
     """
 
     points: Tensor
@@ -78,7 +76,6 @@ class FixedPoints:
 
     @property
     def message(self) -> str:
-        """What was found, as a sentence."""
         if not len(self):
             return (
                 f"no fixed point was found from {self.starts} starts; the smallest residual is "
@@ -107,25 +104,17 @@ def find_fixed_points(
     """Search for fixed points of a net under a constant input.
 
     Args:
-        net: see `linearise`. u: the constant input, (m,), or None.
+        u: the constant input, (m,), or None.
         x0: starts of your own, (starts, n): a trajectory's states are good ones. Give such where gates
             saturate far away: to rounding, a GRU moves no state that holds its gates at 1.
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
         tolerance: accepted are points with a residual of at most tolerance (1 + max |x|).
         same: two points are one if no unit differs by more than same (1 + max |x|).
         marginal: tolerance of the kinds, per unit of time, or per sample.
-        largest: only so many leading eigenvalues, see `spectrum`; by default all.
+        largest: only so many leading eigenvalues, see `spectrum`.
         iterations: at most, of each of the three attempts, for each start.
 
-    Returns:
-        `FixedPoints`, possibly none.
-
-    Raises:
-        ConfigError, ShapeError, DataError: for arguments that do not fit.
-        SolverError: if ARPACK does not converge.
-
-    Guarantee: each point has the stated residual. None that the list is complete, except that a
-    contracting net has exactly one.
+    Guarantee: each point has the stated residual, not that the list is complete.
     """
     _check_settings(starts, spread, tolerance, same, marginal, iterations)
     known, held, start = prepare(

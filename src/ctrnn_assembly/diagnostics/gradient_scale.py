@@ -21,8 +21,6 @@ prints the GSC once with and once without the square: `squared`. Not done: spars
 below 1e-154, whose square is 0 in float64.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -50,12 +48,11 @@ class GradientScale:
     Attributes:
         value: GSC, or its square, (points,), or (batch, points) for single samples. NaN where it
             would be 0/0 or divides by nothing: |f_k| = 0 (a zero initial state) or |f_l| = 0.
-        jacobian: ||J||_qm, never squared, the shape of `value`.
-        size: |f| as a root mean square over the batch, or of the sample; the shape of `value`.
-        standard_error: of `value`, the shape of `value`; None if exact. That of the square is
-            unbiased, that of the root is its first-order approximation.
-        points: layer or time of each entry.
-        squared: whether `value` is the square.
+        jacobian, size: ||J||_qm, never squared, and |f| as a root mean square over the batch, or of the
+            sample; as `value`.
+        standard_error: of `value`; None if exact. That of the square is unbiased, that of the root is
+            its first-order approximation.
+        points: layer or time of each entry. squared: whether `value` is the square.
         products: Jacobian products of the whole batch that were taken.
     """
 
@@ -83,16 +80,10 @@ def gsc(
     taken as it is, by the batch in training mode. The layers are copied and stay as they are.
 
     Args:
-        layers: callables (B, ...) -> (B, ...), or an nn.Sequential.
-        x: input, (B, ...), floating point; the products are in its dtype.
+        layers: callables (B, ...) -> (B, ...), or an nn.Sequential. x: input, floating point, (B, ...).
         per_sample: one value for each sample; refused if layers couple the samples.
         squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
-        generator: of the random signs.
-
-    Raises:
-        ShapeError, DataError: for an unusable x, or a layer whose output is unusable.
-        ConfigError: for a setting out of range, or per_sample with coupled samples.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False))
@@ -143,18 +134,8 @@ def gsc_over_time(
     steps: prod (I + h J_t) for forward Euler. An LSTM's state is (h, c) as one vector.
 
     Args:
-        net: see `linearise`. u: samples, (batch, T, m).
-        x0: initial states, (batch, n); zero if None, and then GSC(0, T) is NaN.
-        dt, solver: the step, by default the net's own.
-        every: GSC at t = 0, every, 2 every, ..., T.
-        per_sample, squared, probes, generator: see `gsc`.
-
-    Returns:
-        a `GradientScale` with `points` the times t, from products in float64. The exact value takes as
-        many products through the whole sequence as there are numbers in a state.
-
-    Raises:
-        ShapeError, DataError: for an unusable input. ConfigError: for a setting out of range.
+        u: samples, (batch, T, m). x0: initial states, (batch, n); zero if None: GSC(0, T) is then NaN.
+        every: GSC at the `points` t = 0, every, 2 every, ..., T; all else as in `gsc`.
     """
     _check_probes(probes)
     if every < 1:
@@ -175,15 +156,9 @@ def gsc_over_time(
 def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Standard deviation and sign diversity of what each nonlinearity sees, (layers,) each.
 
-    Both are taken over the observations, unit by unit. Deviation: the root of the units' mean
-    variance. Diversity: the units' mean of min(P, N) / (P + N), with P positive and N negative
-    values; 0.5 at best, and 0 for units that never change sign, or are always 0.
-
-    Args:
-        preactivations: for each layer, (B, ...) with B >= 2.
-
-    Raises:
-        ShapeError: if a layer has fewer than 2 observations.
+    Over observations of (B, ...), B >= 2, for each layer. Deviation: the root of the units' mean
+    variance. Diversity: the units' mean of min(P, N) / (P + N), P positive and N negative values; 0.5 at
+    best, and 0 for units that never change sign, or are always 0.
     """
     deviation, diversity = [], []
     for k, z in enumerate(preactivations):

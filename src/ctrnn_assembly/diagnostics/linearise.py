@@ -25,8 +25,6 @@ Everything is float64 on the CPU, from a copy in evaluation mode and without gra
 Source: THEORY sections 1 and 6.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -57,8 +55,8 @@ BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}
 class Linearisation:
     """A differentiable map, which treats samples apart, at x (batch, n): its `value` and Jacobian J.
 
-    J^T w is linear in w, and its transposed derivative by w is J: backward twice, which takes a third
-    of the time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of the map.
+    J^T w is linear in w, and its transposed derivative by w is J: backward twice takes a third of the
+    time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of the map.
     """
 
     def __init__(self, f: Map, u: Tensor | None, x: Tensor) -> None:
@@ -99,11 +97,7 @@ class Linearisation:
 
 @dataclass(frozen=True)
 class AffineMap:
-    """x -> A x + C g(x, u), g all of tau x' but leak and linear coupling: the field, or a step of it.
-
-    Attributes:
-        terms: the field, in float64. A, C: (n,) for a diagonal, else (n, n).
-    """
+    """x -> A x + C g(x, u), g all of tau x' but leak and linear coupling; A, C (n,) if diagonal."""
 
     terms: Terms
     A: Tensor
@@ -142,11 +136,7 @@ class AffineLinearisation(Linearisation):
 
 
 def linearise(f: Map, u: Tensor | None, x: Tensor) -> Linearisation:
-    """The map at inputs u and states x (batch, n), as a function of x.
-
-    Raises:
-        ShapeError: if f changes the shape. ConfigError: if its value does not depend on x.
-    """
+    """The map at inputs u and states x (batch, n), as a function of x."""
     return AffineLinearisation(f, u, x) if isinstance(f, AffineMap) else Linearisation(f, u, x)
 
 
@@ -163,14 +153,12 @@ class Behaviour:
     """What a net does, on float64 tensors of the CPU.
 
     Attributes:
-        size: how wide the state is, n.
+        size, input_size: how wide a state is, n, and an input, m; None if it is not known.
         step: (u, x) -> x one sample later, (batch, n), or None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
-        input_size: how wide an input is, m; None if it is not known.
         dt, solver: duration of a step, and the scheme that it is a step of, as far as there are any.
         sizes: how wide the modules are, in the order of the state.
-        terms: the tensors of the field, if it has that form.
-        metric: M of the net's own theorem, or None.
+        terms: the tensors of the field, if it has that form. metric: M of the net's own theorem, or None.
     """
 
     size: int
@@ -189,11 +177,7 @@ class Behaviour:
         return torch.ones(self.size, dtype=torch.float64) if self.terms is None else self.terms.tau
 
     def flow_map(self) -> Map:
-        """x' as a function of u and x.
-
-        Raises:
-            ConfigError: if the net is no flow.
-        """
+        """x' as a function of u and x."""
         flow, terms = self.flow, self.terms
         if flow is None:
             raise ConfigError(
@@ -212,13 +196,7 @@ class Behaviour:
         return self.step_map() if self.flow is None else self.flow_map()
 
     def resolve(self, dt: float | None, solver: str | None) -> tuple[float, str | None]:
-        """Duration of a step and its scheme: as given, else the net's own, else Euler's of a flow.
-
-        A map counts in samples, dt = 1, if it is given none.
-
-        Raises:
-            ConfigError: if there is no dt, or it is not positive and finite.
-        """
+        """Duration of a step, 1 for a map without, and its scheme, Euler's for a flow without."""
         dt = self.dt if dt is None else dt
         if dt is None and self.flow is None:
             dt = 1.0
@@ -228,11 +206,6 @@ class Behaviour:
 
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
         """One step as a function of u and x: the net's own unless dt or solver is another.
-
-        Args:
-            dt: duration of the step; of a map only the unit of time.
-            solver: a name of `SCHEMES`, where the net has `terms()`; for any flow "euler", or "rk4", the
-                classical Runge-Kutta step with u held.
 
         Raises:
             ConfigError: if the net has no such step. SolverError: if the scheme has none here.
@@ -301,15 +274,12 @@ def prepare(
     spread: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Behaviour, Tensor | None, Tensor]:
-    """What a diagnosis looks at: the net's behaviour, the inputs and the states (batch, n), in float64.
+    """The net's behaviour, the inputs and the states (batch, n), in float64 on the CPU, checked.
 
     Args:
         inputs: the dimensions of u, such as "(time, m)"; None, a zero input, stays None.
         states: name and dimensions of x; without an x there are `count`, by default one a sequence of u,
             from N(0, spread^2).
-
-    Raises:
-        ShapeError, DataError: for another shape, no sample or state, or values that are not finite.
     """
     known = behaviour(net, size=None if x is None else x.shape[-1])
     u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")
@@ -385,14 +355,10 @@ def trajectory(
 def step_jacobian(
     net: Any, u: Tensor | None, x: Tensor, *, dt: float | None = None, solver: str | None = None
 ) -> Tensor:
-    """The Jacobian of one step with respect to the state, (batch, n, n), float64.
+    """The Jacobian of one step with respect to the state, (batch, n, n).
 
     Args:
-        net: see the module. u: inputs, (batch, m), (1, m) for one input, or None. x: states, (batch, n).
-        dt, solver: as of `Behaviour.step_map`.
-
-    Raises:
-        ShapeError, DataError, ConfigError: for arguments that do not fit.
+        u: inputs, (batch, m), (1, m) for one input, or None. x: states, (batch, n).
     """
     known, u, x = prepare_points(net, u, x)
     return linearise(known.step_map(dt, solver), u, x).matrix()

@@ -17,13 +17,10 @@ The frame turns into place at the rate of the gaps between exponents. A transien
 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
 
 Cost of a step: one product of its Jacobian with k vectors, see `linearise`, and 4 n k^2 for an
-orthonormalisation. Memory: k vectors a trajectory, and k numbers for each trajectory and
-orthonormalisation.
+orthonormalisation, each of which leaves k numbers a trajectory.
 
 Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
@@ -53,10 +50,9 @@ class Lyapunov:
             from the means of ten equal parts of each run, which must be longer than its memory.
             They know nothing of a transient too short; infinite where there is too little to tell.
         per_trajectory: (batch, k).
-        history: the estimate as it ran, (records, k): the mean over the trajectories and over the time
-            since the transient's end, at `times`, (records,); its last row is `exponents`.
-        dt, steps, transient, every: the run: step, steps counted, steps discarded before, and steps
-            from one orthonormalisation to the next.
+        history: the estimate as it ran, (records, k), since the transient's end, at `times`, (records,);
+            its last row is `exponents`.
+        dt, steps, transient, every: of the run.
     """
 
     exponents: Tensor
@@ -95,21 +91,15 @@ def lyapunov_exponents(
     b sees the sequences b, b + 1, ..., in turn, and after the last one the first.
 
     Args:
-        net: see `linearise`. u: samples, (sequences, time, m), each held over one step; or None.
+        u: samples, (sequences, time, m), each held over one step; or None.
         x0: initial states, (batch, n); by default N(0, 1), one for each sequence.
         k: how many exponents, 1..n. steps: steps to average over.
-        dt: duration of a step, by default the net's own; 1 for a map, so that exponents are per sample.
-        solver: the step, as of `Behaviour.step_map`; by default the net's own.
+        dt: duration of a step; for a map by default 1, so that exponents are per sample.
         transient: steps before, which turn the frame and are discarded; by default a tenth of steps.
         every: steps from one orthonormalisation to the next; more is cheaper, and refused where it
             loses the smaller exponents.
 
-    Returns:
-        `Lyapunov`, for the discrete map: the flow's exponents up to O(dt), with "rk4" up to O(dt^4).
-
-    Raises:
-        ConfigError, ShapeError, DataError: for arguments that do not fit.
-        SolverError: if a trajectory overflows, or `every` is too large.
+    Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4).
     """
     known, samples, x = prepare(
         net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator
@@ -161,9 +151,7 @@ def flow_exponents(
 ) -> Lyapunov:
     """The k leading exponents of x' = f(t, x), by the classical Runge-Kutta method, up to O(dt^4).
 
-    Args:
-        f: any differentiable f(t, x) of a 0-dimensional t and x (batch, n), sample by sample.
-        x0: initial states, (batch, n). All else as in `lyapunov_exponents`, errors too.
+    f is differentiable, of a 0-dimensional t and x (batch, n), sample by sample.
     """
     net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)
     total = max(1, steps + (steps // 10 if transient is None else transient))
@@ -191,7 +179,6 @@ def _errors(logs: Tensor, spans: Tensor) -> Tensor:
 
 
 def _check_frame(x: Tensor, size: Tensor, step: int, dt: float, every: int) -> None:
-    """Refuse a frame or a state that is not finite, or that lost its smaller directions."""
     if not bool(torch.isfinite(x).all() and torch.isfinite(size).all()):
         raise SolverError(
             f"trajectories and frame must stay finite; one overflowed within {step} steps of "

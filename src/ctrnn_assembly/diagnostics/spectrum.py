@@ -15,20 +15,15 @@ sym(F) = (F + F^T) / 2, so always local rate <= -abscissa, and a certified rate 
 every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
 see `lyapunov` for averages and `certificates` for proofs.
 
-Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB for n = 2048
-on one core. `largest` asks for leading ones only: above n = 2048, where LAPACK is no longer as fast, by
-ARPACK, which converges where they stand apart. Feedback coupling spreads them along a line of nearly
-equal real parts, where it does not.
-
-States are looked at one after another, so that memory does not grow with their number.
+Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a state for
+n = 2048 on one core. Above that the `largest` ones come from ARPACK, which converges where they stand
+apart. Feedback coupling spreads them along a line of nearly equal real parts, where it does not.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,9 +56,8 @@ class Spectrum:
     """Spectra at a sequence of states; rates and eigenvalues of J are per unit of time.
 
     Attributes:
-        times: (times,), in the unit of tau. x: the states, (times, n).
-        eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map,
-            such as nn.GRU.
+        times: (times,), in the unit of tau, or numbers of states. x: the states, (times, n).
+        eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map.
         local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
             for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
@@ -95,7 +89,6 @@ def spectrum_at(
     u: Tensor | None,
     x: Tensor,
     *,
-    times: Tensor | None = None,
     dt: float | None = None,
     solver: str | None = None,
     metric: Metric | None = None,
@@ -104,22 +97,12 @@ def spectrum_at(
     """Spectra at given states.
 
     Args:
-        net: see `linearise`.
         u: inputs, (times, m), (1, m) for one input, or None. x: states, (times, n).
-        times: what to call the states, (times,); by default 0, 1, 2, ...
-        dt, solver: the step to look at, by default the net's own; none is looked at if dt is unknown,
-            or the solver has no step with a Jacobian.
+        dt, solver: the step to look at, unless dt is unknown, or it has no Jacobian here.
         metric: of the local rates; by default the net's own.
-        largest: only so many leading eigenvalues.
-
-    Raises:
-        ShapeError, DataError, ConfigError: for arguments that do not fit.
-        SolverError: if ARPACK does not converge.
+        largest: only so many leading eigenvalues; SolverError if ARPACK does not converge.
     """
     known, u, x = prepare_points(net, u, x)
-    times = torch.arange(len(x), dtype=x.dtype) if times is None else times.detach().to(x)
-    if times.shape != (len(x),):
-        raise ShapeError(f"times must be ({len(x)},), one a state; got {tuple(times.shape)}.")
     check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
@@ -142,7 +125,7 @@ def spectrum_at(
         elif step is not None:
             stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
     return Spectrum(
-        times=times,
+        times=torch.arange(len(x), dtype=x.dtype),
         x=x,
         eigenvalues=torch.stack(values) if values else None,
         local_rates=torch.stack(rates) if rates else None,
@@ -170,15 +153,11 @@ def spectrum_along(
     sample meets the last one once more.
 
     Args:
-        net: see `linearise`. u: samples of one sequence, held over dt each, (time, m), or None.
-        x0: initial state, (n,); by default 0.
+        u: samples of one sequence, held over dt each, (time, m), or None. x0: initial state, (n,).
         at: numbers of steps, each 0 or more, and at most the number of samples.
-        dt, solver: the step, by default the net's own; for a flow the solver may be any of
-            `ctrnn_assembly.solvers.SOLVERS`, of which only grid solvers have a step to look at.
+        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`, of which only grid solvers have a
+            step to look at.
         metric, largest: as in `spectrum_at`.
-
-    Raises:
-        SolverError: if the trajectory overflows; also as `spectrum_at`.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
     chosen = torch.tensor([int(k) for k in at])
@@ -195,19 +174,15 @@ def spectrum_along(
             "Use a smaller dt, solver='imex', or fewer steps."
         )
     now = None if u is None else u[chosen.clamp(max=len(u) - 1)]
-    settings: dict[str, Any] = {"dt": dt, "solver": solver, "metric": metric, "largest": largest}
-    return spectrum_at(known, now, x[chosen], times=dt * chosen.to(x), **settings)
+    found = spectrum_at(known, now, x[chosen], dt=dt, solver=solver, metric=metric, largest=largest)
+    return replace(found, times=dt * chosen.to(x))
 
 
 @torch.no_grad()
 def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
-    """Eigenvalues of the modules' own blocks of J, or of a map's step, at states x (batch, n).
+    """Eigenvalues of the modules' own blocks of J, or of a map's step, at states x: (batch, n_i) each.
 
-    What the modules would do alone: the coupling between them is left out. Those of a torch net are its
-    layers.
-
-    Returns:
-        (batch, n_i) for each module.
+    The coupling between them is left out. The modules of a torch net are its layers.
     """
     known, u, x = prepare_points(net, u, x)
     J = linearise(known.own_map(), u, x).matrix()
@@ -218,11 +193,7 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def weight_spectra(net: Any) -> tuple[Tensor, ...]:
-    """Eigenvalues of each W_i, (n_i,), by falling real part, in the order of the state.
-
-    Raises:
-        ConfigError: if the net has no `terms()`.
-    """
+    """Eigenvalues of each W_i, (n_i,), by falling real part, in the order of the state."""
     return tuple(leading(W) for W in _terms(net).blocks)
 
 
@@ -234,11 +205,7 @@ def coupling_spectrum(net: Any) -> Tensor:
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
-    """Theta' = Theta diag(tau)^1/2 and its inverse, (n, n) each, in float64; of M = I without a metric.
-
-    Raises:
-        ShapeError: if the sizes differ. DataError: if Theta is not finite or singular.
-    """
+    """Theta' = Theta diag(tau)^1/2 and its inverse, (n, n) each, in float64; of M = I without a metric."""
     tau = known.tau
     if metric is None:
         return torch.diag(tau.sqrt()), torch.diag(tau.rsqrt())
@@ -255,14 +222,7 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
 
 
 def leading(A: Tensor, order: Order = "real", largest: int | None = None) -> Tensor:
-    """The eigenvalues of A (n, n) with the largest real part or modulus, in that order, complex128.
-
-    Args:
-        largest: how many, 1..n, or None for all.
-
-    Raises:
-        SolverError: if ARPACK does not converge.
-    """
+    """The `largest` eigenvalues of A (n, n) by real part or modulus, in that order; all for None."""
     n = len(A)
     if largest is None or _by_lapack(n, largest):
         return _descending(torch.linalg.eigvals(A), order)[:largest]
@@ -290,11 +250,6 @@ def leading(A: Tensor, order: Order = "real", largest: int | None = None) -> Ten
 
 
 def check_largest(largest: int | None, n: int) -> None:
-    """Refuse a number of eigenvalues that there is not.
-
-    Raises:
-        ConfigError: if it is not in 1..n.
-    """
     if largest is not None and not 1 <= largest <= n:
         raise ConfigError(
             f"the number of eigenvalues must be in 1..{n}, the number of units; got {largest}. "
@@ -327,7 +282,6 @@ def _find_step(
 
 
 def _terms(net: Any) -> Terms:
-    """The tensors of the field."""
     terms = behaviour(net, size=1).terms
     if terms is None:
         raise ConfigError(

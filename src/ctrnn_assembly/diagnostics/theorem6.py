@@ -8,18 +8,15 @@ give V' <= -beta V for V = v^T P^-1 D v and every v' = (-I + W D) v, so |v| in t
 at the rate beta / 2. Proof: P^-1 W + W^T P^-1 <= (2 - c) / g P^-1 and D^2 <= g D. Time constants enter
 as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
 
-A monitor, never a certificate. The second condition holds or fails along a trajectory: another input
-or initial state has other slopes, and where D is nearly singular the metric says nothing about
-Euclidean distances. ReLU has D = 0 and is refused; so are couplings and the r-form, which the proof
-does not cover. P must be diagonal: P^-1 D is no metric otherwise.
+A monitor, never a certificate: another input or initial state has other slopes, and where D is nearly
+singular the metric says nothing about Euclidean distances. ReLU has D = 0 and is refused; so are couplings
+and the r-form, which the proof does not cover. P must be diagonal: P^-1 D is no metric otherwise.
 
 As printed the theorem is wrong twice: its metric is D, not P^-1 D, and its second condition has c / g
 for c, which claims too much for g < 1. Both counterexamples are in `tests/test_theorem6.py`.
 
 Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of THEORY.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -43,14 +40,13 @@ class Theorem6:
     Attributes:
         c: the largest c of the first condition, at most 2, in units of 1 / tau; the theorem needs c > 0.
         beta: min over samples and units of c / tau_i - d/dt log D_ii, per unit of time: V decays at
-            least like exp(-beta t) at the sampled instants if c > 0.
-        unit: the unit where beta is attained.
+            least like exp(-beta t) at the sampled instants if c > 0. unit: where it is attained.
         condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
             the rate promises by its root.
-        betas: the same minimum over the units at each sample, (time,) or (batch, time), to plot.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
             do not explain. It goes to 0 with finer samples, and stays large where phi has a kink,
             for which the theorem does not hold (SELU).
+        betas: the minimum over the units at each sample, (time,) or (batch, time).
     """
 
     certified: ClassVar[bool] = False
@@ -156,10 +152,7 @@ def monitor_theorem6(
 
     Args:
         net: with `terms()` of one module in the x-form, or such `Terms`.
-        u: samples held over dt each, (batch, time, m), or None.
-        x0: first states, (batch, n); by default 0.
-        dt: duration of a sample, by default the net's own.
-        solver: one of `ctrnn_assembly.solvers.SOLVERS`.
+        u: samples held over dt each, (batch, time, m), or None. x0: first states, (batch, n).
         steps: how many samples, needed without u.
         P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
 
