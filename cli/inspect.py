@@ -210,12 +210,12 @@ def listed(values: Tensor | None, n: int) -> list[Any]:
 
 def block_spectra(layer: Any, u: Tensor, x: Tensor) -> dict[str, Any]:
     """By module at the last state of the first sample; of the weights alone, if there are `terms()`."""
-    from ctrnn_assembly.diagnostics.spectrum import coupling_spectrum, module_spectra, weight_spectra
+    from ctrnn_assembly.diagnostics.spectrum import module_spectra, weight_spectra
     from ctrnn_assembly.errors import ConfigError
 
     found = {"module_abscissa": [float(v.real.max()) for v in module_spectra(layer, u, x)]}
     try:
-        weights, coupling = weight_spectra(layer), coupling_spectrum(layer)
+        weights, coupling = weight_spectra(layer)
     except ConfigError:
         return found
     return found | {

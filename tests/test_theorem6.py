@@ -118,7 +118,6 @@ def test_without_weights_beta_is_exact() -> None:
     assert found.c == 2
     rates = 2 / array(tau) + 2 * np.tanh(array(x)) * array(velocity)
     assert found.beta == pytest.approx(rates.min(), abs=1e-12)
-    assert found.unit == np.unravel_index(rates.argmin(), rates.shape)[1]
     metric = array(tau) / array(P) * (1 - np.tanh(array(x)) ** 2)
     assert found.condition_number == pytest.approx(metric.max() / metric.min(), rel=1e-12)
 

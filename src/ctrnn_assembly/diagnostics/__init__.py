@@ -32,7 +32,6 @@ from ctrnn_assembly.diagnostics.lyapunov import Lyapunov as Lyapunov
 from ctrnn_assembly.diagnostics.lyapunov import flow_exponents as flow_exponents
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents as lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import Spectrum as Spectrum
-from ctrnn_assembly.diagnostics.spectrum import coupling_spectrum as coupling_spectrum
 from ctrnn_assembly.diagnostics.spectrum import module_spectra as module_spectra
 from ctrnn_assembly.diagnostics.spectrum import spectrum_along as spectrum_along
 from ctrnn_assembly.diagnostics.spectrum import spectrum_at as spectrum_at

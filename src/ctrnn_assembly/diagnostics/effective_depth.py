@@ -38,14 +38,13 @@ class EffectiveDepth:
     """What residual products contribute.
 
     Attributes:
-        depth: the effective depth, 0 to L, for the tolerance `tol`.
+        depth: the effective depth, 0 to L.
         shares: ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g|| for k = 0..L, (L + 1,) in float64; above 1
             where the terms cancel each other, infinite or NaN if the whole vanishes.
     """
 
     depth: int
     shares: Tensor
-    tol: float
 
 
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
@@ -73,7 +72,7 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
         C = C / largest if 0 < float(largest) < float("inf") else C
     tails = C.flatten(1).flip(0).cumsum(0).flip(0).norm(dim=1)
     above = (tails > tol * tails[0]).nonzero()
-    return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0], tol)
+    return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0])
 
 
 @torch.no_grad()

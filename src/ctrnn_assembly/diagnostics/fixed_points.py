@@ -63,7 +63,6 @@ class FixedPoints:
     kinds: tuple[Kind, ...]
     hits: Tensor
     starts: int
-    marginal: float
     smallest: float
 
     def __len__(self) -> int:
@@ -143,7 +142,6 @@ def find_fixed_points(
         kinds=tuple(kinds),
         hits=hits,
         starts=len(x),
-        marginal=marginal,
         smallest=float(residuals.nan_to_num(nan=math.inf).min()),
     )
 

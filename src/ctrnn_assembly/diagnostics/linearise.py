@@ -6,9 +6,8 @@ differential equation, `flow(u)`, x' as a function of x. `behaviour` finds both 
     a layer of this project         its `step`, `flow`, `terms` and `metric`
     a `Subnetwork`, `Assembly`      a field with a direct input, (batch, n)
     `Terms`                         a field, without a metric of its own
-    nn.RNN, nn.GRU, nn.LSTM         any number of layers; the state is packed, (batch, layers n), for an
-                                    LSTM (batch, 2 layers n): every h, then every c
-    nn.RNNCell, GRUCell, LSTMCell   likewise
+    nn.RNN, nn.GRU, nn.LSTM         any number of layers, or a cell; the state is packed, (batch, layers
+                                    n), for an LSTM (batch, 2 layers n): every h, then every c
     a callable (u, h) -> h          of your own, on float64 tensors (batch, m) and (batch, n)
     `Behaviour(size, flow=...)`     of your own: flow(u) gives x -> x', (batch, n) both
 
@@ -114,9 +113,7 @@ class AffineLinearisation(Linearisation):
         self._f, self._u, self._x = f, u, x.detach()
         self._terms, self._A, self._C = f.terms, f.A, f.C
         inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
-        g = f.terms.post(inner)
-        for edge in f.terms.edges:
-            g = g + edge.psi(x) @ edge.K.mT
+        g = sum((edge.psi(x) @ edge.K.mT for edge in f.terms.edges), f.terms.post(inner))
         self.value = _times(x, f.A) + _times(g, f.C)
         self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
         self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]
@@ -187,8 +184,7 @@ class Behaviour:
         if terms is None:
             return lambda u, x: _checked_value(flow(u)(x), x)
         A = -1 / terms.tau
-        if terms.L is not None:
-            A = torch.diag(A) + terms.L / terms.tau[:, None]
+        A = A if terms.L is None else torch.diag(A) + terms.L / terms.tau[:, None]
         return AffineMap(terms, A, 1 / terms.tau)
 
     def own_map(self) -> Map:
@@ -338,17 +334,19 @@ def trajectory(
         solver: as of `step_map`, or for a flow a method of torchdiffeq with the tolerances rtol and
             rtol / 100, no step of which goes across a change of u.
     """
-    states, samples = [x], [None] * steps if u is None else u.unbind(1)[:steps]
     if known.flow is None or solver not in BY_TORCHDIFFEQ:
         step = known.step_map(dt, solver)
-        for sample in samples:
-            states.append(step(sample, states[-1]))
-        return torch.stack(states, 1)
-    options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
-    for sample in samples:
-        f = known.flow(sample)
-        ends = x.new_tensor([0.0, dt])
-        states.append(solve(lambda t, z, f=f: f(z), states[-1], ends, **options).last)
+    else:
+        flow, ends = known.flow, x.new_tensor([0.0, dt])
+        options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
+
+        def step(u: Tensor | None, x: Tensor) -> Tensor:
+            f = flow(u)
+            return solve(lambda t, z: f(z), x, ends, **options).last
+
+    states = [x]
+    for sample in [None] * steps if u is None else u.unbind(1)[:steps]:
+        states.append(step(sample, states[-1]))
     return torch.stack(states, 1)
 
 

@@ -65,11 +65,6 @@ class Lyapunov:
     transient: int
     every: int
 
-    @property
-    def per_step(self) -> Tensor:
-        """The exponents per step, (k,)."""
-        return self.exponents * self.dt
-
 
 @torch.no_grad()
 def lyapunov_exponents(

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import (
     Behaviour,
-    Map,
     behaviour,
     linearise,
     prepare,
@@ -41,8 +40,7 @@ from ctrnn_assembly.diagnostics.linearise import (
 )
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.metrics import Factor, Metric
 
 Order = Literal["real", "modulus"]
 
@@ -106,7 +104,12 @@ def spectrum_at(
     check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
-    length, scheme, step = _find_step(known, dt, solver)
+    if dt is not None:
+        known.resolve(dt, solver)  # refuses a dt that is none
+    try:
+        (length, scheme), step = known.resolve(dt, solver), known.step_map(dt, solver)
+    except ConfigError:
+        length = scheme = step = None
     whole = _by_lapack(known.size, largest)
     # A step of Euler's is I + dt J, unless it is a function of the user's, which might be anything.
     plain = whole and scheme == "euler" and (step is not known.step or known.solver == scheme)
@@ -192,26 +195,26 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def weight_spectra(net: Any) -> tuple[Tensor, ...]:
-    """Eigenvalues of each W_i, (n_i,), by falling real part, in the order of the state."""
-    return tuple(leading(W) for W in _terms(net).blocks)
+def weight_spectra(net: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Eigenvalues of each W_i, (n_i,), and of the coupling L, (n,), by falling real part.
 
-
-@torch.no_grad()
-def coupling_spectrum(net: Any) -> Tensor:
-    """Eigenvalues of L, (n,): zeros without one, on the imaginary axis for feedback with one tau."""
-    terms = _terms(net)
-    return leading(terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L)
+    Those of L are zeros without one, and on the imaginary axis for feedback with one tau.
+    """
+    terms = behaviour(net, size=1).terms
+    if terms is None:
+        raise ConfigError(
+            "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
+        )
+    L = terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L
+    return tuple(leading(W) for W in terms.blocks), leading(L)
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
-    """Theta' = Theta diag(tau)^1/2 and its inverse, (n, n) each, in float64; of M = I without a metric."""
-    tau = known.tau
-    if metric is None:
-        return torch.diag(tau.sqrt()), torch.diag(tau.rsqrt())
+    """Theta' and its inverse, (n, n) each, in float64; of M = I without a metric."""
+    metric = Metric((Factor.identity(known.size, known.tau),)) if metric is None else metric
     if metric.size != known.size:
         raise ShapeError(f"the metric must be for {known.size} units; got one for {metric.size}.")
-    root = metric.detach_cpu().scaled(tau.sqrt()).theta()
+    root = metric.detach_cpu().scaled(known.tau.sqrt()).theta()
     inverse, info = torch.linalg.inv_ex(root)
     if int(info) or not bool(torch.isfinite(root).all() and torch.isfinite(inverse).all()):
         raise DataError(
@@ -267,24 +270,3 @@ def _descending(values: Tensor, order: Order) -> Tensor:
     key = values.real if order == "real" else values.abs()
     by_imaginary = values.imag.argsort(descending=True)
     return values[by_imaginary[key[by_imaginary].argsort(descending=True, stable=True)]]
-
-
-def _find_step(
-    known: Behaviour, dt: float | None, solver: str | None
-) -> tuple[float | None, str | None, Map | None]:
-    """dt, solver and the step itself; None each where the net has no such step with a Jacobian."""
-    if dt is not None:
-        known.resolve(dt, solver)  # refuses a dt that is none
-    try:
-        return *known.resolve(dt, solver), known.step_map(dt, solver)
-    except ConfigError:
-        return None, None, None
-
-
-def _terms(net: Any) -> Terms:
-    terms = behaviour(net, size=1).terms
-    if terms is None:
-        raise ConfigError(
-            "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
-        )
-    return terms

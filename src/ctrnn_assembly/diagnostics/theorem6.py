@@ -9,8 +9,8 @@ at the rate beta / 2. Proof: P^-1 W + W^T P^-1 <= (2 - c) / g P^-1 and D^2 <= g 
 as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
 
 A monitor, never a certificate: another input or initial state has other slopes, and where D is nearly
-singular the metric says nothing about Euclidean distances. ReLU has D = 0 and is refused; so are couplings
-and the r-form, which the proof does not cover. P must be diagonal: P^-1 D is no metric otherwise.
+singular the metric says nothing about Euclidean distances. ReLU has D = 0 and is refused; so are
+couplings and the r-form, which the proof does not cover, and a P that is not diagonal.
 
 As printed the theorem is wrong twice: its metric is D, not P^-1 D, and its second condition has c / g
 for c, which claims too much for g < 1. Both counterexamples are in `tests/test_theorem6.py`.
@@ -18,7 +18,7 @@ for c, which claims too much for g < 1. Both counterexamples are in `tests/test_
 Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of THEORY.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -40,13 +40,12 @@ class Theorem6:
     Attributes:
         c: the largest c of the first condition, at most 2, in units of 1 / tau; the theorem needs c > 0.
         beta: min over samples and units of c / tau_i - d/dt log D_ii, per unit of time: V decays at
-            least like exp(-beta t) at the sampled instants if c > 0. unit: where it is attained.
+            least like exp(-beta t) at the sampled instants if c > 0.
         condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
             the rate promises by its root.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
             do not explain. It goes to 0 with finer samples, and stays large where phi has a kink,
             for which the theorem does not hold (SELU).
-        betas: the minimum over the units at each sample, (time,) or (batch, time).
     """
 
     certified: ClassVar[bool] = False
@@ -54,10 +53,8 @@ class Theorem6:
 
     c: float
     beta: float
-    unit: int
     condition_number: float
     missed: float
-    betas: Tensor = field(repr=False, compare=False)
 
     @property
     def rate(self) -> float:
@@ -75,8 +72,7 @@ def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
 
     c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64.
 
-    Args:
-        W: (n, n). P: the diagonal of P, (n,), > 0. g: the slope bound of phi.
+    W is (n, n), P the diagonal of P, (n,), > 0, and g the slope bound of phi.
     """
     W, P = W.detach().double(), P.detach().double()
     n = W.shape[0]
@@ -104,9 +100,8 @@ def theorem6(
     """Check Theorem 6 at the samples of trajectories, d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
 
     Args:
-        W: (n, n). phi: an activation with slopes > 0, such as tanh, sigmoid or softplus.
-        x: states in the order of time, (time, n) or (batch, time, n). velocity: x' at these.
-        P: the diagonal of P, (n,), > 0. tau: time constants, a number or (n,).
+        W, P, tau: (n, n), the diagonal of P, (n,), and time constants. phi: with slopes > 0.
+        x, velocity: states in the order of time, and x' there, (time, n) or (batch, time, n).
 
     Raises:
         ContractionError: if a slope on the way is not positive, as of ReLU.
@@ -119,8 +114,7 @@ def theorem6(
             f"{tuple(x.shape)} and {tuple(velocity.shape)}."
         )
     x, velocity = (z.detach().double() for z in (x, velocity))
-    check_finite(x)
-    check_finite(velocity)
+    check_finite(torch.stack([x, velocity]))
     tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
     D, bend = _slopes(phi, x)
     beta = c / tau - bend * velocity
@@ -130,10 +124,8 @@ def theorem6(
     return Theorem6(
         c=c,
         beta=float(beta.min()),
-        unit=int(beta.flatten(0, -2).amin(0).argmin()),
         condition_number=float(metric.max() / metric.min()),
         missed=float(missed.max()) if missed.numel() else 0.0,
-        betas=beta.amin(-1),
     )
 
 
@@ -155,9 +147,6 @@ def monitor_theorem6(
         u: samples held over dt each, (batch, time, m), or None. x0: first states, (batch, n).
         steps: how many samples, needed without u.
         P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
-
-    Returns:
-        `Theorem6`, whose `betas` are (batch, 2 time): before and after each sample's end.
 
     Raises:
         ContractionError: if the theorem does not cover the net, or a slope on the way is not positive.
