@@ -2,16 +2,15 @@
 
     d(t) = |Theta sqrt(tau) (x(t) - y(t))|,    factor of an interval = d(t + dt) / d(t)
 
-A measurement can refute a certificate and never replace it: it sees some pairs, a certificate all.
-What the theory says about the numbers, in the metric diag(tau) M of a certificate:
+A measurement sees some pairs, a certificate all. In the metric diag(tau) M of a certificate
 
-  * continuous time at certified rate lam: every factor is at most exp(-lam dt), so every local rate
+  * with certified rate lam in continuous time every factor is at most exp(-lam dt), so every local rate
     -log(factor) / dt and every fitted rate is at least lam;
-  * a certified step of a grid solver: every factor is at most the step's contraction factor;
+  * with a certified step of a grid solver every factor is at most the step's contraction factor;
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
-Local factors depend on where a pair is, in which direction it lies and how far apart: hence close and
-distant pairs are measured, and `directions="worst"` starts each where its first interval is slowest.
+Factors depend on where a pair is, in which direction it lies and how far apart: hence close and distant
+pairs are measured, and `directions="worst"` starts each where its first interval is slowest.
 
 What rounding may add to a distance is bounded from the sums that a step forms, and taken off: without
 that, pairs that have come as close as float64 tells would seem to refute a certificate. For nets without
@@ -204,26 +203,22 @@ def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
 
     |x_k+1| + |x_k| + dt / tau (|x_k| + g (|W| |pre(x_k)| + |b| + |W_in| |u_k|) + |L| |x_k| + ...).
     """
-    before, after = x[:, :-1].abs(), x[:, 1:].abs()
-    if known.terms is None:
-        return torch.cat([x[:, :1].abs(), after + before + 1], 1)
-    inside = _inside(known.terms, x[:, :-1].flatten(0, 1), None if u is None else u.flatten(0, 1))
-    return torch.cat([x[:, :1].abs(), after + before + dt * inside.view(after.shape)], 1)
-
-
-def _inside(terms: Terms, x: Tensor, u: Tensor | None) -> Tensor:
-    """The sums of x', term by term without signs, (batch, n)."""
-    W_in = None if terms.W_in is None else terms.W_in.abs()
-    blocks = tuple(W.abs() for W in terms.blocks)
-    positive = replace(terms, blocks=blocks, bias=terms.bias.abs(), W_in=W_in)
-    drive = positive.inject(None if u is None else u.abs())
-    inner = positive.apply_weight(terms.pre(x).abs()) + drive
-    total = x.abs() + max(phi.g for phi, _ in terms.post.runs) * inner
-    if terms.L is not None:
-        total = total + x.abs() @ terms.L.abs().mT
-    for edge in terms.edges:
-        total = total + edge.psi(x).abs() @ edge.K.abs().mT
-    return total / terms.tau
+    size, terms = x.abs(), known.terms
+    added = torch.ones_like(x[:, 1:])
+    if terms is not None:
+        W_in = None if terms.W_in is None else terms.W_in.abs()
+        blocks = tuple(W.abs() for W in terms.blocks)
+        positive = replace(terms, blocks=blocks, bias=terms.bias.abs(), W_in=W_in)
+        before = x[:, :-1].flatten(0, 1)
+        drive = positive.inject(None if u is None else u.abs().flatten(0, 1))
+        inner = positive.apply_weight(terms.pre(before).abs()) + drive
+        total = before.abs() + max(phi.g for phi, _ in terms.post.runs) * inner
+        if terms.L is not None:
+            total = total + before.abs() @ terms.L.abs().mT
+        for edge in terms.edges:
+            total = total + edge.psi(before).abs() @ edge.K.abs().mT
+        added = dt * (total / terms.tau).view(added.shape)
+    return torch.cat([size[:, :1], size[:, 1:] + size[:, :-1] + added], 1)
 
 
 def _largest_factor(d: Tensor, error: Tensor) -> float:

@@ -9,12 +9,10 @@ the fixed points of the field, whatever their dt; stability under a step is that
 
 Each start tries them in this order until one succeeds. A contracting net has exactly one root and a
 regular J everywhere, so that the first gets there from any start if phi is smooth. In nets with many
-roots it ends in valleys of |f|, which the second leaves; both find stable and unstable roots alike. The
-third integrates by linearly implicit Euler steps of length delta, and ends in stable ones. Finding none
-proves nothing.
+roots it ends in valleys of |f|, which the second leaves; both find stable and unstable roots alike, the
+third stable ones. Finding none proves nothing.
 
-Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one core;
-memory: about three times the Jacobians of the starts that are factorised at once (`CHUNK`).
+Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one core.
 
 Source: Sussillo and Barak 2013, for the use; Newton with Armijo's line search, and pseudo-transient
 continuation: Kelley 2003; Kelley and Keyes 1998. THEORY section 1: a contracting net has exactly one.
@@ -49,10 +47,9 @@ class FixedPoints:
         points: (p, n). residuals: max |tau x'|, or max |step(u, x) - x|, at each, (p,).
         eigenvalues: at each, (p, n) or (p, k), complex128: of a flow's J, per unit of time, by falling
             real part; of a map's step, by falling modulus.
-        kinds: with the tolerance `marginal` on the growth of all eigenvalues, the real part, of a map
-            the modulus less 1: "stable": all below -marginal; "marginal": the largest within it;
-            "saddle": some above it and some below -marginal; "unstable": the largest above it and none
-            below -marginal.
+        kinds: by the growth of the eigenvalues, the real part, of a map the modulus less 1: "stable":
+            all below -marginal; "marginal": the largest within it; "saddle": some above it and some below
+            -marginal; "unstable": the largest above it and none below -marginal.
         hits: from how many of the `starts` each was found, (p,).
         smallest: the smallest residual of any start.
     """

@@ -5,16 +5,14 @@
 k is the earlier place, farther from the loss. ||J||_qm is the root mean square of |J v| over random
 unit vectors v, so the GSC is the relative change of f_l for a random relative change of f_k. Gradients
 "explode" if log GSC is linear in depth. For a contracting recurrent net whose step has the factor q in
-the metric M, ||J||_qm <= ||J||_2 <= sqrt(cond M) q^(T - t).
+the metric M, ||J||_qm <= sqrt(cond M) q^(T - t).
 
-A batch counts as one vector F_l = (f_l(x_1), ..., f_l(x_B)), which is the only correct form if samples
-are coupled (batch norm); if they are not, it is the form with expectations,
-sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2).
+A batch counts as one vector, which is the only correct form if samples are coupled (batch norm); if they
+are not, it is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2).
 
-Cost: all B samples share a pass, and one Jacobian product of the whole batch costs about a backward
-pass. Exact values take n of them (n features at the output), or B n if samples are coupled; the
-estimate takes `probes`, whatever n is: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson). It is
-unbiased for the square of the GSC.
+Cost: exact values take n Jacobian products of the batch (n features at the output), or B n if its B
+samples are coupled, each about a backward pass; the estimate takes `probes`, whatever n is:
+E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson), unbiased for the square of the GSC.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577). A report of 2018 on its reproducibility
 prints the GSC once with and once without the square: `squared`. Not done: sparse Jacobians; values
@@ -130,8 +128,8 @@ def gsc_over_time(
 ) -> GradientScale:
     """GSC(t, T) of a recurrent net: how gradients grow or fade from the last step back to step t.
 
-    The Jacobian is that of the state after step T by the state after step t, through the net's own
-    steps: prod (I + h J_t) for forward Euler. An LSTM's state is (h, c) as one vector.
+    The state after step T by that after step t, through the net's own steps: prod (I + h J_t) for
+    forward Euler. An LSTM's state is (h, c) as one vector.
 
     Args:
         u: samples, (batch, T, m). x0: initial states, (batch, n); zero if None: GSC(0, T) is then NaN.

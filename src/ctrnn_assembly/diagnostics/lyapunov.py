@@ -2,22 +2,17 @@
 
     V <- S_t V for `every` steps,  V = Q R,  V <- Q,    exponent_i = sum log |R_ii| / elapsed time
 
-Under an input the exponents are conditional: they compare trajectories that see the same input. A
-largest one below 0 says that nearby trajectories of this run approach each other; it is an average
-along one run, and no guarantee for another.
-
-What the theory says about the numbers:
+Under an input the exponents are conditional: they compare trajectories that see the same input. They are
+averages along one run, and no guarantee for another. What the theory says about the numbers:
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
     exponent of its steps at most log(factor) / dt. Over a finite time T a computed one may exceed
-    this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by.
+    this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by;
+  * the frame turns into place at the rate of the gaps between exponents. A transient that is short
+    against 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
 
-The frame turns into place at the rate of the gaps between exponents. A transient that is short against
-1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
-
-Cost of a step: one product of its Jacobian with k vectors, see `linearise`, and 4 n k^2 for an
-orthonormalisation, each of which leaves k numbers a trajectory.
+Cost of a step: one product of its Jacobian with k vectors, and 4 n k^2 for an orthonormalisation.
 
 Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """

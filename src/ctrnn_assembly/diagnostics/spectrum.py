@@ -10,8 +10,7 @@ F is J in the coordinates where the metric diag(tau) M is the Euclidean norm,
 
     F = Theta' J Theta'^-1,    Theta' = Theta diag(tau)^1/2,    M = Theta^T Theta
 
-with the eigenvalues of J. Distances in the metric change at a rate between the extreme eigenvalues of
-sym(F) = (F + F^T) / 2, so always local rate <= -abscissa, and a certified rate in that metric is at most
+with the eigenvalues of J. Always local rate <= -abscissa, and a certified rate in that metric is at most
 every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
 see `lyapunov` for averages and `certificates` for proofs.
 
@@ -152,14 +151,13 @@ def spectrum_along(
 ) -> Spectrum:
     """Spectra along one trajectory, after chosen numbers of steps.
 
-    The state after k steps meets sample k, which is held from there on; the state after the last
-    sample meets the last one once more.
+    The state after k steps meets sample k, which is held from there on; the last one meets the last
+    sample once more.
 
     Args:
         u: samples of one sequence, held over dt each, (time, m), or None. x0: initial state, (n,).
         at: numbers of steps, each 0 or more, and at most the number of samples.
-        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`, of which only grid solvers have a
-            step to look at.
+        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`; only grid solvers have a step to see.
         metric, largest: as in `spectrum_at`.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
