@@ -48,8 +48,8 @@ class FixedPoints:
         eigenvalues: at each, (p, n) or (p, k), complex128: of a flow's J, per unit of time, by falling
             real part; of a map's step, by falling modulus.
         kinds: by the growth of the eigenvalues, the real part, of a map the modulus less 1: "stable":
-            all below -marginal; "marginal": the largest within it; "saddle": some above it and some below
-            -marginal; "unstable": the largest above it and none below -marginal.
+            all below -marginal; "marginal": the largest within it; "unstable": the largest above it and
+            none below -marginal; "saddle": some above it and some below -marginal.
         hits: from how many of the `starts` each was found, (p,).
         smallest: the smallest residual of any start.
     """

@@ -92,7 +92,7 @@ def gsc(
     _check_probes(probes)
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
-    states, products = [_checked_state(x.detach(), x, 0)], []
+    states, products = [_checked_state(x.detach(), x, 0)], list[VJP]()
     for layer in _copied(layers):
         with torch.enable_grad():
             f = states[-1].requires_grad_()
@@ -140,7 +140,7 @@ def gsc_over_time(
         raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
     known, samples, x = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     assert samples is not None
-    states, products = [x], []
+    states, products = [x], list[VJP]()
     for here in linearise_along(known.step_map(dt, solver), samples.unbind(1), x):
         states.append(_checked_state(here.value, x, len(states)))
         products.insert(0, here.transposed)

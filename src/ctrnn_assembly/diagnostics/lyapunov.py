@@ -143,7 +143,7 @@ def flow_exponents(
 
     f is differentiable, of a 0-dimensional t and x (batch, n), sample by sample.
     """
-    net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)
+    net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)  # type: ignore[index]
     total = max(1, steps + (steps // 10 if transient is None else transient))
     times = dt * torch.arange(total, dtype=torch.float64)[None, :, None]
     settings: dict[str, Any] = {"transient": transient, "every": every, "generator": generator}

@@ -22,6 +22,7 @@ Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -105,10 +106,9 @@ def spectrum_at(
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     if dt is not None:
         known.resolve(dt, solver)  # refuses a dt that is none
-    try:
+    length = scheme = step = None
+    with suppress(ConfigError):
         (length, scheme), step = known.resolve(dt, solver), known.step_map(dt, solver)
-    except ConfigError:
-        length = scheme = step = None
     whole = _by_lapack(known.size, largest)
     # A step of Euler's is I + dt J, unless it is a function of the user's, which might be anything.
     plain = whole and scheme == "euler" and (step is not known.step or known.solver == scheme)
@@ -122,7 +122,7 @@ def spectrum_at(
             if norm is not None:
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
-        if plain:
+        if plain and length:
             stepped.append(_descending(1 + length * own, "modulus")[:largest])
         elif step is not None:
             stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
