@@ -37,7 +37,7 @@ def catalogue() -> dict[str, dict[str, str]]:
 
     from ctrnn_assembly.certificates.gates import Gate
     from ctrnn_assembly.contracting import CONSTRAINTS
-    from ctrnn_assembly.data import known_tasks
+    from ctrnn_assembly.data import TASKS
     from ctrnn_assembly.models import MODELS
     from ctrnn_assembly.schemes import SCHEMES
     from ctrnn_assembly.solvers import FIXED_STEP, SOLVERS
@@ -54,7 +54,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         return (doc or "").strip().splitlines()[0].split(";")[0].rstrip(".")
 
     return {
-        "tasks": known_tasks(),
+        "tasks": {name: entry.about for name, entry in TASKS.items()},
         "models": {name: model.summary for name, model in MODELS.items()},
         "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
         "solvers": {name: solver(name) for name in SOLVERS},

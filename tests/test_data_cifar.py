@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ctrnn_assembly.data import load_task
-from ctrnn_assembly.data.cifar import CLASSES
+from ctrnn_assembly.data.arrays import CIFAR10 as CLASSES
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
@@ -37,7 +37,7 @@ def test_cifar_layouts_rgb_and_planar(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("offline")
 def test_missing_or_altered_cifar_is_a_named_error(tmp_path, monkeypatch):
-    words = r"cifar-10-python.tar.gz.*--data-dir.*JPEG or PNG copies"
+    words = r"cifar-10-python.tar.gz.*JPEG or PNG copies.*--data-dir"
     with pytest.raises(DataError, match=words):
         load_task("scifar10", data_dir=tmp_path / "nothing")
     write_cifar(tmp_path, monkeypatch)

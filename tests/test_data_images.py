@@ -98,7 +98,7 @@ def test_damaged_zips_are_named(tmp_path):
     with pytest.raises(DataError, match=r"cut\.zip is not a zip file, or is cut short"):
         load_task("images", data_dir=tmp_path / "cut.zip")
     (tmp_path / "flipped.zip").write_bytes(whole.replace(b"IDAT", b"IDAX"))  # wrong checksums
-    with pytest.raises(DataError, match=r"train/ant/\d+\.png in .*flipped\.zip cannot be read"):
+    with pytest.raises(DataError, match=r"train/ant/\d+\.png in .*flipped\.zip is not a sound image"):
         load_task("images", data_dir=tmp_path / "flipped.zip")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctrnn_assembly.data import load_task
-from ctrnn_assembly.data.mnist import permutation
+from ctrnn_assembly.data.arrays import permutation
 from ctrnn_assembly.errors import ConfigError, DataError
 from fake_data import MNIST_FILES, real_data, refuse_network, write_mnist
 
@@ -85,6 +85,12 @@ def test_damaged_mnist_files_are_named_errors(tmp_path, file, damage):
     bad = {"empty": b"", "truncated": sound[: len(sound) // 2], "garbage": b"<html>" * 99}
     path.write_bytes(bad[damage])
     with pytest.raises(DataError, match=r"MNIST .*train-images-idx3-ubyte.*--data-dir"):
+        load_task("smnist", data_dir=tmp_path)
+
+
+def test_a_set_too_small_to_hold_val_out_is_refused(tmp_path):
+    write_mnist(tmp_path, n_train=9)
+    with pytest.raises(DataError, match="MNIST val split is empty"):
         load_task("smnist", data_dir=tmp_path)
 
 

@@ -101,7 +101,9 @@ def test_a_class_that_only_test_has_is_refused(tmp_path):
 
 def test_a_missing_set_names_its_files_and_folder(tmp_path):
     # Not a name that aeon could download, so this needs no network.
-    with pytest.raises(DataError, match=r"NoSuchSet_TRAIN\.ts and NoSuchSet_TEST\.ts into") as e:
+    with pytest.raises(
+        DataError, match=r"NoSuchSet_TRAIN\.ts and NoSuchSet_TEST\.ts, as of .* into"
+    ) as e:
         load_task("series:NoSuchSet", data_dir=tmp_path)
     assert str(tmp_path / "NoSuchSet") in str(e.value)
 

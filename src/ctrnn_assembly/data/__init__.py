@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ctrnn_assembly.data import cifar, digits, images, mnist, series
+from ctrnn_assembly.data import arrays, images, series
 from ctrnn_assembly.data.pixels import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Options as Options
 from ctrnn_assembly.data.task import Sequence as Sequence
@@ -28,18 +28,17 @@ class Entry(NamedTuple):
 
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
 _RGB = "CIFAR10, one RGB pixel a step; T=1024, m=3; as original batches, else as JPEG or PNG files"
+_PLANAR = "CIFAR10, 3 values of one colour plane a step; T=1024, m=3"
+_FOLDERS = "images in one folder a class, or a zip of them"
+_SERIES = "UCR/UEA time series, e.g. series:JapaneseVowels (needs aeon)"
 TASKS: dict[str, Entry] = {
-    "digits": Entry("8x8 digits, in the package; T=64, m=1", digits.NAME, digits.load),
-    "smnist": Entry("MNIST pixel by pixel; T=784, m=1", mnist.IN_ORDER, mnist.load),
-    "psmnist[-SEED][-raw]": Entry(_PERMUTED, mnist.PERMUTED, mnist.load),
-    "scifar10[-rgb]": Entry(_RGB, cifar.RGB, cifar.load),
-    "scifar10-planar": Entry(
-        "CIFAR10, 3 values of one colour plane a step; T=1024, m=3", cifar.PLANAR, cifar.load
-    ),
-    "images": Entry("images in one folder a class, or a zip of them", images.NAME, images.load),
-    "series:NAME": Entry(
-        "UCR/UEA time series, e.g. series:JapaneseVowels (needs aeon)", series.NAME, series.load
-    ),
+    "digits": Entry("8x8 digits, in the package; T=64, m=1", "digits", arrays.load_digits),
+    "smnist": Entry("MNIST pixel by pixel; T=784, m=1", "smnist", arrays.load_mnist),
+    "psmnist[-SEED][-raw]": Entry(_PERMUTED, r"psmnist(-\d+)?(-raw)?", arrays.load_mnist),
+    "scifar10[-rgb]": Entry(_RGB, "scifar10(-rgb)?", arrays.load_cifar10),
+    "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
+    "images": Entry(_FOLDERS, "images", images.load_images),
+    "series:NAME": Entry(_SERIES, r"series:[\w-]+", series.load_series),
 }
 
 
@@ -56,7 +55,7 @@ def load_task(
     """Load train and val of a task, and a way to load test.
 
     Args:
-        name: one of `known_tasks()`; psmnist means psmnist-12008.
+        name: as in `TASKS`; psmnist means psmnist-12008.
         data_dir: folder with the data (for images also a zip); default: the environment variable
             CTRNN_DATA_DIR, else ~/.cache/ctrnn. MNIST and CIFAR10 are downloaded if missing there.
         resize: stretch images to this many pixels a side, so T = resize²; not for series.
@@ -74,15 +73,8 @@ def load_task(
         >>> task.sequence(task.train.x[:5]).shape
         torch.Size([5, 64, 1])
     """
+    options = Options(data_dir, resize, limit_train, limit_test, augment=augment, seed=seed)
     for entry in TASKS.values():
         if re.fullmatch(entry.pattern, name):
-            return entry.load(
-                name,
-                Options(data_dir, resize, limit_train, limit_test, augment=augment, seed=seed),
-            )
+            return entry.load(name, options)
     raise unknown("task", name, TASKS)
-
-
-def known_tasks() -> dict[str, str]:
-    """Task name pattern -> one line on it."""
-    return {name: entry.about for name, entry in TASKS.items()}

@@ -1,41 +1,68 @@
-"""Any set of small images, one folder a class, as pixel sequences.
+"""Any set of small images, one folder a class, below a folder or in a zip, as pixel sequences.
+
+A zip is read in place: nothing is written, no name in it leads out of a folder, and its thousands of
+small files count against no quota. Folders that hold no image, or start with a dot, are no classes.
 
 Splits on disk are used as they are. What is missing is held out of train, class by class and the
 same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 %.
 """
 
+import zipfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from glob import glob
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data.image_files import ImageFiles, StoredImages, find_images
-from ctrnn_assembly.data.pixels import PixelSequence
+from ctrnn_assembly.data.pixels import PixelSequence, resized
 from ctrnn_assembly.data.task import Options, Split, Task, dealt, make_task
 from ctrnn_assembly.errors import DataError
 
-NAME = r"images"
 _AUGMENTED_SIDE = 32
+_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
+_SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+_LARGEST = 2**28  # bytes of one unpacked file: a zip can claim a thousand times its own size
+_LAYOUT = (
+    "Wanted: a zip or folder with train/<class>/*.png|jpg|jpeg|bmp (and, if there are, test and "
+    "val) or <class>/*, possibly below one top-level folder. Name it with --data-dir."
+)
+Shape = tuple[int, ...]  # (C, H, W), C = 1 or 3
 
 
-def load(name: str, options: Options) -> Task:
+def load_images(name: str, options: Options) -> Task:
     """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
 
     Values are scaled to 0..1 and normalised by the mean and standard deviation of each channel
     over the training images in use. Square RGB images of at most 32 a side (after `resize`) are
     cropped and mirrored in training, as CIFAR10 is, unless `augment` is off; others are not.
+
+    Raises:
+        DataError: as `find_images`, or if a part lacks a class.
     """
     images = find_images(options.folder)
+    path, classes = images.path, images.classes()
+    if len(classes) < 2:
+        raise DataError(f"{path} must hold at least 2 classes to train on; got {classes}.")
+    for part in images.parts:
+        if odd := set(images.classes(part)) ^ set(classes):
+            raise DataError(
+                f"Classes of {part} and train in {path} differ: {', '.join(sorted(odd))}. "
+                "Give both the same class folders."
+            )
     labels = np.array([label for _, label in images.parts["train"]])
-    held = {"val": (0,) if images.split else (0, 10), "test": (1, 11)}
-    missing = {part: folds for part, folds in held.items() if part not in images.parts}
-    parts = dealt(labels, 20, missing)
-    classes = _classes(
-        images, {part: {*labels[index.numpy()].tolist()} for part, index in parts.items()}
-    )
+    held = {"val": (0, 10)[: 1 + (not images.split)], "test": (1, 11)}
+    parts = dealt(labels, 20, {part: held[part] for part in held.keys() - images.parts.keys()})
+    if few := set(classes) - set(labels[parts["train"].numpy()]):
+        raise DataError(f"Class {min(few)} in {path} has too few images. Add some.")
 
     def stored(part: str, train: Split | None) -> StoredImages:
         shape = None if train is None else tuple(train.x.shape[1:])
-        return StoredImages(images, part, classes, options.resize, shape)
+        return StoredImages(images, classes, options.resize, shape, part)
 
     def sequence(train: Split) -> PixelSequence:
         C, H, W = train.x.shape[1:]
@@ -44,44 +71,170 @@ def load(name: str, options: Options) -> Task:
         return PixelSequence(mean=mean, std=std, crop=H // 8 if augmented else 0, flip=augmented)
 
     return make_task(
-        name,
-        options,
-        what=str(images.path),
-        classes=classes,
-        stored=stored,
-        parts=parts,
-        sequence=sequence,
+        name, options, what=str(path), classes=classes, stored=stored, parts=parts, sequence=sequence
     )
-
-
-def _classes(images: ImageFiles, dealt: dict[str, set[str]]) -> tuple[str, ...]:
-    """The classes, in order.
-
-    Raises:
-        DataError: if there are fewer than two, or not the same in every part.
-    """
-    classes = tuple(sorted(dealt["train"]))
-    if len(classes) < 2:
-        raise DataError(f"{images.path} must hold at least 2 classes to train on; got {classes}.")
-    for part in images.parts.keys() - {"train"}:
-        if odd := set(images.classes(part)) ^ set(classes):
-            raise DataError(
-                f"Classes of {part} and train in {images.path} differ: {', '.join(sorted(odd))}. "
-                "Give both the same class folders."
-            )
-    if strange := set().union(*dealt.values()) - set(classes):
-        raise DataError(f"Class {min(strange)} in {images.path} has too few images. Add some.")
-    return classes
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of x / 255 per channel; a constant channel gets std 1."""
-    mean, std = [], []
+    # From the histogram: exact, and no float copy of the images is made.
+    counts = torch.stack([torch.bincount(plane.flatten(), minlength=256) for plane in x.unbind(1)])
+    weights = counts.double() / x[:, 0].numel()  # (C, 256)
     levels = torch.arange(256, dtype=torch.float64) / 255
-    for plane in x.unbind(1):
-        # From the histogram: exact, and no float copy of the images is made.
-        weight = torch.bincount(plane.flatten(), minlength=256).double() / plane.numel()
-        centre = (weight * levels).sum()
-        mean.append(centre.item())
-        std.append((weight * (levels - centre) ** 2).sum().sqrt().item() or 1.0)
-    return tuple(mean), tuple(std)
+    mean = weights @ levels
+    std = (weights * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images below one folder or zip.
+
+    Args:
+        parts: split name -> (file name inside `path`, class name), sorted; all are "train" where there
+            is no split on disk.
+        split: whether there is.
+    """
+
+    path: Path
+    parts: dict[str, list[tuple[str, str]]]
+    split: bool = True
+
+    def classes(self, part: str = "train") -> tuple[str, ...]:
+        """The classes of a part, sorted."""
+        return tuple(sorted({label for _, label in self.parts[part]}))
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """A part of `images`, not decoded yet.
+
+    Args:
+        resize: stretch each image to this many pixels a side; then sizes may differ, and all become
+            RGB or grey as those of train.
+        shape: the shape that all must have in the end; None for that of the first.
+    """
+
+    images: ImageFiles
+    classes: tuple[str, ...]
+    resize: int | None
+    shape: Shape | None
+    part: str
+
+    def __len__(self) -> int:
+        return len(self.images.parts[self.part])
+
+    def take(self, index: Tensor) -> Split:
+        """The images at `index`.
+
+        Raises:
+            DataError: naming the file, if one cannot be read, is no sound image, or has not the size
+                or mode of the others.
+        """
+        from torchvision.transforms.functional import rgb_to_grayscale
+
+        path, chosen = self.images.path, [self.images.parts[self.part][i] for i in index.tolist()]
+        names = [name for name, _ in chosen]
+        images = [resized(x[None], self.resize)[0] for x in _decoded(path, names)]
+        if self.resize is not None:
+            channels = self.shape[0] if self.shape else max(len(image) for image in images)
+            images = [
+                x.expand(channels, -1, -1) if len(x) <= channels else rgb_to_grayscale(x) for x in images
+            ]
+        wanted = self.shape or tuple(images[0].shape)
+        for name, image in zip(names, images, strict=True):
+            if tuple(image.shape) != wanted:
+                raise DataError(
+                    f"{name} in {path} is {_words(image.shape)}, others are {_words(wanted)}. "
+                    "Bring all to one size with --resize <pixels>."
+                )
+        return Split(torch.stack(images), torch.tensor([self.classes.index(c) for _, c in chosen]))
+
+
+def _decoded(path: Path, names: list[str]) -> Iterator[Tensor]:
+    """Each file's pixels, (C, H, W) uint8."""
+    from PIL import Image  # not every task needs it
+    from torchvision.transforms.functional import pil_to_tensor
+
+    name = "the archive"
+    try:
+        with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as stored:
+            for name in names:
+                if stored and (size := stored.getinfo(name).file_size) > _LARGEST:
+                    raise DataError(f"it would unpack to {size} bytes, at most {_LARGEST} are read")
+                content = stored.read(name) if stored else (path / name).read_bytes()
+                with Image.open(BytesIO(content)) as image:
+                    yield pil_to_tensor(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except Exception as error:  # decoders of images and zips raise anything, SyntaxError included
+        raise DataError(
+            f"{name} in {path} is not a sound image ({error}). Replace or remove it."
+        ) from error
+
+
+def _words(shape: Shape) -> str:
+    return f"{shape[2]}x{shape[1]} {'RGB' if shape[0] == 3 else 'grey'}"
+
+
+def find_images(path: Path) -> ImageFiles:
+    """The image data set at `path`: a zip, an image folder, or a folder with exactly one of them.
+
+    Raises:
+        DataError: if there is none, more than one, or its folders fit no layout.
+    """
+    if not path.exists():
+        raise DataError(f"No image data at {path}: it does not exist. {_LAYOUT}")
+    sets = image_sets(path)
+    found = {where: names for where, names in sets.items() if names}
+    if not found:
+        broken = [str(file) for file, names in sets.items() if names is None]
+        because = f" ({', '.join(broken)} is not a zip file, or is cut short)" if broken else ""
+        raise DataError(f"No images in {path}{because}. {_LAYOUT}")
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise DataError(f"{path} holds several image sets: {listed}. Name one with --data-dir.")
+    [(where, names)] = found.items()
+    images = with_splits(where, names)
+    if images is None:
+        raise DataError(f"{where} fits no known layout, e.g. {min(names)}. {_LAYOUT}")
+    return images
+
+
+def image_sets(path: Path) -> dict[Path, list[str] | None]:
+    """Image names by where they lie: in this zip; or loose below this folder and in each zip in it.
+
+    None stands for a zip that cannot be read.
+    """
+    return {where: _names(where) for where in (path, *sorted(path.glob("*.zip")))}
+
+
+def with_splits(path: Path, names: list[str]) -> ImageFiles | None:
+    """The images sorted by split and class; None if their folders fit no layout."""
+    parts = {name: name.split("/") for name in sorted(names)}
+    for depth in (0, 1):  # without and with one top-level folder
+        split_of = {n: _SPLITS.get(p[depth]) for n, p in parts.items() if len(p) == depth + 3}
+        if len({tuple(p[:depth]) for p in parts.values()}) != 1:
+            continue
+        if "train" in split_of.values():
+            files: dict[str, list[tuple[str, str]]] = {}
+            for name, split in split_of.items():
+                if split:
+                    files.setdefault(split, []).append((name, parts[name][depth + 1]))
+            return ImageFiles(path, files)
+        if {len(p) for p in parts.values()} == {depth + 2}:
+            return ImageFiles(path, {"train": [(n, p[depth]) for n, p in parts.items()]}, split=False)
+    return None
+
+
+def _names(path: Path) -> list[str] | None:
+    """The images in a zip, or 1 to 3 folders below a folder: a big home folder stays cheap."""
+    if path.is_dir():  # glob leaves hidden names out
+        names = [name for depth in (1, 2, 3) for name in glob("*/" * depth + "*.*", root_dir=path)]
+    else:
+        try:
+            with zipfile.ZipFile(path) as stored:
+                names = stored.namelist()
+        except (zipfile.BadZipFile, OSError):
+            return None
+    # Names that start with a dot, and __MACOSX, are what macOS adds to folders and zips.
+    images = [name for name in names if name.lower().endswith(_ENDINGS)]
+    return [n for n in images if not any(p == "__MACOSX" or p.startswith(".") for p in n.split("/"))]

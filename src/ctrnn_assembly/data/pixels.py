@@ -42,8 +42,8 @@ class PixelSequence:
             x = crop_and_flip(x, generator, crop=self.crop, flip=self.flip)
         x = x.float() / self.scale  # (B, C, H, W)
         if self.mean:
-            mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
-            x = (x - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
+            mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+            x = (x - mean) / std
         if self.planar:
             x = rearrange(x.flatten(1), "b (t m) -> b t m", m=x.shape[1])
         else:
@@ -59,20 +59,19 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: boo
     All numbers are drawn on the generator's device and then moved: a CPU generator gives the same
     epoch on every device.
     """
-    B, C, H, W = x.shape
 
     def draw(high: int) -> Tensor:
-        r = torch.randint(high, (B,), generator=generator, device=generator.device)
+        r = torch.randint(high, x.shape[:1], generator=generator, device=generator.device)
         return r.to(x.device)
 
-    rows = draw(2 * crop + 1)[:, None] + torch.arange(H, device=x.device)  # (B, H)
-    cols = draw(2 * crop + 1)[:, None] + torch.arange(W, device=x.device)  # (B, W)
+    image, plane, row, column = (torch.arange(k, device=x.device) for k in x.shape)
+    rows, columns = draw(2 * crop + 1)[:, None] + row, draw(2 * crop + 1)[:, None] + column
     if flip:
-        cols = torch.where(draw(2)[:, None].bool(), cols.flip(1), cols)
-    image = rearrange(torch.arange(B, device=x.device), "b -> b 1 1 1")
-    plane = rearrange(torch.arange(C, device=x.device), "c -> c 1 1")
+        columns = torch.where(draw(2)[:, None].bool(), columns.flip(1), columns)
     padded = functional.pad(x, (crop,) * 4)  # zeros
-    return padded[image, plane, rearrange(rows, "b h -> b 1 h 1"), rearrange(cols, "b w -> b 1 1 w")]
+    return padded[
+        image[:, None, None, None], plane[:, None, None], rows[:, None, :, None], columns[:, None, None]
+    ]
 
 
 def resized(x: Tensor, side: int | None) -> Tensor:
@@ -84,9 +83,8 @@ def resized(x: Tensor, side: int | None) -> Tensor:
         return x
     parts = [
         functional.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
-        .round_()
-        .clamp_(0, 255)
+        .round()
         .byte()
         for part in x.split(_RESIZE_CHUNK)
     ]
-    return torch.cat(parts) if parts else x.new_empty(0, x.shape[1], side, side)
+    return torch.cat(parts)

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.data.task import Options, Split, Task, checked, dealt, make_task
+from ctrnn_assembly.data.task import Options, Split, Task, checked, dealt, make_task, unreadable
 from ctrnn_assembly.errors import ConfigError, DataError
 
-NAME = r"series:[\w-]+"
 
-
-def load(name: str, options: Options) -> Task:
+def load_series(name: str, options: Options) -> Task:
     """`series:NAME`, e.g. series:JapaneseVowels, which ships with aeon.
 
     Series of unequal length are padded with zeros at the end and come with `lengths`; a test
@@ -69,8 +67,7 @@ def _padded(
     """Pad (m, T_i) series to (N, T, m), T at least `n_steps`, and number the labels."""
     if not series:
         raise DataError(f"{what} is empty. Fetch its files again.")
-    strange = set(labels) - set(classes)
-    if strange:
+    if strange := set(labels) - set(classes):
         raise DataError(f"{what} has a class that train lacks: {min(strange)}. Remove it.")
     steps = torch.tensor([one.shape[1] for one in series])
     T = max(n_steps, int(steps.max()))
@@ -107,15 +104,11 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
             load_no_missing=False,
         )
     except Exception as error:  # aeon lets network, disk and parsing errors through as they are
-        state = "could not be read" if here else "is missing and could not be downloaded"
-        raise DataError(
-            f"series:{dataset} {state} ({type(error).__name__}: {str(error)[:160]}). Put "
-            f"{' and '.join(files)} into {home}, or name another folder with --data-dir (or "
-            "CTRNN_DATA_DIR); names and files are at timeseriesclassification.com."
-        ) from error
+        advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"
+        raise unreadable(f"series:{dataset}", error, advice, there=here) from error
     labels = [str(label) for label in found]
-    strange = set(labels) - set(header["class_values"])
-    if strange:  # as when a file is cut short within its last label
+    # As when a file is cut short within its last label.
+    if strange := set(labels) - set(header["class_values"]):
         raise DataError(
             f"series:{dataset} {part} has label {min(strange)!r}, which its header does not list. "
             f"Fetch {files[part == 'test']} again."

@@ -48,21 +48,23 @@ class Split:
 
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""
+        both = (self, other)
         lengths = None
-        if self.lengths is not None or other.lengths is not None:
-            whole = [
-                torch.full_like(s.y, s.x.shape[1]) if s.lengths is None else s.lengths
-                for s in (self, other)
-            ]
-            lengths = torch.cat(whole)
-        return Split(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), lengths)
+        if any(s.lengths is not None for s in both):
+            T = self.x.shape[1]
+            lengths = torch.cat(
+                [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
+            )
+        return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths)
 
 
 class Sequence(Protocol):
-    """Turns a stored batch into the input sequence, (B, T, m) float32 on the batch's device."""
+    """Turns a stored batch into the input sequence, (B, T, m) float32 on the batch's device.
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Map a batch; `generator` given = training (may augment), None = evaluation."""
+    A `generator` is given in training, which may augment; None is evaluation.
+    """
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +74,9 @@ class Task:
     Args:
         name: canonical name with its version, e.g. 'psmnist-12008'.
         n_input: features a step, m.
-        n_class: number of classes.
         n_steps: steps T of a training sequence (the longest, where lengths differ).
         classes: class names, in the order of the indices in `Split.y`.
         load_test: reads the test split; nothing of it is decoded before this call.
-        sequence: see `Sequence`.
         note: a sentence on data that are not what the task's name promises; empty otherwise.
     """
 
@@ -136,22 +136,28 @@ def make_task(
     sequence: Callable[[Split], Sequence],
     note: str = "",
 ) -> Task:
-    """Read train and val, and test when asked: limited, resized and checked.
+    """Read train and val, and test when asked: limited, checked and resized.
 
     Args:
         what: the data set, for errors.
         stored: gives what is stored as "train"; and, for that split as read, as "val" and "test".
         parts: indices into what is stored as "train", by the split that is dealt from it.
         sequence: gives the task's map for the train split.
+
+    Raises:
+        DataError: if nothing is left for a split, or as `checked`.
     """
 
     def read(split: str, limit: int | None, train: Split | None) -> Split:
         whole = stored("train" if split in parts else split, train)
         index = parts.get(split, torch.arange(len(whole)))
-        found = whole.take(index[first(len(index), limit, options.seed)])
-        if found.x.ndim == 4:
-            found = replace(found, x=resized(found.x, options.resize))
-        return checked(f"{what} {split} split", found, len(classes))
+        if not len(index):
+            raise DataError(f"{what} {split} split is empty. Give a larger data set.")
+        if limit is not None and limit < len(index):
+            shuffled = torch.Generator().manual_seed(options.seed)
+            index = index[torch.randperm(len(index), generator=shuffled)[:limit]]
+        found = checked(f"{what} {split} split", whole.take(index), len(classes))
+        return replace(found, x=resized(found.x, options.resize)) if found.x.ndim == 4 else found
 
     train = read("train", options.limit_train, None)
     images = train.x.ndim == 4
@@ -169,19 +175,11 @@ def make_task(
     )
 
 
-def first(n: int, limit: int | None, seed: int) -> Tensor:
-    """Indices, (k,) int64: all n in order, or the first `limit` of a shuffle by `seed`."""
-    if limit is None or limit >= n:
-        return torch.arange(n)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit]
-
-
 def published_hold_out(n: int) -> dict[str, Tensor]:
     """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val.
 
-    A set of fewer than 20,000 samples gives a tenth instead, so that copies cut down for a trial
-    still load. Source: Erichson et al. 2021 for sMNIST and sCIFAR10; Kozachkov et al. 2022 made the
-    split, and did not use val.
+    A set of fewer than 20,000 samples, as a copy cut down for a trial, gives a tenth. Source: Erichson
+    et al. 2021 for sMNIST and sCIFAR10; Kozachkov et al. 2022 made the split, and did not use val.
     """
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
     n_train = n - min(_PUBLISHED_VAL, n // 10)
@@ -202,25 +200,21 @@ def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
 def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train"."""
     folds = stratified_folds(y, k)
-    rest = tuple(set(range(k)) - {fold for mine in held.values() for fold in mine})
+    rest = tuple({*range(k)}.difference(*held.values()))
     chosen = {**held, "train": rest}
-    return {
-        name: torch.from_numpy(np.flatnonzero(np.isin(folds, mine))) for name, mine in chosen.items()
-    }
+    return {name: torch.from_numpy(np.isin(folds, mine).nonzero()[0]) for name, mine in chosen.items()}
 
 
 def checked(what: str, split: Split, n_class: int) -> Split:
     """`split` itself, once it is seen to be sound.
 
     Raises:
-        DataError: if it is empty, its counts disagree, a label is not in 0..n_class-1, a length is
+        DataError: if its counts disagree, a label is not in 0..n_class-1, a length is
             not in 1..T, or a value is not finite.
     """
     x, y = split.x, split.y
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
-    if not len(y):
-        raise DataError(f"{what} is empty. Give at least one sample, or a larger data set.")
     if y.min() < 0 or y.max() >= n_class:
         raise DataError(
             f"{what} labels must lie in 0..{n_class - 1}; got {int(y.min())}..{int(y.max())}. "
@@ -235,3 +229,11 @@ def checked(what: str, split: Split, n_class: int) -> Split:
             f"{int(bad[0])}). Fill in or remove missing values first."
         )
     return split
+
+
+def unreadable(what: str, error: Exception, files: str, *, there: bool) -> DataError:
+    """The error of a data set that a library cannot read or download, with the files that mend it."""
+    state = "could not be read" if there else "is missing and could not be downloaded"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    elsewhere = "or name another folder with --data-dir (or CTRNN_DATA_DIR)"
+    return DataError(f"{what} {state} ({reason}). Put {files}, {elsewhere}.")

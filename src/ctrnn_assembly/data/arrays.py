@@ -1,0 +1,183 @@
+"""Images that are published as arrays: the digits of the package, MNIST and CIFAR10.
+
+digits: UCI Optical Recognition of Handwritten Digits, Alpaydin & Kaynak 1998 (CC BY 4.0): the 1,797
+images of the original test set, values 0..16, as distributed with scikit-learn.
+
+smnist, psmnist: Le, Jaitly & Hinton 2015 (arXiv 1504.00941); permutation 12008, raw pixels and split
+as in Erichson et al. 2021 (Lipschitz RNN) and Kozachkov et al. 2022 (Sparse Combo Net).
+
+Two different tasks go by the name of sequential CIFAR10. scifar10 (= scifar10-rgb): one RGB pixel a
+step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three neighbouring values of
+one colour plane a step, as the code of Erichson et al. 2021.
+"""
+
+from functools import partial
+from importlib.resources import as_file, files
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.data.images import ImageFiles, StoredImages, image_sets, with_splits
+from ctrnn_assembly.data.pixels import PixelSequence
+from ctrnn_assembly.data.task import (
+    Options,
+    Split,
+    Task,
+    checked,
+    dealt,
+    make_task,
+    published_hold_out,
+    unreadable,
+)
+from ctrnn_assembly.errors import ConfigError
+
+DIGITS = tuple(map(str, range(10)))
+PUBLISHED_PERMUTATION = 12008
+_IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published
+_BATCHES = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
+
+
+def load_digits(name: str, options: Options) -> Task:
+    """Digits pixel by pixel: T = 64, m = 1, values 0..1; 1257 train, 180 val and 360 test."""
+    with as_file(files("ctrnn_assembly.data") / "digits.npz") as path, np.load(path) as stored:
+        images, labels = stored["images"], stored["labels"].astype(np.int64)
+    whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
+    return make_task(
+        name,
+        options,
+        what="digits",
+        classes=DIGITS,
+        stored=lambda part, train: whole,
+        parts=dealt(labels, 10, {"test": (0, 1), "val": (2,)}),
+        sequence=lambda train: PixelSequence(scale=16.0),
+    )
+
+
+def load_mnist(name: str, options: Options) -> Task:
+    """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
+
+    `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published.
+    """
+    kind, *rest = name.split("-")
+    scale = 1.0 if "raw" in rest else 255.0
+    seed = None
+    if kind == "psmnist":
+        seed = next((int(word) for word in rest if word != "raw"), PUBLISHED_PERMUTATION)
+        name = f"psmnist-{seed}{'-raw' if 'raw' in rest else ''}"
+    raw = options.folder / "MNIST" / "raw"
+    # Downloading also unpacks .gz files that are already there, once their md5 is right.
+    complete = all((raw / file).is_file() for file in _IDX)
+    advice = f"{', '.join(_IDX)} (plain or .gz) into {raw}"
+
+    def read(part: str) -> Split:
+        found = _dataset("MNIST", options, part, download=not complete, advice=advice)
+        return checked("MNIST", Split(found.data[:, None], found.targets), len(DIGITS))
+
+    whole = read("train")
+    return make_task(
+        name,
+        options,
+        what="MNIST",
+        classes=DIGITS,
+        stored=lambda part, train: whole if part == "train" else read(part),
+        parts=published_hold_out(len(whole)),
+        sequence=lambda train: PixelSequence(
+            scale, order=None if seed is None else permutation(seed, train.x[0].numel())
+        ),
+    )
+
+
+def permutation(seed: int, n_steps: int) -> Tensor:
+    """The order in which psMNIST shows its pixels, (n_steps,) int64.
+
+    Raises:
+        ConfigError: if torch's generator does not take the seed.
+    """
+    try:
+        generator = torch.Generator().manual_seed(seed)
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(
+            f"permutation seed must fit 64 bits; got {seed}. Use psmnist-{PUBLISHED_PERMUTATION}."
+        ) from error
+    return torch.randperm(n_steps, generator=generator)
+
+
+def load_cifar10(name: str, options: Options) -> Task:
+    """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
+
+    Training batches are cropped (4 pixels at 32 a side) and mirrored unless `augment` is off;
+    val, unlike in the published code, is not augmented. Where the data folder has no original
+    batches but image files of the ten classes, these are read, and the task is called, e.g.,
+    scifar10-rgb-jpeg: its pixels, their order and so the hold-out are not those of the papers.
+    """
+    planar, note = name.endswith("-planar"), ""
+    name = "scifar10-planar" if planar else "scifar10-rgb"
+    copies = None if any((options.folder / file).exists() for file in _BATCHES) else _copies(options)
+    if copies is None:
+        read = partial(_read_cifar10, options)
+    else:
+        kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
+        note = (
+            f"{name} is read from the {kind.upper()} files in {copies.path.name}: not the original "
+            f"pixels and order, so not comparable with papers. For those put {_BATCHES[0]} into "
+            "--data-dir."
+        )
+        name += f"-{kind}"
+        shape = (3, options.resize or 32, options.resize or 32)
+        read = partial(StoredImages, copies, CIFAR10, options.resize, shape)
+    whole = read("train")
+    return make_task(
+        name,
+        options,
+        what="CIFAR10",
+        classes=CIFAR10,
+        stored=lambda part, train: whole if part == "train" else read(part),
+        parts=published_hold_out(len(whole)),
+        sequence=lambda train: PixelSequence(
+            mean=MEAN,
+            std=STD,
+            planar=planar,
+            crop=train.x.shape[-1] // 8 if options.augment else 0,
+            flip=options.augment,
+        ),
+        note=note,
+    )
+
+
+def _copies(options: Options) -> ImageFiles | None:
+    """The first set of image files below the data folder that has CIFAR10's classes and splits."""
+    for path, names in image_sets(options.folder).items():
+        found = with_splits(path, names or [])
+        if found and {"train", "test"} <= found.parts.keys() and found.classes() == CIFAR10:
+            return found
+    return None
+
+
+def _read_cifar10(options: Options, part: str) -> Split:
+    """Images (N, 3, 32, 32) uint8 and labels of the original files."""
+    advice = (
+        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), or a "
+        f"folder or zip of JPEG or PNG copies, train/<class>/* and test/<class>/*, into {options.folder}"
+    )
+    # These files are pickles. torchvision compares the md5 of every one with its own table before it
+    # opens any, so only the official bytes are ever unpickled: keep that check. It hashes the test
+    # batch too, but reads no sample of it here. Nothing is fetched where all files are right.
+    found = _dataset("CIFAR10", options, part, download=True, advice=advice)
+    x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+    return Split(x, torch.tensor(found.targets))
+
+
+def _dataset(name: str, options: Options, part: str, *, download: bool, advice: str) -> Any:
+    """A data set of torchvision."""
+    from torchvision import datasets  # slow to import; not every task needs it
+
+    try:
+        kind = getattr(datasets, name)
+        return kind(options.folder, train=part == "train", download=download)
+    except Exception as error:  # network, disk, archive and format errors share no better base
+        raise unreadable(name, error, advice, there=not download) from error
