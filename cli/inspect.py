@@ -258,7 +258,7 @@ def lyapunov_command(
     from ctrnn_assembly.certificates.wording import up
     from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.errors import ConfigError
-    from ctrnn_assembly.figures.lyapunov import lyapunov_figure
+    from ctrnn_assembly.figures.diagnostics import lyapunov_figure
 
     if len({len(u) for u in net.sequences}) > 1:
         raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
@@ -331,7 +331,7 @@ def contraction_command(
     from ctrnn_assembly.certificates.wording import factor
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
-    from ctrnn_assembly.figures.contraction import contraction_figure
+    from ctrnn_assembly.figures.diagnostics import contraction_figure
 
     certificate = net.certificate
     metric = certificate.metric.matrix  # the one that the numbers hold in
@@ -445,7 +445,7 @@ def fixed_points_command(
     import torch
 
     from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
-    from ctrnn_assembly.figures.fixed_points import fixed_points_figure
+    from ctrnn_assembly.figures.diagnostics import fixed_points_figure
 
     found = [
         find_fixed_points(
@@ -520,7 +520,7 @@ def gsc_command(
 
     from ctrnn_assembly.diagnostics.effective_depth import effective_depth_over_time
     from ctrnn_assembly.diagnostics.gradient_scale import gsc_over_time
-    from ctrnn_assembly.figures.gsc import gsc_figure
+    from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
     found = gsc_over_time(

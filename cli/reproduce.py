@@ -51,7 +51,7 @@ def reproduce_command(
     """
     from ctrnn_assembly.reproduction.experiments import experiment_names, load_experiment
     from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells
-    from ctrnn_assembly.reproduction.scheduler import Places, run_all
+    from ctrnn_assembly.reproduction.run import Places, run_all
 
     if not names and not list_all:
         raise ConfigError("ctrnn reproduce needs the name of an experiment. --list shows them all.")

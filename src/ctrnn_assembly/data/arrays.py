@@ -11,6 +11,7 @@ step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three n
 one colour plane a step, as the code of Erichson et al. 2021.
 """
 
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import as_file, files
 from typing import Any
@@ -24,6 +25,7 @@ from ctrnn_assembly.data.pixels import PixelSequence
 from ctrnn_assembly.data.task import (
     Options,
     Split,
+    Stored,
     Task,
     checked,
     dealt,
@@ -119,7 +121,7 @@ def load_cifar10(name: str, options: Options) -> Task:
     name = "scifar10-planar" if planar else "scifar10-rgb"
     copies = None if any((options.folder / file).exists() for file in _BATCHES) else _copies(options)
     if copies is None:
-        read = partial(_read_cifar10, options)
+        read: Callable[[str], Stored] = partial(_read_cifar10, options)
     else:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
         note = (

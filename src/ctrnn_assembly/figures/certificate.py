@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctrnn_assembly.certificates.wording import down
-from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, empty, module_ticks, new_figure, printed
+from ctrnn_assembly.figures.style import (
+    BLACK,
+    COLOURS,
+    GREY,
+    PER_TAU,
+    empty,
+    module_ticks,
+    new_figure,
+    printed,
+    raised,
+)
 
 if TYPE_CHECKING:
     from ctrnn_assembly.certificates import Certificate, StepCertificate
@@ -39,28 +49,23 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
         return
     for k, curve in enumerate(curves):
         style: Any = {"color": COLOURS[k], "zorder": 3 + len(curves) - k}
-        label = f"{curve.solver}: {longest(curve.max_dt)}"
+        longest = "every dt" if math.isinf(curve.max_dt) else f"up to {down(curve.max_dt)}"
+        label = f"{curve.solver}: {longest if curve.max_dt else 'no dt'}"
         axes.plot(curve.dts, curve.factors, linestyle=DASHES[k % 3], linewidth=1.6, label=label, **style)
         if 0 < curve.max_dt < math.inf:  # seen even where the curve hardly leaves 1
             axes.plot(curve.max_dt, 1, "|", markersize=10, markeredgewidth=1.6, **style)
     if step is not None:
-        contracts = step.certified and step.contraction_factor is not None
-        height, marker = (step.contraction_factor, "o") if contracts else (1.0, "x")
-        label = f"{step.solver}, dt {step.dt:g}: {'contracts' if contracts else 'not certified'}"
-        axes.plot(step.dt, height, marker, color=BLACK, markersize=4.5, zorder=9, label=label)  # type: ignore[arg-type]
+        height, marker, said = 1.0, "x", "not certified"
+        if step.certified and step.contraction_factor is not None:
+            height, marker, said = step.contraction_factor, "o", "contracts"
+        label = f"{step.solver}, dt {step.dt:g}: {said}"
+        axes.plot(step.dt, height, marker, color=BLACK, markersize=4.5, zorder=9, label=label)
     axes.axhline(1, color=GREY, linewidth=0.8)
     depth = max(1 - min(proven), 1e-6)
     axes.set(xlabel="step dt (unit of tau)", ylabel="factor of the distance, at most", xscale="log")
     axes.set_xlim(curves[0].dts[0], curves[0].dts[-1])
     axes.set_ylim(min(proven) - 0.06 * depth, 1 + 0.08 * depth)
     axes.legend(loc="lower left")
-
-
-def longest(max_dt: float) -> str:
-    """The largest certified dt, rounded down."""
-    if max_dt == 0:
-        return "no dt"
-    return "every dt" if math.isinf(max_dt) else f"up to {down(max_dt)}"
 
 
 def draw_rates(axes: Axes, certificate: Certificate) -> None:
@@ -70,7 +75,7 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
     if not known:
         empty(axes, "nothing is proven")
         return
-    kinds: Any = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
+    kinds = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
     for certified, colour, hatch, label in kinds:
         chosen = [(module.index, module.rate) for module in known if module.certified == certified]
         if chosen:
@@ -82,7 +87,5 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
         axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)
     axes.axhline(0, color=GREY, linewidth=0.8)
     module_ticks(axes, len(certificate.modules))
-    axes.set(xlabel="module", ylabel="rate, at least (1 / unit of tau)")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.25 * (high - low))
-    axes.legend(loc="upper center", ncols=2)
+    axes.set(xlabel="module", ylabel=f"rate, at least ({PER_TAU})")
+    raised(axes, 0.25, loc="upper center", ncols=2)

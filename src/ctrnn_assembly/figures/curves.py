@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.figures.style import (
     BLACK,
     GREY,
+    PER_TAU,
     Array,
     empty,
     legend_below,
@@ -22,7 +23,7 @@ from ctrnn_assembly.figures.style import (
     log_axis,
     new_figure,
     printed,
-    whole_epochs,
+    whole_numbers,
 )
 from ctrnn_assembly.training.run import Run
 
@@ -45,14 +46,18 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
     """
     figure = new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
     left, right = figure.subplots(1, 2)
-    for k, (run, name) in enumerate(zip(runs, short_names([folder(run) for run in runs]), strict=True)):
-        for axes, what, scale in ((left, "accuracy", 100), (right, "loss", 1)):
-            draw_run(axes, run, name, k, what, scale)
-        draw_test(left, run, k)
+    for k, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
+        draw_run(left, run, name, k, "accuracy", 100)
+        draw_run(right, run, name, k, "loss", 1)
+        summary = run.summary or {}
+        epoch, accuracy = summary.get("best_epoch"), summary.get("test_accuracy")
+        if isinstance(epoch, int) and isinstance(accuracy, float):
+            colour = line_style(k)["color"]
+            left.plot(epoch + 1, 100 * accuracy, "*", color=colour, ms=9, zorder=4, mec="white", mew=0.6)
     left.plot([], [], "*", color=GREY, markersize=8, label="test, at the epoch kept")
+    left.plot([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label="training")
     for axes in (left, right):
-        axes.plot([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label="training")
-        whole_epochs(axes)
+        whole_numbers(axes, "epoch")
     for line, dashes in zip(published, DASHES, strict=False):
         label = f"{line.network}: {line.value:g} % ({line.note})\n{line.source}"
         left.axhline(line.value, color=BLACK, linestyle=dashes, linewidth=1, label=label)
@@ -67,20 +72,11 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
 def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -> None:
     """Validation as a full line, training as a thin dashed one of the same colour."""
     style, epochs = line_style(k), 1 + run.column("epoch")
-    look: dict[str, Any] = {"linewidth": 1.5, "markersize": 3.5, "markevery": max(1, len(epochs) // 12)}
-    values = scale * run.column(f"val_{what}")
-    axes.plot(epochs, values, **style, **look, label=f"{name}, validation")
+    values, every = scale * run.column(f"val_{what}"), max(1, len(epochs) // 12)
+    label = f"{name}, validation"
+    axes.plot(epochs, values, **style, linewidth=1.5, markersize=3.5, markevery=every, label=label)
     values = scale * run.column(f"train_{what}")
     axes.plot(epochs, values, color=style["color"], linewidth=0.9, linestyle=DASHED)
-
-
-def draw_test(axes: Axes, run: Run, k: int) -> None:
-    """A star at the epoch whose weights were kept."""
-    summary = run.summary or {}
-    epoch, accuracy = summary.get("best_epoch"), summary.get("test_accuracy")
-    if isinstance(epoch, int) and isinstance(accuracy, float):
-        look: dict[str, Any] = {"markersize": 9, "zorder": 4, "mec": "white", "mew": 0.6}
-        axes.plot(epoch + 1, 100 * accuracy, "*", color=line_style(k)["color"], **look)
 
 
 @printed
@@ -90,20 +86,19 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
     Raises:
         DataError: as `curves_figure`.
     """
-    names = short_names([folder(run) for run in runs])
     title = f"{tasks_of(runs)}: what is left of the certificate"
-    known = any("max_dt" in run.epochs[0] for run in runs)
+    names, known = names_of(runs), any("max_dt" in run.epochs[0] for run in runs)
     figure = new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
     panels = figure.subplots(1, 2 + known)
     draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
-    panels[0].set(title="continuous time", ylabel="rate, at least (1 / unit of tau)")
+    panels[0].set(title="continuous time", ylabel=f"rate, at least ({PER_TAU})")
     draw_bounds(panels[1], runs, "step_factor", "step_certified", boundary=1)
     panels[1].set(title="one step of the solver", ylabel="factor of the distance, at most")
     if known:
         draw_longest(panels[2], runs, names)
     for axes in panels:
         if axes.lines:
-            whole_epochs(axes)
+            whole_numbers(axes, "epoch")
     for k, name in enumerate(names):
         panels[0].plot([], [], **line_style(k), markersize=4, linewidth=1.3, label=name)
     for face, label in ((GREY, "certified"), ("white", "not certified")):
@@ -115,9 +110,7 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
 def draw_bounds(axes: Axes, runs: Sequence[Run], column: str, verdict: str, *, boundary: float) -> None:
     """One line a run: full markers where the epoch is certified, hollow ones where it is not."""
     for k, run in enumerate(runs):
-        values = run.column(column)
-        if np.isfinite(values).any():
-            draw_verdicts(axes, run, values, certified(run, verdict), line_style(k))
+        draw_verdicts(axes, run, run.column(column), certified(run, verdict), k)
     axes.ticklabel_format(useOffset=False, axis="y")
     if axes.lines:
         axes.axhline(boundary, color=GREY, linewidth=0.8)
@@ -133,13 +126,11 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
         longest, holds = run.column("max_dt"), certified(run, "step_certified")
         if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
             endless.append(name)
-        shown = np.where(longest > 0, longest, np.nan)
-        if np.isfinite(shown).any():
-            draw_verdicts(axes, run, shown, holds, line_style(k))
-            colour = line_style(k)["color"]
-            axes.axhline(run.config.dt, color=colour, linewidth=1, linestyle=DASHED)
-    said = "every dt is certified" if len(endless) == len(names) else "every dt is certified of\n"
-    said += "" if len(endless) == len(names) else "\n".join(endless)
+        if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
+            axes.axhline(run.config.dt, color=line_style(k)["color"], linewidth=1, linestyle=DASHED)
+    said = "every dt is certified"
+    if len(endless) < len(names):
+        said += " of\n" + "\n".join(endless)
     if not axes.lines:
         empty(axes, said if endless else "no dt is certified")
         return
@@ -150,20 +141,22 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
     legend.get_title().set_parse_math(False)
 
 
-def draw_verdicts(
-    axes: Axes, run: Run, values: Array, holds: NDArray[np.bool_], style: dict[str, Any]
-) -> None:
-    """A line with a marker at every certificate, or at so many that they can be told apart."""
+def draw_verdicts(axes: Axes, run: Run, values: Array, holds: NDArray[np.bool_], k: int) -> bool:
+    """A line with a marker at every certificate, or at so many that they can be told apart, if any."""
+    if not np.isfinite(values).any():
+        return False
     # With `certify_every` not all epochs have a certificate in the table.
     judged = np.isfinite(run.column("certified"))
     if not judged.any():  # nor do the tables of older runs
         judged[:] = True
+    style = line_style(k)
     epochs, values, holds = 1 + run.column("epoch")[judged], values[judged], holds[judged]
     axes.plot(epochs, values, color=style["color"], linewidth=1.3)
     shown = np.arange(len(epochs)) % max(1, len(epochs) // 15) == 0
-    look = {"linestyle": "", "markersize": 4, **style}
     for chosen, face in ((holds & shown, style["color"]), (~holds & shown, "white")):
-        axes.plot(epochs[chosen], values[chosen], markerfacecolor=face, **look)
+        at = epochs[chosen], values[chosen]
+        axes.plot(*at, markerfacecolor=face, linestyle="", markersize=4, **style)
+    return True
 
 
 def certified(run: Run, name: str) -> NDArray[np.bool_]:
@@ -184,13 +177,13 @@ def tasks_of(runs: Sequence[Run]) -> str:
     return ", ".join(dict.fromkeys(run.task_as_used for run in runs))
 
 
-def folder(run: Run) -> Path:
-    return run.path or Path(run.config.model)
-
-
 def short_names(runs: Sequence[Path]) -> list[str]:
     """The names of the folders, with as many folders above them as tell them apart."""
     full, depth = [run.resolve().parts for run in runs], 1
     while len({parts[-depth:] for parts in full}) < len(set(full)):
         depth += 1
     return ["/".join(parts[-depth:]) for parts in full]
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    return short_names([run.path or Path(run.config.model) for run in runs])

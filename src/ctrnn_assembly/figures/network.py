@@ -1,6 +1,6 @@
-"""An assembly taken apart for pictures: weights, strengths of the couplings, metric and eigenvalues.
+"""An assembly taken apart: its weights, the graph of its couplings, its metric and its eigenvalues.
 
-Everything is float64, as plain arrays. The field itself is drawn, without gates.
+Everything is float64. The field itself is drawn, without gates.
 """
 
 from __future__ import annotations
@@ -10,31 +10,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ctrnn_assembly.certificates.wording import up
 from ctrnn_assembly.diagnostics import flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.figures.graph import graph_figure
 from ctrnn_assembly.figures.spectrum import parts_figure
 from ctrnn_assembly.figures.style import (
     COLOURS,
     GREY,
+    NUMBERED,
+    SEQUENTIAL,
+    SIDE,
     Array,
+    borders,
+    bound_of,
+    colour_bar,
+    empty,
+    heat_map,
     log_axis,
     module_ticks,
     new_figure,
     printed,
 )
-from ctrnn_assembly.figures.weights import weights_figure
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import GRID_SOLVERS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
 ABOVE_ZERO = 1e-9  # at 0 itself the slope of ReLU would be 0, and J = -I + L whatever W is
+ENLARGED, IN_A_ROW = 16, 8  # blocks of W
 
 
 @dataclass(frozen=True)
@@ -65,34 +76,30 @@ class NetworkArrays:
                 f"this picture is of an assembly; {type(layer).__name__} is a baseline without modules. "
                 "Draw its curves or states."
             )
-        factors = tuple(_in_double(factor) for factor in field.metric().detach_cpu().factors)
-        return cls(layer, title, field.terms().detach_cpu().double(), Metric(factors))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.terms.sizes
+        factors = []
+        for factor in field.metric().detach_cpu().factors:
+            theta = factor.theta.double()
+            factors.append(Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta)))
+        return cls(layer, title, field.terms().detach_cpu().double(), Metric(tuple(factors)))
 
     def strengths(self) -> Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
-        W, p, pairs = self.terms.weight(), len(self.sizes), self.terms.pairs
-        A = W if self.terms.L is None else W + self.terms.L
+        terms, pairs, p = self.terms, self.terms.pairs, len(self.terms.sizes)
+        A = terms.weight() if terms.L is None else terms.weight() + terms.L
         K = self.metric.theta() @ A @ self.metric.theta_inv()
-        blocks = [row.split(self.sizes, dim=1) for row in K.split(self.sizes, dim=0)]
+        blocks = [row.split(terms.sizes, dim=1) for row in K.split(terms.sizes, dim=0)]
         found = np.zeros((p, p))
         for i, j in [*((k, k) for k in range(p)), *pairs, *(pair[::-1] for pair in pairs)]:
-            found[i, j] = _norm(blocks[i][j])
+            found[i, j] = float(torch.linalg.matrix_norm(blocks[i][j], ord=2))
         return found
 
     def metric_eigenvalues(self) -> tuple[Array, ...]:
         """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
-        taus = self.terms.tau.split(self.sizes)
-        thetas = [factor.theta for factor in self.metric.factors]
-        return tuple(
-            (
-                theta.square() * tau if theta.ndim == 1 else torch.linalg.svdvals(theta) ** 2 * tau[0]
-            ).numpy()
-            for theta, tau in zip(thetas, taus, strict=True)
-        )
+        found = []
+        for factor, tau in zip(self.metric.factors, self.terms.tau.split(self.terms.sizes), strict=True):
+            roots = factor.theta if factor.is_diagonal else torch.linalg.svdvals(factor.theta)
+            found.append((roots.square() * (tau if factor.is_diagonal else tau[0])).numpy())
+        return tuple(found)
 
     def spectra(self) -> dict[str, Any]:
         """Eigenvalues of W, L, J and of a step, and which step; None for what there is not.
@@ -103,37 +110,131 @@ class NetworkArrays:
         x = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
         u = x.new_zeros(1, layer.input_size)
         L, fixed = self.terms.L, layer.solver in GRID_SOLVERS
-        step = _eigenvalues(step_jacobian(layer, u, x)[0]) if fixed else None
         return {
             "W": _eigenvalues(self.terms.weight()),
             "L": None if L is None else _eigenvalues(L),
             "J": _eigenvalues(flow_jacobian(layer, u, x)[0]),
-            "step": step,
+            "step": _eigenvalues(step_jacobian(layer, u, x)[0]) if fixed else None,
             "about_step": layer.solver + (f", dt {layer.dt:g}" if fixed else " chooses its own steps"),
         }
 
 
+def _eigenvalues(A: Tensor) -> NDArray[np.complex128]:
+    return torch.linalg.eigvals(A).numpy()
+
+
+@printed
 def draw_weights(net: NetworkArrays) -> Figure:
-    """W within the modules and L between them."""
-    blocks = tuple(block.numpy() for block in net.terms.blocks)
-    L = None if net.terms.L is None else net.terms.L.numpy()
-    return weights_figure(net.terms.weight().numpy(), blocks, L, title=net.title)
+    """Heat maps. Top: W and L, each with its own colours. Below: the blocks of W enlarged."""
+    blocks, L = [block.numpy() for block in net.terms.blocks], net.terms.L
+    shown = blocks[:ENLARGED] if len(blocks) > 1 else []
+    rows = -(-len(shown) // IN_A_ROW)
+    figure = new_figure(3.35 + 1.05 * rows, net.title)
+    frame = figure.add_gridspec(1 + bool(rows), 1, height_ratios=[3.1, 1.05 * rows][: 1 + bool(rows)])
+    left, right = figure.add_subfigure(frame[0]).subplots(1, 2)
+    norm = draw_matrix(left, net.terms.weight().numpy(), net.terms.sizes, "W, within the modules")
+    if L is None:
+        right.set_title("L, between the modules")
+        empty(right, "no linear coupling")
+    else:
+        draw_matrix(right, L.numpy(), net.terms.sizes, "L, between the modules")
+    if not rows:
+        return figure
+    count = "" if len(shown) == len(blocks) else f", the first {len(shown)} of {len(blocks)}"
+    below = figure.add_subfigure(frame[1])
+    below.suptitle(f"the modules enlarged, in the colours of W{count}", fontsize=9)
+    for k, axes in enumerate(below.subplots(rows, IN_A_ROW, squeeze=False).flat):
+        if k >= len(shown):
+            axes.axis("off")
+            continue
+        heat_map(axes, shown[k], norm, side=128)
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel(str(k), fontsize=8, labelpad=2)
+    return figure
 
 
+def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> Normalize:
+    """One matrix with its colour bar; returns the scale of its colours."""
+    bound, beyond = bound_of(A)
+    norm = Normalize(-bound, bound)
+    image = heat_map(axes, A, norm)
+    borders(axes, sizes)
+    axes.set(title=title, xlabel="from unit", ylabel="to unit")
+    colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
+    return norm
+
+
+@printed
 def draw_graph(net: NetworkArrays) -> Figure:
-    """Modules and couplings."""
-    pairs = net.terms.pairs
-    topology = recognise(pairs, len(net.sizes))
-    units = "-".join(str(size) for size in sorted({min(net.sizes), max(net.sizes)}))
+    """Left: modules and couplings. Right: their norms in the metric as a matrix, row from column."""
+    strengths, pairs, sizes = net.strengths(), net.terms.pairs, net.terms.sizes
+    p, topology = len(sizes), recognise(pairs, len(sizes))
+    units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
     count = f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''}"
     named = topology if topology in ("none", count) else f"{topology}, {count}"
-    title = f"{net.title}: {len(net.sizes)} x {units} units, coupling {named}"
-    return graph_figure(net.strengths(), pairs, topology, title=title)
+    figure = new_figure(3.7, f"{net.title}: {p} x {units} units, coupling {named}")
+    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    own = [f"{norm:.3g}" for norm in (strengths.diagonal().min(), strengths.diagonal().max())]
+    about = f"of W: {' to '.join(dict.fromkeys(own))}"
+    at, between = places(p, topology), np.where(np.eye(p) > 0, np.nan, strengths)
+    between = np.where(between > 0, between, np.nan)
+    draw_modules(left, at)
+    if not pairs or np.isnan(between).all():
+        empty(right, f"no linear coupling\nnorm in the metric {about}")
+        return figure
+    low, high = float(np.nanmin(between)), float(np.nanmax(between))
+    colours = ScalarMappable(Normalize(low if low < 0.99 * high else 0.9 * low, high), SEQUENTIAL)
+    draw_couplings(left, strengths, pairs, at, colours)
+    image = heat_map(right, between, colours.norm, colours=SEQUENTIAL, side=max(p, SIDE))
+    image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
+    module_ticks(right, p, vertical=True)
+    right.set(xlabel="from module", ylabel="to module", title=f"norms in the metric; {about}")
+    colour_bar(colours, right, "norm of L in the metric", shrink=0.85)
+    return figure
 
 
-def draw_spectra(net: NetworkArrays) -> Figure:
-    """Eigenvalues of W, L, the Jacobian and a step."""
-    return parts_figure(**net.spectra(), title=f"{net.title}: eigenvalues")
+def places(p: int, topology: str) -> Array:
+    """Where the modules stand, (p, 2): on a circle, clockwise from the top; the hub of a star inside."""
+    if p == 1:
+        return np.zeros((1, 2))
+    hub = int(topology == "star")
+    angles = np.pi / 2 - 2 * np.pi * np.arange(p - hub) / (p - hub)
+    return np.concatenate([np.zeros((hub, 2)), np.stack([np.cos(angles), np.sin(angles)], 1)])
+
+
+def radius_of(p: int) -> float:
+    """Of a module's disc, so that neighbours on the circle do not touch."""
+    return min(0.13, 2.2 / p)
+
+
+def draw_couplings(axes: Axes, strengths: Array, pairs: Any, at: Array, colours: ScalarMappable) -> None:
+    """Strong ones last, so that they lie on top; an arrow where only one direction is coupled."""
+    widest = max(0.8, min(3.0, 90 / len(pairs)))
+    for i, j in sorted(pairs, key=lambda pair: max(strengths[pair], strengths[pair[::-1]])):
+        there, back = strengths[j, i], strengths[i, j]
+        strength = max(there, back)
+        width = 0.3 + (widest - 0.3) * strength / (colours.norm.vmax or 1.0)
+        style: dict[str, Any] = {"color": colours.to_rgba(strength), "linewidth": width}
+        start, end = (at[i], at[j]) if there >= back else (at[j], at[i])
+        if min(there, back) > 0:
+            axes.plot(*np.stack([start, end]).T, **style, zorder=1)
+            continue
+        inset = (end - start) / float(np.linalg.norm(end - start)) * radius_of(len(at)) * 1.1
+        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **style}
+        axes.annotate("", end - inset, start + inset, arrowprops=arrow, zorder=1)
+
+
+def draw_modules(axes: Axes, at: Array) -> None:
+    """A numbered disc each."""
+    p = len(at)
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
+    for k, (x, y) in enumerate(at):
+        axes.add_patch(Circle((x, y), radius_of(p), **look))
+        if p <= 2 * NUMBERED:
+            size = 9 if p <= 16 else 6
+            axes.text(x, y, str(k), ha="center", va="center", fontsize=size, zorder=3)
+    axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+    axes.axis("off")
 
 
 @printed
@@ -162,23 +263,14 @@ def draw_metric(net: NetworkArrays) -> Figure:
     return figure
 
 
+def draw_spectra(net: NetworkArrays) -> Figure:
+    """Eigenvalues of W, L, the Jacobian and a step."""
+    return parts_figure(**net.spectra(), title=f"{net.title}: eigenvalues")
+
+
 NETWORK_FIGURES = {
     "weights": draw_weights,
     "graph": draw_graph,
     "metric": draw_metric,
     "spectra": draw_spectra,
 }
-
-
-def _norm(A: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(A, ord=2))
-
-
-def _eigenvalues(A: Tensor) -> NDArray[np.complex128]:
-    return torch.linalg.eigvals(A).numpy()
-
-
-def _in_double(factor: Factor) -> Factor:
-    """Theta in float64, with its inverse taken there."""
-    theta = factor.theta.double()
-    return Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta))

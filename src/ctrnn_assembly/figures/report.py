@@ -9,7 +9,9 @@ import base64
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib import resources
 from pathlib import Path
+from string import Template
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -48,27 +50,6 @@ CAPTIONS = {
     "of phi) just above x = 0 under no input, and of one step of the solver (I + dt J for Euler) with "
     "the unit circle. Shaded: growth.",
 }
-# Nothing is loaded from anywhere, even if a text should slip through unescaped.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #bbb; }
-nav a { margin-right: .9rem; }
-table { border-collapse: collapse; margin: .8rem 0; font-size: .9rem; }
-th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; }
-thead th { background: #eee; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; break-inside: avoid; }
-figure img { width: 100%; height: auto; }
-figcaption { font-size: .9rem; color: #444; }
-.verdict { padding: .6rem .9rem; border-left: .4rem solid; font-weight: 600; }
-.yes { border-color: #0072B2; background: #e8f2f9; }
-.no { border-color: #D55E00; background: #fbeee5; }
-pre { background: #f4f4f4; padding: .6rem; overflow: auto; font-size: .8rem; }
-"""
 
 
 def report(folder: str | Path) -> str:
@@ -89,22 +70,23 @@ def report(folder: str | Path) -> str:
         ("Training curves", over_epochs(run, "curves")),
     ]
     if not baseline:
-        net = NetworkArrays.of(layer, run.title)
+        net, origin = NetworkArrays.of(layer, run.title), proven.metric.origin
+        elsewhere = f" The certificate rests on another metric, found by {origin}."
+        other = "" if origin in ("given", "none") else elsewhere
         chapters += [
             ("Certificate over epochs", over_epochs(run, "margins")),
             ("Weights", picture(draw_weights(net), "weights")),
             ("Graph", picture(draw_graph(net), "graph")),
-            ("Metric", picture(draw_metric(net), "metric", other_metric(proven))),
+            ("Metric", picture(draw_metric(net), "metric", other)),
             ("Eigenvalues", paragraph(CAUTION) + said + eigenvalues(net)),
         ]
-    versions = (run.summary or {}).get("versions")
+    settings = table(run.config.model_dump(mode="json").items())
+    versions, unknown = (run.summary or {}).get("versions"), "Not recorded: the run is not finished."
     chapters += [
-        ("Configuration", configuration(run)),
+        ("Configuration", settings + "\n" + details("config.yaml", to_yaml(run.config))),
         (
             "Versions and hardware",
-            table((str(key), str(value)) for key, value in versions.items())
-            if isinstance(versions, dict)
-            else paragraph("Not recorded: the run is not finished."),
+            table(versions.items()) if isinstance(versions, dict) else paragraph(unknown),
         ),
     ]
     return page(f"{run.config.model} on {run.task_as_used}", chapters)
@@ -136,9 +118,8 @@ def summary(run: Run, baseline: bool) -> str:
 
 def certificate(run: Run, proven: Certificate) -> str:
     """Reasons, facts, modules, and the exact numbers."""
-    parts = []
-    if proven.reasons:
-        parts.append(table((f"reason {k + 1}", said) for k, said in enumerate(proven.reasons)))
+    reasons = [(f"reason {k}", said) for k, said in enumerate(proven.reasons, 1)]
+    parts = [table(reasons)] if reasons else []
     facts = fact_rows(proven)
     before = (run.summary or {}).get("certificate_initial")
     if facts and isinstance(before, dict) and before.get("certified"):
@@ -162,27 +143,16 @@ def over_epochs(run: Run, what: str) -> str:
     if what == "margins":
         return picture(margin_figure([run]), what)
     published = published_for([run])
-    note = (
-        " The published accuracies are of test sets, selected as the legend says." if published else ""
-    )
-    return picture(curves_figure([run], published), what, note)
-
-
-def other_metric(proven: Certificate) -> str:
-    """Says so where the certificate is not in the metric that is drawn."""
-    origin = proven.metric.origin
-    if origin in ("given", "none"):
-        return ""
-    return f" The certificate rests on another metric, found by {origin}."
+    note = " The published accuracies are of test sets, selected as the legend says."
+    return picture(curves_figure([run], published), what, note if published else "")
 
 
 def eigenvalues(net: NetworkArrays) -> str:
     """Spectra, and their extreme values."""
     found = net.spectra()
-    names = {"W": "largest real part of W", "L": "largest real part of L", "J": "largest real part of J"}
     rows = [
-        (name, f"{found[key].real.max():.4g}{' per unit of time' if key == 'J' else ''}")
-        for key, name in names.items()
+        (f"largest real part of {key}", f"{found[key].real.max():.4g}{unit}")
+        for key, unit in (("W", ""), ("L", ""), ("J", " per unit of time"))
         if found[key] is not None
     ]
     if found["step"] is not None:
@@ -191,60 +161,40 @@ def eigenvalues(net: NetworkArrays) -> str:
     return picture(parts_figure(**found, title=f"{net.title}: eigenvalues"), "spectra") + table(rows)
 
 
-def configuration(run: Run) -> str:
-    """Every setting, and the file itself to copy."""
-    rows = ((key, str(value)) for key, value in run.config.model_dump(mode="json").items())
-    return table(rows) + "\n" + details("config.yaml", to_yaml(run.config))
-
-
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """The whole page, from headings and the HTML below them."""
-    named = [(f"s{k}", escape(heading), body) for k, (heading, body) in enumerate(sections)]
-    links = "\n".join(f'<a href="#{key}">{heading}</a>' for key, heading, _ in named)
-    bodies = "\n".join(
-        f'<section id="{key}">\n<h2>{heading}</h2>\n{body}\n</section>' for key, heading, body in named
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en-GB">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<nav>
-{links}
-</nav>
-{bodies}
-</body>
-</html>
-"""
+    links, bodies = [], []
+    for k, (heading, body) in enumerate(sections):
+        links.append(f'<a href="#s{k}">{escape(heading)}</a>')
+        bodies.append(f'<section id="s{k}">\n<h2>{escape(heading)}</h2>\n{body}\n</section>')
+    template = Template((resources.files(__package__) / "report.html").read_text(encoding="utf-8"))
+    return template.substitute(title=escape(title), links="\n".join(links), sections="\n".join(bodies))
 
 
 def paragraph(text: str, kind: str = "") -> str:
     """A paragraph of plain text."""
-    return f'<p class="{kind}">{escape(text)}</p>\n' if kind else f"<p>{escape(text)}</p>\n"
+    return f'<p class="{kind}">{escape(text)}</p>\n'
 
 
 def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
-    """A table; without a head, the first cell of a row is its name."""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    lines = []
+    """A table; with a head, numbers stand to the right; without, the first cell of a row is its name."""
+    lines = ["<table>"]
+    if head:
+        names = "".join(cell(name, 'th scope="col"') for name in head)
+        lines.append(f"<thead><tr>{names}</tr></thead>")
+    lines.append("<tbody>")
     for row in rows:
-        cells = [cell(value) for value in row]
+        cells = [
+            cell(v, 'td class="number"' if head and isinstance(v, int | float) else "td") for v in row
+        ]
         if not head:
-            cells[0] = f'<th scope="row">{escape(str(row[0]))}</th>'
+            cells[0] = cell(row[0], 'th scope="row"')
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    top = f"<thead><tr>{top}</tr></thead>\n" if head else ""
-    return f"<table>\n{top}<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
+    return "\n".join([*lines, "</tbody>", "</table>"])
 
 
-def cell(value: object) -> str:
-    kind = ' class="number"' if isinstance(value, int | float) else ""
-    return f"<td{kind}>{escape(str(value))}</td>"
+def cell(value: object, tag: str) -> str:
+    return f"<{tag}>{escape(str(value))}</{tag[:2]}>"
 
 
 def details(summary: str, text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -15,8 +15,10 @@ from ctrnn_assembly.figures.style import (
     BLACK,
     COLOURS,
     GREY,
+    PER_TAU,
     draw_eigenvalues,
     empty,
+    legend_below,
     new_figure,
     printed,
 )
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
 
 Values = NDArray[np.complex128]
-RE, IM = "Re (1 / unit of tau)", "Im (1 / unit of tau)"
+MAP = "this network is a map, not a flow"
 
 
 @printed
@@ -39,83 +41,67 @@ def spectrum_figure(
         found: along the trajectory of each sample. before: the same before training, or nothing.
     """
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
-    figure = new_figure(3.0, f"{title} ({verdict})")
+    figure = new_figure(3.4, f"{title} ({verdict})")
     left, middle, right = figure.subplots(1, 3)
-    draw_trajectory(left, found, before, certificate)
-    draw_step(middle, found, before)
+    flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
+    if flow and certificate.certified:
+        label = f"certified: -rate = {-certificate.rate:.3g}"
+        left.axvline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+    if flow:
+        left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
+    reason = "this solver has no fixed step"
+    if draw_along(middle, found, before, "step_eigenvalues", "one step", reason):
+        draw_circle(middle)
     draw_extremes(right, found, certificate)
-    for axes, where in ((left, "upper left"), (right, "upper right")):
-        if axes.get_legend_handles_labels()[1]:
-            low, high = axes.get_ylim()
-            axes.set_ylim(low, high + 0.45 * (high - low))
-            axes.legend(fontsize=6.5, loc=where)
+    legend_below(figure, [left, middle, right], 3)
     return figure
 
 
-def draw_trajectory(
-    axes: Axes, found: Sequence[Spectrum], before: Sequence[Spectrum], certificate: Certificate
-) -> None:
-    """All eigenvalues of J, by time, with the boundary and the certified rate."""
-    axes.set(title="Jacobian", xlabel=RE, ylabel=IM)
-    if any(s.eigenvalues is None for s in found):
-        empty(axes, "this network is a map, not a flow")
-        return
-    if before:
-        values = np.concatenate(
-            [s.eigenvalues.numpy().ravel() for s in before if s.eigenvalues is not None]
-        )
-        draw_eigenvalues(axes, values, GREY, label=f"before training, {samples(before)}")
+def draw_along(
+    axes: Axes, found: Sequence[Spectrum], before: Sequence[Spectrum], name: str, title: str, reason: str
+) -> bool:
+    """All eigenvalues of this name, dark to light by time; says the reason if there are none."""
+    axes.set_title(title)
+    old, new = (
+        [getattr(s, name).numpy() for s in some if getattr(s, name) is not None]
+        for some in (before, found)
+    )
+    if not new:
+        empty(axes, reason)
+        return False
+    samples = [f"{len(some)} sample{'s' if len(some) != 1 else ''}" for some in (before, found)]
+    for values in old:
+        draw_eigenvalues(axes, values.ravel(), COLOURS[3], label=f"before training, {samples[0]}")
     colours = matplotlib.colormaps["cividis"]
     longest = max(float(s.times[-1]) for s in found) or 1.0
-    for s in found:
-        assert s.eigenvalues is not None
-        for time, row in zip(s.times.tolist(), s.eigenvalues.numpy(), strict=True):
+    for s, values in zip(found, new, strict=True):
+        for time, row in zip(s.times.tolist(), values, strict=True):
             draw_eigenvalues(axes, row, colours(time / longest))
-    label = f"now, {samples(found)}; dark to light: time"
-    axes.plot([], [], "o", color=colours(0.5), markersize=3, mew=0, label=label)
-    axes.axvline(0, color=BLACK, linewidth=0.9)
-    if certificate.certified:
-        look: dict[str, Any] = {"color": COLOURS[1], "linewidth": 1.1, "linestyle": "--"}
-        axes.axvline(-certificate.rate, label=f"-rate = {-certificate.rate:.3g}", **look)
-
-
-def samples(found: Sequence[Spectrum]) -> str:
-    return f"{len(found)} sample{'s' if len(found) != 1 else ''}"
-
-
-def draw_step(axes: Axes, found: Sequence[Spectrum], before: Sequence[Spectrum]) -> None:
-    """Eigenvalues of the step, and the unit circle near them."""
-    now, start = (
-        [s.step_eigenvalues.numpy().ravel() for s in some if s.step_eigenvalues is not None]
-        for some in (found, before)
-    )
-    if not now:
-        axes.set_title("one step")
-        empty(axes, "this solver has no fixed step")
-        return
-    if start:
-        draw_eigenvalues(axes, np.concatenate(start), GREY)
-    draw_values(axes, np.concatenate(now), "one step")
-    draw_circle(axes)
+    label = f"now, {samples[1]}; dark to light: time"
+    axes.plot([], [], "o", color=colours(0.0), markersize=3, mew=0, label=label)
+    set_limits(axes, np.concatenate([values.ravel() for values in [*old, *new]]))
+    if name == "eigenvalues":
+        axes.set_xlim(right=max(axes.get_xlim()[1], 0.05))
+    return True
 
 
 def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificate) -> None:
     """The abscissa, and minus the local rate, over time."""
-    axes.set(
-        title="over time", xlabel="time (unit of tau)", ylabel="largest real part (1 / unit of tau)"
-    )
-    for k, s in enumerate(found):
-        if s.abscissa is None:
-            empty(axes, "this network is a map, not a flow")
-            return
-        labels = ("of eig J", "of sym J in the metric") if k == 0 else (None, None)
-        look: dict[str, Any] = {"markersize": 2.5, "linewidth": 1}
-        axes.plot(s.times.numpy(), s.abscissa.numpy(), "o-", color=COLOURS[0], label=labels[0], **look)
+    axes.set_title("largest real part over time")
+    if any(s.abscissa is None for s in found):
+        empty(axes, MAP)
+        return
+    axes.set(xlabel="time (unit of tau)", ylabel=PER_TAU)
+    for s in found:
+        assert s.abscissa is not None
+        curves = [(s.abscissa, COLOURS[0], "o-", "of eig J")]
         if s.local_rates is not None:
-            rates = -s.local_rates.numpy()
-            axes.plot(s.times.numpy(), rates, "s--", color=COLOURS[1], label=labels[1], **look)
+            curves.append((-s.local_rates, COLOURS[2], "s--", "of sym J in the metric"))
+        for values, colour, style, label in curves:
+            times = s.times.numpy()
+            axes.plot(times, values.numpy(), style, color=colour, label=label, markersize=2.5, lw=1)
     if certificate.certified:
-        axes.axhline(-certificate.rate, color=BLACK, linewidth=1, linestyle=":", label="certified")
+        axes.axhline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--")
 
 
 @printed
@@ -132,47 +118,46 @@ def parts_figure(
     (a, b), (c, d) = figure.subplots(2, 2)
     draw_values(a, W, "W")
     draw_values(b, L, "L", "no linear coupling")
-    draw_values(c, J, "Jacobian just above x = 0 (1 / unit of tau)", about_step)
-    draw_values(d, step, "one step of the solver" if step is None else about_step, about_step)
+    draw_values(c, J, f"Jacobian just above x = 0 ({PER_TAU}); shaded: growth", about_step)
+    draw_values(d, step, f"{about_step}; unit circle" if step is not None else "one step", about_step)
     make_square(a)
     if J is not None:
-        shade_growth(c)
+        low, high = c.get_xlim()
+        c.axvspan(0, 1e6, color=COLOURS[1], alpha=0.12, linewidth=0)
+        c.set_xlim(low, max(high, 0.1 * (high - low)))
     if step is not None:
         draw_circle(d)
     return figure
 
 
 def draw_values(axes: Axes, values: Values | None, title: str, reason: str = "") -> None:
-    """One dot an eigenvalue; the axes are never so narrow that rounding errors fill them."""
+    """One dot an eigenvalue, and the axes Re = 0 and Im = 0."""
     axes.set_title(title)
     if values is None:
         empty(axes, reason)
         return
     draw_eigenvalues(axes, values, COLOURS[0], size=3.0 if len(values) <= 128 else 2.2)
-    least = 0.02 * max(float(np.abs(values).max()), 1e-9)
-    for set_limits, part in ((axes.set_xlim, values.real), (axes.set_ylim, values.imag)):
-        middle, half = (part.max() + part.min()) / 2, 0.55 * max(float(np.ptp(part)), least)
-        set_limits(middle - half, middle + half)
-    axes.axhline(0, color=GREY, linewidth=0.5)
-    axes.axvline(0, color=GREY, linewidth=0.5)
+    set_limits(axes, values)
     axes.set(xlabel="real part", ylabel="imaginary part")
 
 
-def shade_growth(axes: Axes) -> None:
-    """The half-plane in which an eigenvalue of J means growth."""
-    low, high = axes.get_xlim()
-    high = max(high, 0.1 * (high - low))
-    axes.axvspan(0, 1e6, color=COLOURS[1], alpha=0.12, linewidth=0)
-    axes.set_xlim(low, high)
+def set_limits(axes: Axes, values: Values) -> None:
+    """Round the values, but not so narrow that rounding errors fill a panel; with both axes."""
+    least = 0.02 * max(float(np.abs(values).max()), 1e-9)
+    for limits, part in ((axes.set_xlim, values.real), (axes.set_ylim, values.imag)):
+        middle, half = (part.max() + part.min()) / 2, 0.55 * max(float(np.ptp(part)), least)
+        limits(middle - half, middle + half)
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    axes.axvline(0, color=GREY, linewidth=0.5)
 
 
 def draw_circle(axes: Axes) -> None:
     """The unit circle: whole where the dots go round it, else the arc beside them, stretched."""
     angles = np.linspace(0, 2 * np.pi, 20_001)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    axes.plot(np.cos(angles), np.sin(angles), color=COLOURS[1], linewidth=1.1, zorder=1)
+    axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
+    axes.set(xlabel="real part", ylabel="imaginary part", ylim=(low, high))
     axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
-    axes.set_ylim(low, high)
     if high > 0.5:
         make_square(axes)
 

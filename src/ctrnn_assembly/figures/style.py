@@ -7,16 +7,16 @@ arrays to a `matplotlib.figure.Figure`; nothing is computed in it but what is dr
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from textwrap import fill
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from ctrnn_assembly.training.run import write
 
 Array = NDArray[np.float64]
-P = ParamSpec("P")
 
 WIDTH = 7.2  # inches, the text width of a page
 PRINT: Any = {
@@ -41,6 +40,7 @@ PRINT: Any = {
     "svg.hashsalt": "ctrnn",  # the same file for the same numbers
     "pdf.fonttype": 42,
 }
+printed = matplotlib.rc_context(PRINT)  # decorates a function that draws a figure
 # Okabe and Ito's, without the yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -49,17 +49,7 @@ SEQUENTIAL = "cividis_r"
 GREY, BLACK = "0.35", "#000000"
 SIDE = 512  # cells of a heat map beyond which neighbours share one
 NUMBERED = 24  # modules beyond which not every one is numbered
-
-
-def printed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with the settings for print."""
-
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(PRINT):
-            return draw(*args, **kwargs)
-
-    return styled
+PER_TAU = "1 / unit of tau"
 
 
 def new_figure(height: float, title: str, width: float = WIDTH) -> Figure:
@@ -74,29 +64,24 @@ def save_figure(figure: Figure, path: Path) -> None:
     write(path, rendered(figure, path.suffix.lower().removeprefix(".")))
 
 
+@printed
 def rendered(figure: Figure, kind: str) -> bytes:
     """The bytes of a png, svg or pdf file."""
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     buffer = io.BytesIO()
-    with matplotlib.rc_context(PRINT):
-        figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
 def line_style(k: int) -> dict[str, Any]:
     """Colour and marker of the k-th line; the marker differs where colours come round again."""
-    return {
-        "color": COLOURS[k % len(COLOURS)],
-        "marker": MARKERS[(k + k // len(COLOURS)) % len(MARKERS)],
-    }
+    marker = MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
+    return {"color": COLOURS[k % len(COLOURS)], "marker": marker}
 
 
 def empty(axes: Axes, reason: str) -> None:
     """A panel with nothing to draw says why."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.axis("off")
     place: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
     axes.text(0.5, 0.5, reason, color=GREY, parse_math=False, **place)
 
@@ -120,60 +105,44 @@ def pooled(A: Array, side: int = SIDE) -> Array:
 
     A plain resampling would drop most entries of a sparse matrix, and an average would fade them.
     """
-    steps = [max(1, -(-k // side)) for k in A.shape]
-    if steps == [1, 1]:
+    rows, columns = (max(1, -(-k // side)) for k in A.shape)
+    if rows == columns == 1:
         return A
-    rows, columns = (-(-k // step) for k, step in zip(A.shape, steps, strict=True))
-    padded = np.zeros((rows * steps[0], columns * steps[1]))
-    padded[: A.shape[0], : A.shape[1]] = A
-    cells = padded.reshape(rows, steps[0], columns, steps[1]).swapaxes(1, 2).reshape(rows, columns, -1)
+    padded = np.pad(A, ((0, -A.shape[0] % rows), (0, -A.shape[1] % columns)))
+    cells = rearrange(padded, "(a i) (b j) -> a b (i j)", i=rows, j=columns)
     return np.take_along_axis(cells, np.abs(cells).argmax(2)[..., None], 2)[..., 0]
 
 
-def enlarged(A: Array, side: int = SIDE) -> Array:
-    """A with its entries repeated: many viewers of SVG and PDF blur an image of few pixels."""
-    rows, columns = (max(1, side // k) for k in A.shape)
-    return A.repeat(rows, 0).repeat(columns, 1)
+def heat_map(
+    axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING, side: int = SIDE
+) -> AxesImage:
+    """A matrix in a thin frame, row 0 on top.
 
-
-def heat_map(axes: Axes, A: Array, bound: float, *, side: int = SIDE) -> AxesImage:
-    """A matrix, 0 white, negative blue and positive red; row 0 is on top."""
+    Entries are repeated, for many viewers of SVG and PDF blur an image of few pixels.
+    """
+    small = pooled(A, side)
+    rows, columns = (max(1, side // k) for k in small.shape)
     image = axes.imshow(
-        enlarged(pooled(A, side), side),
-        cmap=DIVERGING,
-        vmin=-bound,
-        vmax=bound,
-        interpolation="none",
-        aspect="equal",
-        extent=(0, A.shape[1], A.shape[0], 0),
+        small.repeat(rows, 0).repeat(columns, 1), cmap=colours, norm=norm, interpolation="none"
     )
-    framed(axes)
-    return image
-
-
-def framed(axes: Axes) -> None:
-    """A thin frame round a matrix."""
+    image.set_extent((0, A.shape[1], A.shape[0], 0))
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.5, color=GREY)
+    return image
 
 
 def borders(axes: Axes, sizes: tuple[int, ...], *, columns: bool = True) -> None:
     """Thin lines between modules, unless there are so many that they would hide the entries."""
-    if len(sizes) > NUMBERED:
-        return
-    for edge in np.cumsum(sizes)[:-1]:
-        axes.axhline(edge, color="0.75", linewidth=0.3)
-        if columns:
-            axes.axvline(edge, color="0.75", linewidth=0.3)
+    for edge in np.cumsum(sizes)[:-1] if len(sizes) <= NUMBERED else ():
+        for line in (axes.axhline, axes.axvline)[: 1 + columns]:
+            line(edge, color="0.75", linewidth=0.3)
 
 
 def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
     """An axis of modules, numbered where there is room."""
     if p <= NUMBERED:
-        labels = [str(k) for k in range(p)]
-        axes.set_xticks(range(p), labels, fontsize=8 if p <= 12 else 7)
-        if vertical:
-            axes.set_yticks(range(p), labels, fontsize=8 if p <= 12 else 7)
+        for set_ticks in (axes.set_xticks, axes.set_yticks)[: 1 + vertical]:
+            set_ticks(range(p), [str(k) for k in range(p)], fontsize=8 if p <= 12 else 7)
     if not vertical:
         axes.set_xlim(-0.7, p - 0.3)
 
@@ -186,29 +155,34 @@ def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", *
 
 
 def draw_eigenvalues(
-    axes: Axes,
-    values: NDArray[Any],
-    colour: Any,
-    marker: str = "o",
-    label: str | None = None,
-    size: float = 2.2,
+    axes: Axes, values: NDArray[Any], colour: Any, marker: str = "o", label: str = "", size: float = 2.2
 ) -> None:
     """One dot an eigenvalue, (n,) complex, in the complex plane."""
     look: dict[str, Any] = {"color": colour, "markersize": size, "mew": 0, "linestyle": "none"}
-    axes.plot(values.real, values.imag, marker, label=label, **look)
+    axes.plot(values.real, values.imag, marker, label=label or None, **look)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    """The labels of one panel below the figure; names of folders among them are no formulas."""
-    handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def raised(axes: Axes, share: float, **legend: Any) -> None:
+    """The legend in room of its own, above what is drawn."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + share * (high - low))
+    axes.legend(**legend)
+
+
+def legend_below(figure: Figure, panels: Axes | list[Axes], columns: int) -> None:
+    """The labels of panels below the figure; names of folders among them are no formulas."""
+    found = {}
+    for axes in [panels] if isinstance(panels, Axes) else panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    legend = figure.legend(found.values(), found, loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
-def whole_epochs(axes: Axes) -> None:
-    """An axis of epochs, with ticks at whole numbers."""
-    axes.set_xlabel("epoch")
+def whole_numbers(axes: Axes, label: str) -> None:
+    """An axis of epochs or indices, with ticks at whole numbers."""
+    axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
@@ -217,9 +191,7 @@ def log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
-    between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0]
-    if decades < 0.7:
-        between = [float(k) for k in range(1, 10)]
+    between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0] if decades > 0.7 else [*range(1, 10)]
     axes.yaxis.set_major_locator(LogLocator(subs=between))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())

@@ -94,13 +94,11 @@ class Experiment(Part):
         Raises:
             ConfigError: if a pattern matches no row.
         """
-        names, chosen = [row.name for row in self.rows], set()
-        for pattern in list(patterns) or ["*"]:
-            found = {name for name in names if fnmatchcase(name, pattern)}
-            if not found:
+        names, patterns = [row.name for row in self.rows], list(patterns) or ["*"]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
                 raise unknown(f"row of {self.name}", pattern, names)
-            chosen |= found
-        return [row for row in self.rows if row.name in chosen]
+        return [row for row in self.rows if any(fnmatchcase(row.name, p) for p in patterns)]
 
     def jobs(
         self,
@@ -145,15 +143,15 @@ class Job:
         """
         e, row = self.experiment, self.row
         layers: list[dict[str, Any]] = [{"threads": 1}]  # sums over threads round differently
-        layers += [recipe(e.recipe)] if e.recipe else []
-        layers += [e.settings]
-        layers += [recipe(row.recipe)] if row.recipe else []
-        layers += [row.settings, {"test_every_epoch": e.test_every_epoch, "data_dir": data_dir}]
+        for part in (e, row):
+            layers += [recipe(part.recipe)] if part.recipe else []
+            layers.append(part.settings)
+        layers.append({"test_every_epoch": e.test_every_epoch, "data_dir": data_dir})
         if self.fast:
             image = make_config(*layers).task.startswith(("smnist", "psmnist", "scifar", "images"))
             layers += [FAST, {"resize": FAST_SIDE} if image else {}, e.fast]
         config = make_config(*layers, {"seed": self.seed})
-        keep = [epoch for epoch in e.lyapunov if 0 < epoch <= config.epochs]
+        keep = tuple(epoch for epoch in e.lyapunov if 0 < epoch <= config.epochs)
         return make_config(config.model_dump(), {"keep_epochs": keep})
 
     def command(self, *, data: bool) -> str:

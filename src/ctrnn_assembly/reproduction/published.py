@@ -59,18 +59,16 @@ def named_published(name: str) -> PublishedAccuracy:
     Raises:
         ConfigError: if there is none.
     """
-    if name not in all_published():
+    if (found := all_published().get(name)) is None:
         raise unknown("published figure", name, all_published())
-    return all_published()[name]
+    return found
 
 
 def published_for(runs: Sequence[Run]) -> list[PublishedAccuracy]:
     """What may be drawn beside runs: nothing unless all have one task, neither resized nor cut."""
-    tasks = {versionless((run.summary or {}).get("task", run.config.task)) for run in runs}
-    configs = [run.config for run in runs]
-    if any(config.resize or config.limit_train or config.limit_test for config in configs):
+    if any(c.resize or c.limit_train or c.limit_test for c in (run.config for run in runs)):
         return []
-    models = {config.model for config in configs}
+    tasks, models = {versionless(run.task_name) for run in runs}, {run.config.model for run in runs}
     rows = [row for row in all_published().values() if {row.task} == tasks]
     return [row for row in rows if not row.models or models & set(row.models)]
 

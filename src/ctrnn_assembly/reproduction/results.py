@@ -36,11 +36,6 @@ def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
     write(result_path(results, job), "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def has_result(results: Path, job: Job) -> bool:
-    """Whether a run has its result; raises as `checked_result` does."""
-    return result_path(results, job).exists() and bool(checked_result(results, job))
-
-
 def checked_result(results: Path, job: Job) -> dict[str, Any]:
     """The result of a run.
 
@@ -69,7 +64,7 @@ def checked_result(results: Path, job: Job) -> dict[str, Any]:
 
 
 def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -> list[dict[str, Any]]:
-    """The results of an experiment's rows that are there, of any seed; raises as `has_result` does."""
+    """The results of an experiment's rows that are there, of any seed, as `checked_result`."""
     found = []
     for row in experiment.rows:
         folder = result_path(results, Job(experiment, row, 0, fast)).parent
@@ -84,23 +79,23 @@ def compare(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict
 
     Ours are in per cent; None for what is not known, and nothing but the published without a run.
     """
-    return [_line(row, [r for r in results if r["row"] == row.name]) for row in rows]
-
-
-def _line(row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    done = [result for result in results if "stopped" not in result]
-    return {
-        "row": row.name,
-        "published": [one.model_dump() for one in row.published],
-        "n": len(done),
-        "stopped": len(results) - len(done),
-        **{name: spread([result[name] for result in done]) for name in ACCURACIES},
-        "certificate": verdict([result["certificate"] for result in done]),
-        "certificate_initial": verdict([result["certificate_initial"] for result in done]),
-        "parameters": done[0]["parameters"] if done else None,
-        "seconds": statistics.fmean(result["seconds"] for result in done) if done else None,
-        "hardware": sorted({result["hardware"] for result in results}),
-    }
+    lines = []
+    for row in rows:
+        found = [result for result in results if result["row"] == row.name]
+        done = [result for result in found if "stopped" not in result]
+        line = {
+            "row": row.name,
+            "published": [one.model_dump() for one in row.published],
+            "n": len(done),
+            "stopped": len(found) - len(done),
+            "parameters": done[0]["parameters"] if done else None,
+            "seconds": statistics.fmean(result["seconds"] for result in done) if done else None,
+            "hardware": sorted({result["hardware"] for result in found}),
+        }
+        line |= {name: spread([result[name] for result in done]) for name in ACCURACIES}
+        certificates = ("certificate", "certificate_initial")
+        lines.append(line | {key: verdict([result[key] for result in done]) for key in certificates})
+    return lines
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
@@ -129,11 +124,13 @@ def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def cells(line: dict[str, Any]) -> dict[str, str]:
     """A line of `compare` as a table shows it: text by column."""
     after, before = line["certificate"], line["certificate_initial"]
+    published = [PublishedAccuracy.model_validate(one) for one in line["published"]]
+    noted = (f"{one}{f', {one.note}' if one.note else ''}" for one in published)
     stopped = f" + {line['stopped']} stopped" if line["stopped"] else ""
     n = f"{line['n']}{stopped}" if line["n"] or stopped else "-"
     return {
         "row": line["row"],
-        "published": published_text(line["published"]),
+        "published": "; ".join(noted) or "-",
         "ours": ours(line["test_accuracy"]) if n != "-" else "not yet run",
         "n": n,
         "best test epoch": ours(line["best_epoch_accuracy"]),
@@ -180,12 +177,6 @@ def summary_cells(line: dict[str, Any]) -> dict[str, str]:
 def state(done: int, runs: int) -> str:
     """Whether an experiment was run: "not yet run", "3 of 44 runs", or "all 44 runs"."""
     return {0: "not yet run", runs: f"all {runs} runs"}.get(done, f"{done} of {runs} runs")
-
-
-def published_text(published: Sequence[dict[str, Any]]) -> str:
-    """The published accuracies of a row, with their notes."""
-    found = [PublishedAccuracy.model_validate(one) for one in published]
-    return "; ".join(f"{one}{f', {one.note}' if one.note else ''}" for one in found) or "-"
 
 
 def ours(value: dict[str, float | None] | None) -> str:

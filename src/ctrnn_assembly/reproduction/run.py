@@ -1,4 +1,4 @@
-"""One run of an experiment: train, measure, write the result.
+"""The runs of experiments, each in a process of its own: train, measure, write the result.
 
 The result is the summary of the run folder, with what the experiment measures besides. A finished run
 folder is not trained again, an unfinished one goes on from its last epoch. A run that stops because it
@@ -8,26 +8,30 @@ diverged, or lost its certificate, is a result too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ctrnn_assembly.data import Task
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
-from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
+from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
-from ctrnn_assembly.reproduction.results import keep_result
+from ctrnn_assembly.reproduction.results import checked_result, keep_result, result_path
 from ctrnn_assembly.training.batches import accuracy
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, stopped_summary
 
-SAMPLES = 16
-FINER = 10
-
-
+SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
+PATIENCE = 60  # seconds for a run to end after it was asked to
 Draw = Callable[[Path, str], object]
 
 
@@ -44,6 +48,77 @@ class Places:
         return self.runs / f"{job.path}.log"
 
 
+def run_all(
+    jobs: Sequence[Job], places: Places, *, at_once: int, draw: Draw, say: Callable[[str], None]
+) -> tuple[list[str], bool]:
+    """Run what has no result yet; Ctrl-C and SIGTERM end the runs after their last whole epoch.
+
+    Args:
+        draw: see `run_job`; a function of a module, for other processes call it.
+        say: told, in a sentence, of every start and end.
+
+    Returns:
+        a sentence for each failure, and whether it was interrupted.
+
+    Raises:
+        ConfigError: for a result that is there but of other settings.
+    """
+    done = [job for job in jobs if result_path(places.results, job).exists()]
+    for job in done:
+        checked_result(places.results, job)
+    waiting = [job for job in jobs if job not in done]
+    say(f"{len(done)} of {len(jobs)} runs have their result")
+    on, failures = dict[Job, SpawnProcess](), list[str]()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or on:
+            while waiting and len(on) < at_once:
+                job = waiting.pop(0)
+                on[job] = get_context("spawn").Process(target=alone, args=(job, places, draw))
+                os.environ["OMP_NUM_THREADS"] = str(job.config().threads or os.cpu_count())
+                on[job].start()
+                say(f"{job.path}: started, {len(waiting)} wait; {places.log(job)}")
+            time.sleep(0.1)
+            for job in [job for job, process in on.items() if not process.is_alive()]:
+                code = on.pop(job).exitcode
+                if code == 0:
+                    result = checked_result(places.results, job)
+                    accuracy = f"test accuracy {100 * result.get('test_accuracy', 0):.2f} %"
+                    say(f"{job.path}: {result.get('stopped') or accuracy}")
+                    continue
+                said = places.log(job).read_text(encoding="utf-8", errors="replace").strip()
+                reason = said.rpartition("\n")[2].removeprefix("error: ") or f"exit code {code}"
+                say(f"{job.path}: failed: {reason}")
+                failures.append(f"{job.path}: {reason}")
+    except KeyboardInterrupt:
+        # What they saved is whole whenever they end.
+        for process in on.values():
+            process.terminate()
+        until = time.monotonic() + PATIENCE
+        for process in on.values():
+            process.join(max(0.1, until - time.monotonic()))
+            process.kill()
+        return failures, True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failures, False
+
+
+def alone(job: Job, places: Places, draw: Draw) -> None:
+    """A run, in a process of its own, which talks to a log beside the run folder."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C reaches the process that started this one, which passes it on once
+    places.log(job).parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(places.log(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        run_job(job, places, draw)
+    except (CtrnnError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def run_job(job: Job, places: Places, draw: Draw) -> None:
     """Train if that is not done, measure, draw, and write the result.
 
@@ -56,6 +131,7 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
     """
     run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
+    epochs = [epoch for epoch in experiment.lyapunov if epoch <= config.epochs]
     with locked(run):
         try:
             found = trained(config, run, command)
@@ -64,7 +140,6 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
             if experiment.evaluate:
                 found["evaluate"] = [evaluation(one, run, data_dir) for one in experiment.evaluate]
             if experiment.lyapunov:
-                epochs = [epoch for epoch in experiment.lyapunov if epoch <= config.epochs]
                 found["lyapunov"] = [exponents(epoch, run, data_dir) for epoch in epochs]
         except TrainingError as error:
             found = stopped_summary(config, run, error, command)
@@ -94,24 +169,18 @@ def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, A
     """The test accuracy of the selected weights, and what is proven of them, under other settings."""
     run = Run.open(path, data_dir=data_dir, **one.settings)
     result = {"name": one.name, "solver": run.config.solver, "dt": run.config.dt, "repeat": one.repeat}
+    task, once = run.task, run.task.sequence
+
+    def held(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return once(x, generator).repeat_interleave(one.repeat, dim=1)
+
     try:
-        task = held(run.task, one.repeat)
-        found = accuracy(run.model(), task, task.load_test())
+        if one.repeat > 1 and task.train.lengths is not None:
+            raise ConfigError(f"repeat must be 1 for series of different lengths; got {one.repeat}.")
+        found = accuracy(run.model(), dataclasses.replace(task, sequence=held), task.load_test())
         return {**result, "test_accuracy": found, "certificate": run.certificate().as_dict()}
     except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
         return {**result, "test_accuracy": None, "reason": str(error)}
-
-
-def held(task: Task, repeat: int) -> Task:
-    """The task with each sample held for so many steps."""
-    if repeat == 1:
-        return task
-    if task.train.lengths is not None:
-        raise ConfigError(f"repeat must be 1 for series of different lengths; got {repeat}.")
-    once = task.sequence
-    return dataclasses.replace(
-        task, sequence=lambda x, generator=None: once(x, generator).repeat_interleave(repeat, dim=1)
-    )
 
 
 def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
