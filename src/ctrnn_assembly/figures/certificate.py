@@ -75,13 +75,12 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
     if not known:
         empty(axes, "nothing is proven")
         return
-    kinds = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
+    kinds: Any = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
     for certified, colour, hatch, label in kinds:
-        chosen = [(module.index, module.rate) for module in known if module.certified == certified]
-        if chosen:
+        rates = {module.index: module.rate for module in known if module.certified == certified}
+        if rates:
             look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
-            indices, rates = zip(*chosen, strict=True)
-            axes.bar(indices, rates, width=0.8, label=label, **look)
+            axes.bar(list(rates), list(rates.values()), width=0.8, label=label, **look)
     if math.isfinite(certificate.rate):
         label = f"the whole: {down(certificate.rate)}"
         axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)

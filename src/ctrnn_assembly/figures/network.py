@@ -183,9 +183,10 @@ def draw_graph(net: NetworkArrays) -> Figure:
         empty(right, f"no linear coupling\nnorm in the metric {about}")
         return figure
     low, high = float(np.nanmin(between)), float(np.nanmax(between))
-    colours = ScalarMappable(Normalize(low if low < 0.99 * high else 0.9 * low, high), SEQUENTIAL)
+    norm = Normalize(low if low < 0.99 * high else 0.9 * low, high)
+    colours = ScalarMappable(norm, SEQUENTIAL)
     draw_couplings(left, strengths, pairs, at, colours)
-    image = heat_map(right, between, colours.norm, colours=SEQUENTIAL, side=max(p, SIDE))
+    image = heat_map(right, between, norm, colours=SEQUENTIAL, side=max(p, SIDE))
     image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
     module_ticks(right, p, vertical=True)
     right.set(xlabel="from module", ylabel="to module", title=f"norms in the metric; {about}")

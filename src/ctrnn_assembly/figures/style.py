@@ -171,11 +171,11 @@ def raised(axes: Axes, share: float, **legend: Any) -> None:
 
 def legend_below(figure: Figure, panels: Axes | list[Axes], columns: int) -> None:
     """The labels of panels below the figure; names of folders among them are no formulas."""
-    found = {}
+    found: dict[str, Any] = {}
     for axes in [panels] if isinstance(panels, Axes) else panels:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
-    legend = figure.legend(found.values(), found, loc="outside lower center", ncols=columns)
+    legend = figure.legend(found.values(), list(found), loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
