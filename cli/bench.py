@@ -59,18 +59,19 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     bar: dict[str, Any] = {"console": console(err=True), "transient": True}
     bar["disable"] = not sys.stderr.isatty()
     found = measure(size, memory=not no_memory, track=partial(track, **bar), **settings)
-    drawn = plot is not None and bool(found["rows"])
-    if drawn:
+    written = []
+    if plot is not None and found["rows"]:
         from ctrnn_assembly.figures.speed import speed_figure
         from ctrnn_assembly.figures.style import save_figure
 
         save_figure(speed_figure(found), plot)
+        written = [f"written: {plot}"]
     if as_json:
         print_json(found)
     else:
         for title, rows in tables(found):
             console().print(table(COLUMNS, rows, title=title))
-        click.echo("\n".join([*sentences(found), *[f"written: {plot}"] * drawn]))
+        click.echo("\n".join([*sentences(found), *written]))
     for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)
     click.get_current_context().exit(130 if found["interrupted"] else 0)

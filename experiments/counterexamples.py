@@ -232,7 +232,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
 def theorem7_table() -> Table:
     rows, critical = [], 1 / switching_root()
     for c in (1.0, 1.9, 2.0, 2.5, critical, 4.0, 10.0):
-        box = product((0.0, 0.5, 1.0), repeat=2)
+        box = product((0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
         real = [np.linalg.eigvals(planar_jacobian(c, D)).real for D in box]
         rate = certify(planar_network(c))
         row = {

@@ -50,7 +50,8 @@ def cross_validated(config: TrainConfig) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     experiment = load_experiment("japanese-vowels")
-    tuned = Job(experiment, *experiment.matching(["tuned-adadiag"]), 0).config().model_dump()
+    (row,) = experiment.matching(["tuned-adadiag"])
+    tuned = Job(experiment, row, 0).config().model_dump()
     runs = []
     for noise in (0.0, 0.2, 0.4, 0.8):
         config = make_config(tuned, {"input_noise": noise, "test_every_epoch": False})

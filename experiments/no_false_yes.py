@@ -127,7 +127,8 @@ class Net:
 
     def module(self, k: int) -> "Net":
         """One module alone."""
-        parts = ((part[k],) for part in (self.blocks, self.thetas, self.acts, self.forms))
+        one = slice(k, k + 1)
+        parts = (self.blocks[one], self.thetas[one], self.acts[one], self.forms[one])
         tau = np.split(self.tau, np.cumsum(list(map(len, self.blocks))))[k]
         none = np.zeros((len(tau), len(tau)))
         return Net(*parts, tau, none, none, self.psi)

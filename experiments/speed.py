@@ -194,7 +194,9 @@ def epoch(settings: Settings) -> dict[str, Any]:
     size = {"batch": settings.batch, "steps": STEPS, "device": settings.device}
     problem = Problem(coupling=COUPLING, blocks="diagonal", **size)
     chosen = {"activation": "relu", "coupling": COUPLING, "solver": settings.solver, "dt": problem.dt}
-    models = {f"ours, {settings.model}": build_model(settings.model, 1, CLASSES, **chosen)}
+    models: dict[str, nn.Module] = {
+        f"ours, {settings.model}": build_model(settings.model, 1, CLASSES, **chosen)
+    }
     if HAS_TORCHDYNO:
         models["torchdyno, AdaDiag"] = TorchdynoClassifier(problem)
     following, count = batches(settings), -(-SAMPLES // settings.batch)

@@ -36,6 +36,7 @@ HIGHLIGHTS = (
     ("psmnist-14", "adadiag-constant-c20"),
     ("solver-swap", "svd-combo"),
 )
+SWAPPED = "Tested with other solvers and steps (test accuracy; certificate of the step):"
 EXPONENTS = (
     "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, "
     "and range over the images; and the certified rate, which bounds the flow:"
@@ -64,8 +65,8 @@ def all_tables(results: Path) -> str:
     index, sections = [], []
     for experiment in map(load_experiment, experiment_names()):
         there = read_results(results, experiment)
-        line = summary_cells(summary(experiment, there))
-        index.append(line | {"command": f"`{line['command']}`"})
+        index.append(summary_cells(summary(experiment, there)))
+        index[-1]["command"] = f"`{index[-1]['command']}`"
         sections += [section(experiment, there)] if there else []
     return "\n\n".join([markdown(index), *sections])
 
@@ -85,8 +86,7 @@ def section(experiment: Experiment, there: Results) -> str:
         swapped: Results = [{"row": row.name} for row in experiment.rows]
         for line, one in product(swapped, experiment.evaluate):
             line[one.name] = swapped_cell(there, line["row"], one.name)
-        parts += ["Tested with other solvers and steps (test accuracy; certificate of the step):"]
-        parts += [markdown(swapped)]
+        parts += [SWAPPED, markdown(swapped)]
     if experiment.lyapunov:
         parts += [EXPONENTS, markdown(exponents(there))]
     return "\n\n".join(parts)
@@ -114,14 +114,13 @@ def exponents(there: Results) -> Results:
         for row, found in by_row.items():
             one = found.get(epoch)
             for name in ("step", "flow"):
-                value = None if one is None else one[name]
                 cell = "-" if one is None else "overflow"
-                if value is not None:
+                if one and one[name] is not None:
                     low, high = one[f"{name}_range"]
-                    cell = f"{value:.4f} ({low:.3f} to {high:.3f})"
+                    cell = f"{one[name]:.4f} ({low:.3f} to {high:.3f})"
                 line[f"{row}: of the {name}"] = cell
-            certified = f"{one['rate']:.4g}" if one and one["certified"] else "no"
-            line[f"{row}: rate >="] = "-" if one is None else certified
+            rate = f"{one['rate']:.4g}" if one and one["certified"] else "no" if one else "-"
+            line[f"{row}: rate >="] = rate
         rows.append(line)
     return rows
 
@@ -156,9 +155,9 @@ def speed(results: Path) -> str:
         "and how many times as long the others took. share: of the rate of the machine's own product "
         "of 128 x n x n."
     )
-    names = list(dict.fromkeys(row["name"] for row in size["rows"]))
-    names = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
-    rows: Results = [{"": name} for name in names]
+    names = dict.fromkeys(row["name"] for row in size["rows"])
+    shown = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
+    rows: Results = [{"": name} for name in shown]
     for run, coupling in product(kept["runs"], ("all", "random:20", "random:5")):
         for row in rows:
             row[f"{coupling}, batch {run['batch']}"] = speed_cell(run, coupling, row[""])
@@ -166,15 +165,12 @@ def speed(results: Path) -> str:
 
 
 def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
-    """Milliseconds and the share of the limit; for others, how many times as long as ours.
-
-    What has no coupling has one row, that of all pairs.
-    """
+    """Milliseconds and the share of the limit; for others, how many times as long as ours."""
     rows = [row for row in run["rows"] if row["kind"] == "forward_backward"]
     fits = {r["name"]: r for r in rows if r["coupling"] == coupling or r["name"].startswith("nn.")}
     if name not in fits or OURS[0] not in fits:
         return "-"
-    row = fits[name]
+    row = fits[name]  # where there is no coupling, the one of all pairs
     if name in OURS:
         return f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
     return f"{row['median_s'] / fits[OURS[0]]['median_s']:.1f} times"

@@ -21,7 +21,9 @@ import copy
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from ctrnn_assembly.diagnostics.gradient_scale import gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
 from ctrnn_assembly.figures import style
 
+Settings = argparse.Namespace
 RATES = {
     "layer": (0.03, 0.01, 0.003, 0.001, 0.0003),  # of the norm of W, in the first steps
     "one": (0.1, 0.03, 0.01, 0.003, 0.001),  # of the gradient
@@ -64,7 +67,7 @@ class Images:
 class Classifier(nn.Module):
     """An MLP and a linear readout, (B, pixels) -> (B, classes)."""
 
-    def __init__(self, name: str, pixels: int, classes: int, settings: argparse.Namespace) -> None:
+    def __init__(self, name: str, pixels: int, classes: int, settings: Settings) -> None:
         super().__init__()
         generator = Generator().manual_seed(settings.seed)
         size = {"depth": settings.depth, "width": settings.width}
@@ -77,17 +80,11 @@ class Classifier(nn.Module):
         return self.readout(self.hidden(x))
 
 
-def load_images(settings: argparse.Namespace) -> Images:
+def load_images(settings: Settings) -> Images:
     """Training and held-out images; batches must be whole, for batch norm."""
     side = settings.resize or (16 if settings.task == "images" else None)
-    found = load_task(
-        settings.task,
-        data_dir=settings.data_dir,
-        limit_train=settings.images,
-        resize=side,
-        augment=False,
-        seed=settings.seed,
-    )
+    where = {"data_dir": settings.data_dir, "seed": settings.seed, "augment": False}
+    found = load_task(settings.task, limit_train=settings.images, resize=side, **where)
     rows = [part.x.flatten(1).float() for part in (found.train, found.val)]
     mean = rows[0].mean(0)
     whole = [len(part) // BATCH * BATCH for part in rows]
@@ -121,30 +118,30 @@ def optimizer(net: Classifier, images: Images, rate: float, steps: str) -> torch
     return torch.optim.SGD(groups)
 
 
-def train_epoch(
-    net: Classifier, images: Images, optimizer: torch.optim.Optimizer, generator: Generator
-) -> float:
-    """One epoch; the mean loss, infinite once it overflows."""
-    total, count = 0.0, 0
-    for chosen in torch.randperm(len(images.x), generator=generator).split(BATCH):
-        loss = F.cross_entropy(net(images.x[chosen]), images.y[chosen])
-        if not bool(torch.isfinite(loss)):
-            return math.inf
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, count = total + float(loss.detach()), count + 1
-    return total / count
+def training(net: Classifier, images: Images, rate: float, settings: Settings) -> Iterator[float]:
+    """The mean losses of epochs, infinite once one overflows, which is the last."""
+    steps, generator = optimizer(net, images, rate, settings.steps), Generator()
+    generator.manual_seed(settings.seed)
+    while True:
+        losses = []
+        for chosen in torch.randperm(len(images.x), generator=generator).split(BATCH):
+            loss = F.cross_entropy(net(images.x[chosen]), images.y[chosen])
+            if not bool(torch.isfinite(loss)):
+                yield math.inf
+                return
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+            losses.append(float(loss.detach()))
+        yield sum(losses) / len(losses)
 
 
-def best_rate(name: str, images: Images, settings: argparse.Namespace) -> float:
+def best_rate(name: str, images: Images, settings: Settings) -> float:
     """Of RATES the one with the smallest training loss after TRIAL_EPOCHS."""
     losses = {}
     for rate in RATES[settings.steps]:
         net = Classifier(name, images.x.shape[1], images.classes, settings)
-        steps = optimizer(net, images, rate, settings.steps)
-        generator = Generator().manual_seed(settings.seed)
-        losses[rate] = [train_epoch(net, images, steps, generator) for _ in range(TRIAL_EPOCHS)][-1]
+        losses[rate] = list(islice(training(net, images, rate, settings), TRIAL_EPOCHS))[-1]
     return min(losses, key=lambda rate: losses[rate])
 
 
@@ -179,7 +176,7 @@ def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
     return found
 
 
-def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> dict[str, Any]:
+def diagnose(net: Classifier, images: Images, settings: Settings) -> dict[str, Any]:
     """GSC, effective depth and operator norms on the first batch, in float64."""
     net = copy.deepcopy(net).double()
     x, y = images.x[:BATCH].double(), images.y[:BATCH]
@@ -192,7 +189,8 @@ def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> d
     top = net.hidden(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(F.cross_entropy(net.readout(top), y), top)
     found = effective_depth_of_gradient(vjps(net.hidden, x), g)
-    pairs = [(layer.weight.detach(), layer.initial) for layer in net.hidden]
+    layers = (layer for layer in net.hidden if isinstance(layer, Layer))
+    pairs = [(layer.weight.detach(), layer.initial) for layer in layers]
     norms = [torch.linalg.matrix_norm(torch.stack([W, W - W_0, W_0]), 2) for W, W_0 in pairs]
     own, change, initial = torch.stack(norms).T
     large = (found.shares > 0.01).nonzero()
@@ -207,18 +205,16 @@ def diagnose(net: Classifier, images: Images, settings: argparse.Namespace) -> d
     }
 
 
-def run(name: str, images: Images, settings: argparse.Namespace, result: dict[str, Any]) -> None:
+def run(name: str, images: Images, settings: Settings, result: dict[str, Any]) -> None:
     """Train one net and keep the result after every epoch."""
     began = time.perf_counter()
     rate = best_rate(name, images, settings)
     net = Classifier(name, images.x.shape[1], images.classes, settings)
-    steps = optimizer(net, images, rate, settings.steps)
-    generator = Generator().manual_seed(settings.seed)
     record: dict[str, Any] = {"rate": rate, "complete": False, "epochs": []}
     result["nets"][name] = record
-    for epoch in range(settings.epochs + 1):
-        loss = train_epoch(net, images, steps, generator) if epoch else None
-        diverged = loss is not None and not math.isfinite(loss)
+    losses = training(net, images, rate, settings)
+    for epoch, loss in enumerate(chain([None], islice(losses, settings.epochs))):
+        diverged = loss == math.inf
         row = {
             "epoch": epoch,
             "loss": loss,
@@ -230,11 +226,9 @@ def run(name: str, images: Images, settings: argparse.Namespace, result: dict[st
         record["seconds"] = time.perf_counter() - began
         record["complete"] = diverged or epoch == settings.epochs
         keep(stem(settings), result, settings.results, digits=6)
-        if diverged:
-            break
 
 
-def earlier(settings: argparse.Namespace, wanted: dict[str, Any]) -> dict[str, Any] | None:
+def earlier(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The newest result of the same settings and seed, with its finished nets."""
     for path in sorted(settings.results.glob(f"*-{stem(settings)}.json"), reverse=True):
         kept = json.loads(path.read_text())
@@ -243,7 +237,7 @@ def earlier(settings: argparse.Namespace, wanted: dict[str, Any]) -> dict[str, A
     return None
 
 
-def stem(settings: argparse.Namespace) -> str:
+def stem(settings: Settings) -> str:
     return f"gradients-explode-figure3-{settings.task}-{settings.steps}"
 
 
@@ -254,8 +248,8 @@ def results_table(result: dict[str, Any]) -> Table:
         errors = (f"{last[key]:.3f}" for key in ("error", "held_out_error"))
         values = (first["gsc"], last["gsc"], last["effective_depth"], last["change_norm"])
         rows.append((name, f"{net['rate']:g}", *errors, *map(number, values)))
-    errors = ("train err", "held out")
-    columns = ("net", "rate", *errors, "GSC before", "after", "eff. depth", "change of W")
+    columns = ["net", "rate", "train err", "held out"]
+    columns += ["GSC before", "after", "eff. depth", "change of W"]
     return mlps.table(columns, rows, title=f"After {result['settings']['epochs']} epochs")
 
 

@@ -62,16 +62,17 @@ def measure(
         raise ConfigError(f"threads must be at least 1; got {threads}. Leave --threads out.")
     torch.set_num_threads(threads or torch.get_num_threads())
     devices = _devices(device)
-    report = {"devices": devices, "devices_present": _devices("auto")[::-1], "rounds": rounds}
+    report: Report = {"devices": devices, "devices_present": _devices("auto")[::-1], "rounds": rounds}
     report |= {**size.size, "modules": size.modules, "dt": size.dt, "agreement": [], "notes": []}
     timings = []
-    for case in track(_cases(size, couplings, devices, only), "checking against the plain loop"):
+    cases = _cases(size, couplings, devices, only)
+    for contestant, problem in track(cases, "checking against the plain loop"):
         try:
-            report["agreement"] += check_agreement(*case)
+            report["agreement"] += check_agreement(contestant, problem)
         except NotForThisMachineError as error:
             report["notes"].append(str(error))
         else:
-            timings += [Timing.of(*case, kind) for kind in KINDS]
+            timings += [Timing.of(contestant, problem, kind) for kind in KINDS]
     products = [one for name in devices for one in product_timings(replace(size, device=name))]
     for timing in track(timings, "warming up"):
         timing.warm(clock)

@@ -95,8 +95,7 @@ def schedule(timings: Sequence[Timing], rounds: int, seed: int = 0) -> list[Timi
 
 def product_timings(problem: Problem) -> list[Timing]:
     """The machine's own products, as one step has them, in every precision that its device has."""
-    one = Problem(**{**problem.size, "steps": 1}, device=problem.device)
-    found = []
+    one, found = replace(problem, steps=1), []
     for kind in PRECISIONS:
         if problem.device == "cuda" or kind != "tf32":
             build = partial(contestants.product, precision=kind)
