@@ -7,12 +7,10 @@ nothing here can show a missing barrier. `test_kernels_compile_for_a_gpu` also c
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -24,6 +22,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.schemes import integrate as plain_loop
+from ctrnn_assembly.solvers.cuda import persistent
 from ctrnn_assembly.solvers.cuda.persistent import persistent_euler, why_not
 from ctrnn_assembly.solvers.cuda.tiles import Layout
 from ctrnn_assembly.solvers.fused import integrate as fused_loop
@@ -371,59 +370,64 @@ def test_every_unit_lies_in_one_tile_and_blocks_share_none(n: int, block: int) -
     assert layout.spare < layout.group
 
 
-COMPILE = """
-import sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ctrnn_assembly.solvers.cuda import persistent
-from test_solvers_persistent import field, problem
+@needs_triton
+@pytest.mark.parametrize(
+    ("form", "coupling", "diagonal", "precision"),
+    [
+        ("x", "sparse", True, "full"),
+        ("r", "sparse", False, "tf32"),
+        ("r", "dense", False, "bf16"),
+    ],
+)
+def test_kernels_compile_for_a_gpu(
+    form: str, coupling: Coupling, diagonal: bool, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The interpreter accepts much that the compiler refuses. Compiling needs no GPU, but kernels that
+    # were decorated without the variable: hence a second copy of their module.
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+    from ctrnn_assembly.solvers import cuda
 
-def compiled(self, kernel, **arguments):
-    options = {name: arguments.pop(name) for name in persistent.COMPILED}
-    constants, types = {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = arguments.pop(parameter.name)
-        if parameter.is_constexpr:
-            constants[(index,)] = value
-        types[parameter.name] = (
-            "constexpr" if parameter.is_constexpr
-            else POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-        )
-    assert not arguments, arguments
-    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    barriers = binary.asm["ttgir"].count("ttg.barrier all") + binary.asm["ttgir"].count("gpu.barrier")
-    print(kernel.__name__, products, binary.metadata.shared, barriers)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    file = Path(cuda.__file__).with_name("kernels.py")
+    spec = importlib.util.spec_from_file_location("kernels_for_a_gpu", file)
+    assert spec is not None
+    assert spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    assert not kernels.INTERPRETED
+    monkeypatch.setattr(cuda, "kernels", kernels, raising=False)
+    pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+    names = []
 
-persistent._Launch.start = compiled
-torch.set_default_device("cpu")
-for form, coupling, diagonal, products in (
-    ("x", "sparse", True, "full"), ("r", "sparse", False, "tf32"), ("r", "dense", False, "bf16")
-):
+    def compiled(self: Any, kernel: Any, **arguments: Any) -> None:
+        options = {name: arguments.pop(name) for name in persistent.COMPILED}
+        constants, types = {}, {}
+        for index, parameter in enumerate(kernel.params):
+            value = arguments.pop(parameter.name)
+            kind = pointers[value.dtype] if isinstance(value, Tensor) else "i32"
+            if parameter.is_constexpr:
+                constants[(index,)], kind = value, "constexpr"
+            types[parameter.name] = kind
+        assert not arguments, arguments
+        source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        code = binary.asm["ttgir"]
+        names.append(kernel.__name__)
+        assert binary.metadata.shared <= persistent.SHARED
+        # One a step; the adjoint has a first one.
+        barriers = code.count("ttg.barrier all") + code.count("gpu.barrier")
+        assert barriers == (1 if kernel.__name__ == "forward_kernel" else 2)
+
+    monkeypatch.setattr(persistent._Launch, "start", compiled)
     pairs = tuple((i, i + 1) for i in range(15))
     terms = field((32,) * 16, coupling, pairs, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
     W = persistent.structured_weight(terms)
     tensors = (W[None] if W.ndim == 2 else W, terms.bias, terms.tau, terms.L, terms.W_in)
-    launch = persistent._Launch(terms, products, x0, u, dt, *tensors)
+    launch = persistent._Launch(terms, precision, x0, u, dt, *tensors)
     X = launch.states(keep=True)
     launch.adjoints(X, X, every=True)
-"""
-
-
-@needs_triton
-def test_kernels_compile_for_a_gpu() -> None:
-    # The interpreter accepts much that the compiler refuses. Compiling needs no GPU, but kernels that
-    # were decorated without the variable: hence another process.
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 6
-    for name, _, shared, barriers in lines:
-        assert int(shared) <= 160 * 1024  # `persistent.SHARED`
-        assert int(barriers) == (1 if name == "forward_kernel" else 2)  # the adjoint has a first one
+    assert names == ["forward_kernel", "adjoint_kernel"]

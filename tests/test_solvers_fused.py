@@ -1,11 +1,16 @@
-"""The fused solvers use W and L by their structure: every structure equals the plain twin."""
+"""The fused loop: every structure equals torchdiffeq's Euler and the plain twin, in gradients too."""
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -18,15 +23,270 @@ from ctrnn_assembly import (
     Subnetwork,
     couple,
 )
-from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.solvers import buffers, solve
+from ctrnn_assembly.solvers import SOLVERS, buffers, solve
 from ctrnn_assembly.solvers.buffers import pooled
 from ctrnn_assembly.solvers.fused import fused_step
-from ctrnn_assembly.terms import Terms
-from solver_problems import DT, F64, normal, rng
+from ctrnn_assembly.terms import Edge, Terms
+from solver_problems import DT, F64, FIELDS, mixed, nested, normal, one_module, rng, uniform
 from solver_problems import one_thread as one_thread
+
+BATCH, M = 3, 2
+
+
+def driven_leaves(net: Assembly, drive: str, samples: int) -> dict[str, Tensor]:
+    """Everything a gradient should reach: x0, tau, inputs, input weights, raw parameters."""
+    leaves = dict(net.named_parameters())
+    leaves["x0"] = normal(BATCH, net.size, seed=20).requires_grad_()
+    leaves["tau"] = net.tau.clone().requires_grad_()
+    if drive != "none":
+        m = M if drive == "driven" else net.size
+        leaves["u"] = normal(BATCH, samples, m, seed=21).requires_grad_()
+    if drive == "driven":
+        leaves["W_in"] = normal(net.size, M, seed=22).requires_grad_()
+    return leaves
+
+
+def terms_of(net: Assembly, leaves: dict[str, Tensor]) -> Terms:
+    terms = replace(net.terms(), tau=leaves["tau"])
+    return terms.driven(leaves["W_in"]) if "W_in" in leaves else terms
+
+
+def gradients(states: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a loss that weighs every state of every time differently; states are (batch, time, n)."""
+    loss = (states * normal(*states.shape, seed=23).to(states)).sum() / states.shape[1]
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    reached = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    frozen = {name for name in leaves if name not in reached}
+    assert not frozen, f"no gradient reaches {frozen}"
+    return reached
+
+
+def torchdiffeq_euler(terms: Terms, x0: Tensor, u: Tensor | None, t: Tensor) -> Tensor:
+    def f(t: Tensor, x: Tensor) -> Tensor:
+        return terms(x, None if u is None else u[:, round(float(t) / DT)])
+
+    return torchdiffeq.odeint(f, x0, t, method="euler").transpose(0, 1)
+
+
+# torchdiffeq writes into one tensor a step, which costs its gradient T^2: the full length only twice.
+CASES = [("uniform", "driven", 784), ("mixed", "driven", 784)]
+CASES += [(name, "driven", 150) for name in FIELDS if name not in ("uniform", "mixed")]
+CASES += [("mixed", "none", 150), ("mixed", "full", 150), ("uniform", "full", 150)]
+
+
+@pytest.mark.parametrize(("name", "drive", "samples"), CASES)
+def test_fused_euler_is_torchdiffeq_euler_in_states_and_all_gradients(
+    name: str, drive: str, samples: int
+) -> None:
+    net = FIELDS[name]()
+    leaves = driven_leaves(net, drive, samples)
+    u = leaves.get("u")
+    t = DT * torch.arange(samples + 1, dtype=F64)
+    time = {"t": t} if u is None else {"dt": DT}
+    ours = solve(terms_of(net, leaves), leaves["x0"], u=u, solver="euler", **time).x
+    reference = torchdiffeq_euler(terms_of(net, leaves), leaves["x0"], u, t)
+    assert relative(ours, reference) < 1e-10
+    expected = gradients(reference, leaves)
+    assert float(reference[:, -1].detach().std()) > 1e-2  # the states carry something to compare
+    for key, gradient in gradients(ours, leaves).items():
+        assert relative(gradient, expected[key]) < 1e-10, key
+
+
+@pytest.mark.parametrize("build", [uniform, mixed, nested])
+def test_float32_states_and_gradients_agree_with_float64(build: Callable[[], Assembly]) -> None:
+    # 784 roundings of 6e-8 each: 1e-5 of the norm for states, 1e-4 for sums over batch and time.
+    double = build()
+    single = copy.deepcopy(double).float()
+    wide = driven_leaves(double, "driven", 784)
+    narrow = {k: v.detach().float().requires_grad_() for k, v in wide.items()}
+    narrow |= dict(single.named_parameters())
+    for leaves in (wide, narrow):
+        states = solve(
+            terms_of(double if leaves is wide else single, leaves), leaves["x0"], u=leaves["u"], dt=DT
+        ).x
+        if leaves is wide:
+            reference, expected = states, gradients(states, wide)
+    assert states.dtype == torch.float32
+    assert relative(states, reference) < 1e-5
+    for key, gradient in gradients(states, narrow).items():
+        assert relative(gradient, expected[key]) < 1e-4, key
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("kind", ["per step", "per sample"])
+def test_fused_equals_plain_with_irregular_steps_and_lengths(name: str, kind: str) -> None:
+    net = FIELDS[name]()
+    shape = (40,) if kind == "per step" else (BATCH, 40)
+    dt = 0.01 + 0.05 * torch.rand(*shape, generator=torch.Generator().manual_seed(3), dtype=F64)
+    lengths = torch.tensor([40, 7, 0])
+    leaves = driven_leaves(net, "driven", 40)
+    results = {}
+    for backend in ("fused", "plain"):
+        terms = terms_of(net, leaves)
+        x = solve(terms, leaves["x0"], u=leaves["u"], dt=dt, lengths=lengths, backend=backend).x  # type: ignore[arg-type]
+        results[backend] = x, gradients(x, leaves)
+    assert_close(results["fused"][0], results["plain"][0], rtol=1e-12, atol=1e-12)
+    for key, gradient in results["fused"][1].items():
+        assert_close(gradient, results["plain"][1][key], rtol=1e-10, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("steps", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_fused_equals_plain_on_both_sides_of_the_chunk(steps: int, batch: int) -> None:
+    net = mixed()
+    x0 = normal(batch, net.size, seed=1).requires_grad_()
+    u = normal(batch, steps, net.size, seed=2).requires_grad_()
+    leaves = {"x0": x0, "u": u, **dict(net.named_parameters())}
+    fused, plain = (solve(net, x0, u=u, dt=DT, backend=b).x for b in ("fused", "plain"))
+    assert_close(fused, plain, rtol=1e-12, atol=1e-12)
+    expected = gradients(plain, leaves)
+    for key, gradient in gradients(fused, leaves).items():
+        assert_close(gradient, expected[key], rtol=1e-10, atol=1e-13, msg=key)
+
+
+def test_only_the_gradients_asked_for_are_computed() -> None:
+    net = mixed().requires_grad_(False)
+    W_in = normal(net.size, M, seed=1).requires_grad_()
+    x0, u = normal(BATCH, net.size), normal(BATCH, 9, M, seed=2)
+    results = []
+    for backend in ("fused", "plain"):
+        x = solve(net.terms().driven(W_in), x0, u=u, dt=DT, backend=backend).x  # type: ignore[arg-type]
+        results.append(torch.autograd.grad(x.square().sum(), W_in)[0])
+    assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("phi", [*ACTIVATIONS, "own"])
+def test_adjoint_equals_autograd_for_every_activation(phi: str, form: str) -> None:
+    own = Activation("own", torch.sin, slope=(-1.0, 1.0))  # no derivative given
+    terms = one_module("tanh" if phi == "own" else phi, form)
+    if phi == "own":
+        runs = Elementwise(((own, terms.n),))
+        terms = replace(terms, pre=runs) if form == "x" else replace(terms, post=runs)
+    edge = Edge(normal(6, 6, seed=30, scale=0.3), Elementwise(((ACTIVATIONS["softplus"], 6),)))
+    terms = replace(terms, edges=(edge,))
+    leaves = [normal(4, 6, seed=31), normal(4, 50, 2, seed=32), *terms.tensors()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    results = []
+    for backend in ("fused", "plain"):
+        x = solve(terms, leaves[0], u=leaves[1], dt=0.1, backend=backend).x  # type: ignore[arg-type]
+        results.append((x, torch.autograd.grad((x * normal(*x.shape, seed=33)).sum(), leaves)))
+    assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
+    for fused, plain in zip(results[0][1], results[1][1], strict=True):
+        assert_close(fused, plain, rtol=1e-10, atol=1e-11)
+
+
+def test_relu_has_zero_slope_at_zero_in_both_twins() -> None:
+    # A zero state is the usual start; torch's relu has slope 0 there.
+    grads = []
+    for backend in ("fused", "plain"):
+        terms = replace(one_module("relu", "x"), bias=torch.zeros(6, dtype=F64))
+        x0 = torch.zeros(2, 6, dtype=F64, requires_grad=True)
+        x = solve(terms, x0, torch.tensor([0.0, 0.5]), backend=backend).x  # type: ignore[arg-type]
+        grads.append(torch.autograd.grad(x.sum(), x0)[0])
+    assert_close(grads[0], grads[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_adjoint_passes_gradcheck(form: str) -> None:
+    base = one_module("tanh", form, n=3)
+    x0, u = normal(2, 3, seed=1), normal(2, 4, 2, seed=2)
+    K = normal(3, 3, seed=3, scale=0.3)
+    psi = Elementwise(((ACTIVATIONS["tanh"], 3),))
+
+    def states(x0: Tensor, u: Tensor, *tensors: Tensor) -> Tensor:
+        W, bias, tau, L, W_in, K = tensors
+        terms = replace(base, blocks=(W,), bias=bias, tau=tau, L=L, W_in=W_in, edges=(Edge(K, psi),))
+        return solve(terms, x0, u=u, dt=0.2).x
+
+    inputs = [x0, u, *base.tensors(), K]
+    assert torch.autograd.gradcheck(states, [v.detach().requires_grad_() for v in inputs])
+
+
+def test_a_second_derivative_is_refused_and_the_plain_twin_has_it() -> None:
+    # torch's own once_differentiable answers None here when allow_unused=True: a silent zero.
+    x0, t = normal(2, 6).requires_grad_(), torch.tensor([0.0, 0.1, 0.2])
+    terms = one_module("tanh", "x")
+    loss = solve(terms, x0, t).x.square().sum()
+    with pytest.raises(SolverError, match=r"no second derivatives.*plain"):
+        torch.autograd.grad(loss, x0, create_graph=True)
+    plain = lambda x: solve(terms, x, t, backend="plain").x  # noqa: E731
+    assert torch.autograd.gradgradcheck(plain, x0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_gradient_of_dt_is_refused(solver: str) -> None:
+    dt = torch.full((5,), DT, dtype=F64, requires_grad=True)
+    with pytest.raises(SolverError, match=r"no gradient with respect to times or dt.*plain"):
+        solve(one_module("tanh", "x"), normal(2, 6), dt=dt, solver=solver)
+
+
+def test_euler_plain_has_the_gradient_of_dt() -> None:
+    dt = torch.full((5,), DT, dtype=F64, requires_grad=True)
+    f = lambda dt: solve(one_module("tanh", "x"), normal(2, 6), dt=dt, backend="plain").x  # noqa: E731
+    assert torch.autograd.gradcheck(f, dt)
+
+
+@pytest.mark.parametrize("solver", ["euler", "imex", "rk4", "dopri5"])
+def test_no_trajectory_outlives_its_solution(solver: str) -> None:
+    net = mixed()
+    x0, u = normal(2, net.size), normal(2, 5, net.size, seed=1)
+    gc.collect()
+    gc.disable()  # a reference cycle would then keep the states alive
+    try:
+        for _ in range(3):
+            solution = solve(net, x0, u=u, dt=DT, solver=solver)
+            solution.last.sum().backward()
+            states = weakref.ref(solution.x.untyped_storage())
+            del solution
+            assert states() is None
+    finally:
+        gc.enable()
+
+
+def test_a_solve_leaves_nothing_on_the_module() -> None:
+    net = uniform()
+    x0, u = normal(2, net.size), normal(2, 5, net.size, seed=1)
+
+    def contents() -> list[tuple[str, ...]]:
+        return [tuple(sorted(vars(module))) for module in net.modules()]
+
+    before, names = contents(), list(net.state_dict())
+    solve(net, x0, u=u, dt=DT).last.sum().backward()
+    assert contents() == before
+    assert list(net.state_dict()) == names
+
+
+@pytest.mark.parametrize("solver", ["euler", "imex", "exponential-euler", "dopri5"])
+def test_autocast_changes_nothing(solver: str) -> None:
+    net = mixed().float()
+    x0, u = normal(2, net.size).float(), normal(2, 5, net.size, seed=1).float()
+    plain = solve(net, x0, u=u, dt=DT, solver=solver).x
+    with torch.autocast("cpu", torch.bfloat16):
+        x = solve(net, x0, u=u, dt=DT, solver=solver).x
+    assert torch.equal(x, plain)
+
+
+def test_the_adjoint_runs_in_full_precision_under_autocast() -> None:
+    terms = one_module("tanh", "x")
+    terms = Terms(
+        tuple(W.float() for W in terms.blocks),
+        terms.pre,
+        terms.post,
+        terms.bias.float(),
+        terms.tau.float(),
+    )
+    x0 = normal(2, 6).float().requires_grad_()
+    loss = solve(terms, x0, torch.linspace(0, 1, 9)).x.sum()
+    (expected,) = torch.autograd.grad(loss, x0, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = torch.autograd.grad(loss, x0)
+    assert torch.equal(inside, expected)
+
 
 PAIRS = {
     0: [],
