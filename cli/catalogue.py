@@ -1,13 +1,10 @@
 """`ctrnn list`: everything that has a name, with one line each."""
 
-from __future__ import annotations
-
 import click
 
 from ctrnn_cli.output import console, facts, json_option, print_json
 
 KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
-DIAGNOSTICS = ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc")
 GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",
     "shared": "one gate of the input for all units: certified at the rate lo lam",
@@ -21,21 +18,6 @@ GATES = {
 @json_option
 def list_command(kind: str | None, as_json: bool) -> None:
     """List what can be named on the command line."""
-    tables = catalogue()
-    if kind is not None:
-        tables = {kind: tables[kind]}
-    if as_json:
-        print_json(tables)
-        return
-    for title, entries in tables.items():
-        console().print(facts(entries.items(), title=title))
-
-
-def catalogue() -> dict[str, dict[str, str]]:
-    """Names and one line each, by kind."""
-    from typing import get_args
-
-    from ctrnn_assembly.certificates.gates import Gate
     from ctrnn_assembly.contracting import CONSTRAINTS
     from ctrnn_assembly.data import TASKS
     from ctrnn_assembly.models import MODELS
@@ -50,16 +32,21 @@ def catalogue() -> dict[str, dict[str, str]]:
             return f"one step a sample: {SCHEMES[name].summary}"
         return "torchdiffeq, fixed step" if name in FIXED_STEP else "torchdiffeq, adaptive"
 
-    def theorem(doc: str | None) -> str:
-        return (doc or "").strip().splitlines()[0].split(";")[0].rstrip(".")
-
-    return {
+    docs = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in CONSTRAINTS.items()}
+    tables: dict[str, dict[str, str]] = {
         "tasks": {name: entry.about for name, entry in TASKS.items()},
         "models": {name: model.summary for name, model in MODELS.items()},
-        "theorems": {name: theorem(kind.__doc__) for name, kind in CONSTRAINTS.items()},
+        "theorems": {name: doc.split(";")[0].rstrip(".") for name, doc in docs.items()},
         "solvers": {name: solver(name) for name in SOLVERS},
         "topologies": dict(TOPOLOGIES),
-        "gates": {name: GATES[name] for name in get_args(Gate)},
-        "diagnostics": {name: COMMANDS[name][1] for name in DIAGNOSTICS},
+        "gates": GATES,
+        "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
         "recipes": {name: entry["about"] for name, entry in recipes().items()},
     }
+    if kind is not None:
+        tables = {kind: tables[kind]}
+    if as_json:
+        print_json(tables)
+        return
+    for title, entries in tables.items():
+        console().print(facts(entries.items(), title=title))

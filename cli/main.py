@@ -1,11 +1,8 @@
 """The command line `ctrnn`. A command's module is imported when the command is used, not before."""
 
-from __future__ import annotations
-
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn
 
 import click
 
@@ -15,7 +12,7 @@ from ctrnn_assembly.errors import CtrnnError
 # The module with the function NAME_command, and one line on it.
 COMMANDS = {
     "train": ("train", "Train a model on a task; with no options, on digits."),
-    "evaluate": ("evaluate", "Test the weights of a run."),
+    "evaluate": ("train", "Test the weights of a run."),
     "certify": ("certify", "Prove that a run, or a configuration, contracts."),
     "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),
     "lyapunov": ("inspect", "Lyapunov exponents under real inputs."),
@@ -23,11 +20,12 @@ COMMANDS = {
     "fixed-points": ("inspect", "Fixed points under constant inputs, and their spectra."),
     "gsc": ("inspect", "Gradient scale coefficient over time."),
     "plot": ("plot", "Draw training curves, weights, graph, metric, states, certificate."),
-    "report": ("report", "One HTML page about a run, which opens without a network."),
+    "report": ("plot", "One HTML page about a run, which opens without a network."),
     "reproduce": ("reproduce", "Run the papers' experiments; print published and ours."),
     "bench": ("bench", "Time our solvers against others, on this machine."),
     "list": ("catalogue", "Tasks, models, theorems, solvers: all that has a name."),
 }
+KEPT = "What was saved before is kept."
 
 
 class Commands(click.Group):
@@ -62,31 +60,24 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CtrnnError as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(2)
+            reason = str(error)
         except BrokenPipeError:
             raise  # click ends quietly where the reader of a pipe is gone
         except OSError as error:
-            _stop(f"cannot read or write {error.filename or 'a file'} ({error.strerror or error})")
+            what = f"{error.filename or 'a file'} ({error.strerror or error})"
+            reason = f"cannot read or write {what}. {KEPT}"
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
-            _stop("out of memory. Lower --batch-size, --modules, --units or --resize")
+            reason = f"out of memory. Lower --batch-size, --modules, --units or --resize. {KEPT}"
+        click.echo(f"error: {reason}", err=True)
+        ctx.exit(2)
 
 
-def _stop(reason: str) -> NoReturn:
-    click.echo(f"error: {reason}. What was saved before is kept.", err=True)
-    sys.exit(2)
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 105, "show_default": True}
 
 
-@click.group(
-    cls=Commands,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 105,
-        "show_default": True,
-    },
-)
+@click.group(cls=Commands, context_settings=HELP)
 @click.version_option(__version__, prog_name="ctrnn")
 def main() -> None:
     """Recurrent assemblies whose stability is proven: train, evaluate, certify."""

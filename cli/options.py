@@ -1,16 +1,12 @@
 """Options in named sections of the help; those of training are made from the configuration's fields."""
 
-from __future__ import annotations
-
-import types
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.training.config import TrainConfig
 
 PATH = click.Path(path_type=Path)
@@ -44,13 +40,7 @@ option = partial(click.option, cls=Option)
 
 def together(*options: Decorator) -> Decorator:
     """Several options as one decorator, shown in this order."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for one in reversed(options):
-            function = one(function)
-        return function
-
-    return decorate
+    return lambda function: reduce(lambda made, one: one(made), reversed(options), function)
 
 
 def integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -64,49 +54,23 @@ def integers(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One option for every field of `TrainConfig`, so that the two cannot drift apart."""
+    """One option for every field of `TrainConfig`, which checks the values."""
     made = []
     for name, field in TrainConfig.model_fields.items():
         extra = field.json_schema_extra
         assert isinstance(extra, dict)
-        text = field.description or ""
-        if field.default not in (None, ()):
-            text += f"  [default: {field.default}]"
-        flag = f"--{name.replace('_', '-')}"
-        kind = _without_none(field.annotation)
+        shown = "" if field.default in (None, ()) else f"  [default: {field.default}]"
+        settings: dict[str, Any] = {"section": extra["group"], "help": f"{field.description}{shown}"}
+        flag, kind = f"--{name.replace('_', '-')}", field.annotation
+        if type(None) in get_args(kind):
+            kind = next(one for one in get_args(kind) if one is not type(None))
         if kind is bool:
-            flag = f"{flag}/--no-{name.replace('_', '-')}"
-        made.append(
-            option(flag, name, default=None, help=text, section=str(extra["group"]), **_click_type(kind))
-        )
+            flag = f"{flag}/--no-{flag[2:]}"
+        elif get_origin(kind) is Literal:
+            settings["type"] = click.Choice(get_args(kind))
+        elif get_origin(kind) is tuple:
+            settings |= {"type": str, "callback": integers, "metavar": "N,N,..."}
+        else:
+            settings["type"] = kind
+        made.append(option(flag, name, default=None, **settings))
     return together(*made)(function)
-
-
-def _without_none(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(a for a in get_args(annotation) if a is not type(None))
-    return annotation
-
-
-def _click_type(annotation: Any) -> dict[str, Any]:
-    """The click type of a field's annotation; pydantic does the checking of values."""
-    if get_origin(annotation) is Literal:
-        return {"type": click.Choice([str(value) for value in get_args(annotation)])}
-    if get_origin(annotation) is tuple:
-        return {"type": str, "callback": integers, "metavar": "N,N,..."}
-    return {} if annotation is bool else {"type": annotation}
-
-
-def check_step(config: TrainConfig, *, dt: float | None, solver: str | None) -> None:
-    """Refuse an unknown solver, and another step for a model that has a step of its own only.
-
-    Raises:
-        ConfigError: naming the option.
-    """
-    from ctrnn_assembly.models import MODELS
-    from ctrnn_assembly.solvers import SOLVERS
-
-    if solver is not None and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    if (dt, solver) != (None, None) and MODELS[config.model].is_baseline:
-        raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")

@@ -6,7 +6,6 @@ A command says once what its columns are; the table, the CSV file and the rows o
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import math
@@ -14,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,7 @@ if TYPE_CHECKING:  # matplotlib and rich take their time to import
 
 
 class OutputFile(click.Path):
-    """A file to write, with one of some suffixes: refused before any work if it cannot be written.
-
-    Raises:
-        ConfigError: for a wrong suffix, a folder, or a place that is not writable.
-    """
+    """A file to write, with one of some suffixes: refused before any work if it cannot be written."""
 
     def __init__(self, *suffixes: str) -> None:
         super().__init__(path_type=Path)
@@ -47,20 +43,21 @@ class OutputFile(click.Path):
             raise ConfigError(f"{name} must end in {', '.join(self.suffixes)}; got {str(file)!r}.")
         if file.is_dir():
             raise ConfigError(f"{name} must be a file; {file} is a folder.")
-        above = file.parent
-        while not above.exists() and above != above.parent:
-            above = above.parent
+        above = next(folder for folder in file.absolute().parents if folder.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise ConfigError(f"{name} {file} cannot be written: {above} is not a writable folder.")
         return file
 
 
 PICTURE = OutputFile(*FORMATS)
-json_option = option(
-    "--json", "as_json", is_flag=True, help="print JSON, and nothing else", section="output"
-)
-plot_option = option(
-    "--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf", section="output"
+to = partial(option, section="output")
+json_option = to("--json", "as_json", is_flag=True, help="print JSON, and nothing else")
+plot_option = to("--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf")
+output_options = together(
+    json_option,
+    to("--csv", type=OutputFile(), metavar="FILE", help="write the rows"),
+    to("--npz", type=OutputFile(), metavar="FILE", help="write the arrays"),
+    plot_option,
 )
 
 
@@ -68,12 +65,14 @@ plot_option = option(
 class Column:
     """A column of rows: its key in JSON and CSV, its header in the table, and the format of a number.
 
-    Text has no format and stands left. `missing` is shown where there is no value.
+    Text has no format and stands left. `missing` is shown where there is no value. `values` is a tensor
+    or a sequence with a value for each row, or one value for every row.
     """
 
     key: str
     header: str
     form: str = ""
+    values: Any = None
     missing: str = "-"
 
     def cell(self, value: Any) -> str:
@@ -83,46 +82,43 @@ class Column:
         return value if isinstance(value, str) else format(value, self.form)
 
 
-def rows_of(columns: Sequence[Column], values: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    """Rows by the keys of the columns, from a value for each column."""
-    return [dict(zip((c.key for c in columns), row, strict=True)) for row in values]
+def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """The rows of columns with values, of which one at least has several."""
+    plain = [c.values.tolist() if hasattr(c.values, "tolist") else c.values for c in columns]
+    size = next(len(values) for values in plain if isinstance(values, list | tuple | range))
+    filled = (v if isinstance(v, list | tuple | range) else [v] * size for v in plain)
+    return [dict(zip((c.key for c in columns), row, strict=True)) for row in zip(*filled, strict=True)]
 
 
 def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title: str) -> Table:
-    """A table of rows."""
+    """A table of rows; without a line of headers if no column has one."""
     from rich.table import Table
-    from rich.text import Text
 
-    made = Table(title=Text(title), title_justify="left")
+    named = any(column.header for column in columns)
+    made = Table(title=title, title_justify="left", show_header=named)
     for column in columns:
         made.add_column(column.header, justify="right" if column.form else "left")
     for row in rows:
-        made.add_row(*(Text(column.cell(row[column.key])) for column in columns))
+        made.add_row(*(column.cell(row[column.key]) for column in columns))
     return made
 
 
 def facts(pairs: Iterable[tuple[str, str]], *, title: str) -> Table:
     """A table of names and values."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=Text(title), title_justify="left", show_header=False)
-    for name, value in pairs:
-        made.add_row(name, Text(value))
-    return made
+    names = Column("name", ""), Column("value", "")
+    return table(names, ({"name": name, "value": value} for name, value in pairs), title=title)
 
 
 def console(*, err: bool = False) -> Console:
-    """As wide as the terminal, or as COLUMNS says; a file is as wide as the tables need."""
+    """As wide as the terminal, or as COLUMNS says; a file is as wide as the tables need.
+
+    Text is printed as it is: brackets are no markup, and colons no pictures.
+    """
     from rich.console import Console
 
     known = (sys.stderr if err else sys.stdout).isatty() or "COLUMNS" in os.environ
-    return Console(stderr=err, highlight=False, width=None if known else 200)
-
-
-def print_json(result: Any) -> None:
-    """Standard JSON, which has no NaN and no infinity: null stands for them."""
-    click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
+    width = None if known else 200
+    return Console(stderr=err, highlight=False, markup=False, emoji=False, width=width)
 
 
 def finite(value: Any) -> Any:
@@ -134,76 +130,50 @@ def finite(value: Any) -> Any:
     return [finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What was asked for: `as_json` instead of a table, and the files to write."""
-
-    as_json: bool
-    csv_file: Path | None
-    npz_file: Path | None
-    plot: Path | None
-
-    def emit(
-        self,
-        result: Mapping[str, Any],
-        columns: Sequence[Column],
-        *,
-        title: str,
-        notes: Iterable[str],
-        arrays: Mapping[str, Any],
-        figure: Callable[[], Figure],
-    ) -> None:
-        """Print table and notes, or the JSON; write the files, each whole or not at all.
-
-        Args:
-            result: what --json prints; result["rows"] has a value for the key of every column.
-            arrays: what --npz writes.
-            figure: draws what --plot writes.
-        """
-        from ctrnn_assembly.training.run import write
-
-        rows = finite(result["rows"])
-        if self.csv_file is not None:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, [column.key for column in columns], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write(self.csv_file, text.getvalue())
-        if self.npz_file is not None:
-            import numpy as np
-
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
-            write(self.npz_file, buffer.getvalue())
-        if self.plot is not None:
-            from ctrnn_assembly.figures.style import save_figure
-
-            save_figure(figure(), self.plot)
-        if self.as_json:
-            print_json(result)
-            return
-        console().print(table(columns, rows, title=title))
-        for note in notes:
-            click.echo(note)
-        for file in (self.csv_file, self.npz_file, self.plot):
-            if file is not None:
-                click.echo(f"written: {file}")
+def print_json(result: Any) -> None:
+    """Standard JSON, which has no NaN and no infinity: null stands for them."""
+    click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
 
 
-def output_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--json, --csv, --npz and --plot, which the command gets as `outputs`."""
+def emit(
+    result: Mapping[str, Any],
+    columns: Sequence[Column],
+    *,
+    title: str,
+    notes: Iterable[str],
+    arrays: Mapping[str, Any],
+    figure: Callable[[], Figure],
+    files: Mapping[str, Path | None],
+    as_json: bool,
+) -> None:
+    """Print table and notes, or the JSON; write the files, each whole or not at all.
 
-    @functools.wraps(function)
-    def command(
-        *, as_json: bool, csv_file: Path | None, npz_file: Path | None, plot: Path | None, **given: Any
-    ) -> Any:
-        return function(outputs=Outputs(as_json, csv_file, npz_file, plot), **given)
+    Args:
+        result: what --json prints; result["rows"] has a value for the key of every column.
+        files: by "csv": the rows; "npz": the arrays, but None; "plot": the figure.
+    """
+    import numpy as np
 
-    return together(
-        json_option,
-        option("--csv", "csv_file", type=OutputFile(), metavar="FILE", help="write the rows",
-               section="output"),
-        option("--npz", "npz_file", type=OutputFile(), metavar="FILE", help="write the arrays",
-               section="output"),
-        plot_option,
-    )(command)  # fmt: skip
+    from ctrnn_assembly.training.run import write
+
+    rows = finite(result["rows"])
+    if file := files["csv"]:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [column.key for column in columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(file, text.getvalue())
+    if file := files["npz"]:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: v for k, v in arrays.items() if v is not None})
+        write(file, buffer.getvalue())
+    if file := files["plot"]:
+        from ctrnn_assembly.figures.style import save_figure
+
+        save_figure(figure(), file)
+    if as_json:
+        print_json(result)
+        return
+    console().print(table(columns, rows, title=title))
+    written = [f"written: {file}" for file in files.values() if file is not None]
+    click.echo("\n".join([*notes, *written]))

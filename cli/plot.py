@@ -1,17 +1,12 @@
-"""`ctrnn plot RUN... --kind KIND --out FILE`: pictures of runs and of their networks."""
+"""`ctrnn plot RUN... --kind KIND --out FILE`, and `ctrnn report RUN --out FILE`: a page of pictures."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ctrnn_cli.output import PICTURE
-
-if TYPE_CHECKING:  # torch and matplotlib take seconds to import, which --help need not wait for
-    from matplotlib.figure import Figure
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_cli.options import PATH
+from ctrnn_cli.output import PICTURE, OutputFile
 
 OF_MANY = {
     "curves": "accuracy and loss over epochs, with the published accuracy",
@@ -28,7 +23,7 @@ KINDS = {**OF_MANY, **OF_ONE}
 
 
 @click.command("plot")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
 @click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
 @click.option("--initial", is_flag=True, help="weights, graph, metric, states: before training")
@@ -43,8 +38,12 @@ def plot_command(
     trained weights, or those of the last epoch if it is not finished. Published accuracies are drawn
     beside runs on the whole task only, with their source.
     """
-    from ctrnn_assembly.errors import ConfigError, unknown
+    from ctrnn_assembly.figures.curves import curves_figure, margin_figure
+    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
+    from ctrnn_assembly.figures.states import draw_states
     from ctrnn_assembly.figures.style import save_figure
+    from ctrnn_assembly.reproduction.published import published_for
+    from ctrnn_assembly.training.run import Run
 
     if kind not in KINDS:
         raise unknown("--kind", kind, KINDS)
@@ -54,24 +53,30 @@ def plot_command(
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
     if kind != "states" and (sample is not None or data_dir is not None):
         raise ConfigError(f"--kind {kind} reads no data. Drop --sample and --data-dir.")
-    figure = draw(kind, runs, initial=initial, sample=sample or 0, data_dir=data_dir)
+    found = [Run.open(run, initial=initial, data_dir=data_dir) for run in runs]
+    if kind == "curves":
+        figure = curves_figure(found, published_for(found))
+    elif kind == "certificate":
+        figure = margin_figure(found)
+    elif kind == "states":
+        figure = draw_states(found[0], sample or 0)
+    else:
+        figure = NETWORK_FIGURES[kind](NetworkArrays.of(found[0].network().core, found[0].title))
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 
 
-def draw(kind: str, runs: Sequence[Path], *, initial: bool, sample: int, data_dir: str | None) -> Figure:
-    """The picture of a kind."""
-    from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
-    from ctrnn_assembly.figures.states import draw_states
-    from ctrnn_assembly.reproduction.published import published_for
-    from ctrnn_assembly.training.run import Run
+@click.command("report")
+@click.argument("run", type=PATH)
+@click.option("--out", required=True, type=OutputFile(".html", ".htm"), help="the page, .html")
+def report_command(run: Path, out: Path) -> None:
+    """Write one self-contained HTML page: summary, certificate, curves, weights, spectra, configuration.
 
-    found = [Run.open(run, initial=initial, data_dir=data_dir) for run in runs]
-    if kind == "curves":
-        return curves_figure(found, published_for(found))
-    if kind == "certificate":
-        return margin_figure(found)
-    if kind == "states":
-        return draw_states(found[0], sample)
-    return NETWORK_FIGURES[kind](NetworkArrays.of(found[0].network().core, found[0].title))
+    No data are read. The certificate is computed from the weights in the folder: the trained ones, or
+    those of the last epoch if the run is not finished.
+    """
+    from ctrnn_assembly.figures.report import report
+    from ctrnn_assembly.training.run import write
+
+    write(out, report(run))
+    click.echo(f"report of {run}: written to {out}")

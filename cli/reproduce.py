@@ -1,8 +1,7 @@
 """`ctrnn reproduce NAME...`: run an experiment's rows and seeds, and print them beside the published."""
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ctrnn_assembly.errors import ConfigError, TrainingError
 from ctrnn_cli.options import PATH
 from ctrnn_cli.output import Column, console, json_option, print_json, table
 
+say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
 
 
@@ -78,11 +78,6 @@ def reproduce_command(
         sys.exit(130)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(jobs)} runs failed; the first: {failures[0]}")
-
-
-def say(sentence: str) -> None:
-    """Progress, beside the tables."""
-    click.echo(sentence, err=True)
 
 
 def show(result: Any, tables: dict[str, list[dict[str, str]]], *, as_json: bool) -> None:

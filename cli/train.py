@@ -1,6 +1,4 @@
-"""`ctrnn train`: from a task to a run folder."""
-
-from __future__ import annotations
+"""`ctrnn train`: from a task to a run folder. `ctrnn evaluate RUN`: its weights on the test set."""
 
 import os
 import sys
@@ -13,7 +11,7 @@ import click
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, default_recipe, make_config, read_yaml, recipe
 from ctrnn_cli.options import PATH, Command, config_options, option
-from ctrnn_cli.output import console, facts, print_json
+from ctrnn_cli.output import console, facts, json_option, print_json
 
 
 @click.command("train", cls=Command)
@@ -38,22 +36,24 @@ def train_command(
     With no options: a certified assembly on the embedded `digits`, in about two minutes. The defaults
     below are those of a task without its own recipe; `digits` starts from the recipe of that name.
     """
+    from ctrnn_assembly.certificates.wording import short_rows
     from ctrnn_assembly.training.fit import fit
     from ctrnn_assembly.training.profile import Profile
+    from ctrnn_assembly.training.run import validation
 
     settings = {key: value for key, value in given.items() if value is not None}
+    if resume is not None and (recipe_name or config_file or out):
+        raise ConfigError("--resume takes the run's own configuration; drop --recipe, --config, --out.")
     if resume is not None:
-        if recipe_name or config_file or out:
-            raise ConfigError(
-                "--resume takes the run's own configuration; drop --recipe, --config, --out."
-            )
         config, run = resumed_config(resume, settings), resume
     else:
         layers = [recipe(recipe_name)] if recipe_name else []
         layers += [read_yaml(config_file)] if config_file else []
         layers = layers or [default_recipe(settings.get("task", "digits"))]
         config = make_config(*layers, settings)
-        run = out or default_folder(config)
+        name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+        # The processes of a distributed run share one folder.
+        run = out or Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
     watched = Profile() if profile else None
     try:
         summary = fit(config, run, resume=resume is not None, profile=watched)
@@ -63,7 +63,15 @@ def train_command(
     if as_json:
         print_json(summary)
     else:
-        show_summary(summary, run)
+        rows = [
+            ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+            ("validation accuracy", validation(summary)),
+            ("trained parameters", f"{summary['parameters']:,}"),
+            ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
+            *short_rows(summary["certificate"]),
+            ("run folder", str(run)),
+        ]
+        console().print(facts(rows, title=f"{summary['model']} on {summary['task']}"))
     if watched is not None:
         watched.show(console(err=as_json))
 
@@ -73,34 +81,33 @@ def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:
     from ctrnn_assembly.training.run import read_config
 
     config = read_config(run)
-    free = {"data_dir", "device", "devices", "nodes"}
     changed = {k: v for k, v in settings.items() if getattr(config, k) != v}
-    refused = sorted(set(changed) - free)
+    refused = sorted(set(changed) - {"data_dir", "device", "devices", "nodes"})
     if refused:
+        name = refused[0]
         raise ConfigError(
-            f"a resumed run keeps its settings; got another {refused[0]} ({changed[refused[0]]!r} for "
-            f"{getattr(config, refused[0])!r}). Start a new run with --config {run}/config.yaml."
+            f"a resumed run keeps its settings; got another {name} ({changed[name]!r} for "
+            f"{getattr(config, name)!r}). Start a new run with --config {run}/config.yaml."
         )
     return make_config(config.model_dump(), changed)
 
 
-def default_folder(config: TrainConfig) -> Path:
-    """runs/TASK-MODEL-TIME; the processes of a distributed run share one."""
-    name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
+@click.command("evaluate", cls=Command)
+@click.argument("folder", metavar="RUN", type=PATH)
+@option("--data-dir", help="where the data are, if they have moved")
+@option("--solver", help="evaluate with another solver")
+@option("--dt", type=float, help="evaluate with another time between samples")
+@json_option
+def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
+    """Load the weights of a run folder and read the test set."""
+    from ctrnn_assembly.training.batches import accuracy
+    from ctrnn_assembly.training.run import Run, read_config
 
-
-def show_summary(summary: dict[str, Any], run: Path) -> None:
-    """The outcome of a run."""
-    from ctrnn_assembly.certificates.wording import short_rows
-    from ctrnn_assembly.training.run import validation
-
-    rows = [
-        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-        ("validation accuracy", validation(summary)),
-        ("trained parameters", f"{summary['parameters']:,}"),
-        ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
-        *short_rows(summary["certificate"]),
-        ("run folder", str(run)),
-    ]
-    console().print(facts(rows, title=f"{summary['model']} on {summary['task']}"))
+    read_config(folder)  # a run folder, not the name of a recipe
+    run = Run.open(folder, **changes)
+    measured = accuracy(run.model(), run.task, run.task.load_test())
+    if as_json:
+        certificate = run.certificate().as_dict()
+        print_json({**run.about(), "test_accuracy": measured, "certificate": certificate})
+    else:
+        click.echo(f"{run.title}: test accuracy {measured:.4f}")

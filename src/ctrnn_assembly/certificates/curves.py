@@ -10,7 +10,7 @@ Cost: `proofs` inequalities of `steps` for the whole, and twice as many for the 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, StepProof
-from ctrnn_assembly.certificates.rounding import UNIT
+from ctrnn_assembly.certificates.rounding import DENSE, UNIT
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
@@ -127,14 +127,20 @@ def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted([*between.tolist(), *marks]))
 
 
-def gated_curve(certificate: Callable[[float], Certificate], *, near: float) -> FactorCurve:
-    """The curve of forward Euler for whatever `certificate` certifies at a given dt."""
+def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
+    """The curves of a layer with this certificate; of Euler alone if its gates read input or state."""
+    if not certificate.certified:
+        return ()
+    if layer.gates is None or layer.gates.kind == "constant":
+        terms, metric = layer.terms().detach_cpu(), certificate.metric.matrix
+        assert metric is not None
+        return factor_curves(terms, metric, near=near, proofs=8 if terms.n <= DENSE else 2)
 
     def factor(dt: float) -> float:
-        step = certificate(dt).step
+        step = layer.certificate(dt=dt).step
         return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
 
-    step = certificate(near).step
+    step = layer.certificate(dt=near).step
     largest = 0.0 if step is None else step.max_dt
     dts, chords = dt_range(near, [largest]), Chords.of(factor, largest, 12, near)
-    return FactorCurve("euler", dts, tuple(chords.factor(dt) for dt in dts), largest)
+    return (FactorCurve("euler", dts, tuple(chords.factor(dt) for dt in dts), largest),)

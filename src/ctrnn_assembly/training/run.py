@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError, unknown
 from ctrnn_assembly.layers import SequenceClassifier
-from ctrnn_assembly.models import build_model
+from ctrnn_assembly.models import MODELS, build_model
+from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_assembly.training.provenance import provenance
@@ -187,14 +188,14 @@ class Run:
         """
         path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
         if path.is_dir():
-            return cls(path, make_config(read_config(path).model_dump(), given), initial, epoch)
+            return cls(path, changed(read_config(path).model_dump(), given), initial, epoch)
         if not path.exists() and str(source) not in recipes():
             raise ConfigError(
                 f"there is no run folder, configuration file or recipe {str(source)!r}. Recipes: "
                 f"{', '.join(recipes())}."
             )
         settings = read_yaml(path) if path.exists() else recipe(str(source))
-        return cls(None, make_config(settings, given))
+        return cls(None, changed(settings, given))
 
     def before_training(self) -> Run:
         """The same with the weights that training starts from."""
@@ -309,6 +310,16 @@ class Run:
             "solver": self.config.solver,
             "dt": self.config.dt,
         }
+
+
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
+    """A configuration with some settings changed; a baseline has no other step than its own."""
+    config = make_config(settings, changes)
+    if changes.get("solver", "euler") not in SOLVERS:
+        raise unknown("solver", changes["solver"], SOLVERS)
+    if {"dt", "solver"} & changes.keys() and config.model in MODELS and MODELS[config.model].is_baseline:
+        raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
+    return config
 
 
 def configured_task(config: TrainConfig) -> Task:
