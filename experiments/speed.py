@@ -2,7 +2,7 @@
 
     python experiments/speed.py table               # `ctrnn bench` at batch 128 and 16, for the README
     python experiments/speed.py curves              # over the couplings C, over n, and over the steps T
-    python experiments/speed.py epoch [--data-dir DATA]
+    python experiments/speed.py epoch --rounds 200 --slow 1 --slow-rounds 20 [--data-dir DATA]
 
 table   Leaves results/DATE-speed-DEVICE.json, from which `experiments/tables.py` makes the table.
 curves  Time and memory of forward and backward. Everything of one curve is timed interleaved; what takes
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("what", choices=("table", "curves", "epoch"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7, help="or batches, of epoch: take some 200")
+    parser.add_argument("--rounds", type=int, default=7, help="of epoch: batches")
     parser.add_argument("--batch", type=int, default=128, help="of curves and epoch")
     parser.add_argument("--slow", type=float, default=5.0, help="seconds beyond which these are enough:")
     parser.add_argument("--slow-rounds", type=int, default=3)

@@ -45,7 +45,6 @@ OURS = ("ours-fused", "ours-adadiag-fused")
 
 
 def markdown(rows: Results) -> str:
-    """A table of rows of cells by column."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
