@@ -35,6 +35,8 @@ from ctrnn_assembly.data.task import (
 )
 from ctrnn_assembly.errors import ConfigError
 
+Read = Callable[[str], Stored]
+Map = Callable[[Split], PixelSequence]
 DIGITS = tuple(map(str, range(10)))
 PUBLISHED_PERMUTATION = 12008
 _IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -49,15 +51,8 @@ def load_digits(name: str, options: Options) -> Task:
     with as_file(files("ctrnn_assembly.data") / "digits.npz") as path, np.load(path) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
-    return make_task(
-        name,
-        options,
-        what="digits",
-        classes=DIGITS,
-        stored=lambda part, train: whole,
-        parts=dealt(labels, 10, {"test": (0, 1), "val": (2,)}),
-        sequence=lambda train: PixelSequence(scale=16.0),
-    )
+    parts, sequence = dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
+    return make_task(name, options, name, DIGITS, lambda *_: whole, parts, lambda train: sequence)
 
 
 def load_mnist(name: str, options: Options) -> Task:
@@ -80,18 +75,11 @@ def load_mnist(name: str, options: Options) -> Task:
         found = _dataset("MNIST", options, part, download=not complete, advice=advice)
         return checked("MNIST", Split(found.data[:, None], found.targets), len(DIGITS))
 
-    whole = read("train")
-    return make_task(
-        name,
-        options,
-        what="MNIST",
-        classes=DIGITS,
-        stored=lambda part, train: whole if part == "train" else read(part),
-        parts=published_hold_out(len(whole)),
-        sequence=lambda train: PixelSequence(
-            scale, order=None if seed is None else permutation(seed, train.x[0].numel())
-        ),
-    )
+    def sequence(train: Split) -> PixelSequence:
+        order = None if seed is None else permutation(seed, train.x[0].numel())
+        return PixelSequence(scale, order=order)
+
+    return _held_out(name, options, "MNIST", DIGITS, read, sequence)
 
 
 def permutation(seed: int, n_steps: int) -> Tensor:
@@ -121,7 +109,7 @@ def load_cifar10(name: str, options: Options) -> Task:
     name = "scifar10-planar" if planar else "scifar10-rgb"
     copies = None if any((options.folder / file).exists() for file in _BATCHES) else _copies(options)
     if copies is None:
-        read: Callable[[str], Stored] = partial(_read_cifar10, options)
+        read: Read = partial(_read_cifar10, options)
     else:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
         note = (
@@ -132,23 +120,12 @@ def load_cifar10(name: str, options: Options) -> Task:
         name += f"-{kind}"
         shape = (3, options.resize or 32, options.resize or 32)
         read = partial(StoredImages, copies, CIFAR10, options.resize, shape)
-    whole = read("train")
-    return make_task(
-        name,
-        options,
-        what="CIFAR10",
-        classes=CIFAR10,
-        stored=lambda part, train: whole if part == "train" else read(part),
-        parts=published_hold_out(len(whole)),
-        sequence=lambda train: PixelSequence(
-            mean=MEAN,
-            std=STD,
-            planar=planar,
-            crop=train.x.shape[-1] // 8 if options.augment else 0,
-            flip=options.augment,
-        ),
-        note=note,
-    )
+
+    def sequence(train: Split) -> PixelSequence:
+        crop = train.x.shape[-1] // 8 if options.augment else 0
+        return PixelSequence(mean=MEAN, std=STD, planar=planar, crop=crop, flip=options.augment)
+
+    return _held_out(name, options, "CIFAR10", CIFAR10, read, sequence, note)
 
 
 def _copies(options: Options) -> ImageFiles | None:
@@ -172,6 +149,25 @@ def _read_cifar10(options: Options, part: str) -> Split:
     found = _dataset("CIFAR10", options, part, download=True, advice=advice)
     x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
     return Split(x, torch.tensor(found.targets))
+
+
+def _held_out(
+    name: str,
+    options: Options,
+    what: str,
+    classes: tuple[str, ...],
+    read: Read,
+    sequence: Map,
+    note: str = "",
+) -> Task:
+    """A task with the published hold-out, whose train split is read once."""
+    whole = read("train")
+    parts = published_hold_out(len(whole))
+
+    def stored(part: str, train: Split | None) -> Stored:
+        return whole if part == "train" else read(part)
+
+    return make_task(name, options, what, classes, stored, parts, sequence, note)
 
 
 def _dataset(name: str, options: Options, part: str, *, download: bool, advice: str) -> Any:

@@ -70,9 +70,7 @@ def load_images(name: str, options: Options) -> Task:
         augmented = options.augment and C == 3 and H == W <= _AUGMENTED_SIDE
         return PixelSequence(mean=mean, std=std, crop=H // 8 if augmented else 0, flip=augmented)
 
-    return make_task(
-        name, options, what=str(path), classes=classes, stored=stored, parts=parts, sequence=sequence
-    )
+    return make_task(name, options, str(path), classes, stored, parts, sequence)
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

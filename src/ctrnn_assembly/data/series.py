@@ -45,15 +45,8 @@ def load_series(name: str, options: Options) -> Task:
             )
         return found
 
-    return make_task(
-        name,
-        options,
-        what=name,
-        classes=classes,
-        stored=stored,
-        parts=dealt(np.array(labels), 5, {"val": (0,)}),
-        sequence=lambda train: as_stored,
-    )
+    parts = dealt(np.array(labels), 5, {"val": (0,)})
+    return make_task(name, options, name, classes, stored, parts, lambda train: as_stored)
 
 
 def as_stored(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

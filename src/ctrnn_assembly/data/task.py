@@ -128,7 +128,6 @@ class Stored(Protocol):
 def make_task(
     name: str,
     options: Options,
-    *,
     what: str,
     classes: tuple[str, ...],
     stored: Callable[[str, Split | None], Stored],

@@ -112,13 +112,9 @@ def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if not certificates:
         return None
     proven = [c["rate"] for c in certificates if c["certified"]]
-    steps = [c for c in certificates if (c.get("discrete") or {}).get("certified")]
-    return {
-        "of": len(certificates),
-        "certified": len(proven),
-        "rate": min(proven, default=None),
-        "discrete": len(steps),
-    }
+    steps = sum((c.get("discrete") or {}).get("certified", False) for c in certificates)
+    rate = min(proven, default=None)
+    return {"of": len(certificates), "certified": len(proven), "rate": rate, "discrete": steps}
 
 
 def cells(line: dict[str, Any]) -> dict[str, str]:
