@@ -394,7 +394,8 @@ def lorenz(t: Tensor, x: Tensor) -> Tensor:
 def test_any_field_works_with_torchdiffeqs_methods(solver: str) -> None:
     x0 = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 3.0, 20.0]], dtype=F64)
     t = torch.linspace(0, 0.5, 501 if solver in FIXED_STEP else 11, dtype=F64)
-    x = solve(lorenz, x0, t, solver=solver, rtol=1e-5, atol=1e-5).last
+    tolerance = 1e-5 if solver == "adaptive_heun" else 1e-6  # of order 2, it takes ten times the steps
+    x = solve(lorenz, x0, t, solver=solver, rtol=tolerance, atol=tolerance).last
     expected = tight(lorenz, x0, torch.tensor([0.0, 0.5], dtype=F64), 2000)[:, -1]
     assert_close(x, expected, rtol=0, atol=1e-2)  # states of size 20; midpoint is the worst
 
