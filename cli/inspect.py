@@ -312,7 +312,7 @@ def contraction_command(net: Driven, worst: bool, twin: bool, theorem6: bool, **
         "certified_factor": bound,
         "twin_growth": None,
     }
-    drawn, parted = [values.numpy() for values in arrays.values()], None
+    drawn, parted = (found.times.numpy(), found.distances.numpy(), found.euclidean.numpy()), None
     if twin:
         excited = excitatory_twin(net.layer, metric)
         settings |= {"metric": metric or net.layer.metric(), "dt": found.dt, "solver": found.solver}
