@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,12 @@ def test_the_library_alone_needs_neither_training_nor_drawing_nor_the_command_li
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_wheel_has_every_package():
+    named = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = {
+        ".".join(("ctrnn_assembly", *file.parent.relative_to(CHECKOUT / "src/ctrnn_assembly").parts))
+        for file in (CHECKOUT / "src/ctrnn_assembly").rglob("__init__.py")
+    }
+    assert set(named["tool"]["setuptools"]["packages"]) == {*found, "ctrnn_cli", "ctrnn_experiments"}
