@@ -1,5 +1,8 @@
 """The declared slope intervals, on which every certificate rests."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -91,6 +94,15 @@ def test_users_activation_needs_no_derivative() -> None:
     with torch.no_grad():
         assert CUBIC.slope_at(x).shape == x.shape
     assert activation(CUBIC) is CUBIC
+
+
+@every_activation
+def test_activations_can_be_pickled_and_copied(name: str) -> None:
+    phi = ACTIVATIONS[name]
+    mine = Activation("mine", torch.tanh, phi.slope)
+    for one in (phi, mine):
+        assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one)
+    assert pickle.loads(pickle.dumps(joined_map([(phi, 2), (mine, 1)]))).runs == ((phi, 2), (mine, 1))
 
 
 @pytest.mark.parametrize(

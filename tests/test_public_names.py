@@ -23,6 +23,12 @@ def test_every_public_name_is_there(name):
     assert name in dir(ctrnn_assembly)
 
 
+def test_a_star_import_has_every_public_name():
+    found: dict[str, object] = {}
+    exec("from ctrnn_assembly import *", found)
+    assert ctrnn_assembly.HOMES.keys() <= found.keys()
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'certfy'"):
         ctrnn_assembly.certfy  # noqa: B018

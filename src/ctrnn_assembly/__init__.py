@@ -18,6 +18,7 @@ HOMES = {
     if isinstance(node, ast.ImportFrom)
     for alias in node.names
 }
+__all__ = [*HOMES]
 
 
 def __getattr__(name: str) -> Any:

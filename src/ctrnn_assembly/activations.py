@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,10 @@ class Activation:
     def slope_at(self, x: Tensor) -> Tensor:
         """phi'(x), the shape of x."""
         return self.pull_back(torch.ones_like(x), x, self.function(x))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:  # by name: no lambda can be pickled
+        own = ACTIVATIONS.get(self.name) is self
+        return (activation, (self.name,)) if own else super().__reduce_ex__(protocol)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class Gates(nn.Module):
         if kind == "state":
             self.state = nn.Parameter(torch.zeros(metric.size))
 
+    def extra_repr(self) -> str:
+        return f"{self.kind}, {self.lo} <= nu <= {self.hi}"
+
     def read(self, u: Tensor) -> Tensor:
         """z without the state, (..., n) or (..., 1), for u (..., m)."""
         if self.kind == "constant":
