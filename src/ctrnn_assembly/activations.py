@@ -1,15 +1,12 @@
 """Activations phi with their slope intervals, and their block-wise composition.
 
 A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
-(phi(a) - phi(b)) / (a - b). `Activation` declares it; `Elementwise` applies one activation to each
-run of units of an assembly.
+(phi(a) - phi(b)) / (a - b), which `Activation` declares.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +23,8 @@ class Activation:
 
     Args:
         function: phi, of any shape, without trained tensors: the fused solvers give them no gradient.
+        slope: (lo, hi), finite, and not {0}.
         backward: (v, x, phi(x)) -> v o phi'(x); by default automatic differentiation.
-
-    Raises:
-        ConfigError: if the interval is empty or not finite.
     """
 
     name: str
@@ -40,7 +35,7 @@ class Activation:
     def __post_init__(self) -> None:
         object.__setattr__(self, "slope", tuple(self.slope))  # a list could not be a key
         lo, hi = self.slope
-        if self.name == "identity" and self.function is not _identity:
+        if self.name == "identity" and self.function is not torch.positive:
             raise ConfigError(
                 "the name 'identity' is the library's own activation, which solvers leave out; got "
                 "another function under it. Give yours another name."
@@ -81,10 +76,6 @@ class Activation:
         return (activation, (self.name,)) if own else super().__reduce_ex__(protocol)
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
 def _softplus(x: Tensor) -> Tensor:
     # logaddexp is smooth to the last bit; F.softplus switches to x above a threshold of 20.
     return torch.logaddexp(x, torch.zeros_like(x))
@@ -93,7 +84,7 @@ def _softplus(x: Tensor) -> Tensor:
 ACTIVATIONS = {
     a.name: a
     for a in (
-        Activation("identity", _identity, (1.0, 1.0), lambda v, x, y: v),
+        Activation("identity", torch.positive, (1.0, 1.0), lambda v, x, y: v),
         Activation("relu", torch.relu, (0.0, 1.0), lambda v, x, y: aten.threshold_backward(v, y, 0)),
         Activation("tanh", torch.tanh, (0.0, 1.0), lambda v, x, y: aten.tanh_backward(v, y)),
         Activation("sigmoid", torch.sigmoid, (0.0, 0.25), lambda v, x, y: aten.sigmoid_backward(v, y)),
@@ -109,11 +100,7 @@ ACTIVATIONS = {
 
 
 def activation(phi: str | Activation) -> Activation:
-    """An `Activation` by name, or the given one.
-
-    Raises:
-        ConfigError: if the name is unknown; lists the known ones.
-    """
+    """An `Activation` by name, or the given one; ConfigError for an unknown name."""
     if isinstance(phi, Activation):
         return phi
     if phi not in ACTIVATIONS:
@@ -129,7 +116,7 @@ class Elementwise:
     runs: tuple[tuple[Activation, int], ...]
 
     @classmethod
-    def join(cls, maps: Iterable[Elementwise]) -> Elementwise:
+    def join(cls, maps: Iterable["Elementwise"]) -> Self:
         """One map after another; neighbouring runs of one activation become one call."""
         joined: list[tuple[Activation, int]] = []
         for phi, n in (run for part in maps for run in part.runs):
@@ -150,13 +137,7 @@ class Elementwise:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""
-        if len(self.runs) == 1:
-            return self.runs[0][0].function(x)
-        parts, start = [], 0
-        for phi, n in self.runs:
-            parts.append(phi.function(x.narrow(-1, start, n)))
-            start += n
-        return torch.cat(parts, dim=-1)
+        return self._by_runs(Activation.__call__, x)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""
@@ -164,9 +145,11 @@ class Elementwise:
 
     def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """v times the derivative at x, where y is the map of x; all (..., n)."""
-        if len(self.runs) == 1:
-            return self.runs[0][0].pull_back(v, x, y)
-        sizes = [n for _, n in self.runs]
-        parts = zip(*(tensor.split(sizes, dim=-1) for tensor in (v, x, y)), strict=True)
-        pairs = zip(self.runs, parts, strict=True)
-        return torch.cat([phi.pull_back(*part) for (phi, _), part in pairs], dim=-1)
+        return self._by_runs(Activation.pull_back, v, x, y)
+
+    def _by_runs(self, apply: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        phis, sizes = zip(*self.runs, strict=True)
+        if len(phis) == 1:
+            return apply(phis[0], *tensors)
+        parts = (tensor.split(sizes, dim=-1) for tensor in tensors)
+        return torch.cat([*map(apply, phis, *parts)], dim=-1)

@@ -37,10 +37,7 @@ class TrainingError(CtrnnError, RuntimeError):
 
 
 def unknown(what: str, given: object, known: Iterable[str], fix: str = "") -> ConfigError:
-    """The error for a name that a table does not have: raise unknown("model", name, MODELS).
-
-    `fix` is a further sentence, for a table that is not the only way.
-    """
+    """The error for a name that a table does not have; `fix` is a further sentence."""
     names = list(known)
     near = get_close_matches(str(given), names, n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,9 +1,11 @@
 """Input signals u(t) from samples: zero-order hold, linear, cubic Hermite.
 
 A signal is called u(t) and gives (batch, m). Beyond its first and last sample time it keeps the first
-and last sample. `breaks` are the times where u or its slope jumps; solvers with several stages must
-step onto each of them.
+and last sample. `breaks` are the times where u or u' jumps; solvers with several stages must step onto
+each of them.
 """
+
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +16,14 @@ from ctrnn_assembly.errors import DataError, ShapeError
 class Signal:
     """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch.
 
-    A subclass says what u is `between` samples, which are held here, or writes `__call__` itself.
+    A subclass says what u is `between` samples, which are held here, or writes `__call__` itself; and
+    the index of its `breaks` among the times.
 
     Raises:
-        ShapeError: if the shapes do not fit. DataError: if a value is NaN or infinite, or the times
-        do not increase.
+        ShapeError, DataError: if shapes do not fit, a value is not finite, or times do not increase.
     """
+
+    jumps: ClassVar[Any] = slice(0)
 
     def __init__(self, samples: Tensor, times: Tensor) -> None:
         if samples.ndim != 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
@@ -30,12 +34,7 @@ class Signal:
         check_finite(samples)
         if not bool((times.diff() > 0).all()) or not bool(torch.isfinite(times).all()):
             raise DataError(f"sample times must be finite and increase; got {times.tolist()[:5]}...")
-        self.samples, self.times = samples, times
-
-    @property
-    def breaks(self) -> Tensor:
-        """Times of discontinuities of u or u'."""
-        return self.times[:0]
+        self.samples, self.times, self.breaks = samples, times, times[self.jumps]
 
     def between(self, k: int, s: Tensor) -> Tensor:
         """u at the fraction s, 0-dimensional in 0..1, of the way from times[k] to times[k+1]."""
@@ -57,17 +56,13 @@ class Signal:
 class ZeroOrderHold(Signal):
     """u(t) = s_k for t_k <= t < t_k+1: what a fixed-step network with one step a sample sees."""
 
-    @property
-    def breaks(self) -> Tensor:
-        return self.times[1:]
+    jumps = slice(1, None)
 
 
 class LinearInterpolation(Signal):
     """Straight lines between samples."""
 
-    @property
-    def breaks(self) -> Tensor:
-        return self.times
+    jumps = slice(None)
 
     def between(self, k: int, s: Tensor) -> Tensor:
         return torch.lerp(self.samples[:, k], self.samples[:, k + 1], s)
@@ -78,13 +73,10 @@ class CubicHermite(Signal):
 
     def __init__(self, samples: Tensor, times: Tensor) -> None:
         super().__init__(samples, times)
+        self.breaks = times[[0, -1]]  # where the constants begin
         secants = samples.diff(dim=1) / times.diff()[:, None].to(samples)
         inner = (secants[:, 1:] + secants[:, :-1]) / 2
         self.slopes = torch.cat([secants[:, :1], inner, secants[:, -1:]], 1)
-
-    @property
-    def breaks(self) -> Tensor:
-        return self.times[[0, -1]]  # where the constant begins
 
     def between(self, k: int, s: Tensor) -> Tensor:
         width = (self.times[k + 1] - self.times[k]).to(self.samples)
@@ -94,19 +86,11 @@ class CubicHermite(Signal):
         return value + da * s * (1 - s) ** 2 - db * s**2 * (1 - s)
 
 
-INTERPOLATIONS: dict[str, type[Signal]] = {
-    "hold": ZeroOrderHold,
-    "linear": LinearInterpolation,
-    "cubic": CubicHermite,
-}
+INTERPOLATIONS = {"hold": ZeroOrderHold, "linear": LinearInterpolation, "cubic": CubicHermite}
 
 
 def check_finite(samples: Tensor) -> None:
-    """Refuse NaN and infinite inputs, naming the first place.
-
-    Raises:
-        DataError: with the sample, time and feature of the first bad value.
-    """
+    """Refuse NaN and infinite inputs: a DataError with the index of the first."""
     if bool(torch.isfinite(samples).all()):
         return
     where = tuple((~torch.isfinite(samples)).nonzero()[0].tolist())

@@ -5,10 +5,7 @@ from torch import Tensor
 
 
 def working_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in float64, so that a float32 parametrisation rounds once, at its end.
-
-    Apple's MPS devices have no float64; there the tensors stay as they are.
-    """
+    """The tensors in float64, so that a float32 parametrisation rounds once, at its end (not on MPS)."""
     return tuple(t if t.device.type == "mps" else t.to(torch.float64) for t in tensors)
 
 
@@ -25,14 +22,12 @@ def majorant(W: Tensor, monotone: bool) -> Tensor:
 
 
 def log_metzler_scaling(B: Tensor, r: float) -> Tensor | None:
-    """log theta of the diagonal metric P = diag(e / d) for a non-negative B, or None.
+    """log theta of the diagonal metric P = diag(e / d) for B >= 0; None unless rho(B) < r is shown.
 
     d = (rI - B)^-1 1 and e = (rI - B^T)^-1 1 are positive exactly when rho(B) < r, and then
     sym(P^1/2 B P^-1/2) z <= r z for z = sqrt(d e) > 0, so its largest eigenvalue is at most r
     (Collatz-Wielandt). Positivity and max_i (B d)_i / d_i < r are checked on the computed d, which
     is rigorous up to rounding where eigenvalues of near-nilpotent B are not. Costs two solves.
-
-    Returns: log(theta) = log(e / d) / 2, (n,), or None if rho(B) < r cannot be shown.
     """
     d, e = resolvent_sums(r * torch.eye(len(B)).to(B) - B)
     if not all(bool((v > 0).all() and v.isfinite().all()) for v in (d, e)):

@@ -45,11 +45,7 @@ NAMED: dict[str, Callable[[int], list[Pair]]] = {
 
 
 def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
-    """The pairs of a topology of p modules by name (`TOPOLOGIES`); random:0 draws nothing, as "none".
-
-    Raises:
-        ConfigError: if the name is unknown; lists the known ones.
-    """
+    """The pairs of a topology of p modules by name (`TOPOLOGIES`); ConfigError for an unknown one."""
     kind, _, digits = name.partition(":")
     if kind != "random" or not digits.isdecimal():
         if name not in NAMED:
@@ -61,7 +57,7 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
             f"{p} modules have {len(every)} pairs; got random:{count}. "
             f"Ask for at most random:{len(every)}, or use all."
         )
-    if count == 0:
+    if count == 0:  # draws nothing, as "none"
         return []
     chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
     return sorted(every[k] for k in chosen)
