@@ -88,7 +88,7 @@ def prepared(
         save, recompute, matmul_precision: as of `solvers.solve`.
         graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
     """
-    form, *tensors = fused_step(*given, matmul_precision)
+    form, *tensors = fused_step(*given, precision=matmul_precision)
     x0, dt, every = given[2], given[4], save == "all"
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     length = max(1, math.isqrt(len(dt))) if recompute == "sqrt" else SEGMENT
@@ -216,8 +216,9 @@ class FusedKernel:
         self.form, self.raw, self.pattern = form, tensors, form.pattern
         self.pre_is_identity, low = form.pre.is_identity, form.matmul_precision == "bf16"
         self.D, self.W = self._operator(D), self._operator(W, low)
-        few = form.pattern is not None and P is not None
-        self.P = FewBlocks(P, form.pattern, low) if few else self._operator(P, low)
+        self.P = self._operator(P, low)
+        if form.pattern is not None and P is not None:
+            self.P = FewBlocks(P, form.pattern, low)
         self.Q = self._operator(Q, low)
         self.E = Identity() if E is None else self._operator(E)
         self.K = [self._operator(each, low) for each in K]
