@@ -12,14 +12,13 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.contracting.interface import IdentityMetric
+from ctrnn_assembly.contracting.interface import Contracting
 
 
-class AdaDiag(IdentityMetric):
+class AdaDiag(Contracting):
     """W = diag(bounded(theta)) / g; raw tensor theta (n,).
 
-    Guarantee: continuous-time contraction at rate >= margin / tau in M = I, both forms, also with
-    any skew-symmetric coupling.
+    Guarantee: rate >= margin / tau in M = I, both forms, also with any skew-symmetric coupling.
     """
 
     diagonal = True
@@ -30,7 +29,7 @@ class AdaDiag(IdentityMetric):
 
     @abstractmethod
     def unbounded(self, gw: Tensor) -> Tensor:
-        """A theta with bounded(theta) = gw, for gw within (-kappa, kappa)."""
+        """The inverse, for gw within (-kappa, kappa)."""
 
     def weight(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         return torch.diag(self.bounded(theta) / self.phi.g)
@@ -65,8 +64,7 @@ class AdaDiagTanh(AdaDiag):
 class AdaDiagClip(AdaDiag):
     """g w = clamp(theta, -kappa, kappa), see `AdaDiag`.
 
-    The clamp has no gradient outside, so call `project_` on the raw tensor after each optimiser
-    step (training does); the guarantee holds with or without it.
+    The clamp has no gradient outside, so training calls `project_` on theta after each optimiser step.
     """
 
     theorem = "AdaDiag clip"

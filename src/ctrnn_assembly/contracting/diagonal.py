@@ -24,11 +24,9 @@ MAX_CONDITION = 1e6
 class DiagonalMetric(Contracting):
     """W = (1 - margin) exp(b_j - b_i) X_ij / g with X = inside(A); raw tensors A (n, n) and b (n,).
 
-    `inside` maps any A to the X that contract at a rate above 0 in the identity metric, for g = 1.
+    `init_scale` is sqrt(n) times the standard deviation of the A of a sample.
 
-    Args:
-        max_condition: largest condition number of the metric.
-        init_scale: sqrt(n) times the standard deviation of the A of a sample.
+    Guarantee: rate >= margin / tau in P, both forms, for every phi with |slopes| <= g.
     """
 
     default_scale: ClassVar[float] = 1.0
@@ -47,11 +45,11 @@ class DiagonalMetric(Contracting):
 
     @abstractmethod
     def inside(self, A: Tensor) -> Tensor:
-        """X, (n, n), for any finite A (n, n)."""
+        """X, (n, n), contracting at a rate above 0 in M = I for g = 1, for any finite A (n, n)."""
 
     @abstractmethod
     def outward(self, X: Tensor) -> Tensor:
-        """An A with inside(A) = X."""
+        """The inverse of `inside`."""
 
     @abstractmethod
     def metric_of(self, W: Tensor) -> Tensor:
@@ -84,22 +82,20 @@ def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:
     B = rule.phi.g * majorant(W, rule.phi.monotone)
     log_theta = log_metzler_scaling(B, rule.radius)
     if log_theta is None:
-        raise rule.outside(
-            f"rho(g |W|) < {rule.radius:.6g}",
-            float(torch.linalg.eigvals(B).abs().max()),
-            "Scale W down, or use the constraint unconstrained (no certificate).",
-        )
+        fix = "Scale W down, or use the constraint unconstrained (no certificate)."
+        rho = float(torch.linalg.eigvals(B).abs().max())
+        raise rule.outside(f"rho(g |W|) < {rule.radius:.6g}", rho, fix)
     return log_theta
 
 
 def squash(b: Tensor, max_condition: float) -> Tensor:
-    """The exponent actually used, |.| < log(max_condition) / 4."""
+    """beta tanh(b / beta)."""
     beta = math.log(max_condition) / 4
     return beta * torch.tanh(b / beta)
 
 
 def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
-    """The raw b of a given exponent, centred first, if its condition number is below the bound."""
+    """The raw b of an exponent, centred first; an error if its condition number reaches the bound."""
     centred = log_theta - (log_theta.max() + log_theta.min()) / 2
     beta = math.log(max_condition) / 4
     ratio = centred / beta
@@ -113,7 +109,6 @@ def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
 
 
 def checked_condition(max_condition: float) -> float:
-    """The bound, unless it admits no metric but the identity."""
     if not 1 < max_condition < float("inf"):
         raise ContractionError(f"max_condition must be above 1 and finite; got {max_condition}.")
     return max_condition

@@ -26,14 +26,9 @@ SMALLEST_MARGIN = 1e-3
 class Contracting(nn.Module, ABC):
     """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
 
-    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64.
-
-    Args:
-        phi: the activation, by name or as an `Activation`.
-        margin: the guaranteed contraction rate in units of 1 / tau, 1e-3 <= margin < 1.
-
-    Raises:
-        ContractionError: if the margin is out of range, or the theorem does not cover phi.
+    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64. `margin`, in
+    [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau. What is refused is a
+    `ContractionError`.
     """
 
     theorem: ClassVar[str]
@@ -72,15 +67,11 @@ class Contracting(nn.Module, ABC):
 
     @abstractmethod
     def raw(self, W: Tensor) -> tuple[Tensor, ...]:
-        """Raw tensors with weight(*raw) = W, for a finite square W.
+        """Raw tensors with weight(*raw) = W; an error if W is not in the set or no metric is found."""
 
-        Raises:
-            ContractionError: if W is not in the set, or no metric is found within the bounds.
-        """
-
-    @abstractmethod
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        """The metric in which weight(*raw) contracts."""
+        """The metric in which weight(*raw) contracts: M = I unless a theorem says otherwise."""
+        return Factor.identity(raw[0].shape[0], raw[0])
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -91,12 +82,9 @@ class Contracting(nn.Module, ABC):
         return self.weight(*working_precision(*raw)).to(raw[0].dtype)
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
-        """`raw` for a W of any precision; the metric, if free, is searched for.
+        """`raw` for a W of any precision, checked; the metric, if free, is searched for.
 
         To copy a trained module use its state dict, which keeps its metric.
-
-        Raises:
-            ShapeError: if W is not square. ContractionError: if W is not finite or not in the set.
         """
         check_square(W)
         return tuple(raw.to(W.dtype) for raw in self.raw(*working_precision(W.detach())))
@@ -114,13 +102,6 @@ class Contracting(nn.Module, ABC):
         return f"phi={self.phi.name}, {guarantee}"
 
 
-class IdentityMetric(Contracting):
-    """A set of weights whose metric is M = I."""
-
-    def metric(self, *raw: Tensor, form: Form) -> Factor:
-        return Factor.identity(raw[0].shape[0], raw[0])
-
-
 def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
     """The raw tensors behind a parametrised tensor."""
     held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)[name])
@@ -128,7 +109,7 @@ def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
 
 
 def check_square(W: Tensor) -> None:
-    """Refuse what is no finite (n, n) weight, as `Contracting.right_inverse` does."""
+    """Refuse what is no finite (n, n) weight."""
     if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ShapeError(f"W must be (n, n) with n >= 1; got {tuple(W.shape)}.")
     bad = int((~torch.isfinite(W)).sum())

@@ -18,11 +18,7 @@ from ctrnn_assembly.linalg import majorant, symmetric_part
 
 
 class Absolute(DiagonalMetric):
-    """Theorem 1, trainable: rho(g |W|) < 1; raw tensors V (n, n) and b (n,).
-
-    Guarantee: continuous-time contraction at rate >= margin / tau in the diagonal metric
-    diag(exp(2 b)), both forms, for every phi with |slopes| <= g.
-    """
+    """Theorem 1, trainable: rho(g |W|) < 1; raw tensors V (n, n) and b (n,), see `DiagonalMetric`."""
 
     theorem = "Theorem 1"
     default_scale = 0.5

@@ -1,9 +1,8 @@
 """Theorem 1, frozen and sparse: the modules of the Sparse Combo Net.
 
 A random sparse W is drawn until rho(g |W|) < 1 (or scaled into the set) and then kept fixed; only
-the couplings train. The metric is the diagonal P = diag(e / d) of THEORY sections 2 and 4. The released
-code of the paper accepts M = I / 2 for every network because its test multiplies element by element;
-here P is built, checked, and draws whose metric is conditioned worse than `max_condition` are refused.
+the couplings train. The metric is the diagonal P = diag(e / d) of THEORY sections 2 and 4, built and
+checked; draws whose metric is conditioned worse than `max_condition` are refused.
 
 Source: Kozachkov et al. 2022, Theorem 1 and section 4 (arXiv 2106.08928).
 """
@@ -14,13 +13,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.diagonal import (
-    MAX_CONDITION,
-    balanced,
-    checked_condition,
-    metzler_metric,
-    unsquash,
-)
+from ctrnn_assembly.contracting import diagonal
+from ctrnn_assembly.contracting.diagonal import metzler_metric
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.linalg import majorant, symmetric_part, working_precision
@@ -31,13 +25,11 @@ class SparseAbsolute(Contracting):
     """Theorem 1, frozen and sparse: rho(g |W|) < 1; raw tensors W (n, n) and log theta (n,), buffers.
 
     Args:
-        density: share of the n^2 entries that are drawn, 0 < density <= 1.
-        magnitude: entries are uniform in (-magnitude, magnitude); the diagonal is 0.
-        outside_set: "reject" draws again until W is in the set; "rescale" shrinks a W that is not.
-        max_condition: largest accepted condition number of the metric.
-        tries: draws before giving up.
+        density, magnitude: of a sample, see `sparse_uniform`.
+        outside_set: "reject" draws again, at most `tries` times, until W is in the set; "rescale"
+            shrinks a W that is not.
 
-    Guarantee: continuous-time contraction at rate >= margin / tau in diag(theta^2), both forms.
+    Guarantee: rate >= margin / tau in diag(theta^2), both forms.
     """
 
     theorem = "Theorem 1"
@@ -51,7 +43,7 @@ class SparseAbsolute(Contracting):
         density: float = 0.033,
         magnitude: float = 1.0,
         outside_set: Literal["reject", "rescale"] = "reject",
-        max_condition: float = MAX_CONDITION,
+        max_condition: float = diagonal.MAX_CONDITION,
         tries: int = 1000,
     ) -> None:
         super().__init__(phi, margin=margin)
@@ -60,14 +52,14 @@ class SparseAbsolute(Contracting):
         if not 0 < magnitude < float("inf"):
             raise ConfigError(f"magnitude must be positive and finite; got {magnitude}.")
         self.density, self.magnitude, self.outside_set = density, magnitude, outside_set
-        self.max_condition, self.tries = checked_condition(max_condition), tries
+        self.max_condition, self.tries = diagonal.checked_condition(max_condition), tries
 
     def weight(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()  # an in-place change of the weight must not reach the frozen one
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = metzler_metric(self, W)
-        unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
+        diagonal.unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
         # A copy: W must not change with a tensor that the caller still holds.
         return W.clone(), log_theta
 
@@ -78,14 +70,12 @@ class SparseAbsolute(Contracting):
         """Refuse raw tensors, such as those of a file, that are slower than margin in diag(theta^2)."""
         check_square(W)
         W64, log_theta64 = working_precision(W, log_theta)
-        S = symmetric_part(balanced(self.phi.g * majorant(W64, self.phi.monotone), log_theta64))
+        S = symmetric_part(diagonal.balanced(self.phi.g * majorant(W64, self.phi.monotone), log_theta64))
         top = float(torch.linalg.eigvalsh(S)[-1]) if bool(torch.isfinite(S).all()) else float("nan")
         if not top <= 1 - self.margin:
-            raise self.outside(
-                f"g lmax(sym(P^1/2 |W| P^-1/2)) <= {1 - self.margin:.6g}",
-                top,
-                "Build the module with the margin and the activation that the weights were made for.",
-            )
+            condition = f"g lmax(sym(P^1/2 |W| P^-1/2)) <= {1 - self.margin:.6g}"
+            fix = "Build the module with the margin and the activation that the weights were made for."
+            raise self.outside(condition, top, fix)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):

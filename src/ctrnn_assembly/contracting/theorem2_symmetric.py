@@ -5,8 +5,8 @@ Parametrisation without eigenvalues: for R > 0 symmetric and c in (0, 1),
     g W = 2 sqrt(c) R - R^2 = c I - (R - sqrt(c) I)^2 <= c I,
 
 with metric M = R^-2 for the x-form (R^2 for the r-form) and rate 1 - c, the best possible.
-R = eps I + G with G = E E^T / n squashed to ||G||_F < bound sqrt(n). Onto the symmetric W whose R fits
-below the bound.
+R = eps I + G with G = E E^T / n squashed to ||G||_F < bound sqrt(n), so that the rounding of float32
+weights cannot exceed the margin. Onto the symmetric W whose R fits below the bound.
 
 Source: Kozachkov et al. 2022, Theorem 2 (arXiv 2106.08928); metric and rate from THEORY section 2.
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.gram import bounded_gram, gram_root
 from ctrnn_assembly.contracting.interface import Contracting, Form
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import symmetric_part
@@ -28,8 +27,7 @@ SMALLEST_R = 0.05
 class Symmetric(Contracting):
     """Theorem 2: W = W^T with g W < I; raw tensors E (n, n) and s (1,), the logit of c / (1 - margin).
 
-    Guarantee: continuous-time contraction at rate 1 - c >= margin (per tau) in M = R^-2 (x-form)
-    or R^2 (r-form), for every phi with slopes in [0, g].
+    Guarantee: rate (1 - c) / tau >= margin / tau for every phi with slopes in [0, g].
     """
 
     theorem = "Theorem 2"
@@ -44,7 +42,7 @@ class Symmetric(Contracting):
         self.bound = bound
 
     def weight(self, E: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
-        R = self._root(E)
+        R = bounded_gram(E, SMALLEST_R, self.bound)
         # c stays above a hundredth of its limit: at c = 0 no W with g lmax(W) > 0 is left.
         c = self.radius * torch.sigmoid(s).clamp(min=0.01)
         return symmetric_part((2 * c.sqrt() * R - R @ R) / self.phi.g)
@@ -61,15 +59,13 @@ class Symmetric(Contracting):
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
         E = gram_root(roots, vectors, SMALLEST_R, self.bound)
         if E is None:
-            raise self.outside(
-                f"||R - {SMALLEST_R} I||_F < bound sqrt(n)",
-                float((roots - SMALLEST_R).norm()),
-                f"Raise bound (now {self.bound}) or scale W down.",
-            )
+            fix = f"Raise bound (now {self.bound}) or scale W down."
+            size = float((roots - SMALLEST_R).norm())
+            raise self.outside(f"||R - {SMALLEST_R} I||_F < bound sqrt(n)", size, fix)
         return E, torch.logit(W.new_tensor([c / self.radius]))
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        R = self._root(raw[0])
+        R = bounded_gram(raw[0], SMALLEST_R, self.bound)
         x_form = Factor.dense(torch.linalg.inv(R), R)
         return x_form if form == "x" else x_form.inverse()
 
@@ -77,6 +73,21 @@ class Symmetric(Contracting):
         E = torch.randn(n, n, generator=generator) * 0.5
         return self(E, torch.zeros(1))
 
-    def _root(self, E: Tensor) -> Tensor:
-        """R, (n, n)."""
-        return bounded_gram(E, SMALLEST_R, self.bound)
+
+def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:
+    """shift I + G / (1 + ||G||_F / l) for G = E E^T / n and l = bound sqrt(n): G's part is below l."""
+    n = E.shape[0]
+    # Normalised before the product: a diverging E would overflow E E^T.
+    size = E.detach().abs().max().clamp(min=1.0)
+    G = (E / size) @ (E / size).mT / n
+    squashed = G / (size**-2 + torch.linalg.matrix_norm(G) / (bound * n**0.5))
+    return squashed + shift * torch.eye(n, dtype=E.dtype, device=E.device)
+
+
+def gram_root(values: Tensor, vectors: Tensor, shift: float, bound: float) -> Tensor | None:
+    """An E whose bounded gram has these eigenvalues and eigenvectors; None if no E has."""
+    n, rest = len(values), values - shift
+    share = float(rest.norm()) / (bound * n**0.5)
+    if share >= 1 or float(rest.min()) <= 0:
+        return None
+    return (vectors * (rest / (1 - share)).mul(n).sqrt()) @ vectors.mT

@@ -1,8 +1,7 @@
 """Theorem 3: W = -P1 Q P2 with P1, P2 > 0 diagonal and Q > 0 symmetric.
 
 Metric (P1 Q P1)^-1 for the x-form, P2 Q P2 for the r-form; rate 1, whatever the size of W (M W D =
--P1^-1 P2 D is diagonal and <= 0). The title of the theorem in the paper says "orthogonal"; Q must be
-symmetric positive definite. The factors of a given W follow from W_ij / W_ji = r_i / r_j with
+-P1^-1 P2 D is diagonal and <= 0). The factors of a given W follow from W_ij / W_ji = r_i / r_j with
 r = p1 / p2, so the inverse needs no search. P_k and Q are bounded, so that rounding W to float32
 cannot cost more than a small part of the rate. Stiff: forward Euler needs h < 2/(1 + g lmax(P1QP2)).
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.gram import bounded_gram, gram_root
 from ctrnn_assembly.contracting.interface import Contracting, Form
+from ctrnn_assembly.contracting.theorem2_symmetric import bounded_gram, gram_root
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor
 
@@ -28,8 +27,8 @@ class NegativeProduct(Contracting):
 
     P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed.
 
-    Guarantee: continuous-time contraction at rate 1 (per tau) for every phi with slopes in [0, g];
-    `rate` claims 0.99, which leaves room for the rounding of float32 weights.
+    Guarantee: rate 1 / tau for every phi with slopes in [0, g]; `rate` claims 0.99, which leaves room
+    for the rounding of float32 weights.
     """
 
     theorem = "Theorem 3"
@@ -57,11 +56,9 @@ class NegativeProduct(Contracting):
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
         E = gram_root(values, vectors, SMALLEST_Q, LARGEST_Q)
         if E is None:
-            raise self.outside(
-                f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)",
-                float(values[0]),
-                "The value is the smallest eigenvalue of Q; rescale W.",
-            )
+            condition = f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)"
+            fix = "The value is the smallest eigenvalue of Q; rescale W."
+            raise self.outside(condition, float(values[0]), fix)
         p = torch.atanh(log_p / LARGEST_LOG_P)
         return p, -p, E
 
@@ -83,7 +80,6 @@ class NegativeProduct(Contracting):
 
 
 def _scaling(p: Tensor) -> Tensor:
-    """P_k, (n,)."""
     return (LARGEST_LOG_P * p.tanh()).exp()
 
 

@@ -18,11 +18,7 @@ from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
 class SingularValueBounded(DiagonalMetric):
-    """Theorem 5: g^2 W^T P W < P for a diagonal P; raw tensors A (n, n) and b (n,).
-
-    Guarantee: continuous-time contraction at rate >= margin / tau in diag(exp(2 b)), both forms,
-    for every phi with |slopes| <= g.
-    """
+    """Theorem 5: g^2 W^T P W < P for a diagonal P; see `DiagonalMetric`."""
 
     theorem = "Theorem 5"
 
@@ -52,8 +48,5 @@ class SingularValueBounded(DiagonalMetric):
             if s < self.radius * (1 - 1e-9):
                 return log_theta
             smallest = min(smallest, s)
-        raise self.outside(
-            f"g s(P^1/2 W P^-1/2) < {self.radius:.6g} in one of three diagonal metrics",
-            smallest,
-            "Scale W down.",
-        )
+        condition = f"g s(P^1/2 W P^-1/2) < {self.radius:.6g} in one of three diagonal metrics"
+        raise self.outside(condition, smallest, "Scale W down.")

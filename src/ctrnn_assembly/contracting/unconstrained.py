@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting.interface import IdentityMetric
+from ctrnn_assembly.contracting.interface import Contracting
 from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
 
-class WithoutGuarantee(IdentityMetric):
-    """A set that no theorem speaks of; raw tensor W (n, n)."""
+class Unconstrained(Contracting):
+    """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
+
+    theorem = "none"
+
+    def __init__(self, phi: str | Activation = "tanh", *, init_scale: float = 0.5) -> None:
+        super().__init__(phi)
+        self.init_scale = init_scale
 
     @property
     def rate(self) -> None:
@@ -26,21 +32,11 @@ class WithoutGuarantee(IdentityMetric):
     def raw(self, W: Tensor) -> tuple[Tensor]:
         return (W.clone(),)
 
-
-class Unconstrained(WithoutGuarantee):
-    """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
-
-    theorem = "none"
-
-    def __init__(self, phi: str | Activation = "tanh", *, init_scale: float = 0.5) -> None:
-        super().__init__(phi)
-        self.init_scale = init_scale
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
 
 
-class PublishedSparse(WithoutGuarantee):
+class PublishedSparse(Unconstrained):
     """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
 
     scipy-style sparse positions with entries uniform in (-30, 30), zero diagonal, kept if
