@@ -1,4 +1,4 @@
-"""The face of the certificates: is this system contracting, how fast, and does its step keep it?"""
+"""Is this system contracting, how fast, and does its step keep it?"""
 
 import math
 from collections.abc import Iterator
@@ -8,14 +8,9 @@ from typing import Any, Literal
 import torch
 
 from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
-from ctrnn_assembly.certificates.result import (
-    Certificate,
-    CouplingFacts,
-    MetricFacts,
-    Module,
-    StepCertificate,
-)
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, common_disc
 from ctrnn_assembly.metrics import Factor, Metric
@@ -28,6 +23,7 @@ SMALLEST_RATE = 1e-6
 LARGEST = 1e50
 
 Search = Literal["none", "fast", "convex"]
+Modules = tuple[result.Module, ...]
 
 
 @torch.no_grad()
@@ -41,18 +37,14 @@ def certify(
 ) -> Certificate:
     """Certify a subnetwork, an assembly of any depth or plain `Terms`, as the weights are now.
 
-    One metric is tried first; if it proves nothing, `search` looks for another one.
-
     Args:
         field: anything with `terms()` and `metric()`, or `Terms`.
-        metric: the metric to try first, one factor a block; by default the field's own, for `Terms` the
-            identity.
+        metric: the one to try first, one factor a block; by default the field's own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; solver "euler" by default.
-        search: "none"; "fast" for identity, Perron, Lyapunov and balanced metrics; "convex" for these
-            and a semidefinite search for a diagonal one (extra `convex`).
+        search: for another metric if that one proves nothing. "none"; "fast" for identity, Perron,
+            Lyapunov and balanced metrics; "convex" for a semidefinite search, too (extra `convex`).
 
-    Returns:
-        The `Certificate`; its guarantee is stated there. Whatever is not proven is said there, too.
+    The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
     terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
     if metric is None and not isinstance(field, Terms):
@@ -76,7 +68,6 @@ def certify(
 
 
 def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, origin: str) -> Certificate:
-    """The certificate in one metric; `origin` says where it comes from."""
     broken = unusable(terms, metric)
     if broken:
         return Certificate.refused(broken, dt=dt, solver=solver, origin=origin)
@@ -87,7 +78,7 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
         reason = f"the numbers differ too much in size for float64 linear algebra ({error})"
         return Certificate.refused(reason, dt=dt, solver=solver, origin=origin)
     smallest = SMALLEST_RATE / float(terms.tau.max())
-    modules = tuple(_modules(terms, whole))
+    modules = _modules(terms, whole)
     certified = all(module.certified for module in modules) and rate >= smallest
     return Certificate(
         certified=certified,
@@ -124,18 +115,19 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     return max(by_disc, by_alone) * (1 - 1e-12) * float(terms.tau.double().min())
 
 
-def _modules(terms: Terms, whole: Interconnection) -> list[Module]:
-    found = []
-    taus = terms.tau.double().split(terms.sizes)
+def _modules(terms: Terms, whole: Interconnection) -> Modules:
+    found, taus = [], terms.tau.double().split(terms.sizes)
     for k, (proven, tau) in enumerate(zip(whole.modules, taus, strict=True)):
         unit = float(tau.max()) if proven.rate > 0 else float(tau.min())
         certified = proven.rate * float(tau.max()) >= SMALLEST_RATE
         theorem = proven.theorem if certified else "none"
-        found.append(Module(k, len(tau), theorem, proven.rate * unit, proven.rate, certified))
-    return found
+        found.append(result.Module(k, len(tau), theorem, proven.rate * unit, proven.rate, certified))
+    return tuple(found)
 
 
-def _reason(whole: Interconnection, modules: tuple[Module, ...], rate: float, smallest: float) -> str:
+def _reason(
+    whole: Interconnection, modules: tuple[result.Module, ...], rate: float, smallest: float
+) -> str:
     """The first condition that failed, its value, and what to change."""
     growth = whole.abscissa_at_full_slope()
     unstable = (
@@ -162,7 +154,6 @@ def _reason(whole: Interconnection, modules: tuple[Module, ...], rate: float, sm
 
 
 def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> StepCertificate:
-    """The factor of one step of a certified system."""
     if not certified:
         return StepCertificate.refused(solver, dt)
     if solver not in STEP_PROOFS:
@@ -172,28 +163,21 @@ def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> St
     return StepCertificate.of(proof, solver, dt, advice.get(solver, "no dt is certified"))
 
 
-def _metric_facts(terms: Terms, metric: Metric, origin: str) -> MetricFacts:
-    """Extreme eigenvalues of diag(tau) M, to float64 accuracy."""
+def _metric_facts(terms: Terms, metric: Metric, origin: str) -> result.MetricFacts:
     timed = metric.mapped(lambda tensor: tensor.double()).scaled(terms.tau.double().sqrt())
     values = torch.cat([factor.eigenvalues() for factor in timed.factors])
     low, high = float(values.min()), float(values.max())
     kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
-    return MetricFacts(kind, origin, low, high, metric)
+    return result.MetricFacts(kind, origin, low, high, metric)
 
 
-def _coupling_facts(terms: Terms, whole: Interconnection) -> CouplingFacts:
-    """Pairs from the entries of L themselves, with the residual of each."""
+def _coupling_facts(terms: Terms, whole: Interconnection) -> result.CouplingFacts:
     norms = block_norms(2 * whole.skewness[0], terms.sizes)
     present = ((min(i, j), max(i, j)) for i, j, _ in nonzero_blocks(whole.K, terms.sizes) if i != j)
     pairs = tuple(sorted(set(present)))
-    return CouplingFacts(
-        topology=recognise(pairs, len(terms.sizes)),
-        pairs=pairs,
-        residual=max((float(norms[i, j]) for i, j in pairs), default=0.0),
-        norm=whole.norm,
-        cost=whole.cost,
-        edges=len(terms.edges),
-    )
+    residual = max((float(norms[i, j]) for i, j in pairs), default=0.0)
+    topology, edges = recognise(pairs, len(terms.sizes)), len(terms.edges)
+    return result.CouplingFacts(topology, pairs, residual, whole.norm, whole.cost, edges)
 
 
 def unusable(terms: Terms, metric: Metric) -> str:
@@ -202,7 +186,7 @@ def unusable(terms: Terms, metric: Metric) -> str:
 
 
 def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
-    """What makes a proof impossible; a check may rely on those before it, so only the first counts."""
+    """What makes a proof impossible; a check relies on those before it, so only the first counts."""
     tensors = [*terms.tensors(), *(factor.theta for factor in metric.factors)]
     for tensor in tensors:
         if tensor.is_complex() or tensor.layout != torch.strided or tensor.dtype == torch.bool:
@@ -232,7 +216,6 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
 
 
 def _bad_shapes(terms: Terms, metric: Metric) -> Iterator[str]:
-    """Which tensor has the wrong shape."""
     blocks = [tuple(W.shape) for W in terms.blocks]
     if not blocks or any(len(s) != 2 or s[0] != s[1] or s[0] < 1 for s in blocks):
         yield f"every module needs a square weight; got shapes {blocks[:4]}"
@@ -241,9 +224,8 @@ def _bad_shapes(terms: Terms, metric: Metric) -> Iterator[str]:
     fits = [theta in ((s[0],), s) for theta, s in zip(thetas, blocks, strict=False)]
     if len(thetas) != len(blocks) or not all(fits):
         yield f"the metric has factors of shapes {thetas[:4]}, the field modules of {blocks[:4]}"
-    square = [terms.L] if terms.L is not None else []
-    square += [edge.K for edge in terms.edges]
-    wrong = [tuple(A.shape) for A in square if A.shape != (n, n)]
+    square = [terms.L, *(edge.K for edge in terms.edges)]
+    wrong = [tuple(A.shape) for A in square if A is not None and A.shape != (n, n)]
     if wrong or terms.tau.shape != (n,):
         yield f"couplings must be ({n}, {n}) and tau ({n},); got {wrong[:4]}, {tuple(terms.tau.shape)}"
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))

@@ -2,9 +2,8 @@
 
 For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over all
 patterns: a chord between two proven factors bounds every factor between them. So a curve needs few
-proofs, and is itself proven.
-
-Cost: `proofs` inequalities of `steps` for the whole, and twice as many for the modules alone.
+proofs, and is itself proven: `proofs` inequalities of `steps` for the whole, and twice as many for the
+modules alone.
 """
 
 import math
@@ -24,17 +23,10 @@ from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
-POINTS = 200
-
 
 @dataclass(frozen=True)
 class FactorCurve:
-    """Upper bounds on the factor of one step, one for each dt; infinite where none is proven.
-
-    Attributes:
-        dts: increasing, in the unit of tau. factors: one for each.
-        max_dt: largest certified dt: 0 for none, infinite for every dt.
-    """
+    """Upper bounds on the factor of one step for increasing dt; infinite where none is proven."""
 
     solver: str
     dts: tuple[float, ...]
@@ -54,13 +46,11 @@ def factor_curves(
     """The curves of several solvers over one range of dt, which holds `near` and what is certified.
 
     Args:
-        terms, metric: a field, and a metric that certifies it (`certificate.metric.matrix`).
+        metric: one that certifies the field (`certificate.metric.matrix`).
         near: a dt of interest, such as that of a run.
-        solvers: some of those with a proof.
         proofs: of the curve of Euler, at equal distances of dt; the more, the closer.
 
-    Raises:
-        ContractionError: if a weight, time constant or metric is such that nothing can be proven.
+    Raises ContractionError where `unusable` says that nothing can be proven.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     broken = unusable(terms, metric)
@@ -82,11 +72,7 @@ def factor_curves(
 
 @dataclass(frozen=True)
 class Chords:
-    """The factor of a step I + dt J by chords between proven factors; nothing beyond the last.
-
-    Attributes:
-        knots: dt of the proofs, from 0. factors: the proven ones, from 1.
-    """
+    """The factor of a step I + dt J by chords between proven factors, from (0, 1) to the last."""
 
     knots: tuple[float, ...]
     factors: tuple[float, ...]
@@ -123,8 +109,7 @@ class Chords:
 def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
     """dt from a tenth of the smallest to three times the largest of these, and these."""
     marks = [near, *(dt for dt in largest if 0 < dt < math.inf)]
-    between = np.geomspace(min(marks) / 10, 3 * max(marks), POINTS)
-    return tuple(sorted([*between.tolist(), *marks]))
+    return tuple(sorted([*np.geomspace(min(marks) / 10, 3 * max(marks), 200).tolist(), *marks]))
 
 
 def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:

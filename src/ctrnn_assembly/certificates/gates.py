@@ -10,11 +10,9 @@
 Source: THEORY section 3, (a) to (d), with the bounds for gates of the input and their steps.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -48,15 +46,10 @@ def certify_gated(
 
     Args:
         terms: the tensors of F, with tau = 1.
-        metric: the metric to prove contraction in, one factor a block of `terms`.
-        gate: what nu depends on, see the table above.
         lo, hi: bounds of nu, 0 < lo <= hi, per unit of time.
         nu: the gates, (n,), if they are constant.
 
     Returns: a `Certificate`; `modules` and `coupling` describe the field at nu = 1, unless constant.
-
-    Raises:
-        ConfigError, ShapeError: for impossible arguments. Whatever is not proven is returned as such.
 
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """
@@ -101,37 +94,28 @@ def certify_gated(
 
 
 def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
-    """From the certificate of the field with the step dt hi."""
-    step = None
-    if dt is not None and fastest.step is not None:
-        step = _slower(fastest.step, lo / hi, dt)
+    """From the certificate of the field with the step dt hi; slower steps follow by convexity."""
+    step = fastest.step
+    if dt is not None and step is not None:
+        q, step = step.contraction_factor, replace(step, dt=dt)
+        if q is not None and q < 1:
+            factor = 1 - (1 - q) * (lo / hi) * (1 - SLACK) + 2 * UNIT
+            step = replace(step, contraction_factor=factor)
+            if step.certified and factor >= 1:
+                reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
+                step = replace(step, certified=False, reason=reason)
         step = replace(step, max_dt=max(step.max_dt / hi * (1 - SLACK), dt if step.certified else 0.0))
     rate = min(lo * fastest.rate, hi * fastest.rate)
     rounding = hi * fastest.rounding + SLACK * abs(rate)
     return replace(fastest, rate=rate - SLACK * abs(rate), rounding=rounding, step=step)
 
 
-def _slower(step: StepCertificate, share: float, dt: float) -> StepCertificate:
-    """The step dt of every gate from share to all of that in `step`, by convexity."""
-    q = step.contraction_factor
-    if q is None or q >= 1:
-        return replace(step, dt=dt)
-    factor = 1 - (1 - q) * share * (1 - SLACK) + 2 * UNIT
-    slower = replace(step, dt=dt, contraction_factor=factor)
-    if step.certified and factor >= 1:
-        reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
-        return replace(slower, certified=False, reason=reason)
-    return slower
-
-
 @dataclass(frozen=True)
 class InputGates:
     """Gates of the input, in the symbols of THEORY section 3: what they cost, and their steps.
 
-    Attributes:
-        rate: a lower bound on the rate under the gates, from which `cost` and `slack` are taken off.
-        contracts_alone: whether E contracts, without which the disc says nothing.
-        k, turn, e: of the disc, turn = m omega. change: hi a, with a >= ||A||.
+    `rate` is a lower bound, with `cost` and `slack` taken off; k, turn = m omega and e are of the disc,
+    which says nothing unless E `contracts_alone`; `change` is hi a, with a >= ||A||.
     """
 
     rate: float
@@ -145,8 +129,8 @@ class InputGates:
     change: float
 
     @classmethod
-    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float, lam: float) -> InputGates:
-        """From the tensors of a field, its diagonal metric and its rate lam without gates."""
+    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float, lam: float) -> Self:
+        """From a field, its diagonal metric and its rate lam without gates."""
         theta = torch.cat([factor.theta for factor in metric.factors]).double()
         scale = Balance.of(theta, torch.ones_like(theta))
 
@@ -178,12 +162,10 @@ class InputGates:
         return cls(lo * lam - cost - slack, cost, slack, omega, low > 0, *disc, change)
 
     def factor(self, dt: float) -> float:
-        """An upper bound on the factor of the step v + dt nu o F."""
         return min(self.by_disc(dt), self.by_rate(dt))
 
     @property
     def max_dt(self) -> float:
-        """A dt up to which every step contracts."""
         k, turn, e = self.k, self.turn, self.e
         disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
         return max(

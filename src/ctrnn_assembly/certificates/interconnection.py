@@ -5,28 +5,21 @@ negative feedback up to rounding, and the rounding counts. A nonlinear edge K_e 
 bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of, norm_under_slopes
 from ctrnn_assembly.certificates.modules import ModuleBound, prove_module
-from ctrnn_assembly.certificates.rounding import (
-    DENSE,
-    guess_largest,
-    largest_eigenvalue,
-    spectral_norm,
-    top_eigenvalue,
-    top_vector,
-)
+from ctrnn_assembly.certificates.rounding import DENSE, largest_eigenvalue, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -34,15 +27,7 @@ from ctrnn_assembly.terms import Terms
 
 @dataclass(frozen=True)
 class Interconnection:
-    """An assembly, ready for proofs.
-
-    Attributes:
-        sizes: of the modules.
-        modules: what is proven of each.
-        K: the linear coupling, (n, n), and `K_error`, a bound on its rounding.
-        edge_gains: gamma_ij of the nonlinear edges, (p, p), or None.
-        tau: time constants, (n,).
-    """
+    """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges."""
 
     sizes: tuple[int, ...]
     modules: tuple[ModuleBound, ...]
@@ -52,8 +37,7 @@ class Interconnection:
     tau: Tensor
 
     @classmethod
-    def of(cls, terms: Terms, metric: Metric) -> Interconnection:
-        """From the tensors of a field and its metric."""
+    def of(cls, terms: Terms, metric: Metric) -> Self:
         modules = modules_of(terms, metric)
         scales = [module.balance for module in modules]
         K, error = torch.zeros(terms.n, terms.n, dtype=torch.float64), 0.0
@@ -65,7 +49,7 @@ class Interconnection:
 
     @cached_property
     def skewness(self) -> tuple[Tensor, float]:
-        """sym(K) and a bound on its Frobenius norm, rounding included: what the coupling may cost."""
+        """sym(K) and a bound on its Frobenius norm, rounding included."""
         S = symmetric_part(self.K)
         return S, float(S.norm()) * (1 + 1e-12) + self.K_error
 
@@ -100,16 +84,16 @@ class Interconnection:
 
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
-        rounding = max(module.error for module in self.modules) + self.K_error
+        error = max(module.error for module in self.modules) + self.K_error
         if self.edge_gains is None and not bool(self.K.any()):
-            return self.slowest, rounding
+            return self.slowest, error
         if self.edge_gains is None and len(self.K) > DENSE and self.is_feedback:
-            return self.slowest - self.cost, rounding
+            return self.slowest - self.cost, error
         S = torch.block_diag(*(module.s_procedure_matrix for module in self.modules)) + self.skewness[0]
         if self.edge_gains is None:
-            return -largest_eigenvalue(S, rounding), rounding
-        cost = min(self._edge_costs(S), key=lambda cost: guess_largest(S + torch.diag(cost)))
-        return -largest_eigenvalue(S + torch.diag(cost), rounding), rounding
+            return -largest_eigenvalue(S, error), error
+        cost = min(self._edge_costs(S), key=lambda cost: rounding.guess_largest(S + torch.diag(cost)))
+        return -largest_eigenvalue(S + torch.diag(cost), error), error
 
     def abscissa_at_full_slope(self) -> float:
         """The largest real part of an eigenvalue of the Jacobian at the largest slopes, unproven.
@@ -134,15 +118,15 @@ class Interconnection:
         label = connected_components(joined, directed=False)[1]
         return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
 
-    def part(self, chosen: list[int], *, coupled: bool = True) -> Interconnection:
+    def part(self, chosen: list[int], *, coupled: bool = True) -> Self:
         """Some of the modules, with their linear coupling or without, and no nonlinear edges."""
         spans = torch.arange(len(self.K)).split(self.sizes)
         units = torch.cat([spans[k] for k in chosen])
         K, error = torch.zeros(len(units), len(units), dtype=self.K.dtype), 0.0
         if coupled:
             K, error = self.K[units][:, units] if len(units) < len(self.K) else self.K, self.K_error
-        modules, sizes = (tuple(of_all[k] for k in chosen) for of_all in (self.modules, self.sizes))
-        return Interconnection(sizes, modules, K, error, None, self.tau[units])  # type: ignore[arg-type]
+        sizes, modules = tuple(self.sizes[k] for k in chosen), tuple(self.modules[k] for k in chosen)
+        return type(self)(sizes, modules, K, error, None, self.tau[units])
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
@@ -162,14 +146,14 @@ class Interconnection:
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
             yield (found := cost(_dominating(comparison)))
             for _ in range(5 if len(S) <= DENSE else 0):
-                parts = top_vector(S + torch.diag(found)).split(self.sizes)
+                parts = rounding.top_vector(S + torch.diag(found)).split(self.sizes)
                 w = torch.stack([part.norm() for part in parts])
                 yield (found := cost(w.clamp(min=1e-6 * float(w.max()))))
 
 
 def _dominating(C: Tensor) -> Tensor:
     """w > 0 with C w < l w, l just above the largest eigenvalue of a Metzler matrix; else ones."""
-    above = top_eigenvalue(C) + 1e-9 * float(C.norm())
+    above = rounding.top_eigenvalue(C) + 1e-9 * float(C.norm())
     eye = torch.eye(len(C), dtype=C.dtype)
     w = torch.linalg.solve_ex(above * eye - C, torch.ones_like(C[0]))[0]
     return w if bool((w > 0).all()) else torch.ones_like(w)

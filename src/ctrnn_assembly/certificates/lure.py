@@ -28,11 +28,9 @@ from ctrnn_assembly.terms import Terms
 
 @dataclass(frozen=True)
 class Balance:
-    """Theta tau^1/2 of one module, its inverse, and how far rounding put the inverse off.
+    """left = tau^-1/2 Theta and right = Theta^-1 tau^-1/2 of one module, (n,) or (n, n).
 
-    Attributes:
-        left, right: (n,) or (n, n) factors of A -> left A right.
-        skew: the true inverse is right (I + E) with ||E|| <= skew; 0 for diagonal metrics.
+    The true right is right (I + E) with ||E|| <= skew; 0 for diagonal metrics.
     """
 
     left: Tensor
@@ -41,7 +39,6 @@ class Balance:
 
     @classmethod
     def of(cls, theta: Tensor, tau: Tensor) -> Self:
-        """left = tau^-1/2 Theta, right = Theta^-1 tau^-1/2."""
         root = tau.rsqrt()
         if theta.ndim == 1:
             return cls(theta * root, root / theta, 0.0)
@@ -62,7 +59,7 @@ class Balance:
         return self.left @ A, product_error(self.left, A) + 8 * UNIT * (self.left.abs() @ A.abs())
 
     def raise_(self, A: Tensor) -> tuple[Tensor, Tensor]:
-        """A right, and a bound on the error of each entry."""
+        """A right, and its error likewise."""
         if self.diagonal:
             product = A * self.right
             return product, 8 * UNIT * product.abs()
@@ -95,12 +92,9 @@ def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool 
 
 @dataclass(frozen=True)
 class ModuleInMetric:
-    """One module and a metric for it, in float64.
+    """One module, phi outside (x-form) or `inside` (r-form), and theta (n,) or (n, n), in float64.
 
-    Attributes:
-        W: weight, (n, n), with phi outside (x-form) or `inside` (r-form).
-        theta: factor of the metric, (n,) or (n, n); a stored inverse is not trusted.
-        tau: time constants, (n,).
+    A stored inverse of theta is not trusted.
     """
 
     W: Tensor
@@ -116,12 +110,9 @@ class ModuleInMetric:
 
 @dataclass(frozen=True)
 class LureSystem:
-    """A module in its metric: A, X, Z as above and bounds on their rounding errors.
+    """A module in its metric: A, X, Z as above, (n, n), and g, the width of the slope interval.
 
-    Attributes:
-        A: (n, n). X: (n, n), the columns belong to the units' w. Z: (n, n), the rows to their z.
-        g: the width of the slope interval.
-        A_error: in the Frobenius norm. X_error: of each column. Z_error: of each row.
+    Bounds on rounding: A_error in the Frobenius norm, X_error of each column, Z_error of each row.
     """
 
     g: float
@@ -134,7 +125,6 @@ class LureSystem:
 
     @classmethod
     def of(cls, module: ModuleInMetric) -> Self:
-        """The system of a module in its metric."""
         W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
         scaled, off = balanced(W, balance, balance)
         A = lo * scaled - torch.diag(1 / module.tau)
@@ -145,15 +135,9 @@ class LureSystem:
             return cls(g, A, nothing, nothing, A_error, exact, exact)
         X, X_off = balance.lower(eye if module.inside else W)
         Z, Z_off = balance.raise_(W if module.inside else eye)
-        return cls(
-            g,
-            A,
-            X,
-            g * Z,
-            A_error,
-            torch.linalg.vector_norm(X_off, dim=0),
-            g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1),
-        )
+        X_error = torch.linalg.vector_norm(X_off, dim=0)
+        Z_error = g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1)
+        return cls(g, A, X, g * Z, A_error, X_error, Z_error)
 
     def weigh(self, T: Tensor) -> tuple[Tensor, Tensor, float]:
         """B = X T^-1/2, C = T^1/2 Z, and a bound on the error of both, for a multiplier T (n,)."""

@@ -29,12 +29,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, balanced, norm_under_slopes
-from ctrnn_assembly.certificates.rounding import (
-    UNIT,
-    largest_eigenvalue,
-    top_eigenvalue,
-    top_vector,
-)
+from ctrnn_assembly.certificates.rounding import UNIT, largest_eigenvalue, top_eigenvalue, top_vector
 from ctrnn_assembly.linalg import majorant, symmetric_part
 
 FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
@@ -44,15 +39,14 @@ WORST = 1e100  # stands for infinity in a search, whose differences must stay fi
 
 @dataclass(frozen=True)
 class ModuleBound:
-    """What is proven of one module, per unit of time.
+    """What is proven of one module, per unit of time, in the metric and over all slopes.
 
     Attributes:
-        system: its Lur'e form. T: its multiplier, (n,).
+        T: the multiplier, (n,).
         rate: lower bound on the contraction rate. error: the rounding taken off it.
         s_procedure_matrix: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
-        theorem: the plainest proof of the rate.
-        norm: bound on ||W D|| / tau in the metric over all slopes.
-        disc: nu, eps with ||J + nu I|| <= eps in the metric over all slopes.
+        norm: bound on ||W D|| / tau.
+        disc: nu, eps with ||J + nu I|| <= eps.
     """
 
     system: LureSystem
@@ -66,7 +60,6 @@ class ModuleBound:
 
 
 def prove_module(module: ModuleInMetric) -> ModuleBound:
-    """The best proof for a module in its metric."""
     system = LureSystem.of(module)
     T, theorem = _best_multiplier(system, multipliers(module))
     S, error = system.s_procedure_matrix(T)
@@ -166,7 +159,7 @@ def _theorem1(module: ModuleInMetric) -> float:
 
 
 def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
-    """nu, eps with ||J + nu I|| <= eps in the metric for all slopes; J = (-I + W D) / tau."""
+    """nu, eps of `ModuleBound`; J = (-I + W D) / tau."""
     W, tau, slope = module.W, module.tau, module.phi.slope
     low, high, size = 1 / tau, 1 / tau, 1 / tau
     if module.theta.ndim == 1 and is_diagonal(W):
@@ -180,20 +173,17 @@ def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
 
 
 def is_diagonal(W: Tensor) -> bool:
-    """Whether W has no entry off its diagonal."""
     return not bool((W - torch.diag(W.diagonal())).any())
 
 
 def _name(module: ModuleInMetric, theorem: str, plain: bool, by_norm: bool) -> str:
-    """The plainest theorem that gives (almost) the rate."""
     W = module.W
     if module.phi.slope[0] == module.phi.slope[1]:
         return "linear"
     if plain and is_diagonal(W):
         return "Theorem 1 (diagonal)"
     if plain:
-        pattern = np.asarray(W != 0)
-        parts = connected_components(pattern, directed=True, connection="strong")[0]
+        parts = connected_components(np.asarray(W != 0), directed=True, connection="strong")[0]
         return "Theorem 4" if parts == len(W) else "Theorem 1"
     symmetric = float((W - W.mT).abs().max()) <= 1e-12 * float(W.abs().max())
     if theorem == "Theorem 2" and not symmetric:

@@ -23,13 +23,11 @@ class StepProof(Protocol):
 
 @dataclass(frozen=True)
 class StepCertificate:
-    """Whether one step of a solver contracts.
+    """Whether one step of a solver contracts; dt in the unit of tau.
 
     Attributes:
-        solver, dt: the step, dt in the unit of tau.
         certified: whether two states under one input approach each other at every step.
-        contraction_factor: upper bound on the factor of their distance in the metric; None if nothing is
-            proven.
+        contraction_factor: upper bound on the factor of their distance in the metric, None if unknown.
         max_dt: largest dt that is certified for this solver: 0 for none, infinite for every dt.
         reason: why not, if not certified.
     """
@@ -71,12 +69,10 @@ class StepCertificate:
 
 @dataclass(frozen=True)
 class Module:
-    """One module alone, in its metric.
+    """One module alone, in its metric; `theorem` is the plainest proof that reaches the rate.
 
-    Attributes:
-        theorem: the plainest proof that reaches the rate.
-        margin: 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
-        rate: lower bound on its contraction rate, per unit of time.
+    `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau; `rate`
+    a lower bound on its contraction rate, per unit of time.
     """
 
     index: int
@@ -91,8 +87,8 @@ class Module:
 class MetricFacts:
     """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
 
-    `origin` is "given" for the field's own metric; a searched one is another, and rates and factors hold
-    in that one. `matrix` is M, None where nothing could be proven; `Certificate.as_dict` leaves it out.
+    `origin` is "given" for the field's own; rates and factors hold in whichever it is. `matrix` is M,
+    None where nothing could be proven; `Certificate.as_dict` leaves it out.
     """
 
     kind: str
@@ -109,16 +105,14 @@ class MetricFacts:
 
 @dataclass(frozen=True)
 class CouplingFacts:
-    """The coupling in the metric.
+    """The coupling of pairs of modules by L, and the number of nonlinear edges, in the metric.
 
     Attributes:
         topology: "all", "ring", "chain", "star", "none", or the number of pairs.
-        pairs: coupled pairs of modules.
         residual: the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over
             the root of tau_i tau_j: 0 for exact feedback. Coupling inside a module counts in `cost`.
         norm: ||tau^-1/2 L tau^-1/2||_M, per unit of time: ||L||_M for tau = 1.
         cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
-        edges: number of nonlinear couplings.
     """
 
     topology: str
@@ -137,7 +131,6 @@ class Certificate:
         certified: whether the continuous system contracts.
         rate: lower bound on the contraction rate, per unit of time; may be negative.
         rounding: what float64 rounding may have cost; already taken off `rate`.
-        step: the discrete step, if one was asked for.
         reasons: what failed first, its value, and what to change; empty if certified.
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
@@ -158,7 +151,7 @@ class Certificate:
     def refused(
         cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
     ) -> Self:
-        """Nothing is proven, and why: for layers without a certificate and for unusable numbers."""
+        """Nothing is proven, and why."""
         step = None if dt is None else StepCertificate.refused(solver, dt, reason)
         metric = MetricFacts("none", origin, 0.0, math.inf)
         coupling = CouplingFacts("unknown", (), math.inf, math.inf, math.inf, 0)
@@ -170,10 +163,7 @@ class Certificate:
         return 1 / self.rate if self.certified else math.inf
 
     def jacobian_bound(self, steps: int) -> float | None:
-        """sqrt(cond(diag(tau) M)) factor^steps: ||dx_T / dx_t|| is at most that over so many steps.
-
-        None without a certified step.
-        """
+        """sqrt(cond(diag(tau) M)) factor^steps >= ||dx_T / dx_t||; None without a certified step."""
         step = self.step
         if step is None or not step.certified or step.contraction_factor is None:
             return None

@@ -57,10 +57,7 @@ def largest_proven(guess: float, proves: Callable[[float], bool]) -> float:
 
 
 def largest_eigenvalue(S: Tensor, error: float = 0.0) -> float:
-    """An upper bound on the largest eigenvalue of every symmetric matrix within `error` of S.
-
-    Infinite if S or `error` is not finite.
-    """
+    """An upper bound on the largest eigenvalue of every symmetric matrix within `error` of S."""
     top = float(S.abs().max()) if S.numel() else 0.0
     if not (math.isfinite(top) and math.isfinite(error)):
         return math.inf

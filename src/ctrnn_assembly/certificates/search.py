@@ -1,10 +1,7 @@
 """A metric where none is known. Nothing here is trusted: every candidate is proven afterwards.
 
-Module by module: the identity; the diagonal metric P = diag(e / d) of Theorem 1 where g |W| is below 1;
-the metric of Theorem 2 for a symmetric W; the Lyapunov matrix of the linear system at the middle and at
-the largest slope; the diagonal scaling that balances |W|; and, with the extra `convex`, the best
-diagonal metric by semidefinite programming. For the whole: the modules' best ones together, the
-identity, and the diagonal metric of g |W| + |L| as one Metzler matrix.
+For the whole: the best `factors` of the modules together, the identity, and the diagonal metric of
+g |W| + |L| as one Metzler matrix.
 """
 
 import math
@@ -20,7 +17,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, modules_of
 from ctrnn_assembly.certificates.modules import prove_module
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
@@ -28,7 +25,7 @@ CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme ta
 
 
 def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
-    """Metrics for a field, each with the name of its origin; unproven, not even positive definite."""
+    """Metrics for a field, each with its origin; unproven, not even positive definite."""
     yield _best_of_modules(terms, convex)
     yield "search: identity", identity(terms)
     yield from _whole_metzler(terms)
@@ -63,7 +60,6 @@ def _best_of_modules(terms: Terms, convex: bool) -> tuple[str, Metric]:
 
 
 def identity(terms: Terms) -> Metric:
-    """M = I."""
     like = torch.zeros(0, dtype=torch.float64)
     return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
 
@@ -122,9 +118,6 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
     """The diagonal metric (n,) with the best rate that the S-procedure allows, if there is one.
 
     For a fixed rate the condition is linear in (M, T): bisection over the rate, one programme each.
-
-    Raises:
-        ConfigError: if the extra `convex` is not installed.
     """
     try:
         import cvxpy as cp
@@ -142,7 +135,7 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
     fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
     problem = cp.Problem(cp.Minimize(slack), fits)
     best: list[Tensor] = []
-    low, high = 0.0, float(-torch.linalg.eigvalsh((system.A + system.A.mT) / 2)[-1])
+    low, high = 0.0, -float(torch.linalg.eigvalsh(symmetric_part(system.A))[-1])
     for attempt in range(10):
         rate.value = low if attempt == 0 else (low + high) / 2
         try:

@@ -1,8 +1,8 @@
 """Whether the step of a grid scheme contracts: a bound on its factor, and the longest step.
 
-In the coordinates of `interconnection`, y = tau^1/2 Theta x, the differences of two states follow
-y' = J y + K y with J = A + B (slopes) C from the modules and K from the linear coupling, and a step
-multiplies their norm by at most, over all slopes (`ctrnn_assembly.schemes` has the steps themselves):
+In the coordinates of `interconnection` the differences of two states follow y' = J y + K y with
+J = A + B (slopes) C from the modules, and a step (`ctrnn_assembly.schemes`) multiplies their norm by at
+most, over all slopes:
 
 | scheme | bound on the factor |
 |---|---|
@@ -11,55 +11,147 @@ multiplies their norm by at most, over all slopes (`ctrnn_assembly.schemes` has 
 | exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
 | the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
 
-The Euler factor is the better of the disc and the LMI of a cluster. Kappa and mu of the LMI are searched
-without rigour; it is then proven by a Cholesky factorisation. Nonlinear edges between clusters add dt
-times their gains to the matrix of the clusters' factors.
-
-A new scheme is an entry of `STEP_PROOFS`. Source: THEORY section 6.
+Kappa and mu of the LMI are searched without rigour; it is then proven by a Cholesky factorisation.
+Nonlinear edges between clusters add dt times their gains to the matrix of the clusters' factors. For
+imex, ||(I - dt K)^-1|| <= 1 / (1 - dt sigma) whatever ||K|| is. Source: THEORY section 6.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Self
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
+from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
 from ctrnn_assembly.certificates.result import StepProof
-from ctrnn_assembly.certificates.rounding import (
-    BACK_OFFS,
-    DENSE,
-    UNIT,
-    gamma,
-    guess_largest,
-    guess_norm,
-    is_positive_definite,
-    largest_proven,
-    spectral_norm,
-)
+from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 
 
 @dataclass(frozen=True)
-class EulerStep:
-    """The Euler step of clusters of modules, with nonlinear edges between them.
+class StepLMI:
+    """The LMI of one cluster of modules, without nonlinear edges.
 
-    Attributes:
-        parts: the LMI of each cluster.
-        edge_gains: bounds on the edges between clusters, (c, c), or None.
+    With the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
+
+        [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
+
+    proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
     """
+
+    whole: Interconnection
+
+    @cached_property
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor, float, float]:
+        """A + K, B and C, (n, n) each, and the errors of A + K and of B with C."""
+        modules = self.whole.modules
+        weighted = [module.system.weigh(module.T) for module in modules]
+        A = torch.block_diag(*(module.system.A for module in modules)) + self.whole.K
+        B, C = (torch.block_diag(*(part[k] for part in weighted)) for k in (0, 1))
+        off_A = math.hypot(*(module.system.A_error for module in modules)) + self.whole.K_error
+        return (A, B, C, off_A + 4 * UNIT * float(A.norm()), math.hypot(*(part[2] for part in weighted)))
+
+    @cached_property
+    def groups(self) -> list[slice]:
+        """Units whose couplings do not cancel: one group a module for feedback, else one for all."""
+        n = len(self.whole.K)
+        if not self.whole.is_feedback:
+            return [slice(0, n)]
+        ends = torch.tensor(self.whole.sizes).cumsum(0).tolist()
+        return [slice(e - s, e) for e, s in zip(ends, self.whole.sizes, strict=True)]
+
+    @cached_property
+    def best(self) -> tuple[float, float]:
+        """The largest dt at mu = 0 over kappa, and that kappa; unproven."""
+
+        def minus_log(kappa: float) -> float:
+            value = self._largest(kappa)
+            return -math.log(value) if value > 0 else 1e3
+
+        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.whole.K) <= DENSE else 5)
+        return self._largest(kappa), kappa
+
+    @cached_property
+    def max_dt(self) -> float:
+        dt, kappa = self.best
+        return largest_proven(dt, lambda shorter: self._proves(shorter, 0.0, kappa))
+
+    def factor(self, dt: float) -> float:
+        largest, kappa = self.best
+        if not 0 < dt < largest:
+            return math.inf
+        n = len(self.whole.K)
+        if n <= DENSE:
+            tries = 8 if n > 256 else 20
+            other = _best_kappa(lambda k: -max(-1e9, self._mu(dt, k)), xatol=0.05, maxiter=tries)
+            kappa = max(kappa, other, key=lambda k: self._mu(dt, k))
+        sought = self._mu(dt, kappa)
+        mu = largest_proven(sought, lambda mu: 2 * dt * mu < 1 and self._proves(dt, mu, kappa))
+        return math.sqrt(1 - 2 * dt * mu) * (1 + 4 * UNIT) if mu > 0 else math.inf
+
+    def _largest(self, kappa: float) -> float:
+        """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
+        columns = []
+        for group in self.groups:
+            A, B, C = (X[group, group] for X in self.matrices[:3])
+            corner = -(B + kappa * C.mT)
+            eye = torch.eye(len(A), dtype=A.dtype)
+            top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
+            P = torch.cat([top, torch.cat([corner.mT, 2 * kappa * eye], dim=1)])
+            factor, failed = torch.linalg.cholesky_ex(P)
+            if int(failed):
+                return 0.0
+            G = torch.cat([X[:, group] for X in self.matrices[:2]], dim=1)
+            columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
+        norm = rounding.guess_norm(torch.cat(columns, dim=1))
+        return 1 / norm**2 if 0 < norm < math.inf else 0.0
+
+    def _mu(self, dt: float, kappa: float) -> float:
+        """The largest mu that the LMI allows, by eliminating w; unproven, -inf if there is none."""
+        A, B, C = self.matrices[:3]
+        H = 2 * kappa * torch.eye(len(A), dtype=A.dtype) - dt * B.mT @ B
+        factor, failed = torch.linalg.cholesky_ex(H)
+        if int(failed):
+            return -math.inf
+        Y = B + kappa * C.mT + dt * (A.mT @ B)
+        half = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
+        outer = 2 * symmetric_part(A) + dt * (A.mT @ A) + half @ half.mT
+        return -rounding.guess_largest(symmetric_part(outer)) / 2
+
+    def _proves(self, dt: float, mu: float, kappa: float) -> bool:
+        """Whether the LMI holds, rounding accounted for."""
+        A, B, C, off_A, off_B = self.matrices
+        n = len(A)
+        G = torch.cat([A, B], dim=1)
+        Z = G.mT @ G
+        Z *= -dt
+        Z[:n, :n] -= 2 * symmetric_part(A)
+        Z[:n, n:] -= B + kappa * C.mT
+        Z[n:, :n] -= B.mT + kappa * C
+        Z.diagonal()[:n] -= 2 * mu
+        Z.diagonal()[n:] += 2 * kappa
+        Z = symmetric_part(Z)
+        size, off_G = float(G.norm()), off_A + off_B
+        gram = size**2 * rounding.gamma(n + 4) + 2 * size * off_G + off_G**2
+        sums = 8 * UNIT * (float(Z.norm()) + 2 * mu * n + 2 * kappa * n)
+        return rounding.is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + sums)
+
+
+@dataclass(frozen=True)
+class EulerStep:
+    """The Euler step of clusters of modules, and (c, c) bounds on the nonlinear edges between them."""
 
     parts: tuple[StepLMI, ...]
     edge_gains: Tensor | None
 
     @classmethod
-    def of(cls, whole: Interconnection, *, coupled: bool = True) -> EulerStep:
-        """The step of the whole; or of its modules alone, without the linear coupling."""
+    def of(cls, whole: Interconnection, *, coupled: bool = True) -> Self:
+        """The step of the whole, or of its modules alone."""
         clusters = whole.clusters() if coupled else [[k] for k in range(len(whole.sizes))]
         parts = tuple(StepLMI(whole.part(cluster, coupled=coupled)) for cluster in clusters)
         if whole.edge_gains is None:
@@ -83,10 +175,7 @@ class EulerStep:
 
 @dataclass(frozen=True)
 class ImexStep:
-    """y+ = (I - dt K)^-1 (y + dt J y), where ||(I - dt K)^-1|| <= 1 / (1 - dt sigma) whatever ||K|| is.
-
-    `alone` is the Euler step of the modules without linear coupling.
-    """
+    """y+ = (I - dt K)^-1 (y + dt J y); `alone` is the Euler step of the modules without K."""
 
     whole: Interconnection
     alone: StepProof
@@ -104,7 +193,7 @@ class ImexStep:
 
 @dataclass(frozen=True)
 class ExponentialEulerStep:
-    """Exact in F = K - 1 / tau and explicit in W phi; `alone` as for `ImexStep`."""
+    """Exact in K - 1 / tau and explicit in W phi; `alone` as for `ImexStep`."""
 
     whole: Interconnection
     alone: StepProof
@@ -132,12 +221,12 @@ class ExponentialEulerStep:
 
     @cached_property
     def decay(self) -> float:
-        """s."""
+        """s of the table."""
         return (1 / float(self.whole.tau.max()) - self.whole.cost) * (1 - 4 * UNIT)
 
     @cached_property
     def explicit(self) -> float:
-        """norm, nonlinear edges included."""
+        """sup ||W D / tau||, nonlinear edges included."""
         modules, edges = max(module.norm for module in self.whole.modules), self.whole.edge_gains
         return modules if edges is None else modules + spectral_norm(edges, 1e-14 * float(edges.norm()))
 
@@ -176,129 +265,16 @@ def disc_max_dt(whole: Interconnection) -> float:
 
 
 def common_disc(whole: Interconnection) -> tuple[float, float]:
-    """nu, eps of all modules at once."""
+    """nu, eps with ||J + nu I|| <= eps for all modules at once."""
     low = min(m.disc[0] - m.disc[1] for m in whole.modules)
     high = max(m.disc[0] + m.disc[1] for m in whole.modules)
     return (low + high) / 2, (high - low) / 2 * (1 + 4 * UNIT)
 
 
-@dataclass(frozen=True)
-class StepLMI:
-    """The LMI of one cluster of modules, without nonlinear edges.
-
-    With the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
-
-        [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
-
-    proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
-    """
-
-    whole: Interconnection
-
-    @cached_property
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor, float, float]:
-        """A = blkdiag(A_i) + K, B and C, (n, n) each, and the errors of A and of B with C."""
-        modules = self.whole.modules
-        weighted = [module.system.weigh(module.T) for module in modules]
-        A = torch.block_diag(*(module.system.A for module in modules)) + self.whole.K
-        B, C = (torch.block_diag(*(part[k] for part in weighted)) for k in (0, 1))
-        off_A = math.hypot(*(module.system.A_error for module in modules)) + self.whole.K_error
-        return A, B, C, off_A + 4 * UNIT * float(A.norm()), math.hypot(*(part[2] for part in weighted))
-
-    @cached_property
-    def groups(self) -> list[slice]:
-        """Units whose couplings do not cancel: one group a module for feedback, else one for all."""
-        n = len(self.whole.K)
-        if not self.whole.is_feedback:
-            return [slice(0, n)]
-        ends = torch.tensor(self.whole.sizes).cumsum(0).tolist()
-        return [slice(e - s, e) for e, s in zip(ends, self.whole.sizes, strict=True)]
-
-    @cached_property
-    def best(self) -> tuple[float, float]:
-        """The largest dt at mu = 0 over kappa, and that kappa; unproven."""
-
-        def minus_log(kappa: float) -> float:
-            value = self._largest(kappa)
-            return -math.log(value) if value > 0 else 1e3
-
-        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.whole.K) <= DENSE else 5)
-        return self._largest(kappa), kappa
-
-    @cached_property
-    def max_dt(self) -> float:
-        """A dt that is proven to contract; 0 for none."""
-        dt, kappa = self.best
-        return largest_proven(dt, lambda shorter: self._proves(shorter, 0.0, kappa))
-
-    def factor(self, dt: float) -> float:
-        """The proven factor of a step of length dt; infinite if none is."""
-        largest, kappa = self.best
-        if not 0 < dt < largest:
-            return math.inf
-        n = len(self.whole.K)
-        if n <= DENSE:
-            tries = 8 if n > 256 else 20
-            other = _best_kappa(lambda k: -max(-1e9, self._mu(dt, k)), xatol=0.05, maxiter=tries)
-            kappa = max(kappa, other, key=lambda k: self._mu(dt, k))
-        mu = largest_proven(
-            self._mu(dt, kappa), lambda mu: 2 * dt * mu < 1 and self._proves(dt, mu, kappa)
-        )
-        return math.sqrt(1 - 2 * dt * mu) * (1 + 4 * UNIT) if mu > 0 else math.inf
-
-    def _largest(self, kappa: float) -> float:
-        """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
-        columns = []
-        for group in self.groups:
-            A, B, C = (X[group, group] for X in self.matrices[:3])
-            corner = -(B + kappa * C.mT)
-            eye = torch.eye(len(A), dtype=A.dtype)
-            top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
-            P = torch.cat([top, torch.cat([corner.mT, 2 * kappa * eye], dim=1)])
-            factor, failed = torch.linalg.cholesky_ex(P)
-            if int(failed):
-                return 0.0
-            G = torch.cat([X[:, group] for X in self.matrices[:2]], dim=1)
-            columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
-        norm = guess_norm(torch.cat(columns, dim=1))
-        return 1 / norm**2 if 0 < norm < math.inf else 0.0
-
-    def _mu(self, dt: float, kappa: float) -> float:
-        """The largest mu that the LMI allows, by eliminating w; unproven, -inf if there is none."""
-        A, B, C = self.matrices[:3]
-        H = 2 * kappa * torch.eye(len(A), dtype=A.dtype) - dt * B.mT @ B
-        factor, failed = torch.linalg.cholesky_ex(H)
-        if int(failed):
-            return -math.inf
-        Y = B + kappa * C.mT + dt * (A.mT @ B)
-        half = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
-        outer = 2 * symmetric_part(A) + dt * (A.mT @ A) + half @ half.mT
-        return -guess_largest(symmetric_part(outer)) / 2
-
-    def _proves(self, dt: float, mu: float, kappa: float) -> bool:
-        """Whether the LMI holds, rounding accounted for."""
-        A, B, C, off_A, off_B = self.matrices
-        n = len(A)
-        G = torch.cat([A, B], dim=1)
-        Z = G.mT @ G
-        Z *= -dt
-        Z[:n, :n] -= 2 * symmetric_part(A)
-        Z[:n, n:] -= B + kappa * C.mT
-        Z[n:, :n] -= B.mT + kappa * C
-        Z.diagonal()[:n] -= 2 * mu
-        Z.diagonal()[n:] += 2 * kappa
-        Z = symmetric_part(Z)
-        size, off_G = float(G.norm()), off_A + off_B
-        gram = size**2 * gamma(n + 4) + 2 * size * off_G + off_G**2
-        rounding = 8 * UNIT * (float(Z.norm()) + 2 * mu * n + 2 * kappa * n)
-        return is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + rounding)
-
-
 def _best_kappa(loss: Callable[[float], float], *, xatol: float, maxiter: int) -> float:
     """The kappa > 1 of the least loss, on a logarithmic scale of kappa - 1."""
-    options = {"xatol": xatol, "maxiter": maxiter}
-    bounds = (-3.5, 1.5)
-    found = minimize_scalar(lambda t: loss(1 + 10**t), bounds=bounds, method="bounded", options=options)
+    search = {"bounds": (-3.5, 1.5), "options": {"xatol": xatol, "maxiter": maxiter}}
+    found = minimize_scalar(lambda t: loss(1 + 10**t), method="bounded", **search)
     return 1 + 10 ** float(found.x)
 
 
@@ -317,8 +293,7 @@ def last_contracting(factor: Callable[[float], float], largest: float) -> float:
             proven.append(dt)
         return value - 1 if value < 1 else max(min(value, 2.0) - 1, 1e-12)
 
-    nearest = [1.0, *(1 - share for share in BACK_OFFS[:2])]
-    shares = [*nearest, *(0.5**k for k in range(1, 30))]
+    shares = [1.0, *(1 - share for share in rounding.BACK_OFFS[:2]), *(0.5**k for k in range(1, 30))]
     share = next((share for share in shares if beyond(share * largest) < 0), 0.0)
     if 0 < share <= 0.5:
         low = share * largest

@@ -7,7 +7,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
-from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.result import Certificate, CouplingFacts
 
 ILL_CONDITIONED = 1e6
 SOURCES = {
@@ -51,7 +51,6 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def weights_rows(weights: dict[str, Any]) -> list[tuple[str, str]]:
-    """Which weights, and the file that they come from."""
     rows = [("weights", SOURCES[weights["kind"]])]
     if weights["file"] is not None:
         rows += [("file", weights["file"]), ("sha256", f"{weights['sha256'][:16]}...")]
@@ -76,25 +75,18 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         ("its eigenvalues", f"{metric.smallest:.4g} to {metric.largest:.4g}"),
         ("condition number", f"{up(condition)}; {warning}{growth}" if condition > 1 else "1"),
     ]
-    return [*rows, *step_rows(certificate.step), *coupling_rows(certificate)]
+    step = certificate.step
+    if step is not None:
+        bound = step.contraction_factor if step.certified else None
+        words = step.reason if bound is None else f"factor <= {factor(bound)}"
+        rows.append((f"{step.solver} step, dt {step.dt:g}", words))
+        if step.certified or step.max_dt > 0:
+            longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
+            rows.append(("largest certified dt", longest))
+    return rows + _coupling_rows(certificate.coupling)
 
 
-def step_rows(step: StepCertificate | None) -> list[tuple[str, str]]:
-    """The factor of the step, and the longest one."""
-    if step is None:
-        return []
-    bound = step.contraction_factor if step.certified else None
-    words = step.reason if bound is None else f"factor <= {factor(bound)}"
-    rows = [(f"{step.solver} step, dt {step.dt:g}", words)]
-    if step.certified or step.max_dt > 0:
-        longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
-        rows.append(("largest certified dt", longest))
-    return rows
-
-
-def coupling_rows(certificate: Certificate) -> list[tuple[str, str]]:
-    """Topology, strength, and what the coupling takes from the rate."""
-    coupling = certificate.coupling
+def _coupling_rows(coupling: CouplingFacts) -> list[tuple[str, str]]:
     if not coupling.pairs and not coupling.edges:
         return [("coupling", "none")]
     count = f"{len(coupling.pairs)} pair{'s' if len(coupling.pairs) != 1 else ''}"
@@ -115,18 +107,14 @@ def factor(bound: float) -> str:
     return up(bound, digits)
 
 
-def down(value: float, digits: int = 4) -> str:
+def down(value: float, digits: int = 4, towards: str = ROUND_FLOOR) -> str:
     """A lower bound with few digits: rounded down."""
-    return _rounded(value, digits, ROUND_FLOOR)
-
-
-def up(value: float, digits: int = 4) -> str:
-    """An upper bound with few digits: rounded up."""
-    return _rounded(value, digits, ROUND_CEILING)
-
-
-def _rounded(value: float, digits: int, towards: str) -> str:
     if not math.isfinite(value):
         return str(value)
     context = Context(prec=digits, rounding=towards)
     return f"{float(context.create_decimal_from_float(value)):.{digits}g}"
+
+
+def up(value: float, digits: int = 4) -> str:
+    """An upper bound with few digits: rounded up."""
+    return down(value, digits, ROUND_CEILING)
