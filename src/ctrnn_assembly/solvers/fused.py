@@ -88,8 +88,8 @@ def prepared(
         save, recompute, matmul_precision: as of `solvers.solve`.
         graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
     """
-    form, *tensors = fused_step(*given, precision=matmul_precision)
-    x0, dt, every = given[2], given[4], save == "all"
+    (scheme, terms, x0, drive, dt), every = given, save == "all"
+    form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     length = max(1, math.isqrt(len(dt))) if recompute == "sqrt" else SEGMENT
     plan = _Plan(every, every or (recompute == "none" and learns), length, graph)
