@@ -37,3 +37,10 @@ def test_sections_are_cited_at_all() -> None:
     every = set().union(*(cited(file.read_text(encoding="utf-8"), "THEORY section") for file in CITING))
     assert every >= {"1", "2", "3", "4", "5", "6", "7"}
     assert cited("THEORY sections 1 and 7, oracle 3", "THEORY section") == {"1", "7"}
+
+
+def test_every_file_that_it_names_exists() -> None:
+    named = set(re.findall(r"`([\w/.]+(?:\.py|/))`", THEORY))
+    places = (ROOT, ROOT / "src/ctrnn_assembly")
+    assert named
+    assert not {name for name in named if not any((place / name).exists() for place in places)}
