@@ -48,7 +48,7 @@ def states_and_gradients(terms: Terms, batch: int, dtype: torch.dtype, **setting
     g = torch.Generator().manual_seed(1)
     x0 = torch.randn(batch, terms.n, generator=g, dtype=torch.float64).to("cuda", dtype)
     u = torch.randn(batch, STEPS, 1, generator=g, dtype=torch.float64).to("cuda", dtype)
-    copy = terms._mapped(lambda tensor: tensor.to("cuda", dtype).requires_grad_())
+    copy = terms.mapped(lambda tensor: tensor.to("cuda", dtype).requires_grad_())
     leaves = [x0.requires_grad_(), u.requires_grad_(), *copy.tensors()]
     x = solve(copy, x0, u=u, dt=DT, **settings).x
     return [x.detach(), *torch.autograd.grad(x.square().mean(), leaves)]

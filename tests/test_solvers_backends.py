@@ -63,7 +63,7 @@ def test_a_replayed_solve_equals_a_direct_one(
     for solver in (fused_euler, partial(integrate, SCHEMES["imex"])):
         for scale in (1.0, 0.5):  # the second is a replay with other values
             terms = field(kind, pairs)  # type: ignore[arg-type]
-            terms = terms._mapped(lambda t, scale=scale: scale * t)
+            terms = terms.mapped(lambda t, scale=scale: scale * t)
             options = {"save": save, "recompute": recompute}
             direct = everything(solver, terms, **options)
             replay = everything(partial(solver, graph=True), terms, **options)

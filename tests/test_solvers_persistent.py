@@ -92,7 +92,7 @@ def field(
 
 def moved(terms: Terms, dtype: torch.dtype) -> Terms:
     """A copy with that dtype, on the device of these tests."""
-    return terms._mapped(lambda tensor: tensor.detach().to(DEVICE, dtype))
+    return terms.mapped(lambda tensor: tensor.detach().to(DEVICE, dtype))
 
 
 def problem(

@@ -1,11 +1,8 @@
 """Assemblies: the fields of `Subnetwork`s plus sum_j L_ij x_j, or K_ij psi(x_j), as one `nn.Module`.
 
-An `Assembly` has what a `Subnetwork` has (size, tau, metric, rate, terms, forward), so it can be
-coupled into a bigger one, to any depth; `terms()` flattens it to one set of blocks. Nothing is
-cached: weights, metrics and couplings are read from the raw parameters once per solve.
+An `Assembly` has what a `Subnetwork` has, so it can be coupled into a bigger one, to any depth. Nothing
+is cached: weights, metrics and couplings are read from the raw parameters once per solve.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, product
@@ -26,14 +23,13 @@ from ctrnn_assembly.topology import Pair, named_pairs
 class Assembly(Field):
     """Modules (or assemblies), of any sizes, kinds and forms, under a coupling, or none.
 
-    Guarantee: with `Feedback`, the smallest rate of the modules; with `Hierarchy`, half of it, in a
-    scaled metric; None as soon as a part has no guarantee.
+    Guarantee: that of the coupling (`ctrnn_assembly.coupling`), unless a part has none.
     """
 
-    parts: Sequence[Subnetwork | Assembly]
+    parts: Sequence["Subnetwork | Assembly"]
 
     def __init__(
-        self, modules: Sequence[Subnetwork | Assembly], coupling: Coupling | None = None
+        self, modules: Sequence["Subnetwork | Assembly"], coupling: Coupling | None = None
     ) -> None:
         super().__init__()
         if not modules:
@@ -67,7 +63,7 @@ class Assembly(Field):
 
     @property
     def rate(self) -> float | None:
-        """The contraction rate guaranteed by construction, per unit of time."""
+        """As `Subnetwork.rate`."""
         share, rates = 1.0 if self.coupling is None else self.coupling.share, self._rates()
         return None if rates is None or share is None else share * min(rates)
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.recurrent import Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
 Nonlinearity = Literal["tanh", "relu"]
@@ -64,9 +64,7 @@ class TorchRNN(Baseline):
         """Refused: the network is a map."""
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
-    def _run(
-        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         parts = tuple(part[None].contiguous() for part in x.split(self.hidden_size, dim=-1))
         state = parts if len(parts) > 1 else parts[0]  # (h, c) of an LSTM
         if lengths is None:
@@ -168,9 +166,7 @@ class EulerRNN(Baseline):
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         return x + self.eps * self.flow(u)(x)
 
-    def _run(
-        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         field, states = self.vector_field(), []
         for t, drive in enumerate(self.inputs(u.transpose(0, 1))):
             moved = x + self.eps * field(drive, x)

@@ -14,9 +14,9 @@ Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.
 scales of a hierarchy from THEORY section 5.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, TypedDict, Unpack, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ from ctrnn_assembly.terms import Edge
 from ctrnn_assembly.topology import Pair, check_pairs
 
 Init = Literal["uniform", "normal", "orthogonal"]
+INITS: dict[str, Any] = {
+    "uniform": partial(nn.init.uniform_, a=-1.0),
+    "normal": nn.init.normal_,
+    "orthogonal": nn.init.orthogonal_,
+}
 
 
 class Start(TypedDict, total=False):
@@ -60,21 +65,15 @@ class BlockMatrix(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if init not in get_args(Init):
-            raise unknown("init", init, get_args(Init))
+        if init not in INITS:
+            raise unknown("init", init, INITS)
         self.n = sum(sizes)
         units = torch.arange(self.n).split(tuple(sizes))
         parts, index = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
         for i, j in blocks:
             index.append((units[i][:, None] * self.n + units[j]).flatten())
-            rows, columns = sizes[i], sizes[j]
-            scale = init_scale if init == "orthogonal" else init_scale / columns**0.5
-            if init == "uniform":
-                block = 2 * torch.rand(rows, columns, generator=generator) - 1
-            elif init == "normal":
-                block = torch.randn(rows, columns, generator=generator)
-            else:
-                block = nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)
+            scale = init_scale if init == "orthogonal" else init_scale / sizes[j] ** 0.5
+            block = INITS[init](torch.empty(sizes[i], sizes[j]), generator=generator)
             parts.append(scale * block.flatten())
         self.values = nn.Parameter(torch.cat(parts))
         self.register_buffer("blocks", torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
@@ -82,12 +81,11 @@ class BlockMatrix(nn.Module):
         self.register_load_state_dict_pre_hook(_same_blocks)
 
     def forward(self) -> Tensor:
-        """The dense matrix, (n, n)."""
         flat = self.values.new_zeros(self.n * self.n)
         return flat.scatter(0, self.index, self.values).view(self.n, self.n)
 
 
-class Coupling(nn.Module, ABC):
+class Coupling(nn.Module):
     """A coupling of modules on unordered pairs i < j; `COUPLINGS` lists what there is.
 
     Args:
@@ -97,11 +95,13 @@ class Coupling(nn.Module, ABC):
 
     Attributes:
         free: the free blocks of K of a pair i < j: True for (row i, column j), False for the other.
+        balanced: whether L = Theta^-1 (K - K^T) Theta, instead of K.
         share: of the smallest rate of the modules, what the whole is guaranteed; None for nothing.
         unbounded: why no bound on ||L||_M keeps a step certified; empty if one does.
     """
 
     free: ClassVar[tuple[bool, ...]]
+    balanced: ClassVar[bool] = False
     share: ClassVar[float | None]
     unbounded: ClassVar[str] = ""
 
@@ -122,9 +122,14 @@ class Coupling(nn.Module, ABC):
         self.K = BlockMatrix(sizes, blocks, **start)
         self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
-    @abstractmethod
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
         """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
+        if not self.balanced:
+            return self.K() if self.psi is None else None
+        metric = Metric.join(metrics)
+        # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
+        upper = self.K().to(metric.factors[0].theta)
+        return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
 
     def edges(self) -> tuple[Edge, ...]:
         """The nonlinear part."""
@@ -134,46 +139,34 @@ class Coupling(nn.Module, ABC):
 class Feedback(Coupling):
     """Generalised negative feedback: K is free, L follows from the metrics.
 
-    Guarantee: M L + L^T M = 0 for M = blkdiag(M_i), so the assembly contracts at the smallest rate
-    of its modules in continuous time. The discrete step needs a bound on ||K|| as well. Rounding L to
-    the dtype of K costs about eps ||K|| for diagonal metrics and eps cond(Theta) ||K|| for dense ones
-    (Theorems 2 and 3); `certify` measures it.
+    Guarantee: the assembly contracts at the smallest rate of its modules in continuous time. The
+    discrete step needs a bound on ||K|| as well. Rounding L to the dtype of K costs about eps ||K|| for
+    diagonal metrics and eps cond(Theta) ||K|| for dense ones (Theorems 2 and 3); `certify` measures it.
     """
 
     free = (True,)
+    balanced = True
     share = 1.0
-
-    def matrix(self, metrics: list[Metric]) -> Tensor:
-        metric = Metric.join(metrics)
-        # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
-        upper = self.K().to(metric.factors[0].theta)
-        return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
 
 
 class FreeCoupling(Coupling):
-    """L = K on both directions of each pair, unconstrained. Guarantee: none; a control."""
+    """Both directions of each pair, unconstrained. Guarantee: none; a control."""
 
     free = (True, False)
     share = None
     unbounded = "a free coupling has no certificate to keep"
 
-    def matrix(self, metrics: list[Metric]) -> Tensor:
-        return self.K()
-
 
 class Hierarchy(Coupling):
     """One-way coupling: module j drives module i for each pair j < i, linear or through psi.
 
-    Guarantee: the assembly contracts at any rate below the smallest of its modules, in the scaled
-    metric blkdiag(kappa_i M_i) that `Assembly.metric` returns (THEORY section 5).
+    Guarantee: the assembly contracts at any rate below the smallest of its modules, in a metric
+    blkdiag(kappa_i M_i); `Assembly.metric` is that of half the rate.
     """
 
     free = (False,)  # row = driven module, column = driving module
     share = 0.5
     unbounded = "a hierarchy changes its metric with its size, so the modules give no bound on it"
-
-    def matrix(self, metrics: list[Metric]) -> Tensor | None:
-        return self.K() if self.psi is None else None
 
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
         """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
@@ -198,14 +191,11 @@ COUPLINGS: dict[str, Any] = {"feedback": Feedback, "hierarchy": Hierarchy, "free
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
-    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at min(rates) / 2.
+    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at l = min(rates) / 2.
 
     H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
     e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5). gains (p, p), of the edges
     j -> i, are strictly lower triangular up to order; the modules' rates (p,) are > 0.
-
-    Raises:
-        ContractionError: if kappa spans more orders of magnitude than the dtype of `gains` holds.
     """
     G, lam = working_precision(gains, rates)
     d, e = resolvent_sums(torch.diag(lam - lam.min() / 2) - G)

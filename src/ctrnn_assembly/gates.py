@@ -27,17 +27,13 @@ from ctrnn_assembly.metrics import Metric
 
 
 class Gates(nn.Module):
-    """nu in [lo, hi], in two parts: what the input says (`read`), and the gates themselves.
+    """nu in [lo, hi], in two parts: what the input says (`reader`), and the gates themselves.
 
     Args:
         kind: one of the module's table.
-        input_size: m.
         metric: of the field; a constant gate is one number for each unit, or for each module whose
             metric is dense, with which different gates do not commute.
         bounds: (lo, hi), 0 < lo <= hi, per unit of time.
-
-    Raises:
-        ConfigError: if the kind is unknown or the bounds are impossible.
     """
 
     index: Tensor
@@ -72,14 +68,8 @@ class Gates(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.lo} <= nu <= {self.hi}"
 
-    def read(self, u: Tensor) -> Tensor:
-        """z without the state, (..., n) or (..., 1), for u (..., m)."""
-        if self.kind == "constant":
-            return self.constant[self.index].expand(*u.shape[:-1], -1)
-        return self.reader(u)
-
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """nu, (batch, n) or (batch, 1), for z of `read` and the state x (batch, n)."""
+        """nu, (batch, n) or (batch, 1), for z of the `reader` and the state x (batch, n)."""
         if self.kind == "state":
             z = z + self.state * x
         return self.lo + (self.hi - self.lo) * torch.sigmoid(z)

@@ -17,7 +17,7 @@ from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save
 from ctrnn_assembly.schemes import SCHEMES, affine_step
 from ctrnn_assembly.solvers import Backend, Gradient, MatmulPrecision, Recompute, check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze, step_grid
@@ -29,24 +29,19 @@ class CTRNN(Recurrent):
     """output, h_n = net(input, h_0): tau x' = f(x) + W_in u(t) + b_in, solved over the samples.
 
     Args:
-        input_size: features of a sample, m.
-        field: a `Subnetwork` or `Assembly` of n units.
-        gate: None; or "constant", "shared", "input" or "state": the units' speeds 1 / tau are then
-            nu, learned or read from input and state (`ctrnn_assembly.gates`), and tau must be 1.
+        input_size, batch_first, generator: as in `Recurrent`, and of the random start.
+        field: the n units.
+        gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
-        batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.
         solver: one of `ctrnn_assembly.solvers.SOLVERS`; gates that read input or state take "euler".
-        interpolation: u(t) between samples for torchdiffeq's methods: "hold", "linear" or "cubic".
+        interpolation: u(t) between samples for torchdiffeq's methods.
         rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
         bias: whether the encoder has a bias b_in.
 
-    Raises:
-        ConfigError: if a setting is unknown or impossible. ShapeError, DataError: for wrong inputs.
-
-    Guarantee: the contraction of `field` does not depend on the encoder: for one input, two states
-    approach each other at the field's rate in continuous time. The discrete step and the gates have
-    guarantees of their own; `certificate` says which hold.
+    Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
+    whatever the encoder. The discrete step and the gates have guarantees of their own; `certificate`
+    says which hold.
     """
 
     def __init__(
@@ -114,16 +109,14 @@ class CTRNN(Recurrent):
         Raises:
             ConfigError: if gates read input or state.
         """
-        terms = self._ungated()
-        if self.gates is None:
-            return terms
-        if self._reads():
+        if self._reading is not None:
             raise ConfigError(
-                f"gates of kind {self.gates.kind!r} change the time constants with every sample, so "
+                f"gates of kind {self._reading.kind!r} change the time constants with every sample, so "
                 "that no constant terms describe this layer. Use step(u, x), flow(u) or certificate(), "
                 "or gate='constant'."
             )
-        return replace(terms, tau=1 / self.gates.constants())
+        terms = self._ungated()
+        return terms if self.gates is None else replace(terms, tau=1 / self.gates.constants())
 
     def metric(self) -> Metric:
         """M of the field, in which it contracts by construction."""
@@ -133,23 +126,23 @@ class CTRNN(Recurrent):
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What `certify` proves of the layer as its weights are now, and of its step."""
-        dt, solver = self.dt if dt is None else dt, solver or self.solver
-        if self.gates is None or not self._reads():
+        dt, solver, g = self.dt if dt is None else dt, solver or self.solver, self._reading
+        if g is None:
             return certify(self, dt=dt, solver=solver, search=search)
         if solver != "euler":
             raise ConfigError(
                 f"steps of gates that read input or state are those of euler; got {solver!r}."
             )
-        g = self.gates
         return certify_gated(self._ungated(), self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
-        terms = self._ungated() if self._reads() else self.terms()
+        gates = self._reading
+        terms = self.terms() if gates is None else self._ungated()
         sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
-        if self.gates is None or not self._reads():
+        if gates is None:
             return lambda x: terms(x, sample)
-        gates, z = self.gates, self.gates.read(sample)
+        z = gates.reader(sample)
         return lambda x: gates(z, x) * terms.drift(x, sample)
 
     def firing_rates(self, x: Tensor) -> Tensor:
@@ -157,28 +150,28 @@ class CTRNN(Recurrent):
         return Elementwise.join(leaf.activations()[0] for leaf in self.field.leaves())(x)
 
     def project_(self) -> None:
-        """Put raw tensors back into their sets after a step of the optimiser (AdaDiag clip)."""
+        """As `Subnetwork.project_`."""
         self.field.project_()
 
     def _ungated(self) -> Terms:
         return self.field.terms().driven(self.encoder.weight, self.encoder.bias)
 
-    def _reads(self) -> bool:  # input or state, by gates
-        return self.gates is not None and self.gates.kind != "constant"
+    @property
+    def _reading(self) -> Gates | None:
+        """The gates, if they read input or state."""
+        return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        if self._reads():
+        if self._reading is not None:
             return x + self.dt * self.flow(u)(x)
         if self.solver not in SCHEMES:
             return self._run(u[:, None], x, None, None, "last")[1]
         return affine_step(SCHEMES[self.solver], self.terms(), self.dt)(x, u)
 
-    def _run(
-        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
-        if self._reads():
-            states = self._gated_states(u, x, lengths, step)
+        if self._reading is not None:
+            states = self._gated_states(self._reading, u, x, lengths, step)
             return states[:, 1:], states[:, -1]
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         if save == "all" or lengths is not None:
@@ -195,16 +188,15 @@ class CTRNN(Recurrent):
             solution = solve(terms, x, t, u=signal, **options)
         return solution.x[:, 1:], solution.last
 
-    def _gated_states(self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor) -> Tensor:
+    def _gated_states(self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
         """Forward Euler under gates that read input or state, (batch, time + 1, n), x first."""
-        assert self.gates is not None
         with torch.autocast(x.device.type, enabled=False):
             terms = self._ungated()
             steps = step_grid(x, None, u, dt, lengths)[1].to(x)  # (time, 1 or batch)
             samples, states = u.transpose(0, 1), [x]
-            for z, sample, step in zip(self.gates.read(samples), samples, steps, strict=True):
+            for z, sample, step in zip(gates.reader(samples), samples, steps, strict=True):
                 v = states[-1]
-                states.append(v + step[:, None] * self.gates(z, v) * terms.drift(v, sample))
+                states.append(v + step[:, None] * gates(z, v) * terms.drift(v, sample))
             stacked = torch.stack(states)
             return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
 
@@ -213,10 +205,9 @@ class SequenceClassifier(nn.Module):
     """logits = W_out x(T) + b_out: a recurrent layer, read out at the last valid step.
 
     Args:
-        core: a `CTRNN` or a baseline, batch_first.
+        core: a layer, batch_first.
         n_class: number of classes k.
         readout_input: "state" reads x, as the papers do; "rate" the firing rates.
-        bias: whether the readout has a bias.
     """
 
     def __init__(

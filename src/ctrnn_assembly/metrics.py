@@ -1,7 +1,6 @@
 """Contraction metrics M = Theta^T Theta, held by their factor so that coupling is well conditioned.
 
-`Factor` is the metric of one module, diagonal or dense; `Metric` is the block-diagonal metric of an
-assembly. Both give Theta and Theta^-1, because a coupling is stored in balanced form
+Both Theta and Theta^-1 are held, because a coupling is stored in balanced form
 L_ij = Theta_i^-1 K_ij Theta_j (THEORY section 5), which never forms M or M^-1.
 """
 
@@ -48,7 +47,6 @@ class Factor:
         return self.theta.ndim == 1
 
     def inverse(self) -> Factor:
-        """The factor with Theta and Theta^-1 exchanged."""
         return Factor(self.theta_inv, self.theta)
 
     def eigenvalues(self) -> Tensor:
@@ -64,7 +62,6 @@ class Metric:
 
     @classmethod
     def join(cls, metrics: list[Metric]) -> Metric:
-        """The block-diagonal metric of several modules or assemblies."""
         return cls(tuple(factor for metric in metrics for factor in metric.factors))
 
     @property
@@ -97,7 +94,6 @@ class Metric:
         return Metric(tuple(factors))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Metric:
-        """The metric with every tensor changed."""
         return Metric(tuple(Factor(change(f.theta), change(f.theta_inv)) for f in self.factors))
 
     def detach_cpu(self) -> Metric:
@@ -105,15 +101,13 @@ class Metric:
         return self.mapped(lambda tensor: tensor.detach().cpu())
 
     def matrix(self) -> Tensor:
-        """M, (n, n), dense."""
+        """M, (n, n), dense, as `theta` and `theta_inv`."""
         return self.theta().mT @ self.theta()
 
     def theta(self) -> Tensor:
-        """Theta, (n, n), dense."""
         return torch.block_diag(*(f.theta.diag() if f.is_diagonal else f.theta for f in self.factors))
 
     def theta_inv(self) -> Tensor:
-        """Theta^-1, (n, n), dense."""
         return self.inverse().theta()
 
     def left_divide(self, K: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ read, so NaN may stand there (the usual padding of unequal time series) and harm
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,19 +20,23 @@ from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 
 Save = Literal["all", "last"]
+Lengths = Tensor | None
+Dt = float | Tensor | None
 
 
 class Recurrent(nn.Module, ABC):
     """A recurrent layer; a subclass says how a state moves, this class checks what it is given.
 
     Args:
-        input_size, hidden_size: features of a sample, m, and units, n.
+        input_size, hidden_size: features of a sample, m, and units, n, at least 1.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
 
-    Raises:
-        ConfigError: if a size is below 1. At a call, ShapeError for a tensor of the wrong shape, dtype
-            or device, and DataError for an input that is not finite.
+    Raises: at a call, ShapeError for a tensor of the wrong shape, dtype or device, and DataError for an
+        input that is not finite.
     """
+
+    certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
+    firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
 
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
         super().__init__()
@@ -46,8 +51,8 @@ class Recurrent(nn.Module, ABC):
         input: Tensor,
         h_0: Tensor | None = None,
         *,
-        lengths: Tensor | None = None,
-        dt: float | Tensor | None = None,
+        lengths: Lengths = None,
+        dt: Dt = None,
     ) -> tuple[Tensor, Tensor]:
         """All outputs and the last state.
 
@@ -85,19 +90,7 @@ class Recurrent(nn.Module, ABC):
         return self._step(u.to(x.dtype), x)
 
     @abstractmethod
-    def certificate(
-        self, *, dt: float | None = None, solver: str | None = None, search: Any = "fast"
-    ) -> Any:
-        """What is proven of the layer as its weights are, and of its step; never None."""
-
-    @abstractmethod
-    def firing_rates(self, x: Tensor) -> Tensor:
-        """What the units send out in states x, (..., n)."""
-
-    @abstractmethod
-    def _run(
-        self, u: Tensor, x: Tensor, lengths: Tensor | None, dt: float | Tensor | None, save: Save
-    ) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         """Outputs (batch, time, n), which may be left out with save="last", and the last state.
 
         u is (batch, time, m), finite, with zeros past the lengths; x is (batch, state_size).

@@ -4,10 +4,8 @@ tau x' = -x + W phi(x) + b + u(t)          (x-form, phi outside)
 tau r' = -r + phi(W r + b + u(t))          (r-form, phi inside)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ from ctrnn_assembly.terms import Terms
 class Field(nn.Module):
     """What `Subnetwork` and `Assembly` share: a vector field called f(t, x, u)."""
 
-    leaves: Callable[[], list[Subnetwork]]
+    leaves: Callable[[], list["Subnetwork"]]
     terms: Callable[[], Terms]
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
@@ -36,7 +34,7 @@ class Field(nn.Module):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Put raw tensors back where they have a gradient (AdaDiag clip); else nothing."""
+        """Put raw tensors back where they have a gradient (AdaDiag clip)."""
         for leaf in self.leaves():
             project = getattr(leaf.constraint, "project_", None)
             if project is not None:
@@ -48,8 +46,7 @@ class Subnetwork(Field):
 
     Args:
         constraint: the set (`ctrnn_assembly.contracting`), which also names phi.
-        size: number of units n.
-        form: "x" for W phi(x), "r" for phi(W r + u).
+        form: "x" for phi outside, "r" for phi inside.
         tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
         bias: whether to train a bias b.
         weight: an initial W of the set, (n, n); by default a sample.
@@ -96,16 +93,14 @@ class Subnetwork(Field):
         self.register_load_state_dict_post_hook(_check_loaded)
 
     def levels(self, start: int = 0) -> list[tuple[Any, slice]]:
-        """The couplings of all depths: a module has none."""
+        """The couplings of all depths: none."""
         return []
 
-    def leaves(self) -> list[Subnetwork]:
-        """The module itself: an assembly has many."""
+    def leaves(self) -> list[Self]:
         return [self]
 
     @property
     def constraint(self) -> Contracting:
-        """The set that the weight belongs to."""
         return self.parametrizations["weight"][0]  # type: ignore[index,return-value]
 
     @property
@@ -125,8 +120,8 @@ class Subnetwork(Field):
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
-        phi = Elementwise(((self.constraint.phi, self.size),))
-        identity = Elementwise(((ACTIVATIONS["identity"], self.size),))
+        both = self.constraint.phi, ACTIVATIONS["identity"]
+        phi, identity = (Elementwise(((one, self.size),)) for one in both)
         return (phi, identity) if self.form == "x" else (identity, phi)
 
     def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:

@@ -2,16 +2,15 @@
 
     tau x' = -x + post(W pre(x) + b + W_in u) + L x + sum_e K_e psi_e(x)
 
-x-form modules (phi outside) have pre = phi, post = identity; r-form modules (phi inside) have
-pre = identity, post = phi. An assembly of any depth flattens to one `Terms`; the solvers see nothing
-else, so no parametrisation is evaluated inside a time loop.
+x-form modules (phi outside) have pre = phi, r-form modules (phi inside) post = phi; the other is the
+identity. An assembly of any depth flattens to one `Terms`; the solvers see nothing else, so no
+parametrisation is evaluated inside a time loop.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,19 +22,15 @@ from ctrnn_assembly.errors import ShapeError
 
 @dataclass(frozen=True)
 class Edge:
-    """A nonlinear coupling term K psi(x); K is (n, n)."""
+    """A nonlinear coupling term K psi(x)."""
 
-    K: Tensor
+    K: Tensor  # (n, n)
     psi: Elementwise
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The tensors of one vector field.
-
-    Where every W_i is diagonal by construction (`diagonal`), a solver uses, and gives a gradient to, the
-    diagonals only.
-    """
+    """The tensors of one vector field."""
 
     blocks: tuple[Tensor, ...]  # W_i, (n_i, n_i) each, in the order of the state; sum n_i = n
     pre: Elementwise
@@ -46,7 +41,7 @@ class Terms:
     edges: tuple[Edge, ...] = ()
     W_in: Tensor | None = None  # (n, m); None when the input u is already (batch, n)
     pairs: tuple[tuple[int, int], ...] = ()  # coupled blocks i < j: L is zero outside; if empty, dense
-    diagonal: bool = False
+    diagonal: bool = False  # by construction: solvers use, and give a gradient to, no more of any W_i
 
     @property
     def n(self) -> int:
@@ -58,10 +53,8 @@ class Terms:
 
     @property
     def stacked(self) -> Tensor | None:
-        """W_i one above the other, (blocks, k, k), if there are several and all of one size.
-
-        Not cached: what a solve without gradients has made has no history for the next one.
-        """
+        """W_i one above the other, (blocks, k, k), if there are several and all of one size."""
+        # Not cached: what a solve without gradients has made has no history for the next one.
         several = len(self.blocks) > 1 and len(set(self.sizes)) == 1
         return torch.stack(self.blocks) if several else None
 
@@ -71,10 +64,8 @@ class Terms:
 
     def apply_weight(self, p: Tensor) -> Tensor:
         """W p for p of shape (batch, n), block by block."""
-        if len(self.blocks) == 1:
-            return p @ self.blocks[0].mT
-        if len(set(self.sizes)) == 1:
-            stacked = torch.stack(self.blocks)
+        stacked = self.stacked
+        if stacked is not None:
             parts = p.view(len(p), *stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
@@ -103,7 +94,7 @@ class Terms:
         """x', (batch, n)."""
         return self.drift(x, u) / self.tau
 
-    def driven(self, W_in: Tensor, bias: Tensor | None = None) -> Terms:
+    def driven(self, W_in: Tensor, bias: Tensor | None = None) -> Self:
         """The same field with input weights (n, m) and, optionally, a further bias (n,)."""
         if W_in.ndim != 2 or W_in.shape[0] != self.n:
             raise ShapeError(
@@ -112,24 +103,24 @@ class Terms:
             )
         return replace(self, W_in=W_in, bias=self.bias if bias is None else self.bias + bias)
 
-    def detach_cpu(self) -> Terms:
+    def detach_cpu(self) -> Self:
         """The same values on the CPU, without gradients."""
-        return self._mapped(lambda tensor: tensor.detach().cpu())
+        return self.mapped(lambda tensor: tensor.detach().cpu())
 
-    def double(self) -> Terms:
+    def double(self) -> Self:
         """The same values in float64 on the CPU."""
-        return self._mapped(lambda tensor: tensor.to("cpu", torch.float64))
+        return self.mapped(lambda tensor: tensor.to("cpu", torch.float64))
 
-    def trainable_copy(self) -> Terms:
+    def trainable_copy(self) -> Self:
         """The same values as new leaf tensors, each of which asks for a gradient."""
-        return self._mapped(lambda tensor: tensor.detach().clone().requires_grad_())
+        return self.mapped(lambda tensor: tensor.detach().clone().requires_grad_())
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that a gradient can reach, in a fixed order."""
         single = [t for t in (self.bias, self.tau, self.L, self.W_in) if t is not None]
         return [*self.blocks, *single, *(edge.K for edge in self.edges)]
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Terms:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same field with every tensor changed."""
         return replace(
             self,
