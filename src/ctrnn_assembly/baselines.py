@@ -8,6 +8,7 @@ with the input projected by one product and the recurrent matrices built once a 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NoReturn, get_args
 
 import torch
@@ -28,12 +29,10 @@ class Baseline(Recurrent):
     """A layer that is no assembly of contracting modules: its rates are its state."""
 
     def terms(self) -> NoReturn:
-        """Refused: x' is not of the form of `Terms`."""
         name = type(self).__name__
         raise ConfigError(f"{name} has no terms, as it is no assembly. Use step(u, x), or a CTRNN.")
 
     def metric(self) -> NoReturn:
-        """Refused: no metric is known in which the layer contracts."""
         name = type(self).__name__
         raise ConfigError(f"{name} has no metric in which it is known to contract. Use a CTRNN.")
 
@@ -48,11 +47,10 @@ class Baseline(Recurrent):
         return Certificate.refused(reason, dt=1.0 if dt is None else dt, solver=solver or "own step")
 
     def firing_rates(self, x: Tensor) -> Tensor:
-        """The state itself, (..., n)."""
         return x
 
     def project_(self) -> None:
-        """Nothing: the raw weights have no set to stay in."""
+        """Nothing to do: the weights are in no set."""
 
 
 class TorchRNN(Baseline):
@@ -61,7 +59,6 @@ class TorchRNN(Baseline):
     rnn: nn.RNNBase
 
     def flow(self, u: Tensor | None = None) -> NoReturn:
-        """Refused: the network is a map."""
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
@@ -70,10 +67,8 @@ class TorchRNN(Baseline):
         if lengths is None:
             output, last = self.rnn(u, state)
         else:
-            # Packed, because torch returns only the last LSTM cell state: c at a sequence's own end
-            # could not be picked from a full run.
-            ends = lengths.cpu()
-            packed = pack_padded_sequence(u, ends, batch_first=True, enforce_sorted=False)
+            # Packed: of a full run, torch does not return an LSTM's c at a sequence's own end.
+            packed = pack_padded_sequence(u, lengths.cpu(), batch_first=True, enforce_sorted=False)
             packed, last = self.rnn(packed, state)
             output, _ = pad_packed_sequence(packed, batch_first=True, total_length=u.shape[1])
             held = torch.arange(u.shape[1], device=u.device).minimum(lengths[:, None] - 1)
@@ -114,11 +109,9 @@ class LSTM(TorchRNN):
         (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
         g = tanh(W_g h_{t-1} + U_g u_t + b_g),  c_t = f o c_{t-1} + i o g,  h_t = o o tanh(c_t)
 
-    Weights start as torch starts them, uniform in +-1 / sqrt(n), the forget bias too (much of the
-    literature starts that one at 1; set it if you compare).
+    Weights start uniform in +-1 / sqrt(n), the forget bias too (much of the literature starts it at 1).
     Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
-    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; the formula is
-    torch.nn.LSTM's.
+    Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
@@ -134,10 +127,7 @@ class LSTM(TorchRNN):
 
 
 class EulerRNN(Baseline):
-    """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps a part of the network, > 0.
-
-    A subclass sets `inputs`, an nn.Linear of m features, and says what x' is.
-    """
+    """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps of the network; a subclass says what x' is."""
 
     inputs: nn.Linear
 
@@ -158,10 +148,9 @@ class EulerRNN(Baseline):
         """(projected input, x) -> x', with its matrices built once."""
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
-        field = self.vector_field()
+        """As `CTRNN.flow`."""
         drive = self.inputs.bias if u is None else self.inputs(u)
-        return lambda x: field(drive, x)
+        return partial(self.vector_field(), drive)
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         return x + self.eps * self.flow(u)(x)
@@ -192,7 +181,6 @@ class AntisymmetricRNN(EulerRNN):
 
     Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
     nothing for a time-varying input, and the gate changes the Jacobian besides.
-
     Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12 (plain) and 13 (gated).
     Written from the formula; the paper could not be opened here, so the equation numbers are those that
     a public re-implementation cites, and the settings those of a public summary of its appendix C.
@@ -250,7 +238,6 @@ class LipschitzRNN(EulerRNN):
 
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
-
     Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070). Written
     from the formula; the paper could not be opened here. Settings are those of the authors' driver
     (github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices.

@@ -77,7 +77,7 @@ class Metric:
         return all(factor.is_diagonal for factor in self.factors)
 
     def inverse(self) -> Metric:
-        """The metric with Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
+        """Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
         return Metric(tuple(factor.inverse() for factor in self.factors))
 
     def scaled(self, root: Tensor | float) -> Metric:

@@ -36,10 +36,9 @@ def _assembly(
     forms: dict[str, Any] = {"outside": "x", "inside": "r"}
     if activation_place not in forms:
         raise unknown("activation_place", activation_place, forms)
-    options = {"form": forms[activation_place], "tau": tau, "generator": generator}
-    parts = [  # without a bias: the encoder has one
-        Subnetwork(constrain(activation), units, bias=False, **options) for _ in range(modules)
-    ]
+    # Without a bias: the encoder has one.
+    options = {"form": forms[activation_place], "tau": tau, "bias": False, "generator": generator}
+    parts = [Subnetwork(constrain(activation), units, **options) for _ in range(modules)]
     start = {"init": coupling_init, "init_scale": coupling_scale, "generator": generator}
     return couple(parts, coupling, kind=coupling_kind, **start)
 
@@ -63,8 +62,6 @@ RELU = {**MARGIN, "activation": "relu"}
 
 @dataclass(frozen=True)
 class Model:
-    """What a model name stands for."""
-
     summary: str
     part: type  # the set that the modules' weights are in, or the layer that a baseline is
     own: dict[str, Any] = field(default_factory=dict)  # settings of its own, or not as above
@@ -72,12 +69,11 @@ class Model:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is a layer of its own, without modules."""
         return issubclass(self.part, Recurrent)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting that the model takes, with the model's own value."""
+        """What it takes, with its own values."""
         return {**SIZES, **({} if self.is_baseline else {**ASSEMBLY, **LAYER}), **self.own}
 
 
@@ -132,9 +128,7 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
             own. They are those of `ctrnn train`, whose help describes them, and `gate_bounds`, (lo, hi)
             of gated models; `seed` is that of all weights. A baseline gets modules x units units.
 
-    Raises:
-        ConfigError: if a name is unknown, a setting impossible or not one of the model's;
-            ContractionError: if no such weights exist.
+    Raises: ConfigError for a wrong name or setting, ContractionError if no such weights exist.
 
     Example:
         >>> from ctrnn_assembly.models import build_model
@@ -169,9 +163,8 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
     options: dict[str, Any] = {"gate": row.gate, "batch_first": True, "generator": generator}
     core = CTRNN(n_input, assembly, **options, **some((*LAYER, "gate_bounds")))
     # The published networks read out without a bias.
-    return SequenceClassifier(
-        core, n_class, readout_input=chosen["readout_input"], bias=False, generator=generator
-    )
+    readout = {"readout_input": chosen["readout_input"], "bias": False, "generator": generator}
+    return SequenceClassifier(core, n_class, **readout)
 
 
 def unused_settings(config: Any) -> list[str]:

@@ -54,16 +54,13 @@ class Recurrent(nn.Module, ABC):
         lengths: Lengths = None,
         dt: Dt = None,
     ) -> tuple[Tensor, Tensor]:
-        """All outputs and the last state.
+        """The outputs after each sample, (time, batch, n), and the last state, (1, batch, state_size).
 
         Args:
-            input: (time, batch, m), or (batch, time, m) with batch_first, of any dtype.
+            input: (time, batch, m) of any dtype; with batch_first, batch and time change places.
             h_0: initial state, (1, batch, state_size); zero if None.
             lengths: valid steps of each sample, (batch,), 1..time; the state stays from there on.
             dt: instead of a CTRNN's own dt: a number, (time,) or (batch, time).
-
-        Returns:
-            output (time, batch, n) or (batch, time, n), after each sample; h_n (1, batch, state_size).
         """
         if dt is not None and not hasattr(self, "dt"):
             raise ConfigError(
@@ -91,10 +88,7 @@ class Recurrent(nn.Module, ABC):
 
     @abstractmethod
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        """Outputs (batch, time, n), which may be left out with save="last", and the last state.
-
-        u is (batch, time, m), finite, with zeros past the lengths; x is (batch, state_size).
-        """
+        """Outputs (batch, time, n), unless save="last", and the last state, of what `_checked` gives."""
 
     @abstractmethod
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
@@ -103,7 +97,7 @@ class Recurrent(nn.Module, ABC):
     def _checked(
         self, input: Tensor, h_0: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """u (batch, time, m), x (batch, state_size) and lengths (batch,), of one dtype and device."""
+        """u (batch, time, m), finite, zero past the lengths, x (batch, state_size), and lengths."""
         if input.ndim != 3 or input.shape[2] != self.input_size or 0 in input.shape:
             order = "(batch, time, m)" if self.batch_first else "(time, batch, m)"
             raise ShapeError(
