@@ -178,7 +178,6 @@ class AntisymmetricRNN(EulerRNN):
     the triangle (not a full W, whose K would have twice the variance) is our reading. The paper chooses
     eps from {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those
     of a public re-implementation.
-
     Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
     nothing for a time-varying input, and the gate changes the Jacobian besides.
     Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12 (plain) and 13 (gated).
@@ -235,7 +234,6 @@ class LipschitzRNN(EulerRNN):
 
     Each beta, from symmetric (0) to skew (1), is of its own matrix (some public copies mix the two).
     `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal, b = 0.
-
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
     Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070). Written

@@ -47,12 +47,7 @@ class Recurrent(nn.Module, ABC):
         self.state_size = hidden_size  # the width of the state; that of an LSTM is more
 
     def forward(
-        self,
-        input: Tensor,
-        h_0: Tensor | None = None,
-        *,
-        lengths: Lengths = None,
-        dt: Dt = None,
+        self, input: Tensor, h_0: Tensor | None = None, *, lengths: Lengths = None, dt: Dt = None
     ) -> tuple[Tensor, Tensor]:
         """The outputs after each sample, (time, batch, n), and the last state, (1, batch, state_size).
 

@@ -72,10 +72,8 @@ class Terms:
 
     def inject(self, u: Tensor | None) -> Tensor:
         """b + W_in u: (batch, n), or (n,) without an input."""
-        if u is None:
-            return self.bias
-        if self.W_in is None:
-            return self.bias + u
+        if u is None or self.W_in is None:
+            return self.bias if u is None else self.bias + u
         return torch.addmm(self.bias, u, self.W_in.mT)
 
     def nonlinear(self, x: Tensor, drive: Tensor) -> Tensor:
@@ -117,7 +115,7 @@ class Terms:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that a gradient can reach, in a fixed order."""
-        single = [t for t in (self.bias, self.tau, self.L, self.W_in) if t is not None]
+        single = (t for t in (self.bias, self.tau, self.L, self.W_in) if t is not None)
         return [*self.blocks, *single, *(edge.K for edge in self.edges)]
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
