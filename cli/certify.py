@@ -72,7 +72,7 @@ def certify_command(
         from ctrnn_assembly.figures.certificate import certificate_figure
         from ctrnn_assembly.figures.style import save_figure
 
-        curves = step_curves(run.network().core, certificate, near=config.dt)
+        curves = step_curves(run.model(data=False).core, certificate, near=config.dt)
         title = f"{config.model}: {Path(source).name}"
         save_figure(certificate_figure(certificate, curves, title=title), plot)
     if as_json:

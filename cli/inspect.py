@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ def spectrum_command(
 
     before, found = [], [along(net.layer, u) for u in net.sequences]
     if kind != "initial":
-        start = net.run.before_training().model(double=True)
+        start = replace(net.run, initial=True).model(double=True)
         before = [along(start.core, net.sequences[0])]
     spectra = [("initial", 0, s) for s in before] + [(kind, k, s) for k, s in enumerate(found)]
     blocks = [

@@ -47,7 +47,7 @@ def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arrays(run: Path) -> NetworkArrays:
-    return NetworkArrays.of(Run.open(run).network().core, "a run")
+    return NetworkArrays.of(Run.open(run).model(data=False).core, "a run")
 
 
 @pytest.fixture

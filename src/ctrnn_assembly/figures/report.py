@@ -24,7 +24,7 @@ from ctrnn_assembly.figures.spectrum import parts_figure
 from ctrnn_assembly.figures.style import rendered
 from ctrnn_assembly.reproduction.published import published_for
 from ctrnn_assembly.training.config import to_yaml
-from ctrnn_assembly.training.run import Run, validation, weights_file
+from ctrnn_assembly.training.run import Run, validation
 
 MEANING = (
     "Certified means: for every input, two states under the same input approach each other at least at "
@@ -59,9 +59,9 @@ def report(folder: str | Path) -> str:
         ConfigError: if it is no run; DataError: if a file in it is damaged.
     """
     run = Run.open(folder)
-    if run.path is not None and weights_file(run.path) is None:
+    if run.file is None:
         run = Run.open(folder, initial=True)
-    layer, proven = run.network().core, run.certificate()
+    layer, proven = run.model(data=False).core, run.certificate()
     said = paragraph(verdict(proven), f"verdict {'yes' if proven.certified else 'no'}")
     baseline = getattr(layer, "field", None) is None
     chapters = [

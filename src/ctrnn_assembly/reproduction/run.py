@@ -160,9 +160,7 @@ def trained(config: TrainConfig, run: Path, command: str) -> dict[str, Any]:
         raise ConfigError(
             f"{run} holds a run with other settings ({other}). Delete it, or use another --runs."
         )
-    if (run / "summary.json").exists():
-        return read_summary(run)
-    return fit(config, run, resume=True, command=command)
+    return read_summary(run) or fit(config, run, resume=True, command=command)
 
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def fit(
         torch.set_num_threads(config.threads)
     origin = provenance(command=command, seed=config.seed, device=config.device)
     fabric, log = make_fabric(config), make_logger(config, out)
-    task = run.configured_task(config)
-    net = run.model_from(config, task.n_input, len(task.classes))
+    start = run.Run(None, config)
+    task, net = start.task, start.model()
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
     net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     projection = StepProjection(net.core) if config.keep_step_certified else None
@@ -241,7 +241,7 @@ def train(
             )
         if fabric.is_global_zero:
             if training.epoch in config.keep_epochs:
-                run.save_weights(run.kept_weights(out, training.epoch), net)
+                run.save_weights(out / run.KEPT.format(training.epoch), net)
             # The best first: a run that is killed in between repeats the epoch, and finds it again.
             for name in ("best", "last") if better else ("last",):
                 training.save(out / "checkpoints" / f"{name}.ckpt")
@@ -379,8 +379,7 @@ def open_folder(training: Training, out: Path, *, resume: bool) -> run.Weights |
                 raise ConfigError(f"{out} already holds a run. Use --resume {out}, or another --out.")
             run.write(stored, to_yaml(training.config))
         return None
-    if (out / "summary.json").exists():
-        run.read_summary(out)
+    if run.read_summary(out) is not None:
         raise ConfigError(f"{out} is finished. Start a new run with --config {stored} --out NEW.")
     last = out / "checkpoints" / "last.ckpt"
     if not last.exists():

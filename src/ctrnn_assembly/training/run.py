@@ -11,8 +11,6 @@ Every file is written beside its place and moved there. Nothing is unpickled but
 with `weights_only=True`. Whatever is damaged, or of another run, raises a DataError.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -24,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import safetensors.torch
@@ -44,6 +42,7 @@ from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_assembly.training.provenance import provenance
 
+KEPT = "weights/epoch-{:04}.safetensors"  # of an epoch, counted from 1
 BESIDE = "Use the file that was saved beside it."
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
@@ -119,7 +118,7 @@ def refusing(what: str, advice: str) -> Iterator[None]:
 
 def read_weights(file: Path) -> Weights:
     """The weights in a safetensors file or a checkpoint; read once, and without running any code."""
-    saved, kept = file.suffix == ".ckpt", file.stem.startswith("epoch-")
+    saved = file.suffix == ".ckpt"
     if not saved and not file.exists():
         raise DataError(f"there are no weights at {file}. Train first, or name a run folder.")
     what = "checkpoint" if saved else "safetensors file"
@@ -128,8 +127,8 @@ def read_weights(file: Path) -> Weights:
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if not saved:
-            state = safetensors.torch.load(content)
-            return Weights("epoch" if kept else "trained", file, digest, state)
+            kept = file.stem.startswith("epoch-")
+            return Weights("epoch" if kept else "trained", file, digest, safetensors.torch.load(content))
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         progress = {key: stored[key] for key in ("epoch", "optimizer", "scaler", "best", "stale")}
         [tensor.shape for tensor in stored["model"].values()]
@@ -141,19 +140,6 @@ def save_weights(path: Path, model: nn.Module) -> None:
     """The state dict of a model as safetensors."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write(path, safetensors.torch.save(state))
-
-
-def weights_file(run: Path) -> Path | None:
-    """The trained weights of a run, or its last checkpoint; None if no epoch has ended."""
-    trained, last = run / "model.safetensors", run / "checkpoints" / "last.ckpt"
-    if trained.exists() or (run / "summary.json").exists():
-        return trained
-    return last if last.exists() else None
-
-
-def kept_weights(run: Path, epoch: int) -> Path:
-    """The file of the weights after an epoch, counted from 1."""
-    return run / "weights" / f"epoch-{epoch:04}.safetensors"
 
 
 # --- a network by name -----------------------------------------------------------------------------
@@ -168,24 +154,20 @@ class Run:
     Attributes:
         path: the run folder; None for a configuration file or a recipe.
         config: the configuration, with the changes that `open` was given.
+        initial: take the weights before training instead of the trained ones.
+        epoch: take the weights that `keep_epochs` kept after this epoch, counted from 1.
     """
 
     path: Path | None
     config: TrainConfig
-    _initial: bool = False
-    _epoch: int | None = None
+    initial: bool = False
+    epoch: int | None = None
 
     @classmethod
     def open(
         cls, source: str | Path, *, initial: bool = False, epoch: int | None = None, **changes: Any
-    ) -> Run:
-        """A run folder, a YAML file or the name of a recipe, with some settings changed.
-
-        Args:
-            initial: take the weights before training instead of the trained ones.
-            epoch: take the weights that `keep_epochs` kept after this epoch, counted from 1.
-            changes: settings instead of the stored ones; None leaves a setting as it is.
-        """
+    ) -> Self:
+        """A run folder, a YAML file or the name of a recipe; None among `changes` changes nothing."""
         path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
         if path.is_dir():
             return cls(path, changed(read_config(path).model_dump(), given), initial, epoch)
@@ -197,29 +179,36 @@ class Run:
         settings = read_yaml(path) if path.exists() else recipe(str(source))
         return cls(None, changed(settings, given))
 
-    def before_training(self) -> Run:
-        """The same with the weights that training starts from."""
-        return Run(self.path, self.config, _initial=True)
+    @property
+    def file(self) -> Path | None:
+        """Of the weights: trained, of `epoch`, or of the last epoch so far; None for initial ones."""
+        if self.path is None or self.initial:
+            return None
+        if self.epoch is not None:
+            return self.path / KEPT.format(self.epoch)
+        trained, last = self.path / "model.safetensors", self.path / "checkpoints" / "last.ckpt"
+        if trained.exists() or (self.path / "summary.json").exists():
+            return trained
+        return last if last.exists() else None
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights that `model` loads: trained, or of the last epoch if training is not finished."""
-        if self.path is None or self._initial:
+        """The weights that `model` loads; a DataError if no epoch of a run has ended."""
+        file = self.file
+        if file is not None:
+            return read_weights(file)
+        if self.path is None or self.initial:
             return Weights("initial")
-        file = weights_file(self.path)
-        if self._epoch is not None:
-            file = kept_weights(self.path, self._epoch)
-        if file is None:
-            raise DataError(
-                f"{self.path} has no weights yet: no epoch has ended. `ctrnn train --resume "
-                f"{self.path}` goes on; --initial takes the weights that it starts from."
-            )
-        return read_weights(file)
+        raise DataError(
+            f"{self.path} has no weights yet: no epoch has ended. `ctrnn train --resume {self.path}` "
+            "goes on; --initial takes the weights that it starts from."
+        )
 
     @cached_property
     def task(self) -> Task:
         """The task of the configuration."""
-        return configured_task(self.config)
+        names = ("data_dir", "resize", "limit_train", "limit_test", "augment", "seed")
+        return load_task(self.config.task, **{name: getattr(self.config, name) for name in names})
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -229,34 +218,26 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None if the run is not finished."""
-        if self.path is None or not (self.path / "summary.json").exists():
-            return None
-        return read_summary(self.path)
+        return None if self.path is None else read_summary(self.path)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One column of metrics.csv, (epochs,): NaN where there is no value."""
         return np.array([row.get(name) for row in self.epochs], dtype=np.float64)
 
-    def model(self, *, double: bool = False) -> SequenceClassifier:
+    def model(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
         """The classifier with these weights, in evaluation mode; `double` converts it to float64.
 
-        The number of inputs and classes is that of the weights. Initial weights are for the task's.
-        """
-        initial = self.weights.file is None
-        model = self.network(*(self.task.n_input, len(self.task.classes)) if initial else ())
-        return model.double() if double else model
-
-    def network(self, n_input: int = 1, n_class: int = 2) -> SequenceClassifier:
-        """As `model`, but without reading data: the sizes are those of initial weights.
-
-        The field, all that certificates and pictures of weights look at, does not depend on these.
+        It has the numbers of inputs and classes of the weights. Initial ones have those of the task or,
+        without `data`, which are then not read, any: the field does not depend on them.
         """
         weights, units = self.weights, self.config.modules * self.config.units
-        sizes = _sizes(weights.state, units) or (n_input, n_class)
+        sizes = _sizes(weights.state, units) or (1, 2)
+        if data and weights.file is None:
+            sizes = self.task.n_input, len(self.task.classes)
         model = model_from(self.config, *sizes).eval()
         if weights.file is not None:
             weights.load(model)
-        return model
+        return model.double() if double else model
 
     def inputs(
         self, split: str = "val", samples: int | None = None
@@ -279,7 +260,7 @@ class Run:
         with warnings.catch_warnings():
             # scipy's, of candidate metrics: the proof refuses bad ones.
             warnings.simplefilter("ignore", RuntimeWarning)
-            return self.network().core.certificate(search=search)
+            return self.model(data=False).core.certificate(search=search)
 
     @property
     def task_as_used(self) -> str:
@@ -297,7 +278,7 @@ class Run:
     def title(self) -> str:
         """Model, task, and which weights."""
         kinds = {"checkpoint": ", last epoch so far", "initial": ", before training"}
-        kinds["epoch"] = f", epoch {self._epoch}"
+        kinds["epoch"] = f", epoch {self.epoch}"
         return f"{self.config.model} on {self.task_as_used}{kinds.get(self.weights.kind, '')}"
 
     def about(self) -> dict[str, Any]:
@@ -320,12 +301,6 @@ def changed(settings: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
     if {"dt", "solver"} & changes.keys() and config.model in MODELS and MODELS[config.model].is_baseline:
         raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
     return config
-
-
-def configured_task(config: TrainConfig) -> Task:
-    """The task of a configuration."""
-    names = ("data_dir", "resize", "limit_train", "limit_test", "augment", "seed")
-    return load_task(config.task, **{name: getattr(config, name) for name in names})
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
@@ -384,11 +359,11 @@ def read_config(run: Path) -> TrainConfig:
     return make_config(read_yaml(run / "config.yaml"))
 
 
-def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a finished run."""
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """summary.json of a run folder; None if the run is not finished."""
     path = run / "summary.json"
     if not path.exists():
-        raise DataError(f"{run} is not finished. `ctrnn train --resume {run}` goes on.")
+        return None
     advice = f"Delete it; `ctrnn train --resume {run}` writes it again."
     with refusing(f"{path} is not readable JSON", advice):
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
