@@ -33,7 +33,7 @@ def cross_validated(config: TrainConfig) -> dict[str, Any]:
         part = replace(task, train=rest, val=fold)
         batches = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
         model = model_from(config, task.n_input, len(task.classes))
-        training = Training(config, make_fabric(config), model)
+        training = Training(config, make_fabric(config), part, model)
         training.set_up()
         for training.epoch in range(config.epochs):
             train_epoch(training, batches)

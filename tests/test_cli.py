@@ -388,6 +388,7 @@ def test_without_out_a_run_gets_a_folder_of_its_own(
     assert done.code == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.startswith("digits-svd-combo-")
+    assert read_yaml(run / "config.yaml")["solver"] == "exponential-euler"  # of the recipe digits
     assert str(Path("runs") / run.name) in done.out.replace("\n", "")
     os.environ.pop("CTRNN_RUN")
 

@@ -28,7 +28,8 @@ from ctrnn_assembly.reproduction.results import checked_result, keep_result, res
 from ctrnn_assembly.training.batches import accuracy
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
-from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, stopped_summary
+from ctrnn_assembly.training.provenance import provenance
+from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, read_table, run_record
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
 PATIENCE = 60  # seconds for a run to end after it was asked to
@@ -142,7 +143,13 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
             if experiment.lyapunov:
                 found["lyapunov"] = [exponents(epoch, run, data_dir) for epoch in epochs]
         except TrainingError as error:
-            found = stopped_summary(config, run, error, command)
+            found = {
+                **provenance(command=command, seed=config.seed, device=config.device),
+                "task": config.task,
+                "model": config.model,
+                "stopped": str(error).replace(str(run), "RUN"),
+                **run_record(config, read_table(run / "metrics.csv")),
+            }
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from ctrnn_assembly.layers import SequenceClassifier
 Batch = tuple[Tensor, Tensor, Tensor | None]
 
 
+@dataclass(eq=False)
 class Batches:
     """Batches (input, class, lengths) of a split that lies in memory.
 
@@ -21,19 +23,14 @@ class Batches:
     that of `noisy`. `share` is the part of one process: its rank, and the number of processes.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        split: Split,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        noise: float = 0.0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.task, self.split, self.batch_size = task, split, batch_size
-        self.seed, self.noise, self.share = seed, noise, share
-        self.epoch = 0
+    task: Task
+    split: Split
+    batch_size: int
+    _: KW_ONLY
+    seed: int | None = None
+    noise: float = 0.0
+    share: tuple[int, int] = (0, 1)
+    epoch: int = 0
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device if they fit into half of its free memory."""

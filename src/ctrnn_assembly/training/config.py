@@ -4,12 +4,10 @@ A run is `recipe < config file < command line`, and the result is what `config.y
 holds. The command line's options are made from these fields.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,9 +35,7 @@ class TrainConfig(BaseModel):
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
     augment: bool = setting("data", True, "crop and flip where the task's recipe does")
-    input_noise: float = setting(
-        "data", 0.0, "noise on training inputs, in standard deviations of each channel", ge=0
-    )
+    input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
     fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
 
     model: str = setting("network", "svd-combo", "model; see `ctrnn list`")
@@ -93,9 +89,7 @@ class TrainConfig(BaseModel):
     batch_size: int = setting("training", 128, "samples a step, on each device", ge=1)
     optimizer: Literal["adam", "adamw"] = setting("training", "adam", "Adam (L2) or AdamW")
     learning_rate: float = setting("training", 1e-3, "peak learning rate", gt=0)
-    schedule: Literal["constant", "steps", "cosine"] = setting(
-        "training", "cosine", "learning rate over time"
-    )
+    schedule: Literal["constant", "steps", "cosine"] = setting("training", "cosine", "of learning_rate")
     warmup_epochs: int = setting("training", 0, "epochs of linear warm-up", ge=0)
     milestones: Epochs = setting("training", (), "epochs at which `steps` cuts")
     lr_gamma: float = setting("training", LR_GAMMA, "factor of each cut", gt=0, le=1)
@@ -122,7 +116,7 @@ class TrainConfig(BaseModel):
     logger: Literal["none", "tensorboard", "wandb"] = setting("machine", "none", "besides metrics.csv")
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainConfig:
+    def _consistent(self) -> Self:
         if self.certify_every > 1 and self.require_certificate != "none":
             raise ConfigError(
                 f"certify_every must be 1 where require_certificate is {self.require_certificate}; got "
@@ -130,8 +124,7 @@ class TrainConfig(BaseModel):
             )
         if self.fit_all and self.patience:
             raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Set it to "
-                "0."
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Use 0."
             )
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
@@ -201,21 +194,11 @@ def to_yaml(config: TrainConfig) -> str:
 @cache
 def recipes() -> dict[str, dict[str, Any]]:
     """The papers' recipes by name: what each sets, as `settings`, and one line on it, `about`."""
-    folder = resources.files("ctrnn_assembly") / "recipes"
-    files = sorted((file.name, file) for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return {
-        name.removesuffix(".yaml"): yaml.safe_load(file.read_text(encoding="utf-8"))
-        for name, file in files
+    texts = {
+        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
+        for file in (resources.files("ctrnn_assembly") / "recipes").iterdir()
     }
-
-
-def default_recipe(task: str) -> dict[str, Any]:
-    """The settings that a task starts from when neither a recipe nor a file is named.
-
-    Only `digits` has one: its 64 steps of 0.03 last 2 time constants, so a useful net needs a coupling
-    so fast that forward Euler diverges; exponential Euler turns it exactly.
-    """
-    return recipe(task) if task in recipes() else {}
+    return {name: yaml.safe_load(text) for name, text in sorted(texts.items())}
 
 
 def recipe(name: str) -> dict[str, Any]:

@@ -50,10 +50,11 @@ def say(line: str) -> None:
 
 @dataclass
 class Training:
-    """A run between two epochs: its network, and how far it has come.
+    """A run, and between two epochs how far it has come.
 
     Attributes:
         projection: of the network's coupling, with keep_step_certified.
+        out, report, profile: as of `fit`; `report` in one process only.
         model, optimizer: as Fabric set them up, see `set_up`.
         epoch: how many whole epochs are behind it.
         best: validation accuracy and minus the loss of the best epoch.
@@ -62,8 +63,12 @@ class Training:
 
     config: TrainConfig
     fabric: Fabric
+    task: Task
     net: SequenceClassifier
     projection: StepProjection | None = None
+    out: Path = Path()
+    report: Callable[[str], None] | None = None
+    profile: Profile | None = None
     model: Any = None
     optimizer: Any = None
     epoch: int = 0
@@ -151,14 +156,13 @@ def fit(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    origin = provenance(command=command, seed=config.seed, device=config.device)
-    fabric, log = make_fabric(config), make_logger(config, out)
-    start = run.Run(None, config)
+    summary = provenance(command=command, seed=config.seed, device=config.device)
+    fabric, log, start = make_fabric(config), make_logger(config, out), run.Run(None, config)
     task, net = start.task, start.model()
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
     net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     projection = StepProjection(net.core) if config.keep_step_certified else None
-    training = Training(config, fabric, net, projection)
+    training = Training(config, fabric, task, net, projection, out, report, profile)
     initial = training.certificate
     missing = missing_certificate(config, initial)
     if missing:
@@ -171,28 +175,25 @@ def fit(
             report(f"note: {note}")
 
     with run.locked(out) if fabric.is_global_zero else nullcontext():
-        saved = open_folder(training, out, resume=resume)
+        saved = open_folder(training, resume=resume)
         fabric.launch()
         training.set_up(saved)
-        train(training, out, task, log, report if fabric.is_global_zero else None, profile)
+        train(training, log)
         if not fabric.is_global_zero:
             sys.exit(0)
-        return finish(training, out, task, initial, origin)
+        summary |= finish(training) | {"certificate_initial": initial.as_dict()}
+        run.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
 
 
-def train(
-    training: Training,
-    out: Path,
-    task: Task,
-    log: Callable[[dict[str, Any], int], None],
-    report: Callable[[str], None] | None,
-    profile: Profile | None,
-) -> None:
+def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> None:
     """The epochs that are left: train, project, validate, certify, write the row, save best and last."""
-    config, fabric, net = training.config, training.fabric, training.net
+    config, fabric, task, net = training.config, training.fabric, training.task, training.net
+    out, first, rank = training.out, fabric.is_global_zero, (fabric.global_rank, fabric.world_size)
     samples = task.train.joined(task.val) if config.fit_all else task.train
-    rank, noise = (fabric.global_rank, fabric.world_size), config.input_noise
-    batches = Batches(task, samples, config.batch_size, seed=config.seed, noise=noise, share=rank)
+    batches = Batches(
+        task, samples, config.batch_size, seed=config.seed, noise=config.input_noise, share=rank
+    )
     held_out = Batches(task, task.val, 256, share=rank)
     test = task.load_test() if config.test_every_epoch else None
     for data in (batches, held_out):
@@ -201,8 +202,8 @@ def train(
     while not training.ended:
         row: dict[str, Any] = {"epoch": training.epoch}
         started = time.monotonic()
-        trained = train_epoch(training, batches, profile, bar=report is not None)
-        with recording(profile), record_function("validation"):
+        trained = train_epoch(training, batches)
+        with recording(training.profile), record_function("validation"):
             lost = training.project()
             with fabric.autocast():
                 valid = training.means(evaluate(net, held_out))
@@ -220,17 +221,17 @@ def train(
         training.best = max(training.best, reached)
 
         due = training.ended or training.epoch % config.certify_every == 0
-        with recording(profile), record_function("certificate"):
+        with recording(training.profile), record_function("certificate"):
             proven = training.certificate if due else None
         row |= certificate_columns(proven)
         if test is not None:
             row["test_accuracy"] = accuracy(net, task, test)
         rows.append(row)
-        if fabric.is_global_zero:
+        if first:
             run.write_table(out / "metrics.csv", rows)
             log({name: value for name, value in row.items() if value is not None}, row["epoch"])
-        if report is not None:
-            report(epoch_line(row, config.epochs))
+            if training.report is not None:
+                training.report(epoch_line(row, config.epochs))
         kind = "discrete" if lost else config.require_certificate
         lost = lost or missing_certificate(config, proven)
         if lost:
@@ -239,30 +240,28 @@ def train(
                 f"epoch {training.epoch} lost the {kind} certificate: {lost} No checkpoint is taken of "
                 f"this epoch; {before}. Start again with --config {out / 'config.yaml'} and that change."
             )
-        if fabric.is_global_zero:
+        if first:
             if training.epoch in config.keep_epochs:
                 run.save_weights(out / run.KEPT.format(training.epoch), net)
             # The best first: a run that is killed in between repeats the epoch, and finds it again.
             for name in ("best", "last") if better else ("last",):
                 training.save(out / "checkpoints" / f"{name}.ckpt")
-        profile = None
+        training.profile = None
 
 
-def train_epoch(
-    training: Training, batches: Batches, profile: Profile | None = None, *, bar: bool = False
-) -> dict[str, float]:
+def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
     """One pass over the batches; returns the mean loss and accuracy of its steps."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
     core: Any = training.net.core
     following, sums = iter(batches), new_sums(fabric.device)
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
-    hidden = not (bar and sys.stderr.isatty())
+    shown = training.report is not None and fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
     if projection is not None:
         projection.start_epoch()
-    for index in track(range(steps), what, console=console, transient=True, disable=hidden):
-        with recording(profile if index < STEPS else None):
+    for index in track(range(steps), what, console=console, transient=True, disable=not shown):
+        with recording(training.profile if index < STEPS else None):
             with record_function("data"):
                 batch = fabric.to_device(next(following))
             for group in training.optimizer.param_groups:
@@ -302,21 +301,17 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
     return sums_of(loss, logits, y)
 
 
-def finish(
-    training: Training, out: Path, task: Task, initial: Certificate, origin: dict[str, Any]
-) -> dict[str, Any]:
-    """Keep the weights with the best validation accuracy, read the test set once, summarise.
+def finish(training: Training) -> dict[str, Any]:
+    """Keep the weights with the best validation accuracy, and read the test set once; the results.
 
     With `fit_all` nothing was held out: the weights are the last ones, without a validation accuracy.
-    `initial` is the certificate before training; a resumed run starts from the same weights again.
     """
-    config, net = training.config, training.net.cpu()
+    config, out, task, net = training.config, training.out, training.task, training.net.cpu()
     chosen = run.read_weights(out / "checkpoints" / ("last.ckpt" if config.fit_all else "best.ckpt"))
     chosen.load(net)
     run.save_weights(out / "model.safetensors", net)
     rows = run.read_table(out / "metrics.csv")
-    summary = {
-        **origin,
+    return {
         "task": task.name,
         "note": task.note,
         "model": config.model,
@@ -326,12 +321,9 @@ def finish(
         "val_accuracy": None if config.fit_all else accuracy(net, task, task.val),
         "test_accuracy": accuracy(net, task, task.load_test()),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "certificate_initial": initial.as_dict(),
         "certificate": net.core.certificate().as_dict(),
         **run.run_record(config, rows),
     }
-    run.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -370,9 +362,9 @@ def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any], int
     return lambda row, epoch: None
 
 
-def open_folder(training: Training, out: Path, *, resume: bool) -> run.Weights | None:
+def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     """Make or check the run folder; returns the checkpoint to go on from, its weights in the net."""
-    stored = out / "config.yaml"
+    out, stored = training.out, training.out / "config.yaml"
     if not resume:
         if training.fabric.is_global_zero:
             if stored.exists():

@@ -30,23 +30,15 @@ SHRINK = (1.0, 0.999, 0.99, 0.9, 0.5)
 class StepProjection:
     """The coupling of a layer, kept where the Euler step of its `dt` is certified.
 
-    `core` is a `CTRNN` with solver euler, coupled by `Feedback` or not at all; it is projected at once.
-
-    Attributes:
-        omega: the largest ||L||_M that the modules allow.
-        certificate: of the weights as `project` left them.
-
-    Raises:
-        ConfigError: if there is nothing to project: another solver, coupling or kind of layer.
+    `core` is a `CTRNN` with solver euler, coupled by `Feedback` or not at all, else a ConfigError is
+    raised; it is projected at once. `certificate` is that of the weights as `project` left them.
 
     Guarantee: `project` leaves weights whose `certificate` holds in continuous time and for the step, or
     raises; weights that are not finite are left as they are, and not certified. Between two calls
     `after_step` holds the coupling near the ball, without a guarantee.
     """
 
-    omega: float
     certificate: Certificate
-    vector: Tensor
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -70,8 +62,8 @@ class StepProjection:
     def start_epoch(self) -> None:
         """Start the power iteration from a fixed vector, so that resuming is bit-identical."""
         fixed = torch.Generator().manual_seed(0)
-        v = torch.randn(self.core.hidden_size, generator=fixed, dtype=torch.float64)
-        self.vector = v.to(self.core.encoder.weight)
+        vector = torch.randn(self.core.hidden_size, generator=fixed, dtype=torch.float64)
+        self.vector = vector.to(self.core.encoder.weight)
         self._estimate(FIRST)
 
     @torch.no_grad()

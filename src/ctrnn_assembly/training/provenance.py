@@ -17,7 +17,7 @@
     config              the configuration, without data_dir
     curve               the columns of metrics.csv, a list of numbers (or null) each
 
-Where training had to stop, `run.stopped_summary` has `stopped`, the reason, instead of an outcome.
+Where training had to stop, `reproduction.run` keeps `stopped`, the reason, instead of an outcome.
 
 The columns of metrics.csv are epoch (from 0), train_loss, train_accuracy, val_loss, val_accuracy,
 learning_rate, seconds, certified, rate, step_certified, step_factor, max_dt, and
@@ -45,12 +45,8 @@ def provenance(
 ) -> dict[str, Any]:
     """What a result depends on besides its settings, as plain values.
 
-    The commit, and whether code has been changed since, are None for an installed package.
-
-    Args:
-        command: that makes the result; None for the command line of this process.
-        seed: of the result; None for none.
-        device: that the result was computed on: "auto", "cpu", "cuda", ...
+    The commit, and whether code has been changed since, are None for an installed package. `command`
+    makes the result, by default the command line of this process; `device` is "auto", "cpu", "cuda", ...
     """
     here = Path(__file__).resolve()
     commit = git(here.parent, "rev-parse", "HEAD") if git(here.parent, "ls-files", here.name) else None

@@ -34,13 +34,12 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, TrainingError, unknown
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, unknown
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model
 from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
-from ctrnn_assembly.training.provenance import provenance
 
 KEPT = "weights/epoch-{:04}.safetensors"  # of an epoch, counted from 1
 BESIDE = "Use the file that was saved beside it."
@@ -50,9 +49,6 @@ INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_i
 
 class RunBusyError(CtrnnError, RuntimeError):
     """Another process holds the run folder."""
-
-
-# --- weights ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -140,9 +136,6 @@ def save_weights(path: Path, model: nn.Module) -> None:
     """The state dict of a model as safetensors."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write(path, safetensors.torch.save(state))
-
-
-# --- a network by name -----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -318,9 +311,6 @@ def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int] | None:
     return max(1, reader[1]), max(1, readout[0])
 
 
-# --- files -----------------------------------------------------------------------------------------
-
-
 def write(path: Path, content: str | bytes) -> None:
     """Write a whole file atomically: a full disk or a crash leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -418,17 +408,4 @@ def run_record(config: TrainConfig, rows: Sequence[dict[str, Any]]) -> dict[str,
             name: [x if (x := row.get(name)) is None else finite(float(f"{x:.6g}")) for row in rows]
             for name in (rows[-1] if rows else ())
         },
-    }
-
-
-def stopped_summary(
-    config: TrainConfig, run: Path, error: TrainingError, command: str | None = None
-) -> dict[str, Any]:
-    """What takes the place of a summary where training had to stop: the reason is the result."""
-    return {
-        **provenance(command=command, seed=config.seed, device=config.device),
-        "task": config.task,
-        "model": config.model,
-        "stopped": str(error).replace(str(run), "RUN"),
-        **run_record(config, read_table(run / "metrics.csv")),
     }
