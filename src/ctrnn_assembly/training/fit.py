@@ -90,8 +90,7 @@ class Training:
     @property
     def ended(self) -> bool:
         """Whether all epochs are done, or enough of them without a better accuracy."""
-        stopped = self.config.patience > 0 and self.stale >= self.config.patience
-        return stopped or self.epoch >= self.config.epochs
+        return self.epoch >= self.config.epochs or 0 < self.config.patience <= self.stale
 
     @property
     def certificate(self) -> Certificate:
@@ -121,11 +120,11 @@ class Training:
             return str(error)
         return ""
 
-    def means(self, sums: Tensor) -> dict[str, float]:
-        """Mean loss and accuracy from their sums, over all processes."""
+    def means(self, part: str, sums: Tensor) -> dict[str, float]:
+        """Mean loss and accuracy from their sums, over all processes, as columns of metrics.csv."""
         total: Any = self.fabric.all_reduce(sums, reduce_op="sum")
         loss, correct, count = total.tolist()
-        return {"loss": loss / count, "accuracy": correct / count}
+        return {f"{part}_loss": loss / count, f"{part}_accuracy": correct / count}
 
 
 def fit(
@@ -206,16 +205,16 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         with recording(training.profile), record_function("validation"):
             lost = training.project()
             with fabric.autocast():
-                valid = training.means(evaluate(net, held_out))
+                valid = training.means("val", evaluate(net, held_out))
         training.epoch += 1
-        if not math.isfinite(valid["loss"]):  # the epoch's last steps: no checkpoint is taken of them
+        if not math.isfinite(
+            valid["val_loss"]
+        ):  # the epoch's last steps: no checkpoint is taken of them
             where = f"epoch {training.epoch}, validation after step {len(batches)}"
             raise TrainingError(diverged(net, next(iter(held_out)), where))
-        for part, found in {"train": trained, "val": valid}.items():
-            row |= {f"{part}_{name}": value for name, value in found.items()}
-        row["learning_rate"] = training.optimizer.param_groups[0]["lr"]
+        row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
-        reached = (valid["accuracy"], -valid["loss"])
+        reached = (valid["val_accuracy"], -valid["val_loss"])
         better = reached > training.best
         training.stale = 0 if reached[0] > training.best[0] else training.stale + 1
         training.best = max(training.best, reached)
@@ -250,7 +249,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
 
 
 def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
-    """One pass over the batches; returns the mean loss and accuracy of its steps."""
+    """One pass over the batches; returns the means of its steps."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
     core: Any = training.net.core
@@ -274,7 +273,7 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
             core.project_()
             if projection is not None:
                 projection.after_step()
-    return training.means(sums)
+    return training.means("train", sums)
 
 
 def train_step(training: Training, batch: Batch, where: str | None = None) -> Tensor:
