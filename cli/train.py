@@ -108,7 +108,8 @@ def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
 
     read_config(folder)  # a run folder, not the name of a recipe
     run = Run.open(folder, **changes)
-    measured = accuracy(run.model(), run.task, run.task.load_test())
+    task = run.task  # refused before its weights are
+    measured = accuracy(run.model(), task, task.load_test())
     if as_json:
         certificate = run.certificate().as_dict()
         print_json({**run.about(), "test_accuracy": measured, "certificate": certificate})
