@@ -11,8 +11,7 @@ step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three n
 one colour plane a step, as the code of Erichson et al. 2021.
 """
 
-from collections.abc import Callable
-from functools import partial
+from functools import cache
 from importlib.resources import as_file, files
 from typing import Any
 
@@ -20,23 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.data import task as tasks
 from ctrnn_assembly.data.images import ImageFiles, StoredImages, image_sets, with_splits
 from ctrnn_assembly.data.pixels import PixelSequence
-from ctrnn_assembly.data.task import (
-    Options,
-    Split,
-    Stored,
-    Task,
-    checked,
-    dealt,
-    make_task,
-    published_hold_out,
-    unreadable,
-)
+from ctrnn_assembly.data.task import Options, Split, Stored, Task
 from ctrnn_assembly.errors import ConfigError
 
-Read = Callable[[str], Stored]
-Map = Callable[[Split], PixelSequence]
 DIGITS = tuple(map(str, range(10)))
 PUBLISHED_PERMUTATION = 12008
 _IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -51,8 +39,8 @@ def load_digits(name: str, options: Options) -> Task:
     with as_file(files("ctrnn_assembly.data") / "digits.npz") as path, np.load(path) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
-    parts, sequence = dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
-    return make_task(name, options, name, DIGITS, lambda *_: whole, parts, lambda train: sequence)
+    parts, sequence = tasks.dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
+    return tasks.make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
 
 
 def load_mnist(name: str, options: Options) -> Task:
@@ -71,23 +59,20 @@ def load_mnist(name: str, options: Options) -> Task:
     complete = all((raw / file).is_file() for file in _IDX)
     advice = f"{', '.join(_IDX)} (plain or .gz) into {raw}"
 
+    @cache
     def read(part: str) -> Split:
         found = _dataset("MNIST", options, part, download=not complete, advice=advice)
-        return checked("MNIST", Split(found.data[:, None], found.targets), len(DIGITS))
+        return tasks.checked("MNIST", Split(found.data[:, None], found.targets), len(DIGITS))
 
     def sequence(train: Split) -> PixelSequence:
         order = None if seed is None else permutation(seed, train.x[0].numel())
         return PixelSequence(scale, order=order)
 
-    return _held_out(name, options, "MNIST", DIGITS, read, sequence)
+    return tasks.make_task(name, options, "MNIST", DIGITS, lambda part, train: read(part), sequence)
 
 
 def permutation(seed: int, n_steps: int) -> Tensor:
-    """The order in which psMNIST shows its pixels, (n_steps,) int64.
-
-    Raises:
-        ConfigError: if torch's generator does not take the seed.
-    """
+    """The order in which psMNIST shows its pixels, (n_steps,) int64; ConfigError for a huge seed."""
     try:
         generator = torch.Generator().manual_seed(seed)
     except (ValueError, RuntimeError, OverflowError) as error:
@@ -108,9 +93,7 @@ def load_cifar10(name: str, options: Options) -> Task:
     planar, note = name.endswith("-planar"), ""
     name = "scifar10-planar" if planar else "scifar10-rgb"
     copies = None if any((options.folder / file).exists() for file in _BATCHES) else _copies(options)
-    if copies is None:
-        read: Read = partial(_read_cifar10, options)
-    else:
+    if copies:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
         note = (
             f"{name} is read from the {kind.upper()} files in {copies.path.name}: not the original "
@@ -118,14 +101,21 @@ def load_cifar10(name: str, options: Options) -> Task:
             "--data-dir."
         )
         name += f"-{kind}"
-        shape = (3, options.resize or 32, options.resize or 32)
-        read = partial(StoredImages, copies, CIFAR10, options.resize, shape)
+
+    @cache
+    def read(part: str) -> Stored:
+        if copies is None:
+            return _read_cifar10(options, part)
+        side = options.resize or 32
+        return StoredImages(copies, CIFAR10, options.resize, (3, side, side), part)
 
     def sequence(train: Split) -> PixelSequence:
         crop = train.x.shape[-1] // 8 if options.augment else 0
         return PixelSequence(mean=MEAN, std=STD, planar=planar, crop=crop, flip=options.augment)
 
-    return _held_out(name, options, "CIFAR10", CIFAR10, read, sequence, note)
+    return tasks.make_task(
+        name, options, "CIFAR10", CIFAR10, lambda part, train: read(part), sequence, note=note
+    )
 
 
 def _copies(options: Options) -> ImageFiles | None:
@@ -151,31 +141,11 @@ def _read_cifar10(options: Options, part: str) -> Split:
     return Split(x, torch.tensor(found.targets))
 
 
-def _held_out(
-    name: str,
-    options: Options,
-    what: str,
-    classes: tuple[str, ...],
-    read: Read,
-    sequence: Map,
-    note: str = "",
-) -> Task:
-    """A task with the published hold-out, whose train split is read once."""
-    whole = read("train")
-    parts = published_hold_out(len(whole))
-
-    def stored(part: str, train: Split | None) -> Stored:
-        return whole if part == "train" else read(part)
-
-    return make_task(name, options, what, classes, stored, parts, sequence, note)
-
-
 def _dataset(name: str, options: Options, part: str, *, download: bool, advice: str) -> Any:
     """A data set of torchvision."""
     from torchvision import datasets  # slow to import; not every task needs it
 
     try:
-        kind = getattr(datasets, name)
-        return kind(options.folder, train=part == "train", download=download)
+        return getattr(datasets, name)(options.folder, train=part == "train", download=download)
     except Exception as error:  # network, disk, archive and format errors share no better base
-        raise unreadable(name, error, advice, there=not download) from error
+        raise tasks.unreadable(name, error, advice, there=not download) from error

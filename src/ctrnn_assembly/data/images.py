@@ -40,9 +40,6 @@ def load_images(name: str, options: Options) -> Task:
     Values are scaled to 0..1 and normalised by the mean and standard deviation of each channel
     over the training images in use. Square RGB images of at most 32 a side (after `resize`) are
     cropped and mirrored in training, as CIFAR10 is, unless `augment` is off; others are not.
-
-    Raises:
-        DataError: as `find_images`, or if a part lacks a class.
     """
     images = find_images(options.folder)
     path, classes = images.path, images.classes()
@@ -70,7 +67,7 @@ def load_images(name: str, options: Options) -> Task:
         augmented = options.augment and C == 3 and H == W <= _AUGMENTED_SIDE
         return PixelSequence(mean=mean, std=std, crop=H // 8 if augmented else 0, flip=augmented)
 
-    return make_task(name, options, str(path), classes, stored, parts, sequence)
+    return make_task(name, options, str(path), classes, stored, sequence, parts)
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -86,17 +83,11 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images below one folder or zip.
-
-    Args:
-        parts: split name -> (file name inside `path`, class name), sorted; all are "train" where there
-            is no split on disk.
-        split: whether there is.
-    """
+    """The images below one folder or zip."""
 
     path: Path
-    parts: dict[str, list[tuple[str, str]]]
-    split: bool = True
+    parts: dict[str, list[tuple[str, str]]]  # split -> sorted (file name inside `path`, class name)
+    split: bool = True  # on disk; else all are "train"
 
     def classes(self, part: str = "train") -> tuple[str, ...]:
         """The classes of a part, sorted."""
@@ -107,28 +98,20 @@ class ImageFiles:
 class StoredImages:
     """A part of `images`, not decoded yet.
 
-    Args:
-        resize: stretch each image to this many pixels a side; then sizes may differ, and all become
-            RGB or grey as those of train.
-        shape: the shape that all must have in the end; None for that of the first.
+    With `resize` sizes may differ, and all become RGB or grey as those of train.
     """
 
     images: ImageFiles
     classes: tuple[str, ...]
     resize: int | None
-    shape: Shape | None
+    shape: Shape | None  # that all must have in the end; None for that of the first
     part: str
 
     def __len__(self) -> int:
         return len(self.images.parts[self.part])
 
     def take(self, index: Tensor) -> Split:
-        """The images at `index`.
-
-        Raises:
-            DataError: naming the file, if one cannot be read, is no sound image, or has not the size
-                or mode of the others.
-        """
+        """The images at `index`; DataError names one that is unsound or unlike the others."""
         from torchvision.transforms.functional import rgb_to_grayscale
 
         path, chosen = self.images.path, [self.images.parts[self.part][i] for i in index.tolist()]
@@ -137,7 +120,7 @@ class StoredImages:
         if self.resize is not None:
             channels = self.shape[0] if self.shape else max(len(image) for image in images)
             images = [
-                x.expand(channels, -1, -1) if len(x) <= channels else rgb_to_grayscale(x) for x in images
+                rgb_to_grayscale(x) if len(x) > channels else x.expand(channels, -1, -1) for x in images
             ]
         wanted = self.shape or tuple(images[0].shape)
         for name, image in zip(names, images, strict=True):
@@ -174,11 +157,7 @@ def _words(shape: Shape) -> str:
 
 
 def find_images(path: Path) -> ImageFiles:
-    """The image data set at `path`: a zip, an image folder, or a folder with exactly one of them.
-
-    Raises:
-        DataError: if there is none, more than one, or its folders fit no layout.
-    """
+    """The image data set at `path`: a zip, an image folder, or a folder with exactly one of them."""
     if not path.exists():
         raise DataError(f"No image data at {path}: it does not exist. {_LAYOUT}")
     sets = image_sets(path)
@@ -198,10 +177,7 @@ def find_images(path: Path) -> ImageFiles:
 
 
 def image_sets(path: Path) -> dict[Path, list[str] | None]:
-    """Image names by where they lie: in this zip; or loose below this folder and in each zip in it.
-
-    None stands for a zip that cannot be read.
-    """
+    """Image names by zip, and of what is loose in the folder; None for a zip that cannot be read."""
     return {where: _names(where) for where in (path, *sorted(path.glob("*.zip")))}
 
 

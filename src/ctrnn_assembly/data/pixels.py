@@ -75,16 +75,9 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: boo
 
 
 def resized(x: Tensor, side: int | None) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, C, side, side) uint8: bilinear with anti-aliasing, rounded.
-
-    The whole image is stretched to a square. `side` None, or the present size, changes nothing.
-    """
+    """(N, C, H, W) uint8 stretched to (N, C, side, side): bilinear with anti-aliasing, rounded."""
     if side is None or x.shape[2:] == (side, side):
         return x
-    parts = [
-        functional.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
-        .round()
-        .byte()
-        for part in x.split(_RESIZE_CHUNK)
-    ]
-    return torch.cat(parts)
+    floats = (part.float() for part in x.split(_RESIZE_CHUNK))
+    scaled = (functional.interpolate(f, (side, side), mode="bilinear", antialias=True) for f in floats)
+    return torch.cat([part.round().byte() for part in scaled])

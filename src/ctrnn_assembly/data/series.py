@@ -21,10 +21,6 @@ def load_series(name: str, options: Options) -> Task:
     Series of unequal length are padded with zeros at the end and come with `lengths`; a test
     series may then be longer than `n_steps`, which speaks of train.  Val is a fifth of the
     archive's train split, class by class, the same in every run.
-
-    Raises:
-        ConfigError: if aeon is not installed, or `resize` is given.
-        DataError: if the set is missing, damaged, or has missing values.
     """
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {name}. Leave it out.")
@@ -32,21 +28,22 @@ def load_series(name: str, options: Options) -> Task:
     series, labels = _read(dataset, options.folder, "train")
     classes = tuple(sorted(set(labels)))
     whole = _padded(f"{name} train split", series, labels, classes)
+    T, m = whole.x.shape[1:]
 
     def stored(part: str, train: Split | None) -> Split:
         if part == "train":
             return whole
-        test = _read(dataset, options.folder, "test")
-        found = _padded(f"{name} test split", *test, classes, n_steps=whole.x.shape[1])
-        if found.x.shape[2] != whole.x.shape[2]:
+        test = _read(dataset, options.folder, part)
+        found = _padded(f"{name} test split", *test, classes, n_steps=T)
+        if found.x.shape[2] != m:
             raise DataError(
-                f"{name} has {whole.x.shape[2]} channels in train but {found.x.shape[2]} in test. "
+                f"{name} has {m} channels in train but {found.x.shape[2]} in test. "
                 "Fetch its files again."
             )
         return found
 
     parts = dealt(np.array(labels), 5, {"val": (0,)})
-    return make_task(name, options, name, classes, stored, parts, lambda train: as_stored)
+    return make_task(name, options, name, classes, stored, lambda train: as_stored, parts)
 
 
 def as_stored(x: Tensor, generator: torch.Generator | None = None) -> Tensor:

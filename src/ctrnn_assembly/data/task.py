@@ -49,13 +49,12 @@ class Split:
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""
         both = (self, other)
-        lengths = None
-        if any(s.lengths is not None for s in both):
-            T = self.x.shape[1]
-            lengths = torch.cat(
-                [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
-            )
-        return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths)
+        whole = Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]))
+        if all(s.lengths is None for s in both):
+            return whole
+        T = self.x.shape[1]
+        lengths = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
+        return replace(whole, lengths=torch.cat(lengths))
 
 
 class Sequence(Protocol):
@@ -72,11 +71,10 @@ class Task:
     """A classification task, one input vector a step.
 
     Args:
-        name: canonical name with its version, e.g. 'psmnist-12008'.
-        n_input: features a step, m.
-        n_steps: steps T of a training sequence (the longest, where lengths differ).
-        classes: class names, in the order of the indices in `Split.y`.
-        load_test: reads the test split; nothing of it is decoded before this call.
+        name: canonical, with its version, e.g. 'psmnist-12008'.
+        n_input, n_steps: features m of a step, and steps T of the longest training sequence.
+        classes: names, in the order of the indices in `Split.y`.
+        load_test: reads the test split; nothing of it is decoded before.
         note: a sentence on data that are not what the task's name promises; empty otherwise.
     """
 
@@ -131,25 +129,24 @@ def make_task(
     what: str,
     classes: tuple[str, ...],
     stored: Callable[[str, Split | None], Stored],
-    parts: dict[str, Tensor],
     sequence: Callable[[Split], Sequence],
+    parts: dict[str, Tensor] | None = None,
     note: str = "",
 ) -> Task:
-    """Read train and val, and test when asked: limited, checked and resized.
+    """Read train and val, and test when asked: limited, checked (DataError) and resized.
 
     Args:
         what: the data set, for errors.
         stored: gives what is stored as "train"; and, for that split as read, as "val" and "test".
-        parts: indices into what is stored as "train", by the split that is dealt from it.
         sequence: gives the task's map for the train split.
-
-    Raises:
-        DataError: if nothing is left for a split, or as `checked`.
+        parts: indices into what is stored as "train", by the split that is dealt from it; by default
+            the published hold-out for val.
     """
+    dealt_out = published_hold_out(len(stored("train", None))) if parts is None else parts
 
     def read(split: str, limit: int | None, train: Split | None) -> Split:
-        whole = stored("train" if split in parts else split, train)
-        index = parts.get(split, torch.arange(len(whole)))
+        whole = stored("train" if split in dealt_out else split, train)
+        index = dealt_out.get(split, torch.arange(len(whole)))
         if not len(index):
             raise DataError(f"{what} {split} split is empty. Give a larger data set.")
         if limit is not None and limit < len(index):
@@ -205,12 +202,7 @@ def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def checked(what: str, split: Split, n_class: int) -> Split:
-    """`split` itself, once it is seen to be sound.
-
-    Raises:
-        DataError: if its counts disagree, a label is not in 0..n_class-1, a length is
-            not in 1..T, or a value is not finite.
-    """
+    """`split` itself; DataError for bad counts, labels, lengths, and values that are not finite."""
     x, y = split.x, split.y
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")

@@ -1,10 +1,7 @@
 """Runs over their epochs: accuracy and loss, and how much of the certificate is left."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,29 +9,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.figures.style import (
-    BLACK,
-    GREY,
-    PER_TAU,
-    Array,
-    empty,
-    legend_below,
-    line_style,
-    log_axis,
-    new_figure,
-    printed,
-    whole_numbers,
-)
+from ctrnn_assembly.figures import style
+from ctrnn_assembly.reproduction.published import PublishedAccuracy
 from ctrnn_assembly.training.run import Run
-
-if TYPE_CHECKING:
-    from ctrnn_assembly.reproduction.published import PublishedAccuracy
 
 DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
 
 
-@printed
+@style.printed
 def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = ()) -> Figure:
     """Left: accuracy of validation, training and test. Right: the losses.
 
@@ -44,7 +27,7 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
     Raises:
         DataError: if no epoch of a run has ended, or its table holds no numbers.
     """
-    figure = new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
+    figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
     left, right = figure.subplots(1, 2)
     for k, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
         draw_run(left, run, name, k, "accuracy", 100)
@@ -52,34 +35,34 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
         summary = run.summary or {}
         epoch, accuracy = summary.get("best_epoch"), summary.get("test_accuracy")
         if isinstance(epoch, int) and isinstance(accuracy, float):
-            colour = line_style(k)["color"]
+            colour = style.line_style(k)["color"]
             left.plot(epoch + 1, 100 * accuracy, "*", color=colour, ms=9, zorder=4, mec="white", mew=0.6)
-    left.plot([], [], "*", color=GREY, markersize=8, label="test, at the epoch kept")
-    left.plot([], [], color=GREY, linewidth=0.9, linestyle=DASHED, label="training")
+    left.plot([], [], "*", color=style.GREY, markersize=8, label="test, at the epoch kept")
+    left.plot([], [], color=style.GREY, linewidth=0.9, linestyle=DASHED, label="training")
     for axes in (left, right):
-        whole_numbers(axes, "epoch")
+        style.whole_numbers(axes, "epoch")
     for line, dashes in zip(published, DASHES, strict=False):
         label = f"{line.network}: {line.value:g} % ({line.note})\n{line.source}"
-        left.axhline(line.value, color=BLACK, linestyle=dashes, linewidth=1, label=label)
+        left.axhline(line.value, color=style.BLACK, linestyle=dashes, linewidth=1, label=label)
     left.set_ylabel("accuracy (%)")
     right.set_ylabel("cross-entropy (nats)")
     if all((run.column("val_loss") > 0).any() for run in runs):
-        log_axis(right)
-    legend_below(figure, left, 2)
+        style.log_axis(right)
+    style.legend_below(figure, left, 2)
     return figure
 
 
 def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -> None:
     """Validation as a full line, training as a thin dashed one of the same colour."""
-    style, epochs = line_style(k), 1 + run.column("epoch")
+    look, epochs = style.line_style(k), 1 + run.column("epoch")
     values, every = scale * run.column(f"val_{what}"), max(1, len(epochs) // 12)
     label = f"{name}, validation"
-    axes.plot(epochs, values, **style, linewidth=1.5, markersize=3.5, markevery=every, label=label)
+    axes.plot(epochs, values, **look, linewidth=1.5, markersize=3.5, markevery=every, label=label)
     values = scale * run.column(f"train_{what}")
-    axes.plot(epochs, values, color=style["color"], linewidth=0.9, linestyle=DASHED)
+    axes.plot(epochs, values, color=look["color"], linewidth=0.9, linestyle=DASHED)
 
 
-@printed
+@style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
     """The certified rate, the factor of one step, and, where it is known, the largest certified dt.
 
@@ -88,22 +71,22 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
     """
     title = f"{tasks_of(runs)}: what is left of the certificate"
     names, known = names_of(runs), any("max_dt" in run.epochs[0] for run in runs)
-    figure = new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
+    figure = style.new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
     panels = figure.subplots(1, 2 + known)
     draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
-    panels[0].set(title="continuous time", ylabel=f"rate, at least ({PER_TAU})")
+    panels[0].set(title="continuous time", ylabel=f"rate, at least ({style.PER_TAU})")
     draw_bounds(panels[1], runs, "step_factor", "step_certified", boundary=1)
     panels[1].set(title="one step of the solver", ylabel="factor of the distance, at most")
     if known:
         draw_longest(panels[2], runs, names)
     for axes in panels:
         if axes.lines:
-            whole_numbers(axes, "epoch")
+            style.whole_numbers(axes, "epoch")
     for k, name in enumerate(names):
-        panels[0].plot([], [], **line_style(k), markersize=4, linewidth=1.3, label=name)
-    for face, label in ((GREY, "certified"), ("white", "not certified")):
-        panels[0].plot([], [], "o", color=GREY, markerfacecolor=face, markersize=4, label=label)
-    legend_below(figure, panels[0], 4)
+        panels[0].plot([], [], **style.line_style(k), markersize=4, linewidth=1.3, label=name)
+    for face, label in ((style.GREY, "certified"), ("white", "not certified")):
+        panels[0].plot([], [], "o", color=style.GREY, markerfacecolor=face, markersize=4, label=label)
+    style.legend_below(figure, panels[0], 4)
     return figure
 
 
@@ -113,9 +96,9 @@ def draw_bounds(axes: Axes, runs: Sequence[Run], column: str, verdict: str, *, b
         draw_verdicts(axes, run, run.column(column), certified(run, verdict), k)
     axes.ticklabel_format(useOffset=False, axis="y")
     if axes.lines:
-        axes.axhline(boundary, color=GREY, linewidth=0.8)
+        axes.axhline(boundary, color=style.GREY, linewidth=0.8)
     else:
-        empty(axes, "no bound is known")
+        style.empty(axes, "no bound is known")
 
 
 def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
@@ -127,21 +110,23 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
         if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
             endless.append(name)
         if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
-            axes.axhline(run.config.dt, color=line_style(k)["color"], linewidth=1, linestyle=DASHED)
+            axes.axhline(
+                run.config.dt, color=style.line_style(k)["color"], linewidth=1, linestyle=DASHED
+            )
     said = "every dt is certified"
     if len(endless) < len(names):
         said += " of\n" + "\n".join(endless)
     if not axes.lines:
-        empty(axes, said if endless else "no dt is certified")
+        style.empty(axes, said if endless else "no dt is certified")
         return
     axes.set_ylabel("dt (unit of tau)")
-    log_axis(axes)
-    axes.plot([], [], color=GREY, linewidth=1, linestyle=DASHED, label="dt of the run")
+    style.log_axis(axes)
+    axes.plot([], [], color=style.GREY, linewidth=1, linestyle=DASHED, label="dt of the run")
     legend = axes.legend(loc="best", title=said if endless else None, title_fontsize=8)
     legend.get_title().set_parse_math(False)
 
 
-def draw_verdicts(axes: Axes, run: Run, values: Array, holds: NDArray[np.bool_], k: int) -> bool:
+def draw_verdicts(axes: Axes, run: Run, values: style.Array, holds: NDArray[np.bool_], k: int) -> bool:
     """A line with a marker at every certificate, or at so many that they can be told apart, if any."""
     if not np.isfinite(values).any():
         return False
@@ -149,13 +134,13 @@ def draw_verdicts(axes: Axes, run: Run, values: Array, holds: NDArray[np.bool_],
     judged = np.isfinite(run.column("certified"))
     if not judged.any():  # nor do the tables of older runs
         judged[:] = True
-    style = line_style(k)
+    look = style.line_style(k)
     epochs, values, holds = 1 + run.column("epoch")[judged], values[judged], holds[judged]
-    axes.plot(epochs, values, color=style["color"], linewidth=1.3)
+    axes.plot(epochs, values, color=look["color"], linewidth=1.3)
     shown = np.arange(len(epochs)) % max(1, len(epochs) // 15) == 0
-    for chosen, face in ((holds & shown, style["color"]), (~holds & shown, "white")):
+    for chosen, face in ((holds & shown, look["color"]), (~holds & shown, "white")):
         at = epochs[chosen], values[chosen]
-        axes.plot(*at, markerfacecolor=face, linestyle="", markersize=4, **style)
+        axes.plot(*at, markerfacecolor=face, linestyle="", markersize=4, **look)
     return True
 
 

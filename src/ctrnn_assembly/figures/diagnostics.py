@@ -1,45 +1,28 @@
 """What the commands that inspect a network draw: distances, exponents, fixed points and gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctrnn_assembly.figures.style import (
-    BLACK,
-    COLOURS,
-    GREY,
-    PER_TAU,
-    Array,
-    draw_eigenvalues,
-    empty,
-    log_axis,
-    new_figure,
-    printed,
-    raised,
-    whole_numbers,
-)
-
-if TYPE_CHECKING:
-    from ctrnn_assembly.certificates import Certificate
-    from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
+from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
+from ctrnn_assembly.figures import style
 
 KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable": (3, "^")}
 
 
-@printed
+@style.printed
 def contraction_figure(
-    times: Array,
-    metric: Array,
-    euclidean: Array,
+    times: style.Array,
+    metric: style.Array,
+    euclidean: style.Array,
     certificate: Certificate,
     *,
-    twin: Array | None = None,
+    twin: style.Array | None = None,
     title: str,
 ) -> Figure:
     """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
@@ -51,33 +34,35 @@ def contraction_figure(
         times: (T + 1,). metric, euclidean: distances of pairs of trajectories, (pairs, T + 1).
         twin: Euclidean distances of the twin, (pairs, T + 1), whose modules excite each other.
     """
-    figure = new_figure(3.1, title)
+    figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
-    draw_pairs(left, times, metric, COLOURS[0], "pairs")
+    draw_pairs(left, times, metric, style.COLOURS[0], "pairs")
     step = certificate.step
     if certificate.certified:
         curve = np.exp(-certificate.rate * times)
-        left.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
+        left.plot(
+            times, curve, color=style.BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow"
+        )
     if step is not None and step.certified and step.contraction_factor is not None:
         label = f"certified: {step.contraction_factor:.5f} a step"
         curve = step.contraction_factor ** (times / step.dt)
-        left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
+        left.plot(times, curve, color=style.COLOURS[1], linewidth=1.5, linestyle="--", label=label)
     left.set_title("in the metric of the certificate")
-    overshoot = draw_pairs(right, times, euclidean, COLOURS[0], "pairs")
+    overshoot = draw_pairs(right, times, euclidean, style.COLOURS[0], "pairs")
     right.set_title(f"Euclidean: at most {overshoot:.3g} times the start")
     if twin is not None:
         limits = right.get_ylim()
-        draw_pairs(right, times, twin, COLOURS[3], "twin: the modules excite each other")
+        draw_pairs(right, times, twin, style.COLOURS[3], "twin: the modules excite each other")
         right.set_ylim(limits[0], 3 * max(1.0, overshoot))
     for axes in (left, right):
         axes.set(xlabel="time (unit of tau)", ylabel="distance / distance at the start")
-        log_axis(axes)
-        axes.axhline(1, color=GREY, linewidth=0.8)
+        style.log_axis(axes)
+        axes.axhline(1, color=style.GREY, linewidth=0.8)
         axes.legend(fontsize=7)
     return figure
 
 
-def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: str) -> float:
+def draw_pairs(axes: Axes, times: style.Array, distances: style.Array, colour: str, label: str) -> float:
     """One thin line a pair, as long as it is finite and not zero; the largest value drawn."""
     axes.set_yscale("log")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -88,9 +73,15 @@ def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: s
     return float(np.nanmax(values))
 
 
-@printed
+@style.printed
 def lyapunov_figure(
-    times: Array, running: Array, exponents: Array, errors: Array, *, bound: float | None, title: str
+    times: style.Array,
+    running: style.Array,
+    exponents: style.Array,
+    errors: style.Array,
+    *,
+    bound: float | None,
+    title: str,
 ) -> Figure:
     """Left: the mean so far against time. Right: the spectrum, with the certified bound.
 
@@ -99,31 +90,33 @@ def lyapunov_figure(
         exponents, errors: the last of them and their standard errors, (k,); NaN where unknown.
         bound: the certified largest exponent, if there is one.
     """
-    figure = new_figure(3.0, title)
+    figure = style.new_figure(3.0, title)
     left, right = figure.subplots(1, 2)
     k = len(exponents)
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, k))
     for index, line in enumerate(running.T):
         name = {0: "largest", k - 1: f"number {k}"}.get(index)
         left.plot(times, line, color=colours[index], linewidth=1, label=name)
-    left.set(xlabel="time (unit of tau)", ylabel=f"mean so far ({PER_TAU})", title="running estimate")
+    left.set(
+        xlabel="time (unit of tau)", ylabel=f"mean so far ({style.PER_TAU})", title="running estimate"
+    )
     bars = np.where(np.isfinite(errors), errors, 0)
     label = "exponent, standard error"
     right.errorbar(
-        range(1, k + 1), exponents, bars, None, "o", label=label, color=COLOURS[0], ms=3, capsize=2
+        range(1, k + 1), exponents, bars, None, "o", label=label, color=style.COLOURS[0], ms=3, capsize=2
     )
-    right.set(ylabel=f"exponent ({PER_TAU})", title="at the end")
-    whole_numbers(right, "index")
+    right.set(ylabel=f"exponent ({style.PER_TAU})", title="at the end")
+    style.whole_numbers(right, "index")
     for axes in (left, right):
-        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.axhline(0, color=style.GREY, linewidth=0.8)
         if bound is not None:
             label = f"certified: at most {bound:.3g}"
-            axes.axhline(bound, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
-        raised(axes, 0.4, fontsize=7, loc="upper right")
+            axes.axhline(bound, color=style.COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+        style.raised(axes, 0.4, fontsize=7, loc="upper right")
     return figure
 
 
-@printed
+@style.printed
 def fixed_points_figure(
     found: Sequence[FixedPoints], *, rate: float | None = None, title: str
 ) -> Figure:
@@ -133,26 +126,26 @@ def fixed_points_figure(
         found: the fixed points of each input. rate: the certified rate, if there is one.
     """
     counts = ", ".join(str(len(points)) for points in found)
-    figure = new_figure(3.4, f"{title}; fixed points of each input: {counts}", width=4.6)
+    figure = style.new_figure(3.4, f"{title}; fixed points of each input: {counts}", width=4.6)
     axes = figure.subplots()
     labels = {kind: f"{kind} fixed point" for kind in KINDS}
     for points in found:
         for kind, values in zip(points.kinds, points.eigenvalues.numpy(), strict=True):
             colour, marker = KINDS[kind]
-            draw_eigenvalues(axes, values, COLOURS[colour], marker, labels.pop(kind, ""))
+            style.draw_eigenvalues(axes, values, style.COLOURS[colour], marker, labels.pop(kind, ""))
     if len(labels) == len(KINDS):
-        empty(axes, "no fixed point was found")
+        style.empty(axes, "no fixed point was found")
         return figure
-    axes.axvline(0, color=BLACK, linewidth=0.9)
+    axes.axvline(0, color=style.BLACK, linewidth=0.9)
     if rate is not None:
         label = f"-rate = {-rate:.3g}, certified"
-        axes.axvline(-rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
-    axes.set(xlabel=f"Re of eig J ({PER_TAU})", ylabel=f"Im ({PER_TAU})")
-    raised(axes, 0.2, fontsize=7, loc="upper left")
+        axes.axvline(-rate, color=style.COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+    axes.set(xlabel=f"Re of eig J ({style.PER_TAU})", ylabel=f"Im ({style.PER_TAU})")
+    style.raised(axes, 0.2, fontsize=7, loc="upper left")
     return figure
 
 
-@printed
+@style.printed
 def gsc_figure(rows: Sequence[dict[str, Any]], *, squared: bool = False, title: str) -> Figure:
     """The gradient scale coefficient GSC(t, T), and the norm of the Jacobian with its certified bound.
 
@@ -160,19 +153,19 @@ def gsc_figure(rows: Sequence[dict[str, Any]], *, squared: bool = False, title: 
         rows: with keys step, gsc, jacobian and jacobian_bound; None where there is no value.
     """
     curves = (
-        ("gsc", "GSC(t, T)" + (" squared" if squared else ""), COLOURS[0], "o-"),
-        ("jacobian", "||dx(T) / dx(t)||, root mean square", COLOURS[2], "s--"),
-        ("jacobian_bound", "its certified bound", COLOURS[1], ":"),
+        ("gsc", "GSC(t, T)" + (" squared" if squared else ""), style.COLOURS[0], "o-"),
+        ("jacobian", "||dx(T) / dx(t)||, root mean square", style.COLOURS[2], "s--"),
+        ("jacobian_bound", "its certified bound", style.COLOURS[1], ":"),
     )
-    figure = new_figure(3.2, title, width=4.8)
+    figure = style.new_figure(3.2, title, width=4.8)
     axes = figure.subplots()
-    axes.axhline(1, color=GREY, linewidth=0.8)
-    for key, label, colour, style in curves:
+    axes.axhline(1, color=style.GREY, linewidth=0.8)
+    for key, label, colour, line in curves:
         kept = [(row["step"], row[key]) for row in rows if row[key] is not None and row[key] > 0]
         if kept:
             points = zip(*kept, strict=True)
-            axes.plot(*points, style, label=label, color=colour, markersize=3, linewidth=1.2)
+            axes.plot(*points, line, label=label, color=colour, markersize=3, linewidth=1.2)
     axes.set(xlabel="t (steps); the loss is at the last one", ylabel="gain from t to T", yscale="log")
-    log_axis(axes)
+    style.log_axis(axes)
     axes.legend(fontsize=7)
     return figure

@@ -3,8 +3,6 @@
 Everything is float64. The field itself is drawn, without gates.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,24 +19,8 @@ from torch import Tensor
 from ctrnn_assembly.certificates.wording import up
 from ctrnn_assembly.diagnostics import flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.spectrum import parts_figure
-from ctrnn_assembly.figures.style import (
-    COLOURS,
-    GREY,
-    NUMBERED,
-    SEQUENTIAL,
-    SIDE,
-    Array,
-    borders,
-    bound_of,
-    colour_bar,
-    empty,
-    heat_map,
-    log_axis,
-    module_ticks,
-    new_figure,
-    printed,
-)
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import GRID_SOLVERS
 from ctrnn_assembly.terms import Terms
@@ -64,7 +46,7 @@ class NetworkArrays:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, layer: Any, title: str) -> NetworkArrays:
+    def of(cls, layer: Any, title: str) -> "NetworkArrays":
         """Of a layer with a field.
 
         Raises:
@@ -82,7 +64,7 @@ class NetworkArrays:
             factors.append(Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta)))
         return cls(layer, title, field.terms().detach_cpu().double(), Metric(tuple(factors)))
 
-    def strengths(self) -> Array:
+    def strengths(self) -> style.Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
         terms, pairs, p = self.terms, self.terms.pairs, len(self.terms.sizes)
         A = terms.weight() if terms.L is None else terms.weight() + terms.L
@@ -93,7 +75,7 @@ class NetworkArrays:
             found[i, j] = float(torch.linalg.matrix_norm(blocks[i][j], ord=2))
         return found
 
-    def metric_eigenvalues(self) -> tuple[Array, ...]:
+    def metric_eigenvalues(self) -> tuple[style.Array, ...]:
         """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
         found = []
         for factor, tau in zip(self.metric.factors, self.terms.tau.split(self.terms.sizes), strict=True):
@@ -123,19 +105,19 @@ def _eigenvalues(A: Tensor) -> NDArray[np.complex128]:
     return torch.linalg.eigvals(A).numpy()
 
 
-@printed
+@style.printed
 def draw_weights(net: NetworkArrays) -> Figure:
     """Heat maps. Top: W and L, each with its own colours. Below: the blocks of W enlarged."""
     blocks, L = [block.numpy() for block in net.terms.blocks], net.terms.L
     shown = blocks[:ENLARGED] if len(blocks) > 1 else []
     rows = -(-len(shown) // IN_A_ROW)
-    figure = new_figure(3.35 + 1.05 * rows, net.title)
+    figure = style.new_figure(3.35 + 1.05 * rows, net.title)
     frame = figure.add_gridspec(1 + bool(rows), 1, height_ratios=[3.1, 1.05 * rows][: 1 + bool(rows)])
     left, right = figure.add_subfigure(frame[0]).subplots(1, 2)
     norm = draw_matrix(left, net.terms.weight().numpy(), net.terms.sizes, "W, within the modules")
     if L is None:
         right.set_title("L, between the modules")
-        empty(right, "no linear coupling")
+        style.empty(right, "no linear coupling")
     else:
         draw_matrix(right, L.numpy(), net.terms.sizes, "L, between the modules")
     if not rows:
@@ -147,24 +129,24 @@ def draw_weights(net: NetworkArrays) -> Figure:
         if k >= len(shown):
             axes.axis("off")
             continue
-        heat_map(axes, shown[k], norm, side=128)
+        style.heat_map(axes, shown[k], norm, side=128)
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(str(k), fontsize=8, labelpad=2)
     return figure
 
 
-def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> Normalize:
+def draw_matrix(axes: Axes, A: style.Array, sizes: tuple[int, ...], title: str) -> Normalize:
     """One matrix with its colour bar; returns the scale of its colours."""
-    bound, beyond = bound_of(A)
+    bound, beyond = style.bound_of(A)
     norm = Normalize(-bound, bound)
-    image = heat_map(axes, A, norm)
-    borders(axes, sizes)
+    image = style.heat_map(axes, A, norm)
+    style.borders(axes, sizes)
     axes.set(title=title, xlabel="from unit", ylabel="to unit")
-    colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
+    style.colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
     return norm
 
 
-@printed
+@style.printed
 def draw_graph(net: NetworkArrays) -> Figure:
     """Left: modules and couplings. Right: their norms in the metric as a matrix, row from column."""
     strengths, pairs, sizes = net.strengths(), net.terms.pairs, net.terms.sizes
@@ -172,7 +154,7 @@ def draw_graph(net: NetworkArrays) -> Figure:
     units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
     count = f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''}"
     named = topology if topology in ("none", count) else f"{topology}, {count}"
-    figure = new_figure(3.7, f"{net.title}: {p} x {units} units, coupling {named}")
+    figure = style.new_figure(3.7, f"{net.title}: {p} x {units} units, coupling {named}")
     left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
     own = [f"{norm:.3g}" for norm in (strengths.diagonal().min(), strengths.diagonal().max())]
     about = f"of W: {' to '.join(dict.fromkeys(own))}"
@@ -180,21 +162,21 @@ def draw_graph(net: NetworkArrays) -> Figure:
     between = np.where(between > 0, between, np.nan)
     draw_modules(left, at)
     if not pairs or np.isnan(between).all():
-        empty(right, f"no linear coupling\nnorm in the metric {about}")
+        style.empty(right, f"no linear coupling\nnorm in the metric {about}")
         return figure
     low, high = float(np.nanmin(between)), float(np.nanmax(between))
     norm = Normalize(low if low < 0.99 * high else 0.9 * low, high)
-    colours = ScalarMappable(norm, SEQUENTIAL)
+    colours = ScalarMappable(norm, style.SEQUENTIAL)
     draw_couplings(left, strengths, pairs, at, colours)
-    image = heat_map(right, between, norm, colours=SEQUENTIAL, side=max(p, SIDE))
+    image = style.heat_map(right, between, norm, colours=style.SEQUENTIAL, side=max(p, style.SIDE))
     image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
-    module_ticks(right, p, vertical=True)
+    style.module_ticks(right, p, vertical=True)
     right.set(xlabel="from module", ylabel="to module", title=f"norms in the metric; {about}")
-    colour_bar(colours, right, "norm of L in the metric", shrink=0.85)
+    style.colour_bar(colours, right, "norm of L in the metric", shrink=0.85)
     return figure
 
 
-def places(p: int, topology: str) -> Array:
+def places(p: int, topology: str) -> style.Array:
     """Where the modules stand, (p, 2): on a circle, clockwise from the top; the hub of a star inside."""
     if p == 1:
         return np.zeros((1, 2))
@@ -208,59 +190,61 @@ def radius_of(p: int) -> float:
     return min(0.13, 2.2 / p)
 
 
-def draw_couplings(axes: Axes, strengths: Array, pairs: Any, at: Array, colours: ScalarMappable) -> None:
+def draw_couplings(
+    axes: Axes, strengths: style.Array, pairs: Any, at: style.Array, colours: ScalarMappable
+) -> None:
     """Strong ones last, so that they lie on top; an arrow where only one direction is coupled."""
     widest = max(0.8, min(3.0, 90 / len(pairs)))
     for i, j in sorted(pairs, key=lambda pair: max(strengths[pair], strengths[pair[::-1]])):
         there, back = strengths[j, i], strengths[i, j]
         strength = max(there, back)
         width = 0.3 + (widest - 0.3) * strength / (colours.norm.vmax or 1.0)
-        style: dict[str, Any] = {"color": colours.to_rgba(strength), "linewidth": width}
+        look: dict[str, Any] = {"color": colours.to_rgba(strength), "linewidth": width}
         start, end = (at[i], at[j]) if there >= back else (at[j], at[i])
         if min(there, back) > 0:
-            axes.plot(*np.stack([start, end]).T, **style, zorder=1)
+            axes.plot(*np.stack([start, end]).T, **look, zorder=1)
             continue
         inset = (end - start) / float(np.linalg.norm(end - start)) * radius_of(len(at)) * 1.1
-        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **style}
+        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
         axes.annotate("", end - inset, start + inset, arrowprops=arrow, zorder=1)
 
 
-def draw_modules(axes: Axes, at: Array) -> None:
+def draw_modules(axes: Axes, at: style.Array) -> None:
     """A numbered disc each."""
     p = len(at)
     look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
     for k, (x, y) in enumerate(at):
         axes.add_patch(Circle((x, y), radius_of(p), **look))
-        if p <= 2 * NUMBERED:
+        if p <= 2 * style.NUMBERED:
             size = 9 if p <= 16 else 6
             axes.text(x, y, str(k), ha="center", va="center", fontsize=size, zorder=3)
     axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
     axes.axis("off")
 
 
-@printed
+@style.printed
 def draw_metric(net: NetworkArrays) -> Figure:
     """The eigenvalues of the network's own metric: a rising row of dots for each module."""
     eigenvalues = net.metric_eigenvalues()
     low, high = (float(f([f(values) for values in eigenvalues])) for f in (np.min, np.max))
     kind = "diagonal" if net.metric.is_diagonal else "block-diagonal"
-    figure = new_figure(2.9, f"{net.title}: metric of the modules, {kind}")
+    figure = style.new_figure(2.9, f"{net.title}: metric of the modules, {kind}")
     axes = figure.subplots()
     size = max(1.0, min(4.0, 900 / net.terms.n))
     for k, values in enumerate(eigenvalues):
         across = k + np.linspace(-0.36, 0.36, len(values)) if len(values) > 1 else np.array([k])
-        axes.plot(across, np.sort(values), "o", color=COLOURS[k % 2], markersize=size, mew=0)
+        axes.plot(across, np.sort(values), "o", color=style.COLOURS[k % 2], markersize=size, mew=0)
     for value in (low, high):
-        axes.axhline(value, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)))
+        axes.axhline(value, color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)))
     room = max((high / low) ** 0.15, 1.6)
     axes.set_ylim(low / room, high * room)
-    log_axis(axes)
-    module_ticks(axes, len(eigenvalues))
+    style.log_axis(axes)
+    style.module_ticks(axes, len(eigenvalues))
     axes.set_xlabel("module; its eigenvalues from the smallest to the largest")
     axes.set_ylabel("eigenvalue of diag(tau) M")
     place: dict[str, Any] = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
     said = f"condition number {up(high / low)}"
-    axes.text(0.995, high * room**0.5, said, fontsize=8, color=GREY, **place)
+    axes.text(0.995, high * room**0.5, said, fontsize=8, color=style.GREY, **place)
     return figure
 
 

@@ -3,8 +3,6 @@
 Pictures are SVG as data URIs: each is a document of its own, so that their ids cannot collide.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Bars of the medians of `ctrnn bench`, with the minima, one panel a coupling and device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from matplotlib.axes import Axes

@@ -4,8 +4,6 @@ This package is the only part of the project that imports matplotlib. A figure i
 arrays to a `matplotlib.figure.Figure`; nothing is computed in it but what is drawn.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from textwrap import fill

@@ -14,8 +14,6 @@ A published accuracy is written here, or in published.yaml if `ctrnn plot` draws
 named here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -39,8 +37,6 @@ FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_
 
 
 class Part(BaseModel):
-    """A part of the file: unknown keys are refused."""
-
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -68,7 +64,7 @@ class Evaluation(Part):
 
 
 class Experiment(Part):
-    """One file."""
+    """One file; its keys are described above."""
 
     name: Name
     about: str
@@ -89,11 +85,7 @@ class Experiment(Part):
         return {name: value for name, value in asked.items() if value}
 
     def matching(self, patterns: Iterable[str] = ()) -> list[Row]:
-        """The rows with one of these names or patterns like svd-*; all if there are none.
-
-        Raises:
-            ConfigError: if a pattern matches no row.
-        """
+        """The rows with one of these names or patterns like svd-*, each of which must match; or all."""
         names, patterns = [row.name for row in self.rows], list(patterns) or ["*"]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -107,12 +99,10 @@ class Experiment(Part):
         seeds: int | None = None,
         only: Iterable[int] = (),
         fast: bool = False,
-    ) -> list[Job]:
-        """Its runs, seed by seed, so that every row has its first early.
+    ) -> list["Job"]:
+        """The runs of `matching` rows, seed by seed, so that every row has its first early.
 
-        Args:
-            rows: as of `matching`.
-            seeds: runs of each row instead of the file's number. only: these seeds instead.
+        `seeds` is the number of runs of each row instead of the file's; or there are `only` these.
         """
         found = []
         for row in self.matching(rows):
@@ -132,15 +122,11 @@ class Job:
 
     @property
     def path(self) -> str:
-        """Of its run folder, and of its result; fast ones are never beside whole ones."""
+        """Of its run folder and its result; fast ones are never beside whole ones."""
         return f"{self.experiment.name}{'-fast' * self.fast}/{self.row.name}-seed{self.seed}"
 
     def config(self, data_dir: str | None = None) -> TrainConfig:
-        """Its configuration.
-
-        Raises:
-            ConfigError: if the file asks for what is not there.
-        """
+        """Its configuration; ConfigError if the file asks for what is not there."""
         e, row = self.experiment, self.row
         layers: list[dict[str, Any]] = [{"threads": 1}]  # sums over threads round differently
         for part in (e, row):
@@ -156,10 +142,8 @@ class Job:
 
     def command(self, *, data: bool) -> str:
         """What makes its result again; DATA stands for a folder that was named."""
-        options = " --data-dir DATA" * data + " --fast" * self.fast
-        return (
-            f"ctrnn reproduce {self.experiment.name} --rows {self.row.name} --seed {self.seed}{options}"
-        )
+        options = f"--seed {self.seed}" + " --data-dir DATA" * data + " --fast" * self.fast
+        return f"ctrnn reproduce {self.experiment.name} --rows {self.row.name} {options}"
 
 
 def difference(one: TrainConfig, other: TrainConfig) -> str:
@@ -179,11 +163,7 @@ def experiment_names() -> list[str]:
 
 @cache
 def load_experiment(name: str) -> Experiment:
-    """One experiment by name.
-
-    Raises:
-        ConfigError: if the name is unknown, or its file does not say what an experiment is.
-    """
+    """One experiment by name; ConfigError if there is none."""
     if name not in experiment_names():
         raise unknown("experiment", name, experiment_names())
     file = resources.files("ctrnn_experiments") / f"{name}.yaml"
@@ -191,11 +171,7 @@ def load_experiment(name: str) -> Experiment:
 
 
 def parse_experiment(name: str, text: str) -> Experiment:
-    """An experiment from the text of its file.
-
-    Raises:
-        ConfigError: naming the key, its value and what it must be.
-    """
+    """An experiment from the text of its file; ConfigError names the key, its value and the remedy."""
     try:
         experiment = Experiment.model_validate({**yaml.safe_load(text), "name": name})
     except ValidationError as error:

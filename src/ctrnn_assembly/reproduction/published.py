@@ -1,7 +1,5 @@
 """Published accuracies, and those of the package's published.yaml for runs that may be compared."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -16,29 +14,20 @@ from ctrnn_assembly.training.run import Run
 
 
 class PublishedAccuracy(BaseModel):
-    """A published test accuracy, in per cent.
-
-    Attributes:
-        what: of the best test epoch, of the last one, or as the paper says without a word on it.
-        std, n: over so many runs, where that is printed.
-        note: which number of the source's it is.
-        name, task, network, source: in published.yaml: its name, the task without its version, the
-            network as the source calls it, and where it is printed.
-        models: beside which of the library's models a plot shows it; empty for all.
-    """
+    """A published test accuracy, in per cent; name and what follows it are for published.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     value: float
-    what: Literal["best", "final", "reported"]
+    what: Literal["best", "final", "reported"]  # test epoch; reported: the paper does not say which
     std: float | None = None
-    n: int | None = None
-    note: str = ""
+    n: int | None = None  # runs
+    note: str = ""  # which number of the source's it is
     name: str = ""
-    task: str = ""
-    network: str = ""
+    task: str = ""  # without its version
+    network: str = ""  # as the source calls it
     source: str = ""
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # of the library, beside which a plot shows it; empty for all
 
     def __str__(self) -> str:
         spread = "" if self.std is None else f" ± {self.std:g}"
@@ -54,11 +43,7 @@ def all_published() -> dict[str, PublishedAccuracy]:
 
 
 def named_published(name: str) -> PublishedAccuracy:
-    """One row by name.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """One row by name; ConfigError if there is none."""
     if (found := all_published().get(name)) is None:
         raise unknown("published figure", name, all_published())
     return found

@@ -8,8 +8,6 @@ A result is the run's summary (see `training.provenance`) with
     stopped                   instead of accuracies and certificates, why the run did not end
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Sequence
@@ -26,7 +24,6 @@ ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epo
 
 
 def result_path(results: Path, job: Job) -> Path:
-    """Where the result of a run is kept."""
     return results / f"{job.path}.json"
 
 
@@ -37,11 +34,7 @@ def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
 
 
 def checked_result(results: Path, job: Job) -> dict[str, Any]:
-    """The result of a run.
-
-    Raises:
-        DataError: if it is damaged; ConfigError: if it is of other settings.
-    """
+    """The result of a run; DataError if it is damaged, ConfigError if it is of other settings."""
     path = result_path(results, job)
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -56,10 +49,8 @@ def checked_result(results: Path, job: Job) -> dict[str, Any]:
     if not reason and result.get("measures", {}) != job.experiment.measures():
         reason = "other solvers to test with, or other epochs to measure exponents of"
     if reason:
-        raise ConfigError(
-            f"{path} is of other settings than {job.experiment.name} has now ({reason}). Delete it to "
-            "run again."
-        )
+        of = f"{path} is of other settings than {job.experiment.name} has now ({reason})"
+        raise ConfigError(f"{of}. Delete it to run again.")
     return result
 
 

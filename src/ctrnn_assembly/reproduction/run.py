@@ -5,8 +5,6 @@ folder is not trained again, an unfinished one goes on from its last epoch. A ru
 diverged, or lost its certificate, is a result too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal
@@ -45,7 +43,7 @@ class Places:
     data_dir: str | None = None
 
     def log(self, job: Job) -> Path:
-        """What a run says while it is on, beside its folder."""
+        """What a run says while it is on."""
         return self.runs / f"{job.path}.log"
 
 
@@ -54,15 +52,8 @@ def run_all(
 ) -> tuple[list[str], bool]:
     """Run what has no result yet; Ctrl-C and SIGTERM end the runs after their last whole epoch.
 
-    Args:
-        draw: see `run_job`; a function of a module, for other processes call it.
-        say: told, in a sentence, of every start and end.
-
-    Returns:
-        a sentence for each failure, and whether it was interrupted.
-
-    Raises:
-        ConfigError: for a result that is there but of other settings.
+    Returns a sentence for each failure, and whether it was interrupted. `draw`, see `run_job`, is a
+    function of a module, for other processes call it; `say` is told of every start and end.
     """
     done = [job for job in jobs if result_path(places.results, job).exists()]
     for job in done:
@@ -121,14 +112,9 @@ def alone(job: Job, places: Places, draw: Draw) -> None:
 
 
 def run_job(job: Job, places: Places, draw: Draw) -> None:
-    """Train if that is not done, measure, draw, and write the result.
+    """Train if that is not done, measure, write the result, and `draw` each picture in the folder.
 
-    Args:
-        draw: called with the run folder and each kind of picture that the experiment has.
-
-    Raises:
-        ConfigError: if the folder holds a run with other settings.
-        RunBusyError: if another process trains it.
+    ConfigError if the folder holds a run with other settings, RunBusyError if another process has it.
     """
     run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
@@ -155,11 +141,7 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
 
 
 def trained(config: TrainConfig, run: Path, command: str) -> dict[str, Any]:
-    """The summary of the run, trained as far as needed; `command` makes it.
-
-    Raises:
-        ConfigError: if the folder holds a run with other settings.
-    """
+    """The summary of the run, trained as far as needed; `command` makes it."""
     if not (run / "config.yaml").exists():
         return fit(config, run, command=command)
     other = difference(read_config(run), config)
