@@ -128,7 +128,7 @@ def curves_figure(found: dict[str, list[dict[str, Any]]], title: str) -> Any:
                 axes.set_xscale("log", base=2)
     panels[0, 0].set_ylabel("seconds; - is the minimum")
     panels[1, 0].set_ylabel("peak memory (MB)")
-    style.legend_below(figure, panels[0, 0], 3)
+    style.legend_below(figure, [panels[0, 0]], 3)
     return figure
 
 

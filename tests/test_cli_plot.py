@@ -14,8 +14,7 @@ import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.figures.curves import certified, short_names
-from ctrnn_assembly.figures.network import NetworkArrays
-from ctrnn_assembly.figures.states import draw_states
+from ctrnn_assembly.figures.network import NetworkArrays, draw_states
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.published import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config

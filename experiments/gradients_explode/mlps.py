@@ -128,6 +128,6 @@ def panel(axes: Any, title: str, **settings: Any) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """The figure as png and pdf, with one legend below all panels."""
-    style.legend_below(figure, figure.axes[0], len(MLPS))
+    style.legend_below(figure, [figure.axes[0]], len(MLPS))
     for ending in (".png", ".pdf"):
         style.save_figure(figure, path.with_suffix(ending))

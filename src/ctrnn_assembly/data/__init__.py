@@ -19,10 +19,8 @@ from ctrnn_assembly.errors import unknown
 
 
 class Entry(NamedTuple):
-    """A row of `TASKS`: what it is, the names it answers to (a regular expression), its loader."""
-
     about: str
-    pattern: str
+    pattern: str  # of the names it answers to
     load: Callable[[str, Options], Task]
 
 
@@ -65,8 +63,7 @@ def load_task(
         seed: of the limits alone; the splits are the same for every seed.
 
     Raises:
-        ConfigError: if the name is unknown or a setting impossible.
-        DataError: if data are missing, corrupt or not finite.
+        ConfigError: unknown name, impossible setting. DataError: data missing, corrupt, not finite.
 
     Example:
         >>> task = load_task("digits", limit_train=100)

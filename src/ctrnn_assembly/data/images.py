@@ -31,7 +31,6 @@ _LAYOUT = (
     "Wanted: a zip or folder with train/<class>/*.png|jpg|jpeg|bmp (and, if there are, test and "
     "val) or <class>/*, possibly below one top-level folder. Name it with --data-dir."
 )
-Shape = tuple[int, ...]  # (C, H, W), C = 1 or 3
 
 
 def load_images(name: str, options: Options) -> Task:
@@ -104,7 +103,7 @@ class StoredImages:
     images: ImageFiles
     classes: tuple[str, ...]
     resize: int | None
-    shape: Shape | None  # that all must have in the end; None for that of the first
+    shape: tuple[int, ...] | None  # (C, H, W) that all must have in the end; None for that of the first
     part: str
 
     def __len__(self) -> int:
@@ -152,7 +151,7 @@ def _decoded(path: Path, names: list[str]) -> Iterator[Tensor]:
         ) from error
 
 
-def _words(shape: Shape) -> str:
+def _words(shape: tuple[int, ...]) -> str:
     return f"{shape[2]}x{shape[1]} {'RGB' if shape[0] == 3 else 'grey'}"
 
 

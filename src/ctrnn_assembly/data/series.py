@@ -83,15 +83,11 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
     # Without a path aeon looks into its own package; with one, only there, downloading if needed.
     path = None if bundled.is_file() and not here else str(folder)
     found: Any
+    # Lengths and gaps as published, not aeon's padded or imputed variants.
+    as_published = {"load_equal_length": False, "load_no_missing": False}
     try:
-        # Lengths and gaps as published, not aeon's padded or imputed variants.
         series, found, header = aeon.datasets.load_classification(
-            dataset,
-            split=part,
-            extract_path=path,
-            return_metadata=True,
-            load_equal_length=False,
-            load_no_missing=False,
+            dataset, split=part, extract_path=path, return_metadata=True, **as_published
         )
     except Exception as error:  # aeon lets network, disk and parsing errors through as they are
         advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"

@@ -8,6 +8,7 @@ samples there are and how they are dealt; `make_task` limits, reads and checks t
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -156,19 +157,9 @@ def make_task(
         return replace(found, x=resized(found.x, options.resize)) if found.x.ndim == 4 else found
 
     train = read("train", options.limit_train, None)
-    images = train.x.ndim == 4
-    return Task(
-        name=name,
-        n_input=train.x.shape[1 if images else 2],
-        n_class=len(classes),
-        n_steps=train.x[0, 0].numel() if images else train.x.shape[1],
-        classes=classes,
-        train=train,
-        val=read("val", options.limit_train, train),
-        load_test=lambda: read("test", options.limit_test, train),
-        sequence=sequence(train),
-        note=note,
-    )
+    T, m = (train.x[0, 0].numel(), train.x.shape[1]) if train.x.ndim == 4 else train.x.shape[1:]
+    val, test = read("val", options.limit_train, train), partial(read, "test", options.limit_test, train)
+    return Task(name, m, len(classes), T, classes, train, val, test, sequence(train), note)
 
 
 def published_hold_out(n: int) -> dict[str, Tensor]:

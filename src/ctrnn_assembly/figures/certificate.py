@@ -11,6 +11,7 @@ from ctrnn_assembly.certificates import Certificate, StepCertificate
 from ctrnn_assembly.certificates.curves import FactorCurve
 from ctrnn_assembly.certificates.wording import down
 from ctrnn_assembly.figures import style
+from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 
@@ -34,7 +35,7 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
         style.empty(axes, "no step is proven")
         return
     for k, curve in enumerate(curves):
-        look: Any = {"color": style.COLOURS[k], "zorder": 3 + len(curves) - k}
+        look: Any = {"color": COLOURS[k], "zorder": 3 + len(curves) - k}
         longest = "every dt" if math.isinf(curve.max_dt) else f"up to {down(curve.max_dt)}"
         label = f"{curve.solver}: {longest if curve.max_dt else 'no dt'}"
         axes.plot(curve.dts, curve.factors, linestyle=DASHES[k % 3], linewidth=1.6, label=label, **look)
@@ -45,8 +46,8 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
         if step.certified and step.contraction_factor is not None:
             height, marker, said = step.contraction_factor, "o", "contracts"
         label = f"{step.solver}, dt {step.dt:g}: {said}"
-        axes.plot(step.dt, height, marker, color=style.BLACK, markersize=4.5, zorder=9, label=label)
-    axes.axhline(1, color=style.GREY, linewidth=0.8)
+        axes.plot(step.dt, height, marker, color=BLACK, markersize=4.5, zorder=9, label=label)
+    axes.axhline(1, color=GREY, linewidth=0.8)
     depth = max(1 - min(proven), 1e-6)
     axes.set(xlabel="step dt (unit of tau)", ylabel="factor of the distance, at most", xscale="log")
     axes.set_xlim(curves[0].dts[0], curves[0].dts[-1])
@@ -61,10 +62,7 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
     if not known:
         style.empty(axes, "nothing is proven")
         return
-    kinds: Any = (
-        (True, style.COLOURS[5], "", "module"),
-        (False, style.COLOURS[4], "////", "module that fails"),
-    )
+    kinds: Any = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
     for certified, colour, hatch, label in kinds:
         rates = {module.index: module.rate for module in known if module.certified == certified}
         if rates:
@@ -72,8 +70,8 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
             axes.bar(list(rates), list(rates.values()), width=0.8, label=label, **look)
     if math.isfinite(certificate.rate):
         label = f"the whole: {down(certificate.rate)}"
-        axes.axhline(certificate.rate, color=style.BLACK, linewidth=1.4, linestyle="--", label=label)
-    axes.axhline(0, color=style.GREY, linewidth=0.8)
+        axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)
+    axes.axhline(0, color=GREY, linewidth=0.8)
     style.module_ticks(axes, len(certificate.modules))
-    axes.set(xlabel="module", ylabel=f"rate, at least ({style.PER_TAU})")
+    axes.set(xlabel="module", ylabel=f"rate, at least ({PER_TAU})")
     style.raised(axes, 0.25, loc="upper center", ncols=2)

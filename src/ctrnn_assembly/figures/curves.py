@@ -19,13 +19,9 @@ DASHES = ("--", ":", "-.")
 
 @style.printed
 def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = ()) -> Figure:
-    """Left: accuracy of validation, training and test. Right: the losses.
+    """Left: accuracy of validation, training and test, and published ones as lines. Right: the losses.
 
-    Args:
-        runs: run folders with at least one epoch. published: accuracies to draw as lines.
-
-    Raises:
-        DataError: if no epoch of a run has ended, or its table holds no numbers.
+    DataError if no epoch of a run has ended, or its table holds no numbers.
     """
     figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
     left, right = figure.subplots(1, 2)
@@ -48,7 +44,7 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
     right.set_ylabel("cross-entropy (nats)")
     if all((run.column("val_loss") > 0).any() for run in runs):
         style.log_axis(right)
-    style.legend_below(figure, left, 2)
+    style.legend_below(figure, [left], 2)
     return figure
 
 
@@ -58,17 +54,13 @@ def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -
     values, every = scale * run.column(f"val_{what}"), max(1, len(epochs) // 12)
     label = f"{name}, validation"
     axes.plot(epochs, values, **look, linewidth=1.5, markersize=3.5, markevery=every, label=label)
-    values = scale * run.column(f"train_{what}")
-    axes.plot(epochs, values, color=look["color"], linewidth=0.9, linestyle=DASHED)
+    training = scale * run.column(f"train_{what}")
+    axes.plot(epochs, training, color=look["color"], linewidth=0.9, linestyle=DASHED)
 
 
 @style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
-    """The certified rate, the factor of one step, and, where it is known, the largest certified dt.
-
-    Raises:
-        DataError: as `curves_figure`.
-    """
+    """The certified rate, the factor of one step, and, where it is known, the largest certified dt."""
     title = f"{tasks_of(runs)}: what is left of the certificate"
     names, known = names_of(runs), any("max_dt" in run.epochs[0] for run in runs)
     figure = style.new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
@@ -86,7 +78,7 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
         panels[0].plot([], [], **style.line_style(k), markersize=4, linewidth=1.3, label=name)
     for face, label in ((style.GREY, "certified"), ("white", "not certified")):
         panels[0].plot([], [], "o", color=style.GREY, markerfacecolor=face, markersize=4, label=label)
-    style.legend_below(figure, panels[0], 4)
+    style.legend_below(figure, [panels[0]], 4)
     return figure
 
 

@@ -11,58 +11,53 @@ from matplotlib.figure import Figure
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.figures import style
+from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU, Array
 
 KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable": (3, "^")}
 
 
 @style.printed
 def contraction_figure(
-    times: style.Array,
-    metric: style.Array,
-    euclidean: style.Array,
+    times: Array,
+    metric: Array,
+    euclidean: Array,
     certificate: Certificate,
     *,
-    twin: style.Array | None = None,
+    twin: Array | None = None,
     title: str,
 ) -> Figure:
     """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
 
-    The right panel shows how far the pairs themselves grow before they shrink; a twin that grows
-    further leaves the panel at its top.
-
-    Args:
-        times: (T + 1,). metric, euclidean: distances of pairs of trajectories, (pairs, T + 1).
-        twin: Euclidean distances of the twin, (pairs, T + 1), whose modules excite each other.
+    Times are (T + 1,), distances of pairs of trajectories (pairs, T + 1). The twin's modules excite
+    each other; where its distances grow beyond those of the pairs, they leave the panel at its top.
     """
     figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
-    draw_pairs(left, times, metric, style.COLOURS[0], "pairs")
+    draw_pairs(left, times, metric, COLOURS[0], "pairs")
     step = certificate.step
     if certificate.certified:
         curve = np.exp(-certificate.rate * times)
-        left.plot(
-            times, curve, color=style.BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow"
-        )
+        left.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
     if step is not None and step.certified and step.contraction_factor is not None:
         label = f"certified: {step.contraction_factor:.5f} a step"
         curve = step.contraction_factor ** (times / step.dt)
-        left.plot(times, curve, color=style.COLOURS[1], linewidth=1.5, linestyle="--", label=label)
+        left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
     left.set_title("in the metric of the certificate")
-    overshoot = draw_pairs(right, times, euclidean, style.COLOURS[0], "pairs")
+    overshoot = draw_pairs(right, times, euclidean, COLOURS[0], "pairs")
     right.set_title(f"Euclidean: at most {overshoot:.3g} times the start")
     if twin is not None:
         limits = right.get_ylim()
-        draw_pairs(right, times, twin, style.COLOURS[3], "twin: the modules excite each other")
+        draw_pairs(right, times, twin, COLOURS[3], "twin: the modules excite each other")
         right.set_ylim(limits[0], 3 * max(1.0, overshoot))
     for axes in (left, right):
         axes.set(xlabel="time (unit of tau)", ylabel="distance / distance at the start")
         style.log_axis(axes)
-        axes.axhline(1, color=style.GREY, linewidth=0.8)
+        axes.axhline(1, color=GREY, linewidth=0.8)
         axes.legend(fontsize=7)
     return figure
 
 
-def draw_pairs(axes: Axes, times: style.Array, distances: style.Array, colour: str, label: str) -> float:
+def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: str) -> float:
     """One thin line a pair, as long as it is finite and not zero; the largest value drawn."""
     axes.set_yscale("log")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -75,20 +70,11 @@ def draw_pairs(axes: Axes, times: style.Array, distances: style.Array, colour: s
 
 @style.printed
 def lyapunov_figure(
-    times: style.Array,
-    running: style.Array,
-    exponents: style.Array,
-    errors: style.Array,
-    *,
-    bound: float | None,
-    title: str,
+    times: Array, running: Array, exponents: Array, errors: Array, *, bound: float | None, title: str
 ) -> Figure:
-    """Left: the mean so far against time. Right: the spectrum, with the certified bound.
+    """Left: the mean so far, (T, k), against time. Right: the spectrum, with the certified bound.
 
-    Args:
-        times: (T,). running: the mean of each exponent up to a time, (T, k).
-        exponents, errors: the last of them and their standard errors, (k,); NaN where unknown.
-        bound: the certified largest exponent, if there is one.
+    `exponents` are the last means, (k,), and `errors` their standard errors, NaN where unknown.
     """
     figure = style.new_figure(3.0, title)
     left, right = figure.subplots(1, 2)
@@ -97,21 +83,19 @@ def lyapunov_figure(
     for index, line in enumerate(running.T):
         name = {0: "largest", k - 1: f"number {k}"}.get(index)
         left.plot(times, line, color=colours[index], linewidth=1, label=name)
-    left.set(
-        xlabel="time (unit of tau)", ylabel=f"mean so far ({style.PER_TAU})", title="running estimate"
-    )
+    left.set(xlabel="time (unit of tau)", ylabel=f"mean so far ({PER_TAU})", title="running estimate")
     bars = np.where(np.isfinite(errors), errors, 0)
     label = "exponent, standard error"
     right.errorbar(
-        range(1, k + 1), exponents, bars, None, "o", label=label, color=style.COLOURS[0], ms=3, capsize=2
+        range(1, k + 1), exponents, bars, None, "o", label=label, color=COLOURS[0], ms=3, capsize=2
     )
-    right.set(ylabel=f"exponent ({style.PER_TAU})", title="at the end")
+    right.set(ylabel=f"exponent ({PER_TAU})", title="at the end")
     style.whole_numbers(right, "index")
     for axes in (left, right):
-        axes.axhline(0, color=style.GREY, linewidth=0.8)
+        axes.axhline(0, color=GREY, linewidth=0.8)
         if bound is not None:
             label = f"certified: at most {bound:.3g}"
-            axes.axhline(bound, color=style.COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+            axes.axhline(bound, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
         style.raised(axes, 0.4, fontsize=7, loc="upper right")
     return figure
 
@@ -120,11 +104,7 @@ def lyapunov_figure(
 def fixed_points_figure(
     found: Sequence[FixedPoints], *, rate: float | None = None, title: str
 ) -> Figure:
-    """Eigenvalues of J, one marker each, by the kind of their fixed point, and the boundary Re = 0.
-
-    Args:
-        found: the fixed points of each input. rate: the certified rate, if there is one.
-    """
+    """Eigenvalues of J by the kind of their fixed point, those of all inputs; the boundary Re = 0."""
     counts = ", ".join(str(len(points)) for points in found)
     figure = style.new_figure(3.4, f"{title}; fixed points of each input: {counts}", width=4.6)
     axes = figure.subplots()
@@ -132,15 +112,15 @@ def fixed_points_figure(
     for points in found:
         for kind, values in zip(points.kinds, points.eigenvalues.numpy(), strict=True):
             colour, marker = KINDS[kind]
-            style.draw_eigenvalues(axes, values, style.COLOURS[colour], marker, labels.pop(kind, ""))
+            style.draw_eigenvalues(axes, values, COLOURS[colour], marker, labels.pop(kind, ""))
     if len(labels) == len(KINDS):
         style.empty(axes, "no fixed point was found")
         return figure
-    axes.axvline(0, color=style.BLACK, linewidth=0.9)
+    axes.axvline(0, color=BLACK, linewidth=0.9)
     if rate is not None:
         label = f"-rate = {-rate:.3g}, certified"
-        axes.axvline(-rate, color=style.COLOURS[1], linewidth=1.1, linestyle="--", label=label)
-    axes.set(xlabel=f"Re of eig J ({style.PER_TAU})", ylabel=f"Im ({style.PER_TAU})")
+        axes.axvline(-rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+    axes.set(xlabel=f"Re of eig J ({PER_TAU})", ylabel=f"Im ({PER_TAU})")
     style.raised(axes, 0.2, fontsize=7, loc="upper left")
     return figure
 
@@ -149,17 +129,16 @@ def fixed_points_figure(
 def gsc_figure(rows: Sequence[dict[str, Any]], *, squared: bool = False, title: str) -> Figure:
     """The gradient scale coefficient GSC(t, T), and the norm of the Jacobian with its certified bound.
 
-    Args:
-        rows: with keys step, gsc, jacobian and jacobian_bound; None where there is no value.
+    A row has step, gsc, jacobian and jacobian_bound; None where there is no value.
     """
     curves = (
-        ("gsc", "GSC(t, T)" + (" squared" if squared else ""), style.COLOURS[0], "o-"),
-        ("jacobian", "||dx(T) / dx(t)||, root mean square", style.COLOURS[2], "s--"),
-        ("jacobian_bound", "its certified bound", style.COLOURS[1], ":"),
+        ("gsc", "GSC(t, T)" + (" squared" if squared else ""), COLOURS[0], "o-"),
+        ("jacobian", "||dx(T) / dx(t)||, root mean square", COLOURS[2], "s--"),
+        ("jacobian_bound", "its certified bound", COLOURS[1], ":"),
     )
     figure = style.new_figure(3.2, title, width=4.8)
     axes = figure.subplots()
-    axes.axhline(1, color=style.GREY, linewidth=0.8)
+    axes.axhline(1, color=GREY, linewidth=0.8)
     for key, label, colour, line in curves:
         kept = [(row["step"], row[key]) for row in rows if row[key] is not None and row[key] > 0]
         if kept:

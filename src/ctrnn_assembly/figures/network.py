@@ -1,4 +1,4 @@
-"""An assembly taken apart: its weights, the graph of its couplings, its metric and its eigenvalues.
+"""An assembly taken apart: its weights, the graph of its couplings, its metric, eigenvalues and states.
 
 Everything is float64. The field itself is drawn, without gates.
 """
@@ -21,37 +21,31 @@ from ctrnn_assembly.diagnostics import flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.spectrum import parts_figure
+from ctrnn_assembly.figures.style import COLOURS, GREY, Array
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import GRID_SOLVERS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
+from ctrnn_assembly.training.run import Run
 
 ABOVE_ZERO = 1e-9  # at 0 itself the slope of ReLU would be 0, and J = -I + L whatever W is
 ENLARGED, IN_A_ROW = 16, 8  # blocks of W
+STATES_SIDE = 1024  # cells of a heat map of states
 
 
 @dataclass(frozen=True)
 class NetworkArrays:
-    """The field of a layer.
-
-    Attributes:
-        layer: the layer itself. title: what to call it.
-        terms: W, L, tau and the activations. metric: M of the modules' own theorems.
-    """
+    """The field of a layer."""
 
     layer: Any
     title: str
     terms: Terms
-    metric: Metric
+    metric: Metric  # of the modules' own theorems
 
     @classmethod
     @torch.no_grad()
     def of(cls, layer: Any, title: str) -> "NetworkArrays":
-        """Of a layer with a field.
-
-        Raises:
-            ConfigError: for a baseline, which has neither modules nor a metric.
-        """
+        """Of a layer; ConfigError for a baseline, which has neither modules nor a metric."""
         field = getattr(layer, "field", None)
         if field is None:
             raise ConfigError(
@@ -64,7 +58,7 @@ class NetworkArrays:
             factors.append(Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta)))
         return cls(layer, title, field.terms().detach_cpu().double(), Metric(tuple(factors)))
 
-    def strengths(self) -> style.Array:
+    def strengths(self) -> Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
         terms, pairs, p = self.terms, self.terms.pairs, len(self.terms.sizes)
         A = terms.weight() if terms.L is None else terms.weight() + terms.L
@@ -75,7 +69,7 @@ class NetworkArrays:
             found[i, j] = float(torch.linalg.matrix_norm(blocks[i][j], ord=2))
         return found
 
-    def metric_eigenvalues(self) -> tuple[style.Array, ...]:
+    def metric_eigenvalues(self) -> tuple[Array, ...]:
         """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
         found = []
         for factor, tau in zip(self.metric.factors, self.terms.tau.split(self.terms.sizes), strict=True):
@@ -135,7 +129,7 @@ def draw_weights(net: NetworkArrays) -> Figure:
     return figure
 
 
-def draw_matrix(axes: Axes, A: style.Array, sizes: tuple[int, ...], title: str) -> Normalize:
+def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> Normalize:
     """One matrix with its colour bar; returns the scale of its colours."""
     bound, beyond = style.bound_of(A)
     norm = Normalize(-bound, bound)
@@ -160,14 +154,15 @@ def draw_graph(net: NetworkArrays) -> Figure:
     about = f"of W: {' to '.join(dict.fromkeys(own))}"
     at, between = places(p, topology), np.where(np.eye(p) > 0, np.nan, strengths)
     between = np.where(between > 0, between, np.nan)
-    draw_modules(left, at)
+    radius = min(0.13, 2.2 / p)  # neighbours on the circle do not touch
+    draw_modules(left, at, radius)
     if not pairs or np.isnan(between).all():
         style.empty(right, f"no linear coupling\nnorm in the metric {about}")
         return figure
     low, high = float(np.nanmin(between)), float(np.nanmax(between))
     norm = Normalize(low if low < 0.99 * high else 0.9 * low, high)
     colours = ScalarMappable(norm, style.SEQUENTIAL)
-    draw_couplings(left, strengths, pairs, at, colours)
+    draw_couplings(left, strengths, pairs, at, radius, colours)
     image = style.heat_map(right, between, norm, colours=style.SEQUENTIAL, side=max(p, style.SIDE))
     image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
     style.module_ticks(right, p, vertical=True)
@@ -176,7 +171,7 @@ def draw_graph(net: NetworkArrays) -> Figure:
     return figure
 
 
-def places(p: int, topology: str) -> style.Array:
+def places(p: int, topology: str) -> Array:
     """Where the modules stand, (p, 2): on a circle, clockwise from the top; the hub of a star inside."""
     if p == 1:
         return np.zeros((1, 2))
@@ -185,13 +180,8 @@ def places(p: int, topology: str) -> style.Array:
     return np.concatenate([np.zeros((hub, 2)), np.stack([np.cos(angles), np.sin(angles)], 1)])
 
 
-def radius_of(p: int) -> float:
-    """Of a module's disc, so that neighbours on the circle do not touch."""
-    return min(0.13, 2.2 / p)
-
-
 def draw_couplings(
-    axes: Axes, strengths: style.Array, pairs: Any, at: style.Array, colours: ScalarMappable
+    axes: Axes, strengths: Array, pairs: Any, at: Array, radius: float, colours: ScalarMappable
 ) -> None:
     """Strong ones last, so that they lie on top; an arrow where only one direction is coupled."""
     widest = max(0.8, min(3.0, 90 / len(pairs)))
@@ -204,17 +194,17 @@ def draw_couplings(
         if min(there, back) > 0:
             axes.plot(*np.stack([start, end]).T, **look, zorder=1)
             continue
-        inset = (end - start) / float(np.linalg.norm(end - start)) * radius_of(len(at)) * 1.1
+        inset = (end - start) / float(np.linalg.norm(end - start)) * radius * 1.1
         arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
         axes.annotate("", end - inset, start + inset, arrowprops=arrow, zorder=1)
 
 
-def draw_modules(axes: Axes, at: style.Array) -> None:
+def draw_modules(axes: Axes, at: Array, radius: float) -> None:
     """A numbered disc each."""
     p = len(at)
     look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
     for k, (x, y) in enumerate(at):
-        axes.add_patch(Circle((x, y), radius_of(p), **look))
+        axes.add_patch(Circle((x, y), radius, **look))
         if p <= 2 * style.NUMBERED:
             size = 9 if p <= 16 else 6
             axes.text(x, y, str(k), ha="center", va="center", fontsize=size, zorder=3)
@@ -233,9 +223,9 @@ def draw_metric(net: NetworkArrays) -> Figure:
     size = max(1.0, min(4.0, 900 / net.terms.n))
     for k, values in enumerate(eigenvalues):
         across = k + np.linspace(-0.36, 0.36, len(values)) if len(values) > 1 else np.array([k])
-        axes.plot(across, np.sort(values), "o", color=style.COLOURS[k % 2], markersize=size, mew=0)
+        axes.plot(across, np.sort(values), "o", color=COLOURS[k % 2], markersize=size, mew=0)
     for value in (low, high):
-        axes.axhline(value, color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)))
+        axes.axhline(value, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)))
     room = max((high / low) ** 0.15, 1.6)
     axes.set_ylim(low / room, high * room)
     style.log_axis(axes)
@@ -244,13 +234,56 @@ def draw_metric(net: NetworkArrays) -> Figure:
     axes.set_ylabel("eigenvalue of diag(tau) M")
     place: dict[str, Any] = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
     said = f"condition number {up(high / low)}"
-    axes.text(0.995, high * room**0.5, said, fontsize=8, color=style.GREY, **place)
+    axes.text(0.995, high * room**0.5, said, fontsize=8, color=GREY, **place)
     return figure
 
 
 def draw_spectra(net: NetworkArrays) -> Figure:
-    """Eigenvalues of W, L, the Jacobian and a step."""
     return parts_figure(**net.spectra(), title=f"{net.title}: eigenvalues")
+
+
+@style.printed
+@torch.no_grad()
+def draw_states(run: Run, sample: int = 0) -> Figure:
+    """One validation sample of a run's task, without its padding.
+
+    Above: the input over time. Below: every unit as a row, module under module.
+    """
+    task, model = run.task, run.model(double=True)
+    if not 0 <= sample < len(task.val):
+        raise ConfigError(
+            f"the sample must be in 0..{len(task.val) - 1}, the validation samples; got {sample}."
+        )
+    part = task.val.take(torch.tensor([sample]))
+    length = None if part.lengths is None else int(part.lengths[0])
+    u = task.sequence(part.x)[:, :length].double()
+    x = model.core(u)[0][0].T.numpy()  # (n, T)
+    guess = task.classes[int(model(u).argmax())]
+    title = f"validation sample {sample}, class {task.classes[int(part.y[0])]}, classified as {guess}"
+    figure = style.new_figure(4.2, f"{run.title}: {title}")
+    upper, lower = figure.subplots(2, 1, height_ratios=[1, 3], sharex=True)
+    dt = getattr(model.core, "dt", None)  # a baseline may have no time
+    T, m = u.shape[1:]
+    step = 1.0 if dt is None else dt
+    rgb = m == 3 and part.x.ndim == 4 and "-planar" not in task.name
+    colours = (COLOURS[1], COLOURS[2], COLOURS[0]) if m == 3 else COLOURS
+    names = ("red", "green", "blue") if rgb else tuple(str(k) for k in range(m))
+    edges = [k * step for k in range(T + 1)]
+    for k, values in enumerate(u[0].T.numpy()):
+        colour = colours[k % len(colours)]
+        upper.stairs(values, edges, baseline=None, color=colour, linewidth=0.7, label=names[k])
+    if 1 < m <= len(colours):
+        upper.legend(loc="lower right", bbox_to_anchor=(1, 0.95), fontsize=8, ncols=m)
+    upper.set_ylabel("input u" if m <= len(colours) else f"input u, {m} features")
+    bound, beyond = style.bound_of(x)
+    image = style.heat_map(lower, x, Normalize(-bound, bound), side=STATES_SIDE)
+    image.set_extent((0, T * step, len(x), 0))
+    lower.set_aspect("auto")
+    field = getattr(model.core, "field", None)  # a baseline is one module
+    style.borders(lower, (len(x),) if field is None else field.terms().sizes, columns=False)
+    lower.set(ylabel="unit", xlabel="sample" if dt is None else "time t (unit of tau)")
+    style.colour_bar(image, lower, "state x", pad=0.01, extend="both" if beyond else "neither")
+    return figure
 
 
 NETWORK_FIGURES = {

@@ -51,11 +51,7 @@ CAPTIONS = {
 
 
 def report(folder: str | Path) -> str:
-    """The page of a run folder: of its trained weights, of its last epoch, or of its initial weights.
-
-    Raises:
-        ConfigError: if it is no run; DataError: if a file in it is damaged.
-    """
+    """The page of a run folder: of its trained weights, of its last epoch, or of its initial weights."""
     run = Run.open(folder)
     if run.file is None:
         run = Run.open(folder, initial=True)
@@ -79,19 +75,15 @@ def report(folder: str | Path) -> str:
             ("Eigenvalues", paragraph(CAUTION) + said + eigenvalues(net)),
         ]
     settings = table(run.config.model_dump(mode="json").items())
-    versions, unknown = (run.summary or {}).get("versions"), "Not recorded: the run is not finished."
-    chapters += [
-        ("Configuration", settings + "\n" + details("config.yaml", to_yaml(run.config))),
-        (
-            "Versions and hardware",
-            table(versions.items()) if isinstance(versions, dict) else paragraph(unknown),
-        ),
-    ]
+    chapters.append(("Configuration", f"{settings}\n{details('config.yaml', to_yaml(run.config))}"))
+    versions = paragraph("Not recorded: the run is not finished.")
+    if isinstance(known := (run.summary or {}).get("versions"), dict):
+        versions = table(known.items())
+    chapters.append(("Versions and hardware", versions))
     return page(f"{run.config.model} on {run.task_as_used}", chapters)
 
 
 def summary(run: Run, baseline: bool) -> str:
-    """What was trained, and how well it does."""
     config, done = run.config, len(run.epochs)
     units = config.modules * config.units
     rows: list[tuple[str, object]] = [
@@ -170,7 +162,6 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>\n'
 
 
@@ -196,7 +187,6 @@ def cell(value: object, tag: str) -> str:
 
 
 def details(summary: str, text: str) -> str:
-    """Long plain text, folded away."""
     return f"<details><summary>{escape(summary)}</summary>\n<pre>{escape(text)}</pre>\n</details>"
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.diagnostics.spectrum import Spectrum
 from ctrnn_assembly.figures import style
+from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU
 
 Values = NDArray[np.complex128]
 MAP = "this network is a map, not a flow"
@@ -22,8 +23,7 @@ def spectrum_figure(
 ) -> Figure:
     """Left: eigenvalues of J. Middle: of the step. Right: the largest real parts over time.
 
-    Args:
-        found: along the trajectory of each sample. before: the same before training, or nothing.
+    `found` are those along the trajectory of each sample, `before` the same before training, if known.
     """
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
     figure = style.new_figure(3.4, f"{title} ({verdict})")
@@ -31,11 +31,9 @@ def spectrum_figure(
     flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
     if flow and certificate.certified:
         label = f"certified: -rate = {-certificate.rate:.3g}"
-        left.axvline(
-            -certificate.rate, color=style.COLOURS[1], linewidth=1.1, linestyle="--", label=label
-        )
+        left.axvline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
     if flow:
-        left.set(xlabel=f"real part ({style.PER_TAU})", ylabel=f"imaginary part ({style.PER_TAU})")
+        left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
     reason = "this solver has no fixed step"
     if draw_along(middle, found, before, "step_eigenvalues", "one step", reason):
         draw_circle(middle)
@@ -58,9 +56,7 @@ def draw_along(
         return False
     samples = [f"{len(some)} sample{'s' if len(some) != 1 else ''}" for some in (before, found)]
     for values in old:
-        style.draw_eigenvalues(
-            axes, values.ravel(), style.COLOURS[3], label=f"before training, {samples[0]}"
-        )
+        style.draw_eigenvalues(axes, values.ravel(), COLOURS[3], label=f"before training, {samples[0]}")
     colours = matplotlib.colormaps["cividis"]
     longest = max(float(s.times[-1]) for s in found) or 1.0
     for s, values in zip(found, new, strict=True):
@@ -80,17 +76,17 @@ def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificat
     if any(s.abscissa is None for s in found):
         style.empty(axes, MAP)
         return
-    axes.set(xlabel="time (unit of tau)", ylabel=style.PER_TAU)
+    axes.set(xlabel="time (unit of tau)", ylabel=PER_TAU)
     for s in found:
         assert s.abscissa is not None
-        curves = [(s.abscissa, style.COLOURS[0], "o-", "of eig J")]
+        curves = [(s.abscissa, COLOURS[0], "o-", "of eig J")]
         if s.local_rates is not None:
-            curves.append((-s.local_rates, style.COLOURS[2], "s--", "of sym J in the metric"))
+            curves.append((-s.local_rates, COLOURS[2], "s--", "of sym J in the metric"))
         for values, colour, line, label in curves:
             times = s.times.numpy()
             axes.plot(times, values.numpy(), line, color=colour, label=label, markersize=2.5, lw=1)
     if certificate.certified:
-        axes.axhline(-certificate.rate, color=style.COLOURS[1], linewidth=1.1, linestyle="--")
+        axes.axhline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--")
 
 
 @style.printed
@@ -99,20 +95,18 @@ def parts_figure(
 ) -> Figure:
     """Eigenvalues of W, L, J and of one step; panels without eigenvalues say why.
 
-    Args:
-        W, L, J: eigenvalues, of J per unit of time. step: of one step of the solver.
-        about_step: the solver and its dt, or why there are no eigenvalues.
+    `about_step` names the solver and its dt, or says why there are no eigenvalues.
     """
     figure = style.new_figure(5.4, title)
     (a, b), (c, d) = figure.subplots(2, 2)
     draw_values(a, W, "W")
     draw_values(b, L, "L", "no linear coupling")
-    draw_values(c, J, f"Jacobian just above x = 0 ({style.PER_TAU}); shaded: growth", about_step)
+    draw_values(c, J, f"Jacobian just above x = 0 ({PER_TAU}); shaded: growth", about_step)
     draw_values(d, step, f"{about_step}; unit circle" if step is not None else "one step", about_step)
     make_square(a)
     if J is not None:
         low, high = c.get_xlim()
-        c.axvspan(0, 1e6, color=style.COLOURS[1], alpha=0.12, linewidth=0)
+        c.axvspan(0, 1e6, color=COLOURS[1], alpha=0.12, linewidth=0)
         c.set_xlim(low, max(high, 0.1 * (high - low)))
     if step is not None:
         draw_circle(d)
@@ -125,7 +119,7 @@ def draw_values(axes: Axes, values: Values | None, title: str, reason: str = "")
     if values is None:
         style.empty(axes, reason)
         return
-    style.draw_eigenvalues(axes, values, style.COLOURS[0], size=3.0 if len(values) <= 128 else 2.2)
+    style.draw_eigenvalues(axes, values, COLOURS[0], size=3.0 if len(values) <= 128 else 2.2)
     set_limits(axes, values)
     axes.set(xlabel="real part", ylabel="imaginary part")
 
@@ -136,17 +130,15 @@ def set_limits(axes: Axes, values: Values) -> None:
     for limits, part in ((axes.set_xlim, values.real), (axes.set_ylim, values.imag)):
         middle, half = (part.max() + part.min()) / 2, 0.55 * max(float(np.ptp(part)), least)
         limits(middle - half, middle + half)
-    axes.axhline(0, color=style.GREY, linewidth=0.5)
-    axes.axvline(0, color=style.GREY, linewidth=0.5)
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    axes.axvline(0, color=GREY, linewidth=0.5)
 
 
 def draw_circle(axes: Axes) -> None:
     """The unit circle: whole where the dots go round it, else the arc beside them, stretched."""
     angles = np.linspace(0, 2 * np.pi, 20_001)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    axes.plot(
-        np.cos(angles), np.sin(angles), color=style.BLACK, linewidth=0.9, zorder=1, label="unit circle"
-    )
+    axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
     axes.set(xlabel="real part", ylabel="imaginary part", ylim=(low, high))
     axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
     if high > 0.5:

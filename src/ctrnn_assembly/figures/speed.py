@@ -7,51 +7,39 @@ from matplotlib.figure import Figure
 
 from ctrnn_assembly.figures.style import COLOURS, new_figure, printed
 
-OURS, OTHERS = COLOURS[0], COLOURS[4]
 BAR = 0.16  # inches
 
 
 @printed
 def speed_figure(report: dict[str, Any]) -> Figure:
     """Forward and backward as full bars, forward as pale ones; a stroke is the minimum."""
-    groups = list(dict.fromkeys((row["coupling"], row["device"]) for row in report["rows"]))
-    counts = [len(_names(report, group)) for group in groups]
+    groups: dict[str, dict[str, list[Any]]] = {}  # title -> name -> rows
+    for row in report["rows"]:
+        group = groups.setdefault(f"coupling {row['coupling']}, {row['device']}", {})
+        group.setdefault(row["name"], []).append(row)
+    counts = [len(group) for group in groups.values()]
     title = (
         f"n {report['n']} = {report['modules']} x {report['units']}, batch {report['batch']}, "
         f"{report['steps']} steps; {report['hardware']}"
     )
     figure = new_figure(0.9 + sum(0.45 + 2 * BAR * count for count in counts), title)
-    panels = figure.subplots(
-        len(groups), 1, squeeze=False, sharex=True, height_ratios=counts
-    )[:, 0]  # fmt: skip
-    for axes, group in zip(panels, groups, strict=True):
-        _draw(axes, report, group)
+    panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=counts)[:, 0]
+    for axes, (name, group) in zip(panels, groups.items(), strict=True):
+        _draw(axes, group)
+        axes.set_title(name, fontsize=8, loc="left")
     panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke); pale: forward only")
     return figure
 
 
-def _names(report: dict[str, Any], group: tuple[str, str]) -> list[str]:
-    coupling, device = group
-    rows = (r for r in report["rows"] if (r["coupling"], r["device"]) == (coupling, device))
-    return list(dict.fromkeys(row["name"] for row in rows))
-
-
-def _draw(axes: Axes, report: dict[str, Any], group: tuple[str, str]) -> None:
-    coupling, device = group
-    names = _names(report, group)
-    for row in report["rows"]:
-        if (row["coupling"], row["device"]) == group:
-            _bar(axes, names.index(row["name"]), row)
-    axes.set_yticks(range(len(names)), names, fontsize=7)
+def _draw(axes: Axes, group: dict[str, list[Any]]) -> None:
+    for place, (name, rows) in enumerate(group.items()):
+        colour = COLOURS[0] if name.startswith("ours-") else COLOURS[4]
+        for row in rows:
+            backward = row["kind"] == "forward_backward"
+            y = place - 0.2 if backward else place + 0.2
+            axes.barh(y, 1000 * row["median_s"], height=0.38, color=colour, alpha=1 if backward else 0.4)
+            axes.plot(1000 * row["min_s"], y, "|", color="black", markersize=6, markeredgewidth=1)
+    axes.set_yticks(range(len(group)), list(group), fontsize=7)
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_title(f"coupling {coupling}, {device}", fontsize=8, loc="left")
-
-
-def _bar(axes: Axes, place: int, row: dict[str, Any]) -> None:
-    backward = row["kind"] == "forward_backward"
-    y = place - 0.2 if backward else place + 0.2
-    colour = OURS if row["name"].startswith("ours-") else OTHERS
-    axes.barh(y, 1000 * row["median_s"], height=0.38, color=colour, alpha=1 if backward else 0.4)
-    axes.plot(1000 * row["min_s"], y, "|", color="black", markersize=6, markeredgewidth=1)

@@ -64,7 +64,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @printed
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The bytes of a png, svg or pdf file."""
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata)
@@ -146,7 +145,6 @@ def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
 
 
 def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", **look: Any) -> None:
-    """A thin colour bar beside a panel."""
     bar = axes.figure.colorbar(image, ax=axes, **look)
     bar.set_label(label, fontsize=8)
     bar.outline.set_linewidth(0.5)
@@ -167,11 +165,10 @@ def raised(axes: Axes, share: float, **legend: Any) -> None:
     axes.legend(**legend)
 
 
-def legend_below(figure: Figure, panels: Axes | list[Axes], columns: int) -> None:
+def legend_below(figure: Figure, panels: list[Axes], columns: int) -> None:
     """The labels of panels below the figure; names of folders among them are no formulas."""
     found: dict[str, Any] = {}
-    for axes in [panels] if isinstance(panels, Axes) else panels:
-        handles, labels = axes.get_legend_handles_labels()
+    for handles, labels in (axes.get_legend_handles_labels() for axes in panels):
         found |= dict(zip(labels, handles, strict=True))
     legend = figure.legend(found.values(), list(found), loc="outside lower center", ncols=columns)
     for text in legend.get_texts():
@@ -179,7 +176,6 @@ def legend_below(figure: Figure, panels: Axes | list[Axes], columns: int) -> Non
 
 
 def whole_numbers(axes: Axes, label: str) -> None:
-    """An axis of epochs or indices, with ticks at whole numbers."""
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 

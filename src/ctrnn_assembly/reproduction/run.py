@@ -43,7 +43,6 @@ class Places:
     data_dir: str | None = None
 
     def log(self, job: Job) -> Path:
-        """What a run says while it is on."""
         return self.runs / f"{job.path}.log"
 
 
@@ -142,14 +141,13 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
 
 def trained(config: TrainConfig, run: Path, command: str) -> dict[str, Any]:
     """The summary of the run, trained as far as needed; `command` makes it."""
-    if not (run / "config.yaml").exists():
-        return fit(config, run, command=command)
-    other = difference(read_config(run), config)
-    if other:
+    resume = (run / "config.yaml").exists()
+    if resume and (other := difference(read_config(run), config)):
         raise ConfigError(
             f"{run} holds a run with other settings ({other}). Delete it, or use another --runs."
         )
-    return read_summary(run) or fit(config, run, resume=True, command=command)
+    done = read_summary(run) if resume else None
+    return done or fit(config, run, resume=resume, command=command)
 
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:
