@@ -333,7 +333,7 @@ def contraction_command(net: Driven, worst: bool, twin: bool, theorem6: bool, **
         notes=notes,
         facts=facts,
         arrays=arrays,
-        figure=partial(contraction_figure, *drawn, certificate, twin=parted),
+        figure=partial(contraction_figure, *drawn, parted, certificate),
     )
 
 

@@ -142,7 +142,6 @@ def _read_cifar10(options: Options, part: str) -> Split:
 
 
 def _dataset(name: str, options: Options, part: str, *, download: bool, advice: str) -> Any:
-    """A data set of torchvision."""
     from torchvision import datasets  # slow to import; not every task needs it
 
     try:

@@ -89,7 +89,6 @@ class ImageFiles:
     split: bool = True  # on disk; else all are "train"
 
     def classes(self, part: str = "train") -> tuple[str, ...]:
-        """The classes of a part, sorted."""
         return tuple(sorted({label for _, label in self.parts[part]}))
 
 

@@ -18,13 +18,7 @@ KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable
 
 @style.printed
 def contraction_figure(
-    times: Array,
-    metric: Array,
-    euclidean: Array,
-    certificate: Certificate,
-    *,
-    twin: Array | None = None,
-    title: str,
+    times: Array, metric: Array, euclidean: Array, twin: Array | None, proven: Certificate, title: str
 ) -> Figure:
     """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
 
@@ -34,9 +28,9 @@ def contraction_figure(
     figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
     draw_pairs(left, times, metric, COLOURS[0], "pairs")
-    step = certificate.step
-    if certificate.certified:
-        curve = np.exp(-certificate.rate * times)
+    step = proven.step
+    if proven.certified:
+        curve = np.exp(-proven.rate * times)
         left.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
     if step is not None and step.certified and step.contraction_factor is not None:
         label = f"certified: {step.contraction_factor:.5f} a step"

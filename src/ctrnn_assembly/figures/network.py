@@ -200,7 +200,6 @@ def draw_couplings(
 
 
 def draw_modules(axes: Axes, at: Array, radius: float) -> None:
-    """A numbered disc each."""
     p = len(at)
     look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
     for k, (x, y) in enumerate(at):

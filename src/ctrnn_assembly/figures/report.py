@@ -173,12 +173,10 @@ def table(rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
         lines.append(f"<thead><tr>{names}</tr></thead>")
     lines.append("<tbody>")
     for row in rows:
-        cells = [
-            cell(v, 'td class="number"' if head and isinstance(v, int | float) else "td") for v in row
-        ]
+        tags = ['td class="number"' if head and isinstance(v, int | float) else "td" for v in row]
         if not head:
-            cells[0] = cell(row[0], 'th scope="row"')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+            tags[0] = 'th scope="row"'
+        lines.append(f"<tr>{''.join(map(cell, row, tags))}</tr>")
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
@@ -191,7 +189,6 @@ def details(summary: str, text: str) -> str:
 
 
 def picture(figure: Figure, what: str, note: str = "") -> str:
-    """A figure inside the page, with its caption."""
     caption = escape(CAPTIONS[what] + note, quote=True)
     source = "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
     image = f'<img src="{source}" alt="{caption}">'

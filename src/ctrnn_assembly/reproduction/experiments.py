@@ -156,7 +156,6 @@ def difference(one: TrainConfig, other: TrainConfig) -> str:
 
 
 def experiment_names() -> list[str]:
-    """All experiments, in alphabetical order."""
     files = resources.files("ctrnn_experiments").iterdir()
     return sorted(e.name.removesuffix(".yaml") for e in files if e.name.endswith(".yaml"))
 
