@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, LinearInterpolation, SingularValueBounded, Subnetwork, certify, couple
-from ctrnn_assembly.diagnostics import flow_exponents, flow_jacobian, lyapunov_exponents, step_jacobian
+from ctrnn_assembly.diagnostics import (
+    Behaviour,
+    Lyapunov,
+    flow_jacobian,
+    lyapunov_exponents,
+    step_jacobian,
+)
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation
@@ -26,6 +32,33 @@ FACTORS: dict[str, Callable[[complex, float], complex]] = {
     "exponential-euler": lambda a, dt: np.exp(-dt) + (1 - np.exp(-dt)) * (a + 1),
     "imex": lambda a, dt: 1 + dt * a,
 }
+
+
+def runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor, h: float) -> Tensor:
+    a = f(t, x)
+    b = f(t + h / 2, x + h / 2 * a)
+    c = f(t + h / 2, x + h / 2 * b)
+    return x + h / 6 * (a + 2 * b + 2 * c + f(t + h, x + h * c))
+
+
+def of_flow(f: Callable[[Tensor], Tensor], x0: Tensor, **settings) -> Lyapunov:
+    net = Behaviour(x0.shape[-1], flow=lambda u: f)
+    return lyapunov_exponents(net, x0=x0, solver="rk4", **settings)
+
+
+def of_driven_flow(
+    f: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    *,
+    dt: float,
+    steps: int,
+    transient: int,
+    **settings,
+) -> Lyapunov:
+    """Of x' = f(t, x), with the time as the input of its own step."""
+    net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)
+    times = dt * torch.arange(transient + steps, dtype=torch.float64)[None, :, None]
+    return lyapunov_exponents(net, times, x0, steps=steps, transient=transient, **settings)
 
 
 @pytest.mark.parametrize("method", FACTORS)
@@ -94,7 +127,7 @@ def test_a_field_and_its_own_callable_have_the_same_flow_exponents() -> None:
     terms, x0 = net.terms().detach_cpu(), normal(2, net.size)
     settings = {"k": 3, "dt": 0.1, "steps": 20, "every": 2}
     ours = lyapunov_exponents(net, x0=x0, solver="rk4", generator=rng(1), **settings)
-    theirs = flow_exponents(lambda t, x: terms(x), x0, generator=rng(1), **settings)
+    theirs = of_flow(terms, x0, generator=rng(1), **settings)
     assert_close(ours.per_trajectory, theirs.per_trajectory, rtol=0, atol=1e-11)
 
 
@@ -190,15 +223,14 @@ def test_a_certified_rate_bounds_the_flows_largest_exponent(name: str) -> None:
     certificate = certify(net, search="none")
     terms = net.terms().detach_cpu()
     signal = LinearInterpolation(2 * normal(2, 21, net.size), torch.linspace(0, 11, 21))
-    found = flow_exponents(
-        lambda t, x: terms(x, signal(t)), normal(2, net.size, seed=1), k=1, dt=dt, steps=steps
-    )
+    x0 = normal(2, net.size, seed=1)
+    found = of_driven_flow(lambda t, x: terms(x, signal(t)), x0, k=1, dt=dt, steps=steps, transient=10)
     frame = math.log(certificate.metric.condition_number) / (2 * steps * dt)
     # 1e-5: the error of the Runge-Kutta steps.
     assert float(found.per_trajectory.max()) <= -certificate.rate + frame + 1e-5
 
 
-def lorenz(t: Tensor, x: Tensor) -> Tensor:
+def lorenz(x: Tensor) -> Tensor:
     a, b, c = x.unbind(-1)
     return torch.stack([10 * (b - a), a * (28 - c) - b, a * b - 8 / 3 * c], -1)
 
@@ -207,11 +239,8 @@ def test_lorenz_to_two_digits() -> None:
     # Many trajectories in place of a long one, from the attractor: 20 units of time first.
     x, h = normal(4500, 3, scale=5.0) + torch.tensor([0.0, 0.0, 25.0]), 0.02
     for _ in range(1000):
-        a = lorenz(x, x)
-        b = lorenz(x, x + h / 2 * a)
-        c = lorenz(x, x + h / 2 * b)
-        x = x + h / 6 * (a + 2 * b + 2 * c + lorenz(x, x + h * c))
-    found = flow_exponents(lorenz, x, k=3, dt=h, steps=360, transient=300, every=20)
+        x = runge_kutta(lambda t, x: lorenz(x), torch.tensor(0.0), x, h)
+    found = of_flow(lorenz, x, k=3, dt=h, steps=360, transient=300, every=20)
     # 0.01: two digits, four standard errors; the sum is -(10 + 1 + 8/3) everywhere.
     assert_close(found.exponents, torch.tensor([0.906, 0.0, -14.572]), rtol=0, atol=0.01)
     assert float(found.errors.max()) < 0.004
@@ -226,7 +255,7 @@ def test_the_textbook_example_expands_with_eigenvalues_in_the_left_half_plane() 
 
     for t in torch.linspace(0, 6, 7):
         assert_close(torch.linalg.eigvals(matrix(t)).real, torch.full((2,), -0.25))
-    found = flow_exponents(
+    found = of_driven_flow(
         lambda t, x: x @ matrix(t).mT, normal(2, 2), k=2, dt=0.04, steps=300, transient=300, every=3
     )
     # 1e-6: the error of the Runge-Kutta step and of the frame after 12 units of time.
@@ -315,15 +344,15 @@ def test_too_rare_orthonormalisation_is_refused() -> None:
 
 def test_a_field_without_gradient_is_refused() -> None:
     with pytest.raises(ConfigError, match="detach"):
-        flow_exponents(lambda t, x: -x.detach(), normal(1, 2), k=1, dt=0.1, steps=5)
+        flow(normal(1, 2), f=lambda x: -x.detach())
 
 
 def run(t, u, **changes):
     return lyapunov_exponents(t, u, **{"k": 1, "dt": 0.1, "steps": 5, **changes})
 
 
-def flow(x0, f=lambda t, x: -x, **changes):
-    return flow_exponents(f, x0, **{"k": 1, "dt": 0.1, "steps": 5, **changes})
+def flow(x0, f=lambda x: -x, **changes):
+    return of_flow(f, x0, **{"k": 1, "dt": 0.1, "steps": 5, **changes})
 
 
 @pytest.mark.parametrize(
@@ -345,7 +374,7 @@ def flow(x0, f=lambda t, x: -x, **changes):
         (DataError, "nan", lambda t, u: run(t, u, x0=normal(2, 6) * torch.nan)),
         (ShapeError, "x0 must be", lambda t, u: flow(normal(3))),
         (ShapeError, "x0 must be", lambda t, u: flow(normal(0, 3))),
-        (ShapeError, "keep the shape", lambda t, u: flow(normal(2, 3), f=lambda s, x: x[:, :2])),
+        (ShapeError, "keep the shape", lambda t, u: flow(normal(2, 3), f=lambda x: x[:, :2])),
         (ConfigError, "k must be", lambda t, u: flow(normal(2, 3), k=4)),
         (DataError, "nan", lambda t, u: flow(normal(2, 3) * torch.nan)),
     ],

@@ -8,7 +8,7 @@ knows: our layers, torch's, and functions (u, h) -> h. Where to read:
 |---|---|
 | `linearise` | what a net does (`behaviour`), and J of its flow and of its step |
 | `spectrum` | eigenvalues of J, of J in the metric, of the step; of modules, weights and coupling |
-| `lyapunov` | exponents of steps under an input, and of any flow |
+| `lyapunov` | Lyapunov exponents of steps under an input |
 | `fixed_points` | fixed points under a constant input, and their stability |
 | `contraction` | distances between trajectories under one input |
 | `theorem6` | the corrected Theorem 6 along a trajectory |
@@ -29,7 +29,6 @@ from ctrnn_assembly.diagnostics.linearise import behaviour as behaviour
 from ctrnn_assembly.diagnostics.linearise import flow_jacobian as flow_jacobian
 from ctrnn_assembly.diagnostics.linearise import step_jacobian as step_jacobian
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov as Lyapunov
-from ctrnn_assembly.diagnostics.lyapunov import flow_exponents as flow_exponents
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents as lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import Spectrum as Spectrum
 from ctrnn_assembly.diagnostics.spectrum import module_spectra as module_spectra

@@ -57,7 +57,7 @@ class Measurement:
             the tolerance) may have added is already taken off.
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
         euclidean_peak: largest Euclidean distance at any time over its initial value.
-        pairs, steps, dt, solver: what was measured: pairs, intervals of each, and their length.
+        pairs, steps, dt: how many pairs, intervals of each, and their length.
         distances, euclidean: d(t) in the metric, and the Euclidean ones, (pairs, steps + 1).
     """
 
@@ -108,11 +108,10 @@ def measure_contraction(
     """Follow pairs of trajectories under the same input, and compare them.
 
     Args:
-        u: input samples held over each interval, (batch, steps, m); every sample meets every pair.
+        u: samples held over an interval each, (batch, steps, m); every sequence meets every pair.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
-        dt: length of an interval, which is a step of grid solvers.
+        dt: length of an interval, a step of grid solvers. steps: how many, needed without u.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
-        steps: number of intervals, needed without u.
         metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
             `certify` may have searched for another: its numbers hold in that one.
         pairs: pairs at each of the initial Euclidean `distances`.

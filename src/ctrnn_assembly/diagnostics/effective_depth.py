@@ -38,7 +38,7 @@ class EffectiveDepth:
     """What residual products contribute.
 
     Attributes:
-        depth: the effective depth, 0 to L.
+        depth: 0 to L.
         shares: ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g|| for k = 0..L, (L + 1,) in float64; above 1
             where the terms cancel each other, infinite or NaN if the whole vanishes.
     """
@@ -94,10 +94,6 @@ def effective_depth_over_time(
     x0 = g.new_zeros(len(g)) if x0 is None else x0
     known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)")
     assert samples is not None
-
-    def apart(transposed: Callable[[Tensor], Tensor]) -> VJPs:
-        return lambda V: (V, transposed(V) - V)
-
     steps = linearise_along(known.step_map(dt, solver), samples[:, None], x)
-    vjps = [apart(here.transposed) for here in steps]
+    vjps: list[VJPs] = [lambda V, back=here.transposed: (V, back(V) - V) for here in steps]
     return effective_depth_of_gradient(vjps, g.detach().cpu()[None], tol=tol)

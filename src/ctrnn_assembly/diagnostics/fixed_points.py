@@ -100,7 +100,7 @@ def find_fixed_points(
     """Search for fixed points of a net under a constant input.
 
     Args:
-        u: the constant input, (m,), or None.
+        u: the constant input, (m,).
         x0: starts of your own, (starts, n): a trajectory's states are good ones. Give such where gates
             saturate far away: to rounding, a GRU moves no state that holds its gates at 1.
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
@@ -183,7 +183,6 @@ class _Search:
     iterations: int
 
     def run(self, x: Tensor) -> Tensor:
-        """Where the starts x (starts, n) end."""
         start, none = x, x.new_zeros(len(x))
         x = self.iterate(start, none, self._descend)
         short = (1 / self.tau.min()).expand(len(x))

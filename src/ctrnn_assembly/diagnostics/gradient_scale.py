@@ -78,7 +78,7 @@ def gsc(
     taken as it is, by the batch in training mode. The layers are copied and stay as they are.
 
     Args:
-        layers: callables (B, ...) -> (B, ...), or an nn.Sequential. x: input, floating point, (B, ...).
+        layers: callables (B, ...) -> (B, ...). x: input, floating point, (B, ...).
         per_sample: one value for each sample; refused if layers couple the samples.
         squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
@@ -89,7 +89,6 @@ def gsc(
         >>> gsc(net, torch.ones(1, 2)).value
         tensor([1., 1.], dtype=torch.float64)
     """
-    _check_probes(probes)
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
     states, products = [_checked_state(x.detach(), x, 0)], list[VJP]()
@@ -99,17 +98,14 @@ def gsc(
             y = layer(f.clone())  # a copy: the layer may work in place
         products.insert(0, partial(vjp, y, f))
         states.append(_checked_state(y.detach(), x, len(states)))
-    states = [f.detach() for f in states]
     coupled = (per_sample or probes is None) and _couples_samples(states, products)
     if per_sample and coupled:
         raise ConfigError(
             "per_sample needs layers that treat samples apart; got layers that couple them, as "
             "batch norm in training mode does. Use per_sample=False, or call eval()."
         )
-    vectors = _blocks(states[-1], coupled, probes, generator)
-    draws = _propagate(products, vectors, probes is not None).flip(0)
-    count = probes or states[-1][0].numel() * (len(x) if coupled else 1)
-    return _scale(draws, states, range(len(states)), per_sample, squared, count)
+    states, points = [f.detach() for f in states], range(len(states))
+    return _scale(states, products, points, coupled, per_sample, squared, probes, generator)
 
 
 @torch.no_grad()
@@ -135,7 +131,6 @@ def gsc_over_time(
         u: samples, (batch, T, m). x0: initial states, (batch, n); zero if None: GSC(0, T) is then NaN.
         every: GSC at the `points` t = 0, every, 2 every, ..., T; all else as in `gsc`.
     """
-    _check_probes(probes)
     if every < 1:
         raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
     known, samples, x = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
@@ -144,11 +139,8 @@ def gsc_over_time(
     for here in linearise_along(known.step_map(dt, solver), samples.unbind(1), x):
         states.append(_checked_state(here.value, x, len(states)))
         products.insert(0, here.transposed)
-    vectors = _blocks(states[-1], False, probes, generator)
     times = (*range(0, len(products), every), len(products))
-    draws = _propagate(products, vectors, probes is not None).flip(0)[list(times)]
-    chosen = [states[t] for t in times]
-    return _scale(draws, chosen, times, per_sample, squared, probes or known.size)
+    return _scale(states, products, times, False, per_sample, squared, probes, generator)
 
 
 def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -170,11 +162,6 @@ def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, 
     return torch.stack(deviation), torch.stack(diversity)
 
 
-def _check_probes(probes: int | None) -> None:
-    if probes is not None and probes < 2:
-        raise ConfigError(f"probes must be at least 2, or None for the exact value; got {probes}.")
-
-
 def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
     """The layers with modules copied: without gradients of weights or running statistics to update."""
     if not isinstance(layers, (Sequence, nn.Sequential, nn.ModuleList)) or not len(layers):
@@ -183,11 +170,10 @@ def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
             f"{type(layers).__name__}. Pass [layer_1, layer_2, ...]."
         )
     copies = [deepcopy(layer) if isinstance(layer, nn.Module) else layer for layer in layers]
-    for module in copies:
-        if isinstance(module, nn.Module):
-            for part in module.requires_grad_(False).modules():
-                if isinstance(part, _BatchNorm) and part.training:
-                    part.track_running_stats = False  # use the batch
+    for part in nn.ModuleList(copy for copy in copies if isinstance(copy, nn.Module)).modules():
+        part.requires_grad_(False)
+        if isinstance(part, _BatchNorm) and part.training:
+            part.track_running_stats = False  # use the batch
     return copies
 
 
@@ -216,25 +202,23 @@ def _couples_samples(states: Sequence[Tensor], products: Sequence[VJP]) -> bool:
 
 
 def _blocks(
-    at: Tensor, coupled: bool, probes: int | None, generator: torch.Generator | None
+    at: Tensor, total: int, coupled: bool, random: bool, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
     """Vectors at one end of the chain, (m, B, ...) like `at`: random signs, or all unit vectors.
 
     If samples are not coupled, one block row holds the same unit vector for every sample.
     """
-    batch, n = len(at), at[0].numel()
     rows = max(1, CHUNK // at.numel())
-    total = probes or (batch * n if coupled else n)
     for start in range(0, total, rows):
         m = min(rows, total - start)
-        if probes is not None:
+        if random:
             device = at.device if generator is None else generator.device
             bits = torch.randint(2, (m, *at.shape), generator=generator, device=device)
             yield bits.to(at) * 2 - 1
             continue
-        block = at.new_zeros(m, batch * n if coupled else n)
+        block = at.new_zeros(m, total)
         block.diagonal(start).fill_(1)
-        block = block if coupled else block[:, None].expand(m, batch, n)
+        block = block if coupled else block[:, None].expand(m, len(at), total)
         yield block.reshape(m, *at.shape)
 
 
@@ -265,36 +249,32 @@ def _energy(V: Tensor) -> Tensor:
 
 
 def _scale(
-    draws: Tensor,
     states: Sequence[Tensor],
-    points: Iterable[int],
+    products: Sequence[VJP],
+    points: Sequence[int],
+    coupled: bool,
     per_sample: bool,
     squared: bool,
-    products: int,
+    probes: int | None,
+    generator: torch.Generator | None,
 ) -> GradientScale:
-    """The coefficients from squared norms of Jacobian products (points, m, B) and the states."""
-    columns = draws.new_tensor([f[0].numel() for f in states])
-    sizes = torch.stack([_energy(f[None])[0] for f in states])  # (points, B)
-    if not per_sample:
-        draws, sizes = draws.mean(2, keepdim=True), sizes.mean(1, keepdim=True)
-    ratio = torch.where((sizes > 0) & (sizes[-1:] > 0), sizes / sizes[-1:], float("nan"))
-    squares = draws / columns[:, None, None]  # of ||J||_qm
-    mean, m = squares.mean(1), squares.shape[1]
+    """The coefficients at points of a chain, from its states and, the last one first, its products."""
+    if probes is not None and probes < 2:
+        raise ConfigError(f"probes must be at least 2, or None for the exact value; got {probes}.")
+    last, is_random = states[-1], probes is not None
+    total = probes or last[0].numel() * (len(last) if coupled else 1)
+    blocks = _blocks(last, total, coupled, is_random, generator)
+    draws = _propagate(products, blocks, is_random).flip(0)[list(points)]  # (points, m, B)
+    sizes = torch.stack([_energy(states[k][None])[0] for k in points])  # (points, B)
+    columns = draws.new_tensor([states[k][0].numel() for k in points])
+    draws, sizes = (draws.movedim(2, 0), sizes.mT) if per_sample else (draws.mean(2), sizes.mean(1))
+    end = sizes[..., -1:]
+    ratio = torch.where((sizes > 0) & (end > 0), sizes / end, float("nan"))
+    squares = draws / columns[:, None]  # of ||J||_qm
+    mean, m = squares.mean(-1), squares.shape[-1]
     value = mean * ratio
-    error = squares.std(1) / m**0.5 * ratio if m > 1 else None
+    error = squares.std(-1) / m**0.5 * ratio if m > 1 else None
     if not squared:
         value = value.sqrt()
         error = None if error is None else torch.where(value > 0, error / (2 * value), value)
-
-    def shaped(t: Tensor) -> Tensor:
-        return t.mT if per_sample else t[:, 0]
-
-    return GradientScale(
-        value=shaped(value),
-        jacobian=shaped(mean.sqrt()),
-        size=shaped(sizes.sqrt()),
-        standard_error=None if error is None else shaped(error),
-        points=tuple(points),
-        squared=squared,
-        products=products,
-    )
+    return GradientScale(value, mean.sqrt(), sizes.sqrt(), error, tuple(points), squared, total)

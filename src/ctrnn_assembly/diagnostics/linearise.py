@@ -1,7 +1,7 @@
 """What a net does, and its derivative, whatever the net is made of.
 
-A diagnosis reads behaviour only: `step(u, x)`, the state one sample later, and, for what is an ordinary
-differential equation, `flow(u)`, x' as a function of x. `behaviour` finds both in
+A diagnosis reads `step(u, x)`, the state one sample later, and, for what is an ordinary differential
+equation, `flow(u)`, x' as a function of x. `behaviour` finds both in
 
     a layer of this project         its `step`, `flow`, `terms` and `metric`
     a `Subnetwork`, `Assembly`      a field with a direct input, (batch, n)
@@ -17,7 +17,6 @@ and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in close
     J = A + C N,    N = diag(post') W diag(pre') + sum_e K_e diag(psi_e')
 
 of which a product with 8 vectors takes 0.1 ms for n = 128 on one core, automatic differentiation 0.4 ms.
-
 Everything is float64 on the CPU, from a copy in evaluation mode and without gradients of weights.
 
 Source: THEORY sections 1 and 6.
@@ -27,7 +26,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -51,11 +50,7 @@ BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}
 
 
 class Linearisation:
-    """A differentiable map, which treats samples apart, at x (batch, n): its `value` and Jacobian J.
-
-    J^T w is linear in w, and its transposed derivative by w is J: backward twice takes a third of the
-    time of `torch.func.jvp` under `vmap` (torch 2.13) and asks less of the map.
-    """
+    """A differentiable map, which treats samples apart, at x (batch, n): its `value` and Jacobian J."""
 
     def __init__(self, f: Map, u: Tensor | None, x: Tensor) -> None:
         self._f, self._u, self._x = f, u, x.detach()
@@ -63,14 +58,13 @@ class Linearisation:
 
     @cached_property
     def _graph(self) -> tuple[Tensor, Tensor]:
-        """x as a leaf, and f(u, x)."""
         with torch.enable_grad():
             x = self._x.clone().requires_grad_()
             return x, _checked_value(self._f(self._u, x), x)
 
     @cached_property
     def _cotangent(self) -> tuple[Tensor, Tensor]:
-        """w = 0 and J^T w."""
+        """w = 0 and J^T w, whose transposed derivative is J: thrice as fast as `torch.func.jvp`."""
         x, y = self._graph
         with torch.enable_grad():
             w = torch.zeros_like(y, requires_grad=True)
@@ -173,7 +167,6 @@ class Behaviour:
         return torch.ones(self.size, dtype=torch.float64) if self.terms is None else self.terms.tau
 
     def flow_map(self) -> Map:
-        """x' as a function of u and x."""
         flow, terms = self.flow, self.terms
         if flow is None:
             raise ConfigError(
@@ -200,16 +193,12 @@ class Behaviour:
         return dt, solver or self.solver or (None if self.flow is None else "euler")
 
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
-        """One step as a function of u and x: the net's own unless dt or solver is another.
-
-        Raises:
-            ConfigError, SolverError: if the net, or the scheme for its L, has no such step.
-        """
+        """One step: the net's own unless dt or solver is another; refused if there is no such step."""
         length, solver = self.resolve(dt, solver)
         if self.terms is not None and solver in SCHEMES:
             return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
-        is_own = solver == (self.solver or (None if self.flow is None else "euler"))
-        if self.step is not None and is_own and (self.flow is None or length == self.dt):
+        is_own = solver == self.resolve(length, None)[1] and (self.flow is None or length == self.dt)
+        if self.step is not None and is_own:
             return self.step
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
@@ -217,7 +206,7 @@ class Behaviour:
         if solver == "euler":
             return lambda u, x: x + length * flow(u, x)
         if solver == "rk4":
-            return lambda u, x: runge_kutta(lambda _, z: flow(u, z), x.new_zeros(()), x, length)
+            return partial(_runge_kutta, flow, length)
         known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
         raise ConfigError(
             f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
@@ -225,13 +214,10 @@ class Behaviour:
 
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
-    """The behaviour of a net, from its weights as they are now; see the table of the module.
+    """The behaviour of a net of the module's table, as its weights are now; they must be finite.
 
     Args:
         size: how wide the state of a callable (u, h) -> h is.
-
-    Raises:
-        ConfigError: for what is none of the table. DataError: if weights are NaN or infinite.
     """
     if isinstance(net, Behaviour):
         return net
@@ -271,7 +257,8 @@ def prepare(
     """The net's behaviour, the inputs and the states (batch, n), in float64 on the CPU, checked.
 
     Args:
-        inputs: the dimensions of u, such as "(time, m)"; None, a zero input, stays None.
+        inputs: the dimensions of u, such as "(time, m)"; None, a zero input, stays None. Of (batch, m),
+            one for each state, a single one serves all.
         states: name and dimensions of x; without an x there are `count`, by default one a sequence of u,
             from N(0, spread^2).
     """
@@ -281,15 +268,12 @@ def prepare(
         x = torch.zeros(count or (1 if u is None else len(u)), known.size, dtype=torch.float64)
         return known, u, x.normal_(0, spread, generator=generator) if spread else x
     x = _checked_tensor(x, states, known.size, "state")
-    return known, u, x[None] if x.ndim == 1 else x
-
-
-def prepare_points(net: Any, u: Tensor | None, x: Tensor) -> tuple[Behaviour, Tensor | None, Tensor]:
-    """As `prepare`, with one input (batch, m) for each state; a single one serves all of them."""
-    known, u, x = prepare(net, u, x)
-    if u is not None and len(u) not in (1, len(x)):
-        raise ShapeError(f"u must be (batch, m), batch {len(x)} or 1; got {tuple(u.shape)}.")
-    return known, None if u is None else u.expand(len(x), -1), x
+    x = x[None] if x.ndim == 1 else x
+    if u is not None and inputs == "(batch, m)":
+        if len(u) not in (1, len(x)):
+            raise ShapeError(f"u must be (batch, m), batch {len(x)} or 1; got {tuple(u.shape)}.")
+        u = u.expand(len(x), -1)
+    return known, u, x
 
 
 def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tensor:
@@ -305,13 +289,12 @@ def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tens
     return t.detach().to("cpu", torch.float64)
 
 
-def runge_kutta(f: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor, dt: float) -> Tensor:
-    """One step of the classical Runge-Kutta method for x' = f(t, x)."""
-    a = _checked_value(f(t, x), x)
-    b = f(t + dt / 2, x + dt / 2 * a)
-    c = f(t + dt / 2, x + dt / 2 * b)
-    d = f(t + dt, x + dt * c)
-    return x + dt / 6 * (a + 2 * b + 2 * c + d)
+def _runge_kutta(f: Map, dt: float, u: Tensor | None, x: Tensor) -> Tensor:
+    """One step of the classical Runge-Kutta method for x' = f(u, x)."""
+    a = f(u, x)
+    b = f(u, x + dt / 2 * a)
+    c = f(u, x + dt / 2 * b)
+    return x + dt / 6 * (a + 2 * b + 2 * c + f(u, x + dt * c))
 
 
 @torch.no_grad()
@@ -327,18 +310,17 @@ def trajectory(
 ) -> Tensor:
     """The states after 0, ..., steps samples u (batch, steps, m), (batch, steps + 1, n); may overflow.
 
-    The solver is one of `step_map`, or for a flow a method of torchdiffeq with the tolerances rtol and
-    rtol / 100, no step of which goes across a change of u.
+    A flow takes also methods of torchdiffeq, with tolerances rtol and rtol / 100; no step of theirs goes
+    across a change of u.
     """
     if known.flow is None or solver not in BY_TORCHDIFFEQ:
         step = known.step_map(dt, solver)
     else:
         flow, ends = known.flow, x.new_tensor([0.0, dt])
-        options: dict[str, Any] = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
 
         def step(u: Tensor | None, x: Tensor) -> Tensor:
             f = flow(u)
-            return solve(lambda t, z: f(z), x, ends, **options).last
+            return solve(lambda t, z: f(z), x, ends, solver=solver, rtol=rtol, atol=rtol / 100).last
 
     states = [x]
     for sample in [None] * steps if u is None else u.unbind(1)[:steps]:
@@ -349,18 +331,14 @@ def trajectory(
 def step_jacobian(
     net: Any, u: Tensor | None, x: Tensor, *, dt: float | None = None, solver: str | None = None
 ) -> Tensor:
-    """The Jacobian of one step with respect to the state, (batch, n, n).
-
-    Args:
-        u: inputs, (batch, m), (1, m) for one input, or None. x: states, (batch, n).
-    """
-    known, u, x = prepare_points(net, u, x)
+    """The Jacobian of one step by the state, (batch, n, n), at u (batch, m) or (1, m), x (batch, n)."""
+    known, u, x = prepare(net, u, x)
     return linearise(known.step_map(dt, solver), u, x).matrix()
 
 
 def flow_jacobian(net: Any, u: Tensor | None, x: Tensor) -> Tensor:
-    """The Jacobian of x' with respect to the state, per unit of time; otherwise as `step_jacobian`."""
-    known, u, x = prepare_points(net, u, x)
+    """The Jacobian of x' by the state, per unit of time; otherwise as `step_jacobian`."""
+    known, u, x = prepare(net, u, x)
     return linearise(known.flow_map(), u, x).matrix()
 
 
@@ -373,7 +351,6 @@ def vjp(y: Tensor, x: Tensor, V: Tensor) -> Tensor:
 
 
 def _checked_value(y: Tensor, x: Tensor) -> Tensor:
-    """y = f(x), if it can be differentiated."""
     if y.shape != x.shape:
         raise ShapeError(f"f must keep the shape {tuple(x.shape)} of x; got {tuple(y.shape)}.")
     if x.requires_grad and not y.requires_grad:

@@ -1,9 +1,9 @@
-"""Lyapunov exponents by QR (Benettin): of a net's steps along driven trajectories, and of any flow.
+"""Lyapunov exponents by QR (Benettin): of a net's steps along driven trajectories.
 
     V <- S_t V for `every` steps,  V = Q R,  V <- Q,    exponent_i = sum log |R_ii| / elapsed time
 
-Under an input the exponents are conditional: they compare trajectories that see the same input. They are
-averages along one run, and no guarantee for another. What the theory says about the numbers:
+They compare trajectories that see the same input, and are averages along one run, no guarantee for
+another. What the theory says about the numbers:
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
@@ -18,7 +18,7 @@ Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count, islice, pairwise, repeat
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Behaviour, linearise_along, prepare, runge_kutta
+from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare
 from ctrnn_assembly.errors import ConfigError, SolverError
 
 # So many trajectories, or parts of each run, make a standard error.
@@ -44,10 +44,8 @@ class Lyapunov:
         errors: standard errors, (k,): from the trajectories' own means if there are at least ten, else
             from the means of ten equal parts of each run, which must be longer than its memory.
             They know nothing of a transient too short; infinite where there is too little to tell.
-        per_trajectory: (batch, k).
-        history: the estimate as it ran, (records, k), since the transient's end, at `times`, (records,);
-            its last row is `exponents`.
-        dt, steps, transient, every: of the run.
+        per_trajectory: (batch, k). history: the estimate as it ran, (records, k), since the transient's
+            end, at `times`, (records,); its last row is `exponents`.
     """
 
     exponents: Tensor
@@ -58,7 +56,6 @@ class Lyapunov:
     dt: float
     steps: int
     transient: int
-    every: int
 
 
 @torch.no_grad()
@@ -81,15 +78,16 @@ def lyapunov_exponents(
     b sees the sequences b, b + 1, ..., in turn, and after the last one the first.
 
     Args:
-        u: samples, (sequences, time, m), each held over one step; or None.
-        x0: initial states, (batch, n); by default N(0, 1), one for each sequence.
+        u: samples, (sequences, time, m), each held over one step.
+        x0: (batch, n); by default N(0, 1), one for each sequence.
         k: how many exponents, 1..n. steps: steps to average over.
         dt: duration of a step; for a map by default 1, so that exponents are per sample.
         transient: steps before, which turn the frame and are discarded; by default a tenth of steps.
         every: steps from one orthonormalisation to the next; more is cheaper, and refused where it
             loses the smaller exponents.
 
-    Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4).
+    Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4), as of a flow of
+    your own, `Behaviour(n, flow=lambda u: f)`.
     """
     known, samples, x = prepare(
         net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator
@@ -124,30 +122,7 @@ def lyapunov_exponents(
         dt=dt,
         steps=steps,
         transient=transient,
-        every=every,
     )
-
-
-def flow_exponents(
-    f: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
-    *,
-    k: int,
-    steps: int,
-    dt: float,
-    transient: int | None = None,
-    every: int = 1,
-    generator: torch.Generator | None = None,
-) -> Lyapunov:
-    """The k leading exponents of x' = f(t, x), by the classical Runge-Kutta method, up to O(dt^4).
-
-    f is differentiable, of a 0-dimensional t and x (batch, n), sample by sample.
-    """
-    net = Behaviour(x0.shape[-1], step=lambda t, x: runge_kutta(f, t[0, 0], x, dt), dt=dt)  # type: ignore[index]
-    total = max(1, steps + (steps // 10 if transient is None else transient))
-    times = dt * torch.arange(total, dtype=torch.float64)[None, :, None]
-    settings: dict[str, Any] = {"transient": transient, "every": every, "generator": generator}
-    return lyapunov_exponents(net, times, x0, k=k, steps=steps, **settings)
 
 
 def _in_turn(samples: Tensor, batch: int) -> Iterable[Tensor]:

@@ -30,14 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import (
-    Behaviour,
-    behaviour,
-    linearise,
-    prepare,
-    prepare_points,
-    trajectory,
-)
+from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, linearise, prepare, trajectory
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
@@ -59,7 +52,6 @@ class Spectrum:
         local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
             for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
-        dt, solver: the step, or None.
     """
 
     times: Tensor
@@ -92,15 +84,14 @@ def spectrum_at(
     metric: Metric | None = None,
     largest: int | None = None,
 ) -> Spectrum:
-    """Spectra at given states.
+    """Spectra at states x (times, n) under inputs u, (times, m) or (1, m).
 
     Args:
-        u: inputs, (times, m), (1, m) for one input, or None. x: states, (times, n).
         dt, solver: the step to look at, unless dt is unknown, or it has no Jacobian here.
         metric: of the local rates; by default the net's own.
         largest: only so many leading eigenvalues; SolverError if ARPACK does not converge.
     """
-    known, u, x = prepare_points(net, u, x)
+    known, u, x = prepare(net, u, x)
     check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
@@ -155,10 +146,9 @@ def spectrum_along(
     sample once more.
 
     Args:
-        u: samples of one sequence, held over dt each, (time, m), or None. x0: initial state, (n,).
+        u: samples of one sequence, held over dt each, (time, m). x0: initial state, (n,).
         at: numbers of steps, each 0 or more, and at most the number of samples.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`; only grid solvers have a step to see.
-        metric, largest: as in `spectrum_at`.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
     chosen = torch.tensor([int(k) for k in at])
@@ -185,7 +175,7 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
 
     The coupling between them is left out. The modules of a torch net are its layers.
     """
-    known, u, x = prepare_points(net, u, x)
+    known, u, x = prepare(net, u, x)
     J = linearise(known.own_map(), u, x).matrix()
     order: Order = "modulus" if known.flow is None else "real"
     blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]

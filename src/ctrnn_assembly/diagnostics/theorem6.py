@@ -38,7 +38,7 @@ class Theorem6:
     """What the conditions of Theorem 6 are along one sampled trajectory: a monitor, no certificate.
 
     Attributes:
-        c: the largest c of the first condition, at most 2, in units of 1 / tau; the theorem needs c > 0.
+        c: the largest c <= 2 of the first condition, in units of 1 / tau; the theorem needs c > 0.
         beta: min over samples and units of c / tau_i - d/dt log D_ii, per unit of time: V decays at
             least like exp(-beta t) at the sampled instants if c > 0.
         condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
@@ -68,15 +68,12 @@ class Theorem6:
 
 
 def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
-    """The largest c <= 2 with (g W - I) P + P (g W^T - I) <= -c P; the proof needs 2 - c >= 0.
-
-    c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64.
+    """The largest c <= 2 of the first condition, c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64.
 
     W is (n, n), P the diagonal of P, (n,), > 0, and g the slope bound of phi.
     """
     W, P = W.detach().double(), P.detach().double()
-    n = W.shape[0]
-    if W.shape != (n, n) or P.shape != (n,):
+    if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
         raise ShapeError(
             f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
             "A P that is not diagonal gives no metric P^-1 D."
@@ -102,9 +99,6 @@ def theorem6(
     Args:
         W, P, tau: (n, n), the diagonal of P, (n,), and time constants. phi: with slopes > 0.
         x, velocity: states in the order of time, and x' there, (time, n) or (batch, time, n).
-
-    Raises:
-        ContractionError: if a slope on the way is not positive, as of ReLU.
     """
     phi = activation(phi)
     c = largest_c(W, P, phi.g)
@@ -144,8 +138,7 @@ def monitor_theorem6(
 
     Args:
         net: with `terms()` of one module in the x-form, or such `Terms`.
-        u: samples held over dt each, (batch, time, m), or None. x0: first states, (batch, n).
-        steps: how many samples, needed without u.
+        u: samples held over dt each, (batch, time, m). x0: (batch, n). steps: needed without u.
         P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
 
     Raises:
@@ -188,7 +181,6 @@ def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _only_activation(terms: Terms | None) -> Activation:
-    """The activation of a single x-form module without coupling."""
     kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
     covered = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
     if not covered or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
