@@ -265,7 +265,7 @@ TWIN = "beside it the same modules with a coupling that has no guarantee"
     option("--twin", is_flag=True, help=TWIN),
     option("--theorem6", is_flag=True, help="monitor corrected Theorem 6: one module, smooth phi"),
 )
-def contraction_command(net: Driven, worst: bool, twin: bool, theorem6: bool, **settings: Any) -> None:
+def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any) -> None:
     """Start pairs of trajectories apart, by 1e-6 and by 1, and drive both with the same input.
 
     The twin has the same modules and the same strength of coupling, but the modules of a pair excite
@@ -282,7 +282,6 @@ def contraction_command(net: Driven, worst: bool, twin: bool, theorem6: bool, **
     from ctrnn_assembly.figures.diagnostics import contraction_figure
 
     certificate, metric = net.certificate, net.certificate.metric.matrix  # that the numbers hold in
-    settings["directions"] = "worst" if worst else "random"
     found = measure_contraction(net.layer, net.u, metric=metric, generator=net.generator, **settings)
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
@@ -405,8 +404,7 @@ def gsc_command(
     """
     from torch.nn.functional import pad
 
-    from ctrnn_assembly.diagnostics.effective_depth import effective_depth_over_time
-    from ctrnn_assembly.diagnostics.gradient_scale import gsc_over_time
+    from ctrnn_assembly.diagnostics.gradients import effective_depth_over_time, gsc_over_time
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T, depth = net.u.shape[1], None

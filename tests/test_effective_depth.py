@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.diagnostics.effective_depth import EffectiveDepth, effective_depth_of_gradient
+from ctrnn_assembly.diagnostics.gradients import EffectiveDepth, effective_depth_of_gradient
 from ctrnn_assembly.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
+from ctrnn_assembly.diagnostics.gradients import gsc, preactivation_statistics
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "gradients_explode"
 NAMES = ("mlps", "figure1", "figure3", "keep")

@@ -18,7 +18,7 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
-from ctrnn_assembly.diagnostics.gradient_scale import (
+from ctrnn_assembly.diagnostics.gradients import (
     gsc,
     gsc_over_time,
     preactivation_statistics,

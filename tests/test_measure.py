@@ -156,7 +156,7 @@ def test_the_worst_direction_uses_the_metric() -> None:
     shear = linear(torch.tensor([[-1.0, 10.0], [0.0, -1.0]]))
     metric = Metric((Factor(torch.tensor([1.0, 20.0]), torch.tensor([1.0, 0.05])),))
     asked: dict[str, Any] = {"dt": 1e-5, "steps": 1, "distances": (1.0,), "metric": metric}
-    found = measure_contraction(shear, directions="worst", **asked)
+    found = measure_contraction(shear, worst=True, **asked)
     assert found.local_rate == pytest.approx(0.75, abs=1e-4)  # O(dt)
 
 
@@ -175,9 +175,7 @@ def test_no_input_is_an_input_of_zeros() -> None:
 
 def test_a_map_shrinks_by_its_factor_in_any_metric() -> None:
     A = torch.tensor([[0.5, 4.0], [0.0, 0.5]])
-    found = measure_contraction(
-        lambda u, h: h @ A.mT, steps=30, x0=torch.randn(20, 2), directions="worst"
-    )
+    found = measure_contraction(lambda u, h: h @ A.mT, steps=30, x0=torch.randn(20, 2), worst=True)
     assert found.factor == pytest.approx(float(torch.linalg.matrix_norm(A, ord=2)), rel=1e-6)
     theta = torch.diag(torch.tensor([0.01, 1.0]))
     small = measure_contraction(
@@ -207,8 +205,8 @@ def test_gates_of_the_input_stay_within_their_certified_factor() -> None:
     step = layer.certificate().step
     assert step is not None
     assert step.certified
-    for directions in ("random", "worst"):
-        found = measure_contraction(layer, torch.randn(4, 400, 2), directions=directions)  # type: ignore[arg-type]
+    for worst in (False, True):
+        found = measure_contraction(layer, torch.randn(4, 400, 2), worst=worst)
         assert 0 < found.factor <= step.contraction_factor
 
 
@@ -266,8 +264,6 @@ def test_nan_and_what_does_not_fit_are_refused() -> None:
     for settings in ({"pairs": 0}, {"spread": math.inf}, {"distances": ()}, {"distances": (0.0,)}):
         with pytest.raises(ConfigError):
             measure_contraction(net, dt=0.1, steps=2, **settings)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="directions must be random or worst"):
-        measure_contraction(net, dt=0.1, steps=2, directions="best")  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"x0 must be \(pairs, n\) with n = 3"):
         measure_contraction(net, dt=0.1, steps=2, x0=torch.zeros(3))
     with pytest.raises(ShapeError, match="metric must be for 3 units; got one for 2"):
@@ -291,7 +287,7 @@ def taus_of(name: str, n: int) -> list[Tensor]:
 def continuous(field: Field, steps: int = 8, dt: float = 0.1) -> Measurement:
     """Pairs that start in their worst directions, by a tight solver under a random input."""
     u = 1.5 * torch.randn(2, steps, field.size)
-    return measure_contraction(field, u, dt=dt, solver="dopri8", pairs=3, directions="worst")
+    return measure_contraction(field, u, dt=dt, solver="dopri8", pairs=3, worst=True)
 
 
 @pytest.mark.parametrize("form", ["x", "r"])
@@ -386,7 +382,7 @@ def test_the_worst_direction_has_the_rate_of_the_jacobian(build: Callable[[], As
     T = np.linalg.cholesky((M + M.T) / 2).T
     exact = -np.linalg.eigvalsh((T @ J @ np.linalg.inv(T) + (T @ J @ np.linalg.inv(T)).T) / 2)[-1]
     asked: dict[str, Any] = {"dt": dt, "steps": 1, "x0": x0, "distances": (1e-4,), "solver": "euler"}
-    worst = measure_contraction(net, directions="worst", **asked)
+    worst = measure_contraction(net, worst=True, **asked)
     # One step of 1e-4 over a distance of 1e-4: curvature adds terms of 1e-4 |J|^2.
     assert worst.local_rate == pytest.approx(exact, abs=5e-3)
     others = [measure_contraction(net, **asked).local_rate for _ in range(10)]
@@ -410,8 +406,8 @@ def test_every_certified_step_stays_within_its_gain(solver: str, form: str) -> N
                 continue
             certified += 1
             u = torch.randn(2, 30, net.size)
-            for directions in ("random", "worst"):
-                found = measure_contraction(net, u, dt=dt, solver=solver, directions=directions)  # type: ignore[arg-type]
+            for worst in (False, True):
+                found = measure_contraction(net, u, dt=dt, solver=solver, worst=worst)
                 assert found.factor <= step.contraction_factor, (name, dt)
             sharp += found.factor > step.contraction_factor - 0.1 * dt
     assert certified >= 8
@@ -455,10 +451,10 @@ def test_a_wrong_metric_is_refuted() -> None:
     parts = [Subnetwork(SparseAbsolute("tanh", density=0.2, magnitude=3.0), 8) for _ in range(2)]
     net = couple(parts, "all", init_scale=3.0)
     rate = certificate(net).rate
-    right = measure_contraction(net, dt=0.02, steps=20, solver="dopri8", directions="worst")
+    right = measure_contraction(net, dt=0.02, steps=20, solver="dopri8", worst=True)
     assert right.local_rate >= rate
     wrong = measure_contraction(
-        net, dt=0.02, steps=20, solver="dopri8", directions="worst", metric=euclidean(16)
+        net, dt=0.02, steps=20, solver="dopri8", worst=True, metric=euclidean(16)
     )
     assert wrong.local_rate < rate
     assert wrong.local_rate < 0
@@ -472,7 +468,7 @@ def test_a_false_claim_is_refuted() -> None:
         claimed, terms = certificate(net), net.terms()
         bigger = replace(terms, blocks=tuple(3 * block for block in terms.blocks))
         u = torch.zeros(1, 10, net.size)
-        asked: dict[str, Any] = {"dt": 0.05, "solver": "dopri8", "directions": "worst", "spread": 0.1}
+        asked: dict[str, Any] = {"dt": 0.05, "solver": "dopri8", "worst": True, "spread": 0.1}
         found = measure_contraction(bigger, u, metric=net.metric(), **asked)
         refuted += found.local_rate < claimed.rate
     assert refuted >= 3
@@ -480,7 +476,7 @@ def test_a_false_claim_is_refuted() -> None:
 
 def test_the_published_construction_is_refuted_in_its_own_metric() -> None:
     net = couple([Subnetwork(PublishedSparse(), 32, form="r") for _ in range(4)], "all")
-    found = measure_contraction(net, dt=0.03, steps=200, directions="worst", spread=0.1)
+    found = measure_contraction(net, dt=0.03, steps=200, worst=True, spread=0.1)
     assert found.local_rate < -1
     assert found.grows
 

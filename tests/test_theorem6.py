@@ -106,7 +106,7 @@ def test_no_difference_decays_slower_than_beta_at_any_sample(phi: str, taus: str
         if found.c <= 0:
             continue
         exact = decay(W, phi, x, velocity, P, tau)
-        assert found.beta <= exact.min() + 1e-9
+        assert 2 * found.rate <= exact.min() + 1e-9
         informative += found.holds
     assert informative >= 3
 
@@ -117,7 +117,7 @@ def test_without_weights_beta_is_exact() -> None:
     found = theorem6(torch.zeros(3, 3), "tanh", x, velocity, P, tau=tau)
     assert found.c == 2
     rates = 2 / array(tau) + 2 * np.tanh(array(x)) * array(velocity)
-    assert found.beta == pytest.approx(rates.min(), abs=1e-12)
+    assert 2 * found.rate == pytest.approx(rates.min(), abs=1e-12)
     metric = array(tau) / array(P) * (1 - np.tanh(array(x)) ** 2)
     assert found.condition_number == pytest.approx(metric.max() / metric.min(), rel=1e-12)
 
@@ -141,7 +141,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
         z = array(x[0] - x[1])
         V = (z**2 * np.diag(M) * slope(phi, array(x[0]))[0]).sum(1)
         # A difference of 1e-7 is nonlinear by 1e-7; the minimum is over samples, 0.04 apart.
-        assert V[-1] <= V[0] * math.exp(-found.beta * dt * steps) * (1 + 1e-3)
+        assert V[-1] <= V[0] * math.exp(-2 * found.rate * dt * steps) * (1 + 1e-3)
     assert held >= 2
 
 
@@ -174,7 +174,7 @@ def test_the_printed_second_condition_is_unsound_below_slope_one() -> None:
     assert found.c / 0.25 - speed > 3  # what the paper prints
     exact = decay(W, "sigmoid", x, velocity, one, one)[0]
     assert exact < -2.9
-    assert found.beta == pytest.approx(exact, abs=1e-12)
+    assert 2 * found.rate == pytest.approx(exact, abs=1e-12)
     assert not found.holds
 
 
@@ -207,7 +207,7 @@ def test_both_sides_of_a_jump_of_the_input_count() -> None:
     with torch.no_grad():
         module.bias.fill_(1.0)
     found = monitor_theorem6(module, u, torch.ones(1, 1), dt=1e-3)
-    assert found.beta == pytest.approx(2 + 2 * math.tanh(1) * -30, rel=1e-3)
+    assert 2 * found.rate == pytest.approx(2 + 2 * math.tanh(1) * -30, rel=1e-3)
 
 
 def test_the_default_metric_is_the_fields_own() -> None:
@@ -223,7 +223,7 @@ def test_the_default_metric_is_the_fields_own() -> None:
         assert found == monitor_theorem6(module.terms(), u, x0, dt=0.05, P=P)
         assert found.c > 0
         single = monitor_theorem6(module.float(), u.float(), x0.float(), dt=0.05)
-        assert single.beta == pytest.approx(found.beta, rel=1e-3, abs=1e-3)
+        assert 2 * single.rate == pytest.approx(2 * found.rate, rel=1e-3, abs=1e-3)
 
 
 def test_kinks_and_coarse_samples_show_as_missed() -> None:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ctrnn_assembly.diagnostics.gradient_scale import gsc, preactivation_statistics
+from ctrnn_assembly.diagnostics.gradients import gsc, preactivation_statistics
 from ctrnn_assembly.figures import style
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers

@@ -36,8 +36,7 @@ from rich.table import Table
 from torch import Generator, Tensor, nn
 
 from ctrnn_assembly.data import load_task
-from ctrnn_assembly.diagnostics.effective_depth import VJPs, effective_depth_of_gradient
-from ctrnn_assembly.diagnostics.gradient_scale import gsc
+from ctrnn_assembly.diagnostics.gradients import VJPs, effective_depth_of_gradient, gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
 from ctrnn_assembly.figures import style
 

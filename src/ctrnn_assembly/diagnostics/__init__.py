@@ -12,7 +12,7 @@ knows: our layers, torch's, and functions (u, h) -> h. Where to read:
 | `fixed_points` | fixed points under a constant input, and their stability |
 | `contraction` | distances between trajectories under one input |
 | `theorem6` | the corrected Theorem 6 along a trajectory |
-| `gradient_scale`, `effective_depth` | how gradients scale over layers or time, and what carries them |
+| `gradients` | how gradients scale over layers or time, and how many residual factors carry them |
 
 Arguments come in one order: first the net, as `linearise` knows it; then the inputs u, None for none;
 then states: x where to look, x0 where to start, by default 0; all else by keyword. dt and solver say

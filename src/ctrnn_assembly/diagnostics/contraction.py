@@ -10,17 +10,17 @@ A measurement sees some pairs, a certificate all. In the metric diag(tau) M of a
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
 Factors depend on where a pair is, in which direction it lies and how far apart: hence close and distant
-pairs are measured, and `directions="worst"` starts each where its first interval is slowest.
+pairs are measured, and `worst` starts each where its first interval is slowest.
 
-What rounding may add to a distance is bounded from the sums that a step forms, and taken off: without
-that, pairs that have come as close as float64 tells would seem to refute a certificate. For nets without
-`terms()` the sums are not known; states count once and a unit of 1 for all else.
+What rounding (of adaptive solvers, the tolerance) may add to a distance is bounded from the sums that a
+step forms, and taken off: without that, pairs that have come as close as float64 tells would seem to
+refute a certificate. Without `terms()` the states are added up once, and 1 for all else.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +39,8 @@ from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
-Directions = Literal["random", "worst"]
-
-# A distance below this many times its own error says nothing about a rate.
-FLOOR = 1e4
+FLOOR = 1e4  # a distance below this many times its own error says nothing about a rate
+RTOL = 1e-12  # of torchdiffeq's methods; the absolute tolerance is a hundredth
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,10 @@ class Measurement:
         rate: smallest fitted rate of a pair in the metric, by least squares on log d(t) as long as
             d(t) is above the rounding floor (1e4 times the error of a step); infinite if all are below
             it after one interval. euclidean_rate: the same for the Euclidean distance.
-        factor: largest factor of one interval in the metric; what rounding (for adaptive solvers,
-            the tolerance) may have added is already taken off.
+        factor: largest factor of one interval in the metric, what rounding may have added taken off.
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
         euclidean_peak: largest Euclidean distance at any time over its initial value.
-        pairs, steps, dt: how many pairs, intervals of each, and their length.
+        pairs, steps, dt: how many pairs, intervals of each, and their length. times: (steps + 1,).
         distances, euclidean: d(t) in the metric, and the Euclidean ones, (pairs, steps + 1).
     """
 
@@ -70,12 +67,9 @@ class Measurement:
     steps: int
     dt: float
     solver: str | None
+    times: Tensor = field(repr=False, compare=False)
     distances: Tensor = field(repr=False, compare=False)
     euclidean: Tensor = field(repr=False, compare=False)
-
-    @property
-    def times(self) -> Tensor:
-        return self.dt * torch.arange(self.steps + 1, dtype=self.distances.dtype)
 
     @property
     def local_rate(self) -> float:
@@ -101,8 +95,7 @@ def measure_contraction(
     pairs: int = 8,
     spread: float = 1.0,
     distances: Sequence[float] = (1e-6, 1.0),
-    directions: Directions = "random",
-    rtol: float = 1e-12,
+    worst: bool = False,
     generator: torch.Generator | None = None,
 ) -> Measurement:
     """Follow pairs of trajectories under the same input, and compare them.
@@ -115,13 +108,11 @@ def measure_contraction(
         metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
             `certify` may have searched for another: its numbers hold in that one.
         pairs: pairs at each of the initial Euclidean `distances`.
-        directions: of y(0) - x(0): "random", or "worst": where the distance in the metric falls
-            slowest at first, Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
-            top singular vector of a map's Theta S Theta^-1.
-        rtol: relative tolerance of torchdiffeq's methods, beyond which they raise SolverError; the
-            absolute one is rtol / 100.
+        worst: start y(0) - x(0) not at random but where the distance in the metric falls slowest at
+            first: Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the top
+            singular vector of a map's Theta S Theta^-1.
     """
-    _check_pairs(pairs, spread, distances, directions)
+    _check_pairs(pairs, spread, distances)
     random: dict[str, Any] = {"count": pairs, "spread": spread, "generator": generator}
     known, u, x = prepare(net, u, x0, "(batch, steps, m)", "x0 (pairs, n)", **random)
     dt, solver = known.resolve(dt, solver)
@@ -130,7 +121,7 @@ def measure_contraction(
     far = torch.tensor(distances, dtype=x.dtype).repeat_interleave(len(x)).repeat(repeats)
     x = x.repeat(len(distances) * repeats, 1)
     u = None if u is None else u.repeat_interleave(len(x) // repeats, 0)
-    if directions == "random":
+    if not worst:
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     else:
         F = theta @ linearise(known.own_map(), None if u is None else u[:, 0], x).matrix() @ inverse
@@ -138,13 +129,13 @@ def measure_contraction(
         v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
     y = x + (far / v.norm(dim=1))[:, None] * v
     both = None if u is None else u.repeat(2, 1, 1)
-    states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=rtol)
+    states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=RTOL)
     x, y = states.chunk(2)
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
     relative = (8 + known.size) * torch.finfo(torch.float64).eps
     if solver in BY_TORCHDIFFEQ:
-        size, relative = size + 0.01, 16 * rtol  # 0.01 for the absolute tolerance
+        size, relative = size + 0.01, 16 * RTOL  # 0.01 for the absolute tolerance
     error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
     return Measurement(
         rate=_fitted_rate(d, d > FLOOR * error, dt),
@@ -156,6 +147,7 @@ def measure_contraction(
         steps=steps,
         dt=dt,
         solver=solver,
+        times=dt * torch.arange(steps + 1, dtype=d.dtype),
         distances=d,
         euclidean=euclidean,
     )
@@ -188,13 +180,11 @@ def steps_of(u: Tensor | None, steps: int | None) -> int:
     return u.shape[1]
 
 
-def _check_pairs(pairs: int, spread: float, distances: Sequence[float], directions: Directions) -> None:
+def _check_pairs(pairs: int, spread: float, distances: Sequence[float]) -> None:
     if pairs < 1 or not 0 <= spread < math.inf:
         raise ConfigError(f"need pairs >= 1 and a finite spread >= 0; got {pairs} and {spread}.")
     if not distances or not all(0 < distance < math.inf for distance in distances):
         raise ConfigError(f"distances must be positive and finite; got {tuple(distances)}.")
-    if directions not in get_args(Directions):
-        raise ConfigError(f"directions must be random or worst; got {directions!r}.")
 
 
 def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
@@ -228,10 +218,7 @@ def _largest_factor(d: Tensor, error: Tensor) -> float:
 
 
 def _fitted_rate(d: Tensor, above: Tensor, dt: float) -> float:
-    """The smallest of minus the least-squares slopes of log d(t) over t, while `above` holds.
-
-    Such a slope is an average of the slopes of the intervals with positive weights.
-    """
+    """The smallest of minus the least-squares slopes of log d(t), averages of the intervals' slopes."""
     finite = torch.isfinite(d)
     mask = (above & finite).cummin(1).values.to(d)
     count = mask.sum(1, keepdim=True)

@@ -10,9 +10,8 @@ the fixed points of the field, whatever their dt; stability under a step is that
 Each start tries them in this order until one succeeds. A contracting net has exactly one root and a
 regular J everywhere, so that the first gets there from any start if phi is smooth. In nets with many
 roots it ends in valleys of |f|, which the second leaves; both find stable and unstable roots alike, the
-third stable ones. Finding none proves nothing.
-
-Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one core.
+third stable ones. Finding none proves nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and
+start, about 0.2 s for n = 2048 on one core.
 
 Source: Sussillo and Barak 2013, for the use; Newton with Armijo's line search, and pseudo-transient
 continuation: Kelley 2003; Kelley and Keyes 1998. THEORY section 1: a contracting net has exactly one.
@@ -37,6 +36,8 @@ Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 CHUNK = 2**24  # numbers in the Jacobians factorised at once: 128 MiB, or one larger Jacobian
 HALVINGS = 30
 SMALL_STEP = 1e-9
+ITERATIONS = 100  # at most, of each attempt, for each start
+SAME = 1e-6  # two points are one if no unit differs by more than this times 1 + max |x|
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,8 @@ def find_fixed_points(
     starts: int = 32,
     spread: float = 2.0,
     tolerance: float = 1e-10,
-    same: float = 1e-6,
     marginal: float = 1e-6,
     largest: int | None = None,
-    iterations: int = 100,
     generator: torch.Generator | None = None,
 ) -> FixedPoints:
     """Search for fixed points of a net under a constant input.
@@ -105,31 +104,28 @@ def find_fixed_points(
             saturate far away: to rounding, a GRU moves no state that holds its gates at 1.
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
         tolerance: accepted are points with a residual of at most tolerance (1 + max |x|).
-        same: two points are one if no unit differs by more than same (1 + max |x|).
         marginal: tolerance of the kinds, per unit of time, or per sample.
         largest: only so many leading eigenvalues, see `spectrum`.
-        iterations: at most, of each of the three attempts, for each start.
 
     Guarantee: each point has the stated residual, not that the list is complete.
     """
-    _check_settings(starts, spread, tolerance, same, marginal, iterations)
-    known, held, start = prepare(
-        net, u, x0, "(m,)", "x0 (starts, n)", count=starts, spread=spread, generator=generator
-    )
+    _check_settings(starts, spread, tolerance, marginal)
+    random: dict[str, Any] = {"count": starts, "spread": spread, "generator": generator}
+    known, held, start = prepare(net, u, x0, "(m,)", "x0 (starts, n)", **random)
     check_largest(largest, known.size)
     if x0 is None:
         start[0] = 0
     own, drive = known.own_map(), None if held is None else held[None]
     f = own if known.flow is not None else lambda u, x: own(u, x) - x
-    search = _Search(f, known.tau, drive, tolerance, iterations)
+    search = _Search(f, known.tau, drive, tolerance)
     x = search.run(start)
     residuals, found = search.scaled(x).abs().amax(1), search.accepts(x)
-    chosen, hits = _distinct(x[found], residuals[found], same)
+    chosen, hits = _distinct(x[found], residuals[found])
     points = x[found][chosen]
+    order: Order = "modulus" if known.flow is None else "real"
     values, kinds = [torch.zeros(0, largest or known.size, dtype=torch.complex128)], []
     for k in range(len(points)):
         J = linearise(own, drive, points[k : k + 1]).matrix()[0]
-        order: Order = "modulus" if known.flow is None else "real"
         values.append(leading(J, order, largest)[None])
         kinds.append(_kind(J, order, values[-1][0], marginal))
     return FixedPoints(
@@ -144,7 +140,7 @@ def find_fixed_points(
 
 
 def _kind(J: Tensor, order: Order, values: Tensor, marginal: float) -> Kind:
-    """The kind of a fixed point by the leading eigenvalues of J, and by all where that is needed."""
+    """By the leading eigenvalues of J, and by all where that is needed."""
 
     def growth(value: Tensor) -> float:
         return float(value.abs() - 1 if order == "modulus" else value.real)
@@ -157,12 +153,12 @@ def _kind(J: Tensor, order: Order, values: Tensor, marginal: float) -> Kind:
     return "saddle" if growth(every[-1]) < -marginal else "unstable"
 
 
-def _distinct(x: Tensor, residuals: Tensor, same: float) -> tuple[Tensor, Tensor]:
+def _distinct(x: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     """Which of the points x (found, n) to keep, the best of each group, and the groups' sizes."""
     kept: list[int] = []
     hits: list[int] = []
     for k in residuals.argsort().tolist():
-        near = (x[kept] - x[k]).abs().amax(1) <= same * (1 + x[k].abs().amax())
+        near = (x[kept] - x[k]).abs().amax(1) <= SAME * (1 + x[k].abs().amax())
         if bool(near.any()):
             hits[int(near.nonzero()[0, 0])] += 1
         else:
@@ -180,21 +176,16 @@ class _Search:
     tau: Tensor
     drive: Tensor | None
     tolerance: float
-    iterations: int
 
     def run(self, x: Tensor) -> Tensor:
-        start, none = x, x.new_zeros(len(x))
-        x = self.iterate(start, none, self._descend)
-        short = (1 / self.tau.min()).expand(len(x))
-        for shift, move in ((none, self._bounded), (short, self._settle)):
+        start, x = x, self.iterate(x, 0, self._descend)
+        for shift, move in ((0, self._bounded), (1 / float(self.tau.min()), self._settle)):
             lost = ~self.accepts(x)
             if bool(lost.any()):
-                there = self.iterate(start[lost], shift[lost], move)
-                x[lost] = self.iterate(there, none[lost], self._descend)
+                x[lost] = self.iterate(self.iterate(start[lost], shift, move), 0, self._descend)
         return x
 
     def accepts(self, x: Tensor) -> Tensor:
-        """Which states are fixed points, (batch,)."""
         return self.scaled(x).abs().amax(1) <= self.tolerance * (1 + x.abs().amax(1))
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -204,10 +195,10 @@ class _Search:
     def _inputs(self, x: Tensor) -> Tensor | None:
         return None if self.drive is None else self.drive.expand(len(x), -1)
 
-    def iterate(self, x: Tensor, shift: Tensor, move: Move) -> Tensor:
-        """Move each x (batch, n) until its move ends it; `shift` is 1 / delta, 0 for Newton."""
-        x, shift, active = x.clone(), shift.clone(), torch.arange(len(x))
-        for _ in range(self.iterations):
+    def iterate(self, x: Tensor, first: float, move: Move) -> Tensor:
+        """Move each x (batch, n) until its move ends it, from 1 / delta = `first`, 0 for Newton."""
+        x, shift, active = x.clone(), x.new_full((len(x),), first), torch.arange(len(x))
+        for _ in range(ITERATIONS):
             y = self._solve(x[active], shift[active])
             x[active], shift[active], going = move(x[active], y, shift[active])
             active = active[going]
@@ -269,14 +260,11 @@ def _moved(x: Tensor, new: Tensor) -> Tensor:
     return (new - x).abs().amax(1) > SMALL_STEP * (1 + new.abs().amax(1))
 
 
-def _check_settings(
-    starts: int, spread: float, tolerance: float, same: float, marginal: float, iterations: int
-) -> None:
-    if starts < 1 or iterations < 1:
-        raise ConfigError(f"starts and iterations must be at least 1; got {starts} and {iterations}.")
-    for name, value in (("tolerance", tolerance), ("same", same)):
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{name} must be positive and finite; got {value}.")
+def _check_settings(starts: int, spread: float, tolerance: float, marginal: float) -> None:
+    if starts < 1:
+        raise ConfigError(f"starts must be at least 1; got {starts}.")
+    if not 0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance must be positive and finite; got {tolerance}.")
     for name, value in (("spread", spread), ("marginal", marginal)):
         if not 0 <= value < math.inf:
             raise ConfigError(f"{name} must be finite and at least 0; got {value}.")

@@ -41,12 +41,9 @@ from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.terms import Terms
 
-# (u, x) -> f, u (batch, m) or None, x and f (batch, n): a step, or x'.
-Map = Callable[[Tensor | None, Tensor], Tensor]
-Flow = Callable[[Tensor | None], Callable[[Tensor], Tensor]]
+Map = Callable[[Tensor | None, Tensor], Tensor]  # u (batch, m), x (batch, n): to a step, or to x'
 
-# Of these `trajectory` solves the flow; the step of rk4 is `runge_kutta`.
-BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}
+BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}  # of which `trajectory` solves the flow
 
 
 class Linearisation:
@@ -126,7 +123,6 @@ class AffineLinearisation(Linearisation):
 
 
 def linearise(f: Map, u: Tensor | None, x: Tensor) -> Linearisation:
-    """The map at inputs u and states x (batch, n), as a function of x."""
     return AffineLinearisation(f, u, x) if isinstance(f, AffineMap) else Linearisation(f, u, x)
 
 
@@ -144,7 +140,7 @@ class Behaviour:
 
     Attributes:
         size, input_size: how wide a state is, n, and an input, m; None if it is not known.
-        step: (u, x) -> x one sample later, (batch, n), or None.
+        step: (u, x) -> x one sample later, (batch, n), or None. Where m is known, u is never None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
         sizes: how wide the modules are, in the order of the state.
@@ -153,7 +149,7 @@ class Behaviour:
 
     size: int
     step: Map | None = None
-    flow: Flow | None = None
+    flow: Callable[[Tensor | None], Callable[[Tensor], Tensor]] | None = None
     input_size: int | None = None
     dt: float | None = None
     solver: str | None = None
@@ -163,7 +159,7 @@ class Behaviour:
 
     @property
     def tau(self) -> Tensor:
-        """Time constants, (n,); 1 where the net tells none."""
+        """(n,), 1 where the net tells none."""
         return torch.ones(self.size, dtype=torch.float64) if self.terms is None else self.terms.tau
 
     def flow_map(self) -> Map:
@@ -199,7 +195,8 @@ class Behaviour:
             return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
         is_own = solver == self.resolve(length, None)[1] and (self.flow is None or length == self.dt)
         if self.step is not None and is_own:
-            return self.step
+            step, m = self.step, self.input_size or 0
+            return lambda u, x: step(x.new_zeros(len(x), m) if u is None and m else u, x)
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
         flow = self.flow_map()
@@ -310,10 +307,9 @@ def trajectory(
 ) -> Tensor:
     """The states after 0, ..., steps samples u (batch, steps, m), (batch, steps + 1, n); may overflow.
 
-    A flow takes also methods of torchdiffeq, with tolerances rtol and rtol / 100; no step of theirs goes
-    across a change of u.
+    torchdiffeq's methods, for a flow, have the tolerances rtol and rtol / 100, and see one sample a run.
     """
-    if known.flow is None or solver not in BY_TORCHDIFFEQ:
+    if known.flow is None or solver is None or solver not in BY_TORCHDIFFEQ:
         step = known.step_map(dt, solver)
     else:
         flow, ends = known.flow, x.new_tensor([0.0, dt])
@@ -395,7 +391,7 @@ def _of_terms(net: Any, terms: Terms) -> Behaviour:
     solver = getattr(net, "solver", None)
     return Behaviour(
         terms.n,
-        step=None if solver in (None, *SCHEMES) else _with_zeros(_copied(net).step, net.input_size),
+        step=None if solver in (None, *SCHEMES) else _copied(net).step,
         flow=lambda u: lambda x: terms(x, u),
         input_size=terms.n if terms.W_in is None else terms.W_in.shape[1],
         dt=getattr(net, "dt", None),
@@ -407,11 +403,11 @@ def _of_terms(net: Any, terms: Terms) -> Behaviour:
 
 
 def _of_layer(net: Any) -> Behaviour:
-    """Of a layer without such tensors: gates that move, and the baselines."""
+    """Of a layer without terms: gates that move, and the baselines."""
     metric = _answer(net, "metric")
     return Behaviour(
         net.state_size,
-        step=_with_zeros(net.step, net.input_size),
+        step=net.step,
         flow=None if _answer(net, "flow", None) is None else net.flow,
         input_size=net.input_size,
         dt=getattr(net, "dt", getattr(net, "eps", None)),  # eps: the step of a baseline's flow
@@ -433,23 +429,13 @@ def _of_torch(net: Any) -> Behaviour:
     layers = 1 if is_cell else net.num_layers
     time = 1 if getattr(net, "batch_first", False) else 0  # the dimension
 
-    def step(u: Tensor, x: Tensor) -> Tensor:
+    def step(u: Any, x: Tensor) -> Tensor:
         state = rearrange(x, "b (parts layers n) -> parts layers b n", parts=parts, layers=layers)
-        state = state.contiguous()
-        given: Any = state[:, 0] if is_cell else state
-        given = given[0] if parts == 1 else tuple(given)
+        given: Any = tuple((state[:, 0] if is_cell else state).contiguous())
+        given = given[0] if parts == 1 else given
         after = net(u, given) if is_cell else net(u.unsqueeze(time), given)[1]
         after = torch.stack((after,) if parts == 1 else after).view_as(state)
         return rearrange(after, "parts layers b n -> b (parts layers n)")
 
-    return Behaviour(
-        parts * layers * net.hidden_size,
-        step=_with_zeros(step, net.input_size),
-        input_size=net.input_size,
-        sizes=(net.hidden_size,) * (parts * layers),
-    )
-
-
-def _with_zeros(step: Callable[[Tensor, Tensor], Tensor], m: int) -> Map:
-    """The step, for which no input is a zero input."""
-    return lambda u, x: step(x.new_zeros(len(x), m) if u is None else u, x)
+    sizes = (net.hidden_size,) * (parts * layers)
+    return Behaviour(sum(sizes), step, input_size=net.input_size, sizes=sizes)

@@ -29,10 +29,8 @@ from torch import Tensor
 from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare
 from ctrnn_assembly.errors import ConfigError, SolverError
 
-# So many trajectories, or parts of each run, make a standard error.
-PARTS = 10
-# Below this share of the longest vector an R_ii has lost half of its digits.
-LOST = 1e-8
+PARTS = 10  # so many trajectories, or parts of each run, make a standard error
+LOST = 1e-8  # below this share of the longest vector an R_ii has lost half of its digits
 
 
 @dataclass(frozen=True)

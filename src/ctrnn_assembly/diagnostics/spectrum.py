@@ -14,7 +14,7 @@ with the eigenvalues of J. Always local rate <= -abscissa, and a certified rate 
 every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
 see `lyapunov` for averages and `certificates` for proofs.
 
-Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a state for
+Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for
 n = 2048 on one core. Above that the `largest` ones come from ARPACK, which converges where they stand
 apart. Feedback coupling spreads them along a line of nearly equal real parts, where it does not.
 
@@ -37,7 +37,7 @@ from ctrnn_assembly.metrics import Factor, Metric
 
 Order = Literal["real", "modulus"]
 
-DENSE = 2048  # up to this size LAPACK is as fast
+DENSE = 2048  # up to this size LAPACK is as fast, and finds all
 RESTARTS = 100
 TOLERANCE = 1e-10
 
@@ -47,7 +47,7 @@ class Spectrum:
     """Spectra at a sequence of states; rates and eigenvalues of J are per unit of time.
 
     Attributes:
-        times: (times,), in the unit of tau, or numbers of states. x: the states, (times, n).
+        times: (times,), in the unit of tau, or numbers of states. x: (times, n).
         eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map.
         local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
             for a map, or without a metric.
@@ -59,8 +59,6 @@ class Spectrum:
     eigenvalues: Tensor | None
     local_rates: Tensor | None
     step_eigenvalues: Tensor | None
-    dt: float | None
-    solver: str | None
 
     @property
     def abscissa(self) -> Tensor | None:
@@ -97,25 +95,19 @@ def spectrum_at(
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     if dt is not None:
         known.resolve(dt, solver)  # refuses a dt that is none
-    length = scheme = step = None
+    step = None
     with suppress(ConfigError):
-        (length, scheme), step = known.resolve(dt, solver), known.step_map(dt, solver)
-    whole = _by_lapack(known.size, largest)
-    # A step of Euler's is I + dt J, unless it is a function of the user's, which might be anything.
-    plain = whole and scheme == "euler" and (step is not known.step or known.solver == scheme)
+        step = known.step_map(dt, solver)
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
         if known.flow is not None:
             J = linearise(known.flow_map(), *here).matrix()[0]
-            own = leading(J, "real", None if whole else largest)
-            values.append(own[:largest])
+            values.append(leading(J, "real", largest))
             if norm is not None:
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
-        if plain and length:
-            stepped.append(_descending(1 + length * own, "modulus")[:largest])
-        elif step is not None:
+        if step is not None:
             stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
     return Spectrum(
         times=torch.arange(len(x), dtype=x.dtype),
@@ -123,8 +115,6 @@ def spectrum_at(
         eigenvalues=torch.stack(values) if values else None,
         local_rates=torch.stack(rates) if rates else None,
         step_eigenvalues=torch.stack(stepped) if stepped else None,
-        dt=length,
-        solver=scheme,
     )
 
 
@@ -215,7 +205,7 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
 def leading(A: Tensor, order: Order = "real", largest: int | None = None) -> Tensor:
     """The `largest` eigenvalues of A (n, n) by real part or modulus, in that order; all for None."""
     n = len(A)
-    if largest is None or _by_lapack(n, largest):
+    if largest is None or n <= DENSE or largest >= n - 1:
         return _descending(torch.linalg.eigvals(A), order)[:largest]
     from scipy.sparse.linalg import ArpackNoConvergence, eigs
 
@@ -246,11 +236,6 @@ def check_largest(largest: int | None, n: int) -> None:
             f"the number of eigenvalues must be in 1..{n}, the number of units; got {largest}. "
             f"Use largest={min(20, n)}, or None for all."
         )
-
-
-def _by_lapack(n: int, largest: int | None) -> bool:
-    """Whether all n eigenvalues are computed, even if fewer are wanted."""
-    return largest is None or n <= DENSE or largest >= n - 1
 
 
 def _descending(values: Tensor, order: Order) -> Tensor:

@@ -35,12 +35,12 @@ from ctrnn_assembly.terms import Terms
 
 @dataclass(frozen=True)
 class Theorem6:
-    """What the conditions of Theorem 6 are along one sampled trajectory: a monitor, no certificate.
+    """What the conditions are along one sampled trajectory.
 
     Attributes:
         c: the largest c <= 2 of the first condition, in units of 1 / tau; the theorem needs c > 0.
-        beta: min over samples and units of c / tau_i - d/dt log D_ii, per unit of time: V decays at
-            least like exp(-beta t) at the sampled instants if c > 0.
+        rate: beta / 2, half the minimum over samples and units of c / tau_i - d/dt log D_ii, per unit of
+            time: the norm decays at least like exp(-rate t) at the sampled instants if c > 0.
         condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
             the rate promises by its root.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
@@ -52,19 +52,14 @@ class Theorem6:
     note: ClassVar[str] = "a monitor of one trajectory: it proves nothing about any other"
 
     c: float
-    beta: float
+    rate: float
     condition_number: float
     missed: float
 
     @property
-    def rate(self) -> float:
-        """beta / 2, the rate of the norm in the metric diag(tau) P^-1 D."""
-        return self.beta / 2
-
-    @property
     def holds(self) -> bool:
         """Whether both conditions hold at every sample."""
-        return self.c > 0 and self.beta > 0
+        return self.c > 0 and self.rate > 0
 
 
 def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
@@ -117,7 +112,7 @@ def theorem6(
     missed = (D.log().diff(dim=-2) - change).abs()
     return Theorem6(
         c=c,
-        beta=float(beta.min()),
+        rate=float(beta.min()) / 2,
         condition_number=float(metric.max() / metric.min()),
         missed=float(missed.max()) if missed.numel() else 0.0,
     )
