@@ -137,7 +137,13 @@ class Elementwise:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""
-        return self._by_runs(Activation.__call__, x)
+        if len(self.runs) == 1:  # no call in between: it would be one more frame in every step
+            return self.runs[0][0].function(x)
+        parts, start = [], 0
+        for phi, n in self.runs:
+            parts.append(phi.function(x.narrow(-1, start, n)))
+            start += n
+        return torch.cat(parts, dim=-1)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""
@@ -145,11 +151,8 @@ class Elementwise:
 
     def pull_back(self, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """v times the derivative at x, where y is the map of x; all (..., n)."""
-        return self._by_runs(Activation.pull_back, v, x, y)
-
-    def _by_runs(self, apply: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         phis, sizes = zip(*self.runs, strict=True)
         if len(phis) == 1:
-            return apply(phis[0], *tensors)
-        parts = (tensor.split(sizes, dim=-1) for tensor in tensors)
-        return torch.cat([*map(apply, phis, *parts)], dim=-1)
+            return phis[0].pull_back(v, x, y)
+        parts = (tensor.split(sizes, dim=-1) for tensor in (v, x, y))
+        return torch.cat([*map(Activation.pull_back, phis, *parts)], dim=-1)
