@@ -80,25 +80,19 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
     smallest = SMALLEST_RATE / float(terms.tau.max())
     modules = _modules(terms, whole)
     certified = all(module.certified for module in modules) and rate >= smallest
-    return Certificate(
-        certified=certified,
-        rate=rate,
-        rounding=rounding,
-        metric=_metric_facts(terms, metric, origin),
-        modules=modules,
-        coupling=_coupling_facts(terms, whole),
-        step=None if dt is None else _step(whole, dt, solver, certified),
-        reasons=() if certified else (_reason(whole, modules, rate, smallest),),
-    )
+    facts, coupling = _metric_facts(terms, metric, origin), _coupling_facts(terms, whole)
+    step = None if dt is None else _step(whole, dt, solver, certified)
+    reasons = () if certified else (_reason(whole, modules, rate, smallest),)
+    return Certificate(certified, rate, rounding, facts, modules, coupling, step, reasons)
 
 
 @torch.no_grad()
 def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     """omega such that the Euler step of length dt contracts for every feedback L with ||L||_M <= omega.
 
-    From the modules alone; 0 if none is proven. Training can project onto this ball. With N = J the
-    modules alone and q their Euler factor, |y + dt N y + dt K y|^2 <= q^2 + dt^2 omega^2 +
-    2 dt^2 omega eps, because y^T K y = 0 and |N y + nu y| <= eps |y|; or the disc bound.
+    From the modules alone; 0 if none is proven. With N = J the modules alone and q their Euler factor,
+    |y + dt N y + dt K y|^2 <= q^2 + dt^2 omega^2 + 2 dt^2 omega eps for |y| = 1, because y^T K y = 0
+    and |N y + nu y| <= eps; or the disc bound.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:
@@ -125,17 +119,12 @@ def _modules(terms: Terms, whole: Interconnection) -> Modules:
     return tuple(found)
 
 
-def _reason(
-    whole: Interconnection, modules: tuple[result.Module, ...], rate: float, smallest: float
-) -> str:
+def _reason(whole: Interconnection, modules: Modules, rate: float, smallest: float) -> str:
     """The first condition that failed, its value, and what to change."""
-    growth = whole.abscissa_at_full_slope()
-    unstable = (
-        f"At the largest slopes the Jacobian has an eigenvalue with real part {growth:.4g}: no constant "
-        "metric can show contraction. "
-        if growth > 0
-        else ""
-    )
+    growth, unstable = whole.abscissa_at_full_slope(), ""
+    if growth > 0:
+        unstable = f"At the largest slopes the Jacobian has an eigenvalue with real part {growth:.4g}: "
+        unstable += "no constant metric can show contraction. "
     worst = min(modules, key=lambda module: module.margin)
     if not worst.certified:
         count = sum(not module.certified for module in modules)

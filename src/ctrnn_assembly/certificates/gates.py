@@ -1,13 +1,8 @@
 """Gated time scales, v' = nu o F(v, u) with F = tau v' of `terms` and nu in [lo, hi]: what is proven.
 
-| gate | nu | proven |
-|---|---|---|
-| constant | constant; one number a module where the metric is dense | contraction: tau = 1 / nu |
-| shared | one number for all units, not of the state | rate lo lam in the same metric |
-| input | one number for each unit, not of the state | a rate below lo lam, in a diagonal metric |
-| state | of the state | no contraction |
-
-Source: THEORY section 3, (a) to (d), with the bounds for gates of the input and their steps.
+Constant gates contract with tau = 1 / nu, one number a module where the metric is dense; shared ones at
+the rate lo lam in the same metric; those of the input at a rate below lo lam in a diagonal metric; those
+of the state are not known to. Source: THEORY section 3, (a) to (d), with the bounds and the steps.
 """
 
 import math
@@ -174,12 +169,10 @@ class InputGates:
         )
 
     def by_disc(self, dt: float) -> float:
-        """sqrt((1 - dt k)^2 + (dt m omega)^2) + dt e."""
         bound = (math.hypot(1 - dt * self.k, dt * self.turn) + dt * self.e + SLACK) * (1 + SLACK)
         return bound if self.contracts_alone else math.inf
 
     def by_rate(self, dt: float) -> float:
-        """sqrt(1 - 2 dt rate + (dt hi a)^2)."""
         change = dt * self.change
         return math.sqrt(max(1 - 2 * dt * self.rate + change * change, 0.0) + SLACK)
 

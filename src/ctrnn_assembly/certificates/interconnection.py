@@ -74,7 +74,6 @@ class Interconnection:
 
     @property
     def slowest(self) -> float:
-        """The smallest rate of the modules."""
         return min(module.rate for module in self.modules)
 
     @property
@@ -144,19 +143,14 @@ class Interconnection:
             return ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
 
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
-            yield (found := cost(_dominating(comparison)))
+            above = rounding.top_eigenvalue(comparison) + 1e-9 * float(comparison.norm())
+            shifted = above * torch.eye(len(G), dtype=G.dtype) - comparison
+            w = torch.linalg.solve_ex(shifted, torch.ones_like(G[0]))[0]
+            yield (found := cost(w if bool((w > 0).all()) else torch.ones_like(w)))
             for _ in range(5 if len(S) <= DENSE else 0):
                 parts = rounding.top_vector(S + torch.diag(found)).split(self.sizes)
                 w = torch.stack([part.norm() for part in parts])
                 yield (found := cost(w.clamp(min=1e-6 * float(w.max()))))
-
-
-def _dominating(C: Tensor) -> Tensor:
-    """w > 0 with C w < l w, l just above the largest eigenvalue of a Metzler matrix; else ones."""
-    above = rounding.top_eigenvalue(C) + 1e-9 * float(C.norm())
-    eye = torch.eye(len(C), dtype=C.dtype)
-    w = torch.linalg.solve_ex(above * eye - C, torch.ones_like(C[0]))[0]
-    return w if bool((w > 0).all()) else torch.ones_like(w)
 
 
 def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -> tuple[Tensor, float]:

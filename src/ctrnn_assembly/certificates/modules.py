@@ -10,12 +10,9 @@ searched; every z is sound):
 | 3 (W = -P1 Q P2) | -diag(M W) |
 | 5, 5+ (M = P diagonal) | P |
 
-T_0 of Theorem 1 weighs every unit by what reaches it: with it S is bounded by a non-negative matrix
-whose Perron vector is v, at g lmax(sym A), so that it gives exactly Theorem 1's rate.
-An r-form module is the dual, W^T in M^-1, whose T is turned over: T = 1 / (g^2 T_dual).
-Theorem 1 is also evaluated as it stands, which needs no positive T.
-
-Source: THEORY sections 1 and 2.
+T_0 of Theorem 1 gives exactly its rate, by a bound on S whose Perron vector is v. An r-form module is
+the dual, W^T in M^-1, whose T is turned over: T = 1 / (g^2 T_dual). Theorem 1 is also evaluated as it
+stands, which needs no positive T. Source: THEORY sections 1 and 2.
 """
 
 import math

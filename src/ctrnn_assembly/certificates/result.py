@@ -69,10 +69,9 @@ class StepCertificate:
 
 @dataclass(frozen=True)
 class Module:
-    """One module alone, in its metric; `theorem` is the plainest proof that reaches the rate.
+    """One module alone, in its metric, with a lower bound on its rate and the plainest proof of it.
 
-    `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau; `rate`
-    a lower bound on its contraction rate, per unit of time.
+    `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
     """
 
     index: int

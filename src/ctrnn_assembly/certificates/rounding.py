@@ -64,11 +64,7 @@ def largest_eigenvalue(S: Tensor, error: float = 0.0) -> float:
     if top < 1e-290:
         return len(S) * top + error
     scale = 2.0 ** -math.frexp(top)[1]
-    return _largest_of_scaled(S * scale, error * scale) / scale
-
-
-def _largest_of_scaled(S: Tensor, error: float) -> float:
-    """The same for a matrix whose largest entry is between 1/2 and 1."""
+    S, error = S * scale, error * scale  # the largest entry is now between 1/2 and 1
     norm = float(torch.linalg.matrix_norm(S)) * (1 + gamma(S.numel() + 2))
     guess = guess_largest(S)
     slack = 4 * gamma(len(S) + 3) * norm
@@ -77,9 +73,9 @@ def _largest_of_scaled(S: Tensor, error: float) -> float:
         bounded = -S
         bounded.diagonal().add_(bound)
         if is_positive_definite(bounded, error + 2 * UNIT * (norm + abs(bound))):
-            return bound
+            return bound / scale
         slack *= 4
-    return (norm + error) * (1 + 4 * UNIT)
+    return (norm + error) * (1 + 4 * UNIT) / scale
 
 
 def spectral_norm(A: Tensor, error: float = 0.0) -> float:
@@ -98,10 +94,7 @@ def spectral_norm(A: Tensor, error: float = 0.0) -> float:
 
 def guess_largest(S: Tensor) -> float:
     """The largest eigenvalue of a symmetric matrix, unproven."""
-    n = S.shape[0]
-    if n <= DENSE:
-        return top_eigenvalue(S)
-    return _lanczos(LinearOperator((n, n), lambda v: S @ torch.from_numpy(np.ravel(v)), dtype=float))
+    return top_eigenvalue(S) if len(S) <= DENSE else _lanczos(len(S), lambda v: S @ v)
 
 
 def top_eigenvalue(S: Tensor) -> float:
@@ -124,19 +117,15 @@ def top_vector(S: Tensor) -> Tensor:
 
 def guess_norm(A: Tensor) -> float:
     """The spectral norm of a matrix with at least as many columns as rows, unproven."""
-    n = A.shape[0]
-    if n <= 128:
-        return math.sqrt(max(0.0, top_eigenvalue(A @ A.mT)))
-
-    def apply(v: np.ndarray) -> Tensor:
-        return A @ (A.mT @ torch.from_numpy(np.ravel(v)))
-
-    return math.sqrt(max(0.0, _lanczos(LinearOperator((n, n), apply, dtype=float))))
+    small = len(A) <= 128
+    square = top_eigenvalue(A @ A.mT) if small else _lanczos(len(A), lambda v: A @ (A.mT @ v))
+    return math.sqrt(max(0.0, square))
 
 
-def _lanczos(operator: LinearOperator) -> float:
+def _lanczos(n: int, apply: Callable[[Tensor], Tensor]) -> float:
     """The largest eigenvalue to about six digits; the Frobenius bound takes over where it fails."""
-    start = np.random.default_rng(0).standard_normal(operator.shape[0])
+    operator = LinearOperator((n, n), lambda v: apply(torch.from_numpy(np.ravel(v))), dtype=float)
+    start = np.random.default_rng(0).standard_normal(n)
     try:
         return float(eigsh(operator, k=1, which="LA", tol=1e-6, v0=start, return_eigenvectors=False)[0])
     except ArpackError as error:

@@ -1,7 +1,7 @@
 """A metric where none is known. Nothing here is trusted: every candidate is proven afterwards.
 
 For the whole: the best `factors` of the modules together, the identity, and the diagonal metric of
-g |W| + |L| as one Metzler matrix.
+g |W| + |L| + the edges as one Metzler matrix, if that is below 1.
 """
 
 import math
@@ -26,9 +26,22 @@ CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme ta
 
 def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
     """Metrics for a field, each with its origin; unproven, not even positive definite."""
-    yield _best_of_modules(terms, convex)
-    yield "search: identity", identity(terms)
-    yield from _whole_metzler(terms)
+    unit, best = identity(terms), []
+    modules = modules_of(terms, unit)
+    for module in modules:
+        finite = [c for c in factors(module, convex=convex) if bool(torch.isfinite(c[1].theta).all())]
+        best.append(max(finite, key=lambda c: prove_module(replace(module, theta=c[1].theta)).rate))
+    origins = sorted({origin for origin, _ in best})
+    yield f"search: {', '.join(origins)}", Metric(tuple(factor for _, factor in best))
+    yield "search: identity", unit
+    B = torch.block_diag(*(m.phi.g * majorant(m.W, m.phi.monotone) for m in modules))
+    if terms.L is not None:
+        B = B + terms.L.double().abs()
+    for edge in terms.edges:
+        B = B + max(psi.g for psi, _ in edge.psi.runs) * edge.K.double().abs()
+    for log_theta in _metzler_scalings(B)[-1:]:
+        parts = log_theta.split(terms.sizes)
+        yield "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
 
 
 def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[str, Factor]]:
@@ -49,32 +62,9 @@ def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[s
             yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
 
-def _best_of_modules(terms: Terms, convex: bool) -> tuple[str, Metric]:
-    """The candidate of the largest rate of each module; of equal ones the first."""
-    best = []
-    for module in modules_of(terms, identity(terms)):
-        finite = [c for c in factors(module, convex=convex) if bool(torch.isfinite(c[1].theta).all())]
-        best.append(max(finite, key=lambda c: prove_module(replace(module, theta=c[1].theta)).rate))
-    origins = sorted({origin for origin, _ in best})
-    return f"search: {', '.join(origins)}", Metric(tuple(factor for _, factor in best))
-
-
 def identity(terms: Terms) -> Metric:
     like = torch.zeros(0, dtype=torch.float64)
     return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
-
-
-def _whole_metzler(terms: Terms) -> Iterator[tuple[str, Metric]]:
-    """The diagonal metric of g |W| + |L| + the edges, if that matrix is below 1."""
-    modules = modules_of(terms, identity(terms))
-    B = torch.block_diag(*(m.phi.g * majorant(m.W, m.phi.monotone) for m in modules))
-    if terms.L is not None:
-        B = B + terms.L.double().abs()
-    for edge in terms.edges:
-        B = B + max(psi.g for psi, _ in edge.psi.runs) * edge.K.double().abs()
-    for log_theta in _metzler_scalings(B)[-1:]:
-        parts = log_theta.split(terms.sizes)
-        yield "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
 
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:

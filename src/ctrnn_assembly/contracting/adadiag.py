@@ -62,10 +62,7 @@ class AdaDiagTanh(AdaDiag):
 
 
 class AdaDiagClip(AdaDiag):
-    """g w = clamp(theta, -kappa, kappa), see `AdaDiag`.
-
-    The clamp has no gradient outside, so training calls `project_` on theta after each optimiser step.
-    """
+    """g w = clamp(theta, -kappa, kappa), see `AdaDiag`; has no gradient outside, hence `project_`."""
 
     theorem = "AdaDiag clip"
 
@@ -77,7 +74,7 @@ class AdaDiagClip(AdaDiag):
 
     @torch.no_grad()
     def project_(self, theta: Tensor) -> None:
-        """Put theta back inside (-kappa, kappa), in place."""
+        """Put theta back inside (-kappa, kappa), in place; training does after each optimiser step."""
         # Not onto kappa itself: there torch's clamp has no gradient either, and theta would stick.
         inside = self.radius * (1 - 1e-6)
         theta.clamp_(-inside, inside)

@@ -1,8 +1,7 @@
 """What every set of contracting weights offers: map, inverse, metric, rate, sampler.
 
-A `Contracting` is a `torch.nn.utils.parametrize` parametrisation of the `weight` of a subnetwork.
-Its raw tensors live in the parametrised module (`parametrizations.weight.original0`, ...), so the
-metric takes the same raw tensors as the map and cannot belong to other weights.
+A `Contracting` is a `torch.nn.utils.parametrize` parametrisation of the `weight` of a subnetwork, which
+holds the raw tensors: the metric takes the same ones as the map and cannot belong to other weights.
 """
 
 from abc import ABC, abstractmethod
@@ -82,10 +81,7 @@ class Contracting(nn.Module, ABC):
         return self.weight(*working_precision(*raw)).to(raw[0].dtype)
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
-        """`raw` for a W of any precision, checked; the metric, if free, is searched for.
-
-        To copy a trained module use its state dict, which keeps its metric.
-        """
+        """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
         check_square(W)
         return tuple(raw.to(W.dtype) for raw in self.raw(*working_precision(W.detach())))
 

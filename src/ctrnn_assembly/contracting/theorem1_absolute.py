@@ -41,10 +41,9 @@ class Absolute(DiagonalMetric):
 
 
 def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:
-    """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, for rho(Y) < 1; damped Newton.
+    """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, for rho(Y) < 1: a_i^2 = 1 + R_i.
 
-    The optimum satisfies a_i^2 = 1 + R_i for the raw V = X_ij a_i a_j: it inverts the map.
-    The objective is self-concordant, so the step 1 / (1 + decrement) converges from any start.
+    The objective is self-concordant, so Newton's step / (1 + decrement) converges from any start.
     """
     K = torch.eye(Y.shape[0], dtype=Y.dtype, device=Y.device) - Y
     a = torch.ones_like(Y[0])

@@ -24,12 +24,8 @@ from ctrnn_assembly.metrics import Factor
 class SparseAbsolute(Contracting):
     """Theorem 1, frozen and sparse: rho(g |W|) < 1; raw tensors W (n, n) and log theta (n,), buffers.
 
-    Args:
-        density, magnitude: of a sample, see `sparse_uniform`.
-        outside_set: "reject" draws again, at most `tries` times, until W is in the set; "rescale"
-            shrinks a W that is not.
-
-    Guarantee: rate >= margin / tau in diag(theta^2), both forms.
+    A sample is `sparse_uniform`, drawn again, at most `tries` times, until W is in the set;
+    `outside_set` "rescale" shrinks a W that is not. Guarantee: rate >= margin / tau in diag(theta^2).
     """
 
     theorem = "Theorem 1"

@@ -25,10 +25,8 @@ LARGEST_Q = 4.0  # ||Q - SMALLEST_Q I||_F < LARGEST_Q sqrt(n)
 class NegativeProduct(Contracting):
     """Theorem 3: W = -P1 Q P2; raw tensors p1 (n,), p2 (n,), E (n, n).
 
-    P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed.
-
-    Guarantee: rate 1 / tau for every phi with slopes in [0, g]; `rate` claims 0.99, which leaves room
-    for the rounding of float32 weights.
+    P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed. Guarantee: rate 1 / tau for every phi
+    with slopes in [0, g]; `rate` claims 0.99, which leaves room for the rounding of float32 weights.
     """
 
     theorem = "Theorem 3"

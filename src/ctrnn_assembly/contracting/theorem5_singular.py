@@ -3,8 +3,7 @@
 Equivalently the largest singular value of P^1/2 W P^-1/2 is below 1/g; P must be diagonal (a full P
 fails). A map onto the set without an SVD: [I; A] = Q R (reduced QR) gives X = A R^-1, the lower half of
 Q, with singular values below 1 to the last bit however A is conditioned, where a Cholesky factor of
-I + A^T A breaks down; then W = r exp(b_j - b_i) X_ij / g and P = diag(exp(2 b)). The published form
-U Sigma V^T reaches 1/g, rate 0 (THEORY E15). One QR of a (2n, n) matrix.
+I + A^T A breaks down. One QR of a (2n, n) matrix.
 
 Source: Kozachkov et al. 2022, Theorem 5 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """

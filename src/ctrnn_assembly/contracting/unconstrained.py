@@ -1,7 +1,7 @@
 """No constraint and no guarantee: controls, and the published Sparse Combo Net as it was coded.
 
-M = I by declaration, so that couplings are skew-symmetric as in the published code; nothing says that
-the modules contract in it: a certificate has to find its own proof.
+M = I by declaration, so that couplings are skew-symmetric as in the published code: a certificate has to
+find its own proof.
 """
 
 import torch
@@ -39,9 +39,8 @@ class Unconstrained(Contracting):
 class PublishedSparse(Unconstrained):
     """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
 
-    scipy-style sparse positions with entries uniform in (-30, 30), zero diagonal, kept if
-    rho(|W|) < 1, then multiplied by 0.2 and frozen; metric I / 2, accepted there without a valid
-    test. With these settings no module contracts in it (THEORY E10). Guarantee: none.
+    Sparse entries uniform in (-30, 30), kept if rho(|W|) < 1, then multiplied by 0.2 and frozen, in the
+    metric I / 2, in which none contracts with these settings (THEORY E10). Guarantee: none.
     """
 
     theorem = "none (published construction)"
