@@ -2,8 +2,7 @@
 
 For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over all
 patterns: a chord between two proven factors bounds every factor between them. So a curve needs few
-proofs, and is itself proven: `proofs` inequalities of `steps` for the whole, and twice as many for the
-modules alone.
+proofs, at equal distances of dt, and is itself proven.
 """
 
 import math
@@ -36,27 +35,17 @@ class FactorCurve:
 
 @torch.no_grad()
 def factor_curves(
-    terms: Terms,
-    metric: Metric,
-    *,
-    near: float,
-    solvers: Sequence[str] = tuple(STEP_PROOFS),
-    proofs: int = 8,
+    terms: Terms, metric: Metric, *, near: float, solvers: Sequence[str] = tuple(STEP_PROOFS)
 ) -> tuple[FactorCurve, ...]:
     """The curves of several solvers over one range of dt, which holds `near` and what is certified.
 
-    Args:
-        metric: one that certifies the field (`certificate.metric.matrix`).
-        near: a dt of interest, such as that of a run.
-        proofs: of the curve of Euler, at equal distances of dt; the more, the closer.
-
-    Raises ContractionError where `unusable` says that nothing can be proven.
+    `metric` is one that certifies the field; a ContractionError says why nothing can be proven.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     broken = unusable(terms, metric)
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
-    whole = Interconnection.of(terms, metric)
+    whole, proofs = Interconnection.of(terms, metric), 8 if terms.n <= DENSE else 2
     alone = EulerStep.of(whole, coupled=False)
     exact = {solver: STEP_PROOFS[solver](whole, alone) for solver in solvers}
     chords = Chords.of(alone.factor, alone.max_dt, 2 * proofs, near)
@@ -119,7 +108,7 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
     if layer.gates is None or layer.gates.kind == "constant":
         terms, metric = layer.terms().detach_cpu(), certificate.metric.matrix
         assert metric is not None
-        return factor_curves(terms, metric, near=near, proofs=8 if terms.n <= DENSE else 2)
+        return factor_curves(terms, metric, near=near)
 
     def factor(dt: float) -> float:
         step = layer.certificate(dt=dt).step

@@ -39,12 +39,8 @@ def certify_gated(
 ) -> Certificate:
     """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given.
 
-    Args:
-        terms: the tensors of F, with tau = 1.
-        lo, hi: bounds of nu, 0 < lo <= hi, per unit of time.
-        nu: the gates, (n,), if they are constant.
-
-    Returns: a `Certificate`; `modules` and `coupling` describe the field at nu = 1, unless constant.
+    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time; nu (n,) are constant gates.
+    Of the `Certificate`, `modules` and `coupling` describe the field at nu = 1, unless constant.
 
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """

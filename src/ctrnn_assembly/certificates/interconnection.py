@@ -95,10 +95,9 @@ class Interconnection:
         return -largest_eigenvalue(S + torch.diag(cost), error), error
 
     def abscissa_at_full_slope(self) -> float:
-        """The largest real part of an eigenvalue of the Jacobian at the largest slopes, unproven.
+        """The largest real part of an eigenvalue of the Jacobian at the largest slopes.
 
-        Where it is positive and these slopes are reached, nothing contracts; for explanations only, and
-        -inf (unknown) for nets with nonlinear edges or of many units.
+        Unproven, for explanations only; -inf (unknown) for nets with nonlinear edges or of many units.
         """
         if self.edge_gains is not None or len(self.K) > DENSE:
             return -math.inf

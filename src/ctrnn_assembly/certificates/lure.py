@@ -92,10 +92,7 @@ def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool 
 
 @dataclass(frozen=True)
 class ModuleInMetric:
-    """One module, phi outside (x-form) or `inside` (r-form), and theta (n,) or (n, n), in float64.
-
-    A stored inverse of theta is not trusted.
-    """
+    """One module, phi outside (x-form) or `inside` (r-form); an inverse of theta is not trusted."""
 
     W: Tensor
     phi: Activation

@@ -247,7 +247,7 @@ STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof], StepProof]] = {
 def disc_factor(whole: Interconnection, dt: float) -> float:
     """sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps, sigma = ||sym K||.
 
-    For dt > 1 / nu the factor 1 - dt nu is negative, so ||sym K|| counts and not its largest eigenvalue.
+    1 - dt nu may be negative, so ||sym K|| counts and not its largest eigenvalue.
     """
     nu, eps = common_disc(whole)
     left, turn = 1 - dt * nu, dt * whole.norm

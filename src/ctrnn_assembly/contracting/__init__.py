@@ -1,16 +1,4 @@
-"""Sets of contracting weights, one theorem a file.
-
-| name | class | condition (g = max slope) | metric |
-|---|---|---|---|
-| sparse-absolute | `SparseAbsolute` | rho(g abs W) < 1, frozen | diagonal |
-| absolute | `Absolute` | rho(g abs W) < 1, trainable | diagonal |
-| symmetric | `Symmetric` | W = W^T, g W < I | R^-2 |
-| product | `NegativeProduct` | W = -P1 Q P2 | (P1 Q P1)^-1 |
-| triangular | `Triangular` | triangular, g W_ii < 1 | diagonal |
-| singular | `SingularValueBounded` | g^2 W^T P W < P | diagonal |
-| adadiag-tanh, adadiag-clip | `AdaDiagTanh`, `AdaDiagClip` | diagonal, g abs w < 1 | I |
-| unconstrained, published-sparse | `Unconstrained`, `PublishedSparse` | none | I, no guarantee |
-"""
+"""Sets of contracting weights, one theorem a file; g in their conditions is the largest |slope|."""
 
 from ctrnn_assembly.contracting.adadiag import AdaDiagClip as AdaDiagClip
 from ctrnn_assembly.contracting.adadiag import AdaDiagTanh as AdaDiagTanh

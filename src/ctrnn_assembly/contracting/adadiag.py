@@ -1,8 +1,7 @@
 """AdaDiag: diagonal W with g |w| <= kappa = 1 - margin, in the identity metric.
 
 The rate is at least margin, exactly 1 - g max_i w_i^+ (a negative w costs nothing in continuous time).
-The published clip sends |w| > 1 to 0.99 but leaves |w| = 1 and (0.99, 1) alone, so its rate can be 0;
-a plain tanh rounds to 1 in float32 beyond |theta| of 9.1.
+The published clip and tanh can reach rate 0, tanh in float32 beyond |theta| of 9.1.
 
 Source: De Caro et al. 2025 (ESANN), section 2; corrections E13 of THEORY.
 """

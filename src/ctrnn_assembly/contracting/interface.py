@@ -93,10 +93,6 @@ class Contracting(nn.Module, ABC):
         """The error for a weight that is not in the set."""
         return ContractionError(f"{self.theorem} needs {condition}; got {value:.6g}. {fix}")
 
-    def extra_repr(self) -> str:
-        guarantee = "no guarantee" if self.rate is None else f"rate>={self.rate}"
-        return f"phi={self.phi.name}, {guarantee}"
-
 
 def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
     """The raw tensors behind a parametrised tensor."""

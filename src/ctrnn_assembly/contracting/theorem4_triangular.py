@@ -1,8 +1,7 @@
 """Theorem 4: W triangular with g W_ii < 1.
 
 A triangular W has rho(|W|) = max_i W_ii^+, so this is Theorem 1 on a triangle: the same map, with
-the entries above the diagonal held at zero, and the same diagonal metric. Any feed-forward chain of
-units is in the set, at any strength that the bound on the metric's condition number admits.
+the entries above the diagonal held at zero, and the same diagonal metric.
 
 Source: Kozachkov et al. 2022, Theorem 4 (arXiv 2106.08928).
 """

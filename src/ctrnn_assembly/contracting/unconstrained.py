@@ -1,7 +1,6 @@
 """No constraint and no guarantee: controls, and the published Sparse Combo Net as it was coded.
 
-M = I by declaration, so that couplings are skew-symmetric as in the published code: a certificate has to
-find its own proof.
+M = I by declaration, so that couplings are skew-symmetric; a certificate has to find its own proof.
 """
 
 import torch
