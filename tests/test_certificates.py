@@ -22,6 +22,7 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import STEP_PROOFS
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
@@ -287,6 +288,11 @@ def test_controls_and_broken_weights_are_refused():
     with torch.no_grad():
         wild.parametrizations.weight.original0[0, 0] = float("nan")
     assert "NaN" in certify(wild).reasons[0]
+
+
+def test_an_unknown_search_is_refused():
+    with pytest.raises(ConfigError, match="search must be one of none, fast, convex; got 'fsat'"):
+        certify(Subnetwork(AdaDiagTanh("tanh"), 2), search="fsat")
 
 
 def test_a_singular_metric_is_refused():

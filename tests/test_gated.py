@@ -268,6 +268,21 @@ def test_weights_that_are_not_finite_are_refused(gate: str, bad: float) -> None:
 
 
 @pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gates_that_are_not_finite_are_refused(gate: str, bad: float) -> None:
+    net = layer(gate)
+    for parameter in net.gates.parameters():  # type: ignore[union-attr]
+        kept = parameter.detach().clone()
+        parameter.data.view(-1)[0] = bad
+        certificate = net.certificate()
+        # A constant gate of inf is hi, and no step of it is NaN.
+        if not (gate == "constant" and bad == float("inf")):
+            assert not certificate.certified
+            assert not certificate.step.certified  # type: ignore[union-attr]
+        parameter.data.copy_(kept)
+
+
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("dt", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_step_is_not_certified(gate: str, dt: float) -> None:
     nu = torch.full((2,), 0.1) if gate == "constant" else None

@@ -61,6 +61,21 @@ def test_write_leaves_the_old_file_where_it_fails(
     assert os.listdir(file.parent) == ["a.txt"]
 
 
+def test_write_keeps_what_is_no_plain_file(tmp_path: Path) -> None:
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write(pipe, "through")
+    assert os.read(reader, 100) == b"through"
+    assert pipe.is_fifo()
+    os.close(reader)
+    target.write_text("old", encoding="utf-8")
+    link.symlink_to(target)
+    write(link, "new")
+    assert link.is_symlink()
+    assert target.read_text(encoding="utf-8") == "new"
+
+
 @pytest.mark.parametrize("model", ["svd-combo", "sparse-combo", "triangular", "lstm"])
 def test_weights_round_trip(tmp_path: Path, model: str) -> None:
     config = SMALL.model_copy(update={"model": model, "density": 0.4})
@@ -260,6 +275,8 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
     assert from_file.model(data=False).readout.out_features == 2  # reads no data
     with pytest.raises(ConfigError, match="there is no run folder, configuration file or recipe 'x'"):
         Run.open("x")
+    with pytest.raises(ConfigError, match="Did you mean 'digits'"):
+        Run.open("digit")
     with pytest.raises(ConfigError, match="samples must be in 1"):
         from_file.inputs("val", 0)
 

@@ -124,6 +124,14 @@ def test_the_jacobian_of_a_step_is_A_plus_C_N(name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
+def test_a_number_dt_has_the_precision_of_the_terms(name: str) -> None:
+    terms, x, u = with_edge("x"), normal(1, N, seed=5), normal(1, 2, seed=6)
+    dt = torch.tensor(0.03, dtype=torch.float64)  # which float32 does not hold
+    loop = integrate(SCHEMES[name], terms, x, u[None], dt.view(1, 1))[-1]
+    assert_close(affine_step(SCHEMES[name], terms, 0.03)(x, u), loop, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
 def test_a_step_can_be_batched_by_vmap(name: str) -> None:
     terms = with_edge("x")
     step = affine_step(SCHEMES[name], terms, 0.2)

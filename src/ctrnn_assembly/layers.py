@@ -95,10 +95,11 @@ class CTRNN(Recurrent):
             bounds = gate_bounds or (0.1, 0.2)
             self.gates = Gates(gate, input_size, field.metric(), bounds=bounds, generator=generator)
             for name, value in {"solver": solver, **of_loop}.items():
-                if gate != "constant" and value != signature(CTRNN).parameters[name].default:
+                needed = signature(CTRNN).parameters[name].default
+                if gate != "constant" and value != needed:
                     raise ConfigError(
                         f"gates that read input or state are solved by euler, a plain loop; got {name}="
-                        f"{value!r}. Leave it out, or use gate='constant' or flow(u)(x)."
+                        f"{value!r}. Use {name}={needed!r}, or constant gates, or flow(u)(x)."
                     )
         elif gate_bounds is not None:
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
@@ -133,6 +134,9 @@ class CTRNN(Recurrent):
             raise ConfigError(
                 f"steps of gates that read input or state are those of euler; got {solver!r}."
             )
+        if not all(bool(parameter.isfinite().all()) for parameter in g.parameters()):
+            broken = "a weight of the gates is NaN or infinite; retrain or use an intact copy"
+            return Certificate.refused(broken, dt=dt)
         return certify_gated(self._ungated(), self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:

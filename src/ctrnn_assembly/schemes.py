@@ -108,7 +108,8 @@ def affine_step(
     Plain torch operations without checks or in-place writes: autograd differentiates them any number of
     times, and torch.func's transforms too, with respect to x, u, dt and every tensor of the terms.
     """
-    A, C = step_pair(scheme, terms, torch.as_tensor(dt, device=terms.tau.device).reshape(-1))
+    lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
+    A, C = step_pair(scheme, terms, lengths)
     return lambda x, u: _times(A, x) + _times(C, terms.nonlinear(x, terms.inject(u)))
 
 

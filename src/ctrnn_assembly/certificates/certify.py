@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from ctrnn_assembly.certificates.interconnection import Interconnection, block_n
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, common_disc
+from ctrnn_assembly.errors import unknown
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
@@ -46,6 +47,8 @@ def certify(
 
     The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
+    if search not in get_args(Search):
+        raise unknown("search", search, get_args(Search))
     terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
     if metric is None and not isinstance(field, Terms):
         metric = field.metric()

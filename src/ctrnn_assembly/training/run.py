@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -165,9 +166,11 @@ class Run:
         if path.is_dir():
             return cls(path, changed(read_config(path).model_dump(), given), initial, epoch)
         if not path.exists() and str(source) not in recipes():
+            near = get_close_matches(str(source), recipes(), n=1)
             raise ConfigError(
-                f"there is no run folder, configuration file or recipe {str(source)!r}. Recipes: "
-                f"{', '.join(recipes())}."
+                f"there is no run folder, configuration file or recipe {str(source)!r}. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
+                + f"Recipes: {', '.join(recipes())}."
             )
         settings = read_yaml(path) if path.exists() else recipe(str(source))
         return cls(None, changed(settings, given))
@@ -312,11 +315,19 @@ def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int] | None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file atomically: a full disk or a crash leaves the old file."""
+    """Write a whole file atomically: a full disk or a crash leaves the old file.
+
+    What is no plain file, such as a pipe or /dev/null, is written to, and a link is followed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        beside.write_bytes(data)
         beside.replace(path)
     except OSError as error:  # that of a full disk names no file
         raise OSError(error.errno, error.strerror, str(path)) from None
