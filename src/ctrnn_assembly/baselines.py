@@ -185,8 +185,6 @@ class AntisymmetricRNN(EulerRNN):
     a public re-implementation cites, and the settings those of a public summary of its appendix C.
     """
 
-    index: Tensor
-
     def __init__(
         self,
         input_size: int,
@@ -204,7 +202,7 @@ class AntisymmetricRNN(EulerRNN):
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
         nn.init.zeros_(self.inputs.bias)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
-        self.register_buffer("index", torch.triu_indices(n, n, offset=1), persistent=False)
+        self.index = nn.Buffer(torch.triu_indices(n, n, offset=1), persistent=False)
 
     def matrix(self) -> Tensor:
         """K = W - W^T - gamma I, (n, n)."""

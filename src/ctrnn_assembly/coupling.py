@@ -51,10 +51,6 @@ class BlockMatrix(nn.Module):
     in +-init_scale / sqrt(n_j), normal with that standard deviation, or as orthogonal blocks.
     """
 
-    values: Tensor
-    blocks: Tensor
-    index: Tensor
-
     def __init__(
         self,
         sizes: Sequence[int],
@@ -76,8 +72,8 @@ class BlockMatrix(nn.Module):
             block = INITS[init](torch.empty(sizes[i], sizes[j]), generator=generator)
             parts.append(scale * block.flatten())
         self.values = nn.Parameter(torch.cat(parts))
-        self.register_buffer("blocks", torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
-        self.register_buffer("index", torch.cat(index), persistent=False)
+        self.blocks = nn.Buffer(torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
+        self.index = nn.Buffer(torch.cat(index), persistent=False)
         self.register_load_state_dict_pre_hook(_same_blocks)
 
     def forward(self) -> Tensor:

@@ -36,8 +36,6 @@ class Gates(nn.Module):
         bounds: (lo, hi), 0 < lo <= hi, per unit of time.
     """
 
-    index: Tensor
-
     def __init__(
         self,
         kind: Gate,
@@ -56,7 +54,7 @@ class Gates(nn.Module):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
         if kind == "constant":
             own = [f.is_diagonal or k == 0 for f in metric.factors for k in range(len(f.theta))]
-            self.register_buffer("index", torch.tensor(own).cumsum(0) - 1, persistent=False)
+            self.index = nn.Buffer(torch.tensor(own).cumsum(0) - 1, persistent=False)
             self.constant = nn.Parameter(torch.zeros(sum(own)))
             return
         self.reader = nn.Linear(input_size, 1 if kind == "shared" else metric.size)

@@ -56,7 +56,6 @@ class Subnetwork(Field):
     """
 
     weight: Tensor
-    tau: Tensor
     bias: Tensor
 
     def __init__(
@@ -79,17 +78,11 @@ class Subnetwork(Field):
         W = constraint.sample(size, generator) if weight is None else weight
         if W.shape != (size, size):
             raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
-        if constraint.frozen:
-            self.register_buffer("weight", W)
-        else:
-            self.weight = nn.Parameter(W)
+        self.weight = nn.Buffer(W) if constraint.frozen else nn.Parameter(W)
         parametrize.register_parametrization(self, "weight", constraint)
         zeros = W.new_zeros(size)
-        if bias:
-            self.bias = nn.Parameter(zeros)
-        else:
-            self.register_buffer("bias", zeros, persistent=False)
-        self.register_buffer("tau", self._checked_tau(tau, W))
+        self.bias = nn.Parameter(zeros) if bias else nn.Buffer(zeros, persistent=False)
+        self.tau = nn.Buffer(self._checked_tau(tau, W))
         self.register_load_state_dict_post_hook(_check_loaded)
 
     def levels(self, start: int = 0) -> list[tuple[Any, slice]]:
