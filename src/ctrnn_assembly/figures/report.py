@@ -127,7 +127,6 @@ def certificate(run: Run, proven: Certificate) -> str:
 
 
 def over_epochs(run: Run, what: str) -> str:
-    """Accuracies with published ones, or the certificate."""
     if not run.epochs:
         return paragraph("No epoch has ended yet.")
     if what == "margins":
@@ -138,7 +137,6 @@ def over_epochs(run: Run, what: str) -> str:
 
 
 def eigenvalues(net: NetworkArrays) -> str:
-    """Spectra, and their extreme values."""
     found = net.spectra()
     rows = [
         (f"largest real part of {key}", f"{found[key].real.max():.4g}{unit}")

@@ -41,8 +41,6 @@ class Part(BaseModel):
 
 
 class Row(Part):
-    """One line of the table."""
-
     name: Name
     recipe: str | None = None
     settings: dict[str, Any] = {}
@@ -64,8 +62,6 @@ class Evaluation(Part):
 
 
 class Experiment(Part):
-    """One file; its keys are described above."""
-
     name: Name
     about: str
     source: str
