@@ -135,6 +135,8 @@ class Certificate:
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
     step of the solver multiplies their distance by at most `step.contraction_factor`.
+    The step is that of exact arithmetic: what a layer rounds in it (float32; far more with
+    matmul_precision "bf16" or "tf32") keeps states apart that are closer than its rounding.
     """
 
     certified: bool
