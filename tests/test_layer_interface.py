@@ -224,3 +224,25 @@ def test_padding_is_never_read(name: str) -> None:
     for gradient in (padded.grad, *(p.grad for p in net.parameters())):
         assert gradient is not None
         assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("solver", SCHEMES)
+def test_a_step_of_rounded_operands_is_not_certified(solver: str) -> None:
+    full, rounded = (ctrnn(solver=solver, matmul_precision=precision) for precision in ("full", "bf16"))
+    assert full.certificate().step.certified
+    found = rounded.certificate()
+    assert found.certified  # in continuous time
+    assert not found.step.certified
+    assert "operands rounded to bf16" in found.step.reason
+
+
+def test_states_of_rounded_operands_do_move_apart_at_small_distances() -> None:
+    generator = torch.Generator().manual_seed(0)
+    net = ctrnn(solver="imex", matmul_precision="bf16")
+    theta = net.metric().theta()
+    x = torch.randn(1, 512, N, generator=generator)
+    y = x + 1e-4 * torch.randn(1, 512, N, generator=generator)
+    u = torch.zeros(512, 1, M)
+    with torch.no_grad():
+        after, before = (net(u, x)[1] - net(u, y)[1])[0] @ theta.mT, (x - y)[0] @ theta.mT
+    assert float((after.norm(dim=1) / before.norm(dim=1)).max()) > 1

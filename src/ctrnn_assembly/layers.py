@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.assembly import Assembly
-from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
@@ -129,7 +129,14 @@ class CTRNN(Recurrent):
         """What `certify` proves of the layer as its weights are now, and of its step."""
         dt, solver, g = self.dt if dt is None else dt, solver or self.solver, self._reading
         if g is None:
-            return certify(self, dt=dt, solver=solver, search=search)
+            found = certify(self, dt=dt, solver=solver, search=search)
+            precision = self.options["matmul_precision"]
+            if precision == "full" or found.step is None:
+                return found
+            # Rounded operands make another step: in bf16 its states may settle apart, or expand.
+            reason = f"operands rounded to {precision} make a step for which no proof is known"
+            reason += "; use matmul_precision='full'"
+            return replace(found, step=StepCertificate.refused(solver, dt, reason))
         if solver != "euler":
             raise ConfigError(
                 f"steps of gates that read input or state are those of euler; got {solver!r}."
