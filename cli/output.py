@@ -97,7 +97,9 @@ def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title
     named = any(column.header for column in columns)
     made = Table(title=title, title_justify="left", show_header=named)
     for column in columns:
-        made.add_column(column.header, justify="right" if column.form else "left")
+        # On a narrow terminal the name of a row stays whole.
+        whole = column is columns[0]
+        made.add_column(column.header, justify="right" if column.form else "left", no_wrap=whole)
     for row in rows:
         made.add_row(*(column.cell(row[column.key]) for column in columns))
     return made

@@ -61,7 +61,8 @@ def reproduce_command(
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
         listed = [summary(e, read_results(places.results, e)) for e in experiments]
-        show(listed, {"": [summary_cells(one) for one in listed]}, as_json=as_json)
+        texts = [{**summary_cells(one), "command": one["experiment"]} for one in listed]
+        show(listed, {"ctrnn reproduce ...": texts}, as_json=as_json)
         return
     patterns = [pattern for pattern in rows.split(",") if pattern]
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, only=only, fast=fast)]

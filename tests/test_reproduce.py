@@ -83,11 +83,12 @@ def made(row: str, seed: int, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_list_shows_every_experiment(cli: Cli) -> None:
+def test_the_list_shows_every_experiment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # a narrow terminal
     done = cli("reproduce", "--list")
     assert done.code == 0
     assert all(name in done.out for name in experiment_names())
-    assert "not yet run" in done.out
+    assert "not yet" in done.out
     listed = json.loads(cli("reproduce", "--list", "--json").out)
     assert [one["experiment"] for one in listed] == experiment_names()
     assert all(one["runs"] > 0 and one["done"] == one["seconds"] == 0 for one in listed)
