@@ -22,10 +22,10 @@ from ctrnn_cli.options import Command, Decorator, integers, option, together
 from ctrnn_cli.output import Column, emit, output_options, rows_of
 
 if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
-    from matplotlib.figure import Figure
     from torch import Generator, Tensor
 
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
+    from ctrnn_assembly.figures.style import Figure
 
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "

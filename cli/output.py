@@ -24,9 +24,10 @@ from ctrnn_assembly.figures import FORMATS
 from ctrnn_cli.options import option, together
 
 if TYPE_CHECKING:  # matplotlib and rich take their time to import
-    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
+
+    from ctrnn_assembly.figures.style import Figure
 
 
 class OutputFile(click.Path):
