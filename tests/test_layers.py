@@ -129,6 +129,12 @@ def test_the_library_alone_needs_neither_training_nor_drawing_nor_the_command_li
     assert done.stdout.strip() == "[]"
 
 
+def test_layers_need_nothing_of_the_cuda_solvers():
+    code = "import sys, ctrnn_assembly.layers; print('ctrnn_assembly.solvers.cuda' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_the_wheel_has_every_package():
     named = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
     found = {

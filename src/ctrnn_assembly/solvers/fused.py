@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -36,7 +37,6 @@ from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import Scheme, step_pair
 from ctrnn_assembly.solvers.buffers import pooled
-from ctrnn_assembly.solvers.cuda.graph import replayed, tf32
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
 from ctrnn_assembly.terms import Terms
 
@@ -339,15 +339,27 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(-3, -2)
 
 
+def _graphs() -> Any:
+    """CUDA graphs, imported when a solve asks for them."""
+    from ctrnn_assembly.solvers.cuda import graph
+
+    return graph
+
+
+def _rounded(form: Form) -> AbstractContextManager[None]:
+    """Products of tf32 operands, if the form asks for them."""
+    return _graphs().tf32() if form.matmul_precision == "tf32" else nullcontext()
+
+
 class _Integrate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
         ctx.form, ctx.plan, kernel = form, plan, FusedKernel(form, tensors)
-        with tf32(form.matmul_precision == "tf32"):
+        with _rounded(form):
             if plan.graph:
-                stored, last = replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
+                stored, last = _graphs().replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
             else:
                 stored, last = kernel.roll(plan, kernel.ordered(x0[None]), inputs, dt)
         ctx.save_for_backward(stored, inputs, dt, *tensors)
@@ -362,9 +374,11 @@ class _Integrate(torch.autograd.Function):
         needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
         fixed, given = (ctx.form, ctx.plan, needed), (grad, *ctx.saved_tensors)
         # As in the forward pass.
-        rounded = tf32(ctx.form.matmul_precision == "tf32")
-        with torch.autocast(grad.device.type, enabled=False), rounded:
-            found = replayed(_gradients, fixed, given) if ctx.plan.graph else _gradients(*fixed, *given)
+        with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
+            if ctx.plan.graph:
+                found = _graphs().replayed(_gradients, fixed, given)
+            else:
+                found = _gradients(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
 
 

@@ -88,11 +88,8 @@ def cuda_precision() -> Any:
 
 
 @contextmanager
-def tf32(wanted: bool) -> Iterator[None]:
-    """Round the operands of float32 products on CUDA to tf32 inside the block, if `wanted`."""
-    if not wanted:
-        yield
-        return
+def tf32() -> Iterator[None]:
+    """Round the operands of float32 products on CUDA to tf32 inside the block."""
     matmul, before = torch.backends.cuda.matmul, cuda_precision()
     name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
     setattr(matmul, name, "tf32" if isinstance(before, str) else True)
