@@ -95,9 +95,11 @@ def spectrum_at(
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     if dt is not None:
         known.resolve(dt, solver)  # refuses a dt that is none
-    step = None
+    step, is_euler = None, False
     with suppress(ConfigError):
         step = known.step_map(dt, solver)
+        length, scheme = known.resolve(dt, solver)
+        is_euler = scheme == "euler" and known.flow is not None and largest is None
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
@@ -107,7 +109,9 @@ def spectrum_at(
             if norm is not None:
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
-        if step is not None:
+        if is_euler:  # the eigenvalues of I + dt J, which cost nothing more
+            stepped.append(_descending(1 + length * values[-1], "modulus"))
+        elif step is not None:
             stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
     return Spectrum(
         times=torch.arange(len(x), dtype=x.dtype),
