@@ -207,9 +207,8 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
             with fabric.autocast():
                 valid = training.means("val", evaluate(net, held_out))
         training.epoch += 1
-        if not math.isfinite(
-            valid["val_loss"]
-        ):  # the epoch's last steps: no checkpoint is taken of them
+        # The epoch's last steps may have lost it: no checkpoint is taken of them.
+        if not math.isfinite(valid["val_loss"]):
             where = f"epoch {training.epoch}, validation after step {len(batches)}"
             raise TrainingError(diverged(net, next(iter(held_out)), where))
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
