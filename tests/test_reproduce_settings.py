@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from cli_tools import Cli, table
+from cli_tools import TINY, Cli, table
 from cli_tools import single as single
 from ctrnn_assembly.data.task import Split
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.batches import noisy
 from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.run import Run, read_summary
+from ctrnn_assembly.training.run import Run, read_summary, read_table
 
 
 @pytest.fixture
@@ -41,6 +42,30 @@ def test_the_last_epoch_of_an_early_stop_has_a_certificate(cli: Cli, tmp_path: P
     rows = table(tmp_path / "run")
     assert len(rows) < 9
     assert [row["rate"] != "" for row in rows] == [False] * (len(rows) - 1) + [True]
+
+
+@pytest.mark.parametrize("resumed_after", [None, 51])
+def test_a_plateau_ends_a_run_after_fifty_epochs_resumed_or_not(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed_after: int | None
+) -> None:
+    def validation(net: object, batches: object) -> torch.Tensor:  # flat from epoch 48 on
+        epoch = len(read_table(tmp_path / "run" / "metrics.csv"))
+        if epoch == resumed_after and not resumed:
+            raise KeyboardInterrupt
+        return torch.tensor([1000.0, 500.0 + 10 * max(0, 48 - epoch), 1000.0], dtype=torch.float64)
+
+    resumed: list[bool] = []
+    monkeypatch.setattr(fit, "evaluate", validation)
+    tiny = ("--epochs=90", "--certify-every=90", "--plateau", "--limit-train=8", "--batch-size=8")
+    first = cli("train", *TINY, *tiny, "--out", tmp_path / "run")
+    if resumed_after is not None:
+        assert first.code == 130
+        resumed.append(True)
+        assert cli("train", "--resume", tmp_path / "run").code == 0
+    # Epochs 48 to 52 are the first five alike; their certificate is the run's only one.
+    rows = table(tmp_path / "run")
+    assert len(rows) == 53
+    assert [row["rate"] != "" for row in rows] == [False] * 52 + [True]
 
 
 def test_pictures_of_such_runs_are_drawn(cli: Cli, tmp_path: Path) -> None:

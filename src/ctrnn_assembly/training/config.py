@@ -96,6 +96,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = setting("training", 0.0, "L2 penalty of the optimiser", ge=0)
     gradient_clip_norm: float = setting("training", 1.0, "largest gradient norm; 0: any", ge=0)
     patience: int = setting("training", 0, "epochs without a better accuracy; 0 to go on", ge=0)
+    plateau: bool = setting("training", False, "end where the accuracy stays flat, from epoch 50 on")
     test_every_epoch: bool = setting("training", False, "test accuracy in metrics.csv, only to report")
     keep_epochs: Epochs = setting("training", (), "keep the weights after these epochs, from 1")
     seed: int = setting("training", 0, "seed of weights, topology and batch order", ge=0, lt=2**32)
@@ -122,9 +123,10 @@ class TrainConfig(BaseModel):
                 f"certify_every must be 1 where require_certificate is {self.require_certificate}; got "
                 f"{self.certify_every}. Set one of them back."
             )
-        if self.fit_all and self.patience:
+        if self.fit_all and (self.patience or self.plateau):
             raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}. Use 0."
+                f"fit_all leaves no validation data to stop by; got patience {self.patience}, plateau "
+                f"{self.plateau}. Leave them out."
             )
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)

@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ from ctrnn_assembly.training.profile import STEPS, Profile, recording
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 
+# The stop at a plateau of De Caro et al. 2025: Ray's TrialPlateauStopper with these settings.
+PLATEAU_EPOCHS, PLATEAU_STD, PLATEAU_GRACE = 5, 1e-3, 50
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -56,6 +59,7 @@ class Training:
         projection: of the network's coupling, with keep_step_certified.
         out, report, profile: as of `fit`; `report` in one process only.
         model, optimizer: as Fabric set them up, see `set_up`.
+        rows: of the epochs so far, as in metrics.csv.
         epoch: how many whole epochs are behind it.
         best: validation accuracy and minus the loss of the best epoch.
         stale: epochs since the accuracy rose.
@@ -71,6 +75,7 @@ class Training:
     profile: Profile | None = None
     model: Any = None
     optimizer: Any = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
     epoch: int = 0
     best: tuple[float, float] = (-1.0, -math.inf)
     stale: int = 0
@@ -89,8 +94,10 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """Whether all epochs are done, or enough of them without a better accuracy."""
-        return self.epoch >= self.config.epochs or 0 < self.config.patience <= self.stale
+        """Whether all epochs are done, or enough of them without a better or another accuracy."""
+        config, recent = self.config, [row["val_accuracy"] for row in self.rows[-PLATEAU_EPOCHS:]]
+        flat = config.plateau and self.epoch >= PLATEAU_GRACE and pstdev(recent) <= PLATEAU_STD
+        return flat or self.epoch >= config.epochs or 0 < config.patience <= self.stale
 
     @property
     def certificate(self) -> Certificate:
@@ -197,7 +204,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
     test = task.load_test() if config.test_every_epoch else None
     for data in (batches, held_out):
         data.to(fabric.device)
-    rows = [row for row in run.read_table(out / "metrics.csv") if row["epoch"] < training.epoch]
+    training.rows = [row for row in run.read_table(out / "metrics.csv") if row["epoch"] < training.epoch]
     while not training.ended:
         row: dict[str, Any] = {"epoch": training.epoch}
         started = time.monotonic()
@@ -213,6 +220,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
             raise TrainingError(diverged(net, next(iter(held_out)), where))
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
+        training.rows.append(row)
         reached = (valid["val_accuracy"], -valid["val_loss"])
         better = reached > training.best
         training.stale = 0 if reached[0] > training.best[0] else training.stale + 1
@@ -224,9 +232,8 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         row |= certificate_columns(proven)
         if test is not None:
             row["test_accuracy"] = accuracy(net, task, test)
-        rows.append(row)
         if first:
-            run.write_table(out / "metrics.csv", rows)
+            run.write_table(out / "metrics.csv", training.rows)
             log({name: value for name, value in row.items() if value is not None}, row["epoch"])
             if training.report is not None:
                 training.report(epoch_line(row, config.epochs))
