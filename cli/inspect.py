@@ -128,20 +128,12 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
     return decorate
 
 
-LARGEST = option(
-    "--largest", type=int, metavar="K", help="only the K leading eigenvalues, for large nets"
-)
-
-
 @inspecting(
     "spectrum",
     option("--every", type=click.IntRange(min=1), help="steps from one state to the next"),
     option("--at", callback=integers, metavar="N,N,...", help="these steps  [default: five]"),
-    LARGEST,
 )
-def spectrum_command(
-    net: Driven, every: int | None, at: tuple[int, ...] | None, largest: int | None
-) -> None:
+def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None) -> None:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
 
     For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
@@ -159,7 +151,7 @@ def spectrum_command(
 
     def along(layer: Any, u: Tensor) -> Spectrum:
         steps = [step for step in at if step <= len(u)] or [len(u)]
-        return spectrum_along(layer, u, at=steps, largest=largest)
+        return spectrum_along(layer, u, at=steps)
 
     before, found = [], [along(net.layer, u) for u in net.sequences]
     if kind != "initial":
@@ -344,7 +336,6 @@ INPUT = "the constant input: of each sequence the mean or the last sample, or ze
     option("--input", "held", type=click.Choice(["mean", "last", "zero"]), default="mean", help=INPUT),
     option("--starts", default=32, help="states to start from"),
     option("--spread", default=2.0, help="standard deviation of the starts"),
-    LARGEST,
 )
 def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     """Search by Newton's method from many starts. A contracting network has exactly one, a stable one.

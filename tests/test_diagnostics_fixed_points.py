@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SingularValueBounded, Subnetwork, couple
-from ctrnn_assembly.diagnostics import behaviour, find_fixed_points, flow_jacobian, spectrum
+from ctrnn_assembly.diagnostics import behaviour, find_fixed_points, flow_jacobian
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation
@@ -204,23 +204,6 @@ def test_gates_of_the_state_do_not_move_the_fixed_points() -> None:
     assert float(still.detach().abs().max()) < 1e-8
 
 
-@pytest.mark.parametrize("largest", [1, 3])
-def test_only_the_leading_eigenvalues(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = FIELDS["uncoupled"]()
-    full = find_fixed_points(net)
-    monkeypatch.setattr(spectrum, "DENSE", 0)
-    found = find_fixed_points(net, largest=largest)
-    assert found.eigenvalues.shape == (1, largest)
-    assert_close(found.eigenvalues.real, full.eigenvalues[:, :largest].real, rtol=0, atol=1e-8)
-    assert found.kinds == full.kinds == ("stable",)
-
-
-def test_a_saddle_is_known_as_one_by_its_leading_eigenvalues() -> None:
-    W = torch.diag(torch.tensor([2.0, *[0.5] * 5]))
-    kinds = find_fixed_points(field(W), largest=1).kinds
-    assert kinds == ("saddle",)
-
-
 @pytest.mark.parametrize(
     ("error", "words", "changes"),
     [
@@ -228,7 +211,6 @@ def test_a_saddle_is_known_as_one_by_its_leading_eigenvalues() -> None:
         (ConfigError, "tolerance must", {"tolerance": 0.0}),
         (ConfigError, "spread must", {"spread": -1.0}),
         (ConfigError, "marginal must", {"marginal": math.inf}),
-        (ConfigError, "in 1..6", {"largest": 9}),
         (ShapeError, r"u must be \(m,\) with m = 2", {"u": torch.zeros(1, 2)}),
         (ShapeError, "u must be", {"u": torch.zeros(3)}),
         (DataError, "nan", {"u": torch.full((2,), torch.nan)}),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import Map, linearise, prepare
-from ctrnn_assembly.diagnostics.spectrum import Order, check_largest, leading
+from ctrnn_assembly.diagnostics.spectrum import Order, eigenvalues
 from ctrnn_assembly.errors import ConfigError
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
@@ -46,7 +46,7 @@ class FixedPoints:
 
     Attributes:
         points: (p, n). residuals: max |tau x'|, or max |step(u, x) - x|, at each, (p,).
-        eigenvalues: at each, (p, n) or (p, k), complex128: of a flow's J, per unit of time, by falling
+        eigenvalues: at each, (p, n), complex128: of a flow's J, per unit of time, by falling
             real part; of a map's step, by falling modulus.
         kinds: by the growth of the eigenvalues, the real part, of a map the modulus less 1: "stable":
             all below -marginal; "marginal": the largest within it; "unstable": the largest above it and
@@ -93,7 +93,6 @@ def find_fixed_points(
     spread: float = 2.0,
     tolerance: float = 1e-10,
     marginal: float = 1e-6,
-    largest: int | None = None,
     generator: torch.Generator | None = None,
 ) -> FixedPoints:
     """Search for fixed points of a net under a constant input.
@@ -105,14 +104,12 @@ def find_fixed_points(
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
         tolerance: accepted are points with a residual of at most tolerance (1 + max |x|).
         marginal: tolerance of the kinds, per unit of time, or per sample.
-        largest: only so many leading eigenvalues, see `spectrum`.
 
     Guarantee: each point has the stated residual, not that the list is complete.
     """
     _check_settings(starts, spread, tolerance, marginal)
     random: dict[str, Any] = {"count": starts, "spread": spread, "generator": generator}
     known, held, start = prepare(net, u, x0, "(m,)", "x0 (starts, n)", **random)
-    check_largest(largest, known.size)
     if x0 is None:
         start[0] = 0
     own, drive = known.own_map(), None if held is None else held[None]
@@ -123,34 +120,27 @@ def find_fixed_points(
     chosen, hits = _distinct(x[found], residuals[found])
     points = x[found][chosen]
     order: Order = "modulus" if known.flow is None else "real"
-    values, kinds = [torch.zeros(0, largest or known.size, dtype=torch.complex128)], []
-    for k in range(len(points)):
-        J = linearise(own, drive, points[k : k + 1]).matrix()[0]
-        values.append(leading(J, order, largest)[None])
-        kinds.append(_kind(J, order, values[-1][0], marginal))
+    none = torch.zeros(0, known.size, dtype=torch.complex128)
+    each = (eigenvalues(linearise(own, drive, point[None]).matrix(), order) for point in points)
+    values = torch.cat([none, *each])
+    growth = values.real if known.flow is not None else values.abs() - 1
     return FixedPoints(
         points=points,
         residuals=residuals[found][chosen],
-        eigenvalues=torch.cat(values),
-        kinds=tuple(kinds),
+        eigenvalues=values,
+        kinds=tuple(_kind(one[0], one[-1], marginal) for one in growth),
         hits=hits,
         starts=len(x),
         smallest=float(residuals.nan_to_num(nan=math.inf).min()),
     )
 
 
-def _kind(J: Tensor, order: Order, values: Tensor, marginal: float) -> Kind:
-    """By the leading eigenvalues of J, and by all where that is needed."""
-
-    def growth(value: Tensor) -> float:
-        return float(value.abs() - 1 if order == "modulus" else value.real)
-
-    if growth(values[0]) < -marginal:
+def _kind(largest: Tensor, smallest: Tensor, marginal: float) -> Kind:
+    if largest < -marginal:
         return "stable"
-    if growth(values[0]) <= marginal:
+    if largest <= marginal:
         return "marginal"
-    every = values if len(values) == len(J) else leading(J, order)
-    return "saddle" if growth(every[-1]) < -marginal else "unstable"
+    return "saddle" if smallest < -marginal else "unstable"
 
 
 def _distinct(x: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:

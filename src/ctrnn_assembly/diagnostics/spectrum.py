@@ -15,8 +15,7 @@ every local rate. A negative abscissa at every time proves nothing where J chang
 see `lyapunov` for averages and `certificates` for proofs.
 
 Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for
-n = 2048 on one core. Above that the `largest` ones come from ARPACK, which converges where they stand
-apart. Feedback coupling spreads them along a line of nearly equal real parts, where it does not.
+n = 2048 on one core.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
@@ -26,7 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,10 +35,6 @@ from ctrnn_assembly.metrics import Factor, Metric
 
 Order = Literal["real", "modulus"]
 
-DENSE = 2048  # up to this size LAPACK is as fast, and finds all
-RESTARTS = 100
-TOLERANCE = 1e-10
-
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -48,7 +42,7 @@ class Spectrum:
 
     Attributes:
         times: (times,), in the unit of tau, or numbers of states. x: (times, n).
-        eigenvalues: of J, by falling real part, (times, n) or (times, k), complex128; None for a map.
+        eigenvalues: of J, by falling real part, (times, n), complex128; None for a map.
         local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
             for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
@@ -80,17 +74,14 @@ def spectrum_at(
     dt: float | None = None,
     solver: str | None = None,
     metric: Metric | None = None,
-    largest: int | None = None,
 ) -> Spectrum:
     """Spectra at states x (times, n) under inputs u, (times, m) or (1, m).
 
     Args:
         dt, solver: the step to look at, unless dt is unknown, or it has no Jacobian here.
         metric: of the local rates; by default the net's own.
-        largest: only so many leading eigenvalues; SolverError if ARPACK does not converge.
     """
     known, u, x = prepare(net, u, x)
-    check_largest(largest, known.size)
     metric = known.metric if metric is None else metric
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     if dt is not None:
@@ -99,20 +90,20 @@ def spectrum_at(
     with suppress(ConfigError):
         step = known.step_map(dt, solver)
         length, scheme = known.resolve(dt, solver)
-        is_euler = scheme == "euler" and known.flow is not None and largest is None
+        is_euler = scheme == "euler" and known.flow is not None
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
         if known.flow is not None:
             J = linearise(known.flow_map(), *here).matrix()[0]
-            values.append(leading(J, "real", largest))
+            values.append(eigenvalues(J))
             if norm is not None:
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
         if is_euler:  # the eigenvalues of I + dt J, which cost nothing more
-            stepped.append(_descending(1 + length * values[-1], "modulus"))
+            stepped.append(descending(1 + length * values[-1], "modulus"))
         elif step is not None:
-            stepped.append(leading(linearise(step, *here).matrix()[0], "modulus", largest))
+            stepped.append(eigenvalues(linearise(step, *here).matrix()[0], "modulus"))
     return Spectrum(
         times=torch.arange(len(x), dtype=x.dtype),
         x=x,
@@ -132,7 +123,6 @@ def spectrum_along(
     dt: float | None = None,
     solver: str | None = None,
     metric: Metric | None = None,
-    largest: int | None = None,
 ) -> Spectrum:
     """Spectra along one trajectory, after chosen numbers of steps.
 
@@ -159,7 +149,7 @@ def spectrum_along(
             "Use a smaller dt, solver='imex', or fewer steps."
         )
     now = None if u is None else u[chosen.clamp(max=len(u) - 1)]
-    found = spectrum_at(known, now, x[chosen], dt=dt, solver=solver, metric=metric, largest=largest)
+    found = spectrum_at(known, now, x[chosen], dt=dt, solver=solver, metric=metric)
     return replace(found, times=dt * chosen.to(x))
 
 
@@ -173,7 +163,7 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     J = linearise(known.own_map(), u, x).matrix()
     order: Order = "modulus" if known.flow is None else "real"
     blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]
-    return tuple(torch.stack([leading(one, order) for one in block]) for block in blocks)
+    return tuple(eigenvalues(block, order) for block in blocks)
 
 
 @torch.no_grad()
@@ -188,7 +178,7 @@ def weight_spectra(net: Any) -> tuple[tuple[Tensor, ...], Tensor]:
             "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
         )
     L = terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L
-    return tuple(leading(W) for W in terms.blocks), leading(L)
+    return tuple(map(eigenvalues, terms.blocks)), eigenvalues(L)
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
@@ -206,44 +196,13 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
-def leading(A: Tensor, order: Order = "real", largest: int | None = None) -> Tensor:
-    """The `largest` eigenvalues of A (n, n) by real part or modulus, in that order; all for None."""
-    n = len(A)
-    if largest is None or n <= DENSE or largest >= n - 1:
-        return _descending(torch.linalg.eigvals(A), order)[:largest]
-    from scipy.sparse.linalg import ArpackNoConvergence, eigs
-
-    try:
-        found = eigs(
-            A.numpy(),
-            k=largest,
-            which="LR" if order == "real" else "LM",
-            ncv=min(n, max(80, 4 * largest)),
-            v0=np.random.default_rng(0).standard_normal(n),
-            tol=TOLERANCE,
-            maxiter=RESTARTS,
-            return_eigenvectors=False,
-        )
-    except ArpackNoConvergence as error:
-        raise SolverError(
-            f"ARPACK found {len(error.eigenvalues)} of {largest} leading eigenvalues of {n} in "
-            f"{RESTARTS} restarts: they lie too close, as feedback coupling makes them. Use "
-            f"largest=None, all by LAPACK: about {4 * (n / 2048) ** 3:.0f} s and "
-            f"{64e-9 * n**2:.1f} GB a state."
-        ) from error
-    return _descending(torch.from_numpy(found), order)
+def eigenvalues(A: Tensor, order: Order = "real") -> Tensor:
+    """Of A (..., n, n), (..., n), in the order of `descending`."""
+    return descending(torch.linalg.eigvals(A), order)
 
 
-def check_largest(largest: int | None, n: int) -> None:
-    if largest is not None and not 1 <= largest <= n:
-        raise ConfigError(
-            f"the number of eigenvalues must be in 1..{n}, the number of units; got {largest}. "
-            f"Use largest={min(20, n)}, or None for all."
-        )
-
-
-def _descending(values: Tensor, order: Order) -> Tensor:
+def descending(values: Tensor, order: Order) -> Tensor:
     """The values by falling real part or modulus; of a conjugate pair, the upper one first."""
+    values = values.take_along_dim(values.imag.argsort(descending=True), -1)
     key = values.real if order == "real" else values.abs()
-    by_imaginary = values.imag.argsort(descending=True)
-    return values[by_imaginary[key[by_imaginary].argsort(descending=True, stable=True)]]
+    return values.take_along_dim(key.argsort(descending=True, stable=True), -1)
