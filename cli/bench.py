@@ -52,8 +52,8 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     """
     from rich.progress import track
 
-    from ctrnn_assembly.benchmark import Problem, measure
-    from ctrnn_assembly.benchmark.measure import sentences, tables
+    from ctrnn_assembly.benchmark.measure import measure, sentences, tables
+    from ctrnn_assembly.benchmark.problem import Problem
 
     size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
     bar: dict[str, Any] = {"console": console(err=True), "transient": True}

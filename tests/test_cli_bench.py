@@ -4,17 +4,32 @@ import itertools
 import random
 from dataclasses import replace
 from functools import partial
-from time import perf_counter
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cli_tools import Cli
-from ctrnn_assembly.benchmark import CONTESTANTS, Contestant, Problem, measure
-from ctrnn_assembly.benchmark.contestants import KINDS, Workload, plain_loop
-from ctrnn_assembly.benchmark.measure import NOISE, check_agreement, faster_device, noise_of
-from ctrnn_assembly.benchmark.timing import STATUS, Timing, fill_memories, schedule
+from ctrnn_assembly.benchmark.contestants import (
+    CONTESTANTS,
+    KINDS,
+    PRODUCTS,
+    Contestant,
+    Workload,
+    plain_loop,
+)
+from ctrnn_assembly.benchmark.measure import (
+    MARK,
+    NOISE,
+    Timing,
+    check_agreement,
+    faster_device,
+    fill_memories,
+    measure,
+    noise_of,
+    schedule,
+)
+from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from stored_runs import strict_json
@@ -90,26 +105,28 @@ def test_default_couplings_are_those_that_fit(cli):
 
 
 def test_every_round_times_each_once_in_an_order_of_its_own():
-    timings = [timing(repeats=k) for k in range(6)]
-    order = [one.repeats for one in schedule(timings, 4)]
+    timings = [timing(peak_mb=k) for k in range(6)]
+    order = [one.peak_mb for one in schedule(timings, 4)]
     rounds = [order[k : k + 6] for k in range(0, 24, 6)]
     assert all(sorted(one) == list(range(6)) for one in rounds)
     assert len(set(map(tuple, rounds))) > 1
-    assert order == [one.repeats for one in schedule(timings, 4)]  # a fixed seed
+    assert order == [one.peak_mb for one in schedule(timings, 4)]  # a fixed seed
 
 
-def test_median_and_minimum_are_those_of_the_clock():
+def test_median_and_minimum_are_those_of_the_clock(monkeypatch):
     ticks = iter([0.0, 1.0, 0.0, 5.0, 0.0, 2.0])
+    monkeypatch.setattr("ctrnn_assembly.benchmark.measure.perf_counter", partial(next, ticks))
     one = timing()
-    one.seconds = [one.time(lambda: next(ticks)) for _ in range(3)]
+    one.seconds = [one.time() for _ in range(3)]
     assert (one.median, one.noise) == (2.0, 2.0)
 
 
-def test_repeats_divide_the_time():
-    ticks, runs = iter([0.0, 6.0]), []
-    one = timing(run=partial(runs.append, 1), repeats=3)
-    assert one.time(lambda: next(ticks)) == 2.0
-    assert len(runs) == 3
+def test_the_rate_of_products_counts_all_of_a_timing():
+    (one,) = (c for c in PRODUCTS if c.precision == "float32")
+    problem = replace(TINY, steps=7)
+    with FlopCounterMode(display=False) as counter:
+        one.build(problem).run("forward")
+    assert counter.get_total_flops() == one.operations(problem, "forward")
 
 
 def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
@@ -121,11 +138,12 @@ def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
     assert "1 of 2" in sentence
 
 
-def test_a_fake_clock_makes_the_report_noisy():
+def test_a_fake_clock_makes_the_report_noisy(monkeypatch):
     draw = random.Random(0)
     busy = itertools.accumulate(draw.choice((1.0, 4.0, 5.0)) for _ in itertools.count())
     for clock, noisy in ((busy, True), (itertools.count(), False)):
-        found = measure(TINY, ("all",), only=("plain-loop",), memory=False, clock=partial(next, clock))
+        monkeypatch.setattr("ctrnn_assembly.benchmark.measure.perf_counter", partial(next, clock))
+        found = measure(TINY, ("all",), only=("plain-loop",), memory=False)
         assert found["noisy"] is noisy
         assert [note for note in found["notes"] if "too noisy" in note] == found["notes"]
         assert bool(found["notes"]) is noisy
@@ -257,10 +275,10 @@ def test_a_wrong_row_of_the_table_of_schemes_is_refused(monkeypatch, coupling):
 def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
     real = Timing.time
 
-    def stopped(self, clock=perf_counter):
+    def stopped(self):
         if len(self.seconds) == 2:
             raise KeyboardInterrupt
-        return real(self, clock)
+        return real(self)
 
     monkeypatch.setattr(Timing, "time", stopped)
     done = cli(*OPTIONS, "--device", "cpu", "--only", "plain-loop", "--json")
@@ -270,7 +288,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
     assert [row["rounds"] for row in found["rows"]] == [2, 2]
 
 
-@pytest.mark.skipif(not STATUS.exists(), reason="reads /proc")
+@pytest.mark.skipif(not MARK.exists(), reason="reads /proc")
 def test_peak_memory_is_at_least_that_of_the_states_that_backward_needs():
     problem = Problem(n=64, units=32, batch=64, steps=400)
     states = 4 * 400 * 64 * 64 / 1e6

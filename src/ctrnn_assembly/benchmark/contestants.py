@@ -60,9 +60,8 @@ class Workload:
 
 def ours(problem: Problem, **settings: Any) -> Workload:
     """The last state by `solve`, with the settings of a backend."""
-    terms, u, x0 = problem.terms, problem.u, problem.x0
-    given = {"u": u, "dt": problem.dt, "save": "last", **settings}
-    return Workload(lambda: solve(terms, x0, **given).last, problem.parameters)
+    terms, x0, given = problem.terms, problem.x0, {"u": problem.u, "dt": problem.dt, **settings}
+    return Workload(lambda: solve(terms, x0, save="last", **given).last, problem.parameters)
 
 
 def field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
@@ -128,24 +127,12 @@ def recurrent(problem: Problem, kind: Literal["RNN", "LSTM"]) -> Workload:
 
 
 def torchdyno(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Workload:
-    """Blocks bounded by tanh, frozen, or without a constraint and trained; so is its coupling."""
-    core, sequence = torchdyno_core(problem, constrained), problem.u.transpose(0, 1)
-
-    def last() -> Tensor:
-        core.train(torch.is_grad_enabled())  # in evaluation it reuses the matrices of its first call
-        return core.compute_states(sequence)[-1]
-
-    used = (core._blocks._blocks, core._couplings._couplings)
-    return Workload(last, [tensor for tensor in used if tensor.requires_grad])
-
-
-def torchdyno_core(problem: Problem, constrained: Literal["tanh", "fixed"] | None) -> Any:
-    """torchdyno's module with the weights, the coupling and the step of a problem.
+    """Blocks bounded by tanh, frozen, or without a constraint and trained; so is its coupling.
 
     Its input matrix is created as (m, n) and used as (n, m), so ours is put in its place; it stays
     frozen, as it is there.
     """
-    terms, k = problem.terms, problem.units
+    terms, k, sequence = problem.terms, problem.units, problem.u.transpose(0, 1)
     assert terms.L is not None
     assert terms.W_in is not None
     L = terms.L.detach().cpu()
@@ -162,11 +149,18 @@ def torchdyno_core(problem: Problem, constrained: Literal["tanh", "fixed"] | Non
             constrained_blocks=constrained,
         )
     core._input_mat = nn.Parameter(terms.W_in.detach().clone(), requires_grad=False)
-    return core.to(problem.device)
+    core.to(problem.device)
+
+    def last() -> Tensor:
+        core.train(torch.is_grad_enabled())  # in evaluation it reuses the matrices of its first call
+        return core.compute_states(sequence)[-1]
+
+    used = (core._blocks._blocks, core._couplings._couplings)
+    return Workload(last, [tensor for tensor in used if tensor.requires_grad])
 
 
 def product(problem: Problem, precision: str) -> Workload:
-    """One (batch, n) by (n, n) product into a given tensor: what the machine itself can do."""
+    """One (batch, n) by (n, n) product a step into a given tensor: what the machine itself can do."""
     generator, kind = torch.Generator().manual_seed(0), PRECISIONS[precision]
     x, W = (
         torch.randn(rows, problem.n, generator=generator, dtype=torch.float32).to(problem.device, kind)
@@ -177,7 +171,8 @@ def product(problem: Problem, precision: str) -> Workload:
     def last() -> Tensor:
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.mm(x, W, out=out)
+        for _ in range(problem.steps):
+            torch.mm(x, W, out=out)
         torch.backends.cuda.matmul.allow_tf32 = before
         return out
 
@@ -234,15 +229,9 @@ class Contestant:
 
     def is_present(self, device: str) -> bool:
         """Whether it can run here."""
-        if self.name.startswith("torchdyno"):
-            return HAS_TORCHDYNO
         needs_gpu = self.backend in ("graph", "persistent") or self.precision == "tf32"
-        return not needs_gpu or (device == "cuda" and torch.cuda.is_available())
-
-    def fits(self, problem: Problem) -> bool:
-        """Whether it can solve the problem here; torchdyno's assembly needs a coupling."""
-        coupled = bool(problem.pairs) or not self.name.startswith("torchdyno")
-        return coupled and self.is_present(problem.device)
+        has_gpu = device == "cuda" and torch.cuda.is_available()
+        return (has_gpu or not needs_gpu) and (HAS_TORCHDYNO or not self.name.startswith("torchdyno"))
 
 
 def _backend(backend: Backend) -> tuple[Contestant, ...]:
@@ -278,3 +267,7 @@ _TABLE = (
     Contestant("torchdyno-scn-frozen", partial(torchdyno, constrained="fixed"), "sparse"),
 )
 CONTESTANTS = {contestant.name: contestant for contestant in _TABLE}
+PRODUCTS = tuple(
+    Contestant("product", partial(product, precision=kind), precision=kind, coupled=False, dense=1)
+    for kind in PRECISIONS
+)

@@ -1,30 +1,128 @@
 """The whole measurement, as plain values: agreement, warm-up, rounds, memory, rows.
 
 On the first device every contestant is timed, on further ones ours only, to say which is faster.
+Everything is timed once a round, in a new order each, so that all see one machine.
+
+Peak memory is what the resident set grows by in a process that has done nothing else: in that of the
+timings the allocator keeps what other contestants have freed. So a server imports the library once and
+forks for every contestant: the child builds its problem, warms up with two steps of one sample, sets its
+high-water mark back, solves once and reads the mark. Linux only; elsewhere there is no answer. On a GPU
+the allocator itself keeps count, in the warm-up.
 """
 
 import math
-import time
+import multiprocessing
+import os
+import random
+import signal
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
+from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, Contestant
+from ctrnn_assembly.benchmark import contestants
+from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, PRODUCTS, Contestant, Kind
 from ctrnn_assembly.benchmark.problem import Problem
-from ctrnn_assembly.benchmark.timing import Clock, Timing, fill_memories, product_timings, schedule
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.training.provenance import hardware, versions
 
 ROUNDS = 7  # below which a median says little
 NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust its medians
+PRODUCT_STEPS = 200  # products in one timing of them: a single one would time the clock
 COUPLINGS = {"all": 0, "random:5": 5, "random:20": 20}  # and the pairs that they need
 TITLES = {"forward_backward": "forward and backward", "forward": "forward, without a graph"}
+MEGABYTE = 1e6
+MARK = Path("/proc/self/clear_refs")
 Track = Callable[[Iterable[Any], str], Iterable[Any]]  # the sequence, with a bar for its stage
 Report = dict[str, Any]
+
+
+@dataclass
+class Timing:
+    """One contestant on one problem, forward or forward and backward, and its seconds so far."""
+
+    contestant: Contestant
+    problem: Problem
+    kind: Kind
+    run: Callable[[], object]
+    seconds: list[float] = field(default_factory=list)
+    peak_mb: float | None = None
+
+    @classmethod
+    def of(cls, contestant: Contestant, problem: Problem, kind: Kind) -> "Timing":
+        """A contestant built for the problem."""
+        return cls(contestant, problem, kind, partial(contestant.build(problem).run, kind))
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def noise(self) -> float:
+        """Median over minimum: 1 on a quiet machine."""
+        least = min(self.seconds)
+        return self.median / least if least > 0 else 1.0
+
+    def time(self) -> float:
+        """Seconds of one run, with the work of a GPU finished before and after."""
+        finish = torch.cuda.synchronize if self.problem.device == "cuda" else lambda: None
+        finish()
+        start = perf_counter()
+        self.run()
+        finish()
+        return perf_counter() - start
+
+    def warm(self) -> None:
+        """The first run; on a GPU also its peak memory, buffers that a backend keeps included."""
+        if self.problem.device != "cuda":
+            self.run()
+            return
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.time()
+        self.peak_mb = (torch.cuda.max_memory_allocated() - before) / MEGABYTE
+
+
+def schedule(timings: Sequence[Timing], rounds: int, seed: int = 0) -> list[Timing]:
+    """Each once a round, in a new order each."""
+    order = random.Random(seed)
+    return [timing for _ in range(rounds) for timing in order.sample(list(timings), len(timings))]
+
+
+def fill_memories(timings: Sequence[Timing]) -> Iterator[None]:
+    """Fill in the peaks (10^6 bytes) of a CPU, one at a time; those of a GPU are there already."""
+    here = [one for one in timings if one.problem.device == "cpu" and os.access(MARK, os.W_OK)]
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__, *[contestants.TORCHDYNO] * contestants.HAS_TORCHDYNO])
+    # A copy of a problem goes without the tensors that it has made.
+    threads = torch.get_num_threads()
+    jobs = [(one.contestant.name, replace(one.problem), one.kind, threads) for one in here]
+    # Ctrl-C is the parent's.
+    with server.Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
+        for timing, peak in zip(here, pool.imap(_peak, jobs), strict=True):
+            timing.peak_mb = peak
+            yield
+
+
+def _peak(job: tuple[str, Problem, Kind, int]) -> float:
+    from resource import RUSAGE_SELF, getrusage  # Windows has none
+
+    name, problem, kind, threads = job
+    torch.set_num_threads(threads)
+    build = CONTESTANTS[name].build
+    build(replace(problem, batch=1, steps=2)).run(kind)
+    workload = build(problem)
+    MARK.write_text("5")
+    before = getrusage(RUSAGE_SELF).ru_maxrss  # in KiB
+    workload.run(kind)
+    return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before) / MEGABYTE
 
 
 def measure(
@@ -36,7 +134,6 @@ def measure(
     rounds: int = ROUNDS,
     only: Sequence[str] = (),
     memory: bool = True,
-    clock: Clock = time.perf_counter,
     track: Track = lambda sequence, stage: sequence,
 ) -> Report:
     """Check, warm up and time every contestant; Ctrl-C ends the rounds and keeps what was measured.
@@ -73,13 +170,17 @@ def measure(
             report["notes"].append(str(error))
         else:
             timings += [Timing.of(contestant, problem, kind) for kind in KINDS]
-    products = [one for name in devices for one in product_timings(replace(size, device=name))]
-    for timing in track(timings, "warming up"):
-        timing.warm(clock)
+    products = [
+        Timing.of(one, replace(size, steps=PRODUCT_STEPS, device=name), "forward")
+        for name, one in product(devices, PRODUCTS)
+        if one.is_present(name)
+    ]
+    for timing in track([*timings, *products], "warming up"):
+        timing.warm()
     report["interrupted"] = False
     try:
         for timing in track(schedule([*timings, *products], rounds), "timing"):
-            timing.seconds.append(timing.time(clock))
+            timing.seconds.append(timing.time())
         for _ in track(fill_memories(timings if memory else []), "measuring memory"):
             pass
     except KeyboardInterrupt:
@@ -131,9 +232,11 @@ def _cases(
     names = list(dict.fromkeys(couplings)) or [k for k, least in COUPLINGS.items() if most >= least]
     cases = []
     for device, coupling, (name, one) in product(devices, names, here.items()):
-        problem = replace(size, coupling=coupling, blocks=one.blocks, device=device)
+        under = coupling if one.coupled else "all"  # what has no coupling is timed and listed once
+        problem = replace(size, coupling=under, blocks=one.blocks, device=device)
         first = (device == devices[0] or one.is_ours) and (coupling == names[0] or one.coupled)
-        if first and one.fits(problem) and (not only or name in only):
+        fits = problem.pairs or not name.startswith("torchdyno")  # whose assembly needs a coupling
+        if first and fits and one.is_present(device) and (not only or name in only):
             cases.append((one, problem))
     return cases
 
@@ -177,8 +280,9 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
             f"plain loop by {states:.2g} in its states and {gradients:.2g} in its gradients (relative "
             f"norms; at most {limit:g} is accepted). Nothing was timed; leave it out, and report it."
         )
-    row = {"name": contestant.name, "coupling": problem.coupling, "device": problem.device}
-    return [{**row, "states": states, "gradients": gradients, "tolerance": limit}]
+    compared = {"states": states, "gradients": gradients, "tolerance": limit}
+    where = {"coupling": problem.coupling, "device": problem.device}
+    return [{"name": contestant.name, **where, **compared}]
 
 
 def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
@@ -218,7 +322,7 @@ def row_of(timing: Timing, products: Sequence[Timing]) -> dict[str, Any]:
         "n": problem.n,
         "batch": problem.batch,
         "steps": problem.steps,
-        "coupling": timing.coupling,
+        "coupling": timing.problem.coupling,
         "median_s": median,
         "min_s": min(timing.seconds),
         "peak_mb": None if timing.peak_mb is None else round(timing.peak_mb, 3),
@@ -235,7 +339,7 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
     if not noisy:
         return []
     worst = max(noisy, key=lambda timing: timing.noise)
-    label = f"{worst.contestant.name} {worst.coupling} {worst.problem.device} {worst.kind}"
+    label = f"{worst.contestant.name} {worst.problem.coupling} {worst.problem.device} {worst.kind}"
     return [
         f"this machine is too noisy to trust the medians: {len(noisy)} of {len(timings)} are more than "
         f"{NOISE} times their minimum, {label} {worst.noise:.2f} times. Compare the minima, or "
@@ -252,7 +356,7 @@ def faster_device(timings: Sequence[Timing]) -> dict[str, dict[str, Any]]:
         comparable = one.backend and (one.blocks, one.precision) == ("dense", "float32")
         if comparable and timing.kind == "forward_backward":
             found = {"device": timing.problem.device, "name": one.name, "median_s": timing.median}
-            fastest.setdefault(timing.coupling, found)
+            fastest.setdefault(timing.problem.coupling, found)
     return fastest
 
 
