@@ -232,7 +232,7 @@ def test_an_unknown_name_lists_the_known_ones(cli: Cli, tmp_path: Path, option: 
         (["--resize=0"], "resize must be greater"),
         (["--devices=0"], "devices must be greater"),
         (["--coupling=random:2"], "2 modules have 1 pairs"),
-        (["--coupling=random:-1"], "coupling must be one of"),
+        (["--coupling=random:-1"], "must be a whole number >= 0; got 'random:-1'"),
         (["--solver=rk4", "--gradient=adjoint"], "gradient='adjoint' with the fixed-step solver"),
         (["--solver=euler", "--gradient=adjoint"], "leave out gradient"),
         (["--solver=scipy_solver"], "no direct gradient"),

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from ctrnn_assembly import certify
 from ctrnn_assembly.assembly import couple
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import AdaDiagTanh, Symmetric
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.layers import CTRNN
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.recurrent import Recurrent
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.subnetwork import Subnetwork
@@ -59,6 +60,12 @@ def built(name: str) -> Recurrent:
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_of_a_classifier_its_recurrent_layer_is_certified() -> None:
+    net = SequenceClassifier(ctrnn(), 4)
+    assert certify(net, dt=0.3) == certify(net.core, dt=0.3)
+    assert certify(net).certified
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -23,8 +23,7 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.schemes import integrate as plain_loop
 from ctrnn_assembly.solvers.cuda import persistent
-from ctrnn_assembly.solvers.cuda.persistent import persistent_euler, why_not
-from ctrnn_assembly.solvers.cuda.tiles import Layout
+from ctrnn_assembly.solvers.cuda.persistent import layout, persistent_euler, why_not
 from ctrnn_assembly.solvers.fused import integrate as fused_loop
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import normal
@@ -131,8 +130,7 @@ def check(case: tuple[Any, ...]) -> None:
         assert_close(ours, plain[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
-SHAPES = [((k,) * p, c) for k, p, c in product((5, 8, 16, 32), (1, 3), ("none", "dense", "sparse"))]
-SHAPES = [(sizes, c) for sizes, c in SHAPES if len(sizes) > 1 or c != "sparse"]
+SHAPES = [((k,) * p, c) for k, p, c in product((5, 8, 16, 32), (1, 3), ("none", "dense"))]
 BATCHES, STEPS, INPUTS = (3, 1, 17), (2, 7, 1), (1, None, 3, "no drive", 6)  # 6: beyond FEW_INPUTS
 
 
@@ -156,7 +154,7 @@ def test_every_activation_equals_the_plain_loop(phi: str, form: str) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("coupling", ["none", "dense", "sparse"])
+@pytest.mark.parametrize("coupling", ["none", "dense"])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -167,12 +165,17 @@ def test_every_activation_equals_the_plain_loop(phi: str, form: str) -> None:
 )
 def test_blocks_of_several_tiles_and_several_groups(sizes: tuple[int, ...], coupling: Coupling) -> None:
     for form in ("x", "r"):
-        check(problem(field(sizes, coupling, ((0, 2), (1, 2)), form=form, inputs=2), 2, 3))
+        check(problem(field(sizes, coupling, form=form, inputs=2), 2, 3))
 
 
 @needs_triton
-@pytest.mark.parametrize("coupling", ["none", "dense", "sparse"])
-@pytest.mark.parametrize("sizes", [(1,) * 40, (8, 8, 8), (5, 20, 9)])
+@pytest.mark.parametrize(
+    ("sizes", "coupling"),
+    [
+        *product([(1,) * 40, (8, 8, 8), (5, 20, 9)], ["none", "dense"]),
+        ((5, 20, 9), "sparse"),  # unequal blocks, all of which the fused loop multiplies too
+    ],
+)
 def test_a_diagonal_weight_equals_the_plain_loop(sizes: tuple[int, ...], coupling: Coupling) -> None:
     terms = field(sizes, coupling, ((0, 2),), diagonal=True)
     for form in (terms, replace(terms, pre=terms.post, post=terms.pre)):
@@ -182,27 +185,16 @@ def test_a_diagonal_weight_equals_the_plain_loop(sizes: tuple[int, ...], couplin
 @needs_triton
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_irregular_steps_equal_the_plain_loop(per_sample: bool) -> None:
-    terms, x0, u, _ = problem(field((5, 5, 5), "sparse", inputs=2, form="r"), 3, 6)
+    terms, x0, u, _ = problem(field((5, 5, 5), "dense", inputs=2, form="r"), 3, 6)
     dt = normal(6, 3 if per_sample else 1, seed=8).sigmoid().to(DEVICE)
     dt[2] = 0
     check((terms, x0, u, dt))
 
 
 @needs_triton
-def test_only_the_coupled_blocks_are_multiplied() -> None:
-    terms, x0, u, dt = problem(field((8,) * 6, "dense"), 2, 3)
-    pairs = ((0, 1), (0, 4), (2, 3))  # rows of two tiles, of one and of none
-    masked = replace(terms, L=terms.L * mask_of(terms.sizes, pairs).to(x0))
-    x = persistent_euler(replace(terms, pairs=pairs), x0, u, dt)
-    assert_close(x, euler(masked, x0, u, dt), rtol=1e-10, atol=1e-12)
-
-
-@needs_triton
-@pytest.mark.parametrize("blocks", [2, 3, 6])
-def test_the_gradient_of_the_coupling_is_the_adjoints(blocks: int) -> None:
-    # Whether it is zero outside the coupled blocks depends on how many there are; who compares the two
-    # loops, as `check` does, must find no difference.
-    terms, x0, u, dt = problem(field((5,) * blocks, "sparse"), 3, 4)
+def test_the_gradient_of_the_coupling_is_the_adjoints() -> None:
+    # Outside the coupled blocks too: who compares the loops, as `check` does, must find no difference.
+    terms, x0, u, dt = problem(field((5, 5), "sparse"), 3, 4)
     assert terms.L is not None
     terms.L.requires_grad_()
     ours, adjoint = (
@@ -235,7 +227,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize(("matmul_precision", "limit"), [("full", 1e-5), ("tf32", 1e-3), ("bf16", 1e-2)])
 @pytest.mark.parametrize("form", ["x", "r"])
 def test_float32_agrees_with_float64_by_norm(matmul_precision: str, limit: float, form: str) -> None:
-    terms = field((16,) * 3, "sparse", form=form, inputs=3)
+    terms = field((16,) * 3, "dense", form=form, inputs=3)
     exact = with_gradients(euler, problem(terms, 5, 12))
     case = problem(terms, 5, 12, dtype=torch.float32)
     rounded = with_gradients(persistent_euler, case, matmul_precision=matmul_precision)
@@ -281,12 +273,6 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
 
 
 @needs_triton
-def test_no_step_returns_the_initial_state() -> None:
-    terms, x0, _, dt = problem(field((5,)), 3, 1)
-    assert_close(persistent_euler(terms, x0, None, dt[:0]), x0[None], rtol=0, atol=0)
-
-
-@needs_triton
 @pytest.mark.parametrize("phi", list(ACTIVATIONS))
 def test_a_state_that_is_not_a_number_stays_visible(phi: str) -> None:
     terms, x0, u, dt = problem(field((5,), phi=phi), 3, 2)
@@ -318,6 +304,10 @@ def unsupported() -> dict[str, tuple[Any, str]]:
     mixed = Elementwise(((ACTIVATIONS["tanh"], 3), (ACTIVATIONS["relu"], 3)))
     half = moved(terms, torch.bfloat16), x0.bfloat16(), None, dt.bfloat16()
     return {
+        "few": (
+            (moved(field((3,) * 3, "sparse"), torch.float64), *problem(field((3,) * 3), 2, 2)[1:]),
+            "few blocks of L",
+        ),
         "edges": ((replace(terms, edges=(Edge(terms.L, phi),)), x0, u, dt), "1 nonlinear coupling"),  # type: ignore[arg-type]
         "mixed": ((replace(terms, pre=mixed), x0, u, dt), "pre mixes the activations relu, tanh"),
         "own": ((replace(terms, pre=one, post=own), x0, u, dt), "post is your own activation 'sine'"),
@@ -328,7 +318,7 @@ def unsupported() -> dict[str, tuple[Any, str]]:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["edges", "mixed", "own", "dtype", "other dtype", "dt"])
+@pytest.mark.parametrize("name", ["few", "edges", "mixed", "own", "dtype", "other dtype", "dt"])
 def test_what_is_not_supported_is_named_in_one_line(name: str) -> None:
     case, message = unsupported()[name]
     reason = why_not(*case)
@@ -360,22 +350,24 @@ def test_a_machine_without_triton_or_a_gpu_is_told_so(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("n", "block"), [(5, 5), (96, 32), (45, 5), (160, 40), (7, 7), (1000, 1000)])
 def test_every_unit_lies_in_one_tile_and_blocks_share_none(n: int, block: int) -> None:
-    layout = Layout(n, block, 128)
-    tiles = [layout.tiles_of(unit, 1) for unit in range(n)]
-    assert all(len(one) == 1 and one[0] < layout.tiles for one in tiles)
-    assert max(sum(one[0] == t for one in tiles) for t in range(layout.tiles)) <= layout.tile
+    found = layout(n, block, 128)
+    tile, tiles, group = found["TILE"], found["tiles"], found["GROUP"]
+    per_block = found["PER_BLOCK"]
+    first = [unit // block * per_block + unit % block // tile for unit in range(n)]
+    assert sorted(set(first)) == list(range(tiles))
+    assert max(first.count(t) for t in range(tiles)) <= tile
     for start in range(0, n, block):
-        assert {one[0] for one in tiles[start : start + block]} == set(layout.tiles_of(start, block))
-    assert layout.groups * layout.group == layout.tiles + layout.spare
-    assert layout.spare < layout.group
+        assert {t // per_block for t in first[start : start + block]} == {start // block}
+    assert 0 <= found["GROUPS"] * group - tiles < group
+    assert group * tile <= 128
 
 
 @needs_triton
 @pytest.mark.parametrize(
     ("form", "coupling", "diagonal", "precision"),
     [
-        ("x", "sparse", True, "full"),
-        ("r", "sparse", False, "tf32"),
+        ("x", "dense", True, "full"),
+        ("r", "none", False, "tf32"),
         ("r", "dense", False, "bf16"),
     ],
 )
@@ -422,8 +414,7 @@ def test_kernels_compile_for_a_gpu(
         assert barriers == (1 if kernel.__name__ == "forward_kernel" else 2)
 
     monkeypatch.setattr(persistent._Launch, "start", compiled)
-    pairs = tuple((i, i + 1) for i in range(15))
-    terms = field((32,) * 16, coupling, pairs, form=form, inputs=1, diagonal=diagonal)
+    terms = field((32,) * 16, coupling, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
     W = persistent.structured_weight(terms)
     tensors = (W[None] if W.ndim == 2 else W, terms.bias, terms.tau, terms.L, terms.W_in)

@@ -73,11 +73,17 @@ def test_more_random_pairs_than_there_are_is_refused(p: int, count: int) -> None
         named_pairs(f"random:{count}", p)
 
 
-@pytest.mark.parametrize("name", ["rung", "random", "random:", "random:x", "random:-1", ""])
+@pytest.mark.parametrize("name", ["rung", "randomly", ""])
 def test_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(ConfigError, match="coupling must be one of") as caught:
         named_pairs(name, 4)
     assert all(known in str(caught.value) for known in TOPOLOGIES)
+
+
+@pytest.mark.parametrize("name", ["random", "random:", "random:x", "random:-1", "random:1.5"])
+def test_a_random_topology_without_a_count_is_told_what_the_count_must_be(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"must be a whole number >= 0; got '{name}'"):
+        named_pairs(name, 4)
 
 
 def test_pairs_are_put_in_order() -> None:

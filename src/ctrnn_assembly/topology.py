@@ -47,10 +47,12 @@ NAMED: dict[str, Callable[[int], list[Pair]]] = {
 def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
     """The pairs of a topology of p modules by name (`TOPOLOGIES`); ConfigError for an unknown one."""
     kind, _, digits = name.partition(":")
-    if kind != "random" or not digits.isdecimal():
+    if kind != "random":
         if name not in NAMED:
             raise unknown("coupling", name, TOPOLOGIES)
         return NAMED[name](p)
+    if not digits.isdecimal():
+        raise ConfigError(f"the C of random:C must be a whole number >= 0; got {name!r}. Use random:20.")
     every, count = NAMED["all"](p), int(digits)
     if count > len(every):
         raise ConfigError(

@@ -31,6 +31,7 @@ from ctrnn_assembly.benchmark import contestants
 from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, PRODUCTS, Contestant, Kind
 from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import ConfigError, SolverError
+from ctrnn_assembly.solvers.fused import few_blocks
 from ctrnn_assembly.training.provenance import hardware, versions
 
 ROUNDS = 7  # below which a median says little
@@ -236,6 +237,8 @@ def _cases(
         problem = replace(size, coupling=under, blocks=one.blocks, device=device)
         first = (device == devices[0] or one.is_ours) and (coupling == names[0] or one.coupled)
         fits = problem.pairs or not name.startswith("torchdyno")  # whose assembly needs a coupling
+        if one.backend == "persistent" and one.is_present(device):  # which has no sparse L
+            fits = few_blocks(problem.terms) is None
         if first and fits and one.is_present(device) and (not only or name in only):
             cases.append((one, problem))
     return cases

@@ -39,7 +39,7 @@ def certify(
     """Certify a subnetwork, an assembly of any depth or plain `Terms`, as the weights are now.
 
     Args:
-        field: anything with `terms()` and `metric()`, or `Terms`.
+        field: anything with `terms()` and `metric()`, or `Terms`; of a `SequenceClassifier` its core.
         metric: the one to try first, one factor a block; by default the field's own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; solver "euler" by default.
         search: for another metric if that one proves nothing. "none"; "fast" for identity, Perron,
@@ -49,6 +49,7 @@ def certify(
     """
     if search not in get_args(Search):
         raise unknown("search", search, get_args(Search))
+    field = getattr(field, "core", field)
     terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
     if metric is None and not isinstance(field, Terms):
         metric = field.metric()

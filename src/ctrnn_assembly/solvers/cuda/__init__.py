@@ -7,6 +7,6 @@ GPU. `experiments/on_gpu.py` checks and times them where there is one.
 | module | what |
 |---|---|
 | `graph` | the fused loop as two CUDA graphs: no Python in its loop over time |
-| `persistent` | forward Euler as one Triton kernel each way (`kernels`, `tiles`) |
+| `persistent` | forward Euler as one Triton kernel each way (`kernels`) |
 | `check` | the first solve of a kind by both a backend and the fused loop: states and all gradients |
 """

@@ -44,7 +44,7 @@ def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     elif options["recompute"] != "none":
         reason = f"the kernels store all states, and recompute is {options['recompute']!r}"
     else:
-        reason = why_not(*problem)
+        reason = why_not(*problem, options["matmul_precision"])
     no_graph = None if device.type == "cuda" else f"it needs CUDA; the state is on {device}"
     reasons = {"persistent": reason, "graph": no_graph}
     loops: dict[str, Loop] = {"persistent": _persistent, "graph": partial(fused.integrate, graph=True)}

@@ -9,17 +9,15 @@ step go elsewhere than its loads, so no second barrier is needed.
 
 Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
 may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
-L, or their transposes, come packed as (in, out) tiles, in one of four kinds (`_mix`):
+L, or their transposes, come packed as (in, out) tiles, in one of three kinds (`_mix`):
 
     own     (tiles, TILE, TILE): block-diagonal, one tile a block
-    listed  (slots, GROUP, TILE, TILE): slot s adds tile (row, COLS[s, row]) to every row of its group;
-            the slots of group g are STARTS[g] to STARTS[g + 1], and COLS is -1 where a row has fewer
     dense   (groups, tiles, TILE, GROUP TILE): every tile, as one wide product
     none    nothing; a diagonal W, kind `diagonal`, is an elementwise product instead
 
-Cost a step and program: ROWS TILE^2 multiply-adds a tile (an unused slot costs as much as a used one),
-the tiles' bytes once from the L2 cache, and the state written once. State and sums are in the state's
-own precision; PRODUCTS says what the operands of matrix products are rounded to.
+Cost a step and program: ROWS TILE^2 multiply-adds a tile, the tiles' bytes once from the L2 cache, and
+the state written once. State and sums are in the state's own precision; PRODUCTS says what the operands
+of matrix products are rounded to.
 
 This file imports Triton: import it only where Triton is known to be installed. Only Triton's builtins
 are used, none of its library functions (such as tl.zeros): those are bound to the GPU or to the
@@ -34,7 +32,7 @@ import triton
 import triton.language as tl
 
 # Whether these kernels were decorated for the interpreter: it is decided now, once a process.
-INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 
 # One compiled kernel serves every batch and every length.
 SIZES = ["batch", "steps", "u_step"]
@@ -120,11 +118,11 @@ def _units(tile, tiles, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.const
     """The units of the tiles (GROUP,), and which of them exist; both (GROUP, 1, TILE)."""
     tile = tile[:, None, None]
     lane = (tile % PER_BLOCK) * TILE + tl.arange(0, TILE)[None, None, :]
-    return (tile // PER_BLOCK) * K + lane, (tile >= 0) & (tile < tiles) & (lane < K)
+    return (tile // PER_BLOCK) * K + lane, (tile < tiles) & (lane < K)
 
 
 @triton.jit
-def _dot(x, a, acc, PRODUCTS: tl.constexpr, INTERPRETED: tl.constexpr):
+def _dot(x, a, acc, PRODUCTS: tl.constexpr):
     """acc + x a, batched over the first of three dimensions, or of two."""
     if PRODUCTS == "bf16":
         x = x.to(tl.bfloat16)
@@ -147,25 +145,9 @@ def _tiles(A, first, GROUP: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _mix_listed(
-    acc, SRC, A, COLS, STARTS, group, row, live, n, tiles,
-    PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Every row tile gathers its own column tile, slot by slot."""
-    for slot in range(tl.load(STARTS + group), tl.load(STARTS + group + 1)):
-        col = tl.load(COLS + slot * GROUP + tl.arange(0, GROUP))
-        unit, real = _units(col, tiles, K, TILE, PER_BLOCK)
-        x = tl.load(SRC + row * n + unit, mask=live & real, other=0.0)
-        acc = _dot(_phi(x, PHI), _tiles(A, slot * GROUP, GROUP, TILE), acc, PRODUCTS, INTERPRETED)
-    return acc
-
-
-@triton.jit
 def _mix_dense(
-    acc, SRC, A, group, batch, n, tiles,
-    PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+    acc, SRC, A, group, batch, n, tiles, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
+    TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One column tile after another, for all rows of the group in one product."""
     WIDE: tl.constexpr = GROUP * TILE
@@ -178,16 +160,15 @@ def _mix_dense(
         unit = (col // PER_BLOCK) * K + place
         x = tl.load(SRC + row * n + unit, mask=(row < batch) & (place < K), other=0.0)
         a = tl.load(A + (group * tiles + col) * TILE * WIDE + inside)
-        wide = _dot(_phi(x, PHI), a, wide, PRODUCTS, INTERPRETED)
+        wide = _dot(_phi(x, PHI), a, wide, PRODUCTS)
     return acc + tl.permute(tl.reshape(wide, (ROWS, GROUP, TILE)), (1, 0, 2))
 
 
 @triton.jit
 def _mix(
-    acc, own, held, SRC, A, COLS, STARTS, group, row, live, batch, n, tiles, unit, real,
-    KIND: tl.constexpr, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
-    TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    HOLD: tl.constexpr, INTERPRETED: tl.constexpr,
+    acc, own, held, SRC, A, group, batch, n, tiles, unit, real, HOLD: tl.constexpr,
+    KIND: tl.constexpr, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
+    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC, whose tiles of this group are `own`.
 
@@ -199,17 +180,11 @@ def _mix(
         a = held
         if not HOLD:
             a = _tiles(A, group * GROUP, GROUP, TILE)
-        acc = _dot(_phi(own, PHI), a, acc, PRODUCTS, INTERPRETED)
-    elif KIND == "listed":
-        acc = _mix_listed(
-            acc, SRC, A, COLS, STARTS, group, row, live, n, tiles,
-            PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, INTERPRETED,
-        )  # fmt: skip
+        acc = _dot(_phi(own, PHI), a, acc, PRODUCTS)
     elif KIND == "dense":
         acc = _mix_dense(
-            acc, SRC, A, group, batch, n, tiles,
-            PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
-        )  # fmt: skip
+            acc, SRC, A, group, batch, n, tiles, PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS
+        )
     return acc
 
 
@@ -241,12 +216,11 @@ def _drive(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    X, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS, L, L_COLS, L_STARTS,
-    batch, steps, n, tiles, dt_step, dt_row, u_step,
+    X, U, DT, BIAS, INV_TAU, W_IN, W, L, batch, steps, n, tiles, dt_step, dt_row, u_step,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
     INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
     PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    RING: tl.constexpr, INTERPRETED: tl.constexpr,
+    RING: tl.constexpr,
 ):  # fmt: skip
     """All states: X is (steps + 1, batch, n) with x0 first, or with RING (2, batch, n), used in turn."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
@@ -263,13 +237,12 @@ def forward_kernel(
             x = tl.load(here + row * n + unit, mask=live & real, other=0.0)
             z = _mix(
                 _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
-                x, held, here, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
-                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, HOLD, INTERPRETED,
+                x, held, here, W, group, batch, n, tiles, unit, real, HOLD,
+                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
             f = _mix(
-                _phi(z, POST) - x,
-                x, 0.0, here, L, L_COLS, L_STARTS, group, row, live, batch, n, tiles, unit, real,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
+                _phi(z, POST) - x, x, 0.0, here, L, group, batch, n, tiles, unit, real, False,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
             a = dt * tl.load(INV_TAU + unit, mask=real, other=0.0)
             tl.store(there + row * n + unit, x + a * f, mask=live & real)
@@ -285,11 +258,10 @@ def forward_kernel(
 
 @triton.jit
 def _send(
-    lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
-    group, row, live, batch, n, tiles, unit, real, dt_row,
+    lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, group, row, live, batch, n, tiles, unit, real, dt_row,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, INPUTS: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, INTERPRETED: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store v = a lam and, unless post is the identity, q = post'(z) v of the step that left X."""
     at = row * n + unit
@@ -300,21 +272,20 @@ def _send(
         x = tl.load(X + at, mask=live & real, other=0.0)
         z = _mix(
             _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
-            x, 0.0, X, W, W_COLS, W_STARTS, group, row, live, batch, n, tiles, unit, real,
-            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
+            x, 0.0, X, W, group, batch, n, tiles, unit, real, False,
+            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
         tl.store(Q + at, _slope(z, POST) * v, mask=live & real)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    X, V, Q, LAM, GRAD, U, DT, BIAS, INV_TAU, W_IN,
-    W, W_COLS, W_STARTS, WT, WT_COLS, WT_STARTS, LT, LT_COLS, LT_STARTS,
+    X, V, Q, LAM, GRAD, U, DT, BIAS, INV_TAU, W_IN, W, WT, LT,
     batch, steps, n, tiles, dt_step, dt_row, u_step,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
     INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
     PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    EVERY: tl.constexpr, INTERPRETED: tl.constexpr,
+    EVERY: tl.constexpr,
 ):  # fmt: skip
     """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, from the last step to the first.
 
@@ -334,9 +305,8 @@ def adjoint_kernel(
         unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
         lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
         _send(
-            lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
-            group, row, live, batch, n, tiles, unit, real, dt_row,
-            PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
+            lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, group, row, live, batch, n, tiles, unit, real,
+            dt_row, PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
     tl.debug_barrier()
     for done in range(steps):
@@ -352,15 +322,14 @@ def adjoint_kernel(
                 q = tl.load(Q + at, mask=ok, other=0.0)
             back = _mix(
                 tl.full((GROUP, ROWS, TILE), 0.0, X.dtype.element_ty),
-                q, held, Q, WT, WT_COLS, WT_STARTS, group, row, live, batch, n, tiles, unit, real,
-                W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, HOLD, INTERPRETED,
+                q, held, Q, WT, group, batch, n, tiles, unit, real, HOLD,
+                W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
             if PRE != "identity":
                 back = back * _slope(tl.load(X + at, mask=ok, other=0.0), PRE)
             back = _mix(
-                back,
-                v, 0.0, V, LT, LT_COLS, LT_STARTS, group, row, live, batch, n, tiles, unit, real,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, False, INTERPRETED,
+                back, v, 0.0, V, LT, group, batch, n, tiles, unit, real, False,
+                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
             lam = tl.load(here + at, mask=ok, other=0.0) - v + back
             if EVERY:
@@ -368,10 +337,9 @@ def adjoint_kernel(
             tl.store(there + at, lam, mask=ok)
             if done + 1 < steps:
                 _send(
-                    lam, X - batch * n, V - batch * n, Q - batch * n,
-                    U, DT, BIAS, INV_TAU, W_IN, W, W_COLS, W_STARTS,
+                    lam, X - batch * n, V - batch * n, Q - batch * n, U, DT, BIAS, INV_TAU, W_IN, W,
                     group, row, live, batch, n, tiles, unit, real, dt_row,
-                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS, INTERPRETED,
+                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
                 )  # fmt: skip
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
         X -= batch * n

@@ -1,17 +1,17 @@
 """Forward Euler and its adjoint as two persistent Triton kernels; the formulas are those of `fused`.
 
 One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
-backward, whatever T is. The coupling is multiplied tile by tile: only the tiles of the coupled pairs,
-if that takes fewer products, else all of them. A diagonal W is an elementwise product.
+backward, whatever T is. A diagonal W is an elementwise product.
 
-Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds with a dense L, or T (2 C + p)
-n_i^2 batch and the unused slots (`tiles`) with C pairs. Memory: T batch n numbers for the
-states and as many for the adjoints v, twice as many where post is not the identity; without gradients
-and with save="last" only two states. Weight gradients are products over CHUNK rows of time and batch at
-once, in the state's own precision; `torch.set_float32_matmul_precision` lets them use tf32.
+Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
+once. Memory: T batch n numbers for the states and as many for the adjoints v, twice as many where post
+is not the identity; without gradients and with save="last" only two states. Weight gradients are
+products over CHUNK rows of time and batch at once, in the state's own precision;
+`torch.set_float32_matmul_precision` lets them use tf32.
 
-Not done here: nonlinear edges, several activations in one field, one's own activations, second
-derivatives, a gradient with respect to dt, recomputing. `why_not` says so before a solve.
+Not done here: few coupled blocks (the fused loop multiplies only these), nonlinear edges, several
+activations in one field, one's own activations, second derivatives, a gradient with respect to dt,
+recomputing. `why_not` says so before a solve.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.cuda.tiles import Packed, Packer
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Save, few_blocks, structured_weight
 from ctrnn_assembly.solvers.operators import Dense, Diagonal
 from ctrnn_assembly.terms import Terms
@@ -40,6 +40,8 @@ SHARED = 160 * 1024
 COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 FEW_INPUTS = 4  # up to here W_in u is summed in the kernel; beyond, it is one product for all steps
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
+
+Kind = Literal["none", "diagonal", "own", "dense"]
 
 
 def persistent_euler(
@@ -61,22 +63,13 @@ def persistent_euler(
     Raises:
         SolverError: for what `why_not` names.
     """
-    reason = why_not(terms, x0, drive, dt)
-    if reason is None and matmul_precision != "full" and x0.dtype != torch.float32:
-        reason = f"matmul_precision={matmul_precision!r} rounds float32, and the state is {x0.dtype}"
+    reason = why_not(terms, x0, drive, dt, matmul_precision)
     if reason is not None:
         raise SolverError(
             f"the persistent kernels cannot run this solve: {reason}. Use backend='fused' instead."
         )
-    if len(dt) == 0:
-        return x0[None]
-    W, L, pattern = structured_weight(terms), terms.L, few_blocks(terms)
-    if L is not None and pattern is not None:  # outside these blocks the fused loop has no gradient
-        coupled = L.new_zeros(pattern.p, 1, pattern.p, 1)
-        coupled[list(pattern.rows), :, list(pattern.columns)] = 1
-        k = terms.n // pattern.p
-        L = (L.reshape(pattern.p, k, pattern.p, k) * coupled).reshape(L.shape)
-    tensors = (W[None] if W.ndim == 2 else W, terms.bias, 1 / terms.tau, L, terms.W_in)
+    W = structured_weight(terms)
+    tensors = (W[None] if W.ndim == 2 else W, terms.bias, 1 / terms.tau, terms.L, terms.W_in)
     leaves = [x0, drive, *tensors]
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     keep = save == "all" or differentiate
@@ -84,7 +77,9 @@ def persistent_euler(
     return out
 
 
-def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str | None:
+def why_not(
+    terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor, matmul_precision: str = "full"
+) -> str | None:
     """What keeps the kernels from this solve, in one line; None if nothing does. Looks at no value."""
     device, cuda = x0.device, x0.device.type == "cuda"
     if importlib.util.find_spec("triton") is None:
@@ -99,6 +94,8 @@ def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str |
         return f"the state is {x0.dtype}; it must be float32 or float64"
     if other:
         return f"the state is {x0.dtype} on {device}, but another tensor is {min(other, key=str)}"
+    if matmul_precision != "full" and x0.dtype != torch.float32:
+        return f"matmul_precision={matmul_precision!r} rounds float32, and the state is {x0.dtype}"
     if dt.requires_grad:
         return "dt asks for a gradient"
     if cuda:
@@ -106,6 +103,8 @@ def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str |
         found = properties.shared_memory_per_block_optin // 1024
         if found < SHARED // 1024:
             return f"{device} has {found} KB of shared memory for a program; it needs {SHARED // 1024}"
+    if few_blocks(terms) is not None:
+        return "few blocks of L are coupled, and the kernels multiply all"
     if terms.edges:
         return f"the field has {len(terms.edges)} nonlinear couplings"
     for side, phi in (("pre", terms.pre), ("post", terms.post)):
@@ -115,6 +114,27 @@ def why_not(terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> str |
         if phi.runs[0][0] != ACTIVATIONS.get(names[0]):
             return f"{side} is your own activation {names[0]!r}"
     return None
+
+
+def layout(n: int, block: int, width: int) -> dict[str, int]:
+    """How n units lie in square tiles, as `kernels` names it: each block starts a tile of its own.
+
+    `width` is the most units that a kernel computes at once, a power of two.
+    """
+    tile = 16 if block <= 16 else 32  # a power of two, and no less than tensor cores multiply
+    per_block = -(-block // tile)
+    tiles = n // block * per_block
+    group = min(width // tile, 1 << (tiles - 1).bit_length())  # tiles computed at once, a power of two
+    groups = -(-tiles // group)
+    return {
+        "n": n,
+        "K": block,
+        "TILE": tile,
+        "PER_BLOCK": per_block,
+        "tiles": tiles,
+        "GROUP": group,
+        "GROUPS": groups,
+    }
 
 
 class _Launch:
@@ -138,16 +158,14 @@ class _Launch:
         self.drive, self.dt = None if drive is None else drive.contiguous(), dt.contiguous()
         single = x0.dtype == torch.float32
         self.rows, width = SHAPES[matmul_precision] if single else SHAPE_OF_DOUBLE
-        self.packer = Packer(terms, self.W, matmul_precision, width)
-        layout = self.packer.layout
+        self.low = matmul_precision == "bf16"
+        block = terms.n if self.W.ndim == 1 else self.W.shape[-1]
         self.shared: dict[str, Any] = {
             "BIAS": self.bias.contiguous(),
             "INV_TAU": inv_tau.contiguous(),
             "W_IN": self.bias if W_in is None else W_in.contiguous(),
             "batch": len(x0),
             "steps": len(dt),
-            "n": terms.n,
-            "tiles": layout.tiles,
             "dt_step": dt.shape[1],
             "dt_row": int(dt.shape[1] > 1),
             "u_step": 0 if drive is None else drive[0].numel(),
@@ -155,24 +173,36 @@ class _Launch:
             "POST": terms.post.runs[0][0].name,
             "INPUTS": 0 if drive is None else -1 if W_in is None else drive.shape[-1],
             "PRODUCTS": matmul_precision,
-            "K": layout.block,
-            "TILE": layout.tile,
-            "PER_BLOCK": layout.per_block,
-            "GROUP": layout.group,
-            "GROUPS": layout.groups,
             "ROWS": self.rows,
-            "INTERPRETED": kernels.INTERPRETED,
+            **layout(terms.n, block, width),
             **COMPILED,
         }
 
-    def run(self, kernel: Any, step: int, matrices: dict[str, Packed], **arguments: Any) -> None:
-        """Launch with the matrices, and U and DT at one step."""
-        for name, packed in matrices.items():
-            arguments |= {
-                name: packed.values,
-                f"{name}_COLS": packed.cols,
-                f"{name}_STARTS": packed.starts,
-            }
+    def packed(self, A: Tensor | None) -> tuple[Kind, Tensor]:
+        """The kind and the (in, out) tiles of a matrix: None, (n,), (n, n), or blocks as of W.
+
+        With bf16 the tiles are rounded, which the kernels multiply; diagonals stay exact.
+        """
+        if A is None:
+            return "none", self.bias  # any pointer: nothing is read
+        if A.ndim == 1:
+            return "diagonal", A.contiguous()
+        s = self.shared
+        tile, k, tiles = s["TILE"], s["K"], s["tiles"]
+        free, spare = s["PER_BLOCK"] * tile - k, s["GROUPS"] * s["GROUP"] - tiles
+        if A.ndim == 3 and s["PER_BLOCK"] == 1:
+            kind, values = "own", pad(A.mT, (0, free, 0, free, 0, spare))
+        else:
+            A = torch.block_diag(*A) if A.ndim == 3 else A
+            A = pad(A.unflatten(1, (-1, k)).unflatten(0, (-1, k)), (0, free, 0, 0, 0, free))
+            # (row tile, row, column tile, column), then (group, column tile, column, tile, row)
+            A = pad(A.reshape(tiles, tile, tiles, tile), (0, 0, 0, 0, 0, 0, 0, spare))
+            A = A.unflatten(0, (-1, s["GROUP"]))
+            kind, values = "dense", A.permute(0, 3, 4, 1, 2)
+        return kind, (values.bfloat16() if self.low else values).contiguous()
+
+    def run(self, kernel: Any, step: int, **arguments: Any) -> None:
+        """Launch, with U and DT at one step."""
         arguments |= {"U": self.bias if self.drive is None else self.drive[step], "DT": self.dt[step]}
         self.start(kernel, **arguments, **self.shared)
 
@@ -186,35 +216,22 @@ class _Launch:
         """All states, (time + 1, batch, n), or (2, batch, n) with the last at the index `time % 2`."""
         X = self.x0.new_empty(self.steps + 1 if keep else 2, *self.x0.shape)
         X[0] = self.x0
-        matrices = {"W": self.packer.weight(self.W), "L": self.packer.coupling(self.L, self.bias)}
-        kinds = {f"{name}_KIND": packed.kind for name, packed in matrices.items()}
-        self.run(self.kernels.forward_kernel, 0, matrices, X=X, RING=not keep, **kinds)
+        (w_kind, W), (l_kind, L) = self.packed(self.W), self.packed(self.L)
+        matrices = {"W": W, "L": L, "W_KIND": w_kind, "L_KIND": l_kind}
+        self.run(self.kernels.forward_kernel, 0, X=X, RING=not keep, **matrices)
         return X
 
     def adjoints(self, X: Tensor, grad: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(lam_0, V, Q) with V, Q (time, batch, n), from the gradient of all states or of the last."""
-        grad, packer, W = grad.contiguous(), self.packer, self.W
+        grad, W = grad.contiguous(), self.W
         lam = torch.stack([grad[-1], grad[-1]])
         V = torch.empty_like(X[1:])
         Q = V if self.post.is_identity else torch.empty_like(V)
-        matrices = {
-            "W": packer.weight(W),
-            "WT": packer.weight(W if W.ndim == 1 else W.mT),
-            "LT": packer.coupling(None if self.L is None else self.L.mT, self.bias),
-        }
-        self.run(
-            self.kernels.adjoint_kernel,
-            -1,
-            matrices,
-            X=X[-2],
-            V=V[-1],
-            Q=Q[-1],
-            LAM=lam,
-            GRAD=grad[-2] if every else grad,
-            W_KIND=matrices["W"].kind,
-            L_KIND=matrices["LT"].kind,
-            EVERY=every,
-        )
+        w_kind, WT = self.packed(W if W.ndim == 1 else W.mT)
+        l_kind, LT = self.packed(None if self.L is None else self.L.mT)
+        matrices = {"W": self.packed(W)[1], "WT": WT, "LT": LT, "W_KIND": w_kind, "L_KIND": l_kind}
+        stored = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
+        self.run(self.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **stored, **matrices)
         return lam[len(V) % 2], V, Q
 
 
