@@ -1,7 +1,5 @@
 """`ctrnn bench`: our solvers and what others would use, timed in turn in one process."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import click
 
-from ctrnn_cli.output import Column, console, json_option, plot_option, print_json, table
+from ctrnn_cli.output import Column, console, emit, json_option, plot_option, table
 
 COLUMNS = (
     Column("coupling", "coupling"),
@@ -54,24 +52,15 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
 
     from ctrnn_assembly.benchmark.measure import measure, sentences, tables
     from ctrnn_assembly.benchmark.problem import Problem
+    from ctrnn_assembly.figures.speed import speed_figure
 
     size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
-    bar: dict[str, Any] = {"console": console(err=True), "transient": True}
-    bar["disable"] = not sys.stderr.isatty()
-    found = measure(size, memory=not no_memory, track=partial(track, **bar), **settings)
-    written = []
-    if plot is not None and found["rows"]:
-        from ctrnn_assembly.figures.speed import speed_figure
-        from ctrnn_assembly.figures.style import save_figure
-
-        save_figure(speed_figure(found), plot)
-        written = [f"written: {plot}"]
-    if as_json:
-        print_json(found)
-    else:
-        for title, rows in tables(found):
-            console().print(table(COLUMNS, rows, title=title))
-        click.echo("\n".join([*sentences(found), *written]))
+    quiet = not sys.stderr.isatty()
+    bar = partial(track, console=console(err=True), transient=True, disable=quiet)
+    found = measure(size, memory=not no_memory, track=bar, **settings)
+    shown = [table(rows, COLUMNS, title=title) for title, rows in tables(found)]
+    figure = partial(speed_figure, found) if found["rows"] else None
+    emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)
     click.get_current_context().exit(130 if found["interrupted"] else 0)

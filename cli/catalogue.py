@@ -2,7 +2,7 @@
 
 import click
 
-from ctrnn_cli.output import console, facts, json_option, print_json
+from ctrnn_cli.output import emit, facts, json_option
 
 KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
 GATES = {
@@ -45,8 +45,5 @@ def list_command(kind: str | None, as_json: bool) -> None:
     }
     if kind is not None:
         tables = {kind: tables[kind]}
-    if as_json:
-        print_json(tables)
-        return
-    for title, entries in tables.items():
-        console().print(facts(entries.items(), title=title))
+    shown = (facts(entries.items(), title=title) for title, entries in tables.items())
+    emit(tables, *shown, as_json=as_json)

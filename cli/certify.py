@@ -1,25 +1,21 @@
 """`ctrnn certify RUN|CONFIG`: what is proven of a network, as its weights are."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.table import Table
 
 from ctrnn_cli.options import Command, option
-from ctrnn_cli.output import Column, console, facts, json_option, plot_option, print_json, table
-
-if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
-    from ctrnn_assembly.certificates import Module
+from ctrnn_cli.output import Column, emit, facts, json_option, plot_option, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 SEARCHES = click.Choice(["none", "fast", "convex"])
 MODULES = (
-    Column("module", "module"),
-    Column("units", "units", ">"),
+    Column("index", "module"),
+    Column("size", "units", ">"),
     Column("theorem", "theorem"),
     Column("margin", "margin (1/tau)", ">"),
     Column("rate", "rate", ">"),
@@ -36,14 +32,7 @@ MODULES = (
 @json_option
 @plot_option
 def certify_command(
-    source: str,
-    dt: float | None,
-    solver: str | None,
-    initial: bool,
-    search: Any,
-    require_step: bool,
-    as_json: bool,
-    plot: Path | None,
+    source: str, search: Any, require_step: bool, as_json: bool, plot: Path | None, **changes: Any
 ) -> None:
     """Prove that two states under one input approach each other, for the weights as they are now.
 
@@ -61,50 +50,45 @@ def certify_command(
     from ctrnn_assembly.certificates.wording import fact_rows, verdict, weights_rows
     from ctrnn_assembly.training.run import Run
 
-    run = Run.open(source, initial=initial, dt=dt, solver=solver)
+    run = Run.open(source, **changes)
     config, units = run.config, run.config.modules * run.config.units
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
     certificate, weights = run.certificate(search), run.weights.as_dict()
-    if plot is not None:
+
+    def figure() -> Any:
         from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.certificate import certificate_figure
-        from ctrnn_assembly.figures.style import save_figure
 
         curves = step_curves(run.model(data=False).core, certificate, near=config.dt)
-        title = f"{config.model}: {Path(source).name}"
-        save_figure(certificate_figure(certificate, curves, title=title), plot)
-    if as_json:
-        print_json({"model": config.model, "units": units, "weights": weights} | certificate.as_dict())
-    else:
-        click.secho(verdict(certificate), fg="green" if certificate.certified else "red")
-        known = [*weights_rows(weights), *fact_rows(certificate)]
-        console().print(facts(known, title=f"{config.model}, {units} units"))
-        if certificate.modules:
-            console().print(table(MODULES, module_rows(certificate.modules), title="modules"))
-        if plot is not None:
-            click.echo(f"written: {plot}")
+        return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
+
+    emit(
+        {"model": config.model, "units": units, "weights": weights} | certificate.as_dict(),
+        click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
+        facts([*weights_rows(weights), *fact_rows(certificate)], title=f"{config.model}, {units} units"),
+        *shown_modules(certificate.modules),
+        figure=figure,
+        as_json=as_json,
+        plot=plot,
+    )
     step = certificate.step is not None and certificate.step.certified
     click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
 
 
-def module_rows(modules: Sequence[Module]) -> list[dict[str, Any]]:
-    """One row a module; the worst ones and a summary if there are many."""
+def shown_modules(modules: Sequence[Any]) -> Iterator[Table | str]:
+    """A table of the modules; of many, the worst ones, and what all others have at least."""
     from ctrnn_assembly.certificates.wording import down
 
-    def row(name: object, units: object, theorem: str, worst: Sequence[Module], at_least: str) -> Any:
-        margin, rate = min(m.margin for m in worst), min(m.rate for m in worst)
-        numbers = f"{at_least}{down(margin)}", f"{at_least}{down(rate)}"
-        return dict(zip((c.key for c in MODULES), (name, units, theorem, *numbers), strict=True))
-
-    many = len(modules) > MANY
-    shown = sorted(modules, key=lambda m: m.margin)[:WORST] if many else modules
-    rows = [row(m.index, m.size, m.theorem, [m], "") for m in shown]
-    if many:
-        rest = [m for m in modules if m not in shown]
-        sizes, theorems = [m.size for m in rest], Counter(m.theorem for m in rest)
+    worst = sorted(modules, key=lambda module: module.margin)
+    shown = worst[:WORST] if len(worst) > MANY else modules
+    rows = [vars(one) | {"margin": down(one.margin), "rate": down(one.rate)} for one in shown]
+    if rows:
+        yield table(rows, MODULES, title="modules")
+    if rest := worst[len(shown) :]:
+        sizes, theorems = [one.size for one in rest], Counter(one.theorem for one in rest)
         units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
+        margin, rate = down(rest[0].margin), down(min(one.rate for one in rest))
         counts = ", ".join(f"{name}: {count}" for name, count in theorems.most_common())
-        rows.append(row(f"{len(rest)} more", units, counts, rest, ">= "))
-    return rows
+        yield f"{len(rest)} more of {units} units: margin >= {margin}, rate >= {rate}; {counts}"

@@ -9,7 +9,7 @@ a measurement can refute a certificate and never replace it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,12 @@ import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.options import Command, Decorator, integers, option, together
-from ctrnn_cli.output import Column, emit, output_options, rows_of
+from ctrnn_cli.output import Column, emit, output_options, rows_of, table
 
 if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
     from torch import Generator, Tensor
 
     from ctrnn_assembly.diagnostics.spectrum import Spectrum
-    from ctrnn_assembly.figures.style import Figure
 
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
@@ -44,9 +43,7 @@ class Driven:
         sequences: the inputs of each sample without padding, (T, m).
     """
 
-    def __init__(
-        self, source: str, split: str, samples: int | None, outputs: Mapping[str, Any], changes: Any
-    ) -> None:
+    def __init__(self, source: str, split: str, samples: int | None, changes: Any, outputs: Any) -> None:
         from ctrnn_assembly.training.run import Run
 
         self.name, self.split, self.outputs = Path(source).name, split, outputs
@@ -68,32 +65,37 @@ class Driven:
 
     def show(
         self,
+        found: Mapping[str, Any],
         *blocks: Sequence[Column],
         what: str = "",
-        notes: Sequence[str] = (),
+        notes: Iterable[str] = (),
         facts: Mapping[str, Any],
-        arrays: Mapping[str, Any],
-        figure: Callable[..., Figure],
+        figure: Callable[..., Any],
     ) -> None:
         """Show rows, the sentences `notes` under them, and the certificate.
 
         Args:
+            found: results by the prefix of their names: numbers go to --json, tensors to --npz.
             blocks: the same columns each, with values; one block stands under the other.
             what: added to the title of the table. facts: more values for --json.
-            arrays: for --npz. figure: draws, given a title.
+            figure: draws, given a title.
         """
         from ctrnn_assembly.certificates.wording import short_rows
 
         config, proven = self.run.config, self.certificate.as_dict()
-        looked = {"split": self.split, "samples": len(self.u), "steps": self.u.shape[1]}
+        looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
         step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
+        title = f"{config.model} on {self.run.task.name} ({self.split}){step}{what}"
         rows = [row for block in blocks for row in rows_of(block)]
+        values = {f"{prefix}{name}": x for prefix, one in found.items() for name, x in vars(one).items()}
+        numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         emit(
-            {**self.run.about(), **looked, "certificate": proven, **facts, "rows": rows},
-            blocks[0],
-            title=f"{config.model} on {self.run.task.name} ({self.split}){step}{what}",
-            notes=[*notes, *(f"{key}: {value}" for key, value in short_rows(proven))],
-            arrays=arrays,
+            {**self.run.about(), **looked, "certificate": proven, **numbers, **facts, "rows": rows},
+            table(rows, blocks[0], title=title),
+            *notes,
+            *(f"{key}: {value}" for key, value in short_rows(proven)),
+            columns=blocks[0],
+            arrays={name: x for name, x in values.items() if hasattr(x, "__len__")},
             figure=lambda: figure(title=f"{config.model}: {self.name}"),
             **self.outputs,
         )
@@ -105,9 +107,8 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
     def decorate(function: Callable[..., None]) -> Callable[..., Any]:
         def command(source: str, split: str, samples: int | None, **given: Any) -> None:
             changes = {key: given.pop(key) for key in ("initial", "task", "data_dir", "dt", "solver")}
-            files = {key: given.pop(key) for key in ("csv", "npz", "plot")}
-            outputs = {"files": files, "as_json": given.pop("as_json")}
-            function(Driven(source, split, samples, outputs, changes), **given)
+            outputs = {key: given.pop(key) for key in ("as_json", "csv", "npz", "plot")}
+            function(Driven(source, split, samples, changes, outputs), **given)
 
         command.__doc__ = function.__doc__
         drive = partial(option, section="input")
@@ -139,7 +140,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
     such as an LSTM, has the spectrum of its step only.
     """
-    from ctrnn_assembly.diagnostics.spectrum import spectrum_along
+    from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along, weight_spectra
     from ctrnn_assembly.figures.spectrum import spectrum_figure
 
     T, kind = net.u.shape[1], net.run.weights.kind
@@ -169,33 +170,19 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
         )
         for weights, k, s in spectra
     ]
-    arrays = {
-        f"{'initial' if weights == 'initial' else 'sample'}{k}_{key}": getattr(s, key)
-        for weights, k, s in spectra
-        for key in ("times", "eigenvalues", "step_eigenvalues")
-    }
+    parts = {"module": module_spectra(net.layer, net.sequences[0][-1:], found[0].x[-1:])}
+    with contextlib.suppress(ConfigError):  # a net without terms()
+        parts["weight"], coupling = weight_spectra(net.layer)
+        parts["coupling"] = (coupling,)
+    abscissas = {f"{part}_abscissa": [v.real.max().item() for v in parts[part]] for part in parts}
+    radii = {f"{part}_radius": [v.abs().max().item() for v in parts[part]] for part in parts}
     net.show(
+        {f"{weights}{k}_": s for weights, k, s in spectra},
         *blocks,
         notes=[WARNING],
-        facts={"blocks": block_spectra(net, found[0].x[-1:]), "warning": WARNING},
-        arrays=arrays,
+        facts={"blocks": abscissas | radii, "warning": WARNING},
         figure=partial(spectrum_figure, found, before, net.certificate),
     )
-
-
-def block_spectra(net: Driven, x: Tensor) -> dict[str, Any]:
-    """By module at the last state of the first sample; of the weights alone, if there are `terms()`."""
-    from ctrnn_assembly.diagnostics.spectrum import module_spectra, weight_spectra
-
-    modules = module_spectra(net.layer, net.sequences[0][-1:], x)
-    found: dict[str, Any] = {"module_abscissa": [float(v.real.max()) for v in modules]}
-    with contextlib.suppress(ConfigError):
-        weights, coupling = weight_spectra(net.layer)
-        found["weight_abscissa"] = [float(v.real.max()) for v in weights]
-        found["weight_radius"] = [float(v.abs().max()) for v in weights]
-        found["coupling_abscissa"] = float(coupling.real.max())
-        found["coupling_radius"] = float(coupling.abs().max())
-    return found
 
 
 @inspecting(
@@ -212,19 +199,17 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     average along these runs: nearby trajectories approached each other. The certificate bounds all runs.
     --plot and --npz show how the estimates ran over time.
     """
-    import torch
-
     from ctrnn_assembly.certificates.wording import up
     from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.figures.diagnostics import lyapunov_figure
 
-    if len({len(u) for u in net.sequences}) > 1:
+    lengths = {len(u) for u in net.sequences}
+    if len(lengths) > 1:
         raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
-    u, k = torch.stack(net.sequences), min(8, net.layer.state_size) if k is None else k
+    u, k = net.u[:, : lengths.pop()], min(8, net.layer.state_size) if k is None else k
     found = lyapunov_exponents(net.layer, u, k=k, generator=net.generator, **settings)
     step = net.certificate.step
     bound = None if step is None else step.exponent_bound
-    drawn = found.times, found.history, found.exponents, found.errors
     half_way = found.history[(len(found.history) - 1) // 2]
     columns = [
         Column("index", "", "d", range(1, k + 1)),
@@ -233,16 +218,17 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
         Column("half_way", "after half the time", ".6f", half_way),
         Column("factor_of_a_step", "factor of a step", ".6f", (found.exponents * found.dt).exp()),
     ]
+    notes = [
+        f"{len(u)} runs of {found.steps} steps, after {found.transient}",
+        "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}",
+    ]
     net.show(
+        {"": found},
         columns,
         what=": exponents per unit of time",
-        notes=[
-            f"{len(u)} runs of {found.steps} steps, after {found.transient}",
-            "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}",
-        ],
-        facts={"counted_steps": found.steps, "transient": found.transient, "certified_bound": bound},
-        arrays={"times": found.times, "history": found.history},
-        figure=partial(lyapunov_figure, *(values.numpy() for values in drawn), bound=bound),
+        notes=notes,
+        facts={"certified_bound": bound},
+        figure=partial(lyapunov_figure, found, bound=bound),
     )
 
 
@@ -266,8 +252,6 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     Theorem 6 has a metric that moves with the slopes; its conditions hold or fail along these runs, and
     prove nothing of others.
     """
-    import torch
-
     from ctrnn_assembly.certificates.wording import factor
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
@@ -275,16 +259,17 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
 
     certificate, metric = net.certificate, net.certificate.metric.matrix  # that the numbers hold in
     found = measure_contraction(net.layer, net.u, metric=metric, generator=net.generator, **settings)
+    results: dict[str, Any] = {"": found}
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
-    at = torch.arange(0, found.steps + 1, max(1, found.steps // 20))
+    at = range(0, found.steps + 1, max(1, found.steps // 20))
+    times = found.times[at]
+    of_step = None if bound is None else [bound**k for k in at]
+    of_flow = None if net.rate is None else (-net.rate * times).exp()
 
     def largest(distances: Tensor) -> Tensor:
         return (distances[:, at] / distances[:, :1]).amax(0)
 
-    times = found.times[at]
-    of_step = None if bound is None else bound ** at.to(times)
-    of_flow = None if net.rate is None else (-net.rate * times).exp()
     columns = [
         Column("time", "time", ".4g", times),
         Column("metric", "in the metric", ".4g", largest(found.distances), "overflow"),
@@ -292,39 +277,28 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         Column("certified_step", "certified (step)", ".4g", of_step),
         Column("certified_continuous", "certified (continuous)", ".4g", of_flow),
     ]
-    arrays = {"times": found.times, "metric": found.distances, "euclidean": found.euclidean}
     said = "not certified" if bound is None else f"at most {factor(bound)} certified"
     notes = [
         f"largest factor of one step: {found.factor:.6f} measured, {said}",
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
     ]
-    facts: dict[str, Any] = {
-        **{name: getattr(found, name) for name in ("pairs", "rate", "growth", "euclidean_peak")},
-        "largest_factor": found.factor,
-        "certified_factor": bound,
-        "twin_growth": None,
-    }
-    drawn, parted = (found.times.numpy(), found.distances.numpy(), found.euclidean.numpy()), None
     if twin:
-        excited = excitatory_twin(net.layer, metric)
         settings |= {"metric": metric or net.layer.metric(), "dt": found.dt, "solver": found.solver}
-        other = measure_contraction(excited, net.u, generator=net.generator, **settings)
-        far = largest(other.distances)
+        excited = excitatory_twin(net.layer, metric)
+        results["twin_"] = measure_contraction(excited, net.u, generator=net.generator, **settings)
+        far = largest(results["twin_"].distances)
         columns.append(Column("twin", "twin, in the metric", ".4g", far, "overflow"))
-        arrays["twin"], facts["twin_growth"] = other.distances, other.growth
-        parted = other.euclidean.numpy()
     if theorem6:
-        seen = monitor_theorem6(net.layer, net.u)
-        facts["theorem6"] = {"holds": seen.holds, "c": seen.c, "rate": seen.rate}
+        results["theorem6_"] = seen = monitor_theorem6(net.layer, net.u)
         verdict = f"Theorem 6 {'holds' if seen.holds else 'does not hold'} along these runs"
         notes.append(f"{verdict}: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}")
     net.show(
+        results,
         columns,
         what=f": largest distance of {found.pairs} pairs, relative to the start",
         notes=notes,
-        facts=facts,
-        arrays=arrays,
-        figure=partial(contraction_figure, *drawn, parted, certificate),
+        facts={"certified_factor": bound},
+        figure=partial(contraction_figure, found, results.get("twin_"), certificate),
     )
 
 
@@ -350,7 +324,7 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
         find_fixed_points(net.layer, u, generator=net.generator, **settings)
         for u in inputs[: 1 if held == "zero" else None]
     ]
-    messages, starts = [points.message for points in found], settings["starts"]
+    messages = [points.message for points in found]
     blocks = [
         (
             Column("sample", "sample", "d", sample),
@@ -363,13 +337,12 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
         )
         for sample, p in enumerate(found)
     ]
-    arrays = {f"points{k}": points.points for k, points in enumerate(found)}
     net.show(
+        {f"sample{k}_": points for k, points in enumerate(found)},
         *blocks,
-        what=f": fixed points under the {held} input, {starts} starts",
+        what=f": fixed points under the {held} input, {settings['starts']} starts",
         notes=[f"sample {k}: {message}" for k, message in enumerate(messages)],
-        facts={"input": held, "starts": starts, "messages": messages},
-        arrays=arrays | {f"eigenvalues{k}": points.eigenvalues for k, points in enumerate(found)},
+        facts={"input": held, "messages": messages},
         figure=partial(fixed_points_figure, found, rate=net.rate),
     )
 
@@ -398,19 +371,20 @@ def gsc_command(
     from ctrnn_assembly.diagnostics.gradients import effective_depth_over_time, gsc_over_time
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
-    T, depth = net.u.shape[1], None
+    T = net.u.shape[1]
     settings: dict[str, Any] = {"squared": squared, "probes": probes, "generator": net.generator}
     every = max(1, T // 16) if every is None else every
     found = gsc_over_time(net.layer, net.u, every=every, **settings)
+    results: dict[str, Any] = {"": found}
     exact = "exact" if probes is None else "estimated"
     notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
     if effective_depth:
         gradient = net.model.readout.weight[int(net.y[0])].detach()
         gradient = pad(gradient, (0, net.layer.state_size - len(gradient)))  # an LSTM's c is not read
-        depth = effective_depth_over_time(net.layer, net.sequences[0], gradient).depth
-        notes.append(f"effective depth: {depth} of {len(net.sequences[0])} steps")
+        deep = effective_depth_over_time(net.layer, net.sequences[0], gradient)
+        results["effective_"] = deep
+        notes.append(f"effective depth: {deep.depth} of {len(net.sequences[0])} steps")
     bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]
-    facts = {"squared": squared, "probes": probes, "products": found.products}
     columns = [
         Column("step", "t (steps)", "d", found.points),
         Column("gsc", "GSC(t, T)", ".4g", found.value),
@@ -420,10 +394,10 @@ def gsc_command(
         Column("state", "|x_t|", ".4g", found.size),
     ]
     net.show(
+        results,
         columns,
         what=f": GSC(t, T){' squared' if squared else ''}, T = {T} steps",
         notes=notes,
-        facts=facts | {"effective_depth": depth},
-        arrays={"steps": list(found.points), "gsc": found.value, "state": found.size},
+        facts={"squared": squared, "probes": probes},
         figure=partial(gsc_figure, rows_of(columns), squared=squared),
     )

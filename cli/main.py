@@ -1,13 +1,12 @@
 """The command line `ctrnn`. A command's module is imported when the command is used, not before."""
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
 from ctrnn_assembly import __version__
-from ctrnn_assembly.errors import CtrnnError
+from ctrnn_assembly.errors import CtrnnError, unknown
 
 # The module with the function NAME_command, and one line on it.
 COMMANDS = {
@@ -36,20 +35,12 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:  # the shell completes
+                return None
+            raise unknown("command", cmd_name, COMMANDS)
         module = import_module(f"ctrnn_cli.{COMMANDS[cmd_name][0]}")
         found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            near = get_close_matches(name, COMMANDS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Use one of {', '.join(COMMANDS)}."
-            ctx.fail(f"there is no command {name!r}. {hint}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table above: click would import every command for its short help."""

@@ -3,31 +3,23 @@
 A command says once what its columns are; the table, the CSV file and the rows of the JSON follow.
 """
 
-from __future__ import annotations
-
-import csv
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import FORMATS
 from ctrnn_cli.options import option, together
-
-if TYPE_CHECKING:  # matplotlib and rich take their time to import
-    from rich.console import Console
-    from rich.table import Table
-
-    from ctrnn_assembly.figures.style import Figure
 
 
 class OutputFile(click.Path):
@@ -76,12 +68,6 @@ class Column:
     values: Any = None
     missing: str = "-"
 
-    def cell(self, value: Any) -> str:
-        """What the table shows."""
-        if value is None:
-            return self.missing
-        return value if isinstance(value, str) else format(value, self.form)
-
 
 def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
     """The rows of columns with values, of which one at least has several."""
@@ -91,10 +77,9 @@ def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
     return [dict(zip((c.key for c in columns), row, strict=True)) for row in zip(*filled, strict=True)]
 
 
-def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title: str) -> Table:
-    """A table of rows; without a line of headers if no column has one."""
-    from rich.table import Table
-
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = (), *, title: str) -> Table:
+    """A table of rows, by default with a column a key; without a line of headers if none has one."""
+    columns = columns or [Column(key, key) for key in rows[0]]
     named = any(column.header for column in columns)
     made = Table(title=title, title_justify="left", show_header=named)
     for column in columns:
@@ -102,14 +87,14 @@ def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], *, title
         whole = column is columns[0]
         made.add_column(column.header, justify="right" if column.form else "left", no_wrap=whole)
     for row in rows:
-        made.add_row(*(column.cell(row[column.key]) for column in columns))
+        values = ((column, row[column.key]) for column in columns)
+        made.add_row(*(c.missing if value is None else format(value, c.form) for c, value in values))
     return made
 
 
 def facts(pairs: Iterable[tuple[str, str]], *, title: str) -> Table:
     """A table of names and values."""
-    names = Column("name", ""), Column("value", "")
-    return table(names, ({"name": name, "value": value} for name, value in pairs), title=title)
+    return table([{"0": a, "1": b} for a, b in pairs], [Column("0", ""), Column("1", "")], title=title)
 
 
 def console(*, err: bool = False) -> Console:
@@ -117,66 +102,45 @@ def console(*, err: bool = False) -> Console:
 
     Text is printed as it is: brackets are no markup, and colons no pictures.
     """
-    from rich.console import Console
-
     known = (sys.stderr if err else sys.stdout).isatty() or "COLUMNS" in os.environ
     width = None if known else 200
     return Console(stderr=err, highlight=False, markup=False, emoji=False, width=width)
 
 
-def finite(value: Any) -> Any:
-    """A value, or a nest of lists and mappings, with None for every NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(one) for key, one in value.items()}
-    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def print_json(result: Any) -> None:
-    """Standard JSON, which has no NaN and no infinity: null stands for them."""
-    click.echo(json.dumps(finite(result), indent=2, allow_nan=False))
-
-
 def emit(
-    result: Mapping[str, Any],
-    columns: Sequence[Column],
-    *,
-    title: str,
-    notes: Iterable[str],
-    arrays: Mapping[str, Any],
-    figure: Callable[[], Figure],
-    files: Mapping[str, Path | None],
+    result: Any,
+    *shown: Table | str,
     as_json: bool,
+    columns: Sequence[Column] = (),
+    arrays: Mapping[str, Any] | None = None,
+    figure: Callable[[], Any] | None = None,
+    csv: Path | None = None,
+    npz: Path | None = None,
+    plot: Path | None = None,
 ) -> None:
-    """Print table and notes, or the JSON; write the files, each whole or not at all.
+    """Print tables and sentences, or the result as JSON; write the files, each whole or not at all.
 
-    Args:
-        result: what --json prints; result["rows"] has a value for the key of every column.
-        files: by "csv": the rows; "npz": the arrays, but None; "plot": the figure.
+    JSON has no NaN and no infinity: null stands for them. csv takes the `columns` of result["rows"].
     """
-    import numpy as np
+    from ctrnn_assembly.certificates.result import plain
+    from ctrnn_assembly.training.run import write, write_table
 
-    from ctrnn_assembly.training.run import write
+    result = plain(result)
+    if csv:
+        write_table(csv, result["rows"], [column.key for column in columns])
+    if npz:
+        import numpy as np
 
-    rows = finite(result["rows"])
-    if file := files["csv"]:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [column.key for column in columns], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write(file, text.getvalue())
-    if file := files["npz"]:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: v for k, v in arrays.items() if v is not None})
-        write(file, buffer.getvalue())
-    if file := files["plot"]:
+        np.savez_compressed(buffer, **arrays or {})
+        write(npz, buffer.getvalue())
+    if plot and figure:
         from ctrnn_assembly.figures.style import save_figure
 
-        save_figure(figure(), file)
+        save_figure(figure(), plot)
     if as_json:
-        print_json(result)
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
         return
-    console().print(table(columns, rows, title=title))
-    written = [f"written: {file}" for file in files.values() if file is not None]
-    click.echo("\n".join([*notes, *written]))
+    written = [f"written: {file}" for file in (csv, npz, plot if figure else None) if file]
+    for one in [*shown, *written]:
+        click.echo(one) if isinstance(one, str) else console().print(one)

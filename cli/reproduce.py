@@ -9,7 +9,7 @@ import click
 
 from ctrnn_assembly.errors import ConfigError, TrainingError
 from ctrnn_cli.options import PATH
-from ctrnn_cli.output import Column, console, json_option, print_json, table
+from ctrnn_cli.output import emit, json_option, table
 
 say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
@@ -30,17 +30,7 @@ RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
 @click.option("--results", type=PATH, help=f"one JSON file a run; {RESULTS}, or {FAST_RESULTS}")
 @json_option
 def reproduce_command(
-    names: tuple[str, ...],
-    list_all: bool,
-    rows: str,
-    seeds: int | None,
-    only: tuple[int, ...],
-    fast: bool,
-    at_once: int,
-    data_dir: str | None,
-    runs: Path,
-    results: Path | None,
-    as_json: bool,
+    names: tuple[str, ...], list_all: bool, rows: str, at_once: int, as_json: bool, **given: Any
 ) -> None:
     """Train what an experiment asks for and print the published accuracy and ours side by side.
 
@@ -55,39 +45,32 @@ def reproduce_command(
 
     if not names and not list_all:
         raise ConfigError("ctrnn reproduce needs the name of an experiment. --list shows them all.")
-    if seeds is not None and only:
+    chosen = {key: given.pop(key) for key in ("seeds", "only", "fast")}
+    if chosen["seeds"] is not None and chosen["only"]:
         raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
-    places = Places(runs, results or (FAST_RESULTS if fast else RESULTS), data_dir)
+    fast, results = chosen["fast"], given.pop("results")
+    places = Places(results=results or (FAST_RESULTS if fast else RESULTS), **given)
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
         listed = [summary(e, read_results(places.results, e)) for e in experiments]
         texts = [{**summary_cells(one), "command": one["experiment"]} for one in listed]
-        show(listed, {"ctrnn reproduce ...": texts}, as_json=as_json)
+        emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
     patterns = [pattern for pattern in rows.split(",") if pattern]
-    jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, only=only, fast=fast)]
+    jobs = [job for e in experiments for job in e.jobs(patterns, **chosen)]
     failures, interrupted = run_all(jobs, places, at_once=at_once, draw=draw, say=say)
     lines = {
         e.name: compare(e.matching(patterns), read_results(places.results, e, fast=fast))
         for e in experiments
     }
     note = " (--fast: not comparable)" if fast else ""
-    tables = {name + note: [cells(line) for line in found] for name, found in lines.items()}
-    show({"fast": fast, "experiments": lines}, tables, as_json=as_json)
+    tables = (table([cells(one) for one in found], title=name + note) for name, found in lines.items())
+    emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)
     if interrupted:
         say("interrupted; the same command goes on from there")
         sys.exit(130)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(jobs)} runs failed; the first: {failures[0]}")
-
-
-def show(result: Any, tables: dict[str, list[dict[str, str]]], *, as_json: bool) -> None:
-    """The JSON, or a table by title of rows of cells by column."""
-    if as_json:
-        print_json(result)
-        return
-    for title, rows in tables.items():
-        console().print(table([Column(key, key) for key in rows[0]], rows, title=title))
 
 
 def draw(run: Path, kind: str) -> None:

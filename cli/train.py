@@ -11,7 +11,7 @@ import click
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_cli.options import PATH, Command, config_options, option
-from ctrnn_cli.output import console, facts, json_option, print_json
+from ctrnn_cli.output import console, emit, facts, json_option
 
 
 @click.command("train", cls=Command)
@@ -63,18 +63,16 @@ def train_command(
     except KeyboardInterrupt:
         click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
         sys.exit(130)
-    if as_json:
-        print_json(summary)
-    else:
-        rows = [
-            ("test accuracy", f"{summary['test_accuracy']:.4f}"),
-            ("validation accuracy", validation(summary)),
-            ("trained parameters", f"{summary['parameters']:,}"),
-            ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
-            *short_rows(summary["certificate"]),
-            ("run folder", str(run)),
-        ]
-        console().print(facts(rows, title=f"{summary['model']} on {summary['task']}"))
+    rows = [
+        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("validation accuracy", validation(summary)),
+        ("trained parameters", f"{summary['parameters']:,}"),
+        ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
+        *short_rows(summary["certificate"]),
+        ("run folder", str(run)),
+    ]
+    title = f"{summary['model']} on {summary['task']}"
+    emit(summary, facts(rows, title=title), as_json=as_json)
     if watched is not None:
         watched.show(console(err=as_json))
 
@@ -103,6 +101,7 @@ def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:
 @json_option
 def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
     """Load the weights of a run folder and read the test set."""
+    from ctrnn_assembly.certificates.wording import short_rows
     from ctrnn_assembly.training.batches import accuracy
     from ctrnn_assembly.training.run import Run, read_config
 
@@ -110,8 +109,7 @@ def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
     run = Run.open(folder, **changes)
     task = run.task  # refused before its weights are
     measured = accuracy(run.model(), task, task.load_test())
-    if as_json:
-        certificate = run.certificate().as_dict()
-        print_json({**run.about(), "test_accuracy": measured, "certificate": certificate})
-    else:
-        click.echo(f"{run.title}: test accuracy {measured:.4f}")
+    certificate = run.certificate().as_dict()
+    said = (f"{key}: {value}" for key, value in short_rows(certificate))
+    result = {**run.about(), "test_accuracy": measured, "certificate": certificate}
+    emit(result, f"{run.title}: test accuracy {measured:.4f}", *said, as_json=as_json)

@@ -55,7 +55,7 @@ def answers(file: Path) -> dict[str, str]:
         "spectrum: step radius": f"{max(row['step_radius'] for row in spectrum):.5f}",
         "lyapunov: largest exponent": f"{lyapunov['rows'][0]['exponent']:.4f}",
         "lyapunov: certified bound": exponent,
-        "contraction: largest factor": f"{contraction['largest_factor']:.5f}",
+        "contraction: largest factor": f"{contraction['factor']:.5f}",
         "contraction: certified factor": largest,
         "contraction: growth of distances": f"{contraction['growth']:.4g}",
         "fixed-points": "; ".join(sorted({row["kind"] for row in points["rows"]})) or "none found",

@@ -4,6 +4,7 @@ Every number is a bound with float64 rounding accounted for, on the side that ca
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol, Self
 
@@ -172,18 +173,20 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None where a bound is infinite; the step by the key "discrete"."""
-        result = _plain(self)
+        result = plain(self)
         result["discrete"] = result.pop("step")
         result["metric"]["condition_number"] = finite(self.metric.condition_number)
         return result | {"slowest_time_constant": finite(self.slowest_time_constant)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON: None for NaN and infinity, a dict of the fields that a dataclass shows in its repr."""
     if is_dataclass(value):
-        shown = (f.name for f in fields(value) if f.repr)
-        return {name: _plain(getattr(value, name)) for name in shown}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        value = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     return finite(value) if isinstance(value, float) else value
 
 

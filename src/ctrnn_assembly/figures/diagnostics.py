@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
+from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU, Array
 
@@ -18,16 +20,17 @@ KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable
 
 @style.printed
 def contraction_figure(
-    times: Array, metric: Array, euclidean: Array, twin: Array | None, proven: Certificate, title: str
+    found: Measurement, twin: Measurement | None, proven: Certificate, *, title: str
 ) -> Figure:
     """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
 
-    Times are (T + 1,), distances of pairs of trajectories (pairs, T + 1). The twin's modules excite
-    each other; where its distances grow beyond those of the pairs, they leave the panel at its top.
+    The twin's modules excite each other; where its distances grow beyond those of the pairs, they leave
+    the panel at its top.
     """
     figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
-    draw_pairs(left, times, metric, COLOURS[0], "pairs")
+    times = found.times.numpy()
+    draw_pairs(left, times, found.distances.numpy(), COLOURS[0], "pairs")
     step = proven.step
     if proven.certified:
         curve = np.exp(-proven.rate * times)
@@ -37,11 +40,12 @@ def contraction_figure(
         curve = step.contraction_factor ** (times / step.dt)
         left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
     left.set_title("in the metric of the certificate")
-    overshoot = draw_pairs(right, times, euclidean, COLOURS[0], "pairs")
+    overshoot = draw_pairs(right, times, found.euclidean.numpy(), COLOURS[0], "pairs")
     right.set_title(f"Euclidean: at most {overshoot:.3g} times the start")
     if twin is not None:
         limits = right.get_ylim()
-        draw_pairs(right, times, twin, COLOURS[3], "twin: the modules excite each other")
+        label = "twin: the modules excite each other"
+        draw_pairs(right, times, twin.euclidean.numpy(), COLOURS[3], label)
         right.set_ylim(limits[0], 3 * max(1.0, overshoot))
     for axes in (left, right):
         axes.set(xlabel="time (unit of tau)", ylabel="distance / distance at the start")
@@ -63,18 +67,14 @@ def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: s
 
 
 @style.printed
-def lyapunov_figure(
-    times: Array, running: Array, exponents: Array, errors: Array, *, bound: float | None, title: str
-) -> Figure:
-    """Left: the mean so far, (T, k), against time. Right: the spectrum, with the certified bound.
-
-    `exponents` are the last means, (k,), and `errors` their standard errors, NaN where unknown.
-    """
+def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figure:
+    """Left: the mean so far against time. Right: the spectrum, with the certified bound."""
     figure = style.new_figure(3.0, title)
     left, right = figure.subplots(1, 2)
+    times, exponents, errors = found.times.numpy(), found.exponents.numpy(), found.errors.numpy()
     k = len(exponents)
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, k))
-    for index, line in enumerate(running.T):
+    for index, line in enumerate(found.history.numpy().T):
         name = {0: "largest", k - 1: f"number {k}"}.get(index)
         left.plot(times, line, color=colours[index], linewidth=1, label=name)
     left.set(xlabel="time (unit of tau)", ylabel=f"mean so far ({PER_TAU})", title="running estimate")

@@ -399,10 +399,10 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows as CSV."""
+def write_table(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str] = ()) -> None:
+    """Rows as CSV, by default with the columns of the last one."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[-1]), lineterminator="\n")
+    writer = csv.DictWriter(buffer, names or list(rows[-1]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write(path, buffer.getvalue())
