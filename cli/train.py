@@ -36,9 +36,10 @@ def train_command(
     With no options: a certified assembly on the embedded `digits`, in about two minutes. The defaults
     below are those of a task without its own recipe; `digits` starts from the recipe of that name.
     """
+    from torch.profiler import profile as recorder
+
     from ctrnn_assembly.certificates.wording import short_rows
-    from ctrnn_assembly.training.fit import fit
-    from ctrnn_assembly.training.profile import Profile
+    from ctrnn_assembly.training.fit import STAGES, fit
     from ctrnn_assembly.training.run import validation
 
     settings = {key: value for key, value in given.items() if value is not None}
@@ -57,7 +58,8 @@ def train_command(
         name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
         # The processes of a distributed run share one folder.
         run = out or Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
-    watched = Profile() if profile else None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr
+    watched = recorder(acc_events=True) if profile else None
     try:
         summary = fit(config, run, resume=resume is not None, profile=watched)
     except KeyboardInterrupt:
@@ -74,7 +76,15 @@ def train_command(
     title = f"{summary['model']} on {summary['task']}"
     emit(summary, facts(rows, title=title), as_json=as_json)
     if watched is not None:
-        watched.show(console(err=as_json))
+        averages = watched.key_averages()
+        averages.sort(
+            key=lambda one: (
+                one.key not in STAGES,
+                -one.self_cpu_time_total - one.self_device_time_total,
+            )
+        )
+        title = "time of training: stages, with what they call, and the longest operations"
+        click.echo(averages.table(row_limit=len(STAGES) + 10, header=title), err=as_json)
 
 
 def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:

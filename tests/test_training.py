@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import profile
 from torch.testing import assert_close
 
 from cli_tools import TINY, Cli, other_process, table
@@ -17,7 +18,6 @@ from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.batches import Batches, accuracy
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.optim import denormals_flushed, learning_rate
-from ctrnn_assembly.training.profile import STAGES, Profile
 from ctrnn_assembly.training.run import Run, model_from, read_table
 
 
@@ -214,17 +214,21 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli,
     plain = cli.train(tmp_path / "plain", *settings)
     profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
     assert "time of training" not in plain.err
-    assert all(stage in profiled.err for stage in STAGES)
-    assert "time of training by operation" in profiled.err
+    assert all(stage in profiled.err for stage in fit.STAGES)
+    assert "time of training: stages" in profiled.err
     assert json.loads(profiled.out)["epochs"] == 1
     weights = [tmp_path / run / "model.safetensors" for run in ("plain", "profiled")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_profile_counts_what_a_stage_calls_for_it() -> None:
-    profile, A = Profile(), torch.ones(200, 200)
-    for _ in range(2):
-        with profile.recording(), torch.profiler.record_function("forward"):
-            A @ A
-    assert (profile.calls["forward"], profile.calls["aten::mm"]) == (2, 2)
-    assert profile.seconds["forward"] > profile.seconds["aten::mm"] > 0
+PROFILED = {"modules": 2, "units": 4, "epochs": 2, "resize": 4, "limit_train": 200, "batch_size": 20}
+
+
+def test_a_profile_counts_what_a_stage_calls_for_it(tmp_path: Path) -> None:
+    recorder = profile(acc_events=True)
+    fit.fit(make_config(PROFILED), tmp_path / "run", report=None, profile=recorder)
+    found = {event.key: event for event in recorder.key_averages()}
+    assert [found[stage].count for stage in fit.STAGES] == [5, 5, 5, 5, 1, 1]
+    inside = found["forward"].cpu_time_total
+    assert inside > found["forward"].self_cpu_time_total > 0
+    assert inside > found["aten::mm"].self_cpu_time_total > 0

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import pstdev
@@ -37,12 +37,13 @@ from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, new_sums, sums_of
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
 from ctrnn_assembly.training.optim import denormals_flushed, learning_rate, make_optimizer
-from ctrnn_assembly.training.profile import STEPS, Profile, recording
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 
 # The stop at a plateau of De Caro et al. 2025: Ray's TrialPlateauStopper with these settings.
 PLATEAU_EPOCHS, PLATEAU_STD, PLATEAU_GRACE = 5, 1e-3, 50
+STAGES = ("data", "forward", "backward", "optimiser", "validation", "certificate")
+STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
@@ -72,7 +73,7 @@ class Training:
     projection: StepProjection | None = None
     out: Path = Path()
     report: Callable[[str], None] | None = None
-    profile: Profile | None = None
+    profile: AbstractContextManager[Any] = field(default_factory=nullcontext)
     model: Any = None
     optimizer: Any = None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -141,7 +142,7 @@ def fit(
     resume: bool = False,
     report: Callable[[str], None] | None = say,
     command: str | None = None,
-    profile: Profile | None = None,
+    profile: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
     """Train, select by validation, test once, and write the run folder.
 
@@ -149,7 +150,8 @@ def fit(
         resume: go on with the run in this folder, from its last whole epoch.
         report: gets a line for each epoch; on a terminal there is a progress bar as well. None for none.
         command: that makes this run, for summary.json; None for the command line of this process.
-        profile: gets the times of the first steps.
+        profile: entered for each of the first steps, and for validation and certificate of their epoch.
+            A `torch.profiler.profile(acc_events=True)` has `STAGES` among its averages.
 
     Returns:
         what summary.json holds, see `provenance`. The further processes of a distributed run end here.
@@ -168,7 +170,7 @@ def fit(
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
     net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     projection = StepProjection(net.core) if config.keep_step_certified else None
-    training = Training(config, fabric, task, net, projection, out, report, profile)
+    training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
     missing = missing_certificate(config, initial)
     if missing:
@@ -209,7 +211,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         row: dict[str, Any] = {"epoch": training.epoch}
         started = time.monotonic()
         trained = train_epoch(training, batches)
-        with recording(training.profile), record_function("validation"):
+        with training.profile, record_function("validation"):
             lost = training.project()
             with fabric.autocast():
                 valid = training.means("val", evaluate(net, held_out))
@@ -227,7 +229,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         training.best = max(training.best, reached)
 
         due = training.ended or training.epoch % config.certify_every == 0
-        with recording(training.profile), record_function("certificate"):
+        with training.profile, record_function("certificate"):
             proven = training.certificate if due else None
         row |= certificate_columns(proven)
         if test is not None:
@@ -251,7 +253,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
             # The best first: a run that is killed in between repeats the epoch, and finds it again.
             for name in ("best", "last") if better else ("last",):
                 training.save(out / "checkpoints" / f"{name}.ckpt")
-        training.profile = None
+        training.profile = nullcontext()
 
 
 def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
@@ -266,7 +268,7 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
     if projection is not None:
         projection.start_epoch()
     for index in track(range(steps), what, console=console, transient=True, disable=not shown):
-        with recording(training.profile if index < STEPS else None):
+        with training.profile if index < STEPS else nullcontext():
             with record_function("data"):
                 batch = fabric.to_device(next(following))
             for group in training.optimizer.param_groups:
