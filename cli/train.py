@@ -77,12 +77,8 @@ def train_command(
     emit(summary, facts(rows, title=title), as_json=as_json)
     if watched is not None:
         averages = watched.key_averages()
-        averages.sort(
-            key=lambda one: (
-                one.key not in STAGES,
-                -one.self_cpu_time_total - one.self_device_time_total,
-            )
-        )
+        averages.sort(key=lambda one: one.self_cpu_time_total + one.self_device_time_total, reverse=True)
+        averages.sort(key=lambda one: one.key not in STAGES)
         title = "time of training: stages, with what they call, and the longest operations"
         click.echo(averages.table(row_limit=len(STAGES) + 10, header=title), err=as_json)
 

@@ -273,7 +273,7 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
     assert model(u).shape == (3, 10)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert from_file.model(data=False).readout.out_features == 2  # reads no data
-    with pytest.raises(ConfigError, match="there is no run folder, configuration file or recipe 'x'"):
+    with pytest.raises(ConfigError, match="There is no run folder or configuration file"):
         Run.open("x")
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         Run.open("digit")

@@ -17,7 +17,6 @@ from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.batches import Batches, accuracy
 from ctrnn_assembly.training.config import make_config
-from ctrnn_assembly.training.optim import denormals_flushed, learning_rate
 from ctrnn_assembly.training.run import Run, model_from, read_table
 
 
@@ -33,7 +32,7 @@ def task() -> Task:
 
 def factors(**settings: object) -> list[float]:
     config = make_config({"epochs": 4, "learning_rate": 2.0, **settings})
-    return [learning_rate(config, step, 2) / 2 for step in range(8)]
+    return [config.learning_rate_at(step, 2) / 2 for step in range(8)]
 
 
 def test_learning_rate_schedules() -> None:
@@ -54,13 +53,13 @@ def flushed() -> bool:
 
 def test_denormals_are_flushed_within_only() -> None:
     assert not flushed()
-    with denormals_flushed():
+    with fit.denormals_flushed():
         assert flushed()
-        with denormals_flushed():  # whoever had it on before keeps it on
+        with fit.denormals_flushed():  # whoever had it on before keeps it on
             pass
         assert flushed()
     assert not flushed()
-    with pytest.raises(ValueError, match="within"), denormals_flushed():
+    with pytest.raises(ValueError, match="within"), fit.denormals_flushed():
         raise ValueError("within")
     assert not flushed()
 

@@ -34,10 +34,11 @@ class Batches:
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device if they fit into half of its free memory."""
-        size = self.split.x.numel() * self.split.x.element_size()
-        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-            lengths = None if self.split.lengths is None else self.split.lengths.to(device)
-            self.split = Split(self.split.x.to(device), self.split.y.to(device), lengths)
+        x, y, lengths = self.split.x, self.split.y, self.split.lengths
+        if device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.split = Split(
+                x.to(device), y.to(device), None if lengths is None else lengths.to(device)
+            )
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.split) / self.share[1]) / self.batch_size)
@@ -75,7 +76,7 @@ def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know."""
     was_training, weight = model.training, model.readout.weight
     model.eval()
-    sums, last = new_sums(weight.device), int(batches.split.y.max())
+    sums, last = torch.zeros((), device=weight.device), int(batches.split.y.max())
     for u, y, lengths in batches:
         y = y.to(weight.device)
         logits = model(u.to(weight), lengths=None if lengths is None else lengths.to(weight.device))
@@ -84,20 +85,17 @@ def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
                 f"{batches.task.name} has a class {last}, which does not fit the model's "
                 f"{logits.shape[-1]} outputs. Use the task that it was trained on."
             )
-        sums += sums_of(F.cross_entropy(logits.float(), y), logits, y)
+        sums = sums + sums_of(F.cross_entropy(logits.float(), y), logits, y)
     model.train(was_training)
     return sums
 
 
 def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Summed loss, correct answers and samples of one batch, (3,), from its mean loss."""
+    """Summed loss, correct answers and samples of one batch, (3,), from its mean loss; in float64 to sum
+    over an epoch, where the device has it."""
     correct = (logits.detach().argmax(-1) == y).sum()
-    return torch.stack([loss.detach() * len(y), correct, correct.new_tensor(len(y))])
-
-
-def new_sums(device: torch.device) -> Tensor:
-    """Zeros to add `sums_of` batches to, (3,), in float64 where the device has it."""
-    return torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    sums = torch.stack([loss.detach() * len(y), correct, correct.new_tensor(len(y))])
+    return sums if sums.device.type == "mps" else sums.double()
 
 
 def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: int = 256) -> float:

@@ -4,6 +4,7 @@ A run is `recipe < config file < command line`, and the result is what `config.y
 holds. The command line's options are made from these fields.
 """
 
+import math
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,6 @@ Group = Literal["data", "network", "solver", "training", "certificate", "machine
 
 
 def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
-    """A field of the configuration, in a group of options, with pydantic's bounds on its value."""
     return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
 
 
@@ -138,6 +138,26 @@ class TrainConfig(BaseModel):
                 "--milestones 80,150 or --schedule constant."
             )
         return self
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
+
+        It rises linearly over the warm-up. From there on "cosine" falls to 0 at the end of the run,
+        "steps" multiplies by lr_gamma at the start of each epoch in milestones, and "constant" stays.
+        """
+        epoch, warm, peak = (
+            step // steps_per_epoch,
+            self.warmup_epochs * steps_per_epoch,
+            self.learning_rate,
+        )
+        if step < warm:
+            return peak * (step + 1) / warm
+        if self.schedule == "steps":
+            return peak * self.lr_gamma ** sum(epoch >= m for m in self.milestones)
+        if self.schedule == "cosine":
+            share = (step - warm) / (self.epochs * steps_per_epoch - warm)
+            return peak * 0.5 * (1 + math.cos(math.pi * share))
+        return peak
 
     def unused(self) -> list[str]:
         """Settings that do nothing in this run, a sentence each: another one may overrule a recipe's."""

@@ -103,22 +103,21 @@ class StepProjection:
 
     def norm(self) -> float:
         """An upper bound on ||S||, which is ||L||_M but for rounding; infinite if K is not finite."""
-        n = self.core.hidden_size
-        S = torch.zeros(n, n, dtype=torch.float64)
+        return spectral_norm(self._skew(torch.zeros((), dtype=torch.float64)))
+
+    def _skew(self, like: Tensor) -> Tensor:
+        S = like.new_zeros(self.core.hidden_size, self.core.hidden_size)
         for coupling, units in self.levels:
-            K = coupling.K().detach().cpu().double()
+            K = coupling.K().detach().to(like)
             S[units, units] += K - K.mT
-        return spectral_norm(S)
+        return S
 
     def _estimate(self, products: int) -> Tensor:
         """||S|| from below, by power iteration: |S v| never falls along it, as S is normal."""
-        matrices = [(coupling.K(), units) for coupling, units in self.levels]
-        norm = self.vector.new_zeros(())
+        S = self._skew(self.vector)
         for _ in range(products):
             v = self.vector / self.vector.norm()
-            turned = torch.zeros_like(v)
-            for K, units in matrices:
-                turned[units] += K @ v[units] - K.mT @ v[units]
+            turned = S @ v
             norm = turned.norm()
             self.vector = torch.where(norm > 0, turned, v)
         return norm

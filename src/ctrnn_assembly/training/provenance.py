@@ -88,9 +88,8 @@ def hardware(device: str = "auto") -> str:
 
 def git(folder: Path, *arguments: str) -> str | None:
     """What git says there; None if it is not there, or refuses."""
+    asked = ["git", "-C", str(folder), *arguments]
     try:
-        asked = ["git", "-C", str(folder), *arguments]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        return subprocess.check_output(asked, text=True, stderr=subprocess.DEVNULL).strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None

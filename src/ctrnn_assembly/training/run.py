@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -164,16 +163,24 @@ class Run:
         """A run folder, a YAML file or the name of a recipe; None among `changes` changes nothing."""
         path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
         if path.is_dir():
-            return cls(path, changed(read_config(path).model_dump(), given), initial, epoch)
-        if not path.exists() and str(source) not in recipes():
-            near = get_close_matches(str(source), recipes(), n=1)
-            raise ConfigError(
-                f"there is no run folder, configuration file or recipe {str(source)!r}. "
-                + (f"Did you mean {near[0]!r}? " if near else "")
-                + f"Recipes: {', '.join(recipes())}."
-            )
-        settings = read_yaml(path) if path.exists() else recipe(str(source))
-        return cls(None, changed(settings, given))
+            settings = read_config(path).model_dump()
+        elif path.exists():
+            settings = read_yaml(path)
+        elif str(source) in recipes():
+            settings = recipe(str(source))
+        else:
+            fix = "There is no run folder or configuration file of that name."
+            raise unknown("recipe", str(source), recipes(), fix)
+        config = make_config(settings, given)
+        if given.get("solver", "euler") not in SOLVERS:
+            raise unknown("solver", given["solver"], SOLVERS)
+        if (
+            {"dt", "solver"} & given.keys()
+            and config.model in MODELS
+            and MODELS[config.model].is_baseline
+        ):
+            raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
+        return cls(path, config, initial, epoch) if path.is_dir() else cls(None, config)
 
     @property
     def file(self) -> Path | None:
@@ -287,16 +294,6 @@ class Run:
             "solver": self.config.solver,
             "dt": self.config.dt,
         }
-
-
-def changed(settings: dict[str, Any], changes: dict[str, Any]) -> TrainConfig:
-    """A configuration with some settings changed; a baseline has no other step than its own."""
-    config = make_config(settings, changes)
-    if changes.get("solver", "euler") not in SOLVERS:
-        raise unknown("solver", changes["solver"], SOLVERS)
-    if {"dt", "solver"} & changes.keys() and config.model in MODELS and MODELS[config.model].is_baseline:
-        raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
-    return config
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
