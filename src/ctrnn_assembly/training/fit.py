@@ -101,8 +101,10 @@ class Training:
     @property
     def ended(self) -> bool:
         """Whether all epochs are done, or enough of them without a better or another accuracy."""
-        config, recent = self.config, [row["val_accuracy"] for row in self.rows[-PLATEAU_EPOCHS:]]
-        flat = config.plateau and self.epoch >= PLATEAU_GRACE and pstdev(recent) <= PLATEAU_STD
+        config, last = self.config, self.rows[-PLATEAU_EPOCHS:]
+        recent = [x for row in last if (x := row.get("val_accuracy")) is not None]
+        judged = config.plateau and self.epoch >= PLATEAU_GRACE and len(recent) == PLATEAU_EPOCHS
+        flat = judged and pstdev(recent) <= PLATEAU_STD
         return flat or self.epoch >= config.epochs or 0 < config.patience <= self.stale
 
     @property
