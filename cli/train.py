@@ -11,7 +11,7 @@ import click
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
 from ctrnn_cli.options import PATH, Command, config_options, option
-from ctrnn_cli.output import console, emit, facts, json_option
+from ctrnn_cli.output import emit, facts, json_option
 
 
 @click.command("train", cls=Command)
