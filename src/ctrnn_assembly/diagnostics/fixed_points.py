@@ -3,18 +3,17 @@
 Of a flow the roots of x' = 0; of a map, such as nn.GRU, those of step(u, x) - x = 0. Grid solvers have
 the fixed points of the field, whatever their dt; stability under a step is that of `step_jacobian`.
 
-    descending Newton:  -J y = f(x),                x <- x + s y,  s = 1, 1/2, ... until |f| falls
-    bounded Newton:     the same y,                 x <- x + s y,  s |y| at most (1 + |x|) / 2
-    implicit steps:     (I / delta - J) y = f(x),   x <- x + y,    delta grows as |f| falls
+    bounded Newton:   -J y = f(x),                x <- x + s y,  s <= 1, s |y| at most (1 + |x|) / 2
+    implicit steps:   (I / delta - J) y = f(x),   x <- x + y,    delta grows as |f| falls
 
-Each start tries them in this order until one succeeds. A contracting net has exactly one root and a
-regular J everywhere, so that the first gets there from any start if phi is smooth. In nets with many
-roots it ends in valleys of |f|, which the second leaves; both find stable and unstable roots alike, the
-third stable ones. Finding none proves nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and
-start, about 0.2 s for n = 2048 on one core.
+Newton's steps find stable and unstable roots alike, and leave the valleys of |f| in which a search that
+descends would end. A start from which they find none follows the flow by implicit steps, to a stable
+root, if there is one: a contracting net has exactly one, and a regular J everywhere. Finding none proves
+nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one
+core.
 
-Source: Sussillo and Barak 2013, for the use; Newton with Armijo's line search, and pseudo-transient
-continuation: Kelley 2003; Kelley and Keyes 1998. THEORY section 1: a contracting net has exactly one.
+Source: Sussillo and Barak 2013, for the use; pseudo-transient continuation: Kelley and Keyes 1998.
+THEORY section 1: a contracting net has exactly one.
 """
 
 import math
@@ -34,7 +33,6 @@ Kind = Literal["stable", "unstable", "saddle", "marginal"]
 Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 CHUNK = 2**24  # numbers in the Jacobians factorised at once: 128 MiB, or one larger Jacobian
-HALVINGS = 30
 SMALL_STEP = 1e-9
 ITERATIONS = 100  # at most, of each attempt, for each start
 SAME = 1e-6  # two points are one if no unit differs by more than this times 1 + max |x|
@@ -52,7 +50,7 @@ class FixedPoints:
             all below -marginal; "marginal": the largest within it; "unstable": the largest above it and
             none below -marginal; "saddle": some above it and some below -marginal.
         hits: from how many of the `starts` each was found, (p,).
-        smallest: the smallest residual of any start.
+        smallest: the smallest residual of any state that the search came by.
     """
 
     points: Tensor
@@ -116,7 +114,7 @@ def find_fixed_points(
     f = own if known.flow is not None else lambda u, x: own(u, x) - x
     search = _Search(f, known.tau, drive, tolerance)
     x = search.run(start)
-    residuals, found = search.scaled(x).abs().amax(1), search.accepts(x)
+    residuals, found = search.residuals(x), search.accepts(x)
     chosen, hits = _distinct(x[found], residuals[found])
     points = x[found][chosen]
     order: Order = "modulus" if known.flow is None else "real"
@@ -131,7 +129,7 @@ def find_fixed_points(
         kinds=tuple(_kind(one[0], one[-1], marginal) for one in growth),
         hits=hits,
         starts=len(x),
-        smallest=float(residuals.nan_to_num(nan=math.inf).min()),
+        smallest=search.smallest,
     )
 
 
@@ -158,7 +156,7 @@ def _distinct(x: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(kept, dtype=torch.long)[order], torch.tensor(hits, dtype=torch.long)[order]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Search:
     """f(u, x) = 0 under one input, (1, m) or None, with time constants tau, and when to stop."""
 
@@ -166,21 +164,24 @@ class _Search:
     tau: Tensor
     drive: Tensor | None
     tolerance: float
+    smallest: float = math.inf  # residual so far
 
     def run(self, x: Tensor) -> Tensor:
-        start, x = x, self.iterate(x, 0, self._descend)
-        for shift, move in ((0, self._bounded), (1 / float(self.tau.min()), self._settle)):
-            lost = ~self.accepts(x)
-            if bool(lost.any()):
-                x[lost] = self.iterate(self.iterate(start[lost], shift, move), 0, self._descend)
+        start, x = x, self.iterate(x, 0, self._newton)
+        lost = ~self.accepts(x)
+        if bool(lost.any()):
+            settled = self.iterate(start[lost], 1 / float(self.tau.min()), self._settle)
+            x[lost] = self.iterate(settled, 0, self._newton)
         return x
 
     def accepts(self, x: Tensor) -> Tensor:
-        return self.scaled(x).abs().amax(1) <= self.tolerance * (1 + x.abs().amax(1))
+        return self.residuals(x) <= self.tolerance * (1 + x.abs().amax(1))
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """tau f, (batch, n)."""
-        return self.f(self._inputs(x), x) * self.tau
+    def residuals(self, x: Tensor) -> Tensor:
+        """max |tau f|, (batch,)."""
+        found = (self.f(self._inputs(x), x) * self.tau).abs().amax(1)
+        self.smallest = min(self.smallest, float(found.nan_to_num(nan=math.inf).min()))
+        return found
 
     def _inputs(self, x: Tensor) -> Tensor | None:
         return None if self.drive is None else self.drive.expand(len(x), -1)
@@ -213,41 +214,22 @@ class _Search:
             parts.append(y[..., 0])
         return torch.cat(parts)
 
-    def _descend(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x + s y with |f| enough below its value at x (Armijo), if there is such an s."""
-        before = self.scaled(x).norm(dim=1)
-        s = torch.ones_like(before)
-        for _ in range(HALVINGS):
-            trial = x + s[:, None] * y
-            good = self.scaled(trial).norm(dim=1) <= (1 - 1e-4 * s) * before
-            if bool(good.all()):
-                break
-            s = torch.where(good, s, s / 2)
-        new = torch.where(good[:, None], trial, x)
-        return new, shift, _moved(x, new)
-
-    def _bounded(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _newton(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x + s y with s <= 1 and s max |y| <= (1 + rms x) / 2, unless y is not finite."""
         size, scale = y.abs().amax(1), 1 + x.square().mean(1).sqrt()
         s = (scale / 2 / size.clamp(min=1e-300)).clamp(max=1)
         new = torch.where(torch.isfinite(size)[:, None], x + s[:, None] * y, x)
-        return new, shift, _moved(x, new)
+        return new, shift, (new - x).abs().amax(1) > SMALL_STEP * (1 + new.abs().amax(1))
 
     def _settle(self, x: Tensor, y: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x + y, and delta grows as |f| falls; where y goes against the flow, only a shorter delta."""
-        tau, f = self.tau, self.scaled(x)
-        along = (y * f / tau).sum(1) > 0
+        along = (y * self.f(self._inputs(x), x)).sum(1) > 0
         new = torch.where(along[:, None], x + y, x)
-        after = self.scaled(new)
-        growth = (f.norm(dim=1) / after.norm(dim=1).clamp(min=1e-300)).nan_to_num(nan=0.0)
+        before, after = self.residuals(x), self.residuals(new)
+        growth = (before / after.clamp(min=1e-300)).nan_to_num(nan=0.0)
         delta = torch.where(along, growth.clamp(0.2, 5.0), 0.2) / shift
-        delta = delta.clamp(1e-3 * float(tau.min()), 1e6 * float(tau.max()))
-        return new, 1 / delta, ~(after.abs().amax(1) <= self.tolerance)
-
-
-def _moved(x: Tensor, new: Tensor) -> Tensor:
-    """Which states moved by more than a tiny step, (batch,)."""
-    return (new - x).abs().amax(1) > SMALL_STEP * (1 + new.abs().amax(1))
+        delta = delta.clamp(1e-3 * float(self.tau.min()), 1e6 * float(self.tau.max()))
+        return new, 1 / delta, ~(after <= self.tolerance)
 
 
 def _check_settings(starts: int, spread: float, tolerance: float, marginal: float) -> None:
