@@ -41,7 +41,7 @@ def plot_command(
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
     from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays, draw_states
     from ctrnn_assembly.figures.style import save_figure
-    from ctrnn_assembly.reproduction.published import published_for
+    from ctrnn_assembly.reproduction.experiments import published_for
     from ctrnn_assembly.training.run import Run
 
     if kind not in KINDS:

@@ -45,10 +45,9 @@ def reproduce_command(
 
     if not names and not list_all:
         raise ConfigError("ctrnn reproduce needs the name of an experiment. --list shows them all.")
-    chosen = {key: given.pop(key) for key in ("seeds", "only", "fast")}
-    if chosen["seeds"] is not None and chosen["only"]:
+    count, only, fast, results = (given.pop(key) for key in ("seeds", "only", "fast", "results"))
+    if count is not None and only:
         raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
-    fast, results = chosen["fast"], given.pop("results")
     places = Places(results=results or (FAST_RESULTS if fast else RESULTS), **given)
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
@@ -57,7 +56,8 @@ def reproduce_command(
         emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
     patterns = [pattern for pattern in rows.split(",") if pattern]
-    jobs = [job for e in experiments for job in e.jobs(patterns, **chosen)]
+    seeds = only or range(count or 0)
+    jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures, interrupted = run_all(jobs, places, at_once=at_once, draw=draw, say=say)
     lines = {
         e.name: compare(e.matching(patterns), read_results(places.results, e, fast=fast))

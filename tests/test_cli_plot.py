@@ -16,7 +16,7 @@ from cli_tools import Cli
 from ctrnn_assembly.figures.curves import certified, short_names
 from ctrnn_assembly.figures.network import NetworkArrays, draw_states
 from ctrnn_assembly.figures.style import bound_of, pooled
-from ctrnn_assembly.reproduction.published import all_published, published_for, versionless
+from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import Run

@@ -25,8 +25,8 @@ from ctrnn_assembly.reproduction.results import (
     keep_result,
     ours,
     read_results,
-    state,
     summary,
+    summary_cells,
     yes,
 )
 from ctrnn_assembly.reproduction.run import Places, run_job
@@ -201,8 +201,10 @@ def test_published_and_ours_stand_side_by_side() -> None:
     assert svd["published"][0]["value"] == 50
     assert svd["certificate"] == {"of": 2, "certified": 2, "rate": 0.25, "discrete": 0}
     assert (gated["n"], gated["test_accuracy"], gated["certificate"]) == (0, None, None)
-    assert summary(experiment(), results)["done"] == 3
-    assert [state(done, 6) for done in (0, 3, 6)] == ["not yet run", "3 of 6 runs", "all 6 runs"]
+    line = summary(experiment(), results)
+    assert (line["done"], line["runs"]) == (3, 6)
+    states = [summary_cells({**line, "done": done})["run"] for done in (0, 3, 6)]
+    assert states == ["not yet run", "3 of 6 runs", "all 6 runs"]
     assert (yes(0, 3), yes(2, 3), yes(3, 3)) == ("no", "2 of 3", "yes")
 
 

@@ -80,10 +80,10 @@ def test_the_japanese_vowels_have_the_runs_that_were_asked_for() -> None:
 def test_seeds_and_rows_can_be_chosen() -> None:
     experiment = load_experiment("digits")
     assert len(experiment.matching()) == len(experiment.rows)
-    assert {job.path for job in experiment.jobs(["rnn", "lst*"], seeds=1)} == {
+    assert {job.path for job in experiment.jobs(["rnn", "lst*"], seeds=[0])} == {
         "digits/rnn-seed0", "digits/lstm-seed0"
     }  # fmt: skip
-    assert [job.seed for job in experiment.jobs(["rnn"], only=[7])] == [7]
+    assert [job.seed for job in experiment.jobs(["rnn"], seeds=[7])] == [7]
     assert [job.seed for job in experiment.jobs()][: len(experiment.rows)] == [0] * len(experiment.rows)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.figures import style
-from ctrnn_assembly.reproduction.published import PublishedAccuracy
+from ctrnn_assembly.reproduction.experiments import PublishedAccuracy
 from ctrnn_assembly.training.run import Run
 
 DASHED = (0, (4, 2))

@@ -20,7 +20,7 @@ from ctrnn_assembly.figures.curves import curves_figure, margin_figure
 from ctrnn_assembly.figures.network import NetworkArrays, draw_graph, draw_metric, draw_weights
 from ctrnn_assembly.figures.spectrum import parts_figure
 from ctrnn_assembly.figures.style import rendered
-from ctrnn_assembly.reproduction.published import published_for
+from ctrnn_assembly.reproduction.experiments import published_for
 from ctrnn_assembly.training.config import to_yaml
 from ctrnn_assembly.training.run import Run, validation
 

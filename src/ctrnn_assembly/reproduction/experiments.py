@@ -14,7 +14,8 @@ A published accuracy is written here, or in published.yaml if `ctrnn plot` draws
 named here.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -25,8 +26,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.reproduction.published import PublishedAccuracy, named_published
 from ctrnn_assembly.training.config import TrainConfig, make_config, recipe
+from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 # Lightly trained on a few small samples: enough to see that a row runs.
@@ -40,6 +41,33 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class PublishedAccuracy(Part):
+    """A published test accuracy, in per cent; name and what follows it are for published.yaml."""
+
+    value: float
+    what: Literal["best", "final", "reported"]  # test epoch; reported: the paper does not say which
+    std: float | None = None
+    n: int | None = None  # runs
+    note: str = ""  # which number of the source's it is
+    name: str = ""
+    task: str = ""  # without its version
+    network: str = ""  # as the source calls it
+    source: str = ""
+    models: tuple[str, ...] = ()  # of the library, beside which a plot shows it; empty for all
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:g}"
+        count = "" if self.n is None else f", n={self.n}"
+        return f"{self.value:g}{spread} ({self.what}{count})"
+
+
+@cache
+def all_published() -> dict[str, PublishedAccuracy]:
+    """Every row of published.yaml by name."""
+    text = (resources.files("ctrnn_assembly") / "published.yaml").read_text(encoding="utf-8")
+    return {row["name"]: PublishedAccuracy.model_validate(row) for row in yaml.safe_load(text)}
+
+
 class Row(Part):
     name: Name
     recipe: str | None = None
@@ -50,7 +78,10 @@ class Row(Part):
     @field_validator("published", mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        return [named_published(one) if isinstance(one, str) else one for one in given]
+        names, known = [one for one in given if isinstance(one, str)], all_published()
+        if gone := set(names) - set(known):
+            raise unknown("published figure", gone.pop(), known)
+        return [known[one] if isinstance(one, str) else one for one in given]
 
 
 class Evaluation(Part):
@@ -89,21 +120,16 @@ class Experiment(Part):
         return [row for row in self.rows if any(fnmatchcase(row.name, p) for p in patterns)]
 
     def jobs(
-        self,
-        rows: Iterable[str] = (),
-        *,
-        seeds: int | None = None,
-        only: Iterable[int] = (),
-        fast: bool = False,
+        self, rows: Iterable[str] = (), *, seeds: Sequence[int] = (), fast: bool = False
     ) -> list["Job"]:
-        """The runs of `matching` rows, seed by seed, so that every row has its first early.
+        """The runs of `matching` rows, of these seeds or of the file's number of them.
 
-        `seeds` is the number of runs of each row instead of the file's; or there are `only` these.
+        They come seed by seed, so that every row has its first early.
         """
         found = []
         for row in self.matching(rows):
-            asked = range(seeds or (1 if fast else row.seeds or self.seeds))
-            found += [Job(self, row, seed, fast) for seed in list(only) or asked]
+            asked = seeds or range(1 if fast else row.seeds or self.seeds)
+            found += [Job(self, row, seed, fast) for seed in asked]
         return sorted(found, key=lambda job: job.seed)
 
 
@@ -126,8 +152,7 @@ class Job:
         e, row = self.experiment, self.row
         layers: list[dict[str, Any]] = [{"threads": 1}]  # sums over threads round differently
         for part in (e, row):
-            layers += [recipe(part.recipe)] if part.recipe else []
-            layers.append(part.settings)
+            layers += [recipe(part.recipe) if part.recipe else {}, part.settings]
         layers.append({"test_every_epoch": e.test_every_epoch, "data_dir": data_dir})
         if self.fast:
             image = make_config(*layers).task.startswith(("smnist", "psmnist", "scifar", "images"))
@@ -181,3 +206,18 @@ def parse_experiment(name: str, text: str) -> Experiment:
     if double is not None:
         raise ConfigError(f"{name}.yaml: rows must have different names; got {double!r} twice.")
     return experiment
+
+
+def published_for(runs: Sequence[Run]) -> list[PublishedAccuracy]:
+    """What may be drawn beside runs: nothing unless all have one task, neither resized nor cut."""
+    if any(c.resize or c.limit_train or c.limit_test for c in (run.config for run in runs)):
+        return []
+    tasks = {versionless((run.summary or {}).get("task", run.config.task)) for run in runs}
+    models = {run.config.model for run in runs}
+    rows = [row for row in all_published().values() if {row.task} == tasks]
+    return [row for row in rows if not row.models or models & set(row.models)]
+
+
+def versionless(task: str) -> str:
+    """psmnist-12008-raw -> psmnist, scifar10-rgb -> scifar10; scifar10-planar is another task."""
+    return re.sub(r"(-\d+)?(-raw)?$", "", task).removesuffix("-rgb")

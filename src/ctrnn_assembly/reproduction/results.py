@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.reproduction.experiments import Experiment, Job, Row, difference
-from ctrnn_assembly.reproduction.published import PublishedAccuracy
+from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row, difference
 from ctrnn_assembly.training.config import TrainConfig, make_config
 from ctrnn_assembly.training.run import write
 
@@ -150,20 +149,16 @@ def summary(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dict[s
 
 def summary_cells(line: dict[str, Any]) -> dict[str, str]:
     """A `summary` as a table shows it: text by column."""
+    done, runs = line["done"], line["runs"]
     return {
         "command": f"ctrnn reproduce {line['experiment']}",
         "what": line["about"],
         "source": line["source"],
-        "runs": str(line["runs"]),
-        "time": lasting(line["seconds"]) if line["done"] else "-",
+        "runs": str(runs),
+        "time": lasting(line["seconds"]) if done else "-",
         "highest published": line["published"],
-        "run": state(line["done"], line["runs"]),
+        "run": {0: "not yet run", runs: f"all {runs} runs"}.get(done, f"{done} of {runs} runs"),
     }
-
-
-def state(done: int, runs: int) -> str:
-    """Whether an experiment was run: "not yet run", "3 of 44 runs", or "all 44 runs"."""
-    return {0: "not yet run", runs: f"all {runs} runs"}.get(done, f"{done} of {runs} runs")
 
 
 def ours(value: dict[str, float | None] | None) -> str:

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -24,7 +25,6 @@ from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, Sol
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
 from ctrnn_assembly.reproduction.results import checked_result, keep_result, result_path
 from ctrnn_assembly.training.batches import accuracy
-from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, read_table, run_record
@@ -117,15 +117,20 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
     """
     run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
-    epochs = [epoch for epoch in experiment.lyapunov if epoch <= config.epochs]
     with locked(run):
+        resume = (run / "config.yaml").exists()
+        if resume and (other := difference(read_config(run), config)):
+            raise ConfigError(
+                f"{run} holds a run with other settings ({other}). Delete it, or use another --runs."
+            )
         try:
-            found = trained(config, run, command)
+            found = (resume and read_summary(run)) or fit(config, run, resume=resume, command=command)
             for kind in experiment.pictures:
                 draw(run, kind)
             if experiment.evaluate:
                 found["evaluate"] = [evaluation(one, run, data_dir) for one in experiment.evaluate]
             if experiment.lyapunov:
+                epochs = [epoch for epoch in experiment.lyapunov if epoch <= config.epochs]
                 found["lyapunov"] = [exponents(epoch, run, data_dir) for epoch in epochs]
         except TrainingError as error:
             found = {
@@ -137,17 +142,6 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
             }
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
-
-
-def trained(config: TrainConfig, run: Path, command: str) -> dict[str, Any]:
-    """The summary of the run, trained as far as needed; `command` makes it."""
-    resume = (run / "config.yaml").exists()
-    if resume and (other := difference(read_config(run), config)):
-        raise ConfigError(
-            f"{run} holds a run with other settings ({other}). Delete it, or use another --runs."
-        )
-    done = read_summary(run) if resume else None
-    return done or fit(config, run, resume=resume, command=command)
 
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:
@@ -184,7 +178,7 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
     for name, finer in (("step", 1), ("flow", FINER)):
         u = inputs.repeat_interleave(finer, dim=1)
         found |= {name: None, f"{name}_range": None}
-        try:
+        with suppress(SolverError, ContractionError):
             own = lyapunov_exponents(
                 core,
                 u,
@@ -195,8 +189,6 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
                 transient=u.shape[1] // 10,
                 generator=torch.Generator().manual_seed(0),
             ).per_trajectory[:, 0]
-        except (SolverError, ContractionError):
-            continue
-        if own.isfinite().all():
-            found |= {name: own.mean().item(), f"{name}_range": [own.min().item(), own.max().item()]}
+            if own.isfinite().all():
+                found |= {name: own.mean().item(), f"{name}_range": [own.min().item(), own.max().item()]}
     return found | {key: certificate.get(key) for key in ("certified", "rate", "discrete")}
