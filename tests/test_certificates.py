@@ -295,6 +295,16 @@ def test_an_unknown_search_is_refused():
         certify(Subnetwork(AdaDiagTanh("tanh"), 2), search="fsat")
 
 
+@pytest.mark.parametrize("dt", [None, 0.1])
+@pytest.mark.parametrize("solver", ["eulre", "bogus", None])
+def test_an_unknown_solver_is_refused(solver, dt):
+    net = Subnetwork(AdaDiagTanh("tanh"), 2)
+    with pytest.raises(ConfigError, match=r"solver must be one of euler, imex, .*; got ") as refused:
+        certify(net, dt=dt, solver=solver)
+    assert ("Did you mean 'euler'?" in str(refused.value)) == (solver == "eulre")
+    assert certify(net, dt=0.1, solver="rk4").step.reason == "no proof is known for steps of rk4"
+
+
 def test_a_singular_metric_is_refused():
     metric = Metric((Factor(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])),))
     certificate = certify(terms_of(torch.zeros(2, 2)), metric, search="none")

@@ -2,8 +2,8 @@
 
 Nothing here imports a parametrisation: a certificate sees the weights actually used, not the map that
 made them. Read `certify` for the whole way from a field to its certificate: `search` guesses a metric,
-`lure` and `modules` prove the rate of a module, `interconnection` that of the whole and `steps` a step,
-all by bounds of `rounding`, the trusted kernel.
+`modules` proves the rate of a module, `interconnection` that of the whole and `steps` a step, all by
+bounds of `rounding`, the trusted kernel.
 """
 
 from ctrnn_assembly.certificates.certify import certify as certify

@@ -3,18 +3,22 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
+from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.search import candidates, identity
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep, common_disc
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
 from ctrnn_assembly.errors import unknown
 from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
@@ -24,7 +28,6 @@ SMALLEST_RATE = 1e-6
 LARGEST = 1e50
 
 Search = Literal["none", "fast", "convex"]
-Modules = tuple[result.Module, ...]
 
 
 @torch.no_grad()
@@ -33,7 +36,7 @@ def certify(
     metric: Metric | None = None,
     *,
     dt: float | None = None,
-    solver: str | None = None,
+    solver: str = "euler",
     search: Search = "fast",
 ) -> Certificate:
     """Certify a subnetwork, an assembly of any depth or plain `Terms`, as the weights are now.
@@ -41,20 +44,21 @@ def certify(
     Args:
         field: anything with `terms()` and `metric()`, or `Terms`; of a `SequenceClassifier` its core.
         metric: the one to try first, one factor a block; by default the field's own, for `Terms` I.
-        dt, solver: the discrete step to certify, dt in the unit of tau; solver "euler" by default.
+        dt, solver: the discrete step to certify, dt in the unit of tau.
         search: for another metric if that one proves nothing. "none"; "fast" for identity, Perron,
             Lyapunov and balanced metrics; "convex" for a semidefinite search, too (extra `convex`).
 
     The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
-    if search not in get_args(Search):
-        raise unknown("search", search, get_args(Search))
+    for what, name, known in (("search", search, get_args(Search)), ("solver", solver, SOLVERS)):
+        if name not in known:
+            raise unknown(what, name, known)
     field = getattr(field, "core", field)
     terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
     if metric is None and not isinstance(field, Terms):
         metric = field.metric()
     given = identity(terms) if metric is None else metric.detach_cpu()
-    own = _certify_in(given, terms, dt, solver or "euler", "identity" if metric is None else "given")
+    own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
     if own.certified or search == "none" or unusable(terms, given):
         return own
     rated = [
@@ -64,7 +68,7 @@ def certify(
     ]
     rate, origin, other = max(rated, key=lambda entry: entry[0])
     if rate > 0:
-        best = _certify_in(other, terms, dt, solver or "euler", origin)
+        best = _certify_in(other, terms, dt, solver, origin)
         if best.certified:
             return best
     added = "no identity, Perron, Lyapunov or balanced metric was found that shows it either"
@@ -82,7 +86,8 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
         reason = f"the numbers differ too much in size for float64 linear algebra ({error})"
         return Certificate.refused(reason, dt=dt, solver=solver, origin=origin)
     smallest = SMALLEST_RATE / float(terms.tau.max())
-    modules = _modules(terms, whole)
+    taus = terms.tau.double().split(terms.sizes)
+    modules = tuple(map(_module, count(), whole.modules, taus))
     certified = all(module.certified for module in modules) and rate >= smallest
     facts, coupling = _metric_facts(terms, metric, origin), _coupling_facts(terms, whole)
     step = None if dt is None else _step(whole, dt, solver, certified)
@@ -104,7 +109,7 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     whole = Interconnection.of(terms, metric)
     if any(module.rate <= 0 for module in whole.modules):
         return 0.0
-    alone = EulerStep.of(whole, coupled=False).factor(dt)
+    alone = euler_step(whole.uncoupled).factor(dt)
     (nu, eps), target = common_disc(whole), 1 - 1e-6
     disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
     rest = target**2 - alone**2 if alone < target else -1.0
@@ -113,17 +118,16 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     return max(by_disc, by_alone) * (1 - 1e-12) * float(terms.tau.double().min())
 
 
-def _modules(terms: Terms, whole: Interconnection) -> Modules:
-    found, taus = [], terms.tau.double().split(terms.sizes)
-    for k, (proven, tau) in enumerate(zip(whole.modules, taus, strict=True)):
-        unit = float(tau.max()) if proven.rate > 0 else float(tau.min())
-        certified = proven.rate * float(tau.max()) >= SMALLEST_RATE
-        theorem = proven.theorem if certified else "none"
-        found.append(result.Module(k, len(tau), theorem, proven.rate * unit, proven.rate, certified))
-    return tuple(found)
+def _module(index: int, proven: ModuleBound, tau: Tensor) -> result.Module:
+    unit = float(tau.max()) if proven.rate > 0 else float(tau.min())
+    certified = proven.rate * float(tau.max()) >= SMALLEST_RATE
+    theorem = proven.theorem if certified else "none"
+    return result.Module(index, len(tau), theorem, proven.rate * unit, proven.rate, certified)
 
 
-def _reason(whole: Interconnection, modules: Modules, rate: float, smallest: float) -> str:
+def _reason(
+    whole: Interconnection, modules: tuple[result.Module, ...], rate: float, smallest: float
+) -> str:
     """The first condition that failed, its value, and what to change."""
     growth, unstable = whole.abscissa_at_full_slope(), ""
     if growth > 0:
@@ -131,10 +135,10 @@ def _reason(whole: Interconnection, modules: Modules, rate: float, smallest: flo
         unstable += "no constant metric can show contraction. "
     worst = min(modules, key=lambda module: module.margin)
     if not worst.certified:
-        count = sum(not module.certified for module in modules)
+        failed = sum(not module.certified for module in modules)
         return (
             f"module {worst.index} is not shown to contract in its metric: the best bound on its rate "
-            f"is {worst.margin:.6g} / tau, needed is {SMALLEST_RATE:g} ({count} of {len(modules)} "
+            f"is {worst.margin:.6g} / tau, needed is {SMALLEST_RATE:g} ({failed} of {len(modules)} "
             f"modules fail). {unstable}Scale its weights down, or use a trained constraint such as "
             "svd-combo"
         )
@@ -151,9 +155,7 @@ def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> St
         return StepCertificate.refused(solver, dt)
     if solver not in STEP_PROOFS:
         return StepCertificate.refused(solver, dt, f"no proof is known for steps of {solver}")
-    proof = STEP_PROOFS[solver](whole, EulerStep.of(whole, coupled=False))
-    advice = {"exponential-euler": "||W D|| exceeds the leak in the metric, use imex"}
-    return StepCertificate.of(proof, solver, dt, advice.get(solver, "no dt is certified"))
+    return StepCertificate.of(STEP_PROOFS[solver](whole, None), solver, dt)
 
 
 def _metric_facts(terms: Terms, metric: Metric, origin: str) -> result.MetricFacts:

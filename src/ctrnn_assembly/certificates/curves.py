@@ -6,9 +6,9 @@ proofs, at equal distances of dt, and is itself proven.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, StepProof
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, EulerStep
+from ctrnn_assembly.certificates.steps import STEP_PROOFS, euler_step
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -34,10 +34,8 @@ class FactorCurve:
 
 
 @torch.no_grad()
-def factor_curves(
-    terms: Terms, metric: Metric, *, near: float, solvers: Sequence[str] = tuple(STEP_PROOFS)
-) -> tuple[FactorCurve, ...]:
-    """The curves of several solvers over one range of dt, which holds `near` and what is certified.
+def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
+    """The curves of all solvers over one range of dt, which holds `near` and what is certified.
 
     `metric` is one that certifies the field; a ContractionError says why nothing can be proven.
     """
@@ -46,53 +44,45 @@ def factor_curves(
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
     whole, proofs = Interconnection.of(terms, metric), 8 if terms.n <= DENSE else 2
-    alone = EulerStep.of(whole, coupled=False)
-    exact = {solver: STEP_PROOFS[solver](whole, alone) for solver in solvers}
-    chords = Chords.of(alone.factor, alone.max_dt, 2 * proofs, near)
-    bounds: dict[str, StepProof] = {s: STEP_PROOFS[s](whole, chords) for s in exact}
-    if "euler" in exact:
-        bounds["euler"] = Chords.of(exact["euler"].factor, exact["euler"].max_dt, proofs, near)
+    alone = euler_step(whole.uncoupled)
+    exact = {solver: proof(whole, alone) for solver, proof in STEP_PROOFS.items()}
+    bounds = {"euler": chords(exact["euler"], proofs, near)}
+    by_chords = chords(alone, 2 * proofs, near)
+    bounds |= {s: proof(whole, by_chords) for s, proof in STEP_PROOFS.items() if s not in bounds}
     dts = dt_range(near, [proof.max_dt for proof in exact.values()])
     return tuple(
-        FactorCurve(solver, dts, tuple(bounds[solver].factor(dt) for dt in dts), proof.max_dt)
+        FactorCurve(solver, dts, tuple(map(bounds[solver].factor, dts)), proof.max_dt)
         for solver, proof in exact.items()
     )
 
 
-@dataclass(frozen=True)
-class Chords:
-    """The factor of a step I + dt J by chords between proven factors, from (0, 1) to the last."""
+def chords(proof: StepProof, count: int, near: float) -> StepProof:
+    """The factor of a step I + dt J by chords from (0, 1) to (max_dt, 1), the lower hull of proofs.
 
-    knots: tuple[float, ...]
-    factors: tuple[float, ...]
+    They are proven at `count` equal distances of dt and at `near`.
+    """
+    largest = proof.max_dt
+    if not 0 < largest < math.inf:
+        return StepProof(lambda dt: math.inf, 0.0)
+    inner = sorted({near, *(largest * k / count for k in range(1, count))})
+    proven = [(dt, proof.factor(dt)) for dt in inner if 0 < dt < largest]
 
-    @classmethod
-    def of(cls, factor: Callable[[float], float], max_dt: float, proofs: int, near: float) -> Self:
-        """From the proven `factor` at equal distances up to `max_dt`, which contracts, and at `near`."""
-        if not 0 < max_dt < math.inf:
-            return cls((0.0,), (1.0,))
-        inner = sorted({near, *(max_dt * k / proofs for k in range(1, proofs))})
+    def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+        return (right[1] - left[1]) / (right[0] - left[0])
 
-        def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-            return (right[1] - left[1]) / (right[0] - left[0])
+    hull: list[tuple[float, float]] = []
+    for point in [(0.0, 1.0), *proven, (largest, 1.0)]:
+        # A point above the chord between its neighbours is bounded better by the chord.
+        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
+            hull.pop()
+        hull.append(point)
 
-        hull: list[tuple[float, float]] = []
-        proven = [(dt, factor(dt)) for dt in inner if 0 < dt < max_dt]
-        for point in [(0.0, 1.0), *proven, (max_dt, 1.0)]:
-            # A point above the chord between its neighbours is bounded better by the chord.
-            while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
-                hull.pop()
-            hull.append(point)
-        return cls(*zip(*hull, strict=True))
+    knots, factors = zip(*hull, strict=True)
 
-    @property
-    def max_dt(self) -> float:
-        return self.knots[-1]
+    def factor(dt: float) -> float:
+        return float(np.interp(dt, knots, factors)) * (1 + 8 * UNIT) if dt <= largest else math.inf
 
-    def factor(self, dt: float) -> float:
-        if dt > self.knots[-1]:
-            return math.inf
-        return float(np.interp(dt, self.knots, self.factors)) * (1 + 8 * UNIT)
+    return StepProof(factor, largest)
 
 
 def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
@@ -116,5 +106,5 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
 
     step = layer.certificate(dt=near).step
     largest = 0.0 if step is None else step.max_dt
-    dts, chords = dt_range(near, [largest]), Chords.of(factor, largest, 12, near)
-    return (FactorCurve("euler", dts, tuple(chords.factor(dt) for dt in dts), largest),)
+    dts, bound = dt_range(near, [largest]), chords(StepProof(factor, largest), 12, near)
+    return (FactorCurve("euler", dts, tuple(bound.factor(dt) for dt in dts), largest),)

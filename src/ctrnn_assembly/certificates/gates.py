@@ -6,16 +6,16 @@ of the state are not known to. Source: THEORY section 3, (a) to (d), with the bo
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.certificates.certify import LARGEST, certify
-from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of
-from ctrnn_assembly.certificates.result import Certificate, StepCertificate
-from ctrnn_assembly.certificates.rounding import UNIT, largest_proven, spectral_norm
+from ctrnn_assembly.certificates.modules import modules_of
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate, StepProof
+from ctrnn_assembly.certificates.rounding import UNIT, Balance, balanced, largest_proven, spectral_norm
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -51,7 +51,7 @@ def certify_gated(
     if gate == "shared":
         fastest = certify(terms, metric, dt=None if dt is None else dt * hi, search="none")
         return _shared(fastest, lo, hi, dt)
-    ungated, rate = certify(terms, metric, search="none"), -math.inf
+    ungated = certify(terms, metric, search="none")
     if gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
         if ungated.certified and metric.is_diagonal:
@@ -68,17 +68,11 @@ def certify_gated(
     elif not ungated.certified:
         reason = "the field without gates is not certified"
     else:
-        gates, slowest = InputGates.of(terms, metric, lo, hi, ungated.rate), lo * ungated.rate
-        if math.isfinite(gates.rate) and gates.rate > 1e-6 * slowest:
-            step = None if dt is None else StepCertificate.of(gates, "euler", dt)
-            rounding = lo * ungated.rounding + gates.slack
-            return replace(ungated, rate=gates.rate, rounding=rounding, step=step)
-        rate = gates.rate
-        reason = (
-            f"gates in [{lo:.6g}, {hi:.6g}] that differ between units may cost {gates.cost:.6g}, more "
-            f"than the rate {slowest:.6g} of the slowest; raise lo, weaken the coupling (norm "
-            f"{gates.omega:.6g}), or use constant or shared gates"
-        )
+        return _of_input(terms, metric, ungated, lo, hi, dt)
+    return _refused(ungated, -math.inf, reason, dt)
+
+
+def _refused(ungated: Certificate, rate: float, reason: str, dt: float | None) -> Certificate:
     step = None if dt is None else StepCertificate.refused("euler", dt)
     reasons = (reason, *ungated.reasons)
     return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
@@ -101,76 +95,66 @@ def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Cer
     return replace(fastest, rate=rate - SLACK * abs(rate), rounding=rounding, step=step)
 
 
-@dataclass(frozen=True)
-class InputGates:
-    """Gates of the input, in the symbols of THEORY section 3: what they cost, and their steps.
+def _of_input(
+    terms: Terms, metric: Metric, ungated: Certificate, lo: float, hi: float, dt: float | None
+) -> Certificate:
+    """Gates of the input, in the symbols of THEORY section 3, from the certificate without gates."""
+    low, top, b, s, omega = _norms(terms, metric)
 
-    `rate` is a lower bound, with `cost` and `slack` taken off; k, turn = m omega and e are of the disc,
-    which says nothing unless E `contracts_alone`; `change` is hi a, with a >= ||A||.
-    """
+    def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
+        return b**2 / (4 * low) if b < 2 * low else b - low
 
-    rate: float
-    cost: float
-    slack: float
-    omega: float
-    contracts_alone: bool
-    k: float
-    turn: float
-    e: float
-    change: float
-
-    @classmethod
-    def of(cls, terms: Terms, metric: Metric, lo: float, hi: float, lam: float) -> Self:
-        """From a field, its diagonal metric and its rate lam without gates."""
-        theta = torch.cat([factor.theta for factor in metric.factors]).double()
-        scale = Balance.of(theta, torch.ones_like(theta))
-
-        def norm(A: Tensor) -> float:
-            return spectral_norm(*balanced(A.double(), scale, scale))
-
-        diagonals, rest = [], []
-        for module in modules_of(terms, metric):
-            diagonal = module.W.diagonal()
-            diagonals.append(torch.stack([slope * diagonal for slope in module.phi.slope]))
-            rest.append(module.phi.g * (module.W - torch.diag(diagonal)))
-        ends = torch.cat(diagonals, dim=1)
-        edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
-        b, omega, s = norm(torch.block_diag(*rest)) + edges, 0.0, 0.0
-        if terms.L is not None:
-            K, error = balanced(terms.L.double(), scale, scale)
-            omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
-        low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-
-        def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
-            return b**2 / (4 * low) if b < 2 * low else b - low
-
-        cost = (hi - lo) * min(c(b) + (s + omega) / 2, c(b + omega))
-        slack = SLACK * (lo * abs(lam) + cost)
-        slowest, fastest, middle = lo * low, hi * top, (lo + hi) / 2
-        e = (fastest - slowest) / 2 + hi * b + middle * s + (hi - lo) / 2 * omega
-        change = hi * (max(abs(low), abs(top)) + b + omega)
-        disc = (slowest + fastest) / 2, middle * omega, e
-        return cls(lo * lam - cost - slack, cost, slack, omega, low > 0, *disc, change)
-
-    def factor(self, dt: float) -> float:
-        return min(self.by_disc(dt), self.by_rate(dt))
-
-    @property
-    def max_dt(self) -> float:
-        k, turn, e = self.k, self.turn, self.e
-        disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
-        return max(
-            largest_proven(disc, lambda dt: self.by_disc(dt) < 1),
-            largest_proven(2 * self.rate / self.change**2, lambda dt: self.by_rate(dt) < 1),
+    slowest, cost = lo * ungated.rate, (hi - lo) * min(c(b) + (s + omega) / 2, c(b + omega))
+    slack = SLACK * (lo * abs(ungated.rate) + cost)
+    rate = slowest - cost - slack
+    if not (math.isfinite(rate) and rate > 1e-6 * slowest):
+        reason = (
+            f"gates in [{lo:.6g}, {hi:.6g}] that differ between units may cost {cost:.6g}, more than "
+            f"the rate {slowest:.6g} of the slowest; raise lo, weaken the coupling (norm {omega:.6g}), "
+            "or use constant or shared gates"
         )
+        return _refused(ungated, rate, reason, dt)
+    k, turn = (lo * low + hi * top) / 2, (lo + hi) / 2 * omega
+    e = (hi * top - lo * low) / 2 + hi * b + (lo + hi) / 2 * s + (hi - lo) / 2 * omega
+    change = hi * (max(abs(low), abs(top)) + b + omega)  # hi a, with a >= ||A||
 
-    def by_disc(self, dt: float) -> float:
-        bound = (math.hypot(1 - dt * self.k, dt * self.turn) + dt * self.e + SLACK) * (1 + SLACK)
-        return bound if self.contracts_alone else math.inf
+    def by_disc(dt: float) -> float:
+        bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
+        return bound if low > 0 else math.inf  # else E does not contract alone
 
-    def by_rate(self, dt: float) -> float:
-        change = dt * self.change
-        return math.sqrt(max(1 - 2 * dt * self.rate + change * change, 0.0) + SLACK)
+    def by_rate(dt: float) -> float:
+        moved = dt * change
+        return math.sqrt(max(1 - 2 * dt * rate + moved * moved, 0.0) + SLACK)
+
+    disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
+    shorter = largest_proven(disc, lambda dt: by_disc(dt) < 1)
+    longer = largest_proven(2 * rate / change**2, lambda dt: by_rate(dt) < 1)
+    proof = StepProof(lambda dt: min(by_disc(dt), by_rate(dt)), max(shorter, longer))
+    step = None if dt is None else StepCertificate.of(proof, "euler", dt)
+    return replace(ungated, rate=rate, rounding=lo * ungated.rounding + slack, step=step)
+
+
+def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, float]:
+    """The least and largest 1 - w_ii s, and b, s, omega of THEORY section 3, in a diagonal metric."""
+    theta = torch.cat([factor.theta for factor in metric.factors]).double()
+    scale = Balance.of(theta, torch.ones_like(theta))
+
+    def norm(A: Tensor) -> float:
+        return spectral_norm(*balanced(A.double(), scale, scale))
+
+    diagonals, rest = [], []
+    for module in modules_of(terms, metric):
+        diagonal = module.W.diagonal()
+        diagonals += [slope * diagonal for slope in module.phi.slope]
+        rest.append(module.phi.g * (module.W - torch.diag(diagonal)))
+    ends = torch.cat(diagonals)
+    edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
+    omega, s = 0.0, 0.0
+    if terms.L is not None:
+        K, error = balanced(terms.L.double(), scale, scale)
+        omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
+    low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
+    return low, top, norm(torch.block_diag(*rest)) + edges, s, omega
 
 
 def _check(terms: Terms, gate: str, lo: float, hi: float, nu: Tensor | None) -> None:

@@ -7,7 +7,7 @@ bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -17,9 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
-from ctrnn_assembly.certificates.lure import Balance, balanced, modules_of, norm_under_slopes
-from ctrnn_assembly.certificates.modules import ModuleBound, prove_module
-from ctrnn_assembly.certificates.rounding import DENSE, largest_eigenvalue, spectral_norm
+from ctrnn_assembly.certificates.modules import ModuleBound, modules_of, prove_module
+from ctrnn_assembly.certificates.rounding import DENSE, Balance, largest_eigenvalue, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -116,15 +115,18 @@ class Interconnection:
         label = connected_components(joined, directed=False)[1]
         return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
 
-    def part(self, chosen: list[int], *, coupled: bool = True) -> Self:
-        """Some of the modules, with their linear coupling or without, and no nonlinear edges."""
+    @property
+    def uncoupled(self) -> Self:
+        """The modules with their nonlinear edges, without linear coupling."""
+        return replace(self, K=torch.zeros_like(self.K), K_error=0.0)
+
+    def part(self, chosen: list[int]) -> Self:
+        """Some of the modules, with their linear coupling and no nonlinear edges."""
         spans = torch.arange(len(self.K)).split(self.sizes)
         units = torch.cat([spans[k] for k in chosen])
-        K, error = torch.zeros(len(units), len(units), dtype=self.K.dtype), 0.0
-        if coupled:
-            K, error = self.K[units][:, units] if len(units) < len(self.K) else self.K, self.K_error
+        K = self.K[units][:, units] if len(units) < len(self.K) else self.K
         sizes, modules = tuple(self.sizes[k] for k in chosen), tuple(self.modules[k] for k in chosen)
-        return type(self)(sizes, modules, K, error, None, self.tau[units])
+        return type(self)(sizes, modules, K, self.K_error, None, self.tau[units])
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
@@ -156,10 +158,10 @@ def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -
     """left_i L_ij right_j of all blocks, and a bound on the error of the whole."""
     if all(scale.diagonal for scale in scales):
         whole = Balance(torch.cat([s.left for s in scales]), torch.cat([s.right for s in scales]), 0.0)
-        return balanced(L, whole, whole)
+        return rounding.balanced(L, whole, whole)
     K, square = L.detach().clone(), 0.0
     for i, j, block in nonzero_blocks(K, sizes):
-        value, error = balanced(block, scales[i], scales[j])
+        value, error = rounding.balanced(block, scales[i], scales[j])
         block.copy_(value)
         square += error**2
     return K, square**0.5 * (1 + 1e-12)
@@ -172,7 +174,7 @@ def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
     for edge in terms.edges:
         g = max(psi.g for psi, _ in edge.psi.runs)
         for i, j, block in nonzero_blocks(edge.K.double(), terms.sizes):
-            gains[i, j] += g * norm_under_slopes(block, scales[i], scales[j])
+            gains[i, j] += g * rounding.norm_under_slopes(block, scales[i], scales[j])
     return gains
 
 

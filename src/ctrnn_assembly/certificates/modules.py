@@ -1,7 +1,15 @@
 """The rate of one module in its metric: the S-procedure over a few families of multipliers.
 
-Every module theorem is an instance of the S-procedure with an explicit T (up to a factor z that is
-searched; every z is sound):
+For a difference v of two states and slopes in [lo, hi], in y = tau^1/2 Theta v, a module is
+
+    y' = A y + X w,    w o (Z y - w) >= 0,
+
+a linear system with sector-bounded feedback. For any diagonal T > 0, B = X T^-1/2 and C = T^1/2 Z,
+
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4.
+
+Each matrix carries a bound on what float64 rounding did to it. Every module theorem is one T (up to a
+factor z that is searched; every z is sound):
 
 | theorem | T_0 |
 |---|---|
@@ -17,6 +25,8 @@ stands, which needs no positive T. Source: THEORY sections 1 and 2.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -24,14 +34,92 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, balanced, norm_under_slopes
-from ctrnn_assembly.certificates.rounding import UNIT, largest_eigenvalue, top_eigenvalue, top_vector
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
+from ctrnn_assembly.certificates import rounding
+from ctrnn_assembly.certificates.rounding import UNIT, balanced, largest_eigenvalue
 from ctrnn_assembly.linalg import majorant, symmetric_part
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
 
 FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
 LOG_Z = 16.0
 WORST = 1e100  # stands for infinity in a search, whose differences must stay finite
+
+
+@dataclass(frozen=True)
+class ModuleInMetric:
+    """One module, phi outside (x-form) or `inside` (r-form); an inverse of theta is not trusted."""
+
+    W: Tensor
+    phi: Activation
+    inside: bool
+    theta: Tensor
+    tau: Tensor
+
+    @cached_property
+    def balance(self) -> rounding.Balance:
+        return rounding.Balance.of(self.theta, self.tau)
+
+
+@dataclass(frozen=True)
+class LureSystem:
+    """A module in its metric: A, X, Z as above, (n, n), and g, the width of the slope interval.
+
+    Bounds on rounding: A_error in the Frobenius norm, X_error of each column, Z_error of each row.
+    """
+
+    g: float
+    A: Tensor
+    X: Tensor
+    Z: Tensor
+    A_error: float
+    X_error: Tensor
+    Z_error: Tensor
+
+    @classmethod
+    def of(cls, module: ModuleInMetric) -> Self:
+        W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
+        scaled, off = balanced(W, balance, balance)
+        A = lo * scaled - torch.diag(1 / module.tau)
+        A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A))
+        g, eye = hi - lo, torch.eye(len(W), dtype=W.dtype)
+        if g == 0:  # linear: no feedback is left
+            nothing, exact = torch.zeros_like(W), torch.zeros_like(W[0])
+            return cls(g, A, nothing, nothing, A_error, exact, exact)
+        X, X_off = balance.lower(eye if module.inside else W)
+        Z, Z_off = balance.raise_(W if module.inside else eye)
+        X_error = torch.linalg.vector_norm(X_off, dim=0)
+        Z_error = g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1)
+        return cls(g, A, X, g * Z, A_error, X_error, Z_error)
+
+    def weigh(self, T: Tensor) -> tuple[Tensor, Tensor, float]:
+        """B = X T^-1/2, C = T^1/2 Z, and a bound on the error of both, for a multiplier T (n,)."""
+        root = T.sqrt()
+        B, C = self.X / root, root[:, None] * self.Z
+        error = torch.cat([self.X_error / root, self.Z_error * root]).norm()
+        return B, C, float(error) + 8 * UNIT * float(B.norm() + C.norm())
+
+    def s_procedure_matrix(self, T: Tensor) -> tuple[Tensor, float]:
+        """S of the S-procedure for T, and a bound on its error in the spectral norm."""
+        B, C, off = self.weigh(T)
+        Y = B + C.mT
+        size = float(Y.norm())
+        S = symmetric_part(self.A) + Y @ Y.mT / 4
+        sums = rounding.gamma(len(S) + 8) * (size**2 + float(self.A.norm()))
+        return symmetric_part(S), self.A_error + size * off + off**2 + sums
+
+
+def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
+    """Every module of a field, in its part of the metric."""
+    found, start = [], 0
+    taus = terms.tau.double().split(terms.sizes)
+    for W, factor, tau in zip(terms.blocks, metric.factors, taus, strict=True):
+        pre, post = terms.pre.at(start), terms.post.at(start)
+        inside = pre == ACTIVATIONS["identity"]
+        phi = post if inside else pre
+        found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau))
+        start += len(tau)
+    return found
 
 
 @dataclass(frozen=True)
@@ -58,7 +146,7 @@ class ModuleBound:
 
 def prove_module(module: ModuleInMetric) -> ModuleBound:
     system = LureSystem.of(module)
-    T, theorem = _best_multiplier(system, multipliers(module))
+    T, theorem = _best_multiplier(system, _multipliers(module))
     S, error = system.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
     direct = _theorem1(module)
@@ -67,41 +155,36 @@ def prove_module(module: ModuleInMetric) -> ModuleBound:
         S = -direct * torch.eye(len(S), dtype=S.dtype)
     # ||W D||, or ||D W|| of the r-form, over all slopes
     balance = module.balance
-    norm = module.phi.g * norm_under_slopes(module.W, balance, balance, inside=module.inside)
+    norm = module.phi.g * rounding.norm_under_slopes(module.W, balance, balance, inside=module.inside)
     near = rate - 1e-6 * abs(rate)
     name = _name(module, theorem, direct >= near, float((1 / module.tau).min()) - norm >= near)
     return ModuleBound(system, T, rate, error, S, name, norm, _disc(module, norm))
 
 
-def multipliers(module: ModuleInMetric) -> dict[str, Tensor]:
+def _multipliers(module: ModuleInMetric) -> dict[str, Tensor]:
     """The families T_0, (n,) each and positive, by theorem."""
     W, phi, theta = module.W, module.phi, module.theta
     g = phi.slope[1] - phi.slope[0]
     if g == 0:
         return {"linear": torch.ones_like(W[0])}
     if module.inside:
-        inverse = 1 / theta if theta.ndim == 1 else torch.linalg.inv_ex(theta)[0].mT
-        return {name: 1 / (g**2 * T) for name, T in _families(W.mT, phi, inverse).items()}
-    return _families(W, phi, theta)
-
-
-def _families(W: Tensor, phi: Activation, theta: Tensor) -> dict[str, Tensor]:
-    """The families of the x-form."""
+        W, theta = W.mT, 1 / theta if theta.ndim == 1 else torch.linalg.inv_ex(theta)[0].mT
     M = torch.diag(theta**2) if theta.ndim == 1 else theta.mT @ theta
     found = {"Theorem 5": M.diagonal(), "Theorem 2": torch.ones_like(M.diagonal())}
     if theta.ndim == 1:
         A = (theta[:, None] * majorant(W, phi.monotone)) / theta
-        v = top_vector(symmetric_part(A)).abs()  # the Perron vector, kept away from 0
+        v = rounding.top_vector(symmetric_part(A)).abs()  # the Perron vector, kept away from 0
         v = v.clamp(min=1e-6 * float(v.max()))
         found["Theorem 1"] = M.diagonal() * ((A.mT @ v) / v + (-W.diagonal()).clamp(min=0))
     product = -(M @ W).diagonal()
     if phi.monotone and bool((product > 0).all()):
         found["Theorem 3"] = product
-    return {
+    usable = {
         name: T.clamp(min=FLOOR * float(T.max()))
         for name, T in found.items()
         if bool(torch.isfinite(T).all()) and float(T.max()) > 0
     }
+    return {name: 1 / (g**2 * T) for name, T in usable.items()} if module.inside else usable
 
 
 def _best_multiplier(system: LureSystem, families: dict[str, Tensor]) -> tuple[Tensor, str]:
@@ -142,7 +225,7 @@ def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
 
 def _top(S: Tensor) -> float:
     """The largest eigenvalue of the symmetric part, unproven."""
-    return min(WORST, top_eigenvalue(symmetric_part(S)))
+    return min(WORST, rounding.top_eigenvalue(symmetric_part(S)))
 
 
 def _theorem1(module: ModuleInMetric) -> float:

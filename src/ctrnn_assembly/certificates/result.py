@@ -4,22 +4,26 @@ Every number is a bound with float64 rounding accounted for, on the side that ca
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from ctrnn_assembly.metrics import Metric
 
 
-class StepProof(Protocol):
-    """What is proven of the steps of one scheme, with bounds that have rounding in them."""
+@dataclass(frozen=True)
+class StepProof:
+    """What is proven of the steps of one scheme, with bounds that have rounding in them.
 
-    def factor(self, dt: float) -> float:
-        """An upper bound on the factor of a step of length dt; infinite if none is proven."""
+    Attributes:
+        factor: dt to an upper bound on the factor of a step of that length; infinite for no proof.
+        max_dt: a dt up to which every step contracts, as large as the bounds prove; 0 for none.
+        advice: for where no dt is certified.
+    """
 
-    @property
-    def max_dt(self) -> float:
-        """A dt up to which every step contracts, as large as the bounds prove; 0 for none."""
+    factor: Callable[[float], float]
+    max_dt: float
+    advice: str = "no dt is certified"
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,14 @@ class StepCertificate:
         return cls(solver, dt, False, None, 0.0, reason)
 
     @classmethod
-    def of(cls, proof: StepProof, solver: str, dt: float, advice: str = "no dt is certified") -> Self:
-        """What a proof says of one dt; `advice` is for where no dt is certified."""
+    def of(cls, proof: StepProof, solver: str, dt: float) -> Self:
+        """What a proof says of one dt."""
         if not 0 < dt < 1e100:
             return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
         factor, max_dt = proof.factor(dt), proof.max_dt
         if factor < 1:
             return cls(solver, dt, True, factor, max(max_dt, dt))
-        if max_dt > 0:
-            advice = f"the largest certified dt is {max_dt:.6g}"
+        advice = f"the largest certified dt is {max_dt:.6g}" if max_dt > 0 else proof.advice
         reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
 

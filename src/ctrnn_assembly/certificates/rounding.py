@@ -10,6 +10,8 @@ numerical algorithms (2002), chapters 3 and 10.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -131,3 +133,67 @@ def _lanczos(n: int, apply: Callable[[Tensor], Tensor]) -> float:
     except ArpackError as error:
         found = getattr(error, "eigenvalues", np.array([]))
         return float(found[0]) if len(found) else math.inf
+
+
+@dataclass(frozen=True)
+class Balance:
+    """left = tau^-1/2 Theta and right = Theta^-1 tau^-1/2 of one module, (n,) or (n, n).
+
+    The true right is right (I + E) with ||E|| <= skew; 0 for diagonal metrics.
+    """
+
+    left: Tensor
+    right: Tensor
+    skew: float
+
+    @classmethod
+    def of(cls, theta: Tensor, tau: Tensor) -> Self:
+        root = tau.rsqrt()
+        if theta.ndim == 1:
+            return cls(theta * root, root / theta, 0.0)
+        inverse = torch.linalg.inv_ex(theta)[0]
+        off = torch.eye(len(theta), dtype=theta.dtype) - theta @ inverse
+        bound = float(torch.linalg.matrix_norm(off.abs() + product_error(theta, inverse)))
+        return cls(theta * root[0], inverse * root[0], bound / (1 - bound) if bound < 0.5 else math.inf)
+
+    @property
+    def diagonal(self) -> bool:
+        return self.left.ndim == 1
+
+    def lower(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """left A, and a bound on the error of each entry."""
+        if self.diagonal:
+            product = self.left[:, None] * A
+            return product, 8 * UNIT * product.abs()
+        return self.left @ A, product_error(self.left, A) + 8 * UNIT * (self.left.abs() @ A.abs())
+
+    def raise_(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """A right, and its error likewise."""
+        if self.diagonal:
+            product = A * self.right
+            return product, 8 * UNIT * product.abs()
+        product = A @ self.right
+        rows = torch.linalg.vector_norm(product, dim=-1, keepdim=True) * self.skew
+        return product, product_error(A, self.right) + 8 * UNIT * (A.abs() @ self.right.abs()) + rows
+
+
+def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
+    """left_i A right_j and a bound on its error in the Frobenius norm."""
+    first, error = row.lower(A)
+    second, more = column.raise_(first)
+    right = column.right.abs()
+    carried = error * right if column.diagonal else error @ right
+    return second, 1.01 * (float(carried.norm()) * (1 + column.skew) + float(more.norm()))
+
+
+def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool = False) -> float:
+    """sup over diagonal |D| <= 1 of ||left A D right||, or of ||left D A right|| if phi is `inside`.
+
+    D commutes with a diagonal factor only.
+    """
+    beside = row if inside else column
+    if beside.diagonal or len(beside.left) == 1:
+        return spectral_norm(*balanced(A, row, column))
+    product, off = column.raise_(A) if inside else row.lower(A)
+    outer = spectral_norm(row.left if inside else column.right)
+    return spectral_norm(product, float(off.norm())) * outer * (1 + column.skew) * (1 + 1e-15)

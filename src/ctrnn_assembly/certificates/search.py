@@ -14,8 +14,7 @@ from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.lure import LureSystem, ModuleInMetric, modules_of
-from ctrnn_assembly.certificates.modules import prove_module
+from ctrnn_assembly.certificates.modules import LureSystem, ModuleInMetric, modules_of, prove_module
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
@@ -126,16 +125,17 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
     problem = cp.Problem(cp.Minimize(slack), fits)
     best: list[Tensor] = []
     low, high = 0.0, -float(torch.linalg.eigvalsh(symmetric_part(system.A))[-1])
-    for attempt in range(10):
-        rate.value = low if attempt == 0 else (low + high) / 2
+    rate.value = low
+    for _ in range(10):
         try:
             problem.solve(solver=cp.CLARABEL)
         except cp.error.SolverError:
             break
-        if slack.value is None or m.value is None or slack.value > 1e-9:
-            if attempt == 0:
-                break
+        if slack.value is not None and m.value is not None and slack.value <= 1e-9:
+            best, low = [torch.from_numpy(np.array(m.value)).clamp(min=1e-9)], float(rate.value)
+        elif best:
             high = float(rate.value)
         else:
-            best, low = [torch.from_numpy(np.array(m.value)).clamp(min=1e-9)], float(rate.value)
+            break
+        rate.value = (low + high) / 2
     return best

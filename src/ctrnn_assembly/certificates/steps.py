@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Self
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
@@ -142,126 +141,88 @@ class StepLMI:
         return rounding.is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + sums)
 
 
-@dataclass(frozen=True)
-class EulerStep:
-    """The Euler step of clusters of modules, and (c, c) bounds on the nonlinear edges between them."""
-
-    parts: tuple[StepLMI, ...]
-    edge_gains: Tensor | None
-
-    @classmethod
-    def of(cls, whole: Interconnection, *, coupled: bool = True) -> Self:
-        """The step of the whole, or of its modules alone."""
-        clusters = whole.clusters() if coupled else [[k] for k in range(len(whole.sizes))]
-        parts = tuple(StepLMI(whole.part(cluster, coupled=coupled)) for cluster in clusters)
-        if whole.edge_gains is None:
-            return cls(parts, None)
+def euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
+    """Of clusters of modules, with (c, c) bounds on the nonlinear edges between them."""
+    clusters = whole.clusters()
+    parts, gains = [whole.part(cluster) for cluster in clusters], whole.edge_gains
+    proofs = [(disc_step(part), StepLMI(part)) for part in parts]
+    if gains is not None:
         order = [k for cluster in clusters for k in cluster]
-        between = whole.edge_gains[order][:, order]
-        return cls(parts, block_norms(between, tuple(len(cluster) for cluster in clusters)))
+        gains = block_norms(gains[order][:, order], tuple(len(cluster) for cluster in clusters))
 
-    def factor(self, dt: float) -> float:
-        factors = [min(disc_factor(part.whole, dt), part.factor(dt)) for part in self.parts]
-        if self.edge_gains is None or not all(math.isfinite(factor) for factor in factors):
+    def factor(dt: float) -> float:
+        factors = [min(disc.factor(dt), lmi.factor(dt)) for disc, lmi in proofs]
+        if gains is None or not all(math.isfinite(factor) for factor in factors):
             return max(factors)
-        joined = torch.diag(torch.tensor(factors, dtype=torch.float64)) + dt * self.edge_gains
+        joined = torch.diag(torch.tensor(factors, dtype=torch.float64)) + dt * gains
         return spectral_norm(joined, 1e-14 * float(joined.norm()))
 
-    @cached_property
-    def max_dt(self) -> float:
-        largest = min(max(disc_max_dt(part.whole), part.max_dt) for part in self.parts)
-        return largest if self.edge_gains is None else last_contracting(self.factor, largest)
+    largest = min(max(disc.max_dt, lmi.max_dt) for disc, lmi in proofs)
+    return StepProof(factor, largest if gains is None else last_contracting(factor, largest))
 
 
-@dataclass(frozen=True)
-class ImexStep:
-    """y+ = (I - dt K)^-1 (y + dt J y); `alone` is the Euler step of the modules without K."""
+def imex_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
+    """y+ = (I - dt K)^-1 (y + dt J y)."""
+    alone = alone or euler_step(whole.uncoupled)
 
-    whole: Interconnection
-    alone: StepProof
+    def factor(dt: float) -> float:
+        implicit = dt * whole.cost
+        return alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
 
-    def factor(self, dt: float) -> float:
-        implicit = dt * self.whole.cost
-        return self.alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
-
-    @cached_property
-    def max_dt(self) -> float:
-        if self.whole.cost == 0:
-            return self.alone.max_dt
-        return last_contracting(self.factor, self.alone.max_dt)
+    exact = whole.cost == 0
+    return StepProof(factor, alone.max_dt if exact else last_contracting(factor, alone.max_dt))
 
 
-@dataclass(frozen=True)
-class ExponentialEulerStep:
-    """Exact in K - 1 / tau and explicit in W phi; `alone` as for `ImexStep`."""
+def exponential_euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
+    """Exact in K - 1 / tau and explicit in W phi: every dt by the norms, or the bound of K = 0."""
+    decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
+    explicit, edges = max(module.norm for module in whole.modules), whole.edge_gains
+    if edges is not None:
+        explicit += spectral_norm(edges, 1e-14 * float(edges.norm()))
+    tau, leak = float(whole.tau[0]), None
+    if edges is None and not bool(whole.K.any()) and bool((whole.tau == tau).all()):
+        leak = alone or euler_step(whole.uncoupled)
 
-    whole: Interconnection
-    alone: StepProof
-
-    def factor(self, dt: float) -> float:
-        if self.decay <= 0:
+    def factor(dt: float) -> float:
+        if decay <= 0:
             return math.inf
-        gone = -math.expm1(-dt * self.decay)
-        bound = math.exp(-dt * self.decay) + gone / self.decay * self.explicit
-        if self.is_leak_only:
-            tau = float(self.whole.tau[0])
-            bound = min(bound, self.alone.factor(-tau * math.expm1(-dt / tau)))
+        gone = -math.expm1(-dt * decay)
+        bound = math.exp(-dt * decay) + gone / decay * explicit
+        if leak is not None:
+            bound = min(bound, leak.factor(-tau * math.expm1(-dt / tau)))
         return bound * (1 + 16 * UNIT)
 
-    @cached_property
-    def max_dt(self) -> float:
-        """Infinite if the norms prove every dt, else the Euler bound of an uncoupled net, else 0."""
-        if 0 < self.decay > self.explicit * (1 + 1e-9):
-            return math.inf
-        if not self.is_leak_only:
-            return 0.0
-        tau = float(self.whole.tau[0])
-        share = self.alone.max_dt / tau * (1 - 1e-12)
-        return math.inf if share >= 1 else -math.log1p(-share) * tau
-
-    @cached_property
-    def decay(self) -> float:
-        """s of the table."""
-        return (1 / float(self.whole.tau.max()) - self.whole.cost) * (1 - 4 * UNIT)
-
-    @cached_property
-    def explicit(self) -> float:
-        """sup ||W D / tau||, nonlinear edges included."""
-        modules, edges = max(module.norm for module in self.whole.modules), self.whole.edge_gains
-        return modules if edges is None else modules + spectral_norm(edges, 1e-14 * float(edges.norm()))
-
-    @cached_property
-    def is_leak_only(self) -> bool:
-        whole, tau = self.whole, self.whole.tau
-        return whole.edge_gains is None and not bool(whole.K.any()) and bool((tau == tau[0]).all())
+    share = 0.0 if leak is None else leak.max_dt / tau * (1 - 1e-12)
+    every = 0 < decay > explicit * (1 + 1e-9) or share >= 1
+    max_dt = math.inf if every else -math.log1p(-share) * tau
+    return StepProof(factor, max_dt, "||W D|| exceeds the leak in the metric, use imex")
 
 
-# For each scheme, from the whole and the Euler step of its modules alone.
-STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof], StepProof]] = {
-    "euler": lambda whole, alone: EulerStep.of(whole),
-    "imex": ImexStep,
-    "exponential-euler": ExponentialEulerStep,
+# From the whole and, where it is known, the Euler step of its modules alone.
+STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof | None], StepProof]] = {
+    "euler": euler_step,
+    "imex": imex_step,
+    "exponential-euler": exponential_euler_step,
 }
 
 
-def disc_factor(whole: Interconnection, dt: float) -> float:
+def disc_step(whole: Interconnection) -> StepProof:
     """sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps, sigma = ||sym K||.
 
-    1 - dt nu may be negative, so ||sym K|| counts and not its largest eigenvalue.
+    1 - dt nu may be negative, so ||sym K|| counts and not its largest eigenvalue. The longest step is
+    2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes.
     """
     nu, eps = common_disc(whole)
-    left, turn = 1 - dt * nu, dt * whole.norm
-    rotation = left * left + 2 * dt * abs(left) * whole.symmetric_norm + turn * turn
-    return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
+    def factor(dt: float) -> float:
+        left, turn = 1 - dt * nu, dt * whole.norm
+        rotation = left * left + 2 * dt * abs(left) * whole.symmetric_norm + turn * turn
+        return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
-def disc_max_dt(whole: Interconnection) -> float:
-    """2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes."""
-    nu, eps = common_disc(whole)
     if nu <= eps:
-        return 0.0
+        return StepProof(factor, 0.0)
     largest = 2 * (nu - eps) / (whole.norm * whole.norm + (nu - eps) * (nu + eps))
-    return largest_proven(largest, lambda dt: disc_factor(whole, dt) < 1)
+    return StepProof(factor, largest_proven(largest, lambda dt: factor(dt) < 1))
 
 
 def common_disc(whole: Interconnection) -> tuple[float, float]:
