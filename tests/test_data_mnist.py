@@ -111,6 +111,16 @@ def test_missing_mnist_names_files_folder_and_option(tmp_path):
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("task", ["smnist", "scifar10"])
+def test_a_failed_download_leaves_no_new_folder(tmp_path, task):
+    (tmp_path / "kept").mkdir()
+    for folder in (tmp_path / "kept", tmp_path / "new" / "data"):
+        with pytest.raises(DataError, match="could not be downloaded"):
+            load_task(task, data_dir=folder)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "kept"]
+
+
+@pytest.mark.usefixtures("offline")
 def test_gz_files_are_unpacked(tmp_path, monkeypatch):
     raw = write_mnist(tmp_path)
     table = []

@@ -3,7 +3,7 @@
 import torch
 
 from ctrnn_assembly.data import PixelSequence
-from ctrnn_assembly.data.pixels import crop_and_flip, resized
+from ctrnn_assembly.data.pixels import resized
 
 
 def generator(seed=0):
@@ -26,11 +26,11 @@ def test_augmentation_repeats_from_its_generator_and_is_off_in_evaluation():
     assert torch.equal(sequence(x), plain(x))
 
 
-def test_crop_and_flip_matches_torchvision_one_image_at_a_time():
+def test_augmentation_matches_torchvision_one_image_at_a_time():
     from torchvision.transforms import functional
 
     x = torch.randint(1, 256, (64, 3, 8, 8), generator=generator(), dtype=torch.uint8)
-    out = crop_and_flip(x, generator(3), crop=2, flip=True)
+    out = PixelSequence(crop=2, flip=True).augmented(x, generator(3))
     draws = generator(3)
     top, left, flip = (torch.randint(high, (64,), generator=draws) for high in (5, 5, 2))
     assert flip.unique().numel() == 2

@@ -106,6 +106,7 @@ def test_a_missing_set_names_its_files_and_folder(tmp_path):
     ) as e:
         load_task("series:NoSuchSet", data_dir=tmp_path)
     assert str(tmp_path / "NoSuchSet") in str(e.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resize_and_paths_in_names_are_refused(tmp_path):

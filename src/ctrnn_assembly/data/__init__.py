@@ -6,8 +6,7 @@ by the tasks that need them, when they need them.
 
 import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ctrnn_assembly.data import arrays, images, series
 from ctrnn_assembly.data.pixels import PixelSequence as PixelSequence
@@ -40,27 +39,12 @@ TASKS: dict[str, Entry] = {
 }
 
 
-def load_task(
-    name: str,
-    *,
-    data_dir: str | Path | None = None,
-    resize: int | None = None,
-    limit_train: int | None = None,
-    limit_test: int | None = None,
-    augment: bool = True,
-    seed: int = 0,
-) -> Task:
+def load_task(name: str, **settings: Any) -> Task:
     """Load train and val of a task, and a way to load test.
 
     Args:
         name: as in `TASKS`; psmnist means psmnist-12008.
-        data_dir: folder with the data (for images also a zip); default: the environment variable
-            CTRNN_DATA_DIR, else ~/.cache/ctrnn. MNIST and CIFAR10 are downloaded if missing there.
-        resize: stretch images to this many pixels a side, so T = resize²; not for series.
-        limit_train, limit_test: use this many samples, drawn by `seed`; val gets at most
-            `limit_train` too.
-        augment: let `Task.sequence` augment training batches, where the task has an augmentation.
-        seed: of the limits alone; the splits are the same for every seed.
+        settings: of `Options`: data_dir, resize, limit_train, limit_test, augment, seed.
 
     Raises:
         ConfigError: unknown name, impossible setting. DataError: data missing, corrupt, not finite.
@@ -70,7 +54,7 @@ def load_task(
         >>> task.sequence(task.train.x[:5]).shape
         torch.Size([5, 64, 1])
     """
-    options = Options(data_dir, resize, limit_train, limit_test, augment=augment, seed=seed)
+    options = Options(**settings)
     for entry in TASKS.values():
         if re.fullmatch(entry.pattern, name):
             return entry.load(name, options)

@@ -11,18 +11,17 @@ step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three n
 one colour plane a step, as the code of Erichson et al. 2021.
 """
 
+from dataclasses import replace
 from functools import cache
-from importlib.resources import as_file, files
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data import task as tasks
-from ctrnn_assembly.data.images import ImageFiles, StoredImages, image_sets, with_splits
+from ctrnn_assembly.data.images import image_sets, with_splits
 from ctrnn_assembly.data.pixels import PixelSequence
-from ctrnn_assembly.data.task import Options, Split, Stored, Task
+from ctrnn_assembly.data.task import Options, Split, Stored, Task, checked, dealt, make_task, reading
 from ctrnn_assembly.errors import ConfigError
 
 DIGITS = tuple(map(str, range(10)))
@@ -36,11 +35,11 @@ _BATCHES = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
 
 def load_digits(name: str, options: Options) -> Task:
     """Digits pixel by pixel: T = 64, m = 1, values 0..1; 1257 train, 180 val and 360 test."""
-    with as_file(files("ctrnn_assembly.data") / "digits.npz") as path, np.load(path) as stored:
+    with np.load(Path(__file__).with_name("digits.npz")) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
-    parts, sequence = tasks.dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
-    return tasks.make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
+    parts, sequence = dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
+    return make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
 
 
 def load_mnist(name: str, options: Options) -> Task:
@@ -49,26 +48,24 @@ def load_mnist(name: str, options: Options) -> Task:
     `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published.
     """
     kind, *rest = name.split("-")
-    scale = 1.0 if "raw" in rest else 255.0
+    raw, folder = "raw" in rest, options.folder / "MNIST" / "raw"
     seed = None
     if kind == "psmnist":
         seed = next((int(word) for word in rest if word != "raw"), PUBLISHED_PERMUTATION)
-        name = f"psmnist-{seed}{'-raw' if 'raw' in rest else ''}"
-    raw = options.folder / "MNIST" / "raw"
+        name = f"psmnist-{seed}{'-raw' if raw else ''}"
     # Downloading also unpacks .gz files that are already there, once their md5 is right.
-    complete = all((raw / file).is_file() for file in _IDX)
-    advice = f"{', '.join(_IDX)} (plain or .gz) into {raw}"
+    complete = all((folder / file).is_file() for file in _IDX)
+    advice = f"{', '.join(_IDX)} (plain or .gz) into {folder}"
 
     @cache
-    def read(part: str) -> Split:
-        found = _dataset("MNIST", options, part, download=not complete, advice=advice)
-        return tasks.checked("MNIST", Split(found.data[:, None], found.targets), len(DIGITS))
+    def read(part: str, train: Split | None) -> Split:
+        return _read("MNIST", part, options.folder, advice, download=not complete)
 
     def sequence(train: Split) -> PixelSequence:
         order = None if seed is None else permutation(seed, train.x[0].numel())
-        return PixelSequence(scale, order=order)
+        return PixelSequence(1.0 if raw else 255.0, order=order)
 
-    return tasks.make_task(name, options, "MNIST", DIGITS, lambda part, train: read(part), sequence)
+    return make_task(name, options, "MNIST", DIGITS, read, sequence)
 
 
 def permutation(seed: int, n_steps: int) -> Tensor:
@@ -90,9 +87,12 @@ def load_cifar10(name: str, options: Options) -> Task:
     batches but image files of the ten classes, these are read, and the task is called, e.g.,
     scifar10-rgb-jpeg: its pixels, their order and so the hold-out are not those of the papers.
     """
-    planar, note = name.endswith("-planar"), ""
+    planar, note, folder = name.endswith("-planar"), "", options.folder
     name = "scifar10-planar" if planar else "scifar10-rgb"
-    copies = None if any((options.folder / file).exists() for file in _BATCHES) else _copies(options)
+    copies = None
+    if not any((folder / file).exists() for file in _BATCHES):
+        sets = (with_splits(path, names) for path, names in image_sets(folder).items() if names)
+        copies = next((s for s in sets if s and "test" in s.parts and s.classes() == CIFAR10), None)
     if copies:
         kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
         note = (
@@ -101,50 +101,34 @@ def load_cifar10(name: str, options: Options) -> Task:
             "--data-dir."
         )
         name += f"-{kind}"
+    advice = (
+        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), or a "
+        f"folder or zip of JPEG or PNG copies, train/<class>/* and test/<class>/*, into {folder}"
+    )
 
     @cache
-    def read(part: str) -> Stored:
+    def read(part: str, train: Split | None) -> Stored:
         if copies is None:
-            return _read_cifar10(options, part)
+            return _read("CIFAR10", part, folder, advice, download=True)
         side = options.resize or 32
-        return StoredImages(copies, CIFAR10, options.resize, (3, side, side), part)
+        return replace(copies, part=part, resize=options.resize, shape=(3, side, side))
 
     def sequence(train: Split) -> PixelSequence:
         crop = train.x.shape[-1] // 8 if options.augment else 0
         return PixelSequence(mean=MEAN, std=STD, planar=planar, crop=crop, flip=options.augment)
 
-    return tasks.make_task(
-        name, options, "CIFAR10", CIFAR10, lambda part, train: read(part), sequence, note=note
-    )
+    return make_task(name, options, "CIFAR10", CIFAR10, read, sequence, note=note)
 
 
-def _copies(options: Options) -> ImageFiles | None:
-    """The first set of image files below the data folder that has CIFAR10's classes and splits."""
-    for path, names in image_sets(options.folder).items():
-        found = with_splits(path, names or [])
-        if found and {"train", "test"} <= found.parts.keys() and found.classes() == CIFAR10:
-            return found
-    return None
-
-
-def _read_cifar10(options: Options, part: str) -> Split:
-    """Images (N, 3, 32, 32) uint8 and labels of the original files."""
-    advice = (
-        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), or a "
-        f"folder or zip of JPEG or PNG copies, train/<class>/* and test/<class>/*, into {options.folder}"
-    )
-    # These files are pickles. torchvision compares the md5 of every one with its own table before it
-    # opens any, so only the official bytes are ever unpickled: keep that check. It hashes the test
-    # batch too, but reads no sample of it here. Nothing is fetched where all files are right.
-    found = _dataset("CIFAR10", options, part, download=True, advice=advice)
-    x = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return Split(x, torch.tensor(found.targets))
-
-
-def _dataset(name: str, options: Options, part: str, *, download: bool, advice: str) -> Any:
+def _read(name: str, part: str, folder: Path, advice: str, *, download: bool) -> Split:
+    """Images (N, C, H, W) uint8 and labels of a set of torchvision's."""
     from torchvision import datasets  # slow to import; not every task needs it
 
-    try:
-        return getattr(datasets, name)(options.folder, train=part == "train", download=download)
-    except Exception as error:  # network, disk, archive and format errors share no better base
-        raise tasks.unreadable(name, error, advice, there=not download) from error
+    # CIFAR10's files are pickles. torchvision compares the md5 of every one with its own table before it
+    # opens any, so only the official bytes are ever unpickled: keep that check, which `download` asks
+    # for. It reads no sample of the test batch here, and fetches nothing where all files are right.
+    with reading(name, advice, folder / name / "raw", there=not download):
+        found = getattr(datasets, name)(folder, train=part == "train", download=download)
+    x = torch.as_tensor(found.data)  # (N, H, W), or (N, H, W, 3)
+    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
+    return checked(name, Split(x, torch.as_tensor(found.targets)), 10)

@@ -8,9 +8,9 @@ same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from io import BytesIO
 from pathlib import Path
@@ -56,9 +56,9 @@ def load_images(name: str, options: Options) -> Task:
     if few := set(classes) - set(labels[parts["train"].numpy()]):
         raise DataError(f"Class {min(few)} in {path} has too few images. Add some.")
 
-    def stored(part: str, train: Split | None) -> StoredImages:
+    def stored(part: str, train: Split | None) -> ImageFiles:
         shape = None if train is None else tuple(train.x.shape[1:])
-        return StoredImages(images, classes, options.resize, shape, part)
+        return replace(images, part=part, resize=options.resize, shape=shape)
 
     def sequence(train: Split) -> PixelSequence:
         C, H, W = train.x.shape[1:]
@@ -82,55 +82,46 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images below one folder or zip."""
-
-    path: Path
-    parts: dict[str, list[tuple[str, str]]]  # split -> sorted (file name inside `path`, class name)
-    split: bool = True  # on disk; else all are "train"
-
-    def classes(self, part: str = "train") -> tuple[str, ...]:
-        return tuple(sorted({label for _, label in self.parts[part]}))
-
-
-@dataclass(frozen=True)
-class StoredImages:
-    """A part of `images`, not decoded yet.
+    """The images below one folder or zip, found but not decoded; its samples are those of one part.
 
     With `resize` sizes may differ, and all become RGB or grey as those of train.
     """
 
-    images: ImageFiles
-    classes: tuple[str, ...]
-    resize: int | None
-    shape: tuple[int, ...] | None  # (C, H, W) that all must have in the end; None for that of the first
-    part: str
+    path: Path
+    parts: dict[str, list[tuple[str, str]]]  # split -> sorted (file name inside `path`, class name)
+    split: bool = True  # on disk; else all are "train"
+    part: str = "train"
+    resize: int | None = None
+    shape: tuple[int, ...] | None = (
+        None  # (C, H, W) that all have in the end; None for that of the first
+    )
+
+    def classes(self, part: str = "train") -> tuple[str, ...]:
+        return tuple(sorted({label for _, label in self.parts[part]}))
 
     def __len__(self) -> int:
-        return len(self.images.parts[self.part])
+        return len(self.parts[self.part])
 
     def take(self, index: Tensor) -> Split:
         """The images at `index`; DataError names one that is unsound or unlike the others."""
         from torchvision.transforms.functional import rgb_to_grayscale
 
-        path, chosen = self.images.path, [self.images.parts[self.part][i] for i in index.tolist()]
-        names = [name for name, _ in chosen]
-        images = [resized(x[None], self.resize)[0] for x in _decoded(path, names)]
+        names, labels = zip(*(self.parts[self.part][i] for i in index.tolist()), strict=True)
+        images = [resized(x[None], self.resize)[0] for x in _decoded(self.path, names)]
         if self.resize is not None:
-            channels = self.shape[0] if self.shape else max(len(image) for image in images)
-            images = [
-                rgb_to_grayscale(x) if len(x) > channels else x.expand(channels, -1, -1) for x in images
-            ]
+            C = self.shape[0] if self.shape else max(map(len, images))
+            images = [rgb_to_grayscale(x) if len(x) > C else x.expand(C, -1, -1) for x in images]
         wanted = self.shape or tuple(images[0].shape)
         for name, image in zip(names, images, strict=True):
             if tuple(image.shape) != wanted:
                 raise DataError(
-                    f"{name} in {path} is {_words(image.shape)}, others are {_words(wanted)}. "
+                    f"{name} in {self.path} is {_words(image.shape)}, others are {_words(wanted)}. "
                     "Bring all to one size with --resize <pixels>."
                 )
-        return Split(torch.stack(images), torch.tensor([self.classes.index(c) for _, c in chosen]))
+        return Split(torch.stack(images), torch.tensor([*map(self.classes().index, labels)]))
 
 
-def _decoded(path: Path, names: list[str]) -> Iterator[Tensor]:
+def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
     """Each file's pixels, (C, H, W) uint8."""
     from PIL import Image  # not every task needs it
     from torchvision.transforms.functional import pil_to_tensor
@@ -181,19 +172,19 @@ def image_sets(path: Path) -> dict[Path, list[str] | None]:
 
 def with_splits(path: Path, names: list[str]) -> ImageFiles | None:
     """The images sorted by split and class; None if their folders fit no layout."""
-    parts = {name: name.split("/") for name in sorted(names)}
-    for depth in (0, 1):  # without and with one top-level folder
-        split_of = {n: _SPLITS.get(p[depth]) for n, p in parts.items() if len(p) == depth + 3}
-        if len({tuple(p[:depth]) for p in parts.values()}) != 1:
-            continue
-        if "train" in split_of.values():
-            files: dict[str, list[tuple[str, str]]] = {}
-            for name, split in split_of.items():
-                if split:
-                    files.setdefault(split, []).append((name, parts[name][depth + 1]))
+    tops = {name.split("/")[0] for name in names}
+    for depth in (0, 1) if len(tops) == 1 else (0,):  # without and with one top-level folder
+        found = [(name, name.split("/")[depth:]) for name in sorted(names)]
+        if all(len(inside) == 2 for _, inside in found):
+            return ImageFiles(
+                path, {"train": [(name, label) for name, (label, _) in found]}, split=False
+            )
+        files: dict[str, list[tuple[str, str]]] = {}
+        for name, inside in found:
+            if len(inside) == 3 and inside[0] in _SPLITS:
+                files.setdefault(_SPLITS[inside[0]], []).append((name, inside[1]))
+        if "train" in files:
             return ImageFiles(path, files)
-        if {len(p) for p in parts.values()} == {depth + 2}:
-            return ImageFiles(path, {"train": [(n, p[depth]) for n, p in parts.items()]}, split=False)
     return None
 
 

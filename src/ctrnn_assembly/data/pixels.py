@@ -39,7 +39,7 @@ class PixelSequence:
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map a batch; augment only where a generator is given. Repeats bit for bit from it."""
         if generator is not None and (self.crop or self.flip):
-            x = crop_and_flip(x, generator, crop=self.crop, flip=self.flip)
+            x = self.augmented(x, generator)
         x = x.float() / self.scale  # (B, C, H, W)
         if self.mean:
             mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
@@ -52,26 +52,23 @@ class PixelSequence:
             x = x[:, self.order.to(x.device)]
         return x.contiguous()
 
+    def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift each image of (B, C, H, W) by up to `crop` pixels and mirror half of them.
 
-def crop_and_flip(x: Tensor, generator: torch.Generator, *, crop: int, flip: bool) -> Tensor:
-    """Shift each image of (B, C, H, W) by up to `crop` pixels and mirror half of them.
+        Numbers are drawn on the generator's device: a CPU one gives the same epoch on every device.
+        """
 
-    All numbers are drawn on the generator's device and then moved: a CPU generator gives the same
-    epoch on every device.
-    """
+        def draw(high: int) -> Tensor:
+            r = torch.randint(high, (len(x), 1), generator=generator, device=generator.device)
+            return r.to(x.device)
 
-    def draw(high: int) -> Tensor:
-        r = torch.randint(high, x.shape[:1], generator=generator, device=generator.device)
-        return r.to(x.device)
-
-    image, plane, row, column = (torch.arange(k, device=x.device) for k in x.shape)
-    rows, columns = draw(2 * crop + 1)[:, None] + row, draw(2 * crop + 1)[:, None] + column
-    if flip:
-        columns = torch.where(draw(2)[:, None].bool(), columns.flip(1), columns)
-    padded = functional.pad(x, (crop,) * 4)  # zeros
-    return padded[
-        image[:, None, None, None], plane[:, None, None], rows[:, None, :, None], columns[:, None, None]
-    ]
+        image, plane, row, column = (torch.arange(k, device=x.device) for k in x.shape)
+        rows, columns = draw(2 * self.crop + 1) + row, draw(2 * self.crop + 1) + column
+        if self.flip:
+            columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+        image, plane = image[:, None, None, None], plane[:, None, None]
+        padded = functional.pad(x, (self.crop,) * 4)  # zeros
+        return padded[image, plane, rows[:, None, :, None], columns[:, None, None]]
 
 
 def resized(x: Tensor, side: int | None) -> Tensor:

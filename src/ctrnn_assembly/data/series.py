@@ -4,14 +4,13 @@ Values stay as the archive has them (most UCR sets are z-normalised per series, 
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.data.task import Options, Split, Task, checked, dealt, make_task, unreadable
+from ctrnn_assembly.data.task import Options, Split, Task, checked, dealt, make_task, reading
 from ctrnn_assembly.errors import ConfigError, DataError
 
 
@@ -34,7 +33,7 @@ def load_series(name: str, options: Options) -> Task:
         if part == "train":
             return whole
         test = _read(dataset, options.folder, part)
-        found = _padded(f"{name} test split", *test, classes, n_steps=T)
+        found = _padded(f"{name} test split", *test, classes, T)
         if found.x.shape[2] != m:
             raise DataError(
                 f"{name} has {m} channels in train but {found.x.shape[2]} in test. "
@@ -61,11 +60,10 @@ def _padded(
         raise DataError(f"{what} has a class that train lacks: {min(strange)}. Remove it.")
     steps = torch.tensor([one.shape[1] for one in series])
     T = max(n_steps, int(steps.max()))
-    columns = (torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in series)
-    x = [functional.pad(one, (0, T - one.shape[1])).T for one in columns]  # (T, m) each
+    columns = [torch.from_numpy(np.asarray(one, dtype=np.float32)) for one in series]
+    x = torch.stack([functional.pad(one, (0, T - one.shape[1])).T for one in columns])
     y = torch.tensor([classes.index(label) for label in labels])
-    lengths = None if bool((steps == T).all()) else steps
-    return checked(what, Split(torch.stack(x), y, lengths), len(classes))
+    return checked(what, Split(x, y, steps if (steps < T).any() else None), len(classes))
 
 
 def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list[str]]:
@@ -82,16 +80,16 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
     here = all((home / file).is_file() for file in files)
     # Without a path aeon looks into its own package; with one, only there, downloading if needed.
     path = None if bundled.is_file() and not here else str(folder)
-    found: Any
-    # Lengths and gaps as published, not aeon's padded or imputed variants.
-    as_published = {"load_equal_length": False, "load_no_missing": False}
-    try:
+    advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"
+    with reading(f"series:{dataset}", advice, home, there=here):
         series, found, header = aeon.datasets.load_classification(
-            dataset, split=part, extract_path=path, return_metadata=True, **as_published
+            dataset,
+            split=part,
+            extract_path=path,
+            return_metadata=True,
+            load_equal_length=False,  # lengths and gaps as published, not padded or imputed
+            load_no_missing=False,
         )
-    except Exception as error:  # aeon lets network, disk and parsing errors through as they are
-        advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"
-        raise unreadable(f"series:{dataset}", error, advice, there=here) from error
     labels = [str(label) for label in found]
     # As when a file is cut short within its last label.
     if strange := set(labels) - set(header["class_values"]):

@@ -6,7 +6,8 @@ samples there are and how they are dealt; `make_task` limits, reads and checks t
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,22 +50,17 @@ class Split:
 
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""
-        both = (self, other)
-        whole = Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]))
-        if all(s.lengths is None for s in both):
-            return whole
-        T = self.x.shape[1]
-        lengths = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
-        return replace(whole, lengths=torch.cat(lengths))
+        both, T = (self, other), self.x.shape[1]
+        known = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
+        lengths = torch.cat(known) if any(s.lengths is not None for s in both) else None
+        return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths)
 
 
 class Sequence(Protocol):
-    """Turns a stored batch into the input sequence, (B, T, m) float32 on the batch's device.
+    """Turns a stored batch into the input sequence; training, which may augment, gives a generator."""
 
-    A `generator` is given in training, which may augment; None is evaluation.
-    """
-
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """(B, T, m), float32, on the batch's device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +89,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Options:
-    """What `load_task` was asked for, validated; see there."""
+    """How to load a task, validated: ConfigError for a size below 1.
+
+    Args:
+        data_dir: folder with the data (for images also a zip); default: the environment variable
+            CTRNN_DATA_DIR, else ~/.cache/ctrnn. MNIST and CIFAR10 are downloaded if missing there.
+        resize: stretch images to this many pixels a side, so T = resize²; not for series.
+        limit_train, limit_test: use this many samples, drawn by `seed`; val gets at most
+            `limit_train` too.
+        augment: let `Task.sequence` augment training batches, where the task has an augmentation.
+        seed: of the limits alone; the splits are the same for every seed.
+    """
 
     data_dir: str | Path | None = None
     resize: int | None = None
@@ -110,7 +116,6 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        """Where data are: the argument, else CTRNN_DATA_DIR, else ~/.cache/ctrnn."""
         chosen = self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn"
         return Path(chosen).expanduser()
 
@@ -119,9 +124,7 @@ class Stored(Protocol):
     """Samples that are there but need not be read yet; a `Split` is one."""
 
     def __len__(self) -> int: ...
-
-    def take(self, index: Tensor) -> Split:
-        """Read the samples at `index`, (k,) int64, in that order."""
+    def take(self, index: Tensor) -> Split: ...
 
 
 def make_task(
@@ -213,9 +216,20 @@ def checked(what: str, split: Split, n_class: int) -> Split:
     return split
 
 
-def unreadable(what: str, error: Exception, files: str, *, there: bool) -> DataError:
-    """The error of a data set that a library cannot read or download, with the files that mend it."""
-    state = "could not be read" if there else "is missing and could not be downloaded"
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-    elsewhere = "or name another folder with --data-dir (or CTRNN_DATA_DIR)"
-    return DataError(f"{what} {state} ({reason}). Put {files}, {elsewhere}.")
+@contextmanager
+def reading(what: str, files: str, folder: Path, *, there: bool) -> Iterator[None]:
+    """Read a set by a library, or download it if it is not there, into `folder`.
+
+    Whatever fails is a DataError that names the files which mend it, and leaves no new empty folder.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except Exception as error:  # network, disk, archive and format errors share no better base
+        for path in new:
+            with suppress(OSError):  # it holds something, or was not made
+                path.rmdir()
+        state = "could not be read" if there else "is missing and could not be downloaded"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        elsewhere = "or name another folder with --data-dir (or CTRNN_DATA_DIR)"
+        raise DataError(f"{what} {state} ({reason}). Put {files}, {elsewhere}.") from error
