@@ -59,7 +59,7 @@ def certify_command(
 
     def figure() -> Any:
         from ctrnn_assembly.certificates.curves import step_curves
-        from ctrnn_assembly.figures.certificate import certificate_figure
+        from ctrnn_assembly.figures.diagnostics import certificate_figure
 
         curves = step_curves(run.model(data=False).core, certificate, near=config.dt)
         return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")

@@ -141,7 +141,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     such as an LSTM, has the spectrum of its step only.
     """
     from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along, weight_spectra
-    from ctrnn_assembly.figures.spectrum import spectrum_figure
+    from ctrnn_assembly.figures.diagnostics import spectrum_figure
 
     T, kind = net.u.shape[1], net.run.weights.kind
     if at is not None and every is not None:

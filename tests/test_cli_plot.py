@@ -46,7 +46,7 @@ def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arrays(run: Path) -> NetworkArrays:
-    return NetworkArrays.of(Run.open(run).model(data=False).core, "a run")
+    return NetworkArrays(Run.open(run).model(data=False).core, "a run")
 
 
 @pytest.fixture
@@ -207,14 +207,14 @@ def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
 
 def test_spectra_are_those_of_the_dense_matrices(run: Path) -> None:
     net = arrays(run)
-    found = net.spectra()
+    found = net.spectra
     assert net.terms.L is not None
     W, L = net.terms.weight().numpy(), net.terms.L.numpy()
     J = L - np.eye(12) + W  # ReLU just above 0, tau = 1
     for name, matrix in {"W": W, "L": L, "J": J, "step": np.eye(12) + 0.03 * J}.items():
         # Compared as polynomials: the order of nearly equal eigenvalues is nobody's.
         np.testing.assert_allclose(np.poly(found[name]), np.poly(matrix), rtol=1e-6, atol=1e-6)
-    assert found["about_step"] == "euler, dt 0.03"
+    assert net.about_step == "euler, dt 0.03"
 
 
 def test_the_metric_has_the_certificates_condition_number(cli: Cli, run: Path, tmp_path: Path) -> None:

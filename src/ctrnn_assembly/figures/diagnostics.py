@@ -1,5 +1,6 @@
-"""What the commands that inspect a network draw: distances, exponents, fixed points and gradients."""
+"""What the commands that prove and inspect draw: factors, rates, eigenvalues, distances, gradients."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,15 +8,186 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.certificates import Certificate, StepCertificate
+from ctrnn_assembly.certificates.curves import FactorCurve
+from ctrnn_assembly.certificates.wording import down
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
+from ctrnn_assembly.diagnostics.spectrum import Spectrum
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU, Array
 
+Values = NDArray[np.complex128]
+CERTIFIED: Any = {"color": COLOURS[1], "linewidth": 1.1, "linestyle": "--"}
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable": (3, "^")}
+MAP = "this network is a map, not a flow"
+
+
+@style.printed
+def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], *, title: str) -> Figure:
+    """Left: the proven factor of a step against dt. Right: the rate of every module and of the whole."""
+    verdict = "certified" if certificate.certified else "NOT certified"
+    figure = style.new_figure(3.3, f"{title} ({verdict})")
+    left, right = figure.subplots(1, 2)
+    draw_factors(left, curves, certificate.step)
+    draw_rates(right, certificate)
+    return figure
+
+
+def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificate | None) -> None:
+    """One curve a solver as far as it contracts, the line at 1, and the step that was asked for."""
+    axes.set_title("one step of the solver")
+    proven = [factor for curve in curves for factor in curve.factors if factor <= 1]
+    if not proven:
+        style.empty(axes, "no step is proven")
+        return
+    for k, curve in enumerate(curves):
+        look: Any = {"color": COLOURS[k], "zorder": 3 + len(curves) - k}
+        longest = "every dt" if math.isinf(curve.max_dt) else f"up to {down(curve.max_dt)}"
+        label = f"{curve.solver}: {longest if curve.max_dt else 'no dt'}"
+        axes.plot(curve.dts, curve.factors, linestyle=DASHES[k % 3], linewidth=1.6, label=label, **look)
+        if 0 < curve.max_dt < math.inf:  # seen even where the curve hardly leaves 1
+            axes.plot(curve.max_dt, 1, "|", markersize=10, markeredgewidth=1.6, **look)
+    if step is not None:
+        height, marker, said = 1.0, "x", "not certified"
+        if step.certified and step.contraction_factor is not None:
+            height, marker, said = step.contraction_factor, "o", "contracts"
+        label = f"{step.solver}, dt {step.dt:g}: {said}"
+        axes.plot(step.dt, height, marker, color=BLACK, markersize=4.5, zorder=9, label=label)
+    axes.axhline(1, color=GREY, linewidth=0.8)
+    depth = max(1 - min(proven), 1e-6)
+    axes.set(xlabel="step dt (unit of tau)", ylabel="factor of the distance, at most", xscale="log")
+    axes.set_xlim(curves[0].dts[0], curves[0].dts[-1])
+    axes.set_ylim(min(proven) - 0.06 * depth, 1 + 0.08 * depth)
+    axes.legend(loc="lower left")
+
+
+def draw_rates(axes: Axes, certificate: Certificate) -> None:
+    """A bar for each module, hatched for those that fail, and a line for the whole."""
+    axes.set_title("modules")
+    known = [module for module in certificate.modules if math.isfinite(module.rate)]
+    if not known:
+        style.empty(axes, "nothing is proven")
+        return
+    kinds: Any = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
+    for certified, colour, hatch, label in kinds:
+        rates = {module.index: module.rate for module in known if module.certified == certified}
+        if rates:
+            look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
+            axes.bar(list(rates), list(rates.values()), width=0.8, label=label, **look)
+    if math.isfinite(certificate.rate):
+        label = f"the whole: {down(certificate.rate)}"
+        axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    style.module_ticks(axes, len(certificate.modules))
+    axes.set(xlabel="module", ylabel=f"rate, at least ({PER_TAU})")
+    style.raised(axes, 0.25, loc="upper center", ncols=2)
+
+
+@style.printed
+def spectrum_figure(
+    found: Sequence[Spectrum], before: Sequence[Spectrum], certificate: Certificate, *, title: str
+) -> Figure:
+    """Left: eigenvalues of J. Middle: of the step. Right: the largest real parts over time.
+
+    `found` are those along the trajectory of each sample, `before` the same before training, if known.
+    """
+    verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
+    figure = style.new_figure(3.4, f"{title} ({verdict})")
+    left, middle, right = figure.subplots(1, 3)
+    flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
+    if flow and certificate.certified:
+        label = f"certified: -rate = {-certificate.rate:.3g}"
+        left.axvline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+    if flow:
+        left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
+    reason = "this solver has no fixed step"
+    if draw_along(middle, found, before, "step_eigenvalues", "one step", reason):
+        draw_circle(middle)
+    draw_extremes(right, found, certificate)
+    style.legend_below(figure, [left, middle, right], 3)
+    return figure
+
+
+def draw_along(
+    axes: Axes, found: Sequence[Spectrum], before: Sequence[Spectrum], name: str, title: str, reason: str
+) -> bool:
+    """All eigenvalues of this name, dark to light by time; says the reason if there are none."""
+    axes.set_title(title)
+    old, new = (
+        [getattr(s, name).numpy() for s in some if getattr(s, name) is not None]
+        for some in (before, found)
+    )
+    if not new:
+        style.empty(axes, reason)
+        return False
+    samples = [f"{len(some)} sample{'s' if len(some) != 1 else ''}" for some in (before, found)]
+    for values in old:
+        style.draw_eigenvalues(axes, values.ravel(), COLOURS[3], label=f"before training, {samples[0]}")
+    colours = matplotlib.colormaps["cividis"]
+    longest = max(float(s.times[-1]) for s in found) or 1.0
+    for s, values in zip(found, new, strict=True):
+        for time, row in zip(s.times.tolist(), values, strict=True):
+            style.draw_eigenvalues(axes, row, colours(time / longest))
+    label = f"now, {samples[1]}; dark to light: time"
+    axes.plot([], [], "o", color=colours(0.0), markersize=3, mew=0, label=label)
+    set_limits(axes, np.concatenate([values.ravel() for values in [*old, *new]]))
+    if name == "eigenvalues":
+        axes.set_xlim(right=max(axes.get_xlim()[1], 0.05))
+    return True
+
+
+def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificate) -> None:
+    """The abscissa, and minus the local rate, over time."""
+    axes.set_title("largest real part over time")
+    if any(s.abscissa is None for s in found):
+        style.empty(axes, MAP)
+        return
+    axes.set(xlabel="time (unit of tau)", ylabel=PER_TAU)
+    for s in found:
+        assert s.abscissa is not None
+        curves = [(s.abscissa, COLOURS[0], "o-", "of eig J")]
+        if s.local_rates is not None:
+            curves.append((-s.local_rates, COLOURS[2], "s--", "of sym J in the metric"))
+        for values, colour, line, label in curves:
+            times = s.times.numpy()
+            axes.plot(times, values.numpy(), line, color=colour, label=label, markersize=2.5, lw=1)
+    if certificate.certified:
+        axes.axhline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--")
+
+
+def set_limits(axes: Axes, values: Values) -> None:
+    """Round the values, but not so narrow that rounding errors fill a panel; with both axes."""
+    least = 0.02 * max(float(np.abs(values).max()), 1e-9)
+    for limits, part in ((axes.set_xlim, values.real), (axes.set_ylim, values.imag)):
+        middle, half = (part.max() + part.min()) / 2, 0.55 * max(float(np.ptp(part)), least)
+        limits(middle - half, middle + half)
+    axes.axhline(0, color=GREY, linewidth=0.5)
+    axes.axvline(0, color=GREY, linewidth=0.5)
+
+
+def draw_circle(axes: Axes) -> None:
+    """The unit circle: whole where the dots go round it, else the arc beside them, stretched."""
+    angles = np.linspace(0, 2 * np.pi, 20_001)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
+    axes.set(xlabel="real part", ylabel="imaginary part", ylim=(low, high))
+    axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
+    if high > 0.5:
+        make_square(axes)
+
+
+def make_square(axes: Axes) -> None:
+    """The same unit on both axes, with room for what was in their limits."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    half = max(right - left, high - low) / 2
+    axes.set_xlim((left + right) / 2 - half, (left + right) / 2 + half)
+    axes.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
+    axes.set_aspect("equal")
 
 
 @style.printed

@@ -1,9 +1,6 @@
-"""An assembly taken apart: its weights, the graph of its couplings, its metric, eigenvalues and states.
+"""An assembly taken apart: its weights, graph, metric and eigenvalues; and its states over time."""
 
-Everything is float64. The field itself is drawn, without gates.
-"""
-
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,18 +10,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ctrnn_assembly.certificates.wording import up
 from ctrnn_assembly.diagnostics import flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
-from ctrnn_assembly.figures.spectrum import parts_figure
-from ctrnn_assembly.figures.style import COLOURS, GREY, Array
-from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.figures.diagnostics import Values, draw_circle, make_square, set_limits
+from ctrnn_assembly.figures.style import COLOURS, GREY, PER_TAU, Array
 from ctrnn_assembly.solvers import GRID_SOLVERS
-from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 from ctrnn_assembly.training.run import Run
 
@@ -33,70 +26,55 @@ ENLARGED, IN_A_ROW = 16, 8  # blocks of W
 STATES_SIDE = 1024  # cells of a heat map of states
 
 
-@dataclass(frozen=True)
 class NetworkArrays:
-    """The field of a layer."""
+    """The field of a layer without its gates, and the metric of its modules' own theorems, in float64.
 
-    layer: Any
-    title: str
-    terms: Terms
-    metric: Metric  # of the modules' own theorems
+    ConfigError for a baseline, which has neither.
+    """
 
-    @classmethod
-    @torch.no_grad()
-    def of(cls, layer: Any, title: str) -> "NetworkArrays":
-        """Of a layer; ConfigError for a baseline, which has neither modules nor a metric."""
+    def __init__(self, layer: Any, title: str) -> None:
         field = getattr(layer, "field", None)
         if field is None:
             raise ConfigError(
                 f"this picture is of an assembly; {type(layer).__name__} is a baseline without modules. "
                 "Draw its curves or states."
             )
-        factors = []
-        for factor in field.metric().detach_cpu().factors:
-            theta = factor.theta.double()
-            factors.append(Factor(theta, 1 / theta if factor.is_diagonal else torch.linalg.inv(theta)))
-        return cls(layer, title, field.terms().detach_cpu().double(), Metric(tuple(factors)))
+        self.layer, self.title = layer, title
+        self.terms = field.terms().detach_cpu().double()
+        self.metric = field.metric().detach_cpu().mapped(torch.Tensor.double)
+        self.has_step = layer.solver in GRID_SOLVERS
+        self.about_step = f"{layer.solver}, dt {layer.dt:g}"
+        if not self.has_step:
+            self.about_step = f"{layer.solver} chooses its own steps"
 
     def strengths(self) -> Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
-        terms, pairs, p = self.terms, self.terms.pairs, len(self.terms.sizes)
+        terms, theta = self.terms, self.metric.theta()
         A = terms.weight() if terms.L is None else terms.weight() + terms.L
-        K = self.metric.theta() @ A @ self.metric.theta_inv()
+        K = torch.linalg.solve(theta, theta @ A, left=False)
         blocks = [row.split(terms.sizes, dim=1) for row in K.split(terms.sizes, dim=0)]
-        found = np.zeros((p, p))
-        for i, j in [*((k, k) for k in range(p)), *pairs, *(pair[::-1] for pair in pairs)]:
+        found = np.zeros((len(blocks), len(blocks)))
+        own = ((k, k) for k in range(len(blocks)))
+        for i, j in [*own, *terms.pairs, *(pair[::-1] for pair in terms.pairs)]:
             found[i, j] = float(torch.linalg.matrix_norm(blocks[i][j], ord=2))
         return found
 
-    def metric_eigenvalues(self) -> tuple[Array, ...]:
+    def metric_eigenvalues(self) -> list[Array]:
         """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
-        found = []
-        for factor, tau in zip(self.metric.factors, self.terms.tau.split(self.terms.sizes), strict=True):
-            roots = factor.theta if factor.is_diagonal else torch.linalg.svdvals(factor.theta)
-            found.append((roots.square() * (tau if factor.is_diagonal else tau[0])).numpy())
-        return tuple(found)
+        scaled = self.metric.scaled(self.terms.tau.sqrt())
+        return [factor.eigenvalues().numpy() for factor in scaled.factors]
 
-    def spectra(self) -> dict[str, Any]:
-        """Eigenvalues of W, L, J and of a step, and which step; None for what there is not.
-
-        J is taken just above x = 0 under no input.
-        """
-        layer = self.layer
+    @cached_property
+    def spectra(self) -> dict[str, Values]:
+        """Eigenvalues of W, of J just above x = 0 under no input, and, if there are, L and a step."""
         x = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
-        u = x.new_zeros(1, layer.input_size)
-        L, fixed = self.terms.L, layer.solver in GRID_SOLVERS
-        return {
-            "W": _eigenvalues(self.terms.weight()),
-            "L": None if L is None else _eigenvalues(L),
-            "J": _eigenvalues(flow_jacobian(layer, u, x)[0]),
-            "step": _eigenvalues(step_jacobian(layer, u, x)[0]) if fixed else None,
-            "about_step": layer.solver + (f", dt {layer.dt:g}" if fixed else " chooses its own steps"),
-        }
-
-
-def _eigenvalues(A: Tensor) -> NDArray[np.complex128]:
-    return torch.linalg.eigvals(A).numpy()
+        u = x.new_zeros(1, self.layer.input_size)
+        found = {"W": self.terms.weight(), "J": flow_jacobian(self.layer, u, x)[0]}
+        if self.terms.L is not None:
+            found["L"] = self.terms.L
+        if self.has_step:
+            found["step"] = step_jacobian(self.layer, u, x)[0]
+        return {name: torch.linalg.eigvals(A).numpy() for name, A in found.items()}
 
 
 @style.printed
@@ -237,8 +215,31 @@ def draw_metric(net: NetworkArrays) -> Figure:
     return figure
 
 
+@style.printed
 def draw_spectra(net: NetworkArrays) -> Figure:
-    return parts_figure(**net.spectra(), title=f"{net.title}: eigenvalues")
+    """Eigenvalues of W, L, J and of one step; panels without eigenvalues say why."""
+    figure, found = style.new_figure(5.4, f"{net.title}: eigenvalues"), net.spectra
+    panels = dict(zip(("W", "L", "J", "step"), figure.subplots(2, 2).flat, strict=True))
+    titles = {"W": "W", "L": "L", "step": "one step"}
+    titles["J"] = f"Jacobian just above x = 0 ({PER_TAU}); shaded: growth"
+    missing = {"L": "no linear coupling", "step": net.about_step}
+    for name, axes in panels.items():
+        axes.set_title(titles[name])
+        if name not in found:
+            style.empty(axes, missing[name])
+            continue
+        size = 3.0 if len(found[name]) <= 128 else 2.2
+        style.draw_eigenvalues(axes, found[name], COLOURS[0], size=size)
+        set_limits(axes, found[name])
+        axes.set(xlabel="real part", ylabel="imaginary part")
+    make_square(panels["W"])
+    low, high = panels["J"].get_xlim()
+    panels["J"].axvspan(0, 1e6, color=COLOURS[1], alpha=0.12, linewidth=0)
+    panels["J"].set_xlim(low, max(high, 0.1 * (high - low)))
+    if net.has_step:
+        panels["step"].set_title(f"{net.about_step}; unit circle")
+        draw_circle(panels["step"])
+    return figure
 
 
 @style.printed
