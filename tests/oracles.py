@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
+import torch
 from numpy import ndarray
 from scipy.linalg import block_diag
 from torch import Tensor
 
-from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Edge, Terms
 from exact import Field
 
 
@@ -84,10 +86,35 @@ def exact_field(terms: Terms, metric: Metric) -> Field:
         before,
         np.array([phi.slope for phi in phis]),
         array(terms.tau),
-        block_diag(*(np.diag(t) if t.ndim == 1 else t for t in map(array, thetas(metric)))),
+        block_diag(*(matrix(array(theta)) for theta in thetas(metric))),
         np.zeros((terms.n, terms.n)) if terms.L is None else array(terms.L),
         tuple(edges),
     )
+
+
+def terms_and_metric(
+    blocks: Sequence[ndarray],
+    thetas: Sequence[ndarray],
+    acts: Sequence[Activation],
+    forms: Sequence[str],
+    tau: ndarray,
+    L: ndarray | None = None,
+    edges: tuple[Edge, ...] = (),
+) -> tuple[Terms, Metric]:
+    """A net from arrays, float64; a theta is a matrix or its diagonal."""
+    identity, units = ACTIVATIONS["identity"], list(zip(acts, map(len, blocks), forms, strict=True))
+    pre = Elementwise(tuple((a if f == "x" else identity, n) for a, n, f in units))
+    post = Elementwise(tuple((identity if f == "x" else a, n) for a, n, f in units))
+    weights, time = tuple(map(torch.tensor, blocks)), torch.tensor(tau)
+    coupling = None if L is None else torch.tensor(L)
+    pairs = ((t, 1 / t if t.ndim == 1 else np.linalg.inv(t)) for t in thetas)
+    metric = Metric(tuple(Factor(*map(torch.tensor, pair)) for pair in pairs))
+    return Terms(weights, pre, post, 0 * time, time, coupling, edges), metric
+
+
+def matrix(theta: ndarray) -> ndarray:
+    """The matrix of a theta, which may be its diagonal."""
+    return np.diag(theta) if theta.ndim == 1 else theta
 
 
 def thetas(metric: Metric) -> list[Tensor]:

@@ -13,29 +13,13 @@ from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
-from oracles import exact_field
+from oracles import exact_field, matrix, terms_and_metric
 
-IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
+TANH = ACTIVATIONS["tanh"]
 SLOPES = [(-0.5, 1.0), (0.2, 0.8), (-1.0, -0.2), (0.0, 3.0), (0.7, 0.7), (-0.6, -0.6)]
 ACTS = [ACTIVATIONS[k] for k in ("relu", "sigmoid", "selu", "gelu", "identity")]
 ACTS += [Activation(f"mine{s}", torch.tanh, s) for s in SLOPES]
 SOLVERS = ("euler", "imex", "exponential-euler")
-
-
-def matrix(theta):
-    return np.diag(theta) if theta.ndim == 1 else theta
-
-
-def net(blocks, thetas, acts, forms, tau, L=None, edges=()):
-    """Terms and metric from arrays."""
-    units = list(zip(acts, map(len, blocks), forms, strict=True))
-    pre = Elementwise(tuple((a if f == "x" else IDENTITY, n) for a, n, f in units))
-    post = Elementwise(tuple((IDENTITY if f == "x" else a, n) for a, n, f in units))
-    weights, L = tuple(map(torch.tensor, blocks)), None if L is None else torch.tensor(L)
-    terms = Terms(weights, pre, post, torch.zeros(len(tau)), torch.tensor(tau), L, edges)
-    inverses = [1 / t if t.ndim == 1 else np.linalg.inv(t) for t in thetas]
-    factors = [Factor(torch.tensor(t), torch.tensor(i)) for t, i in zip(thetas, inverses, strict=True)]
-    return terms, Metric(tuple(factors))
 
 
 def random_net(rng):
@@ -64,7 +48,7 @@ def random_net(rng):
     if 1 < len(T) <= 4 and rng.random() < 0.3:
         weight = np.linalg.inv(T) @ np.tril(noise, -1) @ T * rng.choice([0.1, 0.4])
         edges = (Edge(torch.tensor(weight), Elementwise(((ACTS[rng.integers(len(ACTS))], len(T)),))),)
-    return net(blocks, thetas, acts, forms, tau, L, edges)
+    return terms_and_metric(blocks, thetas, acts, forms, tau, L, edges)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,12 +73,14 @@ def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
 
 def plane(W, theta, tau=(1.0, 1.0)):
     """One x-form module of two tanh units."""
-    return net([np.array(W)], [np.array(theta)], [TANH], "x", np.array(tau))
+    return terms_and_metric([np.array(W)], [np.array(theta)], [TANH], "x", np.array(tau))
 
 
 def test_edges_do_not_trust_the_stored_inverse():
     edge = Edge(torch.tensor([[0.0, 0.0], [50.0, 0.0]]), Elementwise(((TANH, 2),)))
-    terms, _ = net([np.zeros((1, 1))] * 2, [np.ones(1)] * 2, [TANH] * 2, "xx", np.ones(2), edges=(edge,))
+    terms, _ = terms_and_metric(
+        [np.zeros((1, 1))] * 2, [np.ones(1)] * 2, [TANH] * 2, "xx", np.ones(2), edges=(edge,)
+    )
     for one in (torch.ones(1), torch.ones(1, 1)):
         assert not certify(terms, Metric((Factor(one, 0 * one),) * 2), search="none").certified
 
@@ -141,7 +127,7 @@ def test_a_leak_that_almost_cancels_does_not_hide_its_rounding():
     """1 - w s is a cancellation whose rounding a step of a million tau makes visible."""
     slope, w, dt = 1.7580993408473768, 0.5687953325311048, 1537515.3750351532
     act = Activation("steep", torch.tanh, (slope, slope))
-    terms, metric = net([np.array([[w]])], [np.ones(1)], [act], "x", np.ones(1))
+    terms, metric = terms_and_metric([np.array([[w]])], [np.ones(1)], [act], "x", np.ones(1))
     step = certify(terms, metric, dt=dt, search="none").step
     exact = abs(1 + Fraction(dt) * (-1 + Fraction(w) * Fraction(slope)))
     assert exact > 1
