@@ -1,13 +1,18 @@
-"""Keep what an experiment measured as one JSON file in results/, with all that it depends on."""
+"""What experiments share: one JSON file in results/ with all that a result depends on; a table."""
 
 import json
 import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from ctrnn_assembly.training import provenance
 from ctrnn_assembly.training.run import write
@@ -48,3 +53,13 @@ def plain(value: Any, digits: int) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value
+
+
+def table(title: str, rows: Sequence[Mapping[str, str]], words: Collection[str] = ()) -> Group:
+    """A title and a narrow table of text by column; columns of `words` stand left."""
+    shown = Table(box=SIMPLE, padding=0, pad_edge=False)
+    for column in rows[0]:
+        shown.add_column(column, justify="left" if column in words else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row.values())
+    return Group(Text(title, style="bold"), shown)

@@ -108,7 +108,7 @@ def test_growth_of_an_exact_exponential(code):
 @pytest.mark.parametrize("name", GROWTHS)
 def test_layers_are_as_described(code, name):
     generator = torch.Generator().manual_seed(1)
-    net = code.mlps.mlp(name, generator, depth=4, width=200)
+    net = code.mlps.mlp(name, [200] * 5, generator)
     x = code.mlps.unit_rms(torch.randn(50, 200, generator=generator, dtype=torch.float64))
     torch.testing.assert_close(x.norm(dim=1), torch.full((50,), 200**0.5))
     variance = 2 / 200 if name.endswith("relu") else 1 / 200
@@ -210,13 +210,12 @@ def test_a_net_that_diverges_is_recorded(code, tmp_path, monkeypatch):
 def test_every_layer_first_moves_by_the_same_fraction(code):
     settings = code.figure3.settings_from(SMALL)
     images = code.figure3.load_images(settings)
-    images = replace(
-        images, x=images.x[:100].repeat(10, 1), y=images.y[:100].repeat(10)
-    )  # one batch, ten times
-    net = code.figure3.Classifier("batch-relu", images.x.shape[1], 10, settings)
+    one = images.train.take(torch.arange(100).repeat(10))  # one batch, ten times
+    net = code.figure3.Classifier("batch-relu", images, settings)
+    images = replace(images, train=one)
     before = [p.detach().clone() for p in net.parameters()][:-1]
     steps = code.figure3.optimizer(net, images, 0.01, "layer")
-    loss = torch.nn.functional.cross_entropy(net(images.x[:100]), images.y[:100])
+    loss = torch.nn.functional.cross_entropy(net(one.x[:100]), one.y[:100])
     loss.backward()
     steps.step()
     for old, new in zip(before, net.parameters(), strict=False):
@@ -225,9 +224,10 @@ def test_every_layer_first_moves_by_the_same_fraction(code):
 
 def test_the_vjps_of_a_net_add_up_to_its_gradient(code):
     settings = code.figure3.settings_from(SMALL)
+    images = code.figure3.load_images(settings)
     for name in ("relu", "layer-tanh", "batch-tanh"):
-        net = code.figure3.Classifier(name, 7, 3, settings).double()
-        x = torch.randn(5, 7, requires_grad=True)
+        net = code.figure3.Classifier(name, images, settings).double()
+        x = torch.randn(5, images.train.x.shape[1], requires_grad=True)
         with torch.no_grad():
             for layer in net.hidden:
                 layer.weight.add_(0.1 * torch.randn_like(layer.weight))

@@ -22,7 +22,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ from typing import Any
 import mlps
 import torch
 import torch.nn.functional as F
-from mlps import MLPS, Layer, about, keep, mlp, number, unit_rms
-from rich.console import Console
-from rich.table import Table
+from mlps import MLPS, Layer, about, keep, mlp, number, table, unit_rms
+from rich.console import Console, Group
 from torch import Generator, Tensor, nn
 
 from ctrnn_assembly.data import load_task
+from ctrnn_assembly.data.task import Split, Task
 from ctrnn_assembly.diagnostics.gradients import VJPs, effective_depth_of_gradient, gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
 from ctrnn_assembly.figures import style
@@ -52,26 +53,14 @@ PROBES = 20
 NOTHING: dict[str, Any] = dict.fromkeys(("gsc", "effective_depth", "operator_norm", "change_norm"))
 
 
-@dataclass(frozen=True)
-class Images:
-    """Rows of pixels, centred and at the length sqrt(pixels), and classes."""
-
-    x: Tensor
-    y: Tensor
-    held_out_x: Tensor
-    held_out_y: Tensor
-    classes: int
-
-
 class Classifier(nn.Module):
     """An MLP and a linear readout, (B, pixels) -> (B, classes)."""
 
-    def __init__(self, name: str, pixels: int, classes: int, settings: Settings) -> None:
+    def __init__(self, name: str, images: Task, settings: Settings) -> None:
         super().__init__()
-        generator = Generator().manual_seed(settings.seed)
-        size = {"depth": settings.depth, "width": settings.width}
-        self.hidden = mlp(name, generator, n_input=pixels, dtype=torch.float32, **size)
-        self.readout = nn.Linear(settings.width, classes, dtype=torch.float32)
+        generator, pixels = Generator().manual_seed(settings.seed), images.train.x.shape[1]
+        self.hidden = mlp(name, [pixels, *[settings.width] * settings.depth], generator, torch.float32)
+        self.readout = nn.Linear(settings.width, images.n_class, dtype=torch.float32)
         nn.init.normal_(self.readout.weight, std=settings.width**-0.5, generator=generator)
         nn.init.zeros_(self.readout.bias)
 
@@ -79,22 +68,26 @@ class Classifier(nn.Module):
         return self.readout(self.hidden(x))
 
 
-def load_images(settings: Settings) -> Images:
-    """Training and held-out images; batches must be whole, for batch norm."""
+def load_images(settings: Settings) -> Task:
+    """Rows of pixels, centred and at the length sqrt(pixels); whole batches, for batch norm."""
     side = settings.resize or (16 if settings.task == "images" else None)
     where = {"data_dir": settings.data_dir, "seed": settings.seed, "augment": False}
-    found = load_task(settings.task, limit_train=settings.images, resize=side, **where)
-    rows = [part.x.flatten(1).float() for part in (found.train, found.val)]
-    mean = rows[0].mean(0)
-    whole = [len(part) // BATCH * BATCH for part in rows]
-    if 0 in whole:
-        raise DataError(f"each split needs {BATCH} images; got {[len(r) for r in rows]}. Use --images.")
-    x, held_out_x = (unit_rms(part[:k] - mean) for part, k in zip(rows, whole, strict=True))
-    y, held_out_y = found.train.y[: whole[0]], found.val.y[: whole[1]]
-    return Images(x, y, held_out_x, held_out_y, found.n_class)
+    task = load_task(settings.task, limit_train=settings.images, resize=side, **where)
+    mean = task.train.x.flatten(1).float().mean(0)
+    parts = []
+    for split in (task.train, task.val):
+        if not (whole := len(split) // BATCH * BATCH):
+            raise DataError(f"each split needs {BATCH} images; got {len(split)}. Use --images.")
+        rows = unit_rms(split.x[:whole].flatten(1).float() - mean)
+        parts.append(Split(rows, split.y[:whole]))
+    return replace(task, train=parts[0], val=parts[1])
 
 
-def optimizer(net: Classifier, images: Images, rate: float, steps: str) -> torch.optim.Optimizer:
+def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(split.x.split(BATCH), split.y.split(BATCH), strict=True))
+
+
+def optimizer(net: Classifier, images: Task, rate: float, steps: str) -> torch.optim.Optimizer:
     """Plain SGD, by `steps` with one step size for all or one for each layer.
 
     That of a layer is rate |W| / |g|, with Frobenius norms and |g| the root mean square of the
@@ -105,11 +98,11 @@ def optimizer(net: Classifier, images: Images, rate: float, steps: str) -> torch
     layers = [*net.hidden, net.readout]
     weights = [layer.weight for layer in layers]
     squares = torch.zeros(len(layers))
-    batches = list(zip(images.x.split(BATCH), images.y.split(BATCH), strict=True))[:SCOUTS]
-    for x, y in batches:
+    scouts = batches(images.train)[:SCOUTS]
+    for x, y in scouts:
         loss = F.cross_entropy(net(x), y)
         squares += torch.stack([g.square().sum() for g in torch.autograd.grad(loss, weights)])
-    size = (squares / len(batches)).sqrt().clamp(min=1e-30)
+    size = (squares / len(scouts)).sqrt().clamp(min=1e-30)
     groups = [
         {"params": list(layer.parameters()), "lr": rate * float(W.detach().norm() / g)}
         for layer, W, g in zip(layers, weights, size, strict=True)
@@ -117,14 +110,14 @@ def optimizer(net: Classifier, images: Images, rate: float, steps: str) -> torch
     return torch.optim.SGD(groups)
 
 
-def training(net: Classifier, images: Images, rate: float, settings: Settings) -> Iterator[float]:
+def training(net: Classifier, images: Task, rate: float, settings: Settings) -> Iterator[float]:
     """The mean losses of epochs, infinite once one overflows, which is the last."""
     steps, generator = optimizer(net, images, rate, settings.steps), Generator()
     generator.manual_seed(settings.seed)
     while True:
         losses = []
-        for chosen in torch.randperm(len(images.x), generator=generator).split(BATCH):
-            loss = F.cross_entropy(net(images.x[chosen]), images.y[chosen])
+        for x, y in batches(images.train.take(torch.randperm(len(images.train), generator=generator))):
+            loss = F.cross_entropy(net(x), y)
             if not bool(torch.isfinite(loss)):
                 yield math.inf
                 return
@@ -135,20 +128,19 @@ def training(net: Classifier, images: Images, rate: float, settings: Settings) -
         yield sum(losses) / len(losses)
 
 
-def best_rate(name: str, images: Images, settings: Settings) -> float:
+def best_rate(name: str, images: Task, settings: Settings) -> float:
     """Of RATES the one with the smallest training loss after TRIAL_EPOCHS."""
     losses = {}
     for rate in RATES[settings.steps]:
-        net = Classifier(name, images.x.shape[1], images.classes, settings)
+        net = Classifier(name, images, settings)
         losses[rate] = list(islice(training(net, images, rate, settings), TRIAL_EPOCHS))[-1]
     return min(losses, key=lambda rate: losses[rate])
 
 
 @torch.no_grad()
-def error(net: Classifier, x: Tensor, y: Tensor) -> float:
+def error(net: Classifier, split: Split) -> float:
     """Share of wrong classes, in batches as in training."""
-    wrong = [(net(a).argmax(1) != b).sum() for a, b in zip(x.split(BATCH), y.split(BATCH), strict=True)]
-    return float(sum(wrong)) / len(x)
+    return sum(float((net(x).argmax(1) != y).sum()) for x, y in batches(split)) / len(split)
 
 
 # What is measured
@@ -157,12 +149,9 @@ def error(net: Classifier, x: Tensor, y: Tensor) -> float:
 def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
     """For each layer V -> (S^T V, R^T V): through phi and the norm, then through W(0) or W - W(0)."""
 
-    def vjp(z: Tensor, y: Tensor, S: Tensor, R: Tensor) -> VJPs:
-        def back(V: Tensor) -> tuple[Tensor, Tensor]:
-            (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
-            return q @ S, q @ R
-
-        return back
+    def split(z: Tensor, y: Tensor, S: Tensor, R: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
+        return q @ S, q @ R
 
     found = []
     for layer in hidden:
@@ -170,15 +159,16 @@ def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
         W = layer.weight.detach()
         z = (x @ W.mT).requires_grad_()
         y = layer.phi(layer.normalise(z))
-        found.append(vjp(z, y, layer.initial, W - layer.initial))
+        found.append(partial(split, z, y, layer.initial, W - layer.initial))
         x = y.detach()
     return found
 
 
-def diagnose(net: Classifier, images: Images, settings: Settings) -> dict[str, Any]:
+def diagnose(net: Classifier, images: Task, settings: Settings) -> dict[str, Any]:
     """GSC, effective depth and operator norms on the first batch, in float64."""
     net = copy.deepcopy(net).double()
-    x, y = images.x[:BATCH].double(), images.y[:BATCH]
+    x, y = batches(images.train)[0]
+    x = x.double()
     generator = Generator().manual_seed(settings.seed)
     try:
         scale = gsc(net.hidden, x, probes=PROBES, generator=generator)
@@ -204,11 +194,11 @@ def diagnose(net: Classifier, images: Images, settings: Settings) -> dict[str, A
     }
 
 
-def run(name: str, images: Images, settings: Settings, result: dict[str, Any]) -> None:
+def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> None:
     """Train one net and keep the result after every epoch."""
     began = time.perf_counter()
     rate = best_rate(name, images, settings)
-    net = Classifier(name, images.x.shape[1], images.classes, settings)
+    net = Classifier(name, images, settings)
     record: dict[str, Any] = {"rate": rate, "complete": False, "epochs": []}
     result["nets"][name] = record
     losses = training(net, images, rate, settings)
@@ -217,8 +207,8 @@ def run(name: str, images: Images, settings: Settings, result: dict[str, Any]) -
         row = {
             "epoch": epoch,
             "loss": loss,
-            "error": error(net, images.x, images.y),
-            "held_out_error": error(net, images.held_out_x, images.held_out_y),
+            "error": error(net, images.train),
+            "held_out_error": error(net, images.val),
             **(NOTHING if diverged else diagnose(net, images, settings)),
         }
         record["epochs"].append(row)
@@ -240,16 +230,22 @@ def stem(settings: Settings) -> str:
     return f"gradients-explode-figure3-{settings.task}-{settings.steps}"
 
 
-def results_table(result: dict[str, Any]) -> Table:
+def results_table(result: dict[str, Any]) -> Group:
     rows = []
     for name, net in result["nets"].items():
         first, last = net["epochs"][0], net["epochs"][-1]
-        errors = (f"{last[key]:.3f}" for key in ("error", "held_out_error"))
-        values = (first["gsc"], last["gsc"], last["effective_depth"], last["change_norm"])
-        rows.append((name, f"{net['rate']:g}", *errors, *map(number, values)))
-    columns = ["net", "rate", "train err", "held out"]
-    columns += ["GSC before", "after", "eff. depth", "change of W"]
-    return mlps.table(columns, rows, title=f"After {result['settings']['epochs']} epochs")
+        row = {
+            "net": name,
+            "rate": f"{net['rate']:g}",
+            "train err": f"{last['error']:.3f}",
+            "held out": f"{last['held_out_error']:.3f}",
+            "GSC before": number(first["gsc"]),
+            "after": number(last["gsc"]),
+            "eff. depth": number(last["effective_depth"]),
+            "change of W": number(last["change_norm"]),
+        }
+        rows.append(row)
+    return table(f"After {result['settings']['epochs']} epochs", rows, words=("net",))
 
 
 @style.printed
@@ -300,7 +296,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
     keys = ("task", "steps", "images", "resize", "epochs", "depth", "width")
-    measured = {"rates": list(RATES[settings.steps]), "batch": BATCH, "pixels": images.x.shape[1]}
+    count, pixels = images.train.x.shape
+    measured = {"rates": list(RATES[settings.steps]), "batch": BATCH, "pixels": pixels}
     result = about(__file__, arguments, seed=settings.seed)
     result["settings"] = {key: getattr(settings, key) for key in keys} | measured
     result["nets"] = {}
@@ -314,9 +311,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
     path = keep(stem(settings), result, settings.results, digits=6)
     figure = settings.figure or mlps.HERE / f"figure3-{settings.task}-{settings.steps}"
-    pixels = f"{len(images.x)} images of {images.x.shape[1]} values (task {settings.task})"
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
-    mlps.save(draw(result, f"{pixels}, {rule}"), figure)
+    what = f"{count} images of {pixels} values (task {settings.task}), {rule}"
+    mlps.save(draw(result, what), figure)
     console.print(results_table(result))
     console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf")
     return result

@@ -14,21 +14,20 @@ Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), section 3.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.box import SIMPLE
-from rich.table import Table
 from torch import Generator, Tensor, nn
 
 from ctrnn_assembly.figures import style
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from keep import RESULTS, about, keep  # noqa: E402, F401
+from keep import RESULTS, about, keep, table  # noqa: E402, F401
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
 
@@ -61,19 +60,13 @@ class Layer(nn.Module):
 
 
 def mlp(
-    name: str,
-    generator: Generator,
-    *,
-    depth: int = 50,
-    width: int = 100,
-    n_input: int | None = None,
-    dtype: torch.dtype = torch.float64,
+    name: str, sizes: Sequence[int], generator: Generator, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
-    """One of `MLPS`: `depth` layers of `width` units, the first one on n_input (default: width)."""
+    """One of `MLPS`, of as many units a layer as `sizes` says from the input on."""
     gain = 2.0 if name.endswith("relu") else 1.0
     layers = []
-    for columns in (n_input or width, *[width] * (depth - 1)):
-        W = torch.randn(width, columns, generator=generator, dtype=dtype)
+    for columns, rows in pairwise(sizes):
+        W = torch.randn(rows, columns, generator=generator, dtype=dtype)
         layers.append(Layer(W * (gain / columns) ** 0.5, name))
     return nn.Sequential(*layers)
 
@@ -93,17 +86,6 @@ def options(docstring: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--figure", type=Path, help="without an ending")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     return parser
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], **look: Any) -> Table:
-    """A narrow table; columns of words stand left."""
-    shown = Table(box=SIMPLE, padding=0, pad_edge=False, collapse_padding=True, **look)
-    for column in columns:
-        words = column in ("net", "paper", "report")
-        shown.add_column(column, justify="left" if words else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 def number(value: float | None) -> str:
