@@ -497,12 +497,12 @@ def report(verdicts: list[Verdict]) -> Table:
     table = Table(*columns, title="Certificates against exact checks; false no: share of those inside")
     for axis in (*Label._fields, "place", "total"):
         for name, c in totals(verdicts, axis).items():
-            cells = [c["nets"]]
+            cells = [str(c["nets"])]
             for step in ("", "step_"):
-                cells += [c[step + key] for key in ("contract", "certified", "false_yes")]
+                cells += [str(c[step + key]) for key in ("contract", "certified", "false_yes")]
                 no, of = c[f"{step}false_no"], c[f"{step}no"]
                 cells.append(f"{100 * no / of:.1f} %" if of else "-")
-            table.add_row(name, *map(str, cells))
+            table.add_row(name, *cells)
         table.add_section()
     return table
 

@@ -12,7 +12,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.terms import Edge, Terms
+from ctrnn_assembly.terms import Edge
 from oracles import exact_field, matrix, terms_and_metric
 
 TANH = ACTIVATIONS["tanh"]
