@@ -17,7 +17,7 @@ from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnet
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES, Scheme
-from ctrnn_assembly.solvers import buffers, solve
+from ctrnn_assembly.solvers import fused, solve
 from ctrnn_assembly.solvers.cuda import check, graph
 from ctrnn_assembly.solvers.fused import integrate, same_steps
 from ctrnn_assembly.terms import Edge, Terms
@@ -252,11 +252,11 @@ def test_two_threads_do_not_mix_their_values() -> None:
 
 def test_states_are_given_back_after_the_backward_pass() -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
-    buffers._free.clear()
+    fused._free.clear()
     loss = fused_euler(terms, x0.clone().requires_grad_(), drive, dt, save="last").square().sum()
-    assert not buffers._free
+    assert not fused._free
     loss.backward()
-    assert len(buffers._free) == 1  # though the loss is still there
+    assert len(fused._free) == 1  # though the loss is still there
 
 
 def test_semi_implicit_steps_of_several_lengths_refuse_settings_they_would_ignore() -> None:

@@ -26,9 +26,8 @@ from ctrnn_assembly import (
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.solvers import SOLVERS, buffers, solve
-from ctrnn_assembly.solvers.buffers import pooled
-from ctrnn_assembly.solvers.fused import fused_step
+from ctrnn_assembly.solvers import SOLVERS, fused, solve
+from ctrnn_assembly.solvers.fused import fused_step, pooled
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import DT, F64, FIELDS, mixed, nested, normal, one_module, rng, uniform
 from solver_problems import one_thread as one_thread
@@ -176,8 +175,8 @@ def test_adjoint_equals_autograd_for_every_activation(phi: str, form: str) -> No
         x = solve(terms, leaves[0], u=leaves[1], dt=0.1, backend=backend).x  # type: ignore[arg-type]
         results.append((x, torch.autograd.grad((x * normal(*x.shape, seed=33)).sum(), leaves)))
     assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
-    for fused, plain in zip(results[0][1], results[1][1], strict=True):
-        assert_close(fused, plain, rtol=1e-10, atol=1e-11)
+    for ours, plain in zip(results[0][1], results[1][1], strict=True):
+        assert_close(ours, plain, rtol=1e-10, atol=1e-11)
 
 
 def test_relu_has_zero_slope_at_zero_in_both_twins() -> None:
@@ -505,7 +504,7 @@ def test_states_are_kept_until_nothing_can_ask_for_them() -> None:
 
 def test_the_memory_of_one_solve_serves_the_next_and_is_bounded() -> None:
     terms = net("blocks", 10).terms().detach_cpu()
-    buffers._free[:] = [torch.empty(10**6), torch.empty(10**6)]  # of other solves, far too large
+    fused._free[:] = [torch.empty(10**6), torch.empty(10**6)]  # of other solves, far too large
     places = set()
     for k in range(6):
         buffer = pooled((10, 3), terms.tau)
@@ -515,7 +514,7 @@ def test_the_memory_of_one_solve_serves_the_next_and_is_bounded() -> None:
         loss = solve(terms, x0, u=normal(2, 30 + k, 20), dt=DT, save="last").x.sum()
         loss.backward(retain_graph=k % 2 == 0)
         del loss
-        assert len(buffers._free) <= buffers.KEPT
+        assert len(fused._free) <= fused.KEPT
     assert len(places) < 6
 
 

@@ -131,7 +131,7 @@ def check(case: tuple[Any, ...]) -> None:
 
 
 SHAPES = [((k,) * p, c) for k, p, c in product((5, 8, 16, 32), (1, 3), ("none", "dense"))]
-BATCHES, STEPS, INPUTS = (3, 1, 17), (2, 7, 1), (1, None, 3, "no drive", 6)  # 6: beyond FEW_INPUTS
+BATCHES, STEPS, INPUTS = (3, 1, 17), (2, 7, 1), (1, None, 3, "no drive", 6)
 
 
 @needs_triton
@@ -148,7 +148,7 @@ def test_states_and_all_gradients_equal_the_plain_loop(number: int, form: str) -
 
 @needs_triton
 @pytest.mark.parametrize("form", ["x", "r"])
-@pytest.mark.parametrize("phi", list(ACTIVATIONS))
+@pytest.mark.parametrize("phi", [phi.name for phi in persistent.PHIS])
 def test_every_activation_equals_the_plain_loop(phi: str, form: str) -> None:
     check(problem(field((6,), "dense", phi=phi, form=form, inputs=2), 4, 3))
 
@@ -273,7 +273,7 @@ def test_only_the_gradients_asked_for_are_computed() -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("phi", list(ACTIVATIONS))
+@pytest.mark.parametrize("phi", [phi.name for phi in persistent.PHIS])
 def test_a_state_that_is_not_a_number_stays_visible(phi: str) -> None:
     terms, x0, u, dt = problem(field((5,), phi=phi), 3, 2)
     x0[1, 2] = torch.nan
@@ -310,7 +310,14 @@ def unsupported() -> dict[str, tuple[Any, str]]:
         ),
         "edges": ((replace(terms, edges=(Edge(terms.L, phi),)), x0, u, dt), "1 nonlinear coupling"),  # type: ignore[arg-type]
         "mixed": ((replace(terms, pre=mixed), x0, u, dt), "pre mixes the activations relu, tanh"),
-        "own": ((replace(terms, pre=one, post=own), x0, u, dt), "post is your own activation 'sine'"),
+        "elu": (
+            (replace(terms, pre=Elementwise(((ACTIVATIONS["elu"], 6),))), x0, u, dt),
+            "pre is 'elu'; the",
+        ),
+        "own": (
+            (replace(terms, pre=one, post=own), x0, u, dt),
+            "post is 'sine'; the kernels have identity, relu",
+        ),
         "dtype": (half, "the state is torch.bfloat16; it must be float32 or float64"),
         "other dtype": ((terms, x0.float(), u, dt), "another tensor is .*float64"),
         "dt": ((terms, x0, u, dt.clone().requires_grad_()), "dt asks for a gradient"),
@@ -318,7 +325,7 @@ def unsupported() -> dict[str, tuple[Any, str]]:
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["few", "edges", "mixed", "own", "dtype", "other dtype", "dt"])
+@pytest.mark.parametrize("name", ["few", "edges", "mixed", "elu", "own", "dtype", "other dtype", "dt"])
 def test_what_is_not_supported_is_named_in_one_line(name: str) -> None:
     case, message = unsupported()[name]
     reason = why_not(*case)
@@ -417,8 +424,8 @@ def test_kernels_compile_for_a_gpu(
     terms = field((32,) * 16, coupling, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
     W = persistent.structured_weight(terms)
-    tensors = (W[None] if W.ndim == 2 else W, terms.bias, terms.tau, terms.L, terms.W_in)
-    launch = persistent._Launch(terms, precision, x0, u, dt, *tensors)
+    e = terms.inject(u[0]).expand(2, -1, -1)
+    launch = persistent._Launch(terms, precision, x0, e, dt, W, terms.tau, terms.L)
     X = launch.states(keep=True)
     launch.adjoints(X, X, every=True)
     assert names == ["forward_kernel", "adjoint_kernel"]

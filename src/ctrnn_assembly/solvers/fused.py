@@ -22,6 +22,8 @@ refused, and torch.func's transforms as well; the plain loop (`schemes.integrate
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,7 +38,6 @@ from torch.nn.functional import pad
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.schemes import Scheme, step_pair
-from ctrnn_assembly.solvers.buffers import pooled
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
 from ctrnn_assembly.terms import Terms
 
@@ -47,6 +48,9 @@ MatmulPrecision = Literal["full", "tf32", "bf16"]
 SEGMENT = 32  # steps whose weight gradients are one product
 # Above this share of coupled blocks one dense product a step is faster than many small ones.
 FEW = 0.4
+KEPT = 2  # CPU buffers that wait for their next use
+_free: list[Tensor] = []
+_lock = threading.RLock()  # the garbage collector can free one buffer while another is made
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ class Form:
     psi: tuple[Elementwise, ...]
     pattern: BlockPattern | None
     matmul_precision: MatmulPrecision
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """(time, batch, n) in the memory order of the states."""
+        pattern = self.pattern
+        return x if pattern is None else rearrange(x, "t batch (p k) -> p t batch k", p=pattern.p)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The inverse of `ordered`."""
+        return x if self.pattern is None else rearrange(x, "p t batch k -> t batch (p k)")
 
 
 @dataclass(frozen=True)
@@ -231,19 +244,10 @@ class FusedKernel:
             A = A.unflatten(0, (pattern.p, 1, -1) if diagonal else (pattern.p, -1))
         return Diagonal(A) if diagonal else Dense(A, pattern is not None, low)
 
-    def ordered(self, x: Tensor) -> Tensor:
-        """(time, batch, n) in the memory order of the states."""
-        pattern = self.pattern
-        return x if pattern is None else rearrange(x, "t batch (p k) -> p t batch k", p=pattern.p)
-
-    def flat(self, x: Tensor) -> Tensor:
-        """The inverse of `ordered`."""
-        return x if self.pattern is None else rearrange(x, "p t batch k -> t batch (p k)")
-
     def inputs(self, u: Tensor) -> Tensor:
         """Inputs (time, batch, m) as E takes them, in the memory order of the states."""
         if self.pattern is None or self.raw[4] is None:
-            return self.ordered(u)
+            return self.form.ordered(u)
         return u.expand(self.pattern.p, *u.shape)
 
     def empty(self, steps: int, x: Tensor, reused: bool = False) -> Tensor:
@@ -334,6 +338,32 @@ class FusedKernel:
         return q
 
 
+def pooled(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised CPU tensor whose memory is used again when it is freed, by autograd too.
+
+    torch gives big CPU tensors back to the system, and the first touch of fresh pages costs more than
+    the arithmetic on them: a third of the time of a sparsely coupled forward pass on a virtual machine.
+    Whoever keeps a view of it must keep the tensor itself.
+    """
+    size = math.prod(shape)
+    with _lock:
+        fits = (size <= old.numel() <= 4 * size and old.dtype == like.dtype for old in _free)
+        found = next((k for k, fit in enumerate(fits) if fit), None)
+        memory = None if found is None else _free.pop(found)
+    if memory is None:
+        with torch.inference_mode(False):  # else it could not be written to outside of that mode
+            memory = torch.empty(size, dtype=like.dtype)
+    tensor = memory[:size].view(shape)
+    weakref.finalize(tensor, _give_back, memory).atexit = False
+    return tensor
+
+
+def _give_back(memory: Tensor) -> None:
+    with _lock:
+        _free.append(memory)
+        del _free[:-KEPT]  # the newest stay: what was used last is what the next solve needs
+
+
 def _rows(x: Tensor) -> Tensor:
     """All states of a segment as the rows of an operator."""
     return x.flatten(-3, -2)
@@ -356,16 +386,17 @@ class _Integrate(torch.autograd.Function):
     def forward(
         ctx: Any, form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
-        ctx.form, ctx.plan, kernel = form, plan, FusedKernel(form, tensors)
+        ctx.form, ctx.plan = form, plan
         with _rounded(form):
             if plan.graph:
                 stored, last = _graphs().replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
-            else:
-                stored, last = kernel.roll(plan, kernel.ordered(x0[None]), inputs, dt)
+            else:  # written out: `_record` would be one more frame in every step
+                first = form.ordered(x0[None])
+                stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
         ctx.save_for_backward(stored, inputs, dt, *tensors)
         if plan.every:
-            return kernel.flat(stored).contiguous()
-        return kernel.flat(last).clone(memory_format=torch.contiguous_format)
+            return form.flat(stored).contiguous()
+        return form.flat(last).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -386,8 +417,7 @@ def _record(
     form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """The forward pass as a function of tensors: what is stored, and the last state."""
-    kernel = FusedKernel(form, tensors)
-    return kernel.roll(plan, kernel.ordered(x0[None]), inputs, dt)
+    return FusedKernel(form, tensors).roll(plan, form.ordered(x0[None]), inputs, dt)
 
 
 def _gradients(
@@ -406,7 +436,7 @@ def _gradients(
         for t, need in zip(tensors, needed[2:], strict=True)
     ]
     d_inputs = torch.empty_like(inputs) if needed[1] else None
-    grads = kernel.ordered(grad)
+    grads = form.ordered(grad)
     lam, again = kernel.empty(plan.length + 1, grad), replace(plan, whole=True)
     first = grads.narrow(-3, len(grad) - 1, 1)
     for index, (start, end) in reversed([*enumerate(plan.segments(len(inputs)))]):
@@ -420,7 +450,7 @@ def _gradients(
         q = kernel.back(turned, sums, x, lam, u, d, later)
         first = lam.narrow(-3, 0, 1).clone()
         if d_inputs is not None:
-            E, flat = tensors[4], kernel.flat(q)
+            E, flat = tensors[4], form.flat(q)
             d_inputs[start:end] = flat if E is None else flat @ E
-    d_x0 = kernel.flat(first)[0].contiguous() if needed[0] else None
+    d_x0 = form.flat(first)[0].contiguous() if needed[0] else None
     return (d_x0, d_inputs, *sums)

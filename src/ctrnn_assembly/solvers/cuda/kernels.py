@@ -1,6 +1,6 @@
 """Triton kernels: one program carries a tile of batch rows through all steps of forward Euler.
 
-    x+ = x + a (-x + post(W pre(x) + b + W_in u) + L x),   a = dt / tau
+    x+ = x + a (-x + post(W pre(x) + e) + L x),   a = dt / tau,   e = b + W_in u
 
 Rows of the batch are independent, so programs never wait for each other. A program's own threads do:
 every unit reads other units, and Triton cannot index registers, so the state goes through memory, from
@@ -35,7 +35,7 @@ import triton.language as tl
 INTERPRETED: tl.constexpr = tl.constexpr(triton.knobs.runtime.interpret)
 
 # One compiled kernel serves every batch and every length.
-SIZES = ["batch", "steps", "u_step"]
+SIZES = ["batch", "steps", "e_step", "e_row"]
 
 
 @triton.jit
@@ -54,11 +54,6 @@ def _tanh(x):
 
 
 @triton.jit
-def _normal_cdf(x):
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
 def _phi(x, NAME: tl.constexpr):
     """The activation of that name, as in `activations.ACTIVATIONS`; a NaN stays one."""
     y = x
@@ -70,17 +65,6 @@ def _phi(x, NAME: tl.constexpr):
         y = _sigmoid(x)
     elif NAME == "softplus":
         y = tl.where(x <= 0.0, 0.0, x) + tl.log(1.0 + tl.exp(-tl.abs(x)))
-    elif NAME == "hardtanh":
-        y = tl.where(x <= -1.0, -1.0, tl.where(x >= 1.0, 1.0, x))
-    elif NAME == "elu":
-        y = tl.where(x > 0.0, x, tl.exp(tl.where(x > 0.0, 0.0, x)) - 1.0)
-    elif NAME == "selu":
-        low = 1.6732632423543772 * (tl.exp(tl.where(x > 0.0, 0.0, x)) - 1.0)
-        y = 1.0507009873554805 * tl.where(x > 0.0, x, low)
-    elif NAME == "gelu":
-        y = x * _normal_cdf(x)
-    elif NAME == "silu":
-        y = x * _sigmoid(x)
     return y
 
 
@@ -98,18 +82,6 @@ def _slope(x, NAME: tl.constexpr):
         y = s * (1.0 - s)
     elif NAME == "softplus":
         y = _sigmoid(x)
-    elif NAME == "hardtanh":
-        y = tl.where((x > -1.0) & (x < 1.0), 1.0, 0.0).to(x.dtype)
-    elif NAME == "elu":
-        y = tl.exp(tl.where(x > 0.0, 0.0, x))
-    elif NAME == "selu":
-        low = 1.6732632423543772 * tl.exp(tl.where(x > 0.0, 0.0, x))
-        y = 1.0507009873554805 * tl.where(x > 0.0, 1.0, low)
-    elif NAME == "gelu":
-        y = _normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    elif NAME == "silu":
-        s = _sigmoid(x)
-        y = s * (1.0 + x * (1.0 - s))
     return y
 
 
@@ -197,30 +169,12 @@ def _held(A, KIND: tl.constexpr, HOLD: tl.constexpr, GROUP: tl.constexpr, TILE: 
     return held
 
 
-@triton.jit
-def _drive(
-    U, BIAS, W_IN, row, live, unit, real, n,
-    INPUTS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """b + W_in u of one step, (GROUP, ROWS, TILE); INPUTS is -1 where u is (batch, n), 0 without one."""
-    bias = tl.load(BIAS + unit, mask=real, other=0.0)
-    z = tl.broadcast_to(bias, (GROUP, ROWS, TILE))
-    if INPUTS == -1:
-        z += tl.load(U + row * n + unit, mask=live & real, other=0.0)
-    else:
-        for j in tl.static_range(INPUTS):
-            u = tl.load(U + row * INPUTS + j, mask=live, other=0.0)
-            z += u * tl.load(W_IN + unit * INPUTS + j, mask=real, other=0.0)
-    return z
-
-
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    X, U, DT, BIAS, INV_TAU, W_IN, W, L, batch, steps, n, tiles, dt_step, dt_row, u_step,
+    X, E, DT, INV_TAU, W, L, batch, steps, n, tiles, dt_step, dt_row, e_step, e_row,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
-    INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    RING: tl.constexpr,
+    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
     """All states: X is (steps + 1, batch, n) with x0 first, or with RING (2, batch, n), used in turn."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
@@ -236,7 +190,7 @@ def forward_kernel(
             unit, real = _units(tile, tiles, K, TILE, PER_BLOCK)
             x = tl.load(here + row * n + unit, mask=live & real, other=0.0)
             z = _mix(
-                _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
+                tl.load(E + row * e_row + unit, mask=live & real, other=0.0),
                 x, held, here, W, group, batch, n, tiles, unit, real, HOLD,
                 W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
@@ -248,7 +202,7 @@ def forward_kernel(
             tl.store(there + row * n + unit, x + a * f, mask=live & real)
         tl.debug_barrier()  # the next step reads what other threads of this program have stored
         DT += dt_step
-        U += u_step
+        E += e_step
         spare = here
         here = there
         there = there + batch * n
@@ -258,10 +212,10 @@ def forward_kernel(
 
 @triton.jit
 def _send(
-    lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, group, row, live, batch, n, tiles, unit, real, dt_row,
-    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, INPUTS: tl.constexpr,
-    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr,
+    lam, X, V, Q, E, DT, INV_TAU, W, group, row, live, batch, n, tiles, unit, real, dt_row, e_row,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, PRODUCTS: tl.constexpr,
+    K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store v = a lam and, unless post is the identity, q = post'(z) v of the step that left X."""
     at = row * n + unit
@@ -271,7 +225,7 @@ def _send(
     if POST != "identity":
         x = tl.load(X + at, mask=live & real, other=0.0)
         z = _mix(
-            _drive(U, BIAS, W_IN, row, live, unit, real, n, INPUTS, GROUP, ROWS, TILE),
+            tl.load(E + row * e_row + unit, mask=live & real, other=0.0),
             x, 0.0, X, W, group, batch, n, tiles, unit, real, False,
             W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
@@ -280,12 +234,11 @@ def _send(
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    X, V, Q, LAM, GRAD, U, DT, BIAS, INV_TAU, W_IN, W, WT, LT,
-    batch, steps, n, tiles, dt_step, dt_row, u_step,
+    X, V, Q, LAM, GRAD, E, DT, INV_TAU, W, WT, LT,
+    batch, steps, n, tiles, dt_step, dt_row, e_step, e_row,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
-    INPUTS: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    EVERY: tl.constexpr,
+    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
     """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, from the last step to the first.
 
@@ -297,7 +250,8 @@ def adjoint_kernel(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
-    HOLD: tl.constexpr = GROUPS == 1
+    # Beside W's tiles, which z needs, those of W^T would not fit into shared memory.
+    HOLD: tl.constexpr = GROUPS == 1 and POST == "identity"
     held = _held(WT, W_KIND, HOLD, GROUP, TILE)
     here = LAM
     there = LAM + batch * n
@@ -305,13 +259,13 @@ def adjoint_kernel(
         unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
         lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
         _send(
-            lam, X, V, Q, U, DT, BIAS, INV_TAU, W_IN, W, group, row, live, batch, n, tiles, unit, real,
-            dt_row, PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+            lam, X, V, Q, E, DT, INV_TAU, W, group, row, live, batch, n, tiles, unit, real,
+            dt_row, e_row, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
     tl.debug_barrier()
     for done in range(steps):
         DT -= dt_step
-        U -= u_step
+        E -= e_step
         for group in range(GROUPS):
             unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
             at = row * n + unit
@@ -337,9 +291,9 @@ def adjoint_kernel(
             tl.store(there + at, lam, mask=ok)
             if done + 1 < steps:
                 _send(
-                    lam, X - batch * n, V - batch * n, Q - batch * n, U, DT, BIAS, INV_TAU, W_IN, W,
-                    group, row, live, batch, n, tiles, unit, real, dt_row,
-                    PRE, POST, W_KIND, INPUTS, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+                    lam, X - batch * n, V - batch * n, Q - batch * n, E, DT, INV_TAU, W,
+                    group, row, live, batch, n, tiles, unit, real,
+                    dt_row, e_row, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
                 )  # fmt: skip
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
         X -= batch * n

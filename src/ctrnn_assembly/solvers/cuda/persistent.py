@@ -4,13 +4,13 @@ One program takes 8 or 16 rows of the batch through all T steps, so a solve is o
 backward, whatever T is. A diagonal W is an elementwise product.
 
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
-once. Memory: T batch n numbers for the states and as many for the adjoints v, twice as many where post
-is not the identity; without gradients and with save="last" only two states. Weight gradients are
-products over CHUNK rows of time and batch at once, in the state's own precision;
+once. Memory: T batch n numbers each for e, the states and the adjoints v, and for q where post is not
+the identity; without gradients and with save="last" only two states. e, and weight gradients over CHUNK
+rows of time and batch at once, are products of torch's in the state's own precision;
 `torch.set_float32_matmul_precision` lets them use tf32.
 
 Not done here: few coupled blocks (the fused loop multiplies only these), nonlinear edges, several
-activations in one field, one's own activations, second derivatives, a gradient with respect to dt,
+activations in one field or others than PHIS, second derivatives, a gradient with respect to dt,
 recomputing. `why_not` says so before a solve.
 """
 
@@ -38,7 +38,7 @@ SHAPES: dict[MatmulPrecision, tuple[int, int]] = {"full": (8, 512), "tf32": (16,
 SHAPE_OF_DOUBLE = 16, 128
 SHARED = 160 * 1024
 COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
-FEW_INPUTS = 4  # up to here W_in u is summed in the kernel; beyond, it is one product for all steps
+PHIS = [ACTIVATIONS[name] for name in ("identity", "relu", "tanh", "sigmoid", "softplus")]
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
 
 Kind = Literal["none", "diagonal", "own", "dense"]
@@ -69,11 +69,14 @@ def persistent_euler(
             f"the persistent kernels cannot run this solve: {reason}. Use backend='fused' instead."
         )
     W = structured_weight(terms)
-    tensors = (W[None] if W.ndim == 2 else W, terms.bias, 1 / terms.tau, terms.L, terms.W_in)
-    leaves = [x0, drive, *tensors]
+    tensors = (W[None] if W.ndim == 2 else W, 1 / terms.tau, terms.L)
+    e = terms.bias.expand(1, 1, -1)
+    if drive is not None:
+        e = terms.inject(drive.flatten(0, 1)).unflatten(0, drive.shape[:2])
+    leaves = [x0, e, *tensors]
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     keep = save == "all" or differentiate
-    out: Tensor = _Persistent.apply(terms, matmul_precision, save, keep, x0, drive, dt, *tensors)
+    out: Tensor = _Persistent.apply(terms, matmul_precision, save, keep, x0, e, dt, *tensors)
     return out
 
 
@@ -111,8 +114,8 @@ def why_not(
         names = sorted({a.name for a, _ in phi.runs})
         if len(names) > 1:
             return f"{side} mixes the activations {', '.join(names)}"
-        if phi.runs[0][0] != ACTIVATIONS.get(names[0]):
-            return f"{side} is your own activation {names[0]!r}"
+        if phi.runs[0][0] not in PHIS:
+            return f"{side} is {names[0]!r}; the kernels have {', '.join(phi.name for phi in PHIS)}"
     return None
 
 
@@ -138,40 +141,40 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
 
 
 class _Launch:
-    """What both kernels of one solve share; W is (n,), its diagonal, or (blocks, k, k)."""
+    """What both kernels of one solve share; W is (n,), its diagonal, or (blocks, k, k).
+
+    e is b + W_in u, (time, batch, n), or (1, 1, n) without an input.
+    """
 
     def __init__(
         self,
         terms: Terms,
         matmul_precision: MatmulPrecision,
         x0: Tensor,
-        drive: Tensor | None,
+        e: Tensor,
         dt: Tensor,
-        *tensors: Any,
+        W: Tensor,
+        inv_tau: Tensor,
+        L: Tensor | None,
     ) -> None:
         from ctrnn_assembly.solvers.cuda import kernels
 
         self.kernels, self.x0, self.steps, self.post = kernels, x0, len(dt), terms.post
-        self.W, self.bias, inv_tau, self.L, W_in = tensors
-        if drive is not None and W_in is not None and drive.shape[-1] > FEW_INPUTS:
-            drive, W_in = drive @ W_in.mT, None
-        self.drive, self.dt = None if drive is None else drive.contiguous(), dt.contiguous()
+        self.W, self.L, self.e, self.dt = W, L, e.contiguous(), dt.contiguous()
         single = x0.dtype == torch.float32
         self.rows, width = SHAPES[matmul_precision] if single else SHAPE_OF_DOUBLE
         self.low = matmul_precision == "bf16"
         block = terms.n if self.W.ndim == 1 else self.W.shape[-1]
         self.shared: dict[str, Any] = {
-            "BIAS": self.bias.contiguous(),
             "INV_TAU": inv_tau.contiguous(),
-            "W_IN": self.bias if W_in is None else W_in.contiguous(),
             "batch": len(x0),
             "steps": len(dt),
             "dt_step": dt.shape[1],
             "dt_row": int(dt.shape[1] > 1),
-            "u_step": 0 if drive is None else drive[0].numel(),
+            "e_step": e[0].numel() if len(e) > 1 else 0,
+            "e_row": terms.n if e.shape[1] > 1 else 0,
             "PRE": terms.pre.runs[0][0].name,
             "POST": terms.post.runs[0][0].name,
-            "INPUTS": 0 if drive is None else -1 if W_in is None else drive.shape[-1],
             "PRODUCTS": matmul_precision,
             "ROWS": self.rows,
             **layout(terms.n, block, width),
@@ -184,7 +187,7 @@ class _Launch:
         With bf16 the tiles are rounded, which the kernels multiply; diagonals stay exact.
         """
         if A is None:
-            return "none", self.bias  # any pointer: nothing is read
+            return "none", self.e  # any pointer: nothing is read
         if A.ndim == 1:
             return "diagonal", A.contiguous()
         s = self.shared
@@ -202,9 +205,8 @@ class _Launch:
         return kind, (values.bfloat16() if self.low else values).contiguous()
 
     def run(self, kernel: Any, step: int, **arguments: Any) -> None:
-        """Launch, with U and DT at one step."""
-        arguments |= {"U": self.bias if self.drive is None else self.drive[step], "DT": self.dt[step]}
-        self.start(kernel, **arguments, **self.shared)
+        """Launch, with E and DT at one step."""
+        self.start(kernel, E=self.e[step], DT=self.dt[step], **arguments, **self.shared)
 
     def start(self, kernel: Any, **arguments: Any) -> None:
         # Triton launches on the current device, which need not be the tensors'.
@@ -244,14 +246,14 @@ class _Persistent(torch.autograd.Function):
         save: Save,
         keep: bool,
         x0: Tensor,
-        drive: Tensor | None,
+        e: Tensor,
         dt: Tensor,
-        *tensors: Tensor | None,
+        *tensors: Any,
     ) -> Tensor:
-        X = _Launch(terms, matmul_precision, x0, drive, dt, *tensors).states(keep)
+        X = _Launch(terms, matmul_precision, x0, e, dt, *tensors).states(keep)
         if keep:
             ctx.terms, ctx.matmul_precision, ctx.every = terms, matmul_precision, save == "all"
-            ctx.save_for_backward(X, drive, dt, *tensors)
+            ctx.save_for_backward(X, e, dt, *tensors)
         # A copy of the last state, so that nothing outside shares memory with what the adjoint reads.
         return X if save == "all" else X[len(dt) if keep else len(dt) % 2].clone()[None]
 
@@ -271,31 +273,24 @@ class _Persistent(torch.autograd.Function):
 def _weight_gradients(
     terms: Terms, wanted: tuple[bool, ...], given: list[Any], X: Tensor, V: Tensor, Q: Tensor
 ) -> list[Tensor | None]:
-    """Gradients of drive, dt (none), W, bias, 1/tau, L and W_in, summed over chunks of time."""
-    drive, dt, W, _, inv_tau, L, W_in = given
-    sums = [
+    """Gradients of e, dt (none), W, 1/tau and L, summed over chunks of time."""
+    e, dt, W, inv_tau, L = given
+    d_e = Q.sum_to_size(e.shape) if wanted[0] else None
+    dW, d_inv_tau, dL = (
         torch.zeros_like(t) if need and t is not None else None
-        for t, need in zip(given, wanted, strict=True)
-    ]
-    d_drive, _, dW, d_bias, d_inv_tau, dL, dW_in = sums
+        for t, need in zip(given[2:], wanted[2:], strict=True)
+    )
     inverse = torch.where(dt == 0, 0, 1 / dt)[:, :, None]  # a step of length 0 adds none
     steps = max(1, CHUNK // X.shape[1])
     for start in range(0, len(V), steps):
         part = slice(start, start + steps)
         x, v, q = X[:-1][part], V[part], Q[part]
-        u = None if drive is None else drive[part]
-        if d_drive is not None:
-            d_drive[part] = q if W_in is None else q @ W_in
         if d_inv_tau is not None:  # lam+ (x+ - x) tau with lam+ = v tau / dt
             d_inv_tau += (v * (X[1:][part] - x) * inverse[part]).sum((0, 1)) / inv_tau.square()
-        if d_bias is not None:
-            d_bias += q.sum((0, 1))
         x, v, q = (a.flatten(0, 1) for a in (x, v, q))
         if dW is not None:
             operator = Diagonal(W) if W.ndim == 1 else Dense(W)
             operator.gradient(dW, q, terms.pre(x))
         if dL is not None:
             Dense(L).gradient(dL, v, x)
-        if dW_in is not None and u is not None:
-            Dense(W_in).gradient(dW_in, q, u.flatten(0, 1))
-    return sums
+    return [d_e, None, dW, d_inv_tau, dL]
