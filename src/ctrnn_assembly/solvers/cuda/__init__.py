@@ -2,7 +2,7 @@
 
 Nothing here has run on a GPU yet. On a CPU the tests replay recordings by calling the function again,
 run the kernels in Triton's interpreter, which is one thread and shows no race, and compile them for a
-GPU. `experiments/on_gpu.py` checks and times them where there is one.
+GPU. `pytest -m gpu` checks them where there is one, `ctrnn bench --device cuda` times them.
 
 | module | what |
 |---|---|
