@@ -5,7 +5,7 @@ python experiments/counterexamples.py
 (i)   W = [[0, -c], [c, 0]] with slopes in [0, 1]: every Jacobian has eigenvalues with real part -1, yet
       no constant quadratic metric proves contraction for c >= 2 (Theorem 7), and for large c a tanh
       network under a bounded periodic input takes a perturbation of 1e-8 to order one.
-(ii)  Periodic linear systems whose matrix is Hurwitz at every instant and whose solutions grow.
+(ii)  A periodic linear system whose matrix is Hurwitz at every instant and whose solutions grow.
 (iii) An assembly that contracts in continuous time, whose Euler step diverges and whose IMEX step
       contracts, at the same dt.
 
@@ -161,24 +161,6 @@ def alternating_pieces(c: float) -> Pieces:
     return [((1.0, small), duration), ((small, 1.0), duration)]
 
 
-def textbook_matrix(t: Tensor) -> Tensor:
-    """A(t): the eigenvalues -1/4 +- i sqrt(7)/4 at every t, and a solution e^(t/2) (cos t, -sin t)."""
-    v = torch.stack([torch.cos(t), -torch.sin(t)])
-    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=t.dtype)
-    return turn - torch.eye(2, dtype=t.dtype) + 1.5 * torch.outer(v, v)
-
-
-def textbook_solution(end: float = 4.0) -> Tensor:
-    """x(end) from x(0) = (1, 0), by a tight solver."""
-    t = torch.tensor([0.0, end], dtype=torch.float64)
-    x0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-    def field(s: Tensor, x: Tensor) -> Tensor:
-        return x @ textbook_matrix(s.double()).T
-
-    return solve(field, x0, t, solver="dopri8", rtol=1e-11, atol=1e-12).last[0]
-
-
 # (iii) Euler and IMEX
 
 
@@ -234,16 +216,6 @@ def theorem7_table() -> Group:
     return table(f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}", rows)
 
 
-def spectra_table(c: float) -> Group:
-    rows = []
-    for D in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0)):
-        J = planar_jacobian(c, D)
-        symmetric = ", ".join(f"{z:+.4f}" for z in np.linalg.eigvalsh((J + J.T) / 2))
-        row = {"slopes": str(D), "eig(J)": pairs_of(J)}
-        rows.append(row | {"eig(sym J) in the best constant metric, I": symmetric})
-    return table(f"Both spectra, c = {c:g}", rows)
-
-
 def growth_table(c: float) -> Group:
     t, d = perturbed(c)
     _, signal, period = steered(c)
@@ -272,17 +244,6 @@ def section31_table() -> Group:
     return table("(ii) Section 3.1: alternating slopes; above 1 the solutions grow", rows)
 
 
-def textbook_table() -> Group:
-    rows = []
-    for s in range(4):
-        A = textbook_matrix(torch.tensor(s, dtype=torch.float64)).numpy()
-        sizes = {"eig(A(t))": pairs_of(A), "lmax(sym A(t))": f"{largest_symmetric(A):+.4f}"}
-        rows.append({"t": f"{s}", **sizes})
-    exact = (math.exp(2) * math.cos(4), -math.exp(2) * math.sin(4))
-    x, y = (", ".join(f"{v:.7f}" for v in pair) for pair in (textbook_solution().tolist(), exact))
-    return table(f"The textbook's A(t): x(4) = ({x}), exactly ({y}), from (1, 0)", rows)
-
-
 def solver_table() -> Group:
     net, rows = strongly_coupled(), []
     for solver in ("dopri8", "euler", "imex", "exponential-euler"):
@@ -307,6 +268,5 @@ def solver_table() -> Group:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    console = Console(width=170)
-    console.print(theorem7_table(), spectra_table(10.0), growth_table(10.0))
-    console.print(section31_table(), textbook_table(), solver_table())
+    tables = (theorem7_table(), growth_table(10.0), section31_table(), solver_table())
+    Console(width=170).print(*tables, sep="\n")
