@@ -70,27 +70,25 @@ def measure_curve(axis: str, settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
+def label(row: dict[str, Any]) -> str:
+    return row["name"] + (f", {row['coupling']}" if row["curve"] in ("n", "steps") else "")
+
+
 @style.printed
 def curves_figure(found: dict[str, list[dict[str, Any]]], title: str) -> Any:
     """Above: medians and minima. Below: peak memory."""
     figure = style.new_figure(5.2, title)
     panels = figure.subplots(2, len(found), sharex="col", squeeze=False)
-    lines: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for axis, rows in found.items():
-        for row in rows:
-            coupling = f", {row['coupling']}" if axis in ("n", "steps") else ""
-            lines.setdefault(row["name"] + coupling, {}).setdefault(axis, []).append(row)
-    for k, (name, by_axis) in enumerate(lines.items()):
-        look = style.line_style(k) | {"markersize": 3, "linewidth": 1.2}
-        panels[0, 0].plot([], [], **look, label=name)
-        for (above, below), axis in zip(panels.T, found, strict=True):
-            line = by_axis.get(axis, [])
+    labels = dict.fromkeys(label(row) for rows in found.values() for row in rows)
+    for (above, below), (axis, rows) in zip(panels.T, found.items(), strict=True):
+        for k, name in enumerate(labels):
+            look = style.line_style(k) | {"markersize": 3, "linewidth": 1.2}
+            low = look | {"linestyle": "none", "marker": "_", "markersize": 6}
+            line = [row for row in rows if label(row) == name]
             x = [row["x"] for row in line]
-            above.plot(x, [row["median_s"] for row in line], **look)
-            low = {**look, "linestyle": "none", "marker": "_", "markersize": 6}
+            above.plot(x, [row["median_s"] for row in line], **look, label=name)
             above.plot(x, [row["min_s"] for row in line], **low)
             below.plot(x, [row["peak_mb"] or float("nan") for row in line], **look)
-    for (above, below), axis in zip(panels.T, found, strict=True):
         below.set_xlabel(axis)
         for axes in (above, below):
             style.log_axis(axes)

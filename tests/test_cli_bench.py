@@ -45,10 +45,10 @@ ROW = {
 PRESENT = [contestant for contestant in CONTESTANTS.values() if contestant.is_present("cpu")]
 
 
-def timing(name="plain-loop", run=lambda: None, kind="forward", **more):
+def timing(name="plain-loop", kind="forward", **more):
     """Nothing but a name and something to time."""
     problem = replace(TINY, **{k: more.pop(k) for k in ("coupling", "device") if k in more})
-    return Timing(CONTESTANTS[name], problem, kind, run, **more)
+    return Timing(CONTESTANTS[name], problem, kind, Workload(torch.Tensor), **more)
 
 
 @pytest.fixture
@@ -292,7 +292,8 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
 def test_peak_memory_is_at_least_that_of_the_states_that_backward_needs():
     problem = Problem(n=64, units=32, batch=64, steps=400)
     states = 4 * 400 * 64 * 64 / 1e6
-    timings = [Timing(CONTESTANTS["plain-loop"], problem, kind, lambda: None) for kind in KINDS]
+    idle = Workload(torch.Tensor)
+    timings = [Timing(CONTESTANTS["plain-loop"], problem, kind, idle) for kind in KINDS]
     assert len(list(fill_memories(timings))) == 2
     forward, backward = (one.peak_mb for one in timings)
     assert backward > states > forward

@@ -35,15 +35,10 @@ HAS_TORCHDYNO = find_spec("torchdyno") is not None
 
 @dataclass(frozen=True)
 class Workload:
-    """A contestant prepared for one problem.
+    """A contestant prepared for one problem."""
 
-    Args:
-        last: solves it, and returns the last state, (batch, n).
-        parameters: what a gradient is asked of.
-    """
-
-    last: Callable[[], Tensor]
-    parameters: Sequence[Tensor]
+    last: Callable[[], Tensor]  # solves it, and returns the last state, (batch, n)
+    parameters: Sequence[Tensor] = ()  # what a gradient is asked of
 
     def run(self, kind: Kind) -> None:
         """Inference without a graph; or a loss of the last state, and the gradients."""
@@ -176,34 +171,23 @@ def product(problem: Problem, precision: str) -> Workload:
         torch.backends.cuda.matmul.allow_tf32 = before
         return out
 
-    return Workload(last, ())
+    return Workload(last)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to solve a problem.
-
-    Args:
-        build: prepares it for a problem.
-        blocks: the modules of its problem.
-        backend: of ours; None for the others.
-        precision: of the operands of its products; its rate is then that of such products.
-        coupled: whether it has modules and a coupling; the others count under the coupling "all".
-        dense: the (n, n) matrices that a step needs in place of the coupling's blocks.
-        tolerance: of states and gradients from those of `reference`, as relative norms; None where
-            the equations are others.
-        reference: the plain loop of its steps.
-    """
+    """One way to solve a problem."""
 
     name: str
     build: Callable[[Problem], Workload]
-    blocks: Blocks = "dense"
-    backend: Backend | None = None
-    precision: str = "float32"
-    coupled: bool = True
-    dense: int = 0
+    blocks: Blocks = "dense"  # the modules of its problem
+    backend: Backend | None = None  # of ours
+    precision: str = "float32"  # of the operands of its products; its rate is that of such products
+    coupled: bool = True  # whether it has modules and a coupling; the others count under "all"
+    dense: int = 0  # the (n, n) matrices that a step needs in place of the coupling's blocks
+    # Of states and gradients from the reference's, as relative norms; None if the equations are others.
     tolerance: float | None = None
-    reference: Callable[[Problem], Workload] = plain_loop
+    reference: Callable[[Problem], Workload] = plain_loop  # of the same steps
 
     @property
     def is_ours(self) -> bool:
@@ -212,16 +196,13 @@ class Contestant:
     def operations(self, problem: Problem, kind: Kind) -> int:
         """The useful operations of one run, as the file defines them.
 
-        L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; the weights
-        n if they are diagonal, p k^2 if dense, and those that are not 0 if sparse, which are frozen.
+        L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; of the
+        weights those count that are not 0. Sparse ones are frozen.
         """
-        n, k, pairs, weights = problem.n, problem.units, len(problem.pairs), 0
+        n, k, pairs = problem.n, problem.units, len(problem.pairs)
         whole = self.dense == 0 and 0 < 2 * pairs == problem.modules * (problem.modules - 1)
         trained = n**2 if whole else self.dense * n**2 or 2 * pairs * k**2
-        if self.coupled:
-            weights = n if problem.blocks == "diagonal" else problem.modules * k**2
-            if problem.blocks == "sparse":
-                weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks)
+        weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks) if self.coupled else 0
         entries = trained + weights
         trained = trained if problem.blocks == "sparse" else entries
         backward = 0 if kind == "forward" else entries + trained

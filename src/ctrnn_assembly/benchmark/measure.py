@@ -18,7 +18,6 @@ import signal
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.benchmark import contestants
-from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, PRODUCTS, Contestant, Kind
+from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, PRODUCTS, Contestant, Workload
 from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.solvers.fused import few_blocks
@@ -51,15 +50,10 @@ class Timing:
 
     contestant: Contestant
     problem: Problem
-    kind: Kind
-    run: Callable[[], object]
+    kind: contestants.Kind
+    workload: Workload
     seconds: list[float] = field(default_factory=list)
     peak_mb: float | None = None
-
-    @classmethod
-    def of(cls, contestant: Contestant, problem: Problem, kind: Kind) -> "Timing":
-        """A contestant built for the problem."""
-        return cls(contestant, problem, kind, partial(contestant.build(problem).run, kind))
 
     @property
     def median(self) -> float:
@@ -76,14 +70,14 @@ class Timing:
         finish = torch.cuda.synchronize if self.problem.device == "cuda" else lambda: None
         finish()
         start = perf_counter()
-        self.run()
+        self.workload.run(self.kind)
         finish()
         return perf_counter() - start
 
     def warm(self) -> None:
         """The first run; on a GPU also its peak memory, buffers that a backend keeps included."""
         if self.problem.device != "cuda":
-            self.run()
+            self.workload.run(self.kind)
             return
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -102,17 +96,16 @@ def fill_memories(timings: Sequence[Timing]) -> Iterator[None]:
     here = [one for one in timings if one.problem.device == "cpu" and os.access(MARK, os.W_OK)]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__, *[contestants.TORCHDYNO] * contestants.HAS_TORCHDYNO])
-    # A copy of a problem goes without the tensors that it has made.
     threads = torch.get_num_threads()
+    # A copy of a problem goes without the tensors that it has made. Ctrl-C is the parent's.
     jobs = [(one.contestant.name, replace(one.problem), one.kind, threads) for one in here]
-    # Ctrl-C is the parent's.
     with server.Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
         for timing, peak in zip(here, pool.imap(_peak, jobs), strict=True):
             timing.peak_mb = peak
             yield
 
 
-def _peak(job: tuple[str, Problem, Kind, int]) -> float:
+def _peak(job: tuple[str, Problem, contestants.Kind, int]) -> float:
     from resource import RUSAGE_SELF, getrusage  # Windows has none
 
     name, problem, kind, threads = job
@@ -139,20 +132,12 @@ def measure(
 ) -> Report:
     """Check, warm up and time every contestant; Ctrl-C ends the rounds and keeps what was measured.
 
-    Args:
-        size: whose n, units, batch and steps are taken.
-        couplings: topologies by name; empty for those of `COUPLINGS` that have enough pairs.
-        device: cpu, cuda, or auto: the GPU where there is one, with ours on the CPU as well.
-        threads: of the CPU; None for torch's own.
-        only: the names of contestants; empty for all.
-        memory: whether to measure peak memory.
+    Without `couplings`, those of `COUPLINGS` that have enough pairs; `device` "auto" is the GPU where
+    there is one, with ours on the CPU as well; without `only`, every contestant.
 
-    Returns:
-        `rows`, a dict for each contestant, coupling, device and kind; what they depend on; and `notes`,
-        sentences for the reader.
-
-    Raises:
-        ConfigError: for what cannot be run; SolverError: if ours differ from the plain loop.
+    Returns `rows`, a dict for each contestant, coupling, device and kind; what they depend on; and
+    `notes`, sentences for the reader. ConfigError for what cannot be run, SolverError if ours differ
+    from the plain loop.
     """
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1; got {rounds}. Use --rounds {ROUNDS}.")
@@ -170,12 +155,12 @@ def measure(
         except NotForThisMachineError as error:
             report["notes"].append(str(error))
         else:
-            timings += [Timing.of(contestant, problem, kind) for kind in KINDS]
-    products = [
-        Timing.of(one, replace(size, steps=PRODUCT_STEPS, device=name), "forward")
-        for name, one in product(devices, PRODUCTS)
-        if one.is_present(name)
-    ]
+            timings += [Timing(contestant, problem, kind, contestant.build(problem)) for kind in KINDS]
+    products = []
+    for name, one in product(devices, PRODUCTS):
+        if one.is_present(name):
+            problem = replace(size, steps=PRODUCT_STEPS, device=name)
+            products.append(Timing(one, problem, "forward", one.build(problem)))
     for timing in track([*timings, *products], "warming up"):
         timing.warm()
     report["interrupted"] = False
@@ -191,15 +176,15 @@ def measure(
 
 def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report) -> Report:
     """What the timings say: rows, rates of products, noise, and the notes with what is to be doubted."""
-    notes, noise = list(report["notes"]), noise_of([*products, *timings])
+    rates, noise, notes = rates_of(products), noise_of([*products, *timings]), list(report["notes"])
     if report["rounds"] < ROUNDS:
         few = f"{report['rounds']} rounds are fewer than {ROUNDS}: the medians say little. "
         notes.append(f"{few}Use --rounds {ROUNDS}.")
     if report["interrupted"]:
         notes.append("interrupted: these are the rounds until then.")
     return {
-        "rows": [row_of(timing, products) for timing in timings],
-        "product_rate": rates_of(products),
+        "rows": [row_of(timing, rates) for timing in timings],
+        "product_rate": rates,
         "hardware": ", ".join(map(hardware, report["devices"])),
         "versions": versions(),
         "threads": torch.get_num_threads(),
@@ -220,11 +205,7 @@ def _devices(device: str) -> list[str]:
 def _cases(
     size: Problem, couplings: Sequence[str], devices: Sequence[str], only: Sequence[str]
 ) -> list[tuple[Contestant, Problem]]:
-    """Contestants and what they solve; others than ours on the first device only.
-
-    Raises:
-        ConfigError: naming a contestant that can run on none of the devices.
-    """
+    """Contestants and what they solve; others than ours on the first device only."""
     here = {name: c for name, c in CONTESTANTS.items() if any(map(c.is_present, devices))}
     for name in set(only) - set(here):
         where = " or ".join(devices)
@@ -253,10 +234,8 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
 
     The plain loop runs in float64, the contestant as it is timed, both for a few steps of the given n.
     Only entries that are free are compared: where L is zero by its pairs, or W by being diagonal, a
-    solver that uses the zeros has no gradient to give.
-
-    Raises:
-        SolverError: if they are more than its tolerance; NotForThisMachineError: if it cannot run here.
+    solver that uses the zeros has no gradient to give. SolverError if they are more than its tolerance,
+    NotForThisMachineError if it cannot run here.
     """
     limit = contestant.tolerance
     if limit is None:
@@ -314,18 +293,18 @@ def rates_of(products: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]
     return rates
 
 
-def row_of(timing: Timing, products: Sequence[Timing]) -> dict[str, Any]:
+def row_of(timing: Timing, rates: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
     """What was measured of one contestant; `share` is of the rate of products of its precision."""
     one, problem, median = timing.contestant, timing.problem, timing.median
     operations = one.operations(problem, timing.kind)
-    rate = rates_of(products).get(problem.device, {}).get(one.precision)
+    rate = rates.get(problem.device, {}).get(one.precision)
     return {
         "name": one.name,
         "kind": timing.kind,
         "n": problem.n,
         "batch": problem.batch,
         "steps": problem.steps,
-        "coupling": timing.problem.coupling,
+        "coupling": problem.coupling,
         "median_s": median,
         "min_s": min(timing.seconds),
         "peak_mb": None if timing.peak_mb is None else round(timing.peak_mb, 3),
@@ -351,8 +330,7 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
 
 
 def faster_device(timings: Sequence[Timing]) -> dict[str, dict[str, Any]]:
-    """By coupling, where forward and backward take least: our Euler on modules without zeros, in full
-    precision."""
+    """By coupling, where forward and backward of our Euler take least, dense and in full precision."""
     fastest: dict[str, dict[str, Any]] = {}
     for timing in sorted(timings, key=lambda timing: timing.median):
         one = timing.contestant
@@ -367,13 +345,11 @@ def tables(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Titles and rows, for forward and backward, then for forward; times in milliseconds."""
     size = f"n {report['n']} = {report['modules']} x {report['units']}"
     for kind, title in TITLES.items():
-        rows = [
-            {**row, "median_ms": 1000 * row["median_s"], "min_ms": 1000 * row["min_s"]}
-            for row in report["rows"]
-            if row["kind"] == kind
-        ]
-        if len(report["devices"]) > 1:
-            rows = [{**row, "name": f"{row['name']} ({row['device']})"} for row in rows]
+        rows = []
+        for row in (row for row in report["rows"] if row["kind"] == kind):
+            where = f" ({row['device']})" if len(report["devices"]) > 1 else ""
+            times = {"median_ms": 1000 * row["median_s"], "min_ms": 1000 * row["min_s"]}
+            rows.append({**row, **times, "name": row["name"] + where})
         if rows:
             yield f"{title}: {size}, batch {report['batch']}, {report['steps']} steps", rows
 

@@ -28,22 +28,16 @@ class Problem:
     """tau x' = f(x) + W_in u from x = 0, for n units in modules of `units`, over a number of steps.
 
     The tensors are made when they are first asked for: the same numbers for every device and dtype.
-
-    Args:
-        coupling: the pairs of modules, by the name of a topology.
-        blocks: weights of the modules; the sparse ones are frozen, with phi outside, as published.
-
-    Raises:
-        ConfigError: if n is not a multiple of `units`, or a number is below 1; of `pairs` and `terms`,
-            if the coupling is unknown, or has more pairs than there are.
+    ConfigError if n is not a multiple of `units`, or a number is below 1; then also if the coupling is
+    unknown, or has more pairs than there are.
     """
 
     n: int = 512
     units: int = 32
     batch: int = 128
     steps: int = 196
-    coupling: str = "all"
-    blocks: Blocks = "dense"
+    coupling: str = "all"  # the pairs of modules, by the name of a topology
+    blocks: Blocks = "dense"  # the sparse ones are frozen, with phi outside, as published
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
