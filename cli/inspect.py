@@ -6,30 +6,26 @@ Each drives the network with samples of its task and shows the certificate besid
 a measurement can refute a certificate and never replace it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click import option
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_cli.options import Command, Decorator, integers, option, together
+from ctrnn_cli.options import Command, Decorator, integers, together
 from ctrnn_cli.output import Column, emit, output_options, rows_of, table
-
-if TYPE_CHECKING:  # torch takes seconds to import, for which --help need not wait
-    from torch import Generator, Tensor
-
-    from ctrnn_assembly.diagnostics.spectrum import Spectrum
 
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
+TWIN = "beside it the same modules with a coupling that has no guarantee"
+INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
 
 
 class Driven:
@@ -57,7 +53,7 @@ class Driven:
         self.rate = self.certificate.rate if self.certificate.certified else None
 
     @property
-    def generator(self) -> Generator:
+    def generator(self) -> Any:
         """The same random numbers each time."""
         import torch
 
@@ -105,26 +101,23 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
     """A command on RUN|CONFIG with options of its own: a function of a `Driven` network."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., Any]:
+        @click.command(name, cls=Command, help=function.__doc__)
+        @click.argument("source", metavar="RUN|CONFIG")
+        @together(*own)
+        @option("--initial", is_flag=True, help="of a run, the weights before training")
+        @option("--dt", type=float, help="another time between samples than the run's own")
+        @option("--solver", help="another solver than the run's own")
+        @option("--task", help="drive with another task than the run's own")
+        @option("--split", type=click.Choice(["train", "val", "test"]), default="val")
+        @option("--samples", type=int, help="number of input sequences  [default: 4]")
+        @option("--data-dir", help="where the data are, if they have moved")
+        @output_options
         def command(source: str, split: str, samples: int | None, **given: Any) -> None:
             changes = {key: given.pop(key) for key in ("initial", "task", "data_dir", "dt", "solver")}
             outputs = {key: given.pop(key) for key in ("as_json", "csv", "npz", "plot")}
             function(Driven(source, split, samples, changes, outputs), **given)
 
-        command.__doc__ = function.__doc__
-        drive = partial(option, section="input")
-        return together(
-            click.command(name, cls=Command),
-            click.argument("source", metavar="RUN|CONFIG"),
-            *own,
-            option("--initial", is_flag=True, help="of a run, the weights before training"),
-            option("--dt", type=float, help="another time between samples than the run's own"),
-            option("--solver", help="another solver than the run's own"),
-            drive("--task", help="drive with another task than the run's own"),
-            drive("--split", type=click.Choice(["train", "val", "test"]), default="val"),
-            drive("--samples", type=int, help="number of input sequences  [default: 4]"),
-            drive("--data-dir", help="where the data are, if they have moved"),
-            output_options,
-        )(command)
+        return command
 
     return decorate
 
@@ -150,7 +143,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     if not all(0 <= step <= T for step in at):
         raise ConfigError(f"--at must be in 0..{T}, the steps of a sequence; got {at}.")
 
-    def along(layer: Any, u: Tensor) -> Spectrum:
+    def along(layer: Any, u: Any) -> Any:
         steps = [step for step in at if step <= len(u)] or [len(u)]
         return spectrum_along(layer, u, at=steps)
 
@@ -218,21 +211,15 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
         Column("half_way", "after half the time", ".6f", half_way),
         Column("factor_of_a_step", "factor of a step", ".6f", (found.exponents * found.dt).exp()),
     ]
-    notes = [
-        f"{len(u)} runs of {found.steps} steps, after {found.transient}",
-        "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}",
-    ]
+    said = "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}"
     net.show(
         {"": found},
         columns,
         what=": exponents per unit of time",
-        notes=notes,
+        notes=[f"{len(u)} runs of {found.steps} steps, after {found.transient}", said],
         facts={"certified_bound": bound},
         figure=partial(lyapunov_figure, found, bound=bound),
     )
-
-
-TWIN = "beside it the same modules with a coupling that has no guarantee"
 
 
 @inspecting(
@@ -267,7 +254,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     of_step = None if bound is None else [bound**k for k in at]
     of_flow = None if net.rate is None else (-net.rate * times).exp()
 
-    def largest(distances: Tensor) -> Tensor:
+    def largest(distances: Any) -> Any:
         return (distances[:, at] / distances[:, :1]).amax(0)
 
     columns = [
@@ -300,9 +287,6 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         facts={"certified_factor": bound},
         figure=partial(contraction_figure, found, results.get("twin_"), certificate),
     )
-
-
-INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
 
 
 @inspecting(
@@ -381,8 +365,7 @@ def gsc_command(
     if effective_depth:
         gradient = net.model.readout.weight[int(net.y[0])].detach()
         gradient = pad(gradient, (0, net.layer.state_size - len(gradient)))  # an LSTM's c is not read
-        deep = effective_depth_over_time(net.layer, net.sequences[0], gradient)
-        results["effective_"] = deep
+        results["effective_"] = deep = effective_depth_over_time(net.layer, net.sequences[0], gradient)
         notes.append(f"effective depth: {deep.depth} of {len(net.sequences[0])} steps")
     bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]
     columns = [

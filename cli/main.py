@@ -20,9 +20,9 @@ COMMANDS = {
     "gsc": ("inspect", "Gradient scale coefficient over time."),
     "plot": ("plot", "Draw training curves, weights, graph, metric, states, certificate."),
     "report": ("plot", "One HTML page about a run, which opens without a network."),
-    "reproduce": ("reproduce", "Run the papers' experiments; print published and ours."),
-    "bench": ("bench", "Time our solvers against others, on this machine."),
-    "list": ("catalogue", "Tasks, models, theorems, solvers: all that has a name."),
+    "reproduce": ("compare", "Run the papers' experiments; print published and ours."),
+    "bench": ("compare", "Time our solvers against others, on this machine."),
+    "list": ("train", "Tasks, models, theorems, solvers: all that has a name."),
 }
 KEPT = "What was saved before is kept."
 

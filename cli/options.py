@@ -1,7 +1,7 @@
 """Options in named sections of the help; those of training are made from the configuration's fields."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -9,16 +9,15 @@ import click
 
 from ctrnn_assembly.training.config import TrainConfig
 
+# Of the help, by an option's parameter: a group of settings, or one of these.
+SECTIONS = {
+    **{name: field.title or "options" for name, field in TrainConfig.model_fields.items()},
+    **dict.fromkeys(("recipe_name", "config_file", "out", "resume", "profile"), "run"),
+    **dict.fromkeys(("split", "samples"), "data"),
+    **dict.fromkeys(("as_json", "csv", "npz", "plot"), "output"),
+}
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class Option(click.Option):
-    """An option that belongs to a section of the help."""
-
-    def __init__(self, *names: Any, section: str = "options", **settings: Any) -> None:
-        super().__init__(*names, **settings)
-        self.section = section
 
 
 class Command(click.Command):
@@ -28,14 +27,12 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(parameter, "section", "options"), []).append(record)
+            if record is not None and not isinstance(parameter, click.Argument):
+                section = SECTIONS.get(parameter.name or "", "options")
+                sections.setdefault(section, []).append(record)
         for title, records in sections.items():
             with formatter.section(title.capitalize()):
                 formatter.write_dl(records)
-
-
-option = partial(click.option, cls=Option)
 
 
 def together(*options: Decorator) -> Decorator:
@@ -57,10 +54,8 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """One option for every field of `TrainConfig`, which checks the values."""
     made = []
     for name, field in TrainConfig.model_fields.items():
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict)
         shown = "" if field.default in (None, ()) else f"  [default: {field.default}]"
-        settings: dict[str, Any] = {"section": extra["group"], "help": f"{field.description}{shown}"}
+        settings: dict[str, Any] = {"help": f"{field.description}{shown}"}
         flag, kind = f"--{name.replace('_', '-')}", field.annotation
         if type(None) in get_args(kind):
             kind = next(one for one in get_args(kind) if one is not type(None))
@@ -69,8 +64,8 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
         elif get_origin(kind) is Literal:
             settings["type"] = click.Choice(get_args(kind))
         elif get_origin(kind) is tuple:
-            settings |= {"type": str, "callback": integers, "metavar": "N,N,..."}
+            settings |= {"callback": integers, "metavar": "N,N,..."}
         else:
             settings["type"] = kind
-        made.append(option(flag, name, default=None, **settings))
+        made.append(click.option(flag, name, default=None, **settings))
     return together(*made)(function)

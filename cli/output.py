@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import FORMATS
-from ctrnn_cli.options import option, together
+from ctrnn_cli.options import together
 
 
 class OutputFile(click.Path):
@@ -43,13 +42,12 @@ class OutputFile(click.Path):
 
 
 PICTURE = OutputFile(*FORMATS)
-to = partial(option, section="output")
-json_option = to("--json", "as_json", is_flag=True, help="print JSON, and nothing else")
-plot_option = to("--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf")
+json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else")
+plot_option = click.option("--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf")
 output_options = together(
     json_option,
-    to("--csv", type=OutputFile(), metavar="FILE", help="write the rows"),
-    to("--npz", type=OutputFile(), metavar="FILE", help="write the arrays"),
+    click.option("--csv", type=OutputFile(), metavar="FILE", help="write the rows"),
+    click.option("--npz", type=OutputFile(), metavar="FILE", help="write the arrays"),
     plot_option,
 )
 
@@ -122,6 +120,8 @@ def emit(
 
     JSON has no NaN and no infinity: null stands for them. csv takes the `columns` of result["rows"].
     """
+    import numpy as np
+
     from ctrnn_assembly.certificates.result import plain
     from ctrnn_assembly.training.run import write, write_table
 
@@ -129,8 +129,6 @@ def emit(
     if csv:
         write_table(csv, result["rows"], [column.key for column in columns])
     if npz:
-        import numpy as np
-
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays or {})
         write(npz, buffer.getvalue())

@@ -1,4 +1,7 @@
-"""`ctrnn train`: from a task to a run folder. `ctrnn evaluate RUN`: its weights on the test set."""
+"""`ctrnn train`: from a task to a run folder. `ctrnn evaluate RUN`: its weights on the test set.
+
+`ctrnn list`: everything that has a name, with one line each.
+"""
 
 import os
 import sys
@@ -9,28 +12,28 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
-from ctrnn_cli.options import PATH, Command, config_options, option
+from ctrnn_assembly.training.config import make_config, read_yaml, recipe, recipes
+from ctrnn_cli.options import PATH, Command, config_options
 from ctrnn_cli.output import emit, facts, json_option
+
+KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
+GATES = {
+    "constant": "trained time scales: certified as time constants 1 / nu",
+    "shared": "one gate of the input for all units: certified at the rate lo lam",
+    "input": "a gate of the input for each unit: certified if (hi - lo) ||L|| < 2 lo lam",
+    "state": "gates of input and state, as published: no certificate",
+}
 
 
 @click.command("train", cls=Command)
-@option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe", section="run")
-@option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings", section="run")
-@option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]", section="run")
-@option("--resume", type=PATH, metavar="RUN", help="go on with a run", section="run")
-@option("--json", "as_json", is_flag=True, help="print summary.json alone to stdout", section="run")
-@option("--profile", is_flag=True, help="print where the time of training went", section="run")
+@click.option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe")
+@click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings")
+@click.option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]")
+@click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")
+@json_option
+@click.option("--profile", is_flag=True, help="print where the time of training went")
 @config_options
-def train_command(
-    recipe_name: str | None,
-    config_file: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    as_json: bool,
-    profile: bool,
-    **given: Any,
-) -> None:
+def train_command(resume: Path | None, as_json: bool, profile: bool, **given: Any) -> None:
     """Train a model on a task and leave a run folder.
 
     With no options: a certified assembly on the embedded `digits`, in about two minutes. The defaults
@@ -39,17 +42,25 @@ def train_command(
     from torch.profiler import profile as recorder
 
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.reproduction.experiments import difference
     from ctrnn_assembly.training.fit import STAGES, fit
-    from ctrnn_assembly.training.run import validation
+    from ctrnn_assembly.training.run import read_config, validation
 
+    named, file, out = (given.pop(key) for key in ("recipe_name", "config_file", "out"))
     settings = {key: value for key, value in given.items() if value is not None}
-    if resume is not None and (recipe_name or config_file or out):
+    if resume is not None and (named or file or out):
         raise ConfigError("--resume takes the run's own configuration; drop --recipe, --config, --out.")
     if resume is not None:
-        config, run = resumed_config(resume, settings), resume
+        run, own = resume, read_config(resume)
+        config = make_config(own.model_dump(), settings)
+        if other := difference(config, own, free={"data_dir", "device", "devices", "nodes"}):
+            raise ConfigError(
+                f"a resumed run keeps its settings; got {other}. Start a new run with --config "
+                f"{run}/config.yaml."
+            )
     else:
-        layers = [recipe(recipe_name)] if recipe_name else []
-        layers += [read_yaml(config_file)] if config_file else []
+        layers = [recipe(named)] if named else []
+        layers += [read_yaml(file)] if file else []
         task = settings.get("task", "digits")
         # Only `digits` has its own: its 64 steps of 0.03 last 2 time constants, so a useful net needs a
         # coupling so fast that forward Euler diverges; exponential Euler turns it exactly.
@@ -83,27 +94,11 @@ def train_command(
         click.echo(averages.table(row_limit=len(STAGES) + 10, header=title), err=as_json)
 
 
-def resumed_config(run: Path, settings: dict[str, Any]) -> TrainConfig:
-    """The configuration of a run to resume; only where it runs, and for how long, may change."""
-    from ctrnn_assembly.training.run import read_config
-
-    config = read_config(run)
-    changed = {k: v for k, v in settings.items() if getattr(config, k) != v}
-    refused = sorted(set(changed) - {"data_dir", "device", "devices", "nodes"})
-    if refused:
-        name = refused[0]
-        raise ConfigError(
-            f"a resumed run keeps its settings; got another {name} ({changed[name]!r} for "
-            f"{getattr(config, name)!r}). Start a new run with --config {run}/config.yaml."
-        )
-    return make_config(config.model_dump(), changed)
-
-
 @click.command("evaluate", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
-@option("--data-dir", help="where the data are, if they have moved")
-@option("--solver", help="evaluate with another solver")
-@option("--dt", type=float, help="evaluate with another time between samples")
+@click.option("--data-dir", help="where the data are, if they have moved")
+@click.option("--solver", help="evaluate with another solver")
+@click.option("--dt", type=float, help="evaluate with another time between samples")
 @json_option
 def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
     """Load the weights of a run folder and read the test set."""
@@ -119,3 +114,39 @@ def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
     said = (f"{key}: {value}" for key, value in short_rows(certificate))
     result = {**run.about(), "test_accuracy": measured, "certificate": certificate}
     emit(result, f"{run.title}: test accuracy {measured:.4f}", *said, as_json=as_json)
+
+
+@click.command("list")
+@click.argument("kind", required=False, type=click.Choice(KINDS))
+@json_option
+def list_command(kind: str | None, as_json: bool) -> None:
+    """List what can be named on the command line."""
+    from ctrnn_assembly.contracting import CONSTRAINTS
+    from ctrnn_assembly.data import TASKS
+    from ctrnn_assembly.models import MODELS
+    from ctrnn_assembly.schemes import SCHEMES
+    from ctrnn_assembly.solvers import FIXED_STEP, SOLVERS
+    from ctrnn_assembly.topology import TOPOLOGIES
+    from ctrnn_assembly.training.config import recipes
+    from ctrnn_cli.main import COMMANDS
+
+    def solver(name: str) -> str:
+        if name in SCHEMES:
+            return f"one step a sample: {SCHEMES[name].summary}"
+        return "torchdiffeq, fixed step" if name in FIXED_STEP else "torchdiffeq, adaptive"
+
+    docs = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in CONSTRAINTS.items()}
+    tables: dict[str, dict[str, str]] = {
+        "tasks": {name: entry.about for name, entry in TASKS.items()},
+        "models": {name: model.summary for name, model in MODELS.items()},
+        "theorems": {name: doc.split(";")[0].rstrip(".") for name, doc in docs.items()},
+        "solvers": {name: solver(name) for name in SOLVERS},
+        "topologies": dict(TOPOLOGIES),
+        "gates": GATES,
+        "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
+        "recipes": {name: entry["about"] for name, entry in recipes().items()},
+    }
+    if kind is not None:
+        tables = {kind: tables[kind]}
+    shown = (facts(entries.items(), title=title) for title, entries in tables.items())
+    emit(tables, *shown, as_json=as_json)

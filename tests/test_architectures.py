@@ -159,10 +159,7 @@ def test_a_setting_that_a_model_would_ignore_is_refused() -> None:
 
 
 def test_every_network_setting_of_a_run_reaches_its_model() -> None:
-    groups = {
-        name: field.json_schema_extra["group"]  # type: ignore[index,call-overload]
-        for name, field in TrainConfig.model_fields.items()
-    }
+    groups = {name: field.title for name, field in TrainConfig.model_fields.items()}
     given = {name for name, group in groups.items() if group in ("network", "solver")}
     assert given - {"model"} <= set(SETTINGS)
     assert set(SETTINGS) - given == {"seed", "gate_bounds"}

@@ -96,7 +96,7 @@ def test_settings_that_do_nothing_are_said() -> None:
 
 
 def test_every_setting_has_a_group() -> None:
-    groups = [field.json_schema_extra["group"] for field in TrainConfig.model_fields.values()]
+    groups = [field.title for field in TrainConfig.model_fields.values()]
     assert list(dict.fromkeys(groups)) == list(get_args(Group))
 
 

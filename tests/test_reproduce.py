@@ -31,7 +31,7 @@ from ctrnn_assembly.reproduction.results import (
 )
 from ctrnn_assembly.reproduction.run import Places, run_job
 from ctrnn_assembly.training.run import RunBusyError
-from ctrnn_cli.reproduce import draw
+from ctrnn_cli.compare import draw
 
 TINY = """
 about: a tiny one

@@ -167,11 +167,11 @@ class Job:
         return f"ctrnn reproduce {self.experiment.name} --rows {self.row.name} {options}"
 
 
-def difference(one: TrainConfig, other: TrainConfig) -> str:
+def difference(one: TrainConfig, other: TrainConfig, free: set[str] = FREE) -> str:
     """The first setting in which two configurations differ, with both values; empty if in none."""
     for key in TrainConfig.model_fields:
         a, b = getattr(one, key), getattr(other, key)
-        if key not in FREE and a != b:
+        if key not in free and a != b:
             return f"{key} {a!r} for {b!r}"
     return ""
 

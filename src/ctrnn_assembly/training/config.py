@@ -21,7 +21,7 @@ Group = Literal["data", "network", "solver", "training", "certificate", "machine
 
 
 def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **bounds)
+    return Field(default, description=description, title=group, **bounds)
 
 
 class TrainConfig(BaseModel):
