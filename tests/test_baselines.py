@@ -12,11 +12,9 @@ from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 M, N = 3, 5
 NETS = {
     "tanh": (VanillaRNN, {}),
-    "relu": (VanillaRNN, {"nonlinearity": "relu"}),
     "lstm": (LSTM, {}),
     "antisymmetric": (AntisymmetricRNN, {"eps": 0.3, "gamma": 0.2}),
-    "gated": (AntisymmetricRNN, {"eps": 0.3, "gamma": 0.2, "gated": True}),
-    "lipschitz": (LipschitzRNN, {"eps": 0.3, "beta_A": 0.6, "beta_W": 0.9, "init_std": 2.0}),
+    "lipschitz": (LipschitzRNN, {"eps": 0.3, "beta": 0.9, "init_std": 2.0}),
 }
 every_net = pytest.mark.parametrize("name", NETS)
 EXACT = {"rtol": 0, "atol": 1e-12}

@@ -46,7 +46,6 @@ BASELINES = {
     "rnn": lambda: VanillaRNN(M, N, batch_first=True),
     "lstm": lambda: LSTM(M, N, batch_first=True),
     "antisymmetric": lambda: AntisymmetricRNN(M, N, batch_first=True, eps=0.3),
-    "antisymmetric-gated": lambda: AntisymmetricRNN(M, N, batch_first=True, eps=0.3, gated=True),
     "lipschitz": lambda: LipschitzRNN(M, N, batch_first=True, eps=0.3, init_std=2.0),
 }
 LAYERS = {**CTRNNS, **BASELINES}

@@ -8,7 +8,6 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.topology import (
     TOPOLOGIES,
     check_pairs,
-    from_graph,
     named_pairs,
 )
 
@@ -96,16 +95,7 @@ def test_impossible_pairs_are_refused(pairs: list[tuple[int, int]]) -> None:
         check_pairs(pairs, 4)
 
 
-def test_networkx_graph_is_numbered_in_its_own_order() -> None:
-    graph = nx.Graph()
-    graph.add_nodes_from(["c", "a", "b"])
-    graph.add_edges_from([("b", "a"), ("c", "b")])
-    assert from_graph(graph) == [(0, 2), (1, 2)]
-    assert from_graph(nx.cycle_graph(5)) == named_pairs("ring", 5)
-
-
-def test_directed_graph_and_self_loop_are_refused() -> None:
-    with pytest.raises(ConfigError, match="undirected"):
-        from_graph(nx.DiGraph([(0, 1)]))
+def test_the_edges_of_a_graph_are_pairs() -> None:
+    assert check_pairs(nx.cycle_graph(5).edges, 5) == named_pairs("ring", 5)
     with pytest.raises(ConfigError, match="two different modules"):
-        from_graph(nx.Graph([(0, 1), (1, 1)]))
+        check_pairs(nx.Graph([(0, 1), (1, 1)]).edges, 2)

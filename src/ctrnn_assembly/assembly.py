@@ -89,7 +89,8 @@ class Assembly(Field):
         if self.coupling is not None:
             own = self.coupling.matrix([part.metric() for part in self.parts])
             L = L if own is None else own if L is None else L + own
-            edges += self.coupling.edges()
+            if self.coupling.psi is not None:
+                edges.append(Edge(self.coupling.K(), self.coupling.psi))
         return Terms(
             blocks=tuple(block for t in inner for block in t.blocks),
             pre=Elementwise.join(t.pre for t in inner),
@@ -128,7 +129,7 @@ def couple(
     """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
 
     Args:
-        topology: a name, or pairs (i, j); `topology.from_graph` makes them from a networkx graph.
+        topology: a name, or pairs (i, j), such as `graph.edges` of a networkx graph.
         kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
         start: init, init_scale and generator of the coupling's free entries, see `BlockMatrix`.
 

@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NoReturn, get_args
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
-Nonlinearity = Literal["tanh", "relu"]
 
 
 class Baseline(Recurrent):
@@ -54,9 +53,13 @@ class Baseline(Recurrent):
 
 
 class TorchRNN(Baseline):
-    """A map by `torch.nn`; a subclass sets `rnn`, with batch_first, and writes its step out."""
+    """A map by `torch.nn`; a subclass names its `kind`, and writes its step out."""
 
-    rnn: nn.RNNBase
+    kind: ClassVar[type[nn.RNNBase]]
+
+    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
+        super().__init__(input_size, hidden_size, batch_first=batch_first)
+        self.rnn = self.kind(input_size, hidden_size, batch_first=True)  # type: ignore[call-arg]
 
     def flow(self, u: Tensor | None = None) -> NoReturn:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
@@ -77,30 +80,18 @@ class TorchRNN(Baseline):
 
 
 class VanillaRNN(TorchRNN):
-    """Elman's recurrent network, x_t = phi(W x_{t-1} + U u_t + b), phi = tanh or relu.
+    """Elman's recurrent network, x_t = tanh(W x_{t-1} + U u_t + b).
 
     torch keeps b as a sum of two vectors, both trained; weights start uniform in +-1 / sqrt(n).
     Guarantee: none. Nothing bounds W.
     Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        batch_first: bool = False,
-        nonlinearity: Nonlinearity = "tanh",
-    ) -> None:
-        super().__init__(input_size, hidden_size, batch_first=batch_first)
-        if nonlinearity not in get_args(Nonlinearity):
-            raise unknown("nonlinearity", nonlinearity, get_args(Nonlinearity))
-        self.phi = torch.tanh if nonlinearity == "tanh" else torch.relu
-        self.rnn = nn.RNN(input_size, hidden_size, nonlinearity=nonlinearity, batch_first=True)
+    kind = nn.RNN
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         U, W, b_u, b_x = self.rnn.all_weights[0]
-        return self.phi(linear(u, U, b_u) + linear(x, W, b_x))
+        return torch.tanh(linear(u, U, b_u) + linear(x, W, b_x))
 
 
 class LSTM(TorchRNN):
@@ -114,10 +105,11 @@ class LSTM(TorchRNN):
     Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
     """
 
+    kind = nn.LSTM
+
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
         super().__init__(input_size, hidden_size, batch_first=batch_first)
         self.state_size = 2 * hidden_size
-        self.rnn = nn.LSTM(input_size, hidden_size, batch_first=True)
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
@@ -136,7 +128,7 @@ class EulerRNN(Baseline):
     ) -> None:
         super().__init__(input_size, hidden_size, batch_first=batch_first)
         for name, value in {"eps": eps, **others}.items():
-            limit, closing = (1.0, "]") if name.startswith("beta") else (math.inf, ")")
+            limit, closing = (1.0, "]") if name == "beta" else (math.inf, ")")
             if not (0 <= value <= limit and value < math.inf):
                 raise ConfigError(f"{name} must lie in [0.0, {limit}{closing}; got {value}.")
         if eps == 0:
@@ -168,21 +160,19 @@ class EulerRNN(Baseline):
 class AntisymmetricRNN(EulerRNN):
     """Forward Euler steps of a field whose matrix is skew-symmetric minus gamma I.
 
-        plain  x_t = x_{t-1} + eps tanh(K x_{t-1} + V u_t + b)
-        gated  x_t = x_{t-1} + eps z_t o tanh(K x_{t-1} + V u_t + b)
-               z_t = sigmoid(K x_{t-1} + V_z u_t + b_z)
+        x_t = x_{t-1} + eps tanh(K x_{t-1} + V u_t + b)
         K = W - W^T - gamma I,  W strictly upper triangular
 
-    `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b), and (V_z, b_z)
-    below if gated. Start: V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws
-    the triangle (not a full W, whose K would have twice the variance) is our reading. The paper chooses
-    eps from {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those
-    of a public re-implementation.
+    `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b). Start:
+    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws the triangle (not a
+    full W, whose K would have twice the variance) is our reading. The paper chooses eps from
+    {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those of a
+    public re-implementation.
     Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
-    nothing for a time-varying input, and the gate changes the Jacobian besides.
-    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12 (plain) and 13 (gated).
-    Written from the formula; the paper could not be opened here, so the equation numbers are those that
-    a public re-implementation cites, and the settings those of a public summary of its appendix C.
+    nothing for a time-varying input.
+    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12; their gated variant is not
+    here. Written from the formula; the paper could not be opened here, so the equation number is that
+    which a public re-implementation cites, and the settings those of a public summary of its appendix C.
     """
 
     def __init__(
@@ -191,14 +181,13 @@ class AntisymmetricRNN(EulerRNN):
         hidden_size: int,
         *,
         batch_first: bool = False,
-        gated: bool = False,
         eps: float = 0.01,
         gamma: float = 0.01,
         init_std: float = 1.0,
     ) -> None:
         super().__init__(input_size, hidden_size, batch_first, eps=eps, gamma=gamma, init_std=init_std)
-        n, self.gated, self.gamma = hidden_size, gated, gamma
-        self.inputs = nn.Linear(input_size, 2 * n if gated else n)
+        n, self.gamma = hidden_size, gamma
+        self.inputs = nn.Linear(input_size, n)
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
         nn.init.zeros_(self.inputs.bias)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
@@ -212,31 +201,22 @@ class AntisymmetricRNN(EulerRNN):
 
     def vector_field(self) -> Field:
         K_T = self.matrix().T
-
-        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
-            Kx = x @ K_T
-            if not self.gated:
-                return torch.tanh(Kx + drive)
-            inner, gate = drive.chunk(2, dim=-1)
-            return torch.sigmoid(Kx + gate) * torch.tanh(Kx + inner)
-
-        return x_prime
+        return lambda drive, x: torch.tanh(x @ K_T + drive)
 
 
 class LipschitzRNN(EulerRNN):
     """Forward Euler steps of a linear part plus a Lipschitz nonlinearity.
 
         x' = A x + tanh(W x + U u + b),      x_t = x_{t-1} + eps x'(x_{t-1}, u_t)
-        A = (1 - beta_A) (M_A + M_A^T) + beta_A (M_A - M_A^T) - gamma_A I
-        W = (1 - beta_W) (M_W + M_W^T) + beta_W (M_W - M_W^T) - gamma_W I
+        A = (1 - beta) (M_A + M_A^T) + beta (M_A - M_A^T) - gamma I,   and W of M_W likewise
 
-    Each beta, from symmetric (0) to skew (1), is of its own matrix (some public copies mix the two).
-    `inputs` holds (U, b). Start: M_A, M_W ~ N(0, (init_std / n)^2), U Xavier normal, b = 0.
+    beta is from symmetric (0) to skew (1). `inputs` holds (U, b). Start: M_A and M_W are drawn from
+    N(0, (init_std / n)^2), U is Xavier normal, b = 0.
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
     Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070). Written
     from the formula; the paper could not be opened here. Settings are those of the authors' driver
-    (github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices.
+    (github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices, as here.
     """
 
     def __init__(
@@ -246,15 +226,13 @@ class LipschitzRNN(EulerRNN):
         *,
         batch_first: bool = False,
         eps: float = 0.03,
-        beta_A: float = 0.75,
-        beta_W: float = 0.75,
-        gamma_A: float = 1e-3,
-        gamma_W: float = 1e-3,
+        beta: float = 0.75,
+        gamma: float = 1e-3,
         init_std: float = 0.1,
     ) -> None:
-        blends = {"beta_A": beta_A, "beta_W": beta_W, "gamma_A": gamma_A, "gamma_W": gamma_W}
-        super().__init__(input_size, hidden_size, batch_first, eps=eps, init_std=init_std, **blends)
-        self.blend_A, self.blend_W, n = (beta_A, gamma_A), (beta_W, gamma_W), hidden_size
+        others = {"beta": beta, "gamma": gamma, "init_std": init_std}
+        super().__init__(input_size, hidden_size, batch_first, eps=eps, **others)
+        self.beta, self.gamma, n = beta, gamma, hidden_size
         self.inputs = nn.Linear(input_size, n)
         nn.init.xavier_normal_(self.inputs.weight)
         nn.init.zeros_(self.inputs.bias)
@@ -263,11 +241,10 @@ class LipschitzRNN(EulerRNN):
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """(A, W), each (n, n)."""
-
-        def blend(M: Tensor, beta: float, gamma: float) -> Tensor:
-            return (1 - beta) * (M + M.T) + beta * (M - M.T) - gamma * torch.eye(len(M)).to(M)
-
-        return blend(self.M_A, *self.blend_A), blend(self.M_W, *self.blend_W)
+        # (1 - beta) (M + M^T) + beta (M - M^T) = M + (1 - 2 beta) M^T
+        eye = torch.eye(self.hidden_size).to(self.M_A)
+        A, W = (M + (1 - 2 * self.beta) * M.T - self.gamma * eye for M in (self.M_A, self.M_W))
+        return A, W
 
     def vector_field(self) -> Field:
         both = torch.cat(self.matrices()).T  # (n, 2n): A x and W x in one product

@@ -25,7 +25,6 @@ from ctrnn_assembly.activations import Activation, Elementwise, activation
 from ctrnn_assembly.errors import ConfigError, ContractionError, unknown
 from ctrnn_assembly.linalg import resolvent_sums, working_precision
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.terms import Edge
 from ctrnn_assembly.topology import Pair, check_pairs
 
 Init = Literal["uniform", "normal", "orthogonal"]
@@ -126,10 +125,6 @@ class Coupling(nn.Module):
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
         upper = self.K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
-
-    def edges(self) -> tuple[Edge, ...]:
-        """The nonlinear part."""
-        return () if self.psi is None else (Edge(self.K(), self.psi),)
 
 
 class Feedback(Coupling):

@@ -63,9 +63,6 @@ class Gates(nn.Module):
         if kind == "state":
             self.state = nn.Parameter(torch.zeros(metric.size))
 
-    def extra_repr(self) -> str:
-        return f"{self.kind}, {self.lo} <= nu <= {self.hi}"
-
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """nu, (batch, n) or (batch, 1), for z of the `reader` and the state x (batch, n)."""
         if self.kind == "state":

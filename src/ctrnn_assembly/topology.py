@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
@@ -69,14 +68,3 @@ def recognise(pairs: Iterable[Pair], p: int) -> str:
     """The name of a topology of p modules, or the number of its pairs."""
     found = sorted(pairs)
     return next((name for name, make in NAMED.items() if make(p) == found), f"{len(found)} pairs")
-
-
-def from_graph(graph: Any) -> list[Pair]:
-    """The edges of an undirected networkx graph; nodes are numbered in the graph's own order."""
-    number = {node: k for k, node in enumerate(graph.nodes)}
-    if graph.is_directed():
-        raise ConfigError(
-            "feedback couples both directions, so the graph must be undirected; got a directed "
-            "one. Use graph.to_undirected(), or Hierarchy for one-way coupling."
-        )
-    return check_pairs([(number[a], number[b]) for a, b in graph.edges()], len(number))
