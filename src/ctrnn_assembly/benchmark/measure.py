@@ -249,9 +249,9 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
         raise NotForThisMachineError(reason) from error
     wanted = contestant.reference(replace(problem, device="cpu", dtype=torch.float64))
     with torch.no_grad():
-        states = _difference(found.last(), wanted.last())
+        states = _difference(found.last(), wanted.last(), torch.ones(()))
     differences = [
-        _difference(_free(a, problem, leaf), _free(b, problem, leaf))
+        _difference(a, b, _free(problem, leaf))
         for a, b, leaf in zip(found_gradients, wanted.gradients(), problem.parameters, strict=True)
     ]
     gradients = math.nan if any(map(math.isnan, differences)) else max(differences)
@@ -267,19 +267,18 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
     return [{"name": contestant.name, **where, **compared}]
 
 
-def _free(gradient: Tensor, problem: Problem, leaf: Tensor) -> Tensor:
-    """A gradient, zero where the leaf is zero by construction."""
-    gradient = gradient.cpu()
+def _free(problem: Problem, leaf: Tensor) -> Tensor:
+    """1 where a tensor is free, 0 where it is zero by construction."""
     if leaf is problem.terms.L:
-        return gradient * problem.coupled
-    if problem.blocks == "diagonal" and gradient.ndim == 2 and leaf is not problem.terms.W_in:
-        return gradient.diagonal()
-    return gradient
+        return problem.coupled.double()
+    diagonal = problem.blocks == "diagonal" and any(leaf is W for W in problem.terms.blocks)
+    return torch.eye(*leaf.shape) if diagonal else torch.ones(())
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
+def _difference(found: Tensor, wanted: Tensor, free: Tensor) -> float:
     """Relative to the norm of what is wanted; 0 where both are zero, as behind a unit that is off."""
-    return float((found.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+    wanted = wanted * free
+    return float((found.cpu() * free - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
 def rates_of(products: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:

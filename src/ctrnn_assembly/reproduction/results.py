@@ -22,19 +22,15 @@ from ctrnn_assembly.training.run import write
 ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epoch_accuracy")
 
 
-def result_path(results: Path, job: Job) -> Path:
-    return results / f"{job.path}.json"
-
-
 def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
     """Write a result, one line a key, whole or not at all."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-    write(result_path(results, job), "{\n" + ",\n".join(lines) + "\n}\n")
+    write(results / f"{job.path}.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def checked_result(results: Path, job: Job) -> dict[str, Any]:
     """The result of a run; DataError if it is damaged, ConfigError if it is of other settings."""
-    path = result_path(results, job)
+    path = results / f"{job.path}.json"
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         fast, stored = result["fast"], result["config"]
@@ -42,13 +38,14 @@ def checked_result(results: Path, job: Job) -> dict[str, Any]:
         raise DataError(f"{path} is not the result of a run: {error}. Delete it to run again.") from None
     # Settings that are gone by now are left out.
     config = make_config({k: v for k, v in stored.items() if k in TrainConfig.model_fields})
-    reason = difference(config, job.config())
-    if not reason and fast != job.fast:
-        reason = f"fast {fast} for {job.fast}"
-    if not reason and result.get("measures", {}) != job.experiment.measures():
-        reason = "other solvers to test with, or other epochs to measure exponents of"
-    if reason:
-        of = f"{path} is of other settings than {job.experiment.name} has now ({reason})"
+    measured = result.get("measures", {}) == job.experiment.measures()
+    other = (
+        difference(config, job.config())
+        or (fast != job.fast and f"fast {fast} for {job.fast}")
+        or (not measured and "other solvers to test with, or other epochs to measure exponents of")
+    )
+    if other:
+        of = f"{path} is of other settings than {job.experiment.name} has now ({other})"
         raise ConfigError(f"{of}. Delete it to run again.")
     return result
 
@@ -57,7 +54,7 @@ def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -
     """The results of an experiment's rows that are there, of any seed, as `checked_result`."""
     found = []
     for row in experiment.rows:
-        folder = result_path(results, Job(experiment, row, 0, fast)).parent
+        folder = (results / Job(experiment, row, 0, fast).path).parent
         endings = (path.stem.removeprefix(f"{row.name}-seed") for path in folder.glob("*.json"))
         seeds = sorted(int(ending) for ending in endings if ending.isdecimal())
         found += [checked_result(results, Job(experiment, row, seed, fast)) for seed in seeds]

@@ -23,7 +23,7 @@ from torch import Tensor
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
-from ctrnn_assembly.reproduction.results import checked_result, keep_result, result_path
+from ctrnn_assembly.reproduction.results import checked_result, keep_result
 from ctrnn_assembly.training.batches import accuracy
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
@@ -54,7 +54,7 @@ def run_all(
     Returns a sentence for each failure, and whether it was interrupted. `draw`, see `run_job`, is a
     function of a module, for other processes call it; `say` is told of every start and end.
     """
-    done = [job for job in jobs if result_path(places.results, job).exists()]
+    done = [job for job in jobs if (places.results / f"{job.path}.json").exists()]
     for job in done:
         checked_result(places.results, job)
     waiting = [job for job in jobs if job not in done]
@@ -106,8 +106,7 @@ def alone(job: Job, places: Places, draw: Draw) -> None:
     try:
         run_job(job, places, draw)
     except (CtrnnError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"error: {error}")
 
 
 def run_job(job: Job, places: Places, draw: Draw) -> None:
@@ -157,9 +156,9 @@ def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, A
         if one.repeat > 1 and task.train.lengths is not None:
             raise ConfigError(f"repeat must be 1 for series of different lengths; got {one.repeat}.")
         found = accuracy(run.model(), dataclasses.replace(task, sequence=held), task.load_test())
-        return {**result, "test_accuracy": found, "certificate": run.certificate().as_dict()}
+        return result | {"test_accuracy": found, "certificate": run.certificate().as_dict()}
     except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
-        return {**result, "test_accuracy": None, "reason": str(error)}
+        return result | {"test_accuracy": None, "reason": str(error)}
 
 
 def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
