@@ -5,6 +5,7 @@ attained at one of the 2^n vertices: `worst_rate` is exact, not a sample. `exact
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import networkx as nx
@@ -153,3 +154,8 @@ def hierarchy_rate(rates: Sequence[float], gains: ndarray, kappa: ndarray) -> fl
 def commutator_rate(lam: float, omega: float, lo: float, hi: float) -> float:
     """lo lam - (hi - lo) omega / 2: the rate of AdaDiag under gates of the input (THEORY section 3)."""
     return lo * lam - (hi - lo) * omega / 2
+
+
+def local_rate(found) -> float:
+    """Of a `Measurement`, the rate over the worst interval."""
+    return -math.log(found.factor) / found.dt if found.factor > 0 else math.inf

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ctrnn_assembly.diagnostics.gradients import gsc, preactivation_statistics
+from ctrnn_assembly.diagnostics.gradients import gsc
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "gradients_explode"
 NAMES = ("mlps", "figure1", "figure3", "keep")
@@ -122,9 +122,17 @@ def test_layers_are_as_described(code, name):
         variances = z[2].var(dimension, correction=0)
         # the norms add 1e-5 to the variance
         torch.testing.assert_close(variances, torch.ones_like(variances), rtol=0, atol=1e-3)
-    deviation, diversity = preactivation_statistics(z)
-    assert deviation.shape == diversity.shape == (4,)
+    assert code.figure1.preactivation_statistics(z).shape == (2, 4)
     assert gsc(net, x, probes=2).value.shape == (5,)
+
+
+def test_deviation_and_sign_diversity(code):
+    z = torch.tensor([[1.0, -1.0, 0.0], [-1.0, -2.0, 0.0], [1.0, -3.0, 0.0], [1.0, -2.0, 0.0]])
+    deviation, diversity = code.figure1.preactivation_statistics([z, 2 * z])
+    variances = torch.tensor([0.75, 0.5, 0.0])
+    torch.testing.assert_close(deviation[0], variances.mean().sqrt())
+    torch.testing.assert_close(deviation[1], 2 * deviation[0])
+    torch.testing.assert_close(diversity, torch.full((2,), 0.25 / 3))
 
 
 # Training

@@ -21,7 +21,6 @@ from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, Vanil
 from ctrnn_assembly.diagnostics.gradients import (
     gsc,
     gsc_over_time,
-    preactivation_statistics,
 )
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
@@ -340,18 +339,6 @@ def test_products_neither_fade_nor_overflow_in_single_precision(slope):
     torch.testing.assert_close(found.value, slope ** torch.arange(60.0, -1, -1), rtol=1e-4, atol=0)
 
 
-# Pre-activations
-
-
-def test_deviation_and_sign_diversity():
-    z = torch.tensor([[1.0, -1.0, 0.0], [-1.0, -2.0, 0.0], [1.0, -3.0, 0.0], [1.0, -2.0, 0.0]])
-    deviation, diversity = preactivation_statistics([z, 2 * z])
-    variances = torch.tensor([0.75, 0.5, 0.0])
-    torch.testing.assert_close(deviation[0], variances.mean().sqrt())
-    torch.testing.assert_close(deviation[1], 2 * deviation[0])
-    torch.testing.assert_close(diversity, torch.full((2,), 0.25 / 3))
-
-
 # Refusals
 
 
@@ -374,7 +361,6 @@ def test_deviation_and_sign_diversity():
             ConfigError,
             "backwards",
         ),
-        (lambda: preactivation_statistics([torch.ones(1, 3)]), ShapeError, r"preactivations\[0\]"),
     ],
 )
 def test_refusals_say_what_and_how(call, error, words):

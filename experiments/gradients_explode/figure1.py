@@ -23,7 +23,7 @@ from rich.console import Console, Group
 from scipy.stats import linregress
 from torch import Tensor, nn
 
-from ctrnn_assembly.diagnostics.gradients import gsc, preactivation_statistics
+from ctrnn_assembly.diagnostics.gradients import gsc
 from ctrnn_assembly.figures import style
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
@@ -61,6 +61,14 @@ def preactivations(net: nn.Sequential, x: Tensor) -> list[Tensor]:
     return found
 
 
+def preactivation_statistics(preactivations: list[Tensor]) -> Tensor:
+    """Deviation, root of the mean variance, and diversity, mean min(P, N) / (P + N): (2, layers)."""
+    z = torch.stack(preactivations)
+    positive, negative = (z > 0).sum(1), (z < 0).sum(1)
+    share = torch.minimum(positive, negative) / (positive + negative).clamp(min=1)
+    return torch.stack([z.var(1, correction=0).mean(1).sqrt(), share.to(z).mean(1)])
+
+
 def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     """Curves of one network over all data sets, and the seconds that its GSC took."""
     logs, statistics, errors, seconds = [], [], [], 0.0
@@ -72,7 +80,7 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
         logs.append(found.value.log().flip(0))  # from the last layer back
         error = found.standard_error
         errors.append(0.0 if error is None else float(error[0] / found.value[0]))
-        statistics.append(torch.stack(preactivation_statistics(preactivations(net, x))))
+        statistics.append(preactivation_statistics(preactivations(net, x)))
     log_gsc = torch.stack(logs)
     deviation, diversity = torch.stack(statistics).mean(0)
     factors = torch.tensor([growth(row)[0] for row in log_gsc])

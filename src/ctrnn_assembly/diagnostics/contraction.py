@@ -13,8 +13,8 @@ Factors depend on where a pair is, in which direction it lies and how far apart:
 pairs are measured, and `worst` starts each where its first interval is slowest.
 
 What rounding (of adaptive solvers, the tolerance) may add to a distance is bounded from the sums that a
-step forms, and taken off: without that, pairs that have come as close as float64 tells would seem to
-refute a certificate. Without `terms()` the states are added up once, and 1 for all else.
+step forms, and taken off: pairs as close as float64 tells would seem to refute a certificate. Without
+`terms()` the states are added up once, and 1 for all else.
 """
 
 import math
@@ -48,14 +48,13 @@ class Measurement:
     """How pairs of trajectories approached each other or parted; rates are per unit of time.
 
     Attributes:
-        rate: smallest fitted rate of a pair in the metric, by least squares on log d(t) as long as
-            d(t) is above the rounding floor (1e4 times the error of a step); infinite if all are below
-            it after one interval. euclidean_rate: the same for the Euclidean distance.
+        rate: smallest fitted rate of a pair in the metric, by least squares on log d(t) while that is
+            above the rounding floor (1e4 times the error of a step); infinite if all are below it after
+            one interval. euclidean_rate: the same of Euclidean distances.
         factor: largest factor of one interval in the metric, what rounding may have added taken off.
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
-        euclidean_peak: largest Euclidean distance at any time over its initial value.
-        pairs, steps, dt: how many pairs, intervals of each, and their length. times: (steps + 1,).
-        distances, euclidean: d(t) in the metric, and the Euclidean ones, (pairs, steps + 1).
+        euclidean_peak: largest Euclidean distance over its initial value.
+        distances, euclidean: d(t) in the metric and Euclidean, (pairs, steps + 1), at `times`.
     """
 
     rate: float
@@ -70,16 +69,6 @@ class Measurement:
     times: Tensor = field(repr=False, compare=False)
     distances: Tensor = field(repr=False, compare=False)
     euclidean: Tensor = field(repr=False, compare=False)
-
-    @property
-    def local_rate(self) -> float:
-        """The rate over the worst interval, -log(factor) / dt."""
-        return -math.log(self.factor) / self.dt if self.factor > 0 else math.inf
-
-    @property
-    def grows(self) -> bool:
-        """Whether some pair ended farther apart, in the metric, than it began."""
-        return self.growth > 1
 
 
 @torch.no_grad()
@@ -103,14 +92,12 @@ def measure_contraction(
     Args:
         u: samples held over an interval each, (batch, steps, m); every sequence meets every pair.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
-        dt: length of an interval, a step of grid solvers. steps: how many, needed without u.
+        dt: length of an interval. steps: how many, needed without u.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
-        metric: M, in which, with tau, distances are taken; by default the net's own, or the identity.
-            `certify` may have searched for another: its numbers hold in that one.
+        metric: M; by default the net's own, or the identity. `certify` may have searched for another.
         pairs: pairs at each of the initial Euclidean `distances`.
-        worst: start y(0) - x(0) not at random but where the distance in the metric falls slowest at
-            first: Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the top
-            singular vector of a map's Theta S Theta^-1.
+        worst: y(0) - x(0) is Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
+            top singular vector of a map's Theta S Theta^-1, and not random.
     """
     _check_pairs(pairs, spread, distances)
     random: dict[str, Any] = {"count": pairs, "spread": spread, "generator": generator}

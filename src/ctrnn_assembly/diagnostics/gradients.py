@@ -9,27 +9,20 @@ unit vectors v, so the GSC is the relative change of f_l for a random relative c
 "explode" if log GSC is linear in depth. For a contracting recurrent net whose step has the factor q in
 the metric M, ||J||_qm <= sqrt(cond M) q^(T - t).
 
-A batch counts as one vector, which is the only correct form if samples are coupled (batch norm); if they
-are not, it is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2).
+A batch counts as one vector, the only correct form if samples are coupled (batch norm); otherwise that
+is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2). Exact values cost a Jacobian product
+of the batch, about a backward pass, for each of the n features at the output, or B n if the B samples
+are coupled; the estimate takes `probes`: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson).
 
-Cost: exact values take n Jacobian products of the batch (n features at the output), or B n if its B
-samples are coupled, each about a backward pass; the estimate takes `probes`, whatever n is:
-E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson), unbiased for the square of the GSC.
-
-The effective depth says how many residual factors at once contribute to the gradient. Split every
-layer's Jacobian into a part that counts as shallow and a residual, J_t = S_t + R_t:
-
-    skip connection, Euler step: S = I, or (1 - h) I         trained MLP: S from the initial weights
-
-Expanding J_L ... J_1, let C_k be the sum of all products with exactly k residual factors. Exact, layer
-by layer, without the 2^L products:
+The effective depth says how many residual factors at once contribute to the gradient. Every layer's
+Jacobian is J_t = S_t + R_t: S = I, or (1 - h) I, for a skip connection or an Euler step, S from the
+initial weights for a trained MLP. C_k sums all products in J_L ... J_1 with exactly k residual factors:
 
     C_k <- C_k S_t + C_{k-1} R_t,        C_0 = I, from the last layer to the first
 
 The effective depth is the largest k with ||sum_{j >= k} C_j^T g|| > tol ||sum_j C_j^T g|| for a gradient
 g at the output: cutting off all terms with more residual factors changes the whole by no more than tol.
-With the rows of I for g it is that of the Jacobian in Frobenius' norm. Cost: O(L^2) products with S and
-R; memory O(L).
+With the rows of I for g it is that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), who define the effective depth in words; the
 precise form with a tolerance is ours. A report of 2018 on its reproducibility prints the GSC once with
@@ -52,10 +45,9 @@ from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
 VJP = Callable[[Tensor], Tensor]  # V, (m, B, ...) at a layer's output, to V J at its input
-VJPs = Callable[[Tensor], tuple[Tensor, Tensor]]  # V (terms, ...), to (S^T V, R^T V)
+VJPs = Callable[[Tensor], tuple[Tensor, Tensor]]  # V (terms, ...) for a g (...), to (S^T V, R^T V)
 
 CHUNK = 2**18  # numbers in a block of vectors: small enough for a cache
-FAR = 1e9  # vectors shorter than 1 / FAR or longer are rescaled, before single precision runs out
 
 
 @dataclass(frozen=True)
@@ -63,12 +55,10 @@ class GradientScale:
     """GSC at the points of a chain: its layers 0 (the input) to L, or its times 0 to T.
 
     Attributes:
-        value: GSC, or its square, (points,), or (batch, points) for single samples. NaN where |f_k| = 0
-            (a zero initial state) or |f_l| = 0.
-        jacobian, size: ||J||_qm, never squared, and |f| as a root mean square over the batch, or of the
-            sample; as `value`.
-        standard_error: of `value`; None if exact. That of the square is unbiased, that of the root is
-            its first-order approximation.
+        value: GSC, or its square, (points,), or (batch, points) for single samples; NaN where a state
+            is 0, as an initial one may be.
+        jacobian, size: ||J||_qm, never squared, and |f|, a root mean square over the batch; as `value`.
+        standard_error: of `value`; None if exact. Unbiased for the square, of first order for the root.
         points: layer or time of each entry. products: Jacobian products of the whole batch.
     """
 
@@ -82,12 +72,9 @@ class GradientScale:
 
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """What residual products contribute.
+    """The depth, 0 to L, and ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g||, k = 0..L, in float64.
 
-    Attributes:
-        depth: 0 to L.
-        shares: ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g|| for k = 0..L, (L + 1,) in float64; above 1
-            where the terms cancel each other, infinite or NaN if the whole vanishes.
+    The shares are above 1 where terms cancel each other, infinite or NaN if the whole vanishes.
     """
 
     depth: int
@@ -105,11 +92,10 @@ def gsc(
 ) -> GradientScale:
     """GSC(k, L), k = 0..L, over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
 
-    For any other pair (k, l) pass `layers[k:l]` and f_k. Put dropout in eval mode; batch norm is
-    taken as it is, by the batch in training mode. The layers are copied and stay as they are.
+    Put dropout in eval mode; batch norm is taken as it is, by the batch in training mode. The layers,
+    callables (B, ...) -> (B, ...), are copied and stay as they are.
 
     Args:
-        layers: callables (B, ...) -> (B, ...). x: input, floating point, (B, ...).
         per_sample: one value for each sample; refused if layers couple the samples.
         squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
@@ -147,14 +133,11 @@ def gsc_over_time(
     probes: int | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
-    """GSC(t, T) of a recurrent net: how gradients grow or fade from the last step back to step t.
-
-    The state after step T by that after step t, through the net's own steps: prod (I + h J_t) for
-    forward Euler. An LSTM's state is (h, c) as one vector.
+    """GSC(t, T) of a recurrent net: the state after its step T by that after step t.
 
     Args:
-        u: samples, (batch, T, m). x0: initial states, (batch, n); zero if None: GSC(0, T) is then NaN.
-        every: GSC at the `points` t = 0, every, 2 every, ..., T; all else as in `gsc`.
+        u: samples, (batch, T, m). x0: (batch, n); by default 0, where GSC(0, T) is NaN.
+        every: GSC at t = 0, every, 2 every, ..., T; all else as in `gsc`.
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
@@ -169,11 +152,7 @@ def gsc_over_time(
 
 
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
-    """Effective depth of the gradient (S_1 + R_1)^T ... (S_L + R_L)^T g.
-
-    Args:
-        vjps: for each layer, the first one first, V -> (S^T V, R^T V); V is (terms, ...) for a g (...).
-        tol: what counts as nothing, in (0, 1).
+    """Of the gradient (S_1 + R_1)^T ... (S_L + R_L)^T g; vjps from the first layer to the last.
 
     Example:
         >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
@@ -206,11 +185,7 @@ def effective_depth_over_time(
     solver: str | None = None,
     tol: float = 1e-6,
 ) -> EffectiveDepth:
-    """Effective depth of a gradient back through the steps of one sequence, S = I and R = step - I.
-
-    Args:
-        u: samples, (time, m). g: the gradient at the last state, (n,). x0: first state, (n,).
-    """
+    """Back through the steps of one sequence u (time, m), S = I and R = step - I; g and x0 are (n,)."""
     x0 = g.new_zeros(len(g)) if x0 is None else x0
     known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)")
     assert samples is not None
@@ -221,25 +196,6 @@ def effective_depth_over_time(
     steps = linearise_along(known.step_map(dt, solver), samples[:, None], x)
     vjps = [partial(split, here.transposed) for here in steps]
     return effective_depth_of_gradient(vjps, g.detach().cpu()[None], tol=tol)
-
-
-def preactivation_statistics(preactivations: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Standard deviation and sign diversity of what each nonlinearity sees, (layers,) each.
-
-    Over observations of (B, ...), B >= 2, for each layer. Deviation: the root of the units' mean
-    variance. Diversity: the units' mean of min(P, N) / (P + N), P positive and N negative values; 0.5 at
-    best, and 0 for units that never change sign, or are always 0.
-    """
-    deviation, diversity = [], []
-    for k, z in enumerate(preactivations):
-        if z.ndim < 2 or len(z) < 2:
-            raise ShapeError(f"preactivations[{k}] must be (B, ...) with B >= 2; got {tuple(z.shape)}.")
-        units = z.detach().flatten(1)
-        positive, negative = (units > 0).sum(0), (units < 0).sum(0)
-        deviation.append(units.var(0, correction=0).mean().sqrt())
-        share = torch.minimum(positive, negative) / (positive + negative).clamp(min=1)
-        diversity.append(share.mean().to(z))
-    return torch.stack(deviation), torch.stack(diversity)
 
 
 def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
@@ -266,11 +222,7 @@ def _checked_state(f: Tensor, x: Tensor, k: int) -> Tensor:
 
 
 def _couples_samples(states: Sequence[Tensor], products: Sequence[VJP]) -> bool:
-    """Whether a layer's output for some sample depends on another sample, as with batch norm.
-
-    The gradient of the first half of the outputs by the second half of the inputs is exactly zero if
-    samples are treated apart.
-    """
+    """Whether some layer's first half of outputs has a gradient by its second half of inputs."""
     half = len(states[0]) // 2
     for out, product in zip(states[:0:-1], products, strict=True):
         signs = torch.ones_like(out).flatten(1)
@@ -284,10 +236,7 @@ def _couples_samples(states: Sequence[Tensor], products: Sequence[VJP]) -> bool:
 def _blocks(
     at: Tensor, total: int, coupled: bool, random: bool, generator: torch.Generator | None
 ) -> Iterator[Tensor]:
-    """Vectors at one end of the chain, (m, B, ...) like `at`: random signs, or all unit vectors.
-
-    If samples are not coupled, one block row holds the same unit vector for every sample.
-    """
+    """Random signs, or unit vectors, one for all samples unless they are coupled: (m, B, ...) each."""
     rows = max(1, CHUNK // at.numel())
     for start in range(0, total, rows):
         m = min(rows, total - start)
@@ -307,16 +256,14 @@ def _propagate(products: Sequence[VJP], blocks: Iterable[Tensor], keep: bool) ->
     found: list[Tensor] = []
     for V in blocks:
         energies = [_energy(V)]
-        scale = energies[0].new_ones(len(V))
+        scale = energies[0].new_ones(len(V), 1)
         for product in products:
             V = product(V)
             energy = _energy(V)
-            energies.append(energy * scale[:, None].square())
-            size = energy.sum(1).sqrt()
-            far = torch.isfinite(size) & (size > 0) & ((size > FAR) | (size * FAR < 1))
-            if bool(far.any()):  # products are linear
-                factor = torch.where(far, size, 1.0)
-                V, scale = V / factor.to(V).view(-1, *[1] * (V.ndim - 1)), scale * factor
+            energies.append(energy * scale.square())
+            size = energy.sum(1, keepdim=True).sqrt()
+            size = torch.where(torch.isfinite(size) & (size > 0), size, 1.0)  # products are linear
+            V, scale = V / size.to(V).view(-1, *[1] * (V.ndim - 1)), scale * size
         part = torch.stack(energies)
         found.append(part if keep else part.sum(1, keepdim=True))
     return torch.cat(found, dim=1) if keep else torch.stack(found).sum(0)

@@ -40,10 +40,10 @@ class Lyapunov:
     Attributes:
         exponents: mean over the trajectories, (k,); -inf where the step is singular.
         errors: standard errors, (k,): from the trajectories' own means if there are at least ten, else
-            from the means of ten equal parts of each run, which must be longer than its memory.
-            They know nothing of a transient too short; infinite where there is too little to tell.
-        per_trajectory: (batch, k). history: the estimate as it ran, (records, k), since the transient's
-            end, at `times`, (records,); its last row is `exponents`.
+            from the means of ten equal parts of each run, which must be longer than its memory;
+            infinite where there is too little to tell.
+        per_trajectory: (batch, k). history: the estimate as it ran, (records, k), at `times` since the
+            transient's end.
     """
 
     exponents: Tensor
@@ -81,11 +81,9 @@ def lyapunov_exponents(
         k: how many exponents, 1..n. steps: steps to average over.
         dt: duration of a step; for a map by default 1, so that exponents are per sample.
         transient: steps before, which turn the frame and are discarded; by default a tenth of steps.
-        every: steps from one orthonormalisation to the next; more is cheaper, and refused where it
-            loses the smaller exponents.
+        every: steps from one orthonormalisation to the next; refused where it loses small exponents.
 
-    Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4), as of a flow of
-    your own, `Behaviour(n, flow=lambda u: f)`.
+    Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4).
     """
     known, samples, x = prepare(
         net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator

@@ -38,14 +38,12 @@ class Theorem6:
     """What the conditions are along one sampled trajectory.
 
     Attributes:
-        c: the largest c <= 2 of the first condition, in units of 1 / tau; the theorem needs c > 0.
-        rate: beta / 2, half the minimum over samples and units of c / tau_i - d/dt log D_ii, per unit of
-            time: the norm decays at least like exp(-rate t) at the sampled instants if c > 0.
-        condition_number: of diag(tau) P^-1 D over all samples; Euclidean distances may exceed what
-            the rate promises by its root.
+        c: the largest c <= 2 of the first condition, 2 - 2 g lmax(sym(P^-1/2 W P^1/2)).
+        rate: beta / 2, beta the minimum over samples and units: the norm decays at least like
+            exp(-rate t) at the sampled instants if c > 0.
+        condition_number: of diag(tau) P^-1 D over all samples.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
-            do not explain. It goes to 0 with finer samples, and stays large where phi has a kink,
-            for which the theorem does not hold (SELU).
+            do not explain: 0 for ever finer samples, unless phi has a kink, which the theorem excludes.
     """
 
     certified: ClassVar[bool] = False
@@ -63,10 +61,7 @@ class Theorem6:
 
 
 def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
-    """The largest c <= 2 of the first condition, c = 2 - 2 g lmax(sym(P^-1/2 W P^1/2)), in float64.
-
-    W is (n, n), P the diagonal of P, (n,), > 0, and g the slope bound of phi.
-    """
+    """`Theorem6.c` of W (n, n), the diagonal of P, (n,), and the slope bound g of phi, in float64."""
     W, P = W.detach().double(), P.detach().double()
     if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
         raise ShapeError(
@@ -89,11 +84,9 @@ def theorem6(
     *,
     tau: Tensor | float = 1.0,
 ) -> Theorem6:
-    """Check Theorem 6 at the samples of trajectories, d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
+    """Check Theorem 6 at states x in the order of time, and x', (time, n) or (batch, time, n).
 
-    Args:
-        W, P, tau: (n, n), the diagonal of P, (n,), and time constants. phi: with slopes > 0.
-        x, velocity: states in the order of time, and x' there, (time, n) or (batch, time, n).
+    W is (n, n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
     """
     phi = activation(phi)
     c = largest_c(W, P, phi.g)
@@ -131,13 +124,8 @@ def monitor_theorem6(
 ) -> Theorem6:
     """Follow trajectories, and check Theorem 6 at both ends of every interval: x' jumps with the input.
 
-    Args:
-        net: with `terms()` of one module in the x-form, or such `Terms`.
-        u: samples held over dt each, (batch, time, m). x0: (batch, n). steps: needed without u.
-        P: the diagonal of P, (n,); by default the inverse of the net's own diagonal metric.
-
-    Raises:
-        ContractionError: if the theorem does not cover the net, or a slope on the way is not positive.
+    u is (batch, time, m), held over dt each; P by default the inverse of the net's own diagonal metric.
+    A ContractionError refuses a net that the theorem does not cover, and slopes that are not positive.
     """
     known, u, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     terms, metric = known.terms, known.metric
