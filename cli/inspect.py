@@ -183,7 +183,6 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     option("--k", type=int, help="number of leading exponents  [default: 8, or all of a smaller net]"),
     option("--steps", default=2000, help="steps that count"),
     option("--transient", type=int, help="steps discarded before  [default: a tenth of them]"),
-    option("--every", default=1, help="steps between orthonormalisations"),
 )
 def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     """The k leading exponents of the solver's step, conditional on the input, by QR.
@@ -336,11 +335,8 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     option("--every", type=int, help="steps between values  [default: a sixteenth of T]"),
     option("--probes", type=int, help="random probes of the estimate  [default: exact]"),
     option("--effective-depth", is_flag=True, help="also how many residual steps count at once"),
-    option("--squared", is_flag=True, help="the square, as the paper prints it first"),
 )
-def gsc_command(
-    net: Driven, every: int | None, probes: int | None, effective_depth: bool, squared: bool
-) -> None:
+def gsc_command(net: Driven, every: int | None, probes: int | None, effective_depth: bool) -> None:
     """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|: how gradients grow or fade from the last step back.
 
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
@@ -356,7 +352,7 @@ def gsc_command(
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
-    settings: dict[str, Any] = {"squared": squared, "probes": probes, "generator": net.generator}
+    settings: dict[str, Any] = {"probes": probes, "generator": net.generator}
     every = max(1, T // 16) if every is None else every
     found = gsc_over_time(net.layer, net.u, every=every, **settings)
     results: dict[str, Any] = {"": found}
@@ -379,8 +375,8 @@ def gsc_command(
     net.show(
         results,
         columns,
-        what=f": GSC(t, T){' squared' if squared else ''}, T = {T} steps",
+        what=f": GSC(t, T), T = {T} steps",
         notes=notes,
-        facts={"squared": squared, "probes": probes},
-        figure=partial(gsc_figure, rows_of(columns), squared=squared),
+        facts={"probes": probes},
+        figure=partial(gsc_figure, rows_of(columns)),
     )

@@ -58,11 +58,9 @@ def within(found: Tensor, expected: float, errors: float = 4.0) -> bool:
 def test_oracle_31_a_diagonal_layer(x, square):
     net = [lambda z: z @ torch.diag(torch.tensor([2.0, 1.0]))]
     for single in (True, False):
-        found = gsc(net, torch.tensor([x]), squared=True, per_sample=single).value
-        value = found.flatten()[0]
+        found = gsc(net, torch.tensor([x]), per_sample=single).value
+        value = found.flatten()[0] ** 2
         assert float(value) == pytest.approx(square, abs=1e-12)
-    root = gsc(net, torch.tensor([x])).value[0]
-    assert float(root) == pytest.approx(square**0.5, abs=1e-12)
 
 
 def test_orthogonal_linear_layers_have_gsc_one():
@@ -97,8 +95,8 @@ def test_oracle_32_gaussian_linear_layers():
     assert gaussian_linear(100, 50) == pytest.approx(2.3094337, abs=1e-6)
     n, depth, draws = 20, 10, 1500
     layers = [apart(torch.randn(draws, n, n) * n**-0.5) for _ in range(depth)]
-    found = gsc(layers, torch.randn(draws, n), per_sample=True, squared=True)
-    assert within(found.value[:, 0], gaussian_linear(n, depth))
+    found = gsc(layers, torch.randn(draws, n), per_sample=True)
+    assert within(found.value[:, 0].square(), gaussian_linear(n, depth))
 
 
 def test_a_constant_layer_and_a_vanishing_one():
@@ -191,14 +189,15 @@ def test_who_couples_samples():
 def test_the_estimate_of_the_square_is_unbiased_and_knows_its_error(make):
     net, x = make(), torch.randn(7, 4)
     generator = torch.Generator().manual_seed(3)
-    true = gsc(net, x, squared=True).value
-    found = gsc(net, x, squared=True, probes=4000, generator=generator)
+    true = gsc(net, x).value.square()
+    found = gsc(net, x, probes=4000, generator=generator)
     assert found.standard_error is not None
     assert found.products == 4000
-    assert bool(((found.value - true).abs() <= 4 * found.standard_error + 1e-12).all())
-    few = [gsc(net, x, squared=True, probes=8, generator=generator) for _ in range(120)]
-    spread = torch.stack([f.value for f in few]).std(0)
-    told = torch.stack([f.standard_error for f in few]).square().mean(0).sqrt()
+    error = 2 * found.value * found.standard_error
+    assert bool(((found.value.square() - true).abs() <= 4 * error + 1e-12).all())
+    few = [gsc(net, x, probes=8, generator=generator) for _ in range(120)]
+    spread = torch.stack([f.value.square() for f in few]).std(0)
+    told = torch.stack([2 * f.value * f.standard_error for f in few]).square().mean(0).sqrt()
     # 120 draws know a standard deviation to about 7 %; some tails are heavy
     torch.testing.assert_close(told, spread, rtol=0.35, atol=1e-12)
 

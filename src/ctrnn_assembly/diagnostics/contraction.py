@@ -183,17 +183,15 @@ def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
     size, terms = x.abs(), known.terms
     added = torch.ones_like(x[:, 1:])
     if terms is not None:
-        W_in = None if terms.W_in is None else terms.W_in.abs()
-        blocks = tuple(W.abs() for W in terms.blocks)
-        positive = replace(terms, blocks=blocks, bias=terms.bias.abs(), W_in=W_in)
+        positive = terms.mapped(torch.abs)
         before = x[:, :-1].flatten(0, 1)
         drive = positive.inject(None if u is None else u.abs().flatten(0, 1))
         inner = positive.apply_weight(terms.pre(before).abs()) + drive
         total = before.abs() + max(phi.g for phi, _ in terms.post.runs) * inner
-        if terms.L is not None:
-            total = total + before.abs() @ terms.L.abs().mT
-        for edge in terms.edges:
-            total = total + edge.psi(before).abs() @ edge.K.abs().mT
+        if positive.L is not None:
+            total = total + before.abs() @ positive.L.mT
+        for edge in positive.edges:
+            total = total + edge.psi(before).abs() @ edge.K.mT
         added = dt * (total / terms.tau).view(added.shape)
     return torch.cat([size[:, :1], size[:, 1:] + size[:, :-1] + added], 1)
 

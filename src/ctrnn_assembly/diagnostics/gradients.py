@@ -25,9 +25,8 @@ g at the output: cutting off all terms with more residual factors changes the wh
 With the rows of I for g it is that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), who define the effective depth in words; the
-precise form with a tolerance is ours. A report of 2018 on its reproducibility prints the GSC once with
-and once without the square: `squared`. Not done: sparse Jacobians; values below 1e-154, whose square is
-0 in float64.
+precise form with a tolerance is ours. A report of 2018 on its reproducibility prints the GSC with and
+without a square; here it has none. Not done: values below 1e-154, whose square is 0 in float64.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,10 +54,11 @@ class GradientScale:
     """GSC at the points of a chain: its layers 0 (the input) to L, or its times 0 to T.
 
     Attributes:
-        value: GSC, or its square, (points,), or (batch, points) for single samples; NaN where a state
+        value: GSC, (points,), or (batch, points) for single samples; NaN where a state
             is 0, as an initial one may be.
-        jacobian, size: ||J||_qm, never squared, and |f|, a root mean square over the batch; as `value`.
-        standard_error: of `value`; None if exact. Unbiased for the square, of first order for the root.
+        jacobian, size: ||J||_qm, and |f|, a root mean square over the batch; as `value`.
+        standard_error: of `value`, of first order: 2 value error is that of the square, which the
+            estimate has unbiased. None if exact.
         points: layer or time of each entry. products: Jacobian products of the whole batch.
     """
 
@@ -86,7 +86,6 @@ def gsc(
     x: Tensor,
     *,
     per_sample: bool = False,
-    squared: bool = False,
     probes: int | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
@@ -97,7 +96,6 @@ def gsc(
 
     Args:
         per_sample: one value for each sample; refused if layers couple the samples.
-        squared: return GSC^2.
         probes: random signs to estimate from, at least 2; None for the exact value.
     """
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
@@ -116,7 +114,7 @@ def gsc(
             "batch norm in training mode does. Use per_sample=False, or call eval()."
         )
     states, points = [f.detach() for f in states], range(len(states))
-    return _scale(states, products, points, coupled, per_sample, squared, probes, generator)
+    return _scale(states, products, points, coupled, per_sample, probes, generator)
 
 
 @torch.no_grad()
@@ -129,7 +127,6 @@ def gsc_over_time(
     solver: str | None = None,
     every: int = 1,
     per_sample: bool = False,
-    squared: bool = False,
     probes: int | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
@@ -148,7 +145,7 @@ def gsc_over_time(
         states.append(_checked_state(here.value, x, len(states)))
         products.insert(0, here.transposed)
     times = (*range(0, len(products), every), len(products))
-    return _scale(states, products, times, False, per_sample, squared, probes, generator)
+    return _scale(states, products, times, False, per_sample, probes, generator)
 
 
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
@@ -281,7 +278,6 @@ def _scale(
     points: Sequence[int],
     coupled: bool,
     per_sample: bool,
-    squared: bool,
     probes: int | None,
     generator: torch.Generator | None,
 ) -> GradientScale:
@@ -299,9 +295,7 @@ def _scale(
     ratio = torch.where((sizes > 0) & (end > 0), sizes / end, float("nan"))
     squares = draws / columns[:, None]  # of ||J||_qm
     mean, m = squares.mean(-1), squares.shape[-1]
-    value = mean * ratio
-    error = squares.std(-1) / m**0.5 * ratio if m > 1 else None
-    if not squared:
-        value = value.sqrt()
-        error = None if error is None else torch.where(value > 0, error / (2 * value), value)
+    value, error = (mean * ratio).sqrt(), None
+    if m > 1:
+        error = torch.where(value > 0, squares.std(-1) / m**0.5 * ratio / (2 * value), value)
     return GradientScale(value, mean.sqrt(), sizes.sqrt(), error, tuple(points), total)

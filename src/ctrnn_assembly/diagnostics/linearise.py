@@ -12,14 +12,12 @@ equation, `flow(u)`, x' as a function of x. `behaviour` finds both in
     `Behaviour(size, flow=...)`     of your own: flow(u) gives x -> x', (batch, n) both
 
 Derivatives are taken by automatic differentiation, except where a net answers `terms()`: then the field
-and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in closed form
+and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in closed form (THEORY section 6)
 
     J = A + C N,    N = diag(post') W diag(pre') + sum_e K_e diag(psi_e')
 
 of which a product with 8 vectors takes 0.1 ms for n = 128 on one core, automatic differentiation 0.4 ms.
-Everything is float64 on the CPU, from a copy in evaluation mode and without gradients of weights.
-
-Source: THEORY sections 1 and 6.
+Nets are copied, in evaluation mode and without gradients of weights.
 """
 
 import math
@@ -139,11 +137,10 @@ class Behaviour:
     """What a net does, on float64 tensors of the CPU.
 
     Attributes:
-        size, input_size: how wide a state is, n, and an input, m; None if it is not known.
+        size, sizes, input_size: how wide a state, its modules and an input are; None if not known.
         step: (u, x) -> x one sample later, (batch, n), or None. Where m is known, u is never None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
-        sizes: how wide the modules are, in the order of the state.
         terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
     """
 
@@ -211,22 +208,16 @@ class Behaviour:
 
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
-    """The behaviour of a net of the module's table, as its weights are now; they must be finite.
-
-    Args:
-        size: how wide the state of a callable (u, h) -> h is.
-    """
+    """Of a net of the module's table, as its weights are now; size is that of a callable's state."""
     if isinstance(net, Behaviour):
         return net
     terms = net if isinstance(net, Terms) else _answer(net, "terms")
-    if terms is not None:
-        return _of_terms(net, terms)
-    if isinstance(net, nn.Module):
+    if terms is None and isinstance(net, nn.Module):
         net = _copied(net)
     if isinstance(net, nn.RNNBase | nn.RNNCellBase):
         return _of_torch(net)
-    if hasattr(net, "state_size"):
-        return _of_layer(net)
+    if terms is not None or hasattr(net, "state_size"):
+        return _of_ours(net, terms)
     if not callable(net):
         raise ConfigError(
             f"net must be a layer, a field, a recurrent net of torch or a callable (u, h) -> h; got "
@@ -253,11 +244,8 @@ def prepare(
 ) -> tuple[Behaviour, Tensor | None, Tensor]:
     """The net's behaviour, the inputs and the states (batch, n), in float64 on the CPU, checked.
 
-    Args:
-        inputs: the dimensions of u, such as "(time, m)"; None, a zero input, stays None. Of (batch, m),
-            one for each state, a single one serves all.
-        states: name and dimensions of x; without an x there are `count`, by default one a sequence of u,
-            from N(0, spread^2).
+    u must have the dimensions `inputs`, x the name and dimensions `states`; a u of (1, m) serves all
+    states. Without x there are `count`, by default one a sequence of u, from N(0, spread^2).
     """
     known = behaviour(net, size=None if x is None else x.shape[-1])
     u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")
@@ -384,36 +372,20 @@ def _check_weights(tensors: Iterable[Tensor]) -> None:
         )
 
 
-def _of_terms(net: Any, terms: Terms) -> Behaviour:
-    """Of a field: what runs are the weights of its own precision, cast up."""
+def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
+    """Of a field, its weights cast up from their own precision, or of a layer without terms."""
+    metric, solver = _answer(net, "metric"), getattr(net, "solver", None)
+    dt = getattr(net, "dt", getattr(net, "eps", None))  # eps: the step of a baseline's flow
+    if terms is None:
+        n, flow = net.state_size, None if _answer(net, "flow", None) is None else net.flow
+        sizes = (n,) if metric is None else tuple(metric.sizes)
+        return Behaviour(n, net.step, flow, net.input_size, dt, solver, sizes, metric=metric)
     terms = terms.detach_cpu().double()
     _check_weights(terms.tensors())
-    solver = getattr(net, "solver", None)
+    step = None if solver in (None, *SCHEMES) else _copied(net).step
+    m = terms.n if terms.W_in is None else terms.W_in.shape[1]
     return Behaviour(
-        terms.n,
-        step=None if solver in (None, *SCHEMES) else _copied(net).step,
-        flow=lambda u: lambda x: terms(x, u),
-        input_size=terms.n if terms.W_in is None else terms.W_in.shape[1],
-        dt=getattr(net, "dt", None),
-        solver=solver,
-        sizes=terms.sizes,
-        terms=terms,
-        metric=_answer(net, "metric"),
-    )
-
-
-def _of_layer(net: Any) -> Behaviour:
-    """Of a layer without terms: gates that move, and the baselines."""
-    metric = _answer(net, "metric")
-    return Behaviour(
-        net.state_size,
-        step=net.step,
-        flow=None if _answer(net, "flow", None) is None else net.flow,
-        input_size=net.input_size,
-        dt=getattr(net, "dt", getattr(net, "eps", None)),  # eps: the step of a baseline's flow
-        solver=getattr(net, "solver", None),
-        sizes=(net.state_size,) if metric is None else tuple(metric.sizes),
-        metric=metric,
+        terms.n, step, lambda u: lambda x: terms(x, u), m, dt, solver, terms.sizes, terms, metric
     )
 
 

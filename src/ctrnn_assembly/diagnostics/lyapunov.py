@@ -1,6 +1,6 @@
 """Lyapunov exponents by QR (Benettin): of a net's steps along driven trajectories.
 
-    V <- S_t V for `every` steps,  V = Q R,  V <- Q,    exponent_i = sum log |R_ii| / elapsed time
+    S_t V = Q R,    V <- Q,    exponent_i = sum log |R_ii| / elapsed time
 
 They compare trajectories that see the same input, and are averages along one run, no guarantee for
 another. What the theory says about the numbers:
@@ -12,7 +12,7 @@ another. What the theory says about the numbers:
   * the frame turns into place at the rate of the gaps between exponents. A transient that is short
     against 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
 
-Cost of a step: one product of its Jacobian with k vectors, and 4 n k^2 for an orthonormalisation.
+Cost of a step: one product of its Jacobian with k vectors, and 4 n k^2 for the orthonormalisation.
 
 Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 """
@@ -20,7 +20,7 @@ Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count, islice, pairwise, repeat
+from itertools import count, islice, repeat
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare
 from ctrnn_assembly.errors import ConfigError, SolverError
 
 PARTS = 10  # so many trajectories, or parts of each run, make a standard error
-LOST = 1e-8  # below this share of the longest vector an R_ii has lost half of its digits
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class Lyapunov:
     """The k leading Lyapunov exponents, in descending order, per unit of time.
 
     Attributes:
-        exponents: mean over the trajectories, (k,); -inf where the step is singular.
+        exponents: means over the trajectories, (k,); -inf where the step is singular.
         errors: standard errors, (k,): from the trajectories' own means if there are at least ten, else
             from the means of ten equal parts of each run, which must be longer than its memory;
             infinite where there is too little to tell.
-        per_trajectory: (batch, k). history: the estimate as it ran, (records, k), at `times` since the
+        per_trajectory: (batch, k). history: the estimate as it ran, (steps, k), at `times` since the
             transient's end.
     """
 
@@ -67,7 +66,6 @@ def lyapunov_exponents(
     dt: float | None = None,
     solver: str | None = None,
     transient: int | None = None,
-    every: int = 1,
     generator: torch.Generator | None = None,
 ) -> Lyapunov:
     """The k leading exponents of a net's steps, along driven trajectories.
@@ -81,7 +79,6 @@ def lyapunov_exponents(
         k: how many exponents, 1..n. steps: steps to average over.
         dt: duration of a step; for a map by default 1, so that exponents are per sample.
         transient: steps before, which turn the frame and are discarded; by default a tenth of steps.
-        every: steps from one orthonormalisation to the next; refused where it loses small exponents.
 
     Guarantee: of the steps; the flow has them up to O(dt), with "rk4" up to O(dt^4).
     """
@@ -90,31 +87,30 @@ def lyapunov_exponents(
     )
     dt, solver = known.resolve(dt, solver)
     transient = steps // 10 if transient is None else transient
-    _check_run(known.size, k, steps, transient, every)
+    _check_run(known.size, k, steps, transient)
     inputs = repeat(None) if samples is None else _in_turn(samples, len(x))
-    run, end = linearise_along(known.step_map(dt, solver), inputs, x), transient + steps
+    run = linearise_along(known.step_map(dt, solver), inputs, x)
     V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].movedim(2, 0)
-    logs, spans = [], []
-    for first, last in pairwise([*range(0, transient, every), *range(transient, end, every), end]):
-        for here in islice(run, last - first):
-            V = here.product(V)  # (k, batch, n)
-        Q, R = torch.linalg.qr(V.movedim(0, 2))
-        size = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
-        _check_frame(here.value, size, last, dt, every)
-        V = Q.movedim(2, 0).contiguous()
-        if first >= transient:
-            logs.append(size.log())
-            spans.append((last - first) * dt)
-    grown, span = torch.stack(logs), x.new_tensor(spans)  # (records, batch, k)
-    times = span.cumsum(0)
-    own = grown.sum(0) / times[-1]  # (batch, k)
-    order = own.mean(0).argsort(descending=True)
+    logs = []
+    for done, here in enumerate(islice(run, transient + steps), 1):
+        Q, R = torch.linalg.qr(here.product(V).movedim(0, 2))
+        grown = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
+        if not bool(torch.isfinite(here.value).all() and torch.isfinite(grown).all()):
+            raise SolverError(
+                f"trajectories and frame must stay finite; one overflowed within {done} steps of "
+                f"dt={dt}. Use a smaller dt, or solver='imex'."
+            )
+        V = Q.movedim(2, 0).contiguous()  # (k, batch, n)
+        logs.append(grown.log())
+    rates = torch.stack(logs[transient:]) / dt  # (steps, batch, k)
+    order = rates.mean((0, 1)).argsort(descending=True)
+    rates, counted = rates[..., order], torch.arange(1, steps + 1, dtype=x.dtype)
     return Lyapunov(
-        exponents=own.mean(0)[order],
-        errors=_errors(grown, span)[order],
-        per_trajectory=own[:, order],
-        history=(grown.mean(1).cumsum(0) / times[:, None])[:, order],
-        times=times,
+        exponents=rates.mean((0, 1)),
+        errors=_errors(rates),
+        per_trajectory=rates.mean(0),
+        history=rates.mean(1).cumsum(0) / counted[:, None],
+        times=dt * counted,
         dt=dt,
         steps=steps,
         transient=transient,
@@ -127,37 +123,21 @@ def _in_turn(samples: Tensor, batch: int) -> Iterable[Tensor]:
         yield from samples[(torch.arange(batch) + turn) % len(samples)].unbind(1)
 
 
-def _errors(logs: Tensor, spans: Tensor) -> Tensor:
-    """Standard errors of the mean, (k,), from logs (records, batch, k)."""
-    own = logs.sum(0) / spans.sum()
+def _errors(rates: Tensor) -> Tensor:
+    """Standard errors of the mean, (k,), from rates (steps, batch, k)."""
+    own = rates.mean(0)
     if len(own) < PARTS:
-        some = min(PARTS, len(logs))
-        parts = zip(logs.tensor_split(some), spans.tensor_split(some), strict=True)
-        own = torch.cat([part.sum(0) / span.sum() for part, span in parts])
+        own = torch.cat([part.mean(0) for part in rates.tensor_split(min(PARTS, len(rates)))])
     if len(own) == 1:
         return torch.full_like(own[0], math.inf)
     return (own.std(0) / len(own) ** 0.5).nan_to_num(nan=math.inf)
 
 
-def _check_frame(x: Tensor, size: Tensor, step: int, dt: float, every: int) -> None:
-    if not bool(torch.isfinite(x).all() and torch.isfinite(size).all()):
-        raise SolverError(
-            f"trajectories and frame must stay finite; one overflowed within {step} steps of "
-            f"dt={dt}. Use a smaller dt, every=1, or solver='imex'."
-        )
-    smallest = float((size / size.amax(1, keepdim=True)).min())
-    if every > 1 and not smallest > LOST:
-        raise SolverError(
-            f"the frame must keep its directions apart; after {every} steps the smallest has "
-            f"{smallest:.1e} of the largest. Use every={max(1, every // 4)}, or a smaller k."
-        )
-
-
-def _check_run(n: int, k: int, steps: int, transient: int, every: int) -> None:
+def _check_run(n: int, k: int, steps: int, transient: int) -> None:
     if not 1 <= k <= n:
         raise ConfigError(f"k must be in 1..{n}, the number of units; got {k}. Use k={min(10, n)}.")
-    if steps < 1 or transient < 0 or every < 1:
+    if steps < 1 or transient < 0:
         raise ConfigError(
-            f"steps and every must be at least 1 and transient at least 0; got {steps}, {every} and "
-            f"{transient}. Use steps=1000, every=1."
+            f"steps must be at least 1 and transient at least 0; got {steps} and {transient}. "
+            "Use steps=1000."
         )

@@ -12,10 +12,8 @@ F is J in the coordinates where the metric diag(tau) M is the Euclidean norm,
 
 with the eigenvalues of J. Always local rate <= -abscissa, and a certified rate in that metric is at most
 every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
-see `lyapunov` for averages and `certificates` for proofs.
-
-Cost: all eigenvalues by LAPACK, about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for
-n = 2048 on one core.
+see `lyapunov` for averages and `certificates` for proofs. Cost: all eigenvalues by LAPACK, about 25 n^3
+operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for n = 2048 on one core.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """
@@ -126,12 +124,9 @@ def spectrum_along(
 ) -> Spectrum:
     """Spectra along one trajectory, after chosen numbers of steps.
 
-    The state after k steps meets sample k, which is held from there on; the last one meets the last
-    sample once more.
-
     Args:
         u: samples of one sequence, held over dt each, (time, m). x0: initial state, (n,).
-        at: numbers of steps, each 0 or more, and at most the number of samples.
+        at: numbers of steps: the state after k meets sample k, after all of them the last once more.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`; only grid solvers have a step to see.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
@@ -155,10 +150,7 @@ def spectrum_along(
 
 @torch.no_grad()
 def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
-    """Eigenvalues of the modules' own blocks of J, or of a map's step, at states x: (batch, n_i) each.
-
-    The coupling between them is left out. The modules of a torch net are its layers.
-    """
+    """Of the modules' (or layers') own blocks of J, or of a map's step: (batch, n_i) each."""
     known, u, x = prepare(net, u, x)
     J = linearise(known.own_map(), u, x).matrix()
     order: Order = "modulus" if known.flow is None else "real"
