@@ -61,16 +61,12 @@ def certify(
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
     if own.certified or search == "none" or unusable(terms, given):
         return own
-    rated = [
-        (Interconnection.of(terms, other).rate()[0], origin, other)
-        for origin, other in candidates(terms, convex=search == "convex")
-        if not unusable(terms, other)
-    ]
-    rate, origin, other = max(rated, key=lambda entry: entry[0])
-    if rate > 0:
-        best = _certify_in(other, terms, dt, solver, origin)
-        if best.certified:
-            return best
+    found = candidates(terms, convex=search == "convex")
+    usable = [(origin, other) for origin, other in found if not unusable(terms, other)]
+    origin, other = max(usable, key=lambda entry: Interconnection.of(terms, entry[1]).rate()[0])
+    best = _certify_in(other, terms, dt, solver, origin)
+    if best.certified:
+        return best
     added = "no identity, Perron, Lyapunov or balanced metric was found that shows it either"
     return replace(own, reasons=(*own.reasons, added))
 
@@ -111,10 +107,10 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
         return 0.0
     alone = euler_step(whole.uncoupled).factor(dt)
     (nu, eps), target = common_disc(whole), 1 - 1e-6
-    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else -1.0
-    rest = target**2 - alone**2 if alone < target else -1.0
+    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else 0.0
+    rest = target**2 - alone**2 if alone < target else 0.0
     by_disc = math.sqrt(max(0.0, disc)) / dt
-    by_alone = -eps + math.sqrt(eps**2 + max(0.0, rest) / dt**2)
+    by_alone = -eps + math.sqrt(eps**2 + rest / dt**2)
     return max(by_disc, by_alone) * (1 - 1e-12) * float(terms.tau.double().min())
 
 
@@ -230,14 +226,11 @@ def _bad_shapes(terms: Terms, metric: Metric) -> Iterator[str]:
 
 def _bad_factor(factor: Factor) -> Iterator[str]:
     """Why Theta is no factor of a positive definite metric."""
-    if factor.is_diagonal:
-        low, high = float(factor.theta.min()), float(factor.theta.max())
-        limit = 1e-14
-        if low <= 0:
-            yield f"must have a positive factor theta; the smallest entry is {low:.3g}"
-    else:
-        values = torch.linalg.svdvals(factor.theta.double())
-        low, high, limit = float(values[-1]), float(values[0]), 1e-7
+    diagonal = factor.is_diagonal
+    values = factor.theta if diagonal else torch.linalg.svdvals(factor.theta.double())
+    low, high, limit = float(values.min()), float(values.max()), 1e-14 if diagonal else 1e-7
+    if diagonal and low <= 0:
+        yield f"must have a positive factor theta; the smallest entry is {low:.3g}"
     if high <= 1 / LARGEST or low <= limit * high:
         ratio = (high / low) ** 2 if low > 0 else float("inf")
         yield (

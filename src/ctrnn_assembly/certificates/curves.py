@@ -6,7 +6,6 @@ proofs, at equal distances of dt, and is itself proven.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +48,7 @@ def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorC
     bounds = {"euler": chords(exact["euler"], proofs, near)}
     by_chords = chords(alone, 2 * proofs, near)
     bounds |= {s: proof(whole, by_chords) for s, proof in STEP_PROOFS.items() if s not in bounds}
-    dts = dt_range(near, [proof.max_dt for proof in exact.values()])
-    return tuple(
-        FactorCurve(solver, dts, tuple(map(bounds[solver].factor, dts)), proof.max_dt)
-        for solver, proof in exact.items()
-    )
+    return _sampled(bounds, {solver: proof.max_dt for solver, proof in exact.items()}, near)
 
 
 def chords(proof: StepProof, count: int, near: float) -> StepProof:
@@ -85,10 +80,13 @@ def chords(proof: StepProof, count: int, near: float) -> StepProof:
     return StepProof(factor, largest)
 
 
-def dt_range(near: float, largest: Sequence[float]) -> tuple[float, ...]:
-    """dt from a tenth of the smallest to three times the largest of these, and these."""
-    marks = [near, *(dt for dt in largest if 0 < dt < math.inf)]
-    return tuple(sorted([*np.geomspace(min(marks) / 10, 3 * max(marks), 200).tolist(), *marks]))
+def _sampled(
+    bounds: dict[str, StepProof], largest: dict[str, float], near: float
+) -> tuple[FactorCurve, ...]:
+    """At dt from a tenth of the smallest to three times the largest of the marks, and at these."""
+    marks = [near, *(dt for dt in largest.values() if 0 < dt < math.inf)]
+    dts = tuple(sorted([*np.geomspace(min(marks) / 10, 3 * max(marks), 200).tolist(), *marks]))
+    return tuple(FactorCurve(s, dts, (*map(bounds[s].factor, dts),), largest[s]) for s in bounds)
 
 
 def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
@@ -106,5 +104,5 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
 
     step = layer.certificate(dt=near).step
     largest = 0.0 if step is None else step.max_dt
-    dts, bound = dt_range(near, [largest]), chords(StepProof(factor, largest), 12, near)
-    return (FactorCurve("euler", dts, tuple(bound.factor(dt) for dt in dts), largest),)
+    bounds = {"euler": chords(StepProof(factor, largest), 12, near)}
+    return _sampled(bounds, {"euler": largest}, near)

@@ -7,7 +7,7 @@ of the state are not known to. Source: THEORY section 3, (a) to (d), with the bo
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ctrnn_assembly.certificates.certify import LARGEST, certify
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate, StepProof
 from ctrnn_assembly.certificates.rounding import UNIT, Balance, balanced, largest_proven, spectral_norm
-from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -28,26 +28,23 @@ SLACK = 1e-13
 
 @torch.no_grad()
 def certify_gated(
-    terms: Terms,
-    metric: Metric,
-    *,
-    gate: Gate,
-    lo: float,
-    hi: float,
-    nu: Tensor | None = None,
-    dt: float | None = None,
+    terms: Terms, metric: Metric, *, gate: Gate, lo: float, hi: float, dt: float | None = None
 ) -> Certificate:
-    """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given.
+    """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given; nu is not constant.
 
-    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time; nu (n,) are constant gates.
-    Of the `Certificate`, `modules` and `coupling` describe the field at nu = 1, unless constant.
+    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time. Of the `Certificate`, `modules`
+    and `coupling` describe the field at nu = 1.
 
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
-    _check(terms, gate, lo, hi, nu)
-    if nu is not None:
-        return certify(replace(terms, tau=1 / nu.cpu().double()), metric, dt=dt, search="none")
+    if gate not in ("shared", "input", "state"):
+        fix = "Constant gates are time constants: certify with tau = 1 / nu."
+        raise unknown("gate", gate, ("shared", "input", "state"), fix)
+    if not 1 / LARGEST <= lo <= hi <= LARGEST:
+        raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
+    if not bool((terms.tau == 1).all()):
+        raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
     if gate == "shared":
         fastest = certify(terms, metric, dt=None if dt is None else dt * hi, search="none")
         return _shared(fastest, lo, hi, dt)
@@ -142,12 +139,9 @@ def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, fl
     def norm(A: Tensor) -> float:
         return spectral_norm(*balanced(A.double(), scale, scale))
 
-    diagonals, rest = [], []
-    for module in modules_of(terms, metric):
-        diagonal = module.W.diagonal()
-        diagonals += [slope * diagonal for slope in module.phi.slope]
-        rest.append(module.phi.g * (module.W - torch.diag(diagonal)))
-    ends = torch.cat(diagonals)
+    modules = modules_of(terms, metric)
+    ends = torch.cat([slope * m.W.diagonal() for m in modules for slope in m.phi.slope])
+    rest = [m.phi.g * (m.W - torch.diag(m.W.diagonal())) for m in modules]
     edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
     omega, s = 0.0, 0.0
     if terms.L is not None:
@@ -155,16 +149,3 @@ def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, fl
         omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
     low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
     return low, top, norm(torch.block_diag(*rest)) + edges, s, omega
-
-
-def _check(terms: Terms, gate: str, lo: float, hi: float, nu: Tensor | None) -> None:
-    if gate not in get_args(Gate):
-        raise unknown("gate", gate, get_args(Gate))
-    if not 1 / LARGEST <= lo <= hi <= LARGEST:
-        raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
-    if not bool((terms.tau == 1).all()):
-        raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
-    if (nu is not None) != (gate == "constant"):
-        raise ConfigError(f"nu is for constant gates, and they need it; got gate={gate!r}, nu={nu}.")
-    if nu is not None and nu.shape != terms.tau.shape:
-        raise ShapeError(f"nu must be ({terms.n},), one for each unit; got {tuple(nu.shape)}.")

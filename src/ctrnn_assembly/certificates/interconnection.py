@@ -43,8 +43,7 @@ class Interconnection:
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         gains = _edge_gains(terms, scales) if terms.edges else None
-        bounds = tuple(prove_module(module) for module in modules)
-        return cls(terms.sizes, bounds, K, error, gains, terms.tau.double())
+        return cls(terms.sizes, (*map(prove_module, modules),), K, error, gains, terms.tau.double())
 
     @cached_property
     def skewness(self) -> tuple[Tensor, float]:
@@ -56,9 +55,8 @@ class Interconnection:
     def cost(self) -> float:
         """An upper bound on the largest eigenvalue of sym(K), at least 0."""
         S, bound = self.skewness
-        if bound <= 1e-9 or (len(S) > DENSE and bound <= 1e-4 * abs(self.slowest)):
-            return bound
-        return max(0.0, largest_eigenvalue(S, self.K_error))
+        small = bound <= 1e-9 or (len(S) > DENSE and bound <= 1e-4 * abs(self.slowest))
+        return bound if small else max(0.0, largest_eigenvalue(S, self.K_error))
 
     @cached_property
     def symmetric_norm(self) -> float:
@@ -94,10 +92,7 @@ class Interconnection:
         return -largest_eigenvalue(S + torch.diag(cost), error), error
 
     def abscissa_at_full_slope(self) -> float:
-        """The largest real part of an eigenvalue of the Jacobian at the largest slopes.
-
-        Unproven, for explanations only; -inf (unknown) for nets with nonlinear edges or of many units.
-        """
+        """Of the Jacobian's eigenvalues, unproven; -inf (unknown) with nonlinear edges or many units."""
         if self.edge_gains is not None or len(self.K) > DENSE:
             return -math.inf
         systems = (module.system for module in self.modules)
@@ -108,12 +103,11 @@ class Interconnection:
 
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that linear coupling joins."""
-        p = len(self.sizes)
-        joined = np.zeros((p, p))
+        joined = np.zeros((len(self.sizes), len(self.sizes)))
         for i, j, _ in nonzero_blocks(self.K, self.sizes):
             joined[i, j] = 1
-        label = connected_components(joined, directed=False)[1]
-        return [[k for k in range(p) if label[k] == group] for group in range(max(label) + 1)]
+        count, label = connected_components(joined, directed=False)
+        return [np.flatnonzero(label == group).tolist() for group in range(count)]
 
     @property
     def uncoupled(self) -> Self:
@@ -138,10 +132,9 @@ class Interconnection:
         assert self.edge_gains is not None
         G = symmetric_part(self.edge_gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
-        units = torch.tensor(self.sizes)
 
         def cost(w: Tensor) -> Tensor:
-            return ((G @ w) / w * (1 + 1e-13)).repeat_interleave(units)
+            return ((G @ w) / w * (1 + 1e-13)).repeat_interleave(torch.tensor(self.sizes))
 
         for comparison in (C, C + block_norms(self.skewness[0], self.sizes)):
             above = rounding.top_eigenvalue(comparison) + 1e-9 * float(comparison.norm())

@@ -114,9 +114,8 @@ def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
     found, start = [], 0
     taus = terms.tau.double().split(terms.sizes)
     for W, factor, tau in zip(terms.blocks, metric.factors, taus, strict=True):
-        pre, post = terms.pre.at(start), terms.post.at(start)
-        inside = pre == ACTIVATIONS["identity"]
-        phi = post if inside else pre
+        inside = terms.pre.at(start) == ACTIVATIONS["identity"]
+        phi = (terms.post if inside else terms.pre).at(start)
         found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau))
         start += len(tau)
     return found
@@ -126,12 +125,9 @@ def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
 class ModuleBound:
     """What is proven of one module, per unit of time, in the metric and over all slopes.
 
-    Attributes:
-        T: the multiplier, (n,).
-        rate: lower bound on the contraction rate. error: the rounding taken off it.
-        s_procedure_matrix: a symmetric S with d|y|^2/dt <= 2 y^T S y, lmax(S) <= -rate, up to `error`.
-        norm: bound on ||W D|| / tau.
-        disc: nu, eps with ||J + nu I|| <= eps.
+    `T` is the multiplier, (n,); `rate` a lower bound, with the rounding `error` taken off it. The
+    `s_procedure_matrix` S has d|y|^2/dt <= 2 y^T S y and lmax(S) <= -rate, up to `error`. `norm` bounds
+    ||W D|| / tau, and `disc` is nu, eps with ||J + nu I|| <= eps.
     """
 
     system: LureSystem
@@ -145,7 +141,7 @@ class ModuleBound:
 
 
 def prove_module(module: ModuleInMetric) -> ModuleBound:
-    system = LureSystem.of(module)
+    system, balance = LureSystem.of(module), module.balance
     T, theorem = _best_multiplier(system, _multipliers(module))
     S, error = system.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
@@ -154,7 +150,6 @@ def prove_module(module: ModuleInMetric) -> ModuleBound:
         rate, theorem, error = direct, "Theorem 1", 0.0
         S = -direct * torch.eye(len(S), dtype=S.dtype)
     # ||W D||, or ||D W|| of the r-form, over all slopes
-    balance = module.balance
     norm = module.phi.g * rounding.norm_under_slopes(module.W, balance, balance, inside=module.inside)
     near = rate - 1e-6 * abs(rate)
     name = _name(module, theorem, direct >= near, float((1 / module.tau).min()) - norm >= near)
@@ -191,14 +186,14 @@ def _best_multiplier(system: LureSystem, families: dict[str, Tensor]) -> tuple[T
     """The T = z T_0 with the least lmax(S), and its family; unproven, as any T > 0 is sound."""
     # No proof beats two vertices of the slopes.
     limit = max(_top(system.A), _top(system.A + system.X @ system.Z))
-    best, chosen, theorem = 10 * WORST, torch.ones_like(system.A[0]), "none"
+    best, chosen = 10 * WORST, (torch.ones_like(system.A[0]), "none")
     for name, T0 in families.items():
         top, T = _best_scale(system, T0)
         if top < best - 1e-9 * abs(best):
-            best, chosen, theorem = top, T, name
+            best, chosen = top, (T, name)
         if best <= limit + 1e-9 * abs(limit):
             break
-    return chosen, theorem
+    return chosen
 
 
 def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
@@ -242,7 +237,7 @@ def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
     """nu, eps of `ModuleBound`; J = (-I + W D) / tau."""
     W, tau, slope = module.W, module.tau, module.phi.slope
     low, high, size = 1 / tau, 1 / tau, 1 / tau
-    if module.theta.ndim == 1 and is_diagonal(W):
+    if module.theta.ndim == 1 and torch.equal(W, torch.diag(W.diagonal())):
         ends = torch.stack([W.diagonal() * slope[0], W.diagonal() * slope[1]])
         low, high = (1 - ends.max(0).values) / tau, (1 - ends.min(0).values) / tau
         size = (1 + ends.abs().max(0).values) / tau  # 1 - w s may cancel: the error is of this size
@@ -252,15 +247,11 @@ def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
     return (bottom + top) / 2, eps
 
 
-def is_diagonal(W: Tensor) -> bool:
-    return not bool((W - torch.diag(W.diagonal())).any())
-
-
 def _name(module: ModuleInMetric, theorem: str, plain: bool, by_norm: bool) -> str:
     W = module.W
     if module.phi.slope[0] == module.phi.slope[1]:
         return "linear"
-    if plain and is_diagonal(W):
+    if plain and torch.equal(W, torch.diag(W.diagonal())):
         return "Theorem 1 (diagonal)"
     if plain:
         parts = connected_components(np.asarray(W != 0), directed=True, connection="strong")[0]

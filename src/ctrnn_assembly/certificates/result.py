@@ -15,10 +15,8 @@ from ctrnn_assembly.metrics import Metric
 class StepProof:
     """What is proven of the steps of one scheme, with bounds that have rounding in them.
 
-    Attributes:
-        factor: dt to an upper bound on the factor of a step of that length; infinite for no proof.
-        max_dt: a dt up to which every step contracts, as large as the bounds prove; 0 for none.
-        advice: for where no dt is certified.
+    `factor` takes dt to an upper bound on the factor of such a step, infinite for no proof; up to
+    `max_dt`, as large as the bounds prove, every step contracts; 0 for none, where `advice` is given.
     """
 
     factor: Callable[[float], float]
@@ -73,7 +71,7 @@ class StepCertificate:
 
 @dataclass(frozen=True)
 class Module:
-    """One module alone, in its metric, with a lower bound on its rate and the plainest proof of it.
+    """One module alone, in its metric: a lower bound on its rate and the plainest proof of it.
 
     `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
     """
@@ -110,12 +108,9 @@ class MetricFacts:
 class CouplingFacts:
     """The coupling of pairs of modules by L, and the number of nonlinear edges, in the metric.
 
-    Attributes:
-        topology: "all", "ring", "chain", "star", "none", or the number of pairs.
-        residual: the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over
-            the root of tau_i tau_j: 0 for exact feedback. Coupling inside a module counts in `cost`.
-        norm: ||tau^-1/2 L tau^-1/2||_M, per unit of time: ||L||_M for tau = 1.
-        cost: what the linear coupling takes from the rate, at most; rounding alone for feedback.
+    `residual` is the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over
+    the root of tau_i tau_j, 0 for exact feedback; `norm` is ||tau^-1/2 L tau^-1/2||_M. `cost` is what
+    the linear coupling, inside modules too, takes from the rate, at most: for feedback rounding alone.
     """
 
     topology: str

@@ -71,11 +71,10 @@ def _metzler_scalings(B: Tensor) -> list[Tensor]:
     widest = log_metzler_scaling(B, 1.0)
     if widest is None:
         return []
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        below = log_metzler_scaling(B, middle) is None
-        low, high = (middle, high) if below else (low, middle)
+    high = 1.0
+    for k in range(1, 21):  # bisection
+        if log_metzler_scaling(B, high - 0.5**k) is not None:
+            high -= 0.5**k
     tighter = [log_metzler_scaling(B, r) for r in ((1 + high) / 2, 1.02 * high)]
     return [widest, *(found for found in tighter if found is not None)]
 
@@ -111,21 +110,19 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
     try:
         import cvxpy as cp
     except ModuleNotFoundError:
-        raise ConfigError(
-            "the convex search needs cvxpy. Use pip install 'ctrnn-assembly[convex]', or search='fast'."
-        ) from None
+        fix = "Use pip install 'ctrnn-assembly[convex]', or search='fast'."
+        raise ConfigError(f"the convex search needs cvxpy. {fix}") from None
     A, X, Z = (matrix.numpy() for matrix in (system.A, system.X, system.Z))
-    n = len(A)
-    m, t, rate = cp.Variable(n), cp.Variable(n), cp.Parameter()
+    n, slack, rate = len(A), cp.Variable(), cp.Parameter()
+    m, t = cp.Variable(n), cp.Variable(n)
     M, T = cp.diag(m), cp.diag(t)
     corner = M @ X + Z.T @ T
     Q = cp.bmat([[M @ A + A.T @ M + 2 * rate * M, corner], [corner.T, -2 * T]])
-    slack = cp.Variable()
     fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
     problem = cp.Problem(cp.Minimize(slack), fits)
     best: list[Tensor] = []
-    low, high = 0.0, -float(torch.linalg.eigvalsh(symmetric_part(system.A))[-1])
-    rate.value = low
+    rate.value = low = 0.0
+    high = -float(torch.linalg.eigvalsh(symmetric_part(system.A))[-1])
     for _ in range(10):
         try:
             problem.solve(solver=cp.CLARABEL)

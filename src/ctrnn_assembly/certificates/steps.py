@@ -11,7 +11,6 @@ most, over all slopes:
 | exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
 | the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
 
-Kappa and mu of the LMI are searched without rigour; it is then proven by a Cholesky factorisation.
 Nonlinear edges between clusters add dt times their gains to the matrix of the clusters' factors. For
 imex, ||(I - dt K)^-1|| <= 1 / (1 - dt sigma) whatever ||K|| is. Source: THEORY section 6.
 """
@@ -20,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import accumulate
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
@@ -40,7 +40,8 @@ class StepLMI:
 
         [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
 
-    proves q^2 = 1 - 2 dt mu. It is as tight as a quadratic metric and these multipliers allow.
+    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation; kappa and mu are searched without rigour. It
+    is as tight as a quadratic metric and these multipliers allow.
     """
 
     whole: Interconnection
@@ -56,23 +57,10 @@ class StepLMI:
         return (A, B, C, off_A + 4 * UNIT * float(A.norm()), math.hypot(*(part[2] for part in weighted)))
 
     @cached_property
-    def groups(self) -> list[slice]:
-        """Units whose couplings do not cancel: one group a module for feedback, else one for all."""
-        n = len(self.whole.K)
-        if not self.whole.is_feedback:
-            return [slice(0, n)]
-        ends = torch.tensor(self.whole.sizes).cumsum(0).tolist()
-        return [slice(e - s, e) for e, s in zip(ends, self.whole.sizes, strict=True)]
-
-    @cached_property
     def best(self) -> tuple[float, float]:
         """The largest dt at mu = 0 over kappa, and that kappa; unproven."""
-
-        def minus_log(kappa: float) -> float:
-            value = self._largest(kappa)
-            return -math.log(value) if value > 0 else 1e3
-
-        kappa = _best_kappa(minus_log, xatol=0.02, maxiter=16 if len(self.whole.K) <= DENSE else 5)
+        tries = 16 if len(self.whole.K) <= DENSE else 5
+        kappa = _best_kappa(lambda k: -math.log(self._largest(k) or 1e-300), xatol=0.02, maxiter=tries)
         return self._largest(kappa), kappa
 
     @cached_property
@@ -96,7 +84,10 @@ class StepLMI:
     def _largest(self, kappa: float) -> float:
         """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
         columns = []
-        for group in self.groups:
+        # Units whose couplings do not cancel: one group a module for feedback, else one for all.
+        sizes = self.whole.sizes if self.whole.is_feedback else (len(self.whole.K),)
+        for size, end in zip(sizes, accumulate(sizes), strict=True):
+            group = slice(end - size, end)
             A, B, C = (X[group, group] for X in self.matrices[:3])
             corner = -(B + kappa * C.mT)
             eye = torch.eye(len(A), dtype=A.dtype)
@@ -125,10 +116,8 @@ class StepLMI:
     def _proves(self, dt: float, mu: float, kappa: float) -> bool:
         """Whether the LMI holds, rounding accounted for."""
         A, B, C, off_A, off_B = self.matrices
-        n = len(A)
-        G = torch.cat([A, B], dim=1)
-        Z = G.mT @ G
-        Z *= -dt
+        n, G = len(A), torch.cat([A, B], dim=1)
+        Z = -dt * (G.mT @ G)
         Z[:n, :n] -= 2 * symmetric_part(A)
         Z[:n, n:] -= B + kappa * C.mT
         Z[n:, :n] -= B.mT + kappa * C

@@ -7,7 +7,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
-from ctrnn_assembly.certificates.result import Certificate, CouplingFacts
+from ctrnn_assembly.certificates.result import Certificate
 
 ILL_CONDITIONED = 1e6
 SOURCES = {
@@ -63,8 +63,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         return []
     rows = [("rate", f">= {down(certificate.rate)} per unit of time, in the metric")]
     if certificate.certified:
-        longest = up(certificate.slowest_time_constant)
-        rows.append(("time constant", f"<= {longest}: distances shrink by a factor e in this time"))
+        longest = f"<= {up(certificate.slowest_time_constant)}"
+        rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
     metric, condition = certificate.metric, certificate.metric.condition_number
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
     growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
@@ -83,15 +83,12 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         if step.certified or step.max_dt > 0:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
             rows.append(("largest certified dt", longest))
-    return rows + _coupling_rows(certificate.coupling)
-
-
-def _coupling_rows(coupling: CouplingFacts) -> list[tuple[str, str]]:
+    coupling = certificate.coupling
     if not coupling.pairs and not coupling.edges:
-        return [("coupling", "none")]
+        return [*rows, ("coupling", "none")]
     count = f"{len(coupling.pairs)} pair{'s' if len(coupling.pairs) != 1 else ''}"
     named = coupling.topology if coupling.topology == count else f"{coupling.topology}, {count}"
-    rows = [
+    rows += [
         ("coupling", f"{named}, norm {up(coupling.norm)} in the metric"),
         ("largest residual", f"{up(coupling.residual, 2)}; 0 is exact feedback"),
         ("cost of the coupling", f"takes at most {up(coupling.cost, 2)} off the rate"),
