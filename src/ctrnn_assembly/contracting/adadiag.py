@@ -6,29 +6,28 @@ The published clip and tanh can reach rate 0, tanh in float32 beyond |theta| of 
 Source: De Caro et al. 2025 (ESANN), section 2; corrections E13 of THEORY.
 """
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
 from ctrnn_assembly.contracting.interface import Contracting
 
 
-class AdaDiag(Contracting):
-    """W = diag(bounded(theta)) / g; raw tensor theta (n,).
+class AdaDiagTanh(Contracting):
+    """g W = diag(kappa tanh(theta)); raw tensor theta (n,).
 
     Guarantee: rate >= margin / tau in M = I, both forms, also with any skew-symmetric coupling.
     """
 
+    theorem = "AdaDiag tanh"
     diagonal = True
 
-    @abstractmethod
     def bounded(self, theta: Tensor) -> Tensor:
         """g w, within [-kappa, kappa]."""
+        return self.radius * torch.tanh(theta)
 
-    @abstractmethod
     def unbounded(self, gw: Tensor) -> Tensor:
         """The inverse, for gw within (-kappa, kappa)."""
+        return torch.atanh(gw / self.radius)
 
     def weight(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         return torch.diag(self.bounded(theta) / self.phi.g)
@@ -48,20 +47,8 @@ class AdaDiag(Contracting):
         return self(2 * torch.rand(n, generator=generator) - 1)
 
 
-class AdaDiagTanh(AdaDiag):
-    """g w = kappa tanh(theta), see `AdaDiag`."""
-
-    theorem = "AdaDiag tanh"
-
-    def bounded(self, theta: Tensor) -> Tensor:
-        return self.radius * torch.tanh(theta)
-
-    def unbounded(self, gw: Tensor) -> Tensor:
-        return torch.atanh(gw / self.radius)
-
-
-class AdaDiagClip(AdaDiag):
-    """g w = clamp(theta, -kappa, kappa), see `AdaDiag`; has no gradient outside, hence `project_`."""
+class AdaDiagClip(AdaDiagTanh):
+    """g w = clamp(theta, -kappa, kappa) instead; has no gradient outside, hence `project_`."""
 
     theorem = "AdaDiag clip"
 

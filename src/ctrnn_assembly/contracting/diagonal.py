@@ -45,7 +45,7 @@ class DiagonalMetric(Contracting):
 
     @abstractmethod
     def inside(self, A: Tensor) -> Tensor:
-        """X, (n, n), contracting at a rate above 0 in M = I for g = 1, for any finite A (n, n)."""
+        """X, (n, n), with a rate above 0 in M = I for g = 1, for any finite A (n, n)."""
 
     @abstractmethod
     def outward(self, X: Tensor) -> Tensor:
@@ -81,15 +81,14 @@ def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:
     """log theta, (n,), with lmax(sym(g theta |W| theta^-1)) < radius, if rho(g |W|) < radius."""
     B = rule.phi.g * majorant(W, rule.phi.monotone)
     log_theta = log_metzler_scaling(B, rule.radius)
-    if log_theta is None:
-        fix = "Scale W down, or use the constraint unconstrained (no certificate)."
-        rho = float(torch.linalg.eigvals(B).abs().max())
-        raise rule.outside(f"rho(g |W|) < {rule.radius:.6g}", rho, fix)
-    return log_theta
+    if log_theta is not None:
+        return log_theta
+    fix = "Scale W down, or use the constraint unconstrained (no certificate)."
+    rho = float(torch.linalg.eigvals(B).abs().max())
+    raise rule.outside(f"rho(g |W|) < {rule.radius:.6g}", rho, fix)
 
 
 def squash(b: Tensor, max_condition: float) -> Tensor:
-    """beta tanh(b / beta)."""
     beta = math.log(max_condition) / 4
     return beta * torch.tanh(b / beta)
 
@@ -98,14 +97,13 @@ def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
     """The raw b of an exponent, centred first; an error if its condition number reaches the bound."""
     centred = log_theta - (log_theta.max() + log_theta.min()) / 2
     beta = math.log(max_condition) / 4
-    ratio = centred / beta
-    if bool((ratio.abs() >= 1).any()):
+    if bool((centred.abs() >= beta).any()):
         condition = float((4 * centred.abs().max()).exp())
         raise ContractionError(
             f"the metric's condition number must be below {max_condition:g}; got {condition:.3g}. "
             "Use smaller or sparser weights, or raise max_condition."
         )
-    return beta * torch.atanh(ratio)
+    return beta * torch.atanh(centred / beta)
 
 
 def checked_condition(max_condition: float) -> float:

@@ -18,7 +18,7 @@ from ctrnn_assembly.linalg import majorant, symmetric_part
 
 
 class Absolute(DiagonalMetric):
-    """Theorem 1, trainable: rho(g |W|) < 1; raw tensors V (n, n) and b (n,), see `DiagonalMetric`."""
+    """Theorem 1, trainable; the raw tensor A is V."""
 
     theorem = "Theorem 1"
     default_scale = 0.5
@@ -34,10 +34,9 @@ class Absolute(DiagonalMetric):
 
     def metric_of(self, W: Tensor) -> Tensor:
         """The identity if it will do, else Theorem 1's."""
-        B = self.phi.g * majorant(W, self.phi.monotone)
-        if float(torch.linalg.eigvalsh(symmetric_part(B))[-1]) < self.radius * (1 - 1e-9):
-            return torch.zeros_like(W[0])
-        return metzler_metric(self, W)
+        S = symmetric_part(self.phi.g * majorant(W, self.phi.monotone))
+        enough = float(torch.linalg.eigvalsh(S)[-1]) < self.radius * (1 - 1e-9)
+        return torch.zeros_like(W[0]) if enough else metzler_metric(self, W)
 
 
 def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:

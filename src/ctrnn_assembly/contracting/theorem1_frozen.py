@@ -1,8 +1,7 @@
 """Theorem 1, frozen and sparse: the modules of the Sparse Combo Net.
 
 A random sparse W is drawn until rho(g |W|) < 1 (or scaled into the set) and then kept fixed; only
-the couplings train. The metric is the diagonal P = diag(e / d) of THEORY sections 2 and 4, built and
-checked; draws whose metric is conditioned worse than `max_condition` are refused.
+the couplings train. The metric is the diagonal P = diag(e / d) of THEORY sections 2 and 4.
 
 Source: Kozachkov et al. 2022, Theorem 1 and section 4 (arXiv 2106.08928).
 """
@@ -24,8 +23,9 @@ from ctrnn_assembly.metrics import Factor
 class SparseAbsolute(Contracting):
     """Theorem 1, frozen and sparse: rho(g |W|) < 1; raw tensors W (n, n) and log theta (n,), buffers.
 
-    A sample is `sparse_uniform`, drawn again, at most `tries` times, until W is in the set;
-    `outside_set` "rescale" shrinks a W that is not. Guarantee: rate >= margin / tau in diag(theta^2).
+    A sample is `sparse_uniform`, drawn again, at most `tries` times, until W is in the set and cond(P)
+    at most `max_condition`; `outside_set` "rescale" shrinks a W that is not in the set.
+    Guarantee: rate >= margin / tau in diag(theta^2).
     """
 
     theorem = "Theorem 1"

@@ -5,8 +5,8 @@ Parametrisation without eigenvalues: for R > 0 symmetric and c in (0, 1),
     g W = 2 sqrt(c) R - R^2 = c I - (R - sqrt(c) I)^2 <= c I,
 
 with metric M = R^-2 for the x-form (R^2 for the r-form) and rate 1 - c, the best possible.
-R = eps I + G with G = E E^T / n squashed to ||G||_F < bound sqrt(n), so that the rounding of float32
-weights cannot exceed the margin. Onto the symmetric W whose R fits below the bound.
+R = eps I + G with G = E E^T / n squashed to ||G||_F < 2 sqrt(n), so that the rounding of float32
+weights cannot exceed the margin. Onto the symmetric W whose R fits below that.
 
 Source: Kozachkov et al. 2022, Theorem 2 (arXiv 2106.08928); metric and rate from THEORY section 2.
 """
@@ -14,14 +14,13 @@ Source: Kozachkov et al. 2022, Theorem 2 (arXiv 2106.08928); metric and rate fro
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting, Form
-from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor
 
 # R >= SMALLEST_R keeps cond(M) = cond(R)^2 finite.
 SMALLEST_R = 0.05
+LARGEST_R = 2.0  # ||R - SMALLEST_R I||_F < LARGEST_R sqrt(n)
 
 
 class Symmetric(Contracting):
@@ -33,16 +32,8 @@ class Symmetric(Contracting):
     theorem = "Theorem 2"
     monotone_only = True
 
-    def __init__(
-        self, phi: str | Activation = "tanh", *, margin: float = 0.01, bound: float = 2.0
-    ) -> None:
-        super().__init__(phi, margin=margin)
-        if not 1 < bound <= 10:
-            raise ContractionError(f"bound on R must be in (1, 10]; got {bound}. Use bound=2.0.")
-        self.bound = bound
-
     def weight(self, E: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
-        R = bounded_gram(E, SMALLEST_R, self.bound)
+        R = bounded_gram(E, SMALLEST_R, LARGEST_R)
         # c stays above a hundredth of its limit: at c = 0 no W with g lmax(W) > 0 is left.
         c = self.radius * torch.sigmoid(s).clamp(min=0.01)
         return symmetric_part((2 * c.sqrt() * R - R @ R) / self.phi.g)
@@ -57,21 +48,19 @@ class Symmetric(Contracting):
             raise self.outside(f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
-        E = gram_root(roots, vectors, SMALLEST_R, self.bound)
+        E = gram_root(roots, vectors, SMALLEST_R, LARGEST_R)
         if E is None:
-            fix = f"Raise bound (now {self.bound}) or scale W down."
-            size = float((roots - SMALLEST_R).norm())
-            raise self.outside(f"||R - {SMALLEST_R} I||_F < bound sqrt(n)", size, fix)
+            condition = f"||R - {SMALLEST_R} I||_F < {LARGEST_R} sqrt(n)"
+            raise self.outside(condition, float((roots - SMALLEST_R).norm()), "Scale W down.")
         return E, torch.logit(W.new_tensor([c / self.radius]))
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        R = bounded_gram(raw[0], SMALLEST_R, self.bound)
+        R = bounded_gram(raw[0], SMALLEST_R, LARGEST_R)
         x_form = Factor.dense(torch.linalg.inv(R), R)
         return x_form if form == "x" else x_form.inverse()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        E = torch.randn(n, n, generator=generator) * 0.5
-        return self(E, torch.zeros(1))
+        return self(torch.randn(n, n, generator=generator) * 0.5, torch.zeros(1))
 
 
 def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:

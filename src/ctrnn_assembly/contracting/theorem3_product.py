@@ -11,7 +11,6 @@ Source: Kozachkov et al. 2022, Theorem 3 (arXiv 2106.08928); corrections E2 of T
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting, Form
 from ctrnn_assembly.contracting.theorem2_symmetric import bounded_gram, gram_root
 from ctrnn_assembly.linalg import symmetric_part
@@ -26,14 +25,11 @@ class NegativeProduct(Contracting):
     """Theorem 3: W = -P1 Q P2; raw tensors p1 (n,), p2 (n,), E (n, n).
 
     P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed. Guarantee: rate 1 / tau for every phi
-    with slopes in [0, g]; `rate` claims 0.99, which leaves room for the rounding of float32 weights.
+    with slopes in [0, g]; `rate` claims 0.99, whatever the margin: float32 rounds the weights.
     """
 
     theorem = "Theorem 3"
     monotone_only = True
-
-    def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.99) -> None:
-        super().__init__(phi, margin=margin)
 
     @property
     def rate(self) -> float:
@@ -71,8 +67,7 @@ class NegativeProduct(Contracting):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         p = 0.1 * torch.randn(2, n, generator=generator)
         X = torch.randn(n, n, generator=generator)
-        # A multiple of I keeps Q away from singular, where the metric is badly conditioned and
-        # the factors that `right_inverse` chooses could leave the set.
+        # Q stays away from singular: there the factors of `right_inverse` could leave the set.
         E = torch.linalg.cholesky(0.25 * X @ X.mT + 0.5 * n * torch.eye(n))
         return self(p[0], p[1], E)
 
@@ -83,14 +78,9 @@ def _scaling(p: Tensor) -> Tensor:
 
 def _half_log_ratio(W: Tensor) -> Tensor:
     """log(r) / 2 with W_ij / W_ji = r_i / r_j, by least squares over the pairs that are coupled."""
-    n = W.shape[0]
-    linked = (W * W.mT > 0).triu(1)
-    i, j = linked.nonzero(as_tuple=True)
+    i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
     if len(i) == 0:
-        return torch.zeros(n, dtype=W.dtype, device=W.device)
-    difference = torch.zeros(len(i), n, dtype=W.dtype, device=W.device)
-    row = torch.arange(len(i), device=W.device)
-    difference[row, i], difference[row, j] = 1, -1
-    ratio = (W[i, j] / W[j, i]).log()
+        return torch.zeros_like(W[0])
+    eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
     # The pseudo-inverse gives each connected component zero mean.
-    return (torch.linalg.pinv(difference) @ ratio) / 2
+    return torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2

@@ -13,7 +13,7 @@ from ctrnn_assembly.contracting.theorem1_absolute import Absolute
 
 
 class Triangular(Absolute):
-    """Theorem 4: triangular with g W_ii < 1; raw tensors V (n, n), its lower triangle, and b (n,)."""
+    """Theorem 4; of the raw tensor A only the lower triangle counts."""
 
     theorem = "Theorem 4"
     default_scale = 1.0

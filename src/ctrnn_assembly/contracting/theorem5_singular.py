@@ -17,7 +17,7 @@ from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
 class SingularValueBounded(DiagonalMetric):
-    """Theorem 5: g^2 W^T P W < P for a diagonal P; see `DiagonalMetric`."""
+    """Theorem 5, see `DiagonalMetric`."""
 
     theorem = "Theorem 5"
 
@@ -37,10 +37,10 @@ class SingularValueBounded(DiagonalMetric):
 
     def metric_of(self, W: Tensor) -> Tensor:
         """The identity, Theorem 1's metric or Osborne's balancing: the first that will do."""
-        B = self.phi.g * majorant(W, monotone=False)
         # Balancing equalises the norms of the rows and columns of theta W theta^-1.
         scale = matrix_balance(W.cpu().numpy(), permute=False, separate=True)[1][0]
-        scalings = log_metzler_scaling(B, self.radius), -torch.from_numpy(scale).log()
+        theorem1 = log_metzler_scaling(self.phi.g * majorant(W, monotone=False), self.radius)
+        scalings = theorem1, -torch.from_numpy(scale).log()
         smallest = float("inf")
         for log_theta in (torch.zeros_like(W[0]), *(s.to(W) for s in scalings if s is not None)):
             s = float(torch.linalg.matrix_norm(balanced(self.phi.g * W, log_theta), ord=2))

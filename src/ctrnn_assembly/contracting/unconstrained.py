@@ -11,6 +11,8 @@ from ctrnn_assembly.contracting.interface import Contracting
 from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
+SHRINK = 0.2  # of the published modules
+
 
 class Unconstrained(Contracting):
     """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
@@ -51,19 +53,18 @@ class PublishedSparse(Unconstrained):
         *,
         density: float = 0.033,
         magnitude: float = 6.0,
-        shrink: float = 0.2,
         tries: int = 1000,
     ) -> None:
         super().__init__(phi)
-        self.density, self.magnitude, self.shrink, self.tries = density, magnitude, shrink, tries
+        self.density, self.magnitude, self.tries = density, magnitude, tries
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
-            W = sparse_uniform(n, self.density, self.magnitude / self.shrink, generator)
+            W = sparse_uniform(n, self.density, self.magnitude / SHRINK, generator)
             if float(torch.linalg.eigvals(W.abs().double()).real.max()) < 1:
-                return self.shrink * W
+                return SHRINK * W
         raise ContractionError(
             f"no published module of {n} units with density {self.density} and magnitude "
-            f"{self.magnitude} has rho(|W| / {self.shrink}) < 1 in {self.tries} draws. "
+            f"{self.magnitude} has rho(|W| / {SHRINK}) < 1 in {self.tries} draws. "
             "Lower the density or the magnitude."
         )
