@@ -13,12 +13,11 @@ Panels: classification error (held-out solid, training faint); GSC(0, 50), from 
 hidden layer; effective depth, with S from the initial weights and R from their change; operator norm of
 that change. All but the error are measured on one batch of 100 training images.
 
-The result is written after every epoch. A run that was cut off goes on with the first unfinished net.
+The result is written after every epoch.
 """
 
 import argparse
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -153,7 +152,7 @@ def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
         (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
         return q @ S, q @ R
 
-    found = []
+    found: list[VJPs] = []
     for layer in hidden:
         assert isinstance(layer, Layer)
         W = layer.weight.detach()
@@ -214,20 +213,7 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
         record["epochs"].append(row)
         record["seconds"] = time.perf_counter() - began
         record["complete"] = diverged or epoch == settings.epochs
-        keep(stem(settings), result, settings.results, digits=6)
-
-
-def earlier(settings: Settings, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest result of the same settings and seed, with its finished nets."""
-    for path in sorted(settings.results.glob(f"*-{stem(settings)}.json"), reverse=True):
-        kept = json.loads(path.read_text())
-        if (kept["settings"], kept["seed"]) == (wanted["settings"], wanted["seed"]):
-            return kept | {"nets": {k: net for k, net in kept["nets"].items() if net["complete"]}}
-    return None
-
-
-def stem(settings: Settings) -> str:
-    return f"gradients-explode-figure3-{settings.task}-{settings.steps}"
+        keep(f"gradients-explode-{settings.name}", result, settings.results, digits=6)
 
 
 def results_table(result: dict[str, Any]) -> Group:
@@ -281,7 +267,9 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--resize", type=int, help="pixels a side; default 16 for images, else all")
     parser.add_argument("--epochs", type=int, default=12)
-    return parser.parse_args(arguments)
+    settings = parser.parse_args(arguments)
+    settings.name = f"figure3-{settings.task}-{settings.steps}"
+    return settings
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
@@ -301,21 +289,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     result = about(__file__, arguments, seed=settings.seed)
     result["settings"] = {key: getattr(settings, key) for key in keys} | measured
     result["nets"] = {}
-    if kept := earlier(settings, result):
-        result = kept
-        console.print(f"Going on: {len(result['nets'])} of {len(MLPS)} nets are there.")
     for name in MLPS:
-        if name not in result["nets"]:
-            run(name, images, settings, result)
-            console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
+        run(name, images, settings, result)
+        console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
-    path = keep(stem(settings), result, settings.results, digits=6)
-    figure = settings.figure or mlps.HERE / f"figure3-{settings.task}-{settings.steps}"
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
     what = f"{count} images of {pixels} values (task {settings.task}), {rule}"
-    mlps.save(draw(result, what), figure)
     console.print(results_table(result))
-    console.print(f"{result['seconds']:.0f} s. Wrote {path} and {figure}.png, .pdf")
+    wrote = mlps.finish(settings.name, result, draw(result, what), settings)
+    console.print(f"{result['seconds']:.0f} s. {wrote}")
     return result
 
 

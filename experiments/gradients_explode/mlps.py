@@ -108,8 +108,11 @@ def panel(axes: Any, title: str, **settings: Any) -> None:
     axes.grid(alpha=0.25)
 
 
-def save(figure: Any, path: Path) -> None:
-    """The figure as png and pdf, with one legend below all panels."""
+def finish(name: str, result: dict[str, Any], figure: Any, settings: argparse.Namespace) -> str:
+    """Keep the result, save the figure as png and pdf, with a legend below all panels; say where."""
     style.legend_below(figure, [figure.axes[0]], len(MLPS))
+    path = settings.figure or HERE / name
     for ending in (".png", ".pdf"):
         style.save_figure(figure, path.with_suffix(ending))
+    kept = keep(f"gradients-explode-{name}", result, settings.results, digits=6)
+    return f"Wrote {kept} and {path}.png, .pdf"
