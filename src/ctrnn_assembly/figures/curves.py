@@ -23,9 +23,10 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
 
     DataError if no epoch of a run has ended, or its table holds no numbers.
     """
-    figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks_of(runs))
+    tasks, names = described(runs)
+    figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks)
     left, right = figure.subplots(1, 2)
-    for k, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
+    for k, (run, name) in enumerate(zip(runs, names, strict=True)):
         draw_run(left, run, name, k, "accuracy", 100)
         draw_run(right, run, name, k, "loss", 1)
         summary = run.summary or {}
@@ -61,9 +62,9 @@ def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -
 @style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
     """The certified rate, the factor of one step, and, where it is known, the largest certified dt."""
-    title = f"{tasks_of(runs)}: what is left of the certificate"
-    names, known = names_of(runs), any("max_dt" in run.epochs[0] for run in runs)
-    figure = style.new_figure(3.0 + 0.15 * ((len(runs) + 3) // 2), title)
+    (tasks, names), known = described(runs), any("max_dt" in run.epochs[0] for run in runs)
+    height = 3.0 + 0.15 * ((len(runs) + 3) // 2)
+    figure = style.new_figure(height, f"{tasks}: what is left of the certificate")
     panels = figure.subplots(1, 2 + known)
     draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
     panels[0].set(title="continuous time", ylabel=f"rate, at least ({style.PER_TAU})")
@@ -143,15 +144,16 @@ def certified(run: Run, name: str) -> NDArray[np.bool_]:
     return run.column("rate") > 0 if name == "certified" else run.column("step_factor") < 1
 
 
-def tasks_of(runs: Sequence[Run]) -> str:
-    """The tasks of the runs, each named once; refuses runs that have no epoch to draw."""
+def described(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """The tasks of the runs, each once, and short names; refuses runs that have no epoch to draw."""
     for run in runs:
         if not run.epochs:
             raise DataError(
                 f"{run.path} has no metrics.csv with an epoch in it: none has ended. "
                 f"`ctrnn train --resume {run.path}` goes on."
             )
-    return ", ".join(dict.fromkeys(run.task_as_used for run in runs))
+    tasks = ", ".join(dict.fromkeys(run.task_as_used for run in runs))
+    return tasks, short_names([run.path or Path(run.config.model) for run in runs])
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
@@ -160,7 +162,3 @@ def short_names(runs: Sequence[Path]) -> list[str]:
     while len({parts[-depth:] for parts in full}) < len(set(full)):
         depth += 1
     return ["/".join(parts[-depth:]) for parts in full]
-
-
-def names_of(runs: Sequence[Run]) -> list[str]:
-    return short_names([run.path or Path(run.config.model) for run in runs])

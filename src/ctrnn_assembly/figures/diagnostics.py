@@ -99,10 +99,10 @@ def spectrum_figure(
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
     figure = style.new_figure(3.4, f"{title} ({verdict})")
     left, middle, right = figure.subplots(1, 3)
+    rate = certificate.rate
     flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
     if flow and certificate.certified:
-        label = f"certified: -rate = {-certificate.rate:.3g}"
-        left.axvline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+        left.axvline(-rate, label=f"certified: -rate = {-rate:.3g}", **CERTIFIED)
     if flow:
         left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
     reason = "this solver has no fixed step"
@@ -149,15 +149,14 @@ def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificat
         return
     axes.set(xlabel="time (unit of tau)", ylabel=PER_TAU)
     for s in found:
-        assert s.abscissa is not None
-        curves = [(s.abscissa, COLOURS[0], "o-", "of eig J")]
-        if s.local_rates is not None:
-            curves.append((-s.local_rates, COLOURS[2], "s--", "of sym J in the metric"))
-        for values, colour, line, label in curves:
-            times = s.times.numpy()
-            axes.plot(times, values.numpy(), line, color=colour, label=label, markersize=2.5, lw=1)
+        bound = None if s.local_rates is None else -s.local_rates
+        curves = (s.abscissa, 0, "o-", "of eig J"), (bound, 2, "s--", "of sym J in the metric")
+        for values, k, line, label in curves:
+            if values is not None:
+                look: Any = {"color": COLOURS[k], "label": label, "markersize": 2.5, "lw": 1}
+                axes.plot(s.times.numpy(), values.numpy(), line, **look)
     if certificate.certified:
-        axes.axhline(-certificate.rate, color=COLOURS[1], linewidth=1.1, linestyle="--")
+        axes.axhline(-certificate.rate, **CERTIFIED)
 
 
 def set_limits(axes: Axes, values: Values) -> None:
@@ -260,8 +259,7 @@ def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figu
     for axes in (left, right):
         axes.axhline(0, color=GREY, linewidth=0.8)
         if bound is not None:
-            label = f"certified: at most {bound:.3g}"
-            axes.axhline(bound, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+            axes.axhline(bound, label=f"certified: at most {bound:.3g}", **CERTIFIED)
         style.raised(axes, 0.4, fontsize=7, loc="upper right")
     return figure
 
@@ -284,8 +282,7 @@ def fixed_points_figure(
         return figure
     axes.axvline(0, color=BLACK, linewidth=0.9)
     if rate is not None:
-        label = f"-rate = {-rate:.3g}, certified"
-        axes.axvline(-rate, color=COLOURS[1], linewidth=1.1, linestyle="--", label=label)
+        axes.axvline(-rate, label=f"-rate = {-rate:.3g}, certified", **CERTIFIED)
     axes.set(xlabel=f"Re of eig J ({PER_TAU})", ylabel=f"Im ({PER_TAU})")
     style.raised(axes, 0.2, fontsize=7, loc="upper left")
     return figure

@@ -3,10 +3,9 @@
 Pictures are SVG as data URIs: each is a document of its own, so that their ids cannot collide.
 """
 
-import base64
 import json
+from base64 import b64encode
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -25,50 +24,31 @@ def report(folder: str | Path) -> str:
     if run.file is None:
         run = Run.open(folder, initial=True)
     layer, proven, weights = run.model(data=False).core, run.certificate(), run.weights.as_dict()
-    figures, radii, published = {}, [], published_for([run])
+    figures, net, published = {}, None, published_for([run])
     if run.epochs:
         figures = {"curves": curves_figure([run], published), "margins": margin_figure([run])}
-    baseline = getattr(layer, "field", None) is None
-    if not baseline:
+    if getattr(layer, "field", None) is not None:  # no baseline
         net = NetworkArrays(layer, run.title)
         figures |= {name: draw(net) for name, draw in NETWORK_FIGURES.items()}
-        radii = eigenvalue_rows(net)
-    facts, before = fact_rows(proven), (run.summary or {}).get("certificate_initial")
-    if facts and isinstance(before, dict) and before.get("certified"):
-        facts.append(("rate before training", f">= {down(float(before['rate']))}"))
     loader = PackageLoader("ctrnn_assembly", "figures")
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    summary = run.summary or {}
+    facts, before = fact_rows(proven), summary.get("certificate_initial")
+    if facts and isinstance(before, dict) and before.get("certified"):
+        facts.append(("rate before training", f">= {down(float(before['rate']))}"))
     return pages.get_template("report.html").render(
         run=run,
         config=run.config,
-        summary=run.summary or {},
+        summary=summary,
         proven=proven,
         verdict=verdict(proven),
         facts=facts,
         weights=weights_rows(weights),
-        radii=radii,
+        net=net,
         published=published,
-        baseline=baseline,
-        images={name: image(figure) for name, figure in figures.items()},
+        images={name: b64encode(rendered(figure, "svg")).decode() for name, figure in figures.items()},
         exact=json.dumps({"weights": weights, **proven.as_dict()}, indent=2, allow_nan=False),
         yaml=to_yaml(run.config),
         down=down,
         validation=validation,
     )
-
-
-def eigenvalue_rows(net: NetworkArrays) -> list[tuple[str, str]]:
-    """The largest real parts, and the modulus of a step."""
-    rows = [
-        (f"largest real part of {name}", f"{net.spectra[name].real.max():.4g}{unit}")
-        for name, unit in (("W", ""), ("L", ""), ("J", " per unit of time"))
-        if name in net.spectra
-    ]
-    if net.has_step:
-        radius = abs(net.spectra["step"]).max()
-        rows.append((f"largest modulus of a step ({net.about_step})", f"{radius:.6f}"))
-    return rows
-
-
-def image(figure: Any) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(figure, "svg")).decode()
