@@ -262,7 +262,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tm
     for kind in KINDS:
         assert "holds no run" in cli.refuses("plot", empty, "--kind", kind, "--out", out)
     none = tmp_path / "none"
-    assert "there is no run folder" in cli.refuses("plot", none, "--kind", "graph", "--out", out)
+    assert "here is no run folder" in cli.refuses("plot", none, "--kind", "graph", "--out", out)
     drawn = ("plot", run, "--kind")
     assert "one of curves, certificate" in cli.refuses(*drawn, "nope", "--out", out)
     assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "graph", "--out", tmp_path / "x.gif")

@@ -194,7 +194,7 @@ def test_what_cannot_be_reported_is_refused_in_one_sentence(cli: Cli, run: Path,
     empty.mkdir()
     (tmp_path / "file").touch()
     assert "holds no run" in cli.refuses("report", empty, "--out", out)
-    assert "there is no run folder" in cli.refuses("report", tmp_path / "none", "--out", out)
+    assert "here is no run folder" in cli.refuses("report", tmp_path / "none", "--out", out)
     assert "must end in .html" in cli.refuses("report", run, "--out", tmp_path / "r.pdf")
     below = tmp_path / "file" / "r.html"
     assert "not a writable folder" in cli.refuses("report", run, "--out", below)
