@@ -3,7 +3,7 @@
 import torch
 
 from ctrnn_assembly.data import PixelSequence
-from ctrnn_assembly.data.pixels import resized
+from ctrnn_assembly.data.task import cropped_and_mirrored, resized
 
 
 def generator(seed=0):
@@ -20,7 +20,7 @@ def test_rgb_and_planar_layouts_of_a_hand_built_image():
 
 def test_augmentation_repeats_from_its_generator_and_is_off_in_evaluation():
     x = torch.randint(0, 256, (16, 3, 32, 32), generator=generator(), dtype=torch.uint8)
-    sequence, plain = PixelSequence(crop=4, flip=True), PixelSequence()
+    sequence, plain = PixelSequence(augment=True), PixelSequence()
     assert torch.equal(sequence(x, generator(1)), sequence(x, generator(1)))
     assert not torch.equal(sequence(x, generator(1)), sequence(x, generator(2)))
     assert torch.equal(sequence(x), plain(x))
@@ -29,13 +29,13 @@ def test_augmentation_repeats_from_its_generator_and_is_off_in_evaluation():
 def test_augmentation_matches_torchvision_one_image_at_a_time():
     from torchvision.transforms import functional
 
-    x = torch.randint(1, 256, (64, 3, 8, 8), generator=generator(), dtype=torch.uint8)
-    out = PixelSequence(crop=2, flip=True).augmented(x, generator(3))
+    x = torch.randint(1, 256, (64, 3, 16, 16), generator=generator(), dtype=torch.uint8)
+    out = cropped_and_mirrored(x, generator(3))
     draws = generator(3)
     top, left, flip = (torch.randint(high, (64,), generator=draws) for high in (5, 5, 2))
     assert flip.unique().numel() == 2
     for i in range(64):
-        one = functional.crop(functional.pad(x[i], [2]), int(top[i]), int(left[i]), 8, 8)
+        one = functional.crop(functional.pad(x[i], [2]), int(top[i]), int(left[i]), 16, 16)
         assert torch.equal(out[i], functional.hflip(one) if flip[i] else one)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ctrnn_assembly.data import arrays, images, series
-from ctrnn_assembly.data.pixels import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Options as Options
+from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.data import task as tasks
 from ctrnn_assembly.data.images import image_sets, with_splits
-from ctrnn_assembly.data.pixels import PixelSequence
-from ctrnn_assembly.data.task import Options, Split, Stored, Task, checked, dealt, make_task, reading
+from ctrnn_assembly.data.task import Options, PixelSequence, Split, Task
 from ctrnn_assembly.errors import ConfigError
 
 DIGITS = tuple(map(str, range(10)))
@@ -38,8 +38,8 @@ def load_digits(name: str, options: Options) -> Task:
     with np.load(Path(__file__).with_name("digits.npz")) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels))
-    parts, sequence = dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
-    return make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
+    parts, sequence = tasks.dealt(labels, 10, {"test": (0, 1), "val": (2,)}), PixelSequence(scale=16.0)
+    return tasks.make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
 
 
 def load_mnist(name: str, options: Options) -> Task:
@@ -53,30 +53,25 @@ def load_mnist(name: str, options: Options) -> Task:
     if kind == "psmnist":
         seed = next((int(word) for word in rest if word != "raw"), PUBLISHED_PERMUTATION)
         name = f"psmnist-{seed}{'-raw' if raw else ''}"
-    # Downloading also unpacks .gz files that are already there, once their md5 is right.
-    complete = all((folder / file).is_file() for file in _IDX)
     advice = f"{', '.join(_IDX)} (plain or .gz) into {folder}"
 
     @cache
     def read(part: str, train: Split | None) -> Split:
-        return _read("MNIST", part, options.folder, advice, download=not complete)
+        return _read("MNIST", part, options.folder, folder, advice)
 
     def sequence(train: Split) -> PixelSequence:
         order = None if seed is None else permutation(seed, train.x[0].numel())
         return PixelSequence(1.0 if raw else 255.0, order=order)
 
-    return make_task(name, options, "MNIST", DIGITS, read, sequence)
+    return tasks.make_task(name, options, "MNIST", DIGITS, read, sequence)
 
 
 def permutation(seed: int, n_steps: int) -> Tensor:
     """The order in which psMNIST shows its pixels, (n_steps,) int64; ConfigError for a huge seed."""
-    try:
-        generator = torch.Generator().manual_seed(seed)
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise ConfigError(
-            f"permutation seed must fit 64 bits; got {seed}. Use psmnist-{PUBLISHED_PERMUTATION}."
-        ) from error
-    return torch.randperm(n_steps, generator=generator)
+    if seed >= 2**64:
+        advice = f"Use psmnist-{PUBLISHED_PERMUTATION}"
+        raise ConfigError(f"permutation seed must fit 64 bits; got {seed}. {advice}.")
+    return torch.randperm(n_steps, generator=torch.Generator().manual_seed(seed))
 
 
 def load_cifar10(name: str, options: Options) -> Task:
@@ -107,28 +102,25 @@ def load_cifar10(name: str, options: Options) -> Task:
     )
 
     @cache
-    def read(part: str, train: Split | None) -> Stored:
+    def read(part: str, train: Split | None) -> tasks.Stored:
         if copies is None:
-            return _read("CIFAR10", part, folder, advice, download=True)
+            return _read("CIFAR10", part, folder, folder / _BATCHES[1], advice)
         side = options.resize or 32
         return replace(copies, part=part, resize=options.resize, shape=(3, side, side))
 
-    def sequence(train: Split) -> PixelSequence:
-        crop = train.x.shape[-1] // 8 if options.augment else 0
-        return PixelSequence(mean=MEAN, std=STD, planar=planar, crop=crop, flip=options.augment)
-
-    return make_task(name, options, "CIFAR10", CIFAR10, read, sequence, note=note)
+    sequence = PixelSequence(mean=MEAN, std=STD, planar=planar, augment=options.augment)
+    return tasks.make_task(name, options, "CIFAR10", CIFAR10, read, lambda train: sequence, note=note)
 
 
-def _read(name: str, part: str, folder: Path, advice: str, *, download: bool) -> Split:
-    """Images (N, C, H, W) uint8 and labels of a set of torchvision's."""
+def _read(name: str, part: str, root: Path, folder: Path, advice: str) -> Split:
+    """Images (N, C, H, W) uint8 and labels of a set of torchvision's, whose files are in `folder`."""
     from torchvision import datasets  # slow to import; not every task needs it
 
-    # CIFAR10's files are pickles. torchvision compares the md5 of every one with its own table before it
-    # opens any, so only the official bytes are ever unpickled: keep that check, which `download` asks
-    # for. It reads no sample of the test batch here, and fetches nothing where all files are right.
-    with reading(name, advice, folder / name / "raw", there=not download):
-        found = getattr(datasets, name)(folder, train=part == "train", download=download)
+    # Nothing is fetched where all files are right; .gz files are unpacked. CIFAR10's are pickles: asked
+    # to `download`, torchvision compares the md5 of every one with its own table before it opens any, so
+    # that only the official bytes are unpickled: keep that. It reads no sample of the test batch here.
+    with tasks.reading(name, advice, folder):
+        found = getattr(datasets, name)(root, train=part == "train", download=True)
     x = torch.as_tensor(found.data)  # (N, H, W), or (N, H, W, 3)
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2).contiguous()
-    return checked(name, Split(x, torch.as_tensor(found.targets)), 10)
+    return tasks.checked(name, Split(x, torch.as_tensor(found.targets)), 10)

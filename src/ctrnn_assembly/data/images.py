@@ -7,6 +7,7 @@ Splits on disk are used as they are. What is missing is held out of train, class
 same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 %.
 """
 
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -19,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data.pixels import PixelSequence, resized
-from ctrnn_assembly.data.task import Options, Split, Task, dealt, make_task
+from ctrnn_assembly.data.task import Options, PixelSequence, Split, Task, dealt, make_task, resized
 from ctrnn_assembly.errors import DataError
 
 _AUGMENTED_SIDE = 32
@@ -64,7 +64,7 @@ def load_images(name: str, options: Options) -> Task:
         C, H, W = train.x.shape[1:]
         mean, std = channel_statistics(train.x)
         augmented = options.augment and C == 3 and H == W <= _AUGMENTED_SIDE
-        return PixelSequence(mean=mean, std=std, crop=H // 8 if augmented else 0, flip=augmented)
+        return PixelSequence(mean=mean, std=std, augment=augmented)
 
     return make_task(name, options, str(path), classes, stored, sequence, parts)
 
@@ -199,5 +199,5 @@ def _names(path: Path) -> list[str] | None:
         except (zipfile.BadZipFile, OSError):
             return None
     # Names that start with a dot, and __MACOSX, are what macOS adds to folders and zips.
-    images = [name for name in names if name.lower().endswith(_ENDINGS)]
-    return [n for n in images if not any(p == "__MACOSX" or p.startswith(".") for p in n.split("/"))]
+    foreign = re.compile(r"(^|/)(\.|__MACOSX/)")
+    return [name for name in names if name.lower().endswith(_ENDINGS) and not foreign.search(name)]

@@ -27,13 +27,12 @@ def load_series(name: str, options: Options) -> Task:
     series, labels = _read(dataset, options.folder, "train")
     classes = tuple(sorted(set(labels)))
     whole = _padded(f"{name} train split", series, labels, classes)
-    T, m = whole.x.shape[1:]
+    _, T, m = whole.x.shape
 
     def stored(part: str, train: Split | None) -> Split:
         if part == "train":
             return whole
-        test = _read(dataset, options.folder, part)
-        found = _padded(f"{name} test split", *test, classes, T)
+        found = _padded(f"{name} test split", *_read(dataset, options.folder, part), classes, T)
         if found.x.shape[2] != m:
             raise DataError(
                 f"{name} has {m} channels in train but {found.x.shape[2]} in test. "
@@ -77,11 +76,11 @@ def _read(dataset: str, folder: Path, part: str) -> tuple[list[np.ndarray], list
     files = [f"{base}_{half}.ts" for half in ("TRAIN", "TEST")]
     home = folder / base
     bundled = Path(aeon.__file__).parent / "datasets" / "data" / base / files[0]
-    here = all((home / file).is_file() for file in files)
     # Without a path aeon looks into its own package; with one, only there, downloading if needed.
+    here = all((home / file).is_file() for file in files)
     path = None if bundled.is_file() and not here else str(folder)
     advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"
-    with reading(f"series:{dataset}", advice, home, there=here):
+    with reading(f"series:{dataset}", advice, home):
         series, found, header = aeon.datasets.load_classification(
             dataset,
             split=part,

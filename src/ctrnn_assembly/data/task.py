@@ -15,15 +15,19 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
-from ctrnn_assembly.data.pixels import resized
 from ctrnn_assembly.errors import ConfigError, DataError
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
 # the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
 SPLIT_SEED = 1234
 _PUBLISHED_VAL = 2000
+_RESIZE_CHUNK = 1024  # images held as float32 at once: 12 MB for 32x32 RGB
+# (x, generator=None) -> (B, T, m) float32 of a stored batch x; training, which may augment, gives one.
+Sequence = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +58,6 @@ class Split:
         known = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
         lengths = torch.cat(known) if any(s.lengths is not None for s in both) else None
         return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths)
-
-
-class Sequence(Protocol):
-    """Turns a stored batch into the input sequence; training, which may augment, gives a generator."""
-
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, T, m), float32, on the batch's device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,8 +214,8 @@ def checked(what: str, split: Split, n_class: int) -> Split:
 
 
 @contextmanager
-def reading(what: str, files: str, folder: Path, *, there: bool) -> Iterator[None]:
-    """Read a set by a library, or download it if it is not there, into `folder`.
+def reading(what: str, files: str, folder: Path) -> Iterator[None]:
+    """Read a set by a library from `folder`, or download it into it.
 
     Whatever fails is a DataError that names the files which mend it, and leaves no new empty folder.
     """
@@ -229,7 +226,76 @@ def reading(what: str, files: str, folder: Path, *, there: bool) -> Iterator[Non
         for path in new:
             with suppress(OSError):  # it holds something, or was not made
                 path.rmdir()
-        state = "could not be read" if there else "is missing and could not be downloaded"
+        state = "is missing and could not be downloaded" if new else "could not be read"
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         elsewhere = "or name another folder with --data-dir (or CTRNN_DATA_DIR)"
         raise DataError(f"{what} {state} ({reason}). Put {files}, {elsewhere}.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSequence:
+    """Images, (B, C, H, W) uint8 -> (B, T, m) float32, T = H W and m = C, in row order.
+
+    As in torchvision's usual recipe augmentation comes before scaling and normalisation, so the border
+    that a crop brings in is a black pixel (0 before normalisation), not an average one.
+
+    Args:
+        scale: pixel value that becomes 1.
+        mean, std: per channel, of the scaled values; empty leaves them as they are.
+        planar: flatten colour planes instead: step t holds the C neighbouring values C t..C t + C-1
+            of the (C, H, W) array, so of one colour only.
+        order: permutation of the steps, (T,) int64; step t shows pixel order[t].
+        augment: training only: pad by an eighth of the width, zeros, cut the old size at a random place,
+            and mirror left-right with probability 1/2.
+    """
+
+    scale: float = 255.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    planar: bool = False
+    order: Tensor | None = None
+    augment: bool = False
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Map a batch; augment only where a generator is given. Repeats bit for bit from it."""
+        if generator is not None and self.augment:
+            x = cropped_and_mirrored(x, generator)
+        x = x.float() / self.scale  # (B, C, H, W)
+        if self.mean:
+            mean, std = (x.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+            x = (x - mean) / std
+        if self.planar:
+            x = rearrange(x.flatten(1), "b (t m) -> b t m", m=x.shape[1])
+        else:
+            x = rearrange(x, "b c h w -> b (h w) c")
+        if self.order is not None:
+            x = x[:, self.order.to(x.device)]
+        return x.contiguous()
+
+
+def cropped_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image of (B, C, H, W) shifted by up to W // 8 pixels, and half of them mirrored.
+
+    Numbers are drawn on the generator's device: a CPU one gives the same epoch on every device.
+    """
+
+    def draw(high: int) -> Tensor:
+        r = torch.randint(high, (len(x), 1), generator=generator, device=generator.device)
+        return r.to(x.device)
+
+    image, plane, row, column = (torch.arange(k, device=x.device) for k in x.shape)
+    crop = x.shape[3] // 8
+    rows, columns = draw(2 * crop + 1) + row, draw(2 * crop + 1) + column
+    columns = torch.where(draw(2).bool(), columns.flip(1), columns)
+    image, plane = image[:, None, None, None], plane[:, None, None]
+    padded = functional.pad(x, (crop,) * 4)
+    return padded[image, plane, rows[:, None, :, None], columns[:, None, None]]
+
+
+def resized(x: Tensor, side: int | None) -> Tensor:
+    """(N, C, H, W) uint8 stretched to (N, C, side, side): bilinear with anti-aliasing, rounded."""
+    if side is None or x.shape[2:] == (side, side):
+        return x
+    floats = (part.float() for part in x.split(_RESIZE_CHUNK))
+    scaled = (functional.interpolate(f, (side, side), mode="bilinear", antialias=True) for f in floats)
+    return torch.cat([part.round().byte() for part in scaled])
