@@ -54,12 +54,9 @@ def say(line: str) -> None:
 
 @dataclass
 class Training:
-    """A run, and between two epochs how far it has come.
+    """A run, and between two epochs how far it has come; `model` is `net` as Fabric set it up.
 
     Attributes:
-        projection: of the network's coupling, with keep_step_certified.
-        out, report, profile: as of `fit`; `report` in one process only.
-        model, optimizer: as Fabric set them up, see `set_up`.
         rows: of the epochs so far, as in metrics.csv.
         epoch: how many whole epochs are behind it.
         best: validation accuracy and minus the loss of the best epoch.
@@ -136,7 +133,7 @@ class Training:
         return ""
 
     def means(self, part: str, sums: Tensor) -> dict[str, float]:
-        """Mean loss and accuracy from their sums, over all processes, as columns of metrics.csv."""
+        """Mean loss and accuracy from their sums over all processes, as columns of metrics.csv."""
         total: Any = self.fabric.all_reduce(sums, reduce_op="sum")
         loss, correct, count = total.tolist()
         return {f"{part}_loss": loss / count, f"{part}_accuracy": correct / count}
@@ -151,23 +148,17 @@ def fit(
     command: str | None = None,
     profile: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
-    """Train, select by validation, test once, and write the run folder.
+    """Train, select by validation, test once, and write the run folder; returns summary.json.
 
     Args:
         resume: go on with the run in this folder, from its last whole epoch.
         report: gets a line for each epoch; on a terminal there is a progress bar as well. None for none.
-        command: that makes this run, for summary.json; None for the command line of this process.
-        profile: entered for each of the first steps, and for validation and certificate of their epoch.
-            A `torch.profiler.profile(acc_events=True)` has `STAGES` among its averages.
+        command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
+            `STAGES` of the first steps, and of validation and certificate of their epoch.
 
-    Returns:
-        what summary.json holds, see `provenance`. The further processes of a distributed run end here.
-
-    Raises:
-        ConfigError, DataError: for a setting, data or a folder that cannot be used.
-        ContractionError: if the model does not have the certificate that it must not lose.
-        TrainingError: if the loss is not finite or the certificate is lost; what was saved stays.
-        RunBusyError: if another process trains in this folder.
+    Raises: ConfigError or DataError for what cannot be used, ContractionError for a model without the
+        certificate that it must not lose, RunBusyError if another process trains in this folder, and
+        TrainingError if the loss is not finite or the certificate is lost; what was saved stays.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -308,11 +299,8 @@ def denormals_flushed() -> Iterator[None]:
 
 
 def train_step(training: Training, batch: Batch, where: str | None = None) -> Tensor:
-    """Forward, backward and one step of the optimiser; returns `sums_of` it.
-
-    Raises:
-        TrainingError: if `where` names this step and its loss is not finite.
-    """
+    """Forward, backward, and the optimiser; returns `sums_of` it. If `where` names the step, it looks
+    whether the loss is finite."""
     fabric, model, optimizer = training.fabric, training.model, training.optimizer
     u, y, lengths = batch
     with record_function("forward"):
@@ -395,11 +383,11 @@ def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any], int
 def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     """Make or check the run folder; returns the checkpoint to go on from, its weights in the net."""
     out, stored = training.out, training.out / "config.yaml"
+    if not resume and training.fabric.is_global_zero:
+        if stored.exists():
+            raise ConfigError(f"{out} already holds a run. Use --resume {out}, or another --out.")
+        run.write(stored, to_yaml(training.config))
     if not resume:
-        if training.fabric.is_global_zero:
-            if stored.exists():
-                raise ConfigError(f"{out} already holds a run. Use --resume {out}, or another --out.")
-            run.write(stored, to_yaml(training.config))
         return None
     if run.read_summary(out) is not None:
         raise ConfigError(f"{out} is finished. Start a new run with --config {stored} --out NEW.")
@@ -426,10 +414,9 @@ def diverged(net: SequenceClassifier, batch: Batch, where: str) -> str:
 
 
 def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
-    """The certificate of an epoch, for its row: 0 or 1, and bounds, None where there is no number.
+    """The certificate of an epoch, for its row: 0 or 1, and bounds; all None for an epoch without one.
 
-    All are None for an epoch without one. max_dt is None where every dt is certified, if step_certified
-    is 1; the factor where none is proven.
+    max_dt is None where every dt is certified, if step_certified is 1; the factor where none is proven.
     """
     if proven is None or proven.step is None:
         return dict.fromkeys(("certified", "rate", "step_certified", "step_factor", "max_dt"))
