@@ -161,13 +161,14 @@ def test_a_damaged_checkpoint_is_refused(cli: Cli, run: Path, damage: str) -> No
     state = load_file(run / WEIGHTS)
     (run / WEIGHTS).unlink()
     (run / LAST).parent.mkdir()
-    intact = {"epoch": 0, "model": state, "optimizer": {}, "scaler": {}, "best": (0.5, 0.0), "stale": 0}
+    rows = [{"val_accuracy": 0.5, "val_loss": 1.0}]
+    intact = {"rows": rows, "model": state, "optimizer": {}, "scaler": {}}
     torch.save(intact, run / LAST)
     assert cli("certify", run, "--json").code == 0
     content = (run / LAST).read_bytes()
     raw = {"empty": b"", "cut": content[: len(content) // 2], "noise": b"x" * 999}
     other = {"list": [1], "tensor": torch.ones(3), "number": {**intact, "model": {"a": 1}}}
-    other["other"] = {name: x for name, x in intact.items() if name != "best"}
+    other["other"] = {name: x for name, x in intact.items() if name != "rows"}
     if damage in raw:
         (run / LAST).write_bytes(raw[damage])
     elif damage in other:

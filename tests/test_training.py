@@ -220,15 +220,6 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli,
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_no_plateau_is_seen_in_a_table_that_was_deleted_or_cut() -> None:
-    training: Any = fit.Training(make_config({"plateau": True}), *[None] * 3, epoch=60)  # type: ignore[arg-type]
-    rows = [{"epoch": 59 - k, "val_accuracy": 0.5} for k in range(5)]
-    seen = [training.ended]
-    for training.rows in ([{"epoch": 59}], rows[:1], rows):
-        seen.append(training.ended)
-    assert seen == [False, False, False, True]
-
-
 PROFILED = {"modules": 2, "units": 4, "epochs": 2, "resize": 4, "limit_train": 200, "batch_size": 20}
 
 

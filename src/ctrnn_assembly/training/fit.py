@@ -56,11 +56,7 @@ def say(line: str) -> None:
 class Training:
     """A run, and between two epochs how far it has come; `model` is `net` as Fabric set it up.
 
-    Attributes:
-        rows: of the epochs so far, as in metrics.csv.
-        epoch: how many whole epochs are behind it.
-        best: validation accuracy and minus the loss of the best epoch.
-        stale: epochs since the accuracy rose.
+    `epoch` counts the epochs behind it, of which `rows` has what metrics.csv says.
     """
 
     config: TrainConfig
@@ -75,8 +71,6 @@ class Training:
     optimizer: Any = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     epoch: int = 0
-    best: tuple[float, float] = (-1.0, -math.inf)
-    stale: int = 0
 
     def set_up(self, saved: run.Weights | None = None) -> None:
         """Move everything to its device; `saved` is the checkpoint whose weights `net` has."""
@@ -89,8 +83,8 @@ class Training:
         )
         if saved is not None:
             saved.restore(optimizer, self.fabric.strategy.precision)
-            self.epoch, self.stale = saved.progress["epoch"] + 1, saved.progress["stale"]
-            self.best = tuple(saved.progress["best"])
+            self.rows = saved.progress["rows"]
+            self.epoch = len(self.rows)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
         if self.projection is not None:
             self.projection.project()  # a resumed run has other weights by now than it was built with
@@ -98,11 +92,11 @@ class Training:
     @property
     def ended(self) -> bool:
         """Whether all epochs are done, or enough of them without a better or another accuracy."""
-        config, last = self.config, self.rows[-PLATEAU_EPOCHS:]
-        recent = [x for row in last if (x := row.get("val_accuracy")) is not None]
-        judged = config.plateau and self.epoch >= PLATEAU_GRACE and len(recent) == PLATEAU_EPOCHS
-        flat = judged and pstdev(recent) <= PLATEAU_STD
-        return flat or self.epoch >= config.epochs or 0 < config.patience <= self.stale
+        config, reached = self.config, [row["val_accuracy"] for row in self.rows]
+        old = config.plateau and self.epoch >= PLATEAU_GRACE
+        flat = old and pstdev(reached[-PLATEAU_EPOCHS:]) <= PLATEAU_STD
+        stale = self.epoch - 1 - reached.index(max(reached)) if reached else 0
+        return flat or self.epoch >= config.epochs or 0 < config.patience <= stale
 
     @property
     def certificate(self) -> Certificate:
@@ -112,12 +106,10 @@ class Training:
     def save(self, path: Path) -> None:
         """A checkpoint as `read_weights` reads it."""
         state = {
-            "epoch": self.epoch - 1,
+            "rows": self.rows,
             "model": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
-            "best": self.best,
-            "stale": self.stale,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -204,7 +196,6 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
     test = task.load_test() if config.test_every_epoch else None
     for data in (batches, held_out):
         data.to(fabric.device)
-    training.rows = [row for row in run.read_table(out / "metrics.csv") if row["epoch"] < training.epoch]
     while not training.ended:
         row: dict[str, Any] = {"epoch": training.epoch}
         started = time.monotonic()
@@ -221,10 +212,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
         training.rows.append(row)
-        reached = (valid["val_accuracy"], -valid["val_loss"])
-        better = reached > training.best
-        training.stale = 0 if reached[0] > training.best[0] else training.stale + 1
-        training.best = max(training.best, reached)
+        better = row is max(training.rows, key=lambda one: (one["val_accuracy"], -one["val_loss"]))
 
         due = training.ended or training.epoch % config.certify_every == 0
         with training.profile, record_function("certificate"):
@@ -328,14 +316,14 @@ def finish(training: Training) -> dict[str, Any]:
     chosen = run.read_weights(out / "checkpoints" / ("last.ckpt" if config.fit_all else "best.ckpt"))
     chosen.load(net)
     run.save_weights(out / "model.safetensors", net)
-    rows = run.read_table(out / "metrics.csv")
+    rows = training.rows
     return {
         "task": task.name,
         "note": task.note,
         "model": config.model,
         "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         "epochs": len(rows),
-        "best_epoch": chosen.progress["epoch"],
+        "best_epoch": len(chosen.progress["rows"]) - 1,
         "val_accuracy": None if config.fit_all else accuracy(net, task, task.val),
         "test_accuracy": accuracy(net, task, task.load_test()),
         "seconds": round(sum(row["seconds"] for row in rows), 1),

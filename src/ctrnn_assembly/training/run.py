@@ -2,7 +2,7 @@
 
     config.yaml         the full configuration
     metrics.csv         one row an epoch, with its certificate
-    checkpoints/        last.ckpt and best.ckpt: weights, optimiser, epoch
+    checkpoints/        last.ckpt and best.ckpt: weights, optimiser, the rows so far
     weights/            epoch-0001.safetensors, ..., of the epochs that `keep_epochs` names
     model.safetensors   the weights with the best validation accuracy
     summary.json        results and provenance, written when the run is finished (see `provenance`)
@@ -59,7 +59,7 @@ class Weights:
         kind: "trained", "checkpoint" (of a run that is not finished), "epoch" or "initial".
         file, sha256: the file, and the hash of the very bytes that `state` was read from.
         state: the state dict; empty for initial weights.
-        progress: what a checkpoint holds besides: epoch, optimizer, scaler, best and stale.
+        progress: what a checkpoint holds besides: rows of metrics.csv, optimizer and scaler.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
@@ -126,9 +126,9 @@ def read_weights(file: Path) -> Weights:
             kept = file.stem.startswith("epoch-")
             return Weights("epoch" if kept else "trained", file, digest, safetensors.torch.load(content))
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        progress = {key: stored[key] for key in ("epoch", "optimizer", "scaler", "best", "stale")}
+        progress = {key: stored[key] for key in ("rows", "optimizer", "scaler")}
         [tensor.shape for tensor in stored["model"].values()]
-        range(progress["epoch"], progress["stale"]), sum(progress["best"])
+        [row["val_accuracy"] - row["val_loss"] for row in progress["rows"]]
         return Weights("checkpoint", file, digest, stored["model"], progress)
 
 
