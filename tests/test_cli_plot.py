@@ -31,7 +31,7 @@ STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 def train(run: Path, **changes: object) -> Path:
     """A tiny finished run."""
-    fit(make_config(SETTINGS, changes), run, report=None)
+    fit(make_config(SETTINGS, changes), run, report=lambda line: None)
     return run
 
 

@@ -64,7 +64,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("runs") / "run"
-    fit(make_config(SETTINGS, {"solver": "euler"}), made, report=None)
+    fit(make_config(SETTINGS, {"solver": "euler"}), made, report=lambda line: None)
     return made
 
 
@@ -181,7 +181,7 @@ def test_a_run_killed_before_its_first_epoch_ended_shows_its_start(
 )
 def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures: int) -> None:
     changes = {"model": model, "epochs": 1, "solver": "euler", "dt": 0.03}
-    fit(make_config(SETTINGS, changes), tmp_path / "run", report=None)
+    fit(make_config(SETTINGS, changes), tmp_path / "run", report=lambda line: None)
     page = Page(report(cli, tmp_path / "run", tmp_path / "r.html"))
     assert sum(tag == "img" for tag, _ in page.tags) == pictures
     if model == "lstm":

@@ -225,7 +225,7 @@ PROFILED = {"modules": 2, "units": 4, "epochs": 2, "resize": 4, "limit_train": 2
 
 def test_a_profile_counts_what_a_stage_calls_for_it(tmp_path: Path) -> None:
     recorder = profile(acc_events=True)
-    fit.fit(make_config(PROFILED), tmp_path / "run", report=None, profile=recorder)
+    fit.fit(make_config(PROFILED), tmp_path / "run", report=lambda line: None, profile=recorder)
     found = {event.key: event for event in recorder.key_averages()}
     assert [found[stage].count for stage in fit.STAGES] == [5, 5, 5, 5, 1, 1]
     inside = found["forward"].cpu_time_total

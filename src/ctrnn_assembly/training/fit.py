@@ -65,7 +65,7 @@ class Training:
     net: SequenceClassifier
     projection: StepProjection | None = None
     out: Path = Path()
-    report: Callable[[str], None] | None = None
+    report: Callable[[str], None] = say
     profile: AbstractContextManager[Any] = field(default_factory=nullcontext)
     model: Any = None
     optimizer: Any = None
@@ -136,7 +136,7 @@ def fit(
     out: Path,
     *,
     resume: bool = False,
-    report: Callable[[str], None] | None = say,
+    report: Callable[[str], None] = say,
     command: str | None = None,
     profile: AbstractContextManager[Any] | None = None,
 ) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def fit(
 
     Args:
         resume: go on with the run in this folder, from its last whole epoch.
-        report: gets a line for each epoch; on a terminal there is a progress bar as well. None for none.
+        report: gets a line for each epoch; on a terminal there is a progress bar as well.
         command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
             `STAGES` of the first steps, and of validation and certificate of their epoch.
 
@@ -162,15 +162,11 @@ def fit(
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
-    missing = missing_certificate(config, initial)
-    if missing:
-        raise ContractionError(
-            f"the model must have the {config.require_certificate} certificate before training; "
-            f"{missing}"
-        )
-    for note in (*(f"{sentence}." for sentence in config.unused()), task.note):
-        if report is not None and note:
-            report(f"note: {note}")
+    if missing := missing_certificate(config, initial):
+        must = f"the model must have the {config.require_certificate} certificate before training"
+        raise ContractionError(f"{must}; {missing}")
+    for note in filter(None, (*(f"{sentence}." for sentence in config.unused()), task.note)):
+        report(f"note: {note}")
 
     with run.locked(out) if fabric.is_global_zero else nullcontext():
         saved = open_folder(training, resume=resume)
@@ -223,11 +219,9 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         if first:
             run.write_table(out / "metrics.csv", training.rows)
             log({name: value for name, value in row.items() if value is not None}, row["epoch"])
-            if training.report is not None:
-                training.report(epoch_line(row, config.epochs))
+            training.report(epoch_line(row, config.epochs))
         kind = "discrete" if lost else config.require_certificate
-        lost = lost or missing_certificate(config, proven)
-        if lost:
+        if lost := lost or missing_certificate(config, proven):
             before = "that of the epoch before is kept" if row["epoch"] else "there is none before it"
             raise TrainingError(
                 f"epoch {training.epoch} lost the {kind} certificate: {lost} No checkpoint is taken of "
@@ -249,7 +243,7 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
     core: Any = training.net.core
     following, sums = iter(batches), torch.zeros((), device=fabric.device)
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
-    shown = training.report is not None and fabric.is_global_zero and sys.stderr.isatty()
+    shown = fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
     if projection is not None:
         projection.start_epoch()
@@ -299,8 +293,7 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
     with record_function("backward"):
         fabric.backward(loss)
     with record_function("optimiser"):
-        clip = training.config.gradient_clip_norm
-        if clip:
+        if clip := training.config.gradient_clip_norm:
             fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()

@@ -53,13 +53,10 @@ class RunBusyError(CtrnnError, RuntimeError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights, and where they are from.
+    """Weights, and where they are from: a "checkpoint" is of a run that is not finished.
 
-    Attributes:
-        kind: "trained", "checkpoint" (of a run that is not finished), "epoch" or "initial".
-        file, sha256: the file, and the hash of the very bytes that `state` was read from.
-        state: the state dict; empty for initial weights.
-        progress: what a checkpoint holds besides: rows of metrics.csv, optimizer and scaler.
+    `sha256` is of the very bytes that `state`, a state dict, was read from: initial weights have
+    neither. `progress` is what a checkpoint holds besides: rows of metrics.csv, optimizer and scaler.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
@@ -77,10 +74,8 @@ class Weights:
         """Load them into a model, which takes their precision."""
         bad = [name for name, x in self.state.items() if x.is_complex() or not x.isfinite().all()]
         if bad:
-            raise DataError(
-                f"{self.file} holds NaN or infinite values, or complex ones, in {bad[0]!r}. Use an "
-                "intact copy."
-            )
+            what = f"{self.file} holds NaN or infinite values, or complex ones, in {bad[0]!r}"
+            raise DataError(f"{what}. Use an intact copy.")
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             model.to(dtypes.pop())
@@ -252,9 +247,8 @@ class Run:
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
         if not 1 <= samples <= len(part):
-            raise ConfigError(
-                f"samples must be in 1..{len(part)}, those of the {split} split; got {samples}."
-            )
+            those = f"1..{len(part)}, those of the {split} split"
+            raise ConfigError(f"samples must be in {those}; got {samples}.")
         u, y, lengths = next(iter(Batches(self.task, part, samples)))
         return u.double(), y, lengths
 
@@ -389,10 +383,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         for name in dict.fromkeys((*row, "epoch", "seconds")):
             text: Any = row.get(name)
             with refusing(f"{what}: it must hold numbers in {name!r}", advice):
-                if text or name in ("epoch", "seconds"):
-                    row[name] = int(text) if text.isdigit() else float(text)
-                else:
-                    row[name] = None
+                number = int if text and text.isdigit() else float
+                row[name] = number(text) if text or name in ("epoch", "seconds") else None
     return rows
 
 
