@@ -74,9 +74,8 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 @torch.no_grad()
 def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know."""
-    was_training, weight = model.training, model.readout.weight
-    model.eval()
-    sums, last = torch.zeros((), device=weight.device), int(batches.split.y.max())
+    weight, last = model.eval().readout.weight, int(batches.split.y.max())
+    sums = torch.zeros((), device=weight.device)
     for u, y, lengths in batches:
         y = y.to(weight.device)
         logits = model(u.to(weight), lengths=None if lengths is None else lengths.to(weight.device))
@@ -86,7 +85,6 @@ def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
                 f"{logits.shape[-1]} outputs. Use the task that it was trained on."
             )
         sums = sums + sums_of(F.cross_entropy(logits.float(), y), logits, y)
-    model.train(was_training)
     return sums
 
 

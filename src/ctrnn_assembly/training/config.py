@@ -223,9 +223,8 @@ def recipes() -> dict[str, dict[str, Any]]:
     return {name: yaml.safe_load(text) for name, text in sorted(texts.items())}
 
 
-def recipe(name: str) -> dict[str, Any]:
-    """The settings of one recipe; a ConfigError lists the known ones."""
-    known = recipes()
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return dict(known[name]["settings"])
+def recipe(name: str, fix: str = "") -> dict[str, Any]:
+    """The settings of one recipe; a ConfigError lists the known ones, and ends with `fix`."""
+    if name not in recipes():
+        raise unknown("recipe", name, recipes(), fix)
+    return dict(recipes()[name]["settings"])

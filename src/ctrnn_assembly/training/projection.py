@@ -30,12 +30,11 @@ SHRINK = (1.0, 0.999, 0.99, 0.9, 0.5)
 class StepProjection:
     """The coupling of a layer, kept where the Euler step of its `dt` is certified.
 
-    `core` is a `CTRNN` with solver euler, coupled by `Feedback` or not at all, else a ConfigError is
-    raised; it is projected at once. `certificate` is that of the weights as `project` left them.
+    `core`, projected at once, is a `CTRNN` with solver euler, coupled by `Feedback` or not at all, else
+    a ConfigError is raised. `certificate` is that of the weights as `project` left them.
 
-    Guarantee: `project` leaves weights whose `certificate` holds in continuous time and for the step, or
-    raises; weights that are not finite are left as they are, and not certified. Between two calls
-    `after_step` holds the coupling near the ball, without a guarantee.
+    Guarantee: it holds in continuous time and for the step, or `project` raises; weights that are not
+    finite are left as they are, and not certified.
     """
 
     certificate: Certificate
@@ -87,12 +86,11 @@ class StepProjection:
         for shrink in SHRINK if self.omega > 0 else SHRINK[:1]:
             self._scale(shrink)
             self.certificate = self.core.certificate()
-            step = self.certificate.step
-            if self.omega > 0 and step is not None and step.certified:
+            proven = self.certificate.step
+            if self.omega > 0 and proven is not None and proven.certified:
                 return
         failed = self.certificate if self.omega > 0 else certify(alone, metric, dt=dt)
-        step = failed.step
-        assert step is not None
+        step: Any = failed.step
         why = "; ".join(failed.reasons) or step.reason
         if step.certified:  # of the modules alone, but omega needs more room than a certificate
             why = f"the bound on the modules' own factor is {step.contraction_factor}, too close to 1"

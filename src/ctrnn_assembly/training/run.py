@@ -39,7 +39,7 @@ from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model
 from ctrnn_assembly.solvers import SOLVERS
 from ctrnn_assembly.training.batches import Batches
-from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, recipes
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
 
 KEPT = "weights/epoch-{:04}.safetensors"  # of an epoch, counted from 1
 BESIDE = "Use the file that was saved beside it."
@@ -137,13 +137,9 @@ def save_weights(path: Path, model: nn.Module) -> None:
 class Run:
     """A network by name: a run folder with its weights, or a configuration with its initial ones.
 
-    Everything but the configuration is read when it is first asked for, and then only once.
-
-    Attributes:
-        path: the run folder; None for a configuration file or a recipe.
-        config: the configuration, with the changes that `open` was given.
-        initial: take the weights before training instead of the trained ones.
-        epoch: take the weights that `keep_epochs` kept after this epoch, counted from 1.
+    Everything but the configuration is read when it is first asked for, and then only once. `path` is
+    None for a configuration file or a recipe. Instead of the trained weights `initial` takes those
+    before training, and `epoch` those that `keep_epochs` kept after this epoch, counted from 1.
     """
 
     path: Path | None
@@ -161,19 +157,13 @@ class Run:
             settings = read_config(path).model_dump()
         elif path.exists():
             settings = read_yaml(path)
-        elif str(source) in recipes():
-            settings = recipe(str(source))
         else:
-            fix = "There is no run folder or configuration file of that name."
-            raise unknown("recipe", str(source), recipes(), fix)
+            settings = recipe(str(source), "There is no run folder or configuration file of that name.")
         config = make_config(settings, given)
         if given.get("solver", "euler") not in SOLVERS:
             raise unknown("solver", given["solver"], SOLVERS)
-        if (
-            {"dt", "solver"} & given.keys()
-            and config.model in MODELS
-            and MODELS[config.model].is_baseline
-        ):
+        row = MODELS.get(config.model)
+        if row is not None and row.is_baseline and {"dt", "solver"} & given.keys():
             raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
         return cls(path, config, initial, epoch) if path.is_dir() else cls(None, config)
 
@@ -192,9 +182,8 @@ class Run:
     @cached_property
     def weights(self) -> Weights:
         """The weights that `model` loads; a DataError if no epoch of a run has ended."""
-        file = self.file
-        if file is not None:
-            return read_weights(file)
+        if self.file is not None:
+            return read_weights(self.file)
         if self.path is None or self.initial:
             return Weights("initial")
         raise DataError(
