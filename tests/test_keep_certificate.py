@@ -312,7 +312,6 @@ def test_a_coupling_inside_the_ball_is_not_touched() -> None:
     field = nested(0.1)
     before = [p.detach().clone() for p in field.parameters()]
     projection = StepProjection(layer(field))
-    projection.start_epoch()
     projection.after_step()
     for old, new in zip(before, field.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -321,7 +320,6 @@ def test_a_coupling_inside_the_ball_is_not_touched() -> None:
 def test_steps_stay_near_the_ball_and_the_epochs_end_inside() -> None:
     model = build_model("svd-combo", 1, 3, modules=6, units=8, coupling_scale=5.0, dt=0.03)
     projection = StepProjection(model.core)
-    projection.start_epoch()
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         with torch.no_grad():
@@ -357,7 +355,6 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
 def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
     field = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)], "none")
     projection = StepProjection(layer(field))
-    projection.start_epoch()
     projection.after_step()
     assert projection.norm() == 0
     assert projection.certificate.step.certified

@@ -245,8 +245,6 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
     shown = fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
-    if projection is not None:
-        projection.start_epoch()
     for index in track(range(steps), what, console=console, transient=True, disable=not shown):
         with training.profile if index < STEPS else nullcontext():
             with record_function("data"):

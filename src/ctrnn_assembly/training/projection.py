@@ -58,14 +58,6 @@ class StepProjection:
         self.project()
 
     @torch.no_grad()
-    def start_epoch(self) -> None:
-        """Start the power iteration from a fixed vector, so that resuming is bit-identical."""
-        fixed = torch.Generator().manual_seed(0)
-        vector = torch.randn(self.core.hidden_size, generator=fixed, dtype=torch.float64)
-        self.vector = vector.to(self.core.encoder.weight)
-        self._estimate(FIRST)
-
-    @torch.no_grad()
     def after_step(self) -> None:
         """Scale the coupling down if its estimated norm exceeds omega; reads nothing from the device."""
         if self.levels:
@@ -88,6 +80,11 @@ class StepProjection:
             self.certificate = self.core.certificate()
             proven = self.certificate.step
             if self.omega > 0 and proven is not None and proven.certified:
+                # The power iteration starts anew from a fixed vector: resuming is bit-identical.
+                fixed = torch.Generator().manual_seed(0)
+                vector = torch.randn(self.core.hidden_size, generator=fixed, dtype=torch.float64)
+                self.vector = vector.to(self.core.encoder.weight)
+                self._estimate(FIRST)
                 return
         failed = self.certificate if self.omega > 0 else certify(alone, metric, dt=dt)
         step: Any = failed.step
