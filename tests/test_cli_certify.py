@@ -234,7 +234,7 @@ def test_click_refuses_what_it_cannot_parse(cli: Cli, tmp_path: Path, options: l
 
 def test_an_unknown_source_lists_the_recipes(cli: Cli, tmp_path: Path) -> None:
     error = cli.refuses("certify", tmp_path / "none")
-    assert "There is no run folder or configuration file of that name." in error
+    assert "there is no run folder or file of that name, and a recipe must be one of" in error
     assert "sparse-combo-psmnist" in error
     assert "holds no run" in cli.refuses("certify", tmp_path)
 

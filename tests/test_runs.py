@@ -273,7 +273,10 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
     assert model(u).shape == (3, 10)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert from_file.model(data=False).readout.out_features == 2  # reads no data
-    with pytest.raises(ConfigError, match="There is no run folder or configuration file"):
+    with pytest.raises(
+        ConfigError,
+        match=r"there is no run folder or file of that name, and a recipe must be one of .* got 'x'",
+    ):
         Run.open("x")
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         Run.open("digit")

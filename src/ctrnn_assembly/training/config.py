@@ -119,10 +119,8 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.certify_every > 1 and self.require_certificate != "none":
-            raise ConfigError(
-                f"certify_every must be 1 where require_certificate is {self.require_certificate}; got "
-                f"{self.certify_every}. Set one of them back."
-            )
+            must = f"certify_every must be 1 where require_certificate is {self.require_certificate}"
+            raise ConfigError(f"{must}; got {self.certify_every}. Set one of them back.")
         if self.fit_all and (self.patience or self.plateau):
             raise ConfigError(
                 f"fit_all leaves no validation data to stop by; got patience {self.patience}, plateau "
@@ -145,11 +143,8 @@ class TrainConfig(BaseModel):
         It rises linearly over the warm-up. From there on "cosine" falls to 0 at the end of the run,
         "steps" multiplies by lr_gamma at the start of each epoch in milestones, and "constant" stays.
         """
-        epoch, warm, peak = (
-            step // steps_per_epoch,
-            self.warmup_epochs * steps_per_epoch,
-            self.learning_rate,
-        )
+        epoch, warm = step // steps_per_epoch, self.warmup_epochs * steps_per_epoch
+        peak = self.learning_rate
         if step < warm:
             return peak * (step + 1) / warm
         if self.schedule == "steps":
@@ -223,8 +218,8 @@ def recipes() -> dict[str, dict[str, Any]]:
     return {name: yaml.safe_load(text) for name, text in sorted(texts.items())}
 
 
-def recipe(name: str, fix: str = "") -> dict[str, Any]:
-    """The settings of one recipe; a ConfigError lists the known ones, and ends with `fix`."""
+def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
+    """The settings of one recipe; a ConfigError says that `what` must be one of the known ones."""
     if name not in recipes():
-        raise unknown("recipe", name, recipes(), fix)
+        raise unknown(what, name, recipes())
     return dict(recipes()[name]["settings"])

@@ -158,7 +158,7 @@ class Run:
         elif path.exists():
             settings = read_yaml(path)
         else:
-            settings = recipe(str(source), "There is no run folder or configuration file of that name.")
+            settings = recipe(str(source), "there is no run folder or file of that name, and a recipe")
         config = make_config(settings, given)
         if given.get("solver", "euler") not in SOLVERS:
             raise unknown("solver", given["solver"], SOLVERS)
