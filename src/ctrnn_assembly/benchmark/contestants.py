@@ -233,7 +233,6 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
 
 
 _IMEX = partial(ours, solver="imex", backend="fused")
-_RNN, _LSTM = partial(recurrent, kind="RNN"), partial(recurrent, kind="LSTM")
 _TABLE = (
     *(row for backend in get_args(Backend) for row in _backend(backend)),
     Contestant(
@@ -241,8 +240,8 @@ _TABLE = (
     ),
     Contestant("plain-loop", plain_loop, tolerance=1e-5),
     Contestant("torchdiffeq-euler", torchdiffeq_euler, tolerance=1e-5),
-    Contestant("nn.RNN", _RNN, coupled=False, dense=1),
-    Contestant("nn.LSTM", _LSTM, coupled=False, dense=4),
+    Contestant("nn.RNN", partial(recurrent, kind="RNN"), coupled=False, dense=1),
+    Contestant("nn.LSTM", partial(recurrent, kind="LSTM"), coupled=False, dense=4),
     Contestant("torchdyno-adadiag", partial(torchdyno, constrained="tanh"), "diagonal"),
     Contestant("torchdyno-scn", partial(torchdyno, constrained=None)),
     Contestant("torchdyno-scn-frozen", partial(torchdyno, constrained="fixed"), "sparse"),

@@ -175,7 +175,7 @@ def measure(
 
 
 def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report) -> Report:
-    """What the timings say: rows, rates of products, noise, and the notes with what is to be doubted."""
+    """What the timings say, and the notes with what is to be doubted."""
     rates, noise, notes = rates_of(products), noise_of([*products, *timings]), list(report["notes"])
     if report["rounds"] < ROUNDS:
         few = f"{report['rounds']} rounds are fewer than {ROUNDS}: the medians say little. "

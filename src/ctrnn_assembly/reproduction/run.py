@@ -51,8 +51,8 @@ def run_all(
 ) -> tuple[list[str], bool]:
     """Run what has no result yet; Ctrl-C and SIGTERM end the runs after their last whole epoch.
 
-    Returns a sentence for each failure, and whether it was interrupted. `draw`, see `run_job`, is a
-    function of a module, for other processes call it; `say` is told of every start and end.
+    Returns a sentence for each failure, and whether it was interrupted. Other processes call `draw`, so
+    it is a function of a module; `say` is told of every start and end.
     """
     done = [job for job in jobs if (places.results / f"{job.path}.json").exists()]
     for job in done:
