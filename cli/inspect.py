@@ -7,7 +7,7 @@ a measurement can refute a certificate and never replace it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from click import option
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.options import Command, Decorator, integers, together
-from ctrnn_cli.output import Column, emit, output_options, rows_of, table
+from ctrnn_cli.output import Column, Columns, emit, output_options, rows_of, table
 
+Results = dict[str, Any]
+Draw = Callable[..., Any]
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
@@ -60,21 +62,15 @@ class Driven:
         return torch.Generator().manual_seed(0)
 
     def show(
-        self,
-        found: Mapping[str, Any],
-        *blocks: Sequence[Column],
-        what: str = "",
-        notes: Iterable[str] = (),
-        facts: Mapping[str, Any],
-        figure: Callable[..., Any],
+        self, found: Results, *blocks: Columns, what: str, notes: list[str], figure: Draw, **facts: Any
     ) -> None:
         """Show rows, the sentences `notes` under them, and the certificate.
 
         Args:
             found: results by the prefix of their names: numbers go to --json, tensors to --npz.
             blocks: the same columns each, with values; one block stands under the other.
-            what: added to the title of the table. facts: more values for --json.
-            figure: draws, given a title.
+            what: added to the title of the table. figure: draws, given a title.
+            facts: more values for --json.
         """
         from ctrnn_assembly.certificates.wording import short_rows
 
@@ -169,13 +165,10 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
         parts["coupling"] = (coupling,)
     abscissas = {f"{part}_abscissa": [v.real.max().item() for v in parts[part]] for part in parts}
     radii = {f"{part}_radius": [v.abs().max().item() for v in parts[part]] for part in parts}
-    net.show(
-        {f"{weights}{k}_": s for weights, k, s in spectra},
-        *blocks,
-        notes=[WARNING],
-        facts={"blocks": abscissas | radii, "warning": WARNING},
-        figure=partial(spectrum_figure, found, before, net.certificate),
-    )
+    results = {f"{weights}{k}_": s for weights, k, s in spectra}
+    figure = partial(spectrum_figure, found, before, net.certificate)
+    more = {"blocks": abscissas | radii, "warning": WARNING}
+    net.show(results, *blocks, what="", notes=[WARNING], figure=figure, **more)
 
 
 @inspecting(
@@ -211,14 +204,9 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
         Column("factor_of_a_step", "factor of a step", ".6f", (found.exponents * found.dt).exp()),
     ]
     said = "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}"
-    net.show(
-        {"": found},
-        columns,
-        what=": exponents per unit of time",
-        notes=[f"{len(u)} runs of {found.steps} steps, after {found.transient}", said],
-        facts={"certified_bound": bound},
-        figure=partial(lyapunov_figure, found, bound=bound),
-    )
+    notes = [f"{len(u)} runs of {found.steps} steps, after {found.transient}", said]
+    what, figure = ": exponents per unit of time", partial(lyapunov_figure, found, bound=bound)
+    net.show({"": found}, columns, what=what, notes=notes, figure=figure, certified_bound=bound)
 
 
 @inspecting(
@@ -245,7 +233,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
 
     certificate, metric = net.certificate, net.certificate.metric.matrix  # that the numbers hold in
     found = measure_contraction(net.layer, net.u, metric=metric, generator=net.generator, **settings)
-    results: dict[str, Any] = {"": found}
+    results: Results = {"": found}
     step = certificate.step
     bound = None if step is None or not step.certified else step.contraction_factor
     at = range(0, found.steps + 1, max(1, found.steps // 20))
@@ -278,14 +266,9 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         results["theorem6_"] = seen = monitor_theorem6(net.layer, net.u)
         verdict = f"Theorem 6 {'holds' if seen.holds else 'does not hold'} along these runs"
         notes.append(f"{verdict}: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}")
-    net.show(
-        results,
-        columns,
-        what=f": largest distance of {found.pairs} pairs, relative to the start",
-        notes=notes,
-        facts={"certified_factor": bound},
-        figure=partial(contraction_figure, found, results.get("twin_"), certificate),
-    )
+    what = f": largest distance of {found.pairs} pairs, relative to the start"
+    figure = partial(contraction_figure, found, results.get("twin_"), certificate)
+    net.show(results, columns, what=what, notes=notes, figure=figure, certified_factor=bound)
 
 
 @inspecting(
@@ -307,7 +290,6 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
         find_fixed_points(net.layer, u, generator=net.generator, **settings)
         for u in inputs[: 1 if held == "zero" else None]
     ]
-    messages = [points.message for points in found]
     blocks = [
         (
             Column("sample", "sample", "d", sample),
@@ -320,14 +302,11 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
         )
         for sample, p in enumerate(found)
     ]
-    net.show(
-        {f"sample{k}_": points for k, points in enumerate(found)},
-        *blocks,
-        what=f": fixed points under the {held} input, {settings['starts']} starts",
-        notes=[f"sample {k}: {message}" for k, message in enumerate(messages)],
-        facts={"input": held, "messages": messages},
-        figure=partial(fixed_points_figure, found, rate=net.rate),
-    )
+    results = {f"sample{k}_": points for k, points in enumerate(found)}
+    what = f": fixed points under the {held} input, {settings['starts']} starts"
+    notes = [f"sample {k}: {points.message}" for k, points in enumerate(found)]
+    figure = partial(fixed_points_figure, found, rate=net.rate)
+    net.show(results, *blocks, what=what, notes=notes, figure=figure, input=held, messages=notes)
 
 
 @inspecting(
@@ -336,7 +315,7 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     option("--probes", type=int, help="random probes of the estimate  [default: exact]"),
     option("--effective-depth", is_flag=True, help="also how many residual steps count at once"),
 )
-def gsc_command(net: Driven, every: int | None, probes: int | None, effective_depth: bool) -> None:
+def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: int | None) -> None:
     """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|: how gradients grow or fade from the last step back.
 
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
@@ -352,10 +331,9 @@ def gsc_command(net: Driven, every: int | None, probes: int | None, effective_de
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
-    settings: dict[str, Any] = {"probes": probes, "generator": net.generator}
     every = max(1, T // 16) if every is None else every
-    found = gsc_over_time(net.layer, net.u, every=every, **settings)
-    results: dict[str, Any] = {"": found}
+    found = gsc_over_time(net.layer, net.u, every=every, probes=probes, generator=net.generator)
+    results: Results = {"": found}
     exact = "exact" if probes is None else "estimated"
     notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
     if effective_depth:
@@ -372,11 +350,5 @@ def gsc_command(net: Driven, every: int | None, probes: int | None, effective_de
         Column("jacobian_bound", "certified bound", ".4g", bounds),
         Column("state", "|x_t|", ".4g", found.size),
     ]
-    net.show(
-        results,
-        columns,
-        what=f": GSC(t, T), T = {T} steps",
-        notes=notes,
-        facts={"probes": probes},
-        figure=partial(gsc_figure, rows_of(columns)),
-    )
+    what, figure = f": GSC(t, T), T = {T} steps", partial(gsc_figure, rows_of(columns))
+    net.show(results, columns, what=what, notes=notes, figure=figure, probes=probes)

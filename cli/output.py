@@ -67,7 +67,10 @@ class Column:
     missing: str = "-"
 
 
-def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
+Columns = Sequence[Column]
+
+
+def rows_of(columns: Columns) -> list[dict[str, Any]]:
     """The rows of columns with values, of which one at least has several."""
     plain = [c.values.tolist() if hasattr(c.values, "tolist") else c.values for c in columns]
     size = next(len(values) for values in plain if isinstance(values, list | tuple | range))
@@ -75,7 +78,7 @@ def rows_of(columns: Sequence[Column]) -> list[dict[str, Any]]:
     return [dict(zip((c.key for c in columns), row, strict=True)) for row in zip(*filled, strict=True)]
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column] = (), *, title: str) -> Table:
+def table(rows: Sequence[Mapping[str, Any]], columns: Columns = (), *, title: str) -> Table:
     """A table of rows, by default with a column a key; without a line of headers if none has one."""
     columns = columns or [Column(key, key) for key in rows[0]]
     named = any(column.header for column in columns)
@@ -109,7 +112,7 @@ def emit(
     result: Any,
     *shown: Table | str,
     as_json: bool,
-    columns: Sequence[Column] = (),
+    columns: Columns = (),
     arrays: Mapping[str, Any] | None = None,
     figure: Callable[[], Any] | None = None,
     csv: Path | None = None,
