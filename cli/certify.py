@@ -9,8 +9,7 @@ import click
 from click import option
 from rich.table import Table
 
-from ctrnn_cli.options import Command
-from ctrnn_cli.output import Column, emit, facts, json_option, plot_option, table
+from ctrnn_cli.shared import Column, Command, emit, facts, json_option, plot_option, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 SEARCHES = click.Choice(["none", "fast", "convex"])

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError, TrainingError
-from ctrnn_cli.options import PATH
-from ctrnn_cli.output import Column, console, emit, json_option, plot_option, table
+from ctrnn_cli.shared import PATH, Column, console, emit, json_option, plot_option, table
 
 say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")

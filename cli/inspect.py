@@ -17,8 +17,8 @@ import click
 from click import option
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_cli.options import Command, Decorator, integers, together
-from ctrnn_cli.output import Column, Columns, emit, output_options, rows_of, table
+from ctrnn_cli import shared
+from ctrnn_cli.shared import Column, Columns, Decorator
 
 Results = dict[str, Any]
 Draw = Callable[..., Any]
@@ -78,12 +78,12 @@ class Driven:
         looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
         step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
         title = f"{config.model} on {self.run.task.name} ({self.split}){step}{what}"
-        rows = [row for block in blocks for row in rows_of(block)]
+        rows = [row for block in blocks for row in shared.rows_of(block)]
         values = {f"{prefix}{name}": x for prefix, one in found.items() for name, x in vars(one).items()}
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
-        emit(
+        shared.emit(
             {**self.run.about(), **looked, "certificate": proven, **numbers, **facts, "rows": rows},
-            table(rows, blocks[0], title=title),
+            shared.table(rows, blocks[0], title=title),
             *notes,
             *(f"{key}: {value}" for key, value in short_rows(proven)),
             columns=blocks[0],
@@ -97,9 +97,9 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
     """A command on RUN|CONFIG with options of its own: a function of a `Driven` network."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., Any]:
-        @click.command(name, cls=Command, help=function.__doc__)
+        @click.command(name, cls=shared.Command, help=function.__doc__)
         @click.argument("source", metavar="RUN|CONFIG")
-        @together(*own)
+        @shared.together(*own)
         @option("--initial", is_flag=True, help="of a run, the weights before training")
         @option("--dt", type=float, help="another time between samples than the run's own")
         @option("--solver", help="another solver than the run's own")
@@ -107,7 +107,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @option("--split", type=click.Choice(["train", "val", "test"]), default="val")
         @option("--samples", type=int, help="number of input sequences  [default: 4]")
         @option("--data-dir", help="where the data are, if they have moved")
-        @output_options
+        @shared.output_options
         def command(source: str, split: str, samples: int | None, **given: Any) -> None:
             changes = {key: given.pop(key) for key in ("initial", "task", "data_dir", "dt", "solver")}
             outputs = {key: given.pop(key) for key in ("as_json", "csv", "npz", "plot")}
@@ -121,7 +121,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
 @inspecting(
     "spectrum",
     option("--every", type=click.IntRange(min=1), help="steps from one state to the next"),
-    option("--at", callback=integers, metavar="N,N,...", help="these steps  [default: five]"),
+    option("--at", callback=shared.integers, metavar="N,N,...", help="these steps  [default: five]"),
 )
 def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None) -> None:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
@@ -350,5 +350,5 @@ def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: i
         Column("jacobian_bound", "certified bound", ".4g", bounds),
         Column("state", "|x_t|", ".4g", found.size),
     ]
-    what, figure = f": GSC(t, T), T = {T} steps", partial(gsc_figure, rows_of(columns))
+    what, figure = f": GSC(t, T), T = {T} steps", partial(gsc_figure, shared.rows_of(columns))
     net.show(results, columns, what=what, notes=notes, figure=figure, probes=probes)

@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_cli.options import PATH
-from ctrnn_cli.output import PICTURE, OutputFile
+from ctrnn_cli.shared import PATH, PICTURE, OutputFile
 
 OF_MANY = {
     "curves": "accuracy and loss over epochs, with the published accuracy",

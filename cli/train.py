@@ -13,8 +13,7 @@ import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import make_config, read_yaml, recipe, recipes
-from ctrnn_cli.options import PATH, Command, config_options
-from ctrnn_cli.output import emit, facts, json_option
+from ctrnn_cli.shared import PATH, Command, config_options, emit, facts, json_option
 
 KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
 GATES = {
