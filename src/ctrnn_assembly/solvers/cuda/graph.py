@@ -75,12 +75,6 @@ def replayed(
         return _recordings[key](tensors)
 
 
-def clear() -> None:
-    """Forget all recordings, and give their memory back."""
-    with _lock:
-        _recordings.clear()
-
-
 def cuda_precision() -> Any:
     """How products of float32 are rounded on CUDA; torch 2.9 has a new name for it."""
     matmul = torch.backends.cuda.matmul

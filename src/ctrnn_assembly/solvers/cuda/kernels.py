@@ -160,15 +160,6 @@ def _mix(
     return acc
 
 
-@triton.jit
-def _held(A, KIND: tl.constexpr, HOLD: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr):
-    """Blocks that stay with the program for all steps: own tiles, where one group has them all."""
-    held = 0.0
-    if KIND == "own" and HOLD:
-        held = _tiles(A, 0, GROUP, TILE)
-    return held
-
-
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     X, E, DT, INV_TAU, W, L, batch, steps, n, tiles, dt_step, dt_row, e_step, e_row,
@@ -180,7 +171,9 @@ def forward_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
     HOLD: tl.constexpr = GROUPS == 1
-    held = _held(W, W_KIND, HOLD, GROUP, TILE)
+    held = 0.0
+    if W_KIND == "own" and HOLD:  # own tiles stay with the program, where one group has them all
+        held = _tiles(W, 0, GROUP, TILE)
     here = X
     there = X + batch * n
     for _ in range(steps):
@@ -252,7 +245,9 @@ def adjoint_kernel(
     live = row < batch
     # Beside W's tiles, which z needs, those of W^T would not fit into shared memory.
     HOLD: tl.constexpr = GROUPS == 1 and POST == "identity"
-    held = _held(WT, W_KIND, HOLD, GROUP, TILE)
+    held = 0.0
+    if W_KIND == "own" and HOLD:
+        held = _tiles(WT, 0, GROUP, TILE)
     here = LAM
     there = LAM + batch * n
     for group in range(GROUPS):
