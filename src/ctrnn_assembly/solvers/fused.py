@@ -214,10 +214,8 @@ def _input_product(
     if drive is None:
         E, inputs = bias[:, None], bias.new_ones(1, 1, 1).expand(steps, batch, 1)
     else:
-        E, inputs = (
-            torch.cat([cast(Tensor, terms.W_in), bias[:, None]], 1),
-            pad(drive, (0, 1), value=1.0),
-        )
+        E = torch.cat([cast(Tensor, terms.W_in), bias[:, None]], 1)
+        inputs = pad(drive, (0, 1), value=1.0)
     return E if C is None else _weighted(C, E), inputs
 
 

@@ -71,12 +71,10 @@ class Dense:
             self.add_times(out, x, self.right)
 
     def product(self, x: Tensor) -> Tensor:
+        if self.rows is None and self.low:
+            return self.times(x.bfloat16(), self.right).to(x.dtype)
         if self.rows is None:
-            return (
-                self.times(x.bfloat16(), self.right).to(x.dtype)
-                if self.low
-                else self.times(x, self.right)
-            )
+            return self.times(x, self.right)
         if self.out.shape != x.shape:
             self.out = x.new_empty(x.shape)
             self.blocks = self.out.view(self.rows).transpose(0, 1)

@@ -76,8 +76,7 @@ def persistent_euler(
     leaves = [x0, e, *tensors]
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
     keep = save == "all" or differentiate
-    out: Tensor = _Persistent.apply(terms, matmul_precision, save, keep, x0, e, dt, *tensors)
-    return out
+    return cast(Tensor, _Persistent.apply(terms, matmul_precision, save, keep, x0, e, dt, *tensors))
 
 
 def why_not(
@@ -128,16 +127,8 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
     per_block = -(-block // tile)
     tiles = n // block * per_block
     group = min(width // tile, 1 << (tiles - 1).bit_length())  # tiles computed at once, a power of two
-    groups = -(-tiles // group)
-    return {
-        "n": n,
-        "K": block,
-        "TILE": tile,
-        "PER_BLOCK": per_block,
-        "tiles": tiles,
-        "GROUP": group,
-        "GROUPS": groups,
-    }
+    blocks = {"n": n, "K": block, "TILE": tile, "PER_BLOCK": per_block}
+    return blocks | {"tiles": tiles, "GROUP": group, "GROUPS": -(-tiles // group)}
 
 
 class _Launch:
