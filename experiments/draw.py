@@ -28,22 +28,18 @@ COMMANDS = {
 }
 RADIUS = 0.62
 BLUE, RED = COLOURS[:2]
-Module = tuple[Subnetwork, str]
+LABELS = ("Theorem 1\nsparse", "Theorem 5", "Theorem 2", "AdaDiag")
+LABELS += ("Theorem 5, n = 16", "Theorem 5, n = 10", "Theorem 5, n = 10")
 
 
-def build() -> tuple[Assembly, list[Module], list[Module]]:
+def build() -> Assembly:
     """Two areas (a ring of four kinds, a star of three), coupled by negative feedback."""
     torch.manual_seed(1)
-    kinds = [
-        (ctrnn.SparseAbsolute("relu", density=0.12, magnitude=1.0), "Theorem 1\nsparse"),
-        (SingularValueBounded("relu"), "Theorem 5"),
-        (ctrnn.Symmetric("tanh"), "Theorem 2"),
-        (ctrnn.AdaDiagTanh("tanh"), "AdaDiag"),
-    ]
-    ring = [(Subnetwork(kind, 16), label) for kind, label in kinds]
-    star = [(Subnetwork(SingularValueBounded("tanh"), n), f"Theorem 5, n = {n}") for n in (16, 10, 10)]
-    areas = [couple([m for m, _ in ring], "ring"), couple([m for m, _ in star], "star")]
-    return couple(areas, "all", init_scale=0.5), ring, star
+    bounded, sparse = SingularValueBounded, ctrnn.SparseAbsolute("relu", density=0.12, magnitude=1.0)
+    kinds = (sparse, bounded("relu"), ctrnn.Symmetric("tanh"), ctrnn.AdaDiagTanh("tanh"))
+    ring = [Subnetwork(kind, 16) for kind in kinds]
+    star = [Subnetwork(bounded("tanh"), n) for n in (16, 10, 10)]
+    return couple([couple(ring, "ring"), couple(star, "star")], "all", init_scale=0.5)
 
 
 def circle(count: int, centre: tuple[float, float], radius: float, start: float = 0.0) -> ndarray:
@@ -54,25 +50,25 @@ def circle(count: int, centre: tuple[float, float], radius: float, start: float 
 
 @printed
 def draw() -> Any:
-    net, ring, star = build()
-    places = [*circle(4, (0, 0), 1.75, np.pi / 4), *circle(3, (7.1, 0), 1.75, np.pi)]
     figure = new_figure(5.2, "", 10)
-    axes = figure.subplots()
-    for x, width, text in [(-2.5, 5.0, "area A: a ring"), (4.4, 5.2, "area B: a star")]:
+    net, labels, axes = build(), iter(LABELS), figure.subplots()
+    ring, star = circle(4, (0, 0), 1.75, np.pi / 4), circle(3, (7.1, 0), 1.75, np.pi)
+    boxes = [(ring, -2.5, 5.0, "area A: a ring"), (star, 4.4, 5.2, "area B: a star")]
+    for area, (places, x, width, text) in zip(net.parts, boxes, strict=True):
+        assert isinstance(area, Assembly)
+        assert area.coupling is not None
         corners = [x, x + width, x + width, x], [-2.65, -2.65, 2.65, 2.65]
         axes.fill(*corners, fc="#f4f4f4", ec="#999999", lw=1)
         axes.text(x + width / 2, 2.85, text, ha="center", fontsize=11)
+        for i, j in area.coupling.pairs:
+            link(axes, places[i], places[j], BLUE, 1.6, RADIUS)
+        for module, place in zip(area.parts, places, strict=True):
+            assert isinstance(module, Subnetwork)
+            heat_map(axes, module.weight.detach().numpy(), next(labels), place)
     link(axes, (2.55, 0), (4.35, 0), RED, 3)
     middle: dict[str, Any] = {"x": 3.45, "ha": "center"}
     axes.text(y=0.3, s="$L = \\Theta^{-1} K\\,\\Theta$", fontsize=11, color=RED, **middle)
     axes.text(y=-0.75, s="$K$ skew:\nnegative\nfeedback", va="center", fontsize=9, **middle)
-    for area, offset in zip(net.parts, (0, 4), strict=True):
-        assert isinstance(area, Assembly)
-        assert area.coupling is not None
-        for i, j in area.coupling.pairs:
-            link(axes, places[offset + i], places[offset + j], BLUE, 1.6, RADIUS)
-    for (module, label), place in zip(ring + star, places, strict=True):
-        heat_map(axes, module.weight.detach().numpy(), label, place)
     rate = f"certified to contract at rate {ctrnn.certify(net).rate:.3f} per time constant"
     axes.text(y=-3.15, s=f"{net.size} units, {rate}", fontsize=11, **middle)
     axes.set(xlim=(-2.7, 9.7), ylim=(-3.4, 3.3), aspect="equal")
