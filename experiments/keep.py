@@ -24,11 +24,9 @@ RESULTS = HERE / "results"
 def about(
     script: str, arguments: Sequence[str] | None = None, *, seed: int | None = None
 ) -> dict[str, Any]:
-    """What a result depends on, as `provenance` says; without a data folder of this machine.
+    """What the result of a script (`__file__`) depends on; the default arguments are the command line's.
 
-    Args:
-        script: `__file__` of the experiment.
-        arguments: what it was given; None for the command line.
+    As `provenance` says, but without a data folder of this machine.
     """
     name = Path(script).resolve().relative_to(HERE.parent)
     given = sys.argv[1:] if arguments is None else arguments

@@ -15,14 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctrnn_assembly.reproduction.experiments import Experiment, experiment_names, load_experiment
-from ctrnn_assembly.reproduction.results import (
-    cells,
-    compare,
-    read_results,
-    summary,
-    summary_cells,
-    yes,
-)
+from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells, yes
 from ctrnn_assembly.training.run import write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,20 +57,19 @@ def all_tables(results: Path) -> str:
     index, sections = [], []
     for experiment in map(load_experiment, experiment_names()):
         there = read_results(results, experiment)
-        index.append(summary_cells(summary(experiment, there)))
-        index[-1]["command"] = f"`{index[-1]['command']}`"
-        sections += [section(experiment, there)] if there else []
+        line = summary_cells(summary(experiment, there))
+        index.append(line | {"command": f"`{line['command']}`"})
+        sections += [section(experiment, there, index[-1])] if there else []
     return "\n\n".join([markdown(index), *sections])
 
 
-def section(experiment: Experiment, there: Results) -> str:
+def section(experiment: Experiment, there: Results, index: dict[str, str]) -> str:
     """One experiment: published and ours, row by row, and what else was measured."""
     commits = sorted({str(result["commit"])[:10] for result in there})
     machines = sorted({f"{result['hardware']}, {result['threads']} thread(s)" for result in there})
-    index = summary_cells(summary(experiment, there))
     parts = [
         f"### {experiment.name}",
-        f"{index['what']}. Source: {index['source']}. `{index['command']}`, {index['run']}. "
+        f"{index['what']}. Source: {index['source']}. {index['command']}, {index['run']}. "
         f"On {'; '.join(machines)}. Commit {', '.join(commits)}.",
         markdown([cells(line) for line in compare(experiment.rows, there)]),
     ]
@@ -181,11 +173,11 @@ TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
 }
 
 
-def tabulated(name: str, root: Path = ROOT) -> tuple[str, str]:
+def tabulated(name: str) -> tuple[str, str]:
     """A file as it is, and as it would be made."""
-    text = made = (root / name).read_text(encoding="utf-8")
+    text = made = (ROOT / name).read_text(encoding="utf-8")
     for block, make in TARGETS[name].items():
-        made = between(made, make(root / "experiments" / "results"), name, block)
+        made = between(made, make(ROOT / "experiments" / "results"), name, block)
     return text, made
 
 
