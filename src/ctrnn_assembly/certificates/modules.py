@@ -82,10 +82,9 @@ class LureSystem:
         scaled, off = balanced(W, balance, balance)
         A = lo * scaled - torch.diag(1 / module.tau)
         A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A))
-        g, eye = hi - lo, torch.eye(len(W), dtype=W.dtype)
+        g, eye, none = hi - lo, torch.eye(len(W), dtype=W.dtype), torch.zeros_like(W)
         if g == 0:  # linear: no feedback is left
-            nothing, exact = torch.zeros_like(W), torch.zeros_like(W[0])
-            return cls(g, A, nothing, nothing, A_error, exact, exact)
+            return cls(g, A, none, none, A_error, none[0], none[0])
         X, X_off = balance.lower(eye if module.inside else W)
         Z, Z_off = balance.raise_(W if module.inside else eye)
         X_error = torch.linalg.vector_norm(X_off, dim=0)
@@ -209,7 +208,7 @@ def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
     # Where ||B|| and ||C|| balance: the scale of the problem, whatever the units of W and M.
     b, c = float(B0.norm()), float(C0.norm())
     known = 0 < b < math.inf and 0 < c < math.inf
-    centre = min(300.0, max(-300.0, math.log(b) - math.log(c))) if known else 0.0
+    centre = float(np.clip(math.log(b) - math.log(c), -300, 300)) if known else 0.0
     bounds = (centre - LOG_Z, centre + LOG_Z)
     found = minimize_scalar(top, bounds=bounds, method="bounded", options={"xatol": 1e-10})
     # Theorems 2 and 3 are exact at one z, which a search only approaches.

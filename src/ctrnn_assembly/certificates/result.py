@@ -26,13 +26,11 @@ class StepProof:
 
 @dataclass(frozen=True)
 class StepCertificate:
-    """Whether one step of a solver contracts; dt in the unit of tau.
+    """Whether one step of a solver contracts, and why not; dt in the unit of tau.
 
-    Attributes:
-        certified: whether two states under one input approach each other at every step.
-        contraction_factor: upper bound on the factor of their distance in the metric, None if unknown.
-        max_dt: largest dt that is certified for this solver: 0 for none, infinite for every dt.
-        reason: why not, if not certified.
+    If `certified`, two states under one input approach each other at every step. `contraction_factor`
+    bounds the factor of their distance in the metric, None if unknown; `max_dt` is the largest dt that
+    is certified for this solver: 0 for none, infinite for every dt.
     """
 
     solver: str
@@ -64,9 +62,8 @@ class StepCertificate:
     @property
     def exponent_bound(self) -> float | None:
         """log(contraction_factor) / dt, which no Lyapunov exponent of the step exceeds; or None."""
-        if not self.certified or not self.contraction_factor:
-            return None
-        return math.log(self.contraction_factor) / self.dt
+        factor = self.contraction_factor
+        return math.log(factor) / self.dt if self.certified and factor else None
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,9 @@ class CouplingFacts:
 class Certificate:
     """The result of `certify`.
 
-    Attributes:
-        certified: whether the continuous system contracts.
-        rate: lower bound on the contraction rate, per unit of time; may be negative.
-        rounding: what float64 rounding may have cost; already taken off `rate`.
-        reasons: what failed first, its value, and what to change; empty if certified.
+    `rate` is a lower bound on the contraction rate, per unit of time, and may be negative; `rounding`,
+    what float64 may have cost, is already taken off it. `reasons` say what failed first, its value, and
+    what to change; empty if certified.
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each

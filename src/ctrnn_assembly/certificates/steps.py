@@ -132,9 +132,8 @@ class StepLMI:
 
 def euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
     """Of clusters of modules, with (c, c) bounds on the nonlinear edges between them."""
-    clusters = whole.clusters()
-    parts, gains = [whole.part(cluster) for cluster in clusters], whole.edge_gains
-    proofs = [(disc_step(part), StepLMI(part)) for part in parts]
+    clusters, gains = whole.clusters(), whole.edge_gains
+    proofs = [(disc_step(part), StepLMI(part)) for part in map(whole.part, clusters)]
     if gains is not None:
         order = [k for cluster in clusters for k in cluster]
         gains = block_norms(gains[order][:, order], tuple(len(cluster) for cluster in clusters))

@@ -43,9 +43,8 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
     step = certificate["discrete"]
     if step is not None:
-        words = step["reason"]
-        if step["certified"]:
-            words = f"contracting, factor <= {factor(step['contraction_factor'])}"
+        q = step["contraction_factor"]
+        words = f"contracting, factor <= {factor(q)}" if step["certified"] else step["reason"]
         rows.append((f"{step['solver']} step, dt {step['dt']}", words))
     return rows
 
