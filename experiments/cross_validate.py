@@ -13,7 +13,7 @@ import torch
 from keep import about, keep
 
 from ctrnn_assembly.data import load_task
-from ctrnn_assembly.data.task import stratified_folds
+from ctrnn_assembly.data.task import dealt
 from ctrnn_assembly.reproduction.experiments import Job, load_experiment
 from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.config import TrainConfig, make_config
@@ -27,9 +27,9 @@ def cross_validated(config: TrainConfig) -> dict[str, Any]:
     """Mean cross-entropy and errors over the folds, each after training on the rest."""
     task = load_task(config.task)
     samples, sums = task.train.joined(task.val), torch.zeros(3, dtype=torch.float64)
-    folds = torch.from_numpy(stratified_folds(samples.y.numpy(), FOLDS))
     for k in range(FOLDS):
-        rest, fold = (samples.take(where.nonzero().flatten()) for where in (folds != k, folds == k))
+        folds = dealt(samples.y.numpy(), FOLDS, {"val": (k,)})
+        rest, fold = samples.take(folds["train"]), samples.take(folds["val"])
         part = replace(task, train=rest, val=fold)
         batches = Batches(part, rest, config.batch_size, seed=config.seed, noise=config.input_noise)
         model = model_from(config, task.n_input, len(task.classes))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctrnn_assembly.data import TASKS, Options, Split, load_task
-from ctrnn_assembly.data.task import checked, stratified_folds
+from ctrnn_assembly.data.task import checked, dealt
 from ctrnn_assembly.errors import ConfigError, DataError
 
 
@@ -39,9 +39,10 @@ def test_digits_splits_are_disjoint_complete_and_independent_of_the_seed():
 
 def test_each_fold_has_its_share_of_every_class():
     y = np.repeat(np.arange(3), [100, 50, 10])
-    folds = stratified_folds(y, 10)
-    counts = np.array([[np.sum((folds == k) & (y == c)) for c in range(3)] for k in range(10)])
-    assert (counts == [10, 5, 1]).all()
+    folds = dealt(y, 10, {str(k): (k,) for k in range(10)})
+    assert len(folds.pop("train")) == 0
+    assert all(np.bincount(y[fold]).tolist() == [10, 5, 1] for fold in folds.values())
+    assert sorted(torch.cat([*folds.values()]).tolist()) == list(range(160))
 
 
 def test_limits_draw_by_seed_and_cut_val_too():

@@ -92,9 +92,7 @@ class ImageFiles:
     split: bool = True  # on disk; else all are "train"
     part: str = "train"
     resize: int | None = None
-    shape: tuple[int, ...] | None = (
-        None  # (C, H, W) that all have in the end; None for that of the first
-    )
+    shape: tuple[int, ...] | None = None  # (C, H, W) that all have in the end; None: the first's
 
     def classes(self, part: str = "train") -> tuple[str, ...]:
         return tuple(sorted({label for _, label in self.parts[part]}))
@@ -136,9 +134,8 @@ def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
                 with Image.open(BytesIO(content)) as image:
                     yield pil_to_tensor(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except Exception as error:  # decoders of images and zips raise anything, SyntaxError included
-        raise DataError(
-            f"{name} in {path} is not a sound image ({error}). Replace or remove it."
-        ) from error
+        advice = "Replace or remove it."
+        raise DataError(f"{name} in {path} is not a sound image ({error}). {advice}") from error
 
 
 def _words(shape: tuple[int, ...]) -> str:
@@ -176,9 +173,7 @@ def with_splits(path: Path, names: list[str]) -> ImageFiles | None:
     for depth in (0, 1) if len(tops) == 1 else (0,):  # without and with one top-level folder
         found = [(name, name.split("/")[depth:]) for name in sorted(names)]
         if all(len(inside) == 2 for _, inside in found):
-            return ImageFiles(
-                path, {"train": [(name, label) for name, (label, _) in found]}, split=False
-            )
+            return ImageFiles(path, {"train": [(name, p[0]) for name, p in found]}, split=False)
         files: dict[str, list[tuple[str, str]]] = {}
         for name, inside in found:
             if len(inside) == 3 and inside[0] in _SPLITS:

@@ -173,22 +173,16 @@ def published_hold_out(n: int) -> dict[str, Tensor]:
     return {"train": order[:n_train], "val": order[n_train:]}
 
 
-def stratified_folds(y: np.ndarray, k: int) -> np.ndarray:
-    """Deal the labels y, (n,), into k folds, (n,) in 0..k-1, each with its share of every class.
+def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train".
 
-    Dealing a shuffled, class-sorted list like cards makes fold sizes differ by at most one.
+    The labels y, (n,), are dealt into k folds, each with its share of every class: a shuffled and then
+    class-sorted list, dealt like cards, makes fold sizes differ by at most one.
     """
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(y))
     folds = np.empty(len(y), dtype=np.int64)
     folds[shuffled[np.argsort(y[shuffled], kind="stable")]] = np.arange(len(y)) % k
-    return folds
-
-
-def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train"."""
-    folds = stratified_folds(y, k)
-    rest = tuple({*range(k)}.difference(*held.values()))
-    chosen = {**held, "train": rest}
+    chosen = {**held, "train": tuple({*range(k)}.difference(*held.values()))}
     return {name: torch.from_numpy(np.isin(folds, mine).nonzero()[0]) for name, mine in chosen.items()}
 
 
