@@ -58,9 +58,10 @@ def reproduce_command(
     if count is not None and only:
         raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
     places = Places(results=results or (FAST_RESULTS if fast else RESULTS), **given)
+    results_of = partial(read_results, places.results)
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
-        listed = [summary(e, read_results(places.results, e)) for e in experiments]
+        listed = [summary(e, results_of(e)) for e in experiments]
         texts = [{**summary_cells(one), "command": one["experiment"]} for one in listed]
         emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
@@ -68,10 +69,7 @@ def reproduce_command(
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures, interrupted = run_all(jobs, places, at_once=at_once, draw=draw, say=say)
-    lines = {
-        e.name: compare(e.matching(patterns), read_results(places.results, e, fast=fast))
-        for e in experiments
-    }
+    lines = {e.name: compare(e.matching(patterns), results_of(e, fast=fast)) for e in experiments}
     note = " (--fast: not comparable)" if fast else ""
     tables = (table([cells(one) for one in found], title=name + note) for name, found in lines.items())
     emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)

@@ -34,8 +34,7 @@ class Driven:
     """A network under inputs of its task, and what a command finds of it.
 
     Attributes:
-        run: the configuration, and which weights.
-        model: with these weights, in float64. layer: the recurrent layer of it, with its own step.
+        run: the configuration, and which weights. model: with these, in float64. layer: its core.
         certificate: what is proven of it. rate: the certified one of continuous time, or None.
         u: inputs, (samples, T, m), float64. y: classes, (samples,).
         sequences: the inputs of each sample without padding, (T, m).
@@ -286,10 +285,8 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     from ctrnn_assembly.figures.diagnostics import fixed_points_figure
 
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
-    found = [
-        find_fixed_points(net.layer, u, generator=net.generator, **settings)
-        for u in inputs[: 1 if held == "zero" else None]
-    ]
+    inputs = inputs[:1] if held == "zero" else inputs
+    found = [find_fixed_points(net.layer, u, generator=net.generator, **settings) for u in inputs]
     blocks = [
         (
             Column("sample", "sample", "d", sample),

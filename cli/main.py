@@ -39,8 +39,7 @@ class Commands(click.Group):
                 return None
             raise unknown("command", cmd_name, COMMANDS)
         module = import_module(f"ctrnn_cli.{COMMANDS[cmd_name][0]}")
-        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
-        return found
+        return getattr(module, f"{cmd_name.replace('-', '_')}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table above: click would import every command for its short help."""

@@ -184,7 +184,7 @@ def emit(
 ) -> None:
     """Print tables and sentences, or the result as JSON; write the files, each whole or not at all.
 
-    JSON has no NaN and no infinity: null stands for them. csv takes the `columns` of result["rows"].
+    JSON has null for NaN and infinity. csv takes the `columns` of result["rows"].
     """
     import numpy as np
 

@@ -129,17 +129,14 @@ def list_command(kind: str | None, as_json: bool) -> None:
     from ctrnn_assembly.training.config import recipes
     from ctrnn_cli.main import COMMANDS
 
-    def solver(name: str) -> str:
-        if name in SCHEMES:
-            return f"one step a sample: {SCHEMES[name].summary}"
-        return "torchdiffeq, fixed step" if name in FIXED_STEP else "torchdiffeq, adaptive"
-
+    fixed = dict.fromkeys(FIXED_STEP, "torchdiffeq, fixed step")
+    ours = {name: f"one step a sample: {scheme.summary}" for name, scheme in SCHEMES.items()}
     docs = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in CONSTRAINTS.items()}
     tables: dict[str, dict[str, str]] = {
         "tasks": {name: entry.about for name, entry in TASKS.items()},
         "models": {name: model.summary for name, model in MODELS.items()},
         "theorems": {name: doc.split(";")[0].rstrip(".") for name, doc in docs.items()},
-        "solvers": {name: solver(name) for name in SOLVERS},
+        "solvers": dict.fromkeys(SOLVERS, "torchdiffeq, adaptive") | fixed | ours,
         "topologies": dict(TOPOLOGIES),
         "gates": GATES,
         "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
