@@ -57,10 +57,7 @@ def within(found: Tensor, expected: float, errors: float = 4.0) -> bool:
 @pytest.mark.parametrize(("x", "square"), [((1.0, 1.0), 1.0), ((1.0, 0.0), 0.625), ((0.0, 1.0), 2.5)])
 def test_oracle_31_a_diagonal_layer(x, square):
     net = [lambda z: z @ torch.diag(torch.tensor([2.0, 1.0]))]
-    for single in (True, False):
-        found = gsc(net, torch.tensor([x]), per_sample=single).value
-        value = found.flatten()[0] ** 2
-        assert float(value) == pytest.approx(square, abs=1e-12)
+    assert float(gsc(net, torch.tensor([x])).value[0] ** 2) == pytest.approx(square, abs=1e-12)
 
 
 def test_orthogonal_linear_layers_have_gsc_one():
@@ -70,20 +67,20 @@ def test_orthogonal_linear_layers_have_gsc_one():
     x = torch.randn(5, 6)
     one = torch.ones(21)
     torch.testing.assert_close(gsc(layers, x).value, one, rtol=0, atol=1e-13)
-    single = gsc(nn.Sequential(*layers), x, per_sample=True).value
+    single = torch.stack([gsc(nn.Sequential(*layers), one).value for one in x.split(1)])
     torch.testing.assert_close(single, one.expand(5, -1), rtol=0, atol=1e-13)
 
 
 def test_he_relu_layers_have_gsc_one_in_expectation():
-    n, draws = 16, 3000
-    layers = []
-    for _ in range(6):
-        W = torch.randn(draws, n, n) * (2 / n) ** 0.5
-        layers += [apart(W), torch.relu]
-    x = torch.randn(1, n).expand(draws, n)
-    found = gsc(layers, x, per_sample=True)
-    assert within(found.jacobian[:, 0].square(), 1.0)
-    assert within(found.size[:, -1].square() / x[0].square().sum(), 1.0)
+    n, draws = 16, 100
+    x, jacobians, growths = torch.randn(1, n).expand(draws, n), [], []
+    for _ in range(30):  # batches, each the mean over its samples
+        weights = (torch.randn(draws, n, n) * (2 / n) ** 0.5 for _ in range(6))
+        found = gsc([layer for W in weights for layer in (apart(W), torch.relu)], x)
+        jacobians.append(found.jacobian[0].square())
+        growths.append((found.size[-1] / found.size[0]).square())
+    assert within(torch.stack(jacobians), 1.0)
+    assert within(torch.stack(growths), 1.0)
 
 
 def gaussian_linear(n: int, depth: int) -> float:
@@ -93,10 +90,10 @@ def gaussian_linear(n: int, depth: int) -> float:
 
 def test_oracle_32_gaussian_linear_layers():
     assert gaussian_linear(100, 50) == pytest.approx(2.3094337, abs=1e-6)
-    n, depth, draws = 20, 10, 1500
-    layers = [apart(torch.randn(draws, n, n) * n**-0.5) for _ in range(depth)]
-    found = gsc(layers, torch.randn(draws, n), per_sample=True)
-    assert within(found.value[:, 0].square(), gaussian_linear(n, depth))
+    n, depth, draws = 20, 10, 400
+    layers_of = lambda: [apart(torch.randn(1, n, n) * n**-0.5) for _ in range(depth)]  # noqa: E731
+    found = torch.stack([gsc(layers_of(), torch.randn(1, n)).value[0] for _ in range(draws)])
+    assert within(found.square(), gaussian_linear(n, depth))
 
 
 def test_a_constant_layer_and_a_vanishing_one():
@@ -141,7 +138,7 @@ def test_every_point_of_the_chain_is_autograd_s(make):
 
 def test_single_samples_are_autograd_s():
     net, x = plain(), torch.randn(7, 4)
-    found = gsc(net, x, per_sample=True).value
+    found = torch.stack([gsc(net, one).value for one in x.split(1)])
     clones = [lambda z, f=f: f(z.clone()) for f in net]
     for b in range(7):
         torch.testing.assert_close(found[b, 0], brute_force(clones, x[b : b + 1]), rtol=1e-10, atol=0)
@@ -149,9 +146,9 @@ def test_single_samples_are_autograd_s():
 
 def test_the_batch_form_is_the_form_with_expectations():
     net, x = plain(), torch.randn(7, 4)
-    batch, single = gsc(net, x), gsc(net, x, per_sample=True)
-    mean = single.jacobian.square().mean(0).sqrt()
-    sizes = single.size.square().mean(0).sqrt()
+    batch, single = gsc(net, x), [gsc(net, one) for one in x.split(1)]
+    mean = torch.stack([found.jacobian for found in single]).square().mean(0).sqrt()
+    sizes = torch.stack([found.size for found in single]).square().mean(0).sqrt()
     torch.testing.assert_close(batch.jacobian, mean, rtol=1e-12, atol=0)
     torch.testing.assert_close(batch.size, sizes, rtol=1e-12, atol=0)
     torch.testing.assert_close(batch.value, mean * sizes / sizes[-1], rtol=1e-12, atol=0)
@@ -202,12 +199,13 @@ def test_the_estimate_of_the_square_is_unbiased_and_knows_its_error(make):
     torch.testing.assert_close(told, spread, rtol=0.35, atol=1e-12)
 
 
-def test_the_estimate_of_single_samples_and_of_the_root():
-    net, x = plain(), torch.randn(3, 4)
-    true = gsc(net, x, per_sample=True).value
-    found = gsc(net, x, per_sample=True, probes=4000)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_estimate_of_the_root(samples):
+    net, x = plain(), torch.randn(samples, 4)
+    true = gsc(net, x).value
+    found = gsc(net, x, probes=4000)
     assert found.standard_error is not None
-    assert found.value.shape == found.standard_error.shape == true.shape == (3, 6)
+    assert found.value.shape == found.standard_error.shape == true.shape == (6,)
     assert bool(((found.value - true).abs() <= 4 * found.standard_error + 1e-12).all())
 
 
@@ -288,8 +286,9 @@ def test_a_linear_run_with_a_plane_skew_coupling_has_gsc_one(solver, omega):
     assert L is not None
     torch.testing.assert_close(L.detach().abs(), omega * torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
     net = CTRNN(1, field, dt=0.1, solver=solver, bias=False).double()
-    found = gsc_over_time(net, torch.zeros(4, 30, 1), torch.randn(4, 2), per_sample=True)
-    torch.testing.assert_close(found.value, torch.ones(4, 31), rtol=0, atol=1e-12)
+    for _ in range(4):
+        found = gsc_over_time(net, torch.zeros(1, 30, 1), torch.randn(1, 2))
+        torch.testing.assert_close(found.value, torch.ones(31), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", ["euler", "imex"])
@@ -300,16 +299,17 @@ def test_contraction_bounds_the_jacobian(solver):
     certificate = certify(field, dt=0.05, solver=solver)
     assert certificate.step is not None
     assert certificate.step.certified
-    found = gsc_over_time(net, 3 * torch.randn(5, 80, 2), per_sample=True, every=4)
-    back = 80 - torch.tensor(found.points, dtype=torch.float64)
-    bound = certificate.metric.condition_number**0.5 * certificate.step.contraction_factor**back
-    assert bool((found.jacobian <= bound).all())
+    for _ in range(5):
+        found = gsc_over_time(net, 3 * torch.randn(1, 80, 2), every=4)
+        back = 80 - torch.tensor(found.points, dtype=torch.float64)
+        bound = certificate.metric.condition_number**0.5 * certificate.step.contraction_factor**back
+        assert bool((found.jacobian <= bound).all())
 
 
 def test_a_zero_initial_state_is_skipped():
-    found = gsc_over_time(recurrent("euler").double(), torch.randn(2, 5, 2), per_sample=True)
-    assert bool(found.value[:, 0].isnan().all())
-    assert bool(found.value[:, 1:].isfinite().all())
+    found = gsc_over_time(recurrent("euler").double(), torch.randn(2, 5, 2))
+    assert bool(found.value[0].isnan())
+    assert bool(found.value[1:].isfinite().all())
     assert bool(found.jacobian.isfinite().all())
     silent = gsc_over_time(recurrent("antisymmetric").double(), torch.zeros(2, 5, 2))
     assert bool(silent.value.isnan().all())
@@ -352,7 +352,6 @@ def test_products_neither_fade_nor_overflow_in_single_precision(slope):
         (lambda: gsc([torch.relu], torch.full((2, 2), float("nan"))), DataError, "f_0"),
         (lambda: gsc([lambda z: z / 0], torch.ones(2, 2)), DataError, "f_1"),
         (lambda: gsc([lambda z: z.sum(0)], torch.ones(2, 2)), ShapeError, "layer 1"),
-        (lambda: gsc(batch_norm(), torch.randn(3, 4), per_sample=True), ConfigError, "per_sample"),
         (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 2)), ShapeError, "u must"),
         (lambda: gsc_over_time(nn.GRU(2, 3), torch.ones(4, 1, 2), every=0), ConfigError, "every"),
         (

@@ -21,7 +21,7 @@ from ctrnn_assembly import (
     solve,
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
-from ctrnn_assembly.diagnostics.theorem6 import Theorem6, largest_c, monitor_theorem6, theorem6
+from ctrnn_assembly.diagnostics.theorem6 import Theorem6, monitor_theorem6, theorem6
 from ctrnn_assembly.errors import ContractionError, DataError, ShapeError
 from oracles import array
 
@@ -54,6 +54,13 @@ def decay(W: Tensor, phi: str, x: Tensor, velocity: Tensor, P: Tensor, tau: Tens
 
 
 # c, the first condition
+
+
+def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
+    still = torch.zeros(1, len(P))
+    return theorem6(
+        W, Activation("of slope g", lambda z: g * torch.tanh(z), (0.0, g)), still, still, P
+    ).c
 
 
 def test_oracle_38_the_metric_of_the_proof_and_its_rate() -> None:

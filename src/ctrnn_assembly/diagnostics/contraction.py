@@ -9,9 +9,6 @@ A measurement sees some pairs, a certificate all. In the metric diag(tau) M of a
   * with a certified step of a grid solver every factor is at most the step's contraction factor;
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
-Factors depend on where a pair is, in which direction it lies and how far apart: hence close and distant
-pairs are measured, and `worst` starts each where its first interval is slowest.
-
 What rounding (of adaptive solvers, the tolerance) may add to a distance is bounded from the sums that a
 step forms, and taken off: pairs as close as float64 tells would seem to refute a certificate. Without
 `terms()` the states are added up once, and 1 for all else.
@@ -25,14 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import (
-    BY_TORCHDIFFEQ,
-    Behaviour,
-    behaviour,
-    linearise,
-    prepare,
-    trajectory,
-)
+from ctrnn_assembly.diagnostics import linearise
+from ctrnn_assembly.diagnostics.linearise import Behaviour, prepare
 from ctrnn_assembly.diagnostics.spectrum import norm_of
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
@@ -95,7 +86,8 @@ def measure_contraction(
         dt: length of an interval. steps: how many, needed without u.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
         metric: M; by default the net's own, or the identity. `certify` may have searched for another.
-        pairs: pairs at each of the initial Euclidean `distances`.
+        pairs: pairs at each of the initial Euclidean `distances`, on which, as on directions, factors
+            depend.
         worst: y(0) - x(0) is Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
             top singular vector of a map's Theta S Theta^-1, and not random.
     """
@@ -111,17 +103,18 @@ def measure_contraction(
     if not worst:
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     else:
-        F = theta @ linearise(known.own_map(), None if u is None else u[:, 0], x).matrix() @ inverse
+        here = linearise.linearise(known.own_map(), None if u is None else u[:, 0], x)
+        F = theta @ here.matrix() @ inverse
         sym = F.mT @ F if known.flow is None else symmetric_part(F)
         v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
     y = x + (far / v.norm(dim=1))[:, None] * v
     both = None if u is None else u.repeat(2, 1, 1)
-    states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=RTOL)
+    states = linearise.trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=RTOL)
     x, y = states.chunk(2)
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
     relative = (8 + known.size) * torch.finfo(torch.float64).eps
-    if solver in BY_TORCHDIFFEQ:
+    if solver in linearise.BY_TORCHDIFFEQ:
         size, relative = size + 0.01, 16 * RTOL  # 0.01 for the absolute tolerance
     error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
     return Measurement(
@@ -146,7 +139,7 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
     In the coordinates of the metric, K = Theta L Theta^-1, feedback is K = U - U^T with U the blocks
     above the diagonal; the twin has U + U^T, which takes from the rate what feedback leaves.
     """
-    known = behaviour(net)
+    known = linearise.behaviour(net)
     terms, metric = known.terms, known.metric if metric is None else metric
     if terms is None or terms.L is None or metric is None:
         raise ConfigError(

@@ -8,12 +8,11 @@ the fixed points of the field, whatever their dt; stability under a step is that
 
 Newton's steps find stable and unstable roots alike, and leave the valleys of |f| in which a search that
 descends would end. A start from which they find none follows the flow by implicit steps, to a stable
-root, if there is one: a contracting net has exactly one, and a regular J everywhere. Finding none proves
-nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s for n = 2048 on one
-core.
+root, if there is one: a contracting net has exactly one (THEORY section 1), and a regular J everywhere.
+Finding none proves nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and start, about 0.2 s
+for n = 2048 on one core.
 
 Source: Sussillo and Barak 2013, for the use; pseudo-transient continuation: Kelley and Keyes 1998.
-THEORY section 1: a contracting net has exactly one.
 """
 
 import math
@@ -29,8 +28,6 @@ from ctrnn_assembly.diagnostics.spectrum import Order, eigenvalues
 from ctrnn_assembly.errors import ConfigError
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
-# (x, y, 1 / delta) -> the next x and 1 / delta, and which go on; y solves (I / delta - J) y = f(x).
-Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 CHUNK = 2**24  # numbers in the Jacobians factorised at once: 128 MiB, or one larger Jacobian
 SMALL_STEP = 1e-9
@@ -186,8 +183,8 @@ class _Search:
     def _inputs(self, x: Tensor) -> Tensor | None:
         return None if self.drive is None else self.drive.expand(len(x), -1)
 
-    def iterate(self, x: Tensor, first: float, move: Move) -> Tensor:
-        """Move each x (batch, n) until its move ends it, from 1 / delta = `first`, 0 for Newton."""
+    def iterate(self, x: Tensor, first: float, move: Callable[..., tuple[Tensor, ...]]) -> Tensor:
+        """Move each x (batch, n) until its move, (x, y, 1 / delta) -> x, 1 / delta, going, ends it."""
         x, shift, active = x.clone(), x.new_full((len(x),), first), torch.arange(len(x))
         for _ in range(ITERATIONS):
             y = self._solve(x[active], shift[active])

@@ -54,8 +54,7 @@ class GradientScale:
     """GSC at the points of a chain: its layers 0 (the input) to L, or its times 0 to T.
 
     Attributes:
-        value: GSC, (points,), or (batch, points) for single samples; NaN where a state
-            is 0, as an initial one may be.
+        value: GSC, (points,); NaN where the states are 0, as initial ones may be.
         jacobian, size: ||J||_qm, and |f|, a root mean square over the batch; as `value`.
         standard_error: of `value`, of first order: 2 value error is that of the square, which the
             estimate has unbiased. None if exact.
@@ -85,18 +84,14 @@ def gsc(
     layers: Sequence[Layer] | nn.Sequential,
     x: Tensor,
     *,
-    per_sample: bool = False,
     probes: int | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
     """GSC(k, L), k = 0..L, over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
 
     Put dropout in eval mode; batch norm is taken as it is, by the batch in training mode. The layers,
-    callables (B, ...) -> (B, ...), are copied and stay as they are.
-
-    Args:
-        per_sample: one value for each sample; refused if layers couple the samples.
-        probes: random signs to estimate from, at least 2; None for the exact value.
+    callables (B, ...) -> (B, ...), are copied and stay as they are. `probes` are random signs to estimate
+    from, at least 2; None for the exact value.
     """
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")
@@ -107,14 +102,9 @@ def gsc(
             y = layer(f.clone())  # a copy: the layer may work in place
         products.insert(0, partial(vjp, y, f))
         states.append(_checked_state(y.detach(), x, len(states)))
-    coupled = (per_sample or probes is None) and _couples_samples(states, products)
-    if per_sample and coupled:
-        raise ConfigError(
-            "per_sample needs layers that treat samples apart; got layers that couple them, as "
-            "batch norm in training mode does. Use per_sample=False, or call eval()."
-        )
+    coupled = probes is None and _couples_samples(states, products)
     states, points = [f.detach() for f in states], range(len(states))
-    return _scale(states, products, points, coupled, per_sample, probes, generator)
+    return _scale(states, products, points, coupled, probes, generator)
 
 
 @torch.no_grad()
@@ -126,7 +116,6 @@ def gsc_over_time(
     dt: float | None = None,
     solver: str | None = None,
     every: int = 1,
-    per_sample: bool = False,
     probes: int | None = None,
     generator: torch.Generator | None = None,
 ) -> GradientScale:
@@ -145,7 +134,7 @@ def gsc_over_time(
         states.append(_checked_state(here.value, x, len(states)))
         products.insert(0, here.transposed)
     times = (*range(0, len(products), every), len(products))
-    return _scale(states, products, times, False, per_sample, probes, generator)
+    return _scale(states, products, times, False, probes, generator)
 
 
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
@@ -187,11 +176,8 @@ def effective_depth_over_time(
     known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)")
     assert samples is not None
 
-    def split(back: VJP, V: Tensor) -> tuple[Tensor, Tensor]:
-        return V, back(V) - V
-
     steps = linearise_along(known.step_map(dt, solver), samples[:, None], x)
-    vjps = [partial(split, here.transposed) for here in steps]
+    vjps = [lambda V, back=here.transposed: (V, back(V) - V) for here in steps]
     return effective_depth_of_gradient(vjps, g.detach().cpu()[None], tol=tol)
 
 
@@ -277,7 +263,6 @@ def _scale(
     products: Sequence[VJP],
     points: Sequence[int],
     coupled: bool,
-    per_sample: bool,
     probes: int | None,
     generator: torch.Generator | None,
 ) -> GradientScale:
@@ -288,12 +273,10 @@ def _scale(
     total = probes or last[0].numel() * (len(last) if coupled else 1)
     blocks = _blocks(last, total, coupled, is_random, generator)
     draws = _propagate(products, blocks, is_random).flip(0)[list(points)]  # (points, m, B)
-    sizes = torch.stack([_energy(states[k][None])[0] for k in points])  # (points, B)
+    sizes = torch.stack([_energy(states[k][None]).mean() for k in points])  # (points,)
     columns = draws.new_tensor([states[k][0].numel() for k in points])
-    draws, sizes = (draws.movedim(2, 0), sizes.mT) if per_sample else (draws.mean(2), sizes.mean(1))
-    end = sizes[..., -1:]
-    ratio = torch.where((sizes > 0) & (end > 0), sizes / end, float("nan"))
-    squares = draws / columns[:, None]  # of ||J||_qm
+    ratio = torch.where((sizes > 0) & (sizes[-1] > 0), sizes / sizes[-1], float("nan"))
+    squares = draws.mean(2) / columns[:, None]  # of ||J||_qm
     mean, m = squares.mean(-1), squares.shape[-1]
     value, error = (mean * ratio).sqrt(), None
     if m > 1:

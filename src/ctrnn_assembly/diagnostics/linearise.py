@@ -156,7 +156,6 @@ class Behaviour:
 
     @property
     def tau(self) -> Tensor:
-        """(n,), 1 where the net tells none."""
         return torch.ones(self.size, dtype=torch.float64) if self.terms is None else self.terms.tau
 
     def flow_map(self) -> Map:

@@ -60,21 +60,6 @@ class Theorem6:
         return self.c > 0 and self.rate > 0
 
 
-def largest_c(W: Tensor, P: Tensor, g: float = 1.0) -> float:
-    """`Theorem6.c` of W (n, n), the diagonal of P, (n,), and the slope bound g of phi, in float64."""
-    W, P = W.detach().double(), P.detach().double()
-    if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
-        raise ShapeError(
-            f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
-            "A P that is not diagonal gives no metric P^-1 D."
-        )
-    check_finite(W)
-    if not bool(((P > 0) & torch.isfinite(P)).all()):
-        raise ContractionError(f"P must be positive and finite; got {P.tolist()[:5]}...")
-    balanced = P.rsqrt()[:, None] * W * P.sqrt()
-    return min(2.0, 2 - 2 * g * float(torch.linalg.eigvalsh(symmetric_part(balanced))[-1]))
-
-
 def theorem6(
     W: Tensor,
     phi: str | Activation,
@@ -88,8 +73,17 @@ def theorem6(
 
     W is (n, n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
     """
-    phi = activation(phi)
-    c = largest_c(W, P, phi.g)
+    phi, W, P = activation(phi), W.detach().double(), P.detach().double()
+    if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
+        raise ShapeError(
+            f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
+            "A P that is not diagonal gives no metric P^-1 D."
+        )
+    check_finite(W)
+    if not bool(((P > 0) & torch.isfinite(P)).all()):
+        raise ContractionError(f"P must be positive and finite; got {P.tolist()[:5]}...")
+    balanced = P.rsqrt()[:, None] * W * P.sqrt()
+    c = min(2.0, 2 - 2 * phi.g * float(torch.linalg.eigvalsh(symmetric_part(balanced))[-1]))
     if x.ndim not in (2, 3) or x.shape[-1] != len(P) or x.shape != velocity.shape or not x.numel():
         raise ShapeError(
             f"x and velocity must be (time, n) or (batch, time, n) with n = {len(P)}; got "
@@ -100,7 +94,7 @@ def theorem6(
     tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
     D, bend = _slopes(phi, x)
     beta = c / tau - bend * velocity
-    metric = tau / P.to(x) * D
+    metric = tau / P * D
     change = (bend[..., 1:, :] + bend[..., :-1, :]) / 2 * x.diff(dim=-2)
     missed = (D.log().diff(dim=-2) - change).abs()
     return Theorem6(
