@@ -86,8 +86,7 @@ def measure_contraction(
         dt: length of an interval. steps: how many, needed without u.
         solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
         metric: M; by default the net's own, or the identity. `certify` may have searched for another.
-        pairs: pairs at each of the initial Euclidean `distances`, on which, as on directions, factors
-            depend.
+        pairs: at each of the initial Euclidean `distances`; close ones behave unlike distant ones.
         worst: y(0) - x(0) is Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the
             top singular vector of a map's Theta S Theta^-1, and not random.
     """

@@ -90,8 +90,8 @@ def gsc(
     """GSC(k, L), k = 0..L, over the depth of a chain f_l = layers[l - 1](f_{l-1}), f_0 = x.
 
     Put dropout in eval mode; batch norm is taken as it is, by the batch in training mode. The layers,
-    callables (B, ...) -> (B, ...), are copied and stay as they are. `probes` are random signs to estimate
-    from, at least 2; None for the exact value.
+    callables (B, ...) -> (B, ...), are copied and stay as they are. `probes` random signs, at least 2,
+    give an estimate; None the exact value.
     """
     if x.ndim < 2 or not x.numel() or not x.is_floating_point():
         raise ShapeError(f"x must be a floating-point (B, ...); got {tuple(x.shape)}, {x.dtype}.")

@@ -75,7 +75,7 @@ def spectrum_at(
 ) -> Spectrum:
     """Spectra at states x (times, n) under inputs u, (times, m) or (1, m).
 
-    Of the step of dt and solver, if that has a Jacobian here, and in the metric, by default the net's own.
+    Of the step of dt and solver, if it has a Jacobian here, and in the metric, by default the net's own.
     """
     known, u, x = prepare(net, u, x)
     metric = known.metric if metric is None else metric
