@@ -28,8 +28,8 @@ COMMANDS = {
 }
 RADIUS = 0.62
 BLUE, RED = COLOURS[:2]
-LABELS = ("Theorem 1\nsparse", "Theorem 5", "Theorem 2", "AdaDiag")
-LABELS += ("Theorem 5, n = 16", "Theorem 5, n = 10", "Theorem 5, n = 10")
+LABELS = ["Theorem 1\nsparse", "Theorem 5", "Theorem 2", "AdaDiag"]
+LABELS += [f"Theorem 5, n = {n}" for n in (16, 10, 10)]
 
 
 def build() -> Assembly:

@@ -217,41 +217,39 @@ def random_net(rng: Generator, label: Label, large: bool) -> Net:
         random_block(rng, kinds[rng.integers(len(kinds))], n, f)
         for n, f in zip(sizes, forms, strict=True)
     ]
-    blocks, thetas, acts = zip(*parts, strict=True)
+    blocks, thetas, acts = map(list, zip(*parts, strict=True))
     taus, nested = [], rng.choice([1.0, 0.5, 0.1]) ** np.arange(len(sizes))
     spread, several = rng.choice([0, 0, 0.5, 1.5, 3]), rng.random() < 0.4
     for n, theta in zip(sizes, thetas, strict=True):
         each = several and theta.ndim == 1
         taus.append(np.exp(spread * rng.normal(size=n if each else 1)) * np.ones(n))
     tau = np.concatenate(taus) * rng.choice([0.01, 1, 1, 30])
-    thetas = tuple(theta * scale for theta, scale in zip(thetas, nested, strict=True))
+    thetas = [theta * scale for theta, scale in zip(thetas, nested, strict=True)]
     psi = ANY[rng.integers(len(ANY))]
     L, K = random_coupling(rng, label.coupling, thetas)
-    edges = (Edge(torch.tensor(K), Elementwise(((psi, len(tau)),))),) if np.any(K) else ()
-    return Net(*terms_and_metric(blocks, thetas, acts, forms, tau, L if np.any(L) else None, edges))
+    edges = (Edge(torch.tensor(K), Elementwise(((psi, len(tau)),))),) if K.any() else ()
+    return Net(*terms_and_metric(blocks, thetas, acts, forms, tau, L if L.any() else None, edges))
 
 
-def random_coupling(
-    rng: Generator, coupling: str, thetas: tuple[ndarray, ...]
-) -> tuple[ndarray | float, ndarray | float]:
-    """L, and the K of a nonlinear edge K psi(x), of feedback, one way, or free; 0 for none."""
+def random_coupling(rng: Generator, coupling: str, thetas: list[ndarray]) -> tuple[ndarray, ndarray]:
+    """L, and the K of a nonlinear edge K psi(x), of feedback, one way, or free; all zero for none."""
     T = block_diag(*map(matrix, thetas))
     n, module = len(T), np.repeat(np.arange(len(thetas)), list(map(len, thetas)))
     one_way = (module[:, None] > module[None]).astype(float)
-    K, E = rng.normal(size=(2, n, n)) / math.sqrt(n)
+    (K, E), none = rng.normal(size=(2, n, n)) / math.sqrt(n), np.zeros((n, n))
     if coupling == "feedback":
         K = (K - K.T) * rng.choice([0.1, 1, 5])
         K = K + rng.choice([0, 0, 1e-9, 1e-4, 0.02]) * E
-        return np.linalg.solve(T, K @ T), 0.0
+        return np.linalg.solve(T, K @ T), none
     size = rng.choice([0.1, 0.4, 1.0])
     balanced, other = (np.linalg.solve(T, X * size @ T) for X in (K, E))
     if coupling == "hierarchy":
-        return one_way * balanced, 0.0
+        return one_way * balanced, none
     if coupling == "nonlinear hierarchy":
         return one_way * other * (rng.random() < 0.3), one_way * balanced
     if coupling == "free":
         return balanced, other / 2 * (rng.random() < 0.5)
-    return 0.0, 0.0
+    return none, none
 
 
 @dataclass(frozen=True)
