@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,11 @@ class Baseline(Recurrent):
 class TorchRNN(Baseline):
     """A map by `torch.nn`; a subclass names its `kind`, and writes its step out."""
 
-    kind: ClassVar[type[nn.RNNBase]]
+    kind: ClassVar[Any]
 
     def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
         super().__init__(input_size, hidden_size, batch_first=batch_first)
-        self.rnn = self.kind(input_size, hidden_size, batch_first=True)  # type: ignore[call-arg]
+        self.rnn = self.kind(input_size, hidden_size, batch_first=True)
 
     def flow(self, u: Tensor | None = None) -> NoReturn:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")

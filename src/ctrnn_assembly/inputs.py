@@ -17,10 +17,8 @@ class Signal:
     """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch.
 
     A subclass says what u is `between` samples, which are held here, or writes `__call__` itself; and
-    the index of its `breaks` among the times.
-
-    Raises:
-        ShapeError, DataError: if shapes do not fit, a value is not finite, or times do not increase.
+    the index of its `breaks` among the times. A ShapeError or DataError if shapes do not fit, a value is
+    not finite, or times do not increase.
     """
 
     jumps: ClassVar[Any] = slice(0)

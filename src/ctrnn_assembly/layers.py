@@ -105,11 +105,7 @@ class CTRNN(Recurrent):
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
 
     def terms(self) -> Terms:
-        """The tensors of the field, driven by the encoder; tau = 1 / nu of constant gates.
-
-        Raises:
-            ConfigError: if gates read input or state.
-        """
+        """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant."""
         if self._reading is not None:
             raise ConfigError(
                 f"gates of kind {self._reading.kind!r} change the time constants with every sample, so "

@@ -166,11 +166,7 @@ def solve(
 
 
 def check_settings(solver: str, step_size: float | None = None, **settings: str) -> None:
-    """Refuse, of the `settings` in CHOICES, unknown names and what a solver or backend would ignore.
-
-    Raises:
-        ConfigError: for an unknown name. SolverError: for a setting that would be ignored.
-    """
+    """Refuse, of the `settings` in CHOICES, unknown names and what a solver or backend would ignore."""
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     for name, value in settings.items():

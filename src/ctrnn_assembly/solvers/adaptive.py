@@ -164,11 +164,7 @@ def _equal_steps(t: Tensor, step_size: float) -> Tensor:
 def _parameters(
     field: Any, signal: Signal | None, x0: Tensor, solver: str, gradient: Gradient
 ) -> tuple[Tensor, ...]:
-    """Every tensor but x0 that a gradient can reach.
-
-    Raises:
-        SolverError: for a gradient that would be silently wrong, incomplete or missing.
-    """
+    """Every tensor but x0 that a gradient can reach; refuses one that would be wrong or incomplete."""
     tensors: list[Tensor] = [] if signal is None else [signal.samples]
     if isinstance(field, Terms):
         tensors += field.tensors()

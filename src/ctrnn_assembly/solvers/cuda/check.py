@@ -32,20 +32,17 @@ _said: set[str] = set()
 def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     """The loop for a solve: "graph", "persistent", or by "auto" the first that may be trusted.
 
-    Args:
-        given: scheme, terms, x0, drive and dt, as `fused.integrate` takes them. options: likewise.
-
-    Raises:
-        SolverError: if a backend that was asked for by name cannot run this.
+    `given` and `options` are as of `fused.integrate`. A SolverError if a backend that was asked for by
+    name cannot run this.
     """
-    (scheme, *problem), device = given, given[2].device
+    scheme, terms, x0, drive, dt = given
     if scheme.name != "euler":
         reason: str | None = f"the kernels have no {scheme.name!r} step"
     elif options["recompute"] != "none":
         reason = f"the kernels store all states, and recompute is {options['recompute']!r}"
     else:
-        reason = why_not(*problem, options["matmul_precision"])
-    no_graph = None if device.type == "cuda" else f"it needs CUDA; the state is on {device}"
+        reason = why_not(terms, x0, drive, dt, options["matmul_precision"])
+    no_graph = None if x0.device.type == "cuda" else f"it needs CUDA; the state is on {x0.device}"
     reasons = {"persistent": reason, "graph": no_graph}
     loops: dict[str, Loop] = {"persistent": _persistent, "graph": partial(fused.integrate, graph=True)}
     if backend == "auto":

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 KEPT = 8  # recordings; each holds the states of a solve
+MATMUL = torch.backends.cuda.matmul
+# How products of float32 are rounded on CUDA; torch 2.9 has a new name for it.
+ROUNDING = "fp32_precision" if hasattr(MATMUL, "fp32_precision") else "allow_tf32"
 
 _recordings: OrderedDict[Any, Recording] = OrderedDict()
 _lock = threading.RLock()  # two threads must not write the inputs of one recording
@@ -64,7 +67,7 @@ def replayed(
 ) -> Any:
     """function(*fixed, *tensors), tensors or None, by a recording; `fixed` must be hashable."""
     kinds = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
-    key = (function, fixed, kinds, cuda_precision())
+    key = (function, fixed, kinds, getattr(MATMUL, ROUNDING))
     # Memory that outlives a call must not be that of inference mode, which nothing else may write to.
     with _lock, torch.inference_mode(False), torch.no_grad():
         if key not in _recordings:
@@ -75,19 +78,12 @@ def replayed(
         return _recordings[key](tensors)
 
 
-def cuda_precision() -> Any:
-    """How products of float32 are rounded on CUDA; torch 2.9 has a new name for it."""
-    matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
-
-
 @contextmanager
 def tf32() -> Iterator[None]:
     """Round the operands of float32 products on CUDA to tf32 inside the block."""
-    matmul, before = torch.backends.cuda.matmul, cuda_precision()
-    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
-    setattr(matmul, name, "tf32" if isinstance(before, str) else True)
+    before = getattr(MATMUL, ROUNDING)
+    setattr(MATMUL, ROUNDING, "tf32" if isinstance(before, str) else True)
     try:
         yield
     finally:
-        setattr(matmul, name, before)
+        setattr(MATMUL, ROUNDING, before)

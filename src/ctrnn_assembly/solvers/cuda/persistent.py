@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import nullcontext
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,8 +41,6 @@ COMPILED = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
 PHIS = [ACTIVATIONS[name] for name in ("identity", "relu", "tanh", "sigmoid", "softplus")]
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
 
-Kind = Literal["none", "diagonal", "own", "dense"]
-
 
 def persistent_euler(
     terms: Terms,
@@ -60,8 +58,7 @@ def persistent_euler(
             never are. "full" not at all, "tf32" to 10 bits of mantissa, "bf16" to 7.
         save: all states, (time + 1, batch, n), or only the last, (1, batch, n).
 
-    Raises:
-        SolverError: for what `why_not` names.
+    A SolverError for what `why_not` names.
     """
     reason = why_not(terms, x0, drive, dt, matmul_precision)
     if reason is not None:
@@ -172,7 +169,7 @@ class _Launch:
             **COMPILED,
         }
 
-    def packed(self, A: Tensor | None) -> tuple[Kind, Tensor]:
+    def packed(self, A: Tensor | None) -> tuple[str, Tensor]:
         """The kind and the (in, out) tiles of a matrix: None, (n,), (n, n), or blocks as of W.
 
         With bf16 the tiles are rounded, which the kernels multiply; diagonals stay exact.
