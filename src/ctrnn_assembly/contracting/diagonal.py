@@ -80,8 +80,7 @@ def balanced(W: Tensor, log_theta: Tensor) -> Tensor:
 def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:
     """log theta, (n,), with lmax(sym(g theta |W| theta^-1)) < radius, if rho(g |W|) < radius."""
     B = rule.phi.g * majorant(W, rule.phi.monotone)
-    log_theta = log_metzler_scaling(B, rule.radius)
-    if log_theta is not None:
+    if (log_theta := log_metzler_scaling(B, rule.radius)) is not None:
         return log_theta
     fix = "Scale W down, or use the constraint unconstrained (no certificate)."
     rho = float(torch.linalg.eigvals(B).abs().max())

@@ -90,13 +90,12 @@ class Contracting(nn.Module, ABC):
         return self.metric(*working_precision(*raw), form=form)
 
     def outside(self, condition: str, value: float, fix: str) -> ContractionError:
-        """The error for a weight that is not in the set."""
         return ContractionError(f"{self.theorem} needs {condition}; got {value:.6g}. {fix}")
 
 
-def raw_tensors(module: nn.Module, name: str = "weight") -> tuple[Tensor, ...]:
-    """The raw tensors behind a parametrised tensor."""
-    held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)[name])
+def raw_tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    """The raw tensors behind a parametrised weight."""
+    held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"])
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
 
 

@@ -56,8 +56,7 @@ class SparseAbsolute(Contracting):
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = metzler_metric(self, W)
         diagonal.unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly
-        # A copy: W must not change with a tensor that the caller still holds.
-        return W.clone(), log_theta
+        return W.clone(), log_theta  # a copy: the caller may still change its own
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.diagonal(raw[1])

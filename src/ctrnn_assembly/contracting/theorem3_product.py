@@ -60,8 +60,7 @@ class NegativeProduct(Contracting):
         P = _scaling(raw[0] if form == "x" else raw[1])
         Q = bounded_gram(raw[2], SMALLEST_Q, LARGEST_Q)
         C = torch.linalg.cholesky(P[:, None] * Q * P)  # C C^T = P Q P
-        eye = torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
-        C_inv = torch.linalg.solve_triangular(C, eye, upper=False)
+        C_inv = torch.linalg.solve_triangular(C, torch.eye(len(C)).to(C), upper=False)
         return Factor.dense(C_inv, C) if form == "x" else Factor.dense(C.mT, C_inv.mT)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -81,6 +80,6 @@ def _half_log_ratio(W: Tensor) -> Tensor:
     i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
     if len(i) == 0:
         return torch.zeros_like(W[0])
-    eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
+    eye = torch.eye(len(W)).to(W)
     # The pseudo-inverse gives each connected component zero mean.
     return torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2

@@ -25,14 +25,12 @@ class SingularValueBounded(DiagonalMetric):
         n = A.shape[0]
         # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
         size = A.detach().abs().max().clamp(min=1.0)
-        eye = torch.eye(n, dtype=A.dtype, device=A.device)
-        Q, R = torch.linalg.qr(torch.cat([eye / size, A / size]))
+        Q, R = torch.linalg.qr(torch.cat([torch.eye(n).to(A) / size, A / size]))
         return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
 
     def outward(self, X: Tensor) -> Tensor:
         # X = A C^-T with C C^T = I + A^T A, so I - X^T X = K K^T with K = C^-1, and A = X K^-T.
-        eye = torch.eye(X.shape[0], dtype=X.dtype, device=X.device)
-        K = torch.linalg.cholesky(eye - X.mT @ X)
+        K = torch.linalg.cholesky(torch.eye(len(X)).to(X) - X.mT @ X)
         return torch.linalg.solve_triangular(K.mT, X, upper=True, left=False)
 
     def metric_of(self, W: Tensor) -> Tensor:
