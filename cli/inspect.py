@@ -71,13 +71,14 @@ class Driven:
             what: added to the title of the table. figure: draws, given a title.
             facts: more values for --json.
         """
+        from ctrnn_assembly.certificates.result import plain
         from ctrnn_assembly.certificates.wording import short_rows
 
         config, proven = self.run.config, self.certificate.as_dict()
         looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
         step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
         title = f"{config.model} on {self.run.task.name} ({self.split}){step}{what}"
-        rows = [row for block in blocks for row in shared.rows_of(block)]
+        rows = plain([row for block in blocks for row in shared.rows_of(block)])
         values = {f"{prefix}{name}": x for prefix, one in found.items() for name, x in vars(one).items()}
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         shared.emit(

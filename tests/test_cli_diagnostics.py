@@ -134,6 +134,13 @@ def test_the_jacobian_over_time_stays_below_its_certified_bound(cli, run):
         assert row["jacobian"] <= row["jacobian_bound"] * (1 + 1e-9)
 
 
+def test_a_value_that_does_not_exist_is_no_number_in_the_table(cli, run):
+    """The first state is zero, where GSC is NaN."""
+    shown = cli("gsc", run, "--samples", 1, "--every", 32).out
+    assert "nan" not in shown
+    assert result(cli, "gsc", run)["rows"][0]["gsc"] is None
+
+
 def test_the_effective_depth_over_time_is_that_of_the_unrolled_steps(cli, run):
     depth = result(cli, "gsc", run, "--effective-depth")["effective_depth"]
     # Residual steps of about dt |J| = 0.06: far from 64 of them count at once, but several do.
