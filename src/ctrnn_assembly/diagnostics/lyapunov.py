@@ -2,8 +2,7 @@
 
     S_t V = Q R,    V <- Q,    exponent_i = sum log |R_ii| / elapsed time
 
-They compare trajectories that see the same input, and are averages along one run, no guarantee for
-another. What the theory says about the numbers:
+They compare trajectories under one input, and are averages along one run, no guarantee for another:
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
