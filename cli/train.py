@@ -123,8 +123,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
     from ctrnn_assembly.contracting import CONSTRAINTS
     from ctrnn_assembly.data import TASKS
     from ctrnn_assembly.models import MODELS
-    from ctrnn_assembly.schemes import SCHEMES
-    from ctrnn_assembly.solvers import FIXED_STEP, SOLVERS
+    from ctrnn_assembly.schemes import FIXED_STEP, SCHEMES, SOLVERS
     from ctrnn_assembly.topology import TOPOLOGIES
     from ctrnn_assembly.training.config import recipes
     from ctrnn_cli.main import COMMANDS

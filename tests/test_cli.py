@@ -17,7 +17,7 @@ from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, series
 from ctrnn_assembly.data import task as data_task
 from ctrnn_assembly.models import MODELS
-from ctrnn_assembly.solvers import SOLVERS
+from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.topology import TOPOLOGIES
 from ctrnn_assembly.training import fit
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipes

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import MODELS
-from ctrnn_assembly.solvers import SOLVERS
+from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.topology import named_pairs
 from ctrnn_assembly.training.config import (
     Group,

@@ -13,7 +13,7 @@ from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.solvers import GRID_SOLVERS, SOLVERS
+from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
 from ctrnn_assembly.subnetwork import Subnetwork
 
 TORCHDIFFEQ = [name for name in SOLVERS if name not in GRID_SOLVERS]

@@ -25,8 +25,8 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
-from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.solvers import SOLVERS, fused, solve
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS
+from ctrnn_assembly.solvers import fused, solve
 from ctrnn_assembly.solvers.fused import fused_step, pooled
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import DT, F64, FIELDS, mixed, nested, normal, one_module, rng, uniform

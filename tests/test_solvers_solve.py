@@ -14,7 +14,8 @@ from ctrnn_assembly import CTRNN, Subnetwork, Unconstrained
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.inputs import LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.solvers import GRID_SOLVERS, SOLVERS, solve
+from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
+from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, FIELDS, mixed, normal, one_module
 from solver_problems import one_thread as one_thread
 

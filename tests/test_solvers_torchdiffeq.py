@@ -11,8 +11,8 @@ from torch.testing import assert_close
 
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.inputs import LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.solvers import FIXED_STEP, GRID_SOLVERS, SOLVERS, solve
-from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.schemes import FIXED_STEP, GRID_SOLVERS, SOLVERS, TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, mixed, nested, normal, one_module, order, tight, uniform
 from solver_problems import one_thread as one_thread
 

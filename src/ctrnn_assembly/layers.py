@@ -34,7 +34,7 @@ class CTRNN(Recurrent):
         gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         dt: time between samples, in the unit of tau; grid solvers take one step a sample.
-        solver: one of `ctrnn_assembly.solvers.SOLVERS`; gates that read input or state take "euler".
+        solver: one of `ctrnn_assembly.schemes.SOLVERS`; gates that read input or state take "euler".
         interpolation: u(t) between samples for torchdiffeq's methods.
         rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
         bias: whether the encoder has a bias b_in.

@@ -1,5 +1,7 @@
 """`SCHEMES`: every one-step rule on a time grid is one pair of matrices, its row of this table.
 
+`SOLVERS` are the names of all solvers, torchdiffeq's among them.
+
     x+ = A x + C g(x, u),    g = post(W pre(x) + b + W_in u) + sum_e K_e psi_e(x),    h = dt / tau
 
 g is all of tau x' but the leak and the linear coupling L, which A and C hold; h is diagonal:
@@ -27,6 +29,8 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torchdiffeq._impl.odeint import SOLVERS as _TORCHDIFFEQ  # no public list of its methods
+from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.linalg import working_precision
@@ -90,6 +94,13 @@ _ROWS = (
     Scheme("exponential-euler", "exact in -x + L x, the rest held over the step", _exponential_euler),
 )
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _ROWS}
+GRID_SOLVERS = tuple(SCHEMES)
+# torchdiffeq's "euler" is ours, and "fixed_adams" an old name of implicit_adams.
+TORCHDIFFEQ_SOLVERS = tuple(sorted({*_TORCHDIFFEQ} - {"euler", "fixed_adams"}))
+FIXED_STEP = tuple(
+    name for name in TORCHDIFFEQ_SOLVERS if issubclass(_TORCHDIFFEQ[name], FixedGridODESolver)
+)
+SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
 
 
 def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:

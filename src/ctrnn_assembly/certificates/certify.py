@@ -18,7 +18,7 @@ from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
 from ctrnn_assembly.errors import unknown
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.solvers import SOLVERS
+from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 

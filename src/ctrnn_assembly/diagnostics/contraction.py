@@ -84,7 +84,7 @@ def measure_contraction(
         u: samples held over an interval each, (batch, steps, m); every sequence meets every pair.
         x0: where the pairs start, (pairs, n); by default N(0, spread^2).
         dt: length of an interval. steps: how many, needed without u.
-        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`: a continuous rate needs dopri8.
+        solver: for a flow any of `ctrnn_assembly.schemes.SOLVERS`: a continuous rate needs dopri8.
         metric: M; by default the net's own, or the identity. `certify` may have searched for another.
         pairs: at each of the initial Euclidean `distances`; close ones behave unlike distant ones.
         worst: y(0) - x(0) is Theta^-1 times the top eigenvector of sym(Theta J(x(0)) Theta^-1), or the

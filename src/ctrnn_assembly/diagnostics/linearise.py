@@ -34,9 +34,8 @@ from torch import Tensor, nn
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.schemes import SCHEMES, TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.terms import Terms
 
 Map = Callable[[Tensor | None, Tensor], Tensor]  # u (batch, m), x (batch, n): to a step, or to x'

@@ -125,7 +125,7 @@ def spectrum_along(
     Args:
         u: samples of one sequence, held over dt each, (time, m). x0: initial state, (n,).
         at: numbers of steps: the state after k meets sample k, after all of them the last once more.
-        solver: for a flow any of `ctrnn_assembly.solvers.SOLVERS`; only grid solvers have a step to see.
+        solver: for a flow any of `ctrnn_assembly.schemes.SOLVERS`; only grid solvers have a step to see.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
     chosen = torch.tensor([int(k) for k in at])

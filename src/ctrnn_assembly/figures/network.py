@@ -17,7 +17,7 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.diagnostics import Values, draw_circle, make_square, set_limits
 from ctrnn_assembly.figures.style import COLOURS, GREY, PER_TAU, Array
-from ctrnn_assembly.solvers import GRID_SOLVERS
+from ctrnn_assembly.schemes import GRID_SOLVERS
 from ctrnn_assembly.topology import recognise
 from ctrnn_assembly.training.run import Run
 

@@ -34,17 +34,14 @@ from torch import Tensor
 from ctrnn_assembly import schemes
 from ctrnn_assembly.errors import SolverError, unknown
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS
 from ctrnn_assembly.solvers import fused
-from ctrnn_assembly.solvers.adaptive import FIXED_STEP as FIXED_STEP
-from ctrnn_assembly.solvers.adaptive import TORCHDIFFEQ_SOLVERS, Gradient, torchdiffeq_solve
+from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
 from ctrnn_assembly.solvers.grid import check_start, freeze, step_grid
 from ctrnn_assembly.terms import Terms
 
 Backend = Literal["auto", "plain", "fused", "graph", "persistent"]
-GRID_SOLVERS = tuple(SCHEMES)
-SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
 # Settings by name, the first value of each being what a solve has without it.
 CHOICES = {
     "gradient": get_args(Gradient),

@@ -16,19 +16,15 @@ from typing import Any, Literal
 import torch
 import torchdiffeq
 from torch import Tensor, nn
-from torchdiffeq._impl.odeint import SOLVERS  # the public package does not list its methods
-from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
+from ctrnn_assembly.schemes import FIXED_STEP
 from ctrnn_assembly.terms import Terms
 
 Gradient = Literal["direct", "adjoint", "inexact-adjoint"]
 Field = Callable[[Tensor, Tensor], Tensor]
 
-# "euler" is ours, and "fixed_adams" an old name of implicit_adams.
-TORCHDIFFEQ_SOLVERS = tuple(sorted(name for name in SOLVERS if name not in ("euler", "fixed_adams")))
-FIXED_STEP = tuple(name for name in TORCHDIFFEQ_SOLVERS if issubclass(SOLVERS[name], FixedGridODESolver))
 MULTISTEP = ("explicit_adams", "implicit_adams")
 
 

@@ -37,7 +37,7 @@ from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, unknown
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model
-from ctrnn_assembly.solvers import SOLVERS
+from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
 
