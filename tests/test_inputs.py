@@ -12,6 +12,7 @@ from torch.testing import assert_close
 from ctrnn_assembly.errors import DataError, ShapeError
 from ctrnn_assembly.inputs import (
     INTERPOLATIONS,
+    CubicHermite,
     LinearInterpolation,
     Signal,
     ZeroOrderHold,
@@ -73,8 +74,33 @@ def test_linear_reproduces_lines_and_breaks_at_every_sample() -> None:
     assert signal.breaks.tolist() == TIMES.tolist()
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(ZeroOrderHold, 1), (LinearInterpolation, 2)])
+def test_cubic_reproduces_quadratics_inside_an_even_grid() -> None:
+    # The mean of two secants is the exact slope of a quadratic on an even grid, but at the ends.
+    times = torch.arange(9, dtype=F64) / 4
+    a, b = normal(2, 1, 3), normal(2, 1, 3, seed=1)
+    signal = CubicHermite(1 + a * times[:, None] + b * times[:, None] ** 2, times)
+    t, u = between(signal, 65)
+    inner = (t >= times[1]) & (t <= times[-2])
+    exact = 1 + a * t[:, None] + b * t[:, None] ** 2
+    assert_close(u[:, inner], exact[:, inner], rtol=1e-13, atol=1e-13)
+    assert float((u - exact)[:, ~inner].abs().max()) > 1e-3  # and only there
+    assert signal.breaks.tolist() == [0.0, 2.0]  # the constants beyond have another slope
+
+
+def test_cubic_has_a_continuous_slope() -> None:
+    signal = CubicHermite(normal(2, 5, 3), TIMES)
+    for t in TIMES[1:-1]:
+        h = 1e-6
+        left = (signal(t) - signal(t - h)) / h
+        right = (signal(t + h) - signal(t)) / h
+        assert_close(left, right, rtol=1e-4, atol=1e-4)  # one-sided differences: O(h u'')
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(ZeroOrderHold, 1), (LinearInterpolation, 2), (CubicHermite, 3)]
+)
 def test_interpolation_converges_at_its_order(kind: type[Signal], expected: int) -> None:
+    # Away from the ends, whose one-sided slope costs the cubic one order.
     errors, steps = [], []
     for n in (32, 64, 128, 256):
         times = torch.linspace(0, 3, n + 1, dtype=F64)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.interpolate import CubicHermiteSpline
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -125,7 +126,7 @@ def test_all_forms_of_dt_agree(solver: str) -> None:
         assert_close(net(u[i : i + 1], dt=steps[i])[0][0], together[i], rtol=1e-12, atol=1e-12)
 
 
-def reference(net: CTRNN, u: Tensor) -> np.ndarray:
+def reference(net: CTRNN, u: Tensor, kind: str) -> np.ndarray:
     """The states of the first sample by scipy, from the definition of u(t)."""
     terms = net.field.terms()
     blocks = torch.block_diag(*terms.blocks).detach().numpy()
@@ -134,9 +135,15 @@ def reference(net: CTRNN, u: Tensor) -> np.ndarray:
     W_in, b_in = (p.detach().numpy() for p in net.encoder.parameters())
     samples = u[0].numpy()
     times = np.arange(len(samples)) * net.dt
+    secants = np.diff(samples, axis=0) / net.dt
+    slopes = np.concatenate([secants[:1], (secants[1:] + secants[:-1]) / 2, secants[-1:]])
+    spline = CubicHermiteSpline(times, samples, slopes)
 
     def signal(t: float) -> np.ndarray:
-        return np.array([np.interp(t, times, column) for column in samples.T])
+        t = min(t, times[-1])
+        if kind == "linear":
+            return np.array([np.interp(t, times, column) for column in samples.T])
+        return spline(t)
 
     def f(t: float, x: np.ndarray) -> np.ndarray:
         return -x + blocks @ np.tanh(x) + bias + L @ x + W_in @ signal(t) + b_in
@@ -149,17 +156,18 @@ def reference(net: CTRNN, u: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5", "bosh3"])
-def test_interpolated_inputs_are_those_of_the_definition(solver: str) -> None:
-    net = layer(solver=solver, interpolation="linear", rtol=1e-9, atol=1e-10)
+@pytest.mark.parametrize("kind", ["linear", "cubic"])
+def test_interpolated_inputs_are_those_of_the_definition(solver: str, kind: str) -> None:
+    net = layer(solver=solver, interpolation=kind, rtol=1e-9, atol=1e-10)
     u = normal(2, 6, 2)
-    expected = torch.from_numpy(reference(net, u))
+    expected = torch.from_numpy(reference(net, u, kind))
     # One step of rk4 a sample errs by about dt^5.
     tolerance = 1e-4 if solver == "rk4" else 1e-7
     assert_close(net(u)[0][0], expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("solver", TORCHDIFFEQ)
-@pytest.mark.parametrize("interpolation", ["hold", "linear"])
+@pytest.mark.parametrize("interpolation", ["hold", "linear", "cubic"])
 def test_every_method_takes_every_input(solver: str, interpolation: str) -> None:
     net = layer(solver=solver, interpolation=interpolation, rtol=1e-5, atol=1e-6)
     exact = layer(solver="dopri5", interpolation=interpolation, rtol=1e-9, atol=1e-10)

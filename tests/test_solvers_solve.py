@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from ctrnn_assembly import CTRNN, Subnetwork, Unconstrained
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
-from ctrnn_assembly.inputs import LinearInterpolation, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
 from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, FIELDS, mixed, normal, one_module
@@ -81,7 +81,7 @@ def test_per_sample_steps_equal_separate_solves(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOME)
-@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 def test_a_signal_may_have_other_times_than_the_solve(solver: str, kind: type[Signal]) -> None:
     signal = kind(normal(3, 4, 2, seed=3), torch.tensor([0.0, 0.11, 0.2, 0.43], dtype=F64))
     t = torch.linspace(0, 0.6, 61, dtype=F64)

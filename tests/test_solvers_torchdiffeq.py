@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.errors import ConfigError, SolverError
-from ctrnn_assembly.inputs import LinearInterpolation, Signal, ZeroOrderHold
+from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.schemes import FIXED_STEP, GRID_SOLVERS, SOLVERS, TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, mixed, nested, normal, one_module, order, tight, uniform
@@ -100,7 +100,7 @@ def test_jumps_and_kinks_of_the_input_cost_no_order(solver: str, kind: type[Sign
 def test_step_size_gives_the_states_at_every_time_asked_for() -> None:
     terms, x0 = one_module("tanh", "x"), normal(2, 6, seed=1)
     t = torch.tensor([0.0, 0.21, 0.5, 0.777, 1.0], dtype=F64)
-    signal = LinearInterpolation(normal(2, 5, 2, seed=5), t)
+    signal = CubicHermite(normal(2, 5, 2, seed=5), t)
     x = solve(terms, x0, t, u=signal, solver="rk4", step_size=0.01).x
     assert_close(x, tight(lambda s, x: terms(x, signal(s)), x0, t, 100), rtol=1e-8, atol=1e-8)
 
@@ -136,7 +136,7 @@ def reference(signal: Signal, t: Tensor, substeps: int) -> Tensor:
 UNITS = dict.fromkeys(ADAPTIVE, 200.0) | {"fehlberg2": 1000.0}
 
 
-@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_the_tolerance_is_met_across_jumps_and_kinks(solver: str, kind: type[Signal]) -> None:
     terms = mixed().terms().driven(normal(23, 2, seed=9))
@@ -236,7 +236,7 @@ class Oscillator(nn.Module):
         return x @ self.A.mT
 
 
-@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation])
+@pytest.mark.parametrize("kind", [ZeroOrderHold, LinearInterpolation, CubicHermite])
 def test_adjoint_equals_direct_for_every_parameter_and_sample(kind: type[Signal]) -> None:
     net = mixed()
     leaves = dict(net.named_parameters())  # the raw tensors behind the parametrisations

@@ -21,6 +21,7 @@ from ctrnn_assembly.coupling import Feedback as Feedback
 from ctrnn_assembly.coupling import FreeCoupling as FreeCoupling
 from ctrnn_assembly.coupling import Hierarchy as Hierarchy
 from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction
+from ctrnn_assembly.inputs import CubicHermite as CubicHermite
 from ctrnn_assembly.inputs import LinearInterpolation as LinearInterpolation
 from ctrnn_assembly.inputs import ZeroOrderHold as ZeroOrderHold
 from ctrnn_assembly.layers import CTRNN as CTRNN

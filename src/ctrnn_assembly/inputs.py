@@ -1,4 +1,4 @@
-"""Input signals u(t) from samples: zero-order hold, and straight lines.
+"""Input signals u(t) from samples: zero-order hold, linear, cubic Hermite.
 
 A signal is called u(t) and gives (batch, m). Beyond its first and last sample time it keeps the first
 and last sample. `breaks` are the times where u or u' jumps; solvers with several stages must step onto
@@ -66,7 +66,25 @@ class LinearInterpolation(Signal):
         return torch.lerp(self.samples[:, k], self.samples[:, k + 1], s)
 
 
-INTERPOLATIONS = {"hold": ZeroOrderHold, "linear": LinearInterpolation}
+class CubicHermite(Signal):
+    """Piecewise cubic with continuous slope; the slope at a sample is the mean of its two secants."""
+
+    def __init__(self, samples: Tensor, times: Tensor) -> None:
+        super().__init__(samples, times)
+        self.breaks = times[[0, -1]]  # where the constants begin
+        secants = samples.diff(dim=1) / times.diff()[:, None].to(samples)
+        inner = (secants[:, 1:] + secants[:, :-1]) / 2
+        self.slopes = torch.cat([secants[:, :1], inner, secants[:, -1:]], 1)
+
+    def between(self, k: int, s: Tensor) -> Tensor:
+        width = (self.times[k + 1] - self.times[k]).to(self.samples)
+        a, b = self.samples[:, k], self.samples[:, k + 1]
+        da, db = width * self.slopes[:, k], width * self.slopes[:, k + 1]
+        value = a * (1 + 2 * s) * (1 - s) ** 2 + b * s**2 * (3 - 2 * s)
+        return value + da * s * (1 - s) ** 2 - db * s**2 * (1 - s)
+
+
+INTERPOLATIONS = {"hold": ZeroOrderHold, "linear": LinearInterpolation, "cubic": CubicHermite}
 
 
 def check_finite(samples: Tensor) -> None:

@@ -54,7 +54,7 @@ class CTRNN(Recurrent):
         batch_first: bool = False,
         dt: float = 0.03,
         solver: str = "euler",
-        interpolation: Literal["hold", "linear"] = "hold",
+        interpolation: Literal["hold", "linear", "cubic"] = "hold",
         rtol: float = 1e-4,
         atol: float = 1e-6,
         gradient: Gradient = "direct",

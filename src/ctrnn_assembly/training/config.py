@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
     dt: float = setting("solver", 0.03, "time between samples", gt=0)
     rtol: float = setting("solver", 1e-4, "relative tolerance of adaptive solvers", gt=0)
     atol: float = setting("solver", 1e-6, "absolute tolerance of adaptive solvers", gt=0)
-    interpolation: Literal["hold", "linear"] = setting(
+    interpolation: Literal["hold", "linear", "cubic"] = setting(
         "solver", "hold", "input between samples, for torchdiffeq's solvers"
     )
     gradient: Literal["direct", "adjoint", "inexact-adjoint"] = setting(
