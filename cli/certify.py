@@ -55,13 +55,13 @@ def certify_command(
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
-    certificate, weights = run.certificate(search), run.weights.as_dict()
+    certificate, weights = run.certify(search), run.weights.as_dict()
 
     def figure() -> Any:
         from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        curves = step_curves(run.model(data=False).core, certificate, near=config.dt)
+        curves = step_curves(run.build(data=False).core, certificate, near=config.dt)
         return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
 
     emit(

@@ -48,9 +48,9 @@ class Driven:
         self.u, self.y, lengths = self.run.inputs(split, samples)
         known = [self.u.shape[1]] * len(self.u) if lengths is None else lengths.tolist()
         self.sequences = [u[:length] for u, length in zip(self.u, known, strict=True)]
-        self.model = self.run.model(double=True)
+        self.model = self.run.build(double=True)
         self.layer: Any = self.model.core
-        self.certificate = self.run.certificate()
+        self.certificate = self.run.certificate
         self.rate = self.certificate.rate if self.certificate.certified else None
 
     @property
@@ -145,7 +145,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
 
     before, found = [], [along(net.layer, u) for u in net.sequences]
     if kind != "initial":
-        start = replace(net.run, initial=True).model(double=True)
+        start = replace(net.run, initial=True).build(double=True)
         before = [along(start.core, net.sequences[0])]
     spectra = [("initial", 0, s) for s in before] + [(kind, k, s) for k, s in enumerate(found)]
     blocks = [

@@ -59,7 +59,7 @@ def plot_command(
     elif kind == "states":
         figure = draw_states(found[0], sample or 0)
     else:
-        figure = NETWORK_FIGURES[kind](NetworkArrays(found[0].model(data=False).core, found[0].title))
+        figure = NETWORK_FIGURES[kind](NetworkArrays(found[0].build(data=False).core, found[0].title))
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 

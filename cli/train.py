@@ -108,8 +108,8 @@ def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
     read_config(folder)  # a run folder, not the name of a recipe
     run = Run.open(folder, **changes)
     task = run.task  # refused before its weights are
-    measured = accuracy(run.model(), task, task.load_test())
-    certificate = run.certificate().as_dict()
+    measured = accuracy(run.model, task, task.load_test())
+    certificate = run.certificate.as_dict()
     said = (f"{key}: {value}" for key, value in short_rows(certificate))
     result = {**run.about(), "test_accuracy": measured, "certificate": certificate}
     emit(result, f"{run.title}: test accuracy {measured:.4f}", *said, as_json=as_json)

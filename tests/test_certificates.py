@@ -296,7 +296,7 @@ def test_an_unknown_search_is_refused():
 
 
 @pytest.mark.parametrize("dt", [None, 0.1])
-@pytest.mark.parametrize("solver", ["eulre", "bogus", None])
+@pytest.mark.parametrize("solver", ["eulre", "bogus", ""])
 def test_an_unknown_solver_is_refused(solver, dt):
     net = Subnetwork(AdaDiagTanh("tanh"), 2)
     with pytest.raises(ConfigError, match=r"solver must be one of euler, imex, .*; got ") as refused:

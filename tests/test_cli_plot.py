@@ -46,7 +46,7 @@ def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arrays(run: Path) -> NetworkArrays:
-    return NetworkArrays(Run.open(run).model(data=False).core, "a run")
+    return NetworkArrays(Run.open(run).build(data=False).core, "a run")
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_weights_of_chosen_epochs_are_kept(cli: Cli, tmp_path: Path) -> None:
     cli.train(run, "--epochs=4", "--keep-epochs=1,4,9")
     kept = sorted(path.name for path in (run / "weights").iterdir())
     assert kept == ["epoch-0001.safetensors", "epoch-0004.safetensors"]
-    model = Run.open(run, epoch=4).model()
+    model = Run.open(run, epoch=4).model
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["model"]
     for name, value in model.state_dict().items():
         assert torch.equal(value, last[name]), name

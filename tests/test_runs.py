@@ -234,11 +234,11 @@ def test_a_run_is_read_once_and_its_hash_is_of_the_bytes_that_are_loaded(
     assert reads == []
     digest = hashlib.sha256(real(file)).hexdigest()
     assert opened.weights.as_dict() == {"kind": "trained", "file": str(file), "sha256": digest}
-    first = opened.model()
+    first = opened.model
     file.write_bytes(b"noise")  # what was hashed is what is loaded and certified, whatever happens
-    for a, b in zip(first.parameters(), opened.model().parameters(), strict=True):
+    for a, b in zip(first.parameters(), opened.build().parameters(), strict=True):
         assert torch.equal(a, b)
-    assert opened.certificate().certified
+    assert opened.certificate.certified
     assert reads == ["model.safetensors"]
 
 
@@ -251,7 +251,7 @@ def test_a_run_that_is_not_finished_has_the_weights_of_its_last_epoch(run: Path)
     assert (going.weights.kind, going.summary) == ("checkpoint", None)
     file = run / "checkpoints" / "last.ckpt"
     assert going.weights.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    for a, b in zip(trained.model().parameters(), going.model().parameters(), strict=True):
+    for a, b in zip(trained.model.parameters(), going.model.parameters(), strict=True):
         assert torch.equal(a, b)  # of one epoch
     assert going.title.endswith(", last epoch so far")
     initial = Run.open(run, initial=True)
@@ -269,10 +269,10 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
     assert Run.open("digits").config == make_config(recipe("digits"))
     u, y, lengths = Run.open(tmp_path / "c.yaml").inputs("train", 3)
     assert (u.shape, u.dtype, y.shape, lengths) == ((3, 64, 1), torch.float64, (3,), None)
-    model = from_file.model(double=True)
+    model = from_file.build(double=True)
     assert model(u).shape == (3, 10)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
-    assert from_file.model(data=False).readout.out_features == 2  # reads no data
+    assert from_file.build(data=False).readout.out_features == 2  # reads no data
     with pytest.raises(
         ConfigError,
         match=r"there is no run folder or file of that name, and a recipe must be one of .* got 'x'",

@@ -167,7 +167,7 @@ def test_divergence_keeps_the_last_good_checkpoint(
 def test_other_precisions(cli: Cli, tmp_path: Path, precision: str) -> None:
     run = tmp_path / "run"
     done = cli.train(run, "--epochs=1", f"--precision={precision}", "--json")
-    model = Run.open(run).model()
+    model = Run.open(run).model
     expected = torch.float64 if precision == "64" else torch.float32
     assert {p.dtype for p in model.parameters()} == {expected}
     assert (
@@ -200,7 +200,7 @@ def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
     assert together["epochs"] == 2
     for name in ("val_accuracy", "test_accuracy", "best_epoch"):
         assert together[name] == alone[name]
-    models = [Run.open(run).model() for run in (one, two)]
+    models = [Run.open(run).model for run in (one, two)]
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert_close(b, a, rtol=1e-10, atol=1e-12)
     for a, b in zip(table(one), table(two), strict=True):

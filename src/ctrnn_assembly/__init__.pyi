@@ -30,6 +30,8 @@ from ctrnn_assembly.solvers import SOLVERS as SOLVERS
 from ctrnn_assembly.solvers import Solution as Solution
 from ctrnn_assembly.solvers import solve as solve
 from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
+from ctrnn_assembly.training.run import Run as Run
+from ctrnn_assembly.training.run import load_run as load_run
 
 HOMES: dict[str, str]  # of each name: its module
 __version__: str

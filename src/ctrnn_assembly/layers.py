@@ -125,7 +125,7 @@ class CTRNN(Recurrent):
         """What `certify` proves of the layer as its weights are now, and of its step."""
         dt, solver, g = self.dt if dt is None else dt, solver or self.solver, self._reading
         if g is None:
-            found = certify(self, dt=dt, solver=solver, search=search)
+            found = certify(self.terms(), self.metric(), dt=dt, solver=solver, search=search)
             precision = self.options["matmul_precision"]
             if precision == "full" or found.step is None:
                 return found

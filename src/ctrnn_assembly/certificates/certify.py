@@ -16,7 +16,7 @@ from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
-from ctrnn_assembly.errors import unknown
+from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.terms import Terms
@@ -36,27 +36,55 @@ def certify(
     metric: Metric | None = None,
     *,
     dt: float | None = None,
-    solver: str = "euler",
+    solver: str | None = None,
     search: Search = "fast",
 ) -> Certificate:
-    """Certify a subnetwork, an assembly of any depth or plain `Terms`, as the weights are now.
+    """Certify a layer, a classifier, a field or plain `Terms`, as the weights are now.
 
     Args:
-        field: anything with `terms()` and `metric()`, or `Terms`; of a `SequenceClassifier` its core.
-        metric: the one to try first, one factor a block; by default the field's own, for `Terms` I.
-        dt, solver: the discrete step to certify, dt in the unit of tau.
+        field: a layer, which answers by its `certificate`; a `SequenceClassifier`, of which the core
+            answers; a `Subnetwork`, an `Assembly` of any depth, or what else has `terms()` and
+            `metric()`; `Terms`. Of any other net or function nothing is proven, and that is said.
+        metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
+        dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
+            field none, and Euler's.
         search: for another metric if that one proves nothing. "none"; "fast" for identity, Perron,
             Lyapunov and balanced metrics; "convex" for a semidefinite search, too (extra `convex`).
+
+    Raises: ConfigError for an unknown search or solver, a metric for a layer, and what is no net.
 
     The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
     for what, name, known in (("search", search, get_args(Search)), ("solver", solver, SOLVERS)):
-        if name not in known:
+        if name is not None and name not in known:
             raise unknown(what, name, known)
     field = getattr(field, "core", field)
-    terms = (field if isinstance(field, Terms) else field.terms()).detach_cpu()
-    if metric is None and not isinstance(field, Terms):
-        metric = field.metric()
+    if callable(getattr(field, "certificate", None)):
+        if metric is not None:
+            raise ConfigError(
+                "a layer is certified in its own metric. Use certify(layer.field, metric)."
+            )
+        return field.certificate(dt=dt, solver=solver, search=search)
+    solver = solver or "euler"
+    if isinstance(field, Terms):
+        return _certify_terms(field, metric, dt, solver, search)
+    if hasattr(field, "terms"):
+        return _certify_terms(field.terms(), metric or field.metric(), dt, solver, search)
+    name = getattr(field, "__name__", type(field).__name__)
+    if not callable(field):
+        advice = "Use certify(layer), or load_run(path).certificate"
+        raise ConfigError(
+            f"field must be a layer, a classifier, a field or Terms; got {name}. {advice}."
+        )
+    reason = f"no proof is known for {name}, which has no terms(): certify its layer or its field"
+    return Certificate.refused(reason, dt=dt, solver=solver)
+
+
+def _certify_terms(
+    terms: Terms, metric: Metric | None, dt: float | None, solver: str, search: Search
+) -> Certificate:
+    """In the metric that is given, by default the identity, or else in the best that is found."""
+    terms = terms.detach_cpu()
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
     if own.certified or search == "none" or unusable(terms, given):

@@ -152,6 +152,12 @@ class Certificate:
         coupling = CouplingFacts("unknown", (), math.inf, math.inf, math.inf, 0)
         return cls(False, -math.inf, math.inf, metric, (), coupling, step, (reason,))
 
+    def __str__(self) -> str:
+        """The verdict, and below it what is known, a line each."""
+        from ctrnn_assembly.certificates.wording import fact_rows, verdict
+
+        return "\n".join([verdict(self), *(f"  {name}: {what}" for name, what in fact_rows(self))])
+
     @property
     def slowest_time_constant(self) -> float:
         """1 / rate: distances fall by a factor e in this time, or faster; infinite if not certified."""

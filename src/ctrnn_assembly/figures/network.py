@@ -249,7 +249,7 @@ def draw_states(run: Run, sample: int = 0) -> Figure:
 
     Above: the input over time. Below: every unit as a row, module under module.
     """
-    task, model = run.task, run.model(double=True)
+    task, model = run.task, run.build(double=True)
     if not 0 <= sample < len(task.val):
         raise ConfigError(
             f"the sample must be in 0..{len(task.val) - 1}, the validation samples; got {sample}."

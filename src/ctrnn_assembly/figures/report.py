@@ -23,7 +23,7 @@ def report(folder: str | Path) -> str:
     run = Run.open(folder)
     if run.file is None:
         run = Run.open(folder, initial=True)
-    layer, proven, weights = run.model(data=False).core, run.certificate(), run.weights.as_dict()
+    layer, proven, weights = run.build(data=False).core, run.certificate, run.weights.as_dict()
     figures, net, published = {}, None, published_for([run])
     if run.epochs:
         figures = {"curves": curves_figure([run], published), "margins": margin_figure([run])}

@@ -155,8 +155,8 @@ def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, A
     try:
         if one.repeat > 1 and task.train.lengths is not None:
             raise ConfigError(f"repeat must be 1 for series of different lengths; got {one.repeat}.")
-        found = accuracy(run.model(), dataclasses.replace(task, sequence=held), task.load_test())
-        return result | {"test_accuracy": found, "certificate": run.certificate().as_dict()}
+        found = accuracy(run.model, dataclasses.replace(task, sequence=held), task.load_test())
+        return result | {"test_accuracy": found, "certificate": run.certificate.as_dict()}
     except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
         return result | {"test_accuracy": None, "reason": str(error)}
 
@@ -170,8 +170,8 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
     averaged over. The ranges are those over the sequences; None where the state overflows.
     """
     run = Run.open(path, data_dir=data_dir, initial=epoch == 0, epoch=epoch or None)
-    certificate = run.certificate().as_dict()
-    core = run.model(double=True).core
+    certificate = run.certificate.as_dict()
+    core = run.build(double=True).core
     inputs = run.inputs("test", SAMPLES)[0]
     found: dict[str, Any] = {"epoch": epoch}
     for name, finer in (("step", 1), ("flow", FINER)):

@@ -156,7 +156,7 @@ def fit(
         torch.set_num_threads(config.threads)
     summary = provenance(command=command, seed=config.seed, device=config.device)
     fabric, log, start = make_fabric(config), make_logger(config, out), run.Run(None, config)
-    task, net = start.task, start.model()
+    task, net = start.task, start.build()
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
     net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     projection = StepProjection(net.core) if config.keep_step_certified else None

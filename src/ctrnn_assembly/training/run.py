@@ -140,6 +140,15 @@ class Run:
     Everything but the configuration is read when it is first asked for, and then only once. `path` is
     None for a configuration file or a recipe. Instead of the trained weights `initial` takes those
     before training, and `epoch` those that `keep_epochs` kept after this epoch, counted from 1.
+
+    Example:
+        >>> import ctrnn_assembly
+        >>> run = ctrnn_assembly.load_run("digits")  # or a run folder, such as "runs/mine"
+        >>> run.config.model, run.task.n_input, run.certificate.certified
+        ('svd-combo', 1, True)
+        >>> u, classes, lengths = run.inputs("val", samples=8)
+        >>> run.model(u.float()).shape
+        torch.Size([8, 10])
     """
 
     path: Path | None
@@ -211,8 +220,18 @@ class Run:
         """One column of metrics.csv, (epochs,): NaN where there is no value."""
         return np.array([row.get(name) for row in self.epochs], dtype=np.float64)
 
-    def model(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
-        """The classifier with these weights, in evaluation mode; `double` converts it to float64.
+    @cached_property
+    def model(self) -> SequenceClassifier:
+        """The classifier with these weights, in evaluation mode."""
+        return self.build()
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """What is proven of the network, as its weights are, and of its step; reads no data."""
+        return self.certify()
+
+    def build(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
+        """`model`, made anew; `double` converts it to float64.
 
         It has the numbers of inputs and classes of the weights. Initial ones have those of the task or,
         without `data`, which are then not read, any: the field does not depend on them.
@@ -241,12 +260,12 @@ class Run:
         u, y, lengths = next(iter(Batches(self.task, part, samples)))
         return u.double(), y, lengths
 
-    def certificate(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
-        """What is proven of the network, as its weights are, and of its step; reads no data."""
+    def certify(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
+        """`certificate`, proven anew, by another search."""
         with warnings.catch_warnings():
             # scipy's, of candidate metrics: the proof refuses bad ones.
             warnings.simplefilter("ignore", RuntimeWarning)
-            return self.model(data=False).core.certificate(search=search)
+            return self.build(data=False).core.certificate(search=search)
 
     @property
     def task_as_used(self) -> str:
@@ -277,6 +296,9 @@ class Run:
             "solver": self.config.solver,
             "dt": self.config.dt,
         }
+
+
+load_run = Run.open  # the name that the package offers
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
