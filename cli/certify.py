@@ -24,7 +24,8 @@ MODULES = (
 
 @click.command("certify", cls=Command)
 @click.argument("source", metavar="RUN|CONFIG")
-@option("--dt", type=float, help="certify another step  [default: the run's own]")
+@option("--dt", type=float, help="certify another time between samples  [default: the run's own]")
+@option("--substeps", type=int, help="certify the step of dt / N  [default: the run's own]")
 @option("--solver", help="certify the step of another solver  [default: the run's own]")
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
@@ -61,7 +62,8 @@ def certify_command(
         from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        curves = step_curves(run.build(data=False).core, certificate, near=config.dt)
+        step = config.dt / config.substeps
+        curves = step_curves(run.build(data=False).core, certificate, near=step)
         return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
 
     emit(

@@ -235,7 +235,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     found = measure_contraction(net.layer, net.u, metric=metric, generator=net.generator, **settings)
     results: Results = {"": found}
     step = certificate.step
-    bound = None if step is None or not step.certified else step.contraction_factor
+    bound = None if step is None or not step.certified else step.sample_factor
     at = range(0, found.steps + 1, max(1, found.steps // 20))
     times = found.times[at]
     of_step = None if bound is None else [bound**k for k in at]
@@ -253,7 +253,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     ]
     said = "not certified" if bound is None else f"at most {factor(bound)} certified"
     notes = [
-        f"largest factor of one step: {found.factor:.6f} measured, {said}",
+        f"largest factor from sample to sample: {found.factor:.6f} measured, {said}",
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
     ]
     if twin:

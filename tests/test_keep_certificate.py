@@ -128,7 +128,7 @@ def test_a_run_that_would_lose_the_step_stops_before_it_is_saved(cli: Cli, tmp_p
     assert lost > 0
     error = cli.refuses("train", *TINY, "--out", run, *LOSING, "--require-certificate=discrete")
     assert f"epoch {lost + 1} lost the discrete certificate: the bound on the step's factor is" in error
-    assert "--keep-step-certified, --solver imex, or a lower --dt" in error
+    assert "--keep-step-certified, --solver imex, or more --substeps" in error
     assert "that of the epoch before is kept" in error
     assert error.count(". ") <= 4
     assert table(run) == table(free)[: lost + 1]  # the row shows what happened
@@ -217,7 +217,10 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([KEEP, "--dt=3"], "the largest certified dt is 1."),
         ([KEEP, "--dt=1e-6"], "the bound on the modules' own factor is 0.99999"),
         ([REQUIRE, "--coupling-scale=30"], "the bound on the step's factor is"),
-        ([REQUIRE, "--coupling-scale=30"], "Use --keep-step-certified, --solver imex, or a lower --dt."),
+        (
+            [REQUIRE, "--coupling-scale=30"],
+            "Use --keep-step-certified, --solver imex, or more --substeps.",
+        ),
         ([REQUIRE, "--solver=rk4"], "no proof is known for steps of rk4. Use --solver euler or imex."),
         ([REQUIRE, "--solver=imex", "--dt=3"], "the largest certified dt is 1"),
         ([REQUIRE, "--model=lstm"], "LSTM is a baseline: no certificate is defined for it"),

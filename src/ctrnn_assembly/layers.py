@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ class CTRNN(Recurrent):
         field: the n units.
         gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
-        dt: time between samples, in the unit of tau; grid solvers take one step a sample.
+        dt: time between samples, in the unit of tau.
+        substeps: equal solver steps from one sample to the next, of dt / substeps, under the held input.
         solver: one of `ctrnn_assembly.schemes.SOLVERS`; gates that read input or state take "euler".
         interpolation: u(t) between samples for torchdiffeq's methods.
         rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
@@ -53,6 +55,7 @@ class CTRNN(Recurrent):
         gate_bounds: tuple[float, float] | None = None,
         batch_first: bool = False,
         dt: float = 0.03,
+        substeps: int = 1,
         solver: str = "euler",
         interpolation: Literal["hold", "linear", "cubic"] = "hold",
         rtol: float = 1e-4,
@@ -72,7 +75,7 @@ class CTRNN(Recurrent):
             "matmul_precision": matmul_precision,
             "backend": backend,
         }
-        check_settings(solver, gradient=gradient, **of_loop)
+        check_settings(solver, None, substeps, gradient=gradient, **of_loop)
         if interpolation != "hold" and solver in SCHEMES:
             raise ConfigError(
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
@@ -80,7 +83,7 @@ class CTRNN(Recurrent):
             )
         if not 0 < dt < float("inf"):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
-        self.dt, self.solver, self.interpolation = dt, solver, interpolation
+        self.dt, self.substeps, self.solver, self.interpolation = dt, substeps, solver, interpolation
         self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
         self.field = field
         self.encoder = nn.Linear(input_size, field.size, bias=bias)
@@ -104,6 +107,11 @@ class CTRNN(Recurrent):
         elif gate_bounds is not None:
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
 
+    @property
+    def step_size(self) -> float:
+        """The length of one step of the solver, dt / substeps."""
+        return self.dt / self.substeps
+
     def terms(self) -> Terms:
         """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant."""
         if self._reading is not None:
@@ -122,8 +130,16 @@ class CTRNN(Recurrent):
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What `certify` proves of the layer as its weights are now, and of its step."""
-        dt, solver, g = self.dt if dt is None else dt, solver or self.solver, self._reading
+        """What `certify` proves of the layer as its weights are now, and of a step of dt / substeps."""
+        dt, solver = (self.dt if dt is None else dt) / self.substeps, solver or self.solver
+        found = self._certified(dt, solver, search)
+        if found.step is None:
+            return found
+        return replace(found, step=replace(found.step, substeps=self.substeps))
+
+    def _certified(self, dt: float, solver: str, search: Search) -> Certificate:
+        """What is proven of the layer and of one step of length dt."""
+        g = self._reading
         if g is None:
             found = certify(self.terms(), self.metric(), dt=dt, solver=solver, search=search)
             precision = self.options["matmul_precision"]
@@ -169,11 +185,15 @@ class CTRNN(Recurrent):
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        if self._reading is not None:
-            return x + self.dt * self.flow(u)(x)
-        if self.solver not in SCHEMES:
+        if self._reading is None and self.solver not in SCHEMES:
             return self._run(u[:, None], x, None, None, "last")[1]
-        return affine_step(SCHEMES[self.solver], self.terms(), self.dt)(x, u)
+        if self._reading is None:
+            step = affine_step(SCHEMES[self.solver], self.terms(), self.step_size)
+        else:
+            step = partial(_euler_step, self.flow(u), self.step_size)
+        for _ in range(self.substeps):
+            x = step(x, u)
+        return x
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
@@ -181,6 +201,7 @@ class CTRNN(Recurrent):
             states = self._gated_states(self._reading, u, x, lengths, step)
             return states[:, 1:], states[:, -1]
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
+        options["substeps"] = self.substeps
         if save == "all" or lengths is not None:
             options["recompute"] = "none"
         terms = self.terms()
@@ -203,9 +224,16 @@ class CTRNN(Recurrent):
             samples, states = u.transpose(0, 1), [x]
             for z, sample, step in zip(gates.reader(samples), samples, steps, strict=True):
                 v = states[-1]
-                states.append(v + step[:, None] * gates(z, v) * terms.drift(v, sample))
+                for _ in range(self.substeps):
+                    v = v + step[:, None] / self.substeps * gates(z, v) * terms.drift(v, sample)
+                states.append(v)
             stacked = torch.stack(states)
             return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
+
+
+def _euler_step(flow: Callable[[Tensor], Tensor], dt: float, x: Tensor, u: Tensor | None) -> Tensor:
+    """Of a flow that has its input u already."""
+    return x + dt * flow(x)
 
 
 class SequenceClassifier(nn.Module):

@@ -100,6 +100,7 @@ TORCHDIFFEQ_SOLVERS = tuple(sorted({*_TORCHDIFFEQ} - {"euler", "fixed_adams"}))
 FIXED_STEP = tuple(
     name for name in TORCHDIFFEQ_SOLVERS if issubclass(_TORCHDIFFEQ[name], FixedGridODESolver)
 )
+ADAPTIVE = tuple(name for name in TORCHDIFFEQ_SOLVERS if name not in FIXED_STEP)  # choose their steps
 SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
 
 

@@ -26,11 +26,12 @@ class StepProof:
 
 @dataclass(frozen=True)
 class StepCertificate:
-    """Whether one step of a solver contracts, and why not; dt in the unit of tau.
+    """Whether one step of a solver contracts, and why not; dt, its length, in the unit of tau.
 
-    If `certified`, two states under one input approach each other at every step. `contraction_factor`
-    bounds the factor of their distance in the metric, None if unknown; `max_dt` is the largest dt that
-    is certified for this solver: 0 for none, infinite for every dt.
+    `substeps` of them lead from one sample to the next. If `certified`, two states under one input
+    approach each other at every step. `contraction_factor` bounds the factor of their distance in the
+    metric, None if unknown; `max_dt` is the largest dt that is certified for this solver: 0 for none,
+    infinite for every dt.
     """
 
     solver: str
@@ -39,6 +40,7 @@ class StepCertificate:
     contraction_factor: float | None
     max_dt: float = 0.0
     reason: str = ""
+    substeps: int = 1
 
     @classmethod
     def refused(
@@ -58,6 +60,14 @@ class StepCertificate:
         advice = f"the largest certified dt is {max_dt:.6g}" if max_dt > 0 else proof.advice
         reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
+
+    @property
+    def sample_factor(self) -> float | None:
+        """contraction_factor^substeps, rounded up: bounds the factor from one sample to the next."""
+        q, count = self.contraction_factor, self.substeps
+        if q is None or count == 1 or not self.certified:
+            return q
+        return math.nextafter(q**count, math.inf)
 
     @property
     def exponent_bound(self) -> float | None:
@@ -163,12 +173,12 @@ class Certificate:
         """1 / rate: distances fall by a factor e in this time, or faster; infinite if not certified."""
         return 1 / self.rate if self.certified else math.inf
 
-    def jacobian_bound(self, steps: int) -> float | None:
-        """sqrt(cond(diag(tau) M)) factor^steps >= ||dx_T / dx_t||; None without a certified step."""
-        step = self.step
-        if step is None or not step.certified or step.contraction_factor is None:
+    def jacobian_bound(self, samples: int) -> float | None:
+        """sqrt(cond(diag(tau) M)) factor^samples >= ||dx_T / dx_t||; None without a certified step."""
+        factor = None if self.step is None or not self.step.certified else self.step.sample_factor
+        if factor is None:
             return None
-        return math.sqrt(self.metric.condition_number) * step.contraction_factor**steps
+        return math.sqrt(self.metric.condition_number) * factor**samples
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None where a bound is infinite; the step by the key "discrete"."""

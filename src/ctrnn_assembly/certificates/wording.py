@@ -43,8 +43,8 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
     step = certificate["discrete"]
     if step is not None:
-        q = step["contraction_factor"]
-        words = f"contracting, factor <= {factor(q)}" if step["certified"] else step["reason"]
+        q, count = step["contraction_factor"], step["substeps"]
+        words = f"contracting, {factor_words(q, count)}" if step["certified"] else step["reason"]
         rows.append((f"{step['solver']} step, dt {step['dt']}", words))
     return rows
 
@@ -77,7 +77,7 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     step = certificate.step
     if step is not None:
         bound = step.contraction_factor if step.certified else None
-        words = step.reason if bound is None else f"factor <= {factor(bound)}"
+        words = step.reason if bound is None else factor_words(bound, step.substeps)
         rows.append((f"{step.solver} step, dt {step.dt:g}", words))
         if step.certified or step.max_dt > 0:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
@@ -95,6 +95,12 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if coupling.edges:
         rows.append(("nonlinear couplings", str(coupling.edges)))
     return rows
+
+
+def factor_words(q: float, substeps: int) -> str:
+    """The bound on the factor of a step and, where a sample takes several, on that of a sample."""
+    several = f", and <= {factor(q**substeps)} in the {substeps} steps of a sample"
+    return f"factor <= {factor(q)}{several if substeps > 1 else ''}"
 
 
 def factor(bound: float) -> str:

@@ -112,7 +112,7 @@ def measure_contraction(
     x, y = states.chunk(2)
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
-    relative = (8 + known.size) * torch.finfo(torch.float64).eps
+    relative = (8 + known.size) * torch.finfo(torch.float64).eps * known.substeps
     if solver in linearise.BY_TORCHDIFFEQ:
         size, relative = size + 0.01, 16 * RTOL  # 0.01 for the absolute tolerance
     error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)

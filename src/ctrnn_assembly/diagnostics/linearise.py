@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.schemes import SCHEMES, TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
@@ -140,6 +140,7 @@ class Behaviour:
         step: (u, x) -> x one sample later, (batch, n), or None. Where m is known, u is never None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
+        substeps: equal parts of dt, each a step of the scheme.
         terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
     """
 
@@ -152,6 +153,7 @@ class Behaviour:
     sizes: tuple[int, ...] = ()
     terms: Terms | None = None
     metric: Metric | None = None
+    substeps: int = 1
 
     @property
     def tau(self) -> Tensor:
@@ -186,12 +188,16 @@ class Behaviour:
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
         """One step: the net's own unless dt or solver is another; refused if there is no such step."""
         length, solver = self.resolve(dt, solver)
-        if self.terms is not None and solver in SCHEMES:
-            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
         is_own = solver == self.resolve(length, None)[1] and (self.flow is None or length == self.dt)
         if self.step is not None and is_own:
             step, m = self.step, self.input_size or 0
             return lambda u, x: step(x.new_zeros(len(x), m) if u is None and m else u, x)
+        part = self._single_step(length / self.substeps, solver)
+        return part if self.substeps == 1 else partial(_repeated, part, self.substeps)
+
+    def _single_step(self, length: float, solver: str | None) -> Map:
+        if self.terms is not None and solver in SCHEMES:
+            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
         flow = self.flow_map()
@@ -272,6 +278,12 @@ def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tens
     return t.detach().to("cpu", torch.float64)
 
 
+def _repeated(f: Map, times: int, u: Tensor | None, x: Tensor) -> Tensor:
+    for _ in range(times):
+        x = f(u, x)
+    return x
+
+
 def _runge_kutta(f: Map, dt: float, u: Tensor | None, x: Tensor) -> Tensor:
     """One step of the classical Runge-Kutta method for x' = f(u, x)."""
     a = f(u, x)
@@ -301,8 +313,9 @@ def trajectory(
         flow, ends = known.flow, x.new_tensor([0.0, dt])
 
         def step(u: Tensor | None, x: Tensor) -> Tensor:
-            f = flow(u)
-            return solve(lambda t, z: f(z), x, ends, solver=solver, rtol=rtol, atol=rtol / 100).last
+            f, parts = flow(u), 1 if solver in ADAPTIVE else known.substeps
+            settings: Any = {"solver": solver, "substeps": parts, "rtol": rtol, "atol": rtol / 100}
+            return solve(lambda t, z: f(z), x, ends, **settings).last
 
     states = [x]
     for sample in [None] * steps if u is None else u.unbind(1)[:steps]:
@@ -374,17 +387,18 @@ def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     """Of a field, its weights cast up from their own precision, or of a layer without terms."""
     metric, solver = _answer(net, "metric"), getattr(net, "solver", None)
     dt = getattr(net, "dt", getattr(net, "eps", None))  # eps: the step of a baseline's flow
+    substeps = getattr(net, "substeps", 1)
     if terms is None:
         n, flow = net.state_size, None if _answer(net, "flow", None) is None else net.flow
         sizes = (n,) if metric is None else tuple(metric.sizes)
-        return Behaviour(n, net.step, flow, net.input_size, dt, solver, sizes, metric=metric)
+        own: Any = (dt, solver, sizes, None, metric, substeps)
+        return Behaviour(n, net.step, flow, net.input_size, *own)
     terms = terms.detach_cpu().double()
     _check_weights(terms.tensors())
     step = None if solver in (None, *SCHEMES) else _copied(net).step
     m = terms.n if terms.W_in is None else terms.W_in.shape[1]
-    return Behaviour(
-        terms.n, step, lambda u: lambda x: terms(x, u), m, dt, solver, terms.sizes, terms, metric
-    )
+    own = (dt, solver, terms.sizes, terms, metric, substeps)
+    return Behaviour(terms.n, step, lambda u: lambda x: terms(x, u), m, *own)
 
 
 def _of_torch(net: Any) -> Behaviour:

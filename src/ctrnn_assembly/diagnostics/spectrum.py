@@ -86,7 +86,7 @@ def spectrum_at(
     with suppress(ConfigError):
         step = known.step_map(dt, solver)
         length, scheme = known.resolve(dt, solver)
-        is_euler = scheme == "euler" and known.flow is not None
+        is_euler = scheme == "euler" and known.flow is not None and known.substeps == 1
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])

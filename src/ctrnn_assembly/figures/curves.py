@@ -104,7 +104,10 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
             endless.append(name)
         if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
             axes.axhline(
-                run.config.dt, color=style.line_style(k)["color"], linewidth=1, linestyle=DASHED
+                run.config.dt / run.config.substeps,
+                color=style.line_style(k)["color"],
+                linewidth=1,
+                linestyle=DASHED,
             )
     said = "every dt is certified"
     if len(endless) < len(names):
@@ -114,7 +117,7 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
         return
     axes.set_ylabel("dt (unit of tau)")
     style.log_axis(axes)
-    axes.plot([], [], color=style.GREY, linewidth=1, linestyle=DASHED, label="dt of the run")
+    axes.plot([], [], color=style.GREY, linewidth=1, linestyle=DASHED, label="step of the run")
     legend = axes.legend(loc="best", title=said if endless else None, title_fontsize=8)
     legend.get_title().set_parse_math(False)
 

@@ -34,11 +34,11 @@ from torch import Tensor
 from ctrnn_assembly import schemes
 from ctrnn_assembly.errors import SolverError, unknown
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import SCHEMES, SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS
 from ctrnn_assembly.solvers import fused
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
-from ctrnn_assembly.solvers.grid import check_start, freeze, step_grid
+from ctrnn_assembly.solvers.grid import check_start, freeze, refined, step_grid
 from ctrnn_assembly.terms import Terms
 
 Backend = Literal["auto", "plain", "fused", "graph", "persistent"]
@@ -91,6 +91,7 @@ def solve(
     atol: float = 1e-8,
     max_steps: int = 100_000,
     step_size: float | None = None,
+    substeps: int = 1,
     gradient: Gradient = "direct",
     recompute: Recompute = "none",
     matmul_precision: MatmulPrecision = "full",
@@ -101,9 +102,9 @@ def solve(
     Args:
         field: a `Subnetwork`, `Assembly`, `Terms`, or (torchdiffeq's solvers only) any f(t, x).
         x0: initial states, (batch, n).
-        t: times, (k,), increasing; grid solvers take one step an interval. Or give `dt`.
-        u: samples (batch, time, m), each held over its step; or a `Signal`; or None.
-        dt: step lengths instead of t: a number, (time,), or (batch, time) (grid solvers only).
+        t: times, (k,), increasing; grid solvers take `substeps` steps an interval. Or give `dt`.
+        u: samples (batch, time, m), each held over its interval; or a `Signal`; or None.
+        dt: intervals' lengths instead of t: a number, (time,), or (batch, time) (grid solvers only).
         solver: one of `SOLVERS`.
         lengths: number of valid steps of each sample, (batch,); the state then stays.
         save: "all" states, the initial one first, or only the "last".
@@ -111,6 +112,8 @@ def solve(
         max_steps: of adaptive solvers, from one time (or sample of u) to the next; evaluations for
             scipy_solver.
         step_size: largest step of fixed-step solvers between the times t; first step of adaptive ones.
+        substeps: equal steps of every interval, for all but adaptive solvers: the same equation, solved
+            more finely.
         gradient: "direct" through the solver; "adjoint" by the adjoint ODE (adaptive solvers);
             "inexact-adjoint" to allow it with fixed steps, where it is only approximate.
         recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all, for one
@@ -125,7 +128,7 @@ def solve(
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
-    check_settings(solver, step_size, gradient=gradient, **chosen)
+    check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
     with torch.autocast(x0.device.type, enabled=False):
         known = field.terms() if hasattr(field, "terms") else field
         terms = known if isinstance(known, Terms) else None
@@ -139,8 +142,10 @@ def solve(
         count = None
         if solver in SCHEMES:
             kept: Save = save if lengths is None else "all"
-            run = _grid_loop(solver, terms, x0, u, times, steps, save=kept, **chosen)
-            states, evaluations = run(), len(steps)
+            held = u.repeat_interleave(substeps, 1) if isinstance(u, Tensor) and substeps > 1 else u
+            fine, parts = refined(times, steps, substeps)
+            run = _grid_loop(solver, terms, x0, held, fine, parts, save=kept, **chosen)
+            states, evaluations = run()[::substeps], len(parts)
             count = evaluations
         elif times.ndim == 2:
             raise SolverError(
@@ -149,7 +154,7 @@ def solve(
             )
         else:
             signal = ZeroOrderHold(u.to(x0), times[:-1]) if isinstance(u, Tensor) else u
-            settings = (solver, max_steps, step_size, gradient)
+            settings = (solver, max_steps, step_size, substeps, gradient)
             states, evaluations = torchdiffeq_solve(
                 known, x0, times, signal, *settings, rtol=rtol, atol=atol
             )
@@ -162,7 +167,9 @@ def solve(
     return Solution(times, states.transpose(0, 1), solver, count, evaluations)
 
 
-def check_settings(solver: str, step_size: float | None = None, **settings: str) -> None:
+def check_settings(
+    solver: str, step_size: float | None = None, substeps: int = 1, **settings: str
+) -> None:
     """Refuse, of the `settings` in CHOICES, unknown names and what a solver or backend would ignore."""
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
@@ -171,12 +178,23 @@ def check_settings(solver: str, step_size: float | None = None, **settings: str)
             raise unknown(name, value, CHOICES[name])
     if step_size is not None and not step_size > 0:
         raise SolverError(f"step_size must be positive; got {step_size}.")
+    if not isinstance(substeps, int) or substeps < 1:
+        raise SolverError(
+            f"substeps must be a whole number, at least 1; got {substeps}. Use substeps=4."
+        )
+    if substeps > 1 and solver in ADAPTIVE:
+        raise SolverError(
+            f"solver {solver!r} chooses its own steps; got substeps={substeps}. Leave substeps out and "
+            "lower rtol and atol, or use a solver of fixed steps such as rk4."
+        )
+    if substeps > 1 and step_size is not None:
+        raise SolverError(f"give substeps={substeps} or step_size={step_size}, not both.")
     given = {name: value for name, value in settings.items() if value != CHOICES[name][0]}
     gradient = given.pop("gradient", "direct")
     if solver in SCHEMES and (gradient != "direct" or step_size is not None):
         raise SolverError(
-            f"solver {solver!r} takes one step an interval and has the exact gradient of these steps: "
-            f"leave out gradient={gradient!r} and step_size={step_size}, or use rk4 or dopri5."
+            f"solver {solver!r} takes `substeps` steps an interval and has their exact gradient: leave "
+            f"out gradient={gradient!r} and step_size={step_size}, or use rk4 or dopri5."
         )
     for name, value in given.items():
         if solver not in SCHEMES:

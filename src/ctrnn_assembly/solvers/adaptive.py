@@ -83,6 +83,7 @@ def torchdiffeq_solve(
     solver: str,
     max_steps: int,
     step_size: float | None,
+    substeps: int,
     gradient: Gradient,
     **tolerances: float,
 ) -> tuple[Tensor, int]:
@@ -96,7 +97,7 @@ def torchdiffeq_solve(
     states = [x0[None]]
     for start, end in pairwise([0, *torch.searchsorted(times, ends).tolist()]):
         piece = times[start : end + 1]
-        options = _options(solver, piece, max_steps, step_size)
+        options = _options(solver, piece, max_steps, step_size, substeps)
         if solver == "scipy_solver":  # which knows no budget, and never ends where x does
             counted.budget = counted.evaluations + max_steps
         f = counted if signal is None else counted.between(piece[0], piece[-1])
@@ -126,7 +127,9 @@ def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
     return ends
 
 
-def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None) -> dict[str, object]:
+def _options(
+    solver: str, piece: Tensor, max_steps: int, step_size: float | None, substeps: int
+) -> dict[str, object]:
     """torchdiffeq's options for one piece."""
     options: dict[str, object] = {}
     if solver == "scipy_solver":
@@ -135,8 +138,8 @@ def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None
         # Steps land on the ends of the piece, forward and in the adjoint, instead of beyond.
         options = {"max_num_steps": max_steps, "step_t": piece[[0, -1]], "first_step": step_size}
         return options | {"dtype": piece.dtype}  # float64 but on MPS, which has none
-    if step_size is not None:
-        options["grid_constructor"] = lambda f, y0, t: _equal_steps(t, step_size)
+    if step_size is not None or substeps > 1:
+        options["grid_constructor"] = lambda f, y0, t: _equal_steps(t, step_size, substeps)
     if solver in MULTISTEP:  # their coefficients assume equal steps
         steps = piece.diff()
         if not bool(((steps - steps[0]).abs() <= 1e-6 * steps[0]).all()):
@@ -148,11 +151,13 @@ def _options(solver: str, piece: Tensor, max_steps: int, step_size: float | None
     return options
 
 
-def _equal_steps(t: Tensor, step_size: float) -> Tensor:
-    """The times t (increasing or decreasing), each interval cut into equal steps <= step_size."""
+def _equal_steps(t: Tensor, step_size: float | None, substeps: int) -> Tensor:
+    """The times t, in any direction, each interval cut into `substeps`, or equal steps <= step_size."""
     parts = []
     for a, b in pairwise(t):
-        count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
+        count = substeps
+        if step_size is not None:
+            count = max(1, int(torch.ceil((b - a).abs() / step_size - 1e-9)))
         parts.append(a + (b - a) * torch.arange(count, dtype=t.dtype, device=t.device) / count)
     return torch.cat([*parts, t[-1:]])
 

@@ -81,6 +81,16 @@ def step_grid(
     return times, steps
 
 
+def refined(times: Tensor, steps: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
+    """Times and steps as of `step_grid` with every interval cut into that many equal ones."""
+    if substeps == 1:
+        return times, steps
+    parts = torch.arange(substeps, dtype=times.dtype, device=times.device) / substeps
+    inner = times[..., :-1, None] + times.diff()[..., None] * parts
+    fine = torch.cat([inner.flatten(-2), times[..., -1:]], -1)
+    return fine, (steps / substeps).repeat_interleave(substeps, 0)
+
+
 def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
     """dt as (k, 1) or (k, batch)."""
     if not bool(torch.isfinite(dt).all()) or not bool((dt > 0).all()):

@@ -67,6 +67,9 @@ class TrainConfig(BaseModel):
 
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
     dt: float = setting("solver", 0.03, "time between samples", gt=0)
+    substeps: int = setting(
+        "solver", 1, "solver steps a sample, of dt / N each; not for dopri5, ...", ge=1
+    )
     rtol: float = setting("solver", 1e-4, "relative tolerance of adaptive solvers", gt=0)
     atol: float = setting("solver", 1e-6, "absolute tolerance of adaptive solvers", gt=0)
     interpolation: Literal["hold", "linear", "cubic"] = setting(

@@ -388,7 +388,7 @@ def diverged(net: SequenceClassifier, batch: Batch, where: str) -> str:
     norm = f"{float(norms.max()):.4g}" if len(norms) else "NaN"
     return (
         f"the loss became NaN or infinite in {where}; the largest finite state norm is {norm}. The last "
-        "good checkpoint is kept. Lower learning_rate or dt, or use solver imex."
+        "good checkpoint is kept. Lower learning_rate, raise substeps, or use solver imex."
     )
 
 
@@ -417,9 +417,9 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
     if config.require_certificate == "continuous" or proven.step is None or proven.step.certified:
         return ""
     if config.solver == "euler" and not config.keep_step_certified:
-        change = "--keep-step-certified, --solver imex, or a lower --dt"
+        change = "--keep-step-certified, --solver imex, or more --substeps"
     elif config.solver in ("euler", "imex"):
-        change = "a lower --dt"
+        change = "more --substeps"
     else:
         change = f"--solver {'imex' if config.solver in STEP_PROOFS else 'euler or imex'}"
     return f"{proven.step.reason}. Use {change}."

@@ -69,7 +69,7 @@ class StepProjection:
         if not all(bool(p.isfinite().all()) for p in self.core.field.parameters()):
             self.certificate = self.core.certificate()
             return
-        alone, metric, dt = replace(self.core.terms(), L=None), self.core.metric(), self.core.dt
+        alone, metric, dt = replace(self.core.terms(), L=None), self.core.metric(), self.core.step_size
         self.omega = largest_coupling(alone, metric, dt)
         norm, below = self.norm(), 1e-6
         while 0 < self.omega < norm < math.inf:  # float32 may round a scaled K outwards

@@ -37,7 +37,7 @@ from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, unknown
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model
-from ctrnn_assembly.schemes import SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
 
@@ -168,12 +168,14 @@ class Run:
             settings = read_yaml(path)
         else:
             settings = recipe(str(source), "there is no run folder or file of that name, and a recipe")
+        if given.get("solver") in ADAPTIVE:  # which choose their own steps
+            settings |= {"substeps": 1}
         config = make_config(settings, given)
         if given.get("solver", "euler") not in SOLVERS:
             raise unknown("solver", given["solver"], SOLVERS)
         row = MODELS.get(config.model)
-        if row is not None and row.is_baseline and {"dt", "solver"} & given.keys():
-            raise ConfigError(f"{config.model!r} has no solver and no dt; drop --solver and --dt.")
+        if row is not None and row.is_baseline and {"dt", "substeps", "solver"} & given.keys():
+            raise ConfigError(f"{config.model!r} has no solver: drop --solver, --dt and --substeps.")
         return cls(path, config, initial, epoch) if path.is_dir() else cls(None, config)
 
     @property
@@ -295,6 +297,7 @@ class Run:
             "task": self.task.name if "task" in vars(self) else self.config.task,
             "solver": self.config.solver,
             "dt": self.config.dt,
+            "substeps": self.config.substeps,
         }
 
 
