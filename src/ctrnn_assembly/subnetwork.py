@@ -85,6 +85,18 @@ class Subnetwork(Field):
         self.tau = nn.Buffer(self._checked_tau(tau, W))
         self.register_load_state_dict_post_hook(_check_loaded)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled under its own class: that which a parametrisation makes can be found nowhere."""
+        kind = parametrize.type_before_parametrizations(self)
+        return object.__new__, (kind,), self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_modules": {}})
+        for name in state["_modules"]["parametrizations"]:  # a class with these properties is made anew
+            self.register_buffer(name, torch.empty(0))
+            parametrize.register_parametrization(self, name, nn.Identity(), unsafe=True)
+        self._modules = state["_modules"]
+
     def levels(self, start: int = 0) -> list[tuple[Any, slice]]:
         """The couplings of all depths: none."""
         return []

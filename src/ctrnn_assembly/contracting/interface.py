@@ -83,7 +83,9 @@ class Contracting(nn.Module, ABC):
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
         """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
         check_square(W)
-        return tuple(raw.to(W.dtype) for raw in self.raw(*working_precision(W.detach())))
+        found = self.raw(*working_precision(W.detach()))
+        # A product or a solve may be stored by columns, which LBFGS, pruning and safetensors refuse.
+        return tuple(raw.to(W.dtype).contiguous() for raw in found)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         """`metric` of raw tensors of any precision, in float64."""

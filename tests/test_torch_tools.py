@@ -1,0 +1,172 @@
+"""Every kind of network under torch's own tools: pickle, LBFGS, safetensors, pruning."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from ctrnn_assembly import CTRNN, SequenceClassifier, Subnetwork, certify, couple
+from ctrnn_assembly.contracting import CONSTRAINTS
+from ctrnn_assembly.models import MODELS, build_model
+
+
+def subnetwork(name: str = "singular", seed: int = 0, **options: Any) -> Subnetwork:
+    return Subnetwork(CONSTRAINTS[name](), 4, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def nested(seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    inner = couple([subnetwork(name, seed) for name in ("product", "singular")], generator=generator)
+    below = [inner, subnetwork("triangular", seed, form="r", tau=2.0)]
+    return couple(below, kind="hierarchy", psi="tanh", generator=generator)
+
+
+def gated(seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    parts = [subnetwork("adadiag-tanh", seed), subnetwork("symmetric", seed)]
+    return CTRNN(2, couple(parts, generator=generator), gate="constant", generator=generator)
+
+
+def classifier(name: str, seed: int = 0) -> nn.Module:
+    sparse = {"density": 0.3, "magnitude": 0.5} if "sparse" in name else {}
+    return build_model(name, 2, 3, modules=2, units=4, seed=seed, **sparse)
+
+
+NETS: dict[str, Callable[..., Any]] = {
+    "subnetwork": lambda seed=0: subnetwork(seed=seed),
+    "nested": nested,
+    "gated": gated,
+    **{name: partial(classifier, name) for name in MODELS},
+}
+every_net = pytest.mark.parametrize("name", NETS)
+
+
+def loss_of(net: Any) -> Tensor:
+    """A number that every trained parameter enters."""
+    torch.manual_seed(1)
+    if isinstance(net, SequenceClassifier | CTRNN):
+        out = net(torch.randn(3, 5, 2))
+        return (out if isinstance(out, Tensor) else out[0]).square().sum()
+    return net(0.0, torch.randn(3, net.size)).square().sum()
+
+
+def certificate_of(net: Any) -> Any:
+    core = getattr(net, "core", net)
+    return core.certificate() if hasattr(core, "certificate") else certify(core)
+
+
+def through_torch_save(net: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+ROUTES: dict[str, Callable[[Any], Any]] = {
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "torch.save": through_torch_save,
+    "spawn": lambda net: pickle.loads(ForkingPickler.dumps(net)),
+    "deepcopy": copy.deepcopy,
+    "copy of a copy": lambda net: copy.deepcopy(pickle.loads(pickle.dumps(copy.deepcopy(net)))),
+}
+
+
+@every_net
+def test_networks_travel_with_weights_classes_and_certificate(name: str) -> None:
+    net = NETS[name]()
+    expected, certificate = loss_of(net), certificate_of(net)
+    expected.backward()  # what a pass leaves behind travels, or stays behind
+    for route, send in ROUTES.items():
+        there = send(net)
+        assert torch.equal(loss_of(there), expected), route
+        assert str(there) == str(net), route
+        assert certificate_of(there) == certificate, route
+        assert [name for name, _ in there.named_parameters()] == [
+            name for name, _ in net.named_parameters()
+        ]
+        for one in there.modules():
+            if isinstance(one, Subnetwork):
+                one.weight = one.weight.detach().clone()  # the property is there too
+        loss_of(there).backward()
+
+
+class Named(Subnetwork):
+    """A subclass with a parametrised bias."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        parametrize.register_parametrization(self, "bias", nn.Tanh())
+
+
+def test_a_subclass_with_parametrisations_of_its_own_travels() -> None:
+    net = Named(CONSTRAINTS["singular"](), 4)
+    nn.utils.parametrizations.spectral_norm(net)
+    there = pickle.loads(pickle.dumps(net))
+    assert isinstance(there, Named)
+    assert torch.equal(there.eval().weight, net.eval().weight)
+    assert torch.equal(there.bias, net.bias)
+
+
+def send_back(net: Any, u: Tensor, queue: Any) -> None:
+    queue.put((net(u).tolist(), net.core.certificate().rate))
+
+
+@pytest.mark.slow
+def test_a_spawned_worker_gets_the_network() -> None:
+    net, context = NETS["svd-combo"](), torch.multiprocessing.get_context("spawn")
+    queue, u = context.SimpleQueue(), torch.randn(3, 5, 2)
+    worker = context.Process(target=send_back, args=(net, u, queue))
+    worker.start()
+    assert queue.get() == (net(u).tolist(), net.core.certificate().rate)
+    worker.join()
+
+
+@every_net
+def test_states_are_files_without_code(name: str, tmp_path: Path) -> None:
+    net, state, tensors = NETS[name](), tmp_path / "net.pt", tmp_path / "net.safetensors"
+    torch.save(net.state_dict(), state)
+    save_file(net.state_dict(), tensors)
+    for stored in (torch.load(state, weights_only=True), load_file(tensors)):
+        other = NETS[name](5)
+        other.load_state_dict(stored)
+        assert torch.equal(loss_of(other), loss_of(net))
+
+
+@every_net
+def test_lbfgs_trains_parameters_and_gradients_of_one_layout(name: str) -> None:
+    net = NETS[name]()
+    optimiser = torch.optim.LBFGS(net.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        return loss.item()
+
+    before = optimiser.step(closure)
+    assert loss_of(net).item() < before  # type: ignore[operator]
+    for each in net.parameters():
+        assert each.is_contiguous()
+        assert each.grad is None or each.grad.stride() == each.stride()
+
+
+@every_net
+def test_every_parameter_can_be_pruned(name: str) -> None:
+    net = NETS[name]()
+    given = [
+        (module, key) for module in net.modules() for key, _ in module.named_parameters(recurse=False)
+    ]
+    for module, key in given:
+        if not isinstance(module, nn.RNNBase):  # torch's own RNNs find no pruned parameter
+            prune.l1_unstructured(module, key, amount=0.5)
+    certificate_of(net)
