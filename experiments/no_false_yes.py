@@ -43,14 +43,14 @@ from ctrnn_assembly.terms import Edge, Terms
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from exact import Family, Field
-from oracles import exact_field, matrix, terms_and_metric
+from oracles import exact_field, matrix, sloped, terms_and_metric
 
 SIGNED = [(-0.5, 1.0), (-1.0, -0.2), (-0.3, 0.6)]
 MONOTONE = [ACTIVATIONS[name] for name in ("tanh", "relu", "sigmoid", "selu", "softplus")]
-MONOTONE += [Activation(f"slopes {s}", torch.tanh, s) for s in ((0.2, 0.8), (0.0, 3.0))]
+MONOTONE += [sloped(*s) for s in ((0.2, 0.8), (0.0, 3.0))]
 ANY = [*MONOTONE, *(ACTIVATIONS[name] for name in ("gelu", "silu"))]
-ANY += [Activation(f"slopes {s}", torch.tanh, s) for s in SIGNED]
-LINEAR = [ACTIVATIONS["identity"], *(Activation(f"slope {s}", torch.tanh, (s, s)) for s in (0.7, -0.6))]
+ANY += [sloped(*s) for s in SIGNED]
+LINEAR = [ACTIVATIONS["identity"], sloped(0.7, 0.7), sloped(-0.6, -0.6)]
 
 NUMBERED = ("Theorem 1", "Theorem 2", "Theorem 3", "Theorem 4", "Theorem 5", "Theorem 5+ (skew)")
 KINDS = (*NUMBERED, "AdaDiag (diagonal)", "linear", "other", "mixed")

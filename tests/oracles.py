@@ -21,6 +21,11 @@ from ctrnn_assembly.terms import Edge, Terms
 from exact import Field
 
 
+def sloped(lo: float, hi: float) -> Activation:
+    """lo x + (hi - lo) tanh x, whose slopes are all of (lo, hi]."""
+    return Activation(f"slopes {(lo, hi)}", lambda x: lo * x + (hi - lo) * torch.tanh(x), (lo, hi))
+
+
 def array(tensor: Tensor) -> ndarray:
     """The values as they are, cast up to float64."""
     return tensor.detach().double().numpy()

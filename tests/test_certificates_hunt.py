@@ -13,12 +13,12 @@ from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge
-from oracles import exact_field, matrix, terms_and_metric
+from oracles import exact_field, matrix, sloped, terms_and_metric
 
 TANH = ACTIVATIONS["tanh"]
 SLOPES = [(-0.5, 1.0), (0.2, 0.8), (-1.0, -0.2), (0.0, 3.0), (0.7, 0.7), (-0.6, -0.6)]
 ACTS = [ACTIVATIONS[k] for k in ("relu", "sigmoid", "selu", "gelu", "identity")]
-ACTS += [Activation(f"mine{s}", torch.tanh, s) for s in SLOPES]
+ACTS += [sloped(*s) for s in SLOPES]
 SOLVERS = ("euler", "imex", "exponential-euler")
 
 
@@ -126,7 +126,7 @@ def test_only_the_identity_is_called_identity():
 def test_a_leak_that_almost_cancels_does_not_hide_its_rounding():
     """1 - w s is a cancellation whose rounding a step of a million tau makes visible."""
     slope, w, dt = 1.7580993408473768, 0.5687953325311048, 1537515.3750351532
-    act = Activation("steep", torch.tanh, (slope, slope))
+    act = sloped(slope, slope)
     terms, metric = terms_and_metric([np.array([[w]])], [np.ones(1)], [act], "x", np.ones(1))
     step = certify(terms, metric, dt=dt, search="none").step
     exact = abs(1 + Fraction(dt) * (-1 + Fraction(w) * Fraction(slope)))

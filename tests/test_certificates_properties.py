@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ctrnn_assembly import CONSTRAINTS, Assembly, Feedback, Hierarchy, Subnetwork, certify
-from ctrnn_assembly.activations import Activation, Elementwise
+from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.certificates import STEP_PROOFS, Certificate
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.contracting import raw_tensors
@@ -24,7 +24,7 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import named_pairs
 from exact import Field as Exact
-from oracles import abscissa, array, exact_field, hierarchy_rate
+from oracles import abscissa, array, exact_field, hierarchy_rate, sloped
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
 DENSE = ("symmetric", "product")
@@ -449,9 +449,7 @@ def with_slopes(phi: Elementwise, share: Callable[[float, float], tuple[float, f
     """The same map with other declared intervals; the identity stays itself."""
     return Elementwise(
         tuple(
-            (act, n)
-            if act.name == "identity"
-            else (Activation(f"{act.name} tight", act.function, share(*act.slope)), n)
+            (act, n) if act.name == "identity" else (sloped(*share(*act.slope)), n)
             for act, n in phi.runs
         )
     )

@@ -20,7 +20,7 @@ from scipy.linalg import expm
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.gates import certify_gated
@@ -34,13 +34,13 @@ from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
-from oracles import array, commutator_rate, rates, vertices
+from oracles import array, commutator_rate, rates, sloped, vertices
 
 GATES = ["constant", "shared", "input", "state"]
 SKEW = np.array([[0.0, 1.0], [-1.0, 0.0]])
 IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
 ACTS = [ACTIVATIONS[name] for name in ("tanh", "relu", "sigmoid", "gelu", "identity")]
-ACTS += [Activation(f"mine{s}", torch.tanh, s) for s in ((0.2, 0.8), (-0.5, 1.0), (0.0, 3.0))]
+ACTS += [sloped(*s) for s in ((0.2, 0.8), (-0.5, 1.0), (0.0, 3.0))]
 
 
 # The oracle: exact worst cases by enumeration, in numpy.

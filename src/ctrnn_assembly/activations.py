@@ -1,16 +1,18 @@
 """Activations phi with their slope intervals, and their block-wise composition.
 
 A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
-(phi(a) - phi(b)) / (a - b), which `Activation` declares.
+(phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and the modules of torch in `MODULES`; that
+of any other `Activation` is declared, which sampled secants can refute but not prove.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Self, SupportsIndex
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrnn_assembly.errors import ConfigError, unknown
 
@@ -25,12 +27,24 @@ class Activation:
         function: phi, of any shape, without trained tensors: the fused solvers give them no gradient.
         slope: (lo, hi), finite, and not {0}.
         backward: (v, x, phi(x)) -> v o phi'(x); by default automatic differentiation.
+
+    Attributes:
+        proven: whether the library has proven `slope`; else certificates say that it is declared.
+
+    Raises: ConfigError if a sampled secant of phi is not in the interval, or phi is not elementwise.
+
+    Example:
+        >>> from ctrnn_assembly import Activation, SingularValueBounded
+        >>> steep = Activation("steep", lambda x: torch.tanh(2 * x), slope=(0.0, 2.0))
+        >>> SingularValueBounded(steep).phi.g
+        2.0
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     slope: tuple[float, float]
     backward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    proven: bool = field(default=False, init=False)  # so that `replace` gives one that is declared
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slope", tuple(self.slope))  # a list could not be a key
@@ -45,6 +59,37 @@ class Activation:
                 f"the slope interval of activation {self.name!r} must be finite, non-empty and not "
                 f"{{0}}; got {self.slope}. Declare it as Activation(name, f, slope=(0.0, 1.0))."
             )
+        if any(True for _ in getattr(self.function, "parameters", tuple)()):
+            raise ConfigError(
+                f"activation {self.name!r} must have no trained parameters. Freeze a copy."
+            )
+        self._refute()
+
+    @torch.no_grad()
+    def _refute(self) -> None:
+        """Refuse an interval that a secant leaves: near 0, up to 1e6, or where secants are extreme."""
+        options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        large, middle = torch.logspace(-6, 6, 300, **options), torch.linspace(-20, 20, 2001, **options)
+        grid = torch.cat([-large, large, middle]).unique()
+        y, some = self.function(grid), self.function(grid[::7])
+        if y.shape != grid.shape or not torch.allclose(some, y[::7], equal_nan=True):
+            raise ConfigError(f"activation {self.name!r} must act on each number alone, as torch.tanh.")
+        for sign, bound in ((1, self.slope[1]), (-1, -self.slope[0])):
+            x = grid
+            for _ in range(4):
+                gap, y = x.diff(), self.function(x)
+                secants = y.diff() / gap
+                rounding = 1e-15 * (1 + y[1:].abs() + y[:-1].abs()) / gap + 1e-6 * (1 + self.g)
+                beyond = (sign * secants - bound - rounding).nan_to_num(nan=torch.inf)
+                k = int(beyond.argmax())
+                if beyond[k] > 0:
+                    raise ConfigError(
+                        f"activation {self.name!r} is declared to have slopes in {self.slope}; got "
+                        f"{float(secants[k]):.6g} between x = {float(x[k]):.6g} and "
+                        f"{float(x[k + 1]):.6g}. Declare an interval that contains every slope."
+                    )
+                ends = float(x[max(k - 1, 0)]), float(x[min(k + 2, len(x) - 1)])
+                x = torch.linspace(*ends, 101, **options)
 
     @property
     def g(self) -> float:
@@ -76,37 +121,112 @@ class Activation:
         return (activation, (self.name,)) if own else super().__reduce_ex__(protocol)
 
 
-def _softplus(x: Tensor) -> Tensor:
+def _softplus(x: Tensor, beta: float = 1.0) -> Tensor:
     # logaddexp is smooth to the last bit; F.softplus switches to x above a threshold of 20.
-    return torch.logaddexp(x, torch.zeros_like(x))
+    return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
+
+
+def _proven(name: str, function: Any, slope: tuple[float, float], backward: Any = None) -> Activation:
+    """An activation of the library, whose slopes are proven: they are here, and nowhere else."""
+    phi = Activation(name, function, slope, backward)
+    object.__setattr__(phi, "proven", True)
+    return phi
+
+
+def _widened(*slopes: float) -> tuple[float, float]:
+    """The interval of slopes, some of them settings, which a float32 net rounds."""
+    ends = [(1 + sign * 2**-24) * s if s != 1 else s for s in slopes for sign in (-1, 1)]
+    return min(ends), max(ends)
+
+
+@cache
+def leaky_relu(slope: float) -> Activation:
+    """x, or slope x where x < 0."""
+    function = partial(F.leaky_relu, negative_slope=slope)
+    return _proven(f"leaky_relu({slope:g})", function, _widened(slope, 1.0))
+
+
+@cache
+def elu(alpha: float) -> Activation:
+    """x, or alpha (e^x - 1) where x < 0, with slopes alpha e^x."""
+    return _proven(f"elu({alpha:g})", partial(F.elu, alpha=alpha), _widened(alpha, 0.0, 1.0))
+
+
+@cache
+def hardtanh(low: float, high: float) -> Activation:
+    """x, clipped."""
+    return _proven(
+        f"hardtanh({low:g}, {high:g})", partial(F.hardtanh, min_val=low, max_val=high), (0.0, 1.0)
+    )
+
+
+@cache
+def softplus(beta: float, threshold: float) -> Activation:
+    """log(1 + e^(beta x)) / beta, with slopes sigmoid(beta x); without the jump of torch's threshold."""
+    if threshold < 20:
+        raise ConfigError(
+            f"a Softplus jumps at its threshold; got {threshold:g}. Use nn.Softplus(beta)."
+        )
+    if beta == 1:
+        return ACTIVATIONS["softplus"]
+    return _proven(f"softplus({beta:g})", partial(_softplus, beta=beta), (0.0, 1.0))
 
 
 ACTIVATIONS = {
     a.name: a
     for a in (
-        Activation("identity", torch.positive, (1.0, 1.0), lambda v, x, y: v),
-        Activation("relu", torch.relu, (0.0, 1.0), lambda v, x, y: aten.threshold_backward(v, y, 0)),
-        Activation("tanh", torch.tanh, (0.0, 1.0), lambda v, x, y: aten.tanh_backward(v, y)),
-        Activation("sigmoid", torch.sigmoid, (0.0, 0.25), lambda v, x, y: aten.sigmoid_backward(v, y)),
-        Activation("softplus", _softplus, (0.0, 1.0), lambda v, x, y: v * torch.sigmoid(x)),
-        Activation("elu", F.elu, (0.0, 1.0)),
-        Activation("hardtanh", F.hardtanh, (0.0, 1.0)),
-        Activation("selu", F.selu, (0.0, 1.7580993408473768)),  # scale times alpha, rounded up
-        # Not monotone: accepted by Theorems 1 and 5 only.
-        Activation("gelu", F.gelu, (-0.12890423, 1.12890423)),
-        Activation("silu", F.silu, (-0.09983935, 1.09983935)),
+        _proven("identity", torch.positive, (1.0, 1.0), lambda v, x, y: v),
+        _proven("relu", torch.relu, (0.0, 1.0), lambda v, x, y: aten.threshold_backward(v, y, 0)),
+        _proven("tanh", torch.tanh, (0.0, 1.0), lambda v, x, y: aten.tanh_backward(v, y)),
+        _proven("sigmoid", torch.sigmoid, (0.0, 0.25), lambda v, x, y: aten.sigmoid_backward(v, y)),
+        _proven("softplus", _softplus, (0.0, 1.0), lambda v, x, y: v * torch.sigmoid(x)),
+        _proven("elu", F.elu, (0.0, 1.0)),
+        _proven("hardtanh", F.hardtanh, (0.0, 1.0)),
+        _proven("leaky_relu", F.leaky_relu, _widened(0.01, 1.0)),
+        _proven("selu", F.selu, (0.0, 1.7580993408473768)),  # scale times alpha, rounded up
+        # Not monotone: accepted by Theorems 1 and 5 only. Proven by interval arithmetic in the tests.
+        _proven("gelu", F.gelu, (-0.12890423, 1.12890423)),
+        _proven("gelu_tanh", partial(F.gelu, approximate="tanh"), (-0.1289931, 1.1289931)),
+        _proven("silu", F.silu, (-0.09983935, 1.09983935)),
     )
 }
 
+# The modules of torch, with their settings; of exactly these classes, as a subclass may be anything.
+MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
+    nn.Identity: lambda m: ACTIVATIONS["identity"],
+    nn.ReLU: lambda m: ACTIVATIONS["relu"],
+    nn.Tanh: lambda m: ACTIVATIONS["tanh"],
+    nn.Sigmoid: lambda m: ACTIVATIONS["sigmoid"],
+    nn.SELU: lambda m: ACTIVATIONS["selu"],
+    nn.SiLU: lambda m: ACTIVATIONS["silu"],
+    nn.GELU: lambda m: ACTIVATIONS["gelu" if m.approximate == "none" else "gelu_tanh"],
+    nn.LeakyReLU: lambda m: leaky_relu(m.negative_slope),
+    nn.ELU: lambda m: elu(m.alpha),
+    nn.Hardtanh: lambda m: hardtanh(m.min_val, m.max_val),
+    nn.ReLU6: lambda m: hardtanh(0.0, 6.0),
+    nn.Softplus: lambda m: softplus(m.beta, m.threshold),
+}
 
-def activation(phi: str | Activation) -> Activation:
-    """An `Activation` by name, or the given one; ConfigError for an unknown name."""
+
+def activation(phi: str | nn.Module | Activation) -> Activation:
+    """An `Activation` by name ("silu" or "SiLU"), as a module of torch, or the given one.
+
+    Raises: ConfigError for an unknown name or module.
+
+    Example:
+        >>> from torch import nn
+        >>> activation(nn.LeakyReLU(0.2)).name
+        'leaky_relu(0.2)'
+    """
     if isinstance(phi, Activation):
         return phi
-    if phi not in ACTIVATIONS:
+    if type(phi) in MODULES:
+        return MODULES[type(phi)](phi)
+    known = {name.replace("_", ""): one for name, one in ACTIVATIONS.items()}
+    if (name := str(phi).replace("_", "").lower()) not in known:
         fix = "For your own, pass Activation(name, function, slope=(lo, hi))."
         raise unknown("activation", phi, ACTIVATIONS, fix)
-    return ACTIVATIONS[phi]
+    return known[name]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,10 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
     facts, coupling = _metric_facts(terms, metric, origin), _coupling_facts(terms, whole)
     step = None if dt is None else _step(whole, dt, solver, certified)
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
-    return Certificate(certified, rate, rounding, facts, modules, coupling, step, reasons)
+    maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
+    declared = {phi.name for one in maps for phi, _ in one.runs if not phi.proven}
+    everything = facts, modules, coupling, step, reasons, tuple(sorted(declared))
+    return Certificate(certified, rate, rounding, *everything)
 
 
 @torch.no_grad()

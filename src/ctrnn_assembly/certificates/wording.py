@@ -4,6 +4,7 @@ Every number is rounded to the side that claims less: rates and certified dt dow
 """
 
 import math
+from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
@@ -23,6 +24,8 @@ def verdict(certificate: Certificate) -> str:
     if not certificate.certified:
         return f"NOT certified: {'; '.join(certificate.reasons)}"
     proven = f"certified: contracts at a rate of at least {down(certificate.rate)}"
+    if certificate.declared:
+        proven += f" for {declared(certificate.declared)}"
     step = certificate.step
     if step is None:
         return proven
@@ -41,6 +44,8 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
     if condition is None or condition > 1:
         growth = up(math.inf if condition is None else math.sqrt(condition), 3)
         rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
+    if certificate["declared"]:
+        rows.append(("for", declared(certificate["declared"])))
     step = certificate["discrete"]
     if step is not None:
         q, count = step["contraction_factor"], step["substeps"]
@@ -64,6 +69,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if certificate.certified:
         longest = f"<= {up(certificate.slowest_time_constant)}"
         rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
+    if certificate.declared:
+        rows.append(("for", declared(certificate.declared)))
     metric, condition = certificate.metric, certificate.metric.condition_number
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
     growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
@@ -101,6 +108,11 @@ def factor_words(q: float, substeps: int) -> str:
     """The bound on the factor of a step and, where a sample takes several, on that of a sample."""
     several = f", and <= {factor(q**substeps)} in the {substeps} steps of a sample"
     return f"factor <= {factor(q)}{several if substeps > 1 else ''}"
+
+
+def declared(names: Iterable[str]) -> str:
+    """On what the user's word a certificate rests."""
+    return f"slopes of {', '.join(map(repr, names))} that are declared, not proven"
 
 
 def factor(bound: float) -> str:
