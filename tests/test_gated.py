@@ -658,7 +658,7 @@ def test_a_field_with_its_own_time_constants_is_refused() -> None:
 
 def test_wrong_inputs_are_refused() -> None:
     net = layer()
-    for bad in (normal(3, 6, 5), normal(3, 2), normal(3, 1, 2)[:, :0]):
+    for bad in (normal(3, 6, 5), normal(3), normal(3, 1, 2)[:, :0]):
         with pytest.raises(ShapeError, match=r"\(batch, time, m\) with m = 2"):
             net(bad)
     with pytest.raises(ShapeError, match=r"h_0 must be \(1, 3, 7\); got \(3, 7\)"):

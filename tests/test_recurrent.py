@@ -198,8 +198,8 @@ def test_wrong_shapes_are_refused() -> None:
     net = layer()
     with pytest.raises(ShapeError, match=r"\(batch, time, m\) with m = 2.*got \(3, 6, 5\)"):
         net(normal(3, 6, 5))
-    with pytest.raises(ShapeError, match="got \\(3, 2\\)"):
-        net(normal(3, 2))
+    with pytest.raises(ShapeError, match="got \\(2,\\)"):
+        net(normal(2))
     with pytest.raises(ShapeError, match="at least one step"):
         net(normal(3, 0, 2))
     with pytest.raises(ShapeError, match=r"h_0 must be \(1, 3, 7\); got \(3, 7\)"):

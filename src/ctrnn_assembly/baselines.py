@@ -25,7 +25,10 @@ Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
 
 
 class Baseline(Recurrent):
-    """A layer that is no assembly of contracting modules: its rates are its state."""
+    """A layer that is no assembly of contracting modules: its rates are its state.
+
+    What a subclass calls `of_layer` are batch_first and initial_state, as in `Recurrent`.
+    """
 
     def terms(self) -> NoReturn:
         name = type(self).__name__
@@ -57,8 +60,8 @@ class TorchRNN(Baseline):
 
     kind: ClassVar[Any]
 
-    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
-        super().__init__(input_size, hidden_size, batch_first=batch_first)
+    def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
+        super().__init__(input_size, hidden_size, **of_layer)
         self.rnn = self.kind(input_size, hidden_size, batch_first=True)
 
     def flow(self, u: Tensor | None = None) -> NoReturn:
@@ -105,11 +108,7 @@ class LSTM(TorchRNN):
     Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
     """
 
-    kind = nn.LSTM
-
-    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
-        super().__init__(input_size, hidden_size, batch_first=batch_first)
-        self.state_size = 2 * hidden_size
+    kind, state_parts = nn.LSTM, 2
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
@@ -124,9 +123,9 @@ class EulerRNN(Baseline):
     inputs: nn.Linear
 
     def __init__(
-        self, input_size: int, hidden_size: int, batch_first: bool, *, eps: float, **others: float
+        self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
     ) -> None:
-        super().__init__(input_size, hidden_size, batch_first=batch_first)
+        super().__init__(input_size, hidden_size, **of_layer)
         for name, value in {"eps": eps, **others}.items():
             limit, closing = (1.0, "]") if name == "beta" else (math.inf, ")")
             if not (0 <= value <= limit and value < math.inf):
@@ -180,12 +179,12 @@ class AntisymmetricRNN(EulerRNN):
         input_size: int,
         hidden_size: int,
         *,
-        batch_first: bool = False,
         eps: float = 0.01,
         gamma: float = 0.01,
         init_std: float = 1.0,
+        **of_layer: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, batch_first, eps=eps, gamma=gamma, init_std=init_std)
+        super().__init__(input_size, hidden_size, of_layer, eps=eps, gamma=gamma, init_std=init_std)
         n, self.gamma = hidden_size, gamma
         self.inputs = nn.Linear(input_size, n)
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
@@ -224,14 +223,14 @@ class LipschitzRNN(EulerRNN):
         input_size: int,
         hidden_size: int,
         *,
-        batch_first: bool = False,
         eps: float = 0.03,
         beta: float = 0.75,
         gamma: float = 1e-3,
         init_std: float = 0.1,
+        **of_layer: Any,
     ) -> None:
         others = {"beta": beta, "gamma": gamma, "init_std": init_std}
-        super().__init__(input_size, hidden_size, batch_first, eps=eps, **others)
+        super().__init__(input_size, hidden_size, of_layer, eps=eps, **others)
         self.beta, self.gamma, n = beta, gamma, hidden_size
         self.inputs = nn.Linear(input_size, n)
         nn.init.xavier_normal_(self.inputs.weight)

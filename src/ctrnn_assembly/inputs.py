@@ -16,6 +16,7 @@ from ctrnn_assembly.errors import DataError, ShapeError
 class Signal:
     """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch.
 
+    With `lengths` (batch,), from 1, a sequence ends with that many samples; its last one is held after.
     A subclass says what u is `between` samples, which are held here, or writes `__call__` itself; and
     the index of its `breaks` among the times. A ShapeError or DataError if shapes do not fit, a value is
     not finite, or times do not increase.
@@ -23,7 +24,9 @@ class Signal:
 
     jumps: ClassVar[Any] = slice(0)
 
-    def __init__(self, samples: Tensor, times: Tensor) -> None:
+    def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
+        if lengths is not None:
+            samples = held(samples, lengths)
         if samples.ndim != 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
             raise ShapeError(
                 "samples must be (batch, time, m) and times (time,); got "
@@ -69,22 +72,40 @@ class LinearInterpolation(Signal):
 class CubicHermite(Signal):
     """Piecewise cubic with continuous slope; the slope at a sample is the mean of its two secants."""
 
-    def __init__(self, samples: Tensor, times: Tensor) -> None:
-        super().__init__(samples, times)
-        self.breaks = times[[0, -1]]  # where the constants begin
-        secants = samples.diff(dim=1) / times.diff()[:, None].to(samples)
-        inner = (secants[:, 1:] + secants[:, :-1]) / 2
-        self.slopes = torch.cat([secants[:, :1], inner, secants[:, -1:]], 1)
+    def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
+        super().__init__(samples, times, lengths)
+        count = len(times)
+        ends = torch.tensor([count]) if lengths is None else lengths
+        ends = ends.to(samples.device)
+        self.breaks = torch.cat([times[:1], times[(ends - 1).to(times.device)]])  # constants begin
+        secants = self.samples.diff(dim=1) / times.diff()[:, None].to(samples)
+        before, after = torch.cat([secants[:, :1], secants], 1), torch.cat([secants, secants[:, -1:]], 1)
+        mean = (before + after) / 2
+        last = (torch.arange(count, device=samples.device) == ends[:, None] - 1)[..., None]
+        # On the left and on the right of a sample: they differ at the last one, which is held.
+        self.slopes = torch.where(last, before, mean), mean.masked_fill(last, 0)
 
     def between(self, k: int, s: Tensor) -> Tensor:
         width = (self.times[k + 1] - self.times[k]).to(self.samples)
         a, b = self.samples[:, k], self.samples[:, k + 1]
-        da, db = width * self.slopes[:, k], width * self.slopes[:, k + 1]
+        left, right = self.slopes
+        da, db = width * right[:, k], width * left[:, k + 1]
         value = a * (1 + 2 * s) * (1 - s) ** 2 + b * s**2 * (3 - 2 * s)
         return value + da * s * (1 - s) ** 2 - db * s**2 * (1 - s)
 
 
-INTERPOLATIONS = {"hold": ZeroOrderHold, "linear": LinearInterpolation, "cubic": CubicHermite}
+INTERPOLATIONS: dict[str, type[Signal]] = {
+    "hold": ZeroOrderHold,
+    "linear": LinearInterpolation,
+    "cubic": CubicHermite,
+}
+
+
+def held(samples: Tensor, lengths: Tensor) -> Tensor:
+    """Samples (batch, time, m) whose last valid one is held past the lengths (batch,)."""
+    k = torch.arange(samples.shape[1], device=samples.device)
+    last = k.minimum(lengths.to(k)[:, None] - 1)
+    return samples.gather(1, last[..., None].expand_as(samples))
 
 
 def check_finite(samples: Tensor) -> None:

@@ -18,7 +18,7 @@ from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save
 from ctrnn_assembly.schemes import SCHEMES, affine_step
 from ctrnn_assembly.solvers import Backend, Gradient, MatmulPrecision, Recompute, check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze, step_grid
@@ -30,7 +30,7 @@ class CTRNN(Recurrent):
     """output, h_n = net(input, h_0): tau x' = f(x) + W_in u(t) + b_in, solved over the samples.
 
     Args:
-        input_size, batch_first, generator: as in `Recurrent`, and of the random start.
+        input_size, batch_first, initial_state: as in `Recurrent`.
         field: the n units.
         gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
@@ -40,6 +40,7 @@ class CTRNN(Recurrent):
         interpolation: u(t) between samples for torchdiffeq's methods.
         rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
         bias: whether the encoder has a bias b_in.
+        generator: of the random start.
 
     Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
     whatever the encoder. The discrete step and the gates have guarantees of their own; `certificate`
@@ -65,9 +66,10 @@ class CTRNN(Recurrent):
         matmul_precision: MatmulPrecision = "full",
         backend: Backend = "auto",
         bias: bool = True,
+        initial_state: InitialState = "zero",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(input_size, field.size, batch_first=batch_first)
+        super().__init__(input_size, field.size, batch_first=batch_first, initial_state=initial_state)
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
         of_loop: dict[str, Any] = {
@@ -212,7 +214,7 @@ class CTRNN(Recurrent):
                 raise ShapeError(f"interpolation={self.interpolation!r} needs one dt for all samples.")
             lasting = torch.as_tensor(step, dtype=torch.float64, device=u.device).expand(u.shape[1])
             t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
-            signal = INTERPOLATIONS[self.interpolation](u, t[:-1])
+            signal = INTERPOLATIONS[self.interpolation](u, t[:-1], lengths)
             solution = solve(terms, x, t, u=signal, **options)
         return solution.x[:, 1:], solution.last
 
@@ -259,9 +261,9 @@ class SequenceClassifier(nn.Module):
         self.readout = nn.Linear(core.hidden_size, n_class, bias=bias)
         normal_(self.readout, core.hidden_size**-0.5, generator)
 
-    def forward(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """Logits, (batch, k), for input (batch, time, m)."""
-        x = self.core.last(input, lengths=lengths)
+    def forward(self, input: Any, h_0: Any = None, **given: Any) -> Tensor:
+        """Logits, (batch, k), for input (batch, time, m), or whatever else `Recurrent.forward` takes."""
+        x = self.core.last(input, h_0, **given)
         return self.readout(self.core.firing_rates(x) if self.readout_input == "rate" else x)
 
 

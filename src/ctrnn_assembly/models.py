@@ -50,7 +50,7 @@ def _options(function: Callable[..., Any], *others: str) -> dict[str, Any]:
 
 
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
-SIZES = {"modules": 16, "units": 32, "seed": 0}
+SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in
@@ -152,7 +152,8 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
     if row.is_baseline:
         with torch.random.fork_rng():  # the baselines draw from the global generator, as nn.RNN does
             torch.manual_seed(chosen["seed"])
-            baseline = row.part(n_input, p * n, batch_first=True)
+            start = chosen["initial_state"]
+            baseline = row.part(n_input, p * n, batch_first=True, initial_state=start)
         return SequenceClassifier(baseline, n_class, generator=generator)
 
     def some(names: Iterable[str]) -> dict[str, Any]:

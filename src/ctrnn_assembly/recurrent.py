@@ -1,11 +1,10 @@
 """The calling convention of every recurrent layer: that of `torch.nn.RNN`, checked in one place.
 
-    output, h_n = net(input, h_0=None, lengths=None)    every output, and the last valid state
-    x           = net.last(input, lengths=None)         the last valid output alone, (batch, n)
-    x_next      = net.step(u, x)                        one sample later, by plain torch operations
+    output, h_n = net(input, h_0=None, ...)         every output, and the last valid state
+    x           = net.last(input, h_0=None, ...)    the last valid output alone, (batch, n)
+    x_next      = net.step(u, x)                    one sample later, by plain torch operations
 
-A sequence shorter than the longest one keeps its last state from its end on. What pads it is never
-read, so NaN may stand there (the usual padding of unequal time series) and harms no gradient.
+A sequence shorter than the longest one keeps its last state from its end on; see `calls`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,13 +14,16 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ctrnn_assembly.errors import ConfigError, ShapeError
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.calls import Dt as Dt
+from ctrnn_assembly.calls import Given, Sequences, as_tensor
+from ctrnn_assembly.calls import Lengths as Lengths
+from ctrnn_assembly.calls import Save as Save
+from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 
-Save = Literal["all", "last"]
-Lengths = Tensor | None
-Dt = float | Tensor | None
+InitialState = Literal["zero", "trained"]
+CASTS = {torch.float64: "double", torch.float32: "float", torch.float16: "half"}
 
 
 class Recurrent(nn.Module, ABC):
@@ -30,6 +32,8 @@ class Recurrent(nn.Module, ABC):
     Args:
         input_size, hidden_size: features of a sample, m, and units, n, at least 1.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
+        initial_state: where sequences start without an h_0: "zero", or "trained", a parameter x_0 that
+            starts at zero. No certificate depends on it: contraction is of any two states.
 
     Raises: at a call, ShapeError for a tensor of the wrong shape, dtype or device, and DataError for an
         input that is not finite.
@@ -37,36 +41,74 @@ class Recurrent(nn.Module, ABC):
 
     certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
     firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
+    state_parts = 1  # of n units each; those of an LSTM are h and c
 
-    def __init__(self, input_size: int, hidden_size: int, *, batch_first: bool = False) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        batch_first: bool = False,
+        initial_state: InitialState = "zero",
+    ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if size < 1:
                 raise ConfigError(f"{name} must be at least 1; got {size}. Pass {name}=1 or more.")
+        if initial_state not in ("zero", "trained"):
+            raise unknown("initial_state", initial_state, ("zero", "trained"))
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
-        self.state_size = hidden_size  # the width of the state; that of an LSTM is more
+        self.state_size = self.state_parts * hidden_size  # the width of the state
+        own = nn.Parameter(torch.zeros(self.state_size)) if initial_state == "trained" else None
+        self.register_parameter("x_0", own)
 
     def forward(
-        self, input: Tensor, h_0: Tensor | None = None, *, lengths: Lengths = None, dt: Dt = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input: Given | PackedSequence,
+        h_0: Given = None,
+        *,
+        lengths: Given = None,
+        dt: Given = None,
+        reset: Given = None,
+    ) -> tuple[Any, Tensor]:
         """The outputs after each sample, (time, batch, n), and the last state, (1, batch, state_size).
 
         Args:
-            input: (time, batch, m) of any dtype; with batch_first, batch and time change places.
-            h_0: initial state, (1, batch, state_size); zero if None.
-            lengths: valid steps of each sample, (batch,), 1..time; the state stays from there on.
-            dt: instead of a CTRNN's own dt: a number, (time,) or (batch, time).
+            input: (time, batch, m), with batch_first (batch, time, m), of the weights' dtype; one
+                sequence (time, m), for which nothing else has a batch either; or a PackedSequence, and
+                so is the output. An array of numpy, here and below, is converted.
+            h_0: initial states, (1, batch, state_size); if None, those of `initial_state`.
+            lengths: valid steps of each sequence, (batch,), 1..time; the state stays from there on.
+            dt: instead of a CTRNN's own dt: a number, (time,), (batch, time) or (batch, time, 1).
+            reset: (batch, time), bool: before these samples are read the state is put to that of
+                `initial_state`, so that a sequence may hold several episodes.
         """
-        if dt is not None and not hasattr(self, "dt"):
-            raise ConfigError(
-                f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
-            )
-        output, x = self._run(*self._checked(input, h_0, lengths), dt, "all")
+        given = self._read(input, lengths, dt, reset)
+        output, x = self._from(h_0, given, "all")
+        if given.packed is not None:
+            return given.pack(output), x[None]
+        if not given.batched:
+            return output[0], x
         return output if self.batch_first else rearrange(output, "batch time n -> time batch n"), x[None]
 
-    def last(self, input: Tensor, *, lengths: Tensor | None = None) -> Tensor:
-        """The last valid output, (batch, n), from a zero state; `input` as in `forward`."""
-        return self._run(*self._checked(input, None, lengths), None, "last")[1][:, : self.hidden_size]
+    def last(
+        self,
+        input: Given | PackedSequence,
+        h_0: Given = None,
+        *,
+        lengths: Given = None,
+        dt: Given = None,
+        reset: Given = None,
+    ) -> Tensor:
+        """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
+        given = self._read(input, lengths, dt, reset)
+        x = self._from(h_0, given, "last")[1][:, : self.hidden_size]
+        return x if given.batched else x[0]
+
+    def initial(self, batch: int) -> Tensor:
+        """The states that sequences start from without an h_0, (batch, state_size)."""
+        like = next(self.parameters())
+        return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.expand(batch, -1)
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
         """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).
@@ -79,55 +121,67 @@ class Recurrent(nn.Module, ABC):
                 "of an input (time, batch, m)."
             )
         self._check_state("x", x, (len(u), self.state_size))
+        self._check_like("u", u)
         return self._step(u.to(x.dtype), x)
 
     @abstractmethod
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        """Outputs (batch, time, n), unless save="last", and the last state, of what `_checked` gives."""
+        """Outputs (batch, time, n), unless save="last", and the last state, of tensors that fit."""
 
     @abstractmethod
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         """`step` of tensors that fit."""
 
-    def _checked(
-        self, input: Tensor, h_0: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """u (batch, time, m), finite, zero past the lengths, x (batch, state_size), and lengths."""
-        if input.ndim != 3 or input.shape[2] != self.input_size or 0 in input.shape:
+    def _read(self, input: Given | PackedSequence, lengths: Given, dt: Given, reset: Given) -> Sequences:
+        """The arguments of a call but h_0, checked."""
+        if dt is not None and not hasattr(self, "dt"):
+            raise ConfigError(
+                f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
+            )
+        like, packed = next(self.parameters()), input if isinstance(input, PackedSequence) else None
+        if packed is not None:
+            if lengths is not None:
+                raise ShapeError(f"a PackedSequence has its own lengths; got {lengths}. Leave them out.")
+            u, lengths = pad_packed_sequence(packed, batch_first=True)
+        else:
+            u = as_tensor("input", input, like)
+            u = u if input is u else u.to(like.dtype)
+        if u.ndim not in (2, 3) or u.shape[-1] != self.input_size or 0 in u.shape:
             order = "(batch, time, m)" if self.batch_first else "(time, batch, m)"
             raise ShapeError(
                 f"input must be {order} with m = {self.input_size}, at least one sample and at least "
-                f"one step; got {tuple(input.shape)}. batch_first is {self.batch_first}."
+                f"one step, or one sequence (time, m); got {tuple(u.shape)}. batch_first is "
+                f"{self.batch_first}."
             )
-        like = next(self.parameters())
-        u = input if self.batch_first else rearrange(input, "time batch m -> batch time m")
-        u = u.to(like.dtype)
-        batch, time, _ = u.shape
-        if lengths is not None:
-            whole = lengths.shape == (batch,) and lengths.dtype == torch.int64
-            if not whole or bool(((lengths < 1) | (lengths > time)).any()):
-                raise ShapeError(
-                    f"lengths must be ({batch},), int64, in 1..{time}; got {lengths.dtype} of shape "
-                    f"{tuple(lengths.shape)}: {lengths.tolist()[:5]}. Drop empty sequences."
-                )
-            lengths = lengths.to(u.device)
-            past = torch.arange(time, device=u.device) >= lengths[:, None]  # (batch, time)
-            # Blanked, not only skipped: 0 times NaN would still reach the gradient.
-            u = u.masked_fill(past[..., None], 0)
-        check_finite(u)
-        if h_0 is None:
-            return u, like.new_zeros(batch, self.state_size), lengths
-        self._check_state("h_0", h_0, (1, batch, self.state_size))
-        return u, h_0[0], lengths
+        self._check_like("input", u)
+        if u.ndim == 3 and packed is None and not self.batch_first:
+            u = rearrange(u, "time batch m -> batch time m")
+        return Sequences.read(u.to(like.dtype), lengths, dt, reset, packed)
+
+    def _from(self, h_0: Given, given: Sequences, save: Save) -> tuple[Tensor, Tensor]:
+        """Outputs (batch, time, n), unless save="last", and the last states, (batch, state_size)."""
+        batch = len(given.u)
+        x = self.initial(batch)
+        if h_0 is not None:
+            shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
+            start = as_tensor("h_0", h_0, x)
+            start = start if start is h_0 else start.to(x.dtype)
+            self._check_state("h_0", start, shape)
+            x = start.view_as(x)
+        return given.over_episodes(self._run, x, self.initial(1), save)
 
     def _check_state(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-        like = next(self.parameters())
         if x.shape != shape:
             raise ShapeError(f"{name} must be {shape}; got {tuple(x.shape)}.")
-        # Under autocast a layer gives, and takes, states of lower precision.
+        self._check_like(name, x)
+
+    def _check_like(self, name: str, x: Tensor) -> None:
+        like = next(self.parameters())
+        # Under autocast a layer gives, and takes, tensors of lower precision.
         mixed = x.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type)
         if mixed or x.device != like.device:
+            other = f"net.{CASTS[x.dtype]}(), or " if x.dtype in CASTS else ""
             raise ShapeError(
                 f"{name} must be {like.dtype} on {like.device}, as the weights; got {x.dtype} on "
-                f"{x.device}. Call {name}.to({like.dtype}), or net.to(...)."
+                f"{x.device}. Call {other}{name}.to({str(like.device)!r}, {like.dtype})."
             )

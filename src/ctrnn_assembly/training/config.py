@@ -63,6 +63,9 @@ class TrainConfig(BaseModel):
         "network", None, "W phi(x) or phi(W x); the model's own if not given"
     )
     tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
+    initial_state: Literal["zero", "trained"] = setting(
+        "network", "zero", "where a sequence starts: at zero, or at a trained state"
+    )
     readout_input: Literal["state", "rate"] = setting("network", "state", "the readout sees x or phi(x)")
 
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
