@@ -100,8 +100,8 @@ class Sequences:
         if self.reset is None:
             return run(self.u, x, self.lengths, self.dt, save)
         batch, time = self.reset.shape
-        ends = self.reset.new_full((batch,), time, dtype=torch.int64)
-        ends, k = ends if self.lengths is None else self.lengths, torch.arange(time, device=x.device)
+        k, ends = torch.arange(time, device=x.device), self.lengths
+        ends = k.new_full((batch,), time) if ends is None else ends
         begins = (self.reset | (k == 0)) & (k < ends[:, None])
         row, start = begins.nonzero(as_tuple=True)  # of each episode, (episodes,), in order
         after = torch.cat([start[1:], start.new_zeros(1)])

@@ -108,7 +108,7 @@ class Recurrent(nn.Module, ABC):
     def initial(self, batch: int) -> Tensor:
         """The states that sequences start from without an h_0, (batch, state_size)."""
         like = next(self.parameters())
-        return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.expand(batch, -1)
+        return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.repeat(batch, 1)
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
         """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).
