@@ -1,9 +1,11 @@
 """The commands that look at a network under real inputs: numbers of the library, as rows.
 
     ctrnn spectrum | lyapunov | contraction | fixed-points | gsc   RUN|CONFIG
+    ctrnn spectrum | ...                                           --module FILE.py:NAME
 
-Each drives the network with samples of its task and shows the certificate beside what it finds, because
-a measurement can refute a certificate and never replace it.
+Each drives the network with samples of its task, or those of --data, or a net of the user's own with
+random ones, and shows the certificate beside what it finds, because a measurement can refute a
+certificate and never replace it.
 """
 
 import contextlib
@@ -27,31 +29,81 @@ WARNING = (
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
 TWIN = "beside it the same modules with a coupling that has no guarantee"
+CHANGES = ("initial", "task", "data_dir", "dt", "solver", "split", "samples")
+MODULE = "instead of a run: your net, or what makes it, or FILE.safetensors of an nn.RNN, GRU or LSTM"
+DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
 INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
 
 
 class Driven:
-    """A network under inputs of its task, and what a command finds of it.
+    """A network under inputs, and what a command finds of it.
 
     Attributes:
-        run: the configuration, and which weights. model: with these, in float64. layer: its core.
+        run: whose weights these are, with its classifier `model`; None for a net of --module.
+        behaviour: what the net does, in float64. step: dt and solver, None for its own.
         certificate: what is proven of it. rate: the certified one of continuous time, or None.
-        u: inputs, (samples, T, m), float64. y: classes, (samples,).
+        u: inputs, (samples, T, m), float64. y: classes, (samples,), None if not of a task.
         sequences: the inputs of each sample without padding, (T, m).
     """
 
-    def __init__(self, source: str, split: str, samples: int | None, changes: Any, outputs: Any) -> None:
+    def __init__(
+        self, source: str | None, module: str | None, data: Path | None, changes: Any, outputs: Any
+    ) -> None:
+        split, samples = changes.pop("split"), changes.pop("samples")
+        if (source is None) == (module is None):
+            raise ConfigError("name a run, a file or a recipe, or a net of your own by --module.")
+        of_task = {"task": changes["task"], "split": split, "data-dir": changes["data_dir"]}
+        of_run = of_task | {"initial": changes["initial"]} if module else of_task if data else {}
+        for name in (name for name, value in of_run.items() if value):
+            raise ConfigError(
+                f"--{name} is of a run and its task. Leave it out with --module or --data."
+            )
+        self.name, self.outputs, self.run = Path(source or module or "").name, outputs, None
+        self.step = {name: changes[name] for name in ("dt", "solver")}
+        if module is None:
+            self._open_run(str(source), changes)
+        else:
+            self._open_module(module)
+        self.rate = self.certificate.rate if self.certificate.certified else None
+        self._drive(data, split or "val", samples)
+
+    def _open_run(self, source: str, changes: Any) -> None:
+        from ctrnn_assembly.diagnostics import behaviour
         from ctrnn_assembly.training.run import Run
 
-        self.name, self.split, self.outputs = Path(source).name, split, outputs
         self.run = Run.open(source, **changes)
+        self.model = self.run.build(double=True)
+        self.behaviour, self.certificate = behaviour(self.model.core), self.run.certificate
+        self.kind, self.about = self.run.weights.kind, self.run.about()
+
+    def _open_module(self, named: str) -> None:
+        from ctrnn_assembly.certificates import certify
+        from ctrnn_assembly.diagnostics import Behaviour, behaviour
+        from ctrnn_cli.nets import load_net
+
+        net = load_net(named)
+        self.behaviour = behaviour(getattr(net, "core", net))
+        dt, solver = self.behaviour.resolve(**self.step)
+        given = self.behaviour.own_map() if isinstance(net, Behaviour) else net
+        self.certificate = certify(given, dt=dt, solver=self.step["solver"])
+        self.kind, weights = "given", {"kind": "given", "file": named, "sha256": None}
+        about = {"model": type(net).__name__, "units": self.behaviour.size, "weights": weights}
+        self.about = about | {"task": None, "solver": solver, "dt": dt}
+
+    def _drive(self, data: Path | None, split: str, samples: int | None) -> None:
+        """Take the inputs of --data, of the run's task, or random ones."""
+        from ctrnn_cli.nets import load_inputs, try_out
+
+        if self.run is None or data is not None:
+            self.split, self.inputs = "random" if data is None else "data", str(data or "random inputs")
+            self.u, self.y = load_inputs(data, self.behaviour.input_size, samples), None
+            self.sequences = [*self.u]
+            try_out(self.name, self.behaviour, self.u[:1, 0])
+            return
+        self.split, self.inputs = split, f"{self.run.task.name} ({split})"
         self.u, self.y, lengths = self.run.inputs(split, samples)
         known = [self.u.shape[1]] * len(self.u) if lengths is None else lengths.tolist()
         self.sequences = [u[:length] for u, length in zip(self.u, known, strict=True)]
-        self.model = self.run.build(double=True)
-        self.layer: Any = self.model.core
-        self.certificate = self.run.certificate
-        self.rate = self.certificate.rate if self.certificate.certified else None
 
     @property
     def generator(self) -> Any:
@@ -74,44 +126,48 @@ class Driven:
         from ctrnn_assembly.certificates.result import plain
         from ctrnn_assembly.certificates.wording import short_rows
 
-        config, proven = self.run.config, self.certificate.as_dict()
+        about, proven = self.about, self.certificate.as_dict()
         looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
-        step = f", {config.solver} {config.dt}" if hasattr(self.layer, "solver") else ""
-        title = f"{config.model} on {self.run.task.name} ({self.split}){step}{what}"
+        dt, solver = self.behaviour.resolve(**self.step)
+        step = f", {solver} {dt}" if solver else ""
+        title = f"{about['model']} on {self.inputs}{step}{what}"
         rows = plain([row for block in blocks for row in shared.rows_of(block)])
         values = {f"{prefix}{name}": x for prefix, one in found.items() for name, x in vars(one).items()}
         numbers = {name: x for name, x in values.items() if isinstance(x, int | float)}
         shared.emit(
-            {**self.run.about(), **looked, "certificate": proven, **numbers, **facts, "rows": rows},
+            {**about, **looked, "certificate": proven, **numbers, **facts, "rows": rows},
             shared.table(rows, blocks[0], title=title),
             *notes,
             *(f"{key}: {value}" for key, value in short_rows(proven)),
             columns=blocks[0],
             arrays={name: x for name, x in values.items() if hasattr(x, "__len__")},
-            figure=lambda: figure(title=f"{config.model}: {self.name}"),
+            figure=lambda: figure(title=f"{about['model']}: {self.name}"),
             **self.outputs,
         )
 
 
 def inspecting(name: str, *own: Decorator) -> Decorator:
-    """A command on RUN|CONFIG with options of its own: a function of a `Driven` network."""
+    """A command on RUN|CONFIG or --module with options of its own: a function of a `Driven` network."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., Any]:
         @click.command(name, cls=shared.Command, help=function.__doc__)
-        @click.argument("source", metavar="RUN|CONFIG")
+        @click.argument("source", metavar="[RUN|CONFIG]", required=False)
         @shared.together(*own)
+        @option("--module", metavar="FILE.py:NAME", help=MODULE)
+        @option("--data", type=shared.PATH, metavar="FILE.npz", help=DATA)
         @option("--initial", is_flag=True, help="of a run, the weights before training")
         @option("--dt", type=float, help="another time between samples than the run's own")
         @option("--solver", help="another solver than the run's own")
         @option("--task", help="drive with another task than the run's own")
-        @option("--split", type=click.Choice(["train", "val", "test"]), default="val")
+        @option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val]")
         @option("--samples", type=int, help="number of input sequences  [default: 4]")
         @option("--data-dir", help="where the data are, if they have moved")
         @shared.output_options
-        def command(source: str, split: str, samples: int | None, **given: Any) -> None:
-            changes = {key: given.pop(key) for key in ("initial", "task", "data_dir", "dt", "solver")}
+        def command(**given: Any) -> None:
+            opened = [given.pop(key) for key in ("source", "module", "data")]
+            changes = {key: given.pop(key) for key in CHANGES}
             outputs = {key: given.pop(key) for key in ("as_json", "csv", "npz", "plot")}
-            function(Driven(source, split, samples, changes, outputs), **given)
+            function(Driven(*opened, changes, outputs), **given)
 
         return command
 
@@ -132,7 +188,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along, weight_spectra
     from ctrnn_assembly.figures.diagnostics import spectrum_figure
 
-    T, kind = net.u.shape[1], net.run.weights.kind
+    T, kind = net.u.shape[1], net.kind
     if at is not None and every is not None:
         raise ConfigError("--every and --at exclude each other. Drop one of them.")
     at = tuple(range(0, T + 1, every or max(1, T // 4))) if at is None else at
@@ -141,10 +197,10 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
 
     def along(layer: Any, u: Any) -> Any:
         steps = [step for step in at if step <= len(u)] or [len(u)]
-        return spectrum_along(layer, u, at=steps)
+        return spectrum_along(layer, u, at=steps, **net.step)
 
-    before, found = [], [along(net.layer, u) for u in net.sequences]
-    if kind != "initial":
+    before, found = [], [along(net.behaviour, u) for u in net.sequences]
+    if kind not in ("initial", "given"):
         start = replace(net.run, initial=True).build(double=True)
         before = [along(start.core, net.sequences[0])]
     spectra = [("initial", 0, s) for s in before] + [(kind, k, s) for k, s in enumerate(found)]
@@ -159,9 +215,9 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
         )
         for weights, k, s in spectra
     ]
-    parts = {"module": module_spectra(net.layer, net.sequences[0][-1:], found[0].x[-1:])}
+    parts = {"module": module_spectra(net.behaviour, net.sequences[0][-1:], found[0].x[-1:])}
     with contextlib.suppress(ConfigError):  # a net without terms()
-        parts["weight"], coupling = weight_spectra(net.layer)
+        parts["weight"], coupling = weight_spectra(net.behaviour)
         parts["coupling"] = (coupling,)
     abscissas = {f"{part}_abscissa": [v.real.max().item() for v in parts[part]] for part in parts}
     radii = {f"{part}_radius": [v.abs().max().item() for v in parts[part]] for part in parts}
@@ -191,8 +247,8 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     lengths = {len(u) for u in net.sequences}
     if len(lengths) > 1:
         raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
-    u, k = net.u[:, : lengths.pop()], min(8, net.layer.state_size) if k is None else k
-    found = lyapunov_exponents(net.layer, u, k=k, generator=net.generator, **settings)
+    u, k = net.u[:, : lengths.pop()], min(8, net.behaviour.size) if k is None else k
+    found = lyapunov_exponents(net.behaviour, u, k=k, generator=net.generator, **net.step, **settings)
     step = net.certificate.step
     bound = None if step is None else step.exponent_bound
     half_way = found.history[(len(found.history) - 1) // 2]
@@ -232,7 +288,8 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     from ctrnn_assembly.figures.diagnostics import contraction_figure
 
     certificate, metric = net.certificate, net.certificate.metric.matrix  # that the numbers hold in
-    found = measure_contraction(net.layer, net.u, metric=metric, generator=net.generator, **settings)
+    settings |= {"generator": net.generator, **net.step}
+    found = measure_contraction(net.behaviour, net.u, metric=metric, **settings)
     results: Results = {"": found}
     step = certificate.step
     bound = None if step is None or not step.certified else step.sample_factor
@@ -257,13 +314,13 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
     ]
     if twin:
-        settings |= {"metric": metric or net.layer.metric(), "dt": found.dt, "solver": found.solver}
-        excited = excitatory_twin(net.layer, metric)
-        results["twin_"] = measure_contraction(excited, net.u, generator=net.generator, **settings)
+        settings |= {"metric": metric or net.behaviour.metric, "dt": found.dt, "solver": found.solver}
+        excited = excitatory_twin(net.behaviour, metric)
+        results["twin_"] = measure_contraction(excited, net.u, **settings | {"generator": net.generator})
         far = largest(results["twin_"].distances)
         columns.append(Column("twin", "twin, in the metric", ".4g", far, "overflow"))
     if theorem6:
-        results["theorem6_"] = seen = monitor_theorem6(net.layer, net.u)
+        results["theorem6_"] = seen = monitor_theorem6(net.behaviour, net.u)
         verdict = f"Theorem 6 {'holds' if seen.holds else 'does not hold'} along these runs"
         notes.append(f"{verdict}: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}")
     what = f": largest distance of {found.pairs} pairs, relative to the start"
@@ -287,7 +344,7 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
 
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
     inputs = inputs[:1] if held == "zero" else inputs
-    found = [find_fixed_points(net.layer, u, generator=net.generator, **settings) for u in inputs]
+    found = [find_fixed_points(net.behaviour, u, generator=net.generator, **settings) for u in inputs]
     blocks = [
         (
             Column("sample", "sample", "d", sample),
@@ -330,14 +387,22 @@ def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: i
 
     T = net.u.shape[1]
     every = max(1, T // 16) if every is None else every
-    found = gsc_over_time(net.layer, net.u, every=every, probes=probes, generator=net.generator)
+    found = gsc_over_time(
+        net.behaviour, net.u, every=every, probes=probes, generator=net.generator, **net.step
+    )
     results: Results = {"": found}
     exact = "exact" if probes is None else "estimated"
     notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
     if effective_depth:
+        if net.y is None:
+            raise ConfigError(
+                "--effective-depth needs classes. Leave it out, or give a run and no --data."
+            )
         gradient = net.model.readout.weight[int(net.y[0])].detach()
-        gradient = pad(gradient, (0, net.layer.state_size - len(gradient)))  # an LSTM's c is not read
-        results["effective_"] = deep = effective_depth_over_time(net.layer, net.sequences[0], gradient)
+        gradient = pad(gradient, (0, net.behaviour.size - len(gradient)))  # an LSTM's c is not read
+        results["effective_"] = deep = effective_depth_over_time(
+            net.behaviour, net.sequences[0], gradient, **net.step
+        )
         notes.append(f"effective depth: {deep.depth} of {len(net.sequences[0])} steps")
     bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]
     columns = [

@@ -76,7 +76,7 @@ def certify(
         raise ConfigError(
             f"field must be a layer, a classifier, a field or Terms; got {name}. {advice}."
         )
-    reason = f"no proof is known for {name}, which has no terms(): certify its layer or its field"
+    reason = f"no proof is known for {name}, which has no terms(); certify a CTRNN or a Subnetwork"
     return Certificate.refused(reason, dt=dt, solver=solver)
 
 

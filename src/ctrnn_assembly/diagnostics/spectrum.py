@@ -152,7 +152,8 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     known, u, x = prepare(net, u, x)
     J = linearise(known.own_map(), u, x).matrix()
     order: Order = "modulus" if known.flow is None else "real"
-    blocks = [rows.split(known.sizes, 2)[k] for k, rows in enumerate(J.split(known.sizes, 1))]
+    sizes = known.sizes or (known.size,)
+    blocks = [rows.split(sizes, 2)[k] for k, rows in enumerate(J.split(sizes, 1))]
     return tuple(eigenvalues(block, order) for block in blocks)
 
 

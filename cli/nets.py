@@ -1,0 +1,105 @@
+"""Nets and inputs of the user's own, named on the command line.
+
+    --module FILE.py:NAME        a function or class that is called without arguments, or the net itself
+    --module FILE.safetensors    the state of one nn.RNN (taken for one with tanh), nn.GRU or nn.LSTM,
+                                 also within that of a larger model, with the sizes of its tensors
+    --data FILE.npz              X (batch, time, m) of any real dtype
+
+Whatever does not fit is a ConfigError or a DataError of one sentence.
+"""
+
+import re
+import runpy
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly.diagnostics import Behaviour
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.training.run import refusing
+
+KINDS = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}  # by the rows of weight_hh for each unit
+IN_PYTHON = "Build the net in Python, and use --module FILE.py:NAME."
+
+
+def load_net(named: str) -> Any:
+    """The net that --module names."""
+    file, _, name = (named, "", "") if named.endswith(".safetensors") else named.rpartition(":")
+    if not file.endswith((".py", ".safetensors")) or not (file.endswith(".safetensors") or name):
+        raise ConfigError(f"--module must be FILE.py:NAME or FILE.safetensors; got {named!r}.")
+    if not Path(file).is_file():
+        raise ConfigError(f"--module {named}: there is no file {file}. Name one that is there.")
+    return made_by(file, name) if name else torch_net(Path(file))
+
+
+def try_out(named: str, net: Behaviour, u: Tensor) -> None:
+    """Call the net once, so that what fails in it is said in one sentence."""
+    _run(named.rpartition(":")[0], "its net", net.own_map(), u, u.new_zeros(len(u), net.size))
+
+
+def made_by(file: str, name: str) -> Any:
+    """What the file of Python calls by this name, called unless it is a net."""
+    sys.path.append(str(Path(file).resolve().parent))  # for what it imports from beside it
+    found = _run(file, "it", runpy.run_path, file)
+    if name not in found:
+        raise unknown(f"--module {file}: NAME", name, [one for one in found if one[0] != "_"])
+    made = found[name]
+    is_net = isinstance(made, nn.Module | Behaviour | Terms) or not callable(made)
+    return made if is_net else _run(file, f"{name}(), which must return a net,", made)
+
+
+def _run(file: str, what: str, function: Any, *arguments: Any) -> Any:
+    """Call what the user wrote; whatever it raises is a ConfigError with the line."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[::-1]
+        line = next((f" in line {f.lineno}" for f in frames if f.filename == file), "")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"--module {file}: {what} fails{line}: {reason}") from error
+
+
+def torch_net(file: Path) -> nn.Module:
+    """nn.RNN, nn.GRU or nn.LSTM from its state, float64."""
+    with refusing(f"{file} holds no state of one nn.RNN, nn.GRU or nn.LSTM", IN_PYTHON):
+        stored = safetensors.torch.load_file(file)
+        (start,) = (k.removesuffix("weight_hh_l0") for k in stored if k.endswith("weight_hh_l0"))
+        names = {k: k.removeprefix(start) for k in stored if k.startswith(start)}
+        state = {
+            k: stored[name] for name, k in names.items() if re.match(r"(weight|bias)_[ih][hr]_l\d", k)
+        }
+        (rows, n), m = state["weight_hh_l0"].shape, state["weight_ih_l0"].shape[1]
+        layers = sum(re.fullmatch(r"weight_hh_l\d+", name) is not None for name in state)
+        kind, bias, backward = KINDS[rows // n], "bias_hh_l0" in state, "weight_hh_l0_reverse" in state
+        net = kind(m, n, layers, bias=bias, bidirectional=backward, dtype=torch.float64)
+        net.load_state_dict(state)
+    return net
+
+
+def load_inputs(data: Path | None, m: int | None, samples: int | None) -> Tensor:
+    """The first sequences of X, by default 4, (samples, T, m), float64; without data of random ones."""
+    what, advice = (
+        f"{data or 'random inputs'} cannot be used",
+        "Write np.savez(file, X=X), and use --data.",
+    )
+    with refusing(what, advice):
+        if data is not None:
+            with np.load(data) as stored:
+                X = stored["X"]
+        elif m is None:
+            raise ValueError("a function does not tell how wide its input is")
+        else:
+            X = np.random.default_rng(0).standard_normal((max(4, samples or 4), 100, m))
+        if X.ndim != 3 or 0 in X.shape or X.dtype.kind not in "biuf" or X.shape[2] != (m or X.shape[2]):
+            width = "" if m is None else f" with m = {m}"
+            raise ValueError(f"X must be numbers (batch, time, m){width}; got {X.dtype} {X.shape}")
+        if samples is not None and not 1 <= samples <= len(X):
+            raise ValueError(f"samples must be in 1..{len(X)}; got {samples}")
+        return torch.from_numpy(X[: samples or 4].astype(np.float64))
