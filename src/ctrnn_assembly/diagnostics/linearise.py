@@ -136,7 +136,7 @@ class Behaviour:
     """What a net does, on float64 tensors of the CPU.
 
     Attributes:
-        size, sizes, input_size: how wide a state, its modules and an input are; if not known () and None.
+        size, sizes, input_size: widths of a state, its modules and an input; if not known () and None.
         step: (u, x) -> x one sample later, (batch, n), or None. Where m is known, u is never None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
