@@ -10,7 +10,7 @@ import torch
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.data.arrays import permutation
 from ctrnn_assembly.errors import ConfigError, DataError
-from fake_data import MNIST_FILES, real_data, refuse_network, write_mnist
+from fake_data import MNIST_FILES, real_data, refuse_network, write_images, write_mnist, zip_folder
 
 
 @pytest.fixture
@@ -140,3 +140,41 @@ def test_real_mnist_has_the_official_sizes():
     assert (len(task.train), len(task.val), len(test)) == (58_000, 2_000, 10_000)
     assert test.y[:5].tolist() == [7, 2, 1, 0, 4]
     assert torch.bincount(test.y).tolist()[:3] == [980, 1135, 1032]
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("home", [".", "MNIST"])
+def test_idx_files_are_read_where_they_lie_and_repacked_ones_too(tmp_path, home):
+    raw = write_mnist(tmp_path / "made")
+    plain = load_task("smnist", data_dir=tmp_path / "made")
+    there = tmp_path / "there" / home
+    there.mkdir(parents=True)
+    for i, file in enumerate(MNIST_FILES):
+        content = (raw / file).read_bytes()
+        name = f"{file}.gz" if i % 2 else file
+        (there / name).write_bytes(gzip.compress(content, mtime=i) if i % 2 else content)
+    task = load_task("smnist", data_dir=tmp_path / "there")
+    assert torch.equal(task.train.x, plain.train.x)
+    assert (task.name, task.data) == ("smnist", "MNIST")
+    assert sorted(there.iterdir()) == sorted(there.glob("*ubyte*"))  # nothing is unpacked beside them
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_mnist_is_read_from_images_with_its_own_split_and_values(tmp_path, form):
+    classes = tuple(map(str, range(10)))
+    where = write_images(tmp_path / "set", {"training": 10, "testing": 2}, classes, (28, 28), "L")
+    if form == "zip":
+        where = zip_folder(where, tmp_path / "digits.zip", top="mnist_png")
+    task = load_task("psmnist", data_dir=where)
+    assert (task.name, task.data) == ("psmnist-12008, MNIST (images)", "MNIST (images)")
+    assert (len(task.train), len(task.val), len(task.load_test())) == (90, 10, 20)
+    expected = task.train.x.flatten(1)[:, permutation(12008, 784), None] / 255.0
+    torch.testing.assert_close(task.sequence(task.train.x), expected.float(), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("offline")
+def test_idx_files_come_before_images(tmp_path):
+    write_mnist(tmp_path)
+    write_images(tmp_path / "set", {"train": 1, "test": 1}, tuple(map(str, range(10))), (28, 28), "L")
+    assert load_task("smnist", data_dir=tmp_path).data == "MNIST"

@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
-_RGB = "CIFAR10, one RGB pixel a step; T=1024, m=3; as original batches, else as JPEG or PNG files"
+_RGB = "CIFAR10, one RGB pixel a step; T=1024, m=3; from its batches, or images"
 _PLANAR = "CIFAR10, 3 values of one colour plane a step; T=1024, m=3"
 _FOLDERS = "images in one folder a class, or a zip of them"
 _SERIES = "UCR/UEA time series, e.g. series:JapaneseVowels (needs aeon)"

@@ -9,8 +9,15 @@ as in Erichson et al. 2021 (Lipschitz RNN) and Kozachkov et al. 2022 (Sparse Com
 Two different tasks go by the name of sequential CIFAR10. scifar10 (= scifar10-rgb): one RGB pixel a
 step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three neighbouring values of
 one colour plane a step, as the code of Erichson et al. 2021.
+
+MNIST and CIFAR10 are read from their original files; else from copies of the images, a folder or zip
+with train/<class>/* and test/<class>/*, by the names of the classes; else torchvision downloads them.
+What was read is `Task.data`, e.g. "CIFAR-10 (JPEG)", and stands in the name of a task read from copies:
+their pixels and order, so the hold-out too, are not those of the papers.
 """
 
+import gzip
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.data import task as tasks
-from ctrnn_assembly.data.images import image_sets, with_splits
+from ctrnn_assembly.data.images import ImageFiles, copies_of
 from ctrnn_assembly.data.task import Options, PixelSequence, Split, Task
 from ctrnn_assembly.errors import ConfigError
 
@@ -45,25 +52,50 @@ def load_digits(name: str, options: Options) -> Task:
 def load_mnist(name: str, options: Options) -> Task:
     """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
 
-    `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published.
+    `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published. The four
+    idx files are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself.
     """
     kind, *rest = name.split("-")
-    raw, folder = "raw" in rest, options.folder / "MNIST" / "raw"
+    raw, root = "raw" in rest, options.folder
     seed = None
     if kind == "psmnist":
         seed = next((int(word) for word in rest if word != "raw"), PUBLISHED_PERMUTATION)
         name = f"psmnist-{seed}{'-raw' if raw else ''}"
-    advice = f"{', '.join(_IDX)} (plain or .gz) into {folder}"
+    home = root / "MNIST" / "raw"
+    files = next(filter(None, map(_idx_files, (home, home.parent, root))), None)
+    originals = f"{', '.join(_IDX)} (plain or .gz) into {home}"
 
-    @cache
     def read(part: str, train: Split | None) -> Split:
-        return _read("MNIST", part, options.folder, folder, advice)
+        if files is None:
+            return _read("MNIST", part, root, home, originals)
+        with tasks.reading("MNIST", originals, home):
+            images, labels = files[:2] if part == "train" else files[2:]
+            split = Split(_idx(images, 3)[:, None], _idx(labels, 1).long())
+        return tasks.checked("MNIST", split, 10)
 
     def sequence(train: Split) -> PixelSequence:
         order = None if seed is None else permutation(seed, train.x[0].numel())
         return PixelSequence(1.0 if raw else 255.0, order=order)
 
-    return tasks.make_task(name, options, "MNIST", DIGITS, read, sequence)
+    copies = None if files else copies_of(root, DIGITS)
+    stored, what, note = _stored(name, "MNIST", read, copies, (1, 28, 28), originals, options)
+    return tasks.make_task(name, options, what, DIGITS, stored, sequence, note=note)
+
+
+def _idx_files(folder: Path) -> list[Path] | None:
+    """The four idx files of MNIST in a folder, each plain or as .gz; None if one is not there."""
+    found = (next(filter(Path.exists, (folder / f, folder / f"{f}.gz")), None) for f in _IDX)
+    files = [file for file in found if file is not None]
+    return files if len(files) == len(_IDX) else None
+
+
+def _idx(file: Path, n_dims: int) -> Tensor:
+    """The bytes in an idx file as a tensor of `n_dims` dimensions."""
+    content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    if content[:4] != bytes((0, 0, 8, n_dims)):
+        raise ValueError(f"{file.name} is not an idx file of bytes with {n_dims} dimensions")
+    shape, start = np.frombuffer(content, ">i4", n_dims, offset=4), 4 + 4 * n_dims
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
 
 def permutation(seed: int, n_steps: int) -> Tensor:
@@ -78,44 +110,59 @@ def load_cifar10(name: str, options: Options) -> Task:
     """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
 
     Training batches are cropped (4 pixels at 32 a side) and mirrored unless `augment` is off;
-    val, unlike in the published code, is not augmented. Where the data folder has no original
-    batches but image files of the ten classes, these are read, and the task is called, e.g.,
-    scifar10-rgb-jpeg: its pixels, their order and so the hold-out are not those of the papers.
+    val, unlike in the published code, is not augmented.
     """
-    planar, note, folder = name.endswith("-planar"), "", options.folder
+    planar, folder = name.endswith("-planar"), options.folder
     name = "scifar10-planar" if planar else "scifar10-rgb"
-    copies = None
-    if not any((folder / file).exists() for file in _BATCHES):
-        sets = (with_splits(path, names) for path, names in image_sets(folder).items() if names)
-        copies = next((s for s in sets if s and "test" in s.parts and s.classes() == CIFAR10), None)
-    if copies:
-        kind = copies.parts["train"][0][0].rpartition(".")[2].lower().replace("jpg", "jpeg")
-        note = (
-            f"{name} is read from the {kind.upper()} files in {copies.path.name}: not the original "
-            f"pixels and order, so not comparable with papers. For those put {_BATCHES[0]} into "
-            "--data-dir."
-        )
-        name += f"-{kind}"
-    advice = (
-        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), or a "
-        f"folder or zip of JPEG or PNG copies, train/<class>/* and test/<class>/*, into {folder}"
+    originals = (
+        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), "
+        f"into {folder}"
     )
 
-    @cache
-    def read(part: str, train: Split | None) -> tasks.Stored:
-        if copies is None:
-            return _read("CIFAR10", part, folder, folder / _BATCHES[1], advice)
-        side = options.resize or 32
-        return replace(copies, part=part, resize=options.resize, shape=(3, side, side))
+    def read(part: str, train: Split | None) -> Split:
+        return _read("CIFAR10", part, folder, folder / _BATCHES[1], originals)
 
+    there = any((folder / file).exists() for file in _BATCHES)
+    copies = None if there else copies_of(folder, CIFAR10)
+    stored, what, note = _stored(name, "CIFAR-10", read, copies, (3, 32, 32), originals, options)
     sequence = PixelSequence(mean=MEAN, std=STD, planar=planar, augment=options.augment)
-    return tasks.make_task(name, options, "CIFAR10", CIFAR10, read, lambda train: sequence, note=note)
+    return tasks.make_task(name, options, what, CIFAR10, stored, lambda train: sequence, note=note)
+
+
+def _stored(
+    name: str,
+    what: str,
+    read: Callable[[str, Split | None], Split],
+    copies: ImageFiles | None,
+    shape: tuple[int, int, int],
+    originals: str,
+    options: Options,
+) -> tuple[Callable[[str, Split | None], tasks.Stored], str, str]:
+    """What `make_task` needs of a published set: what is stored, its name, and a note on copies.
+
+    Copies of the images, of one shape (C, H, W), are read where they are given; otherwise `read`
+    gives the originals, which it downloads if they are missing.
+    """
+    if copies is None:
+        return cache(read), what, ""
+    found, side = copies, options.resize or shape[1]
+    note = (
+        f"{name} is read from {found.kind} in {found.path.name}: not the original pixels and order, so "
+        f"not comparable with papers. For those put {originals.rpartition(' into ')[0]} into "
+        "--data-dir."
+    )
+
+    def stored(part: str, train: Split | None) -> ImageFiles:
+        return replace(found, part=part, resize=options.resize, shape=(shape[0], side, side))
+
+    return stored, f"{what} ({found.kind})", note
 
 
 def _read(name: str, part: str, root: Path, folder: Path, advice: str) -> Split:
     """Images (N, C, H, W) uint8 and labels of a set of torchvision's, whose files are in `folder`."""
     from torchvision import datasets  # slow to import; not every task needs it
 
+    advice = f"{advice}, or a folder or zip of images (train/<class>/*, test/<class>/*) into {root}"
     # Nothing is fetched where all files are right; .gz files are unpacked. CIFAR10's are pickles: asked
     # to `download`, torchvision compares the md5 of every one with its own table before it opens any, so
     # that only the official bytes are unpickled: keep that. It reads no sample of the test batch here.

@@ -25,8 +25,12 @@ from ctrnn_assembly.errors import DataError
 
 _AUGMENTED_SIDE = 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
-_SPLITS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
+_SPLITS = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
 _LARGEST = 2**28  # bytes of one unpacked file: a zip can claim a thousand times its own size
+_BROKEN = "is not a zip file, or is cut short"
 _LAYOUT = (
     "Wanted: a zip or folder with train/<class>/*.png|jpg|jpeg|bmp (and, if there are, test and "
     "val) or <class>/*, possibly below one top-level folder. Name it with --data-dir."
@@ -42,6 +46,7 @@ def load_images(name: str, options: Options) -> Task:
     """
     images = find_images(options.folder)
     path, classes = images.path, images.classes()
+    images.refuse_other_files()
     if len(classes) < 2:
         raise DataError(f"{path} must hold at least 2 classes to train on; got {classes}.")
     for part in images.parts:
@@ -66,7 +71,7 @@ def load_images(name: str, options: Options) -> Task:
         augmented = options.augment and C == 3 and H == W <= _AUGMENTED_SIDE
         return PixelSequence(mean=mean, std=std, augment=augmented)
 
-    return make_task(name, options, str(path), classes, stored, sequence, parts)
+    return make_task(name, options, path.name, classes, stored, sequence, parts)
 
 
 def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -99,6 +104,19 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.parts[self.part])
+
+    @property
+    def kind(self) -> str:
+        """JPEG if all files are; else images."""
+        names = (name.lower() for files in self.parts.values() for name, _ in files)
+        return "JPEG" if all(name.endswith((".jpg", ".jpeg")) for name in names) else "images"
+
+    def refuse_other_files(self) -> None:
+        """DataError for a file beside the images that is none."""
+        for name in (name for files in self.parts.values() for name, _ in files):
+            if not name.lower().endswith(_ENDINGS):
+                kinds = ", ".join(_ENDINGS)
+                raise DataError(f"{name} in {self.path} is not an image ({kinds}). Remove it.")
 
     def take(self, index: Tensor) -> Split:
         """The images at `index`; DataError names one that is unsound or unlike the others."""
@@ -150,7 +168,7 @@ def find_images(path: Path) -> ImageFiles:
     found = {where: names for where, names in sets.items() if names}
     if not found:
         broken = [str(file) for file, names in sets.items() if names is None]
-        because = f" ({', '.join(broken)} is not a zip file, or is cut short)" if broken else ""
+        because = f" ({', '.join(broken)} {_BROKEN})" if broken else ""
         raise DataError(f"No images in {path}{because}. {_LAYOUT}")
     if len(found) > 1:
         listed = ", ".join(map(str, found))
@@ -160,6 +178,34 @@ def find_images(path: Path) -> ImageFiles:
     if images is None:
         raise DataError(f"{where} fits no known layout, e.g. {min(names)}. {_LAYOUT}")
     return images
+
+
+def copies_of(path: Path, classes: tuple[str, ...]) -> ImageFiles | None:
+    """The images in a folder, a folder or zip in it, or a zip, whose train and test have these classes.
+
+    None if nothing there looks like them. Raises DataError if something does and is not whole: a zip
+    that cannot be read, some of the classes only, a file that is no image.
+    """
+    if not path.exists():
+        return None
+    below = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+    sets, wrong = {**image_sets(path), **{p: _names(p) for p in below if p.is_dir()}}, []
+    for where, names in sets.items():
+        images = with_splits(where, names) if names else None
+        if images is not None and set(images.classes()) <= set(classes):
+            parts = {"train": images.parts["train"] + images.parts.get("val", [])}
+            images = replace(images, parts=parts | {"test": images.parts.get("test", [])})
+            if all(set(images.classes(part)) == set(classes) for part in images.parts):
+                images.refuse_other_files()
+                return images
+            got = (f"{', '.join(images.classes(p)) or 'none'} in {p}" for p in images.parts)
+            must = f"must hold the classes {', '.join(classes)} in train and in test"
+            wrong.append(f"{where} {must}; got {', '.join(got)}. Add the others.")
+        elif names is None:
+            wrong.append(f"{where} {_BROKEN}. Fetch it again, or remove it.")
+    if wrong:
+        raise DataError(wrong[0])
+    return None
 
 
 def image_sets(path: Path) -> dict[Path, list[str] | None]:
@@ -184,7 +230,7 @@ def with_splits(path: Path, names: list[str]) -> ImageFiles | None:
 
 
 def _names(path: Path) -> list[str] | None:
-    """The images in a zip, or 1 to 3 folders below a folder: a big home folder stays cheap."""
+    """Files beside images, these included, in a zip, or 1 to 3 folders below a folder: stays cheap."""
     if path.is_dir():  # glob leaves hidden names out
         names = [name for depth in (1, 2, 3) for name in glob("*/" * depth + "*.*", root_dir=path)]
     else:
@@ -193,6 +239,8 @@ def _names(path: Path) -> list[str] | None:
                 names = stored.namelist()
         except (zipfile.BadZipFile, OSError):
             return None
-    # Names that start with a dot, and __MACOSX, are what macOS adds to folders and zips.
-    foreign = re.compile(r"(^|/)(\.|__MACOSX/)")
-    return [name for name in names if name.lower().endswith(_ENDINGS) and not foreign.search(name)]
+    # What macOS (names that start with a dot, __MACOSX) and Windows add to folders and zips.
+    foreign = re.compile(r"(^|/)(\.|__MACOSX/|Thumbs\.db$|desktop\.ini$)|/$")
+    files = [name for name in names if not foreign.search(name)]
+    homes = {name.rpartition("/")[0] for name in files if name.lower().endswith(_ENDINGS)}
+    return [name for name in files if name.rpartition("/")[0] in homes]

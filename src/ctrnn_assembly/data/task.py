@@ -69,7 +69,9 @@ class Task:
         n_input, n_steps: features m of a step, and steps T of the longest training sequence.
         classes: names, in the order of the indices in `Split.y`.
         load_test: reads the test split; nothing of it is decoded before.
-        note: a sentence on data that are not what the task's name promises; empty otherwise.
+        data: what was read, e.g. 'MNIST' or 'CIFAR-10 (JPEG)'.
+        note: a sentence on data that are not what the task's name promises; empty otherwise. The name
+            then says what was read.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Task:
     val: Split
     load_test: Callable[[], Split]
     sequence: Sequence
+    data: str = ""
     note: str = ""
 
 
@@ -137,7 +140,7 @@ def make_task(
     """Read train and val, and test when asked: limited, checked (DataError) and resized.
 
     Args:
-        what: the data set, for errors.
+        what: the data set, as `Task.data` has it.
         stored: gives what is stored as "train"; and, for that split as read, as "val" and "test".
         sequence: gives the task's map for the train split.
         parts: indices into what is stored as "train", by the split that is dealt from it; by default
@@ -159,7 +162,8 @@ def make_task(
     train = read("train", options.limit_train, None)
     T, m = (train.x[0, 0].numel(), train.x.shape[1]) if train.x.ndim == 4 else train.x.shape[1:]
     val, test = read("val", options.limit_train, train), partial(read, "test", options.limit_test, train)
-    return Task(name, m, len(classes), T, classes, train, val, test, sequence(train), note)
+    name = f"{name}, {what}" if note else name
+    return Task(name, m, len(classes), T, classes, train, val, test, sequence(train), what, note)
 
 
 def published_hold_out(n: int) -> dict[str, Tensor]:

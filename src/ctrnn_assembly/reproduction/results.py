@@ -72,6 +72,7 @@ def compare(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict
         done = [result for result in found if "stopped" not in result]
         line = {
             "row": row.name,
+            "task": sorted({result["task"] for result in found}),
             "published": [one.model_dump() for one in row.published],
             "n": len(done),
             "stopped": len(found) - len(done),
@@ -113,6 +114,7 @@ def cells(line: dict[str, Any]) -> dict[str, str]:
     n = f"{line['n']}{stopped}" if line["n"] or stopped else "-"
     return {
         "row": line["row"],
+        "task": "; ".join(line["task"]) or "-",
         "published": "; ".join(noted) or "-",
         "ours": ours(line["test_accuracy"]) if n != "-" else "not yet run",
         "n": n,

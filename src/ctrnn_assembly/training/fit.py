@@ -106,6 +106,7 @@ class Training:
     def save(self, path: Path) -> None:
         """A checkpoint as `read_weights` reads it."""
         state = {
+            "data": self.task.data,
             "rows": self.rows,
             "model": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -310,6 +311,7 @@ def finish(training: Training) -> dict[str, Any]:
     rows = training.rows
     return {
         "task": task.name,
+        "data": task.data,
         "note": task.note,
         "model": config.model,
         "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
@@ -376,6 +378,10 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     for file in (last.with_name("best.ckpt"), last):
         saved = run.read_weights(file)
         saved.load(training.net)
+    if (before := saved.progress["data"]) != training.task.data:
+        raise ConfigError(
+            f"{out} was trained on {before}; got {training.task.data}. Name that data with --data-dir."
+        )
     return saved
 
 

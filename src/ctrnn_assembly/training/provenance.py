@@ -4,6 +4,7 @@
 
     date, command, commit, modified, hardware, threads, versions, seed   as `provenance` says
     task, model         canonical name of the task, name of the model
+    data                what was read, e.g. CIFAR-10 (JPEG)
     note                on data that are not what the task's name promises; empty otherwise
     parameters          number of trained parameters
     epochs, seconds     epochs that were trained, and their duration

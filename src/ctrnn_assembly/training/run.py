@@ -56,7 +56,8 @@ class Weights:
     """Weights, and where they are from: a "checkpoint" is of a run that is not finished.
 
     `sha256` is of the very bytes that `state`, a state dict, was read from: initial weights have
-    neither. `progress` is what a checkpoint holds besides: rows of metrics.csv, optimizer and scaler.
+    neither. `progress` is what a checkpoint holds besides: what data were read, rows of metrics.csv,
+    optimizer and scaler.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
@@ -121,7 +122,7 @@ def read_weights(file: Path) -> Weights:
             kept = file.stem.startswith("epoch-")
             return Weights("epoch" if kept else "trained", file, digest, safetensors.torch.load(content))
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        progress = {key: stored[key] for key in ("rows", "optimizer", "scaler")}
+        progress = {key: stored[key] for key in ("data", "rows", "optimizer", "scaler")}
         [tensor.shape for tensor in stored["model"].values()]
         [row["val_accuracy"] - row["val_loss"] for row in progress["rows"]]
         return Weights("checkpoint", file, digest, stored["model"], progress)
@@ -270,9 +271,14 @@ class Run:
             return self.build(data=False).core.certificate(search=search)
 
     @property
+    def task_name(self) -> str:
+        """Of the task if it is loaded, or as it was trained on; else what the configuration asks for."""
+        return self.task.name if "task" in vars(self) else (self.summary or vars(self.config))["task"]
+
+    @property
     def task_as_used(self) -> str:
-        """The task, by its canonical name if it is known, and what was done to it."""
-        config, name = self.config, (self.summary or {}).get("task", self.config.task)
+        """The task by its `task_name`, and what was done to it."""
+        config, name = self.config, self.task_name
         done = {
             f"resized to {config.resize} x {config.resize}": config.resize,
             f"train cut to {config.limit_train}": config.limit_train,
@@ -294,7 +300,7 @@ class Run:
             "model": self.config.model,
             "units": self.config.modules * self.config.units,
             "weights": self.weights.as_dict(),
-            "task": self.task.name if "task" in vars(self) else self.config.task,
+            "task": self.task_name,
             "solver": self.config.solver,
             "dt": self.config.dt,
             "substeps": self.config.substeps,
