@@ -75,7 +75,7 @@ def made(row: str, seed: int, **changes: Any) -> dict[str, Any]:
     proof = {"certified": True, "rate": 0.25, "discrete": {"certified": False}, "reasons": []}
     return {
         "experiment": "tiny", "row": row, "fast": False, "seed": seed, "commit": "0" * 40,
-        "hardware": "2 cores of a test", "threads": 1, "task": "digits", "parameters": 1234, "seconds": 10.0,
+        "task": "digits", "hardware": "a test", "threads": 1, "parameters": 1234, "seconds": 10.0,
         "val_accuracy": 0.5, "test_accuracy": 0.5, "best_epoch_accuracy": 0.6,
         "final_epoch_accuracy": 0.4,
         "certificate_initial": proof, "certificate": proof,

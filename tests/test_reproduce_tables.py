@@ -37,7 +37,7 @@ def store(results: Path, name: str, row: str, seed: int, accuracy: float, **more
     proof = {"certified": True, "rate": 0.25, "discrete": {"certified": False}, "reasons": []}
     result = {
         "experiment": name, "row": row, "fast": False, "seed": seed, "commit": "0123456789abcdef",
-        "hardware": "2 cores of a test", "threads": 1, "task": "digits", "parameters": 1234, "seconds": 100.0,
+        "task": "digits", "hardware": "a test", "threads": 1, "parameters": 1234, "seconds": 100.0,
         "val_accuracy": accuracy, "measures": experiment.measures(),
         "test_accuracy": accuracy, "best_epoch_accuracy": accuracy, "final_epoch_accuracy": accuracy,
         "certificate_initial": proof, "certificate": proof,
@@ -60,7 +60,7 @@ def test_rows_that_were_run_show_ours_and_the_others_say_so(tables: ModuleType, 
         "| lstm | - | 96.55 (best, n=3), with a readout that was never trained | not yet run |" in made
     )
     assert f"3 of {len(load_experiment('japanese-vowels').jobs())} runs" in made
-    assert "| svd-combo | - | 95.00 | 1 |" in made
+    assert "| svd-combo | digits | - | 95.00 | 1 |" in made
 
 
 def test_solvers_and_exponents_get_tables_of_their_own(tables: ModuleType, tmp_path: Path) -> None:
