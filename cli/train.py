@@ -13,9 +13,26 @@ import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training.config import make_config, read_yaml, recipe, recipes
-from ctrnn_cli.shared import PATH, Command, config_options, emit, facts, json_option
+from ctrnn_cli.shared import (
+    PATH,
+    Column,
+    Command,
+    config_options,
+    emit,
+    facts,
+    json_option,
+    plot_option,
+    table,
+)
 
 KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
+SWAPS = (
+    Column("solver", "solver"),
+    Column("step", "step", ".6g", missing="its own"),
+    Column("test_accuracy", "test accuracy", ".4f"),
+    Column("largest_state", "largest state", ".4g"),
+    Column("verdict", "its step"),
+)
 GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",
     "shared": "one gate of the input for all units: certified at the rate lo lam",
@@ -93,26 +110,71 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, **given: An
         click.echo(averages.table(row_limit=len(STAGES) + 10, header=title), err=as_json)
 
 
+def solvers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[dict[str, Any]]:
+    """The callback of a list such as euler,euler:8,dopri5: settings by solver."""
+    found: list[dict[str, Any]] = []
+    for name, colon, count in (one.strip().partition(":") for one in (value or "").split(",") if one):
+        if colon and not (count.isdigit() and int(count)):
+            raise click.BadParameter(f"{name}:{count} must be SOLVER or SOLVER:SUBSTEPS, as in euler:8")
+        found.append({"solver": name, "substeps": int(count) if colon else None})
+    return found
+
+
 @click.command("evaluate", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--data-dir", help="where the data are, if they have moved")
 @click.option("--solver", help="evaluate with another solver")
-@click.option("--dt", type=float, help="evaluate with another time between samples")
+@click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
+@click.option("--dt", type=float, help="with another time between samples: that changes the physics")
+@click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @json_option
-def evaluate_command(folder: Path, as_json: bool, **changes: Any) -> None:
-    """Load the weights of a run folder and read the test set."""
+@plot_option
+def evaluate_command(
+    folder: Path, data_dir: str | None, swap: list[dict[str, Any]], as_json: bool, plot: Any, **one: Any
+) -> None:
+    """Load the weights of a run folder and read the test set.
+
+    With another solver, substeps or dt, those of training are shown beside it. --swap makes a table of
+    solvers, euler:8 being Euler with 8 substeps, and with --plot a picture. States that explode are
+    warned of: the accuracy of such states means nothing.
+    """
     from ctrnn_assembly.certificates.wording import short_rows
-    from ctrnn_assembly.training.batches import accuracy
     from ctrnn_assembly.training.run import Run, read_config
+    from ctrnn_assembly.training.swap import measured, swapped
 
     read_config(folder)  # a run folder, not the name of a recipe
-    run = Run.open(folder, **changes)
+    if swap and (one["solver"] or one["substeps"]):
+        raise ConfigError("--swap has its own solvers and substeps, such as euler:8; drop the others.")
+    others = [{**one, **another} for another in swap] or [one] * any(map(bool, one.values()))
+    run, *rest = [Run.open(folder, data_dir=data_dir, **changes) for changes in ({}, *others)]
     task = run.task  # refused before its weights are
-    measured = accuracy(run.model, task, task.load_test())
-    certificate = run.certificate.as_dict()
-    said = (f"{key}: {value}" for key, value in short_rows(certificate))
-    result = {**run.about(), "test_accuracy": measured, "certificate": certificate}
-    emit(result, f"{run.title}: test accuracy {measured:.4f}", *said, as_json=as_json)
+    for other in rest:
+        other.task = task
+    found = [measured(run), *map(swapped if swap else measured, rest)]
+    if one["dt"]:
+        own, said = run.config.dt, "--dt changes the physics, --substeps refines the step alone"
+        click.echo(f"note: {said}: a sample lasts {one['dt']:g} instead of {own:g}.", err=True)
+    for said in filter(None, (swap.warning(found[0]) for swap in found)):
+        click.echo(f"warning: {said}", err=True)
+
+    def figure() -> Any:
+        from ctrnn_assembly.figures.curves import swap_figure
+
+        return swap_figure(found, title=run.title)
+
+    shown, top = (run, found[0]) if swap or not rest else (rest[0], found[1])
+    rows, certificate = [each.row() for each in found], shown.certificate.as_dict()
+    rows[0]["solver"] += " (trained)"
+    proven = [f"{key}: {value}" for key, value in short_rows(certificate)]
+    measures = {"test_accuracy": top.accuracy, "largest_state": top.largest_state}
+    emit(
+        {**shown.about(), **measures, "certificate": certificate, "rows": rows},
+        f"{shown.title}: test accuracy {top.accuracy:.4f}, largest state {top.largest_state:.4g}",
+        *([table(rows, SWAPS, title="the same weights, swapped solvers")] if rest else proven),
+        figure=figure,
+        as_json=as_json,
+        plot=plot,
+    )
 
 
 @click.command("list")

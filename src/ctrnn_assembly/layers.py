@@ -263,7 +263,10 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, input: Any, h_0: Any = None, **given: Any) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m), or whatever else `Recurrent.forward` takes."""
-        x = self.core.last(input, h_0, **given)
+        return self.read(self.core.last(input, h_0, **given))
+
+    def read(self, x: Tensor) -> Tensor:
+        """Logits of last states x, (batch, n)."""
         return self.readout(self.core.firing_rates(x) if self.readout_input == "rate" else x)
 
 

@@ -48,10 +48,15 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("for", declared(certificate["declared"])))
     step = certificate["discrete"]
     if step is not None:
-        q, count = step["contraction_factor"], step["substeps"]
-        words = f"contracting, {factor_words(q, count)}" if step["certified"] else step["reason"]
-        rows.append((f"{step['solver']} step, dt {step['dt']}", words))
+        rows.append((f"{step['solver']} step, dt {step['dt']}", step_words(step)))
     return rows
+
+
+def step_words(step: dict[str, Any]) -> str:
+    """What is proven of a step, as plain values, or why nothing is."""
+    if not step["certified"]:
+        return str(step["reason"])
+    return f"contracting, {factor_words(step['contraction_factor'], step['substeps'])}"
 
 
 def weights_rows(weights: dict[str, Any]) -> list[tuple[str, str]]:

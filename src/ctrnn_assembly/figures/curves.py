@@ -1,5 +1,6 @@
 """Runs over their epochs: accuracy and loss, and how much of the certificate is left."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.reproduction.experiments import PublishedAccuracy
 from ctrnn_assembly.training.run import Run
+from ctrnn_assembly.training.swap import Swap
 
 DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
@@ -80,6 +82,30 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
     for face, label in ((style.GREY, "certified"), ("white", "not certified")):
         panels[0].plot([], [], "o", color=style.GREY, markerfacecolor=face, markersize=4, label=label)
     style.legend_below(figure, [panels[0]], 4)
+    return figure
+
+
+@style.printed
+def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
+    """Left: accuracy under each solver, the one of training first. Right: how large the states grow."""
+    figure = style.new_figure(1.7 + 0.22 * len(found), f"{title}: the same weights under other solvers")
+    left, right = figure.subplots(1, 2)
+    for k, one in enumerate(found):
+        look, accuracy = style.line_style(k), math.nan if one.accuracy is None else 100 * one.accuracy
+        proven = one.step is not None and one.step.certified
+        left.plot(accuracy, k, **look, markerfacecolor=look["color"] if proven else "white")
+        times = one.dt * np.arange(1, len(one.largest) + 1)
+        right.plot(times, one.largest.numpy(), color=look["color"], linewidth=1.3)
+    left.axvline(100 * (found[0].accuracy or 0), color=style.GREY, linewidth=0.8, linestyle=DASHED)
+    left.set_yticks(
+        range(len(found)), [f"{one.name}{' (trained)' * (one is found[0])}" for one in found]
+    )
+    left.set(xlabel="test accuracy (%)", xlim=(0, 102), ylim=(len(found) - 0.5, -0.5))
+    right.set(xlabel="time (unit of tau)", ylabel="largest |x|, in the same colours")
+    style.log_axis(right)
+    for face, label in ((style.GREY, "its step is certified"), ("white", "its step is not certified")):
+        left.plot([], [], "o", color=style.GREY, markerfacecolor=face, label=label)
+    style.legend_below(figure, [left], 2)
     return figure
 
 
