@@ -28,6 +28,22 @@ class Contracting(nn.Module, ABC):
     A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64. `margin`, in
     [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau. What is refused is a
     `ContractionError`.
+
+    Example, a set of your own, with ||W|| < 1 / g and M = I:
+        >>> class Bounded(Contracting):
+        ...     theorem = "||W||_F < 1 / g"
+        ...     def weight(self, E):
+        ...         return self.radius / self.phi.g * E / (1 + E.norm())
+        ...     def raw(self, W):
+        ...         V = self.phi.g / self.radius * W
+        ...         if V.norm() >= 1:
+        ...             raise self.outside(self.theorem, float(V.norm()), "Scale W down.")
+        ...         return V / (1 - V.norm())
+        ...     def sample(self, n, generator=None):
+        ...         return self(torch.randn(n, n, generator=generator))
+        >>> from ctrnn_assembly import Subnetwork, certify
+        >>> certify(Subnetwork(Bounded("relu"), 8)).certified
+        True
     """
 
     theorem: ClassVar[str]
@@ -65,7 +81,7 @@ class Contracting(nn.Module, ABC):
         """The weight W, (n, n), in the set for every finite value of the raw tensors."""
 
     @abstractmethod
-    def raw(self, W: Tensor) -> tuple[Tensor, ...]:
+    def raw(self, W: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Raw tensors with weight(*raw) = W; an error if W is not in the set or no metric is found."""
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
@@ -83,7 +99,15 @@ class Contracting(nn.Module, ABC):
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
         """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
         check_square(W)
-        found = self.raw(*working_precision(W.detach()))
+        (V,) = working_precision(W.detach())
+        found = self.raw(V)
+        found = (found,) if isinstance(found, Tensor) else found
+        off = float((self.weight(*found) - V).abs().max())
+        if not off <= 1e-4 * (1 + float(V.abs().max())):
+            raise ContractionError(
+                f"weight(raw(W)) must be W; got a difference of {off:.3g}. Refuse a W outside the set in "
+                f"{type(self).__name__}.raw, or leave weight= out."
+            )
         # A product or a solve may be stored by columns, which LBFGS, pruning and safetensors refuse.
         return tuple(raw.to(W.dtype).contiguous() for raw in found)
 
@@ -98,6 +122,8 @@ class Contracting(nn.Module, ABC):
 def raw_tensors(module: nn.Module) -> tuple[Tensor, ...]:
     """The raw tensors behind a parametrised weight."""
     held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"])
+    if held.is_tensor:  # of a right_inverse that returns one tensor
+        return (cast(Tensor, held.original),)
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
 
 
