@@ -1,4 +1,4 @@
-"""A set of weights of the user's own: ten lines, by torch's convention too, and mistakes are told early."""
+"""A set of weights of the user's own: ten lines, by torch's convention too; mistakes are told early."""
 
 import pytest
 import torch

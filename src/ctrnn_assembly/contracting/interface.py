@@ -105,7 +105,7 @@ class Contracting(nn.Module, ABC):
         off = float((self.weight(*found) - V).abs().max())
         if not off <= 1e-4 * (1 + float(V.abs().max())):
             raise ContractionError(
-                f"weight(raw(W)) must be W; got a difference of {off:.3g}. Refuse a W outside the set in "
+                f"weight(raw(W)) must be W; got a difference of {off:.3g}. Refuse others in "
                 f"{type(self).__name__}.raw, or leave weight= out."
             )
         # A product or a solve may be stored by columns, which LBFGS, pruning and safetensors refuse.
