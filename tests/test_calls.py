@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.testing import assert_close
 
 from ctrnn_assembly.baselines import LSTM
+from ctrnn_assembly.diagnostics.gradients import gsc_over_time
+from ctrnn_assembly.diagnostics.spectrum import spectrum_along
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import build_model
@@ -220,6 +222,15 @@ def test_an_initial_state_is_trained(name: str) -> None:
     assert net.x_0.grad.abs().sum() > 0
     # Contraction is of any two states, wherever the first one comes from.
     assert net.certificate() == plain.certificate()
+
+
+@pytest.mark.parametrize("name", ["euler", "state", "lstm"])
+def test_diagnostics_start_where_the_net_does(name: str) -> None:
+    net, u = trained(built(name)), normal(1, 6, M)
+    x_0 = net.x_0.detach()
+    assert torch.equal(spectrum_along(net, u[0], at=[0]).x[0], x_0)
+    mine, given = gsc_over_time(net, u), gsc_over_time(net, u, x_0[None])
+    assert torch.equal(mine.value, given.value)
 
 
 def test_initial_states_are_settings() -> None:

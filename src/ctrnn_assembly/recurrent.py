@@ -84,7 +84,7 @@ class Recurrent(nn.Module, ABC):
                 `initial_state`, so that a sequence may hold several episodes.
         """
         given = self._read(input, lengths, dt, reset)
-        output, x = self._from(h_0, given, "all")
+        output, x = given.over_episodes(self._run, *self._starts(h_0, given), "all")
         if given.packed is not None:
             return given.pack(output), x[None]
         if not given.batched:
@@ -102,8 +102,8 @@ class Recurrent(nn.Module, ABC):
     ) -> Tensor:
         """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
         given = self._read(input, lengths, dt, reset)
-        x = self._from(h_0, given, "last")[1][:, : self.hidden_size]
-        return x if given.batched else x[0]
+        _, x = given.over_episodes(self._run, *self._starts(h_0, given), "last")
+        return x[:, : self.hidden_size] if given.batched else x[0, : self.hidden_size]
 
     def initial(self, batch: int) -> Tensor:
         """The states that sequences start from without an h_0, (batch, state_size)."""
@@ -158,17 +158,16 @@ class Recurrent(nn.Module, ABC):
             u = rearrange(u, "time batch m -> batch time m")
         return Sequences.read(u.to(like.dtype), lengths, dt, reset, packed)
 
-    def _from(self, h_0: Given, given: Sequences, save: Save) -> tuple[Tensor, Tensor]:
-        """Outputs (batch, time, n), unless save="last", and the last states, (batch, state_size)."""
-        batch = len(given.u)
-        x = self.initial(batch)
-        if h_0 is not None:
-            shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
-            start = as_tensor("h_0", h_0, x)
-            start = start if start is h_0 else start.to(x.dtype)
-            self._check_state("h_0", start, shape)
-            x = start.view_as(x)
-        return given.over_episodes(self._run, x, self.initial(1), save)
+    def _starts(self, h_0: Given, given: Sequences) -> tuple[Tensor, Tensor]:
+        """Where the sequences start, (batch, state_size), and where an episode does, (1, state_size)."""
+        batch, fresh = len(given.u), self.initial(1)
+        if h_0 is None:
+            return self.initial(batch), fresh
+        x = as_tensor("h_0", h_0, fresh)
+        x = x if x is h_0 else x.to(fresh.dtype)
+        shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
+        self._check_state("h_0", x, shape)
+        return x.reshape(batch, self.state_size), fresh
 
     def _check_state(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         if x.shape != shape:

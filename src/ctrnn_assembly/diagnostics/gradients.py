@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare, vjp
+from ctrnn_assembly.diagnostics.linearise import behaviour, linearise_along, prepare, vjp
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
@@ -122,7 +122,7 @@ def gsc_over_time(
     """GSC(t, T) of a recurrent net: the state after its step T by that after step t.
 
     Args:
-        u: samples, (batch, T, m). x0: (batch, n); by default 0, where GSC(0, T) is NaN.
+        u: samples, (batch, T, m). x0: (batch, n); by default where it starts; GSC(0, T) is NaN at 0.
         every: GSC at t = 0, every, 2 every, ..., T; all else as in `gsc`.
     """
     if every < 1:
@@ -172,8 +172,8 @@ def effective_depth_over_time(
     tol: float = 1e-6,
 ) -> EffectiveDepth:
     """Back through the steps of one sequence u (time, m), S = I and R = step - I; g and x0 are (n,)."""
-    x0 = g.new_zeros(len(g)) if x0 is None else x0
-    known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)")
+    net = behaviour(net, size=len(g))
+    known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
     assert samples is not None
 
     steps = linearise_along(known.step_map(dt, solver), samples[:, None], x)

@@ -142,6 +142,7 @@ class Behaviour:
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
         substeps: equal parts of dt, each a step of the scheme.
         terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
+        x_0: the state that it starts in, (n,), or None: zero.
     """
 
     size: int
@@ -154,6 +155,7 @@ class Behaviour:
     terms: Terms | None = None
     metric: Metric | None = None
     substeps: int = 1
+    x_0: Tensor | None = None
 
     @property
     def tau(self) -> Tensor:
@@ -249,13 +251,16 @@ def prepare(
     """The net's behaviour, the inputs and the states (batch, n), in float64 on the CPU, checked.
 
     u must have the dimensions `inputs`, x the name and dimensions `states`; a u of (1, m) serves all
-    states. Without x there are `count`, by default one a sequence of u, from N(0, spread^2).
+    states. Without x there are `count`, by default one a sequence of u, from N(0, spread^2), or the net's
+    own initial state where there is no spread.
     """
     known = behaviour(net, size=None if x is None else x.shape[-1])
     u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")
     if x is None:
         x = torch.zeros(count or (1 if u is None else len(u)), known.size, dtype=torch.float64)
-        return known, u, x.normal_(0, spread, generator=generator) if spread else x
+        if spread:
+            return known, u, x.normal_(0, spread, generator=generator)
+        return known, u, x if known.x_0 is None else known.x_0.repeat(len(x), 1)
     x = _checked_tensor(x, states, known.size, "state")
     x = x[None] if x.ndim == 1 else x
     if u is not None and inputs == "(batch, m)":
@@ -387,17 +392,18 @@ def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     """Of a field, its weights cast up from their own precision, or of a layer without terms."""
     metric, solver = _answer(net, "metric"), getattr(net, "solver", None)
     dt = getattr(net, "dt", getattr(net, "eps", None))  # eps: the step of a baseline's flow
-    substeps = getattr(net, "substeps", 1)
+    substeps, x_0 = getattr(net, "substeps", 1), getattr(net, "x_0", None)
+    x_0 = None if x_0 is None else x_0.detach().double().cpu()
     if terms is None:
         n, flow = net.state_size, None if _answer(net, "flow", None) is None else net.flow
         sizes = (n,) if metric is None else tuple(metric.sizes)
-        own: Any = (dt, solver, sizes, None, metric, substeps)
+        own: Any = (dt, solver, sizes, None, metric, substeps, x_0)
         return Behaviour(n, net.step, flow, net.input_size, *own)
     terms = terms.detach_cpu().double()
     _check_weights(terms.tensors())
     step = None if solver in (None, *SCHEMES) else _copied(net).step
     m = terms.n if terms.W_in is None else terms.W_in.shape[1]
-    own = (dt, solver, terms.sizes, terms, metric, substeps)
+    own = (dt, solver, terms.sizes, terms, metric, substeps, x_0)
     return Behaviour(terms.n, step, lambda u: lambda x: terms(x, u), m, *own)
 
 

@@ -123,7 +123,7 @@ def spectrum_along(
     """Spectra along one trajectory, after chosen numbers of steps.
 
     Args:
-        u: samples of one sequence, held over dt each, (time, m). x0: initial state, (n,).
+        u: samples of one sequence, held over dt each, (time, m). x0: instead of its initial state, (n,).
         at: numbers of steps: the state after k meets sample k, after all of them the last once more.
         solver: for a flow any of `ctrnn_assembly.schemes.SOLVERS`; only grid solvers have a step to see.
     """
