@@ -18,6 +18,7 @@ from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.recurrent import Recurrent
+from ctrnn_assembly.training.config import make_config
 from test_layer_interface import BASELINES, LAYERS, M, N, built, ctrnn, normal
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -240,6 +241,8 @@ def test_initial_states_are_settings() -> None:
     for name in ("svd-combo", "lstm", "lipschitz", "adadiag-gated"):
         model = build_model(name, M, 3, modules=2, units=3, initial_state="trained")
         assert "core.x_0" in model.state_dict()
+        config = make_config({"model": name, "initial_state": "trained"})
+        assert build_model(config, M, 3).core.x_0 is not None
         other = build_model({"model": name, "modules": 2, "units": 3}, M, 3)
         assert "core.x_0" not in other.state_dict()
     with pytest.raises(ConfigError, match="initial_state must be one of zero, trained; got 'train'"):
