@@ -41,6 +41,7 @@ class Recurrent(nn.Module, ABC):
 
     certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
     firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
+    x_0: nn.Parameter | None  # the trained initial state, (state_size,)
     state_parts = 1  # of n units each; those of an LSTM are h and c
 
     def __init__(
