@@ -276,16 +276,16 @@ def test_hierarchy_scales_of_two_modules() -> None:
 
 
 def test_no_guarantee_when_a_part_has_none() -> None:
-    sound = Subnetwork(SingularValueBounded("tanh"), 2)
+    sound, other = (Subnetwork(SingularValueBounded("tanh"), 2) for _ in range(2))
     for rule in (Unconstrained("tanh"), PublishedSparse(density=0.5, magnitude=0.1)):
         control = Subnetwork(rule, 2)
         for kind in ("feedback", "hierarchy", "free"):
             net = couple([sound, control], "all", kind=kind)
             assert net.rate is None
-            assert couple([net, sound], "all").rate is None
+            assert couple([net, other], "all").rate is None
             net.metric()
-    assert couple([sound, sound], "all", kind="free").rate is None
-    assert couple([sound, sound], "none").rate == sound.rate
+    assert couple([sound, other], "all", kind="free").rate is None
+    assert couple([sound, other], "none").rate == sound.rate
 
 
 def test_parameter_counts() -> None:

@@ -4,9 +4,10 @@ An `Assembly` has what a `Subnetwork` has, so it can be coupled into a bigger on
 is cached: weights, metrics and couplings are read from the raw parameters once per solve.
 """
 
+import warnings
 from collections.abc import Sequence
-from itertools import accumulate, pairwise, product
-from typing import Literal, Unpack
+from itertools import accumulate, chain, pairwise, product
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,15 @@ class Assembly(Field):
             raise ShapeError(f"the coupling is for sizes {coupling.sizes}; got modules {sizes}.")
         self.parts = nn.ModuleList(modules)  # type: ignore[assignment]
         self.coupling = coupling
+        leaves = self.leaves()
+        if len(own := {*leaves}) < len(leaves):
+            warnings.warn(
+                f"{len(leaves) - len(own)} of {len(leaves)} subnetworks repeat another: their weights "
+                "are tied and saved once. Untied they are [Subnetwork(...) for _ in range(p)].",
+                stacklevel=3,
+            )
+        self.register_state_dict_post_hook(_saved_once)
+        self.register_load_state_dict_pre_hook(_filled_in)
 
     def leaves(self) -> list[Subnetwork]:
         """All subnetworks, at any depth, in the order of the state."""
@@ -61,18 +71,17 @@ class Assembly(Field):
         """The time constants of all units, (n,)."""
         return torch.cat([part.tau for part in self.parts])
 
-    @property
-    def rate(self) -> float | None:
-        """As `Subnetwork.rate`."""
+    def slowest(self) -> Tensor | None:
+        """As that of a `Subnetwork`."""
         share, rates = 1.0 if self.coupling is None else self.coupling.share, self._rates()
-        return None if rates is None or share is None else share * min(rates)
+        return None if rates is None or share is None else share * rates.min()
 
     def metric(self) -> Metric:
         """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
         metrics, rates = [part.metric() for part in self.parts], self._rates()
         if isinstance(self.coupling, Hierarchy) and rates is not None:
             gains = self.coupling.gains(metrics, [part.tau for part in self.parts])
-            roots = hierarchy_scales(gains, torch.tensor(rates).to(gains)).sqrt()
+            roots = hierarchy_scales(gains, rates.to(gains)).sqrt()
             metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
         return Metric.join(metrics)
 
@@ -103,10 +112,10 @@ class Assembly(Field):
             diagonal=all(t.diagonal for t in inner),
         )
 
-    def _rates(self) -> list[float] | None:
-        """The rates of the parts; None if one has none."""
-        rates = [part.rate for part in self.parts if part.rate is not None]
-        return rates if len(rates) == len(self.parts) else None
+    def _rates(self) -> Tensor | None:
+        """The rates of the parts, (p,); None if one has none."""
+        rates = [rate for part in self.parts if (rate := part.slowest()) is not None]
+        return torch.stack(rates) if len(rates) == len(self.parts) else None
 
     def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
         """The coupled pairs in numbers of leaf blocks."""
@@ -116,6 +125,25 @@ class Assembly(Field):
         for a, b in [] if self.coupling is None else self.coupling.pairs:
             pairs |= set(product(leaves[a], leaves[b]))
         return tuple(sorted(pairs))
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Of each tensor that stands at several places: its later names, and its first one."""
+    options = {"remove_duplicate": False}
+    every = chain(module.named_parameters(**options), module.named_buffers(**options))
+    first: dict[int, str] = {}
+    return {name: first[id(t)] for name, t in every if first.setdefault(id(t), name) != name}
+
+
+def _saved_once(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in _tied(module):
+        state.pop(prefix + name, None)
+
+
+def _filled_in(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, first in _tied(module).items():
+        if prefix + first in state:
+            state.setdefault(prefix + name, state[prefix + first])
 
 
 def couple(

@@ -68,9 +68,10 @@ class BlockMatrix(nn.Module):
         for i, j in blocks:
             index.append((units[i][:, None] * self.n + units[j]).flatten())
             scale = init_scale if init == "orthogonal" else init_scale / sizes[j] ** 0.5
-            block = INITS[init](torch.empty(sizes[i], sizes[j]), generator=generator)
+            dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # halves have no QR
+            block = INITS[init](torch.empty(sizes[i], sizes[j], dtype=dtype), generator=generator)
             parts.append(scale * block.flatten())
-        self.values = nn.Parameter(torch.cat(parts))
+        self.values = nn.Parameter(torch.cat(parts).to(torch.get_default_dtype()))
         self.blocks = nn.Buffer(torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
         self.index = nn.Buffer(torch.cat(index), persistent=False)
         self.register_load_state_dict_pre_hook(_same_blocks)

@@ -92,10 +92,12 @@ class CTRNN(Recurrent):
         normal_(self.encoder, field.size**-0.5, generator)
         self.gates: Gates | None = None
         if gate is not None:
-            if not bool((field.tau == 1).all()):
+            trained = any(leaf.train_tau for leaf in field.leaves())
+            if trained or not bool((field.tau == 1).all()):
                 raise ConfigError(
                     "a gated field must have tau = 1, as its time constants are 1 / nu; got "
-                    f"{field.tau.tolist()[:3]}... Leave tau out, and set gate_bounds=(lo, hi)."
+                    f"{'a trained tau' if trained else f'{field.tau.tolist()[:3]}...'} Leave it out, "
+                    "and set gate_bounds=(lo, hi)."
                 )
             bounds = gate_bounds or (0.1, 0.2)
             self.gates = Gates(gate, input_size, field.metric(), bounds=bounds, generator=generator)

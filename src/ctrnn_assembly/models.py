@@ -31,13 +31,15 @@ def _assembly(
     coupling_scale: float = 1.0,
     coupling_init: Any = "uniform",
     tau: float = 1.0,
+    train_tau: bool = False,
 ) -> Assembly:
     """The coupled modules; `constrain` makes the set of a module's weights from its activation."""
     forms: dict[str, Any] = {"outside": "x", "inside": "r"}
     if activation_place not in forms:
         raise unknown("activation_place", activation_place, forms)
     # Without a bias: the encoder has one.
-    options = {"form": forms[activation_place], "tau": tau, "bias": False, "generator": generator}
+    options: dict[str, Any] = {"form": forms[activation_place], "tau": tau, "train_tau": train_tau}
+    options |= {"bias": False, "generator": generator}
     parts = [Subnetwork(constrain(activation), units, **options) for _ in range(modules)]
     start = {"init": coupling_init, "init_scale": coupling_scale, "generator": generator}
     return couple(parts, coupling, kind=coupling_kind, **start)

@@ -14,8 +14,23 @@ from torch.nn.utils import parametrize
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
+
+
+class Exp(nn.Module):
+    """Trained time constants tau = exp(raw), (n,), of n raw numbers, or of one for a dense metric."""
+
+    def __init__(self, size: int, *, shared: bool) -> None:
+        super().__init__()
+        self.size, self.shared = size, shared
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw.exp().expand(self.size).contiguous()
+
+    def right_inverse(self, tau: Tensor) -> Tensor:
+        return tau.log()[:1] if self.shared else tau.log()
 
 
 class Field(nn.Module):
@@ -23,6 +38,13 @@ class Field(nn.Module):
 
     leaves: Callable[[], list["Subnetwork"]]
     terms: Callable[[], Terms]
+    slowest: Callable[[], Tensor | None]
+
+    @property
+    def rate(self) -> float | None:
+        """The contraction rate guaranteed by construction, per unit of time; None if there is none."""
+        slowest = self.slowest()
+        return None if slowest is None else float(slowest.detach())
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
@@ -48,11 +70,13 @@ class Subnetwork(Field):
         constraint: the set (`ctrnn_assembly.contracting`), which also names phi.
         form: "x" for phi outside, "r" for phi inside.
         tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
+        train_tau: whether tau is trained from there on, by its logarithm; what is proven follows it.
         bias: whether to train a bias b.
         weight: an initial W of the set, (n, n); by default a sample.
 
     Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
-    the parameters; None for the unconstrained controls.
+    the parameters. `rate` is None for the unconstrained controls, for weights rounded to half precision
+    and under a further parametrisation of the weight; `certify` measures the weights that are used.
     """
 
     weight: Tensor
@@ -65,16 +89,22 @@ class Subnetwork(Field):
         *,
         form: Form = "x",
         tau: float | Tensor = 1.0,
+        train_tau: bool = False,
         bias: bool = True,
         weight: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(constraint, Contracting):
+            raise ConfigError(
+                f"constraint must be a set of weights, a Contracting; got {constraint!r:.60}. Use "
+                "Subnetwork(SingularValueBounded('tanh'), 16), or another of `CONSTRAINTS`."
+            )
         if size < 1:
             raise ConfigError(f"a subnetwork needs at least one unit; got size={size}.")
         if form not in ("x", "r"):
             raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
-        self.size, self.form = size, form
+        self.size, self.form, self.train_tau = size, form, train_tau
         W = constraint.sample(size, generator) if weight is None else weight
         if W.shape != (size, size):
             raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
@@ -83,6 +113,10 @@ class Subnetwork(Field):
         zeros = W.new_zeros(size)
         self.bias = nn.Parameter(zeros) if bias else nn.Buffer(zeros, persistent=False)
         self.tau = nn.Buffer(self._checked_tau(tau, W))
+        if train_tau:
+            self.tau = nn.Parameter(self.tau)
+            shared = not self.metric().is_diagonal
+            parametrize.register_parametrization(self, "tau", Exp(size, shared=shared))
         self.register_load_state_dict_post_hook(_check_loaded)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,10 +143,19 @@ class Subnetwork(Field):
         return self.parametrizations["weight"][0]  # type: ignore[index,return-value]
 
     @property
-    def rate(self) -> float | None:
-        """The contraction rate guaranteed by construction, per unit of time."""
-        rate = self.constraint.rate
-        return None if rate is None else rate / float(self.tau.max())
+    def is_as_made(self) -> bool:
+        """Whether the weight is what `constraint` makes of the raw tensors, and nothing else does."""
+        return len(self.parametrizations["weight"]) == 1  # type: ignore[index,arg-type]
+
+    def slowest(self) -> Tensor | None:
+        """The contraction rate guaranteed by construction, which a trained tau may change."""
+        rate, exact = self.constraint.rate, torch.finfo(self.bias.dtype).bits >= 32
+        if rate is None or not self.is_as_made or not exact:
+            return None
+        return rate / working_precision(self.tau.max())[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, form={self.form!r}, tau {'trained' if self.train_tau else 'fixed'}"
 
     def metric(self) -> Metric:
         """M, from the same raw tensors as the weight, in the form of the module."""
@@ -120,7 +163,7 @@ class Subnetwork(Field):
 
     def terms(self) -> Terms:
         """The tensors of the field, for one solve."""
-        diagonal = self.constraint.diagonal
+        diagonal = self.constraint.diagonal and self.is_as_made
         return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
 
     def activations(self) -> tuple[Elementwise, Elementwise]:

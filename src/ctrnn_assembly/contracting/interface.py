@@ -27,7 +27,7 @@ class Contracting(nn.Module, ABC):
 
     A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64. `margin`, in
     [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau. What is refused is a
-    `ContractionError`.
+    `ContractionError`. The rate of a set of your own is your claim; `certify` measures the weights.
 
     Example, a set of your own, with ||W|| < 1 / g and M = I:
         >>> class Bounded(Contracting):
@@ -39,14 +39,12 @@ class Contracting(nn.Module, ABC):
         ...         if V.norm() >= 1:
         ...             raise self.outside(self.theorem, float(V.norm()), "Scale W down.")
         ...         return V / (1 - V.norm())
-        ...     def sample(self, n, generator=None):
-        ...         return self(torch.randn(n, n, generator=generator))
         >>> from ctrnn_assembly import Subnetwork, certify
         >>> certify(Subnetwork(Bounded("relu"), 8)).certified
         True
     """
 
-    theorem: ClassVar[str]
+    theorem: ClassVar[str] = "a set of your own"
     monotone_only: ClassVar[bool] = False
     frozen: bool = False
     diagonal: ClassVar[bool] = False  # whether every W of the set is diagonal
@@ -81,16 +79,16 @@ class Contracting(nn.Module, ABC):
         """The weight W, (n, n), in the set for every finite value of the raw tensors."""
 
     @abstractmethod
-    def raw(self, W: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Raw tensors with weight(*raw) = W; an error if W is not in the set or no metric is found."""
+    def raw(self, W: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Raw tensors with weight(*raw) = W, up to rounding of W; an error if no metric is found."""
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         """The metric in which weight(*raw) contracts: M = I unless a theorem says otherwise."""
         return Factor.identity(raw[0].shape[0], raw[0])
 
-    @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """A random W of the set, (n, n), in the default dtype."""
+        """A random W of the set, (n, n), in the default dtype: by default that of one raw (n, n)."""
+        return self(torch.randn(n, n, generator=generator) / n**0.5)
 
     def forward(self, *raw: Tensor) -> Tensor:
         """`weight` of raw tensors of any precision, rounded once."""
@@ -99,17 +97,16 @@ class Contracting(nn.Module, ABC):
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
         """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
         check_square(W)
-        (V,) = working_precision(W.detach())
-        found = self.raw(V)
-        found = (found,) if isinstance(found, Tensor) else found
-        off = float((self.weight(*found) - V).abs().max())
-        if not off <= 1e-4 * (1 + float(V.abs().max())):
-            raise ContractionError(
-                f"weight(raw(W)) must be W; got a difference of {off:.3g}. Refuse others in "
-                f"{type(self).__name__}.raw, or leave weight= out."
-            )
+        (exact,) = working_precision(W.detach())
+        found = self.raw(exact)
+        raw = (found,) if isinstance(found, Tensor) else found
+        off = float((self.weight(*raw) - exact).abs().max())
+        allowed = max(1e-6, 4 * torch.finfo(W.dtype).eps) * max(1.0, float(exact.abs().max()))
+        if not off <= allowed:
+            fix = f"Pass weight(*raw(W)), which is in the set, or correct {type(self).__name__}.raw."
+            raise self.outside(f"weight(*raw(W)) within {allowed:.2g} of W", off, fix)
         # A product or a solve may be stored by columns, which LBFGS, pruning and safetensors refuse.
-        return tuple(raw.to(W.dtype).contiguous() for raw in found)
+        return tuple(one.to(W.dtype).contiguous() for one in raw)
 
     def factor(self, *raw: Tensor, form: Form) -> Factor:
         """`metric` of raw tensors of any precision, in float64."""
@@ -122,7 +119,7 @@ class Contracting(nn.Module, ABC):
 def raw_tensors(module: nn.Module) -> tuple[Tensor, ...]:
     """The raw tensors behind a parametrised weight."""
     held = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)["weight"])
-    if held.is_tensor:  # of a right_inverse that returns one tensor
+    if held.is_tensor:  # of a `right_inverse` of the user's, by torch's convention
         return (cast(Tensor, held.original),)
     return tuple(getattr(held, f"original{k}") for k in range(held.ntensors))
 

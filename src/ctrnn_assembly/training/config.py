@@ -63,6 +63,7 @@ class TrainConfig(BaseModel):
         "network", None, "W phi(x) or phi(W x); the model's own if not given"
     )
     tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
+    train_tau: bool = setting("network", False, "time constants are trained, from tau on")
     initial_state: Literal["zero", "trained"] = setting(
         "network", "zero", "where a sequence starts: at zero, or at a trained state"
     )
