@@ -29,7 +29,7 @@ WARNING = (
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
 TWIN = "beside it the same modules with a coupling that has no guarantee"
-CHANGES = ("initial", "task", "data_dir", "dt", "solver", "split", "samples")
+CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "split", "samples")
 MODULE = "instead of a run: your net, or what makes it, or FILE.safetensors of an nn.RNN, GRU or LSTM"
 DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
 INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
@@ -53,7 +53,8 @@ class Driven:
         if (source is None) == (module is None):
             raise ConfigError("name a run, a file or a recipe, or a net of your own by --module.")
         of_task = {"task": changes["task"], "split": split, "data-dir": changes["data_dir"]}
-        of_run = of_task | {"initial": changes["initial"]} if module else of_task if data else {}
+        own = {name: changes[name] for name in ("initial", "substeps")}
+        of_run = of_task | own if module else of_task if data else {}
         for name in (name for name, value in of_run.items() if value):
             raise ConfigError(
                 f"--{name} is of a run and its task. Leave it out with --module or --data."
@@ -129,7 +130,8 @@ class Driven:
         about, proven = self.about, self.certificate.as_dict()
         looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
         dt, solver = self.behaviour.resolve(**self.step)
-        step = f", {solver} {dt}" if solver else ""
+        parts = f" in {self.behaviour.substeps} substeps" if self.behaviour.substeps > 1 else ""
+        step = f", {solver} {dt}{parts}" if solver else ""
         title = f"{about['model']} on {self.inputs}{step}{what}"
         rows = plain([row for block in blocks for row in shared.rows_of(block)])
         values = {f"{prefix}{name}": x for prefix, one in found.items() for name, x in vars(one).items()}
@@ -156,7 +158,8 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @option("--module", metavar="FILE.py:NAME", help=MODULE)
         @option("--data", type=shared.PATH, metavar="FILE.npz", help=DATA)
         @option("--initial", is_flag=True, help="of a run, the weights before training")
-        @option("--dt", type=float, help="another time between samples than the run's own")
+        @option("--dt", type=float, help="another time between samples: that changes the physics")
+        @option("--substeps", type=int, help="so many solver steps a sample: finer, the same equation")
         @option("--solver", help="another solver than the run's own")
         @option("--task", help="drive with another task than the run's own")
         @option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val]")

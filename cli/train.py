@@ -145,7 +145,8 @@ def evaluate_command(
     read_config(folder)  # a run folder, not the name of a recipe
     if swap and (one["solver"] or one["substeps"]):
         raise ConfigError("--swap has its own solvers and substeps, such as euler:8; drop the others.")
-    others = [{**one, **another} for another in swap] or [one] * any(map(bool, one.values()))
+    changed = any(value is not None for value in one.values())
+    others = [{**one, **another} for another in swap] or [one] * changed
     run, *rest = [Run.open(folder, data_dir=data_dir, **changes) for changes in ({}, *others)]
     task = run.task  # refused before its weights are
     for other in rest:

@@ -170,7 +170,7 @@ lyapunov: [0, 1, 3, 50]
 evaluate:
   - {name: same}
   - {name: imex, settings: {solver: imex}}
-  - {name: half-step, settings: {dt: 0.015}, repeat: 2}
+  - {name: half-step, settings: {substeps: 2}}
 pictures: [weights]
 """
     result = result_of(job_of("svd", text=TINY + extra), tmp_path)

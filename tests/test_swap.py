@@ -136,3 +136,13 @@ def test_states_that_are_not_finite_are_warned_of() -> None:
     assert swap(150.0).warning(trained) == ""
     exploded = swap(1e7)
     assert "as trained" in exploded.warning(exploded)
+
+
+def test_diagnostics_of_the_command_line_take_substeps(cli: Cli, run: Path) -> None:
+    few = ("--samples=1", "--steps=20", "--k=1", "--solver=euler")
+    fine = cli("lyapunov", run, *few, "--substeps=64")
+    assert "euler 0.12 in 64 substeps" in fine.out
+    found = strict_json(cli("lyapunov", run, *few, "--substeps=64", "--json").out)
+    coarse = strict_json(cli("lyapunov", run, *few, "--json").out)
+    assert found["certificate"]["discrete"]["substeps"] == 64
+    assert found["rows"][0]["exponent"] < 0.1 < 1 < coarse["rows"][0]["exponent"]

@@ -146,7 +146,10 @@ class CTRNN(Recurrent):
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What `certify` proves of the layer as its weights are now, and of a step of dt / substeps."""
+        """What `certify` proves of the layer as its weights are now, and of its step of dt / substeps.
+
+        dt is the time between samples, and solver another one; by default the layer's own.
+        """
         dt, solver = (self.dt if dt is None else dt) / self.substeps, solver or self.solver
         found = self._certified(dt, solver, search)
         if found.step is None:

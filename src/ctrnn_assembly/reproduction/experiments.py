@@ -85,11 +85,10 @@ class Row(Part):
 
 
 class Evaluation(Part):
-    """The trained weights, tested with other settings; each sample held for `repeat` steps of dt."""
+    """The trained weights, tested with other settings."""
 
     name: Name
     settings: dict[str, Any] = {}
-    repeat: int = Field(1, ge=1)
 
 
 class Experiment(Part):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
@@ -146,16 +145,12 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:
     """The test accuracy of the selected weights, and what is proven of them, under other settings."""
     run = Run.open(path, data_dir=data_dir, **one.settings)
-    result = {"name": one.name, "solver": run.config.solver, "dt": run.config.dt, "repeat": one.repeat}
-    task, once = run.task, run.task.sequence
-
-    def held(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return once(x, generator).repeat_interleave(one.repeat, dim=1)
-
+    result = {
+        "name": one.name,
+        **{key: getattr(run.config, key) for key in ("solver", "dt", "substeps")},
+    }
     try:
-        if one.repeat > 1 and task.train.lengths is not None:
-            raise ConfigError(f"repeat must be 1 for series of different lengths; got {one.repeat}.")
-        found = accuracy(run.model, dataclasses.replace(task, sequence=held), task.load_test())
+        found = accuracy(run.model, run.task, run.task.load_test())
         return result | {"test_accuracy": found, "certificate": run.certificate.as_dict()}
     except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
         return result | {"test_accuracy": None, "reason": str(error)}
