@@ -321,7 +321,7 @@ def test_scipy_has_an_adjoint_and_refuses_a_direct_gradient() -> None:
 def test_grid_methods_refuse_the_settings_they_would_ignore(solver: str) -> None:
     net = mixed()
     x0, t = normal(1, net.size), torch.tensor([0.0, 0.1])
-    with pytest.raises(SolverError, match="exact gradient of these steps"):
+    with pytest.raises(SolverError, match="their exact gradient"):
         solve(net, x0, t, solver=solver, gradient="adjoint")
     with pytest.raises(SolverError, match="takes `substeps` steps an interval"):
         solve(net, x0, t, solver=solver, step_size=0.01)
