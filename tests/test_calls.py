@@ -189,8 +189,17 @@ def test_episodes_are_sequences_of_their_own(name: str, initial_state: str) -> N
             assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("settings", [{"backend": "plain"}, {"recompute": "sqrt"}])
-def test_every_backend_takes_episodes(settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backend": "plain"},
+        {"recompute": "sqrt"},
+        {"substeps": 3},
+        {"gate": "state", "substeps": 3},
+        {"solver": "dopri5", "rtol": 1e-13, "atol": 1e-14},  # else its steps depend on the batch
+    ],
+)
+def test_every_solver_and_backend_takes_episodes(settings: dict[str, str]) -> None:
     net, u = ctrnn(**settings), normal(3, 6, M)
     reset = torch.arange(6).expand(3, 6) == torch.tensor([[2], [0], [5]])
     for k in range(3):

@@ -65,7 +65,7 @@ class TrainConfig(BaseModel):
     tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
     train_tau: bool = setting("network", False, "time constants are trained, from tau on")
     initial_state: Literal["zero", "trained"] = setting(
-        "network", "zero", "where a sequence starts: at zero, or at a trained state"
+        "network", "zero", "where sequences start: zero, or trained; no certificate depends on it"
     )
     readout_input: Literal["state", "rate"] = setting("network", "state", "the readout sees x or phi(x)")
 
