@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save, is_plain
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
 
@@ -64,6 +64,15 @@ class TorchRNN(Baseline):
         super().__init__(input_size, hidden_size, **of_layer)
         self.rnn = self.kind(input_size, hidden_size, batch_first=True)
 
+    @abstractmethod
+    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
+        """The step, from the weights."""
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        if is_plain(self.rnn, self.kind):
+            return self._formula(u, x)
+        return self._run(u[:, None], x, None, None, "last")[1]
+
     def flow(self, u: Tensor | None = None) -> NoReturn:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
@@ -92,7 +101,7 @@ class VanillaRNN(TorchRNN):
 
     kind = nn.RNN
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
         U, W, b_u, b_x = self.rnn.all_weights[0]
         return torch.tanh(linear(u, U, b_u) + linear(x, W, b_x))
 
@@ -110,7 +119,7 @@ class LSTM(TorchRNN):
 
     kind, state_parts = nn.LSTM, 2
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
         (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
         i, f, g, o = (linear(u, U, b_u) + linear(h, W, b_h)).chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -140,8 +149,8 @@ class EulerRNN(Baseline):
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """As `CTRNN.flow`."""
-        drive = self.inputs.bias if u is None else self.inputs(u)
-        return partial(self.vector_field(), drive)
+        still = self._like.new_zeros(1, self.input_size)
+        return partial(self.vector_field(), self.inputs(still if u is None else u))
 
     def _step(self, u: Tensor, x: Tensor) -> Tensor:
         return x + self.eps * self.flow(u)(x)

@@ -18,11 +18,11 @@ from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step
 from ctrnn_assembly.solvers import Backend, Gradient, MatmulPrecision, Recompute, check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze, step_grid
-from ctrnn_assembly.subnetwork import Subnetwork
+from ctrnn_assembly.subnetwork import Field, Subnetwork
 from ctrnn_assembly.terms import Terms
 
 
@@ -42,9 +42,12 @@ class CTRNN(Recurrent):
         bias: whether the encoder has a bias b_in.
         generator: of the random start.
 
+    `encoder` is an `nn.Linear` with the weight W_in. With hooks, or replaced by any module that maps
+    (..., m) to (..., n), it is called with all samples at once, and its values are interpolated.
+
     Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
-    whatever the encoder. The discrete step and the gates have guarantees of their own; `certificate`
-    says which hold.
+    whatever the encoder: it reads no state, and so drives both alike. The discrete step and the gates
+    have guarantees of their own; `certificate` says which hold.
     """
 
     def __init__(
@@ -117,15 +120,24 @@ class CTRNN(Recurrent):
         return self.dt / self.substeps
 
     def terms(self) -> Terms:
-        """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant."""
+        """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant.
+
+        Raises: ConfigError if gates read input or state, or if the encoder is no plain `nn.Linear`.
+        """
         if self._reading is not None:
             raise ConfigError(
                 f"gates of kind {self._reading.kind!r} change the time constants with every sample, so "
                 "that no constant terms describe this layer. Use step(u, x), flow(u) or certificate(), "
                 "or gate='constant'."
             )
-        terms = self._ungated()
-        return terms if self.gates is None else replace(terms, tau=1 / self.gates.constants())
+        terms = self._driven()[0]
+        if terms.W_in is None:
+            raise ConfigError(
+                f"the encoder, a {type(self.encoder).__name__} with hooks or a forward of its own, is "
+                "called, so that no W_in describes it. Use step(u, x), flow(u) or certificate(), or "
+                "layer.field.terms() with the input layer.encoder(u)."
+            )
+        return terms
 
     def metric(self) -> Metric:
         """M of the field, in which it contracts by construction."""
@@ -147,8 +159,12 @@ class CTRNN(Recurrent):
     def _certified(self, dt: float, solver: str, search: Search) -> Certificate:
         """What is proven of the layer and of one step of length dt."""
         g = self._reading
+        for name, part in (("encoder", self.encoder), ("gates", self.gates)):
+            if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
+                broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
+                return Certificate.refused(broken, dt=dt, solver=solver)
         if g is None:
-            found = certify(self.terms(), self.metric(), dt=dt, solver=solver, search=search)
+            found = certify(self._driven()[0], self.metric(), dt=dt, solver=solver, search=search)
             precision = self.options["matmul_precision"]
             if precision == "full" or found.step is None:
                 return found
@@ -160,20 +176,17 @@ class CTRNN(Recurrent):
             raise ConfigError(
                 f"steps of gates that read input or state are those of euler; got {solver!r}."
             )
-        if not all(bool(parameter.isfinite().all()) for parameter in g.parameters()):
-            broken = "a weight of the gates is NaN or infinite; retrain or use an intact copy"
-            return Certificate.refused(broken, dt=dt)
-        return certify_gated(self._ungated(), self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
+        return certify_gated(self._driven()[0], self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
-        gates = self._reading
-        terms = self.terms() if gates is None else self._ungated()
+        gates, (terms, encode) = self._reading, self._driven()
         sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
+        drive = encode(sample)
         if gates is None:
-            return lambda x: terms(x, sample)
+            return lambda x: terms(x, drive)
         z = gates.reader(sample)
-        return lambda x: gates(z, x) * terms.drift(x, sample)
+        return lambda x: gates(z, x) * terms.drift(x, drive)
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
@@ -183,8 +196,35 @@ class CTRNN(Recurrent):
         """As `Subnetwork.project_`."""
         self.field.project_()
 
-    def _ungated(self) -> Terms:
-        return self.field.terms().driven(self.encoder.weight, self.encoder.bias)
+    def _driven(self) -> tuple[Terms, Callable[[Tensor], Tensor]]:
+        """The field's tensors, and what makes their input of samples (..., m).
+
+        That is the encoder, or nothing where it is a plain `nn.Linear`, whose weight is then W_in.
+        """
+        read: list[Any] = [(part, Field) for part in self.field.modules() if isinstance(part, Field)]
+        terms = self.field.terms()
+        if self.gates is not None and self._reading is None:
+            read.append((self.gates, Gates))
+            terms = replace(terms, tau=1 / self.gates.constants())
+        for part, kind in read:
+            if not is_plain(part, kind):
+                raise ConfigError(
+                    "solvers read the tensors of a field and of constant gates, and call neither; got "
+                    f"{type(part).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
+                    "the layer, and prune weights and couplings, not bias and gates."
+                )
+        if is_plain(self.encoder, nn.Linear):
+            return terms.driven(self.encoder.weight, self.encoder.bias), lambda u: u
+        return terms, self._encoded
+
+    def _encoded(self, u: Tensor) -> Tensor:
+        encoded = self.encoder(u)
+        if encoded.shape != (*u.shape[:-1], self.hidden_size):
+            raise ShapeError(
+                f"the encoder must map (..., {self.input_size}) to (..., {self.hidden_size}); got "
+                f"{tuple(encoded.shape)} of {tuple(u.shape)}. End in nn.Linear(k, {self.hidden_size})."
+            )
+        return encoded.to(u.dtype)
 
     @property
     def _reading(self) -> Gates | None:
@@ -195,7 +235,8 @@ class CTRNN(Recurrent):
         if self._reading is None and self.solver not in SCHEMES:
             return self._run(u[:, None], x, None, None, "last")[1]
         if self._reading is None:
-            step = affine_step(SCHEMES[self.solver], self.terms(), self.step_size)
+            terms, encode = self._driven()
+            step, u = affine_step(SCHEMES[self.solver], terms, self.step_size), encode(u)
         else:
             step = partial(_euler_step, self.flow(u), self.step_size)
         for _ in range(self.substeps):
@@ -211,7 +252,8 @@ class CTRNN(Recurrent):
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:
             options["recompute"] = "none"
-        terms = self.terms()
+        terms, encode = self._driven()
+        u = encode(u)
         if self.interpolation == "hold":
             solution = solve(terms, x, u=u, dt=step, **options)
         else:
@@ -226,13 +268,13 @@ class CTRNN(Recurrent):
     def _gated_states(self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
         """Forward Euler under gates that read input or state, (batch, time + 1, n), x first."""
         with torch.autocast(x.device.type, enabled=False):
-            terms = self._ungated()
+            terms, encode = self._driven()
             steps = step_grid(x, None, u, dt, lengths)[1].to(x)  # (time, 1 or batch)
             samples, states = u.transpose(0, 1), [x]
-            for z, sample, step in zip(gates.reader(samples), samples, steps, strict=True):
+            for z, drive, step in zip(gates.reader(samples), encode(samples), steps, strict=True):
                 v = states[-1]
                 for _ in range(self.substeps):
-                    v = v + step[:, None] / self.substeps * gates(z, v) * terms.drift(v, sample)
+                    v = v + step[:, None] / self.substeps * gates(z, v) * terms.drift(v, drive)
                 states.append(v)
             stacked = torch.stack(states)
             return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
@@ -268,7 +310,10 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, input: Any, h_0: Any = None, **given: Any) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m), or whatever else `Recurrent.forward` takes."""
-        return self.read(self.core.last(input, h_0, **given))
+        if is_plain(self.core, Recurrent):
+            return self.read(self.core.last(input, h_0, **given))
+        # By a call, whose outputs a hook may read or change.
+        return self.read(self.core(input, h_0, **given)[1][-1][..., : self.core.hidden_size])
 
     def read(self, x: Tensor) -> Tensor:
         """Logits of last states x, (batch, n)."""

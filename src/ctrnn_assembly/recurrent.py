@@ -108,7 +108,7 @@ class Recurrent(nn.Module, ABC):
 
     def initial(self, batch: int) -> Tensor:
         """The states that sequences start from without an h_0, (batch, state_size)."""
-        like = next(self.parameters())
+        like = self._like
         return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.repeat(batch, 1)
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Recurrent(nn.Module, ABC):
             raise ConfigError(
                 f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
             )
-        like, packed = next(self.parameters()), input if isinstance(input, PackedSequence) else None
+        like, packed = self._like, input if isinstance(input, PackedSequence) else None
         if packed is not None:
             if lengths is not None:
                 raise ShapeError(f"a PackedSequence has its own lengths; got {lengths}. Leave them out.")
@@ -170,13 +170,18 @@ class Recurrent(nn.Module, ABC):
         self._check_state("h_0", x, shape)
         return x.reshape(batch, self.state_size), fresh
 
+    @property
+    def _like(self) -> Tensor:
+        """Of the dtype and device of the weights; quantised ones are no parameters, and read float32."""
+        return next(self.parameters(), torch.empty(0, dtype=torch.float32))
+
     def _check_state(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         if x.shape != shape:
             raise ShapeError(f"{name} must be {shape}; got {tuple(x.shape)}.")
         self._check_like(name, x)
 
     def _check_like(self, name: str, x: Tensor) -> None:
-        like = next(self.parameters())
+        like = self._like
         # Under autocast a layer gives, and takes, tensors of lower precision.
         mixed = x.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type)
         if mixed or x.device != like.device:
@@ -185,3 +190,10 @@ class Recurrent(nn.Module, ABC):
                 f"{name} must be {like.dtype} on {like.device}, as the weights; got {x.dtype} on "
                 f"{x.device}. Call {other}{name}.to({str(like.device)!r}, {like.dtype})."
             )
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module is `kind.forward` alone: no hook, and no forward of its own."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    inherited = getattr(module.forward, "__func__", None) is kind.forward
+    return inherited and not any(getattr(module, name) for name in hooks)
