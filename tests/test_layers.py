@@ -26,6 +26,7 @@ LAYERS = {
     "activations": 1,
     "linalg": 1,
     "topology": 1,
+    "transforms": 1,
     "calls": 3,
     "recurrent": 4,
     "inputs": 2,

@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -206,15 +207,42 @@ def test_adjoint_passes_gradcheck(form: str) -> None:
     assert torch.autograd.gradcheck(states, [v.detach().requires_grad_() for v in inputs])
 
 
-def test_a_second_derivative_is_refused_and_the_plain_twin_has_it() -> None:
-    # torch's own once_differentiable answers None here when allow_unused=True: a silent zero.
-    x0, t = normal(2, 6).requires_grad_(), torch.tensor([0.0, 0.1, 0.2])
-    terms = one_module("tanh", "x")
-    loss = solve(terms, x0, t).x.square().sum()
-    with pytest.raises(SolverError, match=r"no second derivatives.*plain"):
-        torch.autograd.grad(loss, x0, create_graph=True)
-    plain = lambda x: solve(terms, x, t, backend="plain").x  # noqa: E731
-    assert torch.autograd.gradgradcheck(plain, x0)
+def second_derivatives(states: Tensor, leaves: dict[str, Tensor]) -> list[Tensor]:
+    """Of the norm of all first gradients, whose loss weighs every state differently."""
+    loss = (states * normal(*states.shape, seed=23)).square().sum()
+    first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+    return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), list(leaves.values()))]
+
+
+@pytest.mark.parametrize("name", ["mixed", "nested", "hierarchy", "few blocks"])
+@pytest.mark.parametrize(("solver", "save", "dt"), [("euler", "all", None), ("imex", "last", DT)])
+def test_fused_second_derivatives_are_those_of_the_plain_loop(
+    name: str, solver: str, save: Any, dt: float | None
+) -> None:
+    g = rng(6)
+    few = [Subnetwork(AdaDiagTanh("tanh"), 3, generator=g).double() for _ in range(6)]
+    net = couple(few, "random:3", generator=g).double() if name == "few blocks" else FIELDS[name]()
+    leaves = driven_leaves(net, "driven", 5)
+    steps = dt or DT * torch.arange(1, 6, dtype=F64)
+    found = []
+    for backend in ("fused", "plain"):
+        terms = terms_of(net, leaves)
+        options = {"u": leaves["u"], "dt": steps, "solver": solver, "save": save, "backend": backend}
+        found.append(second_derivatives(solve(terms, leaves["x0"], **options).x, leaves))
+    for ours, plain in zip(*found, strict=True):
+        assert_close(ours, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_fused_second_derivatives_count_an_input_computed_from_the_state_once() -> None:
+    x0, terms = normal(2, 6).requires_grad_(), one_module("tanh", "x")
+    assert torch.autograd.gradgradcheck(lambda x: solve(terms, x, u=x[:, None, :2], dt=DT).x, x0)
+
+
+def test_second_derivatives_of_rounded_products_are_refused() -> None:
+    x0 = normal(2, 6).requires_grad_()
+    x = solve(one_module("tanh", "x"), x0, torch.arange(3.0), matmul_precision="bf16").x
+    with pytest.raises(SolverError, match=r"second derivatives.*matmul_precision='full'"):
+        torch.autograd.grad(x.square().sum(), x0, create_graph=True)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

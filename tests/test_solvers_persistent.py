@@ -289,12 +289,14 @@ def test_relu_has_zero_slope_at_zero() -> None:
 
 
 @needs_triton
-def test_a_second_derivative_is_refused() -> None:
-    terms, x0, u, dt = problem(field((5,)), 3, 2)
-    x0.requires_grad_()
-    loss = persistent_euler(terms, x0, u, dt).square().sum()
-    with pytest.raises(SolverError, match=r"no second derivatives.*plain"):
-        torch.autograd.grad(loss, x0, create_graph=True)
+@pytest.mark.parametrize("save", ["all", "last"])
+def test_second_derivatives_are_those_of_the_plain_loop(save: Any) -> None:
+    terms, x0, u, dt = problem(field((5, 5), "dense", inputs=2), 3, 2)
+    leaves, found = [x0.requires_grad_(), *(t.requires_grad_() for t in terms.tensors())], []
+    for states in (persistent_euler(terms, x0, u, dt, save=save), euler(terms, x0, u, dt)):
+        first = torch.autograd.grad(states[-1].square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    assert_close(*found)
 
 
 def unsupported() -> dict[str, tuple[Any, str]]:

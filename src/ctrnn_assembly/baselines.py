@@ -20,8 +20,10 @@ from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save, is_plain
+from ctrnn_assembly.transforms import transformed
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
+Step = Callable[[Tensor, Tensor], Tensor]  # (input, x) -> x+
 
 
 class Baseline(Recurrent):
@@ -68,15 +70,17 @@ class TorchRNN(Baseline):
     def _formula(self, u: Tensor, x: Tensor) -> Tensor:
         """The step, from the weights."""
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+    def _stepper(self) -> Step:
         if is_plain(self.rnn, self.kind):
-            return self._formula(u, x)
-        return self._run(u[:, None], x, None, None, "last")[1]
+            return self._formula
+        return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
 
     def flow(self, u: Tensor | None = None) -> NoReturn:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        if transformed() and is_plain(self.rnn, self.kind):  # torch's own kernels cannot be mapped over
+            return self._by_steps(u, x, lengths)
         parts = tuple(part[None].contiguous() for part in x.split(self.hidden_size, dim=-1))
         state = parts if len(parts) > 1 else parts[0]  # (h, c) of an LSTM
         if lengths is None:
@@ -152,8 +156,9 @@ class EulerRNN(Baseline):
         still = self._like.new_zeros(1, self.input_size)
         return partial(self.vector_field(), self.inputs(still if u is None else u))
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        return x + self.eps * self.flow(u)(x)
+    def _stepper(self) -> Step:
+        field = self.vector_field()
+        return lambda u, x: x + self.eps * field(self.inputs(u), x)
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         field, states = self.vector_field(), []

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ctrnn_assembly.errors import ShapeError
 from ctrnn_assembly.inputs import check_finite, held
+from ctrnn_assembly.transforms import holds
 
 Save = Literal["all", "last"]
 Lengths = Tensor | None
@@ -134,7 +135,7 @@ class Sequences:
 def _lengths(lengths: Tensor, batch: int, time: int) -> Tensor:
     lengths = lengths.reshape(-1) if lengths.ndim == 0 else lengths
     whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
-    if lengths.shape != (batch,) or not whole or bool(((lengths < 1) | (lengths > time)).any()):
+    if lengths.shape != (batch,) or not whole or not holds((lengths >= 1) & (lengths <= time)):
         raise ShapeError(
             f"lengths must be ({batch},), whole numbers as int64, in 1..{time}; got {lengths.dtype} of "
             f"shape {tuple(lengths.shape)}: {lengths.tolist()[:5]}. Drop empty sequences."

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import DataError, ShapeError
+from ctrnn_assembly.transforms import holds
 
 
 class Signal:
@@ -33,7 +34,7 @@ class Signal:
                 f"{tuple(samples.shape)} and {tuple(times.shape)}."
             )
         check_finite(samples)
-        if not bool((times.diff() > 0).all()) or not bool(torch.isfinite(times).all()):
+        if not (holds(torch.isfinite(times)) and holds(times.diff() > 0)):
             raise DataError(f"sample times must be finite and increase; got {times.tolist()[:5]}...")
         self.samples, self.times, self.breaks = samples, times, times[self.jumps]
 
@@ -110,7 +111,7 @@ def held(samples: Tensor, lengths: Tensor) -> Tensor:
 
 def check_finite(samples: Tensor) -> None:
     """Refuse NaN and infinite inputs: a DataError with the index of the first."""
-    if bool(torch.isfinite(samples).all()):
+    if holds(torch.isfinite(samples)):
         return
     where = tuple((~torch.isfinite(samples)).nonzero()[0].tolist())
     raise DataError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -113,6 +112,10 @@ class CTRNN(Recurrent):
                     )
         elif gate_bounds is not None:
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
+
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]
+        return self.solver in SCHEMES
 
     @property
     def step_size(self) -> float:
@@ -278,11 +281,6 @@ class CTRNN(Recurrent):
                 states.append(v)
             stacked = torch.stack(states)
             return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
-
-
-def _euler_step(flow: Callable[[Tensor], Tensor], dt: float, x: Tensor, u: Tensor | None) -> Tensor:
-    """Of a flow that has its input u already."""
-    return x + dt * flow(x)
 
 
 class SequenceClassifier(nn.Module):

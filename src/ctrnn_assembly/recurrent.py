@@ -21,8 +21,10 @@ from ctrnn_assembly.calls import Given, Sequences, as_tensor
 from ctrnn_assembly.calls import Lengths as Lengths
 from ctrnn_assembly.calls import Save as Save
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.transforms import states, traced
 
 InitialState = Literal["zero", "trained"]
+NO_TRACE = "a loop over time with a hand-written gradient runs as it is"
 CASTS = {torch.float64: "double", torch.float32: "float", torch.float16: "half"}
 
 
@@ -39,6 +41,7 @@ class Recurrent(nn.Module, ABC):
         input that is not finite.
     """
 
+    traceable = True  # whether a step is plain operations of torch, which look at no value
     certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
     firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
     x_0: nn.Parameter | None  # the trained initial state, (state_size,)
@@ -85,7 +88,7 @@ class Recurrent(nn.Module, ABC):
                 `initial_state`, so that a sequence may hold several episodes.
         """
         given = self._read(input, lengths, dt, reset)
-        output, x = given.over_episodes(self._run, *self._starts(h_0, given), "all")
+        output, x = given.over_episodes(self._loop, *self._starts(h_0, given), "all")
         if given.packed is not None:
             return given.pack(output), x[None]
         if not given.batched:
@@ -103,7 +106,7 @@ class Recurrent(nn.Module, ABC):
     ) -> Tensor:
         """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
         given = self._read(input, lengths, dt, reset)
-        _, x = given.over_episodes(self._run, *self._starts(h_0, given), "last")
+        _, x = given.over_episodes(self._loop, *self._starts(h_0, given), "last")
         return x[:, : self.hidden_size] if given.batched else x[0, : self.hidden_size]
 
     def initial(self, batch: int) -> Tensor:
@@ -121,17 +124,37 @@ class Recurrent(nn.Module, ABC):
                 f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. Pass one sample, input[t] "
                 "of an input (time, batch, m)."
             )
-        self._check_state("x", x, (len(u), self.state_size))
+        self._check_state("x", x, (u.shape[0], self.state_size))
         self._check_like("u", u)
-        return self._step(u.to(x.dtype), x)
+        return self._stepper()(u.to(x.dtype), x)
+
+    def _loop(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        """`_run`, or `_by_steps` where a tracer records the loop."""
+        if traced() and dt is None and self.traceable:
+            return self._by_steps(u, x, lengths)
+        run = self._run
+        if torch.compiler.is_compiling():
+            run = torch.compiler.disable(run, reason=NO_TRACE)
+        return run(u, x, lengths, dt, save)
+
+    def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        """As `_run`: one plain step after another, which torch transforms, or traces as one operator."""
+        step = self._stepper()
+
+        def move(x: Tensor, k: Tensor, sample: Tensor) -> Tensor:
+            moved = step(sample, x)
+            return moved if lengths is None else torch.where(k < lengths[:, None], moved, x)
+
+        found = states(move, x, torch.arange(u.shape[1], device=u.device), u.transpose(0, 1))
+        return found.transpose(0, 1)[..., : self.hidden_size], found[-1]
 
     @abstractmethod
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         """Outputs (batch, time, n), unless save="last", and the last state, of tensors that fit."""
 
     @abstractmethod
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        """`step` of tensors that fit."""
+    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """`step` of tensors that fit, (u, x) -> x+, with its matrices built once."""
 
     def _read(self, input: Given | PackedSequence, lengths: Given, dt: Given, reset: Given) -> Sequences:
         """The arguments of a call but h_0, checked."""
@@ -161,7 +184,7 @@ class Recurrent(nn.Module, ABC):
 
     def _starts(self, h_0: Given, given: Sequences) -> tuple[Tensor, Tensor]:
         """Where the sequences start, (batch, state_size), and where an episode does, (1, state_size)."""
-        batch, fresh = len(given.u), self.initial(1)
+        batch, fresh = given.u.shape[0], self.initial(1)  # `len` is a constant to an exporter
         if h_0 is None:
             return self.initial(batch), fresh
         x = as_tensor("h_0", h_0, fresh)

@@ -35,6 +35,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import holds
 
 Pair = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -75,7 +76,7 @@ def _exponential_euler(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
     G = _diagonal_and_coupling(-h, h, L)
     A = torch.linalg.matrix_exp(G)
     integral, info = torch.linalg.solve_ex(G, A - torch.eye(len(L), dtype=G.dtype, device=G.device))
-    if bool((info != 0).any()):
+    if not holds(info == 0):
         raise SolverError(
             "exponential-euler needs an invertible L - I; got an L with the eigenvalue 1. "
             "Use feedback coupling, which never has it, or solver='imex'."

@@ -9,7 +9,6 @@ parametrisation is evaluated inside a time loop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -47,7 +46,7 @@ class Terms:
     def n(self) -> int:
         return self.tau.shape[0]
 
-    @cached_property
+    @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(block.shape[0] for block in self.blocks)
 
@@ -66,7 +65,7 @@ class Terms:
         """W p for p of shape (batch, n), block by block."""
         if len(self.blocks) > 1 and len(set(self.sizes)) == 1:
             stacked = torch.stack(self.blocks)
-            parts = p.view(len(p), *stacked.shape[:2]).transpose(0, 1)
+            parts = p.unflatten(-1, stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
 

@@ -19,6 +19,8 @@ The first three are grid solvers, `SCHEMES`. A backend is the program that runs 
 
 auto takes plain for steps of several lengths whose pair is not proportional to dt: imex and
 exponential-euler have no fused loop for them. graph and persistent have never run on a GPU.
+Under torch.func's transforms and forward-mode derivatives every backend is plain, and so is the backward
+pass of each under create_graph=True.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
 from ctrnn_assembly.solvers.grid import check_start, freeze, refined, step_grid
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import transformed
 
 Backend = Literal["auto", "plain", "fused", "graph", "persistent"]
 # Settings by name, the first value of each being what a solve has without it.
@@ -127,6 +130,8 @@ def solve(
             ignore; with time, state norm and evaluations. ConfigError: for an unknown name.
         ShapeError, DataError: for inputs of the wrong shape or that are not finite.
     """
+    if transformed() and matmul_precision == "full":
+        backend, recompute = "plain", "none"
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
     with torch.autocast(x0.device.type, enabled=False):

@@ -15,8 +15,8 @@ States are (time, batch, n) in memory; if only few blocks of L are coupled, (blo
 only those are multiplied: a step then costs batch (p k^2 + C k^2) multiply-adds, C the number of blocks
 of L, whatever n is. In both, time is the third axis from the right. Memory, for states of batch x n
 numbers: T + 1 of them and some SEGMENT, or with recompute="sqrt" about 4 sqrt(T), for one forward pass
-more: of each segment the first state is stored, the others are made again. Second derivatives are
-refused, and torch.func's transforms as well; the plain loop (`schemes.integrate`) has both.
+more: of each segment the first state is stored, the others are made again. Second derivatives are those
+of `plain_states`, the same steps under autograd.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from typing import Any, Literal, cast
 
 import torch
@@ -391,17 +392,22 @@ class _Integrate(torch.autograd.Function):
             else:  # written out: `_record` would be one more frame in every step
                 first = form.ordered(x0[None])
                 stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
-        ctx.save_for_backward(stored, inputs, dt, *tensors)
+        ctx.save_for_backward(stored, x0, inputs, dt, *tensors)
         if plan.every:
             return form.flat(stored).contiguous()
         return form.flat(last).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
-            raise SolverError("the fused loop has no second derivatives. Use backend='plain'.")
         needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
-        fixed, given = (ctx.form, ctx.plan, needed), (grad, *ctx.saved_tensors)
+        stored, x0, *read = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            inputs, dt, *tensors = read
+            states = partial(plain_states, ctx.form, dt)
+            leaves, precision = (x0, inputs, *tensors), ctx.form.matmul_precision
+            found = gradients_again(states, leaves, needed, grad, precision)
+            return (None, None, *found[:2], None, *found[2:])
+        fixed, given = (ctx.form, ctx.plan, needed), (grad, stored, *read)
         # As in the forward pass.
         with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
             if ctx.plan.graph:
@@ -409,6 +415,49 @@ class _Integrate(torch.autograd.Function):
             else:
                 found = _gradients(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
+
+
+def gradients_again(
+    states: Callable[..., Tensor],
+    leaves: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grad: Tensor,
+    precision: MatmulPrecision,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the leaves, where needed, that can be differentiated again; `states` is plain."""
+    if precision != "full":
+        raise SolverError(
+            f"no second derivatives of products of {precision} operands. Use matmul_precision='full'."
+        )
+    # Aliases: one leaf may have been computed from another.
+    own = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
+    asked = [need and leaf is not None for need, leaf in zip(needed, own, strict=True)]
+    with torch.autocast(grad.device.type, enabled=False):
+        last, wanted = states(*own)[-len(grad) :], [*compress(own, asked)]
+        found = iter(torch.autograd.grad(last, wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(found) if one else None for one in asked)
+
+
+def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *tensors: Any) -> Tensor:
+    """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes."""
+    W, D, P, Q, E, *K = tensors
+    W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
+    if form.pattern is not None and P is not None:
+        p, rows, columns = form.pattern.p, *map(list, (form.pattern.rows, form.pattern.columns))
+        blocks = P.new_zeros(p, p, *P.shape[1:]).index_put(
+            (torch.tensor(rows), torch.tensor(columns)), P
+        )
+        P = rearrange(blocks, "i j r c -> (i r) (j c)")
+    states = [x0]
+    for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
+        x = states[-1]
+        f = form.post(form.pre(x) @ W.mT + drive)
+        new = D * x + (f if Q is None else Q * f if Q.ndim == 1 else f @ Q.mT)
+        new = new if P is None else new + x @ P.mT
+        for psi, A in zip(form.psi, K, strict=True):
+            new = new + psi(x) @ A.mT
+        states.append(new if dt is None else x + dt[k][:, None] * new)
+    return torch.stack(states)
 
 
 def _record(

@@ -8,6 +8,7 @@ from torch import Tensor
 from ctrnn_assembly.errors import ShapeError, SolverError
 from ctrnn_assembly.inputs import Signal, check_finite
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import holds
 
 
 def check_start(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> None:
@@ -54,7 +55,7 @@ def step_grid(
     wide = torch.float32 if x0.device.type == "mps" else torch.float64
     if t is not None and dt is None:
         times = t.to(x0.device, wide)
-        ordered = bool(torch.isfinite(times).all()) and bool((times.diff() > 0).all())
+        ordered = holds(torch.isfinite(times)) and holds(times.diff() > 0)
         if t.ndim != 1 or len(t) < 2 or not ordered:
             raise SolverError(
                 f"t must be (k,) with k >= 2, finite and increase; got shape {tuple(t.shape)}."
@@ -74,7 +75,7 @@ def step_grid(
     if lengths is None:
         return times, steps
     whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
-    if not whole or bool(((lengths < 0) | (lengths > count)).any()):
+    if not whole or not holds((lengths >= 0) & (lengths <= count)):
         raise ShapeError(
             f"lengths must be ({len(x0)},) whole numbers in 0..{count}; got {lengths.tolist()[:5]}..."
         )
@@ -93,7 +94,7 @@ def refined(times: Tensor, steps: Tensor, substeps: int) -> tuple[Tensor, Tensor
 
 def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
     """dt as (k, 1) or (k, batch)."""
-    if not bool(torch.isfinite(dt).all()) or not bool((dt > 0).all()):
+    if not holds(torch.isfinite(dt) & (dt > 0)):
         raise SolverError(f"dt must be positive and finite; got {dt.flatten().tolist()[:5]}...")
     if dt.ndim == 0:
         if not isinstance(u, Tensor):

@@ -10,8 +10,8 @@ rows of time and batch at once, are products of torch's in the state's own preci
 `torch.set_float32_matmul_precision` lets them use tf32.
 
 Not done here: few coupled blocks (the fused loop multiplies only these), nonlinear edges, several
-activations in one field or others than PHIS, second derivatives, a gradient with respect to dt,
-recomputing. `why_not` says so before a solve.
+activations in one field or others than PHIS, a gradient with respect to dt, recomputing. `why_not` says
+so before a solve. Second derivatives are those of `fused.plain_states`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,15 @@ from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.fused import MatmulPrecision, Save, few_blocks, structured_weight
+from ctrnn_assembly.solvers.fused import (
+    Form,
+    MatmulPrecision,
+    Save,
+    few_blocks,
+    gradients_again,
+    plain_states,
+    structured_weight,
+)
 from ctrnn_assembly.solvers.operators import Dense, Diagonal
 from ctrnn_assembly.terms import Terms
 
@@ -241,21 +250,33 @@ class _Persistent(torch.autograd.Function):
         X = _Launch(terms, matmul_precision, x0, e, dt, *tensors).states(keep)
         if keep:
             ctx.terms, ctx.matmul_precision, ctx.every = terms, matmul_precision, save == "all"
-            ctx.save_for_backward(X, e, dt, *tensors)
+            ctx.save_for_backward(X, x0, e, dt, *tensors)
         # A copy of the last state, so that nothing outside shares memory with what the adjoint reads.
         return X if save == "all" else X[len(dt) if keep else len(dt) % 2].clone()[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True; `once_differentiable` may give None instead
-            raise SolverError("the persistent kernels have no second derivatives. Use backend='plain'.")
+        X, x0, *given = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            e, dt, *tensors = given
+            states, needed = partial(_plain_states, ctx.terms, dt), ctx.needs_input_grad
+            leaves, needed = (x0, e, *tensors), (*needed[4:6], *needed[7:])
+            found = gradients_again(states, leaves, needed, grad, ctx.matmul_precision)
+            return (None, None, None, None, *found[:2], None, *found[2:])
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
-            X, *given = ctx.saved_tensors
             launch = _Launch(ctx.terms, ctx.matmul_precision, X[0], *given)
             lam, V, Q = launch.adjoints(X, grad, ctx.every)
             d_x0 = lam if ctx.needs_input_grad[4] else None
             sums = _weight_gradients(ctx.terms, ctx.needs_input_grad[5:], given, X, V, Q)
             return (None, None, None, None, d_x0, *sums)
+
+
+def _plain_states(
+    terms: Terms, dt: Tensor, x0: Tensor, e: Tensor, W: Tensor, inv_tau: Tensor, L: Tensor | None
+) -> Tensor:
+    form = Form(terms.pre, terms.post, (), None, "full")
+    P = None if L is None else inv_tau[:, None] * L
+    return plain_states(form, dt, x0, e.expand(len(dt), -1, -1), W, -inv_tau, P, inv_tau, None)
 
 
 def _weight_gradients(

@@ -1,0 +1,54 @@
+"""What changes while torch transforms (`torch.func`) or traces (compile, export) a computation.
+
+Nobody knows the values of a tensor then: checks of values are left out. A loop over time is plain steps
+under a transform, which differentiates them any number of times, and one operator, `scan`, under a
+tracer, whatever the number of steps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode derivatives are at work.
+
+    A hand-written `autograd.Function` and torch's recurrent kernels serve neither of both.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def traced() -> bool:
+    """Whether a tracer records a loop over time as `scan`: torch.export, and torch.compile unless
+    gradients are wanted, where its default compiler refuses the operator (torch 2.14)."""
+    if torch.compiler.is_exporting():
+        return True
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether a condition is true everywhere, or its values cannot be known."""
+    if torch.compiler.is_compiling() or condition.is_meta or transformed():
+        return True
+    return bool(condition.all())
+
+
+def states(move: Callable[..., Tensor], x: Tensor, *series: Tensor) -> Tensor:
+    """x_k = move(x_k-1, *(s[k] for s in series)) for all k, (time, ...): without x itself."""
+    if traced():
+        from torch._higher_order_ops import scan  # a prototype, imported where it is used
+
+        def again(x: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            moved = move(x, *now)
+            return moved, moved.clone()  # the operator forbids that outputs share memory
+
+        return scan(again, x, series)[1]
+    found = []
+    for now in zip(*series, strict=True):
+        x = move(x, *now)
+        found.append(x)
+    return torch.stack(found)
