@@ -234,17 +234,20 @@ class CTRNN(Recurrent):
         """The gates, if they read input or state."""
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        if self._reading is None and self.solver not in SCHEMES:
-            return self._run(u[:, None], x, None, None, "last")[1]
-        if self._reading is None:
-            terms, encode = self._driven()
-            step, u = affine_step(SCHEMES[self.solver], terms, self.step_size), encode(u)
-        else:
-            step = partial(_euler_step, self.flow(u), self.step_size)
-        for _ in range(self.substeps):
-            x = step(x, u)
-        return x
+    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        gates, h = self._reading, self.step_size
+        if gates is None and self.solver not in SCHEMES:
+            return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
+        terms, encode = self._driven()
+        move = None if gates else affine_step(SCHEMES[self.solver], terms, h)
+
+        def step(u: Tensor, x: Tensor) -> Tensor:
+            z, drive = gates.reader(u) if gates else None, encode(u)
+            for _ in range(self.substeps):
+                x = x + h * gates(z, x) * terms.drift(x, drive) if gates else move(x, drive)
+            return x
+
+        return step
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
