@@ -46,6 +46,9 @@ class Driven:
         sequences: the inputs of each sample without padding, (T, m).
     """
 
+    run: Any = None
+    kind: str  # of the weights, as `Weights.kind`, or "given"
+
     def __init__(
         self, source: str | None, module: str | None, data: Path | None, changes: Any, outputs: Any
     ) -> None:
@@ -59,7 +62,7 @@ class Driven:
             raise ConfigError(
                 f"--{name} is of a run and its task. Leave it out with --module or --data."
             )
-        self.name, self.outputs, self.run = Path(source or module or "").name, outputs, None
+        self.name, self.outputs, self.module = Path(source or module or "").name, outputs, module
         self.step = {name: changes[name] for name in ("dt", "solver")}
         if module is None:
             self._open_run(str(source), changes)
@@ -99,7 +102,8 @@ class Driven:
             self.split, self.inputs = "random" if data is None else "data", str(data or "random inputs")
             self.u, self.y = load_inputs(data, self.behaviour.input_size, samples), None
             self.sequences = [*self.u]
-            try_out(self.name, self.behaviour, self.u[:1, 0])
+            if self.module is not None:
+                try_out(self.module, self.behaviour, self.u[:1, 0])
             return
         self.split, self.inputs = split, f"{self.run.task.name} ({split})"
         self.u, self.y, lengths = self.run.inputs(split, samples)
@@ -167,10 +171,10 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @option("--data-dir", help="where the data are, if they have moved")
         @shared.output_options
         def command(**given: Any) -> None:
-            opened = [given.pop(key) for key in ("source", "module", "data")]
+            source, module, data = (given.pop(key) for key in ("source", "module", "data"))
             changes = {key: given.pop(key) for key in CHANGES}
             outputs = {key: given.pop(key) for key in ("as_json", "csv", "npz", "plot")}
-            function(Driven(*opened, changes, outputs), **given)
+            function(Driven(source, module, data, changes, outputs), **given)
 
         return command
 

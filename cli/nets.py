@@ -31,12 +31,13 @@ IN_PYTHON = "Build the net in Python, and use --module FILE.py:NAME."
 
 def load_net(named: str) -> Any:
     """The net that --module names."""
-    file, _, name = (named, "", "") if named.endswith(".safetensors") else named.rpartition(":")
-    if not file.endswith((".py", ".safetensors")) or not (file.endswith(".safetensors") or name):
+    is_state = named.endswith(".safetensors")
+    file, _, name = (named, "", "") if is_state else named.rpartition(":")
+    if not is_state and not (file.endswith(".py") and name):
         raise ConfigError(f"--module must be FILE.py:NAME or FILE.safetensors; got {named!r}.")
     if not Path(file).is_file():
         raise ConfigError(f"--module {named}: there is no file {file}. Name one that is there.")
-    return made_by(file, name) if name else torch_net(Path(file))
+    return torch_net(Path(file)) if is_state else made_by(file, name)
 
 
 def try_out(named: str, net: Behaviour, u: Tensor) -> None:
@@ -85,11 +86,8 @@ def torch_net(file: Path) -> nn.Module:
 
 def load_inputs(data: Path | None, m: int | None, samples: int | None) -> Tensor:
     """The first sequences of X, by default 4, (samples, T, m), float64; without data of random ones."""
-    what, advice = (
-        f"{data or 'random inputs'} cannot be used",
-        "Write np.savez(file, X=X), and use --data.",
-    )
-    with refusing(what, advice):
+    what = f"{data or 'random inputs'} cannot be used"
+    with refusing(what, "Write np.savez(file, X=X), and use --data."):
         if data is not None:
             with np.load(data) as stored:
                 X = stored["X"]
