@@ -66,10 +66,11 @@ def certify_command(
         curves = step_curves(run.build(data=False).core, certificate, near=step)
         return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
 
+    title = f"{config.model}, {units} units{', tau trained' if config.train_tau else ''}"
     emit(
         {"model": config.model, "units": units, "weights": weights} | certificate.as_dict(),
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
-        facts([*weights_rows(weights), *fact_rows(certificate)], title=f"{config.model}, {units} units"),
+        facts([*weights_rows(weights), *fact_rows(certificate)], title=title),
         *shown_modules(certificate.modules),
         figure=figure,
         as_json=as_json,

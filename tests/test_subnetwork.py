@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,9 @@ from ctrnn_assembly import (
     couple,
     solve,
 )
+from ctrnn_assembly.baselines import LSTM
 from ctrnn_assembly.contracting import Contracting, raw_tensors
-from ctrnn_assembly.errors import ConfigError, ContractionError
+from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.config import make_config
 from oracles import array, assembly_rate
@@ -201,7 +203,7 @@ def test_spectral_norm_of_a_weight_is_certified_as_it_is() -> None:
     module = Subnetwork(AdaDiagTanh(), 4, weight=torch.tensor([0.5, 0.2, 0.1, -0.3]).diag())
     parametrizations.spectral_norm(module, "weight", n_power_iterations=30)
     assert module.rate is None
-    assert float(torch.linalg.matrix_norm(module.weight, ord=2)) == pytest.approx(1, abs=1e-2)
+    assert float(torch.linalg.matrix_norm(module.weight.detach(), ord=2)) == pytest.approx(1, abs=1e-2)
     assert certify(module).rate < 0.01
 
 
@@ -342,3 +344,39 @@ def test_a_set_with_a_wrong_inverse_fails_at_once() -> None:
 def test_what_is_no_set_is_refused_with_the_right_call(given: object) -> None:
     with pytest.raises(ConfigError, match=r"Use Subnetwork\(SingularValueBounded\('tanh'\), 16\)"):
         Subnetwork(given, 16)  # type: ignore[arg-type]
+
+
+GOOD = Subnetwork(SingularValueBounded(), 4)
+
+
+@pytest.mark.parametrize("given", [[8, 8], 8, GOOD, [GOOD, 8], [], [nn.Linear(2, 2)]], ids=str)
+def test_what_are_no_modules_is_refused_with_the_right_call(given: object) -> None:
+    for make in (couple, Assembly):
+        with pytest.raises(ConfigError, match=r"Use couple\(\[Subnetwork"):
+            make(given)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", ["16", 16.0, 0, -1, None])
+def test_a_size_that_is_no_number_of_units_is_refused(size: object) -> None:
+    with pytest.raises(ConfigError, match="Use size=16"):
+        Subnetwork(SingularValueBounded(), size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [[[0.0]], np.zeros((1, 1)), torch.zeros(1, 1, dtype=int), 0.0])
+def test_a_weight_that_is_no_real_tensor_is_refused(weight: object) -> None:
+    with pytest.raises(ShapeError, match="weight must be a floating-point tensor"):
+        Subnetwork(SingularValueBounded(), 1, weight=weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [lambda: CTRNN(3, copy.deepcopy(GOOD)), lambda: LSTM(3, 4)])
+def test_a_tuple_of_states_is_refused_with_the_right_call(make: Callable) -> None:
+    net, u, x = make().double(), torch.zeros(5, 2, 3), torch.zeros(1, 2, 4)
+    with pytest.raises(ShapeError, match=r"one tensor; got a tuple of 2. Pass torch.cat\(h_0"):
+        net(u, (x, x))
+    with pytest.raises(ShapeError, match=r"one tensor; got a tuple of 2. Pass torch.cat\(x"):
+        net.step(u[0], (x[0], x[0]))
+
+
+def test_a_field_takes_one_tensor() -> None:
+    with pytest.raises(ShapeError, match="x must be one tensor"):
+        GOOD(0.0, (torch.zeros(2, 4), torch.zeros(2, 4)))

@@ -5,7 +5,7 @@ is cached: weights, metrics and couplings are read from the raw parameters once 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, pairwise, product
 from typing import Any, Literal, Unpack
 
@@ -33,9 +33,7 @@ class Assembly(Field):
         self, modules: Sequence["Subnetwork | Assembly"], coupling: Coupling | None = None
     ) -> None:
         super().__init__()
-        if not modules:
-            raise ConfigError("an assembly needs at least one module; got none.")
-        sizes = tuple(part.size for part in modules)
+        sizes = sizes_of(modules)
         if coupling is not None and coupling.sizes != sizes:
             raise ShapeError(f"the coupling is for sizes {coupling.sizes}; got modules {sizes}.")
         self.parts = nn.ModuleList(modules)  # type: ignore[assignment]
@@ -127,6 +125,17 @@ class Assembly(Field):
         return tuple(sorted(pairs))
 
 
+def sizes_of(modules: Any) -> tuple[int, ...]:
+    """The units of each module; a ConfigError for what is no list of modules."""
+    listed = isinstance(modules, Iterable) and all(isinstance(part, Field) for part in modules)
+    if not listed or not modules:
+        raise ConfigError(
+            f"modules must be a list of Subnetworks or Assemblies; got {modules!r:.60}. Use "
+            "couple([Subnetwork(SingularValueBounded('tanh'), 8) for _ in range(4)])."
+        )
+    return tuple(part.size for part in modules)
+
+
 def _tied(module: nn.Module) -> dict[str, str]:
     """Of each tensor that stands at several places: its later names, and its first one."""
     options = {"remove_duplicate": False}
@@ -167,7 +176,7 @@ def couple(
         >>> net.size, net.rate
         (32, 0.01)
     """
-    sizes = [module.size for module in modules]
+    sizes = sizes_of(modules)
     if kind not in COUPLINGS:
         raise unknown("kind", kind, COUPLINGS)
     if isinstance(topology, str):

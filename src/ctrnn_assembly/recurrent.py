@@ -119,6 +119,7 @@ class Recurrent(nn.Module, ABC):
 
         Plain torch operations, which `torch.func` differentiates; `forward` up to rounding.
         """
+        u, x = as_tensor("u", u, self._like), as_tensor("x", x, self._like)
         if u.ndim != 2 or u.shape[1] != self.input_size:
             raise ShapeError(
                 f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. Pass one sample, input[t] "

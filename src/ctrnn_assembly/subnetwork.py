@@ -19,6 +19,11 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
 
+def shape_of(value: object) -> tuple[int, ...]:
+    """Of a tensor; () for what is none."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
 class Exp(nn.Module):
     """Trained time constants tau = exp(raw), (n,), of n raw numbers, or of one for a dense metric."""
 
@@ -50,8 +55,8 @@ class Field(nn.Module):
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
         terms = self.terms()
         for name, value in (("x", x), ("u", u)):  # an input of the wrong width would broadcast
-            if value is not None and (value.ndim != 2 or value.shape[1] != terms.n):
-                raise ShapeError(f"{name} must be (batch, {terms.n}); got {tuple(value.shape)}.")
+            if value is not None and (found := shape_of(value))[1:] != (terms.n,):
+                raise ShapeError(f"{name} must be one tensor (batch, {terms.n}); got {found}.")
         return terms(x, u)
 
     @torch.no_grad()
@@ -100,14 +105,17 @@ class Subnetwork(Field):
                 f"constraint must be a set of weights, a Contracting; got {constraint!r:.60}. Use "
                 "Subnetwork(SingularValueBounded('tanh'), 16), or another of `CONSTRAINTS`."
             )
-        if size < 1:
-            raise ConfigError(f"a subnetwork needs at least one unit; got size={size}.")
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"size must be a whole number of units >= 1; got {size!r}. Use size=16.")
         if form not in ("x", "r"):
             raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
         self.size, self.form, self.train_tau = size, form, train_tau
         W = constraint.sample(size, generator) if weight is None else weight
-        if W.shape != (size, size):
-            raise ShapeError(f"weight must be ({size}, {size}); got {tuple(W.shape)}.")
+        if shape_of(W) != (size, size) or not W.is_floating_point():
+            raise ShapeError(
+                f"weight must be a floating-point tensor ({size}, {size}); got {shape_of(W)}, "
+                f"{getattr(W, 'dtype', type(W).__name__)}. Use torch.as_tensor(W).float()."
+            )
         self.weight = nn.Buffer(W) if constraint.frozen else nn.Parameter(W)
         parametrize.register_parametrization(self, "weight", constraint)
         zeros = W.new_zeros(size)
