@@ -31,7 +31,7 @@ SWAPS = (
     Column("step", "step", ".6g", missing="its own"),
     Column("test_accuracy", "test accuracy", ".4f"),
     Column("largest_state", "largest state", ".4g"),
-    Column("verdict", "its step"),
+    Column("certified", "step certified"),
 )
 GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",
@@ -112,12 +112,11 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, **given: An
 
 def solvers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[dict[str, Any]]:
     """The callback of a list such as euler,euler:8,dopri5: settings by solver."""
-    found: list[dict[str, Any]] = []
-    for name, colon, count in (one.strip().partition(":") for one in (value or "").split(",") if one):
-        if colon and not (count.isdigit() and int(count)):
-            raise click.BadParameter(f"{name}:{count} must be SOLVER or SOLVER:SUBSTEPS, as in euler:8")
-        found.append({"solver": name, "substeps": int(count) if colon else None})
-    return found
+    try:
+        parts = [one.strip().partition(":") for one in (value or "").split(",") if one]
+        return [{"solver": name, "substeps": int(n) if colon else None} for name, colon, n in parts]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of solvers like euler,euler:8") from None
 
 
 @click.command("evaluate", cls=Command)
@@ -163,15 +162,17 @@ def evaluate_command(
 
         return swap_figure(found, title=run.title)
 
-    shown, top = (run, found[0]) if swap or not rest else (rest[0], found[1])
-    rows, certificate = [each.row() for each in found], shown.certificate.as_dict()
+    top = found[0] if swap or not rest else found[1]
+    rows, certificate = [each.row() for each in found], top.run.certificate.as_dict()
     rows[0]["solver"] += " (trained)"
-    proven = [f"{key}: {value}" for key, value in short_rows(certificate)]
+    shown = [row | {"certified": "yes" if row["certified"] else "no"} for row in rows]
+    proven = short_rows(certificate) if not swap else [(row["solver"], row["verdict"]) for row in rows]
     measures = {"test_accuracy": top.accuracy, "largest_state": top.largest_state}
     emit(
-        {**shown.about(), **measures, "certificate": certificate, "rows": rows},
-        f"{shown.title}: test accuracy {top.accuracy:.4f}, largest state {top.largest_state:.4g}",
-        *([table(rows, SWAPS, title="the same weights, swapped solvers")] if rest else proven),
+        {**top.run.about(), **measures, "certificate": certificate, "rows": rows},
+        f"{run.title}: test accuracy {top.accuracy:.4f}, largest state {top.largest_state:.4g}",
+        *[table(shown, SWAPS, title="the same weights, swapped solvers")] * bool(rest),
+        *(f"{key}: {value}" for key, value in proven),
         figure=figure,
         as_json=as_json,
         plot=plot,

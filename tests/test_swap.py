@@ -80,6 +80,7 @@ def test_swap_makes_the_table_and_the_picture(cli: Cli, run: Path, tmp_path: Pat
     assert [row["solver"] for row in rows] == ["exponential-euler (trained)", "imex", "dopri5"]
     assert [row["step"] for row in rows] == [0.12, 0.12, None]
     assert rows[1]["verdict"].startswith("contracting, factor <= ")
+    assert [row["certified"] for row in rows] == [True, True, False]
     assert rows[2]["verdict"] == "no proof is known for steps of dopri5"
 
 
@@ -94,7 +95,7 @@ def test_swap_names_what_a_solver_cannot_solve(cli: Cli, run: Path, tmp_path: Pa
     assert euler["test_accuracy"] is not None
     assert "solver must be one of" in cli.refuses("evaluate", run, "--swap=euler,nope")
     assert "drop the others" in cli.refuses("evaluate", run, "--swap=euler", "--solver=imex")
-    assert "SOLVER:SUBSTEPS" in cli("evaluate", run, "--swap=euler:x").err
+    assert "like euler,euler:8" in cli("evaluate", run, "--swap=euler:x").err
     assert "chooses its own steps" in cli.refuses("evaluate", run, "--solver=dopri5", "--substeps=2")
 
 
@@ -122,20 +123,21 @@ def test_the_largest_states_are_those_of_all_units_and_sequences(run: Path) -> N
     assert found.accuracy == float(right.double().mean())
 
 
-def test_states_that_are_not_finite_are_warned_of() -> None:
-    def swap(*largest: float, solver: str = "euler") -> Swap:
-        return Swap(solver, 0.1, 1, 0.5, torch.tensor(largest), None)
-
-    trained = swap(1.0, 2.0)
+def test_states_that_are_not_finite_are_warned_of(run: Path) -> None:
+    trained = Swap(Run.open(run), 0.5, torch.tensor([1.0, 2.0]))
     assert trained.warning(trained) == ""
+    euler = Run.open(run, solver="euler", substeps=3)
     for broken in (torch.nan, torch.inf):
-        assert "euler: states are not finite. Its accuracy means nothing" in swap(1.0, broken).warning(
-            trained
-        )
-    assert "explode, to 3e+02" in swap(300.0).warning(trained)
-    assert swap(150.0).warning(trained) == ""
-    exploded = swap(1e7)
-    assert "as trained" in exploded.warning(exploded)
+        said = Swap(euler, 0.5, torch.tensor([1.0, broken])).warning(trained)
+        assert said.startswith("euler:3: states are not finite. Its accuracy means nothing")
+    exploded = Swap(euler, 0.5, torch.tensor([300.0])).warning(trained)
+    assert "explode, to 3e+02, under exponential-euler, as trained, to 2." in exploded
+    assert Swap(euler, 0.5, torch.tensor([150.0])).warning(trained) == ""
+    lost = Swap(Run.open(run), 0.5, torch.tensor([torch.nan]))
+    assert "states are not finite" in lost.warning(lost)
+    assert Swap(euler, 0.5, torch.tensor([1.0])).warning(lost) == ""
+    large = Swap(Run.open(run), 0.5, torch.tensor([1e7]))
+    assert "states explode, to 1e+07" in large.warning(large)
 
 
 def test_diagnostics_of_the_command_line_take_substeps(cli: Cli, run: Path) -> None:

@@ -92,9 +92,8 @@ def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
     left, right = figure.subplots(1, 2)
     for k, one in enumerate(found):
         look, accuracy = style.line_style(k), math.nan if one.accuracy is None else 100 * one.accuracy
-        proven = one.step is not None and one.step.certified
-        left.plot(accuracy, k, **look, markerfacecolor=look["color"] if proven else "white")
-        times = one.dt * np.arange(1, len(one.largest) + 1)
+        left.plot(accuracy, k, **look, markerfacecolor=look["color"] if one.certified else "white")
+        times = one.run.config.dt * np.arange(1, len(one.largest) + 1)
         right.plot(times, one.largest.numpy(), color=look["color"], linewidth=1.3)
     left.axvline(100 * (found[0].accuracy or 0), color=style.GREY, linewidth=0.8, linestyle=DASHED)
     left.set_yticks(

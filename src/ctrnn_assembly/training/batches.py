@@ -1,8 +1,9 @@
 """Batches of a split in memory, in an order that depends on (seed, epoch) only; and its accuracy."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,24 +73,17 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 
 
 @torch.no_grad()
-def evaluate(
-    model: SequenceClassifier, batches: Batches, watch: Callable[[Tensor], None] | None = None
-) -> Tensor:
+def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know.
 
-    `watch` is shown the states of every batch after each sample, (batch, time, n).
+    `forward` may stand in for the model: (input, lengths=...) -> logits.
     """
     weight, last = model.eval().readout.weight, int(batches.split.y.max())
     sums = torch.zeros((), device=weight.device)
     for u, y, lengths in batches:
         y = y.to(weight.device)
         lengths = None if lengths is None else lengths.to(weight.device)
-        if watch is None:
-            logits = model(u.to(weight), lengths=lengths)
-        else:
-            states = model.core(u.to(weight), lengths=lengths)[0]
-            watch(states)
-            logits = model.read(states[:, -1])
+        logits = (forward or model)(u.to(weight), lengths=lengths)
         if logits.shape[-1] <= last:
             raise DataError(
                 f"{batches.task.name} has a class {last}, which does not fit the model's "

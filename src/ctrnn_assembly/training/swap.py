@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates import StepCertificate
 from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.certificates.wording import step_words, up
 from ctrnn_assembly.errors import ConfigError, SolverError
@@ -18,73 +17,76 @@ from ctrnn_assembly.schemes import ADAPTIVE
 from ctrnn_assembly.training.batches import Batches, evaluate
 from ctrnn_assembly.training.run import Run
 
-EXPLODED = 1e6  # states beyond it, or FARTHER times as large as under the solver of training
-FARTHER = 100
+# States explode that are this large, or so many times as large as under the solver of training.
+EXPLODED, FARTHER = 1e6, 100
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What a run's weights are worth under one solver.
+    """What the weights of a run are worth on its test set, under the solver of its configuration.
 
-    `accuracy` is that of the test set, and `largest` has the largest |x_i| after each sample, (T,), over
-    all units and sequences; NaN after what is not finite. Where the solver refused or gave up, None and
-    empty, and `failure` says why. `step` is what is proven of its step.
+    `largest` has the largest |x_i| of all units and sequences after each sample, (T,), NaN after what is
+    not finite. Where a solver cannot solve the network `failure` says why.
     """
 
-    solver: str
-    dt: float
-    substeps: int
+    run: Run
     accuracy: float | None
     largest: Tensor
-    step: StepCertificate | None
     failure: str = ""
 
     @property
     def name(self) -> str:
-        """The solver and, if there are several, its substeps: as `--swap` takes it."""
-        return self.solver if self.substeps == 1 else f"{self.solver}:{self.substeps}"
+        """The solver and, if there are several, its substeps: euler:8."""
+        config = self.run.config
+        return config.solver if config.substeps == 1 else f"{config.solver}:{config.substeps}"
+
+    @property
+    def certified(self) -> bool:
+        """Whether the solver's step contracts by proof."""
+        step = None if self.failure else self.run.certificate.step
+        return step is not None and step.certified
 
     @property
     def largest_state(self) -> float:
-        """NaN if a state is not finite, or if there is none."""
-        return float(self.largest.max()) if len(self.largest) else math.nan
+        return float(self.largest.max())
 
     def row(self) -> dict[str, Any]:
-        """Plain values for tables and JSON; `step` is its length, None for adaptive solvers."""
-        proven = "none is defined" if self.step is None else step_words(plain(self.step))
+        """Plain values; `step` is the length of one, None for adaptive solvers."""
+        config = self.run.config
+        step = None if self.failure else self.run.certificate.step
         return {
             "solver": self.name,
-            "dt": self.dt,
-            "step": None if self.solver in ADAPTIVE else self.dt / self.substeps,
+            "dt": config.dt,
+            "step": None if config.solver in ADAPTIVE else config.dt / config.substeps,
             "test_accuracy": self.accuracy,
-            "largest_state": self.largest_state if len(self.largest) else None,
-            "verdict": self.failure or proven,
+            "largest_state": self.largest_state,
+            "certified": self.certified,
+            "verdict": self.failure or (step_words(plain(step)) if step else "a baseline has none"),
         }
 
     def warning(self, trained: "Swap") -> str:
-        """Why the accuracy means nothing; empty if the states are in order."""
+        """Why there is no accuracy, or why it means nothing; empty if the states are in order."""
         size, usual = self.largest_state, trained.largest_state
-        if self.failure:
-            return f"{self.name}: {self.failure}"
-        if not math.isfinite(size):
-            said = "states are not finite"
-        elif size > EXPLODED or size > FARTHER * max(usual, 1.0):
-            said = (
-                f"states explode, to {up(size, 2)}; under {trained.name}, as trained, to {up(usual, 2)}"
-            )
-        else:
+        if not self.failure and size <= min(EXPLODED, FARTHER * max(1.0, usual)):
             return ""
-        return f"{self.name}: {said}. Its accuracy means nothing: raise substeps, or use another solver."
+        said = f"states explode, to {up(size, 2)}, under {trained.name}, as trained, to {up(usual, 2)}"
+        said = said if math.isfinite(size) else "states are not finite"
+        advice = "Its accuracy means nothing: raise substeps, or use another solver."
+        return f"{self.name}: {self.failure or f'{said}. {advice}'}"
 
 
 @torch.no_grad()
 def measured(run: Run) -> Swap:
-    """The weights of a run on its test set, under the solver of its configuration."""
-    config, tops = run.config, []
-    batches = Batches(run.task, run.task.load_test(), 256)
-    sums = evaluate(run.model, batches, lambda x: tops.append(x.abs().amax((0, 2)).cpu()))
-    largest, accuracy = torch.stack(tops).amax(0), float(sums[1] / sums[2])
-    return Swap(config.solver, config.dt, config.substeps, accuracy, largest, run.certificate.step)
+    """The weights of a run on its test set; refuses what its solver cannot solve."""
+    tops, model = [], run.model
+
+    def forward(u: Tensor, lengths: Tensor | None) -> Tensor:
+        x = model.core(u, lengths=lengths)[0]
+        tops.append(x.abs().amax((0, 2)).cpu())
+        return model.read(x[:, -1])
+
+    _, correct, count = evaluate(model, Batches(run.task, run.task.load_test(), 256), forward).tolist()
+    return Swap(run, correct / count, torch.stack(tops).amax(0))
 
 
 def swapped(run: Run) -> Swap:
@@ -92,5 +94,4 @@ def swapped(run: Run) -> Swap:
     try:
         return measured(run)
     except (ConfigError, SolverError) as error:
-        config = run.config
-        return Swap(config.solver, config.dt, config.substeps, None, torch.zeros(0), None, str(error))
+        return Swap(run, None, torch.full((1,), math.nan), str(error))
