@@ -28,6 +28,7 @@ LAYERS = {
     "topology": 1,
     "transforms": 1,
     "calls": 3,
+    "fields": 3,
     "recurrent": 4,
     "inputs": 2,
     "metrics": 2,

@@ -400,17 +400,6 @@ def test_any_field_works_with_torchdiffeqs_methods(solver: str) -> None:
     assert_close(x, expected, rtol=0, atol=1e-2)  # states of size 20; midpoint is the worst
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
-def test_grid_methods_refuse_a_plain_function(solver: str) -> None:
-    with pytest.raises(SolverError, match=r"needs the tensors of the field.*rk4 or dopri5"):
-        solve(lorenz, torch.ones(1, 3), torch.tensor([0.0, 1.0]), solver=solver)
-
-
-def test_an_input_beside_a_plain_function_is_refused_not_ignored() -> None:
-    with pytest.raises(SolverError, match="Call your input inside f"):
-        solve(lorenz, torch.ones(1, 3), dt=0.1, u=torch.ones(1, 4, 3), solver="rk4")
-
-
 @pytest.mark.parametrize("solver", ["explicit_adams", "implicit_adams"])
 def test_multistep_methods_refuse_unequal_steps(solver: str) -> None:
     t = torch.tensor([0.0, 0.1, 0.2, 0.4, 0.5], dtype=F64)

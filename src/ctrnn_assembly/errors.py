@@ -36,9 +36,11 @@ class TrainingError(CtrnnError, RuntimeError):
     """Training had to stop; what was saved before stays."""
 
 
-def unknown(what: str, given: object, known: Iterable[str], fix: str = "") -> ConfigError:
-    """The error for a name that a table does not have; `fix` is a further sentence."""
+def unknown(
+    what: str, given: object, known: Iterable[str], fix: str = "", meant: Iterable[str] = ()
+) -> ConfigError:
+    """The error for a name that a table does not have; `fix` is a further sentence, `meant` guesses."""
     names = list(known)
-    near = get_close_matches(str(given), names, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    near = [*meant, *get_close_matches(str(given), names, n=1)]
+    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return ConfigError(f"{what} must be one of {', '.join(names)}; got {given!r}.{guess} {fix}".rstrip())

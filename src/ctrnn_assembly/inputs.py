@@ -15,7 +15,8 @@ from ctrnn_assembly.transforms import holds
 
 
 class Signal:
-    """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch.
+    """Samples (batch, time, m) at increasing times (time,), one grid for the whole batch; or (batch,
+    time, ...) for a field of one's own.
 
     With `lengths` (batch,), from 1, a sequence ends with that many samples; its last one is held after.
     A subclass says what u is `between` samples, which are held here, or writes `__call__` itself; and
@@ -28,7 +29,7 @@ class Signal:
     def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
         if lengths is not None:
             samples = held(samples, lengths)
-        if samples.ndim != 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
+        if samples.ndim < 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
             raise ShapeError(
                 "samples must be (batch, time, m) and times (time,); got "
                 f"{tuple(samples.shape)} and {tuple(times.shape)}."
@@ -75,14 +76,15 @@ class CubicHermite(Signal):
 
     def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
         super().__init__(samples, times, lengths)
-        count = len(times)
+        count, features = len(times), [1] * (samples.ndim - 2)
         ends = torch.tensor([count]) if lengths is None else lengths
         ends = ends.to(samples.device)
         self.breaks = torch.cat([times[:1], times[(ends - 1).to(times.device)]])  # constants begin
-        secants = self.samples.diff(dim=1) / times.diff()[:, None].to(samples)
+        secants = self.samples.diff(dim=1) / times.diff().view(-1, *features).to(samples)
         before, after = torch.cat([secants[:, :1], secants], 1), torch.cat([secants, secants[:, -1:]], 1)
         mean = (before + after) / 2
-        last = (torch.arange(count, device=samples.device) == ends[:, None] - 1)[..., None]
+        last = torch.arange(count, device=samples.device) == ends[:, None] - 1
+        last = last.view(*last.shape, *features)
         # On the left and on the right of a sample: they differ at the last one, which is held.
         self.slopes = torch.where(last, before, mean), mean.masked_fill(last, 0)
 
@@ -109,12 +111,19 @@ def held(samples: Tensor, lengths: Tensor) -> Tensor:
     return samples.gather(1, last[..., None].expand_as(samples))
 
 
-def check_finite(samples: Tensor) -> None:
-    """Refuse NaN and infinite inputs: a DataError with the index of the first."""
+def hold_over(u: Tensor, times: Tensor) -> ZeroOrderHold:
+    """Samples u (batch, time, m) over the intervals of times (time + 1,), which may decrease."""
+    if times[-1] < times[0]:
+        u, times = u.flip(1), times.flip(0)
+    return ZeroOrderHold(u, times[:-1])
+
+
+def check_finite(samples: Tensor, what: str = "the input") -> None:
+    """Refuse NaN and infinite numbers: a DataError with the index of the first."""
     if holds(torch.isfinite(samples)):
         return
     where = tuple((~torch.isfinite(samples)).nonzero()[0].tolist())
     raise DataError(
-        f"the input must be finite; got {float(samples[where])} at index {where} of "
+        f"{what} must be finite; got {float(samples[where])} at index {where} of "
         f"{tuple(samples.shape)}. Clean or mask the data first."
     )

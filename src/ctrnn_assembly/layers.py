@@ -9,20 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Elementwise
-from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step
-from ctrnn_assembly.solvers import Backend, Gradient, MatmulPrecision, Recompute, check_settings, solve
-from ctrnn_assembly.solvers.grid import freeze, step_grid
-from ctrnn_assembly.subnetwork import Field, Subnetwork
+from ctrnn_assembly.solvers import (
+    Backend,
+    Gradient,
+    MatmulPrecision,
+    Recompute,
+    check_own,
+    check_settings,
+    solve,
+)
+from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
+from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import holds
 
 
 class CTRNN(Recurrent):
@@ -30,7 +39,10 @@ class CTRNN(Recurrent):
 
     Args:
         input_size, batch_first, initial_state: as in `Recurrent`.
-        field: the n units.
+        field: the n units; or a vector field of your own, a function or nn.Module f(t, x, u), which gets
+            the input as it is, or f(t, x), to which the encoded input is added; t counts from 0 at each
+            call, and at each `step`. It has no certificate.
+        size: n, of a field of your own.
         gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         dt: time between samples, in the unit of tau.
@@ -52,8 +64,9 @@ class CTRNN(Recurrent):
     def __init__(
         self,
         input_size: int,
-        field: Subnetwork | Assembly,
+        field: Any,
         *,
+        size: int | None = None,
         gate: Gate | None = None,
         gate_bounds: tuple[float, float] | None = None,
         batch_first: bool = False,
@@ -61,8 +74,8 @@ class CTRNN(Recurrent):
         substeps: int = 1,
         solver: str = "euler",
         interpolation: Literal["hold", "linear", "cubic"] = "hold",
-        rtol: float = 1e-4,
-        atol: float = 1e-6,
+        rtol: float = 1e-6,
+        atol: float = 1e-8,
         gradient: Gradient = "direct",
         recompute: Recompute = "none",
         matmul_precision: MatmulPrecision = "full",
@@ -71,7 +84,15 @@ class CTRNN(Recurrent):
         initial_state: InitialState = "zero",
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__(input_size, field.size, batch_first=batch_first, initial_state=initial_state)
+        self_made = not hasattr(field, "terms")
+        reads = self_made and reads_input(field)[0]
+        n = size if self_made else field.size
+        if n is None or (size or n) != n:
+            raise ConfigError(
+                f"size must be how wide the state of a field of your own is; got {size}. Use "
+                f"{'CTRNN(m, f, size=n)' if self_made else f'size={n}, or leave it out'}."
+            )
+        super().__init__(input_size, n, batch_first=batch_first, initial_state=initial_state)
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
         of_loop: dict[str, Any] = {
@@ -80,6 +101,8 @@ class CTRNN(Recurrent):
             "backend": backend,
         }
         check_settings(solver, None, substeps, gradient=gradient, **of_loop)
+        if self_made:
+            check_own(solver, **of_loop)
         if interpolation != "hold" and solver in SCHEMES:
             raise ConfigError(
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
@@ -89,11 +112,16 @@ class CTRNN(Recurrent):
             raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
         self.dt, self.substeps, self.solver, self.interpolation = dt, substeps, solver, interpolation
         self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
-        self.field = field
-        self.encoder = nn.Linear(input_size, field.size, bias=bias)
-        normal_(self.encoder, field.size**-0.5, generator)
+        self.field, self.is_own = field, self_made
+        self.encoder: Any = nn.Identity()
+        if not reads:
+            self.encoder = nn.Linear(input_size, n, bias=bias)
+            normal_(self.encoder, n**-0.5, generator)
+        if next(self.parameters(), None) is None:  # the layer's dtype and device are those of one
+            self.register_parameter("empty", nn.Parameter(torch.empty(0), requires_grad=False))
         self.gates: Gates | None = None
         if gate is not None:
+            self._needs_units("gates")
             trained = any(leaf.train_tau for leaf in field.leaves())
             if trained or not bool((field.tau == 1).all()):
                 raise ConfigError(
@@ -115,7 +143,7 @@ class CTRNN(Recurrent):
 
     @property
     def traceable(self) -> bool:  # type: ignore[override]
-        return self.solver in SCHEMES
+        return self.solver in SCHEMES and not self.is_own  # whose t is that of the sequence
 
     @property
     def step_size(self) -> float:
@@ -125,8 +153,10 @@ class CTRNN(Recurrent):
     def terms(self) -> Terms:
         """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant.
 
-        Raises: ConfigError if gates read input or state, or if the encoder is no plain `nn.Linear`.
+        Raises: ConfigError if gates read input or state, if the encoder is no plain `nn.Linear`, or for
+            a field of your own.
         """
+        self._needs_units("terms and metric")
         if self._reading is not None:
             raise ConfigError(
                 f"gates of kind {self._reading.kind!r} change the time constants with every sample, so "
@@ -144,6 +174,7 @@ class CTRNN(Recurrent):
 
     def metric(self) -> Metric:
         """M of the field, in which it contracts by construction."""
+        self._needs_units("terms and metric")
         return self.field.metric()
 
     def certificate(
@@ -161,6 +192,9 @@ class CTRNN(Recurrent):
 
     def _certified(self, dt: float, solver: str, search: Search) -> Certificate:
         """What is proven of the layer and of one step of length dt."""
+        if self.is_own:
+            reason = "no proof is known for a field of your own: it is code, not weights in a known form"
+            return Certificate.refused(reason, dt=dt, solver=solver)
         g = self._reading
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
@@ -183,6 +217,11 @@ class CTRNN(Recurrent):
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
+        if self.is_own:
+            like = self._like
+            sample = self.encoder(like.new_zeros(1, self.input_size) if u is None else u)
+            f = as_field(self.field, like.new_zeros(1, self.hidden_size), driven=True)
+            return lambda x: f(x.new_zeros(()), x, sample.expand(len(x), -1))
         gates, (terms, encode) = self._reading, self._driven()
         sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
         drive = encode(sample)
@@ -192,18 +231,31 @@ class CTRNN(Recurrent):
         return lambda x: gates(z, x) * terms.drift(x, drive)
 
     def firing_rates(self, x: Tensor) -> Tensor:
-        """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules."""
+        """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules,
+        and of a field of your own."""
+        if self.is_own:
+            return x
         return Elementwise.join(leaf.activations()[0] for leaf in self.field.leaves())(x)
 
     def project_(self) -> None:
         """As `Subnetwork.project_`."""
-        self.field.project_()
+        if not self.is_own:
+            self.field.project_()
 
-    def _driven(self) -> tuple[Terms, Callable[[Tensor], Tensor]]:
-        """The field's tensors, and what makes their input of samples (..., m).
+    def _needs_units(self, what: str) -> None:
+        if self.is_own:
+            raise ConfigError(
+                f"{what} need a Subnetwork or an Assembly; got a field of your own, "
+                f"{type(self.field).__name__}. Use step(u, x) or flow(u)."
+            )
+
+    def _driven(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The field's tensors, or a field of your own, and what makes their input of samples (..., m).
 
         That is the encoder, or nothing where it is a plain `nn.Linear`, whose weight is then W_in.
         """
+        if self.is_own:
+            return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
         read: list[Any] = [(part, Field) for part in self.field.modules() if isinstance(part, Field)]
         terms = self.field.terms()
         if self.gates is not None and self._reading is None:
@@ -236,7 +288,9 @@ class CTRNN(Recurrent):
 
     def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         gates, h = self._reading, self.step_size
-        if gates is None and self.solver not in SCHEMES:
+        if self.is_own and self.solver == "euler":
+            return self._own_step
+        if gates is None and (self.is_own or self.solver not in SCHEMES):
             return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         terms, encode = self._driven()
         move = None if gates else affine_step(SCHEMES[self.solver], terms, h)
@@ -248,6 +302,12 @@ class CTRNN(Recurrent):
             return x
 
         return step
+
+    def _own_step(self, u: Tensor, x: Tensor) -> Tensor:
+        flow = self.flow(u)
+        for _ in range(self.substeps):
+            x = x + self.step_size * flow(x)
+        return x
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
@@ -275,15 +335,18 @@ class CTRNN(Recurrent):
         """Forward Euler under gates that read input or state, (batch, time + 1, n), x first."""
         with torch.autocast(x.device.type, enabled=False):
             terms, encode = self._driven()
-            steps = step_grid(x, None, u, dt, lengths)[1].to(x)  # (time, 1 or batch)
+            times, steps = step_grid(x, None, u, dt, lengths)  # (time, 1 or batch)
             samples, states = u.transpose(0, 1), [x]
-            for z, drive, step in zip(gates.reader(samples), encode(samples), steps, strict=True):
+            for z, drive, step in zip(gates.reader(samples), encode(samples), steps.to(x), strict=True):
                 v = states[-1]
                 for _ in range(self.substeps):
                     v = v + step[:, None] / self.substeps * gates(z, v) * terms.drift(v, drive)
                 states.append(v)
             stacked = torch.stack(states)
-            return (stacked if lengths is None else freeze(stacked, lengths)).transpose(0, 1)
+            stacked = stacked if lengths is None else freeze(stacked, lengths)
+        if not holds(stacked[-1].isfinite()):
+            raise overflow(stacked, times, "euler")
+        return stacked.transpose(0, 1)
 
 
 class SequenceClassifier(nn.Module):

@@ -32,7 +32,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torchdiffeq._impl.odeint import SOLVERS as _TORCHDIFFEQ  # no public list of its methods
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.errors import ConfigError, SolverError, unknown
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds
@@ -103,6 +103,12 @@ FIXED_STEP = tuple(
 )
 ADAPTIVE = tuple(name for name in TORCHDIFFEQ_SOLVERS if name not in FIXED_STEP)  # choose their steps
 SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
+
+
+def unknown_solver(name: str) -> ConfigError:
+    """The error for a name that no solver has: also suggests what has it in its summary."""
+    meant = [scheme.name for scheme in SCHEMES.values() if name in scheme.summary.split()]
+    return unknown("solver", name, SOLVERS, meant=meant)
 
 
 def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from ctrnn_assembly.certificates.search import candidates, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.schemes import SOLVERS
+from ctrnn_assembly.schemes import SOLVERS, unknown_solver
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
@@ -55,9 +55,10 @@ def certify(
 
     The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
-    for what, name, known in (("search", search, get_args(Search)), ("solver", solver, SOLVERS)):
-        if name is not None and name not in known:
-            raise unknown(what, name, known)
+    if search not in get_args(Search):
+        raise unknown("search", search, get_args(Search))
+    if solver is not None and solver not in SOLVERS:
+        raise unknown_solver(solver)
     field = getattr(field, "core", field)
     if callable(getattr(field, "certificate", None)):
         if metric is not None:

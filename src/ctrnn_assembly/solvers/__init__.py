@@ -33,16 +33,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ctrnn_assembly import schemes
+from ctrnn_assembly import fields, schemes
 from ctrnn_assembly.errors import SolverError, unknown
-from ctrnn_assembly.inputs import Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS
+from ctrnn_assembly.fields import OwnField, State, as_field, pack
+from ctrnn_assembly.inputs import Signal, hold_over
+from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.solvers import fused
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
-from ctrnn_assembly.solvers.grid import check_start, freeze, refined, step_grid
+from ctrnn_assembly.solvers.grid import check_start, distinct, freeze, overflow, refined, step_grid
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import transformed
+from ctrnn_assembly.transforms import holds, transformed
 
 Backend = Literal["auto", "plain", "fused", "graph", "persistent"]
 # Settings by name, the first value of each being what a solve has without it.
@@ -56,34 +57,35 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Solution:
-    """What `solve` returns: states x (batch, k, n), the initial one first, at times t.
+    """What `solve` returns.
 
-    t is (k,), or (batch, k) when each sample has its own steps; k = 1 if only the last state was asked
-    for. `steps` counts accepted ones, None where the solver does not tell; `evaluations` those of the
-    vector field.
+    Attributes:
+        t: times, (k,), or (batch, k) when each sample has its own steps; k = 1 if only the last state
+            was asked for.
+        x: states at these times, (batch, k, n), the initial one first; of an x0 (batch, ...) they are
+            (batch, k, ...), of a tuple a tuple of these.
+        solver: which one it was.
+        steps: number of accepted steps, None where the solver does not tell.
+        evaluations: number of evaluations of the vector field.
+        last: the final state, in the form of x0.
     """
 
     t: Tensor
-    x: Tensor
+    x: Any
     solver: str
     steps: int | None
     evaluations: int
 
     @property
-    def last(self) -> Tensor:
-        """The final state, (batch, n)."""
-        return self.x[:, -1]
-
-    @property
-    def status(self) -> Literal["completed", "diverged"]:
-        """Whether every state is finite."""
-        return "completed" if bool(torch.isfinite(self.x).all()) else "diverged"
+    def last(self) -> Any:
+        """The final state, (batch, n), in the form of x0."""
+        return tuple(x[:, -1] for x in self.x) if isinstance(self.x, tuple) else self.x[:, -1]
 
 
 def solve(
     field: Any,
-    x0: Tensor,
-    t: Tensor | None = None,
+    x0: State,
+    t: Any = None,
     *,
     u: Tensor | Signal | None = None,
     dt: float | Tensor | None = None,
@@ -103,10 +105,14 @@ def solve(
     """Integrate x' = f(t, x) under the input u from x0.
 
     Args:
-        field: a `Subnetwork`, `Assembly`, `Terms`, or (torchdiffeq's solvers only) any f(t, x).
-        x0: initial states, (batch, n).
-        t: times, (k,), increasing; grid solvers take `substeps` steps an interval. Or give `dt`.
-        u: samples (batch, time, m), each held over its interval; or a `Signal`; or None.
+        field: a `Subnetwork`, `Assembly` or `Terms`; or a function or nn.Module of your own, f(t, x, u),
+            or f(t, x), to which the input is added. Its solvers are euler, a plain loop, and
+            torchdiffeq's: imex and the fused loops need the tensors of a field.
+        x0: initial states, (batch, n); of a field of your own (batch, ...), or a tuple of them.
+        t: times, (k,), a tensor, list or array; grid solvers take `substeps` steps an interval. Or give
+            `dt`. They may repeat, or decrease: backwards in time a contracting system expands.
+        u: samples (batch, time, m), each held over its interval; or a `Signal`, which also interpolates,
+            linear or cubic; or None.
         dt: intervals' lengths instead of t: a number, (time,), or (batch, time) (grid solvers only).
         solver: one of `SOLVERS`.
         lengths: number of valid steps of each sample, (batch,); the state then stays.
@@ -126,50 +132,92 @@ def solve(
         backend: what runs the loop of a grid solver, see above.
 
     Raises:
-        SolverError: for an exhausted step budget, a step underflow, or a setting that the solver would
-            ignore; with time, state norm and evaluations. ConfigError: for an unknown name.
-        ShapeError, DataError: for inputs of the wrong shape or that are not finite.
+        SolverError: for a state that overflows, an exhausted step budget, a step underflow, or a setting
+            that the solver would ignore; with time and state. ConfigError: for an unknown name.
+        ShapeError, DataError: for inputs and x0 of the wrong shape or that are not finite.
     """
     if transformed() and matmul_precision == "full":
         backend, recompute = "plain", "none"
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
+    known: Terms | OwnField = field.terms() if hasattr(field, "terms") else field
+    if not isinstance(known, Terms):
+        check_own(solver, **chosen)
+        known, x0 = as_field(known, x0, driven=u is not None), pack(x0)
     with torch.autocast(x0.device.type, enabled=False):
-        known = field.terms() if hasattr(field, "terms") else field
-        terms = known if isinstance(known, Terms) else None
-        check_start(x0, terms, u)
+        check_start(x0, known, u)
         times, steps = step_grid(x0, t, u, dt, lengths)
-        if steps.requires_grad and backend != "plain":
+        if steps.requires_grad and backend != "plain" and isinstance(known, Terms):
             raise SolverError(
                 f"solver {solver!r} has no gradient with respect to times or dt here. Use "
                 "solver='euler' with backend='plain', or detach them."
             )
-        count = None
-        if solver in SCHEMES:
-            kept: Save = save if lengths is None else "all"
-            held = u.repeat_interleave(substeps, 1) if isinstance(u, Tensor) and substeps > 1 else u
-            fine, parts = refined(times, steps, substeps)
-            run = _grid_loop(solver, terms, x0, held, fine, parts, save=kept, **chosen)
-            states, evaluations = run()[::substeps], len(parts)
-            count = evaluations
-        elif times.ndim == 2:
-            raise SolverError(
-                f"{solver} needs one time grid for the whole batch; got per-sample dt. Use a grid "
-                f"solver: {', '.join(SCHEMES)}."
-            )
-        else:
-            signal = ZeroOrderHold(u.to(x0), times[:-1]) if isinstance(u, Tensor) else u
-            settings = (solver, max_steps, step_size, substeps, gradient)
-            states, evaluations = torchdiffeq_solve(
-                known, x0, times, signal, *settings, rtol=rtol, atol=atol
-            )
-    if lengths is not None and save == "last":
-        states = states[lengths.to(x0.device), torch.arange(len(x0), device=x0.device)][None]
+        # Times that repeat are solved for once.
+        apart, moves, samples, place = distinct(times, steps, u)
+        settings = {"max_steps": max_steps, "step_size": step_size, "gradient": gradient}
+        settings |= {"substeps": substeps, "rtol": rtol, "atol": atol}
+        ready = partial(_ready, solver, known, x0, samples, apart, moves, settings)
+        every = save == "all" or lengths is not None
+        found = ready(chosen | {"save": "all" if every else "last"})()
+    states, evaluations = (
+        found if isinstance(found, tuple) else (found[::substeps], len(moves) * substeps)
+    )
+    states = states[place] if every and place is not None else states
+    last = states[-1]
+    if lengths is not None:
+        last = states[lengths.to(x0.device), torch.arange(len(x0), device=x0.device)]
+    if not holds(last.isfinite()):
+        if len(states) == 1:  # the others were not kept
+            with torch.no_grad():
+                states, times = ready(chosen | {"recompute": "none", "save": "all"})()[::substeps], apart
+        raise overflow(states if lengths is None else freeze(states, lengths), times, solver)
+    if save == "last":
+        states, times = last[None], times[..., -1:]
     elif lengths is not None:
         states = freeze(states, lengths)
-    if save == "last":
-        states, times = states[-1:], times[..., -1:]
-    return Solution(times, states.transpose(0, 1), solver, count, evaluations)
+    x = states.transpose(0, 1)
+    count = evaluations if solver in SCHEMES else None
+    return Solution(
+        times, known.unpack(x) if isinstance(known, OwnField) else x, solver, count, evaluations
+    )
+
+
+def _ready(
+    solver: str,
+    field: Terms | OwnField,
+    x0: Tensor,
+    u: Tensor | Signal | None,
+    times: Tensor,
+    steps: Tensor,
+    settings: dict[str, Any],
+    chosen: dict[str, Any],
+) -> Callable[[], Any]:
+    """A solve that is ready to run: () -> states, of torchdiffeq with the number of evaluations."""
+    if not len(steps):
+        return lambda: x0[None]
+    if solver in SCHEMES:
+        return _grid_loop(solver, field, x0, u, times, steps, settings["substeps"], **chosen)
+    if times.ndim == 2:
+        raise SolverError(
+            f"{solver} needs one time grid for the whole batch; got per-sample dt. Use a grid "
+            f"solver: {', '.join(SCHEMES)}."
+        )
+    signal = hold_over(u.to(x0), times) if isinstance(u, Tensor) else u
+    return partial(torchdiffeq_solve, field, x0, times, signal, solver, **settings)
+
+
+def check_own(solver: str, **settings: str) -> None:
+    """Refuse what needs more of a field than that it can be called."""
+    wrong = {name: value for name, value in settings.items() if value != CHOICES[name][0]}
+    if wrong.get("backend") == "plain":
+        del wrong["backend"]
+    if solver in SCHEMES and solver != "euler":
+        wrong = {"solver": solver}
+    for name, value in wrong.items():
+        raise SolverError(
+            f"{name}={value!r} needs the tensors of the field, W and L: a Subnetwork, an Assembly or "
+            "Terms; got a field of your own. Leave it out, or use euler, rk4 or dopri5."
+        )
 
 
 def check_settings(
@@ -177,7 +225,7 @@ def check_settings(
 ) -> None:
     """Refuse, of the `settings` in CHOICES, unknown names and what a solver or backend would ignore."""
     if solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
+        raise unknown_solver(solver)
     for name, value in settings.items():
         if value not in CHOICES[name]:
             raise unknown(name, value, CHOICES[name])
@@ -215,33 +263,37 @@ def check_settings(
 
 def _grid_loop(
     solver: str,
-    terms: Terms | None,
+    field: Terms | OwnField,
     x0: Tensor,
     u: Tensor | Signal | None,
     times: Tensor,
     steps: Tensor,
+    substeps: int,
     *,
     backend: str,
     **options: Any,
 ) -> Callable[[], Tensor]:
     """A solve that is ready to run: () -> states, all of them or, if `save` is "last", at least that."""
-    if terms is None:
-        raise SolverError(
-            f"solver {solver!r} needs the tensors of the field: a Subnetwork, an Assembly or Terms. "
-            "For any other f(t, x) use torchdiffeq's solvers, such as rk4 or dopri5."
-        )
     if options["recompute"] != "none" and options["save"] == "all":
         raise SolverError(
             f"recompute={options['recompute']!r} stores few states: it needs save='last' and no lengths."
         )
-    if isinstance(u, Signal):
+    times, steps = refined(times, steps, substeps)
+    if isinstance(u, Tensor) and substeps > 1:
+        u = u.repeat_interleave(substeps, 1)
+    elif isinstance(u, Signal):
         if times.ndim == 2:
             raise SolverError(
                 "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
             )
-        u = torch.stack([u(s) for s in times[:-1]], dim=1)
+        # Backwards in time a step sees what is before its start.
+        back = times.diff() < 0
+        starts = torch.where(back, torch.nextafter(times[:-1], times[1:]), times[:-1])
+        u = torch.stack([u(s) for s in starts], dim=1)
     drive, scheme = None if u is None else u.to(x0).transpose(0, 1), SCHEMES[solver]
-    given = (scheme, terms, x0, drive, steps.to(x0))
+    if isinstance(field, OwnField):
+        return partial(fields.euler, field, x0, drive, times, steps)
+    given = (scheme, field, x0, drive, steps.to(x0))
     apart = backend != "plain" and scheme.increment is None and not fused.same_steps(given[-1])
     settings = {**options, "backend": backend}
     names = ("recompute", "matmul_precision", "backend")

@@ -1,4 +1,4 @@
-"""torchdiffeq's solvers, fixed-step and adaptive, for any f(t, x), with errors that say what happened.
+"""torchdiffeq's solvers, fixed-step and adaptive, for any field, with errors that say what happened.
 
 A solve is cut at the breaks of the input, and each piece sees its own side of a jump. This is used
 instead of torchdiffeq's `jump_t`, which 0.2.5 gives up for good when a step happens to end on a jump
@@ -11,19 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torchdiffeq
 from torch import Tensor, nn
 
 from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.fields import OwnField
 from ctrnn_assembly.inputs import Signal
 from ctrnn_assembly.schemes import FIXED_STEP
 from ctrnn_assembly.terms import Terms
 
 Gradient = Literal["direct", "adjoint", "inexact-adjoint"]
-Field = Callable[[Tensor, Tensor], Tensor]
 
 MULTISTEP = ("explicit_adams", "implicit_adams")
 
@@ -31,25 +31,23 @@ MULTISTEP = ("explicit_adams", "implicit_adams")
 class _Counted:
     """f(t, x) under the input, that remembers how often and where it was last evaluated."""
 
-    def __init__(self, field: Terms | Field, signal: Signal | None) -> None:
+    def __init__(self, field: Terms | OwnField, signal: Signal | None) -> None:
         self.field, self.signal = field, signal
         self.evaluations, self.budget = 0, math.inf
         self.last: tuple[Tensor, Tensor, Tensor] | None = None  # t, x, x'
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        if isinstance(self.field, Terms):
-            value = self.field(x, None if self.signal is None else self.signal(t).to(x))
-        else:
-            value = self.field(t, x)
+        u = None if self.signal is None else self.signal(t).to(x)
+        value = self.field(x, u) if isinstance(self.field, Terms) else self.field(t, x, u)
         self.evaluations += 1
         if self.evaluations > self.budget:
             raise AssertionError("max_num_steps exceeded")  # as torchdiffeq says it
         self.last = (t.detach(), x.detach(), value.detach())
         return value
 
-    def between(self, start: Tensor, end: Tensor) -> Field:
-        """f(t, x) with t kept in [start, end): the input never shows what comes after a break."""
-        return lambda t, x: self(t.clamp(start.to(t), torch.nextafter(end.to(t), start.to(t))), x)
+    def between(self, low: Tensor, high: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """f(t, x) with t kept in [low, high): the input never shows what comes after a break."""
+        return lambda t, x: self(t.clamp(low.to(t), torch.nextafter(high.to(t), low.to(t))), x)
 
     def failure(self, message: str, solver: str, max_steps: int) -> SolverError:
         """torchdiffeq's assertion in the user's words."""
@@ -76,7 +74,7 @@ class _Counted:
 
 
 def torchdiffeq_solve(
-    field: Terms | Field,
+    field: Terms | OwnField,
     x0: Tensor,
     t: Tensor,
     signal: Signal | None,
@@ -87,20 +85,23 @@ def torchdiffeq_solve(
     gradient: Gradient,
     **tolerances: float,
 ) -> tuple[Tensor, int]:
-    """States at the times t, (k, batch, n), and the number of evaluations."""
+    """States at the times t, increasing or decreasing, (k, batch, n), and the number of evaluations."""
     parameters = _parameters(field, signal, x0, solver, gradient)
     adjoint = {} if gradient == "direct" else {"adjoint_params": parameters}
     odeint = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
-    ends = _ends(t, signal, x0)
-    times = torch.cat([t, ends]).unique()  # sorted
+    sign = 1 if t[-1] >= t[0] else -1  # of the direction of time
+    ends = _ends(t, signal, x0, sign)
+    times = (sign * torch.cat([t, ends])).unique()  # sorted
     counted = _Counted(field, signal)
     states = [x0[None]]
-    for start, end in pairwise([0, *torch.searchsorted(times, ends).tolist()]):
-        piece = times[start : end + 1]
+    for start, end in pairwise([0, *torch.searchsorted(times, sign * ends).tolist()]):
+        piece = sign * times[start : end + 1]
         options = _options(solver, piece, max_steps, step_size, substeps)
+        if isinstance(field, OwnField) and field.is_tuple:
+            options["norm"] = field.norm
         if solver == "scipy_solver":  # which knows no budget, and never ends where x does
             counted.budget = counted.evaluations + max_steps
-        f = counted if signal is None else counted.between(piece[0], piece[-1])
+        f = counted if signal is None else counted.between(piece.min(), piece.max())
         settings = {"method": solver, "options": options, **tolerances, **adjoint}
         try:
             x = odeint(f, states[-1][-1], piece, **settings)
@@ -110,19 +111,20 @@ def torchdiffeq_solve(
             raise counted.failure(str(error), solver, max_steps) from error
         states += x[1:, None]
     counted.budget = math.inf  # the adjoint still has to evaluate
-    return torch.cat(states)[torch.searchsorted(times, t)], counted.evaluations
+    return torch.cat(states)[torch.searchsorted(times, sign * t)], counted.evaluations
 
 
-def _ends(t: Tensor, signal: Signal | None, x0: Tensor) -> Tensor:
+def _ends(t: Tensor, signal: Signal | None, x0: Tensor, sign: int) -> Tensor:
     """Where pieces end: the breaks of the input inside the times t, and the last time."""
     if signal is None:
         return t[-1:]
     breaks = signal.breaks.to(t)
-    ends = torch.cat([breaks[(breaks > t[0]) & (breaks < t[-1])].unique(), t[-1:]])
-    if not bool((torch.cat([t[:1], ends]).to(x0.dtype).diff() > 0).all()):
+    inside = (sign * breaks[(breaks > t.min()) & (breaks < t.max())]).unique()
+    ends = torch.cat([sign * inside, t[-1:]])
+    if not bool((sign * torch.cat([t[:1], ends]).to(x0.dtype).diff() > 0).all()):
         raise SolverError(
-            f"{x0.dtype} cannot tell neighbouring samples apart at times up to {float(t[-1]):.6g}. "
-            "Use float64 states, or start the time at 0."
+            f"{x0.dtype} cannot tell neighbouring samples apart at times up to "
+            f"{float(t.abs().max()):.6g}. Use float64 states, or start the time at 0."
         )
     return ends
 
@@ -141,8 +143,10 @@ def _options(
     if step_size is not None or substeps > 1:
         options["grid_constructor"] = lambda f, y0, t: _equal_steps(t, step_size, substeps)
     if solver in MULTISTEP:  # their coefficients assume equal steps
-        steps = piece.diff()
-        if not bool(((steps - steps[0]).abs() <= 1e-6 * steps[0]).all()):
+        steps = piece.diff().abs()
+        # A float32 linspace is equal up to the rounding of its times, whatever their dtype is now.
+        rounding = 4 * torch.finfo(torch.float32).eps * piece.abs().max()
+        if not bool(((steps - steps[0]).abs() <= torch.minimum(rounding, 1e-3 * steps[0])).all()):
             raise SolverError(
                 f"solver {solver!r} needs equal steps; got steps from {float(steps.min()):.6g} to "
                 f"{float(steps.max()):.6g}. Use equally spaced times, or solver='rk4'."
@@ -163,14 +167,14 @@ def _equal_steps(t: Tensor, step_size: float | None, substeps: int) -> Tensor:
 
 
 def _parameters(
-    field: Any, signal: Signal | None, x0: Tensor, solver: str, gradient: Gradient
+    field: Terms | OwnField, signal: Signal | None, x0: Tensor, solver: str, gradient: Gradient
 ) -> tuple[Tensor, ...]:
     """Every tensor but x0 that a gradient can reach; refuses one that would be wrong or incomplete."""
     tensors: list[Tensor] = [] if signal is None else [signal.samples]
     if isinstance(field, Terms):
         tensors += field.tensors()
-    elif isinstance(field, nn.Module):
-        tensors += field.parameters()
+    elif isinstance(field.f, nn.Module):
+        tensors += field.f.parameters()
     parameters = tuple(tensor for tensor in tensors if tensor.requires_grad)
     if gradient == "direct":
         if solver == "scipy_solver" and torch.is_grad_enabled() and (x0.requires_grad or parameters):
@@ -185,7 +189,7 @@ def _parameters(
             "discretisation. Use gradient='direct', an adaptive solver such as dopri5, or ask for it "
             "by name with gradient='inexact-adjoint'."
         )
-    elif not isinstance(field, Terms | nn.Module):
+    elif not isinstance(field, Terms) and not isinstance(field.f, nn.Module):
         raise SolverError(
             "the adjoint must know the parameters of f(t, x): make f an nn.Module, or use "
             "gradient='direct'."

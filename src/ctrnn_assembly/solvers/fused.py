@@ -117,7 +117,7 @@ def integrate(*given: Any, **options: Any) -> Tensor:
 
 def same_steps(dt: Tensor) -> bool:
     """Whether step lengths, (T, 1) or (T, batch), are one number, up to the rounding of the times."""
-    rounding = torch.finfo(dt.dtype).eps * dt.sum()
+    rounding = torch.finfo(dt.dtype).eps * dt.sum().abs()
     return dt.shape[1] == 1 and bool(((dt - dt[:1]).abs() <= rounding).all())
 
 

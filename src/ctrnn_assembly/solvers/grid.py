@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ctrnn_assembly.errors import ShapeError, SolverError
+from ctrnn_assembly.fields import OwnField
 from ctrnn_assembly.inputs import Signal, check_finite
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds
 
 
-def check_start(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> None:
-    """Refuse initial states and inputs that do not fit, are not finite, or that nothing would use."""
-    n = x0.shape[-1] if terms is None else terms.n
-    if x0.ndim != 2 or x0.shape[1] != n or not x0.is_floating_point():
+def check_start(x0: Tensor, field: Terms | OwnField, u: Tensor | Signal | None) -> None:
+    """Refuse initial states (batch, n) and inputs that do not fit or are not finite."""
+    terms = field if isinstance(field, Terms) else None
+    if terms is not None and (x0.ndim != 2 or x0.shape[1] != terms.n or not x0.is_floating_point()):
         raise ShapeError(
-            f"x0 must be (batch, {'n' if terms is None else n}) and floating point; got "
-            f"{tuple(x0.shape)}, {x0.dtype}."
+            f"x0 must be (batch, {terms.n}) and floating point; got {tuple(x0.shape)}, {x0.dtype}."
         )
     if terms is not None and (x0.dtype, x0.device) != (terms.tau.dtype, terms.tau.device):
         raise ShapeError(
             f"x0 must have the dtype and device of the field, {terms.tau.dtype} on "
             f"{terms.tau.device}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau)."
         )
+    check_finite(x0, "x0")
     if u is None:
         return
-    if terms is None:
-        raise SolverError(
-            "u needs a Subnetwork, an Assembly or Terms; got another f(t, x). Call your input inside f, "
-            "and start a new solve where it jumps."
-        )
     samples = u if isinstance(u, Tensor) else u.samples  # a Signal has checked its own
-    m = n if terms.W_in is None else terms.W_in.shape[1]
-    if samples.ndim != 3 or samples.shape[0] != len(x0) or samples.shape[2] != m:
+    one = tuple(samples.shape[2:])
+    if isinstance(field, Terms):
+        wanted: tuple[int, ...] = (field.n if field.W_in is None else field.W_in.shape[1],)
+    else:
+        wanted = one if field.reads_input else field.sizes[0]
+    if samples.ndim < 3 or len(samples) != len(x0) or one != wanted:
+        size = f"m = {wanted[0]}" if len(wanted) == 1 else f"samples {wanted}"
         raise ShapeError(
-            f"u must be (batch, time, m) with batch {len(x0)} and m = {m}; got {tuple(samples.shape)}."
+            f"u must be (batch, time, m) with batch {len(x0)} and {size}; got {tuple(samples.shape)}."
         )
     if isinstance(u, Tensor):
         check_finite(u)
@@ -43,7 +47,7 @@ def check_start(x0: Tensor, terms: Terms | None, u: Tensor | Signal | None) -> N
 
 def step_grid(
     x0: Tensor,
-    t: Tensor | None,
+    t: Any,
     u: Tensor | Signal | None,
     dt: float | Tensor | None,
     lengths: Tensor | None,
@@ -54,13 +58,14 @@ def step_grid(
     """
     wide = torch.float32 if x0.device.type == "mps" else torch.float64
     if t is not None and dt is None:
-        times = t.to(x0.device, wide)
-        ordered = holds(torch.isfinite(times)) and holds(times.diff() > 0)
-        if t.ndim != 1 or len(t) < 2 or not ordered:
+        times = torch.as_tensor(t, dtype=wide, device=x0.device)
+        steps = times.diff(dim=0)[..., None] if times.ndim else times
+        ordered = holds(torch.isfinite(times)) and (holds(steps >= 0) or holds(steps <= 0))
+        if times.ndim != 1 or len(times) < 1 or not ordered:
             raise SolverError(
-                f"t must be (k,) with k >= 2, finite and increase; got shape {tuple(t.shape)}."
+                "t must be (k,), finite, and only increase or only decrease; got shape "
+                f"{tuple(times.shape)}: {times.flatten().tolist()[:5]}..."
             )
-        steps = times.diff()[:, None]
     elif dt is not None and t is None:
         steps = _steps(x0, u, torch.as_tensor(dt, dtype=wide, device=x0.device))
         times = torch.cat([steps.new_zeros(1, steps.shape[1]), steps.cumsum(0)]).mT
@@ -68,10 +73,13 @@ def step_grid(
     else:
         raise SolverError("give either the times t or the step length dt, not both or neither.")
     count = len(steps)
-    if count < 1:
+    if count < 1 and t is None:
         raise ShapeError("there must be at least one step; got none. Give u at least one sample.")
     if isinstance(u, Tensor) and u.shape[1] != count:
-        raise ShapeError(f"u must have one sample a step, {count} of them; got {u.shape[1]}.")
+        raise ShapeError(
+            f"u must have one sample a step, {count} of them; got {u.shape[1]}. For samples at the "
+            "times t use u=LinearInterpolation(u, t)."
+        )
     if lengths is None:
         return times, steps
     whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
@@ -80,6 +88,16 @@ def step_grid(
             f"lengths must be ({len(x0)},) whole numbers in 0..{count}; got {lengths.tolist()[:5]}..."
         )
     return times, steps
+
+
+def distinct(times: Tensor, steps: Tensor, u: Any) -> tuple[Tensor, Tensor, Any, Tensor | None]:
+    """The same without the steps that repeated times make, and each time's place among the others."""
+    moves = steps.any(1)
+    if holds(moves):
+        return times, steps, u, None
+    place = pad(moves.cumsum(0), (1, 0))
+    u = u[:, moves] if isinstance(u, Tensor) else u
+    return times[pad(moves, (1, 0), value=True)], steps[moves], u, place
 
 
 def refined(times: Tensor, steps: Tensor, substeps: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +124,18 @@ def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
         return dt.mT
     raise ShapeError(
         f"dt must be a number, (time,) or (batch, time) with batch {len(x0)}; got {tuple(dt.shape)}."
+    )
+
+
+def overflow(states: Tensor, times: Tensor, solver: str) -> SolverError:
+    """Of states (time + 1, batch, n), the last of which are not all finite: when and where it began."""
+    k, sample, unit = (~torch.isfinite(states)).nonzero()[0].tolist()
+    before = states[k - 1].detach()
+    return SolverError(
+        f"solver {solver!r}: the state became {float(states[k, sample, unit].detach()):g} at t = "
+        f"{float(times[..., k].flatten()[min(sample, times[..., k].numel() - 1)]):.6g}, step {k} (unit "
+        f"{unit} of sample {sample}); the largest before it was {float(before.abs().max()):.4g}. Use a "
+        "smaller dt or solver='imex', or scale the weights down."
     )
 
 

@@ -74,8 +74,8 @@ class TrainConfig(BaseModel):
     substeps: int = setting(
         "solver", 1, "solver steps a sample, of dt / N each; not for dopri5, ...", ge=1
     )
-    rtol: float = setting("solver", 1e-4, "relative tolerance of adaptive solvers", gt=0)
-    atol: float = setting("solver", 1e-6, "absolute tolerance of adaptive solvers", gt=0)
+    rtol: float = setting("solver", 1e-6, "relative tolerance of adaptive solvers", gt=0)
+    atol: float = setting("solver", 1e-8, "absolute tolerance of adaptive solvers", gt=0)
     interpolation: Literal["hold", "linear", "cubic"] = setting(
         "solver", "hold", "input between samples, for torchdiffeq's solvers"
     )

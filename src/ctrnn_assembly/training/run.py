@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task, load_task
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, unknown
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model
-from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
 
@@ -173,7 +173,7 @@ class Run:
             settings |= {"substeps": 1}
         config = make_config(settings, given)
         if given.get("solver", "euler") not in SOLVERS:
-            raise unknown("solver", given["solver"], SOLVERS)
+            raise unknown_solver(given["solver"])
         row = MODELS.get(config.model)
         if row is not None and row.is_baseline and {"dt", "substeps", "solver"} & given.keys():
             raise ConfigError(f"{config.model!r} has no solver: drop --solver, --dt and --substeps.")
