@@ -268,7 +268,7 @@ def test_divergence_is_called_divergence_in_a_projected_run(
     monkeypatch.setattr(StepProjection, "after_step", explode)
     settings = (*LOSING, "--keep-step-certified", "--batch-size=200")  # one step an epoch
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run", *settings)
-    assert "the loss became NaN or infinite in epoch 1, validation after step 1" in error
+    assert "the solver stopped in epoch 1, validation after step 1: solver" in error
 
 
 def nested(gain: float) -> Assembly:

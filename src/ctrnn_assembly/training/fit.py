@@ -31,7 +31,7 @@ from torch.profiler import record_function
 from ctrnn_assembly.certificates import STEP_PROOFS, Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
-from ctrnn_assembly.errors import ConfigError, ContractionError, TrainingError
+from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of
@@ -199,12 +199,12 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         trained = train_epoch(training, batches)
         with training.profile, record_function("validation"):
             lost = training.project()
-            with fabric.autocast():
+            where = f"epoch {training.epoch + 1}, validation after step {len(batches)}"
+            with fabric.autocast(), located(where):
                 valid = training.means("val", evaluate(net, held_out))
         training.epoch += 1
         # The epoch's last steps may have lost it: no checkpoint is taken of them.
         if not math.isfinite(valid["val_loss"]):
-            where = f"epoch {training.epoch}, validation after step {len(batches)}"
             raise TrainingError(diverged(net, next(iter(held_out)), where))
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
@@ -254,13 +254,25 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
                 group["lr"] = config.learning_rate_at(training.epoch * steps + index, steps)
             # Looking at a number makes a GPU wait: there only at times. Validation looks in any case.
             looks = fabric.device.type != "cuda" or index % 50 == 0
-            where = f"epoch {training.epoch + 1}, step {index + 1}" if looks else None
-            with denormals_flushed():  # no certificate is computed in it
-                sums = sums + train_step(training, batch, where)
+            where = f"epoch {training.epoch + 1}, step {index + 1}"
+            with denormals_flushed(), located(where):  # no certificate is computed in it
+                sums = sums + train_step(training, batch, where if looks else None)
             core.project_()
             if projection is not None:
                 projection.after_step()
     return training.means("train", sums)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """A solve that gives up, or whose state overflows, ends the training, and says where."""
+    try:
+        yield
+    except SolverError as error:
+        raise TrainingError(
+            f"the solver stopped in {where}: {error} The last good checkpoint is kept; or lower "
+            "learning_rate."
+        ) from error
 
 
 @contextmanager
