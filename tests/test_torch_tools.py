@@ -19,6 +19,7 @@ from ctrnn_assembly import CTRNN, SequenceClassifier, Subnetwork, certify, coupl
 from ctrnn_assembly.baselines import EulerRNN
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.coupling import BlockMatrix
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import MODELS, build_model
 
 
@@ -48,6 +49,7 @@ NETS: dict[str, Callable[..., Any]] = {
     "subnetwork": lambda seed=0: subnetwork(seed=seed),
     "nested": nested,
     "gated": gated,
+    "trained tau": lambda seed=0: subnetwork("symmetric", seed, train_tau=True, bias=False),
     **{name: partial(classifier, name) for name in MODELS},
 }
 every_net = pytest.mark.parametrize("name", NETS)
@@ -180,3 +182,57 @@ def test_weights_and_couplings_can_be_pruned(name: str) -> None:
             module, _, tensor = key.removesuffix("_mask").rpartition(".")
             assert not getattr(net.get_submodule(module), tensor)[mask == 0].any()
     assert certificate_of(net).certified == certificate_of(NETS[name]()).certified
+
+
+def unfilled(net: nn.Module, device: str = "cpu") -> Any:
+    """As `to_empty`, with values that cannot be mistaken for others."""
+    for each in net.to_empty(device=device).state_dict(keep_vars=True).values():
+        each.data.fill_(-7)
+    for each in net.buffers():
+        each.data.fill_(-7)
+    return net
+
+
+FILLS: dict[str, Callable[[Any, Any], Any]] = {
+    "to_empty": lambda net, state: unfilled(net).load_state_dict(state),
+    "assign": lambda net, state: net.load_state_dict(state, assign=True),
+}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@every_net
+def test_networks_are_built_on_meta_and_filled_from_a_file(
+    name: str, fill: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = NETS[name](5)
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    with monkeypatch.context() as patch, torch.device("meta"):
+        for kind in CONSTRAINTS.values():
+            patch.setattr(kind, "sample", None)
+        other = NETS[name]()
+        assert all(each.is_meta for each in (*other.parameters(), *other.buffers()))
+    FILLS[fill](other, load_file(tmp_path / "net.safetensors"))
+    assert not any(each.is_meta for each in (*other.parameters(), *other.buffers()))
+    assert torch.equal(loss_of(other), loss_of(net))
+    assert certificate_of(other) == certificate_of(net)
+    loss_of(other).backward()
+    assert [each.shape for each in other.parameters()] == [each.shape for each in net.parameters()]
+
+
+def test_a_large_network_costs_nothing_on_meta() -> None:
+    with torch.device("meta"):
+        model = build_model("svd-combo", 3, 10, modules=64, units=1024, coupling="random:100")
+    assert sum(each.numel() for each in model.parameters()) > 150e6
+
+
+def test_a_file_of_other_pairs_or_time_constants_is_refused_after_meta() -> None:
+    state = classifier("svd-combo").state_dict()
+    with torch.device("meta"):
+        pair = build_model("svd-combo", 2, 3, modules=3, units=4, coupling="chain")
+        one = Subnetwork(CONSTRAINTS["singular"](), 4)
+    with pytest.raises(ConfigError, match="the file couples the blocks"):
+        pair.load_state_dict(state, assign=True, strict=False)
+    state = subnetwork().state_dict()
+    state["tau"] = -state["tau"]
+    with pytest.raises(ConfigError, match="tau must be positive"):
+        one.load_state_dict(state, assign=True)

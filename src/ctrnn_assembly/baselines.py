@@ -204,12 +204,12 @@ class AntisymmetricRNN(EulerRNN):
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
         nn.init.zeros_(self.inputs.bias)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
-        self.index = nn.Buffer(torch.triu_indices(n, n, offset=1), persistent=False)
 
     def matrix(self) -> Tensor:
         """K = W - W^T - gamma I, (n, n)."""
         eye = torch.eye(self.hidden_size).to(self.upper)
-        W = torch.zeros_like(eye).index_put(tuple(self.index), self.upper)
+        above = torch.triu_indices(*eye.shape, offset=1, device=eye.device)
+        W = torch.zeros_like(eye).index_put(tuple(above), self.upper)
         return W - W.T - self.gamma * eye
 
     def vector_field(self) -> Field:

@@ -62,19 +62,24 @@ class BlockMatrix(nn.Module):
         super().__init__()
         if init not in INITS:
             raise unknown("init", init, INITS)
-        self.n = sum(sizes)
-        units = torch.arange(self.n).split(tuple(sizes))
-        parts, index = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
-        for i, j in blocks:
-            index.append((units[i][:, None] * self.n + units[j]).flatten())
+        self.n, self.sizes, self.pairs = sum(sizes), tuple(sizes), [(i, j) for i, j in blocks]
+        parts = [torch.zeros(0)]
+        for i, j in self.pairs:
             scale = init_scale if init == "orthogonal" else init_scale / sizes[j] ** 0.5
             dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)  # halves have no QR
             block = INITS[init](torch.empty(sizes[i], sizes[j], dtype=dtype), generator=generator)
             parts.append(scale * block.flatten())
         self.values = nn.Parameter(torch.cat(parts).to(torch.get_default_dtype()))
-        self.blocks = nn.Buffer(torch.tensor(list(blocks), dtype=torch.long).view(-1, 2))
-        self.index = nn.Buffer(torch.cat(index), persistent=False)
+        self.blocks = nn.Buffer(torch.tensor(self.pairs, dtype=torch.long).view(-1, 2))
+        self.index = nn.Buffer(self.places(), persistent=False)
         self.register_load_state_dict_pre_hook(_same_blocks)
+        self.register_load_state_dict_post_hook(_replaced)
+
+    def places(self) -> Tensor:
+        """Where in the flat matrix the values stand, as long as they are."""
+        units = torch.arange(self.n, device=self.values.device).split(self.sizes)
+        blocks = [(units[i][:, None] * self.n + units[j]).flatten() for i, j in self.pairs]
+        return torch.cat([units[0][:0], *blocks])
 
     def forward(self) -> Tensor:
         flat = self.values.new_zeros(self.n * self.n)
@@ -203,8 +208,14 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
 def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Refuse to load values that belong to other pairs of modules."""
     stored = state.get(f"{prefix}blocks")
-    if stored is not None and not torch.equal(stored.cpu(), module.blocks.cpu()):
+    own = [[i, j] for i, j in module.pairs]
+    if stored is not None and stored.tolist() != own:
         raise ConfigError(
-            f"the file couples the blocks {stored.tolist()[:4]}..., the model "
-            f"{module.blocks.tolist()[:4]}.... Build the model with the file's own configuration."
+            f"the file couples the blocks {stored.tolist()[:4]}..., the model {own[:4]}.... "
+            "Build the model with the file's own configuration."
         )
+
+
+def _replaced(module: BlockMatrix, keys: object) -> None:
+    """Make the index anew, which no file holds: of a module built on the meta device it is missing."""
+    module.index = module.places()

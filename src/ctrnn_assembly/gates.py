@@ -53,9 +53,9 @@ class Gates(nn.Module):
         if not 0 < self.lo <= self.hi < float("inf"):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
         if kind == "constant":
-            own = [f.is_diagonal or k == 0 for f in metric.factors for k in range(len(f.theta))]
-            self.index = nn.Buffer(torch.tensor(own).cumsum(0) - 1, persistent=False)
-            self.constant = nn.Parameter(torch.zeros(sum(own)))
+            self.sizes = metric.sizes
+            self.free = [len(f.theta) if f.is_diagonal else 1 for f in metric.factors]
+            self.constant = nn.Parameter(torch.zeros(sum(self.free)))
             return
         self.reader = nn.Linear(input_size, 1 if kind == "shared" else metric.size)
         for parameter in self.reader.parameters():  # as nn.Linear does, from the given generator
@@ -71,4 +71,6 @@ class Gates(nn.Module):
 
     def constants(self) -> Tensor:
         """nu of constant gates, (n,)."""
-        return self.lo + (self.hi - self.lo) * torch.sigmoid(self.constant[self.index])
+        own = zip(self.constant.split(self.free), self.sizes, strict=True)
+        z = torch.cat([numbers.expand(n) for numbers, n in own])
+        return self.lo + (self.hi - self.lo) * torch.sigmoid(z)

@@ -123,7 +123,7 @@ class CTRNN(Recurrent):
         if gate is not None:
             self._needs_units("gates")
             trained = any(leaf.train_tau for leaf in field.leaves())
-            if trained or not bool((field.tau == 1).all()):
+            if trained or not (field.tau.is_meta or bool((field.tau == 1).all())):
                 raise ConfigError(
                     "a gated field must have tau = 1, as its time constants are 1 / nu; got "
                     f"{'a trained tau' if trained else f'{field.tau.tolist()[:3]}...'} Leave it out, "

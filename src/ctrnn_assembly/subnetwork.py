@@ -77,7 +77,8 @@ class Subnetwork(Field):
         tau: time constant, a number, or (n,) where the metric is diagonal; > 0, any unit of time.
         train_tau: whether tau is trained from there on, by its logarithm; what is proven follows it.
         bias: whether to train a bias b.
-        weight: an initial W of the set, (n, n); by default a sample.
+        weight: an initial W of the set, (n, n); by default a sample. On the meta device none is drawn:
+            `to_empty` and `load_state_dict`, or the latter with assign=True, fill the module.
 
     Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
     the parameters. `rate` is None for the unconstrained controls, for weights rounded to half precision
@@ -110,7 +111,9 @@ class Subnetwork(Field):
         if form not in ("x", "r"):
             raise ConfigError(f"form must be 'x' (phi outside) or 'r' (phi inside); got {form!r}.")
         self.size, self.form, self.train_tau = size, form, train_tau
-        W = constraint.sample(size, generator) if weight is None else weight
+        W = torch.empty(size, size) if weight is None else weight
+        if weight is None and not W.is_meta:
+            W = constraint.sample(size, generator)
         if shape_of(W) != (size, size) or not W.is_floating_point():
             raise ShapeError(
                 f"weight must be a floating-point tensor ({size}, {size}); got {shape_of(W)}, "
@@ -184,6 +187,8 @@ class Subnetwork(Field):
         value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
         if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
             raise ShapeError(f"tau must be a number or ({self.size},); got {tuple(value.shape)}.")
+        if value.is_meta:  # comes, and is checked, with the file
+            return value.expand(self.size).clone()
         if not bool((value > 0).all() and torch.isfinite(value).all()):
             raise ConfigError(f"tau must be positive and finite; got {tau}.")
         value = value.expand(self.size).clone()
@@ -197,8 +202,10 @@ class Subnetwork(Field):
 
 
 def _check_loaded(module: Subnetwork, keys: object) -> None:
-    """Refuse what a file must not change: time constants, and frozen weights outside their set."""
+    """Refuse time constants and frozen weights that a file must not have; zero a bias without one."""
     module._checked_tau(module.tau, module.weight)
+    if not isinstance(module.bias, nn.Parameter):
+        module.bias = torch.zeros_like(module.tau)
     check = getattr(module.constraint, "check", None)
-    if check is not None:
+    if check is not None and not module.tau.is_meta:
         check(*raw_tensors(module))

@@ -60,7 +60,7 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
         )
     if count == 0:  # draws nothing, as "none"
         return []
-    chosen = torch.randperm(len(every), generator=generator)[:count].tolist()
+    chosen = torch.randperm(len(every), generator=generator, device="cpu")[:count].tolist()
     return sorted(every[k] for k in chosen)
 
 

@@ -32,6 +32,9 @@ class AdaDiagTanh(Contracting):
     def weight(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         return torch.diag(self.bounded(theta) / self.phi.g)
 
+    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return ((n,),)
+
     def raw(self, W: Tensor) -> tuple[Tensor]:
         off = float((W - torch.diag(W.diagonal())).abs().max())
         if off > 0:

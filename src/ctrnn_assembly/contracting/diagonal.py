@@ -59,6 +59,9 @@ class DiagonalMetric(Contracting):
         X = self.radius * self.inside(A)
         return balanced(X, -squash(b, self.max_condition)) / self.phi.g
 
+    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return (n, n), (n,)
+
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = self.metric_of(W)
         A = self.outward(balanced(self.phi.g * W, log_theta) / self.radius)

@@ -94,8 +94,14 @@ class Contracting(nn.Module, ABC):
         """`weight` of raw tensors of any precision, rounded once."""
         return self.weight(*working_precision(*raw)).to(raw[0].dtype)
 
+    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
+        """Those of the raw tensors, which a W on the meta device, without values, starts from."""
+        return ((n, n),)
+
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
         """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
+        if W.is_meta:
+            return tuple(map(W.new_empty, self.shapes(len(W))))
         check_square(W)
         (exact,) = working_precision(W.detach())
         found = self.raw(exact)

@@ -53,6 +53,9 @@ class SparseAbsolute(Contracting):
     def weight(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()  # an in-place change of the weight must not reach the frozen one
 
+    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return (n, n), (n,)
+
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = metzler_metric(self, W)
         diagonal.unsquash(log_theta, self.max_condition)  # raises if the metric is conditioned too badly

@@ -38,6 +38,9 @@ class Symmetric(Contracting):
         c = self.radius * torch.sigmoid(s).clamp(min=0.01)
         return symmetric_part((2 * c.sqrt() * R - R @ R) / self.phi.g)
 
+    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
+        return (n, n), (1,)
+
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.phi.g * symmetric_part(W))
         top = float(values[-1])
