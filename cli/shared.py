@@ -25,7 +25,7 @@ from ctrnn_assembly.training.config import TrainConfig
 # Of the help, by an option's parameter: a group of settings, or one of these.
 SECTIONS = {
     **{name: field.title or "options" for name, field in TrainConfig.model_fields.items()},
-    **dict.fromkeys(("recipe_name", "config_file", "out", "resume", "profile"), "run"),
+    **dict.fromkeys(("recipe_name", "config_file", "fast", "out", "resume", "profile"), "run"),
     **dict.fromkeys(("split", "samples"), "data"),
     **dict.fromkeys(("as_json", "csv", "npz", "plot"), "output"),
 }

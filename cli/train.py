@@ -12,7 +12,16 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.training.config import make_config, read_yaml, recipe, recipes
+from ctrnn_assembly.training.config import (
+    RECOMMENDED,
+    TrainConfig,
+    make_config,
+    read_yaml,
+    recipe,
+    recipes,
+    recommended,
+    trial,
+)
 from ctrnn_cli.shared import (
     PATH,
     Column,
@@ -25,7 +34,10 @@ from ctrnn_cli.shared import (
     table,
 )
 
-KINDS = ("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes")
+KINDS = (
+    *("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"),
+    "recommended",
+)
 SWAPS = (
     Column("solver", "solver"),
     Column("step", "step", ".6g", missing="its own"),
@@ -44,16 +56,19 @@ GATES = {
 @click.command("train", cls=Command)
 @click.option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe")
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings")
+@click.option("--fast", is_flag=True, help="a small trial: a few small samples, 2 epochs")
 @click.option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]")
 @click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")
 @json_option
 @click.option("--profile", is_flag=True, help="print where the time of training went")
 @config_options
-def train_command(resume: Path | None, as_json: bool, profile: bool, **given: Any) -> None:
+def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool, **given: Any) -> None:
     """Train a model on a task and leave a run folder.
 
-    With no options: a certified assembly on the embedded `digits`, in about two minutes. The defaults
-    below are those of a task without its own recipe; `digits` starts from the recipe of that name.
+    With no options: a certified assembly on the embedded `digits`, in about two minutes. Without
+    --recipe and --config a run starts from what is recommended for its task, `ctrnn list recommended`;
+    with another --model, from its training settings. The defaults below are of what is left open then,
+    and of tasks of your own.
     """
     from torch.profiler import profile as recorder
 
@@ -64,8 +79,9 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, **given: An
 
     named, file, out = (given.pop(key) for key in ("recipe_name", "config_file", "out"))
     settings = {key: value for key, value in given.items() if value is not None}
-    if resume is not None and (named or file or out):
-        raise ConfigError("--resume takes the run's own configuration; drop --recipe, --config, --out.")
+    if resume is not None and (named or file or out or fast):
+        what = "--recipe, --config, --out, --fast"
+        raise ConfigError(f"--resume takes the run's own configuration; drop {what}.")
     if resume is not None:
         run, own = resume, read_config(resume)
         config = make_config(own.model_dump(), settings)
@@ -77,11 +93,12 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, **given: An
     else:
         layers = [recipe(named)] if named else []
         layers += [read_yaml(file)] if file else []
-        task = settings.get("task", "digits")
-        # Only `digits` has its own: its 64 steps of 0.03 last 2 time constants, so a useful net needs a
-        # coupling so fast that forward Euler diverges; exponential Euler turns it exactly.
-        layers = layers or ([recipe(task)] if task in recipes() else [])
-        config = make_config(*layers, settings)
+        own = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
+        if fast:
+            layers.append(trial(make_config(*layers, settings).task))
+        config = make_config(own, *layers, settings)
+        if not (named or file):
+            click.echo(start(config, own), err=True)
         name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
         # The processes of a distributed run share one folder.
         run = out or Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
@@ -117,6 +134,16 @@ def solvers(ctx: click.Context, parameter: click.Parameter, value: str | None) -
         return [{"solver": name, "substeps": int(n) if colon else None} for name, colon, n in parts]
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of solvers like euler,euler:8") from None
+
+
+def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
+    """What a run without --recipe and --config starts from, in a line; given options are in it."""
+    if not recommended:
+        return f"nothing is recommended for {config.task}: the defaults of `ctrnn train -h` are used"
+    names = ("model", "modules", "units", "coupling", "solver", "dt", "epochs", "learning_rate")
+    said = ", ".join(f"{name} {getattr(config, name)}" for name in names)
+    part = "what is" if "model" in recommended else "the training settings"
+    return f"starts from {part} recommended for {config.task}: {said}"
 
 
 @click.command("evaluate", cls=Command)
@@ -189,7 +216,6 @@ def list_command(kind: str | None, as_json: bool) -> None:
     from ctrnn_assembly.models import MODELS
     from ctrnn_assembly.schemes import FIXED_STEP, SCHEMES, SOLVERS
     from ctrnn_assembly.topology import TOPOLOGIES
-    from ctrnn_assembly.training.config import recipes
     from ctrnn_cli.main import COMMANDS
 
     fixed = dict.fromkeys(FIXED_STEP, "torchdiffeq, fixed step")
@@ -204,6 +230,9 @@ def list_command(kind: str | None, as_json: bool) -> None:
         "gates": GATES,
         "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
         "recipes": {name: entry["about"] for name, entry in recipes().items()},
+        "recommended": {
+            task: ", ".join(f"{k} {v}" for k, v in r.items()) for task, r in RECOMMENDED.items()
+        },
     }
     if kind is not None:
         tables = {kind: tables[kind]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,27 @@ from ctrnn_assembly.certificates.gates import Gate
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, series
 from ctrnn_assembly.data import task as data_task
+from ctrnn_assembly.data.arrays import CIFAR10
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.schemes import SOLVERS
 from ctrnn_assembly.topology import TOPOLOGIES
 from ctrnn_assembly.training import fit
-from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipes
-from fake_data import real_data, write_images
+from ctrnn_assembly.training.config import (
+    FAST,
+    FAST_SIDE,
+    RECOMMENDED,
+    TrainConfig,
+    make_config,
+    read_yaml,
+    recipes,
+    recommended,
+)
+from ctrnn_assembly.training.run import read_table
+from fake_data import real_data, write_cifar, write_images, write_mnist, zip_folder
 
+# What is recommended couples more pairs of modules than these small nets have.
+FAKE = ("--task=series:Fake", "--coupling=all")
+IMAGES = ("--task=images", "--coupling=all")
 KNOWN = {
     "tasks": TASKS,
     "models": {name: model.summary for name, model in MODELS.items()},
@@ -32,6 +47,7 @@ KNOWN = {
     "gates": get_args(Gate),
     "diagnostics": ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc"),
     "recipes": recipes(),
+    "recommended": RECOMMENDED,
 }
 
 
@@ -122,7 +138,9 @@ def test_train_json_prints_the_summary_and_nothing_else(cli: Cli, tmp_path: Path
     assert summary["epochs"] == len(table(run)) == 2
     assert summary["certificate"]["certified"] is True
     assert summary["certificate"]["rate"] > 0
-    note, *epochs = done.err.splitlines()
+    start, note, forecast, *epochs = done.err.splitlines()
+    assert start.startswith("starts from what is recommended for digits: model svd-combo, modules ")
+    assert forecast.startswith("about ")
     assert note.startswith("note: warmup_epochs 10 leaves no epoch of 2 after it")
     assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     assert {file.name for file in run.iterdir()} == {
@@ -337,7 +355,7 @@ def test_training_data_that_are_not_finite_are_refused(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     fake_series(monkeypatch, "train", bad)
-    error = cli.refuses("train", *TINY, "--task=series:Fake", "--out", tmp_path / "run")
+    error = cli.refuses("train", *TINY, *FAKE, "--out", tmp_path / "run")
     assert "NaN or infinite values in 1 of 20 samples" in error
     assert not (tmp_path / "run").exists()
 
@@ -347,7 +365,7 @@ def test_a_bad_test_set_loses_no_training(
 ) -> None:
     fake_series(monkeypatch, "test", np.nan)
     run = tmp_path / "run"
-    settings = (*TINY, "--task=series:Fake", "--epochs=1", "--out", run)
+    settings = (*TINY, *FAKE, "--epochs=1", "--out", run)
     assert "series:Fake test split has NaN" in cli.refuses("train", *settings)
     assert (run / "model.safetensors").exists()
     fake_series(monkeypatch, "none", 0)  # mended
@@ -356,7 +374,7 @@ def test_a_bad_test_set_loses_no_training(
 
 def test_images_of_ones_own(cli: Cli, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", {".": 20}, classes=("ant", "bee", "cat"), size=(6, 4))
-    done = cli.train(tmp_path / "run", "--task=images", "--data-dir", data, "--epochs=1", "--json")
+    done = cli.train(tmp_path / "run", *IMAGES, "--data-dir", data, "--epochs=1", "--json")
     assert json.loads(done.out)["task"] == "images"
     assert cli("evaluate", tmp_path / "run").code == 0
     data.rename(tmp_path / "moved")
@@ -367,14 +385,16 @@ def test_images_of_ones_own(cli: Cli, tmp_path: Path) -> None:
 def test_augmentation_can_be_left_out(cli: Cli, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", {".": 20}, size=(8, 8))
     for flag in ("--augment", "--no-augment"):
-        cli.train(tmp_path / flag, "--task=images", "--data-dir", data, "--epochs=1", flag)
+        cli.train(tmp_path / flag, *IMAGES, "--data-dir", data, "--epochs=1", flag)
     assert table(tmp_path / "--augment") != table(tmp_path / "--no-augment")
 
 
 def test_real_mnist_trains(cli: Cli, tmp_path: Path) -> None:
     data = real_data("MNIST")
     run = tmp_path / "run"
-    done = cli.train(run, "--task=psmnist", "--data-dir", data, "--resize=7", "--epochs=1", "--json")
+    done = cli.train(
+        run, "--task=psmnist", "--coupling=all", "--data-dir", data, "--resize=7", "--epochs=1", "--json"
+    )
     assert json.loads(done.out)["task"] == "psmnist-12008"
 
 
@@ -407,3 +427,63 @@ def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.Mon
             patch.setenv("LOCAL_RANK", "0")
             patch.setenv(name, str(rank))
             assert fit.make_fabric(config).is_global_zero == first
+
+
+SMALL = ("--device=cpu", "--modules=1", "--units=2", "--coupling=none", "--threads=1")
+
+
+def test_a_task_starts_from_what_is_recommended_for_it_and_says_so_and_what_it_takes(
+    cli: Cli, tmp_path: Path
+) -> None:
+    write_mnist(tmp_path)
+    run = tmp_path / "run"
+    done = cli("train", "--task=psmnist", "--data-dir", tmp_path, *SMALL, "--fast", "--out", run)
+    assert done.code == 0
+    assert "starts from what is recommended for psmnist: model adadiag-gated-constant" in done.err
+    assert re.search(r"about \d+ s on this machine: 2 epochs of 2 steps of [\d.e-]+ s", done.err)
+    config = read_yaml(run / "config.yaml")
+    assert {**RECOMMENDED["psmnist"], "modules": 1, "units": 2, "coupling": "none", **FAST}.items() <= (
+        config.items()
+    )
+    assert (config["resize"], len(read_table(run / "metrics.csv"))) == (FAST_SIDE, 2)
+
+
+@pytest.mark.parametrize("task", ["smnist", "psmnist-42-raw", "scifar10-rgb", "images", "series:X_eq"])
+def test_every_task_has_a_recipe_that_uses_all_its_settings(task: str) -> None:
+    config = make_config({"task": task}, recommended(task))
+    assert config.model.startswith("adadiag")
+    assert config.coupling == "random:20"
+    assert not config.unused()
+
+
+def test_another_model_takes_only_the_training_settings_that_are_recommended() -> None:
+    assert recommended("series:JapaneseVowels_eq") == recommended("series:X") | {"input_noise": 0.4}
+    other = recommended("smnist", "svd-combo")
+    assert other == {key: value for key, value in recommended("smnist").items() if key in other}
+    assert {"epochs", "learning_rate"} <= other.keys()
+    assert not {"model", "dt", "solver", "coupling"} & other.keys()
+    assert recommended("digits", "svd-combo") == recommended("digits") == recipes()["digits"]["settings"]
+    assert recommended("mine") == recommended("smnisty") == {}
+
+
+@pytest.mark.parametrize("source", ["batches", "zip"])
+def test_the_headline_commands_work_on_batches_and_on_copies_and_name_what_was_read(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    data, run, picture = tmp_path / "data", tmp_path / "run", tmp_path / "s.png"
+    if source == "batches":
+        write_cifar(data, monkeypatch)
+    else:
+        data.mkdir()
+        copies = write_images(tmp_path / "set", {"train": 4, "test": 2}, CIFAR10, (32, 32))
+        zip_folder(copies, data / "set.zip")
+    read = {"batches": "scifar10-rgb", "zip": "scifar10-rgb, CIFAR-10 (images)"}[source]
+    where = ("--data-dir", data)
+    trained = cli("train", "--task", "scifar10", "--fast", *where, *SMALL, "--out", run)
+    assert f"adadiag-gated-constant on {read} " in trained.out
+    tested = cli("evaluate", run, "--solver", "dopri5")
+    assert f"adadiag-gated-constant on {read} (resized to 7 x 7" in tested.out
+    assert cli("certify", run).code == 0
+    assert f"on {read} (val)" in cli("spectrum", run, "--plot", picture).out
+    assert picture.stat().st_size > 1000
+    assert f"on {read} (val)" in cli("lyapunov", run, "--steps=50", "--transient=5").out

@@ -61,7 +61,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", {"train": 90, "val": 6, "test": 6}, size=(6, 6))
     settings = ("--task=images", "--data-dir", data, "--modules=2", "--units=4", "--device=cpu")
-    settings += ("--solver=exponential-euler", "--batch-size=40", "--learning-rate=0.02", *STEPS)
+    settings += (
+        "--coupling=all",
+        "--solver=exponential-euler",
+        "--batch-size=40",
+        "--learning-rate=0.02",
+        *STEPS,
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli("train", *settings, "--out", whole).code == 0
     process = other_process(signal_at(10, "SIGKILL"), "train", *settings, "--out", killed)

@@ -18,9 +18,8 @@ from ctrnn_assembly.reproduction.experiments import (
     load_experiment,
     parse_experiment,
 )
-from ctrnn_assembly.reproduction.results import lasting
 from ctrnn_assembly.training.config import TrainConfig
-from ctrnn_assembly.training.run import model_from
+from ctrnn_assembly.training.run import lasting, model_from
 
 EXPERIMENTS = [load_experiment(name) for name in experiment_names()]
 BUILDS = ("model", "modules", "units", "density", "magnitude", "outside_set", "activation",

@@ -26,13 +26,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.training.config import TrainConfig, make_config, recipe
+from ctrnn_assembly.training.config import TrainConfig, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-# Lightly trained on a few small samples: enough to see that a row runs.
-FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
-FAST_SIDE = 7
 # Where and how a run is made may change; what it computes may not.
 FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 
@@ -154,8 +151,7 @@ class Job:
             layers += [recipe(part.recipe) if part.recipe else {}, part.settings]
         layers.append({"test_every_epoch": e.test_every_epoch, "data_dir": data_dir})
         if self.fast:
-            image = make_config(*layers).task.startswith(("smnist", "psmnist", "scifar", "images"))
-            layers += [FAST, {"resize": FAST_SIDE} if image else {}, e.fast]
+            layers += [trial(make_config(*layers).task), e.fast]
         config = make_config(*layers, {"seed": self.seed})
         keep = tuple(epoch for epoch in e.lyapunov if 0 < epoch <= config.epochs)
         return make_config(config.model_dump(), {"keep_epochs": keep})

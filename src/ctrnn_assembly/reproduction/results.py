@@ -17,7 +17,7 @@ from typing import Any
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row, difference
 from ctrnn_assembly.training.config import TrainConfig, make_config
-from ctrnn_assembly.training.run import write
+from ctrnn_assembly.training.run import lasting, write
 
 ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epoch_accuracy")
 
@@ -170,11 +170,3 @@ def ours(value: dict[str, float | None] | None) -> str:
 def yes(count: int, of: int) -> str:
     """yes, no, or how many of them."""
     return {0: "no", of: "yes"}.get(count, f"{count} of {of}")
-
-
-def lasting(seconds: float) -> str:
-    """A time as people say it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.0f} s"

@@ -43,6 +43,8 @@ from ctrnn_assembly.training.provenance import provenance
 PLATEAU_EPOCHS, PLATEAU_STD, PLATEAU_GRACE = 5, 1e-3, 50
 STAGES = ("data", "forward", "backward", "optimiser", "validation", "certificate")
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
+LONG = 60.0  # seconds, and a shorter trial is spoken of
+TIMED = 5  # are timed, after the first one, to tell how long a run will take
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -193,10 +195,11 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
     test = task.load_test() if config.test_every_epoch else None
     for data in (batches, held_out):
         data.to(fabric.device)
+    start = training.epoch
     while not training.ended:
         row: dict[str, Any] = {"epoch": training.epoch}
         started = time.monotonic()
-        trained = train_epoch(training, batches)
+        trained = train_epoch(training, batches, timed=training.epoch == start)
         with training.profile, record_function("validation"):
             lost = training.project()
             where = f"epoch {training.epoch + 1}, validation after step {len(batches)}"
@@ -237,8 +240,8 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         training.profile = nullcontext()
 
 
-def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
-    """One pass over the batches; returns the means of its steps."""
+def train_epoch(training: Training, batches: Batches, *, timed: bool = False) -> dict[str, float]:
+    """One pass over the batches; returns the means of its steps. If `timed`, it reports a `forecast`."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
     core: Any = training.net.core
@@ -246,6 +249,7 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
     shown = fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
+    clock, last_timed = 0.0, min(TIMED, steps - 1)
     for index in track(range(steps), what, console=console, transient=True, disable=not shown):
         with training.profile if index < STEPS else nullcontext():
             with record_function("data"):
@@ -260,7 +264,21 @@ def train_epoch(training: Training, batches: Batches) -> dict[str, float]:
             core.project_()
             if projection is not None:
                 projection.after_step()
+        if timed and index in (0, last_timed):
+            sums.sum().item()  # waits for a GPU
+            since, clock = clock, time.monotonic()
+            if index and fabric.is_global_zero:
+                training.report(forecast(training, steps, (clock - since) / index))
     return training.means("train", sums)
+
+
+def forecast(training: Training, steps: int, each: float) -> str:
+    """What the epochs that are left take on this machine, in a line, at `each` seconds a step."""
+    left = training.config.epochs - training.epoch
+    seconds = left * steps * each
+    said = f"{left} epochs of {steps} steps of {each:.2g} s, as the first ones took, without validation"
+    shorter = "; --fast makes a small trial" if seconds > LONG else ""
+    return f"about {run.lasting(seconds)} on this machine: {said}{shorter}"
 
 
 @contextmanager

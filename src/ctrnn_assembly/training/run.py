@@ -392,6 +392,14 @@ def validation(summary: dict[str, Any]) -> str:
     return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
 
 
+def lasting(seconds: float) -> str:
+    """A time as people say it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv: numbers, and None where there is none; no rows if there is no file."""
     if not path.exists():
