@@ -95,9 +95,7 @@ def test_arrays_and_lists_are_taken(name: str) -> None:
         assert torch.equal(net.last(pixels, lengths=counts), net.last(as_floats, lengths=LENGTHS))
     reset = np.zeros((3, 6), bool)
     assert torch.equal(net(as_floats, reset=reset.tolist())[0], net(as_floats)[0])
-    with pytest.raises(
-        ShapeError, match="input must be a tensor, a PackedSequence or an array of numbers"
-    ):
+    with pytest.raises(ShapeError, match="input must be a tensor, PackedSequence or array of numbers"):
         net("text")
 
 
@@ -138,7 +136,7 @@ def test_dt_may_be_a_column_and_is_not_read_beyond_lengths(name: str) -> None:
         assert_close(h_n[0, k], alone[1][0, 0], **EXACT)
     output.square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
-    with pytest.raises(ShapeError, match=r"dt must be a number, .*; got \(3, 5\)"):
+    with pytest.raises(ShapeError, match=r"dt must be a number, .*; got.*\(3, 5\)"):
         net(u, dt=dt[:, :5])
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.recurrent import Dt, Lengths, Recurrent, Save, is_plain
+from ctrnn_assembly.recurrent import Recurrent, is_plain
 from ctrnn_assembly.transforms import transformed
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'

@@ -25,25 +25,25 @@ from ctrnn_assembly.transforms import holds
 Save = Literal["all", "last"]
 Lengths = Tensor | None
 Dt = float | Tensor | None
-Given = Tensor | ArrayLike | None  # of a user
+Data = Tensor | ArrayLike | PackedSequence | None  # what a user gives
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], tuple[Tensor, Tensor]]
 
 
-def as_tensor(name: str, given: Any, like: Tensor) -> Tensor:
-    """A tensor as it is, and any other array or list of numbers as numpy reads it, where `like` is."""
+def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor as it is; else what numpy reads, where `like` is and, if it is given, of a dtype."""
     if isinstance(given, Tensor):
         return given
     if isinstance(given, tuple) and any(isinstance(part, Tensor) and part.ndim for part in given):
+        number = len(given)
         raise ShapeError(
-            f"{name} must be one tensor; got a tuple of {len(given)}. Pass torch.cat({name}, dim=-1)."
+            f"{name} must be one tensor; got {number} of them. Pass torch.cat({name}, dim=-1)."
         )
     array = np.array(given, order="C")
     if array.dtype.kind not in "biuf":
-        raise ShapeError(
-            f"{name} must be a tensor, a PackedSequence or an array of numbers; got "
-            f"{type(given).__name__}."
-        )
-    return torch.from_numpy(array).to(like.device)
+        kind = type(given).__name__
+        raise ShapeError(f"{name} must be a tensor, PackedSequence or array of numbers; got {kind}.")
+    return torch.from_numpy(array).to(like.device, dtype)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sequences:
     """Samples u (batch, time, m), finite and held past the lengths, and what is given with them.
 
     lengths are (batch,), int64, or None; dt None, a number, (time,) or (batch, time); reset None or
-    (batch, time), bool. `batched` is whether they came with a batch, `packed` what they came in.
+    (batch, time), bool. `batched` is whether they came with a batch.
     """
 
     u: Tensor
@@ -59,42 +59,38 @@ class Sequences:
     dt: Dt
     reset: Tensor | None
     batched: bool
-    packed: PackedSequence | None
 
     @classmethod
-    def read(
-        cls, u: Tensor, lengths: Given, dt: Given, reset: Given, packed: PackedSequence | None = None
-    ) -> "Sequences":
+    def read(cls, u: Tensor, lengths: Data, dt: Data, reset: Data) -> "Sequences":
         """Check what is given with u, (batch, time, m) or (time, m)."""
         batched = u.ndim == 3
         u = u if batched else u[None]
         batch, time, _ = u.shape
         if dt is not None and not isinstance(dt, int | float):
             dt = as_tensor("dt", dt, u)
-            dt = dt[..., 0] if dt.ndim == (3 if batched else 2) and dt.shape[-1] == 1 else dt
-            if dt.shape not in ((), (time,), (batch, time)):
-                raise ShapeError(
-                    f"dt must be a number, ({time},), ({batch}, {time}) or ({batch}, {time}, 1); got "
-                    f"{tuple(dt.shape)}."
-                )
+            dt = dt[..., 0] if dt.ndim == 2 + batched and dt.shape[-1] == 1 else dt
+            must = f"dt must be a number, ({time},), ({batch}, {time}) or ({batch}, {time}, 1)"
+            _check(dt.shape in ((), (time,), (batch, time)), must, dt, "Mend its shape.")
         if reset is not None:
-            reset = as_tensor("reset", reset, u)
+            reset = as_tensor("reset", reset, u).to(u.device)
             reset = reset if batched else reset[None]
-            if reset.shape != (batch, time) or reset.dtype != torch.bool:
-                raise ShapeError(
-                    f"reset must be ({batch}, {time}), bool; got {reset.dtype} of shape "
-                    f"{tuple(reset.shape)}. Call reset.bool(), or transpose it."
-                )
-            reset = reset.to(u.device)
+            fits, must = reset.shape == (batch, time), f"reset must be ({batch}, {time}), bool"
+            _check(fits and reset.dtype == torch.bool, must, reset, "Call reset.bool(), say.")
         if lengths is not None:
-            lengths = _lengths(as_tensor("lengths", lengths, u), batch, time).to(u.device)
+            lengths = as_tensor("lengths", lengths, u).to(u.device)
+            lengths = lengths if batched else lengths.reshape(-1)
+            fits = lengths.shape == (batch,) and lengths.dtype in WHOLE
+            fits = fits and holds((lengths >= 1) & (lengths <= time))
+            must = f"lengths must be ({batch},), whole numbers as int64, in 1..{time}"
+            _check(fits, must, lengths, "Drop empty sequences.")
+            lengths = lengths.long()
             # Held, not only skipped: 0 times NaN would still reach the gradient.
             u = held(u, lengths)
             if isinstance(dt, Tensor) and dt.ndim:
                 ends = lengths if dt.ndim == 2 else lengths.max()[None]
                 dt = held(dt.view(len(ends), time, 1), ends).view_as(dt)
         check_finite(u)
-        return cls(u, lengths, dt, reset, batched, packed)
+        return cls(u, lengths, dt, reset, batched)
 
     def over_episodes(self, run: Run, x: Tensor, fresh: Tensor, save: Save) -> tuple[Tensor, Tensor]:
         """`run` from states x (batch, .), and from `fresh` (1, .) before each sample with a reset."""
@@ -123,21 +119,8 @@ class Sequences:
         output = output[episode, (k - start[episode]).clamp(max=len(steps) - 1)]
         return output, x[final]
 
-    def pack(self, output: Tensor) -> PackedSequence:
-        """Outputs (batch, time, n) packed as the samples were."""
-        assert self.packed is not None
-        order = self.packed.sorted_indices
-        output = output if order is None else output[order]
-        valid = torch.arange(len(output)) < self.packed.batch_sizes[:, None]  # (time, batch)
-        return PackedSequence(output.transpose(0, 1)[valid.to(output.device)], *self.packed[1:])
 
-
-def _lengths(lengths: Tensor, batch: int, time: int) -> Tensor:
-    lengths = lengths.reshape(-1) if lengths.ndim == 0 else lengths
-    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
-    if lengths.shape != (batch,) or not whole or not holds((lengths >= 1) & (lengths <= time)):
-        raise ShapeError(
-            f"lengths must be ({batch},), whole numbers as int64, in 1..{time}; got {lengths.dtype} of "
-            f"shape {tuple(lengths.shape)}: {lengths.tolist()[:5]}. Drop empty sequences."
-        )
-    return lengths.long()
+def _check(fits: bool, must: str, given: Tensor, fix: str) -> None:
+    if not fits:
+        got = f"{given.dtype} of shape {tuple(given.shape)}: {given.flatten().tolist()[:5]}"
+        raise ShapeError(f"{must}; got {got}. {fix}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Elementwise
+from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gates import certify_gated
@@ -17,7 +18,7 @@ from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
+from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step
 from ctrnn_assembly.solvers import (
     Backend,

@@ -14,12 +14,9 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ctrnn_assembly.calls import Dt as Dt
-from ctrnn_assembly.calls import Given, Sequences, as_tensor
-from ctrnn_assembly.calls import Lengths as Lengths
-from ctrnn_assembly.calls import Save as Save
+from ctrnn_assembly.calls import Data, Dt, Lengths, Save, Sequences, as_tensor
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.transforms import states, traced
 
@@ -67,13 +64,7 @@ class Recurrent(nn.Module, ABC):
         self.register_parameter("x_0", own)
 
     def forward(
-        self,
-        input: Given | PackedSequence,
-        h_0: Given = None,
-        *,
-        lengths: Given = None,
-        dt: Given = None,
-        reset: Given = None,
+        self, input: Data, h_0: Data = None, *, lengths: Data = None, dt: Data = None, reset: Data = None
     ) -> tuple[Any, Tensor]:
         """The outputs after each sample, (time, batch, n), and the last state, (1, batch, state_size).
 
@@ -89,23 +80,17 @@ class Recurrent(nn.Module, ABC):
         """
         given = self._read(input, lengths, dt, reset)
         output, x = given.over_episodes(self._loop, *self._starts(h_0, given), "all")
-        if given.packed is not None:
-            return given.pack(output), x[None]
+        if isinstance(input, PackedSequence):
+            assert given.lengths is not None
+            options = {"batch_first": True, "enforce_sorted": input.sorted_indices is None}
+            return pack_padded_sequence(output, given.lengths.cpu(), **options), x[None]
         if not given.batched:
             return output[0], x
         return output if self.batch_first else rearrange(output, "batch time n -> time batch n"), x[None]
 
-    def last(
-        self,
-        input: Given | PackedSequence,
-        h_0: Given = None,
-        *,
-        lengths: Given = None,
-        dt: Given = None,
-        reset: Given = None,
-    ) -> Tensor:
+    def last(self, input: Data, h_0: Data = None, **others: Data) -> Tensor:
         """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
-        given = self._read(input, lengths, dt, reset)
+        given = self._read(input, **others)
         _, x = given.over_episodes(self._loop, *self._starts(h_0, given), "last")
         return x[:, : self.hidden_size] if given.batched else x[0, : self.hidden_size]
 
@@ -157,20 +142,19 @@ class Recurrent(nn.Module, ABC):
     def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`step` of tensors that fit, (u, x) -> x+, with its matrices built once."""
 
-    def _read(self, input: Given | PackedSequence, lengths: Given, dt: Given, reset: Given) -> Sequences:
+    def _read(self, input: Data, lengths: Data = None, dt: Data = None, reset: Data = None) -> Sequences:
         """The arguments of a call but h_0, checked."""
         if dt is not None and not hasattr(self, "dt"):
             raise ConfigError(
                 f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
             )
-        like, packed = self._like, input if isinstance(input, PackedSequence) else None
-        if packed is not None:
+        like = self._like
+        if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ShapeError(f"a PackedSequence has its own lengths; got {lengths}. Leave them out.")
-            u, lengths = pad_packed_sequence(packed, batch_first=True)
+            u, lengths = pad_packed_sequence(input, batch_first=self.batch_first)
         else:
-            u = as_tensor("input", input, like)
-            u = u if input is u else u.to(like.dtype)
+            u = as_tensor("input", input, like, like.dtype)
         if u.ndim not in (2, 3) or u.shape[-1] != self.input_size or 0 in u.shape:
             order = "(batch, time, m)" if self.batch_first else "(time, batch, m)"
             raise ShapeError(
@@ -179,17 +163,16 @@ class Recurrent(nn.Module, ABC):
                 f"{self.batch_first}."
             )
         self._check_like("input", u)
-        if u.ndim == 3 and packed is None and not self.batch_first:
+        if u.ndim == 3 and not self.batch_first:
             u = rearrange(u, "time batch m -> batch time m")
-        return Sequences.read(u.to(like.dtype), lengths, dt, reset, packed)
+        return Sequences.read(u.to(like.dtype), lengths, dt, reset)
 
-    def _starts(self, h_0: Given, given: Sequences) -> tuple[Tensor, Tensor]:
+    def _starts(self, h_0: Data, given: Sequences) -> tuple[Tensor, Tensor]:
         """Where the sequences start, (batch, state_size), and where an episode does, (1, state_size)."""
         batch, fresh = given.u.shape[0], self.initial(1)  # `len` is a constant to an exporter
         if h_0 is None:
             return self.initial(batch), fresh
-        x = as_tensor("h_0", h_0, fresh)
-        x = x if x is h_0 else x.to(fresh.dtype)
+        x = as_tensor("h_0", h_0, fresh, fresh.dtype)
         shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
         self._check_state("h_0", x, shape)
         return x.reshape(batch, self.state_size), fresh
