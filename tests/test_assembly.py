@@ -274,7 +274,7 @@ def test_impossible_settings_are_refused() -> None:
         Subnetwork(SingularValueBounded("tanh"), 0)
     with pytest.raises(ConfigError, match="form must be 'x'"):
         Subnetwork(SingularValueBounded("tanh"), 2, form="z")
-    with pytest.raises(ConfigError, match="at least one module"):
+    with pytest.raises(ConfigError, match=r"list of Subnetworks or Assemblies; got \[\]"):
         Assembly([])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
@@ -30,6 +31,7 @@ from ctrnn_assembly.contracting import Contracting, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.config import make_config
+from ctrnn_cli.main import main
 from oracles import array, assembly_rate
 
 SETS = {"diagonal metric": SingularValueBounded, "dense metric": NegativeProduct}
@@ -154,7 +156,7 @@ def test_a_trained_tau_is_saved_copied_and_loaded(make: type[Contracting], tmp_p
         assert one.parts[0].train_tau
 
 
-def test_a_network_is_built_with_trained_time_constants() -> None:
+def test_a_network_is_built_with_trained_time_constants(tmp_path: Path) -> None:
     assert make_config({"train_tau": True}).train_tau
     net = build_model("svd-combo", 1, 3, modules=2, units=4, tau=2.0, train_tau=True)
     before = net.core.field.tau.clone()
@@ -165,6 +167,9 @@ def test_a_network_is_built_with_trained_time_constants() -> None:
     certificate = net.core.certificate()
     assert certificate.certified
     assert certificate.rate >= 0.01 / float(net.core.field.tau.max().detach()) - 1e-9
+    config = tmp_path / "config.yaml"
+    config.write_text("{modules: 2, units: 4, train_tau: true}")
+    assert "tau trained" in CliRunner().invoke(main, ["certify", str(config)]).output
     with pytest.raises(ConfigError, match="train_tau"):
         build_model("lstm", 1, 3, train_tau=True)
     with pytest.raises(ConfigError, match="a trained tau"):
