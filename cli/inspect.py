@@ -30,7 +30,7 @@ WARNING = (
 )
 TWIN = "beside it the same modules with a coupling that has no guarantee"
 CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "split", "samples")
-MODULE = "instead of a run: your net, or what makes it, or FILE.safetensors of an nn.RNN, GRU or LSTM"
+MODULE = "instead of a run: your net, or what makes it; or FILE.safetensors of a tanh nn.RNN, GRU, LSTM"
 DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
 INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
 

@@ -12,6 +12,7 @@ from stored_runs import store_run, strict_json
 from test_cli_diagnostics import COMMANDS, QUICK
 
 NETS = """
+import torch
 from torch import nn
 from beside import SIZE
 from ctrnn_assembly import CTRNN, AdaDiagTanh, SequenceClassifier, Subnetwork
@@ -30,6 +31,12 @@ cell = nn.LSTMCell(3, SIZE)  # a net, not what makes one
 
 def flow():
     return Behaviour(3, flow=lambda u: lambda x: -x + u.tanh(), input_size=3, dt=0.1)
+
+def oscillator():
+    def field(t, x, u):
+        q, v = x.unbind(-1)
+        return torch.stack([v, (1 - q**2) * v - q + u[..., 0]], -1)
+    return CTRNN(3, field, size=2, dt=0.1, solver="rk4")
 
 def step():
     return Behaviour(2, step=lambda u, x: x / 2 + u[:, :2])
@@ -62,6 +69,14 @@ def nets(tmp_path):
     (tmp_path / "beside.py").write_text("SIZE = 4\n")
     (tmp_path / "nets.py").write_text(NETS)
     return tmp_path / "nets.py"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "lyapunov"])
+def test_a_field_of_ones_own_is_looked_at(cli, nets, command):
+    found = result(cli, command, "--module", f"{nets}:oscillator", "--samples", 1)
+    assert found["rows"]
+    assert (found["solver"], found["certificate"]["certified"]) == ("rk4", False)
+    assert "a field of your own" in found["certificate"]["reasons"][0]
 
 
 def result(cli, command, *args):
@@ -137,8 +152,8 @@ def test_a_solver_of_a_map_is_refused_and_that_of_a_flow_is_taken(cli, nets):
         ("nets.py:", "must be FILE.py:NAME or FILE.safetensors"),
         ("nets.py:grv", "Did you mean 'gru'"),
         ("nets.py:needs", "missing 1 required positional argument: 'size'"),
-        ("nets.py:broken", "fails in line 28: TypeError"),
-        ("nets.py:wrong", "its net fails in line 31: RuntimeError"),
+        ("nets.py:broken", "fails in line 35: TypeError"),
+        ("nets.py:wrong", "its net fails in line 38: RuntimeError"),
         ("nets.py:number", "got int"),
         ("nets.py:whole", "does not tell how wide its state is"),
         ("bad.py:make", "it fails in line 1: ZeroDivisionError"),

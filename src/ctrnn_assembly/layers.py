@@ -60,6 +60,16 @@ class CTRNN(Recurrent):
     Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
     whatever the encoder: it reads no state, and so drives both alike. The discrete step and the gates
     have guarantees of their own; `certificate` says which hold.
+
+    Example, a field of your own, and a layer in your model:
+        >>> def oscillator(t, x, u):
+        ...     q, v = x.unbind(-1)
+        ...     return torch.stack([v, (1 - q**2) * v - q + u[:, 0]], -1)
+        >>> layer = CTRNN(1, oscillator, size=2, batch_first=True, dt=0.1, solver="rk4")
+        >>> model = nn.ModuleDict({"rnn": layer, "head": nn.Linear(2, 5)})
+        >>> states, h_n = model["rnn"](torch.randn(8, 20, 1))
+        >>> model["head"](states).shape, layer.certificate().certified
+        (torch.Size([8, 20, 5]), False)
     """
 
     def __init__(
