@@ -219,7 +219,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
     from ctrnn_cli.main import COMMANDS
 
     fixed = dict.fromkeys(FIXED_STEP, "torchdiffeq, fixed step")
-    ours = {name: f"one step a sample: {scheme.summary}" for name, scheme in SCHEMES.items()}
+    ours = {name: f"steps of dt / substeps: {scheme.summary}" for name, scheme in SCHEMES.items()}
     docs = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in CONSTRAINTS.items()}
     tables: dict[str, dict[str, str]] = {
         "tasks": {name: entry.about for name, entry in TASKS.items()},

@@ -188,3 +188,25 @@ def test_what_cannot_be_refined_is_refused_by_name() -> None:
             layer("euler", wrong)  # type: ignore[arg-type]
     with pytest.raises(SolverError, match="not both"):
         solve(TERMS, X0, u=U, dt=1, solver="rk4", substeps=2, step_size=0.1)
+
+
+class Pendulum(torch.nn.Module):
+    """A field of one's own with a held torque."""
+
+    def forward(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        return torch.stack([x[:, 1], u[:, 0] - torch.sin(x[:, 0])], -1)
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_substeps_refine_a_field_of_ones_own(solver: str) -> None:
+    field, torque, x0 = Pendulum(), U[:, :, :1], normal(3, 2)
+    t = torch.linspace(0, 2, 5, dtype=F64)
+    exact = tight(lambda s, x: field(s, x, torque[:, min(int(s / 0.5), 3)]), x0, t, 300)
+    found = [solve(field, x0, t, u=torque, solver=solver, substeps=n).x for n in PARTS]
+    errors = [float((x - exact).norm()) for x in found]
+    assert order(errors, [1 / n for n in PARTS]) == pytest.approx(known_order(solver), abs=0.15)
+    net = CTRNN(1, field, size=2, dt=0.5, substeps=64, solver=solver, batch_first=True)  # type: ignore[call-arg]
+    assert_close(net.double()(torque, x0[None])[0], found[-1][:, 1:], rtol=1e-6, atol=1e-6)
+    step = net.step(torque[:, 0], x0)
+    assert_close(step, found[-1][:, 1], rtol=1e-6, atol=1e-6)
+    assert not net.certificate().certified

@@ -128,12 +128,8 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
         if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
             endless.append(name)
         if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
-            axes.axhline(
-                run.config.dt / run.config.substeps,
-                color=style.line_style(k)["color"],
-                linewidth=1,
-                linestyle=DASHED,
-            )
+            own, colour = run.config.dt / run.config.substeps, style.line_style(k)["color"]
+            axes.axhline(own, color=colour, linewidth=1, linestyle=DASHED)
     said = "every dt is certified"
     if len(endless) < len(names):
         said += " of\n" + "\n".join(endless)

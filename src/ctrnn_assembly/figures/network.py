@@ -43,9 +43,8 @@ class NetworkArrays:
         self.terms = field.terms().detach_cpu().double()
         self.metric = field.metric().detach_cpu().mapped(torch.Tensor.double)
         self.has_step = layer.solver in GRID_SOLVERS
-        self.about_step = f"{layer.solver}, dt {layer.dt:g} in {layer.substeps} substeps"
-        if layer.substeps == 1:
-            self.about_step = f"{layer.solver}, dt {layer.dt:g}"
+        parts = f" in {layer.substeps} substeps" if layer.substeps > 1 else ""
+        self.about_step = f"{layer.solver}, dt {layer.dt:g}{parts}"
         if not self.has_step:
             self.about_step = f"{layer.solver} chooses its own steps"
 

@@ -69,7 +69,7 @@ class _Counted:
             cause = f"stopped: {message}"
         return SolverError(
             f"solver {solver!r} {cause}, {where}. The field may be stiff or diverge: loosen rtol and "
-            "atol, raise max_steps, or use solver='imex' or 'euler' with a small dt."
+            "atol, raise max_steps, or use solver='imex' or 'euler' with substeps."
         )
 
 
