@@ -15,7 +15,7 @@ from ctrnn_assembly.baselines import LSTM
 from ctrnn_assembly.diagnostics.gradients import gsc_over_time
 from ctrnn_assembly.diagnostics.spectrum import spectrum_along
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
-from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.recurrent import Recurrent
 from ctrnn_assembly.training.config import make_config
@@ -292,3 +292,25 @@ def test_what_does_not_fit_is_said() -> None:
     broken[1, 3] = torch.nan
     with pytest.raises(DataError, match=re.escape("(1, 3, 0)")):
         net(broken, lengths=[4, 4, 1])
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_a_field_of_ones_own_takes_all_of_it(solver: str) -> None:
+    """It has no parameter, and its time begins anew with an episode."""
+    options = {"dt": 0.1, "solver": solver, "batch_first": True, "initial_state": "trained"}
+    net = CTRNN(M, lambda t, x, u: torch.sin(t) * x[:, [1, 0]] - x**3 + u, size=M, **options)
+    nn.init.normal_(net.x_0)
+    u = normal(3, 6, M)
+    packed = pack_padded_sequence(u, torch.tensor(LENGTHS), batch_first=True, enforce_sorted=False)
+    assert_close(net.last(packed), net.last(u, lengths=LENGTHS), **EXACT)
+    reset = torch.tensor([[0, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]]).bool()
+    output = net(u, reset=reset)[0]
+    for k in range(3):
+        alone = by_hand(net, u[k], net.initial(3), k, reset[k])[0]
+        assert_close(output[k], alone, **EXACT)
+        assert_close(net(u[k], reset=reset[k])[0], alone, **EXACT)
+    if solver == "euler":
+        blank, dt = u.clone(), 0.1 + normal(3, 6).abs()
+        expected = net.last(u, lengths=LENGTHS, dt=dt)
+        blank[2, 1:], dt[2, 1:] = torch.nan, torch.nan
+        assert_close(net.last(blank, lengths=LENGTHS, dt=dt), expected, **EXACT)
