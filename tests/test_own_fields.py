@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchdiffeq import odeint
 
+from cli_tools import Cli
 from ctrnn_assembly import (
     CTRNN,
     SingularValueBounded,
@@ -19,18 +21,22 @@ from ctrnn_assembly import (
     Subnetwork,
     Unconstrained,
     certify,
+    couple,
     solve,
 )
 from ctrnn_assembly.diagnostics import lyapunov_exponents, spectrum_along
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS, TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
 from ctrnn_assembly.training.config import TrainConfig
-from solver_problems import DT, F64, normal, one_module
+from solver_problems import F64, normal, one_module
 
 TERMS = one_module("tanh", "x")
 X0, U = normal(3, 6), normal(3, 8, 2, seed=1)
 CALLABLE = [solver for solver in SOLVERS if solver not in ("imex", "exponential-euler")]
+EITHER = [(solver, TERMS) for solver in SOLVERS] + [
+    (solver, lambda t, x: TERMS(x)) for solver in CALLABLE
+]
 TIMES = torch.linspace(0, 0.8, 9, dtype=F64)
 
 
@@ -54,19 +60,19 @@ class VanDerPol(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("solver", CALLABLE)
-@pytest.mark.parametrize("kind", [None, ZeroOrderHold, LinearInterpolation, CubicHermite])
+@pytest.mark.parametrize("kind", [None, LinearInterpolation, CubicHermite])
 def test_a_driven_field_of_ones_own_is_solved_as_the_same_terms_are(
     solver: str, kind: type[Signal] | None
 ) -> None:
-    u = U if kind is None else kind(U, TIMES[:-1])
-    options = {"solver": solver, "rtol": 1e-3, "atol": 1e-4}
-    expected = solve(TERMS, X0, TIMES, u=u, **options).x  # type: ignore[arg-type]
-    found = solve(driven, X0, TIMES, u=u, **options).x  # type: ignore[arg-type]
+    t, u = TIMES[:5], U[:, :4] if kind is None else kind(U[:, :4], TIMES[:4])
+    options = {"solver": solver, "rtol": 1e-2, "atol": 1e-2}
+    expected = solve(TERMS, X0, t, u=u, **options).x  # type: ignore[arg-type]
+    found = solve(driven, X0, t, u=u, **options).x  # type: ignore[arg-type]
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("solver", CALLABLE)
+@pytest.mark.parametrize("solver", ["euler", "rk4", "dopri5", "implicit_adams", "scipy_solver"])
 def test_an_input_is_added_to_a_field_that_does_not_read_it(solver: str) -> None:
     u = normal(3, 8, 2, seed=2)
     options = {"u": u, "solver": solver, "rtol": 1e-3, "atol": 1e-4}
@@ -108,6 +114,7 @@ def test_euler_of_ones_own_takes_steps_of_its_own_for_every_sample() -> None:
     assert_close(seen[2], dt[:, :2].sum(1)[:, None], rtol=1e-14, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize("solver", ["euler", "rk4", "dopri5", "implicit_adams"])
 def test_tuples_and_states_of_any_shape_are_those_of_torchdiffeq(solver: str) -> None:
     def f(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -127,11 +134,8 @@ def test_tuples_and_states_of_any_shape_are_those_of_torchdiffeq(solver: str) ->
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("field", [TERMS, lambda t, x: TERMS(x)])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "field"), EITHER)
 def test_time_may_run_backwards_repeat_or_stand_still(solver: str, field: object) -> None:
-    if field is not TERMS and solver not in CALLABLE:
-        pytest.skip("needs the tensors of the field")
     t = torch.linspace(0, 0.3, 31, dtype=F64)
     given = {"solver": solver, "rtol": 1e-4, "atol": 1e-5}
     there = solve(field, X0, t, **given)  # type: ignore[arg-type]
@@ -232,11 +236,11 @@ def test_a_default_is_no_input_unless_its_name_says_so() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("solver", CALLABLE)
-@pytest.mark.parametrize("interpolation", ["hold", "linear", "cubic"])
+@pytest.mark.parametrize(
+    ("solver", "interpolation"),
+    [("euler", "hold"), *product(["rk4", "dopri5", "scipy_solver"], ["hold", "linear", "cubic"])],
+)
 def test_a_layer_of_ones_own_field_reads_the_input_as_it_is(solver: str, interpolation: str) -> None:
-    if solver == "euler" and interpolation != "hold":
-        pytest.skip("one step a sample sees the samples only")
     options = {"solver": solver, "rtol": 1e-3, "atol": 1e-4}
     layer = CTRNN(1, VanDerPol(), size=2, dt=0.1, interpolation=interpolation, **options)  # type: ignore[arg-type]
     u = normal(8, 3, 1)
@@ -352,12 +356,9 @@ def test_an_overflow_past_a_sequences_end_is_none() -> None:
         assert x.last.isfinite().all()
 
 
-@pytest.mark.parametrize("field", [TERMS, lambda t, x: TERMS(x)])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("solver", "field"), EITHER)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_state_to_start_from_must_be_finite(solver: str, field: object, bad: float) -> None:
-    if field is not TERMS and solver not in CALLABLE:
-        pytest.skip("needs the tensors of the field")
     x0 = X0.clone()
     x0[1, 4] = bad
     with pytest.raises(DataError, match=rf"x0 must be finite; got {bad} at index \(1, 4\)"):
@@ -374,6 +375,38 @@ def test_own_fields_overflow_by_name_and_layers_with_gates_too() -> None:
         gated(normal(300, 1, 2))
 
 
-def test_every_solver_has_its_kind() -> None:
-    assert {*CALLABLE} == {"euler", *TORCHDIFFEQ_SOLVERS}
-    assert DT > 0
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_a_layer_of_too_strong_coupling_says_when_its_state_overflows(solver: str) -> None:
+    parts = [Subnetwork(SingularValueBounded("tanh"), 4) for _ in range(2)]
+    layer = CTRNN(2, couple(parts, init_scale=1000.0), dt=1.0, solver=solver)
+    for call in (layer, layer.last):
+        with pytest.raises(SolverError, match=rf"{solver}.* became .*(inf|nan) at t = \d+, step \d+"):
+            call(normal(400, 3, 2))
+
+
+def test_a_state_for_tensors_is_a_tensor() -> None:
+    with pytest.raises(ShapeError, match=r"x0 must be a tensor \(batch, 6\); got tuple"):
+        solve(TERMS, (X0, X0), TIMES)
+
+
+def test_times_have_a_gradient_in_eulers_plain_loop_only() -> None:
+    t = TIMES.clone().requires_grad_()
+    (g,) = torch.autograd.grad(solve(pendulum, X0[:, :2], t).last.sum(), t)
+    assert float(g.abs().max()) > 1e-3
+    with pytest.raises(SolverError, match="no gradient with respect to times"):
+        solve(pendulum, X0[:, :2], t, solver="rk4")
+
+
+def test_transforms_of_torch_differentiate_a_step_of_ones_own() -> None:
+    layer, u = CTRNN(1, VanDerPol(), size=2, dt=0.1), normal(1, 1)
+    J = torch.func.jacrev(lambda x: layer.step(u, x[None])[0])(torch.tensor([0.5, 0.2], dtype=F64))
+    known = torch.tensor([[1, 0.1], [0.1 * (-2 * 0.5 * 0.2 - 1), 1 + 0.1 * (1 - 0.25)]], dtype=F64)
+    assert_close(J, known, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("command", ["train", "certify digits", "spectrum digits"])
+def test_the_command_line_suggests_what_is_meant(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    error = Cli(capsys).refuses(*command.split(), "--solver", "implicit")
+    assert "Did you mean 'imex' or 'implicit_adams'?" in error

@@ -7,7 +7,8 @@
 | exponential-euler | exact in -I + L | exact, of the steps |
 | dopri5, rk4, ... | torchdiffeq's methods by their own names | direct or adjoint |
 
-The first three are grid solvers, `SCHEMES`. A backend is the program that runs their loop:
+The first three are grid solvers, `SCHEMES`; a field of one's own has euler, as a plain loop, and
+torchdiffeq's. A backend is the program that runs their loop:
 
 | backend | what | where |
 |---|---|---|
@@ -34,8 +35,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly import fields, schemes
-from ctrnn_assembly.errors import SolverError, unknown
-from ctrnn_assembly.fields import OwnField, State, as_field, pack
+from ctrnn_assembly.errors import ShapeError, SolverError, unknown
+from ctrnn_assembly.fields import OwnField, as_field, pack
 from ctrnn_assembly.inputs import Signal, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.solvers import fused
@@ -84,7 +85,7 @@ class Solution:
 
 def solve(
     field: Any,
-    x0: State,
+    x0: Any,
     t: Any = None,
     *,
     u: Tensor | Signal | None = None,
@@ -141,13 +142,16 @@ def solve(
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
     known: Terms | OwnField = field.terms() if hasattr(field, "terms") else field
+    if isinstance(known, Terms) and not isinstance(x0, Tensor):
+        raise ShapeError(f"x0 must be a tensor (batch, {known.n}); got {type(x0).__name__}.")
     if not isinstance(known, Terms):
         check_own(solver, **chosen)
         known, x0 = as_field(known, x0, driven=u is not None), pack(x0)
     with torch.autocast(x0.device.type, enabled=False):
         check_start(x0, known, u)
         times, steps = step_grid(x0, t, u, dt, lengths)
-        if steps.requires_grad and backend != "plain" and isinstance(known, Terms):
+        plain = backend == "plain" or (isinstance(known, OwnField) and solver in SCHEMES)
+        if steps.requires_grad and not plain:
             raise SolverError(
                 f"solver {solver!r} has no gradient with respect to times or dt here. Use "
                 "solver='euler' with backend='plain', or detach them."
