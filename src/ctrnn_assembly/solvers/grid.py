@@ -134,8 +134,8 @@ def overflow(states: Tensor, times: Tensor, solver: str) -> SolverError:
     return SolverError(
         f"solver {solver!r}: the state became {float(states[k, sample, unit].detach()):g} at t = "
         f"{float(times[..., k].flatten()[min(sample, times[..., k].numel() - 1)]):.6g}, step {k} (unit "
-        f"{unit} of sample {sample}); the largest before it was {float(before.abs().max()):.4g}. Use a "
-        "larger substeps or solver='imex', or scale the weights down."
+        f"{unit} of sample {sample}); the largest before it was {float(before.abs().max()):.4g}. Use "
+        "more substeps or solver='imex', or scale the weights down."
     )
 
 
