@@ -52,16 +52,16 @@ class Driven:
     def __init__(
         self, source: str | None, module: str | None, data: Path | None, changes: Any, outputs: Any
     ) -> None:
-        split, samples = changes.pop("split"), changes.pop("samples")
         if (source is None) == (module is None):
             raise ConfigError("name a run, a file or a recipe, or a net of your own by --module.")
-        of_task = {"task": changes["task"], "split": split, "data-dir": changes["data_dir"]}
-        own = {name: changes[name] for name in ("initial", "substeps")}
-        of_run = of_task | own if module else of_task if data else {}
-        for name in (name for name, value in of_run.items() if value):
-            raise ConfigError(
-                f"--{name} is of a run and its task. Leave it out with --module or --data."
-            )
+        of_run = ("task", "split", "data_dir", *(("initial", "substeps") if module else ()))
+        for name in of_run if module or data else ():
+            if changes[name]:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(
+                    f"{flag} is of a run and its task. Leave it out, or --module or --data."
+                )
+        split, samples = changes.pop("split"), changes.pop("samples")
         self.name, self.outputs, self.module = Path(source or module or "").name, outputs, module
         self.step = {name: changes[name] for name in ("dt", "solver")}
         if module is None:

@@ -231,8 +231,8 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
         )
     if size is None:
         raise ConfigError(
-            "a callable does not tell how wide its state is. Give the states to start from, or "
-            "behaviour(net, size=n)."
+            f"{type(net).__name__} does not tell how wide its state is. Give the states to start from "
+            "or behaviour(net, size=n), of a model its recurrent part, of a field CTRNN(m, f, size=n)."
         )
     return Behaviour(size, step=net, sizes=(size,))
 
