@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Subnetwork, couple
+from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Subnetwork, certify, couple
 from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError, ShapeError
@@ -83,13 +83,13 @@ def merged(lora: Any) -> nn.Linear:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_lora_on_the_encoder_counts_and_trains(name: str) -> None:
     net, u = layer(**SETTINGS[name]), torch.randn(3, 5, 2)
-    net.encoder = LoRA(net.encoder)  # type: ignore[assignment,arg-type]
+    net.encoder = LoRA(net.encoder)
     plain = copy.deepcopy(net)
     plain.encoder = merged(plain.encoder)
     for one, other in zip(outputs(net, u), outputs(plain, u), strict=True):
         assert_close(one, other, rtol=1e-12, atol=1e-12)
     net.last(u).square().sum().backward()
-    assert net.encoder.A.weight.grad.abs().min() > 0  # type: ignore[union-attr,operator]
+    assert net.encoder.A.weight.grad.abs().min() > 0
 
 
 def sequential(encoder: nn.Linear) -> nn.Module:
@@ -117,7 +117,7 @@ REPLACED: dict[str, Callable[[Any], nn.Module]] = {
 @pytest.mark.parametrize("name", REPLACED)
 def test_what_stands_for_the_encoder_is_what_drives_the_units(name: str) -> None:
     net, u = layer(), torch.randn(3, 5, 2)
-    net.encoder = REPLACED[name](net.encoder)  # type: ignore[assignment]
+    net.encoder = REPLACED[name](net.encoder)
     net.eval()
     for _ in range(2):  # pruned weights of the last step would be stale
         drive = net.encoder(u)
@@ -135,11 +135,11 @@ def test_what_stands_for_the_encoder_is_what_drives_the_units(name: str) -> None
 def test_the_certificate_does_not_depend_on_the_encoder(gate: Any) -> None:
     net = layer(gate=gate)
     before = net.certificate()
-    net.encoder = nn.Sequential(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 6))  # type: ignore[assignment]
+    net.encoder = nn.Sequential(nn.Linear(2, 9), nn.Tanh(), nn.Linear(9, 6))
     assert net.certificate() == before
     with pytest.raises(ConfigError, match=r"a Sequential with .* is called|gates of kind"):
         net.terms()
-    nn.init.constant_(net.encoder[2].bias, torch.nan)  # type: ignore[index]
+    nn.init.constant_(net.encoder[2].bias, torch.nan)
     broken = net.certificate()
     assert not broken.certified
     assert "encoder" in broken.reasons[0]
@@ -147,7 +147,7 @@ def test_the_certificate_does_not_depend_on_the_encoder(gate: Any) -> None:
 
 def test_an_encoder_of_the_wrong_width_is_refused() -> None:
     net = layer()
-    net.encoder = nn.Sequential(nn.Linear(2, 5))  # type: ignore[assignment]
+    net.encoder = nn.Sequential(nn.Linear(2, 5))
     with pytest.raises(ShapeError, match=r"\(\.\.\., 2\) to \(\.\.\., 6\); got \(3, 5, 5\).*nn\.L"):
         net(torch.randn(3, 5, 2))
 
@@ -168,7 +168,7 @@ def test_a_field_that_would_not_be_called_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"Doubled with hooks.* or a forward of its own"):
         CTRNN(2, Doubled(SingularValueBounded(), 4))(torch.randn(3, 5, 2))
     gated = layer(gate="constant")
-    prune.l1_unstructured(gated.gates, "constant", amount=0.5)  # type: ignore[arg-type]
+    prune.l1_unstructured(gated.gates, "constant", amount=0.5)
     with pytest.raises(ConfigError, match=r"Gates with .*a pruned tensor"):
         gated(u)
 
@@ -219,3 +219,29 @@ def test_dynamic_quantisation_computes_almost_the_same(make: Callable[[], Any]) 
     # 8-bit weights and inputs: about one per cent of the largest value.
     assert_close(small(u), model(u), rtol=0.05, atol=0.05)
     assert small.core.certificate().certified == model.core.certificate().certified
+
+
+def test_a_hook_on_the_weight_takes_the_claimed_rate_away() -> None:
+    net = couple([Subnetwork(SingularValueBounded(), 4), Subnetwork(AdaDiagTanh(), 3)])
+    claimed = net.rate
+    for leaf in net.leaves():
+        handle = leaf.constraint.register_forward_hook(lambda module, given, W: 30 * W + 3)
+        assert net.rate is None
+        assert not certify(net).certified
+        assert net(0.0, torch.randn(2, 7)).shape == (2, 7)
+        handle.remove()
+    assert net.rate == claimed
+
+
+def test_hooks_on_couplings_and_gates_act() -> None:
+    for gate, find in (("state", lambda net: net.gates), ("input", lambda net: net.gates.reader)):
+        net, u = layer(gate=gate), torch.randn(3, 5, 2)
+        before = net.last(u)
+        find(net).register_forward_hook(lambda module, given, out: out / 2)
+        assert not torch.allclose(net.last(u), before)
+    net = layer()
+    before = net.last(u)
+    net.field.coupling.K.register_forward_hook(lambda module, given, K: 0 * K)
+    assert not net.terms().L.any()  # type: ignore[union-attr]
+    assert net.certificate().certified
+    assert not torch.allclose(net.last(u), before)

@@ -158,7 +158,7 @@ def test_lbfgs_trains_parameters_and_gradients_of_one_layout(name: str) -> None:
         return loss.item()
 
     before = optimiser.step(closure)
-    assert loss_of(net).item() < before  # type: ignore[operator]
+    assert loss_of(net).item() < before
     for each in net.parameters():
         assert each.is_contiguous()
         assert each.grad is None or each.grad.stride() == each.stride()

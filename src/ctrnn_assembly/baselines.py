@@ -208,8 +208,9 @@ class AntisymmetricRNN(EulerRNN):
 
     def matrix(self) -> Tensor:
         """K = W - W^T - gamma I, (n, n)."""
-        eye = torch.eye(self.hidden_size).to(self.upper)
-        above = torch.triu_indices(*eye.shape, offset=1, device=eye.device)
+        n = self.hidden_size
+        eye = torch.eye(n).to(self.upper)
+        above = torch.triu_indices(n, n, offset=1, device=eye.device)
         W = torch.zeros_like(eye).index_put(tuple(above), self.upper)
         return W - W.T - self.gamma * eye
 

@@ -50,6 +50,8 @@ class BlockMatrix(nn.Module):
     in +-init_scale / sqrt(n_j), normal with that standard deviation, or as orthogonal blocks.
     """
 
+    index: Tensor
+
     def __init__(
         self,
         sizes: Sequence[int],

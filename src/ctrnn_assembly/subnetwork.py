@@ -16,6 +16,7 @@ from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.recurrent import is_plain
 from ctrnn_assembly.terms import Terms
 
 
@@ -156,7 +157,9 @@ class Subnetwork(Field):
     @property
     def is_as_made(self) -> bool:
         """Whether the weight is what `constraint` makes of the raw tensors, and nothing else does."""
-        return len(self.parametrizations["weight"]) == 1  # type: ignore[index,arg-type]
+        made: Any = self.parametrizations["weight"]  # type: ignore[index]
+        alone = len(made) == 1 and is_plain(made, parametrize.ParametrizationList)
+        return alone and is_plain(made[0], Contracting)
 
     def slowest(self) -> Tensor | None:
         """The contraction rate guaranteed by construction, which a trained tau may change."""

@@ -95,7 +95,7 @@ class Contracting(nn.Module, ABC):
         return self.weight(*working_precision(*raw)).to(raw[0].dtype)
 
     def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        """Those of the raw tensors, which a W on the meta device, without values, starts from."""
+        """The shapes of the raw tensors, by default W's own: what a W on the meta device starts from."""
         return ((n, n),)
 
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
