@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("plot", "One HTML page about a run, which opens without a network."),
     "reproduce": ("compare", "Run the papers' experiments; print published and ours."),
     "bench": ("compare", "Time our solvers against others, on this machine."),
+    "export": ("export", "Write a run as an ONNX file, or as a program of torch.export."),
     "list": ("train", "Tasks, models, theorems, solvers: all that has a name."),
 }
 KEPT = "What was saved before is kept."

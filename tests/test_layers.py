@@ -45,6 +45,7 @@ LAYERS = {
     "layers": 8,
     "baselines": 9,
     "diagnostics": 10,
+    "export": 10,
     "models": 10,
     "training": 11,
     "benchmark": 12,

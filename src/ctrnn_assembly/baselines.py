@@ -71,7 +71,7 @@ class TorchRNN(Baseline):
     def _formula(self, u: Tensor, x: Tensor) -> Tensor:
         """The step, from the weights."""
 
-    def _stepper(self) -> Step:
+    def stepper(self) -> Step:
         if is_plain(self.rnn, self.kind):
             return self._formula
         return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
@@ -157,7 +157,7 @@ class EulerRNN(Baseline):
         still = self._like.new_zeros(1, self.input_size)
         return partial(self.vector_field(), self.inputs(still if u is None else u))
 
-    def _stepper(self) -> Step:
+    def stepper(self) -> Step:
         field = self.vector_field()
         return lambda u, x: x + self.eps * field(self.inputs(u), x)
 

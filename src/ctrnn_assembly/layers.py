@@ -297,7 +297,7 @@ class CTRNN(Recurrent):
         """The gates, if they read input or state."""
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
-    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         gates, h = self._reading, self.step_size
         if self.is_own and self.solver == "euler":
             return self._own_step

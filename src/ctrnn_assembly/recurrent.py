@@ -112,7 +112,7 @@ class Recurrent(nn.Module, ABC):
             )
         self._check_state("x", x, (u.shape[0], self.state_size))
         self._check_like("u", u)
-        return self._stepper()(u.to(x.dtype), x)
+        return self.stepper()(u.to(x.dtype), x)
 
     def _loop(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         """`_run`, or `_by_steps` where a tracer records the loop."""
@@ -125,7 +125,7 @@ class Recurrent(nn.Module, ABC):
 
     def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
         """As `_run`: one plain step after another, which torch transforms, or traces as one operator."""
-        step = self._stepper()
+        step = self.stepper()
 
         def move(x: Tensor, k: Tensor, sample: Tensor) -> Tensor:
             moved = step(sample, x)
@@ -139,7 +139,7 @@ class Recurrent(nn.Module, ABC):
         """Outputs (batch, time, n), unless save="last", and the last state, of tensors that fit."""
 
     @abstractmethod
-    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         """`step` of tensors that fit, (u, x) -> x+, with its matrices built once."""
 
     def _read(self, input: Data, lengths: Data = None, dt: Data = None, reset: Data = None) -> Sequences:
