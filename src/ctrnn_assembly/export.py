@@ -13,6 +13,7 @@ not in it, nor solvers but the grid's: torchdiffeq's look at values, which no ex
 
 import copy
 import io
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,12 +57,13 @@ def export_program(net: SequenceClassifier, part: Part = "sequence") -> Exported
         step = torch.export.export(_Step(net), (u, x), dynamic_shapes=({0: batch}, {0: batch}))
         if part == "step":
             return step
-        # The body of the loop is the exported step: what it needs is computed, and its own buffers.
+        # The body of the loop is the exported step: what it needs is computed, and buffers of its own,
+        # no two in one memory, which the operator refuses.
         body = step.module()
         for name, value in [*vars(body).items()]:
             if isinstance(value, Tensor):
                 delattr(body, name)
-                body.register_buffer(name, value)
+                body.register_buffer(name, value.clone())
         net.add_module("body", body)
         net.core.stepper = lambda: lambda u, x: body(u, x)[0]
         shapes = {"input": {0: batch, 1: time}}
@@ -79,7 +81,9 @@ def exported(
     program = export_program(net, part)
     if format == "torch":
         buffer = io.BytesIO()
-        torch.export.save(program, buffer, extra_files={f"{k}.txt": v for k, v in about.items()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of weights that share memory
+            torch.export.save(program, buffer, extra_files=dict(about))
         content = buffer.getvalue()
     else:
         try:
