@@ -376,12 +376,21 @@ def test_a_weight_that_is_no_real_tensor_is_refused(weight: object) -> None:
 @pytest.mark.parametrize("make", [lambda: CTRNN(3, copy.deepcopy(GOOD)), lambda: LSTM(3, 4)])
 def test_a_tuple_of_states_is_refused_with_the_right_call(make: Callable) -> None:
     net, u, x = make().double(), torch.zeros(5, 2, 3), torch.zeros(1, 2, 4)
-    with pytest.raises(ShapeError, match=r"one tensor; got a tuple of 2. Pass torch.cat\(h_0"):
+    with pytest.raises(ShapeError, match=r"one tensor; got 2 of them. Pass torch.cat\(h_0"):
         net(u, (x, x))
-    with pytest.raises(ShapeError, match=r"one tensor; got a tuple of 2. Pass torch.cat\(x"):
+    with pytest.raises(ShapeError, match=r"one tensor; got 2 of them. Pass torch.cat\(x"):
         net.step(u[0], (x[0], x[0]))
 
 
 def test_a_field_takes_one_tensor() -> None:
+    x = torch.zeros(2, 4)
+    with pytest.raises(ShapeError, match="x0 must be a tensor"):
+        solve(GOOD, (x, x), [0.0, 1.0])
     with pytest.raises(ShapeError, match="x must be one tensor"):
         GOOD(0.0, (torch.zeros(2, 4), torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("given", [64, "singular", [GOOD]], ids=str)
+def test_a_layer_of_no_field_is_refused_with_the_right_call(given: object) -> None:
+    with pytest.raises(ConfigError, match=r"Use Subnetwork\(SingularValueBounded\('tanh'\), 64\)"):
+        CTRNN(3, given)

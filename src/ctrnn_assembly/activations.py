@@ -192,7 +192,7 @@ ACTIVATIONS = {
 }
 
 # The modules of torch, with their settings; of exactly these classes, as a subclass may be anything.
-MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
+MODULES: dict[type, Callable[[Any], Activation]] = {
     nn.Identity: lambda m: ACTIVATIONS["identity"],
     nn.ReLU: lambda m: ACTIVATIONS["relu"],
     nn.Tanh: lambda m: ACTIVATIONS["tanh"],

@@ -127,10 +127,11 @@ class Assembly(Field):
 
 def sizes_of(modules: Any) -> tuple[int, ...]:
     """The units of each module; a ConfigError for what is no list of modules."""
-    listed = isinstance(modules, Iterable) and all(isinstance(part, Field) for part in modules)
-    if not listed or not modules:
+    given = [*modules] if isinstance(modules, Iterable) else modules
+    if not isinstance(given, list) or not given or not all(isinstance(part, Field) for part in given):
+        kinds = [type(p).__name__ for p in given] if isinstance(given, list) else type(given).__name__
         raise ConfigError(
-            f"modules must be a list of Subnetworks or Assemblies; got {modules!r:.60}. Use "
+            f"modules must be a list of Subnetworks or Assemblies; got {kinds}. Use "
             "couple([Subnetwork(SingularValueBounded('tanh'), 8) for _ in range(4)])."
         )
     return tuple(part.size for part in modules)
@@ -138,8 +139,8 @@ def sizes_of(modules: Any) -> tuple[int, ...]:
 
 def _tied(module: nn.Module) -> dict[str, str]:
     """Of each tensor that stands at several places: its later names, and its first one."""
-    options = {"remove_duplicate": False}
-    every = chain(module.named_parameters(**options), module.named_buffers(**options))
+    parameters = module.named_parameters(remove_duplicate=False)
+    every = chain(parameters, module.named_buffers(remove_duplicate=False))
     first: dict[int, str] = {}
     return {name: first[id(t)] for name, t in every if first.setdefault(id(t), name) != name}
 

@@ -124,9 +124,9 @@ class Subnetwork(Field):
         parametrize.register_parametrization(self, "weight", constraint)
         zeros = W.new_zeros(size)
         self.bias = nn.Parameter(zeros) if bias else nn.Buffer(zeros, persistent=False)
-        self.tau = nn.Buffer(self._checked_tau(tau, W))
+        value = self._checked_tau(tau, W)
+        self.tau = nn.Parameter(value) if train_tau else nn.Buffer(value)
         if train_tau:
-            self.tau = nn.Parameter(self.tau)
             shared = not self.metric().is_diagonal
             parametrize.register_parametrization(self, "tau", Exp(size, shared=shared))
         self.register_load_state_dict_post_hook(_check_loaded)
