@@ -40,6 +40,31 @@ def gated(seed: int = 0) -> nn.Module:
     return CTRNN(2, couple(parts, generator=generator), gate="constant", generator=generator)
 
 
+class Saturated(nn.Module):
+    """A vector field that is no subnetwork."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x)) - x
+
+
+def own(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return CTRNN(2, Saturated(), size=4, initial_state="trained")
+
+
+def tied(seed: int = 0) -> nn.Module:
+    part = Subnetwork(CONSTRAINTS["absolute"](nn.LeakyReLU(0.2)), 4, generator=seeded(seed))
+    return couple([part, part, part], "ring", generator=seeded(seed))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def classifier(name: str, seed: int = 0) -> nn.Module:
     sparse = {"density": 0.3, "magnitude": 0.5} if "sparse" in name else {}
     return build_model(name, 2, 3, modules=2, units=4, seed=seed, **sparse)
@@ -49,9 +74,13 @@ NETS: dict[str, Callable[..., Any]] = {
     "subnetwork": lambda seed=0: subnetwork(seed=seed),
     "nested": nested,
     "gated": gated,
+    "own field": own,
+    "tied": tied,
     "trained tau": lambda seed=0: subnetwork("symmetric", seed, train_tau=True, bias=False),
     **{name: partial(classifier, name) for name in MODELS},
 }
+# Said, and meant, of the tied network.
+pytestmark = pytest.mark.filterwarnings("ignore:.*repeat another")
 every_net = pytest.mark.parametrize("name", NETS)
 
 
