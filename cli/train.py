@@ -93,12 +93,12 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     else:
         layers = [recipe(named)] if named else []
         layers += [read_yaml(file)] if file else []
-        own = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
+        best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
         if fast:
-            layers.append(trial(make_config(*layers, settings).task))
-        config = make_config(own, *layers, settings)
+            layers.append(trial(make_config(best, *layers, settings).task))
+        config = make_config(best, *layers, settings)
         if not (named or file):
-            click.echo(start(config, own), err=True)
+            click.echo(start(config, best), err=True)
         name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
         # The processes of a distributed run share one folder.
         run = out or Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))

@@ -240,7 +240,7 @@ def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
 # of the package. On sMNIST and psMNIST at 14x14 (experiments/README.md) AdaDiag with constant gates and
 # 20 coupled pairs is ahead of every certified net without gates, by 6 and 8 points at least. Its Euler
 # step of 1 loses the certificate in training. Keeping that cost 38 points of psMNIST. With imex the step
-# is certified throughout, takes 4 times as long, and psMNIST was 9 points behind after 2 epochs.
+# is certified throughout, takes 4 times as long, and was 12 points behind after 7 of 10 epochs.
 # Epochs, and all for CIFAR-10 and images, are carried over and not measured. Series: `noisy-adadiag` of
 # japanese-vowels-equal, whose noise was chosen for that set, with the certified step of imex for a third
 # of a point.
