@@ -20,6 +20,13 @@ MODULES = (
     Column("margin", "margin (1/tau)", ">"),
     Column("rate", "rate", ">"),
 )
+LAYERS = (
+    Column("index", "layer"),
+    Column("factor", "factor <=", ">"),
+    Column("memory", "samples to 1/1000", ">"),
+    Column("input_gain", "input gain <=", ">"),
+    Column("output_gain", "output gain <=", ">"),
+)
 
 
 @click.command("certify", cls=Command)
@@ -52,7 +59,7 @@ def certify_command(
     from ctrnn_assembly.training.run import Run
 
     run = Run.open(source, **changes)
-    config, units = run.config, run.config.modules * run.config.units
+    config, units = run.config, run.about()["units"]
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
@@ -71,7 +78,8 @@ def certify_command(
         {"model": config.model, "units": units, "weights": weights} | certificate.as_dict(),
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
         facts([*weights_rows(weights), *fact_rows(certificate)], title=title),
-        *shown_modules(certificate.modules),
+        *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
+        *([table(certificate.cascade.layers, LAYERS, title="steps")] if certificate.cascade else []),
         figure=figure,
         as_json=as_json,
         plot=plot,
@@ -80,7 +88,7 @@ def certify_command(
     click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
 
 
-def shown_modules(modules: Sequence[Any]) -> Iterator[Table | str]:
+def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Table | str]:
     """A table of the modules; of many, the worst ones, and what all others have at least."""
     from ctrnn_assembly.certificates.wording import down
 
@@ -88,7 +96,7 @@ def shown_modules(modules: Sequence[Any]) -> Iterator[Table | str]:
     shown = worst[:WORST] if len(worst) > MANY else modules
     rows = [vars(one) | {"margin": down(one.margin), "rate": down(one.rate)} for one in shown]
     if rows:
-        yield table(rows, MODULES, title="modules")
+        yield table(rows, MODULES, title=title)
     if rest := worst[len(shown) :]:
         sizes, theorems = [one.size for one in rest], Counter(one.theorem for one in rest)
         units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))

@@ -40,6 +40,8 @@ LAYERS = {
     "solvers": 4,
     "coupling": 5,
     "subnetwork": 5,
+    "pairs": 6,
+    "stack": 7,
     "assembly": 6,
     "gates": 7,
     "layers": 8,

@@ -52,10 +52,12 @@ from ctrnn_assembly.layers import SequenceClassifier as SequenceClassifier
 from ctrnn_assembly.metrics import Factor as Factor
 from ctrnn_assembly.metrics import Metric as Metric
 from ctrnn_assembly.models import build_model as build_model
+from ctrnn_assembly.pairs import Pairs as Pairs
 from ctrnn_assembly.recurrent import Recurrent as Recurrent
 from ctrnn_assembly.solvers import SOLVERS as SOLVERS
 from ctrnn_assembly.solvers import Solution as Solution
 from ctrnn_assembly.solvers import solve as solve
+from ctrnn_assembly.stack import Stack as Stack
 from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
 from ctrnn_assembly.terms import Terms as Terms
 from ctrnn_assembly.training.run import Run as Run

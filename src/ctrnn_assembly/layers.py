@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.calls import Dt, Lengths, Save
@@ -367,6 +368,7 @@ class SequenceClassifier(nn.Module):
         core: a layer, batch_first.
         n_class: number of classes k.
         readout_input: "state" reads x, as the papers do; "rate" the firing rates.
+        pool: "last" reads the last valid output, "mean" the mean of all valid ones.
     """
 
     def __init__(
@@ -375,23 +377,36 @@ class SequenceClassifier(nn.Module):
         n_class: int,
         *,
         readout_input: Literal["state", "rate"] = "state",
+        pool: Literal["last", "mean"] = "last",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.core, self.readout_input = core, readout_input
+        self.core, self.readout_input, self.pool = core, readout_input, pool
         self.readout = nn.Linear(core.hidden_size, n_class, bias=bias)
         normal_(self.readout, core.hidden_size**-0.5, generator)
 
     def forward(self, input: Any, h_0: Any = None, **given: Any) -> Tensor:
         """Logits, (batch, k), for input (batch, time, m), or whatever else `Recurrent.forward` takes."""
-        if is_plain(self.core, Recurrent):
+        if self.pool == "last" and is_plain(self.core, Recurrent):
             return self.read(self.core.last(input, h_0, **given))
         # By a call, whose outputs a hook may read or change.
-        return self.read(self.core(input, h_0, **given)[1][-1][..., : self.core.hidden_size])
+        output, lengths = self.core(input, h_0, **given)[0], given.get("lengths")
+        if isinstance(output, PackedSequence):
+            output, lengths = pad_packed_sequence(output, batch_first=True)
+        return self.read(self.pooled(output, lengths))
+
+    def pooled(self, output: Tensor, lengths: Any = None) -> Tensor:
+        """What the readout sees, (batch, n), of outputs (batch, time, n), or of one sequence's."""
+        if lengths is None:
+            return output[..., -1, :] if self.pool == "last" else output.mean(-2)
+        lengths = torch.as_tensor(lengths, device=output.device)[:, None]
+        time = torch.arange(output.shape[1], device=output.device)
+        chosen = time == lengths - 1 if self.pool == "last" else time < lengths  # (batch, time)
+        return torch.where(chosen[..., None], output, 0).sum(1) / chosen.sum(1, keepdim=True)
 
     def read(self, x: Tensor) -> Tensor:
-        """Logits of last states x, (batch, n)."""
+        """Logits of what `pooled` gives, (batch, n)."""
         return self.readout(self.core.firing_rates(x) if self.readout_input == "rate" else x)
 
 

@@ -14,7 +14,9 @@ from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent
+from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.subnetwork import Subnetwork
 
 
@@ -51,8 +53,30 @@ def _options(function: Callable[..., Any], *others: str) -> dict[str, Any]:
     return {one.name: one.default for one in known if one.name not in others}
 
 
+def _stack(
+    n_input: int,
+    *,
+    depth: int = 4,
+    width: int = 64,
+    norm: Any = "batch",
+    mix: Any = "tanh-glu",
+    dropout: float = 0.0,
+    horizon: float = 100.0,
+    activation: str | None = None,
+    margin: float = 0.01,
+    dt: float = 1.0,
+    solver: str = "exponential-euler",
+    initial_state: Any = "zero",
+) -> Stack:
+    """Layers of as many units as features, in pairs; without an activation they are linear."""
+    fields = [Pairs(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
+    options = {"norm": norm, "mix": mix, "dropout": dropout, "dt": dt, "solver": solver}
+    return Stack(n_input, width, fields, batch_first=True, initial_state=initial_state, **options)
+
+
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
+STACK = {**_options(_stack, "activation"), "pool": "last", "seed": 0}
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in
@@ -70,12 +94,18 @@ class Model:
     gate: Gate | None = None
 
     @property
+    def is_stack(self) -> bool:
+        return issubclass(self.part, Stack)
+
+    @property
     def is_baseline(self) -> bool:
-        return issubclass(self.part, Recurrent)
+        return issubclass(self.part, Recurrent) and not self.is_stack
 
     @property
     def settings(self) -> dict[str, Any]:
         """What it takes, with its own values."""
+        if self.is_stack:
+            return {**STACK, **self.own}
         return {**SIZES, **({} if self.is_baseline else {**ASSEMBLY, **LAYER}), **self.own}
 
 
@@ -109,6 +139,10 @@ MODELS = {
         sets.PublishedSparse,
         {**SPARSE, "magnitude": 6.0, "coupling_init": "normal"},
     ),
+    "deep-adadiag": Model(
+        "stack of AdaDiag pairs; its whole step certified", Stack, {"activation": "tanh"}
+    ),
+    "deep-lru": Model("stack of linear pairs, W = 0; the whole step certified", Stack),
     "rnn": Model("vanilla RNN; no certificate", baselines.VanillaRNN),
     "lstm": Model("LSTM; no certificate", baselines.LSTM),
     "antisymmetric": Model(
@@ -147,6 +181,11 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
         given = _read(model) | settings
     row = _row(given["model"])
     chosen = row.settings | {k: x for k, x in given.items() if k in row.settings and x is not None}
+    if row.is_stack:
+        seed, pool = chosen.pop("seed"), chosen.pop("pool")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return SequenceClassifier(_stack(n_input, **chosen), n_class, pool=pool)
     p, n = chosen["modules"], chosen["units"]
     if p < 1 or n < 1:
         raise ConfigError(f"modules and units must be at least 1; got {p} x {n}.")
@@ -168,6 +207,14 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
     # The published networks read out without a bias.
     readout = {"readout_input": chosen["readout_input"], "bias": False, "generator": generator}
     return SequenceClassifier(core, n_class, **readout)
+
+
+def output_size(config: Any) -> int:
+    """Features that the readout of a configuration's model sees."""
+    given = _read(config)
+    row = _row(given["model"])
+    sizes = row.settings | {key: value for key, value in given.items() if value is not None}
+    return sizes["width"] if row.is_stack else sizes["modules"] * sizes["units"]
 
 
 def unused_settings(config: Any) -> list[str]:

@@ -30,6 +30,7 @@ class Recurrent(nn.Module, ABC):
 
     Args:
         input_size, hidden_size: features of a sample, m, and units, n, at least 1.
+        state_size: width of the state, if it is not that of the output.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         initial_state: where sequences start without an h_0: "zero", or "trained", a parameter x_0 that
             starts at zero. No certificate depends on it: contraction is of any two states.
@@ -43,6 +44,7 @@ class Recurrent(nn.Module, ABC):
     firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
     x_0: nn.Parameter | None  # the trained initial state, (state_size,)
     state_parts = 1  # of n units each; those of an LSTM are h and c
+    output_is_state = True  # the first n units of it
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Recurrent(nn.Module, ABC):
         *,
         batch_first: bool = False,
         initial_state: InitialState = "zero",
+        state_size: int | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
@@ -59,7 +62,7 @@ class Recurrent(nn.Module, ABC):
         if initial_state not in ("zero", "trained"):
             raise unknown("initial_state", initial_state, ("zero", "trained"))
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
-        self.state_size = self.state_parts * hidden_size  # the width of the state
+        self.state_size = state_size or self.state_parts * hidden_size
         own = nn.Parameter(torch.zeros(self.state_size)) if initial_state == "trained" else None
         self.register_parameter("x_0", own)
 
@@ -91,8 +94,9 @@ class Recurrent(nn.Module, ABC):
     def last(self, input: Data, h_0: Data = None, **others: Data) -> Tensor:
         """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
         given = self._read(input, **others)
-        _, x = given.over_episodes(self._loop, *self._starts(h_0, given), "last")
-        return x[:, : self.hidden_size] if given.batched else x[0, : self.hidden_size]
+        output, state = given.over_episodes(self._loop, *self._starts(h_0, given), "last")
+        x = state[:, : self.hidden_size] if self.output_is_state else output[:, -1]
+        return x if given.batched else x[0]
 
     def initial(self, batch: int) -> Tensor:
         """The states that sequences start from without an h_0, (batch, state_size)."""

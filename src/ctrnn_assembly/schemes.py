@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _exponential_euler(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
         return torch.exp(-h), -torch.expm1(-h)
     G = _diagonal_and_coupling(-h, h, L)
     A = torch.linalg.matrix_exp(G)
-    integral, info = torch.linalg.solve_ex(G, A - torch.eye(len(L), dtype=G.dtype, device=G.device))
+    integral, info = torch.linalg.solve_ex(G, A - torch.eye(L.shape[-1], dtype=G.dtype, device=G.device))
     if not holds(info == 0):
         raise SolverError(
             "exponential-euler needs an invertible L - I; got an L with the eigenvalue 1. "
@@ -116,6 +117,18 @@ def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]
     tau, step = working_precision(terms.tau, dt)
     L = None if terms.L is None else working_precision(terms.L)[0]
     A, C = scheme.pair(step[..., None] / tau, L)
+    return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
+
+
+def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """A and C, (k, n / 2, 2, 2), of steps dt (k,), where L couples units 2j and 2j + 1 and no others."""
+    tau, step, L = working_precision(terms.tau, dt, cast(Tensor, terms.L))
+    even = torch.arange(0, terms.n, 2, device=L.device)
+    units = torch.stack([even, even + 1], 1)  # (n / 2, 2)
+    L = L[units[:, :, None], units[:, None, :]]  # (n / 2, 2, 2)
+    A, C = scheme.pair(step[:, None, None] / tau.view(-1, 2), L)
+    if C.ndim < A.ndim:
+        C = torch.diag_embed(C)
     return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
 
 

@@ -129,6 +129,32 @@ class CouplingFacts:
 
 
 @dataclass(frozen=True)
+class LayerFacts:
+    """One layer of a cascade alone; `memory` is the samples after which it holds less than 1/1000."""
+
+    index: int
+    rate: float
+    factor: float
+    input_gain: float
+    output_gain: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class CascadeFacts:
+    """How strong the proof of a stack is: samples until differences are provably below a thousandth.
+
+    `samples` is of the largest difference of any layer's states, in its metric, from differences of at
+    most 1; `memory` the same of the slowest layer alone, which no proof of the whole can beat.
+    """
+
+    layers: tuple[LayerFacts, ...]
+    samples: float
+    memory: float
+    slowest: int
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The result of `certify`.
 
@@ -153,6 +179,7 @@ class Certificate:
     step: StepCertificate | None
     reasons: tuple[str, ...]
     declared: tuple[str, ...] = ()
+    cascade: CascadeFacts | None = None  # of a `Stack`
 
     @classmethod
     def refused(

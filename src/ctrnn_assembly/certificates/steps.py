@@ -162,7 +162,17 @@ def imex_step(whole: Interconnection, alone: StepProof | None = None) -> StepPro
 
 
 def exponential_euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """Exact in K - 1 / tau and explicit in W phi: every dt by the norms, or the bound of K = 0."""
+    """Exact in K - 1 / tau and explicit in W phi, cluster by cluster where no edge joins these."""
+    parts, edges = [whole], whole.edge_gains
+    if edges is None:
+        parts = [whole.part(cluster) for cluster in whole.clusters()]
+    proofs = [_exponential_euler_of(part, alone if part is whole else None) for part in parts]
+    largest = min(proof.max_dt for proof in proofs)
+    return StepProof(lambda dt: max(proof.factor(dt) for proof in proofs), largest, proofs[0].advice)
+
+
+def _exponential_euler_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
+    """Every dt by the norms, or the bound of K = 0."""
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
     explicit, edges = max(module.norm for module in whole.modules), whole.edge_gains
     if edges is not None:

@@ -94,6 +94,15 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         if step.certified or step.max_dt > 0:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
             rows.append(("largest certified dt", longest))
+    if (cascade := certificate.cascade) is not None:
+        rows += [
+            ("differences", f"below a thousandth after {samples_words(cascade.samples)} samples"),
+            (
+                "slowest layer",
+                f"{cascade.slowest}, alone after {samples_words(cascade.memory)}; the proof of the "
+                f"whole takes {up(cascade.samples / cascade.memory, 3)} times as many",
+            ),
+        ]
     coupling = certificate.coupling
     if not coupling.pairs and not coupling.edges:
         return [*rows, ("coupling", "none")]
@@ -107,6 +116,11 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if coupling.edges:
         rows.append(("nonlinear couplings", str(coupling.edges)))
     return rows
+
+
+def samples_words(samples: float) -> str:
+    """A number of samples."""
+    return f"{samples:,.0f}" if math.isfinite(samples) else "more than 10^12"
 
 
 def factor_words(q: float, substeps: int) -> str:

@@ -39,7 +39,7 @@ from ctrnn_assembly.errors import ShapeError, SolverError, unknown
 from ctrnn_assembly.fields import OwnField, as_field, pack
 from ctrnn_assembly.inputs import Signal, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
-from ctrnn_assembly.solvers import fused
+from ctrnn_assembly.solvers import fused, pairs
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
 from ctrnn_assembly.solvers.grid import check_start, distinct, freeze, overflow, refined, step_grid
@@ -298,6 +298,10 @@ def _grid_loop(
     if isinstance(field, OwnField):
         return partial(fields.euler, field, x0, drive, times, steps)
     given = (scheme, field, x0, drive, steps.to(x0))
+    chosen = {name: options[name] for name in ("recompute", "matmul_precision")}
+    exact = all(value == CHOICES[name][0] for name, value in chosen.items()) and not steps.requires_grad
+    if backend in ("auto", "fused") and exact and pairs.is_paired(field, x0):
+        return partial(pairs.integrate, *given)
     apart = backend != "plain" and scheme.increment is None and not fused.same_steps(given[-1])
     settings = {**options, "backend": backend}
     names = ("recompute", "matmul_precision", "backend")

@@ -21,6 +21,7 @@ LR_GAMMA = 0.1
 # Lightly trained on a few small samples: enough to see that a run works, and no more.
 FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
+RISE = 0.3  # share of a one-cycle schedule
 Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
 
 
@@ -73,6 +74,18 @@ class TrainConfig(BaseModel):
     )
     readout_input: Literal["state", "rate"] = setting("network", "state", "the readout sees x or phi(x)")
 
+    depth: int = setting("network", 4, "layers of a deep model", ge=1)
+    width: int = setting("network", 64, "features and units of each layer of a deep model", ge=2)
+    norm: Literal["batch", "layer", "rms", "none"] = setting("network", "batch", "before each layer")
+    mix: Literal["linear", "glu", "tanh-glu", "mlp"] = setting(
+        "network", "tanh-glu", "static map after each layer; glu has no certificate"
+    )
+    dropout: float = setting("network", 0.0, "of a layer's features, at all times", ge=0, lt=1)
+    pool: Literal["last", "mean"] = setting("network", "last", "the readout sees the last output or all")
+    horizon: float | None = setting(
+        "network", None, "memory of the slowest units at the start; a sequence if not given", gt=2.5
+    )
+
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
     dt: float = setting("solver", 0.03, "time between samples", gt=0)
     substeps: int = setting(
@@ -100,7 +113,12 @@ class TrainConfig(BaseModel):
     batch_size: int = setting("training", 128, "samples a step, on each device", ge=1)
     optimizer: Literal["adam", "adamw"] = setting("training", "adam", "Adam (L2) or AdamW")
     learning_rate: float = setting("training", 1e-3, "peak learning rate", gt=0)
-    schedule: Literal["constant", "steps", "cosine"] = setting("training", "cosine", "of learning_rate")
+    recurrent_rate: float | None = setting(
+        "training", None, "share of learning_rate for fields, then without decay", gt=0
+    )
+    schedule: Literal["constant", "steps", "cosine", "one-cycle"] = setting(
+        "training", "cosine", "of learning_rate"
+    )
     warmup_epochs: int = setting("training", 0, "epochs of linear warm-up", ge=0)
     milestones: Epochs = setting("training", (), "epochs at which `steps` cuts")
     lr_gamma: float = setting("training", LR_GAMMA, "factor of each cut", gt=0, le=1)
@@ -152,7 +170,8 @@ class TrainConfig(BaseModel):
         """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
 
         It rises linearly over the warm-up. From there on "cosine" falls to 0 at the end of the run,
-        "steps" multiplies by lr_gamma at the start of each epoch in milestones, and "constant" stays.
+        "steps" multiplies by lr_gamma at the start of each epoch in milestones, "one-cycle" rises and
+        falls as `torch.optim.lr_scheduler.OneCycleLR` does by default, and "constant" stays.
         """
         epoch, warm = step // steps_per_epoch, self.warmup_epochs * steps_per_epoch
         peak = self.learning_rate
@@ -160,9 +179,13 @@ class TrainConfig(BaseModel):
             return peak * (step + 1) / warm
         if self.schedule == "steps":
             return peak * self.lr_gamma ** sum(epoch >= m for m in self.milestones)
+        share = (step - warm) / (self.epochs * steps_per_epoch - warm)
         if self.schedule == "cosine":
-            share = (step - warm) / (self.epochs * steps_per_epoch - warm)
             return peak * 0.5 * (1 + math.cos(math.pi * share))
+        if self.schedule == "one-cycle":
+            rising, low = share < RISE, peak / 25
+            along, end = (1 - share / RISE, low) if rising else ((share - RISE) / (1 - RISE), low / 1e4)
+            return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * along))
         return peak
 
     def unused(self) -> list[str]:

@@ -33,6 +33,7 @@ from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
@@ -78,10 +79,21 @@ class Training:
         """Move everything to its device; `saved` is the checkpoint whose weights `net` has."""
         self.model = self.fabric.setup_module(self.net)
         config, trained = self.config, [p for p in self.net.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained, "share": 1.0}]
+        if config.recurrent_rate is not None:
+            inside = {id(p) for m in self.net.modules() if isinstance(m, Field) for p in m.parameters()}
+            groups = [
+                {"params": [p for p in trained if id(p) not in inside], "share": 1.0},
+                {
+                    "params": [p for p in trained if id(p) in inside],
+                    "share": config.recurrent_rate,
+                    "weight_decay": 0.0,
+                },
+            ]
         # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
         fused = trained[0].is_cuda and config.precision in ("32", "64")
         optimizer = OPTIMIZERS[config.optimizer](
-            trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         if saved is not None:
             saved.restore(optimizer, self.fabric.strategy.precision)
@@ -254,8 +266,9 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
         with training.profile if index < STEPS else nullcontext():
             with record_function("data"):
                 batch = fabric.to_device(next(following))
+            rate = config.learning_rate_at(training.epoch * steps + index, steps)
             for group in training.optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(training.epoch * steps + index, steps)
+                group["lr"] = rate * group["share"]
             # Looking at a number makes a GPU wait: there only at times. Validation looks in any case.
             looks = fabric.device.type != "cuda" or index % 50 == 0
             where = f"epoch {training.epoch + 1}, step {index + 1}"

@@ -36,7 +36,7 @@ from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
-from ctrnn_assembly.models import MODELS, build_model
+from ctrnn_assembly.models import MODELS, build_model, output_size
 from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
@@ -239,11 +239,11 @@ class Run:
         It has the numbers of inputs and classes of the weights. Initial ones have those of the task or,
         without `data`, which are then not read, any: the field does not depend on them.
         """
-        weights, units = self.weights, self.config.modules * self.config.units
-        sizes = _sizes(weights.state, units) or (1, 2)
+        weights, steps = self.weights, None
+        sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
         if data and weights.file is None:
-            sizes = self.task.n_input, len(self.task.classes)
-        model = model_from(self.config, *sizes).eval()
+            sizes, steps = (self.task.n_input, len(self.task.classes)), self.task.n_steps
+        model = model_from(self.config, *sizes, horizon=steps).eval()
         if weights.file is not None:
             weights.load(model)
         return model.double() if double else model
@@ -298,7 +298,7 @@ class Run:
         """What was looked at, as plain values."""
         return {
             "model": self.config.model,
-            "units": self.config.modules * self.config.units,
+            "units": output_size(self.config),
             "weights": self.weights.as_dict(),
             "task": self.task_name,
             "solver": self.config.solver,
@@ -310,9 +310,11 @@ class Run:
 load_run = Run.open  # the name that the package offers
 
 
-def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
-    """The model of a configuration, with its initial weights."""
-    model = build_model(config, n_input, n_class)
+def model_from(
+    config: TrainConfig, n_input: int, n_class: int, horizon: float | None = None
+) -> SequenceClassifier:
+    """The model of a configuration, with its initial weights; `horizon` where that has none."""
+    model = build_model(config, n_input, n_class, horizon=config.horizon or horizon)
     return model.double() if config.precision == "64" else model
 
 

@@ -83,7 +83,7 @@ def measured(run: Run) -> Swap:
     def forward(u: Tensor, lengths: Tensor | None) -> Tensor:
         x = model.core(u, lengths=lengths)[0]
         tops.append(x.abs().amax((0, 2)).cpu())
-        return model.read(x[:, -1])
+        return model.read(model.pooled(x, lengths))
 
     _, correct, count = evaluate(model, Batches(run.task, run.task.load_test(), 256), forward).tolist()
     return Swap(run, correct / count, torch.stack(tops).amax(0))

@@ -1,0 +1,190 @@
+"""The compiled loop of pairs: single units, each coupled to one other, a step of 2 x 2 matrices.
+
+    z+ = A z + C g,    g = w o phi(z) + e  (phi outside),    g = phi(w o z + e)  (phi inside)
+
+for pairs z = (x_2k, x_2k+1), with A and C the (2, 2) matrices of a scheme's row for that pair, and e the
+drive b + W_in u. Steps of several lengths have a pair of matrices each. Adjoint, for lam+ = dE/dz+:
+
+    v = C^T lam+,   outside: lam = A^T lam+ + phi'(z) o w o v,  de = v,   dw = v o phi(z)
+                    inside:  q = phi'(w o z + e) o v,  lam = A^T lam+ + w o q,  de = q,  dw = q o z
+    dA = lam+ z^T,   dC = lam+ g^T
+
+Cost: O(batch T n), in time and memory. The adjoint of one sample runs backwards alone, and writes lam
+and de; a second sweep, while that sample is in the cache, adds up the gradients of A, C and w. Compiled
+by numba at first use (seconds), for tanh, relu and identity, on CPUs. The plain twin is
+`schemes.integrate`; second derivatives go through `plain_states`.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.schemes import Scheme, pair_matrices
+from ctrnn_assembly.solvers.fused import gradients_again
+from ctrnn_assembly.terms import Terms
+
+# phi, and phi' by the value y = phi(x), as functions of one number that numba can inline.
+PHIS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "identity": (lambda x: x, lambda y: y * 0 + 1),
+    "relu": (lambda x: max(x, x * 0), lambda y: y * 0 + (y > 0)),
+    "tanh": (lambda x: np.tanh(x), lambda y: 1 - y * y),
+}
+
+
+def is_paired(terms: Terms, x0: Tensor) -> bool:
+    """Whether this loop can run: units 2k and 2k + 1 coupled and no others, one phi that it knows."""
+    n, phis = terms.n, {phi.name for phi, _ in (*terms.pre.runs, *terms.post.runs)} - {"identity"}
+    single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
+    known = len(phis) <= 1 and phis <= PHIS.keys() and len(terms.pre.runs) == len(terms.post.runs) == 1
+    coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
+    return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
+
+
+def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
+    """All states, (time + 1, batch, n), x0 first; arguments as of `schemes.integrate`."""
+    lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
+    A, C = pair_matrices(scheme, terms, lengths)
+    w = torch.cat([block.flatten() for block in terms.blocks])
+    e = terms.inject(None if drive is None else drive.transpose(0, 1).flatten(0, 1))
+    batch, steps = len(x0), len(dt)
+    e = e.view(batch, steps, -1) if drive is not None else e.expand(batch, steps, -1)
+    inside = terms.pre.is_identity and not terms.post.is_identity
+    name = (terms.post if inside else terms.pre).runs[0][0].name
+    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in (A, C))
+    states = _Integrate.apply(name, inside, which.mT.numpy(), A, C, w, e, x0)
+    return states.transpose(0, 1)
+
+
+class _Integrate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, inside: bool, which: Any, *tensors: Tensor) -> Tensor:
+        arrays = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors]
+        *given, x0 = arrays
+        states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
+        states[:, 0] = x0
+        _kernels(name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        result = torch.from_numpy(states)
+        ctx.kind = name, inside, np.ascontiguousarray(which)
+        ctx.save_for_backward(*tensors, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        name, inside, which = ctx.kind
+        *leaves, states = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            needed, again = ctx.needs_input_grad[3:], partial(plain_states, *ctx.kind)
+            return None, None, None, *gradients_again(again, leaves, needed, grad, "full")
+        A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
+        found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
+        lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
+        _kernels(name, inside, A.dtype)[1](A, C, w, e, which, states, lam, *found)
+        return None, None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
+
+
+def plain_states(name: str, inside: bool, which: Any, *tensors: Tensor) -> Tensor:
+    """The states of `_Integrate` by operations that can be differentiated any number of times."""
+    (A, C, w, e, x0), phi = tensors, ACTIVATIONS[name]
+    states = [x0]
+    for t, drive in enumerate(e.unbind(1)):
+        x, k = states[-1], which[:, t]
+        g = phi(w * x + drive) if inside else w * phi(x) + drive
+        states.append(_times(A[k], x) + _times(C[k], g))
+    return torch.stack(states, 1)
+
+
+def _times(M: Tensor, x: Tensor) -> Tensor:
+    """M z of every pair, for M (1 or batch, 4, n / 2) and x (batch, n)."""
+    y, z = x[:, ::2], x[:, 1::2]
+    return torch.stack([M[:, 0] * y + M[:, 1] * z, M[:, 2] * y + M[:, 3] * z], -1).flatten(1)
+
+
+@cache
+def _kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
+    """The compiled forward and adjoint loops of an activation, its place and a precision."""
+    import numba
+
+    fast = {"contract", "reassoc", "nsz", "arcp"}
+    compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
+    single = name == "tanh" and dtype == np.float32
+    phi, slope = map(compiled, (_tanh_float32, PHIS[name][1]) if single else PHIS[name])
+
+    @compiled
+    def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:
+        batch, steps, n = e.shape
+        g, wide = np.empty(n, states.dtype), len(which) > 1
+        for b in range(batch):
+            for t in range(steps):
+                x, out, drive, k = states[b, t], states[b, t + 1], e[b, t], which[b if wide else 0, t]
+                for i in range(n):
+                    g[i] = phi(w[i] * x[i] + drive[i]) if inside else w[i] * phi(x[i]) + drive[i]
+                for j in range(n // 2):
+                    y, z, f, h = x[2 * j], x[2 * j + 1], g[2 * j], g[2 * j + 1]
+                    out[2 * j] = A[k, 0, j] * y + A[k, 1, j] * z + C[k, 0, j] * f + C[k, 1, j] * h
+                    out[2 * j + 1] = A[k, 2, j] * y + A[k, 3, j] * z + C[k, 2, j] * f + C[k, 3, j] * h
+
+    @compiled
+    def adjoint(
+        A: Any, C: Any, w: Any, e: Any, which: Any, states: Any, lam: Any,
+        dA: Any, dC: Any, dw: Any, de: Any,
+    ) -> None:  # fmt: skip
+        batch, steps, n = e.shape
+        ys, wide, v = np.empty((steps, n), states.dtype), len(which) > 1, np.empty(n, states.dtype)
+        for b in range(batch):
+            for t in range(steps):  # phi of the sample once, for both sweeps
+                x, drive = states[b, t], e[b, t]
+                for i in range(n):
+                    ys[t, i] = phi(w[i] * x[i] + drive[i]) if inside else phi(x[i])
+            for t in range(steps - 1, -1, -1):
+                up, down, y, out, k = (
+                    lam[b, t + 1],
+                    lam[b, t],
+                    ys[t],
+                    de[b, t],
+                    which[b if wide else 0, t],
+                )
+                for j in range(n // 2):
+                    y0, z0 = up[2 * j], up[2 * j + 1]
+                    v[2 * j] = C[k, 0, j] * y0 + C[k, 2, j] * z0
+                    v[2 * j + 1] = C[k, 1, j] * y0 + C[k, 3, j] * z0
+                    down[2 * j] += A[k, 0, j] * y0 + A[k, 2, j] * z0
+                    down[2 * j + 1] += A[k, 1, j] * y0 + A[k, 3, j] * z0
+                for i in range(n):
+                    q = slope(y[i]) * v[i]
+                    down[i] += w[i] * q
+                    out[i] = q if inside else v[i]
+            for t in range(steps):
+                x, up, y, drive, out = states[b, t], lam[b, t + 1], ys[t], e[b, t], de[b, t]
+                k = which[b if wide else 0, t]
+                for i in range(n):
+                    dw[i] += out[i] * (x[i] if inside else y[i])
+                    v[i] = y[i] if inside else w[i] * y[i] + drive[i]  # g
+                for j in range(n // 2):
+                    a, c, i, m = dA[k], dC[k], 2 * j, 2 * j + 1
+                    a[0, j] += up[i] * x[i]
+                    a[1, j] += up[i] * x[m]
+                    a[2, j] += up[m] * x[i]
+                    a[3, j] += up[m] * x[m]
+                    c[0, j] += up[i] * v[i]
+                    c[1, j] += up[i] * v[m]
+                    c[2, j] += up[m] * v[i]
+                    c[3, j] += up[m] * v[m]
+
+    return forward, adjoint
+
+
+def _tanh_float32(x: Any) -> Any:
+    """tanh within 5e-7, as a ratio of polynomials that vectorises (the one of Eigen)."""
+    x = min(max(x, np.float32(-7.905311)), np.float32(7.905311))
+    s = x * x
+    f = np.float32
+    top = ((f(-2.76076847742355e-16) * s + f(2.00018790482477e-13)) * s + f(-8.60467152213735e-11)) * s
+    top = ((top + f(5.12229709037114e-08)) * s + f(1.48572235717979e-05)) * s + f(6.37261928875436e-04)
+    below = (f(1.19825839466702e-06) * s + f(1.18534705686654e-04)) * s + f(2.26843463243900e-03)
+    return x * (top * s + f(4.89352455891786e-03)) / (below * s + f(4.89352518554385e-03))

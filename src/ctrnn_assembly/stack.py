@@ -1,0 +1,290 @@
+"""`Stack`: layers of assemblies, each driven by the one below; one recurrent layer to its user.
+
+    s_0 = W_0 u + b_0
+    v = norm(s),   x+ = step of a field driven by B v,   s <- s + scale mix(phi(C x+ + d o v))
+
+A layer's input is held over its sample, so that every solver can take the steps, layer by layer. The
+columns of B are scaled by sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}: white noise in then gives slow
+and fast units states of one size.
+
+Certificate: `ctrnn_assembly.certificates.cascade`, of evaluation mode, where batch norm is a fixed map.
+Source: THEORY section 11.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctrnn_assembly.activations import Activation, activation
+from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
+from ctrnn_assembly.certificates.certify import Search, certify
+from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save
+from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
+from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.grid import freeze
+from ctrnn_assembly.subnetwork import Field
+from ctrnn_assembly.terms import Terms
+
+Norm = Literal["batch", "layer", "rms", "none"]
+Mix = Literal["linear", "glu", "tanh-glu", "mlp"]
+
+
+class SequenceNorm(nn.Module):
+    """(batch, time, width) normalised: over batch and valid time ("batch"), or the width of a sample.
+
+    "batch" has running statistics for evaluation mode, as `nn.BatchNorm1d`.
+    """
+
+    def __init__(self, kind: Norm, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        if kind not in get_args(Norm):
+            raise unknown("norm", kind, get_args(Norm))
+        self.kind, self.eps = kind, eps
+        if kind != "none":
+            self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        if kind == "batch":
+            self.mean, self.var = nn.Buffer(torch.zeros(width)), nn.Buffer(torch.ones(width))
+
+    def forward(self, s: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`valid`, (batch, time), marks the samples that count; all if None."""
+        if self.kind == "none":
+            return s
+        if self.kind == "layer":
+            return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
+        if self.kind == "rms":
+            return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
+        mean, var = self.mean, self.var
+        if self.training:
+            rows = s.flatten(0, -2) if valid is None else s[valid]
+            var, mean = torch.var_mean(rows, 0, correction=0)
+            with torch.no_grad():
+                self.mean.lerp_(mean, 0.1)
+                self.var.lerp_(var * len(rows) / max(1, len(rows) - 1), 0.1)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return torch.addcmul(self.bias - mean * scale, s, scale)
+
+    def lipschitz(self) -> float:
+        """Of the map of one sample, in evaluation mode; inf for batch norm in training mode."""
+        if self.kind == "none":
+            return 1.0
+        top = self.weight.detach().double().abs()
+        if self.kind == "batch":
+            bound = float((top * (self.var.double() + self.eps).rsqrt()).max())
+            return torch.inf if self.training else bound
+        return float(top.max()) / self.eps**0.5
+
+
+class Mixer(nn.Module):
+    """A static map of a sample, (..., width) -> (..., width)."""
+
+    def __init__(self, kind: Mix, width: int) -> None:
+        super().__init__()
+        if kind not in get_args(Mix):
+            raise unknown("mix", kind, get_args(Mix))
+        self.kind = kind
+        self.inner = nn.Linear(width, width if kind in ("linear", "mlp") else 2 * width)
+        self.outer = nn.Linear(width, width) if kind == "mlp" else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        z = self.inner(y)
+        if self.outer is not None:
+            return self.outer(F.gelu(z))
+        if self.kind == "linear":
+            return z
+        a, b = z.chunk(2, dim=-1)
+        return (torch.tanh(a) if self.kind == "tanh-glu" else a) * torch.sigmoid(b)
+
+    def lipschitz(self) -> float:
+        """Holds everywhere: tanh(a) o sigmoid(b) has the constant 1 in (a, b), a o sigmoid(b) none."""
+        if self.kind == "glu":
+            return torch.inf
+        inner = spectral_norm(self.inner.weight)
+        outer = None if self.outer is None else spectral_norm(self.outer.weight)
+        return inner if outer is None else inner * activation("gelu").g * outer
+
+
+class Layer(nn.Module):
+    """One layer of a `Stack`: norm -> field -> activation -> mix -> skip."""
+
+    def __init__(
+        self,
+        width: int,
+        field: Field,
+        *,
+        norm: Norm,
+        mix: Mix,
+        phi: Activation,
+        dropout: float,
+        scale: float,
+    ) -> None:
+        super().__init__()
+        self.norm, self.field, self.mix = SequenceNorm(norm, width), field, Mixer(mix, width)
+        self.B = nn.Linear(width, field.size, bias=False)
+        self.C, self.d = nn.Linear(field.size, width), nn.Parameter(torch.zeros(width))
+        self.phi, self.dropout, self.scale = phi, dropout, scale
+
+    def terms(self, dt: float) -> Terms:
+        """The tensors of the field, driven by v."""
+        terms = self.field.terms()
+        return terms.driven(self.B.weight * self.input_gain(terms.tau, dt)[:, None])
+
+    @staticmethod
+    def input_gain(tau: Tensor, dt: float) -> Tensor:
+        """sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}."""
+        return torch.tanh(dt / (2 * tau)).rsqrt()
+
+    def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """What the layer passes on, for its input s, v = norm(s) and its new states x."""
+        y = self.mix(self.phi(self.C(x) + self.d * v))
+        if self.training and self.dropout:  # one mask for all times of a sequence
+            shape = (len(y), *(1,) * (y.ndim - 2), y.shape[-1])
+            y = y * F.dropout(y.new_ones(shape), self.dropout)
+        return s + self.scale * y
+
+    @torch.no_grad()
+    def bound(self, dt: float, solver: str, search: Search = "fast") -> LayerBound:
+        """Its factor and gains for `certify_cascade`."""
+        found = certify(self.field, dt=dt, solver=solver, search=search)
+        norm, mix = self.norm.lipschitz(), self.mix.lipschitz() * self.phi.g * abs(self.scale)
+        why = ""
+        if norm == torch.inf:
+            why = "batch norm in training mode couples the samples of a batch; call eval()"
+        elif mix == torch.inf:
+            why = "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
+        elif found.metric.matrix is None or solver not in SCHEMES:
+            why = "; ".join(found.reasons) or f"no proof is known for steps of {solver}"
+        if why:
+            return LayerBound(found, why)
+        terms = self.terms(dt).mapped(working)
+        _, C = step_pair(SCHEMES[solver], terms, terms.tau.new_tensor(dt))
+        W_in, metric = terms.W_in, found.metric.matrix
+        theta = metric.mapped(working).scaled(terms.tau.sqrt())
+        entered = torch.diag(C) if C.ndim == 1 else C
+        through = 1.0  # phi outside; inside, its slopes stand between C and W_in
+        if terms.post.is_identity:
+            entered = entered @ W_in
+        else:
+            through = max(phi.g for phi, _ in terms.post.runs) * spectral_norm(W_in)
+        return LayerBound(
+            found,
+            input_gain=through * norm * spectral_norm(theta.inverse().left_divide(entered)),
+            output_gain=mix * spectral_norm(theta.inverse().right_multiply(working(self.C.weight))),
+            passed=1.0 + mix * float(self.d.abs().max()) * norm,
+        )
+
+
+class Stack(Recurrent):
+    """output, h_n = net(input, h_0): `depth` layers, each a field of its own; see the module.
+
+    Args:
+        input_size, batch_first, initial_state: as in `Recurrent`; the output has `width` features.
+        fields: the field of each layer, from below.
+        norm: "batch", "layer", "rms" or "none".
+        mix: "linear", "glu", "tanh-glu" or "mlp".
+        phi: the activation before the mix.
+        dropout: share of a layer's output features that a training sequence loses, at all times.
+        scale: of every layer's output before it is added.
+        dt, solver: as in `CTRNN`.
+
+    States of all layers stand side by side, from below: (batch, state_size).
+
+    Guarantee: see `certificate`.
+    """
+
+    output_is_state = False
+    substeps = 1  # steps of the solver from one sample to the next
+
+    def __init__(
+        self,
+        input_size: int,
+        width: int,
+        fields: Sequence[Field],
+        *,
+        norm: Norm = "batch",
+        mix: Mix = "tanh-glu",
+        phi: str | Activation = "gelu",
+        dropout: float = 0.0,
+        scale: float = 1.0,
+        batch_first: bool = False,
+        dt: float = 1.0,
+        solver: str = "exponential-euler",
+        initial_state: InitialState = "zero",
+    ) -> None:
+        sizes = [field.size for field in fields]
+        start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
+        super().__init__(input_size, width, batch_first=batch_first, **start)
+        if not fields:
+            raise ConfigError("a stack needs at least one layer; got no fields.")
+        if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
+            raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
+        self.dt, self.solver = dt, solver
+        self.encoder = nn.Linear(input_size, width)
+        parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
+        self.layers = nn.ModuleList(
+            Layer(width, field, dropout=dropout, scale=scale, **parts) for field in fields
+        )
+        self.sizes = sizes
+
+    def certificate(
+        self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
+    ) -> Certificate:
+        """What is proven of the whole net in evaluation mode, and of its step."""
+        dt, solver = self.dt if dt is None else dt, solver or self.solver
+        return certify_cascade([layer.bound(dt, solver, search) for layer in self._layers], dt, solver)
+
+    @property
+    def step_size(self) -> float:
+        """The length of one step of the solver."""
+        return self.dt
+
+    def firing_rates(self, x: Tensor) -> Tensor:
+        """The output itself."""
+        return x
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """As `Subnetwork.project_`."""
+        for layer in self._layers:
+            layer.field.project_()
+
+    @property
+    def _layers(self) -> list[Layer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def _step(self, u: Tensor, x: Tensor) -> Tensor:
+        s, new = self.encoder(u), []
+        for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
+            v = layer.norm(s)
+            new.append(affine_step(SCHEMES[self.solver], layer.terms(self.dt), self.dt)(z, v))
+            s = layer.out(s, v, new[-1])
+        return torch.cat(new, dim=-1)
+
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        s, last = self.encoder(u), []
+        valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
+        for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
+            v = layer.norm(s, valid)
+            done = solve(
+                layer.terms(self.dt), z, u=v, dt=self.dt if dt is None else dt, solver=self.solver,
+                lengths=lengths,
+            )  # fmt: skip
+            last.append(done.last)
+            s = layer.out(s, v, done.x[:, 1:])
+        s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)
+        return s, torch.cat(last, dim=-1)
+
+
+def spectral_norm(A: Tensor) -> float:
+    """An upper bound on ||A||_2, by LAPACK in float64 with its rounding added."""
+    return float(torch.linalg.matrix_norm(working(A), ord=2)) * (1 + 1e-10)
+
+
+def working(A: Tensor) -> Tensor:
+    """In float64 on the CPU, without a graph."""
+    return working_precision(A.detach().cpu())[0]

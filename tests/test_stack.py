@@ -1,0 +1,231 @@
+"""Pairs and stacks of them: what is proven holds for what runs, and what has no proof is refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ctrnn_assembly import AdaDiagTanh, SingularValueBounded, Subnetwork, couple
+from ctrnn_assembly.certificates import certify
+from ctrnn_assembly.certificates.cascade import gain_matrix, samples_until, weighted_factor
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.pairs import Pairs
+from ctrnn_assembly.schemes import SCHEMES, step_pair
+from ctrnn_assembly.stack import Mixer, SequenceNorm, Stack
+from solver_problems import F64, normal
+
+NORMS, MIXES = ("batch", "layer", "rms", "none"), ("linear", "glu", "tanh-glu", "mlp")
+
+
+def stack(depth=3, seed=0, phi="tanh", solver="exponential-euler", dt=1.0, fields=None, **options):
+    """In float64, in evaluation mode, with statistics of some data."""
+    torch.manual_seed(seed)
+    fields = fields or [Pairs(6, horizon=30.0, phi=phi) for _ in range(depth)]
+    net = Stack(2, 5, fields, batch_first=True, solver=solver, dt=dt, **options).double()
+    net.train()
+    net(normal(16, 20, 2, seed=seed + 50))
+    return net.eval()
+
+
+def distances(net, d):
+    """|tau^1/2 d_l| of every layer, (layers, batch): M = I for pairs."""
+    parts = zip(net.layers, d.detach().split(net.sizes, -1), strict=True)
+    return np.stack(
+        [(layer.field.tau.sqrt() * part).norm(dim=-1).detach().numpy() for layer, part in parts]
+    )
+
+
+@pytest.mark.parametrize("phi", ["tanh", "relu", None])
+def test_the_factor_of_pairs_is_their_closed_form_and_no_vertex_exceeds_it(phi):
+    field = Pairs(10, horizon=20.0, phi=phi).double().requires_grad_(False)
+    found = certify(field, dt=0.7, solver="exponential-euler")
+    h, w = 0.7 / field.tau, field.w.abs()
+    worst = w.view(-1, 2).max(1).values.repeat_interleave(2)
+    exact = float((torch.exp(-h) - torch.expm1(-h) * worst).max())
+    assert found.certified
+    assert exact <= found.step.contraction_factor <= exact * (1 + 1e-6)
+    rates = (1 - field.w.clamp(min=0)) / field.tau
+    assert float(rates.min()) * (1 - 1e-6) <= found.rate <= float(rates.min())
+    terms = field.terms().detach_cpu()
+    A, C = step_pair(SCHEMES["exponential-euler"], terms, torch.tensor(0.7, dtype=F64))
+    for k in range(0, 10, 2):  # the slopes of a pair at all corners
+        block = slice(k, k + 2)
+        for slopes in itertools.product((0.0, 1.0), repeat=2):
+            J = A[block, block] + C[block, block] @ torch.diag(
+                terms.weight().diagonal()[block] * torch.tensor(slopes)
+            )
+            assert float(torch.linalg.matrix_norm(J, ord=2)) <= found.step.contraction_factor
+
+
+def test_a_forward_euler_step_of_pairs_is_refused_beyond_its_bound():
+    field = Pairs(10, horizon=100.0).double()
+    with torch.no_grad():
+        field.log_rate.fill_(-5.0)
+        field.frequency.fill_(0.6)
+    step = certify(field, dt=1.0, solver="euler").step
+    assert not step.certified
+    assert "the largest certified dt is" in step.reason
+    assert certify(field, dt=step.max_dt, solver="euler").step.certified
+
+
+@pytest.mark.parametrize("solver", ["exponential-euler", "imex"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_at_a_time_is_the_sequence_with_lengths(norm, solver):
+    net = stack(norm=norm, solver=solver)
+    u, lengths = normal(4, 9, 2), torch.tensor([9, 3, 1, 7])
+    _, h = net(u, lengths=lengths)
+    x, ends = torch.zeros(4, net.state_size, dtype=F64), {}
+    for k in range(9):
+        x = net.step(u[:, k], x)
+        ends |= {b: x[b] for b in range(4) if lengths[b] == k + 1}
+    assert_close(h[0], torch.stack([ends[b] for b in range(4)]), rtol=1e-10, atol=1e-12)
+
+
+def test_states_are_handed_over_and_a_chunked_sequence_is_the_whole():
+    net, u = stack(), normal(3, 10, 2)
+    whole, last = net(u)
+    first, h = net(u[:, :4])
+    second, end = net(u[:, 4:], h)
+    assert_close(torch.cat([first, second], 1), whole, rtol=1e-10, atol=1e-12)
+    assert_close(end, last, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mix", ["linear", "tanh-glu", "mlp"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_stay_below_gamma_at_every_step(norm, mix, seed):
+    net = stack(norm=norm, mix=mix, seed=seed)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.d.normal_(std=0.3)
+    layers = [layer.bound(1.0, net.solver) for layer in net.layers]
+    gamma = gain_matrix(layers)
+    x, y = normal(2, 64, net.state_size, seed=seed).unbind(0)
+    u = 3 * normal(64, 12, 2, seed=seed + 9)
+    bound = distances(net, x - y)
+    for k in range(12):
+        x, y = net.step(u[:, k], x), net.step(u[:, k], y)
+        bound = gamma @ bound
+        assert (distances(net, x - y) <= bound * (1 + 1e-9)).all()
+
+
+def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
+    net = stack(phi="tanh")
+    found = net.certificate()
+    assert found.certified
+    assert found.step.certified
+    cascade = found.cascade
+    assert len(cascade.layers) == 3
+    assert cascade.memory == max(layer.memory for layer in cascade.layers) <= cascade.samples < 1e6
+    assert found.rate < min(layer.rate for layer in cascade.layers)
+    # Two states under one input, for as long as the proof says: 1e-3 in the metric of every layer.
+    x, y = normal(2, 1, net.state_size).unbind(0)
+    start = distances(net, x - y).max()
+    u = normal(1, int(cascade.samples), 2)
+    ends = (net(u, z[None])[1][0] for z in (x, y))
+    assert distances(net, next(ends) - next(ends)).max() <= 1e-3 * start
+    assert found.as_dict()["cascade"]["samples"] == cascade.samples
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda net: net.train(), "batch norm in training mode couples"),
+        (lambda net: setattr(net.layers[1].mix, "kind", "glu"), "glu has no Lipschitz constant"),
+        (lambda net: net.layers[0].field.log_rate.data.fill_(torch.nan), "NaN"),
+        (lambda net: net.layers[2].C.weight.data.fill_(torch.inf), "not finite"),
+    ],
+)
+def test_what_has_no_proof_is_refused_by_name(change, why):
+    net = stack()
+    change(net)
+    found = net.certificate()
+    assert not found.certified
+    assert not found.step.certified
+    assert why in found.reasons[0]
+    assert found.reasons[0].startswith("layer ")
+
+
+def test_a_layer_whose_step_does_not_contract_takes_the_step_and_not_the_flow():
+    net = stack(solver="euler")
+    found = net.certificate()
+    assert found.certified
+    assert not found.step.certified
+    assert "layer 0: the bound on the step's factor" in found.step.reason
+    free = couple([Subnetwork(AdaDiagTanh("tanh"), 1) for _ in range(2)], kind="free", init_scale=50.0)
+    assert not stack(fields=[free]).certificate().certified
+
+
+def test_any_field_can_be_a_layer():
+    fields = [
+        couple([Subnetwork(SingularValueBounded("tanh"), 3, form=form) for _ in range(2)])
+        for form in "xr"
+    ]
+    found = stack(fields=fields, solver="imex", dt=0.3).certificate()
+    assert found.certified
+    assert found.step.certified
+
+
+@pytest.mark.parametrize("mix", ["linear", "tanh-glu", "mlp"])
+def test_lipschitz_constants_of_mixes_bound_their_jacobians(mix):
+    torch.manual_seed(1)
+    part = Mixer(mix, 5).double()
+    J = torch.func.vmap(torch.func.jacrev(part))(4 * normal(300, 5))
+    norms = torch.linalg.matrix_norm(J.detach(), ord=2)
+    assert float(norms.max()) <= part.lipschitz()
+    assert float(norms.max()) > 0.2 * part.lipschitz()
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_lipschitz_constants_of_norms_bound_their_jacobians(kind):
+    part = SequenceNorm(kind, 5, eps=0.1).double()
+    if kind != "none":
+        with torch.no_grad():
+            part.weight.uniform_(-2, 2)
+    part(normal(30, 4, 5))
+    part.eval()
+    J = torch.func.vmap(torch.func.jacrev(part))(0.3 * normal(300, 5))
+    norms = torch.linalg.matrix_norm(J.detach(), ord=2)
+    assert 0.3 * part.lipschitz() < float(norms.max()) <= part.lipschitz() * (1 + 1e-12)
+
+
+def test_batch_norm_is_torchs_and_never_reads_what_pads():
+    ours, theirs = SequenceNorm("batch", 3).double(), torch.nn.BatchNorm1d(3).double()
+    s, valid = normal(6, 4, 3), torch.arange(4) < torch.tensor([4, 1, 3, 2, 4, 4])[:, None]
+    for _ in range(3):
+        found = ours(s, valid)[valid]
+        assert_close(found, theirs(s[valid]), rtol=1e-10, atol=1e-12)
+    ours.eval(), theirs.eval()
+    assert_close(ours(s[valid]), theirs(s[valid]), rtol=1e-10, atol=1e-12)
+
+
+def test_samples_until_is_the_smallest_count_and_stays():
+    gamma = np.array([[0.9, 0.0], [5.0, 0.8]])
+    t = samples_until(gamma, 1e-3)
+    powers = [np.linalg.matrix_power(gamma, k).sum(1).max() for k in range(3 * int(t))]
+    assert max(powers[int(t) :]) <= 1e-3 < powers[int(t) - 2]
+    assert samples_until(np.array([[0.5, 0.0], [1.0, 1.0]]), 1e-3) == np.inf
+    q, growth = weighted_factor(gamma)
+    e = np.random.default_rng(0).random((2, 1000))
+    start = np.linalg.norm(e, axis=0)
+    for k in range(1, 60):
+        e = gamma @ e
+        assert (np.linalg.norm(e, axis=0) <= growth * q**k * start * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Stack(2, 4, []), "at least one layer"),
+        (lambda: Stack(2, 4, [Pairs(4)], norm="group"), "norm must be one of"),
+        (lambda: Stack(2, 4, [Pairs(4)], mix="tanh_glu"), "tanh-glu"),
+        (lambda: Stack(2, 4, [Pairs(4)], dropout=1.0), "dropout must be in"),
+        (lambda: Pairs(5), "must be even"),
+        (lambda: Pairs(4, horizon=1.0), "horizon must be finite and above 2.5"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(make, why):
+    with pytest.raises(ConfigError, match=why):
+        make()
