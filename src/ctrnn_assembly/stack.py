@@ -11,7 +11,7 @@ Certificate: `ctrnn_assembly.certificates.cascade`, of evaluation mode, where ba
 Source: THEORY section 11.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -198,6 +198,7 @@ class Stack(Recurrent):
     """
 
     output_is_state = False
+    traceable = False  # as a whole sequence; the step is
     substeps = 1  # steps of the solver from one sample to the next
 
     def __init__(
@@ -257,13 +258,21 @@ class Stack(Recurrent):
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
 
-    def _step(self, u: Tensor, x: Tensor) -> Tensor:
-        s, new = self.encoder(u), []
-        for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
-            v = layer.norm(s)
-            new.append(affine_step(SCHEMES[self.solver], layer.terms(self.dt), self.dt)(z, v))
-            s = layer.out(s, v, new[-1])
-        return torch.cat(new, dim=-1)
+    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.solver not in SCHEMES:
+            return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
+        scheme, layers = SCHEMES[self.solver], self._layers
+        moves = [affine_step(scheme, layer.terms(self.dt), self.dt) for layer in layers]
+
+        def step(u: Tensor, x: Tensor) -> Tensor:
+            s, new = self.encoder(u), []
+            for layer, move, z in zip(layers, moves, x.split(self.sizes, dim=-1), strict=True):
+                v = layer.norm(s)
+                new.append(move(z, v))
+                s = layer.out(s, v, new[-1])
+            return torch.cat(new, dim=-1)
+
+        return step
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         s, last = self.encoder(u), []
