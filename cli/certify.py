@@ -79,7 +79,7 @@ def certify_command(
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
         facts([*weights_rows(weights), *fact_rows(certificate)], title=title),
         *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
-        *([table(certificate.cascade.layers, LAYERS, title="steps")] if certificate.cascade else []),
+        *shown_steps(certificate.cascade),
         figure=figure,
         as_json=as_json,
         plot=plot,
@@ -103,3 +103,17 @@ def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Ta
         margin, rate = down(rest[0].margin), down(min(one.rate for one in rest))
         counts = ", ".join(f"{name}: {count}" for name, count in theorems.most_common())
         yield f"{len(rest)} more of {units} units: margin >= {margin}, rate >= {rate}; {counts}"
+
+
+def shown_steps(cascade: Any) -> Iterator[Table]:
+    """Of a stack, a table of its layers' steps, with the constants between them."""
+    from ctrnn_assembly.certificates.wording import factor, samples_words, up
+
+    if cascade is not None:
+        rows = [
+            vars(one)
+            | {"factor": factor(one.factor), "memory": samples_words(one.memory)}
+            | {name: up(vars(one)[name]) for name in ("input_gain", "output_gain")}
+            for one in cascade.layers
+        ]
+        yield table(rows, LAYERS, title="steps")
