@@ -9,6 +9,7 @@ import click
 from click import option
 from rich.table import Table
 
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.shared import Column, Command, emit, facts, json_option, plot_option, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
@@ -66,6 +67,10 @@ def certify_command(
     certificate, weights = run.certify(search), run.weights.as_dict()
 
     def figure() -> Any:
+        if certificate.cascade is not None:
+            raise ConfigError(
+                "this picture is of one layer; got a stack. Use --json, or plot --kind certificate."
+            )
         from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
