@@ -305,7 +305,7 @@ class CTRNN(Recurrent):
         if gates is None and (self.is_own or self.solver not in SCHEMES):
             return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         terms, encode = self._driven()
-        move = None if gates else affine_step(SCHEMES[self.solver], terms, h)
+        move: Any = None if gates else affine_step(SCHEMES[self.solver], terms, h)
 
         def step(u: Tensor, x: Tensor) -> Tensor:
             z, drive = gates.reader(u) if gates else None, encode(u)
