@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.models import build_model
-from solver_problems import normal
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.solvers import solve
+from solver_problems import normal, one_module
 from solver_problems import one_thread as one_thread
 
 LAYERS: dict[str, dict[str, Any]] = {
@@ -63,6 +65,22 @@ def test_vmap_over_inputs_and_over_parameters(name: str) -> None:
     ensemble = torch.func.vmap(lambda p: torch.func.functional_call(net, p, (u[0],))[1])(both)
     for found, parameters in zip(ensemble, (dict(net.named_parameters()), other), strict=True):
         assert_close(found, torch.func.functional_call(net, parameters, (u[0],))[1])
+
+
+@pytest.mark.parametrize("solver", [*SCHEMES, "rk4"])
+def test_torch_func_goes_through_every_kind_of_solve(solver: str) -> None:
+    field, x, v = one_module("tanh", "x", n=3), normal(2, 3), normal(2, 3, seed=1)
+    f = lambda x: solve(field, x, torch.linspace(0, 1, 5), solver=solver).x  # noqa: E731
+    expected = numeric(f, x, v)
+    assert_close(torch.func.jvp(f, (x,), (v,))[1], expected, rtol=1e-6, atol=1e-9)
+    along = torch.einsum("abcde,de->abc", torch.func.jacrev(f)(x), v)
+    assert_close(along, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_torch_func_is_refused_by_adaptive_solvers_by_name() -> None:
+    field, t = one_module("tanh", "x"), torch.arange(3.0)
+    with pytest.raises(SolverError, match=r"adaptive solvers; got 'dopri5'.*'rk4' with substeps"):
+        torch.func.jacrev(lambda x: solve(field, x, t, solver="dopri5").x)(normal(2, 6))
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -45,10 +45,11 @@ def export_program(net: SequenceClassifier, part: Part = "sequence") -> Exported
     Raises: ConfigError for a solver that is not of `SCHEMES`.
     """
     if not net.core.traceable:
-        solver = getattr(net.core, "solver", "")
         raise ConfigError(
-            f"an exported program takes the steps of a grid solver; got {solver!r}, which looks at "
-            "values. Use solver='euler', 'imex' or 'exponential-euler', with substeps if need be."
+            "an exported program takes the steps of a grid solver, which looks at no value, and whose "
+            f"field has no time of its own; got {getattr(net.core, 'solver', '')!r} of "
+            f"{type(getattr(net.core, 'field', net.core)).__name__}. Use solver='euler', 'imex' or "
+            "'exponential-euler', and a Subnetwork or an Assembly."
         )
     batch, time = Dim("batch"), Dim("time")
     with torch.no_grad():

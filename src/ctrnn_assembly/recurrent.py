@@ -206,5 +206,5 @@ class Recurrent(nn.Module, ABC):
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a call of the module is `kind.forward` alone: no hook, and no forward of its own."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    inherited = getattr(module.forward, "__func__", None) is kind.forward
+    inherited = type(module).forward is kind.forward and "forward" not in vars(module)
     return inherited and not any(getattr(module, name) for name in hooks)

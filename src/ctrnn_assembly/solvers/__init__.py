@@ -137,7 +137,12 @@ def solve(
             that the solver would ignore; with time and state. ConfigError: for an unknown name.
         ShapeError, DataError: for inputs and x0 of the wrong shape or that are not finite.
     """
-    if transformed() and matmul_precision == "full":
+    if transformed() and solver in ADAPTIVE:
+        raise SolverError(
+            f"torch.func's transforms cannot enter torchdiffeq's adaptive solvers; got {solver!r}. Use "
+            "solver='rk4' with substeps, a grid solver, or torch.autograd, with create_graph=True too."
+        )
+    if transformed() and solver in SCHEMES and matmul_precision == "full":
         backend, recompute = "plain", "none"
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
