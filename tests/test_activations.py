@@ -169,7 +169,7 @@ class Steep(nn.GELU):
     [
         (nn.PReLU(), "PReLU"),
         (Steep(), "Steep"),
-        (nn.Softplus(1.0, 1.0), "jumps"),
+        (nn.Softplus(1.0, 1.0), "Softplus"),
         (nn.Mish(), "Mish"),
     ],
 )

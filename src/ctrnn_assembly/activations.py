@@ -1,8 +1,8 @@
 """Activations phi with their slope intervals, and their block-wise composition.
 
 A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
-(phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and the modules of torch in `MODULES`; that
-of any other `Activation` is declared, which sampled secants can refute but not prove.
+(phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and the modules of torch in `PLAIN` and `SET`;
+that of any other `Activation` is declared, which sampled secants can refute but not prove.
 """
 
 from collections.abc import Callable, Iterable
@@ -140,36 +140,10 @@ def _widened(*slopes: float) -> tuple[float, float]:
 
 
 @cache
-def leaky_relu(slope: float) -> Activation:
-    """x, or slope x where x < 0."""
-    function = partial(F.leaky_relu, negative_slope=slope)
-    return _proven(f"leaky_relu({slope:g})", function, _widened(slope, 1.0))
-
-
-@cache
-def elu(alpha: float) -> Activation:
-    """x, or alpha (e^x - 1) where x < 0, with slopes alpha e^x."""
-    return _proven(f"elu({alpha:g})", partial(F.elu, alpha=alpha), _widened(alpha, 0.0, 1.0))
-
-
-@cache
-def hardtanh(low: float, high: float) -> Activation:
-    """x, clipped."""
-    return _proven(
-        f"hardtanh({low:g}, {high:g})", partial(F.hardtanh, min_val=low, max_val=high), (0.0, 1.0)
-    )
-
-
-@cache
-def softplus(beta: float, threshold: float) -> Activation:
-    """log(1 + e^(beta x)) / beta, with slopes sigmoid(beta x); without the jump of torch's threshold."""
-    if threshold < 20:
-        raise ConfigError(
-            f"a Softplus jumps at its threshold; got {threshold:g}. Use nn.Softplus(beta)."
-        )
-    if beta == 1:
-        return ACTIVATIONS["softplus"]
-    return _proven(f"softplus({beta:g})", partial(_softplus, beta=beta), (0.0, 1.0))
+def _with(function: Any, slope: tuple[float, float], **settings: float) -> Activation:
+    """A function of torch with its settings; one object for the same ones, so that runs are joined."""
+    name = f"{function.__name__.strip('_')}({', '.join(f'{value:g}' for value in settings.values())})"
+    return _proven(name, partial(function, **settings), slope)
 
 
 ACTIVATIONS = {
@@ -191,20 +165,20 @@ ACTIVATIONS = {
     )
 }
 
-# The modules of torch, with their settings; of exactly these classes, as a subclass may be anything.
-MODULES: dict[type, Callable[[Any], Activation]] = {
-    nn.Identity: lambda m: ACTIVATIONS["identity"],
-    nn.ReLU: lambda m: ACTIVATIONS["relu"],
-    nn.Tanh: lambda m: ACTIVATIONS["tanh"],
-    nn.Sigmoid: lambda m: ACTIVATIONS["sigmoid"],
-    nn.SELU: lambda m: ACTIVATIONS["selu"],
-    nn.SiLU: lambda m: ACTIVATIONS["silu"],
+# The modules of torch, of exactly these classes, as a subclass may be anything.
+PLAIN = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SELU, nn.SiLU)
+SET: dict[type, Callable[[Any], Activation]] = {
     nn.GELU: lambda m: ACTIVATIONS["gelu" if m.approximate == "none" else "gelu_tanh"],
-    nn.LeakyReLU: lambda m: leaky_relu(m.negative_slope),
-    nn.ELU: lambda m: elu(m.alpha),
-    nn.Hardtanh: lambda m: hardtanh(m.min_val, m.max_val),
-    nn.ReLU6: lambda m: hardtanh(0.0, 6.0),
-    nn.Softplus: lambda m: softplus(m.beta, m.threshold),
+    nn.LeakyReLU: lambda m: _with(
+        F.leaky_relu, _widened(m.negative_slope, 1.0), negative_slope=m.negative_slope
+    ),
+    nn.ELU: lambda m: _with(F.elu, _widened(m.alpha, 0.0, 1.0), alpha=m.alpha),
+    nn.Hardtanh: lambda m: _with(F.hardtanh, (0.0, 1.0), min_val=m.min_val, max_val=m.max_val),
+    nn.ReLU6: lambda m: _with(F.hardtanh, (0.0, 1.0), min_val=0.0, max_val=6.0),
+    # At its threshold torch's jumps, by 2e-9 / beta for the usual 20, which this one does not.
+    nn.Softplus: lambda m: (
+        _with(_softplus, (0.0, 1.0), beta=m.beta) if m.beta != 1 else ACTIVATIONS["softplus"]
+    ),
 }
 
 
@@ -220,10 +194,12 @@ def activation(phi: str | nn.Module | Activation) -> Activation:
     """
     if isinstance(phi, Activation):
         return phi
-    if type(phi) in MODULES:
-        return MODULES[type(phi)](phi)
+    jumps = isinstance(phi, nn.Softplus) and phi.threshold < 20  # no slope bounds a jump
+    if type(phi) in SET and not jumps:
+        return SET[type(phi)](phi)
     known = {name.replace("_", ""): one for name, one in ACTIVATIONS.items()}
-    if (name := str(phi).replace("_", "").lower()) not in known:
+    given = type(phi).__name__ if type(phi) in PLAIN else str(phi)
+    if (name := given.replace("_", "").lower()) not in known:
         fix = "For your own, pass Activation(name, function, slope=(lo, hi))."
         raise unknown("activation", phi, ACTIVATIONS, fix)
     return known[name]
