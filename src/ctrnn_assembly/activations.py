@@ -1,7 +1,7 @@
 """Activations phi with their slope intervals, and their block-wise composition.
 
 A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
-(phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and the modules of torch in `PLAIN` and `SET`;
+(phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and modules of torch in `PLAIN` and `SET`;
 that of any other `Activation` is declared, which sampled secants can refute but not prove.
 """
 
