@@ -258,7 +258,7 @@ class Stack(Recurrent):
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
 
-    def _stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         if self.solver not in SCHEMES:
             return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         scheme, layers = SCHEMES[self.solver], self._layers
