@@ -136,6 +136,8 @@ def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
         (lambda net: setattr(net.layers[1].mix, "kind", "glu"), "glu has no Lipschitz constant"),
         (lambda net: net.layers[0].field.log_rate.data.fill_(torch.nan), "NaN"),
         (lambda net: net.layers[2].C.weight.data.fill_(torch.inf), "not finite"),
+        (lambda net: net.layers[1].mix.register_forward_hook(lambda m, i, y: 9 * y), "Mixer has hooks"),
+        (lambda net: net.layers[1].C.register_forward_hook(lambda m, i, y: y * y), "Linear has hooks"),
     ],
 )
 def test_what_has_no_proof_is_refused_by_name(change, why):

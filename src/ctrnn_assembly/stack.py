@@ -24,7 +24,7 @@ from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.linalg import working_precision
-from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save
+from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.solvers.grid import freeze
@@ -59,7 +59,8 @@ class SequenceNorm(nn.Module):
             return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
             return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
-        mean, var = self.mean, self.var
+        mean: Tensor = self.mean
+        var: Tensor = self.var
         if self.training:
             rows = s.flatten(0, -2) if valid is None else s[valid]
             var, mean = torch.var_mean(rows, 0, correction=0)
@@ -124,20 +125,32 @@ class Layer(nn.Module):
         scale: float,
     ) -> None:
         super().__init__()
+        n: int = field.size  # type: ignore[assignment]
         self.norm, self.field, self.mix = SequenceNorm(norm, width), field, Mixer(mix, width)
-        self.B = nn.Linear(width, field.size, bias=False)
-        self.C, self.d = nn.Linear(field.size, width), nn.Parameter(torch.zeros(width))
+        self.B, self.C = nn.Linear(width, n, bias=False), nn.Linear(n, width)
+        self.d = nn.Parameter(torch.zeros(width))
         self.phi, self.dropout, self.scale = phi, dropout, scale
 
     def terms(self, dt: float) -> Terms:
         """The tensors of the field, driven by v."""
         terms = self.field.terms()
-        return terms.driven(self.B.weight * self.input_gain(terms.tau, dt)[:, None])
+        return terms.driven(self.scaled_input(terms.tau, dt))
 
-    @staticmethod
-    def input_gain(tau: Tensor, dt: float) -> Tensor:
-        """sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}."""
-        return torch.tanh(dt / (2 * tau)).rsqrt()
+    def scaled_input(self, tau: Tensor, dt: float) -> Tensor:
+        """B, each row times sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}."""
+        return self.B.weight * torch.tanh(dt / (2 * tau.to(self.B.weight))).rsqrt()[:, None]
+
+    def _changed(self) -> str:
+        """Why no constant of this layer is known, if its parts are not those that it was made with."""
+        parts: list[tuple[nn.Module, type[nn.Module]]] = [
+            (self.norm, SequenceNorm), (self.mix, Mixer), (self.mix.inner, nn.Linear),
+            (self.C, nn.Linear), (self.B, nn.Linear), (self, Layer),
+        ]  # fmt: skip
+        if isinstance(self.mix, Mixer) and self.mix.outer is not None:
+            parts.append((self.mix.outer, nn.Linear))
+        wrong = [part for part, kind in parts if not is_plain(part, kind)]
+        called = f"a {type(wrong[0]).__name__} has hooks or a forward of its own" if wrong else ""
+        return called and f"{called}, whose Lipschitz constant is not known; remove them"
 
     def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
         """What the layer passes on, for its input s, v = norm(s) and its new states x."""
@@ -151,20 +164,21 @@ class Layer(nn.Module):
     def bound(self, dt: float, solver: str, search: Search = "fast") -> LayerBound:
         """Its factor and gains for `certify_cascade`."""
         found = certify(self.field, dt=dt, solver=solver, search=search)
+        if why := self._changed():
+            return LayerBound(found, why)
         norm, mix = self.norm.lipschitz(), self.mix.lipschitz() * self.phi.g * abs(self.scale)
-        why = ""
         if norm == torch.inf:
             why = "batch norm in training mode couples the samples of a batch; call eval()"
         elif mix == torch.inf:
             why = "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
         elif found.metric.matrix is None or solver not in SCHEMES:
             why = "; ".join(found.reasons) or f"no proof is known for steps of {solver}"
-        if why:
+        if why or found.metric.matrix is None:
             return LayerBound(found, why)
         terms = self.terms(dt).mapped(working)
         _, C = step_pair(SCHEMES[solver], terms, terms.tau.new_tensor(dt))
-        W_in, metric = terms.W_in, found.metric.matrix
-        theta = metric.mapped(working).scaled(terms.tau.sqrt())
+        W_in, theta = working(self.scaled_input(terms.tau, dt)), found.metric.matrix.mapped(working)
+        theta = theta.scaled(terms.tau.sqrt())
         entered = torch.diag(C) if C.ndim == 1 else C
         through = 1.0  # phi outside; inside, its slopes stand between C and W_in
         if terms.post.is_identity:

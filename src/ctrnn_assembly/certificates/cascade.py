@@ -159,5 +159,5 @@ def _module(index: int, found: Certificate) -> Module:
 
 def _worst(certificates: Sequence[Certificate]) -> tuple[float, float, float, int]:
     found = [one.coupling for one in certificates]
-    largest = (max(getattr(one, name) for one in found) for name in ("residual", "norm", "cost"))
-    return (*largest, sum(one.edges for one in found))  # type: ignore[return-value]
+    residual, norm, cost = (max(getattr(one, k) for one in found) for k in ("residual", "norm", "cost"))
+    return residual, norm, cost, sum(one.edges for one in found)
