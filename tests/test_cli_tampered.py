@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_refused(cli: Cli, run: Path, damage: str) -> No
     (run / WEIGHTS).unlink()
     (run / LAST).parent.mkdir()
     rows = [{"val_accuracy": 0.5, "val_loss": 1.0}]
-    intact = {"rows": rows, "model": state, "optimizer": {}, "scaler": {}}
+    intact = {"task": "digits", "rows": rows, "model": state, "optimizer": {}, "scaler": {}}
     torch.save(intact, run / LAST)
     assert cli("certify", run, "--json").code == 0
     content = (run / LAST).read_bytes()

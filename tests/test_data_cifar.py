@@ -13,6 +13,7 @@ from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.reproduction.experiments import versionless
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
+from ctrnn_assembly.training.run import Run
 from fake_data import real_data, refuse_network, write_cifar, write_images, zip_folder
 
 
@@ -163,6 +164,8 @@ def test_a_run_does_not_go_on_with_other_data(copies, tmp_path, monkeypatch):
     config, run = make_config(settings, {"epochs": 1, "data_dir": str(tmp_path)}), tmp_path / "run"
     fit(config, run, report=list)
     (run / "summary.json").unlink()
+    (run / "model.safetensors").unlink()
+    assert Run.open(run).task_as_used.startswith("scifar10-rgb, CIFAR-10 (images) (resized")
     write_cifar(tmp_path, monkeypatch)
-    with pytest.raises(ConfigError, match=r"trained on CIFAR-10 \(images\); got CIFAR-10\."):
+    with pytest.raises(ConfigError, match=r"trained on scifar10-rgb, CIFAR-10 \(images\); got s"):
         fit(config, run, resume=True, report=list)

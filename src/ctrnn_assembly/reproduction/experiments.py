@@ -207,7 +207,7 @@ def published_for(runs: Sequence[Run]) -> list[PublishedAccuracy]:
     """What may be drawn beside runs: nothing unless all have one task, neither resized nor cut."""
     if any(c.resize or c.limit_train or c.limit_test for c in (run.config for run in runs)):
         return []
-    tasks = {versionless((run.summary or {}).get("task", run.config.task)) for run in runs}
+    tasks = {versionless(run.task_name) for run in runs}
     models = {run.config.model for run in runs}
     rows = [row for row in all_published().values() if {row.task} == tasks]
     return [row for row in rows if not row.models or models & set(row.models)]

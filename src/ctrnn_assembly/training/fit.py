@@ -120,7 +120,7 @@ class Training:
     def save(self, path: Path) -> None:
         """A checkpoint as `read_weights` reads it."""
         state = {
-            "data": self.task.data,
+            "task": self.task.name,
             "rows": self.rows,
             "model": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -291,7 +291,7 @@ def forecast(training: Training, steps: int, each: float) -> str:
     seconds = left * steps * each
     said = f"{left} epochs of {steps} steps of {each:.2g} s, as the first ones took, without validation"
     shorter = "; --fast makes a small trial" if seconds > LONG else ""
-    return f"about {run.lasting(seconds)} on this machine: {said}{shorter}"
+    return f"about {run.lasting(max(1, seconds))} on this machine: {said}{shorter}"
 
 
 @contextmanager
@@ -421,9 +421,9 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     for file in (last.with_name("best.ckpt"), last):
         saved = run.read_weights(file)
         saved.load(training.net)
-    if (before := saved.progress["data"]) != training.task.data:
+    if (before := saved.progress["task"]) != training.task.name:
         raise ConfigError(
-            f"{out} was trained on {before}; got {training.task.data}. Name that data with --data-dir."
+            f"{out} was trained on {before}; got {training.task.name}. Name that data with --data-dir."
         )
     return saved
 

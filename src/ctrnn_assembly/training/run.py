@@ -56,8 +56,8 @@ class Weights:
     """Weights, and where they are from: a "checkpoint" is of a run that is not finished.
 
     `sha256` is of the very bytes that `state`, a state dict, was read from: initial weights have
-    neither. `progress` is what a checkpoint holds besides: what data were read, rows of metrics.csv,
-    optimizer and scaler.
+    neither. `progress` is what a checkpoint holds besides: the name of the task, rows of
+    metrics.csv, optimizer and scaler.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
@@ -122,7 +122,7 @@ def read_weights(file: Path) -> Weights:
             kept = file.stem.startswith("epoch-")
             return Weights("epoch" if kept else "trained", file, digest, safetensors.torch.load(content))
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        progress = {key: stored[key] for key in ("data", "rows", "optimizer", "scaler")}
+        progress = {key: stored[key] for key in ("task", "rows", "optimizer", "scaler")}
         [tensor.shape for tensor in stored["model"].values()]
         [row["val_accuracy"] - row["val_loss"] for row in progress["rows"]]
         return Weights("checkpoint", file, digest, stored["model"], progress)
@@ -273,7 +273,11 @@ class Run:
     @property
     def task_name(self) -> str:
         """Of the task if it is loaded, or as it was trained on; else what the configuration asks for."""
-        return self.task.name if "task" in vars(self) else (self.summary or vars(self.config))["task"]
+        if "task" in vars(self):
+            return self.task.name
+        unfinished = self.file is not None and self.file.suffix == ".ckpt"
+        saved = self.summary or (self.weights.progress if unfinished else {})
+        return str(saved.get("task", self.config.task))
 
     @property
     def task_as_used(self) -> str:
