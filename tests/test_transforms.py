@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from ctrnn_assembly import CTRNN
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.schemes import SCHEMES
@@ -75,6 +76,17 @@ def test_torch_func_goes_through_every_kind_of_solve(solver: str) -> None:
     assert_close(torch.func.jvp(f, (x,), (v,))[1], expected, rtol=1e-6, atol=1e-9)
     along = torch.einsum("abcde,de->abc", torch.func.jacrev(f)(x), v)
     assert_close(along, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_torch_func_goes_through_a_field_of_ones_own() -> None:
+    inside = torch.nn.Linear(7, 4).double()
+    field = lambda t, x, u: torch.tanh(inside(torch.cat([x, u], -1))) - x  # noqa: E731
+    net, u, v = CTRNN(3, field, size=4, batch_first=True), normal(2, 4, 3), normal(2, 4, 3, seed=1)
+    f = lambda u: net(u)[0]  # noqa: E731
+    with torch.no_grad():
+        expected = numeric(f, u, v)
+    assert_close(torch.func.jvp(f, (u,), (v,))[1], expected, rtol=1e-6, atol=1e-9)
+    assert_close(torch.func.vmap(f)(torch.stack([u, v])), torch.stack([f(u), f(v)]))
 
 
 def test_torch_func_is_refused_by_adaptive_solvers_by_name() -> None:

@@ -8,7 +8,7 @@
 batch and time are free. The matrices of a step are computed once, before; the loop over time is one
 operator, `scan` (ONNX: `Scan`), whatever its length. A program is in the precision of the weights, has
 no gradient, checks no value, and starts a sequence where the layer does. lengths, dt and reset are
-not in it, nor solvers but the grid's: torchdiffeq's look at values, which no exporter records.
+not in it, nor `Stack`, fields of one's own, and torchdiffeq's solvers, which look at values.
 """
 
 import copy
@@ -46,8 +46,8 @@ def export_program(net: SequenceClassifier, part: Part = "sequence") -> Exported
     """
     if not net.core.traceable:
         raise ConfigError(
-            "an exported program takes the steps of a grid solver, which looks at no value, and whose "
-            f"field has no time of its own; got {getattr(net.core, 'solver', '')!r} of "
+            "an exported program takes the steps of a grid solver, which looks at no value, of one layer "
+            f"whose field has no time of its own; got {getattr(net.core, 'solver', '')!r} of "
             f"{type(getattr(net.core, 'field', net.core)).__name__}. Use solver='euler', 'imex' or "
             "'exponential-euler', and a Subnetwork or an Assembly."
         )
@@ -66,7 +66,7 @@ def export_program(net: SequenceClassifier, part: Part = "sequence") -> Exported
                 delattr(body, name)
                 body.register_buffer(name, value.clone())
         net.add_module("body", body)
-        net.core.stepper = lambda: lambda u, x: body(u, x)[0]
+        net.core.stepper = lambda: lambda u, x: body(u, x)[0]  # type: ignore[method-assign]
         shapes = {"input": {0: batch, 1: time}}
         return torch.export.export(net, tuple(example(net, part, 2)), dynamic_shapes=shapes)
 
@@ -123,7 +123,7 @@ def run_exported(content: bytes, format: Format, *given: Tensor) -> tuple[Tensor
 def example(net: SequenceClassifier, part: Part, batch: int) -> list[Tensor]:
     """Random inputs of a program, always the same."""
     like, core = next(net.parameters()), net.core
-    shapes = [(batch, 2 * batch + 1, core.input_size)]
+    shapes: list[tuple[int, ...]] = [(batch, 2 * batch + 1, core.input_size)]
     if part == "step":
         shapes = [(batch, core.input_size), (batch, core.state_size)]
     generator = torch.Generator().manual_seed(0)

@@ -433,7 +433,7 @@ def gradients_again(
     own = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
     asked = [need and leaf is not None for need, leaf in zip(needed, own, strict=True)]
     with torch.autocast(grad.device.type, enabled=False):
-        last, wanted = states(*own)[-len(grad) :], [*compress(own, asked)]
+        last, wanted = states(*own)[-len(grad) :], cast(list[Tensor], [*compress(own, asked)])
         found = iter(torch.autograd.grad(last, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if one else None for one in asked)
 
