@@ -26,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training.config import TrainConfig, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
@@ -163,7 +164,12 @@ class Job:
 
 
 def difference(one: TrainConfig, other: TrainConfig, free: set[str] = FREE) -> str:
-    """The first setting in which two configurations differ, with both values; empty if in none."""
+    """The first setting in which two configurations differ, with both values; empty if in none.
+
+    Tolerances are none of a grid solver's.
+    """
+    if {one.solver, other.solver} <= SCHEMES.keys():
+        free = free | {"rtol", "atol"}
     for key in TrainConfig.model_fields:
         a, b = getattr(one, key), getattr(other, key)
         if key not in free and a != b:
