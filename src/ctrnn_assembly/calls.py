@@ -27,6 +27,7 @@ Lengths = Tensor | None
 Dt = float | Tensor | None
 Data = Tensor | ArrayLike | PackedSequence | None  # what a user gives
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+PutBack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], tuple[Tensor, Tensor]]
 
 
@@ -92,10 +93,15 @@ class Sequences:
         check_finite(u)
         return cls(u, lengths, dt, reset, batched)
 
-    def over_episodes(self, run: Run, x: Tensor, fresh: Tensor, save: Save) -> tuple[Tensor, Tensor]:
-        """`run` from states x (batch, .), and from `fresh` (1, .) before each sample with a reset."""
+    def episodes(
+        self, x: Tensor, fresh: Tensor, save: Save
+    ) -> tuple[tuple[Tensor, Tensor, Lengths, Dt], PutBack]:
+        """What a `Run` takes but `save`, and what makes its result that of the sequences.
+
+        From states x (batch, .), and from `fresh` (1, .) before each sample with a reset.
+        """
         if self.reset is None:
-            return run(self.u, x, self.lengths, self.dt, save)
+            return (self.u, x, self.lengths, self.dt), lambda output, x: (output, x)
         batch, time = self.reset.shape
         k, ends = torch.arange(time, device=x.device), self.lengths
         ends = k.new_full((batch,), time) if ends is None else ends
@@ -112,12 +118,15 @@ class Sequences:
         dt = self.dt
         if isinstance(dt, Tensor) and dt.ndim:
             dt = dt.to(x.device).expand(batch, time)[row[:, None], at]
-        output, x = run(self.u[row[:, None], at], x, end - start, dt, save)
-        if save == "last":
-            return output, x
-        episode = begins.flatten().cumsum(0).view(batch, time) - 1
-        output = output[episode, (k - start[episode]).clamp(max=len(steps) - 1)]
-        return output, x[final]
+
+        def put_back(output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            if save == "last":
+                return output, x
+            episode = begins.flatten().cumsum(0).view(batch, time) - 1
+            output = output[episode, (k - start[episode]).clamp(max=len(steps) - 1)]
+            return output, x[final]
+
+        return (self.u[row[:, None], at], x, end - start, dt), put_back
 
 
 def _check(fits: bool, must: str, given: Tensor, fix: str) -> None:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ctrnn_assembly.calls import Data, Dt, Lengths, Save, Sequences, as_tensor
+from ctrnn_assembly.calls import Data, Dt, Lengths, Run, Save, Sequences, as_tensor
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.transforms import states, traced
 
@@ -82,7 +82,8 @@ class Recurrent(nn.Module, ABC):
                 `initial_state`, so that a sequence may hold several episodes.
         """
         given = self._read(input, lengths, dt, reset)
-        output, x = given.over_episodes(self._loop, *self._starts(h_0, given), "all")
+        sequences, put_back = given.episodes(*self._starts(h_0, given), "all")
+        output, x = put_back(*self._way(sequences[-1])(*sequences, "all"))
         if isinstance(input, PackedSequence):
             assert given.lengths is not None
             options = {"batch_first": True, "enforce_sorted": input.sorted_indices is None}
@@ -94,7 +95,8 @@ class Recurrent(nn.Module, ABC):
     def last(self, input: Data, h_0: Data = None, **others: Data) -> Tensor:
         """The last valid output alone, (batch, n), or (n,) of one sequence; all else as in `forward`."""
         given = self._read(input, **others)
-        output, state = given.over_episodes(self._loop, *self._starts(h_0, given), "last")
+        sequences, put_back = given.episodes(*self._starts(h_0, given), "last")
+        output, state = put_back(*self._way(sequences[-1])(*sequences, "last"))
         x = state[:, : self.hidden_size] if self.output_is_state else output[:, -1]
         return x if given.batched else x[0]
 
@@ -118,16 +120,15 @@ class Recurrent(nn.Module, ABC):
         self._check_like("u", u)
         return self.stepper()(u.to(x.dtype), x)
 
-    def _loop(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        """`_run`, or `_by_steps` where a tracer records the loop."""
+    def _way(self, dt: Dt) -> Run:
+        """`_run`, or `_by_steps` where a tracer records the loop; called by the caller, a frame less."""
         if traced() and dt is None and self.traceable:
-            return self._by_steps(u, x, lengths)
-        run = self._run
+            return self._by_steps
         if torch.compiler.is_compiling():
-            run = torch.compiler.disable(run, reason=NO_TRACE)
-        return run(u, x, lengths, dt, save)
+            return torch.compiler.disable(self._run, reason=NO_TRACE)
+        return self._run
 
-    def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
+    def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths, *_: Any) -> tuple[Tensor, Tensor]:
         """As `_run`: one plain step after another, which torch transforms, or traces as one operator."""
         step = self.stepper()
 

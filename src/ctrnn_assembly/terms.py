@@ -8,7 +8,7 @@ parametrisation is evaluated inside a time loop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -40,15 +40,16 @@ class Terms:
     edges: tuple[Edge, ...] = ()
     W_in: Tensor | None = None  # (n, m); None when the input u is already (batch, n)
     pairs: tuple[tuple[int, int], ...] = ()  # coupled blocks i < j: L is zero outside; if empty, dense
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # n_i
     diagonal: bool = False  # by construction: solvers use, and give a gradient to, no more of any W_i
 
     @property
     def n(self) -> int:
         return self.tau.shape[0]
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(block.shape[0] for block in self.blocks)
+    def __post_init__(self) -> None:
+        # Once, and not in every step.
+        object.__setattr__(self, "sizes", tuple(W.shape[0] if W.ndim else 0 for W in self.blocks))
 
     @property
     def stacked(self) -> Tensor | None:
