@@ -249,6 +249,7 @@ def test_modules_that_lose_their_own_step_stop_a_projected_run(cli: Cli, tmp_pat
         "--dt=0.5",
         "--learning-rate=0.5",
         "--warmup-epochs=0",
+        "--resize=2",  # of more samples the states overflow first
     )
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run", *settings, "--keep-step-certified")
     assert "lost the discrete certificate: the Euler step of dt 0.5 must be certifiable" in error

@@ -210,7 +210,7 @@ def test_every_field_and_solve_of_another_kind_is_checked_anew() -> None:
 
 
 def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
-    graph.clear()
+    graph._recordings.clear()
     check._found_right.clear()
     terms, (x0, drive, dt) = field(), PROBLEM
     solvers = [
@@ -220,7 +220,7 @@ def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
     ]
     for solver in solvers:
         expected = everything(solver, terms)
-        graph.clear()
+        graph._recordings.clear()
         with torch.inference_mode():
             solver(terms, x0.repeat(2, 1), drive.repeat(1, 2, 1), dt)
             solver(terms, x0, drive, dt)

@@ -99,7 +99,10 @@ def test_swap_names_what_a_solver_cannot_solve(cli: Cli, run: Path, tmp_path: Pa
     assert "chooses its own steps" in cli.refuses("evaluate", run, "--solver=dopri5", "--substeps=2")
 
 
-def test_training_takes_substeps_and_an_adaptive_solver_needs_none(cli: Cli, tmp_path: Path) -> None:
+def test_training_takes_substeps_and_an_adaptive_solver_needs_none(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     run, slow = tmp_path / "run", ("--coupling-scale=1", "--solver=euler", "--substeps=2")
     cli.train(run, "--epochs=1", "--limit-test=20", "--resize=3", *slow)
     summary = json.loads((run / "summary.json").read_text())

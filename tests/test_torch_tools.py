@@ -67,7 +67,8 @@ def seeded(seed: int) -> torch.Generator:
 
 def classifier(name: str, seed: int = 0) -> nn.Module:
     sparse = {"density": 0.3, "magnitude": 0.5} if "sparse" in name else {}
-    return build_model(name, 2, 3, modules=2, units=4, seed=seed, **sparse)
+    sizes = {"depth": 2, "width": 4} if MODELS[name].is_stack else {"modules": 2, "units": 4}
+    return build_model(name, 2, 3, **sizes, seed=seed, **sparse)
 
 
 NETS: dict[str, Callable[..., Any]] = {

@@ -78,7 +78,7 @@ def _stack(
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
 STACK = {**_options(_stack, "activation"), "pool": "last", "seed": 0}
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
-LAYER = _options(CTRNN, "gate", "gate_bounds", "batch_first", "generator")
+LAYER = _options(CTRNN, "size", "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in
 MARGIN = {"margin": 0.01}
 SPARSE = {"activation": "relu", "activation_place": "inside", "density": 0.033}

@@ -38,6 +38,8 @@ class Pairs(Field):
     e^-h + (1 - e^-h) g max |w| < 1, h = dt / tau, for every dt (THEORY section 11).
     """
 
+    theta: nn.Parameter | None
+
     def __init__(
         self,
         size: int,
@@ -58,8 +60,8 @@ class Pairs(Field):
         draw = torch.rand(2, size // 2, generator=generator)
         self.log_rate = nn.Parameter(low + (high - low) * draw[0])
         self.frequency = nn.Parameter(TURN * draw[1])
-        start = 2 * torch.rand(size, generator=generator) - 1
-        self.theta = nn.Parameter(start) if phi is not None else nn.Buffer(0 * start, persistent=False)
+        start = None if phi is None else nn.Parameter(2 * torch.rand(size, generator=generator) - 1)
+        self.register_parameter("theta", start)
 
     def leaves(self) -> list[Any]:
         return [self]
@@ -72,7 +74,14 @@ class Pairs(Field):
     @property
     def w(self) -> Tensor:
         """The weights, (n,)."""
+        if self.theta is None:
+            return torch.zeros_like(self.tau)
         return self.constraint.bounded(self.theta) / self.constraint.phi.g
+
+    @property
+    def rate(self) -> float:
+        """The contraction rate guaranteed by construction, per unit of time."""
+        return self.constraint.margin / float(self.tau.detach().max())
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """phi before W, nothing after it."""
@@ -83,7 +92,7 @@ class Pairs(Field):
 
     def metric(self) -> Metric:
         """M = I, a factor for each unit."""
-        one = self.constraint.metric(self.theta[:1].detach(), form="x")
+        one = self.constraint.metric(self.log_rate[:1].detach(), form="x")
         return Metric((one,) * self.size)
 
     def terms(self) -> Terms:

@@ -131,14 +131,19 @@ class Layer(nn.Module):
         self.d = nn.Parameter(torch.zeros(width))
         self.phi, self.dropout, self.scale = phi, dropout, scale
 
-    def terms(self, dt: float) -> Terms:
-        """The tensors of the field, driven by v."""
-        terms = self.field.terms()
-        return terms.driven(self.scaled_input(terms.tau, dt))
+    def terms(self) -> Terms:
+        """The tensors of the field, to be driven by `drive`."""
+        if not is_plain(self.field, Field):
+            raise ConfigError(
+                "solvers read the tensors of a field, and do not call it; got a "
+                f"{type(self.field).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
+                "the layer, and prune B, C and the mix."
+            )
+        return self.field.terms()
 
-    def scaled_input(self, tau: Tensor, dt: float) -> Tensor:
-        """B, each row times sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}."""
-        return self.B.weight * torch.tanh(dt / (2 * tau.to(self.B.weight))).rsqrt()[:, None]
+    def drive(self, v: Tensor, tau: Tensor, dt: float) -> Tensor:
+        """B v, times sqrt((1 + a) / (1 - a)) unit by unit, a = e^{-dt / tau}."""
+        return self.B(v) * torch.tanh(dt / (2 * tau)).rsqrt()
 
     def _changed(self) -> str:
         """Why no constant of this layer is known, if its parts are not those that it was made with."""
@@ -175,10 +180,10 @@ class Layer(nn.Module):
             why = "; ".join(found.reasons) or f"no proof is known for steps of {solver}"
         if why or found.metric.matrix is None:
             return LayerBound(found, why)
-        terms = self.terms(dt).mapped(working)
+        terms = self.terms().mapped(working)
         _, C = step_pair(SCHEMES[solver], terms, terms.tau.new_tensor(dt))
-        W_in, theta = working(self.scaled_input(terms.tau, dt)), found.metric.matrix.mapped(working)
-        theta = theta.scaled(terms.tau.sqrt())
+        theta = found.metric.matrix.mapped(working).scaled(terms.tau.sqrt())
+        W_in = working(self.B.weight) * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
         entered = torch.diag(C) if C.ndim == 1 else C
         through = 1.0  # phi outside; inside, its slopes stand between C and W_in
         if terms.post.is_identity:
@@ -239,11 +244,11 @@ class Stack(Recurrent):
         if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
             raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
         self.dt, self.solver = dt, solver
-        self.encoder = nn.Linear(input_size, width)
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
         self.layers = nn.ModuleList(
             Layer(width, field, dropout=dropout, scale=scale, **parts) for field in fields
         )
+        self.encoder = nn.Linear(input_size, width)  # last: the layers' start depends on no input
         self.sizes = sizes
 
     def certificate(
@@ -276,13 +281,15 @@ class Stack(Recurrent):
         if self.solver not in SCHEMES:
             return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         scheme, layers = SCHEMES[self.solver], self._layers
-        moves = [affine_step(scheme, layer.terms(self.dt), self.dt) for layer in layers]
+        fields = [layer.terms() for layer in layers]
+        moves = [affine_step(scheme, terms, self.dt) for terms in fields]
 
         def step(u: Tensor, x: Tensor) -> Tensor:
             s, new = self.encoder(u), []
-            for layer, move, z in zip(layers, moves, x.split(self.sizes, dim=-1), strict=True):
+            parts = zip(layers, fields, moves, x.split(self.sizes, dim=-1), strict=True)
+            for layer, terms, move, z in parts:
                 v = layer.norm(s)
-                new.append(move(z, v))
+                new.append(move(z, layer.drive(v, terms.tau, self.dt)))
                 s = layer.out(s, v, new[-1])
             return torch.cat(new, dim=-1)
 
@@ -293,10 +300,9 @@ class Stack(Recurrent):
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
             v = layer.norm(s, valid)
-            done = solve(
-                layer.terms(self.dt), z, u=v, dt=self.dt if dt is None else dt, solver=self.solver,
-                lengths=lengths,
-            )  # fmt: skip
+            terms = layer.terms()
+            drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
+            done = solve(terms, z, u=drive, dt=step, solver=self.solver, lengths=lengths)
             last.append(done.last)
             s = layer.out(s, v, done.x[:, 1:])
         s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)

@@ -82,8 +82,8 @@ class TrainConfig(BaseModel):
     )
     dropout: float = setting("network", 0.0, "of a layer's features, at all times", ge=0, lt=1)
     pool: Literal["last", "mean"] = setting("network", "last", "the readout sees the last output or all")
-    horizon: float | None = setting(
-        "network", None, "memory of the slowest units at the start; a sequence if not given", gt=2.5
+    horizon: float = setting(
+        "network", 100.0, "of a deep model, memory of the slowest units at the start", gt=2.5
     )
 
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")

@@ -173,13 +173,13 @@ def fit(
     fabric, log, start = make_fabric(config), make_logger(config, out), run.Run(None, config)
     task, net = start.task, start.build()
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
-    net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
     if missing := missing_certificate(config, initial):
         must = f"the model must have the {config.require_certificate} certificate before training"
         raise ContractionError(f"{must}; {missing}")
+    net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
     for note in filter(None, (*(f"{sentence}." for sentence in config.unused()), task.note)):
         report(f"note: {note}")
 

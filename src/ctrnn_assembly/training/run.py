@@ -239,11 +239,11 @@ class Run:
         It has the numbers of inputs and classes of the weights. Initial ones have those of the task or,
         without `data`, which are then not read, any: the field does not depend on them.
         """
-        weights, steps = self.weights, None
+        weights = self.weights
         sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
         if data and weights.file is None:
-            sizes, steps = (self.task.n_input, len(self.task.classes)), self.task.n_steps
-        model = model_from(self.config, *sizes, horizon=steps).eval()
+            sizes = self.task.n_input, len(self.task.classes)
+        model = model_from(self.config, *sizes).eval()
         if weights.file is not None:
             weights.load(model)
         return model.double() if double else model
@@ -314,11 +314,9 @@ class Run:
 load_run = Run.open  # the name that the package offers
 
 
-def model_from(
-    config: TrainConfig, n_input: int, n_class: int, horizon: float | None = None
-) -> SequenceClassifier:
-    """The model of a configuration, with its initial weights; `horizon` where that has none."""
-    model = build_model(config, n_input, n_class, horizon=config.horizon or horizon)
+def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
+    """The model of a configuration, with its initial weights."""
+    model = build_model(config, n_input, n_class)
     return model.double() if config.precision == "64" else model
 
 
