@@ -37,7 +37,7 @@ from fake_data import real_data, write_cifar, write_images, write_mnist, zip_fol
 
 # What is recommended couples more pairs of modules than these small nets have.
 FAKE = ("--task=series:Fake", "--coupling=all")
-IMAGES = ("--task=images", "--coupling=all")
+IMAGES = ("--task=images", "--depth=1", "--width=4")
 KNOWN = {
     "tasks": TASKS,
     "models": {name: model.summary for name, model in MODELS.items()},
@@ -429,7 +429,7 @@ def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.Mon
             assert fit.make_fabric(config).is_global_zero == first
 
 
-SMALL = ("--device=cpu", "--modules=1", "--units=2", "--coupling=none", "--threads=1")
+SMALL = ("--device=cpu", "--depth=1", "--width=4", "--threads=1")
 
 
 def test_a_task_starts_from_what_is_recommended_for_it_and_says_so_and_what_it_takes(
@@ -439,20 +439,17 @@ def test_a_task_starts_from_what_is_recommended_for_it_and_says_so_and_what_it_t
     run = tmp_path / "run"
     done = cli("train", "--task=psmnist", "--data-dir", tmp_path, *SMALL, "--fast", "--out", run)
     assert done.code == 0
-    assert "starts from what is recommended for psmnist: model adadiag-gated-constant" in done.err
+    assert "starts from what is recommended for psmnist: model deep-adadiag" in done.err
     assert re.search(r"about \d+ s on this machine: 2 epochs of 2 steps of [\d.e-]+ s", done.err)
     config = read_yaml(run / "config.yaml")
-    assert {**RECOMMENDED["psmnist"], "modules": 1, "units": 2, "coupling": "none", **FAST}.items() <= (
-        config.items()
-    )
+    assert {**RECOMMENDED["psmnist"], "depth": 1, "width": 4, **FAST}.items() <= config.items()
     assert (config["resize"], len(read_table(run / "metrics.csv"))) == (FAST_SIDE, 2)
 
 
 @pytest.mark.parametrize("task", ["smnist", "psmnist-42-raw", "scifar10-rgb", "images", "series:X_eq"])
 def test_every_task_has_a_recipe_that_uses_all_its_settings(task: str) -> None:
     config = make_config({"task": task}, recommended(task))
-    assert config.model.startswith("adadiag")
-    assert config.coupling == "random:20"
+    assert config.model == ("adadiag-tanh" if task.startswith("series") else "deep-adadiag")
     assert not config.unused()
 
 
@@ -461,7 +458,7 @@ def test_another_model_takes_only_the_training_settings_that_are_recommended() -
     other = recommended("smnist", "svd-combo")
     assert other == {key: value for key, value in recommended("smnist").items() if key in other}
     assert {"epochs", "learning_rate"} <= other.keys()
-    assert not {"model", "dt", "solver", "coupling"} & other.keys()
+    assert not {"model", "dt", "solver", "depth"} & other.keys()
     assert recommended("digits", "svd-combo") == recommended("digits") == recipes()["digits"]["settings"]
     assert recommended("mine") == recommended("smnisty") == {}
 
@@ -480,7 +477,7 @@ def test_the_headline_commands_work_on_batches_and_on_copies_and_name_what_was_r
     read = {"batches": "scifar10-rgb", "zip": "scifar10-rgb, CIFAR-10 (images)"}[source]
     where = ("--data-dir", data)
     trained = cli("train", "--task", "scifar10", "--fast", *where, *SMALL, "--out", run)
-    assert f"adadiag-gated-constant on {read} " in trained.out
+    assert f"deep-adadiag on {read} " in trained.out
     tested = cli("evaluate", run, "--solver", "dopri5")
     assert f"adadiag-gated-constant on {read} (resized to 7 x 7" in tested.out
     assert cli("certify", run).code == 0
