@@ -479,7 +479,7 @@ def test_the_headline_commands_work_on_batches_and_on_copies_and_name_what_was_r
     trained = cli("train", "--task", "scifar10", "--fast", *where, *SMALL, "--out", run)
     assert f"deep-adadiag on {read} " in trained.out
     tested = cli("evaluate", run, "--solver", "dopri5")
-    assert f"adadiag-gated-constant on {read} (resized to 7 x 7" in tested.out
+    assert f"deep-adadiag on {read} (resized to 7 x 7" in tested.out
     assert cli("certify", run).code == 0
     assert f"on {read} (val)" in cli("spectrum", run, "--plot", picture).out
     assert picture.stat().st_size > 1000

@@ -160,6 +160,13 @@ def test_a_layer_whose_step_does_not_contract_takes_the_step_and_not_the_flow():
     assert not stack(fields=[free]).certificate().certified
 
 
+def test_a_solver_without_a_proof_leaves_the_flow_certified():
+    found = stack().certificate(solver="dopri5")
+    assert found.certified
+    assert not found.step.certified
+    assert found.step.reason == "layer 0: no proof is known for steps of dopri5"
+
+
 def test_any_field_can_be_a_layer():
     fields = [
         couple([Subnetwork(SingularValueBounded("tanh"), 3, form=form) for _ in range(2)])

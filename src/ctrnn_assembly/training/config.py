@@ -262,9 +262,9 @@ def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
 # What `ctrnn train` starts from, by task or family of tasks, the later name winning; a `recipe` is one
 # of the package. On sMNIST and psMNIST at 14x14 (experiments/README.md) a stack of AdaDiag pairs, its
 # whole step certified, is 11 and 7 points ahead of every other certified net. Its settings were found
-# there; epochs and dropout at full length, and all for CIFAR-10 and images, are not measured yet. Series:
-# `noisy-adadiag` of japanese-vowels-equal, whose noise was chosen for that set, with the certified step
-# of imex for a third of a point.
+# there; epochs and dropout at full length, and all for CIFAR-10 and images, are not measured yet.
+# Series: `noisy-adadiag` of japanese-vowels-equal, whose noise was chosen for that set, with the step of
+# imex, certified, for a third of a point.
 HORIZONS = {"smnist": 784.0, "psmnist": 784.0, "scifar10": 1024.0, "images": 1024.0}
 RECOMMENDED: dict[str, dict[str, Any]] = {
     "digits": {"recipe": "digits"},
