@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ctrnn_assembly import AdaDiagTanh, SingularValueBounded, Subnetwork, couple
+from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, Triangular, couple
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.cascade import gain_matrix, samples_until, weighted_factor
 from ctrnn_assembly.errors import ConfigError
@@ -27,6 +27,12 @@ def stack(depth=3, seed=0, phi="tanh", solver="exponential-euler", dt=1.0, field
     net.train()
     net(normal(16, 20, 2, seed=seed + 50))
     return net.eval()
+
+
+def skewed_field():
+    """Of one module, with a metric far from I."""
+    W = torch.tensor([[0.5, 0.0], [30.0, 0.5]])
+    return Subnetwork(Triangular("tanh"), 2, weight=W)
 
 
 def distances(net, d):
@@ -136,6 +142,11 @@ def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
         (lambda net: setattr(net.layers[1].mix, "kind", "glu"), "glu has no Lipschitz constant"),
         (lambda net: net.layers[0].field.log_rate.data.fill_(torch.nan), "NaN"),
         (lambda net: net.layers[2].C.weight.data.fill_(torch.inf), "not finite"),
+        (lambda net: net.layers[2].norm.bias.data.fill_(torch.nan), "NaN"),
+        (lambda net: net.layers[0].norm.mean.fill_(torch.nan), "NaN"),
+        (lambda net: net.layers[1].mix.inner.bias.data.fill_(torch.inf), "not finite"),
+        (lambda net: setattr(net.layers[1].mix, "kind", "swiglu"), "no Lipschitz constant"),
+        (lambda net: setattr(net.layers[1], "out", lambda s, v, x: 9 * s), "an out or a drive of its"),
         (lambda net: net.layers[1].mix.register_forward_hook(lambda m, i, y: 9 * y), "Mixer has hooks"),
         (lambda net: net.layers[1].C.register_forward_hook(lambda m, i, y: y * y), "Linear has hooks"),
     ],
@@ -148,6 +159,14 @@ def test_what_has_no_proof_is_refused_by_name(change, why):
     assert not found.step.certified
     assert why in found.reasons[0]
     assert found.reasons[0].startswith("layer ")
+
+
+def test_what_training_mode_and_the_encoder_do_is_refused_too():
+    net = stack(norm="layer", dropout=0.5)
+    assert net.certificate().certified
+    assert "dropout in training mode" in net.train().certificate().reasons[0]
+    net.eval().encoder.bias.data.fill_(torch.nan)
+    assert "encoder is NaN" in net.certificate().reasons[0]
 
 
 def test_a_layer_whose_step_does_not_contract_takes_the_step_and_not_the_flow():
@@ -208,6 +227,47 @@ def test_batch_norm_is_torchs_and_never_reads_what_pads():
         assert_close(found, theirs(s[valid]), rtol=1e-10, atol=1e-12)
     ours.eval(), theirs.eval()
     assert_close(ours(s[valid]), theirs(s[valid]), rtol=1e-10, atol=1e-12)
+
+
+def test_a_dt_of_the_call_keeps_the_drive_of_the_nets_own_and_its_gain():
+    net = stack(depth=2, norm="none", mix="linear", dt=0.01)
+    found = net.certificate(dt=1.0)
+    assert found.step.certified
+    gain = found.cascade.layers[1].input_gain, net.layers[1].bound(1.0, net.solver).input_gain
+    assert gain[0] > 2 * gain[1]
+    x, y = normal(2, 64, net.state_size).unbind(0)
+    y = torch.cat([y[:, :6], x[:, 6:]], 1)  # equal above: all that enters comes from below
+    ends = [net(normal(64, 1, 2), z[None], dt=1.0)[1][0] for z in (x, y)]
+    q = [layer.factor for layer in found.cascade.layers]
+    low, high = distances(net, ends[0] - ends[1])
+    assert (low <= q[0] * distances(net, x - y)[0]).all()
+    assert (high <= gain[0] * found.cascade.layers[0].output_gain * low * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("rates", [(0.0, -7.0), (-7.0, 0.0), (0.0, 0.0)])
+def test_euclidean_distances_grow_no_more_than_the_condition_number_says(rates):
+    net = stack(fields=[Pairs(4, horizon=9.0) for _ in rates], norm="none", mix="linear")
+    with torch.no_grad():
+        for layer, rate in zip(net.layers, rates, strict=True):
+            layer.field.log_rate.fill_(rate)
+    skewed = stack(fields=[skewed_field()], norm="none", mix="linear", solver="imex")
+    u = 0.01 * normal(1, 2)
+    for one in (net, skewed):
+        found = one.certificate()
+        assert found.step.certified
+        J = torch.func.vmap(torch.func.jacrev(lambda x, one=one: one.step(u, x[None])[0]))
+        norms = torch.linalg.matrix_norm(J(1e-3 * normal(50, one.state_size)).detach(), ord=2)
+        assert float(norms.max()) <= found.jacobian_bound(1)
+    assert float(norms.max()) > 2
+    assert not stack(solver="dopri5").certificate().metric.condition_number < np.inf
+
+
+def test_slopes_that_are_declared_are_named_for_every_layer_and_mix():
+    mine, other = (Activation(name, torch.tanh, slope=(0.0, 1.0)) for name in ("mine", "other"))
+    fields = [Pairs(4), Subnetwork(SingularValueBounded(other), 4)]
+    found = Stack(2, 4, fields, norm="none", phi=mine).certificate()
+    assert found.certified
+    assert found.declared == ("mine", "other")
 
 
 def test_samples_until_is_the_smallest_count_and_stays():

@@ -12,6 +12,7 @@ Source: THEORY section 11.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -103,7 +104,7 @@ class Mixer(nn.Module):
 
     def lipschitz(self) -> float:
         """Holds everywhere: tanh(a) o sigmoid(b) has the constant 1 in (a, b), a o sigmoid(b) none."""
-        if self.kind == "glu":
+        if self.outer is None and self.kind not in ("linear", "tanh-glu"):
             return torch.inf
         inner = spectral_norm(self.inner.weight)
         outer = None if self.outer is None else spectral_norm(self.outer.weight)
@@ -155,6 +156,9 @@ class Layer(nn.Module):
             parts.append((self.mix.outer, nn.Linear))
         wrong = [part for part, kind in parts if not is_plain(part, kind)]
         called = f"a {type(wrong[0]).__name__} has hooks or a forward of its own" if wrong else ""
+        ways = ("out", "drive")
+        if any(getattr(type(self), way) is not getattr(Layer, way) or way in vars(self) for way in ways):
+            called = f"a {type(self).__name__} has an out or a drive of its own"
         return called and f"{called}, whose Lipschitz constant is not known; remove them"
 
     def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
@@ -166,14 +170,22 @@ class Layer(nn.Module):
         return s + self.scale * y
 
     @torch.no_grad()
-    def bound(self, dt: float, solver: str, search: Search = "fast") -> LayerBound:
-        """Its factor and gains for `certify_cascade`."""
+    def bound(
+        self, dt: float, solver: str, search: Search = "fast", *, drive_dt: float | None = None
+    ) -> LayerBound:
+        """Its factor and gains for `certify_cascade`; drive_dt is that of `drive`, by default dt."""
         found = certify(self.field, dt=dt, solver=solver, search=search)
+        if not self.phi.proven:
+            found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
         if why := self._changed():
             return LayerBound(found, why)
         norm, mix = self.norm.lipschitz(), self.mix.lipschitz() * self.phi.g * abs(self.scale)
         if norm == torch.inf:
             why = "batch norm in training mode couples the samples of a batch; call eval()"
+        elif self.training and self.dropout:
+            why = "dropout in training mode gives two states different masks; call eval()"
+        elif not finite(self):
+            why = "a weight or statistic is NaN or not finite; retrain or use an intact copy"
         elif mix == torch.inf:
             why = "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
         elif found.metric.matrix is None:
@@ -185,7 +197,8 @@ class Layer(nn.Module):
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
         _, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
         theta = found.metric.matrix.mapped(working).scaled(terms.tau.sqrt())
-        W_in = working(self.B.weight) * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
+        held = dt if drive_dt is None else drive_dt
+        W_in = working(self.B.weight) * torch.tanh(held / (2 * terms.tau)).rsqrt()[:, None]
         entered = torch.diag(C) if C.ndim == 1 else C
         through = 1.0  # phi outside; inside, its slopes stand between C and W_in
         if terms.post.is_identity:
@@ -258,7 +271,13 @@ class Stack(Recurrent):
     ) -> Certificate:
         """What is proven of the whole net in evaluation mode, and of its step."""
         dt, solver = self.dt if dt is None else dt, solver or self.solver
-        return certify_cascade([layer.bound(dt, solver, search) for layer in self._layers], dt, solver)
+        if not finite(self.encoder):
+            reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
+            return Certificate.refused(reason, dt=dt, solver=solver)
+        # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
+        held = min(dt, self.dt)
+        layers = [layer.bound(dt, solver, search, drive_dt=held) for layer in self._layers]
+        return certify_cascade(layers, dt, solver)
 
     @property
     def step_size(self) -> float:
@@ -314,6 +333,11 @@ class Stack(Recurrent):
 def spectral_norm(A: Tensor) -> float:
     """An upper bound on ||A||_2, by LAPACK in float64 with its rounding added."""
     return float(torch.linalg.matrix_norm(working(A), ord=2)) * (1 + 1e-10)
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether every parameter and buffer is."""
+    return all(bool(A.isfinite().all()) for A in (*module.parameters(), *module.buffers()))
 
 
 def working(A: Tensor) -> Tensor:

@@ -67,6 +67,9 @@ def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Cer
         rate=slowest.rate * (1 - 1e-6),
         modules=tuple(map(_module, range(len(layers)), certificates)),
         coupling=CouplingFacts("cascade", (), *_worst(certificates)),
+        rounding=max(one.rounding for one in certificates),
+        metric=MetricFacts("cascade", "layers", 0.0, math.inf),
+        declared=tuple(sorted({name for one in certificates for name in one.declared})),
     )
     steps = [one.step for one in certificates if one.step is not None]
     largest = min(step.max_dt for step in steps)
@@ -77,7 +80,7 @@ def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Cer
     gamma = gain_matrix(layers)
     own = [samples_until(np.array([[q]]), 1e-3) for q in gamma.diagonal()]
     samples = samples_until(gamma, 1e-3)
-    factor, growth = weighted_factor(gamma)
+    factor, growth = weighted_factor(gamma, [one.metric for one in certificates])
     if not factor < 1:
         reason = "the gains between layers are too large for float64; lower the norms of C and the mix"
         return replace(whole, step=StepCertificate.refused(solver, dt, reason))
@@ -89,7 +92,7 @@ def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Cer
     return replace(
         whole,
         step=StepCertificate(solver, dt, True, factor, largest),
-        metric=MetricFacts("cascade", "layers", 1.0, growth**2, None),
+        metric=MetricFacts("cascade", "layers", 1.0, growth * growth),
         cascade=CascadeFacts(facts, samples, max(own), int(np.argmax(own))),
     )
 
@@ -133,18 +136,23 @@ def samples_until(gamma: np.ndarray, share: float) -> float:
     return t + 1
 
 
-def weighted_factor(gamma: np.ndarray) -> tuple[float, float]:
-    """q* and sqrt(L) max d / min d, by which Euclidean distances may grow before they shrink.
+def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> tuple[float, float]:
+    """q* and the share by which Euclidean distances may grow before they shrink.
 
-    Of the q* between the slowest layer's factor and 1, the one that reaches a thousandth first.
+    With eigenvalues of layer l's metric in [a_l, b_l], by default 1, that is
+    sqrt(sum d_l^2 / a_l) max sqrt(b_l) / d_l. Of the q* between the slowest layer's factor and 1, it is
+    the one that reaches a thousandth first.
     """
-    found, slowest = [], gamma.diagonal().max()
+    found, slowest, one = [], gamma.diagonal().max(), np.ones(len(gamma))
+    low, high = (np.sqrt([getattr(m, k) for m in metrics] or one) for k in ("smallest", "largest"))
     for left in np.linspace(0.05, 0.95, 19):
         q = 1 - (1 - slowest) * left
-        d = np.linalg.solve(q * np.eye(len(gamma)) - gamma, np.ones(len(gamma)))
+        d = np.linalg.solve(q * np.eye(len(gamma)) - gamma, one)
         if (d > 0).all() and np.isfinite(d).all():
             proven = float(np.max(gamma @ d / d)) * (1 + SLACK)  # for any positive d
-            found.append((proven, math.sqrt(len(d)) * float(d.max() / d.min())))
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+                growth = float(np.linalg.norm(d / d.max() / low) * (high * (d.max() / d)).max())
+            found.append((proven, growth * (1 + SLACK)))
     usable = [(q, growth) for q, growth in found if q < 1 and math.isfinite(growth)]
     best = min(usable, key=lambda one: math.log(1e3 * one[1]) / -math.log(one[0]), default=None)
     return best or (1.0, math.inf)
