@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_the_tolerance_of_marginal_is_as_stated() -> None:
 
 def test_time_constants_change_eigenvalues_and_not_points() -> None:
     fast = one_module("tanh", "x", n=5)
-    slow = type(fast)(**{**vars(fast), "tau": 10 * fast.tau})
+    slow = replace(fast, tau=10 * fast.tau)
     u = normal(2)
     one, other = find_fixed_points(fast, u), find_fixed_points(slow, u)
     assert len(one) == len(other)

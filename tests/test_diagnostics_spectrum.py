@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,6 @@ from ctrnn_assembly.diagnostics import (
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.terms import Terms
 from diagnostic_problems import field, rotation, skew
 from oracles import abscissa, array
 from solver_problems import FIELDS, mixed, normal, one_module, rng
@@ -302,7 +302,7 @@ def test_torchs_nets_have_the_spectra_of_their_steps(net: nn.RNNBase) -> None:
 
 def test_without_an_input_or_a_metric() -> None:
     terms = one_module("tanh", "x")
-    found = spectrum_along(Terms(**{**vars(terms), "W_in": None}), at=[0, 3], dt=0.1)
+    found = spectrum_along(replace(terms, W_in=None), at=[0, 3], dt=0.1)
     assert found.local_rates is None
     assert found.eigenvalues.shape == (2, 6)
     assert not bool(found.x[0].any())
