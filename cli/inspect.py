@@ -304,6 +304,9 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     times = found.times[at]
     of_step = None if bound is None else [bound**k for k in at]
     of_flow = None if net.rate is None else (-net.rate * times).exp()
+    if certificate.of_layers:  # the distances are Euclidean, and may grow first
+        of_step = None if bound is None else [certificate.jacobian_bound(k) for k in at]
+        of_flow = bound = None
 
     def largest(distances: Any) -> Any:
         return (distances[:, at] / distances[:, :1]).amax(0)
@@ -315,7 +318,8 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         Column("certified_step", "certified (step)", ".4g", of_step),
         Column("certified_continuous", "certified (continuous)", ".4g", of_flow),
     ]
-    said = "not certified" if bound is None else f"at most {factor(bound)} certified"
+    said = "not certified in this distance" if certificate.of_layers else "not certified"
+    said = said if bound is None else f"at most {factor(bound)} certified"
     notes = [
         f"largest factor from sample to sample: {found.factor:.6f} measured, {said}",
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",

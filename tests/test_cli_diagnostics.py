@@ -101,6 +101,18 @@ def test_distances_shrink_inside_the_certified_envelope_and_the_twin_parts(cli, 
     assert strong["twin_growth"] is None or strong["twin_growth"] > 1
 
 
+def test_distances_of_a_stack_are_euclidean_and_may_grow_before_they_shrink(cli, tmp_path):
+    store_run(tmp_path / "deep", model="deep-lru", norm="none", mix="linear")
+    found = result(cli, "contraction", tmp_path / "deep")
+    assert found["certificate"]["discrete"]["certified"]
+    assert found["certified_factor"] is None  # of one step in this distance there is none
+    assert all(row["certified_continuous"] is None for row in found["rows"])
+    growth = math.sqrt(found["certificate"]["metric"]["condition_number"])
+    assert found["rows"][0]["certified_step"] == pytest.approx(growth)
+    for row in found["rows"]:
+        assert row["euclidean"] <= row["certified_step"] + 1e-9
+
+
 def test_rounding_does_not_seem_to_refute_a_certificate(cli, tmp_path):
     """Steps of factor 0.97 down to the last bits of distances: an exact one may print as 0.97000004."""
     settings = {"model": "symmetric", "modules": 1, "coupling": "none", "margin": 0.999, "dt": 0.03}

@@ -202,6 +202,11 @@ class Certificate:
         """1 / rate: distances fall by a factor e in this time, or faster; infinite if not certified."""
         return 1 / self.rate if self.certified else math.inf
 
+    @property
+    def of_layers(self) -> bool:
+        """Whether it is of a `Stack`, whose proof is in no one metric: Euclidean distances may grow."""
+        return self.metric.kind == "cascade"
+
     def jacobian_bound(self, samples: int) -> float | None:
         """sqrt(cond(diag(tau) M)) factor^samples >= ||dx_T / dx_t||; None without a certified step."""
         factor = None if self.step is None or not self.step.certified else self.step.sample_factor

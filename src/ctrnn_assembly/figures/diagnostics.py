@@ -203,14 +203,15 @@ def contraction_figure(
     times = found.times.numpy()
     draw_pairs(left, times, found.distances.numpy(), COLOURS[0], "pairs")
     step = proven.step
-    if proven.certified:
+    if proven.certified and not proven.of_layers:
         curve = np.exp(-proven.rate * times)
         left.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
     if step is not None and step.certified and step.contraction_factor is not None:
         label = f"certified: {step.contraction_factor:.5f} a step"
-        curve = step.contraction_factor ** (times / step.dt)
+        growth = math.sqrt(proven.metric.condition_number) if proven.of_layers else 1.0
+        curve = growth * step.contraction_factor ** (times / step.dt)
         left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
-    left.set_title("in the metric of the certificate")
+    left.set_title("Euclidean" if proven.of_layers else "in the metric of the certificate")
     overshoot = draw_pairs(right, times, found.euclidean.numpy(), COLOURS[0], "pairs")
     right.set_title(f"Euclidean: at most {overshoot:.3g} times the start")
     if twin is not None:
