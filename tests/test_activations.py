@@ -345,3 +345,9 @@ def test_elementwise_identity_is_recognised() -> None:
     identity = ACTIVATIONS["identity"]
     assert joined_map([(identity, 2), (identity, 3)]).is_identity
     assert not joined_map([(identity, 2), (ACTIVATIONS["relu"], 3)]).is_identity
+
+
+@pytest.mark.parametrize("slope", [1.0, "ab", ("0", "1"), (1.0,), (0.0, 1.0, 2.0), None])
+def test_a_slope_that_is_no_interval_is_refused(slope) -> None:
+    with pytest.raises(ConfigError, match=r"must be two numbers, \(lo, hi\); got"):
+        Activation("mine", torch.tanh, slope=slope)

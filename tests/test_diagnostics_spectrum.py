@@ -331,6 +331,7 @@ def test_a_diverging_trajectory_is_refused() -> None:
         ),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[], dt=0.1)),
         (ConfigError, "at must", lambda t, x: spectrum_along(t, at=[-1], dt=0.1)),
+        (ConfigError, "whole numbers", lambda t, x: spectrum_along(t, at=[1.5], dt=0.1)),
         (ConfigError, "in 0..3", lambda t, x: spectrum_along(t, normal(3, 2), at=[4], dt=0.1)),
         (
             ShapeError,

@@ -47,8 +47,15 @@ class Activation:
     proven: bool = field(default=False, init=False)  # so that `replace` gives one that is declared
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slope", tuple(self.slope))  # a list could not be a key
-        lo, hi = self.slope
+        try:
+            lo, hi = self.slope
+            lo + hi, abs(lo), abs(hi)  # numbers
+        except (TypeError, ValueError) as e:
+            raise ConfigError(
+                f"slope of activation {self.name!r} must be two numbers, (lo, hi); got {self.slope!r}. "
+                "Declare it as Activation(name, f, slope=(0.0, 1.0))."
+            ) from e
+        object.__setattr__(self, "slope", (lo, hi))  # a list could not be a key
         if self.name == "identity" and self.function is not torch.positive:
             raise ConfigError(
                 "the name 'identity' is the library's own activation, which solvers leave out; got "

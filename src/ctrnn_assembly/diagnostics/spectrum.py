@@ -128,10 +128,12 @@ def spectrum_along(
         solver: for a flow any of `ctrnn_assembly.schemes.SOLVERS`; only grid solvers have a step to see.
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
+    at = list(at)
     chosen = torch.tensor([int(k) for k in at])
-    if not len(chosen) or chosen.min() < 0 or (u is not None and chosen.max() > len(u)):
+    whole = chosen.tolist() == at
+    if not whole or not len(chosen) or chosen.min() < 0 or (u is not None and chosen.max() > len(u)):
         limit = "0 or more" if u is None else f"in 0..{len(u)}, the number of samples"
-        raise ConfigError(f"at must have numbers of steps, each {limit}; got {list(at)[:5]}.")
+        raise ConfigError(f"at must have whole numbers of steps, each {limit}; got {at[:5]}.")
     dt, solver = known.resolve(dt, solver)
     steps = int(chosen.max())
     samples = None if u is None else u[None, :steps]
