@@ -33,6 +33,10 @@ SETTINGS = {
     ),
     "double precision": ("--epochs=3", "--precision=64"),
     "lstm": ("--epochs=3", "--model=lstm"),
+    "dropout and batch norm": (
+        "--epochs=3", "--model=deep-adadiag", "--depth=1", "--width=4", "--dropout=0.3", "--pool=mean",
+        "--recurrent-rate=0.25", "--schedule=one-cycle",
+    ),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -261,6 +262,9 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
     what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
     shown = fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
+    # Dropout draws from torch's own generator, which no checkpoint holds.
+    drawn = np.random.SeedSequence([config.seed, training.epoch, fabric.global_rank])
+    torch.manual_seed(int(drawn.generate_state(1)[0]))
     clock, last_timed = 0.0, min(TIMED, steps - 1)
     for index in track(range(steps), what, console=console, transient=True, disable=not shown):
         with training.profile if index < STEPS else nullcontext():
