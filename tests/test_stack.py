@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, Triangular, couple
+from ctrnn_assembly import (
+    CTRNN,
+    Activation,
+    AdaDiagTanh,
+    SingularValueBounded,
+    Subnetwork,
+    Triangular,
+    couple,
+)
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.cascade import gain_matrix, samples_until, weighted_factor
 from ctrnn_assembly.errors import ConfigError
@@ -115,6 +123,30 @@ def test_distances_stay_below_gamma_at_every_step(norm, mix, seed):
         x, y = net.step(u[:, k], x), net.step(u[:, k], y)
         bound = gamma @ bound
         assert (distances(net, x - y) <= bound * (1 + 1e-9)).all()
+
+
+def test_gamma_is_reached_where_the_constants_of_a_path_multiply_exactly():
+    """Of width 1 and all linear, norms of products are products of norms: smaller entries are wrong."""
+    options = {"norm": "none", "mix": "linear", "phi": "identity"}
+    net = (
+        Stack(2, 1, [Pairs(2, phi=None) for _ in range(3)], batch_first=True, **options).double().eval()
+    )
+    with torch.no_grad():
+        net.layers[1].C.weight.zero_()  # layer 1 passes on what comes from below, and nothing of its own
+        net.layers[1].mix.inner.weight.fill_(0.7)
+        net.layers[1].d.fill_(0.4)
+    gamma = gain_matrix([layer.bound(1.0, net.solver) for layer in net.layers])
+    angle = torch.linspace(0, 2 * torch.pi, 4001, dtype=F64)
+    for source in range(3):
+        z = torch.zeros(4001, 6, dtype=F64)
+        z[:, 2 * source : 2 * source + 2] = torch.stack([angle.cos(), angle.sin()], 1)
+        x = torch.zeros_like(z)
+        before, u = distances(net, z)[source], normal(1, 2).expand(4001, 2)
+        reached = (distances(net, net.step(u, z) - net.step(u, x)) / before).max(1)
+        assert (reached <= gamma[:, source] * (1 + 1e-9)).all()
+        np.testing.assert_allclose(
+            reached, gamma[:, source], rtol=1e-5, atol=1e-12
+        )  # of 4,001 directions
 
 
 def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
@@ -292,6 +324,7 @@ def test_samples_until_is_the_smallest_count_and_stays():
         (lambda: Stack(2, 4, [Pairs(4)], mix="tanh_glu"), "tanh-glu"),
         (lambda: Stack(2, 4, [Pairs(4)], dropout=1.0), "dropout must be in"),
         (lambda: Pairs(5), "must be even"),
+        (lambda: CTRNN(2, Pairs(4), gate="constant"), "a gated field must have tau = 1.* a trained tau"),
         (lambda: Pairs(4, horizon=1.0), "horizon must be finite and above 2.5"),
     ],
 )

@@ -39,6 +39,7 @@ class Pairs(Field):
     """
 
     theta: nn.Parameter | None
+    train_tau = True
 
     def __init__(
         self,

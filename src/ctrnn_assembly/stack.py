@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, activation
+from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
 from ctrnn_assembly.solvers import solve
@@ -106,8 +106,8 @@ class Mixer(nn.Module):
         """Holds everywhere: tanh(a) o sigmoid(b) has the constant 1 in (a, b), a o sigmoid(b) none."""
         if self.outer is None and self.kind not in ("linear", "tanh-glu"):
             return torch.inf
-        inner = spectral_norm(self.inner.weight)
-        outer = None if self.outer is None else spectral_norm(self.outer.weight)
+        inner = norm_bound(self.inner.weight)
+        outer = None if self.outer is None else norm_bound(self.outer.weight)
         return inner if outer is None else inner * activation("gelu").g * outer
 
 
@@ -192,23 +192,24 @@ class Layer(nn.Module):
             why = "; ".join(found.reasons)
         if why or found.metric.matrix is None:
             return LayerBound(found, why)
-        terms = self.terms().mapped(working)
+        terms = self.terms().detach_cpu().double()
         # Of a solver without a proof the step is refused, whatever the gains are.
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
         _, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
-        theta = found.metric.matrix.mapped(working).scaled(terms.tau.sqrt())
+        metric = found.metric.matrix.detach_cpu().mapped(Tensor.double)
+        inverse = metric.scaled(terms.tau.sqrt()).inverse()
         held = dt if drive_dt is None else drive_dt
-        W_in = working(self.B.weight) * torch.tanh(held / (2 * terms.tau)).rsqrt()[:, None]
+        W_in = self.B.weight.cpu().double() * torch.tanh(held / (2 * terms.tau)).rsqrt()[:, None]
         entered = torch.diag(C) if C.ndim == 1 else C
         through = 1.0  # phi outside; inside, its slopes stand between C and W_in
         if terms.post.is_identity:
             entered = entered @ W_in
         else:
-            through = max(phi.g for phi, _ in terms.post.runs) * spectral_norm(W_in)
+            through = max(phi.g for phi, _ in terms.post.runs) * norm_bound(W_in)
         return LayerBound(
             found,
-            input_gain=through * norm * spectral_norm(theta.inverse().left_divide(entered)),
-            output_gain=mix * spectral_norm(theta.inverse().right_multiply(working(self.C.weight))),
+            input_gain=through * norm * norm_bound(inverse.left_divide(entered)),
+            output_gain=mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double())),
             passed=1.0 + mix * float(self.d.abs().max()) * norm,
         )
 
@@ -330,16 +331,12 @@ class Stack(Recurrent):
         return s, torch.cat(last, dim=-1)
 
 
-def spectral_norm(A: Tensor) -> float:
-    """An upper bound on ||A||_2, by LAPACK in float64 with its rounding added."""
-    return float(torch.linalg.matrix_norm(working(A), ord=2)) * (1 + 1e-10)
+def norm_bound(A: Tensor) -> float:
+    """Verified, of A in float64 and all within 1e-10 ||A||_F of it: more than its forming rounds."""
+    A = A.detach().cpu().double()
+    return rounding.spectral_norm(A, 1e-10 * float(A.norm()))
 
 
 def finite(module: nn.Module) -> bool:
     """Whether every parameter and buffer is."""
     return all(bool(A.isfinite().all()) for A in (*module.parameters(), *module.buffers()))
-
-
-def working(A: Tensor) -> Tensor:
-    """In float64 on the CPU, without a graph."""
-    return working_precision(A.detach().cpu())[0]

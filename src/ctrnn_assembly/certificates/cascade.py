@@ -107,7 +107,7 @@ def gain_matrix(layers: Sequence[LayerBound]) -> np.ndarray:
         row = layer.input_gain * s
         row[k] += step.contraction_factor
         s = layer.passed * s + layer.output_gain * row
-        rows.append(row * (1 + SLACK) + (row > 0) * 1e-300)
+        rows.append(row * (1 + SLACK))
     return np.array(rows)
 
 

@@ -303,17 +303,14 @@ def _grid_loop(
     if isinstance(field, OwnField):
         return partial(fields.euler, field, x0, drive, times, steps)
     given = (scheme, field, x0, drive, steps.to(x0))
-    chosen = {name: options[name] for name in ("recompute", "matmul_precision")}
-    exact = all(value == CHOICES[name][0] for name, value in chosen.items()) and not steps.requires_grad
+    exact = all(options[name] == CHOICES[name][0] for name in ("recompute", "matmul_precision"))
     if backend in ("auto", "fused") and exact and pairs.is_paired(field, x0):
         return partial(pairs.integrate, *given)
     apart = backend != "plain" and scheme.increment is None and not fused.same_steps(given[-1])
-    settings = {**options, "backend": backend}
-    names = ("recompute", "matmul_precision", "backend")
-    if apart and any(settings[name] != CHOICES[name][0] for name in names):
+    if apart and not (exact and backend == "auto"):
         raise SolverError(
-            f"steps of several lengths have no {', '.join(names)} with solver {solver!r}. Leave these "
-            "settings out, use one dt, or solver='euler'."
+            "steps of several lengths have no recompute, matmul_precision, backend with solver "
+            f"{solver!r}. Leave these settings out, use one dt, or solver='euler'."
         )
     if apart or backend == "plain":
         return partial(schemes.integrate, *given)
