@@ -12,7 +12,7 @@ from ctrnn_assembly.models import MODELS, SETTINGS, build_model, unused_settings
 from ctrnn_assembly.training.config import TrainConfig
 
 BASELINES = [name for name, model in MODELS.items() if model.is_baseline]
-UNCERTIFIED = ["unconstrained", "published-sparse-combo"]
+UNCERTIFIED = ["unconstrained", "published-sparse-combo", "deep-free"]
 CERTIFIED = [name for name in MODELS if name not in (*UNCERTIFIED, *BASELINES)]
 
 

@@ -8,6 +8,7 @@ with the input projected by one product and the recurrent matrices built once a 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NoReturn
 
@@ -20,7 +21,11 @@ from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent, is_plain
+from ctrnn_assembly.solvers.grid import freeze
+from ctrnn_assembly.stack import Layer, Stack
+from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
@@ -32,6 +37,11 @@ class Baseline(Recurrent):
 
     What a subclass calls `of_layer` are batch_first and initial_state, as in `Recurrent`.
     """
+
+    @property
+    def size(self) -> int:
+        """Units, where it is the field of a layer of a stack."""
+        return self.hidden_size
 
     def terms(self) -> NoReturn:
         name = type(self).__name__
@@ -129,6 +139,56 @@ class LSTM(TorchRNN):
         i, f, g, o = (linear(u, U, b_u) + linear(h, W, b_h)).chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
+
+
+class ForgetLSTM(LSTM):
+    """`LSTM` with a forget bias that starts at 1 (Jozefowicz et al. 2015), so that it remembers at first."""
+
+    def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
+        super().__init__(input_size, hidden_size, **of_layer)
+        with torch.no_grad():
+            self.rnn.bias_ih_l0[hidden_size : 2 * hidden_size] = 1.0
+            self.rnn.bias_hh_l0[hidden_size : 2 * hidden_size] = 0.0
+
+
+class GRU(TorchRNN):
+    """Gated recurrent unit, with r and z sigmoids of U u + W h + b:
+
+        n = tanh(U_n u + b_n + r o (W_n h + c_n)),   h+ = (1 - z) o n + z o h
+
+    Guarantee: none. Source: Cho et al. 2014; the formula is torch.nn.GRU's.
+    """
+
+    kind = nn.GRU
+
+    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
+        U, W, b_u, b_h = self.rnn.all_weights[0]
+        (r, z, n), (R, Z, N) = linear(u, U, b_u).chunk(3, dim=-1), linear(x, W, b_h).chunk(3, dim=-1)
+        z = torch.sigmoid(z + Z)
+        return (1 - z) * torch.tanh(n + torch.sigmoid(r + R) * N) + z * x
+
+
+class Pointwise(Baseline):
+    """x_t = tanh(u_t + b): no recurrence at all. Guarantee: none is needed, as nothing is remembered."""
+
+    def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
+        super().__init__(input_size, hidden_size, **of_layer)
+        if input_size != hidden_size:
+            raise ConfigError(
+                f"Pointwise needs as many inputs as units; got {input_size} and {hidden_size}."
+            )
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def stepper(self) -> Step:
+        return lambda u, x: torch.tanh(u + self.bias)
+
+    def flow(self, u: Tensor | None = None) -> NoReturn:
+        raise ConfigError("Pointwise is a map of its input, not a flow x'. Use step(u, x).")
+
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        x = torch.tanh(u + self.bias)
+        x = x if lengths is None else freeze(x.transpose(0, 1), lengths - 1).transpose(0, 1)
+        return x, x[:, -1]
 
 
 class EulerRNN(Baseline):
@@ -269,3 +329,82 @@ class LipschitzRNN(EulerRNN):
             return Ax + torch.tanh(Wx + drive)
 
         return x_prime
+
+
+class FreePairs(Pairs):
+    """`Pairs` without their constraint: every w and decay rate is free, of either sign.
+
+        tau x' = -(1 - a) x + omega tau J x + w o phi(x) + u,    a = 0 and w as of `Pairs` at the start
+
+    with tau as it starts, and J the quarter turn of each pair. Guarantee: none.
+    """
+
+    rate = None
+    train_tau = False
+
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__(size, **options)
+        w, log_rate = super().w.detach(), self.log_rate.detach()
+        del self.log_rate
+        self.log_rate = nn.Buffer(log_rate)
+        self.a = nn.Parameter(torch.zeros(size // 2))
+        if self.theta is not None:
+            self.theta = nn.Parameter(w)
+
+    @property
+    def w(self) -> Tensor:
+        return torch.zeros_like(self.tau) if self.theta is None else self.theta
+
+    def terms(self) -> Terms:
+        terms = super().terms()
+        return replace(terms, L=terms.L + torch.diag(self.a.repeat_interleave(2)))
+
+    def certificate(
+        self, *, dt: float | None = None, solver: str | None = None, **_: Any
+    ) -> Certificate:
+        """As `Baseline.certificate`."""
+        reason = "FreePairs are a control whose decay and weights nothing bounds. Use deep-adadiag, say"
+        return Certificate.refused(reason, dt=dt, solver=solver or "own step")
+
+
+class DeepBaseline(Baseline, Stack):
+    """The same `Stack` with a map of `kind` in place of each field: norm, B, C, mix, skip and dropout stay.
+
+    Args:
+        kind: a `Baseline` that is a map, `ForgetLSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many
+            units as give a layer the number of parameters that `Pairs(width)` give it.
+        depth, parts: layers, and what `Stack` takes, but dt and solver: a sample is a step.
+    """
+
+    def __init__(
+        self, input_size: int, width: int, kind: type[Baseline], depth: int, **parts: Any
+    ) -> None:
+        n = size_for(kind, width)
+        fields: Any = [kind(n, n, batch_first=True) for _ in range(depth)]
+        Stack.__init__(self, input_size, width, fields, **parts)
+        del self.dt, self.solver
+
+    def flow(self, u: Tensor | None = None) -> NoReturn:
+        raise ConfigError("DeepBaseline is a map x -> x+, not a flow x'. Use step(u, x).")
+
+    def _mover(self, layer: Layer) -> Step:
+        field: Any = layer.field
+        move = field.stepper()
+        return lambda z, v: move(layer.B(v), z)
+
+    def _states(
+        self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
+    ) -> tuple[Tensor, Tensor]:
+        field: Any = layer.field
+        return field._run(layer.B(v), z, lengths, dt, "all")
+
+
+def size_for(kind: type[Baseline], width: int) -> int:
+    """n such that B, n units of `kind` and C have about the parameters of a layer with `Pairs(width)`."""
+
+    def excess(n: int) -> int:
+        inside = sum(p.numel() for p in kind(n, n).parameters())
+        return abs(inside + 2 * width * n - 2 * width * (width + 1))
+
+    with torch.device("meta"):
+        return min(range(1, width + 1), key=excess)

@@ -15,7 +15,6 @@ from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.pairs import Pairs
-from ctrnn_assembly.recurrent import Recurrent
 from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.subnetwork import Subnetwork
 
@@ -55,6 +54,8 @@ def _options(function: Callable[..., Any], *others: str) -> dict[str, Any]:
 
 def _stack(
     n_input: int,
+    part: type[Stack],
+    field: type[Any],
     *,
     depth: int = 4,
     width: int = 64,
@@ -69,14 +70,18 @@ def _stack(
     initial_state: Any = "zero",
 ) -> Stack:
     """Layers of as many units as features, in pairs; without an activation they are linear."""
-    fields = [Pairs(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
-    options = {"norm": norm, "mix": mix, "dropout": dropout, "dt": dt, "solver": solver}
-    return Stack(n_input, width, fields, batch_first=True, initial_state=initial_state, **options)
+    options = {"norm": norm, "mix": mix, "dropout": dropout, "batch_first": True}
+    options |= {"initial_state": initial_state}
+    if issubclass(part, baselines.DeepBaseline):
+        return part(n_input, width, field, depth, **options)
+    fields = [field(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
+    return part(n_input, width, fields, dt=dt, solver=solver, **options)
 
 
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
 STACK = {**_options(_stack, "activation"), "pool": "last", "seed": 0}
+OF_PAIRS = ("horizon", "margin", "dt", "solver")  # which deep baselines do not take
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "size", "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in
@@ -92,6 +97,7 @@ class Model:
     part: type  # the set that the modules' weights are in, or the layer that a baseline is
     own: dict[str, Any] = field(default_factory=dict)  # settings of its own, or not as above
     gate: Gate | None = None
+    layer: type = Pairs  # of a stack, what each layer runs
 
     @property
     def is_stack(self) -> bool:
@@ -99,19 +105,24 @@ class Model:
 
     @property
     def is_baseline(self) -> bool:
-        return issubclass(self.part, Recurrent) and not self.is_stack
+        return issubclass(self.part, baselines.Baseline)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What it takes, with its own values."""
         if self.is_stack:
-            return {**STACK, **self.own}
+            without = OF_PAIRS if self.is_baseline else ()
+            return {**{k: x for k, x in STACK.items() if k not in without}, **self.own}
         return {**SIZES, **({} if self.is_baseline else {**ASSEMBLY, **LAYER}), **self.own}
 
 
 def _gated(about: str, gate: Gate, bounds: tuple[float, float] = (1e-5, 0.2)) -> Model:
     own = {**RELU, "bias": False, "dt": 1.0, "gate_bounds": bounds}
     return Model(f"AdaDiag {about}", sets.AdaDiagTanh, own, gate)
+
+
+def _rival(name: str, layer: type) -> Model:
+    return Model(f"the same stack of {name}; no certificate", baselines.DeepBaseline, layer=layer)
 
 
 MODELS = {
@@ -143,6 +154,15 @@ MODELS = {
         "stack of AdaDiag pairs; its whole step certified", Stack, {"activation": "tanh"}
     ),
     "deep-lru": Model("stack of linear pairs, W = 0; the whole step certified", Stack),
+    "deep-free": Model(
+        "deep-adadiag with decay and weights free; no certificate",
+        Stack,
+        {"activation": "tanh"},
+        layer=baselines.FreePairs,
+    ),
+    "deep-lstm": _rival("LSTMs", baselines.ForgetLSTM),
+    "deep-gru": _rival("GRUs", baselines.GRU),
+    "deep-none": _rival("maps of single samples", baselines.Pointwise),
     "rnn": Model("vanilla RNN; no certificate", baselines.VanillaRNN),
     "lstm": Model("LSTM; no certificate", baselines.LSTM),
     "antisymmetric": Model(
@@ -185,7 +205,7 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
         seed, pool = chosen.pop("seed"), chosen.pop("pool")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return SequenceClassifier(_stack(n_input, **chosen), n_class, pool=pool)
+            return SequenceClassifier(_stack(n_input, row.part, row.layer, **chosen), n_class, pool=pool)
     p, n = chosen["modules"], chosen["units"]
     if p < 1 or n < 1:
         raise ConfigError(f"modules and units must be at least 1; got {p} x {n}.")

@@ -252,7 +252,7 @@ class Stack(Recurrent):
         solver: str = "exponential-euler",
         initial_state: InitialState = "zero",
     ) -> None:
-        sizes = [field.size for field in fields]
+        sizes = [getattr(field, "state_size", field.size) for field in fields]
         start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
         super().__init__(input_size, width, batch_first=batch_first, **start)
         if not fields:
@@ -300,33 +300,44 @@ class Stack(Recurrent):
         return list(self.layers)  # type: ignore[arg-type]
 
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
-        if self.solver not in SCHEMES:
-            return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
-        scheme, layers = SCHEMES[self.solver], self._layers
-        fields = [layer.terms() for layer in layers]
-        moves = [affine_step(scheme, terms, self.dt) for terms in fields]
+        layers = self._layers
+        moves = [self._mover(layer) for layer in layers]
 
         def step(u: Tensor, x: Tensor) -> Tensor:
             s, new = self.encoder(u), []
-            parts = zip(layers, fields, moves, x.split(self.sizes, dim=-1), strict=True)
-            for layer, terms, move, z in parts:
+            for layer, move, z in zip(layers, moves, x.split(self.sizes, dim=-1), strict=True):
                 v = layer.norm(s)
-                new.append(move(z, layer.drive(v, terms.tau, self.dt)))
-                s = layer.out(s, v, new[-1])
+                new.append(move(z, v))
+                s = layer.out(s, v, new[-1][:, : layer.field.size])
             return torch.cat(new, dim=-1)
 
         return step
+
+    def _mover(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        """(z, v) -> z+ of one layer, with its matrices built once."""
+        if self.solver not in SCHEMES:
+            return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
+        terms = layer.terms()
+        move = affine_step(SCHEMES[self.solver], terms, self.dt)
+        return lambda z, v: move(z, layer.drive(v, terms.tau, self.dt))
+
+    def _states(
+        self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
+    ) -> tuple[Tensor, Tensor]:
+        """The states of one layer after each sample, (batch, time, n), and its last."""
+        terms = layer.terms()
+        drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
+        done = solve(terms, z, u=drive, dt=step, solver=self.solver, lengths=lengths)
+        return done.x[:, 1:], done.last
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         s, last = self.encoder(u), []
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
             v = layer.norm(s, valid)
-            terms = layer.terms()
-            drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
-            done = solve(terms, z, u=drive, dt=step, solver=self.solver, lengths=lengths)
-            last.append(done.last)
-            s = layer.out(s, v, done.x[:, 1:])
+            states, end = self._states(layer, v, z, lengths, dt)
+            last.append(end)
+            s = layer.out(s, v, states)
         s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)
         return s, torch.cat(last, dim=-1)
 

@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ctrnn_assembly.certificates import STEP_PROOFS, Certificate
@@ -34,7 +34,6 @@ from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
-from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
@@ -82,7 +81,8 @@ class Training:
         config, trained = self.config, [p for p in self.net.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": trained, "share": 1.0}]
         if config.recurrent_rate is not None:
-            inside = {id(p) for m in self.net.modules() if isinstance(m, Field) for p in m.parameters()}
+            fields = [getattr(module, "field", None) for module in self.net.modules()]
+            inside = {id(p) for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
             groups = [
                 {"params": [p for p in trained if id(p) not in inside], "share": 1.0},
                 {
