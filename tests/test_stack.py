@@ -294,6 +294,35 @@ def test_euclidean_distances_grow_no_more_than_the_condition_number_says(rates):
     assert not stack(solver="dopri5").certificate().metric.condition_number < np.inf
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_inputs_move_the_output_by_no_more_than_the_gains_of_a_stack(seed):
+    net, u = stack(seed=seed), normal(32, 40, 2, seed=seed)
+    moved = u + 0.1 * normal(32, 40, 2, seed=seed + 1)
+    facts = net.certificate().cascade
+    entered, left = ((a - b).norm(dim=-1) for a, b in ((u, moved), (net(u)[0], net(moved)[0])))
+    assert (left.max(1).values <= facts.peak_gain * entered.max(1).values).all()
+    assert (left.norm(dim=1) <= facts.l2_gain * entered.norm(dim=1)).all()
+    net.encoder.register_forward_hook(lambda module, given, out: 9 * out)
+    assert net.certificate().cascade.peak_gain == net.certificate().cascade.l2_gain == np.inf
+
+
+def test_the_gains_of_a_stack_are_reached_by_a_constant_input():
+    options = {"norm": "none", "mix": "linear", "phi": "identity"}
+    net = Stack(1, 1, [Pairs(2, phi=None) for _ in range(3)], batch_first=True, **options).double()
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.field.frequency.zero_()
+            layer.C.weight.copy_(layer.B.weight.mT)
+            layer.mix.inner.weight.abs_()
+    facts = net.certificate().cascade
+    u = torch.ones(1, 6 * int(facts.memory), 1, dtype=F64)
+    moved = net(u)[0] - net(0 * u)[0]
+    assert_close(moved[0, -1].abs().item(), facts.peak_gain, rtol=1e-6, atol=0.0)
+    longer = net(torch.cat([u] * 9, 1))[0] - net(torch.cat([0 * u] * 9, 1))[0]
+    reached = float(longer.detach().norm()) / (9 * u.shape[1]) ** 0.5
+    assert 0.95 * facts.l2_gain < reached <= facts.l2_gain
+
+
 def test_slopes_that_are_declared_are_named_for_every_layer_and_mix():
     mine, other = (Activation(name, torch.tanh, slope=(0.0, 1.0)) for name in ("mine", "other"))
     fields = [Pairs(4), Subnetwork(SingularValueBounded(other), 4)]

@@ -278,7 +278,9 @@ class Stack(Recurrent):
         # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
         held = min(dt, self.dt)
         layers = [layer.bound(dt, solver, search, drive_dt=held) for layer in self._layers]
-        return certify_cascade(layers, dt, solver)
+        plain = is_plain(self.encoder, nn.Linear)
+        entry = norm_bound(self.encoder.weight) if plain else torch.inf
+        return certify_cascade(layers, dt, solver, entry=entry)
 
     @property
     def step_size(self) -> float:

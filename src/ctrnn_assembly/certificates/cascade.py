@@ -52,8 +52,13 @@ class LayerBound:
     passed: float = 0.0
 
 
-def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Certificate:
-    """Of the whole net: in continuous time any rate below the slowest layer's, and its step."""
+def certify_cascade(
+    layers: Sequence[LayerBound], dt: float, solver: str, *, entry: float = 1.0
+) -> Certificate:
+    """Of the whole net: in continuous time any rate below the slowest layer's, and its step.
+
+    `entry` is the Lipschitz constant of what leads from the input to the first layer.
+    """
     for index, layer in enumerate(layers):
         why = layer.missing or ("" if layer.certificate.certified else layer.certificate.reasons[0])
         gains = (layer.input_gain, layer.output_gain, layer.passed)
@@ -84,6 +89,7 @@ def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Cer
     if not factor < 1:
         reason = "the gains between layers are too large for float64; lower the norms of C and the mix"
         return replace(whole, step=StepCertificate.refused(solver, dt, reason))
+    gain = input_gain(layers, entry)
     parts = zip(certificates, layers, gamma.diagonal(), own, strict=True)
     facts = tuple(
         LayerFacts(k, one.rate, float(q), layer.input_gain, layer.output_gain, n)
@@ -93,7 +99,7 @@ def certify_cascade(layers: Sequence[LayerBound], dt: float, solver: str) -> Cer
         whole,
         step=StepCertificate(solver, dt, True, factor, largest),
         metric=MetricFacts("cascade", "layers", 1.0, growth * growth),
-        cascade=CascadeFacts(facts, samples, max(own), int(np.argmax(own))),
+        cascade=CascadeFacts(facts, samples, max(own), int(np.argmax(own)), gain, gain),
     )
 
 
@@ -109,6 +115,21 @@ def gain_matrix(layers: Sequence[LayerBound]) -> np.ndarray:
         s = layer.passed * s + layer.output_gain * row
         rows.append(row * (1 + SLACK))
     return np.array(rows)
+
+
+def input_gain(layers: Sequence[LayerBound], entry: float) -> float:
+    """From the input to the output, in the largest norm over time, and as well in l2 over time.
+
+    From equal states sup e_l <= input_gain sup s_l / (1 - q_l), as sum_t q^t = 1 / (1 - q); the same sum
+    bounds the convolution in l2.
+    """
+    for layer in layers:
+        step = layer.certificate.step
+        assert step is not None
+        assert step.contraction_factor is not None
+        kept = layer.input_gain / (1 - step.contraction_factor)
+        entry *= (layer.passed + layer.output_gain * kept) * (1 + SLACK)
+    return entry
 
 
 def samples_until(gamma: np.ndarray, share: float) -> float:

@@ -146,12 +146,17 @@ class CascadeFacts:
 
     `samples` is of the largest difference of any layer's states, in its metric, from differences of at
     most 1; `memory` the same of the slowest layer alone, which no proof of the whole can beat.
+    From equal states, an input difference whose largest Euclidean norm over time is delta moves the
+    output by at most `peak_gain` delta at any time; one whose root of summed squares over time is delta
+    moves it by at most `l2_gain` delta in that norm. Infinite if the encoder is no plain `nn.Linear`.
     """
 
     layers: tuple[LayerFacts, ...]
     samples: float
     memory: float
     slowest: int
+    peak_gain: float
+    l2_gain: float
 
 
 @dataclass(frozen=True)
