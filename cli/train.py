@@ -49,6 +49,7 @@ GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",
     "shared": "one gate of the input for all units: certified at the rate lo lam",
     "input": "a gate of the input for each unit: certified if (hi - lo) ||L|| < 2 lo lam",
+    "congruence": "sqrt(gate) on both sides of every weight: certified at the rate lo lam for every L",
     "state": "gates of input and state, as published: no certificate",
 }
 

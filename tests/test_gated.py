@@ -36,7 +36,7 @@ from ctrnn_assembly.subnetwork import Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
 from oracles import array, commutator_rate, rates, sloped, vertices
 
-GATES = ["constant", "shared", "input", "state"]
+GATES = ["constant", "shared", "input", "congruence", "state"]
 SKEW = np.array([[0.0, 1.0], [-1.0, 0.0]])
 IDENTITY, TANH = ACTIVATIONS["identity"], ACTIVATIONS["tanh"]
 ACTS = [ACTIVATIONS[name] for name in ("tanh", "relu", "sigmoid", "gelu", "identity")]
@@ -194,6 +194,74 @@ def test_no_certificate_exceeds_the_worst_vertex(gate: str, kind: str) -> None:
         flows, steps = flows + flow, steps + step
     assert flows >= 20  # not vacuous
     assert steps >= 12
+
+
+@pytest.mark.parametrize("solver", ["euler", "imex"])
+@pytest.mark.parametrize("kind", ["adadiag", "coupled", "edge"])
+def test_congruence_gates_stay_below_their_rate_and_factor(kind: str, solver: str) -> None:
+    """Gates at both bounds and between, slopes at all corners; L of any size costs nothing."""
+    rng = np.random.default_rng([len(kind), len(solver)])
+    certified, tightness = 0, 0.0
+    for _ in range(10 if kind == "edge" else 30):
+        terms, metric = random_net(rng, kind)
+        lo, hi = random_bounds(rng)
+        dt = float(rng.choice([0.02, 0.3, 1.0]) / hi)
+        bounds: dict[str, Any] = {"lo": lo, "hi": hi, "solver": solver}
+        found = certificate_of(terms, metric, gate="congruence", dt=dt, **bounds)
+        corners = np.sqrt(vertices([(lo, hi)] * terms.n))
+        roots = np.concatenate([corners, np.sqrt(rng.uniform(lo, hi, (12, terms.n)))])[:, None]
+        M, A, eye = array(metric.matrix()), ungated_jacobians(terms), np.eye(terms.n)
+        J = roots[..., None] * A * roots[:, :, None]
+        worst = rates(J.reshape(-1, *M.shape), M).min()
+        assert found.rate <= worst + 1e-12 * abs(worst)
+        q = found.step.contraction_factor  # type: ignore[union-attr]
+        if not found.step.certified:  # type: ignore[union-attr]
+            continue
+        steps, T = eye + dt * J, np.diag(np.sqrt(np.diag(M)))
+        if solver == "imex":
+            SLS = roots[..., None] * array(terms.L) * roots[:, :, None]
+            steps = np.linalg.solve(eye - dt * SLS, steps - dt * SLS)
+        worst = np.linalg.norm(T @ steps @ np.linalg.inv(T), 2, axis=(-2, -1)).max()
+        assert worst <= q * (1 + 1e-12)
+        certified, tightness = certified + 1, max(tightness, worst / q)
+    assert certified >= 3
+    assert tightness > 0.95, f"the tightest bound is {1 / tightness:.4f} times the worst step"
+
+
+def test_congruence_gates_take_any_coupling_and_phi_inside_as_written() -> None:
+    terms, metric = net([np.diag([0.9, -0.3])], np.ones(2), 1e4 * SKEW, forms=["r"])
+    found = certificate_of(terms, metric, gate="congruence", lo=1e-3, hi=0.2, dt=1.0, solver="imex")
+    assert found.step is not None
+    assert found.step.certified
+    assert found.rate == pytest.approx(1e-4, rel=1e-6)
+    assert not certificate_of(terms, metric, gate="input", lo=0.19, hi=0.2).certified
+    # With S before W and not before x under phi, one unit's S is another's: no such proof, and false.
+    W, s = np.array([[0.0, 0.9], [0.9, 0.0]]), np.array([1.0, 0.01])
+    J = s[:, None] * (s[:, None] * W) - np.diag(s**2)
+    assert np.linalg.eigvalsh((J + J.T) / 2).max() > 0
+    right = s[:, None] * (W - np.eye(2)) * s
+    assert np.linalg.eigvalsh(right).max() <= -0.1 * s.min() ** 2
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+def test_congruence_gates_by_imex_step_as_their_formula_says(form: str) -> None:
+    rng = torch.Generator().manual_seed(1)
+    parts = [Subnetwork(SingularValueBounded("tanh"), 3, form=form, generator=rng) for _ in range(2)]  # type: ignore[arg-type]
+    net = CTRNN(2, couple(parts, init_scale=5.0), gate="congruence", solver="imex", batch_first=True)
+    terms, u, x = net.field.terms(), normal(1, 1, 2), normal(1, 1, 6)
+    s = net.gates(net.gates.reader(u[0]), x[0])[0].sqrt()  # type: ignore[misc,operator]
+    W, L, z = terms.weight(), terms.L, x[0, 0]
+    drive = net.encoder(u[0, 0])
+    inner = W @ (s * z.tanh()) + drive if form == "x" else torch.tanh(W @ (s * z) + drive)
+    h = net.dt
+    left = torch.eye(6) - h * torch.diag(s) @ L @ torch.diag(s)
+    expected = torch.linalg.solve(left, z + h * s * (inner - s * z))
+    assert_close(net(u, x)[0][0, 0], expected, rtol=1e-12, atol=1e-12)
+    J = torch.func.jacrev(net.flow(u[0]))(x[0])[0, :, 0]
+    D = 1 - (z if form == "x" else W @ (s * z) + drive).tanh() ** 2
+    A = (W * D if form == "x" else D[:, None] * W) + L - torch.eye(6)
+    assert_close(J, s[:, None] * A * s, rtol=1e-10, atol=1e-12)
+    assert net.certificate().step.certified  # type: ignore[union-attr]
 
 
 def test_the_gate_bound_of_adadiag() -> None:  # oracle 29
@@ -478,7 +546,9 @@ def test_the_layer_does_what_its_formula_says(gate: str) -> None:
         z = p["constant"] if gate == "constant" else s @ p["reader.weight"].T + p["reader.bias"]
         z = z + p["state"] * x if gate == "state" else z
         nu = 0.1 + 0.1 / (1 + np.exp(-z))
-        x = x + 0.7 * nu * (-x + np.tanh(x) @ W.T + x @ L.T + b + s @ array(net.encoder.weight).T)
+        left, right = (np.sqrt(nu),) * 2 if gate == "congruence" else (nu, 1)
+        F = -right * x + (right * np.tanh(x)) @ W.T + (right * x) @ L.T
+        x = x + 0.7 * left * (F + b + s @ array(net.encoder.weight).T)
         assert_close(net(u)[0][:, k].detach(), torch.tensor(x), rtol=1e-12, atol=1e-12)
 
 
@@ -499,7 +569,10 @@ def test_step_by_step_equals_the_whole_sequence(gate: str, dtype: torch.dtype) -
 def test_gates_that_cannot_move_give_the_ungated_layer(gate: str) -> None:
     net, u = layer(gate, gate_bounds=(0.3, 0.3)), normal(3, 6, 2)
     ungated = CTRNN(2, net.field, dt=0.3, batch_first=True)
-    ungated.encoder = net.encoder
+    ungated.encoder = copy.deepcopy(net.encoder)
+    if gate == "congruence":  # the input is under one root of the gate, all else under both
+        for parameter in ungated.encoder.parameters():
+            parameter.data *= 0.3**-0.5
     assert_close(net(u)[0], ungated(u)[0], rtol=1e-12, atol=1e-12)
 
 
@@ -586,7 +659,7 @@ def test_small_steps_approach_the_flow(gate: str) -> None:
     assert errors[1] == pytest.approx(errors[0] / 2, rel=0.05)  # first order
 
 
-@pytest.mark.parametrize("gate", ["constant", "shared", "input"])
+@pytest.mark.parametrize("gate", ["constant", "shared", "input", "congruence"])
 def test_two_states_approach_at_every_certified_step(gate: str) -> None:
     net = layer(gate, gate_bounds=(0.19, 0.2), dt=2.0)
     certificate = net.certificate()
@@ -635,13 +708,14 @@ def test_copies_casts_and_modes_give_the_same_output(gate: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gate": "nope"}, "gate must be one of constant, shared, input, state"),
+        ({"gate": "nope"}, "gate must be one of constant, shared, input, congruence, state"),
         ({"gate_bounds": (0.0, 0.2)}, "0 < lo <= hi"),
         ({"gate_bounds": (0.3, 0.2)}, "0 < lo <= hi"),
         ({"gate_bounds": (0.1, float("nan"))}, "0 < lo <= hi"),
         ({"gate_bounds": (0.1, float("inf"))}, "0 < lo <= hi"),
         ({"gate": None, "gate_bounds": (0.1, 0.2)}, "need a gate"),
-        ({"solver": "imex"}, "solved by euler, a plain loop; got solver='imex'"),
+        ({"solver": "imex"}, "solved by euler.*; got solver='imex'"),
+        ({"gate": "congruence", "solver": "exponential-euler"}, "congruence gates by imex; got solver"),
         ({"dt": 0.0}, "dt must be positive"),
         ({"dt": float("nan")}, "dt must be positive"),
     ],
@@ -693,7 +767,7 @@ def test_the_published_model_has_the_published_size_and_no_certificate() -> None
     assert "one equilibrium" in certificate.reasons[0]
 
 
-@pytest.mark.parametrize("gate", ["constant", "shared", "input"])
+@pytest.mark.parametrize("gate", ["constant", "shared", "input", "congruence"])
 def test_the_other_gated_models_start_certified(gate: str) -> None:
     model = build_model(f"adadiag-gated-{gate}", 2, 3, modules=4, units=5, coupling="ring", dt=0.1)
     certificate = gated_core(model).certificate()
@@ -706,7 +780,7 @@ def test_gated_models_take_their_bounds_and_refuse_other_solvers() -> None:
     small: dict[str, Any] = {"modules": 2, "units": 3}
     model = build_model("adadiag-gated-input", 1, 2, gate_bounds=(0.5, 0.6), **small)
     assert (gated_core(model).gates.lo, gated_core(model).gates.hi) == (0.5, 0.6)
-    with pytest.raises(ConfigError, match="solved by euler, a plain loop; got solver='rk4'"):
+    with pytest.raises(ConfigError, match="got solver='rk4'"):
         build_model("adadiag-gated", 1, 2, solver="rk4", **small)
     with pytest.raises(ConfigError, match="nope"):
         build_model("adadiag-gated", 1, 2, nope=1, **small)

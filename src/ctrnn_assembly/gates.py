@@ -7,16 +7,23 @@
 | constant | a, one for each unit | as with tau = 1 / nu |
 | shared | g.u + c, one for all units | rate lo lam |
 | input | G u + c | if (hi - lo) omega < 2 lo lam, for AdaDiag's modules |
+| congruence | G u + c | rate lo lam, for every L |
 | state | G u + c + d o x, as published | none |
+
+"congruence" has S = diag(nu)^1/2 on both sides of every weight, which no coupling can turn against the
+metric; with phi inside W S x stands under phi:
+
+    x' = S (-S x + W S phi(x) + L S x + W_in u + b)
 
 omega = ||L|| and lam is the rate at nu = 1, so certified input gates need hi close to lo, weak coupling,
 or fast modules. The published bounds, lo = 1e-5 and hi = 0.2 with dt = 1 and "state", can diverge
 under a bounded input although each gate of theirs, held constant, is stable.
 
-Source: AdaDiag 2026 (gates "input and state", x + nu o F); corrections E14 and section 3 of THEORY.
+Source: AdaDiag 2026 (gates "input and state", x + nu o F); corrections E14 and sections 3 and 12 of
+THEORY.
 """
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +31,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates.gates import Gate as Gate
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
 
 
 class Gates(nn.Module):
@@ -31,8 +39,8 @@ class Gates(nn.Module):
 
     Args:
         kind: one of the module's table.
-        metric: of the field; a constant gate is one number for each unit, or for each module whose
-            metric is dense, with which different gates do not commute.
+        metric: of the field; a constant or congruence gate is one number for each unit, or for each
+            module whose metric is dense, with which different gates do not commute.
         bounds: (lo, hi), 0 < lo <= hi, per unit of time.
     """
 
@@ -52,12 +60,13 @@ class Gates(nn.Module):
         self.lo, self.hi = bounds
         if not 0 < self.lo <= self.hi < float("inf"):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
+        self.sizes = metric.sizes
+        self.free = [len(f.theta) if f.is_diagonal else 1 for f in metric.factors]
         if kind == "constant":
-            self.sizes = metric.sizes
-            self.free = [len(f.theta) if f.is_diagonal else 1 for f in metric.factors]
             self.constant = nn.Parameter(torch.zeros(sum(self.free)))
             return
-        self.reader = nn.Linear(input_size, 1 if kind == "shared" else metric.size)
+        numbers = {"shared": 1, "congruence": sum(self.free)}.get(kind, metric.size)
+        self.reader = nn.Linear(input_size, numbers)
         for parameter in self.reader.parameters():  # as nn.Linear does, from the given generator
             nn.init.uniform_(parameter, -(input_size**-0.5), input_size**-0.5, generator=generator)
         if kind == "state":
@@ -67,10 +76,36 @@ class Gates(nn.Module):
         """nu, (batch, n) or (batch, 1), for z of the `reader` and the state x (batch, n)."""
         if self.kind == "state":
             z = z + self.state * x
+        if self.kind == "congruence":
+            z = self._of_units(z)
         return self.lo + (self.hi - self.lo) * torch.sigmoid(z)
 
     def constants(self) -> Tensor:
         """nu of constant gates, (n,)."""
-        own = zip(self.constant.split(self.free), self.sizes, strict=True)
-        z = torch.cat([numbers.expand(n) for numbers, n in own])
-        return self.lo + (self.hi - self.lo) * torch.sigmoid(z)
+        return self.lo + (self.hi - self.lo) * torch.sigmoid(self._of_units(self.constant))
+
+    def _of_units(self, z: Tensor) -> Tensor:
+        own = zip(z.split(self.free, dim=-1), self.sizes, strict=True)
+        return torch.cat([numbers.expand(*z.shape[:-1], n) for numbers, n in own], dim=-1)
+
+    def flow(self, terms: Terms, z: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """x', (batch, n), for z of the `reader`, x (batch, n) and u (batch, m) or (batch, n)."""
+        nu = self(z, x)
+        if self.kind != "congruence":
+            return nu * terms.drift(x, u)
+        s = nu.sqrt()
+        out = self._explicit(terms, s, x, u)
+        return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
+
+    def step(self, terms: Terms, solver: str, h: Any, z: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """x+ of a step of length h, a number or (batch, 1), by euler, or by imex with S L S implicit."""
+        if solver == "euler" or terms.L is None:
+            return x + h * self.flow(terms, z, x, u)
+        s = self(z, x).sqrt()
+        implicit = torch.eye(terms.n).to(x) - (h * s)[:, :, None] * terms.L * s[:, None]
+        return torch.linalg.solve(implicit, x + h * self._explicit(terms, s, x, u))
+
+    @staticmethod
+    def _explicit(terms: Terms, s: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
+        """All of the congruence field but S L S x."""
+        return s * (terms.nonlinear(x, terms.inject(u), s) - s * x)

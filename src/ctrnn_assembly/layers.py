@@ -49,7 +49,8 @@ class CTRNN(Recurrent):
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         dt: time between samples, in the unit of tau.
         substeps: equal solver steps from one sample to the next, of dt / substeps, under the held input.
-        solver: one of `ctrnn_assembly.schemes.SOLVERS`; gates that read input or state take "euler".
+        solver: one of `ctrnn_assembly.schemes.SOLVERS`; gates that read input or state take
+            "euler", congruence gates "imex" too.
         interpolation: u(t) between samples for torchdiffeq's methods.
         rtol, atol, gradient, recompute (of `last` only), matmul_precision, backend: see `solve`.
         bias: whether the encoder has a bias b_in.
@@ -145,10 +146,11 @@ class CTRNN(Recurrent):
             self.gates = Gates(gate, input_size, field.metric(), bounds=bounds, generator=generator)
             for name, value in {"solver": solver, **of_loop}.items():
                 needed = signature(CTRNN).parameters[name].default
-                if gate != "constant" and value != needed:
+                if gate != "constant" and value != needed and (gate, value) != ("congruence", "imex"):
+                    also = ", or congruence gates by imex" if name == "solver" else ""
                     raise ConfigError(
-                        f"gates that read input or state are solved by euler, a plain loop; got {name}="
-                        f"{value!r}. Use {name}={needed!r}, or constant gates, or flow(u)(x)."
+                        f"gates that read input or state are solved by euler, a plain loop{also}; got "
+                        f"{name}={value!r}. Use {name}={needed!r}, or constant gates, or flow(u)(x)."
                     )
         elif gate_bounds is not None:
             raise ConfigError(f"gate_bounds={gate_bounds} need a gate, such as gate='constant'.")
@@ -221,11 +223,13 @@ class CTRNN(Recurrent):
             reason = f"operands rounded to {precision} make a step for which no proof is known"
             reason += "; use matmul_precision='full'"
             return replace(found, step=StepCertificate.refused(solver, dt, reason))
-        if solver != "euler":
+        if solver != "euler" and (g.kind, solver) != ("congruence", "imex"):
             raise ConfigError(
-                f"steps of gates that read input or state are those of euler; got {solver!r}."
+                "steps of gates that read input or state are those of euler, of congruence gates also "
+                f"those of imex: exponential-euler has no closed form for them; got {solver!r}."
             )
-        return certify_gated(self._driven()[0], self.metric(), gate=g.kind, lo=g.lo, hi=g.hi, dt=dt)
+        bounds: dict[str, Any] = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
+        return certify_gated(self._driven()[0], self.metric(), **bounds, dt=dt, solver=solver)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
@@ -240,7 +244,7 @@ class CTRNN(Recurrent):
         if gates is None:
             return lambda x: terms(x, drive)
         z = gates.reader(sample)
-        return lambda x: gates(z, x) * terms.drift(x, drive)
+        return lambda x: gates.flow(terms, z, x, drive)
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """The firing rates of states x, (..., n): phi(x) of x-form modules, x of r-form modules,
@@ -310,7 +314,7 @@ class CTRNN(Recurrent):
         def step(u: Tensor, x: Tensor) -> Tensor:
             z, drive = gates.reader(u) if gates else None, encode(u)
             for _ in range(self.substeps):
-                x = x + h * gates(z, x) * terms.drift(x, drive) if gates else move(x, drive)
+                x = gates.step(terms, self.solver, h, z, x, drive) if gates else move(x, drive)
             return x
 
         return step
@@ -344,7 +348,7 @@ class CTRNN(Recurrent):
         return solution.x[:, 1:], solution.last
 
     def _gated_states(self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
-        """Forward Euler under gates that read input or state, (batch, time + 1, n), x first."""
+        """The loop under gates that read input or state, (batch, time + 1, n), x first."""
         with torch.autocast(x.device.type, enabled=False):
             terms, encode = self._driven()
             times, steps = step_grid(x, None, u, dt, lengths)  # (time, 1 or batch)
@@ -352,12 +356,12 @@ class CTRNN(Recurrent):
             for z, drive, step in zip(gates.reader(samples), encode(samples), steps.to(x), strict=True):
                 v = states[-1]
                 for _ in range(self.substeps):
-                    v = v + step[:, None] / self.substeps * gates(z, v) * terms.drift(v, drive)
+                    v = gates.step(terms, self.solver, step[:, None] / self.substeps, z, v, drive)
                 states.append(v)
             stacked = torch.stack(states)
             stacked = stacked if lengths is None else freeze(stacked, lengths)
         if not holds(stacked[-1].isfinite()):
-            raise overflow(stacked, times, "euler")
+            raise overflow(stacked, times, self.solver)
         return stacked.transpose(0, 1)
 
 

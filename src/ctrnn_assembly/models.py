@@ -144,6 +144,9 @@ MODELS = {
     "adadiag-gated-input": _gated(
         "with gates of the input; certified while (hi - lo) ||L|| < 2 lo lam", "input", (0.18, 0.2)
     ),
+    "adadiag-gated-congruence": _gated(
+        "with congruence gates of the input; certified whatever ||L|| is", "congruence", (0.02, 0.2)
+    ),
     "unconstrained": Model("trained W without a constraint; no certificate", sets.Unconstrained),
     "published-sparse-combo": Model(
         "Sparse Combo Net as its code was published; no certificate",

@@ -76,11 +76,18 @@ class Terms:
             return self.bias if u is None else self.bias + u
         return torch.addmm(self.bias, u, self.W_in.mT)
 
-    def nonlinear(self, x: Tensor, drive: Tensor) -> Tensor:
-        """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u."""
-        out = self.post(self.apply_weight(self.pre(x)) + drive)
+    def nonlinear(self, x: Tensor, drive: Tensor, s: Tensor | None = None) -> Tensor:
+        """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u.
+
+        s, (batch, n), scales what W and the edges are multiplied with, by default not at all.
+        """
+
+        def read(phi: Elementwise) -> Tensor:
+            return phi(x) if s is None else s * phi(x)
+
+        out = self.post(self.apply_weight(read(self.pre)) + drive)
         for edge in self.edges:
-            out = out + edge.psi(x) @ edge.K.mT
+            out = out + read(edge.psi) @ edge.K.mT
         return out
 
     def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:

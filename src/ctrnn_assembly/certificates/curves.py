@@ -99,10 +99,10 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
         return factor_curves(terms, metric, near=near)
 
     def factor(dt: float) -> float:
-        step = layer.certificate(dt=dt * layer.substeps).step
+        step = layer.certificate(dt=dt * layer.substeps, solver="euler").step
         return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
 
-    step = layer.certificate(dt=near * layer.substeps).step
+    step = layer.certificate(dt=near * layer.substeps, solver="euler").step
     largest = 0.0 if step is None else step.max_dt
     bounds = {"euler": chords(StepProof(factor, largest), 12, near)}
     return _sampled(bounds, {"euler": largest}, near)

@@ -1,13 +1,16 @@
 """Gated time scales, v' = nu o F(v, u) with F = tau v' of `terms` and nu in [lo, hi]: what is proven.
 
 Constant gates contract with tau = 1 / nu, one number a module where the metric is dense; shared ones at
-the rate lo lam in the same metric; those of the input at a rate below lo lam in a diagonal metric; those
-of the state are not known to. Source: THEORY section 3, (a) to (d), with the bounds and the steps.
+the rate lo lam in the same metric, as congruence gates; those of the input at a rate below lo lam in a
+diagonal metric; those of the state are not known to. Source: THEORY section 3, (a) to (d), with the
+bounds and the steps, and section 12.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,33 +24,48 @@ from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
-Gate = Literal["constant", "shared", "input", "state"]
+Gate = Literal["constant", "shared", "input", "congruence", "state"]
 # Rounding of the few scalar operations below, generously.
 SLACK = 1e-13
 
 
 @torch.no_grad()
 def certify_gated(
-    terms: Terms, metric: Metric, *, gate: Gate, lo: float, hi: float, dt: float | None = None
+    terms: Terms,
+    metric: Metric,
+    *,
+    gate: Gate,
+    lo: float,
+    hi: float,
+    dt: float | None = None,
+    solver: str = "euler",
 ) -> Certificate:
     """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given; nu is not constant.
 
     `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time. Of the `Certificate`, `modules`
-    and `coupling` describe the field at nu = 1.
+    and `coupling` describe the field at nu = 1. Only congruence gates have a solver besides Euler, imex.
 
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
-    if gate not in ("shared", "input", "state"):
+    if gate not in get_args(Gate)[1:]:
         fix = "Constant gates are time constants: certify with tau = 1 / nu."
-        raise unknown("gate", gate, ("shared", "input", "state"), fix)
+        raise unknown("gate", gate, get_args(Gate)[1:], fix)
     if not 1 / LARGEST <= lo <= hi <= LARGEST:
         raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
     if not bool((terms.tau == 1).all()):
         raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
-    if gate == "shared":
-        fastest = certify(terms, metric, dt=None if dt is None else dt * hi, search="none")
-        return _shared(fastest, lo, hi, dt)
+    if gate in ("shared", "congruence"):
+        longest = None if dt is None else dt * hi
+        fastest = certify(terms, metric, dt=longest, solver=solver, search="none")
+        slowed = _mean if gate == "shared" else _root_mean
+        if gate == "congruence" and longest is not None and solver == "imex":
+            alone, cost = certify(replace(terms, L=None), metric, dt=longest, search="none"), 0.0
+            if fastest.coupling.cost > 0 and fastest.step is not None:  # then gates may refuse less dt
+                cost = longest * fastest.coupling.cost * (1 + SLACK)
+                fastest = replace(fastest, step=replace(fastest.step, max_dt=0.0))
+            slowed = partial(_implicit, alone.step, cost)
+        return _slowed(fastest, lo, hi, dt, slowed)
     ungated = certify(terms, metric, search="none")
     if gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
@@ -75,13 +93,31 @@ def _refused(ungated: Certificate, rate: float, reason: str, dt: float | None) -
     return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
 
 
-def _shared(fastest: Certificate, lo: float, hi: float, dt: float | None) -> Certificate:
-    """From the certificate of the field with the step dt hi; slower steps follow by convexity."""
+def _mean(q: float, left: float) -> float:
+    """The factor of a step as long as a share `left` of one with the factor q, by convexity."""
+    return 1 - (1 - q) * left
+
+
+def _root_mean(q: float, left: float) -> float:
+    """Of an Euler step under congruence gates, where the ungated step of the fastest has q."""
+    return math.sqrt(max(0.0, 1 - (1 - q * q) * left) + 8 * UNIT)
+
+
+def _implicit(alone: StepCertificate | None, cost: float, q: float, left: float) -> float:
+    """Of an imex step: the Euler factor of the modules alone, and what their coupling costs."""
+    own = None if alone is None else alone.contraction_factor
+    return math.inf if own is None or own >= 1 or cost >= 1 else _root_mean(own, left) / (1 - cost)
+
+
+def _slowed(
+    fastest: Certificate, lo: float, hi: float, dt: float | None, of: Callable[[float, float], float]
+) -> Certificate:
+    """From the certificate of the field with the step dt hi; `of` gives the factor of slower ones."""
     step = fastest.step
     if dt is not None and step is not None:
         q, step = step.contraction_factor, replace(step, dt=dt)
         if q is not None and q < 1:
-            factor = 1 - (1 - q) * (lo / hi) * (1 - SLACK) + 2 * UNIT
+            factor = of(q, lo / hi * (1 - SLACK)) + 8 * UNIT
             step = replace(step, contraction_factor=factor)
             if step.certified and factor >= 1:
                 reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
