@@ -18,10 +18,10 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.cascade import gain_matrix, samples_until, weighted_factor
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.schemes import SCHEMES, step_pair
-from ctrnn_assembly.stack import Mixer, SequenceNorm, Stack
+from ctrnn_assembly.stack import Layer, Mixer, SequenceNorm, Stack
 from solver_problems import F64, normal
 
 NORMS, MIXES = ("batch", "layer", "rms", "none"), ("linear", "glu", "tanh-glu", "mlp")
@@ -360,3 +360,71 @@ def test_samples_until_is_the_smallest_count_and_stays():
 def test_wrong_settings_are_refused_in_one_sentence(make, why):
     with pytest.raises(ConfigError, match=why):
         make()
+
+
+def losses(net, u, dtype=F64):
+    """Output, last states, every gradient and the statistics of one training step's two passes."""
+    torch.manual_seed(3)
+    u = u.detach().to(dtype).requires_grad_()
+    x0 = (0.1 * normal(len(u), net.state_size)).to(dtype).requires_grad_()
+    output, last = net(u, x0[None])
+    (output.sin().sum() + last.square().sum()).backward()
+    found = [output, last, u.grad, x0.grad, *(p.grad for p in net.parameters()), *net.buffers()]
+    return [tensor.detach() for tensor in found]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("norm", "phi", "solver", "fields"),
+    [
+        ("batch", "tanh", "exponential-euler", None),
+        ("none", "relu", "euler", None),
+        ("batch", None, "imex", None),
+    ],
+)
+def test_the_compiled_layers_have_the_values_and_gradients_of_plain_ones(
+    norm, phi, solver, fields, training, monkeypatch
+):
+    nets = []
+    for _ in range(2):
+        net = stack(norm=norm, phi=phi, solver=solver, dropout=0.2, scale=0.7, dt=0.6).train(training)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.1 * normal(*p.shape, seed=p.numel()))
+        nets.append(net)
+    # Pieces of several sequences, of which the last is smaller, and of less than one.
+    for u in (normal(75, 30, 2), normal(2, 790, 2)):
+        found = losses(nets[0], u)
+        with monkeypatch.context() as patch:
+            patch.setattr(Layer, "fused", lambda *_: None)
+            for a, b in zip(found, losses(nets[1], u), strict=True):
+                assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_compiled_layers_in_float32_are_near_those_in_float64():
+    net, u = stack().train(), normal(30, 40, 2)
+    exact = losses(net, u)
+    net.zero_grad()
+    for a, b in zip(losses(stack().train().float(), u, torch.float32), exact, strict=True):
+        assert_close(a.double(), b, rtol=1e-3, atol=2e-5 * float(b.abs().max()) + 1e-5)
+
+
+def test_compiled_layers_are_differentiated_twice():
+    net = stack(depth=2).train()
+    u = normal(3, 4, 2).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda u: net(u)[0].square().sum((1, 2)), u, atol=1e-7)
+
+
+@pytest.mark.parametrize("part", ["norm", "mix", "B"])
+def test_a_hooked_part_of_a_layer_is_called(part):
+    net, seen = stack(), []
+    before = net(normal(2, 9, 2))[0]
+    getattr(net.layers[1], part).register_forward_hook(lambda *_: seen.append(1))
+    assert_close(net(normal(2, 9, 2))[0], before, rtol=1e-10, atol=1e-12)
+    assert seen == [1]
+
+
+def test_an_overflow_in_a_compiled_layer_says_when_and_where():
+    net = stack(phi="relu", norm="none", solver="euler", dt=20.0)
+    with torch.no_grad(), pytest.raises(SolverError, match=r"the state became .* at t = "):
+        net(1e300 * normal(2, 400, 2).abs())

@@ -166,7 +166,7 @@ ACTIVATIONS = {
         _proven("leaky_relu", F.leaky_relu, _widened(0.01, 1.0)),
         _proven("selu", F.selu, (0.0, 1.7580993408473768)),  # scale times alpha, rounded up
         # Not monotone: accepted by Theorems 1 and 5 only. Proven by interval arithmetic in the tests.
-        _proven("gelu", F.gelu, (-0.12890423, 1.12890423)),
+        _proven("gelu", F.gelu, (-0.12890423, 1.12890423), lambda v, x, y: aten.gelu_backward(v, x)),
         _proven("gelu_tanh", partial(F.gelu, approximate="tanh"), (-0.1289931, 1.1289931)),
         _proven("silu", F.silu, (-0.09983935, 1.09983935)),
     )

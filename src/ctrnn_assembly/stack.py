@@ -27,10 +27,12 @@ from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
-from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers import layer as fused
+from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.solvers.grid import freeze
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import holds, transformed
 
 Norm = Literal["batch", "layer", "rms", "none"]
 Mix = Literal["linear", "glu", "tanh-glu", "mlp"]
@@ -60,16 +62,22 @@ class SequenceNorm(nn.Module):
             return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
             return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
-        mean: Tensor = self.mean
-        var: Tensor = self.var
-        if self.training:
-            rows = s.flatten(0, -2) if valid is None else s[valid]
-            var, mean = torch.var_mean(rows, 0, correction=0)
+        if not self.training:
+            scale, shift = self.affine(self.mean, self.var)
+            return torch.addcmul(shift, s, scale)
+        rows = s.flatten(0, -2) if valid is None else s[valid]
+        var, mean = torch.var_mean(rows, 0, correction=0)
+        scale, shift = self.affine(mean, var, len(rows))
+        return torch.addcmul(shift, s, scale)
+
+    def affine(self, mean: Tensor, var: Tensor, count: int = 0) -> tuple[Tensor, Tensor]:
+        """Batch norm is s -> scale o s + shift; statistics of `count` samples are tracked."""
+        if count:
             with torch.no_grad():
                 self.mean.lerp_(mean, 0.1)
-                self.var.lerp_(var * len(rows) / max(1, len(rows) - 1), 0.1)
+                self.var.lerp_(var * count / max(1, count - 1), 0.1)
         scale = self.weight * (var + self.eps).rsqrt()
-        return torch.addcmul(self.bias - mean * scale, s, scale)
+        return scale, self.bias - mean * scale
 
     def lipschitz(self) -> float:
         """Of the map of one sample, in evaluation mode; inf for batch norm in training mode."""
@@ -164,10 +172,39 @@ class Layer(nn.Module):
     def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
         """What the layer passes on, for its input s, v = norm(s) and its new states x."""
         y = self.mix(self.phi(self.C(x) + self.d * v))
-        if self.training and self.dropout:  # one mask for all times of a sequence
-            shape = (len(y), *(1,) * (y.ndim - 2), y.shape[-1])
-            y = y * F.dropout(y.new_ones(shape), self.dropout)
+        if self.training and self.dropout:
+            y = y * self.mask(y).view(len(y), *(1,) * (y.ndim - 2), -1)
         return s + self.scale * y
+
+    def mask(self, y: Tensor) -> Tensor:
+        """Of dropout, (batch, width), one for all times of a sequence."""
+        return F.dropout(y.new_ones(len(y), y.shape[-1]), self.dropout, self.training)
+
+    def fused(self, s: Tensor, x0: Tensor, dt: float, solver: str) -> tuple[Tensor, Tensor] | None:
+        """What the layer passes on and its last states, all passes in cache; None where it cannot."""
+        terms = self.terms()
+        if not self._is_fusible(terms, s, x0, solver):
+            return None
+        scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
+        if self.norm.kind == "batch" and self.training:
+            s, mean, var = fused.moments(s)
+            scale, shift = self.norm.affine(mean, var, s.shape[0] * s.shape[1])
+        elif self.norm.kind == "batch":
+            scale, shift = self.norm.affine(self.norm.mean, self.norm.var)
+        B = self.B.weight * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
+        kind, pair = pairs.of_steps(SCHEMES[solver], terms, torch.tensor([dt], dtype=s.dtype))
+        x, y = (B * scale, terms.bias + B @ shift), (self.C.bias + self.d * shift, self.d * scale)
+        mix, k = self.mix.inner, self.scale * self.mask(s)
+        return fused.layer(self.phi, kind, s, *pair, x0, *x, self.C.weight, *y, mix.weight, mix.bias, k)
+
+    def _is_fusible(self, terms: Terms, s: Tensor, x0: Tensor, solver: str) -> bool:
+        if self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
+            return False
+        made = self.norm.kind in ("batch", "none") and self.mix.kind == "tanh-glu"
+        biases = (self.B.bias, self.C.bias, self.mix.inner.bias)
+        usual = [bias is None for bias in biases] == [True, False, False] and terms.W_in is None
+        same = s.dtype == x0.dtype == terms.tau.dtype
+        return made and usual and same and solver in SCHEMES and pairs.is_paired(terms, x0)
 
     @torch.no_grad()
     def bound(
@@ -336,6 +373,11 @@ class Stack(Recurrent):
         s, last = self.encoder(u), []
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
+            found = layer.fused(s, z, self.dt, self.solver) if lengths is None and dt is None else None
+            if found is not None and holds(found[1].isfinite()):
+                s = found[0]
+                last.append(found[1])
+                continue
             v = layer.norm(s, valid)
             states, end = self._states(layer, v, z, lengths, dt)
             last.append(end)

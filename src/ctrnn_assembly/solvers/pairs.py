@@ -49,16 +49,22 @@ def is_paired(terms: Terms, x0: Tensor) -> bool:
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
     """All states, (time + 1, batch, n), x0 first; arguments as of `schemes.integrate`."""
     lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
-    A, C = pair_matrices(scheme, terms, lengths)
-    w = torch.cat([block.flatten() for block in terms.blocks])
+    kind, pair = of_steps(scheme, terms, lengths)
     e = terms.inject(None if drive is None else drive.transpose(0, 1).flatten(0, 1))
     batch, steps = len(x0), len(dt)
     e = e.view(batch, steps, -1) if drive is not None else e.expand(batch, steps, -1)
+    states = _Integrate.apply(*kind, which.mT.numpy(), *pair, e, x0)
+    return states.transpose(0, 1)
+
+
+def of_steps(
+    scheme: Scheme, terms: Terms, dt: Tensor
+) -> tuple[tuple[str, bool], tuple[Tensor, Tensor, Tensor]]:
+    """(name of phi, whether it is inside), and A, C, (k, 4, n / 2), and w, (n,), of steps dt (k,)."""
     inside = terms.pre.is_identity and not terms.post.is_identity
     name = (terms.post if inside else terms.pre).runs[0][0].name
-    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in (A, C))
-    states = _Integrate.apply(name, inside, which.mT.numpy(), A, C, w, e, x0)
-    return states.transpose(0, 1)
+    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, dt))
+    return (name, inside), (A, C, torch.cat([block.flatten() for block in terms.blocks]))
 
 
 class _Integrate(torch.autograd.Function):
@@ -68,7 +74,7 @@ class _Integrate(torch.autograd.Function):
         *given, x0 = arrays
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        _kernels(name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        kernels(name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
         result = torch.from_numpy(states)
         ctx.kind = name, inside, np.ascontiguousarray(which)
         ctx.save_for_backward(*tensors, result)
@@ -84,7 +90,7 @@ class _Integrate(torch.autograd.Function):
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
         found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        _kernels(name, inside, A.dtype)[1](A, C, w, e, which, states, lam, *found)
+        kernels(name, inside, A.dtype)[1](A, C, w, e, which, states, lam, *found)
         return None, None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
 
 
@@ -106,14 +112,14 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 
 
 @cache
-def _kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
+def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
     """The compiled forward and adjoint loops of an activation, its place and a precision."""
     import numba
 
     fast = {"contract", "reassoc", "nsz", "arcp"}
     compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
     single = name == "tanh" and dtype == np.float32
-    phi, slope = map(compiled, (_tanh_float32, PHIS[name][1]) if single else PHIS[name])
+    phi, slope = map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
 
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:
@@ -179,7 +185,7 @@ def _kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
     return forward, adjoint
 
 
-def _tanh_float32(x: Any) -> Any:
+def tanh_float32(x: Any) -> Any:
     """tanh within 5e-7, as a ratio of polynomials that vectorises (the one of Eigen)."""
     x = min(max(x, np.float32(-7.905311)), np.float32(7.905311))
     s = x * x
