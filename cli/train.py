@@ -30,7 +30,8 @@ from ctrnn_cli.shared import (
     emit,
     facts,
     json_option,
-    plot_option,
+    output_options,
+    rows_of,
     table,
 )
 
@@ -154,22 +155,37 @@ def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
 @click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
 @click.option("--dt", type=float, help="with another time between samples: that changes the physics")
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
-@json_option
-@plot_option
+@click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
+@click.option("--samples", default=100, help="of the test set, for --radius  [default: 100]")
+@click.option("--steps", default=10, help="of the attack at each radius  [default: 10]")
+@click.option("--restarts", default=1, help="of the attack at each radius  [default: 1]")
+@click.option("--rate", default=0.25, help="the attack's step over the radius  [default: 0.25]")
+@output_options
 def evaluate_command(
-    folder: Path, data_dir: str | None, swap: list[dict[str, Any]], as_json: bool, plot: Any, **one: Any
+    folder: Path, data_dir: str | None, swap: list[dict[str, Any]], radius: bool, **one: Any
 ) -> None:
     """Load the weights of a run folder and read the test set.
 
     With another solver, substeps or dt, those of training are shown beside it. --swap makes a table of
     solvers, euler:8 being Euler with 8 substeps, and with --plot a picture. States that explode are
     warned of: the accuracy of such states means nothing.
+
+    --radius gives the size of a perturbation of the input, in units of what the net reads, below which
+    the class of a test sample provably stays, beside the smallest that an attack finds: of the largest
+    norm over time and of the root mean square. The claim is of the net in float64.
     """
     from ctrnn_assembly.certificates.wording import short_rows
     from ctrnn_assembly.training.run import Run, read_config
     from ctrnn_assembly.training.swap import measured, swapped
 
     read_config(folder)  # a run folder, not the name of a recipe
+    outputs = {key: one.pop(key) for key in ("as_json", "csv", "npz", "plot")}
+    attacked = {key: one.pop(key) for key in ("samples", "steps", "restarts", "rate")}
+    if radius and swap:
+        raise ConfigError("--radius is of one solver; drop --swap, or name it by --solver.")
+    if radius:
+        show_radius(Run.open(folder, data_dir=data_dir, **one), outputs, **attacked)
+        return
     if swap and (one["solver"] or one["substeps"]):
         raise ConfigError("--swap has its own solvers and substeps, such as euler:8; drop the others.")
     changed = any(value is not None for value in one.values())
@@ -201,9 +217,65 @@ def evaluate_command(
         f"{run.title}: test accuracy {top.accuracy:.4f}, largest state {top.largest_state:.4g}",
         *[table(shown, SWAPS, title="the same weights, swapped solvers")] * bool(rest),
         *(f"{key}: {value}" for key, value in proven),
+        columns=SWAPS,
+        arrays={f"largest_{each.name}": each.largest for each in found},
         figure=figure,
-        as_json=as_json,
-        plot=plot,
+        **outputs,
+    )
+
+
+def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any) -> None:
+    """Certified radii of the first test samples, and those of an attack, by norm."""
+    import numpy as np
+    import torch
+
+    from ctrnn_assembly.certificates.robustness import NORMS, certified_radii
+    from ctrnn_assembly.diagnostics.attack import attack
+
+    model, made = run.build(double=True).requires_grad_(False), []
+    u, y, lengths = run.inputs("test", samples)
+    for part in torch.arange(samples).split(64):
+        given = u[part], None if lengths is None else lengths[part]
+        logits, proven = certified_radii(model, *given)
+        attacked = [attack(model, *given, norm=norm, **strength) for norm in NORMS]
+        made.append(torch.stack([logits.argmax(1) == y[part], *proven, *attacked]))
+    right, *found = torch.cat(made, 1).numpy()
+    kept, names = right > 0, [f"{bound}_{norm}" for bound in ("certified", "attack") for norm in NORMS]
+    radii = {name: np.where(kept, radius, 0.0) for name, radius in zip(names, found, strict=True)}
+    known = np.concatenate([radius[(radius > 0) & np.isfinite(radius)] for radius in radii.values()])
+    if not len(known):
+        raise ConfigError(f"none of {samples} test samples is right with a margin; train further.")
+    at = np.array([float(f"{r:.1g}") for r in np.geomspace(known.min(), known.max(), 7)])
+    curve = [Column("radius", "radius", ".1g", at)]
+    for name, radius in radii.items():
+        curve.append(Column(name, name.replace("_", ", "), ".3f", (radius > at[:, None]).mean(1)))
+    unit, norms, said = getattr(run.task.sequence, "unit", 1.0), {}, []
+    for norm in NORMS:
+        pair = [radii[f"{bound}_{norm}"][kept] for bound in ("certified", "attack")]
+        low, high, ratio = map(float, map(np.median, (*pair, pair[1] / pair[0])))
+        norms[norm] = {"certified": low, "attack": high, "ratio": ratio}
+        text = (
+            f"{norm} over time: certified {low:.3g} ({unit * low:.3g} in raw units), attack {high:.3g}"
+        )
+        said.append(f"{text}, {ratio:.3g} times as large: medians of the samples that are right")
+
+    def figure() -> Any:
+        from ctrnn_assembly.figures.curves import radius_figure
+
+        return radius_figure(radii, title=run.title)
+
+    columns = [Column(name, name, "", radius) for name, radius in radii.items()]
+    clean, title = float(kept.mean()), f"{run.title}: share of {samples} test samples that stay right"
+    emit(
+        {**run.about(), "test_accuracy": clean, "unit": unit, "norms": norms, "curve": rows_of(curve)}
+        | {"rows": rows_of(columns)},
+        table(rows_of(curve), curve, title=title),
+        f"without a perturbation: {clean:.4f}; its units are those of the net's input",
+        *said,
+        columns=columns,
+        arrays=radii,
+        figure=figure,
+        **outputs,
     )
 
 

@@ -254,6 +254,11 @@ class PixelSequence:
     order: Tensor | None = None
     augment: bool = False
 
+    @property
+    def unit(self) -> float:
+        """What one unit of a step's vector is of a pixel's values, at least."""
+        return self.scale * min(self.std or (1.0,))
+
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Map a batch; augment only where a generator is given. Repeats bit for bit from it."""
         if generator is not None and self.augment:

@@ -1,7 +1,7 @@
 """Runs over their epochs: accuracy and loss, and how much of the certificate is left."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,21 @@ def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
     for face, label in ((style.GREY, "its step is certified"), ("white", "its step is not certified")):
         left.plot([], [], "o", color=style.GREY, markerfacecolor=face, label=label)
     style.legend_below(figure, [left], 2)
+    return figure
+
+
+@style.printed
+def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
+    """Accuracy over the size of a perturbation, from the radius of each sample: 0 if it is wrong."""
+    figure = style.new_figure(3.2, f"{title}: accuracy under perturbed inputs")
+    axes = figure.subplots()
+    for k, (name, found) in enumerate(radii.items()):
+        known = np.sort(found[found > 0])
+        left = 100 * np.arange(len(known), 0, -1) / len(found)
+        look = {"color": style.COLOURS[k], "linestyle": ("-", DASHED)[name.startswith("attack")]}
+        axes.step(known, left, where="pre", label=name, **look)
+    axes.set(xscale="log", ylim=(0, 101), xlabel="perturbation of the input", ylabel="test accuracy (%)")
+    style.legend_below(figure, [axes], 4)
     return figure
 
 

@@ -1,0 +1,137 @@
+"""Perturbations of a classifier's input that provably leave its class.
+
+Two copies of a net from one start, whose inputs differ by delta_t: the distances e_l of their states in
+the metric of layer l, and s_l of what enters it, are at most those of a positive linear system,
+
+    e_l+ = q_l e_l + a_l s_l,    s_l+1 = p_l s_l + c_l e_l+,    s_1 = a_0 |delta_t|.
+
+With h_0, h_1, ... its impulse response and H_k = h_0 + ... + h_k, what the readout sees after T samples
+moves by at most sum_t w_t |delta_t|, w_t = h_{T-t} for the last output and H_{T-t} / T for the mean:
+by sum_t w_t for one unit of max_t |delta_t|, by sqrt(T) ||w||_2 for one of the root mean square. Logit y
+then falls behind logit j by at most ||r_y - r_j|| times as much, r the readout's rows in that metric. A
+single CTRNN is one layer, p = 0 and c = 1; m substeps make q^m and a (1 + ... + q^(m-1)).
+
+The claim is of the net in float64, and of margins less 1e-9 (1 + largest logit), which is far more than
+float64 rounds. Source: THEORY section 13.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly.certificates.cascade import SLACK, LayerBound
+from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.layers import CTRNN, SequenceClassifier
+from ctrnn_assembly.recurrent import is_plain
+from ctrnn_assembly.schemes import SCHEMES, step_pair
+from ctrnn_assembly.stack import Stack, norm_bound
+from ctrnn_assembly.terms import Terms
+
+NORMS = ("largest", "rms")  # of |delta_t| over time
+
+
+@torch.no_grad()
+def certified_radii(
+    model: SequenceClassifier, u: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (samples, k), and the radii below which their class stays, (2, samples), by `NORMS`.
+
+    u: (samples, time, m), of a model in float64; lengths: valid samples of each, by default all.
+
+    Raises: ConfigError, with the reason, for a model of which no radius is proven.
+    """
+    core, readout = _proven(model), model.readout
+    found = core.certificate()
+    if isinstance(core, Stack):
+        layers = [layer.bound(core.dt, core.solver) for layer in core.layers]
+        entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
+    else:
+        terms, entry = core.terms().detach_cpu(), 1.0
+        layers = [LayerBound(found, "", _entering(terms, found), 1.0, 0.0)]
+        rows, off = _leaving(terms, found, readout.weight, model.readout_input == "rate")
+    gains = pooled_gains(impulse_response(layers, entry, u.shape[1]), model.pool)
+    logits = model(u, lengths=lengths)
+    y = logits.argmax(1, keepdim=True)
+    rounding = 1e-9 * (1 + logits.abs().amax(1, keepdim=True))
+    margins = (logits.gather(1, y) - logits - rounding).clamp(min=0)
+    apart = (rows[y[:, 0], None] - rows).norm(dim=-1) * (1 + SLACK) + 2 * off  # (samples, k)
+    kept = (margins / apart).nan_to_num(0.0, posinf=torch.inf).scatter(1, y, torch.inf).amin(1)
+    last = torch.full_like(y[:, 0], u.shape[1]) if lengths is None else lengths
+    return logits, kept * (1 - SLACK) / gains[:, last - 1]
+
+
+def impulse_response(layers: Sequence[LayerBound], entry: float, time: int) -> Tensor:
+    """h, (time,), rounded up: every term is a sum of products of nonnegative numbers."""
+    parts, h = [], []
+    for layer in layers:
+        step: Any = layer.certificate.step
+        q, m = step.contraction_factor, step.substeps
+        held = layer.input_gain * sum(q**k for k in range(m))
+        parts.append((q**m, held, layer.passed, layer.output_gain))
+    e = [0.0] * len(parts)
+    for t in range(time):
+        s = entry if t == 0 else 0.0
+        for k, (q, a, p, c) in enumerate(parts):
+            e[k] = q * e[k] + a * s
+            s = p * s + c * e[k]
+        h.append(s)
+    return torch.tensor(h, dtype=torch.float64) * (1 + SLACK)
+
+
+def pooled_gains(h: Tensor, pool: str) -> Tensor:
+    """What the readout sees after 1, 2, ... samples, for one unit of each norm: (2, time)."""
+    H, count = h.cumsum(0), torch.arange(1, len(h) + 1)
+    if pool == "last":
+        return torch.stack([H, (count * h.square().cumsum(0)).sqrt()])
+    return torch.stack([H.cumsum(0) / count, (H.square().cumsum(0) / count).sqrt()])
+
+
+def _proven(model: SequenceClassifier) -> Any:
+    """The core of a model that is no other map than its weights say, and whose step is certified."""
+    core: Any = model.core
+    if any(part.training for part in model.modules()):
+        raise ConfigError("no radius is proven in training mode; call model.eval().")
+    found = core.certificate()
+    if not found.step.certified:
+        reason = (*found.reasons, found.step.reason)[0]
+        raise ConfigError(f"no radius is proven, as the step is not certified: {reason}.")
+    kinds = (SequenceClassifier, Stack if isinstance(core, Stack) else CTRNN, nn.Linear, nn.Linear)
+    for part, kind in zip((model, core, model.readout, core.encoder), kinds, strict=True):
+        if type(part) is not kind or not is_plain(part, kind):
+            name = type(part).__name__
+            raise ConfigError(f"no radius is proven of {name} with hooks or methods of its own.")
+    if model.readout.weight.dtype != torch.float64:
+        raise ConfigError("a radius is of the model in float64; call model.double().")
+    return core
+
+
+def _entering(terms: Terms, found: Certificate) -> float:
+    """||Theta C D W_in|| over the slopes D of post, Theta that of diag(tau) M: one step's gain."""
+    step: Any = found.step
+    metric: Any = found.metric.matrix
+    W_in: Any = terms.W_in
+    _, C = step_pair(SCHEMES[step.solver], terms, terms.tau.new_tensor(step.dt))
+    theta = metric.detach_cpu().scaled(terms.tau.sqrt()).theta()
+    moved, g = theta @ (C.diag() if C.ndim == 1 else C), max(phi.g for phi, _ in terms.post.runs)
+    size = 1e-10 * float(theta.norm() * C.norm())
+    if terms.post.is_identity or (C.ndim == 1 and metric.is_diagonal):  # D stands at the left, too
+        return g * spectral_norm(moved @ W_in, size * float(W_in.norm()))
+    return g * spectral_norm(moved, size) * norm_bound(W_in)
+
+
+def _leaving(terms: Terms, found: Certificate, W_out: Tensor, rate: bool) -> tuple[Tensor, float]:
+    """The readout's rows W_out Theta^-1, (k, n), times g if firing rates are read; and their error."""
+    metric: Any = found.metric.matrix
+    if rate and not (terms.pre.is_identity or metric.is_diagonal):
+        raise ConfigError("no radius is proven of firing rates in a dense metric; read states.")
+    g, made = max(phi.g for phi, _ in terms.pre.runs) if rate else 1.0, []
+    columns, taus = (A.cpu().split(terms.sizes, -1) for A in (W_out, terms.tau))
+    for W, factor, tau in zip(columns, metric.factors, taus, strict=True):
+        balance = Balance.of(factor.theta.cpu().double(), tau)
+        rows, off = balance.raise_(W)
+        made.append((rows * (g * (1 + balance.skew)), g * float(off.norm())))
+    return torch.cat([rows for rows, _ in made], 1), sum(off for _, off in made)
