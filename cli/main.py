@@ -1,7 +1,9 @@
 """The command line `ctrnn`. A command's module is imported when the command is used, not before."""
 
+import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -30,6 +32,14 @@ KEPT = "What was saved before is kept."
 
 class Commands(click.Group):
     """Commands by name, which turn a user's mistakes into one sentence and exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run in this process, which draws to files only and whose stdout and stderr are open."""
+        os.environ["MPLBACKEND"] = "agg"  # a notebook leaves one of its own, which fails here
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

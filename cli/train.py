@@ -6,6 +6,8 @@
 import os
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +103,18 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         config = make_config(best, *layers, settings)
         if not (named or file):
             click.echo(start(config, best), err=True)
-        name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # The processes of a distributed run share one folder.
-        run = out or Path(os.environ.setdefault("CTRNN_RUN", str(Path("runs") / name)))
+        run = out or new_folder(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr
     watched = recorder(acc_events=True) if profile else None
     try:
         summary = fit(config, run, resume=resume is not None, profile=watched)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; `ctrnn train --resume {run}` goes on from the last epoch", err=True)
+        click.echo(interrupted(run), err=True)
         sys.exit(130)
+    finally:
+        if resume is None and out is None:
+            with suppress(OSError):  # it holds something
+                run.rmdir()
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
         ("validation accuracy", validation(summary)),
@@ -127,6 +131,31 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         averages.sort(key=lambda one: one.key not in STAGES)
         title = "time of training: stages, with what they call, and the longest operations"
         click.echo(averages.table(row_limit=len(STAGES) + 10, header=title), err=as_json)
+
+
+def new_folder(config: TrainConfig) -> Path:
+    """A folder of this run alone, made below runs/; the processes of a distributed run share it."""
+    several = config.devices * config.nodes > 1
+    if several and "CTRNN_RUN" in os.environ:
+        return Path(os.environ["CTRNN_RUN"])
+    name = f"{config.task.replace(':', '-')}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for k in count(1):
+        run = Path("runs") / (name if k == 1 else f"{name}-{k}")
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            break
+    if several:
+        os.environ["CTRNN_RUN"] = str(run)
+    return run
+
+
+def interrupted(run: Path) -> str:
+    """What to do after Ctrl-C."""
+    if not (run / "config.yaml").exists():
+        return "interrupted before anything was written"
+    begun = (run / "checkpoints" / "last.ckpt").exists()
+    where = "from the last epoch" if begun else "from the start: no epoch has ended"
+    return f"interrupted; `ctrnn train --resume {run}` goes on {where}"
 
 
 def solvers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from ctrnn_assembly.training.config import (
     recipes,
     recommended,
 )
-from ctrnn_assembly.training.run import read_table
+from ctrnn_assembly.training.run import model_from, read_table
 from fake_data import real_data, write_cifar, write_images, write_mnist, zip_folder
 
 # What is recommended couples more pairs of modules than these small nets have.
@@ -402,15 +402,66 @@ def test_without_out_a_run_gets_a_folder_of_its_own(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CTRNN_RUN", "")
-    monkeypatch.delenv("CTRNN_RUN")
-    done = cli("train", *TINY, "--epochs=1")
-    assert done.code == 0
-    (run,) = (tmp_path / "runs").iterdir()
-    assert run.name.startswith("digits-svd-combo-")
-    assert read_yaml(run / "config.yaml")["solver"] == "exponential-euler"  # of the recipe digits
-    assert str(Path("runs") / run.name) in done.out.replace("\n", "")
-    os.environ.pop("CTRNN_RUN")
+    monkeypatch.setenv("CTRNN_RUN", "of a distributed run, which this is not")
+    monkeypatch.setattr("time.strftime", lambda form: "one-second")
+    done = [cli("train", *TINY, "--epochs=1") for _ in range(3)]
+    assert [each.code for each in done] == [0, 0, 0]
+    names = [f"digits-svd-combo-one-second{end}" for end in ("", "-2", "-3")]
+    assert sorted(run.name for run in Path("runs").iterdir()) == names
+    assert read_yaml(Path("runs") / names[0] / "config.yaml")["solver"] == "exponential-euler"
+    assert all(f"runs/{name}" in each.out for name, each in zip(names, done, strict=True))
+    cli.refuses("train", *TINY, "--activation=nope")
+    assert len(list(Path("runs").iterdir())) == 3
+
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+@pytest.mark.parametrize(
+    "set_by",
+    [dict.fromkeys(RANKS, "1"), {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "x"}],
+    ids=["ranks", "slurm"],
+)
+def test_ranks_in_the_environment_of_a_lone_process_are_not_believed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_by: dict[str, str]
+) -> None:
+    for name, value in set_by.items():
+        monkeypatch.setenv(name, value)
+    cli.train(tmp_path / "run", "--epochs=1")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert "already holds a run" in cli.refuses("train", *TINY, "--seed=1", "--out", tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_notebooks_backend_and_closed_streams_are_no_hindrance(tmp_path: Path) -> None:
+    for k, closed in enumerate(("2>&-", ">&-", ">&- 2>&-")):
+        run = tmp_path / str(k)
+        command = f"{sys.executable} -m ctrnn_cli.main train {' '.join(TINY)} --epochs=1 --out {run}"
+        env = {**os.environ, "MPLBACKEND": "module://no_notebook_is_here"}
+        done = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, env=env)
+        assert (done.returncode, done.stderr == "") == (0, "2>" in closed), done.stderr
+        assert (str(run) in done.stdout) == (closed == "2>&-")
+        assert (run / "summary.json").exists()
+    drawn = [sys.executable, "-m", "ctrnn_cli.main", "plot", str(run), "--kind=curves"]
+    subprocess.run([*drawn, "--out", str(tmp_path / "c.png")], check=True, env=env)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_markup(cli: Cli, tmp_path: Path) -> None:
+    for name in ("run[/x]", "run[lr=0.1]", "[bold]run:smile:"):
+        done = cli.train(tmp_path / name, "--epochs=1")
+        assert name in done.out
+        assert cli("evaluate", tmp_path / name, "--substeps=2").code == 0
+        assert str(tmp_path / name) in cli("certify", tmp_path / name).out.replace("\n", "")
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logger: str
+) -> None:
+    for module in ("tensorboard", "tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    error = cli.refuses("train", *TINY, "--logger", logger, "--out", tmp_path / "run")
+    assert f"logger '{logger}' is not installed. Use pip install" in error
 
 
 def test_a_further_process_of_a_distributed_run_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +512,17 @@ def test_another_model_takes_only_the_training_settings_that_are_recommended() -
     assert not {"model", "dt", "solver", "depth"} & other.keys()
     assert recommended("digits", "svd-combo") == recommended("digits") == recipes()["digits"]["settings"]
     assert recommended("mine") == recommended("smnisty") == {}
+    assert recommended("digits", "lstm") == recommended("digits")
+
+
+@pytest.mark.parametrize("task", ["digits", "smnist", "series:X"])
+@pytest.mark.parametrize("model", [name for name, model in MODELS.items() if model.gate])
+def test_a_model_keeps_a_step_of_its_own(task: str, model: str) -> None:
+    config = make_config(
+        {"task": task, "modules": 2, "units": 2}, recommended(task, model), {"model": model}
+    )
+    assert (config.solver, config.dt) == ("euler", 1.0)
+    model_from(config, 1, 10)
 
 
 @pytest.mark.parametrize("source", ["batches", "zip"])

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,66 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.
     assert f"interrupted; `ctrnn train --resume {stopped}` goes on" in done.err
     assert cli("train", "--resume", stopped).code == 0
     assert_same_run(whole, stopped)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("ctrnn_assembly.training.run.load_task", "interrupted before anything was written"),
+        ("ctrnn_assembly.training.run.model_from", "interrupted before anything was written"),
+        ("ctrnn_assembly.training.fit.train_step", "goes on from the start: no epoch has ended"),
+        ("ctrnn_assembly.training.fit.evaluate", "goes on from the start: no epoch has ended"),
+    ],
+)
+def test_ctrl_c_before_the_first_epoch_ends_says_what_is_true(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(what, stop)
+    done = cli("train", *TINY, "--out", tmp_path / "run")
+    assert (done.code, done.out) == (130, "")
+    assert said in done.err
+    assert (tmp_path / "run").exists() == ("goes on" in said)
+
+
+@pytest.mark.parametrize("where", ["moved", "copied"])
+def test_a_run_that_was_moved_or_copied_goes_on_the_same(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    whole, broken, there = tmp_path / "whole", tmp_path / "broken", tmp_path / "else" / "where"
+    settings = (
+        "--epochs=5",
+        "--learning-rate=0.3",
+        "--batch-size=16",
+    )  # whose best epoch is not the last
+    cli.train(whole, *settings)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13 * 4 + 3)
+        with pytest.raises(Killed):
+            cli("train", *TINY, *settings, "--out", broken)
+    there.parent.mkdir()
+    if where == "moved":
+        broken.rename(there)
+    else:
+        shutil.copytree(broken, there, copy_function=shutil.copyfile)  # without dates and permissions
+        shutil.rmtree(broken)
+    monkeypatch.chdir(there.parent)
+    assert cli("train", "--resume", "where").code == 0
+    assert_same_run(whole, there)
+
+
+def test_two_processes_do_not_resume_one_run(cli: Cli, tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    cli.train(whole, "--epochs=3")
+    process = other_process(signal_at(6, "SIGSTOP"), "train", *TINY, "--epochs=3", "--out", run)
+    while not (run / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.05)
+    assert "another process is training" in cli.refuses("train", "--resume", run)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0
+    assert_same_run(whole, run)
 
 
 @pytest.mark.parametrize("part", ["last.ckpt", "best.ckpt", "metrics.csv"])

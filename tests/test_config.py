@@ -114,6 +114,9 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         (b"", "must hold `key: value` lines; got NoneType"),
         (b"- epochs", "must hold `key: value` lines; got list"),
         (b"!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        (b"epochs: 1\ndt: 1\nepochs: 2", "'epochs' stands in line 1 and again in line 3"),
+        (b"{dt: 1, dt: 2}", "'dt' stands in line 1 and again in line 1"),
+        (b"a:\n  b: 1\n  b: 1", "'b' stands in line 2 and again in line 3"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -117,7 +117,7 @@ class Model:
 
 
 def _gated(about: str, gate: Gate, bounds: tuple[float, float] = (1e-5, 0.2)) -> Model:
-    own = {**RELU, "bias": False, "dt": 1.0, "gate_bounds": bounds}
+    own = {**RELU, "bias": False, "solver": "euler", "dt": 1.0, "gate_bounds": bounds}
     return Model(f"AdaDiag {about}", sets.AdaDiagTanh, own, gate)
 
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.training.config import TrainConfig, make_config, recipe, trial
+from ctrnn_assembly.training.config import TrainConfig, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -63,7 +63,7 @@ class PublishedAccuracy(Part):
 def all_published() -> dict[str, PublishedAccuracy]:
     """Every row of published.yaml by name."""
     text = (resources.files("ctrnn_assembly") / "published.yaml").read_text(encoding="utf-8")
-    return {row["name"]: PublishedAccuracy.model_validate(row) for row in yaml.safe_load(text)}
+    return {row["name"]: PublishedAccuracy.model_validate(row) for row in load_yaml(text)}
 
 
 class Row(Part):
@@ -194,7 +194,7 @@ def load_experiment(name: str) -> Experiment:
 def parse_experiment(name: str, text: str) -> Experiment:
     """An experiment from the text of its file; ConfigError names the key, its value and the remedy."""
     try:
-        experiment = Experiment.model_validate({**yaml.safe_load(text), "name": name})
+        experiment = Experiment.model_validate({**load_yaml(text), "name": name})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

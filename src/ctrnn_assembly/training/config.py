@@ -223,10 +223,29 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
         raise ConfigError(f"{key} must be {must}; got {first['input']!r}.") from None
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """Plain YAML in which no key may stand twice: the last one would win, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = lines[key.value]
+                raise yaml.YAMLError(f"{key.value!r} stands in line {first} and again in line {line}")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML says, of `UniqueKeys`."""
+    return yaml.load(text, UniqueKeys)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file; a ConfigError if it is missing, not YAML, or no mapping."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -249,7 +268,7 @@ def recipes() -> dict[str, dict[str, Any]]:
         file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
         for file in (resources.files("ctrnn_assembly") / "recipes").iterdir()
     }
-    return {name: yaml.safe_load(text) for name, text in sorted(texts.items())}
+    return {name: load_yaml(text) for name, text in sorted(texts.items())}
 
 
 def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
@@ -312,18 +331,24 @@ def recommended(task: str, model: str | None = None) -> dict[str, Any]:
     """What to start from: all of `RECOMMENDED` whose name the task begins with; {} if that is none.
 
     Another model than the recommended one takes its settings of training only: its own network, solver
-    and step go with it. A recipe of the package is for all models.
+    and step go with it. A recipe of the package is for all models but those with a step of their own.
     """
     found: dict[str, Any] = {}
     for name, settings in RECOMMENDED.items():
         if re.match(rf"{name}(?![A-Za-z0-9])", task):
             found |= settings
-    if "recipe" in found:
-        return recipe(found["recipe"])
+    shared = "recipe" in found
+    found = recipe(found["recipe"]) if shared else found
     if model in (None, found.get("model")):
         return found
-    fields = TrainConfig.model_fields
-    return {name: value for name, value in found.items() if fields[name].title == "training"}
+    from ctrnn_assembly.models import MODELS  # torch, which few readers of a file need
+
+    fields, own = TrainConfig.model_fields, MODELS[model].own if model in MODELS else {}
+    if shared and "solver" not in own:
+        return found
+    # A default here would stand for one that was given, where the model has another.
+    own = {k: x for k, x in own.items() if k in fields and fields[k].default not in (None, x)}
+    return {name: value for name, value in found.items() if fields[name].title == "training"} | own
 
 
 def trial(task: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import track
@@ -373,13 +374,19 @@ def finish(training: Training) -> dict[str, Any]:
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
-    """Devices and precision of a run; a ConfigError if the device is not there."""
+    """Devices and precision of a run; a ConfigError if the device is not there.
+
+    The environment is asked for ranks only if there are several processes: a scheduler sets them for
+    lone ones too, which would then leave the run folder to a first process that is not there.
+    """
+    several = config.devices * config.nodes > 1
     try:
         return Fabric(
             accelerator=config.device,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+            strategy="ddp" if several else "auto",
+            plugins=None if several else LightningEnvironment(),
             precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:
