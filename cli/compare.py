@@ -69,7 +69,9 @@ def reproduce_command(
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures, interrupted = run_all(jobs, places, at_once=at_once, draw=draw, say=say)
-    lines = {e.name: compare(e.matching(patterns), results_of(e, fast=fast)) for e in experiments}
+    lines = {
+        e.name: compare(e.matching(patterns), results_of(e, fast=fast), e.against) for e in experiments
+    }
     note = " (--fast: not comparable)" if fast else ""
     tables = (table([cells(one) for one in found], title=name + note) for name, found in lines.items())
     emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)

@@ -332,9 +332,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
         "gates": GATES,
         "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
         "recipes": {name: entry["about"] for name, entry in recipes().items()},
-        "recommended": {
-            task: ", ".join(f"{k} {v}" for k, v in r.items()) for task, r in RECOMMENDED.items()
-        },
+        "recommended": RECOMMENDED,
     }
     if kind is not None:
         tables = {kind: tables[kind]}

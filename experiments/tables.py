@@ -71,7 +71,7 @@ def section(experiment: Experiment, there: Results, index: dict[str, str]) -> st
         f"### {experiment.name}",
         f"{index['what']}. Source: {index['source']}. {index['command']}, {index['run']}. "
         f"On {'; '.join(machines)}. Commit {', '.join(commits)}.",
-        markdown([cells(line) for line in compare(experiment.rows, there)]),
+        markdown([cells(line) for line in compare(experiment.rows, there, experiment.against)]),
     ]
     if experiment.evaluate:
         swapped: Results = [{"row": row.name} for row in experiment.rows]

@@ -493,24 +493,27 @@ def test_a_task_starts_from_what_is_recommended_for_it_and_says_so_and_what_it_t
     assert "starts from what is recommended for psmnist: model deep-adadiag" in done.err
     assert re.search(r"about \d+ s on this machine: 2 epochs of 2 steps of [\d.e-]+ s", done.err)
     config = read_yaml(run / "config.yaml")
-    assert {**RECOMMENDED["psmnist"], "depth": 1, "width": 4, **FAST}.items() <= config.items()
+    recipe = recipes()["deep-psmnist"]["settings"]
+    assert {**recipe, "depth": 1, "width": 4, **FAST}.items() <= config.items()
     assert (config["resize"], len(read_table(run / "metrics.csv"))) == (FAST_SIDE, 2)
 
 
 @pytest.mark.parametrize("task", ["smnist", "psmnist-42-raw", "scifar10-rgb", "images", "series:X_eq"])
 def test_every_task_has_a_recipe_that_uses_all_its_settings(task: str) -> None:
     config = make_config({"task": task}, recommended(task))
-    assert config.model == ("adadiag-tanh" if task.startswith("series") else "deep-adadiag")
+    assert config.model == "deep-adadiag"
     assert not config.unused()
 
 
-def test_another_model_takes_only_the_training_settings_that_are_recommended() -> None:
-    assert recommended("series:JapaneseVowels_eq") == recommended("series:X") | {"input_noise": 0.4}
+def test_a_model_of_another_family_takes_only_the_training_settings_that_are_recommended() -> None:
+    assert set(RECOMMENDED.values()) <= recipes().keys()
+    assert recommended("smnist", "deep-lru") == recommended("smnist")
     other = recommended("smnist", "svd-combo")
     assert other == {key: value for key, value in recommended("smnist").items() if key in other}
     assert {"epochs", "learning_rate"} <= other.keys()
     assert not {"model", "dt", "solver", "depth"} & other.keys()
-    assert recommended("digits", "svd-combo") == recommended("digits") == recipes()["digits"]["settings"]
+    assert recommended("digits", "absolute") == recommended("digits")
+    assert recommended("digits") | {"task": "digits"} == recipes()["digits"]["settings"]
     assert recommended("mine") == recommended("smnisty") == {}
     assert recommended("digits", "lstm") == recommended("digits")
 

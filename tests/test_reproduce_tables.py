@@ -63,6 +63,20 @@ def test_rows_that_were_run_show_ours_and_the_others_say_so(tables: ModuleType, 
     assert "| svd-combo | digits | - | 95.00 | 1 |" in made
 
 
+def test_differences_are_paired_over_common_seeds(tables: ModuleType, tmp_path: Path) -> None:
+    for seed, (one, other) in enumerate([(0.90, 0.91), (0.92, 0.94), (0.94, 0.97)]):
+        store(tmp_path, "deep-digits", "adadiag-4", seed, one)
+        store(tmp_path, "deep-digits", "lru-4", seed, other)
+    store(tmp_path, "deep-digits", "lru-4", 4, 0.1)  # of a seed that the other row lacks
+    store(tmp_path, "deep-digits", "svd-combo", 1, 0.95)
+    made = tables.all_tables(tmp_path)
+    # 1, 2 and 3 points: 2 +- t_{.975, 2} / sqrt 3 = 4.3027 / 1.7321
+    assert "| +2.00 ± 2.48 (n=3) |" in next(x for x in made.splitlines() if x.startswith("| lru-4"))
+    assert "| 95.00 | 1 | - |" in next(x for x in made.splitlines() if x.startswith("| svd-combo |"))
+    assert "| 92.00 ± 2.00 | 3 | - |" in made
+    assert "| paired with adadiag-4, 95 % |" in made
+
+
 def test_solvers_and_exponents_get_tables_of_their_own(tables: ModuleType, tmp_path: Path) -> None:
     step = {"discrete": {"certified": True}}
     swapped = [{"name": "dopri5", "test_accuracy": 0.5, "certificate": step}]

@@ -4,6 +4,7 @@
     recipe, settings    what all rows start from: a recipe of the package, settings of `TrainConfig`
     rows                each: name, and its own recipe, settings, seeds, published accuracies
     seeds               runs of a row, with seeds 0, 1, ...
+    against             a row, from which every other's paired difference is printed
     test_every_epoch    whether the best test epoch is reported, as many papers do
     fast                settings that shrink it further under --fast
     evaluate            other solvers and steps to test the trained weights with
@@ -97,6 +98,7 @@ class Experiment(Part):
     settings: dict[str, Any] = {}
     rows: tuple[Row, ...] = Field(min_length=1)
     seeds: int = Field(1, ge=1)
+    against: str | None = None
     test_every_epoch: bool = False
     fast: dict[str, Any] = {}
     evaluate: tuple[Evaluation, ...] = ()
@@ -206,6 +208,8 @@ def parse_experiment(name: str, text: str) -> Experiment:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ConfigError(f"{name}.yaml: rows must have different names; got {double!r} twice.")
+    if experiment.against not in (None, *names):
+        raise unknown(f"{name}.yaml: against", experiment.against, names)
     return experiment
 
 

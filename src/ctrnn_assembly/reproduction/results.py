@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row, difference
 from ctrnn_assembly.training.config import TrainConfig, make_config
@@ -61,11 +63,15 @@ def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -
     return found
 
 
-def compare(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def compare(
+    rows: Sequence[Row], results: Sequence[dict[str, Any]], against: str | None = None
+) -> list[dict[str, Any]]:
     """One line a row, as plain values: published accuracies, ours, certificate, parameters, seconds.
 
-    Ours are in per cent; None for what is not known, and nothing but the published without a run.
+    Ours are in per cent; None for what is not known, and nothing but the published without a run. With
+    the name of a row in `against`, the `paired` difference from it too.
     """
+    reference = [result for result in results if result["row"] == against and "stopped" not in result]
     lines = []
     for row in rows:
         found = [result for result in results if result["row"] == row.name]
@@ -81,6 +87,8 @@ def compare(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> list[dict
             "hardware": sorted({result["hardware"] for result in found}),
         }
         line |= {name: spread([result[name] for result in done]) for name in ACCURACIES}
+        if against is not None:
+            line |= {"against": against, "difference": paired(done, reference)}
         certificates = ("certificate", "certificate_initial")
         lines.append(line | {key: verdict([result[key] for result in done]) for key in certificates})
     return lines
@@ -93,6 +101,22 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
         return None
     deviation = statistics.stdev(known) if len(known) > 1 else None
     return {"mean": statistics.fmean(known), "std": deviation, "min": min(known), "max": max(known)}
+
+
+def paired(
+    one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]
+) -> dict[str, float | int] | None:
+    """Mean difference of test accuracies over common seeds, in per cent, and half its 95 % interval.
+
+    By Student's t for normal differences of a seed: mean +- t_{.975, n - 1} s / sqrt(n); None of fewer
+    than two seeds.
+    """
+    ours, theirs = ({r["seed"]: r["test_accuracy"] for r in results} for results in (one, other))
+    differences = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    if (n := len(differences)) < 2:
+        return None
+    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
+    return {"mean": statistics.fmean(differences), "half": float(half), "n": n}
 
 
 def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -112,12 +136,18 @@ def cells(line: dict[str, Any]) -> dict[str, str]:
     noted = (f"{one}{f', {one.note}' if one.note else ''}" for one in published)
     stopped = f" + {line['stopped']} stopped" if line["stopped"] else ""
     n = f"{line['n']}{stopped}" if line["n"] or stopped else "-"
+    difference = {}
+    if "against" in line:
+        d, own = line["difference"], line["row"] == line["against"]
+        shown = "-" if d is None or own else f"{d['mean']:+.2f} ± {d['half']:.2f} (n={d['n']})"
+        difference = {f"paired with {line['against']}, 95 %": shown}
     return {
         "row": line["row"],
         "task": "; ".join(line["task"]) or "-",
         "published": "; ".join(noted) or "-",
         "ours": ours(line["test_accuracy"]) if n != "-" else "not yet run",
         "n": n,
+        **difference,
         "best test epoch": ours(line["best_epoch_accuracy"]),
         "last epoch": ours(line["final_epoch_accuracy"]),
         "certified before": "-" if before is None else yes(before["certified"], before["of"]),

@@ -278,75 +278,39 @@ def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
     return dict(recipes()[name]["settings"])
 
 
-# What `ctrnn train` starts from, by task or family of tasks, the later name winning; a `recipe` is one
-# of the package. On sMNIST and psMNIST at 14x14 (experiments/README.md) a stack of AdaDiag pairs, its
-# whole step certified, is 11 and 7 points ahead of every other certified net. Its settings were found
-# there; epochs and dropout at full length, and all for CIFAR-10 and images, are not measured yet.
-# Series: `noisy-adadiag` of japanese-vowels-equal, whose noise was chosen for that set, with the step of
-# imex, certified, for a third of a point.
-HORIZONS = {"smnist": 784.0, "psmnist": 784.0, "scifar10": 1024.0, "images": 1024.0}
-RECOMMENDED: dict[str, dict[str, Any]] = {
-    "digits": {"recipe": "digits"},
-    **{
-        task: {
-            "model": "deep-adadiag",
-            "depth": 4,
-            "width": 64,
-            "dropout": 0.05,
-            "pool": "mean",
-            "horizon": horizon,
-            "solver": "exponential-euler",
-            "dt": 1.0,
-            "epochs": 10,
-            "batch_size": 64,
-            "optimizer": "adamw",
-            "learning_rate": 0.004,
-            "recurrent_rate": 0.25,
-            "schedule": "one-cycle",
-            "weight_decay": 0.05,
-            "gradient_clip_norm": 1.0,
-        }
-        for task, horizon in HORIZONS.items()
-    },
-    "series": {
-        "model": "adadiag-tanh",
-        "modules": 16,
-        "units": 32,
-        "activation": "relu",
-        "coupling": "random:20",
-        "readout_input": "rate",
-        "solver": "imex",
-        "dt": 0.1,
-        "epochs": 80,
-        "batch_size": 16,
-        "learning_rate": 0.006,
-        "schedule": "cosine",
-        "gradient_clip_norm": 1.0,
-    },
-    "series:JapaneseVowels": {"input_noise": 0.4},
+# What `ctrnn train` starts from: a recipe of the package, by task or family of tasks. A stack of
+# AdaDiag pairs, its whole step certified, is ahead of every other certified net (experiments/README.md).
+RECOMMENDED = {
+    "digits": "digits",
+    "smnist": "deep-smnist",
+    "psmnist": "deep-psmnist",
+    "scifar10": "deep-scifar10",
+    "images": "deep-scifar10",
+    "series": "deep-series",
 }
 
 
 def recommended(task: str, model: str | None = None) -> dict[str, Any]:
-    """What to start from: all of `RECOMMENDED` whose name the task begins with; {} if that is none.
+    """What to start from: the recipe in `RECOMMENDED` whose name the task begins with; {} without one.
 
-    Another model than the recommended one takes its settings of training only: its own network, solver
-    and step go with it. A recipe of the package is for all models but those with a step of their own.
+    A stack in place of a single layer, a layer in place of a stack, and a model with a step of its own
+    take its settings of training only.
     """
-    found: dict[str, Any] = {}
-    for name, settings in RECOMMENDED.items():
-        if re.match(rf"{name}(?![A-Za-z0-9])", task):
-            found |= settings
-    shared = "recipe" in found
-    found = recipe(found["recipe"]) if shared else found
-    if model in (None, found.get("model")):
+    family = re.match(r"[A-Za-z0-9]+", task)
+    if family is None or family[0] not in RECOMMENDED:
+        return {}
+    found = recipe(RECOMMENDED[family[0]])
+    del found["task"]
+    if model in (None, found["model"]):
         return found
     from ctrnn_assembly.models import MODELS  # torch, which few readers of a file need
 
-    fields, own = TrainConfig.model_fields, MODELS[model].own if model in MODELS else {}
-    if shared and "solver" not in own:
+    row = MODELS.get(model)
+    own = {} if row is None else row.own
+    if row is not None and row.is_stack == MODELS[found["model"]].is_stack and "solver" not in own:
         return found
     # A default here would stand for one that was given, where the model has another.
+    fields = TrainConfig.model_fields
     own = {k: x for k, x in own.items() if k in fields and fields[k].default not in (None, x)}
     return {name: value for name, value in found.items() if fields[name].title == "training"} | own
 
