@@ -148,3 +148,96 @@ def test_real_jpeg_cifar10_is_read_from_its_zip():
     assert (task.n_class, task.n_steps, task.n_input) == (10, 1024, 3)
     assert (len(task.train), len(task.val), len(task.load_test())) == (200, 200, 50)
     assert task.classes[0] == "airplane"
+
+
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+INK = np.dstack([np.zeros((8, 8, 3), np.uint8), RAMP])  # black, as transparent as it is bright below
+
+
+def read_one(folder, image, ending="png"):
+    """The pixels, (C, H, W), of a set of which all images are this one."""
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        for i in range(20):
+            image.save(folder / label / f"{i}.{ending}")
+    return load_task("images", data_dir=folder).train.x[0]
+
+
+MODES = {
+    "16 bits": (Image.fromarray(RAMP.astype(np.uint16) * 257), RAMP),
+    "8 bits": (Image.fromarray(RAMP), RAMP),
+    "1 bit": (Image.fromarray(RAMP > 99), np.where(RAMP > 99, 255, 0)),
+    "palette": (Image.fromarray(RAMP).convert("P"), np.stack([RAMP] * 3)),
+    "cmyk": (
+        Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).convert("CMYK"),
+        np.full((3, 8, 8), 128),
+    ),
+    "opaque": (Image.fromarray(RAMP).convert("RGBA"), np.stack([RAMP] * 3)),
+    "grey and alpha": (Image.merge("LA", [Image.new("L", (8, 8)), Image.fromarray(RAMP)]), 255 - RAMP),
+    "ink on glass": (Image.fromarray(INK), np.stack([255 - RAMP] * 3)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_read_as_it_is_seen(tmp_path, mode):
+    image, seen = MODES[mode]
+    found = read_one(tmp_path, image, "jpg" if mode == "cmyk" else "png")
+    assert found.tolist() == np.atleast_3d(seen.T).T.tolist()
+
+
+def test_a_transparent_colour_of_a_palette_shows_white(tmp_path):
+    image = Image.fromarray(RAMP // 128).convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.info["transparency"] = 1
+    found = read_one(tmp_path, image).flatten(1).T
+    assert {tuple(colour) for colour in found.tolist()} == {(10, 20, 30), (255, 255, 255)}
+
+
+def test_images_that_cannot_be_read_right_are_refused_by_name(tmp_path):
+    white = Image.fromarray(np.dstack([np.full((8, 8, 3), 255, np.uint8), RAMP]))
+    with pytest.raises(DataError, match=r"0.png .*only its transparency shows something"):
+        read_one(tmp_path / "white", white)
+    unseen = np.dstack([RAMP, RAMP, RAMP, RAMP * 0])
+    with pytest.raises(DataError, match=r"0.png .*only its transparency shows something"):
+        read_one(tmp_path / "unseen", Image.fromarray(unseen))
+    for image in (RAMP.astype(np.int32) * 70000, RAMP.astype(np.float32)):  # TIFF, whatever its name
+        with pytest.raises(DataError, match=r"0.png .*of mode [IF], have no known range"):
+            read_one(tmp_path / image.dtype.name, Tiff(image))
+
+
+class Tiff:
+    """An image that PNG cannot hold."""
+
+    def __init__(self, values):
+        self.image = Image.fromarray(values)
+
+    def save(self, path):
+        self.image.save(path, format="TIFF")
+
+
+def test_class_folders_may_be_links_and_loops_are_named(tmp_path):
+    root = write_images(tmp_path / "set", {"train": 10, "test": 3})
+    (root / "train" / "bee").rename(tmp_path / "elsewhere")
+    (root / "train" / "bee").symlink_to(tmp_path / "elsewhere")
+    task = load_task("images", data_dir=root)
+    assert (task.classes, len(task.train) + len(task.val)) == (("ant", "bee"), 20)
+    (root / "train" / "ant" / "loop").symlink_to(root / "train")
+    assert len(load_task("images", data_dir=root).train) == len(task.train)  # no image is read twice
+    (root / "train" / "cat").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match="cat"):
+        load_task("images", data_dir=root)
+
+
+def test_what_it_costs_to_enlarge_images_is_said(tmp_path):
+    for task in ("digits", "images"):
+        folder = write_images(tmp_path, {"train": 10})
+        assert load_task(task, data_dir=folder, resize=8).note == ""
+        note = load_task(task, data_dir=folder, resize=50, limit_train=2).note
+        assert "makes 2,500 steps of the 64 pixels of an image: 39.1 times the time" in note
+    assert load_task("digits", resize=50, limit_train=2).name == "digits"
+
+
+def test_a_task_is_shown_without_its_numbers():
+    shown = repr(load_task("digits"))
+    assert "train=Split(x (1257, 1, 8, 8), y (1257,): uint8, int64)" in shown
+    assert len(shown) < 400

@@ -3,6 +3,9 @@
 A zip is read in place: nothing is written, no name in it leads out of a folder, and its thousands of
 small files count against no quota. Folders that hold no image, or start with a dot, are no classes.
 
+Grey images stay grey, of 8 or 16 bits, the latter scaled from 0..65535 to 0..255; all others become RGB.
+What is transparent shows white.
+
 Splits on disk are used as they are. What is missing is held out of train, class by class and the
 same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 %.
 """
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 from glob import glob
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +110,11 @@ class ImageFiles:
         return len(self.parts[self.part])
 
     @property
+    def pixels(self) -> int:
+        [first] = _decoded(self.path, [self.parts[self.part][0][0]])
+        return first[0].numel()
+
+    @property
     def kind(self) -> str:
         """JPEG if all files are; else images."""
         names = (name.lower() for files in self.parts.values() for name, _ in files)
@@ -140,7 +149,6 @@ class ImageFiles:
 def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
     """Each file's pixels, (C, H, W) uint8."""
     from PIL import Image  # not every task needs it
-    from torchvision.transforms.functional import pil_to_tensor
 
     name = "the archive"
     try:
@@ -150,10 +158,31 @@ def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
                     raise DataError(f"it would unpack to {size} bytes, at most {_LARGEST} are read")
                 content = stored.read(name) if stored else (path / name).read_bytes()
                 with Image.open(BytesIO(content)) as image:
-                    yield pil_to_tensor(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+                    yield _flat(image)
     except Exception as error:  # decoders of images and zips raise anything, SyntaxError included
         advice = "Replace or remove it."
         raise DataError(f"{name} in {path} is not a sound image ({error}). {advice}") from error
+
+
+def _flat(image: Any) -> Tensor:
+    """The pixels of an image of PIL, (C, H, W) uint8; ValueError for numbers that have no known range,
+    and for an image that only its transparency shows: on white nothing of it is left."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    if image.mode.startswith("I;16"):
+        return torch.from_numpy(np.round(np.asarray(image) / 257).astype(np.uint8))[None]
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its numbers, of mode {image.mode}, have no known range: save it with 16 bits")
+    kind = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if not image.has_transparency_data:
+        return pil_to_tensor(image.convert(kind))
+    image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    seen, alone = pil_to_tensor(on_white.convert(kind)), pil_to_tensor(image)
+    if torch.equal(seen, seen[:, :1, :1].expand_as(seen)) and (alone != alone[:, :1, :1]).any():
+        raise ValueError("only its transparency shows something: save it on a ground of another colour")
+    return seen
 
 
 def _words(shape: tuple[int, ...]) -> str:
@@ -174,6 +203,9 @@ def find_images(path: Path) -> ImageFiles:
         listed = ", ".join(map(str, found))
         raise DataError(f"{path} holds several image sets: {listed}. Name one with --data-dir.")
     [(where, names)] = found.items()
+    below = (name for depth in (0, 1, 2) for name in glob("*/" * depth + "*", root_dir=where))
+    if gone := [name for name in below if not (where / name).exists()]:
+        raise DataError(f"{gone[0]} in {where} is a link to what is not there. Mend or remove it.")
     images = with_splits(where, names)
     if images is None:
         raise DataError(f"{where} fits no known layout, e.g. {min(names)}. {_LAYOUT}")

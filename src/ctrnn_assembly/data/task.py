@@ -8,7 +8,7 @@ samples there are and how they are dealt; `make_task` limits, reads and checks t
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -47,6 +47,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        kinds = ", ".join(str(part.dtype).removeprefix("torch.") for part in (self.x, self.y))
+        return f"Split(x {tuple(self.x.shape)}, y {tuple(self.y.shape)}: {kinds})"
+
+    @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return self.x[0, 0].numel()
+
     def take(self, index: Tensor) -> "Split":
         """The samples at `index`, (k,) int64, in that order."""
         lengths = None if self.lengths is None else self.lengths[index]
@@ -70,8 +79,8 @@ class Task:
         classes: names, in the order of the indices in `Split.y`.
         load_test: reads the test split; nothing of it is decoded before.
         data: what was read, e.g. 'MNIST' or 'CIFAR-10 (JPEG)'.
-        note: a sentence on data that are not what the task's name promises; empty otherwise. The name
-            then says what was read.
+        note: sentences on data that are not what the task's name promises, which then says what was
+            read, or that `resize` enlarges; empty otherwise.
     """
 
     name: str
@@ -81,8 +90,8 @@ class Task:
     classes: tuple[str, ...]
     train: Split
     val: Split
-    load_test: Callable[[], Split]
-    sequence: Sequence
+    load_test: Callable[[], Split] = field(repr=False)
+    sequence: Sequence = field(repr=False)
     data: str = ""
     note: str = ""
 
@@ -109,10 +118,10 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("resize", "limit_train", "limit_test"):
-            value = getattr(self, field)
+        for name in ("resize", "limit_train", "limit_test"):
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{field} must be at least 1; got {value}. Leave it out for all.")
+                raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out for all.")
 
     @property
     def folder(self) -> Path:
@@ -122,6 +131,10 @@ class Options:
 
 class Stored(Protocol):
     """Samples that are there but need not be read yet; a `Split` is one."""
+
+    @property
+    def pixels(self) -> int:
+        """Of the first image, before `resize`."""
 
     def __len__(self) -> int: ...
     def take(self, index: Tensor) -> Split: ...
@@ -163,6 +176,11 @@ def make_task(
     T, m = (train.x[0, 0].numel(), train.x.shape[1]) if train.x.ndim == 4 else train.x.shape[1:]
     val, test = read("val", options.limit_train, train), partial(read, "test", options.limit_test, train)
     name = f"{name}, {what}" if note else name
+    if options.resize is not None and (pixels := stored("train", None).pixels) < T:
+        note = (
+            f"{note} resize {options.resize} makes {T:,} steps of the {pixels:,} pixels of an image: "
+            f"{T / pixels:,.3g} times the time and memory of training, and nothing is added to it."
+        ).strip()
     return Task(name, m, len(classes), T, classes, train, val, test, sequence(train), what, note)
 
 
