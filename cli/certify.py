@@ -10,7 +10,7 @@ from click import option
 from rich.table import Table
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_cli.shared import Column, Command, emit, facts, json_option, plot_option, table
+from ctrnn_cli.shared import ONE_FIELD, Column, Command, emit, facts, json_option, plot_option, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 SEARCHES = click.Choice(["none", "fast", "convex"])
@@ -35,6 +35,7 @@ LAYERS = (
 @option("--dt", type=float, help="certify another time between samples  [default: the run's own]")
 @option("--substeps", type=int, help="certify the step of dt / N  [default: the run's own]")
 @option("--solver", help="certify the step of another solver  [default: the run's own]")
+@option("--one-field", is_flag=True, default=None, help=ONE_FIELD)
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")

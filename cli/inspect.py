@@ -29,7 +29,7 @@ WARNING = (
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
 TWIN = "beside it the same modules with a coupling that has no guarantee"
-CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "split", "samples")
+CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "one_field", "split", "samples")
 MODULE = "instead of a run: your net, or what makes it; or FILE.safetensors of a tanh nn.RNN, GRU, LSTM"
 DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
 INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
@@ -54,7 +54,7 @@ class Driven:
     ) -> None:
         if (source is None) == (module is None):
             raise ConfigError("name a run, a file or a recipe, or a net of your own by --module.")
-        of_run = ("task", "split", "data_dir", *(("initial", "substeps") if module else ()))
+        of_run = ("task", "split", "data_dir", *(("initial", "substeps", "one_field") if module else ()))
         for name in of_run if module or data else ():
             if changes[name]:
                 flag = f"--{name.replace('_', '-')}"
@@ -165,6 +165,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @option("--dt", type=float, help="another time between samples: that changes the physics")
         @option("--substeps", type=int, help="so many solver steps a sample: finer, the same equation")
         @option("--solver", help="another solver than the run's own")
+        @option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
         @option("--task", help="drive with another task than the run's own")
         @option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val]")
         @option("--samples", type=int, help="number of input sequences  [default: 4]")

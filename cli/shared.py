@@ -29,6 +29,7 @@ SECTIONS = {
     **dict.fromkeys(("split", "samples"), "data"),
     **dict.fromkeys(("as_json", "csv", "npz", "plot"), "output"),
 }
+ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -25,6 +25,7 @@ from ctrnn_assembly.training.config import (
     trial,
 )
 from ctrnn_cli.shared import (
+    ONE_FIELD,
     PATH,
     Column,
     Command,
@@ -183,6 +184,7 @@ def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
 @click.option("--solver", help="evaluate with another solver")
 @click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
 @click.option("--dt", type=float, help="with another time between samples: that changes the physics")
+@click.option("--one-field", is_flag=True, default=None, help=ONE_FIELD)
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
 @click.option("--samples", default=100, help="of the test set, for --radius  [default: 100]")
@@ -195,15 +197,16 @@ def evaluate_command(
 ) -> None:
     """Load the weights of a run folder and read the test set.
 
-    With another solver, substeps or dt, those of training are shown beside it. --swap makes a table of
-    solvers, euler:8 being Euler with 8 substeps, and with --plot a picture. States that explode are
-    warned of: the accuracy of such states means nothing.
+    With another solver, substeps or dt, or as one field, what was trained is shown beside it. --swap
+    makes a table of solvers, euler:8 being Euler with 8 substeps, and with --plot a picture. States that
+    explode are warned of: the accuracy of such states means nothing.
 
     --radius gives the size of a perturbation of the input, in units of what the net reads, below which
     the class of a test sample provably stays, beside the smallest that an attack finds: of the largest
     norm over time and of the root mean square. The claim is of the net in float64.
     """
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.solvers import check_settings
     from ctrnn_assembly.training.run import Run, read_config
     from ctrnn_assembly.training.swap import measured, swapped
 
@@ -217,6 +220,8 @@ def evaluate_command(
         return
     if swap and (one["solver"] or one["substeps"]):
         raise ConfigError("--swap has its own solvers and substeps, such as euler:8; drop the others.")
+    for each in swap or [one]:
+        check_settings(each["solver"] or "euler", None, each["substeps"] or 1)
     changed = any(value is not None for value in one.values())
     others = [{**one, **another} for another in swap] or [one] * changed
     run, *rest = [Run.open(folder, data_dir=data_dir, **changes) for changes in ({}, *others)]

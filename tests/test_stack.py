@@ -45,7 +45,7 @@ def skewed_field():
 
 def distances(net, d):
     """|tau^1/2 d_l| of every layer, (layers, batch): M = I for pairs."""
-    parts = zip(net.layers, d.detach().split(net.sizes, -1), strict=True)
+    parts = zip(net.layers, d.detach().split(net.layer_sizes, -1), strict=True)
     return np.stack(
         [(layer.field.tau.sqrt() * part).norm(dim=-1).detach().numpy() for layer, part in parts]
     )

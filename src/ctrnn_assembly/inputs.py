@@ -104,6 +104,19 @@ INTERPOLATIONS: dict[str, type[Signal]] = {
 }
 
 
+def over_samples(
+    u: Tensor, dt: float | Tensor, lengths: Tensor | None, interpolation: str
+) -> dict[str, Any]:
+    """What `solve` takes for samples u (batch, time, m), dt apart: u and dt, or times and a signal."""
+    if interpolation == "hold":
+        return {"u": u, "dt": dt}
+    if isinstance(dt, Tensor) and dt.ndim > 1:
+        raise ShapeError(f"interpolation={interpolation!r} needs one dt for all samples.")
+    lasting = torch.as_tensor(dt, dtype=torch.float64, device=u.device).expand(u.shape[1])
+    t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
+    return {"u": INTERPOLATIONS[interpolation](u, t[:-1], lengths), "t": t}
+
+
 def held(samples: Tensor, lengths: Tensor) -> Tensor:
     """Samples (batch, time, m) whose last valid one is held past the lengths (batch,)."""
     k = torch.arange(samples.shape[1], device=samples.device)

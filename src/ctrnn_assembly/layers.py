@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
-from ctrnn_assembly.inputs import INTERPOLATIONS
+from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step
@@ -335,16 +335,8 @@ class CTRNN(Recurrent):
         if save == "all" or lengths is not None:
             options["recompute"] = "none"
         terms, encode = self._driven()
-        u = encode(u)
-        if self.interpolation == "hold":
-            solution = solve(terms, x, u=u, dt=step, **options)
-        else:
-            if isinstance(step, Tensor) and step.ndim > 1:
-                raise ShapeError(f"interpolation={self.interpolation!r} needs one dt for all samples.")
-            lasting = torch.as_tensor(step, dtype=torch.float64, device=u.device).expand(u.shape[1])
-            t = torch.cat([lasting.new_zeros(1), lasting.cumsum(0)])
-            signal = INTERPOLATIONS[self.interpolation](u, t[:-1], lengths)
-            solution = solve(terms, x, t, u=signal, **options)
+        given = over_samples(encode(u), step, lengths, self.interpolation)
+        solution = solve(terms, x, **given, **options)
         return solution.x[:, 1:], solution.last
 
     def _gated_states(self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:

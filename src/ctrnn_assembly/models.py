@@ -66,16 +66,21 @@ def _stack(
     activation: str | None = None,
     margin: float = 0.01,
     dt: float = 1.0,
+    substeps: int = 1,
     solver: str = "exponential-euler",
+    one_field: bool = False,
+    interpolation: Any = "hold",
     initial_state: Any = "zero",
 ) -> Stack:
     """Layers of as many units as features, in pairs; without an activation they are linear."""
-    options = {"norm": norm, "mix": mix, "dropout": dropout, "batch_first": True}
+    options: dict[str, Any] = {"norm": norm, "mix": mix, "dropout": dropout, "batch_first": True}
     options |= {"initial_state": initial_state}
     if issubclass(part, baselines.DeepBaseline):
         return part(n_input, width, field, depth, **options)
     fields = [field(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
-    return part(n_input, width, fields, dt=dt, solver=solver, **options)
+    options |= {"dt": dt, "substeps": substeps, "solver": solver}
+    options |= {"one_field": one_field, "interpolation": interpolation}
+    return part(n_input, width, fields, **options)
 
 
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.

@@ -3,9 +3,10 @@
     s_0 = W_0 u + b_0
     v = norm(s),   x+ = step of a field driven by B v,   s <- s + scale mix(phi(C x+ + d o v))
 
-A layer's input is held over its sample, so that every solver can take the steps, layer by layer. The
-columns of B are scaled by sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}: white noise in then gives slow
-and fast units states of one size.
+A layer's input is held over its sample, so that every solver can take the steps, layer by layer: the
+sampled stack. The columns of B are scaled by sqrt((1 + a) / (1 - a)), a = e^{-dt / tau}: white noise in
+then gives slow and fast units states of one size. As one field all layers are one equation x' = f(x, u),
+each driven by what the states below are now; both agree to first order in the time between samples.
 
 Certificate: `ctrnn_assembly.certificates.cascade`, of evaluation mode, where batch norm is a fixed map.
 Source: THEORY section 11.
@@ -25,15 +26,17 @@ from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
+from ctrnn_assembly.solvers import check_settings, pairs, solve
 from ctrnn_assembly.solvers import layer as fused
-from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.solvers.grid import freeze
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, transformed
 
+Step = Callable[[Tensor, Tensor], Tensor]
 Norm = Literal["batch", "layer", "rms", "none"]
 Mix = Literal["linear", "glu", "tanh-glu", "mlp"]
 
@@ -210,7 +213,7 @@ class Layer(nn.Module):
     def bound(
         self, dt: float, solver: str, search: Search = "fast", *, drive_dt: float | None = None
     ) -> LayerBound:
-        """Its factor and gains for `certify_cascade`; drive_dt is that of `drive`, by default dt."""
+        """Its factor and gains for `certify_cascade`, of a step of dt; drive_dt is that of `drive`."""
         found = certify(self.field, dt=dt, solver=solver, search=search)
         if not self.phi.proven:
             found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
@@ -237,15 +240,18 @@ class Layer(nn.Module):
         inverse = metric.scaled(terms.tau.sqrt()).inverse()
         held = dt if drive_dt is None else drive_dt
         W_in = self.B.weight.cpu().double() * torch.tanh(held / (2 * terms.tau)).rsqrt()[:, None]
-        entered = torch.diag(C) if C.ndim == 1 else C
-        through = 1.0  # phi outside; inside, its slopes stand between C and W_in
-        if terms.post.is_identity:
-            entered = entered @ W_in
-        else:
-            through = max(phi.g for phi, _ in terms.post.runs) * norm_bound(W_in)
+
+        def gain(C: Tensor) -> float:
+            entered = torch.diag(C) if C.ndim == 1 else C
+            if terms.post.is_identity:
+                return norm * norm_bound(inverse.left_divide(entered @ W_in))
+            through = max(phi.g for phi, _ in terms.post.runs)  # its slopes stand between C and W_in
+            return through * norm_bound(W_in) * norm * norm_bound(inverse.left_divide(entered))
+
         return LayerBound(
             found,
-            input_gain=through * norm * norm_bound(inverse.left_divide(entered)),
+            input_gain=gain(C),
+            flow_gain=gain(1 / terms.tau),
             output_gain=mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double())),
             passed=1.0 + mix * float(self.d.abs().max()) * norm,
         )
@@ -262,16 +268,19 @@ class Stack(Recurrent):
         phi: the activation before the mix.
         dropout: share of a layer's output features that a training sequence loses, at all times.
         scale: of every layer's output before it is added.
-        dt, solver: as in `CTRNN`.
+        dt, substeps, solver: as in `CTRNN`; a layer's input is held over all substeps of a sample.
+        one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; `drive`
+            keeps the net's own dt. In a step of a grid solver states then feed upward as they were
+            before it; in training mode there is neither batch norm nor dropout.
+        interpolation: as in `CTRNN`, of one field.
 
-    States of all layers stand side by side, from below: (batch, state_size).
+    States of all layers stand side by side, from below: (batch, state_size); `split` takes them apart.
 
     Guarantee: see `certificate`.
     """
 
     output_is_state = False
     traceable = False  # as a whole sequence; the step is
-    substeps = 1  # steps of the solver from one sample to the next
 
     def __init__(
         self,
@@ -286,43 +295,71 @@ class Stack(Recurrent):
         scale: float = 1.0,
         batch_first: bool = False,
         dt: float = 1.0,
+        substeps: int = 1,
         solver: str = "exponential-euler",
+        one_field: bool = False,
+        interpolation: Literal["hold", "linear", "cubic"] = "hold",
         initial_state: InitialState = "zero",
     ) -> None:
+        if not isinstance(fields, list | tuple | nn.ModuleList) or not len(fields):
+            got = type(fields).__name__ if isinstance(fields, nn.Module) else repr(fields)
+            raise ConfigError(
+                f"fields must be a list of at least one field; got {got:.60}. Use [field]."
+            )
+        if wrong := [one for one in fields if not isinstance(one, Field | Recurrent)]:
+            raise ConfigError(
+                f"each layer must be a field, such as Pairs(64); got {type(wrong[0]).__name__}."
+            )
         sizes = [getattr(field, "state_size", field.size) for field in fields]
         start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
         super().__init__(input_size, width, batch_first=batch_first, **start)
-        if not fields:
-            raise ConfigError("a stack needs at least one layer; got no fields.")
         if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
             raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
-        self.dt, self.solver = dt, solver
+        check_settings(solver, None, substeps)
+        if interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", interpolation, INTERPOLATIONS)
+        if interpolation != "hold" and (solver in SCHEMES or not one_field):
+            raise ConfigError(
+                f"interpolation={interpolation!r} is of one field and torchdiffeq's solvers; got "
+                f"{solver!r}, one_field={one_field}. Use solver='dopri5' and one_field=True."
+            )
+        self.dt, self.substeps, self.solver = dt, substeps, solver
+        self.one_field, self.interpolation = one_field, interpolation
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
         self.layers = nn.ModuleList(
             Layer(width, field, dropout=dropout, scale=scale, **parts) for field in fields
         )
         self.encoder = nn.Linear(input_size, width)  # last: the layers' start depends on no input
-        self.sizes = sizes
+        self.layer_sizes = tuple(sizes)
 
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What is proven of the whole net in evaluation mode, and of its step."""
+        """What is proven of the whole net in evaluation mode, and of its step of samples dt apart.
+
+        A call with another dt takes another step: `certificate(dt=...)` is of that one.
+        """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
-        if not finite(self.encoder):
+        ways, reason = ("_run", "_layer_by_layer", "_field", "stepper"), ""
+        own = (getattr(type(self), w) is not getattr(Stack, w) or w in vars(self) for w in ways)
+        if any(own) or not is_plain(self, Recurrent):
+            reason = f"a {type(self).__name__} has hooks or a forward of its own; remove them"
+        elif not finite(self.encoder):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
+        if reason:
             return Certificate.refused(reason, dt=dt, solver=solver)
         # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
         held = min(dt, self.dt)
-        layers = [layer.bound(dt, solver, search, drive_dt=held) for layer in self._layers]
-        plain = is_plain(self.encoder, nn.Linear)
+        plain, step = is_plain(self.encoder, nn.Linear), dt / self.substeps
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
-        return certify_cascade(layers, dt, solver, entry=entry)
+        layers = [layer.bound(step, solver, search, drive_dt=held) for layer in self._layers]
+        way: Any = {"substeps": self.substeps, "one_field": self.one_field}
+        return certify_cascade(layers, dt, solver, entry=entry, **way)
 
     @property
     def step_size(self) -> float:
-        """The length of one step of the solver."""
-        return self.dt
+        """The length of one step of the solver, dt / substeps."""
+        return self.dt / self.substeps
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """The output itself."""
@@ -338,27 +375,65 @@ class Stack(Recurrent):
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
 
+    def split(self, h: Tensor) -> tuple[Tensor, ...]:
+        """The states of each layer, (..., n_l), of h (..., state_size); a call takes both as h_0."""
+        return h.split(self.layer_sizes, dim=-1)
+
+    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """f with f(x) = x', both (batch, state_size), of all layers as one field, under u (batch, m)."""
+        sample, f = self._like.new_zeros(1, self.input_size) if u is None else u, self._field()
+        return lambda x: f(sample, x)
+
+    def _field(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, x) -> x' of all layers, with their tensors made once."""
+        self._check_fixed()
+        layers, fields = self._layers, [layer.terms() for layer in self._layers]
+
+        def f(u: Tensor, x: Tensor) -> Tensor:
+            s, slopes = self.encoder(u), []
+            for layer, terms, z in zip(layers, fields, self.split(x), strict=True):
+                v = layer.norm(s)
+                slopes.append(terms(z, layer.drive(v, terms.tau, self.dt)))
+                s = layer.out(s, v, z)
+            return torch.cat(slopes, dim=-1)
+
+        return f
+
+    def _check_fixed(self) -> None:
+        batch = any(layer.norm.kind == "batch" for layer in self._layers)
+        if self.training and (batch or any(layer.dropout for layer in self._layers)):
+            raise ConfigError(
+                "one field needs fixed maps between its layers; got batch norm or dropout in training "
+                "mode. Call eval(), or train with one_field=False."
+            )
+
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        if self.one_field:
+            self._check_fixed()
+            if self.solver not in SCHEMES:
+                return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         layers = self._layers
         moves = [self._mover(layer) for layer in layers]
 
         def step(u: Tensor, x: Tensor) -> Tensor:
             s, new = self.encoder(u), []
-            for layer, move, z in zip(layers, moves, x.split(self.sizes, dim=-1), strict=True):
+            for layer, move, z in zip(layers, moves, self.split(x), strict=True):
                 v = layer.norm(s)
                 new.append(move(z, v))
-                s = layer.out(s, v, new[-1][:, : layer.field.size])
+                fed = z if self.one_field else new[-1]
+                s = layer.out(s, v, fed[:, : layer.field.size])
             return torch.cat(new, dim=-1)
 
-        return step
+        return _repeated(step, self.substeps) if self.one_field else step
 
     def _mover(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         """(z, v) -> z+ of one layer, with its matrices built once."""
         if self.solver not in SCHEMES:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.terms()
-        move = affine_step(SCHEMES[self.solver], terms, self.dt)
-        return lambda z, v: move(z, layer.drive(v, terms.tau, self.dt))
+        move = affine_step(SCHEMES[self.solver], terms, self.step_size)
+        moves = _repeated(lambda drive, z: move(z, drive), 1 if self.one_field else self.substeps)
+        return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
     def _states(
         self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
@@ -366,14 +441,31 @@ class Stack(Recurrent):
         """The states of one layer after each sample, (batch, time, n), and its last."""
         terms = layer.terms()
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
-        done = solve(terms, z, u=drive, dt=step, solver=self.solver, lengths=lengths)
+        options: Any = {"solver": self.solver, "lengths": lengths}
+        options["substeps"] = 1 if self.one_field else self.substeps
+        done = solve(terms, z, u=drive, dt=step, **options)
         return done.x[:, 1:], done.last
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        if self.one_field:
+            states = self._as_one(u, x, lengths, dt)
+            ends, s = [states[:, -1]], self.encoder(u)
+            for layer, z in zip(self._layers, self.split(states[:, 1:]), strict=True):
+                s = layer.out(s, layer.norm(s), z)
+        else:
+            s, ends = self._layer_by_layer(u, x, lengths, dt)
+        s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)
+        return s, torch.cat(ends, dim=-1)
+
+    def _layer_by_layer(
+        self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outputs, (batch, time, width), and the last state of each layer."""
         s, last = self.encoder(u), []
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
-        for layer, z in zip(self._layers, x.split(self.sizes, dim=-1), strict=True):
-            found = layer.fused(s, z, self.dt, self.solver) if lengths is None and dt is None else None
+        usual = lengths is None and dt is None and self.substeps == 1
+        for layer, z in zip(self._layers, self.split(x), strict=True):
+            found = layer.fused(s, z, self.dt, self.solver) if usual else None
             if found is not None and holds(found[1].isfinite()):
                 s = found[0]
                 last.append(found[1])
@@ -382,8 +474,38 @@ class Stack(Recurrent):
             states, end = self._states(layer, v, z, lengths, dt)
             last.append(end)
             s = layer.out(s, v, states)
-        s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)
-        return s, torch.cat(last, dim=-1)
+        return s, last
+
+    def _as_one(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
+        """As one field, before the first sample and after each, (batch, time + 1, state_size)."""
+        self._check_fixed()
+        n, step = self.substeps, self.dt if dt is None else dt
+        if self.solver not in SCHEMES:
+            f, given = self._field(), over_samples(u, step, lengths, self.interpolation)
+            options: Any = {"solver": self.solver, "substeps": n, "lengths": lengths}
+            return solve(lambda t, x, u: f(u, x), x, **given, **options).x
+        # What a layer reads is known before it moves, so that here too one may follow the other.
+        u, lengths = u.repeat_interleave(n, 1), None if lengths is None else n * lengths
+        several = isinstance(step, Tensor) and step.ndim
+        step = step.repeat_interleave(n, -1) / n if several else step / n
+        s, found = self.encoder(u), []
+        for layer, z in zip(self._layers, self.split(x), strict=True):
+            v = layer.norm(s)
+            states = torch.cat([z[:, None], self._states(layer, v, z, lengths, step)[0]], 1)
+            found.append(states[:, ::n])
+            s = layer.out(s, v, states[:, :-1])
+        return torch.cat(found, dim=-1)
+
+
+def _repeated(
+    step: Callable[[Tensor, Tensor], Tensor], times: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    def steps(u: Tensor, x: Tensor) -> Tensor:
+        for _ in range(times):
+            x = step(u, x)
+        return x
+
+    return step if times == 1 else steps
 
 
 def norm_bound(A: Tensor) -> float:

@@ -12,6 +12,13 @@ distance of the inputs of layer l, in the same sample,
 
 For q* above all q_l, d = (q* I - Gamma)^-1 1 > 0 and max_l e_l / d_l shrinks by q* at every step.
 
+Over N substeps with held input q_l is q_l^N and input_gain sum_{j<N} q_l^j as large. As one field states
+feed upward as they are before a step: s_l+1 <= passed s_l + output_gain e_l. In continuous time
+
+    e_l' <= -rate_l e_l + flow_gain s_l,    e' <= H e,    H lower triangular, H_ll = -rate_l,
+
+so that e(t) <= exp(H t) e(0), and every rate below the slowest layer's is one of the whole field.
+
 Source: THEORY section 11.
 """
 
@@ -42,26 +49,35 @@ class LayerBound:
     Attributes:
         certificate: of its field alone, with the step.
         missing: which constant it lacks, and what to change; then the others mean nothing.
-        input_gain, output_gain, passed: Lipschitz constants, see the module.
+        input_gain, flow_gain, output_gain, passed: Lipschitz constants, see the module.
     """
 
     certificate: Certificate
     missing: str = ""
     input_gain: float = 0.0
+    flow_gain: float = 0.0
     output_gain: float = 0.0
     passed: float = 0.0
 
 
 def certify_cascade(
-    layers: Sequence[LayerBound], dt: float, solver: str, *, entry: float = 1.0
+    layers: Sequence[LayerBound],
+    dt: float,
+    solver: str,
+    *,
+    entry: float = 1.0,
+    substeps: int = 1,
+    one_field: bool = False,
 ) -> Certificate:
     """Of the whole net: in continuous time any rate below the slowest layer's, and its step.
 
-    `entry` is the Lipschitz constant of what leads from the input to the first layer.
+    `entry` is the Lipschitz constant of what leads from the input to the first layer. The layers' proofs
+    are of steps of dt / substeps. A step of the sampled stack is all of a sample's, named euler:4 for 4
+    substeps; of one field each, so that `StepCertificate.substeps` are several.
     """
     for index, layer in enumerate(layers):
         why = layer.missing or ("" if layer.certificate.certified else layer.certificate.reasons[0])
-        gains = (layer.input_gain, layer.output_gain, layer.passed)
+        gains = (layer.input_gain, layer.flow_gain, layer.output_gain, layer.passed)
         if why or not all(map(math.isfinite, gains)):
             why = why or f"a Lipschitz constant is not finite: {gains}"
             return Certificate.refused(f"layer {index}: {why}", dt=dt, solver=solver)
@@ -77,58 +93,120 @@ def certify_cascade(
         declared=tuple(sorted({name for one in certificates for name in one.declared})),
     )
     steps = [one.step for one in certificates if one.step is not None]
-    largest = min(step.max_dt for step in steps)
+    metrics = [one.metric for one in certificates]
+    # Of the sampled stack a step is all of a sample's: `held` of them under one input of each layer.
+    held, count = (1, substeps) if one_field else (substeps, 1)
+    name = f"{solver}:{held}" if held > 1 else solver
+    largest, length = held * min(step.max_dt for step in steps), dt / count
     refused = next((k for k, step in enumerate(steps) if not step.certified), None)
     if refused is not None:
         reason = f"layer {refused}: {steps[refused].reason}"
-        return replace(whole, step=StepCertificate(solver, dt, False, None, largest, reason))
-    gamma = gain_matrix(layers)
+        whole = replace(whole, step=StepCertificate(name, length, False, None, largest, reason, count))
+        return _with_flow(whole, layers, metrics, dt, entry) if one_field else whole
+    layers = [_held(layer, held) for layer in layers]
+    gamma = gain_matrix(layers, one_field=one_field)
     own = [samples_until(np.array([[q]]), 1e-3) for q in gamma.diagonal()]
-    samples = samples_until(gamma, 1e-3)
-    factor, growth = weighted_factor(gamma, [one.metric for one in certificates])
+    factor, growth = weighted_factor(gamma, metrics)
     if not factor < 1:
         reason = "the gains between layers are too large for float64; lower the norms of C and the mix"
-        return replace(whole, step=StepCertificate.refused(solver, dt, reason))
-    gain = input_gain(layers, entry)
-    parts = zip(certificates, layers, gamma.diagonal(), own, strict=True)
+        return replace(whole, step=StepCertificate.refused(name, length, reason))
+    whole = replace(whole, step=StepCertificate(name, length, True, factor, largest, "", count))
+    own.append(samples_until(gamma, 1e-3))
+    memory = [math.ceil(n / count) if math.isfinite(n) else n for n in own]
+    gain = input_gain(layers, gamma.diagonal(), [layer.input_gain for layer in layers], entry)
+    # Of one field every step of a sample sees its input: their squares add up.
+    gains = gain, gain * math.sqrt(count) * (1 + SLACK)
+    return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, gains)
+
+
+def _with_flow(
+    whole: Certificate,
+    layers: Sequence[LayerBound],
+    metrics: Sequence[MetricFacts],
+    dt: float,
+    entry: float,
+) -> Certificate:
+    """The facts of the exact solution: d > 0 with H d <= -l d bounds e(t) by max d / min d e^{-l t}."""
+    H = rate_matrix(layers)
+    short = 1 / float(-H.diagonal().min())  # with it I + short H >= 0, and q* of it is 1 - short l
+    step = np.eye(len(H)) + short * H
+    (q, spread), (_, growth) = weighted_factor(step), weighted_factor(step, metrics)
+    if not q < 1:
+        return whole
+    rates = -H.diagonal()
+    memory = [math.ceil(math.log(1e3) / (rate * dt)) for rate in rates]
+    memory.append(math.ceil(math.log(1e3 * spread) * short / ((1 - q) * dt)))
+    peak = input_gain(layers, 1 - rates, [layer.flow_gain for layer in layers], entry)
+    factors = np.exp(-rates * dt) * (1 + SLACK)
+    return _with_facts(whole, layers, factors, memory, growth, (peak, math.inf))
+
+
+def _with_facts(
+    whole: Certificate,
+    layers: Sequence[LayerBound],
+    factors: np.ndarray,
+    memory: Sequence[float],
+    growth: float,
+    gains: tuple[float, float],
+) -> Certificate:
+    """`memory` is each layer's, then that of the whole, in samples; gains the peak's and that of l2."""
     facts = tuple(
-        LayerFacts(k, one.rate, float(q), layer.input_gain, layer.output_gain, n)
-        for k, (one, layer, q, n) in enumerate(parts)
+        LayerFacts(k, layer.certificate.rate, float(q), layer.input_gain, layer.output_gain, n)
+        for k, (layer, q, n) in enumerate(zip(layers, factors, memory, strict=False))
     )
     return replace(
         whole,
-        step=StepCertificate(solver, dt, True, factor, largest),
         metric=MetricFacts("cascade", "layers", 1.0, growth * growth),
-        cascade=CascadeFacts(facts, samples, max(own), int(np.argmax(own)), gain, gain),
+        cascade=CascadeFacts(facts, memory[-1], max(memory[:-1]), int(np.argmax(memory[:-1])), *gains),
     )
 
 
-def gain_matrix(layers: Sequence[LayerBound]) -> np.ndarray:
+def _held(layer: LayerBound, substeps: int) -> LayerBound:
+    """Of so many steps under one input."""
+    step = layer.certificate.step
+    assert step is not None
+    assert step.contraction_factor is not None
+    gain = layer.input_gain * float(np.sum(step.contraction_factor ** np.arange(substeps)))
+    found = replace(layer.certificate, step=replace(step, substeps=substeps))
+    return replace(layer, certificate=found, input_gain=gain * (1 + SLACK))
+
+
+def gain_matrix(layers: Sequence[LayerBound], *, one_field: bool = False) -> np.ndarray:
     """Gamma, (layers, layers), every entry an upper bound."""
+    steps = [layer.certificate.step for layer in layers]
+    q = [math.inf if step is None else step.sample_factor or math.inf for step in steps]
+    return _rows(layers, q, [layer.input_gain for layer in layers], one_field=one_field)
+
+
+def rate_matrix(layers: Sequence[LayerBound]) -> np.ndarray:
+    """H, (layers, layers), every entry an upper bound."""
+    rates = [-layer.certificate.rate for layer in layers]
+    return _rows(layers, rates, [layer.flow_gain for layer in layers], one_field=True)
+
+
+def _rows(
+    layers: Sequence[LayerBound], own: Sequence[float], gains: Sequence[float], *, one_field: bool
+) -> np.ndarray:
+    """What moves layer k: `own` times its distance, and gains[k] times that of its input."""
     rows, s = [], np.zeros(len(layers))
-    for k, layer in enumerate(layers):
-        step = layer.certificate.step
-        assert step is not None
-        assert step.contraction_factor is not None
-        row = layer.input_gain * s
-        row[k] += step.contraction_factor
-        s = layer.passed * s + layer.output_gain * row
-        rows.append(row * (1 + SLACK))
+    for k, (layer, gain) in enumerate(zip(layers, gains, strict=True)):
+        row = gain * s
+        row[k] += own[k]
+        s = layer.passed * s + layer.output_gain * (np.eye(len(layers))[k] if one_field else row)
+        rows.append(row + SLACK * abs(row))
     return np.array(rows)
 
 
-def input_gain(layers: Sequence[LayerBound], entry: float) -> float:
+def input_gain(
+    layers: Sequence[LayerBound], factors: Sequence[float], gains: Sequence[float], entry: float
+) -> float:
     """From the input to the output, in the largest norm over time, and as well in l2 over time.
 
-    From equal states sup e_l <= input_gain sup s_l / (1 - q_l), as sum_t q^t = 1 / (1 - q); the same sum
-    bounds the convolution in l2.
+    From equal states sup e_l <= gain sup s_l / (1 - q_l), as sum_t q^t = 1 / (1 - q); the same sum
+    bounds the convolution in l2. In continuous time the largest norm has the rate in place of 1 - q_l.
     """
-    for layer in layers:
-        step = layer.certificate.step
-        assert step is not None
-        assert step.contraction_factor is not None
-        kept = layer.input_gain / (1 - step.contraction_factor)
-        entry *= (layer.passed + layer.output_gain * kept) * (1 + SLACK)
+    for layer, q, gain in zip(layers, factors, gains, strict=True):
+        entry *= (layer.passed + layer.output_gain * gain / (1 - q)) * (1 + SLACK)
     return entry
 
 

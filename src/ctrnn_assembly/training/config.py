@@ -91,6 +91,9 @@ class TrainConfig(BaseModel):
     substeps: int = setting(
         "solver", 1, "solver steps a sample, of dt / N each; not for dopri5, ...", ge=1
     )
+    one_field: bool = setting(
+        "solver", False, "of a deep model: all layers as one equation, not one after another"
+    )
     rtol: float = setting("solver", 1e-6, "relative tolerance of adaptive solvers", gt=0)
     atol: float = setting("solver", 1e-8, "absolute tolerance of adaptive solvers", gt=0)
     interpolation: Literal["hold", "linear", "cubic"] = setting(

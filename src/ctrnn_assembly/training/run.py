@@ -177,6 +177,8 @@ class Run:
         row = MODELS.get(config.model)
         if row is not None and row.is_baseline and {"dt", "substeps", "solver"} & given.keys():
             raise ConfigError(f"{config.model!r} has no solver: drop --solver, --dt and --substeps.")
+        if given.get("one_field") and row is not None and not row.is_stack:
+            raise ConfigError(f"--one-field is of deep models; got {config.model!r}. Leave it out.")
         return cls(path, config, initial, epoch) if path.is_dir() else cls(None, config)
 
     @property

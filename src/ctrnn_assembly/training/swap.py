@@ -36,9 +36,10 @@ class Swap:
 
     @property
     def name(self) -> str:
-        """The solver and, if there are several, its substeps: euler:8."""
+        """The solver and, if there are several, its substeps: euler:8; of a stack, if as one field."""
         config = self.run.config
-        return config.solver if config.substeps == 1 else f"{config.solver}:{config.substeps}"
+        name = config.solver if config.substeps == 1 else f"{config.solver}:{config.substeps}"
+        return f"{name}, one field" if config.one_field else name
 
     @property
     def certified(self) -> bool:
