@@ -64,7 +64,7 @@ class _Layer(torch.autograd.Function):
         kept = batch if keep else next(_pieces(batch, time)).stop
         e, z = _empty(s, kept, time, n), _empty(s, kept, time, width)
         x, pq = _empty(s, kept, time + 1, n), _empty(s, kept, time, 2 * width)
-        out, last, pair = torch.empty_like(s), torch.empty_like(x0), (A.numpy(), C.numpy(), w.numpy())
+        out, last, pair = _empty(s, *s.shape), torch.empty_like(x0), (A.numpy(), C.numpy(), w.numpy())
         states, mixed = pairs.kernels(*kind, pair[0].dtype)[0], _kernels(pair[0].dtype)[0]
         for now in _pieces(batch, time):
             at = now if keep else slice(0, now.stop - now.start)
@@ -192,8 +192,12 @@ def _kernels(dtype: Any) -> tuple[Any, Any]:
         for b in range(batch):
             for t in range(time):
                 at, g, new, scale = pq[b, t], grad[b, t], dpq[b, t], k[b]
+                for i in range(width):  # loops of few arrays, which the compiler can vectorise
+                    new[i] = tanh(at[i])
                 for i in range(width):
-                    p, q = tanh(at[i]), half + half * tanh(half * at[width + i])
+                    new[width + i] = half + half * tanh(half * at[width + i])
+                for i in range(width):
+                    p, q = new[i], new[width + i]
                     v = g[i] * scale[i] * q
                     new[i] = v * (1 - p * p)
                     new[width + i] = v * p * (1 - q)
