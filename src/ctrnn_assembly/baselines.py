@@ -385,6 +385,9 @@ class DeepBaseline(Baseline, Stack):
     def flow(self, u: Tensor | None = None) -> NoReturn:
         raise ConfigError("DeepBaseline is a map x -> x+, not a flow x'. Use step(u, x).")
 
+    def _fused(self, layer: Layer, s: Tensor, z: Tensor) -> None:
+        """None: there is no such loop of these."""
+
     def _mover(self, layer: Layer) -> Step:
         field: Any = layer.field
         move = field.stepper()

@@ -86,7 +86,8 @@ def _stack(
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
 STACK = {**_options(_stack, "activation"), "pool": "last", "seed": 0}
-OF_PAIRS = ("horizon", "margin", "dt", "solver")  # which deep baselines do not take
+# What deep baselines do not take.
+OF_PAIRS = ("horizon", "margin", "dt", "substeps", "solver", "one_field", "interpolation")
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "size", "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in

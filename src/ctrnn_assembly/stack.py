@@ -435,6 +435,10 @@ class Stack(Recurrent):
         moves = _repeated(lambda drive, z: move(z, drive), 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
+    def _fused(self, layer: Layer, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What one layer passes on and its last state, by `Layer.fused` where that can run."""
+        return layer.fused(s, z, self.dt, self.solver)
+
     def _states(
         self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
     ) -> tuple[Tensor, Tensor]:
@@ -465,7 +469,7 @@ class Stack(Recurrent):
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         usual = lengths is None and dt is None and self.substeps == 1
         for layer, z in zip(self._layers, self.split(x), strict=True):
-            found = layer.fused(s, z, self.dt, self.solver) if usual else None
+            found = self._fused(layer, s, z) if usual else None
             if found is not None and holds(found[1].isfinite()):
                 s = found[0]
                 last.append(found[1])
