@@ -27,7 +27,7 @@ def linear_net(core, pool):
     """Units that nothing turns or bends, moved along the difference of the readout's rows."""
     if core == "stack":
         options = {"norm": "none", "mix": "linear", "phi": "identity", "batch_first": True}
-        net = Stack(2, 1, [Pairs(2, phi=None), Pairs(2, phi=None)], **options)
+        net = Stack(2, 1, [Pairs(2, phi=None), Pairs(2, phi=None)], substeps=2, **options)
     else:
         form = "r" if core == "inside" else "x"
         field = Subnetwork(Triangular(DOUBLED), 2, form=form, weight=torch.zeros(2, 2), tau=4.0)
@@ -156,6 +156,8 @@ def test_nets_without_a_proof_are_refused_by_name():
     assert "bound on the step's factor" in refused(solver="euler", coupling_scale=500.0, **small)
     stack = {"net": "deep-adadiag", "dt": 1.0, "depth": 1, "width": 4}
     assert "layer 0: the mix glu has no Lipschitz constant" in refused(mix="glu", **stack)
+    one_field = lambda model: setattr(model.core, "one_field", True)  # noqa: E731
+    assert "all layers as one field" in refused(one_field, **stack)
     assert "gates of kind 'shared'" in refused(net="adadiag-gated-shared", **small)
 
     def broken(model):

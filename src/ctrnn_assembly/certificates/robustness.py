@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.certificates.cascade import SLACK, LayerBound
-from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.result import CascadeFacts, Certificate
 from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
@@ -47,13 +47,14 @@ def certified_radii(
     core, readout = _proven(model), model.readout
     found = core.certificate()
     if isinstance(core, Stack):
-        layers = [layer.bound(core.dt, core.solver) for layer in core.layers]
+        layers = [layer.bound(core.step_size, core.solver, drive_dt=core.dt) for layer in core.layers]
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
     else:
         terms, entry = core.terms().detach_cpu(), 1.0
-        layers = [LayerBound(found, "", _entering(terms, found), 1.0, 0.0)]
+        layers = [LayerBound(found, input_gain=_entering(terms, found), output_gain=1.0)]
         rows, off = _leaving(terms, found, readout.weight, model.readout_input == "rate")
-    gains = pooled_gains(impulse_response(layers, entry, u.shape[1]), model.pool)
+    h = impulse_response(layers, entry, u.shape[1], core.substeps)
+    gains = pooled_gains(h, model.pool, found.cascade)
     logits = model(u, lengths=lengths)
     y = logits.argmax(1, keepdim=True)
     rounding = 1e-9 * (1 + logits.abs().amax(1, keepdim=True))
@@ -64,14 +65,14 @@ def certified_radii(
     return logits, kept * (1 - SLACK) / gains[:, last - 1]
 
 
-def impulse_response(layers: Sequence[LayerBound], entry: float, time: int) -> Tensor:
+def impulse_response(layers: Sequence[LayerBound], entry: float, time: int, substeps: int) -> Tensor:
     """h, (time,), rounded up: every term is a sum of products of nonnegative numbers."""
     parts, h = [], []
     for layer in layers:
         step: Any = layer.certificate.step
-        q, m = step.contraction_factor, step.substeps
-        held = layer.input_gain * sum(q**k for k in range(m))
-        parts.append((q**m, held, layer.passed, layer.output_gain))
+        q = step.contraction_factor
+        held = layer.input_gain * sum(q**k for k in range(substeps))
+        parts.append((q**substeps, held, layer.passed, layer.output_gain))
     e = [0.0] * len(parts)
     for t in range(time):
         s = entry if t == 0 else 0.0
@@ -82,12 +83,20 @@ def impulse_response(layers: Sequence[LayerBound], entry: float, time: int) -> T
     return torch.tensor(h, dtype=torch.float64) * (1 + SLACK)
 
 
-def pooled_gains(h: Tensor, pool: str) -> Tensor:
-    """What the readout sees after 1, 2, ... samples, for one unit of each norm: (2, time)."""
+def pooled_gains(h: Tensor, pool: str, facts: CascadeFacts | None = None) -> Tensor:
+    """What the readout sees after 1, 2, ... samples, for one unit of each norm: (2, time).
+
+    Or those of a stack's certificate, which hold at all times, where they are smaller: the mean moves by
+    no more than the root mean square of all outputs, the last by sqrt(T) times as much.
+    """
     H, count = h.cumsum(0), torch.arange(1, len(h) + 1)
-    if pool == "last":
-        return torch.stack([H, (count * h.square().cumsum(0)).sqrt()])
-    return torch.stack([H.cumsum(0) / count, (H.square().cumsum(0) / count).sqrt()])
+    last = pool == "last"
+    peak = H if last else H.cumsum(0) / count
+    square = count * h.square().cumsum(0) if last else H.square().cumsum(0) / count
+    if facts is not None:
+        peak = peak.clamp(max=facts.peak_gain)
+        square = torch.minimum(square, facts.l2_gain**2 * (count if last else torch.ones_like(h)))
+    return torch.stack([peak, square.sqrt()])
 
 
 def _proven(model: SequenceClassifier) -> Any:
@@ -104,6 +113,8 @@ def _proven(model: SequenceClassifier) -> Any:
         if type(part) is not kind or not is_plain(part, kind):
             name = type(part).__name__
             raise ConfigError(f"no radius is proven of {name} with hooks or methods of its own.")
+    if isinstance(core, Stack) and core.one_field:
+        raise ConfigError("no radius is proven of all layers as one field; use one_field=False.")
     if model.readout.weight.dtype != torch.float64:
         raise ConfigError("a radius is of the model in float64; call model.double().")
     return core
