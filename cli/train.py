@@ -102,8 +102,8 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         if fast:
             layers.append(trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
-        if not (named or file):
-            click.echo(start(config, best), err=True)
+        sources = [f"the recipe {named}"] * bool(named) + [str(file)] * bool(file)
+        click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
         run = out or new_folder(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr
     watched = recorder(acc_events=True) if profile else None
@@ -118,6 +118,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
                 run.rmdir()
     rows = [
         ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        *learnt_nothing(config, summary),
         ("validation accuracy", validation(summary)),
         ("trained parameters", f"{summary['parameters']:,}"),
         ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
@@ -176,6 +177,23 @@ def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
     said = ", ".join(f"{name} {getattr(config, name)}" for name in names)
     part = "what is" if "model" in recommended else "the training settings"
     return f"starts from {part} recommended for {config.task}: {said}"
+
+
+def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line on a net that does no better than chance, and what is recommended; none on others."""
+    if summary["test_accuracy"] > summary["chance"]:
+        return []
+    best = recommended(config.task)
+    if not best:
+        advice = "try another learning_rate, more epochs, or other units"
+    elif best.items() <= config.model_dump().items():
+        advice = "its settings are the recommended ones: try more epochs"
+    else:
+        names = ("model", "solver", "dt", "epochs", "learning_rate")
+        said = ", ".join(f"{name} {best[name]}" for name in names)
+        advice = f"`ctrnn train --task {config.task}` alone takes what is recommended: {said}"
+    no_better = f"{summary['chance']:.4f} is within reach without learning anything"
+    return [("at chance", f"{no_better}; {advice}")]
 
 
 @click.command("evaluate", cls=Command)

@@ -33,6 +33,7 @@ from ctrnn_assembly.training.config import (
     recommended,
 )
 from ctrnn_assembly.training.run import model_from, read_table
+from ctrnn_cli.train import learnt_nothing
 from fake_data import real_data, write_cifar, write_images, write_mnist, zip_folder
 
 # What is recommended couples more pairs of modules than these small nets have.
@@ -138,8 +139,9 @@ def test_train_json_prints_the_summary_and_nothing_else(cli: Cli, tmp_path: Path
     assert summary["epochs"] == len(table(run)) == 2
     assert summary["certificate"]["certified"] is True
     assert summary["certificate"]["rate"] > 0
-    start, note, forecast, *epochs = done.err.splitlines()
+    start, what, note, forecast, *epochs = done.err.splitlines()
     assert start.startswith("starts from what is recommended for digits: model svd-combo, modules ")
+    assert what.startswith("svd-combo, 152 trained parameters, on digits: ")
     assert forecast.startswith("about ")
     assert note.startswith("note: warmup_epochs 10 leaves no epoch of 2 after it")
     assert [line[:9] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
@@ -412,6 +414,54 @@ def test_without_out_a_run_gets_a_folder_of_its_own(
     assert all(f"runs/{name}" in each.out for name, each in zip(names, done, strict=True))
     cli.refuses("train", *TINY, "--activation=nope")
     assert len(list(Path("runs").iterdir())) == 3
+
+
+def test_a_run_says_what_it_trains_before_it_does_and_how_far_an_epoch_is(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "LONG", 0.0)
+    run = tmp_path / "run"
+    said = cli.train(run, "--recipe=digits", "--epochs=2").err.splitlines()
+    assert said[0] == "starts from the recipe digits"
+    assert said[1] == (
+        "svd-combo, 152 trained parameters, on digits: 200 sequences of 64 steps x 1, 2 epochs; device "
+        f"cpu, run folder {run}"
+    )
+    told = [line for line in said if re.fullmatch(r"epoch \d/2: step \d of 4, \d+ s left of it", line)]
+    assert [line.split(" of")[0] for line in told] == [
+        f"epoch {e}/2: step {k}" for e in (1, 2) for k in (1, 2, 3)
+    ]
+
+
+def test_news_that_nobody_hears_end_no_training(tmp_path: Path) -> None:
+    arguments = " ".join((*TINY, "--epochs=3", "--out", str(tmp_path / "run")))
+    command = f"{sys.executable} -m ctrnn_cli.main train {arguments} 2>&1 >/dev/null | head -1"
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert len(table(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_net_at_chance_is_said_to_be(cli: Cli, tmp_path: Path) -> None:
+    done = cli.train(tmp_path / "run", "--epochs=1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] <= summary["chance"] < 0.25
+    recommended_for = "`ctrnn train --task digits` alone takes what is recommended: model svd-combo"
+    assert f"at chance │ {summary['chance']:.4f} is within reach" in " ".join(done.out.split())
+    assert recommended_for in " ".join(done.out.split())
+    own = make_config({"task": "mine"})
+    for config, said in ((own, "try another"), (make_config(recommended("digits")), "try more epochs")):
+        [(_, line)] = learnt_nothing(config, {"test_accuracy": 0.1, "chance": 0.1})
+        assert said in line
+        assert not learnt_nothing(config, {"test_accuracy": 0.11, "chance": 0.1})
+
+
+def test_chance_is_the_commonest_class_and_what_luck_adds() -> None:
+    y = torch.tensor([0] * 60 + [1] * 40)
+    assert fit.chance(y) == pytest.approx(0.6 + 2 * (0.6 * 0.4 / 100) ** 0.5)
+    assert fit.chance(y[:60]) == 1.0
+    # Of nets that always say one class, in other test sets of that size, hardly one exceeds it.
+    lucky = torch.distributions.Binomial(100, torch.tensor(0.6)).sample((10_000,)) / 100
+    assert (lucky > fit.chance(y)).double().mean() < 0.03
 
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")

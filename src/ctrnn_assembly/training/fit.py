@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import pstdev
@@ -45,15 +45,16 @@ from ctrnn_assembly.training.provenance import provenance
 PLATEAU_EPOCHS, PLATEAU_STD, PLATEAU_GRACE = 5, 1e-3, 50
 STAGES = ("data", "forward", "backward", "optimiser", "validation", "certificate")
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
-LONG = 60.0  # seconds, and a shorter trial is spoken of
+LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def say(line: str) -> None:
-    """Print a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line to stderr; that nobody listens any more ends no training."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -174,6 +175,8 @@ def fit(
     summary = provenance(command=command, seed=config.seed, device=config.device)
     fabric, log, start = make_fabric(config), make_logger(config, out), run.Run(None, config)
     task, net = start.task, start.build()
+    if fabric.is_global_zero:
+        report(first_line(config, task, net, fabric.device, out))
     u, _, lengths = next(iter(Batches(task, task.train, 1)))
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
@@ -260,14 +263,12 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
     batches.epoch, steps = training.epoch, len(batches)
     core: Any = training.net.core
     following, sums = iter(batches), torch.zeros((), device=fabric.device)
-    what, console = f"epoch {training.epoch + 1}/{config.epochs}", Console(stderr=True)
-    shown = fabric.is_global_zero and sys.stderr.isatty()
     training.model.train()
     # Dropout draws from torch's own generator, which no checkpoint holds.
     drawn = np.random.SeedSequence([config.seed, training.epoch, fabric.global_rank])
     torch.manual_seed(int(drawn.generate_state(1)[0]))
     clock, last_timed = 0.0, min(TIMED, steps - 1)
-    for index in track(range(steps), what, console=console, transient=True, disable=not shown):
+    for index in told(training, steps):
         with training.profile if index < STEPS else nullcontext():
             with record_function("data"):
                 batch = fabric.to_device(next(following))
@@ -288,6 +289,37 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
             if index and fabric.is_global_zero:
                 training.report(forecast(training, steps, (clock - since) / index))
     return training.means("train", sums)
+
+
+def told(training: Training, steps: int) -> Iterator[int]:
+    """The steps of an epoch, counted from 0: a progress bar on a terminal, elsewhere a line at times."""
+    what, console = f"epoch {training.epoch + 1}/{training.config.epochs}", Console(stderr=True)
+    if console.is_terminal and training.fabric.is_global_zero:
+        yield from track(range(steps), what, console=console, transient=True)
+        return
+    begun = spoken = time.monotonic()
+    for index in range(steps):
+        yield index
+        now, left = time.monotonic(), steps - index - 1
+        if now - spoken > LONG and left and training.fabric.is_global_zero:
+            spoken, rest = now, (now - begun) / (index + 1) * left
+            training.report(f"{what}: step {index + 1} of {steps}, {run.lasting(rest)} left of it")
+
+
+def first_line(
+    config: TrainConfig, task: Task, net: SequenceClassifier, device: torch.device, out: Path
+) -> str:
+    """What is about to be trained, on what, and where."""
+    m, T, samples = task.n_input, task.n_steps, len(task.train)
+    return (
+        f"{config.model}, {trained_parameters(net):,} trained parameters, on {task.name}: {samples:,} "
+        f"sequences of {T:,} steps x {m}, {config.epochs} epochs; device {device}, run folder {out}"
+    )
+
+
+def trained_parameters(net: SequenceClassifier) -> int:
+    """How many numbers training changes."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
 def forecast(training: Training, steps: int, each: float) -> str:
@@ -356,21 +388,31 @@ def finish(training: Training) -> dict[str, Any]:
     chosen = run.read_weights(out / "checkpoints" / ("last.ckpt" if config.fit_all else "best.ckpt"))
     chosen.load(net)
     run.save_weights(out / "model.safetensors", net)
-    rows = training.rows
+    rows, test = training.rows, task.load_test()
     return {
         "task": task.name,
         "data": task.data,
         "note": task.note,
         "model": config.model,
-        "parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "parameters": trained_parameters(net),
         "epochs": len(rows),
         "best_epoch": len(chosen.progress["rows"]) - 1,
         "val_accuracy": None if config.fit_all else accuracy(net, task, task.val),
-        "test_accuracy": accuracy(net, task, task.load_test()),
+        "test_accuracy": accuracy(net, task, test),
+        "chance": chance(test.y),
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "certificate": net.core.certificate().as_dict(),
         **run.run_record(config, rows),
     }
+
+
+def chance(y: Tensor) -> float:
+    """The accuracy up to which a net may have learnt nothing of the classes y, (samples,).
+
+    That is the share of the commonest one, which it might always answer, and two standard errors.
+    """
+    share = float(y.bincount().max()) / len(y)
+    return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))
 
 
 def make_fabric(config: TrainConfig) -> Fabric:

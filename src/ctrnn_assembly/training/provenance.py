@@ -11,6 +11,7 @@
     best_epoch          epoch of the weights in model.safetensors, counted from 0
     val_accuracy        of these weights; null with fit_all
     test_accuracy       of these weights
+    chance              test accuracy up to which they may have learnt nothing
     best_epoch_accuracy, final_epoch_accuracy
                         test accuracy of the best and of the last epoch; null without test_every_epoch
     certificate_initial, certificate
