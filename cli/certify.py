@@ -9,7 +9,6 @@ import click
 from click import option
 from rich.table import Table
 
-from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli.shared import ONE_FIELD, Column, Command, emit, facts, json_option, plot_option, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
@@ -68,15 +67,12 @@ def certify_command(
     certificate, weights = run.certify(search), run.weights.as_dict()
 
     def figure() -> Any:
-        if certificate.cascade is not None:
-            raise ConfigError(
-                "this picture is of one layer; got a stack. Use --json, or plot --kind certificate."
-            )
         from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
         step = config.dt / config.substeps
-        curves = step_curves(run.build(data=False).core, certificate, near=step)
+        core: Any = run.build(data=False).core
+        curves = [] if certificate.of_layers else step_curves(core, certificate, near=step)
         return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
 
     title = f"{config.model}, {units} units{', tau trained' if config.train_tau else ''}"

@@ -132,6 +132,9 @@ class Driven:
         from ctrnn_assembly.certificates.wording import short_rows
 
         about, proven = self.about, self.certificate.as_dict()
+        if (cascade := self.certificate.cascade) is not None:
+            those = f"of the states of all {len(cascade.layers)} layers together"
+            notes = [*notes, f"{those}; the slowest, by its proof, is layer {cascade.slowest}"]
         looked = {"split": self.split, "samples": len(self.u), "length": self.u.shape[1]}
         dt, solver = self.behaviour.resolve(**self.step)
         parts = f" in {self.behaviour.substeps} substeps" if self.behaviour.substeps > 1 else ""
@@ -410,6 +413,8 @@ def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: i
             raise ConfigError(
                 "--effective-depth needs classes. Leave it out, or give a run and no --data."
             )
+        if not net.model.core.output_is_state:
+            raise ConfigError("--effective-depth needs a readout of the state, not a stack's. Drop it.")
         gradient = net.model.readout.weight[int(net.y[0])].detach()
         gradient = pad(gradient, (0, net.behaviour.size - len(gradient)))  # an LSTM's c is not read
         results["effective_"] = deep = effective_depth_over_time(

@@ -46,10 +46,10 @@ def export_program(net: SequenceClassifier, part: Part = "sequence") -> Exported
     """
     if not net.core.traceable:
         raise ConfigError(
-            "an exported program takes steps of a grid solver, which looks at no value, of one layer "
+            "an exported program takes steps of a grid solver, which looks at no value, of one CTRNN "
             f"whose field has no time of its own; got {getattr(net.core, 'solver', '')!r} of "
             f"{type(getattr(net.core, 'field', net.core)).__name__}. Use solver='euler', 'imex' or "
-            "'exponential-euler', and a Subnetwork or an Assembly."
+            "'exponential-euler', and a CTRNN of a Subnetwork or an Assembly."
         )
     batch, time = Dim("batch"), Dim("time")
     with torch.no_grad():

@@ -384,7 +384,7 @@ class Stack(Recurrent):
         sample, f = self._like.new_zeros(1, self.input_size) if u is None else u, self._field()
         return lambda x: f(sample, x)
 
-    def _field(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def _field(self) -> Step:
         """(u, x) -> x' of all layers, with their tensors made once."""
         self._check_fixed()
         layers, fields = self._layers, [layer.terms() for layer in self._layers]
@@ -407,7 +407,7 @@ class Stack(Recurrent):
                 "mode. Call eval(), or train with one_field=False."
             )
 
-    def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self) -> Step:
         if self.one_field:
             self._check_fixed()
             if self.solver not in SCHEMES:
@@ -426,7 +426,7 @@ class Stack(Recurrent):
 
         return _repeated(step, self.substeps) if self.one_field else step
 
-    def _mover(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def _mover(self, layer: Layer) -> Step:
         """(z, v) -> z+ of one layer, with its matrices built once."""
         if self.solver not in SCHEMES:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
@@ -501,9 +501,9 @@ class Stack(Recurrent):
         return torch.cat(found, dim=-1)
 
 
-def _repeated(
-    step: Callable[[Tensor, Tensor], Tensor], times: int
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _repeated(step: Step, times: int) -> Step:
+    """(u, x) -> x after so many steps under one u."""
+
     def steps(u: Tensor, x: Tensor) -> Tensor:
         for _ in range(times):
             x = step(u, x)

@@ -70,7 +70,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     """Rate, metric, step and coupling; nothing of what is not known."""
     if not certificate.modules:
         return []
-    rows = [("rate", f">= {down(certificate.rate)} per unit of time, in the metric")]
+    where = "in the long run" if certificate.of_layers else "in the metric"
+    rows = [("rate", f">= {down(certificate.rate)} per unit of time, {where}")]
     if certificate.certified:
         longest = f"<= {up(certificate.slowest_time_constant)}"
         rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
@@ -95,8 +96,9 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
             rows.append(("largest certified dt", longest))
     if (cascade := certificate.cascade) is not None:
+        of = "" if step is not None and step.certified else "of the exact solution, "
         rows += [
-            ("differences", f"below a thousandth after {samples_words(cascade.samples)} samples"),
+            ("differences", f"{of}below a thousandth after {samples_words(cascade.samples)} samples"),
             (
                 "slowest layer",
                 f"{cascade.slowest}, alone after {samples_words(cascade.memory)}; the proof of the "

@@ -141,6 +141,7 @@ class Behaviour:
         flow: u -> (x -> x'), or None for a map that is no differential equation.
         dt, solver: duration of a step, and the scheme that it is a step of, if any.
         substeps: equal parts of dt, each a step of the scheme.
+        sampled: whether the step is not one of the flow, as that of a stack that is not one field.
         terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
         x_0: the state that it starts in, (n,), or None: zero.
     """
@@ -156,6 +157,7 @@ class Behaviour:
     metric: Metric | None = None
     substeps: int = 1
     x_0: Tensor | None = None
+    sampled: bool = False
 
     @property
     def tau(self) -> Tensor:
@@ -202,6 +204,11 @@ class Behaviour:
             return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
+        if self.sampled:
+            raise ConfigError(
+                f"a stack has its own step only; got {solver!r}, dt={length * self.substeps:g}. Leave "
+                "them out, or make the stack with them."
+            )
         flow = self.flow_map()
         if solver == "euler":
             return lambda u, x: x + length * flow(u, x)
@@ -312,7 +319,7 @@ def trajectory(
 
     torchdiffeq's methods, for a flow, have the tolerances rtol and rtol / 100, and see one sample a run.
     """
-    if known.flow is None or solver is None or solver not in BY_TORCHDIFFEQ:
+    if known.flow is None or known.sampled or solver is None or solver not in BY_TORCHDIFFEQ:
         step = known.step_map(dt, solver)
     else:
         flow, ends = known.flow, x.new_tensor([0.0, dt])
@@ -396,8 +403,10 @@ def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     x_0 = None if x_0 is None else x_0.detach().double().cpu()
     if terms is None:
         n, flow = net.state_size, None if _answer(net, "flow", None) is None else net.flow
-        sizes = (n,) if metric is None else tuple(metric.sizes)
-        own: Any = (dt, solver, sizes, None, metric, substeps, x_0)
+        layers = getattr(net, "layer_sizes", ()) or (n,)
+        sizes = layers if metric is None else tuple(metric.sizes)
+        sampled = not getattr(net, "one_field", True)
+        own: Any = (dt, solver, sizes, None, metric, substeps, x_0, sampled)
         return Behaviour(n, net.step, flow, net.input_size, *own)
     terms = terms.detach_cpu().double()
     _check_weights(terms.tensors())

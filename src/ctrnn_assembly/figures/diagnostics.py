@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ctrnn_assembly.certificates import Certificate, StepCertificate
 from ctrnn_assembly.certificates.curves import FactorCurve
-from ctrnn_assembly.certificates.wording import down
+from ctrnn_assembly.certificates.result import CascadeFacts
+from ctrnn_assembly.certificates.wording import down, samples_words
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
@@ -29,11 +30,17 @@ MAP = "this network is a map, not a flow"
 
 @style.printed
 def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], *, title: str) -> Figure:
-    """Left: the proven factor of a step against dt. Right: the rate of every module and of the whole."""
+    """Left: the proven factor of a step against dt. Right: the rate of every module and of the whole.
+
+    Of a stack, left: the memory of every layer alone, and what is proven of the whole.
+    """
     verdict = "certified" if certificate.certified else "NOT certified"
     figure = style.new_figure(3.3, f"{title} ({verdict})")
     left, right = figure.subplots(1, 2)
-    draw_factors(left, curves, certificate.step)
+    if certificate.cascade is None:
+        draw_factors(left, curves, certificate.step)
+    else:
+        draw_memory(left, certificate.cascade)
     draw_rates(right, certificate)
     return figure
 
@@ -66,14 +73,29 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
     axes.legend(loc="lower left")
 
 
+def draw_memory(axes: Axes, cascade: CascadeFacts) -> None:
+    """A bar for each layer alone, and a line for the whole."""
+    axes.set_title("samples until differences are below a thousandth")
+    indices = [layer.index for layer in cascade.layers]
+    memory = [layer.memory for layer in cascade.layers]
+    axes.bar(indices, memory, width=0.8, color=COLOURS[5], label="layer alone")
+    label = f"the whole, proven: {samples_words(cascade.samples)}"
+    height = cascade.samples if math.isfinite(cascade.samples) else np.nan
+    axes.axhline(height, color=BLACK, linewidth=1.4, linestyle="--", label=label)
+    style.module_ticks(axes, len(indices))
+    axes.set(xlabel="layer", ylabel="samples", ylim=(0, None))
+    style.raised(axes, 0.25, loc="upper center", ncols=2)
+
+
 def draw_rates(axes: Axes, certificate: Certificate) -> None:
     """A bar for each module, hatched for those that fail, and a line for the whole."""
-    axes.set_title("modules")
+    part = "layer" if certificate.of_layers else "module"
+    axes.set_title(f"{part}s")
     known = [module for module in certificate.modules if math.isfinite(module.rate)]
     if not known:
         style.empty(axes, "nothing is proven")
         return
-    kinds: Any = ((True, COLOURS[5], "", "module"), (False, COLOURS[4], "////", "module that fails"))
+    kinds: Any = ((True, COLOURS[5], "", part), (False, COLOURS[4], "////", f"{part} that fails"))
     for certified, colour, hatch, label in kinds:
         rates = {module.index: module.rate for module in known if module.certified == certified}
         if rates:
@@ -84,7 +106,7 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
         axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)
     axes.axhline(0, color=GREY, linewidth=0.8)
     style.module_ticks(axes, len(certificate.modules))
-    axes.set(xlabel="module", ylabel=f"rate, at least ({PER_TAU})")
+    axes.set(xlabel=part, ylabel=f"rate, at least ({PER_TAU})")
     style.raised(axes, 0.25, loc="upper center", ncols=2)
 
 

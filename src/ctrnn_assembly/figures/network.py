@@ -36,8 +36,8 @@ class NetworkArrays:
         field = getattr(layer, "field", None)
         if field is None:
             raise ConfigError(
-                f"this picture is of an assembly; {type(layer).__name__} is a baseline without modules. "
-                "Draw its curves or states."
+                f"this picture is of one assembly; got {type(layer).__name__}, a baseline or a stack of "
+                "layers. Draw its curves or states."
             )
         self.layer, self.title = layer, title
         self.terms = field.terms().detach_cpu().double()
