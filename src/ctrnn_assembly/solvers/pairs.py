@@ -64,7 +64,7 @@ def of_steps(
     inside = terms.pre.is_identity and not terms.post.is_identity
     name = (terms.post if inside else terms.pre).runs[0][0].name
     A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, dt))
-    return (name, inside), (A, C, torch.cat([block.flatten() for block in terms.blocks]))
+    return (name, inside), (A, C, torch.cat(terms.blocks).flatten())
 
 
 class _Integrate(torch.autograd.Function):
@@ -130,10 +130,14 @@ def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
                 x, out, drive, k = states[b, t], states[b, t + 1], e[b, t], which[b if wide else 0, t]
                 for i in range(n):
                     g[i] = phi(w[i] * x[i] + drive[i]) if inside else w[i] * phi(x[i]) + drive[i]
+                for j in range(n // 2):  # loops of few arrays, which the compiler can vectorise
+                    y, z = x[2 * j], x[2 * j + 1]
+                    out[2 * j] = A[k, 0, j] * y + A[k, 1, j] * z
+                    out[2 * j + 1] = A[k, 2, j] * y + A[k, 3, j] * z
                 for j in range(n // 2):
-                    y, z, f, h = x[2 * j], x[2 * j + 1], g[2 * j], g[2 * j + 1]
-                    out[2 * j] = A[k, 0, j] * y + A[k, 1, j] * z + C[k, 0, j] * f + C[k, 1, j] * h
-                    out[2 * j + 1] = A[k, 2, j] * y + A[k, 3, j] * z + C[k, 2, j] * f + C[k, 3, j] * h
+                    y, z = g[2 * j], g[2 * j + 1]
+                    out[2 * j] += C[k, 0, j] * y + C[k, 1, j] * z
+                    out[2 * j + 1] += C[k, 2, j] * y + C[k, 3, j] * z
 
     @compiled
     def adjoint(
@@ -156,15 +160,13 @@ def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
                     which[b if wide else 0, t],
                 )
                 for j in range(n // 2):
-                    y0, z0 = up[2 * j], up[2 * j + 1]
-                    v[2 * j] = C[k, 0, j] * y0 + C[k, 2, j] * z0
-                    v[2 * j + 1] = C[k, 1, j] * y0 + C[k, 3, j] * z0
-                    down[2 * j] += A[k, 0, j] * y0 + A[k, 2, j] * z0
-                    down[2 * j + 1] += A[k, 1, j] * y0 + A[k, 3, j] * z0
-                for i in range(n):
-                    q = slope(y[i]) * v[i]
-                    down[i] += w[i] * q
-                    out[i] = q if inside else v[i]
+                    i, m = 2 * j, 2 * j + 1
+                    v0 = C[k, 0, j] * up[i] + C[k, 2, j] * up[m]
+                    v1 = C[k, 1, j] * up[i] + C[k, 3, j] * up[m]
+                    q0, q1 = slope(y[i]) * v0, slope(y[m]) * v1
+                    down[i] += A[k, 0, j] * up[i] + A[k, 2, j] * up[m] + w[i] * q0
+                    down[m] += A[k, 1, j] * up[i] + A[k, 3, j] * up[m] + w[m] * q1
+                    out[i], out[m] = (q0, q1) if inside else (v0, v1)
             for t in range(steps):
                 x, up, y, drive, out = states[b, t], lam[b, t + 1], ys[t], e[b, t], de[b, t]
                 k = which[b if wide else 0, t]
