@@ -65,6 +65,8 @@ def _stack(
     horizon: float = 100.0,
     activation: str | None = None,
     margin: float = 0.01,
+    gate_range: float | None = None,
+    input_range: float = 3.0,
     dt: float = 1.0,
     substeps: int = 1,
     solver: str = "exponential-euler",
@@ -80,12 +82,14 @@ def _stack(
     fields = [field(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
     options |= {"dt": dt, "substeps": substeps, "solver": solver}
     options |= {"one_field": one_field, "interpolation": interpolation}
+    options |= {"gate_range": gate_range, "input_range": input_range}
     return part(n_input, width, fields, **options)
 
 
+OF_GATE = ("gate_range", "input_range")
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
-STACK = {**_options(_stack, "activation"), "pool": "last", "seed": 0}
+STACK = {**_options(_stack, "activation", *OF_GATE), "pool": "last", "seed": 0}
 # What deep baselines do not take.
 OF_PAIRS = ("horizon", "margin", "dt", "substeps", "solver", "one_field", "interpolation")
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
@@ -161,6 +165,11 @@ MODELS = {
     ),
     "deep-adadiag": Model(
         "stack of AdaDiag pairs; its whole step certified", Stack, {"activation": "tanh"}
+    ),
+    "deep-selective": Model(
+        "deep-adadiag with step lengths that read the input; certified for bounded inputs",
+        Stack,
+        {"activation": "tanh", "gate_range": 2.0, "input_range": 3.0},
     ),
     "deep-lru": Model("stack of linear pairs, W = 0; the whole step certified", Stack),
     "deep-free": Model(

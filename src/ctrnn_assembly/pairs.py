@@ -20,6 +20,8 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 
+# Room for what float32 rounds off the bounds of a gate.
+WIDER = 1 + 1e-6
 FASTEST, TURN = 0.2, math.pi / 5  # the largest rate 1 / tau and frequency at the start, a unit of time
 
 
@@ -106,3 +108,40 @@ class Pairs(Field):
         blocks, pairs = self.w.view(-1, 1, 1).unbind(0), tuple((k, k + 1) for k in even.tolist())
         zero = tau.new_zeros(self.size)
         return Terms(blocks, *self.activations(), zero, tau, L=L, pairs=pairs, diagonal=True)
+
+
+class StepGate(nn.Module):
+    """Delta = r^tanh(G v + c), in [1 / r, r]: how many times dt a pair moves in one sample.
+
+    Args:
+        reads: features of v.
+        pairs: numbers of pairs.
+        widest: r, above 1.
+
+    1 at the start, whatever v is. It reads no state, so that every factor that holds for all Delta in
+    the interval is one of the gated pair (THEORY section 12).
+    """
+
+    def __init__(self, reads: int, pairs: int, widest: float) -> None:
+        super().__init__()
+        if not 1 < widest <= 1e3:
+            raise ConfigError(f"gate_range must be above 1, and at most 1000; got {widest}. Use 2.0.")
+        self.widest, self.reader = widest, nn.Linear(reads, pairs)
+        nn.init.zeros_(self.reader.weight)
+        nn.init.zeros_(self.reader.bias)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Delta, (..., n / 2), for v (..., reads)."""
+        return torch.exp(math.log(self.widest) * torch.tanh(self.reader(v)))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of Delta, rounding of float32 accounted for."""
+        return 1 / self.widest / WIDER, self.widest * WIDER
+
+    @property
+    def slope(self) -> float:
+        """The largest dDelta / d(G v + c): k r^y (1 - y^2) with k = log r, at its maximum over y."""
+        k = math.log(self.widest)
+        y = (math.sqrt(1 + k * k) - 1) / k
+        return k * math.exp(k * y) * (1 - y * y) * WIDER

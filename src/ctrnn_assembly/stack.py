@@ -12,6 +12,7 @@ Certificate: `ctrnn_assembly.certificates.cascade`, of evaluation mode, where ba
 Source: THEORY section 11.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -24,14 +25,16 @@ from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search, certify
-from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
+from ctrnn_assembly.pairs import Pairs, StepGate
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
-from ctrnn_assembly.solvers import check_settings, pairs, solve
+from ctrnn_assembly.solvers import check_settings, pairs, selective, solve
 from ctrnn_assembly.solvers import layer as fused
-from ctrnn_assembly.solvers.grid import freeze
+from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, transformed
@@ -92,6 +95,16 @@ class SequenceNorm(nn.Module):
             return torch.inf if self.training else bound
         return float(top.max()) / self.eps**0.5
 
+    def bound(self, s: Tensor) -> Tensor:
+        """Of every |v_i|, (width,), in evaluation mode, for |s_i| of at most s, (width,)."""
+        if self.kind == "none":
+            return s
+        weight, bias = self.weight.double().cpu(), self.bias.double().cpu()
+        if self.kind != "batch":
+            return weight.abs() * len(weight) ** 0.5 + bias.abs()
+        scale = weight * (self.var.double().cpu() + self.eps).rsqrt()
+        return scale.abs() * s + (bias - self.mean.double().cpu() * scale).abs()
+
 
 class Mixer(nn.Module):
     """A static map of a sample, (..., width) -> (..., width)."""
@@ -135,6 +148,7 @@ class Layer(nn.Module):
         phi: Activation,
         dropout: float,
         scale: float,
+        gate_range: float | None = None,
     ) -> None:
         super().__init__()
         n: int = field.size  # type: ignore[assignment]
@@ -142,6 +156,9 @@ class Layer(nn.Module):
         self.B, self.C = nn.Linear(width, n, bias=False), nn.Linear(n, width)
         self.d = nn.Parameter(torch.zeros(width))
         self.phi, self.dropout, self.scale = phi, dropout, scale
+        if gate_range is not None and type(field) is not Pairs:
+            raise ConfigError(f"gates of steps need Pairs; got {type(field).__name__}. Use Pairs(n).")
+        self.gate = None if gate_range is None else StepGate(width, n // 2, gate_range)
 
     def terms(self) -> Terms:
         """The tensors of the field, to be driven by `drive`."""
@@ -165,11 +182,13 @@ class Layer(nn.Module):
         ]  # fmt: skip
         if isinstance(self.mix, Mixer) and self.mix.outer is not None:
             parts.append((self.mix.outer, nn.Linear))
+        if self.gate is not None:
+            parts += [(self.gate, StepGate), (self.gate.reader, nn.Linear)]
         wrong = [part for part, kind in parts if not is_plain(part, kind)]
         called = f"a {type(wrong[0]).__name__} has hooks or a forward of its own" if wrong else ""
-        ways = ("out", "drive")
+        ways = ("out", "drive", "gated")
         if any(getattr(type(self), way) is not getattr(Layer, way) or way in vars(self) for way in ways):
-            called = f"a {type(self).__name__} has an out or a drive of its own"
+            called = f"a {type(self).__name__} has an out, a drive or a gated of its own"
         return called and f"{called}, whose Lipschitz constant is not known; remove them"
 
     def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
@@ -201,7 +220,7 @@ class Layer(nn.Module):
         return fused.layer(self.phi, kind, s, *pair, x0, *x, self.C.weight, *y, mix.weight, mix.bias, k)
 
     def _is_fusible(self, terms: Terms, s: Tensor, x0: Tensor, solver: str) -> bool:
-        if self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
+        if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return False
         made = self.norm.kind in ("batch", "none") and self.mix.kind == "tanh-glu"
         biases = (self.B.bias, self.C.bias, self.mix.inner.bias)
@@ -209,11 +228,47 @@ class Layer(nn.Module):
         same = s.dtype == x0.dtype == terms.tau.dtype
         return made and usual and same and solver in SCHEMES and pairs.is_paired(terms, x0)
 
+    def gated(
+        self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The states under the gate, (batch, time, n), and the last ones; options of `solve`."""
+        assert self.gate is not None
+        terms, speed = self.terms(), self.gate(v)
+        n, lengths, substeps = self.field.size, options["lengths"], options["substeps"]
+        if options["solver"] != "exponential-euler":
+            given = torch.cat([drive, speed.repeat_interleave(2, -1)], -1)
+
+            def flow(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+                return u[:, n:] * terms(x, u[:, :n])  # type: ignore[misc]
+
+            done = solve(flow, z, u=given, dt=dt, **options)
+            return done.x[:, 1:], done.last
+        times, steps = step_grid(z, None, drive, dt, lengths)
+        h = speed * steps.mT[..., None] / substeps
+        if lengths is not None:  # a step of length 0 leaves the state alone
+            h = h * (torch.arange(h.shape[1], device=h.device) < lengths[:, None])[..., None]
+        h, drive = (part.to(z).repeat_interleave(substeps, 1) for part in (h, drive))
+        with torch.autocast(z.device.type, enabled=False):
+            states = selective.integrate(terms, z, drive, h)[:, ::substeps]
+        if not holds(states[:, -1].isfinite()):
+            raise overflow(states.transpose(0, 1), times, "exponential-euler")
+        return states[:, 1:], states[:, -1]
+
     @torch.no_grad()
     def bound(
-        self, dt: float, solver: str, search: Search = "fast", *, drive_dt: float | None = None
+        self,
+        dt: float,
+        solver: str,
+        search: Search = "fast",
+        *,
+        drive_dt: float | None = None,
+        largest: Tensor | None = None,
     ) -> LayerBound:
-        """Its factor and gains for `certify_cascade`, of a step of dt; drive_dt is that of `drive`."""
+        """Its factor and gains for `certify_cascade`, of a step of dt; drive_dt is that of `drive`.
+
+        With a gate for inputs with |s_i| of at most `largest`, (width,), and states within `reach`.
+        """
+        search = search if self.gate is None else "none"  # the bounds of gates are in the pairs' own
         found = certify(self.field, dt=dt, solver=solver, search=search)
         if not self.phi.proven:
             found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
@@ -230,16 +285,28 @@ class Layer(nn.Module):
             why = "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
         elif found.metric.matrix is None:
             why = "; ".join(found.reasons)
+        elif self.gate is not None and self.mix.kind != "tanh-glu":
+            why = f"the mix {self.mix.kind} has no bound, and gates need bounded inputs; use tanh-glu"
+        elif self.gate is not None and largest is None:
+            why = "gates need bounded inputs, whose bound is not given; use the stack's `bounds`"
         if why or found.metric.matrix is None:
             return LayerBound(found, why)
         terms = self.terms().detach_cpu().double()
+        passing: dict[str, float] = {"passed": 1.0 + mix * float(self.d.abs().max()) * norm}
         # Of a solver without a proof the step is refused, whatever the gains are.
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
         _, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
         metric = found.metric.matrix.detach_cpu().mapped(Tensor.double)
         inverse = metric.scaled(terms.tau.sqrt()).inverse()
-        held = dt if drive_dt is None else drive_dt
-        W_in = self.B.weight.cpu().double() * torch.tanh(held / (2 * terms.tau)).rsqrt()[:, None]
+        passing["output_gain"] = mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double()))
+        W_in = self._entering(terms, dt if drive_dt is None else drive_dt)
+        if self.gate is not None and largest is not None:
+            of, reads = self._selective(terms, dt), self.gate.reader.weight.cpu().double()
+            root = terms.tau[::2].sqrt()
+            entered = (root * of.response).repeat_interleave(2)[:, None] * W_in
+            moved = root * of.speed(self._driven(W_in, largest)) * (dt * self.gate.slope)
+            both = norm * (norm_bound(entered) + norm_bound(moved[:, None] * reads))
+            return LayerBound(self._slowed(found, of, dt, solver), input_gain=both, **passing)
 
         def gain(C: Tensor) -> float:
             entered = torch.diag(C) if C.ndim == 1 else C
@@ -252,9 +319,38 @@ class Layer(nn.Module):
             found,
             input_gain=gain(C),
             flow_gain=gain(1 / terms.tau),
-            output_gain=mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double())),
-            passed=1.0 + mix * float(self.d.abs().max()) * norm,
+            **passing,
         )
+
+    @torch.no_grad()
+    def reach(self, largest: Tensor, dt: float) -> Tensor:
+        """How far states of each pair get, (n / 2,), for inputs with |s_i| of at most `largest`."""
+        terms = self.terms().detach_cpu().double()
+        return self._selective(terms, dt).reach(self._driven(self._entering(terms, dt), largest))
+
+    def _entering(self, terms: Terms, dt: float) -> Tensor:
+        """The matrix of `drive`, (n, width), in float64."""
+        return self.B.weight.cpu().double() * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
+
+    def _driven(self, W_in: Tensor, largest: Tensor) -> Tensor:
+        """The largest drive of each pair, (n / 2,)."""
+        return (W_in.abs() @ self.norm.bound(largest)).view(-1, 2).norm(dim=1)
+
+    def _selective(self, terms: Terms, dt: float) -> SelectivePairs:
+        assert self.gate is not None
+        alpha, omega, w = selective.parameters(terms)
+        low, high = (dt * bound for bound in self.gate.bounds)
+        return SelectivePairs(alpha, omega, w.view(-1, 2), terms.pre.runs[0][0], low, high)
+
+    def _slowed(self, found: Certificate, of: SelectivePairs, dt: float, solver: str) -> Certificate:
+        """The field's certificate under the gate, for every gate within its bounds."""
+        assert self.gate is not None
+        step = StepCertificate(solver, dt, True, of.factor, torch.inf)
+        if solver != "exponential-euler":
+            step = StepCertificate.refused(solver, dt, f"no proof is known for gated steps of {solver}")
+        elif not of.factor < 1:
+            step = StepCertificate.refused(solver, dt, "a gated pair's factor is not below 1 in float64")
+        return replace(found, rate=found.rate * self.gate.bounds[0], step=step)
 
 
 class Stack(Recurrent):
@@ -268,6 +364,9 @@ class Stack(Recurrent):
         phi: the activation before the mix.
         dropout: share of a layer's output features that a training sequence loses, at all times.
         scale: of every layer's output before it is added.
+        gate_range: r, for step lengths in [dt / r, dt r] of single pairs, by a `StepGate` of v; all
+            fields are then `Pairs`, and their solver exponential-euler, or one of torchdiffeq's.
+        input_range: the largest |u| that a certificate with gates speaks of.
         dt, substeps, solver: as in `CTRNN`; a layer's input is held over all substeps of a sample.
         one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; `drive`
             keeps the net's own dt. In a step of a grid solver states then feed upward as they were
@@ -293,6 +392,8 @@ class Stack(Recurrent):
         phi: str | Activation = "gelu",
         dropout: float = 0.0,
         scale: float = 1.0,
+        gate_range: float | None = None,
+        input_range: float = 3.0,
         batch_first: bool = False,
         dt: float = 1.0,
         substeps: int = 1,
@@ -316,6 +417,13 @@ class Stack(Recurrent):
         if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
             raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
         check_settings(solver, None, substeps)
+        wrong = one_field or (solver in SCHEMES and solver != "exponential-euler")
+        if gate_range is not None and wrong:
+            got = f"{solver!r}, one_field={one_field}"
+            raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
+        if not 0 < input_range < float("inf"):
+            raise ConfigError(f"input_range must be positive and finite; got {input_range}. Use 3.0.")
+        self.input_range = input_range
         if interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", interpolation, INTERPOLATIONS)
         if interpolation != "hold" and (solver in SCHEMES or not one_field):
@@ -326,6 +434,7 @@ class Stack(Recurrent):
         self.dt, self.substeps, self.solver = dt, substeps, solver
         self.one_field, self.interpolation = one_field, interpolation
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
+        parts["gate_range"] = gate_range
         self.layers = nn.ModuleList(
             Layer(width, field, dropout=dropout, scale=scale, **parts) for field in fields
         )
@@ -348,13 +457,75 @@ class Stack(Recurrent):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
         if reason:
             return Certificate.refused(reason, dt=dt, solver=solver)
-        # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
-        held = min(dt, self.dt)
-        plain, step = is_plain(self.encoder, nn.Linear), dt / self.substeps
+        plain = is_plain(self.encoder, nn.Linear)
+        if self.gated and not plain:
+            reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
+            return Certificate.refused(reason, dt=dt, solver=solver)
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
-        layers = [layer.bound(step, solver, search, drive_dt=held) for layer in self._layers]
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}
-        return certify_cascade(layers, dt, solver, entry=entry, **way)
+        found = certify_cascade(self.bounds(dt, solver, search), dt, solver, entry=entry, **way)
+        if not self.gated or not found.certified:
+            return found
+        if self._beyond(self.initial(1), self._radii()):
+            reason = f"the trained initial state is outside of {self.claim}; use initial_state='zero'"
+            return Certificate.refused(reason, dt=dt, solver=solver)
+        return replace(found, claim=self.claim)
+
+    def bounds(self, dt: float, solver: str, search: Search = "fast") -> list[LayerBound]:
+        """What is proven of each layer and its step of dt / substeps, for certificates of the whole."""
+        # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
+        given: Any = {"drive_dt": min(dt, self.dt)}
+        boxes = self._boxes() if self.gated else [None] * len(self._layers)
+        layers = zip(self._layers, boxes, strict=True)
+        return [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in layers]
+
+    @property
+    def claim(self) -> str:
+        """What inputs and states a certificate with gates speaks of."""
+        return f"inputs |u| <= {self.input_range:g} and initial states within what these can reach"
+
+    @property
+    def gated(self) -> bool:
+        """Whether pairs have steps that read the input, so that the certificate has a `claim`."""
+        return any(layer.gate is not None for layer in self._layers)
+
+    @torch.no_grad()
+    def _boxes(self) -> list[Tensor]:
+        """The largest |s_i| that enters each layer, (width,): the encoder's, and 1 a tanh-glu below."""
+        top = self.encoder.weight.double().cpu().abs().sum(1) * self.input_range
+        if self.encoder.bias is not None:
+            top = top + self.encoder.bias.double().cpu().abs()
+        added = [abs(layer.scale) for layer in self._layers]
+        return [top + sum(added[:k]) for k in range(len(added))]
+
+    def _radii(self) -> list[Tensor | None]:
+        """Of each gated layer, how far its pairs get under inputs |u| <= input_range, (n / 2,)."""
+        parts = zip(self._layers, self._boxes(), strict=True)
+        return [None if layer.gate is None else layer.reach(box, self.dt) for layer, box in parts]
+
+    def _beyond(self, x: Tensor, radii: Sequence[Tensor | None]) -> bool:
+        """Whether states, (..., state_size), are farther away; not for what is only rounded."""
+        return not all(
+            holds(part.unflatten(-1, (-1, 2)).norm(dim=-1) <= r.to(part) * (1 + 1e-6))
+            for part, r in zip(self.split(x), radii, strict=True)
+            if r is not None
+        )
+
+    def _watch(self) -> Callable[[Tensor, Tensor], None]:
+        """(u, x) -> a warning of what the certificate does not speak of, in evaluation mode."""
+        if self.training or not self.gated or not is_plain(self.encoder, nn.Linear):
+            return lambda u, x: None
+        radii = self._radii()
+
+        def watch(u: Tensor, x: Tensor) -> None:
+            inside = holds(u.abs() <= self.input_range)
+            what = "" if inside else f"an input of {float(u.abs().max()):.4g}"
+            what = what or "an initial state that they cannot reach" * self._beyond(x, radii)
+            if what:
+                said = f"the certificate is of {self.claim}; got {what}, of which it proves nothing"
+                warnings.warn(said, RuntimeWarning, stacklevel=4)
+
+        return watch
 
     @property
     def step_size(self) -> float:
@@ -393,7 +564,10 @@ class Stack(Recurrent):
             s, slopes = self.encoder(u), []
             for layer, terms, z in zip(layers, fields, self.split(x), strict=True):
                 v = layer.norm(s)
-                slopes.append(terms(z, layer.drive(v, terms.tau, self.dt)))
+                slope = terms(z, layer.drive(v, terms.tau, self.dt))
+                slopes.append(
+                    slope if layer.gate is None else slope * layer.gate(v).repeat_interleave(2, -1)
+                )
                 s = layer.out(s, v, z)
             return torch.cat(slopes, dim=-1)
 
@@ -412,10 +586,11 @@ class Stack(Recurrent):
             self._check_fixed()
             if self.solver not in SCHEMES:
                 return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
-        layers = self._layers
+        layers, watch = self._layers, self._watch()
         moves = [self._mover(layer) for layer in layers]
 
         def step(u: Tensor, x: Tensor) -> Tensor:
+            watch(u, x)
             s, new = self.encoder(u), []
             for layer, move, z in zip(layers, moves, self.split(x), strict=True):
                 v = layer.norm(s)
@@ -428,7 +603,7 @@ class Stack(Recurrent):
 
     def _mover(self, layer: Layer) -> Step:
         """(z, v) -> z+ of one layer, with its matrices built once."""
-        if self.solver not in SCHEMES:
+        if self.solver not in SCHEMES or layer.gate is not None:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.terms()
         move = affine_step(SCHEMES[self.solver], terms, self.step_size)
@@ -447,6 +622,8 @@ class Stack(Recurrent):
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
         options: Any = {"solver": self.solver, "lengths": lengths}
         options["substeps"] = 1 if self.one_field else self.substeps
+        if layer.gate is not None:
+            return layer.gated(drive, v, z, step, **options)
         done = solve(terms, z, u=drive, dt=step, **options)
         return done.x[:, 1:], done.last
 
@@ -465,6 +642,7 @@ class Stack(Recurrent):
         self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt
     ) -> tuple[Tensor, list[Tensor]]:
         """The outputs, (batch, time, width), and the last state of each layer."""
+        self._watch()(u, x)
         s, last = self.encoder(u), []
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
         usual = lengths is None and dt is None and self.substeps == 1

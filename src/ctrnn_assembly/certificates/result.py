@@ -166,7 +166,7 @@ class Certificate:
     `rate` is a lower bound on the contraction rate, per unit of time, and may be negative; `rounding`,
     what float64 may have cost, is already taken off it. `reasons` say what failed first, its value, and
     what to change; empty if certified. `declared` names the activations whose slopes are declared by
-    the user, not proven.
+    the user, not proven; `claim` the inputs and states that it is for, where it is not for all.
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
@@ -184,6 +184,7 @@ class Certificate:
     step: StepCertificate | None
     reasons: tuple[str, ...]
     declared: tuple[str, ...] = ()
+    claim: str = ""
     cascade: CascadeFacts | None = None  # of a `Stack`
 
     @classmethod

@@ -47,7 +47,7 @@ def certified_radii(
     core, readout = _proven(model), model.readout
     found = core.certificate()
     if isinstance(core, Stack):
-        layers = [layer.bound(core.step_size, core.solver, drive_dt=core.dt) for layer in core.layers]
+        layers = core.bounds(core.dt, core.solver)
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
     else:
         terms, entry = core.terms().detach_cpu(), 1.0
@@ -62,7 +62,11 @@ def certified_radii(
     apart = (rows[y[:, 0], None] - rows).norm(dim=-1) * (1 + SLACK) + 2 * off  # (samples, k)
     kept = (margins / apart).nan_to_num(0.0, posinf=torch.inf).scatter(1, y, torch.inf).amin(1)
     last = torch.full_like(y[:, 0], u.shape[1]) if lengths is None else lengths
-    return logits, kept * (1 - SLACK) / gains[:, last - 1]
+    radii = kept * (1 - SLACK) / gains[:, last - 1]
+    if isinstance(core, Stack) and core.gated:  # what is perturbed must be within the claim too
+        room = (core.input_range - u.abs().amax((1, 2))).clamp(min=0)
+        radii = torch.minimum(radii, torch.stack([room, room / u.shape[1] ** 0.5]))
+    return logits, radii
 
 
 def impulse_response(layers: Sequence[LayerBound], entry: float, time: int, substeps: int) -> Tensor:

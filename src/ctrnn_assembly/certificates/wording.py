@@ -26,6 +26,8 @@ def verdict(certificate: Certificate) -> str:
     proven = f"certified: contracts at a rate of at least {down(certificate.rate)}"
     if certificate.declared:
         proven += f" for {declared(certificate.declared)}"
+    if certificate.claim:
+        proven += f" for {certificate.claim}"
     step = certificate.step
     if step is None:
         return proven
@@ -46,6 +48,8 @@ def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
     if certificate["declared"]:
         rows.append(("for", declared(certificate["declared"])))
+    if certificate.get("claim"):
+        rows.append(("only for", certificate["claim"]))
     step = certificate["discrete"]
     if step is not None:
         rows.append((f"{step['solver']} step, dt {step['dt']}", step_words(step)))
@@ -77,6 +81,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
     if certificate.declared:
         rows.append(("for", declared(certificate.declared)))
+    if certificate.claim:
+        rows.append(("only for", certificate.claim))
     metric, condition = certificate.metric, certificate.metric.condition_number
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
     growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"

@@ -112,14 +112,20 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 
 
 @cache
-def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
-    """The compiled forward and adjoint loops of an activation, its place and a precision."""
+def compiled_phi(name: str, dtype: Any) -> tuple[Any, Any, Any]:
+    """numba's decorator, as loops of pairs use it, and phi and phi' of `PHIS` compiled by it."""
     import numba
 
     fast = {"contract", "reassoc", "nsz", "arcp"}
     compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
     single = name == "tanh" and dtype == np.float32
-    phi, slope = map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
+    return compiled, *map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
+
+
+@cache
+def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
+    """The compiled forward and adjoint loops of an activation, its place and a precision."""
+    compiled, phi, slope = compiled_phi(name, dtype)
 
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:

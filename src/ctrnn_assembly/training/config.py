@@ -85,6 +85,12 @@ class TrainConfig(BaseModel):
     horizon: float = setting(
         "network", 100.0, "of a deep model, memory of the slowest units at the start", gt=2.5
     )
+    gate_range: float = setting(
+        "network", 2.0, "r of deep-selective: step lengths of its pairs are in [dt / r, dt r]", gt=1
+    )
+    input_range: float = setting(
+        "network", 3.0, "largest |input| that deep-selective's certificate speaks of", gt=0
+    )
 
     solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
     dt: float = setting("solver", 0.03, "time between samples", gt=0)

@@ -83,7 +83,8 @@ class Training:
         config, trained = self.config, [p for p in self.net.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": trained, "share": 1.0}]
         if config.recurrent_rate is not None:
-            fields = [getattr(module, "field", None) for module in self.net.modules()]
+            parts = ("field", "gate")  # a gate of steps belongs to the recurrence
+            fields = [getattr(m, name, None) for m in self.net.modules() for name in parts]
             inside = {id(p) for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
             groups = [
                 {"params": [p for p in trained if id(p) not in inside], "share": 1.0},
