@@ -232,9 +232,15 @@ def test_a_step_bound_in_the_short_form_is_false_for_a_dense_metric():
     assert exact == pytest.approx(1.1601, abs=1e-4)
     assert bound(theta @ W @ inverse, eye) == pytest.approx(0.888, abs=1e-3)
     assert bound(theta @ W, inverse) == pytest.approx(1.1602, abs=1e-4)
-    step = certify(terms_of(W), metric_of(M), dt=1.0, search="none").step
-    assert not step.certified
-    assert step.contraction_factor is None or step.contraction_factor >= exact
+    for solver in SCHEMES:
+        exact = exact_factor(terms_of(W), metric_of(M), solver, 1.0)
+        step = certify(terms_of(W), metric_of(M), dt=1.0, solver=solver, search="none").step
+        assert exact * (1 - 1e-12) <= step.contraction_factor <= 1.03 * exact
+        assert step.certified == (exact < 1)
+        if solver != "exponential-euler":
+            assert step.contraction_factor == pytest.approx(1.1601, abs=1e-4)
+    # In another metric the step does contract.
+    assert certify(terms_of(W), metric_of(M), dt=1.0).step.contraction_factor < 0.85
 
 
 def test_oracles_of_the_euler_step():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
 from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
-from ctrnn_assembly.certificates.search import candidates, identity
+from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.schemes import SOLVERS, unknown_solver
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import recognise
 
@@ -48,8 +48,9 @@ def certify(
         metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
             field none, and Euler's.
-        search: for another metric if that one proves nothing. "none"; "fast" for identity, Perron,
-            Lyapunov and balanced metrics; "convex" for a semidefinite search, too (extra `convex`).
+        search: for another metric if that one does not prove both rate and step. "none"; "fast" for
+            identity, Perron, Lyapunov and balanced metrics and, for few units, one of the step together
+            with its multipliers; "convex" for a semidefinite search, too (extra `convex`).
 
     Raises: ConfigError for an unknown search or solver, a metric for a layer, and what is no net.
 
@@ -88,16 +89,36 @@ def _certify_terms(
     terms = terms.detach_cpu()
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
-    if own.certified or search == "none" or unusable(terms, given):
+    steps = dt is not None and 0 < dt < 1e100 and solver in STEP_PROOFS
+    if _holds(own, steps) or search == "none" or unusable(terms, given):
         return own
     found = candidates(terms, convex=search == "convex")
     usable = [(origin, other) for origin, other in found if not unusable(terms, other)]
-    origin, other = max(usable, key=lambda entry: Interconnection.of(terms, entry[1]).rate()[0])
-    best = _certify_in(other, terms, dt, solver, origin)
+    usable.sort(key=lambda entry: -Interconnection.of(terms, entry[1]).rate()[0])
+    best = own
+    for origin, other in usable if steps else usable[:1]:
+        tried = _certify_in(other, terms, dt, solver, origin)
+        if _holds(tried, steps):
+            return tried
+        best = best if best.certified else tried
+    if steps and terms.n <= JOINT_SIZE:
+        starts = [given, *(other for _, other in usable)]
+        for other in for_a_step(terms, starts, cast(float, dt), SCHEMES[solver]):
+            tried = (
+                None if unusable(terms, other) else _certify_in(other, terms, dt, solver, "search: step")
+            )
+            if tried is not None and _holds(tried, steps):
+                return tried
     if best.certified:
         return best
     added = "no identity, Perron, Lyapunov or balanced metric was found that shows it either"
     return replace(own, reasons=(*own.reasons, added))
+
+
+def _holds(certificate: Certificate, steps: bool) -> bool:
+    """Whether nothing is left to look for."""
+    step = certificate.step
+    return certificate.certified and (not steps or step is None or step.certified)
 
 
 def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, origin: str) -> Certificate:

@@ -162,7 +162,7 @@ def _of_input(
     disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
     shorter = largest_proven(disc, lambda dt: by_disc(dt) < 1)
     longer = largest_proven(2 * rate / change**2, lambda dt: by_rate(dt) < 1)
-    proof = StepProof(lambda dt: min(by_disc(dt), by_rate(dt)), max(shorter, longer))
+    proof = StepProof(lambda dt: min(by_disc(dt), by_rate(dt)), max(shorter, longer), interval=True)
     step = None if dt is None else StepCertificate.of(proof, "euler", dt)
     return replace(ungated, rate=rate, rounding=lo * ungated.rounding + slack, step=step)
 

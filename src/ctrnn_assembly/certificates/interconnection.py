@@ -2,7 +2,8 @@
 
 In y = tau^1/2 Theta x the coupling is K = tau^-1/2 Theta L Theta^-1 tau^-1/2: skew for generalised
 negative feedback up to rounding, and the rounding counts. A nonlinear edge K_e psi_e(x) enters as the
-bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5).
+bound |y_i^T (edge) y_j| <= gamma_ij |y_i| |y_j| (THEORY section 5), and into proofs of steps with each
+of its sources as one more channel w_k of the feedback (section 6).
 """
 
 import math
@@ -17,16 +18,19 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
-from ctrnn_assembly.certificates.modules import ModuleBound, modules_of, prove_module
-from ctrnn_assembly.certificates.rounding import DENSE, Balance, largest_eigenvalue, spectral_norm
+from ctrnn_assembly.certificates.modules import LureSystem, ModuleBound, modules_of, prove_module
+from ctrnn_assembly.certificates.rounding import DENSE, UNIT, Balance, largest_eigenvalue, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.terms import Edge, Terms
 
 
 @dataclass(frozen=True)
 class Interconnection:
-    """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges."""
+    """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges.
+
+    `edges` are the same edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
+    """
 
     sizes: tuple[int, ...]
     modules: tuple[ModuleBound, ...]
@@ -34,6 +38,7 @@ class Interconnection:
     K_error: float
     edge_gains: Tensor | None
     tau: Tensor
+    edges: tuple[LureSystem, ...] = ()
 
     @classmethod
     def of(cls, terms: Terms, metric: Metric) -> Self:
@@ -43,7 +48,30 @@ class Interconnection:
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         gains = _edge_gains(terms, scales) if terms.edges else None
-        return cls(terms.sizes, (*map(prove_module, modules),), K, error, gains, terms.tau.double())
+        edges = tuple(_edge_system(edge, scales, terms.sizes) for edge in terms.edges)
+        proven = (*map(prove_module, modules),)
+        return cls(terms.sizes, proven, K, error, gains, terms.tau.double(), edges)
+
+    @cached_property
+    def system(self) -> tuple[LureSystem, Tensor]:
+        """The whole as one linear system with sector-bounded feedback, and multipliers T (m,) for it."""
+        parts, edges = [module.system for module in self.modules], self.edges
+        A, X, Z = (torch.block_diag(*(getattr(s, name) for s in parts)) for name in "AXZ")
+        A = sum((edge.A for edge in edges), A + self.K)
+        off = math.hypot(*(s.A_error for s in parts)) + self.K_error + sum(e.A_error for e in edges)
+        X, Z = torch.cat([X, *(e.X for e in edges)], dim=1), torch.cat([Z, *(e.Z for e in edges)])
+        X_error, Z_error = (
+            torch.cat([getattr(s, name) for s in (*parts, *edges)]) for name in ("X_error", "Z_error")
+        )
+        # Of a source, what balances the two halves of its term in the S-procedure.
+        balanced = [e.X.norm(dim=0) / e.Z.norm(dim=1) for e in edges]
+        T = torch.cat([*(module.T for module in self.modules), *balanced])
+        off += (
+            (4 + len(edges))
+            * UNIT
+            * float(A.norm() + 2 * self.K.norm() + sum(e.A.norm() for e in edges))
+        )
+        return LureSystem(1.0, A, X, Z, off, X_error, Z_error), T
 
     @cached_property
     def skewness(self) -> tuple[Tensor, float]:
@@ -68,6 +96,12 @@ class Interconnection:
     def norm(self) -> float:
         """An upper bound on ||K||."""
         return spectral_norm(self.K, self.K_error)
+
+    @cached_property
+    def edge_norm(self) -> float:
+        """An upper bound on the norm of all nonlinear edges together, over all slopes."""
+        gains = self.edge_gains
+        return 0.0 if gains is None else spectral_norm(gains, 1e-14 * float(gains.norm()))
 
     @property
     def slowest(self) -> float:
@@ -102,10 +136,12 @@ class Interconnection:
         return float(torch.linalg.eigvals(J).real.max())
 
     def clusters(self) -> list[list[int]]:
-        """The modules, in groups that linear coupling joins."""
+        """The modules, in groups that coupling joins."""
         joined = np.zeros((len(self.sizes), len(self.sizes)))
         for i, j, _ in nonzero_blocks(self.K, self.sizes):
             joined[i, j] = 1
+        if self.edge_gains is not None:
+            joined += self.edge_gains.numpy() != 0
         count, label = connected_components(joined, directed=False)
         return [np.flatnonzero(label == group).tolist() for group in range(count)]
 
@@ -115,12 +151,17 @@ class Interconnection:
         return replace(self, K=torch.zeros_like(self.K), K_error=0.0)
 
     def part(self, chosen: list[int]) -> Self:
-        """Some of the modules, with their linear coupling and no nonlinear edges."""
+        """Some of the modules, with the coupling between them; none may lead elsewhere."""
+        if len(chosen) == len(self.sizes):
+            return self
         spans = torch.arange(len(self.K)).split(self.sizes)
         units = torch.cat([spans[k] for k in chosen])
-        K = self.K[units][:, units] if len(units) < len(self.K) else self.K
         sizes, modules = tuple(self.sizes[k] for k in chosen), tuple(self.modules[k] for k in chosen)
-        return type(self)(sizes, modules, K, self.K_error, None, self.tau[units])
+        gains = None if self.edge_gains is None else self.edge_gains[chosen][:, chosen]
+        gains = gains if gains is not None and bool(gains.any()) else None
+        edges = () if gains is None else tuple(edge.part(units) for edge in self.edges)
+        K, tau = self.K[units][:, units], self.tau[units]
+        return type(self)(sizes, modules, K, self.K_error, gains, tau, edges)
 
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
@@ -171,6 +212,26 @@ def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
     return gains
 
 
+def _edge_system(edge: Edge, scales: list[Balance], sizes: tuple[int, ...]) -> LureSystem:
+    """K psi(x) as X w with w_k in the sector of psi at the source k, and lo K in A."""
+    low, high = (
+        torch.tensor([psi.slope[k] for psi, n in edge.psi.runs for _ in range(n)], dtype=torch.float64)
+        for k in (0, 1)
+    )
+    g = high - low
+    K = edge.K.double()
+    read = torch.nonzero((K != 0).any(0) & (g > 0)).flatten()
+    A, A_error = _balanced_blocks(K * low, scales, sizes)
+    rows = [scale.lower(part) for scale, part in zip(scales, K[:, read].split(sizes), strict=True)]
+    one = [torch.eye(n, dtype=K.dtype) for n in sizes]
+    columns = [scale.raise_(eye) for scale, eye in zip(scales, one, strict=True)]
+    X, X_off = (torch.cat([pair[k] for pair in rows]) for k in (0, 1))
+    Z, Z_off = (torch.block_diag(*(pair[k] for pair in columns))[read] for k in (0, 1))
+    gain = g[read]
+    Z_error = gain * (Z_off + 4 * UNIT * Z.abs()).norm(dim=1)
+    return LureSystem(1.0, A, X, gain[:, None] * Z, A_error, X_off.norm(dim=0), Z_error)
+
+
 def block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Upper bounds on the spectral norms of the blocks of A, (p, p); 0 for a zero block."""
     norms = torch.zeros(len(sizes), len(sizes), dtype=torch.float64)
@@ -181,7 +242,7 @@ def block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 def nonzero_blocks(A: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, Tensor]]:
     """i, j and A_ij, a view, of the blocks of A that have an entry."""
-    for i, strip in enumerate(A.split(sizes, dim=0)):
-        for j, block in enumerate(strip.split(sizes, dim=1)):
-            if bool(block.any()):
-                yield i, j, block
+    ends = np.cumsum(sizes)
+    rows, columns = (np.searchsorted(ends, index, side="right") for index in np.nonzero(A.numpy()))
+    for i, j in np.unique(np.stack([rows, columns], 1), axis=0).tolist():
+        yield i, j, A[ends[i] - sizes[i] : ends[i], ends[j] - sizes[j] : ends[j]]

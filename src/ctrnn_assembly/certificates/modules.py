@@ -65,6 +65,8 @@ class ModuleInMetric:
 class LureSystem:
     """A module in its metric: A, X, Z as above, (n, n), and g, the width of the slope interval.
 
+    A whole assembly, too, with X (n, m), Z (m, n) and slopes within [0, 1] for m channels of feedback.
+
     Bounds on rounding: A_error in the Frobenius norm, X_error of each column, Z_error of each row.
     """
 
@@ -90,6 +92,13 @@ class LureSystem:
         X_error = torch.linalg.vector_norm(X_off, dim=0)
         Z_error = g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1)
         return cls(g, A, X, g * Z, A_error, X_error, Z_error)
+
+    def part(self, units: Tensor) -> Self:
+        """That of some units alone, and of the channels that read these."""
+        Z = self.Z[:, units]
+        kept = torch.nonzero((Z != 0).any(1)).flatten()
+        A, X, errors = self.A[units][:, units], self.X[units][:, kept], (self.X_error, self.Z_error)
+        return type(self)(self.g, A, X, Z[kept], self.A_error, *(error[kept] for error in errors))
 
     def weigh(self, T: Tensor) -> tuple[Tensor, Tensor, float]:
         """B = X T^-1/2, C = T^1/2 Z, and a bound on the error of both, for a multiplier T (n,)."""

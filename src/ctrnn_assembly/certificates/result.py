@@ -17,11 +17,13 @@ class StepProof:
 
     `factor` takes dt to an upper bound on the factor of such a step, infinite for no proof; up to
     `max_dt`, as large as the bounds prove, every step contracts; 0 for none, where `advice` is given.
+    If the contracting steps are an `interval`, as those of I + dt J are, so does every shorter one.
     """
 
     factor: Callable[[float], float]
     max_dt: float
     advice: str = "no dt is certified"
+    interval: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class StepCertificate:
 
     `substeps` of them lead from one sample to the next. If `certified`, two states under one input
     approach each other at every step. `contraction_factor` bounds the factor of their distance in the
-    metric, None if unknown; `max_dt` is the largest dt that is certified for this solver: 0 for none,
-    infinite for every dt.
+    metric, None if unknown. Every dt up to `max_dt` is
+    certified for this solver: 0 for none, infinite for all. Where dt is certified beyond it, nothing is
+    said of the steps between.
     """
 
     solver: str
@@ -56,7 +59,7 @@ class StepCertificate:
             return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
         factor, max_dt = proof.factor(dt), proof.max_dt
         if factor < 1:
-            return cls(solver, dt, True, factor, max(max_dt, dt))
+            return cls(solver, dt, True, factor, max(max_dt, dt) if proof.interval else max_dt)
         advice = f"the largest certified dt is {max_dt:.6g}" if max_dt > 0 else proof.advice
         reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)

@@ -1,25 +1,31 @@
 """A metric where none is known. Nothing here is trusted: every candidate is proven afterwards.
 
 For the whole: the best `factors` of the modules together, the identity, and the diagonal metric of
-g |W| + |L| + the edges as one Metzler matrix, if that is below 1.
+g |W| + |L| + the edges as one Metzler matrix, if that is below 1. For a step: `for_a_step`.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
+from numpy import ndarray
 from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
+from scipy.optimize import minimize
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.modules import LureSystem, ModuleInMetric, modules_of, prove_module
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.terms import Terms
 
+JOINT_SIZE = 40  # units up to which a step's metric and multipliers are sought together
 CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme takes minutes
 
 
@@ -136,3 +142,113 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
             break
         rate.value = (low + high) / 2
     return best
+
+
+def for_a_step(
+    terms: Terms, starts: list[Metric], dt: float, scheme: Scheme, tries: int = 2
+) -> Iterator[Metric]:
+    """Metrics for the factor of one step, near the best of `starts`: Theta -> U Theta, U triangular.
+
+    With y = Theta v the step is y+ = S y + G w, w o (C y - w) >= 0 (`certificates.steps`), and
+    q^2 = lmax(S^T S + Y (2 T - G^T G)^-1 Y^T), Y = S^T G + C^T T, is minimised over log T and over U of
+    each module, diagonal where Theta is or where time constants differ, by L-BFGS. For fixed q the
+    condition is jointly convex in (M, T).
+    """
+    step = _StepInX.of(terms, dt, scheme)
+    found = []
+    for metric in starts:
+        dense = [not f.is_diagonal for f in metric.factors]
+        if all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes)) and not any(dense):
+            dense = [n > 1 for n in terms.sizes]
+        problem = _Joint(step, metric, tuple(dense))
+        found.append((problem.loss(problem.start(), 1e-3)[0], problem))
+    for _, problem in sorted(found, key=lambda entry: entry[0])[:tries]:
+        x, options = problem.start(), {"maxiter": 60, "maxfun": 100}
+        for blur in (1e-2, 1e-3):
+            x = minimize(problem.loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
+            yield problem.metric_at(x)
+
+
+@dataclass(frozen=True)
+class _StepInX:
+    """x+ = S x + G w, w o (C x - w) >= 0 of the differences of two states."""
+
+    S: Tensor
+    G: Tensor
+    C: Tensor
+
+    @classmethod
+    def of(cls, terms: Terms, dt: float, scheme: Scheme) -> Self:
+        one = identity(terms)
+        system = Interconnection.of(replace(terms, tau=torch.ones_like(terms.tau)), one).system[0]
+        L = None if terms.L is None else terms.L.double()
+        A, P = scheme.pair(dt / terms.tau.double(), L)
+        A, P = (matrix if matrix.ndim == 2 else torch.diag(matrix) for matrix in (A, P))
+        rest = system.A + torch.eye(len(A), dtype=A.dtype) - (0 if L is None else L)
+        return cls(A + P @ rest, P @ system.X, system.Z)
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """q^2 of a step as a function of U and log T, from one metric."""
+
+    step: _StepInX
+    metric: Metric
+    dense: tuple[bool, ...]
+
+    def start(self) -> ndarray:
+        """U = I and the T that balances the two halves of each channel, times 2."""
+        theta, inverse = self.metric.theta().double(), self.metric.theta_inv().double()
+        G, C = theta @ self.step.G, self.step.C @ inverse
+        balanced = G.norm(dim=0).clamp(min=1e-12) / C.norm(dim=1).clamp(min=1e-12)
+        size = sum(n * (n + 1) // 2 if dense else n for n, dense in self._sizes())
+        T = (2 * balanced).clamp(min=float(torch.linalg.matrix_norm(G, 2)) ** 2)
+        return torch.cat([torch.zeros(size, dtype=T.dtype), T.log()]).numpy()
+
+    def _sizes(self) -> list[tuple[int, bool]]:
+        return list(zip(self.metric.sizes, self.dense, strict=True))
+
+    def _thetas(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Theta of each module, (n_i,) or (n_i, n_i), and what is left of x: log T."""
+        thetas = []
+        for factor, (n, dense) in zip(self.metric.factors, self._sizes(), strict=True):
+            log_d, x = x[:n], x[n:]
+            theta = factor.theta.double()
+            if not dense:
+                thetas.append(log_d.exp() * theta)
+                continue
+            above, x = x[: n * (n - 1) // 2], x[n * (n - 1) // 2 :]
+            U = torch.diag(log_d.exp())
+            row, column = torch.triu_indices(n, n, 1)
+            U = U.index_put((row, column), above)
+            thetas.append(U @ (torch.diag(theta) if theta.ndim == 1 else theta))
+        return thetas, x
+
+    def metric_at(self, x: ndarray) -> Metric:
+        thetas, _ = self._thetas(torch.from_numpy(x))
+        return Metric(
+            tuple(Factor(t, 1 / t if t.ndim == 1 else torch.linalg.inv_ex(t)[0]) for t in thetas)
+        )
+
+    @torch.enable_grad()
+    def loss(self, x: ndarray, blur: float) -> tuple[float, ndarray]:
+        """A smoothed q^2 and its gradient; large where 2 T - G^T G is not positive."""
+        point = torch.from_numpy(x).requires_grad_()
+        thetas, log_T = self._thetas(point)
+        theta = torch.block_diag(*(torch.diag(t) if t.ndim == 1 else t for t in thetas))
+        inverse = torch.linalg.inv_ex(theta)[0]
+        root = (log_T / 2).exp()
+        S, G, C = (
+            theta @ self.step.S @ inverse,
+            theta @ self.step.G / root,
+            root[:, None] * self.step.C @ inverse,
+        )
+        factor, failed = torch.linalg.cholesky_ex(2 * torch.eye(len(root), dtype=G.dtype) - G.mT @ G)
+        half = torch.linalg.solve_triangular(factor, (S.mT @ G + C.mT).mT, upper=False)
+        outer = S.mT @ S + half.mT @ half
+        if int(failed) or not bool(torch.isfinite(outer).all()):
+            return 1e9, np.zeros_like(x)
+        values = torch.linalg.eigvalsh(symmetric_part(outer))
+        smooth = blur * torch.logsumexp(values / blur, 0)
+        (slope,) = torch.autograd.grad(smooth, point)
+        return float(smooth.detach()), slope.numpy()

@@ -1,184 +1,350 @@
-"""Whether the step of a grid scheme contracts: a bound on its factor, and the longest step.
+"""Whether the step of a grid scheme contracts: a bound on its factor, and steps up to which all do.
 
-In the coordinates of `interconnection` the differences of two states follow y' = J y + K y with
-J = A + B (slopes) C from the modules, and a step (`ctrnn_assembly.schemes`) multiplies their norm by at
-most, over all slopes:
+In the coordinates of `interconnection` the differences y of two states follow
+
+    y' = A y + X w,    w o (Z y - w) >= 0,
+
+the whole assembly as one system, and a step of any row of `SCHEMES` is
+
+    y+ = y + dt Q (A y + X w),    dt Q = C tau of the row for the coupling K,
+
+because A - I = C (L - I) in every row. `StepLMI` bounds its factor. Bounds in closed form are kept where
+they prove every dt of an interval, which no proof of single dt does, or cost far less for many units:
 
 | scheme | bound on the factor |
 |---|---|
-| euler | disc or LMI, the better of the two, for every cluster of modules that K joins |
+| euler | `disc_step` |
 | imex | Euler factor of the modules alone / (1 - dt sigma), sigma = lmax(sym K): 0 for feedback |
 | exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
 | the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
 
-Nonlinear edges between clusters add dt times their gains to the matrix of the clusters' factors. For
-imex, ||(I - dt K)^-1|| <= 1 / (1 - dt sigma) whatever ||K|| is. Source: THEORY section 6.
+Source: THEORY section 6.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
 
 import torch
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq, minimize, minimize_scalar
 from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
-from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
+from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, spectral_norm
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.schemes import SCHEMES
+
+OPTIMISED = 128  # channels up to which every multiplier is searched by itself
+WORST = 1e9  # stands for infinity in a search
+SHARP = 256  # units beyond which a bound in closed form below 1 is enough
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A step with its multipliers T: Q A, B = Q X T^-1/2 and C = T^1/2 Z, and bounds on their errors."""
+
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    A_error: float
+    B_error: float
+
+    def eliminated(self, dt: float) -> tuple[Tensor, Tensor] | None:
+        """The matrix whose -lmax / 2 is mu, and H^-1 Y^T, which takes y to the worst w; unproven."""
+        A, B = self.A, self.B
+        H = 2 * torch.eye(B.shape[1], dtype=B.dtype) - dt * B.mT @ B
+        factor, failed = torch.linalg.cholesky_ex(H)
+        if int(failed):
+            return None
+        Y = B + self.C.mT + dt * (A.mT @ B)
+        half = torch.linalg.solve_triangular(factor, Y.mT, upper=False)
+        S = 2 * symmetric_part(A) + dt * (A.mT @ A) + half.mT @ half
+        return symmetric_part(S), torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+    def mu(self, dt: float) -> float:
+        """The largest mu that the LMI allows; unproven, -inf if there is none."""
+        found = self.eliminated(dt)
+        return -math.inf if found is None else -rounding.guess_largest(found[0]) / 2
+
+    def proves(self, dt: float, mu: float) -> bool:
+        """Whether the LMI holds, rounding accounted for.
+
+        For errors a of A and b of B and C, each in the spectral norm, the computed matrix is off by
+        2 a + 2 b in the terms without dt, by dt (2 ||G|| (a + b) + (a + b)^2) in dt G^T G, whose
+        n products a sum round by gamma_n ||G||_F^2 more, and by a few roundings of each entry.
+        """
+        n, m = self.B.shape
+        G, off = torch.cat([self.A, self.B], dim=1), self.A_error + self.B_error
+        Z = -dt * (G.mT @ G)
+        Z[:n, :n] -= 2 * symmetric_part(self.A)
+        Z[:n, n:] -= self.B + self.C.mT
+        Z[n:, :n] -= self.B.mT + self.C
+        Z.diagonal()[:n] -= 2 * mu
+        Z.diagonal()[n:] += 2
+        size = float(G.norm()) * (1 + rounding.gamma(G.numel() + 2))
+        gram = size**2 * rounding.gamma(n + 4) + 2 * size * off + off**2
+        entries = float(Z.norm() + 2 * G.norm() + self.C.norm()) + 2 * abs(mu) * n**0.5 + 2 * m**0.5
+        sums = 8 * UNIT * (entries + dt * size**2)
+        return rounding.is_positive_definite(symmetric_part(Z), 2 * off + dt * gram + sums)
 
 
 @dataclass(frozen=True)
 class StepLMI:
-    """The LMI of one cluster of modules, without nonlinear edges.
+    """The LMI of a step: with multipliers T (m,) > 0 and G = [Q A, B],
 
-    With the modules' multipliers scaled by kappa > 0 and G = [A + K, B],
+        [[-2 sym(Q A) - 2 mu I, -(B + C^T)], [., 2 I]] - dt G^T G > 0
 
-        [[-2 sym(A + K) - 2 mu I, -(B + kappa C^T)], [., 2 kappa I]] - dt G^T G > 0
-
-    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation; kappa and mu are searched without rigour. It
-    is as tight as a quadratic metric and these multipliers allow.
+    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation. It is q^2 >= lmax(S^T S + Y H^-1 Y^T) with
+    S = I + dt Q A, H = 2 T - G^T G, without the cancellation of 1 for short steps. T, over which the
+    bound is convex, and mu are searched without rigour.
     """
 
     whole: Interconnection
+    scheme: str
+    _known: dict[float, tuple[Tensor, float] | None] = field(default_factory=dict)
+
+    def propagator(self, dt: float) -> tuple[Tensor, float] | None:
+        """Q of the scheme's own row, and a bound on its distance from the exact one; None for I."""
+        if self.scheme == "euler":
+            return None
+        if dt not in self._known:
+            self._known[dt] = self._propagator(dt)
+        return self._known[dt]
+
+    def _propagator(self, dt: float) -> tuple[Tensor, float]:
+        K, tau, eye = self.whole.K, self.whole.tau, torch.eye(len(self.whole.K), dtype=torch.float64)
+        try:
+            C = SCHEMES[self.scheme].pair(dt / tau, tau[:, None] * K)[1]
+        except (SolverError, torch.linalg.LinAlgError):
+            return eye, math.inf
+        Q = C * (tau / dt)
+        scaled = dt * K
+        off = dt * self.whole.K_error * (1 + UNIT)
+        if self.scheme == "imex":
+            step = eye - scaled
+            off += 2 * UNIT * float(step.norm() + scaled.norm())
+            return Q, rounding.inverse_error(step, Q, off)
+        assert self.scheme == "exponential-euler"
+        F = scaled - torch.diag(dt / tau)
+        off += 4 * UNIT * float(F.norm() + scaled.norm() + (dt / tau).norm())
+        growing = dt * (self.whole.cost - 1 / float(tau.max())) + off
+        growth = math.exp(max(0.0, growing)) * (1 + 1e-12) if growing < 700 else math.inf
+        exact, error = rounding.exponential_integral(F, off, growth)
+        return Q, error + 1.01 * float((Q - exact).norm()) + 1e-300
+
+    def weighed(self, T: Tensor, dt: float) -> Weighed:
+        system = self.whole.system[0]
+        B, C, B_error = system.weigh(T)
+        A, A_error, row = system.A, system.A_error, self.propagator(dt)
+        if row is None:
+            return Weighed(A, B, C, A_error, B_error)
+        Q, error = row
+        size = float(Q.norm()) * (1 + rounding.gamma(Q.numel() + 2))
+        share = rounding.gamma(len(Q) + 4) * size + error  # of what ||Q|| multiplies
+        return Weighed(
+            Q @ A,
+            Q @ B,
+            C,
+            1.01 * (size * A_error + share * (float(A.norm()) + A_error)),
+            1.01 * (max(size, 1.0) * B_error + share * (float(B.norm()) + B_error)),
+        )
 
     @cached_property
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor, float, float]:
-        """A + K, B and C, (n, n) each, and the errors of A + K and of B with C."""
-        modules = self.whole.modules
-        weighted = [module.system.weigh(module.T) for module in modules]
-        A = torch.block_diag(*(module.system.A for module in modules)) + self.whole.K
-        B, C = (torch.block_diag(*(part[k] for part in weighted)) for k in (0, 1))
-        off_A = math.hypot(*(module.system.A_error for module in modules)) + self.whole.K_error
-        return (A, B, C, off_A + 4 * UNIT * float(A.norm()), math.hypot(*(part[2] for part in weighted)))
+    def best(self) -> tuple[float, Tensor]:
+        """The largest dt of Euler's step at mu = 0 over T, and that T; unproven."""
+        T0, tries = self.whole.system[1], 16 if len(self.whole.K) <= DENSE else 5
 
-    @cached_property
-    def best(self) -> tuple[float, float]:
-        """The largest dt at mu = 0 over kappa, and that kappa; unproven."""
-        tries = 16 if len(self.whole.K) <= DENSE else 5
-        kappa = _best_kappa(lambda k: -math.log(self._largest(k) or 1e-300), xatol=0.02, maxiter=tries)
-        return self._largest(kappa), kappa
+        def loss(k: float) -> float:
+            return -math.log(self._largest(k * T0) or 1e-300)
+
+        T = _best_kappa(loss, 1.0, xatol=0.02, maxiter=tries) * T0
+        largest = self._largest(T)
+        for _ in range(6 if len(T) <= OPTIMISED else 0):
+            other = self._optimised(T, 1.02 * largest) if largest > 0 else T
+            longer = self._largest(other)
+            if longer <= largest * (1 + 1e-6):
+                break
+            gained, largest, T = longer / largest - 1, longer, other
+            if gained < 1e-3:
+                break
+        return largest, T
 
     @cached_property
     def max_dt(self) -> float:
-        dt, kappa = self.best
-        return largest_proven(dt, lambda shorter: self._proves(shorter, 0.0, kappa))
+        """Of Euler's step, all of whose shorter steps contract as well."""
+        dt, T = self.best
+        weighed = self.weighed(T, dt)
+        return largest_proven(dt, lambda shorter: weighed.proves(shorter, 0.0))
 
     def factor(self, dt: float) -> float:
-        largest, kappa = self.best
-        if not 0 < dt < largest:
+        """A proven bound on the factor; infinite for none."""
+        if not 0 < dt < 1e100:
             return math.inf
-        n = len(self.whole.K)
-        if n <= DENSE:
-            tries = 8 if n > 256 else 20
-            other = _best_kappa(lambda k: -max(-1e9, self._mu(dt, k)), xatol=0.05, maxiter=tries)
-            kappa = max(kappa, other, key=lambda k: self._mu(dt, k))
-        sought = self._mu(dt, kappa)
-        mu = largest_proven(sought, lambda mu: 2 * dt * mu < 1 and self._proves(dt, mu, kappa))
-        return math.sqrt(1 - 2 * dt * mu) * (1 + 4 * UNIT) if mu > 0 else math.inf
+        weighed = self._searched(dt)
+        mu = weighed.mu(dt)
+        for share in rounding.BACK_OFFS if math.isfinite(mu) else ():
+            lower = mu - share * abs(mu)
+            if weighed.proves(dt, lower):
+                gone = 2 * dt * lower
+                return math.sqrt(max(0.0, 1 - gone) + 4 * UNIT * (1 + abs(gone))) * (1 + 4 * UNIT)
+        return math.inf
 
-    def _largest(self, kappa: float) -> float:
+    def _searched(self, dt: float) -> Weighed:
+        """With the best T that is found: the modules' own, scaled, and then each by itself."""
+        T0 = self.whole.system[1]
+        least = max(1.0, 0.5 * dt * rounding.guess_norm(self.weighed(T0, dt).B) ** 2)
+
+        def loss(k: float) -> float:
+            return -max(-WORST, self.weighed(k * T0, dt).mu(dt))
+
+        tries = 8 if len(self.whole.K) > SHARP else 20
+        T = _best_kappa(loss, least, xatol=0.05, maxiter=tries) * T0
+        if len(T) <= OPTIMISED and not self._is_sharp(T, dt):
+            T = self._optimised(T, dt)
+        return self.weighed(T, dt)
+
+    def _is_sharp(self, T: Tensor, dt: float) -> bool:
+        """Whether the bound exceeds the factor at the least or the largest slopes by little."""
+        weighed = self.weighed(T, dt)
+        ends = (weighed.A, weighed.A + weighed.B @ weighed.C)
+        known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in ends)
+        return weighed.mu(dt) >= -known / 2 - 1e-4 * abs(known)
+
+    def _optimised(self, T: Tensor, dt: float) -> Tensor:
+        """The T > 0 of the largest mu near T, by L-BFGS in log T on a smoothed largest eigenvalue.
+
+        By the envelope theorem d lmax / d log T_k = 2 w_k ((C y)_k - w_k), w the worst for y.
+        """
+        best = [(self.weighed(T, dt).mu(dt), T)]
+        start, size = T.log(), float((1 / self.whole.tau).max())
+
+        def loss(shift: object, blur: float) -> tuple[float, object]:
+            here = (start + torch.as_tensor(shift)).exp()
+            weighed = self.weighed(here, dt)
+            found = weighed.eliminated(dt)
+            if found is None or not bool(torch.isfinite(found[0]).all()):
+                return WORST, torch.zeros_like(T).numpy()
+            values, vectors = torch.linalg.eigh(found[0])
+            if -float(values[-1]) / 2 > best[0][0]:
+                best[0] = (-float(values[-1]) / 2, here)
+            width = blur * float(values[-1] - values[0]) + 1e-300
+            weights = torch.softmax(values / width, 0)
+            w = found[1] @ vectors
+            slope = (w * (weighed.C @ vectors - w)) @ weights
+            smooth = float(values[-1]) + width * float(torch.logsumexp((values - values[-1]) / width, 0))
+            return smooth / (2 * size), (slope / size).numpy()
+
+        for blur in (1e-2, 1e-4) if math.isfinite(best[0][0]) else ():
+            options = {"maxiter": 25, "maxfun": 40}
+            around = (best[0][1].log() - start).numpy()
+            minimize(loss, around, args=(blur,), jac=True, method="L-BFGS-B", options=options)
+        return best[0][1]
+
+    def _largest(self, T: Tensor) -> float:
         """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
-        columns = []
+        columns, n = [], len(self.whole.K)
+        all_A, all_B, all_C = (getattr(self.weighed(T, 0.0), name) for name in "ABC")
         # Units whose couplings do not cancel: one group a module for feedback, else one for all.
-        sizes = self.whole.sizes if self.whole.is_feedback else (len(self.whole.K),)
+        apart = self.whole.is_feedback and not self.whole.edges
+        sizes = self.whole.sizes if apart else (n,)
         for size, end in zip(sizes, accumulate(sizes), strict=True):
             group = slice(end - size, end)
-            A, B, C = (X[group, group] for X in self.matrices[:3])
-            corner = -(B + kappa * C.mT)
-            eye = torch.eye(len(A), dtype=A.dtype)
+            channels = group if apart else slice(None)
+            A, B, C = all_A[group, group], all_B[group, channels], all_C[channels, group]
+            corner = -(B + C.mT)
+            eye = torch.eye(B.shape[1], dtype=A.dtype)
             top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
-            P = torch.cat([top, torch.cat([corner.mT, 2 * kappa * eye], dim=1)])
+            P = torch.cat([top, torch.cat([corner.mT, 2 * eye], dim=1)])
             factor, failed = torch.linalg.cholesky_ex(P)
             if int(failed):
                 return 0.0
-            G = torch.cat([X[:, group] for X in self.matrices[:2]], dim=1)
+            G = torch.cat([all_A[:, group], all_B[:, channels]], dim=1)
             columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
         norm = rounding.guess_norm(torch.cat(columns, dim=1))
         return 1 / norm**2 if 0 < norm < math.inf else 0.0
 
-    def _mu(self, dt: float, kappa: float) -> float:
-        """The largest mu that the LMI allows, by eliminating w; unproven, -inf if there is none."""
-        A, B, C = self.matrices[:3]
-        H = 2 * kappa * torch.eye(len(A), dtype=A.dtype) - dt * B.mT @ B
-        factor, failed = torch.linalg.cholesky_ex(H)
-        if int(failed):
-            return -math.inf
-        Y = B + kappa * C.mT + dt * (A.mT @ B)
-        half = torch.linalg.solve_triangular(factor.mT, Y, upper=True, left=False)
-        outer = 2 * symmetric_part(A) + dt * (A.mT @ A) + half @ half.mT
-        return -rounding.guess_largest(symmetric_part(outer)) / 2
-
-    def _proves(self, dt: float, mu: float, kappa: float) -> bool:
-        """Whether the LMI holds, rounding accounted for."""
-        A, B, C, off_A, off_B = self.matrices
-        n, G = len(A), torch.cat([A, B], dim=1)
-        Z = -dt * (G.mT @ G)
-        Z[:n, :n] -= 2 * symmetric_part(A)
-        Z[:n, n:] -= B + kappa * C.mT
-        Z[n:, :n] -= B.mT + kappa * C
-        Z.diagonal()[:n] -= 2 * mu
-        Z.diagonal()[n:] += 2 * kappa
-        Z = symmetric_part(Z)
-        size, off_G = float(G.norm()), off_A + off_B
-        gram = size**2 * rounding.gamma(n + 4) + 2 * size * off_G + off_G**2
-        sums = 8 * UNIT * (float(Z.norm()) + 2 * mu * n + 2 * kappa * n)
-        return rounding.is_positive_definite(Z, 2 * off_A + (1 + kappa) * off_B + dt * gram + sums)
-
 
 def euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """Of clusters of modules, with (c, c) bounds on the nonlinear edges between them."""
-    clusters, gains = whole.clusters(), whole.edge_gains
-    proofs = [(disc_step(part), StepLMI(part)) for part in map(whole.part, clusters)]
-    if gains is not None:
-        order = [k for cluster in clusters for k in cluster]
-        gains = block_norms(gains[order][:, order], tuple(len(cluster) for cluster in clusters))
-
-    def factor(dt: float) -> float:
-        factors = [min(disc.factor(dt), lmi.factor(dt)) for disc, lmi in proofs]
-        if gains is None or not all(math.isfinite(factor) for factor in factors):
-            return max(factors)
-        joined = torch.diag(torch.tensor(factors, dtype=torch.float64)) + dt * gains
-        return spectral_norm(joined, 1e-14 * float(joined.norm()))
-
-    largest = min(max(disc.max_dt, lmi.max_dt) for disc, lmi in proofs)
-    return StepProof(factor, largest if gains is None else last_contracting(factor, largest))
+    """Of the clusters of modules that coupling joins."""
+    return _of_parts(whole, _euler_of)
 
 
 def imex_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
     """y+ = (I - dt K)^-1 (y + dt J y)."""
-    alone = alone or euler_step(whole.uncoupled)
-
-    def factor(dt: float) -> float:
-        implicit = dt * whole.cost
-        return alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
-
-    exact = whole.cost == 0
-    return StepProof(factor, alone.max_dt if exact else last_contracting(factor, alone.max_dt))
+    return _imex_of(whole, alone) if alone else _of_parts(whole, _imex_of)
 
 
 def exponential_euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """Exact in K - 1 / tau and explicit in W phi, cluster by cluster where no edge joins these."""
-    parts, edges = [whole], whole.edge_gains
-    if edges is None:
-        parts = [whole.part(cluster) for cluster in whole.clusters()]
-    proofs = [_exponential_euler_of(part, alone if part is whole else None) for part in parts]
+    """Exact in K - 1 / tau and explicit in W phi."""
+    return _exponential_euler_of(whole, alone) if alone else _of_parts(whole, _exponential_euler_of)
+
+
+# From the whole and, where closed forms are to do, the Euler step of its modules alone.
+STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof | None], StepProof]] = {
+    "euler": euler_step,
+    "imex": imex_step,
+    "exponential-euler": exponential_euler_step,
+}
+
+
+def _of_parts(
+    whole: Interconnection, prove: Callable[[Interconnection, StepProof | None], StepProof]
+) -> StepProof:
+    """The slowest of the clusters."""
+    proofs = [prove(whole.part(cluster), None) for cluster in whole.clusters()]
     largest = min(proof.max_dt for proof in proofs)
-    return StepProof(lambda dt: max(proof.factor(dt) for proof in proofs), largest, proofs[0].advice)
+    first = proofs[0]
+    return StepProof(
+        lambda dt: max(proof.factor(dt) for proof in proofs), largest, first.advice, first.interval
+    )
+
+
+def _euler_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
+    disc, lmi = disc_step(whole), StepLMI(whole, "euler")
+    enough = len(whole.K) > DENSE and disc.max_dt > 0
+
+    def factor(dt: float) -> float:
+        known = disc.factor(dt)
+        return known if enough and known < 1 else min(known, lmi.factor(dt))
+
+    largest = disc.max_dt if enough else max(disc.max_dt, lmi.max_dt)
+    return StepProof(factor, largest, interval=True)
+
+
+def _or_lmi(whole: Interconnection, scheme: str, closed: StepProof, advice: str) -> StepProof:
+    """The better of a bound in closed form and the LMI, which is left out where it costs too much."""
+    lmi, enough = StepLMI(whole, scheme), len(whole.K) > SHARP
+
+    def factor(dt: float) -> float:
+        known = closed.factor(dt)
+        return known if enough and known < 1 else min(known, lmi.factor(dt))
+
+    return StepProof(factor, closed.max_dt, advice)
+
+
+def _imex_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
+    modules = alone or euler_step(whole.uncoupled)
+
+    def factor(dt: float) -> float:
+        implicit = dt * whole.cost
+        return modules.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
+
+    exact = whole.cost == 0
+    closed = StepProof(factor, modules.max_dt if exact else last_contracting(factor, modules.max_dt))
+    return closed if alone else _or_lmi(whole, "imex", closed, closed.advice)
 
 
 def _exponential_euler_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
-    """Every dt by the norms, or the bound of K = 0."""
+    """Every dt by the norms, or the bound of K = 0; else as far as Euler's step is near."""
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
-    explicit, edges = max(module.norm for module in whole.modules), whole.edge_gains
-    if edges is not None:
-        explicit += spectral_norm(edges, 1e-14 * float(edges.norm()))
+    explicit = max(module.norm for module in whole.modules) + whole.edge_norm
     tau, leak = float(whole.tau[0]), None
-    if edges is None and not bool(whole.K.any()) and bool((whole.tau == tau).all()):
+    if not whole.edges and not bool(whole.K.any()) and bool((whole.tau == tau).all()):
         leak = alone or euler_step(whole.uncoupled)
 
     def factor(dt: float) -> float:
@@ -192,16 +358,29 @@ def _exponential_euler_of(whole: Interconnection, alone: StepProof | None) -> St
 
     share = 0.0 if leak is None else leak.max_dt / tau * (1 - 1e-12)
     every = 0 < decay > explicit * (1 + 1e-9) or share >= 1
-    max_dt = math.inf if every else -math.log1p(-share) * tau
-    return StepProof(factor, max_dt, "||W D|| exceeds the leak in the metric, use imex")
+    largest = math.inf if every else -math.log1p(-share) * tau
+    closed = StepProof(factor, largest or _near_euler(whole))
+    advice = "||W D|| exceeds the leak in the metric, use imex"
+    return closed if alone else _or_lmi(whole, "exponential-euler", closed, advice)
 
 
-# From the whole and, where it is known, the Euler step of its modules alone.
-STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof | None], StepProof]] = {
-    "euler": euler_step,
-    "imex": imex_step,
-    "exponential-euler": exponential_euler_step,
-}
+def _near_euler(whole: Interconnection) -> float:
+    """A dt up to which exponential Euler contracts as it is near to forward Euler; 0 for none.
+
+    Its step is I + dt phi_1(dt F) J, F = K - 1 / tau, phi_1(G) = int_0^1 e^{s G} ds, and
+    ||phi_1(dt F) - I|| <= dt ||F|| / 2 where ||e^{t F}|| <= 1. By convexity Euler's factor is at most
+    1 - dt (1 - q) / h up to any h where it is q; so dt < 2 (1 - q) / (h ||F|| ||J||) is enough.
+    """
+    if whole.cost >= 1 / float(whole.tau.max()) * (1 - 4 * UNIT):
+        return 0.0
+    euler, system = euler_step(whole), whole.system[0]
+    h = euler.max_dt / 2
+    q = euler.factor(h) if h > 0 else 1.0
+    fixed = whole.norm + 1 / float(whole.tau.min())
+    feedback = spectral_norm(system.X, float(system.X_error.norm()))
+    feedback *= spectral_norm(system.Z, float(system.Z_error.norm()))
+    size = fixed * (spectral_norm(system.A, system.A_error) + feedback)
+    return min(h, 2 * (1 - q) / (h * size) * (1 - 1e-9)) if q < 1 and math.isfinite(size) else 0.0
 
 
 def disc_step(whole: Interconnection) -> StepProof:
@@ -224,17 +403,17 @@ def disc_step(whole: Interconnection) -> StepProof:
 
 
 def common_disc(whole: Interconnection) -> tuple[float, float]:
-    """nu, eps with ||J + nu I|| <= eps for all modules at once."""
+    """nu, eps with ||J + nu I|| <= eps for all modules at once, nonlinear edges included in J."""
     low = min(m.disc[0] - m.disc[1] for m in whole.modules)
     high = max(m.disc[0] + m.disc[1] for m in whole.modules)
-    return (low + high) / 2, (high - low) / 2 * (1 + 4 * UNIT)
+    return (low + high) / 2, ((high - low) / 2 + whole.edge_norm) * (1 + 4 * UNIT)
 
 
-def _best_kappa(loss: Callable[[float], float], *, xatol: float, maxiter: int) -> float:
-    """The kappa > 1 of the least loss, on a logarithmic scale of kappa - 1."""
+def _best_kappa(loss: Callable[[float], float], least: float, *, xatol: float, maxiter: int) -> float:
+    """The kappa > `least` of the least loss, on a logarithmic scale of the difference."""
     search = {"bounds": (-3.5, 1.5), "options": {"xatol": xatol, "maxiter": maxiter}}
-    found = minimize_scalar(lambda t: loss(1 + 10**t), method="bounded", **search)
-    return 1 + 10 ** float(found.x)
+    found = minimize_scalar(lambda t: loss(least * (1 + 10**t)), method="bounded", **search)
+    return least * (1 + 10 ** float(found.x))
 
 
 def last_contracting(factor: Callable[[float], float], largest: float) -> float:

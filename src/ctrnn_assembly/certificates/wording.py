@@ -100,6 +100,7 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         rows.append((f"{step.solver} step, dt {step.dt:g}", words))
         if step.certified or step.max_dt > 0:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
+            longest += f", and {step.dt:g} by itself" if step.certified and step.dt > step.max_dt else ""
             rows.append(("largest certified dt", longest))
     if (cascade := certificate.cascade) is not None:
         of = "" if step is not None and step.certified else "of the exact solution, "

@@ -1,0 +1,164 @@
+"""Proofs of whole steps: sharp for every scheme, form and metric, and never below the exact factor."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify, couple
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.certificates import STEP_PROOFS, rounding
+from ctrnn_assembly.certificates.interconnection import Interconnection
+from ctrnn_assembly.certificates.steps import StepLMI
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.terms import Edge, Terms
+from oracles import array, exact_field
+
+
+def random_net(n: int, form: str, dense: bool, edge: bool) -> tuple[Terms, Metric]:
+    """One module with a coupling inside it and, as it may be, an edge, in a random metric."""
+    act, one = (Elementwise(((ACTIVATIONS[name], n),)) for name in ("tanh", "identity"))
+    pre, post = (act, one) if form == "x" else (one, act)
+    K, tau = torch.randn(n, n), torch.full((n,), 0.5 + float(torch.rand(())))
+    theta = torch.eye(n) + 0.4 * torch.randn(n, n) / n**0.5 if dense else (torch.randn(n) / 3).exp()
+    inverse = torch.linalg.inv(theta) if dense else 1 / theta
+    T = theta if dense else torch.diag(theta)
+    W = torch.linalg.solve(T, 0.6 * torch.randn(n, n) / n**0.5 @ T)
+    L = torch.linalg.solve(T, 2 * (K - K.mT) / n**0.5 @ T)
+    edges = (Edge(0.2 * torch.randn(n, n).tril(-1), act),) if edge else ()
+    return Terms((W,), pre, post, torch.zeros(n), tau, L, edges), Metric((Factor(theta, inverse),))
+
+
+@pytest.mark.parametrize("edge", [False, True])
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("solver", SCHEMES)
+def test_the_bound_of_a_step_is_sharp_and_not_below_the_exact_factor(solver, form, edge):
+    ratios = []
+    for trial in range(12):
+        terms, metric = random_net(2 + trial % 3, form, trial % 2 == 1, edge)
+        dt = (0.05, 0.3, 1.0)[trial % 3]
+        lmi = StepLMI(Interconnection.of(terms, metric), solver)
+        ratios.append(lmi.factor(dt) / exact_field(terms, metric).factor(dt, solver))
+    assert min(ratios) >= 1 - 1e-12
+    assert np.median(ratios) <= 1.01
+    assert max(ratios) <= 1.15
+
+
+@pytest.mark.parametrize("solver", SCHEMES)
+def test_a_proof_is_about_the_row_of_the_scheme(solver):
+    """I + dt Q (A + X D Z) is A_row + C_row N: that every row has A - I = C (L - I) is relied on."""
+    terms, metric = random_net(4, "x", False, True)
+    whole, dt = Interconnection.of(terms, metric), 0.3
+    A, C = SCHEMES[solver].pair(dt / terms.tau, terms.L)
+    A, C = (torch.diag(X) if X.ndim == 1 else X for X in (A, C))
+    slopes = torch.rand(4)
+    N = terms.blocks[0] * slopes + terms.edges[0].K * slopes
+    T = metric.theta() * terms.tau.sqrt()
+    weighed = StepLMI(whole, solver).weighed(whole.system[1], dt)
+    read = torch.nonzero((terms.edges[0].K != 0).any(0)).flatten()
+    D = torch.cat([slopes, slopes[read]])
+    step = torch.eye(4) + dt * (weighed.A + (weighed.B * D) @ weighed.C)
+    assert torch.allclose(T @ (A + C @ N) @ torch.linalg.inv(T), step, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1e-9, 0.1, 3.0, 40.0])
+def test_the_integral_of_the_exponential_is_enclosed(size):
+    for _ in range(3):
+        K = torch.randn(4, 4)
+        F = size * (K - K.mT) - size * 0.1 * torch.eye(4)
+        P, error = rounding.exponential_integral(F, 0.0, 1.0)
+        with mpmath.workdps(50):
+            exact = mpmath.matrix(array(F).tolist())
+            phi = (mpmath.expm(exact) - mpmath.eye(4)) * exact**-1
+            off = max(abs(phi[i, j] - mpmath.mpf(float(P[i, j]))) for i in range(4) for j in range(4))
+        assert float(off) <= error <= 1e-11
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e8, 1e13])
+def test_the_error_of_an_inverse_is_bounded(condition):
+    A = torch.randn(4, 4) @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 1 / condition]))
+    inverse = torch.linalg.inv(A)
+    bound = rounding.inverse_error(A, inverse)
+    with mpmath.workdps(60):
+        exact = mpmath.matrix(array(A).tolist()) ** -1
+        off = max(
+            abs(exact[i, j] - mpmath.mpf(float(inverse[i, j]))) for i in range(4) for j in range(4)
+        )
+    assert float(off) <= bound
+    assert bound < 1e-12 or condition > 1
+
+
+@pytest.mark.parametrize("name", ["symmetric", "product"])
+def test_exponential_euler_is_certified_in_dense_metrics(name):
+    net = couple([Subnetwork(CONSTRAINTS[name](), 4) for _ in range(2)], "all")
+    step = certify(net, dt=0.1, solver="exponential-euler", search="none").step
+    exact = exact_field(net.terms(), net.metric()).factor(0.1, "exponential-euler")
+    assert step.certified
+    assert exact <= step.contraction_factor <= 1 - 0.9 * (1 - exact)
+    assert step.max_dt > 0
+
+
+def test_an_edge_counts_in_every_bound_of_a_step():
+    """Two units in a chain of strong gain: each alone contracts at every short step."""
+    parts = [Subnetwork(CONSTRAINTS["adadiag-tanh"]("tanh", margin=0.3), 1) for _ in range(2)]
+    net = Assembly(parts, Hierarchy([1, 1], [(0, 1)], psi="tanh", init_scale=20.0))
+    field = exact_field(net.terms(), net.metric())
+    whole = Interconnection.of(net.terms().detach_cpu(), net.metric().detach_cpu())
+    for solver, proof in STEP_PROOFS.items():
+        for dt in (1e-3, 0.3, 1.5):
+            bound = proof(whole, None).factor(dt)
+            assert field.factor(dt, solver) - 1e-12 <= bound <= 1.02 * field.factor(dt, solver)
+
+
+def test_steps_that_contract_between_steps_that_do_not_are_not_promised():
+    """The steps of exponential Euler that contract need not be an interval: max_dt proves each below."""
+    found = 0
+    for _ in range(12):
+        terms, metric = random_net(2, "x", False, False)
+        whole, field = Interconnection.of(terms, metric), exact_field(terms, metric)
+        for solver in ("imex", "exponential-euler"):
+            largest = min(STEP_PROOFS[solver](whole, None).max_dt, 100.0)
+            steps = largest * np.linspace(0.02, 1, 25) if largest > 0 else ()
+            assert all(field.factor(float(dt), solver) < 1 + 1e-12 for dt in steps)
+            found += largest > 0
+    assert found >= 4
+
+
+def test_a_metric_is_sought_where_only_the_step_fails():
+    M, W = np.array([[1.7, -0.9], [-0.9, 1.1]]), torch.tensor([[0.1, -0.7], [-1.0, -0.1]])
+    act, one = (Elementwise(((ACTIVATIONS[name], 2),)) for name in ("tanh", "identity"))
+    terms = Terms((W,), act, one, torch.zeros(2), torch.ones(2))
+    theta = torch.tensor(np.linalg.cholesky(M).T)
+    metric = Metric((Factor(theta, torch.linalg.inv(theta)),))
+    assert certify(terms, metric, dt=0.9, search="none").certified
+    assert not certify(terms, metric, dt=0.9, search="none").step.certified
+    found = certify(terms, metric, dt=0.9)
+    assert found.step.certified
+    assert found.metric.origin.startswith("search")
+
+
+@pytest.mark.parametrize(("solver", "k"), [("euler", 30), ("imex", 4), ("exponential-euler", 26)])
+def test_metric_and_multipliers_are_sought_together(solver, k):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(k + 1):
+        W = 0.6 * torch.randn(4, 4, generator=generator)
+    act, one = (Elementwise(((ACTIVATIONS[name], 4),)) for name in ("tanh", "identity"))
+    terms, dt = Terms((W,), act, one, torch.zeros(4), torch.ones(4)), (0.5, 1.0, 1.5)[k % 3]
+    found = certify(terms, dt=dt, solver=solver)
+    assert found.metric.origin == "search: step"
+    exact = exact_field(terms, found.metric.matrix).factor(dt, solver)
+    assert exact * (1 - 1e-12) <= found.step.contraction_factor < 1
+    assert found.rate <= exact_field(terms, found.metric.matrix).rate()
+
+
+def test_very_short_steps_are_proven_without_cancellation():
+    terms, metric = random_net(3, "x", True, False)
+    rate = certify(terms, metric, search="none").rate
+    for solver in SCHEMES:
+        step = certify(terms, metric, dt=1e-6, solver=solver, search="none").step
+        assert step.certified is (rate > 1e-5)
+        assert (1 - step.contraction_factor) / 1e-6 == pytest.approx(rate, rel=1e-2)
+        assert math.isfinite(step.contraction_factor)
