@@ -247,13 +247,13 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
             f"the largest entry is {largest:.3g} and the smallest time constant {float(tau.min()):.3g}; "
             f"beyond {LARGEST:g} and its inverse float64 cannot prove anything"
         )
-    start = 0
+    start, maps = 0, [[phi for phi, n in one.runs for _ in range(n)] for one in (terms.pre, terms.post)]
     for k, (factor, t) in enumerate(zip(metric.factors, terms.tau.split(terms.sizes), strict=True)):
         for reason in _bad_factor(factor):
             yield f"the metric of module {k} {reason}"
         if not factor.is_diagonal and bool((t != t[0]).any()):
             yield f"module {k} has a dense metric, which needs one time constant; got several"
-        pre, post = ({m.at(start + u) for u in range(len(t))} for m in (terms.pre, terms.post))
+        pre, post = (set(units[start : start + len(t)]) for units in maps)
         if len(pre) > 1 or len(post) > 1 or not {ACTIVATIONS["identity"]} & (pre | post):
             yield f"module {k} needs one activation, before or after W"
         start += len(t)

@@ -95,7 +95,8 @@ class Interconnection:
     @cached_property
     def norm(self) -> float:
         """An upper bound on ||K||."""
-        return spectral_norm(self.K, self.K_error)
+        parts = self.parts
+        return max(p.norm for p in parts) if len(parts) > 1 else spectral_norm(self.K, self.K_error)
 
     @cached_property
     def edge_norm(self) -> float:
@@ -134,6 +135,11 @@ class Interconnection:
         if not bool(torch.isfinite(J).all()):
             return -math.inf
         return float(torch.linalg.eigvals(J).real.max())
+
+    @cached_property
+    def parts(self) -> "list[Self]":
+        """The clusters of modules, each by itself."""
+        return [self.part(cluster) for cluster in self.clusters()]
 
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that coupling joins."""

@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
@@ -88,10 +89,18 @@ def spectral_norm(A: Tensor, error: float = 0.0) -> float:
     if top == 0:
         return error
     scaled = A / top  # so that no square overflows; what underflows is below 1e-300 of the largest
-    gram = scaled.mT @ scaled if A.shape[0] > A.shape[1] else scaled @ scaled.mT
+    gram = _gram(scaled if A.shape[0] > A.shape[1] else scaled.mT)
     rounding = gamma(max(A.shape) + 4) * float((scaled**2).sum()) * (1 + 1e-12)
     root = math.sqrt(max(0.0, largest_eigenvalue(gram, rounding)))
     return (top * root + error) * (1 + 16 * UNIT)
+
+
+def _gram(A: Tensor) -> Tensor:
+    """A^T A, of a large matrix with few entries by these alone."""
+    if A.shape[0] <= DENSE or float((A != 0).sum()) > 0.1 * A.numel():
+        return A.mT @ A
+    entries = csr_array(A.numpy())
+    return torch.from_numpy((entries.T @ entries).toarray())
 
 
 def guess_largest(S: Tensor) -> float:

@@ -206,7 +206,10 @@ class StepLMI:
         T = _best_kappa(loss, least, xatol=0.05, maxiter=tries) * T0
         if len(T) <= OPTIMISED and not self._is_sharp(T, dt):
             T = self._optimised(T, dt)
-        return self.weighed(T, dt)
+        found = self.weighed(T, dt)
+        if self.scheme == "euler" and dt <= self.best[0]:
+            found = max(found, self.weighed(self.best[1], dt), key=lambda one: one.mu(dt))
+        return found
 
     def _is_sharp(self, T: Tensor, dt: float) -> bool:
         """Whether the bound exceeds the factor at the least or the largest slopes by little."""
@@ -296,7 +299,7 @@ def _of_parts(
     whole: Interconnection, prove: Callable[[Interconnection, StepProof | None], StepProof]
 ) -> StepProof:
     """The slowest of the clusters."""
-    proofs = [prove(whole.part(cluster), None) for cluster in whole.clusters()]
+    proofs = [prove(part, None) for part in whole.parts]
     largest = min(proof.max_dt for proof in proofs)
     first = proofs[0]
     return StepProof(
