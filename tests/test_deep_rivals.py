@@ -62,7 +62,7 @@ def test_what_does_not_apply_is_said_in_a_sentence():
     for call in (net.terms, net.metric, net.flow, lambda: net(torch.zeros(4, 1, 1), dt=0.5)):
         with pytest.raises(ConfigError):
             call()
-    with pytest.raises(ConfigError, match="as many inputs as units"):
+    with pytest.raises(ConfigError, match="an input a unit"):
         Pointwise(2, 3)
     with pytest.raises(ConfigError, match="is not used by model deep-lstm"):
         build_model("deep-lstm", 1, 10, horizon=7.0)

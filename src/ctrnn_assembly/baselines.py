@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class Baseline(Recurrent):
     def terms(self) -> NoReturn:
         name = type(self).__name__
         raise ConfigError(f"{name} has no terms, as it is no assembly. Use step(u, x), or a CTRNN.")
+
+    def flow(self, u: Tensor | None = None) -> Any:
+        raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def metric(self) -> NoReturn:
         name = type(self).__name__
@@ -85,9 +88,6 @@ class TorchRNN(Baseline):
         if is_plain(self.rnn, self.kind):
             return self._formula
         return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
-
-    def flow(self, u: Tensor | None = None) -> NoReturn:
-        raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         if transformed() and is_plain(self.rnn, self.kind):  # torch's own kernels cannot be mapped over
@@ -174,16 +174,11 @@ class Pointwise(Baseline):
     def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
         super().__init__(input_size, hidden_size, **of_layer)
         if input_size != hidden_size:
-            raise ConfigError(
-                f"Pointwise needs as many inputs as units; got {input_size} and {hidden_size}."
-            )
+            raise ConfigError(f"Pointwise needs an input a unit; got {input_size} for {hidden_size}.")
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
     def stepper(self) -> Step:
         return lambda u, x: torch.tanh(u + self.bias)
-
-    def flow(self, u: Tensor | None = None) -> NoReturn:
-        raise ConfigError("Pointwise is a map of its input, not a flow x'. Use step(u, x).")
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         x = torch.tanh(u + self.bias)
@@ -339,14 +334,14 @@ class FreePairs(Pairs):
     with tau as it starts, and J the quarter turn of each pair. Guarantee: none.
     """
 
-    rate = None
     train_tau = False
+    rate: Any = None
 
     def __init__(self, size: int, **options: Any) -> None:
         super().__init__(size, **options)
         w, log_rate = super().w.detach(), self.log_rate.detach()
         del self.log_rate
-        self.log_rate = nn.Buffer(log_rate)
+        self.register_buffer("log_rate", log_rate)
         self.a = nn.Parameter(torch.zeros(size // 2))
         if self.theta is not None:
             self.theta = nn.Parameter(w)
@@ -357,7 +352,7 @@ class FreePairs(Pairs):
 
     def terms(self) -> Terms:
         terms = super().terms()
-        return replace(terms, L=terms.L + torch.diag(self.a.repeat_interleave(2)))
+        return replace(terms, L=cast(Tensor, terms.L) + torch.diag(self.a.repeat_interleave(2)))
 
     def certificate(self, *, dt: float = 1.0, solver: str = "own step", search: Search = "fast") -> Any:
         """As `Baseline.certificate`."""
@@ -381,9 +376,6 @@ class DeepBaseline(Baseline, Stack):
         fields: Any = [kind(n, n, batch_first=True) for _ in range(depth)]
         Stack.__init__(self, input_size, width, fields, **parts)
         del self.dt, self.solver
-
-    def flow(self, u: Tensor | None = None) -> NoReturn:
-        raise ConfigError("DeepBaseline is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def _fused(self, layer: Layer, s: Tensor, z: Tensor) -> None:
         """None: there is no such loop of these."""
