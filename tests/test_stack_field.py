@@ -1,18 +1,26 @@
 """A stack as one vector field of all layers, and several solver steps a sample."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
 from torch.testing import assert_close
 
+from cli_tools import Cli
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
 from ctrnn_assembly.certificates.cascade import gain_matrix, rate_matrix
+from ctrnn_assembly.diagnostics import behaviour
+from ctrnn_assembly.diagnostics.linearise import trajectory
 from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.stack import Stack
+from ctrnn_assembly.training.run import Run
+from ctrnn_assembly.training.swap import measured
 from solver_problems import F64, normal
+from stored_runs import store_run, strict_json
 from test_stack import distances, stack
 
 
@@ -250,3 +258,82 @@ def test_states_of_each_layer_are_taken_and_given_as_a_tuple():
 def test_what_one_field_and_substeps_cannot_be_is_refused(make, error, why):
     with pytest.raises(error, match=why):
         make()
+
+
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_an_input_moves_the_output_of_one_field_by_no_more_than_its_gains(substeps):
+    net = as_one(stack(norm="none", mix="linear", phi="identity"), substeps=substeps)
+    facts = net.certificate().cascade
+    u = normal(8, 30, 2)
+    for v in (u + normal(8, 30, 2, seed=1), u + 1):
+        moved, given = ((net(v)[0] - net(u)[0]).norm(dim=-1), (v - u).norm(dim=-1))
+        assert (moved.amax(1) <= facts.peak_gain * given.amax(1)).all()
+        assert (moved.norm(dim=1) <= facts.l2_gain * given.norm(dim=1)).all()
+    net.solver = "rk4"
+    assert net.certificate().cascade.l2_gain == np.inf
+
+
+@pytest.fixture
+def cli(capsys):
+    return Cli(capsys)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "deep"
+    store_run(folder, model="deep-adadiag", depth=2, width=4, solver="exponential-euler", dt=1.0)
+    return folder
+
+
+def test_the_accuracy_as_one_field_stands_beside_that_of_the_sampled_stack(cli, deep):
+    done = cli("evaluate", deep, "--one-field", "--swap", "imex:2,rk4", "--json")
+    assert done.code == 0, done.err
+    rows = strict_json(done.out)["rows"]
+    names = ["exponential-euler (trained)", "imex:2, one field", "rk4, one field"]
+    assert [row["solver"] for row in rows] == names
+    run = Run.open(deep, one_field=True, solver="rk4")
+    assert rows[2]["test_accuracy"] == measured(run).accuracy
+    assert run.model.core.one_field
+
+
+def test_what_the_command_line_asks_of_no_stack_is_an_error_of_one_sentence(cli, deep, tmp_path):
+    store_run(tmp_path / "flat", model="adadiag-tanh", dt=0.03, solver="euler")
+    for arguments, why in (
+        (("evaluate", deep, "--swap", "dopri5:4"), "chooses its own steps; got substeps=4"),
+        (("evaluate", deep, "--swap", "eulr"), "solver must be one of"),
+        (("certify", tmp_path / "flat", "--one-field"), "--one-field is of deep models"),
+        (("gsc", deep, "--effective-depth", "--samples", 1), "needs a readout of the state"),
+        (("plot", deep, "--kind", "weights", "--out", tmp_path / "w.png"), "or a stack of layers"),
+        (("export", deep, "--out", tmp_path / "net.pt2"), "of Stack. Use .* a CTRNN of a Subnetwork"),
+    ):
+        done = cli(*arguments)
+        assert done.code == 2
+        assert re.search(why, done.err), done.err
+        assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("changes", [(), ("--one-field",), ("--one-field", "--solver", "rk4")])
+def test_a_stacks_certificate_is_drawn_and_commands_say_that_they_look_at_all_layers(
+    cli, deep, tmp_path, changes
+):
+    drawn = cli("certify", deep, "--plot", tmp_path / "c.png", *changes)
+    assert drawn.code == 0, drawn.err
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+    assert ("of the exact solution, below a thousandth" in drawn.out) == ("rk4" in changes)
+    for command in (("spectrum", "--at", "2,8"), ("lyapunov", "--steps", 40, "--k", 2)):
+        done = cli(*command, deep, "--samples", 1, *changes)
+        assert done.code == 0, done.err
+        assert "all 2 layers together; the slowest, by its proof, is layer" in done.out
+    found = strict_json(cli("spectrum", "--at", "2", deep, "--samples", 1, "--json", *changes).out)
+    assert len(found["blocks"]["module_abscissa"]) == 2  # of each layer
+    assert all(row["abscissa"] <= -found["certificate"]["rate"] for row in found["rows"])
+
+
+def test_a_sampled_stack_has_no_step_but_its_own_and_its_run_is_not_that_of_the_flow():
+    net = stack(solver="rk4").requires_grad_(False)
+    known, u = behaviour(net), normal(1, 5, 2)
+    along = trajectory(known, u, torch.zeros(1, 18, dtype=F64), 5, dt=1.0, solver="rk4")
+    assert_close(along[:, -1], net(u)[1][0], rtol=1e-9, atol=1e-12)
+    with pytest.raises(ConfigError, match="a stack has its own step only; got 'euler'"):
+        known.step_map(solver="euler")
+    assert behaviour(as_one(net)).step_map(0.1, "euler") is not None
