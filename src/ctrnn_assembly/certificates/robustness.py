@@ -46,7 +46,7 @@ def certified_radii(
     """
     core, readout = _proven(model), model.readout
     found = core.certificate()
-    if isinstance(core, Stack):
+    if found.of_layers:
         layers = core.bounds(core.dt, core.solver)
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
     else:
