@@ -1,6 +1,7 @@
 """A certified radius is a lower bound on the distance to another class, and an attack an upper one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 
 from cli_tools import Cli
 from ctrnn_assembly import CTRNN, Activation, SequenceClassifier, Subnetwork, Triangular
-from ctrnn_assembly.certificates.robustness import NORMS, certified_radii
+from ctrnn_assembly.certificates.robustness import NORMS, certified_radii, pooled_gains
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.diagnostics.attack import attack
 from ctrnn_assembly.errors import ConfigError
@@ -123,6 +124,18 @@ def test_what_lies_behind_the_end_of_a_sequence_counts_for_nothing():
     for k, length in enumerate(LENGTHS.tolist()):
         _, cut = certified_radii(model, u[k : k + 1, :length])
         assert_close(cut[:, 0], whole[:, k], rtol=1e-12, atol=0.0)
+
+
+def test_the_gains_of_a_stacks_certificate_count_where_they_are_smaller():
+    h, facts, root = (
+        torch.ones(4),
+        SimpleNamespace(peak_gain=1.5, l2_gain=0.5),
+        torch.arange(1, 5) ** 0.5,
+    )
+    for pool, rms in (("last", 0.5 * root), ("mean", 0.5 * torch.ones(4))):
+        peak, square = pooled_gains(h, pool, facts)
+        assert_close(peak, torch.tensor([1.0, 1.5, 1.5, 1.5]))
+        assert_close(square, rms)
 
 
 class Doubled(SequenceClassifier):

@@ -56,14 +56,14 @@ def certified_radii(
     h = impulse_response(layers, entry, u.shape[1], core.substeps)
     gains = pooled_gains(h, model.pool, found.cascade)
     logits = model(u, lengths=lengths)
-    y = logits.argmax(1, keepdim=True)
+    y, rows = logits.argmax(1, keepdim=True), rows.to(logits)
     rounding = 1e-9 * (1 + logits.abs().amax(1, keepdim=True))
     margins = (logits.gather(1, y) - logits - rounding).clamp(min=0)
     apart = (rows[y[:, 0], None] - rows).norm(dim=-1) * (1 + SLACK) + 2 * off  # (samples, k)
     kept = (margins / apart).nan_to_num(0.0, posinf=torch.inf).scatter(1, y, torch.inf).amin(1)
     last = torch.full_like(y[:, 0], u.shape[1]) if lengths is None else lengths
-    radii = kept * (1 - SLACK) / gains[:, last - 1]
-    if isinstance(core, Stack) and core.gated:  # what is perturbed must be within the claim too
+    radii = kept * (1 - SLACK) / gains.to(logits)[:, last - 1]
+    if found.of_layers and core.gated:  # what is perturbed must be within the claim too
         room = (core.input_range - u.abs().amax((1, 2))).clamp(min=0)
         radii = torch.minimum(radii, torch.stack([room, room / u.shape[1] ** 0.5]))
     return logits, radii

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -116,8 +117,8 @@ def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
     for k, (name, found) in enumerate(radii.items()):
         known = np.sort(found[found > 0])
         left = 100 * np.arange(len(known), 0, -1) / len(found)
-        look = {"color": style.COLOURS[k], "linestyle": ("-", DASHED)[name.startswith("attack")]}
-        axes.step(known, left, where="pre", label=name, **look)
+        dashes: Any = DASHED if name.startswith("attack") else "-"
+        axes.step(known, left, where="pre", label=name, color=style.COLOURS[k], linestyle=dashes)
     axes.set(xscale="log", ylim=(0, 101), xlabel="perturbation of the input", ylabel="test accuracy (%)")
     style.legend_below(figure, [axes], 4)
     return figure
