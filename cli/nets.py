@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics import Behaviour
 from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.training.run import refusing
 
@@ -100,4 +101,6 @@ def load_inputs(data: Path | None, m: int | None, samples: int | None) -> Tensor
             raise ValueError(f"X must be numbers (batch, time, m){width}; got {X.dtype} {X.shape}")
         if samples is not None and not 1 <= samples <= len(X):
             raise ValueError(f"samples must be in 1..{len(X)}; got {samples}")
-        return torch.from_numpy(X[: samples or 4].astype(np.float64))
+        u = torch.from_numpy(X[: samples or 4].astype(np.float64))
+        check_finite(u, "X")
+        return u

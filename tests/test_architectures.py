@@ -158,7 +158,7 @@ def test_a_setting_that_a_model_would_ignore_is_refused() -> None:
         assert f"{key} {value} is not used by model {name}" in str(caught.value)
         build_model(name, 1, 2, modules=2, units=3, **{key: None})  # the model's own
     with pytest.raises(
-        ConfigError, match=r"setting must be one of .*got 'dense'. Did you mean 'density'"
+        ConfigError, match=r"got 'dense'. Did you mean 'density'.* setting must be one of "
     ):
         build_model("sparse-combo", 1, 2, dense=0.3)
 

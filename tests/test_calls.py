@@ -252,7 +252,10 @@ def test_initial_states_are_settings() -> None:
         assert build_model(config, M, 3).core.x_0 is not None
         other = build_model({"model": name, "modules": 2, "units": 3}, M, 3)
         assert "core.x_0" not in other.state_dict()
-    with pytest.raises(ConfigError, match="initial_state must be one of zero, trained; got 'train'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"initial_state must be one of zero, trained\.",
+    ):
         ctrnn(initial_state="train")
 
 

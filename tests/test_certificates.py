@@ -297,7 +297,7 @@ def test_controls_and_broken_weights_are_refused():
 
 
 def test_an_unknown_search_is_refused():
-    with pytest.raises(ConfigError, match="search must be one of none, fast, convex; got 'fsat'"):
+    with pytest.raises(ConfigError, match=r"got 'fsat'.*search must be one of none, fast, convex"):
         certify(Subnetwork(AdaDiagTanh("tanh"), 2), search="fsat")
 
 
@@ -305,7 +305,7 @@ def test_an_unknown_search_is_refused():
 @pytest.mark.parametrize("solver", ["eulre", "bogus", ""])
 def test_an_unknown_solver_is_refused(solver, dt):
     net = Subnetwork(AdaDiagTanh("tanh"), 2)
-    with pytest.raises(ConfigError, match=r"solver must be one of euler, imex, .*; got ") as refused:
+    with pytest.raises(ConfigError, match=r"got .*solver must be one of euler, imex, ") as refused:
         certify(net, dt=dt, solver=solver)
     assert ("Did you mean 'euler'?" in str(refused.value)) == (solver == "eulre")
     assert certify(net, dt=0.1, solver="rk4").step.reason == "no proof is known for steps of rk4"

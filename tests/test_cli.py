@@ -301,7 +301,7 @@ def test_a_bad_configuration_file_is_refused(cli: Cli, tmp_path: Path) -> None:
     for content, reason in {
         "epochs: [": "cannot be read as YAML",
         "epoks: 3": "got 'epoks'. Did you mean 'epochs'?",
-        "1: 2": "got '1'.",
+        "1: 2": "got '1':",
         "epochs: many": "epochs must be a valid integer",
     }.items():
         file.write_text(content, encoding="utf-8")

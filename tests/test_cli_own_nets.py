@@ -98,7 +98,7 @@ def test_every_command_looks_at_a_net_of_the_users_own(cli, nets, tmp_path, comm
 def test_every_command_shows_and_draws_a_net_of_the_users_own(cli, nets, tmp_path, command):
     done = cli(command, "--module", f"{nets}:gru", *QUICK[command], "--plot", tmp_path / "x.png")
     assert "GRU on random inputs" in done.out
-    assert "no proof is known for GRU" in done.out
+    assert "no certificate is defined for GRU" in done.out
     assert (tmp_path / "x.png").stat().st_size > 4000
 
 
@@ -177,7 +177,7 @@ def test_a_net_that_cannot_be_made_is_refused(cli, nets, tmp_path, monkeypatch, 
         ({"X": np.ones((4, 3))}, "X must be numbers (batch, time, m) with m = 3; got float64 (4, 3)"),
         ({"X": np.ones((2, 4, 5))}, "with m = 3; got float64 (2, 4, 5)"),
         ({"X": np.ones((2, 4, 3), complex)}, "got complex128"),
-        ({"X": np.full((2, 4, 3), np.nan)}, "must be finite; got nan"),
+        ({"X": np.full((2, 4, 3), np.nan)}, "x.npz cannot be used: X must be finite; got nan"),
         ({"X": np.ones((2, 4, 3), object)}, "cannot be used"),
     ],
 )

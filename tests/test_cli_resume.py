@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 import signal
 import time
@@ -83,6 +84,32 @@ def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path) -> N
     assert len(table(killed)) == 2  # five steps an epoch
     assert cli("train", "--resume", killed).code == 0
     assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kill_9_at_any_moment_wherever_the_folder_goes_leaves_the_weights(
+    cli: Cli, tmp_path: Path, seed: int
+) -> None:
+    settings = (*TINY, "--epochs=12", "--batch-size=16", "--learning-rate=0.1", "--threads=1")
+    whole, moments = tmp_path / "whole", random.Random(seed)
+    assert cli("train", *settings, "--out", whole).code == 0
+    run, arguments = tmp_path / "0", (*settings, "--out", tmp_path / "0")
+    for k in range(1, 4):
+        process = other_process("", "train", *arguments)
+        while not (run / ".lock").exists():  # it starts
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1))
+        process.kill()
+        process.communicate()
+        run = run.rename(tmp_path / str(k)) if k % 2 else shutil.copytree(run, tmp_path / str(k))
+        (run / ".lock").unlink(missing_ok=True)  # only to see the next one start: it locks nobody out
+        arguments = ("--resume", run)
+        if not (run / "config.yaml").exists():
+            arguments = (*settings, "--out", run)
+    assert cli("train", *arguments).code == 0
+    assert_same_run(whole, run)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)

@@ -67,7 +67,7 @@ def test_of_any_other_net_nothing_is_proven(net):
     found = certify(net, dt=0.1)
     assert not found.certified
     assert not found.step.certified
-    assert "no proof is known" in found.reasons[0]
+    assert "no certificate is defined for" in found.reasons[0]
 
 
 @pytest.mark.parametrize("net", [None, "runs/x", 3])
@@ -83,5 +83,5 @@ def test_a_certificate_prints_as_a_summary():
     assert lines[0].startswith("certified: contracts at a rate of at least 0.")
     assert any(line.startswith("  euler step, dt 0.3: factor <= 0.") for line in lines)
     refused = str(certify(nn.GRU(3, 4)))
-    assert refused.startswith("NOT certified: no proof is known for GRU")
+    assert refused.startswith("NOT certified: no certificate is defined for GRU")
     assert "\n" not in refused

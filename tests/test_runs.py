@@ -275,7 +275,7 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
     assert from_file.build(data=False).readout.out_features == 2  # reads no data
     with pytest.raises(
         ConfigError,
-        match=r"there is no run folder or file of that name, and a recipe must be one of .* got 'x'",
+        match=r"got 'x': there is no run folder or file of that name, and a recipe must be one of ",
     ):
         Run.open("x")
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):

@@ -39,8 +39,9 @@ class TrainingError(CtrnnError, RuntimeError):
 def unknown(
     what: str, given: object, known: Iterable[str], fix: str = "", meant: Iterable[str] = ()
 ) -> ConfigError:
-    """The error for a name that a table does not have; `fix` is a further sentence, `meant` guesses."""
+    """The error for a name that a table does not have: first the name, then those that are like it, then
+    all, which may be many; `fix` is a further sentence, `meant` guesses."""
     names = list(known)
-    near = [*meant, *get_close_matches(str(given), names, n=1)]
-    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ConfigError(f"{what} must be one of {', '.join(names)}; got {given!r}.{guess} {fix}".rstrip())
+    near = dict.fromkeys([*meant, *get_close_matches(str(given), names)])
+    guess = f". Did you mean {' or '.join(map(repr, near))}?" if near else ":"
+    return ConfigError(f"got {given!r}{guess} {what} must be one of {', '.join(names)}. {fix}".rstrip())

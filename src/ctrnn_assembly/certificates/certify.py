@@ -78,7 +78,7 @@ def certify(
         raise ConfigError(
             f"field must be a layer, a classifier, a field or Terms; got {name}. {advice}."
         )
-    reason = f"no proof is known for {name}, which has no terms(); certify a CTRNN or a Subnetwork"
+    reason = f"no certificate is defined for {name}; certify a CTRNN, a Stack or a Subnetwork"
     return Certificate.refused(reason, dt=dt, solver=solver)
 
 
