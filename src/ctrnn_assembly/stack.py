@@ -668,8 +668,9 @@ class Stack(Recurrent):
             return solve(lambda t, x, u: f(u, x), x, **given, **options).x
         # What a layer reads is known before it moves, so that here too one may follow the other.
         u, lengths = u.repeat_interleave(n, 1), None if lengths is None else n * lengths
-        several = isinstance(step, Tensor) and step.ndim
-        step = step.repeat_interleave(n, -1) / n if several else step / n
+        if isinstance(step, Tensor) and step.ndim:
+            step = step.repeat_interleave(n, -1)
+        step = step / n
         s, found = self.encoder(u), []
         for layer, z in zip(self._layers, self.split(x), strict=True):
             v = layer.norm(s)

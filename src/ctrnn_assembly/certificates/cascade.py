@@ -115,8 +115,8 @@ def certify_cascade(
     memory = [math.ceil(n / count) if math.isfinite(n) else n for n in own]
     gain = input_gain(layers, gamma.diagonal(), [layer.input_gain for layer in layers], entry)
     # Of one field every step of a sample sees its input: their squares add up.
-    gains = gain, gain * math.sqrt(count) * (1 + SLACK)
-    return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, gains)
+    both = gain, gain * math.sqrt(count) * (1 + SLACK)
+    return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, both)
 
 
 def _with_flow(
@@ -136,7 +136,7 @@ def _with_flow(
     rates = -H.diagonal()
     memory = [math.ceil(math.log(1e3) / (rate * dt)) for rate in rates]
     memory.append(math.ceil(math.log(1e3 * spread) * short / ((1 - q) * dt)))
-    peak = input_gain(layers, 1 - rates, [layer.flow_gain for layer in layers], entry)
+    peak = input_gain(layers, [*(1 - rates)], [layer.flow_gain for layer in layers], entry)
     factors = np.exp(-rates * dt) * (1 + SLACK)
     return _with_facts(whole, layers, factors, memory, growth, (peak, math.inf))
 
