@@ -97,7 +97,7 @@ class Gates(nn.Module):
         out = self._explicit(terms, s, x, u)
         return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
 
-    def step(self, terms: Terms, solver: str, h: Any, z: Tensor, x: Tensor, u: Tensor) -> Tensor:
+    def step(self, terms: Terms, solver: str, h: Any, z: Tensor, x: Tensor, u: Any) -> Tensor:
         """x+ of a step of length h, a number or (batch, 1), by euler, or by imex with S L S implicit."""
         if solver == "euler" or terms.L is None:
             return x + h * self.flow(terms, z, x, u)

@@ -312,7 +312,8 @@ class CTRNN(Recurrent):
         move: Any = None if gates else affine_step(SCHEMES[self.solver], terms, h)
 
         def step(u: Tensor, x: Tensor) -> Tensor:
-            z, drive = gates.reader(u) if gates else None, encode(u)
+            z: Any = gates.reader(u) if gates else None
+            drive = encode(u)
             for _ in range(self.substeps):
                 x = gates.step(terms, self.solver, h, z, x, drive) if gates else move(x, drive)
             return x

@@ -239,7 +239,7 @@ class Layer(nn.Module):
             given = torch.cat([drive, speed.repeat_interleave(2, -1)], -1)
 
             def flow(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-                return u[:, n:] * terms(x, u[:, :n])  # type: ignore[misc]
+                return u[:, n:] * terms(x, u[:, :n])
 
             done = solve(flow, z, u=given, dt=dt, **options)
             return done.x[:, 1:], done.last
@@ -287,12 +287,12 @@ class Layer(nn.Module):
             why = "; ".join(found.reasons)
         elif self.gate is not None and self.mix.kind != "tanh-glu":
             why = f"the mix {self.mix.kind} has no bound, and gates need bounded inputs; use tanh-glu"
-        elif self.gate is not None and largest is None:
-            why = "gates need bounded inputs, whose bound is not given; use the stack's `bounds`"
+        elif self.gate is not None and (largest is None or found.metric.origin != "given"):
+            why = "gates need inputs whose bound is given, and M = I; use the stack's `bounds`"
         if why or found.metric.matrix is None:
             return LayerBound(found, why)
         terms = self.terms().detach_cpu().double()
-        passing: dict[str, float] = {"passed": 1.0 + mix * float(self.d.abs().max()) * norm}
+        passing: Any = {"passed": 1.0 + mix * float(self.d.abs().max()) * norm}
         # Of a solver without a proof the step is refused, whatever the gains are.
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
         _, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
@@ -365,7 +365,7 @@ class Stack(Recurrent):
         dropout: share of a layer's output features that a training sequence loses, at all times.
         scale: of every layer's output before it is added.
         gate_range: r, for step lengths in [dt / r, dt r] of single pairs, by a `StepGate` of v; all
-            fields are then `Pairs`, and their solver exponential-euler, or one of torchdiffeq's.
+            fields are then `Pairs`, and any solver but imex is theirs; exponential-euler has a proof.
         input_range: the largest |u| that a certificate with gates speaks of.
         dt, substeps, solver: as in `CTRNN`; a layer's input is held over all substeps of a sample.
         one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; `drive`
@@ -417,8 +417,7 @@ class Stack(Recurrent):
         if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
             raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
         check_settings(solver, None, substeps)
-        wrong = one_field or (solver in SCHEMES and solver != "exponential-euler")
-        if gate_range is not None and wrong:
+        if gate_range is not None and (one_field or solver == "imex"):
             got = f"{solver!r}, one_field={one_field}"
             raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
         if not 0 < input_range < float("inf"):

@@ -119,7 +119,8 @@ def compiled_phi(name: str, dtype: Any) -> tuple[Any, Any, Any]:
     fast = {"contract", "reassoc", "nsz", "arcp"}
     compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
     single = name == "tanh" and dtype == np.float32
-    return compiled, *map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
+    phi, slope = map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
+    return compiled, phi, slope
 
 
 @cache

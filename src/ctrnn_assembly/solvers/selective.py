@@ -51,10 +51,10 @@ def parameters(terms: Terms) -> tuple[Tensor, Tensor, Tensor]:
 
 def plain_states(phi: Activation, *tensors: Tensor) -> Tensor:
     """The states of `integrate` by operations that can be differentiated any number of times."""
-    *given, h, e, x0 = tensors
+    alpha, omega, w, h, e, x0 = tensors
     states = [x0]
     for lengths, drive in zip(h.unbind(1), e.unbind(1), strict=True):
-        states.append(step(phi, *given, lengths, drive, states[-1]))
+        states.append(step(phi, alpha, omega, w, lengths, drive, states[-1]))
     return torch.stack(states, 1)
 
 
