@@ -1,6 +1,8 @@
 """Proofs of whole steps: sharp for every scheme, form and metric, and never below the exact factor."""
 
+import dataclasses
 import math
+import time
 
 import mpmath
 import numpy as np
@@ -11,7 +13,7 @@ from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import STEP_PROOFS, rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.steps import StepLMI
+from ctrnn_assembly.certificates.steps import StepLMI, Weighed
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Edge, Terms
@@ -162,3 +164,61 @@ def test_very_short_steps_are_proven_without_cancellation():
         assert step.certified is (rate > 1e-5)
         assert (1 - step.contraction_factor) / 1e-6 == pytest.approx(rate, rel=1e-2)
         assert math.isfinite(step.contraction_factor)
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+def test_a_cascade_is_certified_in_any_order(permuted):
+    """W = .5 I + 5 above the diagonal: Theta_ii = .02^-i proves the rate .406."""
+    n = 8
+    W = 0.5 * torch.eye(n) + torch.diag(torch.full((n - 1,), 5.0), 1)
+    order = torch.randperm(n) if permuted else torch.arange(n)
+    act, one = (Elementwise(((ACTIVATIONS[name], n),)) for name in ("tanh", "identity"))
+    found = certify(Terms((W[order][:, order],), act, one, torch.zeros(n), torch.ones(n)))
+    assert found.certified, found.reasons
+    assert 0.4 < found.rate < 0.5
+
+
+def test_one_way_edges_are_weighted_by_certified_rates():
+    parts = [Subnetwork(CONSTRAINTS["adadiag-tanh"]("tanh"), 2) for _ in range(6)]
+    pairs = [(k, k + 1) for k in range(5)]
+    net = Assembly(parts, Hierarchy([2] * 6, pairs, init_scale=5.0))
+    own, found = certify(net, search="none"), certify(net)
+    assert own.metric.condition_number > 1e20
+    assert found.metric.condition_number < 1e-6 * own.metric.condition_number
+    assert found.crossing_time < own.crossing_time
+    assert found.metric.origin == "search: weights from certified rates"
+    assert own.rate / 2 <= found.rate <= exact_field(net.terms(), found.metric.matrix).rate()
+
+
+def test_what_was_rounded_is_taken_off_the_proof_of_a_step():
+    """Every matrix within the errors must have the mu; without them the computed one alone would."""
+    n = 3
+    eye, none = torch.eye(n), torch.zeros(n, n)
+    for A_error, B_error in ((1e-3, 0.0), (0.0, 1e-3)):
+        exact, blurred = Weighed(-eye, none, none, 0.0, 0.0), Weighed(-eye, none, none, A_error, B_error)
+        mu = exact.mu(0.1)
+        assert exact.proves(0.1, mu - 1e-9)
+        assert not blurred.proves(0.1, mu - 1e-4 * max(A_error, B_error))
+        # The worst A within the error lowers mu by it; of B and C, by (b + c)^2 / 4.
+        assert blurred.proves(0.1, mu - 5e-3)
+    terms, metric = random_net(3, "x", True, False)
+    lmi = StepLMI(Interconnection.of(terms, metric), "imex")
+    rough = StepLMI(dataclasses.replace(lmi.whole, K_error=1e-2), "imex")
+    assert rough.factor(0.3) > lmi.factor(0.3) + 1e-4
+    Q, error = rough.propagator(0.3)
+    moved = 1e-2 * torch.eye(3)  # a K within its error
+    true = torch.linalg.inv(torch.eye(3) - 0.3 * (lmi.whole.K + moved))
+    assert float(torch.linalg.matrix_norm(true - Q, 2)) <= error
+
+
+@pytest.mark.slow
+def test_thousands_of_units_with_few_couplings_are_certified_by_their_entries():
+    net = couple([Subnetwork(CONSTRAINTS["adadiag-tanh"](), 32) for _ in range(128)], "random:200")
+    begun = time.process_time()
+    assert certify(net, dt=0.03).step.certified
+    assert time.process_time() - begun < 20
+
+
+def test_the_gram_of_few_entries_is_that_of_all():
+    A = torch.randn(1100, 1100) * (torch.rand(1100, 1100) < 0.01)
+    assert torch.allclose(rounding._gram(A), A.mT @ A, atol=1e-13)

@@ -250,5 +250,7 @@ def nonzero_blocks(A: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[int, int
     """i, j and A_ij, a view, of the blocks of A that have an entry."""
     ends = np.cumsum(sizes)
     rows, columns = (np.searchsorted(ends, index, side="right") for index in np.nonzero(A.numpy()))
-    for i, j in np.unique(np.stack([rows, columns], 1), axis=0).tolist():
+    present = np.zeros((len(sizes), len(sizes)), dtype=bool)
+    present[rows, columns] = True
+    for i, j in np.argwhere(present).tolist():
         yield i, j, A[ends[i] - sizes[i] : ends[i], ends[j] - sizes[j] : ends[j]]

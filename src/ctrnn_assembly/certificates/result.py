@@ -212,6 +212,11 @@ class Certificate:
         return 1 / self.rate if self.certified else math.inf
 
     @property
+    def crossing_time(self) -> float:
+        """log(cond) / (2 rate): from then on no Euclidean distance exceeds its first value."""
+        return self.slowest_time_constant * math.log(self.metric.condition_number) / 2
+
+    @property
     def of_layers(self) -> bool:
         """Whether it is of a `Stack`, whose proof is in no one metric: Euclidean distances may grow."""
         return self.metric.kind == "cascade"

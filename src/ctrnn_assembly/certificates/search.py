@@ -14,17 +14,19 @@ import torch
 from numpy import ndarray
 from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
 from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.certificates.interconnection import Interconnection
+from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
 from ctrnn_assembly.certificates.modules import LureSystem, ModuleInMetric, modules_of, prove_module
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, symmetric_part
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant, resolvent_sums, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.terms import Terms
 
+LARGEST_RANGE = 30.0  # of log theta: beyond it no proof in float64 is left
 JOINT_SIZE = 40  # units up to which a step's metric and multipliers are sought together
 CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme takes minutes
 
@@ -67,22 +69,59 @@ def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[s
             yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
 
+def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
+    """M_i times kappa_i, anew from the rates that the modules have in it, where coupling leads one way.
+
+    Modules in a cycle of couplings keep their weights to each other; THEORY section 5. A hierarchy's
+    own kappa is from what its modules promise, which can be far slower and its condition far worse.
+    Each metric spends another share of the slowest rate: less is slower, and better conditioned.
+    """
+    metric = metric.mapped(Tensor.double)
+    whole = Interconnection.of(terms, metric)
+    gains = block_norms(whole.K, whole.sizes)
+    gains = gains if whole.edge_gains is None else gains + whole.edge_gains
+    count, label = connected_components(gains.numpy(), directed=True, connection="strong")
+    member = torch.zeros(count, len(label), dtype=torch.float64)
+    member[torch.from_numpy(label).long(), torch.arange(len(label))] = 1
+    # The geometric mean of each cycle's Theta, which is free, set to 1: from there kappa is sought.
+    logs = torch.stack([factor.eigenvalues().log().sum() / 2 for factor in metric.factors])
+    means = (member.mT @ ((member @ logs) / (member @ torch.tensor(terms.sizes).double()))).exp()
+    between = member @ (gains * (means / means[:, None])) @ member.mT
+    between.fill_diagonal_(0)
+    rates = (member * torch.tensor([m.rate for m in whole.modules]).double()).masked_fill(
+        member == 0, math.inf
+    )
+    rates = rates.min(dim=1).values
+    for share in (0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
+        d, e = resolvent_sums(torch.diag(rates - (1 - share) * rates.min()) - between)
+        roots = (member.mT @ (e / d)).sqrt() / means
+        if bool((roots > 0).all() and torch.isfinite(roots).all()):
+            factors = zip(metric.factors, roots, strict=True)
+            scaled = tuple(Factor(f.theta * root, f.theta_inv / root) for f, root in factors)
+            yield "search: weights from certified rates", Metric(scaled)
+
+
 def identity(terms: Terms) -> Metric:
     like = torch.zeros(0, dtype=torch.float64)
     return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
 
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:
-    """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off."""
-    widest = log_metzler_scaling(B, 1.0)
+    """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off.
+
+    Along a chain of gain a, hidden by a permutation or not, theta falls like (r - rho) / a a unit.
+    """
+    widest = log_metzler_scaling(B, 1.0, 0.0)
     if widest is None:
         return []
     high = 1.0
     for k in range(1, 21):  # bisection
-        if log_metzler_scaling(B, high - 0.5**k) is not None:
+        if log_metzler_scaling(B, high - 0.5**k, 0.0) is not None:
             high -= 0.5**k
-    tighter = [log_metzler_scaling(B, r) for r in ((1 + high) / 2, 1.02 * high)]
-    return [widest, *(found for found in tighter if found is not None)]
+    closer = [high + (1 - high) * share for share in (0.5, 0.2, 0.1, 0.05)]
+    tighter = [log_metzler_scaling(B, r, 0.0) for r in (*closer, 1.02 * high)]
+    found = [widest, *(one for one in tighter if one is not None)]
+    return [one for one in found if float(one.max() - one.min()) < LARGEST_RANGE]
 
 
 def _theorem2(W: Tensor, phi: Activation, inside: bool) -> Iterator[tuple[str, Tensor]]:

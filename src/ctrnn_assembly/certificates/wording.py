@@ -79,6 +79,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if certificate.certified:
         longest = f"<= {up(certificate.slowest_time_constant)}"
         rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
+        if (sooner := certificate.crossing_time) > 0:
+            rows.append(("Euclidean", f"distances are below their first values after {up(sooner)}"))
     if certificate.declared:
         rows.append(("for", declared(certificate.declared)))
     if certificate.claim:

@@ -1,0 +1,111 @@
+"""Does a test fail where the certificates are broken on purpose?
+
+python experiments/deliberate_faults.py [--only 3]
+
+Each fault changes one line of a copy of the tree, in which the tests named beside it must then fail. A
+fault that no test notices, or whose line is gone, ends the script with status 1.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+CERTIFICATES = "src/ctrnn_assembly/certificates"
+STEPS = "tests/test_certificates_steps.py"
+ROUNDING = "tests/test_certificates_rounding.py"
+
+
+class Fault(NamedTuple):
+    """`old` is what a line holds, `new` what is put in its place; `tests` are files and -k."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = [
+    Fault("steps.py", "2 * off + dt * gram + sums)", "0.0)", (STEPS, "-k", "rounded")),
+    Fault("steps.py", "+ share * (float(A.norm())", "+ 0 * (float(A.norm())", (STEPS, "-k", "rounded")),
+    Fault(
+        "steps.py",
+        "off = dt * self.whole.K_error",
+        "off = 0 * self.whole.K_error",
+        (STEPS, "-k", "rounded"),
+    ),
+    Fault(
+        "steps.py",
+        "(high - low) / 2 + whole.edge_norm",
+        "(high - low) / 2",
+        (STEPS, "-k", "edge_counts"),
+    ),
+    Fault("steps.py", "Z[:n, :n] -= 2 * symmetric_part", "Z[:n, :n] -= 1.9 * symmetric_part", (STEPS,)),
+    Fault(
+        "steps.py",
+        "return Q, rounding.inverse_error",
+        "Q = 1.1 * Q\n            return Q, rounding.inverse_error",
+        (STEPS,),
+    ),
+    Fault(
+        "steps.py", "2 * (1 - q) / (h * size)", "20 * (1 - q) / (h * size)", (STEPS, "-k", "promised")
+    ),
+    Fault("rounding.py", "1.01 * (off_P + growth * error)", "0.0", (STEPS, "-k", "enclosed")),
+    Fault("rounding.py", "1.01 * size * r / (1 - r)", "0.0", (STEPS, "-k", "inverse")),
+    Fault("rounding.py", "shift = error * scale + 2 *", "shift = 0 * error + 0 *", (ROUNDING,)),
+    Fault("rounding.py", "bound = (guess + slack + error)", "bound = (guess + slack)", (ROUNDING,)),
+    Fault(
+        "interconnection.py", "gain[:, None] * Z, A_error", "0.5 * gain[:, None] * Z, A_error", (STEPS,)
+    ),
+    Fault(
+        "modules.py",
+        "Y @ Y.mT / 4\n        sums",
+        "Y @ Y.mT / 5\n        sums",
+        ("tests/test_certificates.py",),
+    ),
+]
+
+
+def is_found(fault: Fault, folder: Path) -> bool:
+    """Whether the tests fail in a copy of the tree with this fault."""
+    names = shutil.ignore_patterns(".git", "__pycache__", "results", ".path")
+    copy = Path(shutil.copytree(ROOT, folder / "tree", ignore=names))
+    file = copy / CERTIFICATES / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(
+            f"{fault.file} must hold {fault.old!r} once; got {text.count(fault.old)} times."
+        )
+    file.write_text(text.replace(fault.old, fault.new))
+    path = folder / "path"
+    path.mkdir()
+    for name, source in (("ctrnn_assembly", "src/ctrnn_assembly"), ("ctrnn_cli", "cli")):
+        (path / name).symlink_to(copy / source)
+    run = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", *fault.tests]
+    done = subprocess.run(run, cwd=copy, env=os.environ | {"PYTHONPATH": str(path)}, capture_output=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stdout.decode()[-2000:])
+    return done.returncode == 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--only", type=int, help="number of the one fault to try")
+    only, missed = parser.parse_args().only, 0
+    for k, fault in enumerate(FAULTS):
+        if only in (None, k):
+            with tempfile.TemporaryDirectory() as folder:
+                found = is_found(fault, Path(folder))
+            missed += not found
+            print(f"{k:2} {'found ' if found else 'MISSED'} {fault.file}: {fault.new!r}", flush=True)
+    print(f"{missed} missed")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
