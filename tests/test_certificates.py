@@ -22,6 +22,7 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import STEP_PROOFS
+from ctrnn_assembly.contracting import raw_tensors
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
@@ -333,3 +334,17 @@ def test_a_feedback_of_wrong_metrics_is_not_certified():
     skewed = dataclasses.replace(net.terms(), L=coupling.matrix(identity))
     assert certify(net).certified
     assert not certify(skewed, net.metric(), search="none").certified
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize(
+    "name", [n for n, k in CONSTRAINTS.items() if k().rate and n != "sparse-absolute"]
+)
+def test_the_rate_of_a_class_is_proven_at_its_smallest_margin(name, form):
+    options = {} if name == "product" else {"margin": 1e-3}
+    for stir in (1.0, 10.0, 100.0):
+        module = Subnetwork(CONSTRAINTS[name](**options), 8, form=form)
+        with torch.no_grad():
+            for raw in raw_tensors(module):
+                raw.copy_(stir * torch.randn_like(raw))
+        assert certify(module, search="none").rate >= module.rate * (1 - 1e-6)

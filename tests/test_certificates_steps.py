@@ -209,6 +209,9 @@ def test_what_was_rounded_is_taken_off_the_proof_of_a_step():
     moved = 1e-2 * torch.eye(3)  # a K within its error
     true = torch.linalg.inv(torch.eye(3) - 0.3 * (lmi.whole.K + moved))
     assert float(torch.linalg.matrix_norm(true - Q, 2)) <= error
+    (system, T), weighed = rough.whole.system, rough.weighed(lmi.whole.system[1], 0.3)
+    for X, off in ((system.A, weighed.A_error), (system.weigh(T)[0], weighed.B_error)):
+        assert 1e-3 < float(torch.linalg.matrix_norm((true - Q) @ X, 2)) <= off
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ class Interconnection:
     def skewness(self) -> tuple[Tensor, float]:
         """sym(K) and a bound on its Frobenius norm, rounding included."""
         S = symmetric_part(self.K)
-        return S, float(S.norm()) * (1 + 1e-12) + self.K_error
+        return S, rounding.frobenius(S) * (1 + 4 * UNIT) + self.K_error
 
     @cached_property
     def cost(self) -> float:
@@ -102,7 +102,9 @@ class Interconnection:
     def edge_norm(self) -> float:
         """An upper bound on the norm of all nonlinear edges together, over all slopes."""
         gains = self.edge_gains
-        return 0.0 if gains is None else spectral_norm(gains, 1e-14 * float(gains.norm()))
+        # each entry a sum over the edges, rounded once an edge
+        off = rounding.gamma(len(self.edges) + 2)
+        return 0.0 if gains is None else spectral_norm(gains, off * float(gains.norm()) * 1.01)
 
     @property
     def slowest(self) -> float:
@@ -204,7 +206,7 @@ def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -
         value, error = rounding.balanced(block, scales[i], scales[j])
         block.copy_(value)
         square += error**2
-    return K, square**0.5 * (1 + 1e-12)
+    return K, square**0.5 * (1 + rounding.gamma(len(sizes) ** 2 + 2))
 
 
 def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:

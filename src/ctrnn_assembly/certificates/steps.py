@@ -86,7 +86,7 @@ class Weighed:
         Z[n:, :n] -= self.B.mT + self.C
         Z.diagonal()[:n] -= 2 * mu
         Z.diagonal()[n:] += 2
-        size = float(G.norm()) * (1 + rounding.gamma(G.numel() + 2))
+        size = rounding.frobenius(G)
         gram = size**2 * rounding.gamma(n + 4) + 2 * size * off + off**2
         entries = float(Z.norm() + 2 * G.norm() + self.C.norm()) + 2 * abs(mu) * n**0.5 + 2 * m**0.5
         sums = 8 * UNIT * (entries + dt * size**2)
@@ -144,8 +144,9 @@ class StepLMI:
         if row is None:
             return Weighed(A, B, C, A_error, B_error)
         Q, error = row
-        size = float(Q.norm()) * (1 + rounding.gamma(Q.numel() + 2))
+        size = rounding.frobenius(Q)
         share = rounding.gamma(len(Q) + 4) * size + error  # of what ||Q|| multiplies
+        # Q A - Q' A' = Q (A - A') + (Q - Q') A'; 1 % for the rounding of the norms themselves
         return Weighed(
             Q @ A,
             Q @ B,
