@@ -25,10 +25,12 @@ from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search, certify
+from ctrnn_assembly.certificates.dissipation import LayerSystem
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.pairs import Pairs, StepGate
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
@@ -42,6 +44,7 @@ from ctrnn_assembly.transforms import holds, transformed
 Step = Callable[[Tensor, Tensor], Tensor]
 Norm = Literal["batch", "layer", "rms", "none"]
 Mix = Literal["linear", "glu", "tanh-glu", "mlp"]
+DENSE_SYSTEM = 384  # above this size, 2 (units + width), a Riccati equation takes too long
 
 
 class SequenceNorm(nn.Module):
@@ -295,7 +298,7 @@ class Layer(nn.Module):
         passing: Any = {"passed": 1.0 + mix * float(self.d.abs().max()) * norm}
         # Of a solver without a proof the step is refused, whatever the gains are.
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
-        _, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
+        A, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
         metric = found.metric.matrix.detach_cpu().mapped(Tensor.double)
         inverse = metric.scaled(terms.tau.sqrt()).inverse()
         passing["output_gain"] = mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double()))
@@ -320,6 +323,7 @@ class Layer(nn.Module):
             input_gain=gain(C),
             flow_gain=gain(1 / terms.tau),
             **passing,
+            system=None if search == "none" else self._system(terms, A, C, W_in, metric),
         )
 
     @torch.no_grad()
@@ -351,6 +355,33 @@ class Layer(nn.Module):
         elif not of.factor < 1:
             step = StepCertificate.refused(solver, dt, "a gated pair's factor is not below 1 in float64")
         return replace(found, rate=found.rate * self.gate.bounds[0], step=step)
+
+    def _system(
+        self, terms: Terms, A: Tensor, C: Tensor, W_in: Tensor, metric: Metric
+    ) -> LayerSystem | None:
+        """Its matrices in the metric's coordinates; slopes commute with a diagonal metric."""
+        width = len(self.d)
+        known = terms.post.is_identity and not terms.edges and metric.is_diagonal
+        if not known or 2 * (width + terms.n) > DENSE_SYSTEM:
+            return None
+        inverse = metric.scaled(terms.tau.sqrt()).inverse()
+        A, C = (torch.diag(M) if M.ndim == 1 else M for M in (A, C))
+        scale = torch.full_like(W_in[0], self.norm.lipschitz())  # |v| <= scale |s| for any norm
+        if self.norm.kind == "batch":
+            weight, var = self.norm.weight.cpu().double(), self.norm.var.cpu().double()
+            scale = weight * (var + self.norm.eps).rsqrt()
+        exact = self.mix.kind in ("linear", "tanh-glu")
+        W = self.mix.inner.weight.cpu().double() if exact else torch.eye(width) * self.mix.lipschitz()
+        low, high = zip(*(phi.slope for phi, _ in terms.pre.runs), strict=True)
+        matrices = (
+            inverse.right_multiply(inverse.left_divide(A)),
+            inverse.right_multiply(inverse.left_divide(C @ terms.weight())),
+            inverse.left_divide(C @ W_in * scale),
+            inverse.right_multiply(self.C.weight.cpu().double()),
+            torch.diag(self.d.cpu().double() * scale),
+            W.double() * abs(self.scale),
+        )
+        return LayerSystem(*(M.numpy() for M in matrices), (min(low), max(high)), self.phi.slope)
 
 
 class Stack(Recurrent):
@@ -475,8 +506,11 @@ class Stack(Recurrent):
         # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
         given: Any = {"drive_dt": min(dt, self.dt)}
         boxes = self._boxes() if self.gated else [None] * len(self._layers)
-        layers = zip(self._layers, boxes, strict=True)
-        return [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in layers]
+        parts = zip(self._layers, boxes, strict=True)
+        layers = [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in parts]
+        # A system is of one step of the sampled stack with the drive of its own dt.
+        usual = dt == self.dt and self.substeps == 1 and not self.one_field
+        return layers if usual else [replace(layer, system=None) for layer in layers]
 
     @property
     def claim(self) -> str:

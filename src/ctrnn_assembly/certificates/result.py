@@ -148,7 +148,7 @@ class CascadeFacts:
     """How strong the proof of a stack is: samples until differences are provably below a thousandth.
 
     `samples` is of the largest difference of any layer's states, in its metric, from differences of at
-    most 1; `memory` the same of the slowest layer alone, which no proof of the whole can beat.
+    most 1; `memory` the same of the layer that alone, by its factor, takes longest.
     From equal states, an input difference whose largest Euclidean norm over time is delta moves the
     output by at most `peak_gain` delta at any time; one whose root of summed squares over time is delta
     moves it by at most `l2_gain` delta in that norm. Infinite if the encoder is no plain `nn.Linear`.
