@@ -348,7 +348,7 @@ def test_samples_until_is_the_smallest_count_and_stays():
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: Stack(2, 4, []), "at least one layer"),
+        (lambda: Stack(2, 4, []), "at least one field"),
         (lambda: Stack(2, 4, [Pairs(4)], norm="group"), "norm must be one of"),
         (lambda: Stack(2, 4, [Pairs(4)], mix="tanh_glu"), "tanh-glu"),
         (lambda: Stack(2, 4, [Pairs(4)], dropout=1.0), "dropout must be in"),
