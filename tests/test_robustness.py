@@ -90,6 +90,7 @@ NETS += [
         ("none", "mlp", "last", 1),
     ]
 ]
+NETS.append({"model": "deep-selective", "input_range": 4.0, "width": 4, "depth": 2})
 
 
 def hunt(net, seed, **strength):
@@ -97,7 +98,7 @@ def hunt(net, seed, **strength):
     model = build_model(net | {"dt": 1.0 if "deep" in net["model"] else 0.2, "seed": seed}, 2, 3)
     model = model.double().eval().requires_grad_(False)
     model.core.encoder.weight.mul_(4)
-    u, lengths = normal(6, 8, 2, seed=seed), torch.tensor([8, 1, 8, 3, 8, 5])
+    u, lengths = normal(6, 8, 2, seed=seed).clamp(-3, 3), torch.tensor([8, 1, 8, 3, 8, 5])
     _, radii = certified_radii(model, u, lengths)
     found = torch.stack([attack(model, u, lengths, norm=norm, **strength) for norm in NORMS])
     assert (radii > 0).all()
