@@ -13,7 +13,7 @@ from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import STEP_PROOFS, rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.steps import StepLMI, Weighed
+from ctrnn_assembly.certificates.steps import StepLMI, Weighed, _near_euler
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Edge, Terms
@@ -127,6 +127,17 @@ def test_steps_that_contract_between_steps_that_do_not_are_not_promised():
             assert all(field.factor(float(dt), solver) < 1 + 1e-12 for dt in steps)
             found += largest > 0
     assert found >= 4
+
+
+def test_exponential_euler_is_promised_no_further_than_it_is_near_to_eulers_step():
+    for _ in range(5):
+        terms, metric = random_net(3, "x", True, False)
+        whole, field = Interconnection.of(terms, metric), exact_field(terms, metric)
+        euler, flow = STEP_PROOFS["euler"](whole, None), field.rate_family()
+        h, D = euler.max_dt / 2, flow.corners
+        leak, K, _, _ = field.balanced
+        size = np.linalg.norm(leak + K, 2) * np.linalg.norm(flow.at(D), 2, axis=(1, 2)).max()
+        assert _near_euler(whole) * h * size <= 2 * (1 - euler.factor(h)) or h == 0
 
 
 def test_a_metric_is_sought_where_only_the_step_fails():
