@@ -223,6 +223,10 @@ def test_what_was_rounded_is_taken_off_the_proof_of_a_step():
     (system, T), weighed = rough.whole.system, rough.weighed(lmi.whole.system[1], 0.3)
     for X, off in ((system.A, weighed.A_error), (system.weigh(T)[0], weighed.B_error)):
         assert 1e-3 < float(torch.linalg.matrix_norm((true - Q) @ X, 2)) <= off
+    lmi._known[0.3] = (lmi.propagator(0.3)[0], 1e-2)  # the error of Q alone, whatever that of A is
+    weighed = lmi.weighed(T, 0.3)
+    assert weighed.A_error >= 1e-2 * float(torch.linalg.matrix_norm(system.A, 2))
+    assert weighed.B_error >= 1e-2 * float(torch.linalg.matrix_norm(system.weigh(T)[0], 2))
 
 
 @pytest.mark.slow
