@@ -1,6 +1,6 @@
 """Does a test fail where the certificates are broken on purpose?
 
-python experiments/deliberate_faults.py [--only 3]
+python tests/deliberate_faults.py [--only 3]
 
 Each fault changes one line of a copy of the tree, in which the tests named beside it must then fail. A
 fault that no test notices, or whose line is gone, ends the script with status 1.
