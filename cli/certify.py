@@ -1,7 +1,9 @@
-"""`ctrnn certify RUN|CONFIG`: what is proven of a network, as its weights are."""
+"""`ctrnn certify RUN|CONFIG`, or `--weights FILE`: what is proven of a network, as its weights are."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,21 @@ import click
 from click import option
 from rich.table import Table
 
-from ctrnn_cli.shared import ONE_FIELD, Column, Command, emit, facts, json_option, plot_option, table
+from ctrnn_assembly.errors import ConfigError
+from ctrnn_cli.shared import (
+    ONE_FIELD,
+    PATH,
+    Column,
+    Command,
+    emit,
+    facts,
+    json_option,
+    plot_option,
+    table,
+)
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
+PLACES = click.Choice(["outside", "inside"])
 SEARCHES = click.Choice(["none", "fast", "convex"])
 MODULES = (
     Column("index", "module"),
@@ -30,10 +44,17 @@ LAYERS = (
 
 
 @click.command("certify", cls=Command)
-@click.argument("source", metavar="RUN|CONFIG")
-@option("--dt", type=float, help="certify another time between samples  [default: the run's own]")
+@click.argument("source", metavar="[RUN|CONFIG]", required=False)
+@option("--weights", type=PATH, metavar="FILE", help="certify matrices W, L: .npz, .npy, .mat or .csv")
+@option("--activation", help="of --weights  [default: tanh]")
+@option("--activation-place", "place", type=PLACES, help="W phi(x) or phi(W x)  [default: outside]")
+@option("--tau", type=float, help="of --weights, unless in the file  [default: 1]")
+@option("--uncertainty", metavar="R|P%", help="of --weights: for all within R, or P % of each entry")
+@option(
+    "--dt", type=float, help="certify another time between samples  [default: the run's own, or .03]"
+)
 @option("--substeps", type=int, help="certify the step of dt / N  [default: the run's own]")
-@option("--solver", help="certify the step of another solver  [default: the run's own]")
+@option("--solver", help="certify the step of another solver  [default: the run's own, or euler]")
 @option("--one-field", is_flag=True, default=None, help=ONE_FIELD)
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
@@ -41,45 +62,53 @@ LAYERS = (
 @json_option
 @plot_option
 def certify_command(
-    source: str, search: Any, require_step: bool, as_json: bool, plot: Path | None, **changes: Any
+    source: str | None,
+    search: Any,
+    require_step: bool,
+    as_json: bool,
+    plot: Path | None,
+    **settings: Any,
 ) -> None:
     """Prove that two states under one input approach each other, for the weights as they are now.
 
     RUN is a run folder: its trained weights, or those of the last epoch if it is not finished. CONFIG is
     a YAML file or the name of a recipe: the network with its initial weights. No data are read.
+    --weights reads tau x' = -x + W phi(x) + L x + u from a file with W, (n, n), or its blocks, (p, k, k)
+    or W0, W1, ...; and L, (n, n), and tau, a number or (n,), if they are there.
 
     Exit code 0: certified in continuous time. 1: not certified. 2: an error. The step of the solver has
     a verdict of its own (`discrete` in the JSON), which counts for the exit code with --require-step.
 
     In the JSON, null stands for a bound that does not exist; max_dt null means every dt.
     """
-    import torch
-
-    from ctrnn_assembly.certificates.rounding import DENSE
     from ctrnn_assembly.certificates.wording import fact_rows, verdict, weights_rows
-    from ctrnn_assembly.training.run import Run
 
-    run = Run.open(source, **changes)
-    config, units = run.config, run.about()["units"]
-    # A second thread slows small matrices down, most of all on a busy machine.
-    if config.threads or units <= DENSE:
-        torch.set_num_threads(config.threads or 1)
-    certificate, weights = run.certify(search), run.weights.as_dict()
+    file = settings.pop("weights")
+    if (source is None) == (file is None):
+        raise ConfigError("name a run, a file or a recipe, or matrices of your own by --weights.")
+    own = {name: settings.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
+    of_run = {name: settings.pop(name) for name in ("initial", "one_field", "substeps")}
+    for name, value in (own if file is None else of_run).items():
+        if value is not None and value is not False:
+            flag = "--activation-place" if name == "place" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is of {'--weights' if file is None else 'a run'}. Leave it out.")
+    if source is None:
+        found = of_file(file, search, **settings, **own)
+    else:
+        found = of_a_run(source, search, **settings, **of_run)
+    certificate = found.certificate
 
     def figure() -> Any:
-        from ctrnn_assembly.certificates.curves import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        step = config.dt / config.substeps
-        core: Any = run.build(data=False).core
-        curves = [] if certificate.of_layers else step_curves(core, certificate, near=step)
-        return certificate_figure(certificate, curves, title=f"{config.model}: {Path(source).name}")
+        curves = [] if certificate.of_layers or not certificate.certified else found.curves()
+        return certificate_figure(certificate, curves, title=found.about)
 
-    title = f"{config.model}, {units} units{', tau trained' if config.train_tau else ''}"
+    about = {"model": found.model, "units": found.units, "weights": found.weights}
     emit(
-        {"model": config.model, "units": units, "weights": weights} | certificate.as_dict(),
+        about | certificate.as_dict() | found.more,
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
-        facts([*weights_rows(weights), *fact_rows(certificate)], title=title),
+        facts([*weights_rows(found.weights), *fact_rows(certificate), *found.rows], title=found.title),
         *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
         *shown_steps(certificate.cascade),
         figure=figure,
@@ -88,6 +117,111 @@ def certify_command(
     )
     step = certificate.step is not None and certificate.step.certified
     click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A certificate and of what it is; `more` in the JSON, and `rows` of the table, are of matrices."""
+
+    certificate: Any
+    weights: dict[str, Any]
+    model: str
+    units: int
+    title: str
+    about: str
+    curves: Callable[[], Any]
+    more: dict[str, Any] = field(default_factory=dict)
+    rows: Sequence[tuple[str, str]] = ()
+
+
+def of_a_run(source: str, search: Any, **changes: Any) -> Found:
+    """Of the weights of a run, or of a configuration before training."""
+    import torch
+
+    from ctrnn_assembly.certificates.curves import step_curves
+    from ctrnn_assembly.certificates.rounding import DENSE
+    from ctrnn_assembly.training.run import Run
+
+    run = Run.open(source, **changes)
+    config, units = run.config, run.about()["units"]
+    # A second thread slows small matrices down, most of all on a busy machine.
+    if config.threads or units <= DENSE:
+        torch.set_num_threads(config.threads or 1)
+    certificate = run.certify(search)
+
+    def curves() -> Any:
+        core: Any = run.build(data=False).core
+        return step_curves(core, certificate, near=config.dt / config.substeps)
+
+    title = f"{config.model}, {units} units{', tau trained' if config.train_tau else ''}"
+    about, weights = f"{config.model}: {Path(source).name}", run.weights.as_dict()
+    return Found(certificate, weights, config.model, units, title, about, curves)
+
+
+def of_file(
+    file: Path,
+    search: Any,
+    *,
+    dt: float | None,
+    solver: str | None,
+    activation: str | None,
+    place: Any,
+    tau: float | None,
+    uncertainty: str | None,
+) -> Found:
+    """Of the matrices in a file."""
+    import torch
+
+    from ctrnn_assembly.certificates.certify import certify, largest_uncertainty
+    from ctrnn_assembly.certificates.curves import factor_curves
+    from ctrnn_assembly.certificates.given import input_gain, read_matrices, terms_of, uncertain
+    from ctrnn_assembly.certificates.wording import down, up
+
+    torch.set_num_threads(1)
+    stored, dt = read_matrices(file), 0.03 if dt is None else dt
+    if tau is not None and "tau" in stored:
+        raise ConfigError(f"tau is in {file}, too. Leave --tau out.")
+    stored = ({} if tau is None else {"tau": tau}) | stored
+    terms = terms_of(**stored, activation=activation or "tanh", place=place or "outside")
+    by = None if uncertainty is None else half_widths(uncertainty, terms)
+    certificate = certify(terms, dt=dt, solver=solver, search=search, uncertainty=by)
+    gain = input_gain(terms, certificate)
+    more: dict[str, Any] = {"input_gain": gain}
+    rows = [("input to state", f"|x - x~| <= {up(gain)} sup |u - u~|")] if certificate.certified else []
+    if by is not None:
+        metric = certificate.metric.matrix
+        how: Any = {"dt": dt, "solver": solver or "euler"}
+        times = 0.0 if metric is None else largest_uncertainty(terms, metric, by, **how)
+        more |= {"uncertainty": uncertainty, "largest_uncertainty": times}
+        rows.append(
+            ("uncertainty", f"{uncertainty}; flow and step certified up to {down(times)} times it")
+        )
+        terms = uncertain(terms, by)
+
+    def curves() -> Any:
+        return factor_curves(terms, certificate.metric.matrix, near=dt)
+
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = {"kind": "given", "file": str(file), "sha256": digest}
+    title = f"{file.name}, {terms.n} units"
+    return Found(
+        certificate, weights, "given", terms.n, title, f"given: {file.name}", curves, more, rows
+    )
+
+
+def half_widths(given: str, terms: Any) -> Any:
+    """A radius, or the share of every entry's size that P% says."""
+    from ctrnn_assembly.terms import Uncertainty
+
+    share = given.endswith("%")
+    try:
+        size = float(given.removesuffix("%"))
+    except ValueError:
+        raise ConfigError(f"--uncertainty must be a number or a share like 1%; got {given!r}.") from None
+    if not share:
+        return size
+    widths = [abs(block) * (size / 100) for block in terms.blocks]
+    return Uncertainty(widths, 0.0 if terms.L is None else abs(terms.L) * (size / 100))
 
 
 def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Table | str]:

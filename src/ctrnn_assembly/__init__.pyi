@@ -60,6 +60,7 @@ from ctrnn_assembly.solvers import solve as solve
 from ctrnn_assembly.stack import Stack as Stack
 from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
 from ctrnn_assembly.terms import Terms as Terms
+from ctrnn_assembly.terms import Uncertainty as Uncertainty
 from ctrnn_assembly.training.run import Run as Run
 from ctrnn_assembly.training.run import load_run as load_run
 

@@ -9,7 +9,7 @@ parametrisation is evaluated inside a time loop.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,18 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Uncertainty:
+    """W + dW and L + dL may run in place of W and L, dW on the blocks of W alone.
+
+    A number bounds the spectral norm of dW (and so does a Frobenius norm), an array the size of each of
+    its entries; likewise of dL, (n, n). A tuple W has one or the other for each block.
+    """
+
+    W: Any
+    L: Any = 0.0
+
+
+@dataclass(frozen=True)
 class Terms:
     """The tensors of one vector field."""
 
@@ -42,6 +54,7 @@ class Terms:
     pairs: tuple[tuple[int, int], ...] = ()  # coupled blocks i < j: L is zero outside; if empty, dense
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # n_i
     diagonal: bool = False  # by construction: solvers use, and give a gradient to, no more of any W_i
+    within: Uncertainty | None = None  # for which certificates hold; solvers do not read it
 
     @property
     def n(self) -> int:

@@ -6,20 +6,24 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.certificates import result
+from ctrnn_assembly.certificates.given import terms_of, uncertain
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
+from ctrnn_assembly.certificates.maps import certify_rnn
 from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity, reweighed
 from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.terms import Terms, Uncertainty
 from ctrnn_assembly.topology import recognise
 
 # In units of 1 / tau: a smaller rate is no guarantee that anyone can use, and is refused.
@@ -39,19 +43,27 @@ def certify(
     dt: float | None = None,
     solver: str | None = None,
     search: Search = "fast",
+    uncertainty: Any = None,
+    **given: Any,
 ) -> Certificate:
-    """Certify a layer, a classifier, a field or plain `Terms`, as the weights are now.
+    """Certify a layer, a classifier, a field, plain `Terms`, matrices or an `nn.RNN`, as they are now.
 
     Args:
         field: a layer, which answers by its `certificate`; a `SequenceClassifier`, of which the core
             answers; a `Subnetwork`, an `Assembly` of any depth, or what else has `terms()` and
-            `metric()`; `Terms`. Of any other net or function nothing is proven, and that is said.
+            `metric()`; `Terms`; matrices W, with L as the second argument and `given` as `terms_of`
+            takes them; an `nn.RNN`, as the map that torch computes. Of any other net or
+            function nothing is proven, and that is said.
         metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
             field none, and Euler's.
         search: for another metric if that one does not prove both rate and step. "none"; "fast" for
             identity, Perron, Lyapunov and balanced metrics and, for few units, one of the step together
             with its multipliers; "convex" for a semidefinite search, too (extra `convex`).
+
+        uncertainty: of a field, `Terms` or matrices: the certificate is to hold for all W + dW and
+            L + dL within it, a radius in the spectral norm, or half-widths of the entries of W, or
+            `Uncertainty(W, L)` of both.
 
     Raises: ConfigError for an unknown search or solver, a metric for a layer, and what is no net.
 
@@ -62,17 +74,27 @@ def certify(
     if solver is not None and solver not in SOLVERS:
         raise unknown_solver(solver)
     field = getattr(field, "core", field)
-    if callable(getattr(field, "certificate", None)):
-        if metric is not None:
+    if isinstance(field, Tensor | np.ndarray | list | tuple):
+        if not isinstance(metric, Metric):
+            given, metric = {"L": metric} | given, None
+        field, given = terms_of(field, **given), {}
+    if given:
+        raise ConfigError(f"{', '.join(given)} go with matrices, certify(W, L, ...), and with no field.")
+    if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
+        if metric is not None or uncertainty is not None:
             raise ConfigError(
-                "a layer is certified in its own metric. Use certify(layer.field, metric)."
+                "a layer is certified in its own metric and for its weights alone. Use "
+                "certify(layer.field, metric, uncertainty=...)."
             )
+        if isinstance(field, nn.RNNBase):
+            return certify_rnn(field)
         return field.certificate(dt=dt, solver=solver, search=search)
     solver = solver or "euler"
-    if isinstance(field, Terms):
-        return _certify_terms(field, metric, dt, solver, search)
     if hasattr(field, "terms"):
-        return _certify_terms(field.terms(), metric or field.metric(), dt, solver, search)
+        field, metric = field.terms(), metric or field.metric()
+    if isinstance(field, Terms):
+        terms = field.detach_cpu() if uncertainty is None else uncertain(field.detach_cpu(), uncertainty)
+        return _certify_terms(terms, metric, dt, solver, search)
     name = getattr(field, "__name__", type(field).__name__)
     if not callable(field):
         advice = "Use certify(layer), or load_run(path).certificate"
@@ -87,7 +109,6 @@ def _certify_terms(
     terms: Terms, metric: Metric | None, dt: float | None, solver: str, search: Search
 ) -> Certificate:
     """In the metric that is given, by default the identity, or else in the best that is found."""
-    terms = terms.detach_cpu()
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
     steps = dt is not None and 0 < dt < 1e100 and solver in STEP_PROOFS
@@ -157,8 +178,44 @@ def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, ori
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
     declared = {phi.name for one in maps for phi, _ in one.runs if not phi.proven}
-    everything = facts, modules, coupling, step, reasons, tuple(sorted(declared))
+    claim = "" if terms.within is None else result.WITHIN
+    everything = facts, modules, coupling, step, reasons, tuple(sorted(declared)), claim
     return Certificate(certified, rate, rounding, *everything)
+
+
+@torch.no_grad()
+def largest_uncertainty(
+    terms: Terms, metric: Metric, by: Any, *, dt: float | None = None, solver: str = "euler"
+) -> float:
+    """How many times `by`, as `certify` takes it, is certified in this metric; 0 for none.
+
+    The flow's bound is linear in the size of `by`; the step of dt, if it is given, by bisection.
+    """
+    unit = uncertain(terms.detach_cpu(), by).within
+    assert unit is not None
+
+    def at(scale: float, dt: float | None = None) -> Certificate:
+        scaled = Uncertainty(tuple(scale * one for one in unit.W), scale * unit.L)
+        return certify(terms, metric, dt=dt, solver=solver, search="none", uncertainty=scaled)
+
+    nominal = at(0.0, dt)
+    step = nominal.step is not None
+    if not _holds(nominal, step):
+        return 0.0
+    lost = nominal.rate - at(1.0).rate
+    low, high = (
+        0.0,
+        (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost if lost > 0 else math.inf,
+    )
+    if math.isinf(high):
+        return high
+    high = largest_proven(high, lambda scale: at(scale).certified)
+    if not step or _holds(at(high, dt), step):
+        return high
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _holds(at(middle, dt), step) else (low, middle)
+    return low
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from ctrnn_assembly.terms import Edge, Terms
 class Interconnection:
     """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges.
 
+    K_error also has what is uncertain of L; `joined` says that this may couple any two modules.
     `edges` are the same edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
     """
 
@@ -39,6 +40,7 @@ class Interconnection:
     edge_gains: Tensor | None
     tau: Tensor
     edges: tuple[LureSystem, ...] = ()
+    joined: bool = False
 
     @classmethod
     def of(cls, terms: Terms, metric: Metric) -> Self:
@@ -47,10 +49,14 @@ class Interconnection:
         K, error = torch.zeros(terms.n, terms.n, dtype=torch.float64), 0.0
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
+        moved = (
+            0.0 if terms.within is None else rounding.norm_within(terms.within.L, *2 * (_whole(scales),))
+        )
         gains = _edge_gains(terms, scales) if terms.edges else None
         edges = tuple(_edge_system(edge, scales, terms.sizes) for edge in terms.edges)
         proven = (*map(prove_module, modules),)
-        return cls(terms.sizes, proven, K, error, gains, terms.tau.double(), edges)
+        tau = terms.tau.double()
+        return cls(terms.sizes, proven, K, error + moved, gains, tau, edges, moved > 0)
 
     @cached_property
     def system(self) -> tuple[LureSystem, Tensor]:
@@ -118,7 +124,7 @@ class Interconnection:
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
         error = max(module.error for module in self.modules) + self.K_error
-        if self.edge_gains is None and not bool(self.K.any()):
+        if self.edge_gains is None and not self.K_error and not bool(self.K.any()):
             return self.slowest, error
         if self.edge_gains is None and len(self.K) > DENSE and self.is_feedback:
             return self.slowest - self.cost, error
@@ -145,6 +151,8 @@ class Interconnection:
 
     def clusters(self) -> list[list[int]]:
         """The modules, in groups that coupling joins."""
+        if self.joined:
+            return [[*range(len(self.sizes))]]
         joined = np.zeros((len(self.sizes), len(self.sizes)))
         for i, j, _ in nonzero_blocks(self.K, self.sizes):
             joined[i, j] = 1
@@ -156,7 +164,7 @@ class Interconnection:
     @property
     def uncoupled(self) -> Self:
         """The modules with their nonlinear edges, without linear coupling."""
-        return replace(self, K=torch.zeros_like(self.K), K_error=0.0)
+        return replace(self, K=torch.zeros_like(self.K), K_error=0.0, joined=False)
 
     def part(self, chosen: list[int]) -> Self:
         """Some of the modules, with the coupling between them; none may lead elsewhere."""
@@ -196,10 +204,19 @@ class Interconnection:
                 yield (found := cost(w.clamp(min=1e-6 * float(w.max()))))
 
 
+def _whole(scales: list[Balance]) -> Balance:
+    """Of all modules."""
+    sides = [[getattr(s, name) for s in scales] for name in ("left", "right")]
+    if all(scale.diagonal for scale in scales):
+        return Balance(torch.cat(sides[0]), torch.cat(sides[1]), 0.0)
+    square = [torch.block_diag(*(a.diag() if a.ndim == 1 else a for a in side)) for side in sides]
+    return Balance(square[0], square[1], max(scale.skew for scale in scales))
+
+
 def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -> tuple[Tensor, float]:
     """left_i L_ij right_j of all blocks, and a bound on the error of the whole."""
     if all(scale.diagonal for scale in scales):
-        whole = Balance(torch.cat([s.left for s in scales]), torch.cat([s.right for s in scales]), 0.0)
+        whole = _whole(scales)
         return rounding.balanced(L, whole, whole)
     K, square = L.detach().clone(), 0.0
     for i, j, block in nonzero_blocks(K, sizes):

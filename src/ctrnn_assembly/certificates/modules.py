@@ -55,6 +55,15 @@ class ModuleInMetric:
     inside: bool
     theta: Tensor
     tau: Tensor
+    change: float | Tensor = 0.0  # as in `Uncertainty`
+
+    @cached_property
+    def slack(self) -> float:
+        """A bound on ||left dW D right||, or ||left D dW right||, over slopes D and dW within `change`.
+
+        In the coordinates y it moves the Jacobian of the module, and so counts as an error of A.
+        """
+        return self.phi.g * rounding.norm_within(self.change, self.balance, self.balance)
 
     @cached_property
     def balance(self) -> rounding.Balance:
@@ -67,7 +76,8 @@ class LureSystem:
 
     A whole assembly, too, with X (n, m), Z (m, n) and slopes within [0, 1] for m channels of feedback.
 
-    Bounds on rounding: A_error in the Frobenius norm, X_error of each column, Z_error of each row.
+    Bounds on rounding: A_error in the spectral norm, with what is uncertain of W; X_error of each
+    column, Z_error of each row.
     """
 
     g: float
@@ -83,7 +93,7 @@ class LureSystem:
         W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
         scaled, off = balanced(W, balance, balance)
         A = lo * scaled - torch.diag(1 / module.tau)
-        A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A))
+        A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A)) + module.slack
         g, eye, none = hi - lo, torch.eye(len(W), dtype=W.dtype), torch.zeros_like(W)
         if g == 0:  # linear: no feedback is left
             return cls(g, A, none, none, A_error, none[0], none[0])
@@ -121,10 +131,11 @@ def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
     """Every module of a field, in its part of the metric."""
     found, start = [], 0
     taus = terms.tau.double().split(terms.sizes)
-    for W, factor, tau in zip(terms.blocks, metric.factors, taus, strict=True):
+    changes = (0.0,) * len(taus) if terms.within is None else terms.within.W
+    for W, factor, tau, change in zip(terms.blocks, metric.factors, taus, changes, strict=True):
         inside = terms.pre.at(start) == ACTIVATIONS["identity"]
         phi = (terms.post if inside else terms.pre).at(start)
-        found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau))
+        found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau, change))
         start += len(tau)
     return found
 
@@ -160,8 +171,9 @@ def prove_module(module: ModuleInMetric) -> ModuleBound:
     # ||W D||, or ||D W|| of the r-form, over all slopes
     norm = module.phi.g * rounding.norm_under_slopes(module.W, balance, balance, inside=module.inside)
     near = rate - 1e-6 * abs(rate)
-    name = _name(module, theorem, direct >= near, float((1 / module.tau).min()) - norm >= near)
-    return ModuleBound(system, T, rate, error, S, name, norm, _disc(module, norm))
+    by_norm = float((1 / module.tau).min()) - norm - module.slack >= near
+    name = _name(module, theorem, direct >= near, by_norm)
+    return ModuleBound(system, T, rate, error, S, name, norm + module.slack, _disc(module, norm))
 
 
 def _multipliers(module: ModuleInMetric) -> dict[str, Tensor]:
@@ -238,7 +250,7 @@ def _theorem1(module: ModuleInMetric) -> float:
     phi, balance = module.phi, module.balance
     A, error = balanced(phi.g * majorant(module.W, phi.monotone), balance, balance)
     S = symmetric_part(A) - torch.diag(1 / module.tau)
-    return -largest_eigenvalue(S, error + 4e-16 * float(S.norm()))
+    return -largest_eigenvalue(S, error + 4e-16 * float(S.norm()) + module.slack)
 
 
 def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
@@ -251,7 +263,7 @@ def _disc(module: ModuleInMetric, norm: float) -> tuple[float, float]:
         size = (1 + ends.abs().max(0).values) / tau  # 1 - w s may cancel: the error is of this size
         norm = 0.0
     bottom, top = float(low.min()), float(high.max())
-    eps = ((top - bottom) / 2 + norm) * (1 + 1e-15) + 8 * UNIT * float(size.max())
+    eps = ((top - bottom) / 2 + norm + module.slack) * (1 + 1e-15) + 8 * UNIT * float(size.max())
     return (bottom + top) / 2, eps
 
 

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from ctrnn_assembly.metrics import Metric
 
+WITHIN = "all W and L within the uncertainty"
+
 
 @dataclass(frozen=True)
 class StepProof:
@@ -220,6 +222,11 @@ class Certificate:
     def of_layers(self) -> bool:
         """Whether it is of a `Stack`, whose proof is in no one metric: Euclidean distances may grow."""
         return self.metric.kind == "cascade"
+
+    @property
+    def of_map(self) -> bool:
+        """Whether it is of a map, whose step alone is a net: then there is no flow."""
+        return self.step is not None and self.step.solver == "map"
 
     def jacobian_bound(self, samples: int) -> float | None:
         """sqrt(cond(diag(tau) M)) factor^samples >= ||dx_T / dx_t||; None without a certified step."""

@@ -175,6 +175,17 @@ class Balance:
     def diagonal(self) -> bool:
         return self.left.ndim == 1
 
+    @property
+    def left_norm(self) -> float:
+        """A bound on ||left||."""
+        return (float(self.left.max()) if self.diagonal else spectral_norm(self.left)) * (1 + 1e-12)
+
+    @property
+    def right_norm(self) -> float:
+        """A bound on the norm of the true right."""
+        norm = float(self.right.max()) if self.diagonal else spectral_norm(self.right)
+        return norm * (1 + self.skew) * (1 + 1e-12)
+
     def lower(self, A: Tensor) -> tuple[Tensor, Tensor]:
         """left A, and a bound on the error of each entry."""
         if self.diagonal:
@@ -200,6 +211,22 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
     carried = error * right if column.diagonal else error @ right
     # A sum of two norms: each bound is off by second order of the others, far below 1 %.
     return second, 1.01 * (float(carried.norm()) * (1 + column.skew) + float(more.norm()))
+
+
+def norm_within(change: float | Tensor, row: Balance, column: Balance) -> float:
+    """sup of ||left A D right|| and of ||left D A right|| over diagonal |D| <= 1 and A within `change`.
+
+    A is any matrix with ||A|| <= change, or with |A_ij| <= change_ij: then |left| change |right| is at
+    least as large in every entry, and so in norm.
+    """
+    if not isinstance(change, Tensor):
+        return change * row.left_norm * column.right_norm * (1 + 4 * UNIT) if change else 0.0
+    if not bool(change.any()):
+        return 0.0
+    left, right = row.left.abs(), column.right.abs()
+    half = left[:, None] * change if row.diagonal else left @ change
+    whole = half * right if column.diagonal else half @ right
+    return spectral_norm(whole) * (1 + column.skew) * (1 + 1e-9)
 
 
 def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool = False) -> float:

@@ -208,6 +208,46 @@ def for_a_step(
             yield problem.metric_at(x)
 
 
+def for_a_map(W: Tensor, start: Factor) -> Iterator[tuple[Factor, Tensor]]:
+    """Dense Theta and T for the factor of h -> phi(W h): the step S = 0, G = I, C = W."""
+    n = len(W)
+    if not 1 < n <= JOINT_SIZE:
+        return
+    problem = _Joint(
+        _StepInX(torch.zeros_like(W), torch.eye(n, dtype=W.dtype), W), Metric((start,)), (True,)
+    )
+    x, options = problem.start(), {"maxiter": 150, "maxfun": 200}
+    for blur in (1e-2, 1e-3):
+        x = minimize(problem.loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
+        yield problem.metric_at(x).factors[0], torch.from_numpy(x[-n:]).exp()
+
+
+def least_norm(W: Tensor) -> Tensor:
+    """log theta of a small ||Theta W Theta^-1||, by L-BFGS on its Schatten norms, which rise to it.
+
+    With s_k, u_k, v_k the singular values and vectors and shares w_k ~ s_k^p, the logarithm of the
+    p-norm has the gradient sum_k w_k (u_ik^2 - v_ik^2), and is convex in log theta.
+    """
+
+    def loss(x: ndarray, p: float) -> tuple[float, ndarray]:
+        d = torch.from_numpy(x)
+        U, s, V = torch.linalg.svd(d.exp()[:, None] * W * (-d).exp())
+        if not float(s[0]) > 0:
+            return 0.0, np.zeros_like(x)
+        shares = (s / s[0]) ** p
+        w = shares / shares.sum()
+        slope = U.square() @ w - V.mT.square() @ w
+        return float(s[0].log() + shares.sum().log() / p), slope.numpy()
+
+    x, bounds, options = np.zeros(len(W)), [(-20.0, 20.0)] * len(W), {"maxiter": 30, "maxfun": 40}
+    for p in (2.0, 8.0, 32.0, 128.0):
+        found = minimize(
+            loss, x, args=(p,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        ).x
+        x = min(x, found, key=lambda one: loss(one, p)[0])
+    return torch.from_numpy(x)
+
+
 @dataclass(frozen=True)
 class _StepInX:
     """x+ = S x + G w, w o (C x - w) >= 0 of the differences of two states."""

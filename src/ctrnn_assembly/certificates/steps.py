@@ -348,7 +348,8 @@ def _exponential_euler_of(whole: Interconnection, alone: StepProof | None) -> St
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
     explicit = max(module.norm for module in whole.modules) + whole.edge_norm
     tau, leak = float(whole.tau[0]), None
-    if not whole.edges and not bool(whole.K.any()) and bool((whole.tau == tau).all()):
+    alone_too = not whole.edges and not whole.K_error and not bool(whole.K.any())
+    if alone_too and bool((whole.tau == tau).all()):
         leak = alone or euler_step(whole.uncoupled)
 
     def factor(dt: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
-from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.result import WITHIN, Certificate
 
 ILL_CONDITIONED = 1e6
 SOURCES = {
@@ -16,6 +16,7 @@ SOURCES = {
     "checkpoint": "of the last epoch: the run is not finished",
     "initial": "initial, before training",
     "none": "not read: a baseline",
+    "given": "given matrices",
 }
 
 
@@ -31,6 +32,9 @@ def verdict(certificate: Certificate) -> str:
     step = certificate.step
     if step is None:
         return proven
+    if certificate.of_map and step.contraction_factor is not None:
+        how = f"contracts {factor_words(step.contraction_factor, 1)} a step"
+        return f"certified: {certificate.claim}, {how}; it is no flow"
     name = f"{step.solver} step of {step.dt:g}"
     if step.certified:
         return f"{proven}, and so does the {name}"
@@ -75,7 +79,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if not certificate.modules:
         return []
     where = "in the long run" if certificate.of_layers else "in the metric"
-    rows = [("rate", f">= {down(certificate.rate)} per unit of time, {where}")]
+    unit = "step, -log of the factor" if certificate.of_map else "unit of time"
+    rows = [("rate", f">= {down(certificate.rate)} per {unit}, {where}")]
     if certificate.certified:
         longest = f"<= {up(certificate.slowest_time_constant)}"
         rows.append(("time constant", f"{longest}: distances shrink by a factor e in this time"))
@@ -90,7 +95,10 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
     warning = "WARNING, of little use: " if condition > ILL_CONDITIONED else ""
     rows += [
-        ("rounding", f"{up(certificate.rounding, 2)}, taken off the rate already"),
+        (
+            "uncertainty costs" if certificate.claim == WITHIN else "rounding",
+            f"{up(certificate.rounding, 2)}, taken off the rate already",
+        ),
         ("metric", f"{metric.kind}, {origin}"),
         ("its eigenvalues", f"{metric.smallest:.4g} to {metric.largest:.4g}"),
         ("condition number", f"{up(condition)}; {warning}{growth}" if condition > 1 else "1"),
@@ -100,7 +108,7 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         bound = step.contraction_factor if step.certified else None
         words = step.reason if bound is None else factor_words(bound, step.substeps)
         rows.append((f"{step.solver} step, dt {step.dt:g}", words))
-        if step.certified or step.max_dt > 0:
+        if not certificate.of_map and (step.certified or step.max_dt > 0):
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
             longest += f", and {step.dt:g} by itself" if step.certified and step.dt > step.max_dt else ""
             rows.append(("largest certified dt", longest))

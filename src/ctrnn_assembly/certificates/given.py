@@ -1,0 +1,168 @@
+"""Matrices that a user has, measured or trained elsewhere, as the `Terms` that certificates read."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrnn_assembly import activations
+from ctrnn_assembly.activations import Elementwise
+from ctrnn_assembly.certificates.modules import modules_of
+from ctrnn_assembly.certificates.result import Certificate
+from ctrnn_assembly.certificates.rounding import UNIT
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, unknown
+from ctrnn_assembly.terms import Terms, Uncertainty
+
+Place = Literal["outside", "inside"]
+SUFFIXES = (".npz", ".npy", ".mat", ".csv")
+
+
+def terms_of(
+    W: Any, L: Any = None, *, tau: Any = 1.0, activation: Any = "tanh", place: Place = "outside"
+) -> Terms:
+    """tau x' = -x + W phi(x) + L x + u, or phi(W x + u) + L x if phi is `inside`.
+
+    Args:
+        W: (n, n); or blocks, (p, k, k) or a list of square matrices. L: (n, n). Tensors or arrays.
+        tau: a number or (n,), positive.
+        activation: as `activation` takes.
+
+    Raises: ShapeError, ConfigError or DataError for what is not of such shapes, real and finite.
+    """
+    if place not in ("outside", "inside"):
+        raise unknown("place", place, ("outside", "inside"))
+    blocks = _blocks(W, "W")
+    n = sum(len(block) for block in blocks)
+    coupling = None if L is None else _numbers(L, "L")
+    if coupling is not None and coupling.shape != (n, n):
+        raise ShapeError(f"L must be ({n}, {n}), as W has {n} units; got {tuple(coupling.shape)}.")
+    times = _numbers(tau, "tau").flatten()
+    if len(times) not in (1, n) or not bool((times > 0).all()):
+        got = f"{len(times)} values, the smallest {float(times.min()) if len(times) else None}"
+        raise ShapeError(f"tau must be one number or {n}, one for each unit, all positive; got {got}.")
+    acts = activations.activation(activation), activations.ACTIVATIONS["identity"]
+    phi, one = (Elementwise(((act, n),)) for act in acts)
+    pre, post = (phi, one) if place == "outside" else (one, phi)
+    return Terms(blocks, pre, post, torch.zeros(n).double(), times.expand(n).clone(), coupling)
+
+
+def uncertain(terms: Terms, by: Any) -> Terms:
+    """The same terms, of which a certificate is to hold for all W + dW and L + dL within `by`.
+
+    `by` is an `Uncertainty` with W in the form of W; or a number, the radius around W and, if there is
+    one, around L; or half-widths in the form of W.
+    """
+    if not isinstance(by, Uncertainty):
+        by = Uncertainty(by, by if np.ndim(by) == 0 and terms.L is not None else 0.0)
+    each = by.W if isinstance(by.W, tuple) else _blocks(by.W, "uncertainty") if _is_array(by.W) else None
+    each = each or (by.W,) * len(terms.sizes)
+    *parts, of_L = (
+        _numbers(one, "uncertainty") if _is_array(one) else float(one) for one in (*each, by.L)
+    )
+    wanted = [(k, k) for k in terms.sizes] + [(terms.n, terms.n)]
+    shapes = [getattr(one, "shape", shape) for one, shape in zip((*parts, of_L), wanted, strict=False)]
+    if len(parts) != len(terms.sizes) or shapes != wanted:
+        raise ShapeError(
+            f"half-widths must be {wanted[:-1][:4]} for W and {wanted[-1]} for L; got "
+            f"{[tuple(shape) for shape in shapes][:5]}. Or give a number, the radius of a ball."
+        )
+    ends = [float(end) for one in (*parts, of_L) for end in torch.as_tensor(one).aminmax()]
+    if not all(0 <= end < np.inf for end in ends):
+        raise ConfigError(f"uncertainty must be finite and at least 0; got {ends}.")
+    return replace(terms, within=Uncertainty(tuple(parts), of_L))
+
+
+def input_gain(terms: Terms, certificate: Certificate) -> float:
+    """sup |x - x~| <= gain sup |u - u~| over time, from equal states; infinite if not certified.
+
+    In y = tau^1/2 Theta x an input enters as tau^-1/2 Theta D u, D the slopes of phi if it is inside:
+    gain = ||tau^-1/2 Theta|| ||Theta^-1 tau^-1/2|| g / rate.
+    """
+    if not certificate.certified or certificate.metric.matrix is None:
+        return np.inf
+    modules = modules_of(terms, certificate.metric.matrix)
+    enters = max(m.balance.left_norm * (m.phi.g if m.inside else 1.0) for m in modules)
+    leaves = max(m.balance.right_norm for m in modules)
+    return enters * leaves / certificate.rate * (1 + 4 * UNIT)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, list | tuple) or np.ndim(value) > 0
+
+
+def _blocks(W: Any, name: str) -> tuple[Tensor, ...]:
+    """Square matrices, from one, from (p, k, k), or from a list of them."""
+    several = isinstance(W, list | tuple) and len(W) > 0 and all(np.ndim(one) == 2 for one in W)
+    parts = tuple(_numbers(one, name) for one in W) if several else (_numbers(W, name),)
+    if len(parts) == 1 and parts[0].ndim == 3:
+        parts = tuple(parts[0])
+    shapes = [tuple(one.shape) for one in parts]
+    if not parts or any(len(s) != 2 or s[0] != s[1] or s[0] < 1 for s in shapes):
+        raise ShapeError(
+            f"{name} must be square, (n, n), or square blocks, (p, k, k) or a list; got {shapes[:4]}."
+        )
+    return parts
+
+
+def _numbers(value: Any, name: str) -> Tensor:
+    """A copy in float64 on the CPU."""
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} is no array of numbers: {error}.") from error
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} must hold real numbers; got {array.dtype}. Store it as float64.")
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} holds a number that is NaN or infinite. Use an intact copy.")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def read_matrices(file: Path) -> dict[str, Any]:
+    """W, and L and tau where they are there, of a file that somebody else may have written.
+
+    .npz and .mat have W, or its blocks W0, W1, ..., by name; .npy and .csv have W alone. Nothing in a
+    file is executed: pickled objects are refused.
+    """
+    kind = file.suffix.lower()
+    if kind not in SUFFIXES:
+        raise DataError(f"--weights must end in {', '.join(SUFFIXES)}; got {str(file)!r}.")
+    try:
+        found = _stored(file, kind)
+    except Exception as error:  # whatever a reader makes of bytes that are no such file
+        reason = " ".join(str(error).split())[:200]
+        if isinstance(error, NotImplementedError):
+            reason = "it is a MATLAB v7.3 file; write it by save(file, '-v7')"
+        if "pickle" in reason:
+            reason = "it is no file of numbers, or holds objects, which are never loaded"
+        raise DataError(f"{file} cannot be read as {kind}: {reason.rstrip('.')}.") from error
+    blocks = [f"W{k}" for k in range(sum(name not in ("W", "L", "tau") for name in found))]
+    for name in found:
+        if name not in ("W", "L", "tau", *blocks):
+            raise unknown(f"an array of {file}", name, ("W", *blocks, "L", "tau"))
+    if ("W" in found) == bool(blocks):
+        raise DataError(
+            f"{file} must hold W, or its blocks W0, W1, ...; got {', '.join(found) or 'none'}."
+        )
+    rest = {name: found[name] for name in ("L", "tau") if name in found}
+    return {"W": [found[name] for name in blocks] if blocks else found["W"], **rest}
+
+
+def _stored(file: Path, kind: str) -> dict[str, Any]:
+    """The arrays by name."""
+    if kind == ".csv":
+        return {"W": np.loadtxt(file, delimiter=",", ndmin=2)}
+    if kind == ".mat":
+        from scipy.io import loadmat
+
+        stored: Mapping[str, Any] = loadmat(file)
+        arrays = {name: one for name, one in stored.items() if not name.startswith("__")}
+        return {name: one.toarray() if hasattr(one, "toarray") else one for name, one in arrays.items()}
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return {"W": loaded}
+    with loaded:
+        return dict(loaded)

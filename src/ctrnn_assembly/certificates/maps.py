@@ -1,0 +1,130 @@
+"""`nn.RNN` as torch computes it: the map h+ = phi(W h + W_in u + b), phi = tanh or relu, of each layer.
+
+Two states under one input differ by v, after the step by w = D W v, D diagonal with slopes in [0, 1].
+With M = Theta^T Theta and a multiplier T > 0, diagonal,
+
+    [[q^2 M, W^T T], [T W, 2 T - M]] > 0    implies    |w|_M <= q |v|_M,
+
+as w^T M w <= w^T M w + 2 w^T T (W v - w) <= q^2 v^T M v. For a diagonal M the best T is M, and q is
+||Theta W Theta^-1||. A map has no flow; layers are joined by `cascade`. Source: THEORY section 14.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctrnn_assembly.certificates import rounding
+from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
+from ctrnn_assembly.certificates.result import (
+    Certificate,
+    CouplingFacts,
+    MetricFacts,
+    Module,
+    StepCertificate,
+)
+from ctrnn_assembly.certificates.rounding import BACK_OFFS, UNIT, Balance, balanced, spectral_norm
+from ctrnn_assembly.certificates.search import for_a_map, least_norm
+from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.recurrent import is_plain
+
+CLAIM = "the map h -> phi(W h + u), a sample a step, in evaluation mode"
+
+
+@torch.no_grad()
+def certify_rnn(net: nn.RNNBase) -> Certificate:
+    """Whether the states of all layers, under one input, approach each other at every sample.
+
+    Of several layers by the proofs of each, in one metric a layer. `rate` is -log of the step's factor.
+    """
+    reason = _refusal(net)
+    if reason:
+        return Certificate.refused(reason, dt=1.0, solver="map")
+    # What `forward` reads, whatever the attributes of these names are.
+    stored: Any = zip(net._flat_weights_names, net._flat_weights, strict=True)
+    weights = {name: tensor.detach().cpu().double() for name, tensor in stored}
+    layers: list[LayerBound] = []
+    below = Balance(*2 * (torch.ones(net.input_size, dtype=torch.float64),), 0.0)
+    for k in range(net.num_layers):
+        W, entering = weights[f"weight_hh_l{k}"], weights[f"weight_ih_l{k}"]
+        found, scale = _certify_layer(W)
+        if not found.certified:
+            reason = f"layer {k}: {found.reasons[0]}" if net.num_layers > 1 else found.reasons[0]
+            return Certificate.refused(reason, dt=1.0, solver="map")
+        # From metric to metric: only what leaves the last layer is Euclidean.
+        gain = rounding.norm_under_slopes(entering, scale, below, inside=True)
+        last = k == net.num_layers - 1
+        leaving = scale.right_norm if last else 1.0
+        layers.append(LayerBound(found, input_gain=gain, output_gain=leaving))
+        below = scale
+    return layers[0].certificate if len(layers) == 1 else certify_cascade(layers, 1.0, "map")
+
+
+def _refusal(net: nn.RNNBase) -> str:
+    """Why nothing is known of it, or an empty string."""
+    kind = type(net).__name__
+    if type(net) is not nn.RNN:
+        return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"
+    if not is_plain(net, nn.RNN):
+        return "an nn.RNN with hooks or a forward of its own is another function; remove them"
+    if net.bidirectional:
+        return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
+    if net.training and net.dropout > 0 and net.num_layers > 1:
+        return "in training mode dropout changes the map at every call; call .eval()"
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in net._flat_weights if tensor is not None):
+        return "a weight is NaN or infinite; retrain or use an intact copy"
+    return ""
+
+
+def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
+    """In the best diagonal metric that is found, or else in a dense one."""
+    one = torch.ones(len(W), dtype=W.dtype)
+    log_theta = least_norm(W)
+    factor, origin = Factor(log_theta.exp(), (-log_theta).exp()), "least norm"
+    scale = Balance.of(factor.theta, one)
+    q, theorem = spectral_norm(*balanced(W, scale, scale)), "||Theta W Theta^-1||"
+    for dense, T in for_a_map(W, factor) if q >= 1 else ():
+        proven = _factor(W, dense.theta, T)
+        if proven < q:
+            q, factor, origin, theorem = proven, dense, "search: step", "LMI"
+    values = factor.eigenvalues()
+    low, high = float(values.min()), float(values.max())
+    kind = "dense" if not factor.is_diagonal else "identity" if low == high else "diagonal"
+    metric = MetricFacts(kind, origin, low, high, Metric((factor,)))
+    if not q < 1:
+        radius = float(torch.linalg.eigvals(W).abs().max())
+        why = "no constant metric can show contraction" if radius >= 1 else "others may"
+        reason = (
+            f"no metric was found in which phi(W h + u) contracts, the best has the factor {q:.6g}; "
+            f"at the largest slopes the spectral radius of W is {radius:.6g}: {why}. Scale W down"
+        )
+        return Certificate.refused(reason, dt=1.0, solver="map"), scale
+    q = max(q, 1e-300)  # of W = 0
+    rate = -math.log(q) * (1 - 1e-12)
+    step = StepCertificate("map", 1.0, True, q, 1.0)
+    modules = (Module(0, len(W), theorem, 1 - q, rate, True),)
+    coupling = CouplingFacts("none", (), 0.0, 0.0, 0.0, 0)
+    found = Certificate(True, rate, 0.0, metric, modules, coupling, step, (), (), CLAIM)
+    return found, Balance.of(factor.theta, one)
+
+
+def _factor(W: Tensor, theta: Tensor, T: Tensor) -> float:
+    """A proven q for a dense Theta, (n, n), and T, (n,); infinite for none.
+
+    M, T W and their sums are off by no more than M's own error twice and a few roundings of each entry.
+    """
+    M, TW = symmetric_part(theta.mT @ theta), T[:, None] * W
+    off = float(rounding.product_error(theta.mT, theta).norm())
+    half = torch.linalg.solve_ex(theta.mT, TW.mT)[0]
+    guess = rounding.top_eigenvalue(
+        symmetric_part(half @ torch.linalg.solve_ex(2 * torch.diag(T) - M, half.mT)[0])
+    )
+    for share in BACK_OFFS if 0 < guess < 1 else ():
+        q = math.sqrt(guess) * (1 + share)
+        Z = torch.cat([torch.cat([q * q * M, TW.mT], 1), torch.cat([TW, 2 * torch.diag(T) - M], 1)])
+        size = float(Z.norm() + M.norm() + 2 * T.norm())
+        if q < 1 and rounding.is_positive_definite(Z, 1.01 * 2 * off + 8 * UNIT * size):
+            return q
+    return math.inf
