@@ -1,16 +1,25 @@
 """Given matrices: what is certified of them, of all within an uncertainty, and of `nn.RNN`."""
 
+import itertools
+import math
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scipy.io
+import scipy.sparse
 import torch
+from torch import nn
 
 from cli_tools import Cli
-from ctrnn_assembly import Uncertainty, certify
-from ctrnn_assembly.certificates import terms_of
-from ctrnn_assembly.certificates.given import uncertain
+from ctrnn_assembly import ConfigError, Uncertainty, certify
+from ctrnn_assembly.certificates import largest_uncertainty, terms_of
+from ctrnn_assembly.certificates.given import input_gain, uncertain
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
+from stored_runs import strict_json
 
 
 @pytest.fixture
@@ -98,3 +107,202 @@ def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver
             if found.step.contraction_factor is not None:
                 assert factor <= found.step.contraction_factor
     assert certified >= trials / 5
+
+
+def test_only_another_metric_proves_a_hidden_scaling() -> None:
+    W = hidden(6, 0.9, 1.0)
+    assert np.linalg.norm(W, 2) > 1
+    for place in ("outside", "inside"):
+        assert not certify(W, search="none", place=place).certified
+        found = certify(torch.from_numpy(W), tau=2.0, dt=0.03, place=place)
+        assert found.certified
+        assert found.step.certified
+        assert found.metric.condition_number > 1
+        assert found.rate == pytest.approx(certify(W, place=place).rate / 2, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_five_hundred_units_in_a_minute(cli: Cli, tmp_path: Path) -> None:
+    W = hidden(500, 0.9, 1.0)
+    np.savez(tmp_path / "net.npz", W=W)
+    begun = time.process_time()
+    found = strict_json(cli("certify", "--weights", tmp_path / "net.npz", "--json").out)
+    assert time.process_time() - begun < 60
+    assert np.linalg.norm(W, 2) > 10
+    assert found["certified"]
+    assert found["discrete"]["certified"]
+    assert found["metric"]["condition_number"] > 1
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_states_stay_as_near_as_the_input_gain_says(place: str) -> None:
+    rng = np.random.default_rng(0)
+    terms = terms_of(hidden(5, 0.9, 0.5), tau=rng.uniform(0.5, 2, 5), activation="selu", place=place)
+    terms = terms_of([0.3 * W for W in terms.blocks], tau=terms.tau, activation="selu", place=place)
+    gain, distance = input_gain(terms, certify(terms)), 0.0
+    u = torch.from_numpy(rng.standard_normal((2, 5)))
+    x = torch.zeros(2, 5, dtype=torch.float64)
+    for _ in range(2000):
+        x = x + 0.02 * terms(x, u)
+        distance = max(distance, float((x[0] - x[1]).norm()))
+    assert 0 < distance <= gain * float((u[0] - u[1]).norm())
+    assert input_gain(terms_of(np.eye(2)), certify(np.eye(2))) == math.inf
+
+
+def test_the_largest_uncertainty_is_certified_and_no_more() -> None:
+    terms = terms_of(hidden(4, 0.5, 0.2), np.zeros((4, 4)))
+    metric, how = certify(terms).metric.matrix, {"dt": 0.5, "search": "none"}
+    for dt in (None, 0.5):
+        how["dt"] = dt
+        times = largest_uncertainty(terms, metric, 0.01, dt=dt)
+        assert times > 1
+        for share, holds in ((0.999, True), (1.01, False)):
+            found = certify(terms, metric, uncertainty=0.01 * times * share, **how)
+            assert (found.certified and (dt is None or found.step.certified)) is holds
+    assert largest_uncertainty(terms, metric, 0.0) == math.inf
+    # Reached by a linear unit: x' = -x + (.5 + d) x.
+    unit = terms_of([[0.5]], activation="identity")
+    assert largest_uncertainty(unit, certify(unit).metric.matrix, 1.0) == pytest.approx(0.5, rel=1e-4)
+
+
+def moved_rnn(net: nn.RNN, slopes: list[torch.Tensor]) -> torch.Tensor:
+    """The Jacobian of all layers' states in one sample, at slopes of each layer."""
+    n, rows = net.hidden_size, []
+    below = torch.zeros(n, n * net.num_layers)
+    for k, slope in enumerate(slopes):
+        row = torch.zeros(n, n * net.num_layers)
+        row[:, k * n : (k + 1) * n] = getattr(net, f"weight_hh_l{k}")
+        if k:
+            row = row + getattr(net, f"weight_ih_l{k}") @ below
+        below = slope[:, None] * row
+        rows.append(below)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_rnn_is_certified_as_torch_computes_it(nonlinearity: str) -> None:
+    net = nn.RNN(3, 6, 2, nonlinearity=nonlinearity, dtype=torch.float64)
+    for k in (0, 1):
+        W = torch.from_numpy(hidden(6, 0.8, 0.7, seed=k))
+        getattr(net, f"weight_hh_l{k}").data.copy_(W)
+    found = certify(net)
+    assert found.certified
+    assert found.of_map
+    assert str(found).startswith("certified: the map h -> phi(W h + u)")
+    rng = np.random.default_rng(1)
+    growth = found.metric.condition_number**0.5
+    with torch.no_grad():
+        for T in (1, 5, 20):  # any products of vertices of the slopes
+            for _ in range(40):
+                P = torch.eye(12)
+                for _ in range(T):
+                    P = moved_rnn(net, [*torch.from_numpy(rng.choice([0.0, 1.0], (2, 6)))]) @ P
+                assert torch.linalg.matrix_norm(P, 2) <= growth * found.step.contraction_factor**T
+        u, h = torch.randn(60, 1, 3, dtype=torch.float64), 3 * torch.randn(2, 2, 1, 6).double()
+        x, y = (net(u, start)[1] for start in h)
+    begun = float((h[0] - h[1]).norm())
+    assert float((x - y).norm()) <= growth * found.step.contraction_factor**60 * begun
+
+
+def test_a_dense_metric_proves_more_than_any_diagonal_one() -> None:
+    """A rotation and decay whose weights cancel within rows; never below the exact factor."""
+    rng, proven = np.random.default_rng(0), 0
+    for _ in range(12):
+        W = torch.from_numpy(rng.standard_normal((2, 2)))
+        W = W * 0.9 / torch.linalg.eigvals(W).abs().max()
+        net = nn.RNN(1, 2, dtype=torch.float64)
+        net.weight_hh_l0.data.copy_(W)
+        found = certify(net)
+        if not found.certified:
+            continue
+        proven += found.metric.kind == "dense"
+        theta = found.metric.matrix.theta().double()
+        for slopes in itertools.product([0.0, 1.0], repeat=2):
+            J = theta @ (torch.tensor(slopes)[:, None] * W) @ torch.linalg.inv(theta)
+            assert torch.linalg.matrix_norm(J, 2) <= found.step.contraction_factor * (1 + 1e-12)
+    assert proven >= 1
+
+
+def test_what_is_not_known_of_torch_nets_is_said() -> None:
+    for kind in (nn.GRU, nn.LSTM):
+        assert f"no certificate is defined for {kind.__name__}" in certify(kind(2, 3)).reasons[0]
+    assert "bidirectional" in certify(nn.RNN(2, 3, bidirectional=True)).reasons[0]
+    assert ".eval()" in certify(nn.RNN(2, 3, 2, dropout=0.1)).reasons[0]
+    net = nn.RNN(2, 3)
+    net.weight_hh_l0.data[0, 0] = math.nan
+    assert "NaN" in certify(net).reasons[0]
+    net.weight_hh_l0.data.copy_(1.2 * torch.eye(3))
+    assert "no constant metric can show contraction" in certify(net).reasons[0]
+    net.register_forward_hook(lambda *_: None)
+    assert "hooks" in certify(net).reasons[0]
+    assert certify(nn.RNN(2, 3, nonlinearity="relu").eval()).step.dt == 1
+    with pytest.raises(ConfigError, match="its weights alone"):
+        certify(nn.RNN(2, 3), uncertainty=0.1)
+
+
+def test_files_of_every_kind_say_the_same(cli: Cli, tmp_path: Path) -> None:
+    W, tau = 0.3 * hidden(4, 1.0, 0.2), np.array([1.0, 2, 3, 4])
+    np.savez(tmp_path / "a.npz", W=W, tau=tau, L=np.zeros((4, 4)))
+    scipy.io.savemat(tmp_path / "b.mat", {"W": scipy.sparse.csc_matrix(W), "tau": tau})
+    np.savez(tmp_path / "c.npz", W0=W, tau=tau)
+    np.save(tmp_path / "d.npy", W)
+    np.savetxt(tmp_path / "e.csv", W, delimiter=",")
+    rates = []
+    for name in ("a.npz", "b.mat", "c.npz", "d.npy", "e.csv"):
+        done = cli("certify", "--weights", tmp_path / name, "--json")
+        found = strict_json(done.out)
+        assert done.code == 0
+        assert found["input_gain"] > 0
+        assert found["discrete"]["dt"] == 0.03
+        rates.append(found["rate"])
+    expected = [certify(W, tau=times).rate for times in (tau, tau, tau, 1, 1)]
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_command_says_for_which_uncertainty_it_is(cli: Cli, tmp_path: Path) -> None:
+    W = 0.3 * hidden(2, 1.0, 0.2)
+    np.save(tmp_path / "W.npy", W)
+    given = ("certify", "--weights", tmp_path / "W.npy", "--uncertainty=1%")
+    found = strict_json(cli(*given, "--json").out)
+    assert found["rate"] == pytest.approx(certify(W, uncertainty=0.01 * abs(W)).rate, rel=1e-9)
+    assert found["largest_uncertainty"] > 1
+    shown = cli(*given, "--plot", tmp_path / "x.png").out
+    assert "input to state" in shown
+    assert "for all W and L within the uncertainty" in shown
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+BAD = {
+    "nan.npz": ({"W": np.full((2, 2), np.nan)}, "NaN"),
+    "wide.npz": ({"W": np.zeros((2, 3))}, "must be square"),
+    "L.npz": ({"W": np.zeros((2, 2)), "L": np.zeros((3, 3))}, "L must be (2, 2)"),
+    "tau.npz": ({"W": np.zeros((2, 2)), "tau": np.zeros(2)}, "tau must be"),
+    "more.npz": ({"W": np.zeros((2, 2)), "V": np.zeros(2)}, "got 'V'"),
+    "gap.npz": ({"W0": np.zeros((2, 2)), "W2": np.zeros((2, 2))}, "got 'W2'"),
+    "none.npz": ({"L": np.zeros((2, 2))}, "must hold W"),
+    "objects.npz": ({"W": np.array([1, None], dtype=object)}, "never loaded"),
+    "complex.npz": ({"W": np.eye(2) * 1j}, "real numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_files_are_refused_in_a_sentence(cli: Cli, tmp_path: Path, name: str) -> None:
+    arrays, said = BAD[name]
+    np.savez(tmp_path / name, **arrays)
+    assert said in cli.refuses("certify", "--weights", tmp_path / name)
+
+
+def test_bytes_that_are_no_file_of_numbers_are_refused(cli: Cli, tmp_path: Path) -> None:
+    header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+    files = {"a.mat": b"junk" * 99, "a.npz": b"PKjunk", "a.csv": b"a,b", "a.txt": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert name in cli.refuses("certify", "--weights", tmp_path / name)
+    (tmp_path / "b.mat").write_bytes(header + bytes(600))
+    assert "v7.3" in cli.refuses("certify", "--weights", tmp_path / "b.mat")
+    assert "--weights" in cli.refuses("certify")
+    assert "--tau is of --weights" in cli.refuses("certify", "digits", "--tau=0")
+    np.save(tmp_path / "W.npy", np.zeros((2, 2)))
+    wrong = {"--uncertainty=x": "1%", "--tau=-1": "positive", "--substeps=2": "a run"}
+    for setting, said in wrong.items():
+        assert said in cli.refuses("certify", "--weights", tmp_path / "W.npy", setting)
