@@ -163,6 +163,8 @@ def test_nets_without_a_proof_are_refused_by_name():
             model.get_submodule(part).register_forward_hook(lambda module, given, out: 9 * out)
 
         assert "hooks" in refused(hooked, **small)
+    louder = lambda model: setattr(model, "read", lambda x: model.readout(x) ** 3)  # noqa: E731
+    assert "SequenceClassifier with hooks or methods of its own" in refused(louder, **small)
     assert "Doubled with hooks or methods of its own" in refused(kind=Doubled, **small)
     assert "float64" in refused(lambda model: model.float(), **small)
     assert "LSTM is a baseline" in refused(net="lstm")

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
 from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.baselines import FreePairs
 from ctrnn_assembly.certificates.cascade import gain_matrix
 from ctrnn_assembly.certificates.robustness import certified_radii
 from ctrnn_assembly.certificates.selective import SelectivePairs
@@ -260,6 +261,14 @@ def test_states_stay_within_reach_and_the_whole_is_as_near_as_the_proof_says():
     assert slower.rate == pytest.approx(plain.bound(1.0, made.solver).certificate.rate / 2, rel=1e-5)
 
 
+class Narrower(StepGate):
+    """It says of itself what is not so."""
+
+    @property
+    def slope(self):
+        return 1e-9
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -269,7 +278,9 @@ def test_states_stay_within_reach_and_the_whole_is_as_near_as_the_proof_says():
         (lambda net: setattr(net, "encoder", torch.nn.Sequential(net.encoder)), "encoder is no plain"),
         (lambda net: net.layers[0].gate.reader.weight.data.fill_(math.nan), "NaN"),
         (lambda net: net.layers[0].gate.register_forward_hook(lambda *_: None), "Gate has hooks"),
-        (lambda net: setattr(net.layers[0], "gated", lambda *_: None), "a gated of its own"),
+        (lambda net: setattr(net.layers[0], "gated", lambda *_: None), "Layer has hooks or methods"),
+        (lambda net: setattr(net.layers[0], "gate", Narrower(5, 3, 2.0)), "Narrower has hooks or meth"),
+        (lambda net: setattr(net.layers[0], "field", FreePairs(6)), "need Pairs; got FreePairs"),
         (lambda net: setattr(net, "x_0", torch.nn.Parameter(1e6 * normal(12))), "initial state"),
     ],
 )

@@ -167,6 +167,14 @@ def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
     assert found.as_dict()["cascade"]["samples"] == cascade.samples
 
 
+class Louder(SequenceNorm):
+    """Its forward is that of every norm, and calls this."""
+
+    def affine(self, mean, var, count=0):
+        scale, shift = super().affine(mean, var, count)
+        return 100 * scale, shift
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -178,7 +186,13 @@ def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
         (lambda net: net.layers[0].norm.mean.fill_(torch.nan), "NaN"),
         (lambda net: net.layers[1].mix.inner.bias.data.fill_(torch.inf), "not finite"),
         (lambda net: setattr(net.layers[1].mix, "kind", "swiglu"), "no Lipschitz constant"),
-        (lambda net: setattr(net.layers[1], "out", lambda s, v, x: 9 * s), "a gated of its own"),
+        (lambda net: setattr(net.layers[1], "out", lambda s, v, x: 9 * s), "Layer has hooks or meth"),
+        (lambda net: setattr(net.layers[1], "mask", lambda y: 9 * y), "Layer has hooks or methods"),
+        (lambda net: setattr(net.layers[0], "norm", Louder("batch", 5)), "Louder has hooks or methods"),
+        (lambda net: setattr(net.layers[0].norm, "eps", 0.0), "eps = 0.0, which must be a positive"),
+        (lambda net: setattr(net.layers[0].norm, "eps", None), "eps = None, which must be a positive"),
+        (lambda net: setattr(net.layers[0], "phi", torch.tanh), "phi must be an Activation"),
+        (lambda net: setattr(net.layers[0], "scale", torch.ones(5)), "and scale a number"),
         (lambda net: net.layers[1].mix.register_forward_hook(lambda m, i, y: 9 * y), "Mixer has hooks"),
         (lambda net: net.layers[1].C.register_forward_hook(lambda m, i, y: y * y), "Linear has hooks"),
     ],

@@ -215,7 +215,7 @@ def test_hooks_and_a_step_of_its_own_on_the_stack_take_its_certificate():
         found = net.certificate()
         assert not found.certified
         assert not found.step.certified
-        assert f"a {type(net).__name__} has hooks or a forward of its own" in found.reasons[0]
+        assert f"a {type(net).__name__} has hooks or methods of its own" in found.reasons[0]
 
 
 def test_states_of_each_layer_are_taken_and_given_as_a_tuple():

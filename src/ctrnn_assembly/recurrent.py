@@ -9,6 +9,7 @@ A sequence shorter than the longest one keeps its last state from its end on; se
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from inspect import getattr_static
 from typing import Any, Literal
 
 import torch
@@ -222,3 +223,15 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     inherited = type(module).forward is kind.forward and "forward" not in vars(module)
     return inherited and not any(getattr(module, name) for name in hooks)
+
+
+def is_unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it is plain and has all methods and properties from `kind`, but for its certificate."""
+    made = {
+        name
+        for base in kind.__mro__[: kind.__mro__.index(nn.Module)]
+        for name, value in vars(base).items()
+        if (callable(value) or isinstance(value, property)) and not name.startswith("__")
+    } - {"certificate"}
+    same = (getattr_static(type(module), name) is getattr_static(kind, name) for name in made)
+    return is_plain(module, kind) and all(same) and not made & vars(module).keys()

@@ -32,7 +32,7 @@ from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.pairs import Pairs, StepGate
-from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain
+from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
 from ctrnn_assembly.solvers import check_settings, pairs, selective, solve
 from ctrnn_assembly.solvers import layer as fused
@@ -180,19 +180,25 @@ class Layer(nn.Module):
     def _changed(self) -> str:
         """Why no constant of this layer is known, if its parts are not those that it was made with."""
         parts: list[tuple[nn.Module, type[nn.Module]]] = [
-            (self.norm, SequenceNorm), (self.mix, Mixer), (self.mix.inner, nn.Linear),
-            (self.C, nn.Linear), (self.B, nn.Linear), (self, Layer),
+            (self.norm, SequenceNorm), (self.mix, Mixer), (self, Layer),
         ]  # fmt: skip
-        if isinstance(self.mix, Mixer) and self.mix.outer is not None:
-            parts.append((self.mix.outer, nn.Linear))
+        linear = [self.mix.inner, self.C, self.B, self.mix.outer]
         if self.gate is not None:
-            parts += [(self.gate, StepGate), (self.gate.reader, nn.Linear)]
-        wrong = [part for part, kind in parts if not is_plain(part, kind)]
-        called = f"a {type(wrong[0]).__name__} has hooks or a forward of its own" if wrong else ""
-        ways = ("out", "drive", "gated")
-        if any(getattr(type(self), way) is not getattr(Layer, way) or way in vars(self) for way in ways):
-            called = f"a {type(self).__name__} has an out, a drive or a gated of its own"
-        return called and f"{called}, whose Lipschitz constant is not known; remove them"
+            parts.append((self.gate, StepGate))
+            linear.append(self.gate.reader)
+            if type(self.field) is not Pairs:
+                return f"gates of steps need Pairs; got {type(self.field).__name__}"
+        wrong = [part for part, kind in parts if not is_unchanged(part, kind)]
+        wrong += [part for part in linear if part is not None and not is_plain(part, nn.Linear)]
+        if wrong:
+            called = f"a {type(wrong[0]).__name__} has hooks or methods of its own"
+            return f"{called}, whose Lipschitz constant is not known; remove them"
+        eps = 1.0 if self.norm.kind == "none" else self.norm.eps
+        if not (isinstance(eps, float | int) and eps > 0):
+            return f"the norm has eps = {eps}, which must be a positive number"
+        if not (isinstance(self.phi, Activation) and isinstance(self.scale, float | int)):
+            return f"phi must be an Activation and scale a number; got {self.phi!r}, {self.scale!r}"
+        return ""
 
     def out(self, s: Tensor, v: Tensor, x: Tensor) -> Tensor:
         """What the layer passes on, for its input s, v = norm(s) and its new states x."""
@@ -273,12 +279,12 @@ class Layer(nn.Module):
         """
         search = search if self.gate is None else "none"  # the bounds of gates are in the pairs' own
         found = certify(self.field, dt=dt, solver=solver, search=search)
-        if not self.phi.proven:
-            found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
         if why := self._changed():
             return LayerBound(found, why)
+        if not self.phi.proven:
+            found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
         norm, mix = self.norm.lipschitz(), self.mix.lipschitz() * self.phi.g * abs(self.scale)
-        if norm == torch.inf:
+        if self.norm.kind == "batch" and self.norm.training:
             why = "batch norm in training mode couples the samples of a batch; call eval()"
         elif self.training and self.dropout:
             why = "dropout in training mode gives two states different masks; call eval()"
@@ -479,10 +485,9 @@ class Stack(Recurrent):
         A call with another dt takes another step: `certificate(dt=...)` is of that one.
         """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
-        ways, reason = ("_run", "_layer_by_layer", "_field", "stepper"), ""
-        own = (getattr(type(self), w) is not getattr(Stack, w) or w in vars(self) for w in ways)
-        if any(own) or not is_plain(self, Recurrent):
-            reason = f"a {type(self).__name__} has hooks or a forward of its own; remove them"
+        reason = ""
+        if not is_unchanged(self, Stack):
+            reason = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         elif not finite(self.encoder):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
         if reason:

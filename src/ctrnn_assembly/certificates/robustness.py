@@ -26,7 +26,7 @@ from ctrnn_assembly.certificates.result import CascadeFacts, Certificate
 from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.recurrent import is_plain
+from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, step_pair
 from ctrnn_assembly.stack import Stack, norm_bound
 from ctrnn_assembly.terms import Terms
@@ -114,7 +114,7 @@ def _proven(model: SequenceClassifier) -> Any:
         raise ConfigError(f"no radius is proven, as the step is not certified: {reason}.")
     kinds = (SequenceClassifier, Stack if isinstance(core, Stack) else CTRNN, nn.Linear, nn.Linear)
     for part, kind in zip((model, core, model.readout, core.encoder), kinds, strict=True):
-        if type(part) is not kind or not is_plain(part, kind):
+        if type(part) is not kind or not is_unchanged(part, kind):
             name = type(part).__name__
             raise ConfigError(f"no radius is proven of {name} with hooks or methods of its own.")
     if isinstance(core, Stack) and core.one_field:
