@@ -23,7 +23,10 @@ KEYS = {
 }  # fmt: skip
 PARTS = {
     "weights": {"kind", "file", "sha256"},
-    "discrete": {"solver", "dt", "substeps", "certified", "contraction_factor", "max_dt", "reason"},
+    "discrete": {
+        *("solver", "dt", "substeps", "certified", "contraction_factor", "max_dt", "reason"),
+        *("lengths", "meeting"),
+    },
     "metric": {"kind", "origin", "smallest", "largest", "condition_number"},
     "coupling": {"topology", "pairs", "residual", "norm", "cost", "edges"},
 }

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
-from ctrnn_assembly.certificates.certify import Search
+from ctrnn_assembly.certificates.arithmetic import in_arithmetic
+from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.fields import as_field, reads_input
@@ -192,20 +193,23 @@ class CTRNN(Recurrent):
         return self.field.metric()
 
     def certificate(
-        self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
+        self, *, dt: StepLengths = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What `certify` proves of the layer as its weights are now, and of its step of dt / substeps.
 
-        dt is the time between samples, and solver another one; by default the layer's own.
+        dt is the time between samples, or all those that occur, and solver another one; by default the
+        layer's own. A call with another dt takes another step: `certificate(dt=...)` is of that one.
         """
-        dt, solver = (self.dt if dt is None else dt) / self.substeps, solver or self.solver
-        found = self._certified(dt, solver, search)
+        lengths = step_lengths(self.dt if dt is None else dt)
+        steps = tuple(one / self.substeps for one in lengths)
+        found = self._certified(steps, solver or self.solver, search)
         if found.step is None:
             return found
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
-    def _certified(self, dt: float, solver: str, search: Search) -> Certificate:
-        """What is proven of the layer and of one step of length dt."""
+    def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
+        """What is proven of the layer and of steps of these lengths."""
+        dt = max(lengths, default=None)
         if self.is_own:
             reason = "no proof is known for a field of your own: it is code, not weights in a known form"
             return Certificate.refused(reason, dt=dt, solver=solver)
@@ -215,21 +219,20 @@ class CTRNN(Recurrent):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
                 return Certificate.refused(broken, dt=dt, solver=solver)
         if g is None:
-            found = certify(self._driven()[0], self.metric(), dt=dt, solver=solver, search=search)
-            precision = self.options["matmul_precision"]
-            if precision == "full" or found.step is None:
-                return found
-            # Rounded operands make another step: in bf16 its states may settle apart, or expand.
-            reason = f"operands rounded to {precision} make a step for which no proof is known"
-            reason += "; use matmul_precision='full'"
-            return replace(found, step=StepCertificate.refused(solver, dt, reason))
+            terms = self._driven()[0]
+            found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)
+            return in_arithmetic(found, terms, self.options["matmul_precision"])
         if solver != "euler" and (g.kind, solver) != ("congruence", "imex"):
             raise ConfigError(
                 "steps of gates that read input or state are those of euler, of congruence gates also "
                 f"those of imex: exponential-euler has no closed form for them; got {solver!r}."
             )
         bounds: dict[str, Any] = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
-        return certify_gated(self._driven()[0], self.metric(), **bounds, dt=dt, solver=solver)
+        found = certify_gated(self._driven()[0], self.metric(), **bounds, dt=dt, solver=solver)
+        if len(lengths) < 2 or found.step is None:
+            return found
+        reason = "steps of gates that read are certified for one dt; got several"
+        return replace(found, step=StepCertificate.refused(solver, found.step.dt, reason))
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""

@@ -1,10 +1,10 @@
 """Is this system contracting, how fast, and does its step keep it?"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ LARGEST = 1e50
 ILL_CONDITIONED = 1e8  # condition number of a metric from which milder weights are sought
 
 Search = Literal["none", "fast", "convex"]
+StepLengths = float | Sequence[float] | Tensor | None
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def certify(
     field: Any,
     metric: Metric | None = None,
     *,
-    dt: float | None = None,
+    dt: StepLengths = None,
     solver: str | None = None,
     search: Search = "fast",
     uncertainty: Any = None,
@@ -56,7 +57,8 @@ def certify(
             function nothing is proven, and that is said.
         metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
-            field none, and Euler's.
+            field none, and Euler's. A tensor or list of dt, as of irregular samples: steps of all these
+            lengths in any order, in one metric; of Euler of all between, too, else at most 64.
         search: for another metric if that one does not prove both rate and step. "none"; "fast" for
             identity, Perron, Lyapunov and balanced metrics and, for few units, one of the step together
             with its multipliers; "convex" for a semidefinite search, too (extra `convex`).
@@ -94,7 +96,7 @@ def certify(
         field, metric = field.terms(), metric or field.metric()
     if isinstance(field, Terms):
         terms = field.detach_cpu() if uncertainty is None else uncertain(field.detach_cpu(), uncertainty)
-        return _certify_terms(terms, metric, dt, solver, search)
+        return _certify_terms(terms, metric, step_lengths(dt), solver, search)
     name = getattr(field, "__name__", type(field).__name__)
     if not callable(field):
         advice = "Use certify(layer), or load_run(path).certificate"
@@ -102,16 +104,22 @@ def certify(
             f"field must be a layer, a classifier, a field or Terms; got {name}. {advice}."
         )
     reason = f"no certificate is defined for {name}; certify a CTRNN, a Stack or a Subnetwork"
-    return Certificate.refused(reason, dt=dt, solver=solver)
+    return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
+
+
+def step_lengths(dt: StepLengths) -> tuple[float, ...]:
+    """The distinct numbers in dt, increasing; none if it is None or empty."""
+    return () if dt is None else tuple(torch.as_tensor(dt, dtype=torch.float64).unique().tolist())
 
 
 def _certify_terms(
-    terms: Terms, metric: Metric | None, dt: float | None, solver: str, search: Search
+    terms: Terms, metric: Metric | None, dt: tuple[float, ...], solver: str, search: Search
 ) -> Certificate:
     """In the metric that is given, by default the identity, or else in the best that is found."""
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
-    steps = dt is not None and 0 < dt < 1e100 and solver in STEP_PROOFS
+    steps = bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in STEP_PROOFS
+    steps &= solver == "euler" or len(dt) <= result.LISTED
     if search != "none" and own.modules and own.metric.condition_number > ILL_CONDITIONED:
         own = _milder(own, given, terms, dt, solver)
     if _holds(own, steps) or search == "none" or unusable(terms, given):
@@ -127,7 +135,7 @@ def _certify_terms(
         best = best if best.certified else tried
     if steps and terms.n <= JOINT_SIZE:
         starts = [given, *(other for _, other in usable)]
-        for other in for_a_step(terms, starts, cast(float, dt), SCHEMES[solver]):
+        for other in for_a_step(terms, starts, dt[-1], SCHEMES[solver]):
             tried = (
                 None if unusable(terms, other) else _certify_in(other, terms, dt, solver, "search: step")
             )
@@ -140,7 +148,7 @@ def _certify_terms(
 
 
 def _milder(
-    own: Certificate, metric: Metric, terms: Terms, dt: float | None, solver: str
+    own: Certificate, metric: Metric, terms: Terms, dt: tuple[float, ...], solver: str
 ) -> Certificate:
     """The same modules with other weights where that shortens the time until distances are below 1."""
     step = own.step is not None and own.step.certified
@@ -159,22 +167,24 @@ def _holds(certificate: Certificate, steps: bool) -> bool:
     return certificate.certified and (not steps or step is None or step.certified)
 
 
-def _certify_in(metric: Metric, terms: Terms, dt: float | None, solver: str, origin: str) -> Certificate:
-    broken = unusable(terms, metric)
+def _certify_in(
+    metric: Metric, terms: Terms, dt: tuple[float, ...], solver: str, origin: str
+) -> Certificate:
+    broken, longest = unusable(terms, metric), max(dt, default=None)
     if broken:
-        return Certificate.refused(broken, dt=dt, solver=solver, origin=origin)
+        return Certificate.refused(broken, dt=longest, solver=solver, origin=origin)
     try:
         whole = Interconnection.of(terms, metric)
         rate, rounding = whole.rate()
     except torch.linalg.LinAlgError as error:
         reason = f"the numbers differ too much in size for float64 linear algebra ({error})"
-        return Certificate.refused(reason, dt=dt, solver=solver, origin=origin)
+        return Certificate.refused(reason, dt=longest, solver=solver, origin=origin)
     smallest = SMALLEST_RATE / float(terms.tau.max())
     taus = terms.tau.double().split(terms.sizes)
     modules = tuple(map(_module, count(), whole.modules, taus))
     certified = all(module.certified for module in modules) and rate >= smallest
     facts, coupling = _metric_facts(terms, metric, origin), _coupling_facts(terms, whole)
-    step = None if dt is None else _step(whole, dt, solver, certified)
+    step = _step(whole, dt, solver, certified) if dt else None
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
     declared = {phi.name for one in maps for phi, _ in one.runs if not phi.proven}
@@ -273,12 +283,14 @@ def _reason(
     )
 
 
-def _step(whole: Interconnection, dt: float, solver: str, certified: bool) -> StepCertificate:
+def _step(
+    whole: Interconnection, dt: tuple[float, ...], solver: str, certified: bool
+) -> StepCertificate:
     if not certified:
-        return StepCertificate.refused(solver, dt)
+        return StepCertificate.refused(solver, dt[-1])
     if solver not in STEP_PROOFS:
-        return StepCertificate.refused(solver, dt, f"no proof is known for steps of {solver}")
-    return StepCertificate.of(STEP_PROOFS[solver](whole, None), solver, dt)
+        return StepCertificate.refused(solver, dt[-1], f"no proof is known for steps of {solver}")
+    return StepCertificate.of_all(STEP_PROOFS[solver](whole, None), solver, dt)
 
 
 def _metric_facts(terms: Terms, metric: Metric, origin: str) -> result.MetricFacts:

@@ -5,12 +5,13 @@ Every number is a bound with float64 rounding accounted for, on the side that ca
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
 from ctrnn_assembly.metrics import Metric
 
 WITHIN = "all W and L within the uncertainty"
+LISTED = 64  # dt that are certified one by one
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class StepProof:
 
 
 @dataclass(frozen=True)
+class Meeting:
+    """The Euclidean distance down to which states meet in the `arithmetic` that runs, from any start.
+
+    `floor` + `per_input` U under inputs no number of which exceeds U, where nothing overflows.
+    """
+
+    arithmetic: str
+    floor: float
+    per_input: float
+
+
+@dataclass(frozen=True)
 class StepCertificate:
     """Whether one step of a solver contracts, and why not; dt, its length, in the unit of tau.
 
@@ -37,6 +50,10 @@ class StepCertificate:
     metric, None if unknown. Every dt up to `max_dt` is
     certified for this solver: 0 for none, infinite for all. Where dt is certified beyond it, nothing is
     said of the steps between.
+
+    Of several `lengths`, in any order, dt is the one with the largest bound; of Euler's they are the
+    ends of an interval. All is of exact arithmetic but `meeting`; without it rounding may keep states
+    any distance apart.
     """
 
     solver: str
@@ -46,6 +63,8 @@ class StepCertificate:
     max_dt: float = 0.0
     reason: str = ""
     substeps: int = 1
+    lengths: tuple[float, ...] = ()
+    meeting: Meeting | None = None
 
     @classmethod
     def refused(
@@ -66,6 +85,21 @@ class StepCertificate:
         reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {advice}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
 
+    @classmethod
+    def of_all(cls, proof: StepProof, solver: str, lengths: tuple[float, ...]) -> Self:
+        """What it says of steps of increasing lengths that follow each other in any order.
+
+        For each pattern of slopes ||I + dt J|| is convex in dt, and so is the largest of them: of an
+        `interval` the ends bound all that is between.
+        """
+        some = lengths[:: len(lengths) - 1] if proof.interval and len(lengths) > 1 else lengths
+        if len(some) > LISTED:
+            reason = f"no proof is known of a range of {solver} steps; give at most {LISTED} dt"
+            return cls.refused(solver, some[-1], reason)
+        steps = [cls.of(proof, solver, dt) for dt in some]
+        worst = max(steps, key=lambda step: (not step.certified, step.contraction_factor or math.inf))
+        return replace(worst, lengths=some) if len(some) > 1 else worst
+
     @property
     def sample_factor(self) -> float | None:
         """contraction_factor^substeps, rounded up: bounds the factor from one sample to the next."""
@@ -78,7 +112,7 @@ class StepCertificate:
     def exponent_bound(self) -> float | None:
         """log(contraction_factor) / dt, which no Lyapunov exponent of the step exceeds; or None."""
         factor = self.contraction_factor
-        return math.log(factor) / self.dt if self.certified and factor else None
+        return math.log(factor) / max(self.lengths or (self.dt,)) if self.certified and factor else None
 
 
 @dataclass(frozen=True)
@@ -176,8 +210,7 @@ class Certificate:
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
     step of the solver multiplies their distance by at most `step.contraction_factor`.
-    The step is that of exact arithmetic: what a layer rounds in it (float32; far more with
-    matmul_precision "bf16" or "tf32") keeps states apart that are closer than its rounding.
+    Rounded states meet down to `step.meeting`.
     """
 
     certified: bool

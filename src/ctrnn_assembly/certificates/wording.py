@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from typing import Any
 
-from ctrnn_assembly.certificates.result import WITHIN, Certificate
+from ctrnn_assembly.certificates.result import WITHIN, Certificate, Meeting
 
 ILL_CONDITIONED = 1e6
 SOURCES = {
@@ -36,6 +36,10 @@ def verdict(certificate: Certificate) -> str:
         how = f"contracts {factor_words(step.contraction_factor, 1)} a step"
         return f"certified: {certificate.claim}, {how}; it is no flow"
     name = f"{step.solver} step of {step.dt:g}"
+    if step.certified and step.lengths:
+        count = "every length" if step.solver == "euler" else f"{len(step.lengths)} lengths"
+        ends = f"{step.lengths[0]:g} to {step.lengths[-1]:g}"
+        return f"{proven}, and so do {step.solver} steps of {count} from {ends}"
     if step.certified:
         return f"{proven}, and so does the {name}"
     return f"{proven} in continuous time, but NOT its {name}: {step.reason}"
@@ -112,6 +116,8 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
             longest = "every dt" if math.isinf(step.max_dt) else down(step.max_dt)
             longest += f", and {step.dt:g} by itself" if step.certified and step.dt > step.max_dt else ""
             rows.append(("largest certified dt", longest))
+        if step.certified:
+            rows.append(("rounding in steps", meeting_words(step.meeting)))
     if (cascade := certificate.cascade) is not None:
         of = "" if step is not None and step.certified else "of the exact solution, "
         rows += [
@@ -135,6 +141,16 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if coupling.edges:
         rows.append(("nonlinear couplings", str(coupling.edges)))
     return rows
+
+
+def meeting_words(meeting: Meeting | None) -> str:
+    """Down to which distance rounded states meet."""
+    if meeting is None:
+        return "the factor is of exact arithmetic: no distance is known to which rounded states meet"
+    floor, per_input = up(meeting.floor, 2), up(meeting.per_input, 2)
+    return (
+        f"states meet down to {floor} + {per_input} U in {meeting.arithmetic}, for inputs up to |u| <= U"
+    )
 
 
 def samples_words(samples: float) -> str:

@@ -1,0 +1,124 @@
+"""How near two states come in the arithmetic that runs, where exact Euler steps F contract by q < 1.
+
+What is computed is off by |F~(x) - F(x)| <= rho |x| + kappa in the metric, and |F(0)| <= c. So every run
+ends in |x| <= (c + kappa) / (1 - q - rho), if that is positive, from any start that does not overflow;
+and as two runs both round, e+ <= q e + 2 (rho |x| + kappa) for their distance e, which ends at
+
+    e <= 2 (rho (c + kappa) / (1 - q - rho) + kappa) / (1 - q).
+
+A sum of k terms, in any order, each rounded s times more, is off by (k + s) u / (1 - (k + s) u) times
+the sum of their sizes (Higham 2002, chapter 3): by entries, with h = dt / tau and g the slopes,
+
+    |F~(x) - F(x)| <= N |x| + ...,   N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e),
+
+a of what adds up, b also of the casts of dt W and dt L, of operands, and of phi. Then
+rho = || |Theta| N |Theta^-1| ||. Source: THEORY section 16.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import Elementwise
+from ctrnn_assembly.certificates import rounding
+from ctrnn_assembly.certificates.result import Certificate, Meeting
+from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.terms import Terms
+
+# Unit roundoffs of rounded operands; tf32's may be cut off.
+OPERANDS = {"full": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-8}
+OF_TORCH = {"highest": "full", "high": "tf32", "medium": "bf16"}  # torch.set_float32_matmul_precision
+OF_PHI = 16  # roundings of |phi(0)| + g |x| that bound those of the library's phi; measured: 5
+
+
+@torch.no_grad()
+def in_arithmetic(found: Certificate, terms: Terms, precision: str) -> Certificate:
+    """`found`, of exact steps, with its `Meeting`, or its step refused, for terms as they are stored."""
+    step, dtype, metric = found.step, terms.tau.dtype, found.metric.matrix
+    if step is None or not step.certified or metric is None:
+        return found
+    if precision == "full" and dtype == torch.float32:
+        precision = OF_TORCH[torch.get_float32_matmul_precision()]
+    name = str(dtype).removeprefix("torch.")
+    name += "" if precision == "full" else f" with operands of products rounded to {precision}"
+    if step.solver != "euler" or found.declared or dtype == torch.float16:  # which underflows soon
+        if precision == "full" and dtype in (torch.float32, torch.float64):
+            return found
+        reason = f"no proof is known of {step.solver} steps in {name}; use 'full' and float32"
+        return replace(found, step=replace(step, certified=False, max_dt=0.0, reason=reason))
+    unit, low = torch.finfo(dtype).eps / 2, OPERANDS[precision]
+    if low:  # sums are in float32, or on a GPU perhaps as rounded as operands
+        unit = low if terms.tau.device.type == "cuda" else max(unit, 2.0**-24)
+    dt, q = max(step.lengths or (step.dt,)), step.contraction_factor or 0.0
+    rho, *ends = _rounding(terms.detach_cpu().double(), metric, dt, unit, low)
+    left = (1 - q - rho) * 0.99  # for the rounding of these few numbers
+    if not left > 0:
+        reason = (
+            f"exact steps contract by {q:.6g}, but rounding in {name} may move a state by {rho:.2g} of "
+            "its size in a step, and keep states apart; use longer steps, or a higher precision"
+        )
+        return replace(found, step=replace(step, certified=False, max_dt=0.0, reason=reason))
+    scale = 2 / ((1 - q) * 0.99 * math.sqrt(found.metric.smallest))  # to Euclidean distances
+    floors = (scale * (rho * (c + kappa) / left + kappa) for c, kappa in ends)
+    return replace(found, step=replace(step, meeting=Meeting(name, *floors)))
+
+
+def _rounding(
+    terms: Terms, metric: Metric, dt: float, unit: float, low: float
+) -> tuple[float, Any, Any]:
+    """rho, and (c, kappa) without inputs and what inputs of size 1 add; all increase with dt."""
+    pre, post, h = _bounds(terms.pre), _bounds(terms.post), dt / terms.tau
+    W, eye = terms.weight().abs(), torch.eye(terms.n, dtype=torch.float64)
+    L = eye if terms.L is None else terms.L.abs() + eye
+    reads, fixed = post[0][:, None] * W * pre[0], post[0] * (terms.bias.abs() + W @ pre[1]) + post[1]
+    for edge in terms.edges:
+        g, zero = _bounds(edge.psi)
+        reads, fixed = reads + edge.K.abs() * g, fixed + edge.K.abs() @ zero
+    given = eye if terms.W_in is None else terms.W_in.abs()
+    matrices = (W, L, given, *(edge.K for edge in terms.edges))
+    count = 8 + sum(int((A != 0).sum(1).max()) for A in matrices)  # sums leave zeros out
+    a, b = (
+        (s / (1 - s) if s < 1 else math.inf) for s in (count * unit, (count + OF_PHI) * unit + 3 * low)
+    )
+    # What underflows is as if there were numbers of size `floor` beside all others.
+    floor = 1e-30 if unit > 1e-10 else 1e-280
+    N = a * eye + b * h[:, None] * (L + reads) + floor
+    c, per_input = h * fixed, h * post[0] * given.sum(1)
+    balanced = _balanced(metric, terms.tau)
+
+    def size(v: Tensor) -> float:
+        return float(balanced.inverse().left_divide(v[:, None]).norm())
+
+    kappa = size(b * c + floor * (1 + N.sum(1)))
+    rho = _norm(balanced.inverse().right_multiply(balanced.inverse().left_divide(N)))
+    return rho, (size(c), kappa), (size(per_input), size(b * per_input + floor))
+
+
+def _balanced(metric: Metric, tau: Tensor) -> Metric:
+    """|Theta| and |Theta^-1| of diag(tau) M."""
+    factors = []
+    for f in metric.mapped(Tensor.double).scaled(tau.sqrt()).factors:
+        inverse = 1 / f.theta if f.is_diagonal else torch.linalg.inv(f.theta)
+        error = 0.0 if f.is_diagonal else rounding.inverse_error(f.theta, inverse)
+        factors.append(Factor(f.theta.abs(), inverse.abs() + error))
+    return Metric(tuple(factors))
+
+
+def _norm(B: Tensor) -> float:
+    """||B|| for B >= 0, by max_k (B^T B v)_k / v_k for any v > 0 (Collatz, Wielandt)."""
+    v, best = torch.ones_like(B[0]), math.inf
+    for _ in range(20):
+        w = B.mT @ (B @ v)
+        best = min(best, float((w / v).max()))
+        v = w / w.max() + 1e-9
+    return math.sqrt(best) * (1 + 1e-9)
+
+
+def _bounds(phi: Elementwise) -> tuple[Tensor, Tensor]:
+    """g and |phi(0)| of every unit, (n,)."""
+    g = [one.g for one, n in phi.runs for _ in range(n)]
+    zero = torch.zeros(len(g), dtype=torch.float64)
+    return torch.tensor(g, dtype=torch.float64), phi(zero).abs()

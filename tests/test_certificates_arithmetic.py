@@ -1,0 +1,82 @@
+"""Steps in the arithmetic that runs: rounded operands and states, and steps of several lengths."""
+
+import pytest
+import torch
+
+from ctrnn_assembly import CTRNN, Terms, certify
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.certificates.arithmetic import in_arithmetic
+from ctrnn_assembly.models import build_model
+from ctrnn_assembly.solvers import solve
+
+
+def one_unit(w, dtype=torch.float32):
+    phi, identity = (Elementwise(((ACTIVATIONS[name], 1),)) for name in ("tanh", "identity"))
+    zero = torch.zeros(1, dtype=dtype)
+    return Terms((torch.tensor([[w]], dtype=dtype),), phi, identity, zero, zero + 1)
+
+
+@pytest.mark.parametrize(("precision", "dt"), [("bf16", 0.06287), ("full", 1e-8)])
+def test_states_that_rounding_keeps_apart_are_not_certified(precision, dt):
+    """Exact steps contract, and yet two states under one input stay where they are."""
+    terms = one_unit(0.998)
+    exact = certify(terms, dt=dt)
+    assert exact.step.certified
+    x = torch.tensor([[0.13], [-0.13]], dtype=torch.float32)
+    u = torch.zeros(2, 2000, 1).to(x)
+    last = solve(terms, x, u=u, dt=dt, matmul_precision=precision, save="last").last
+    assert float((last[0] - last[1]).abs()) > 0.2
+    refused = in_arithmetic(exact, terms, precision).step
+    assert not refused.certified
+    assert "rounding in float32" in refused.reason
+    assert in_arithmetic(exact, one_unit(0.998, torch.float64), "full").step.certified
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "full"), ("float32", "bf16"), ("bfloat16", "full")]
+)
+def test_states_meet_down_to_the_distance(dtype, precision, place):
+    """From any start; and without its rounding the bound would be passed."""
+    settings = {"modules": 2, "units": 2, "coupling": "ring", "dt": 0.3, "activation_place": place}
+    settings |= {"matmul_precision": precision, "margin": 0.5, "seed": 3}
+    core = build_model("svd-combo", 1, 2, **settings).core.to(getattr(torch, dtype))
+    core.encoder.bias.data.fill_(0.4)
+    step = core.certificate().step
+    assert step.certified
+    assert dtype in step.meeting.arithmetic
+    x = torch.linspace(-3, 3, 256).reshape(1, 64, 4).to(core.encoder.weight)
+    u = torch.full((64, 400, 1), 0.7).to(x)
+    with torch.no_grad():
+        h = core(u, x)[1][0].double()
+    apart = float(torch.cdist(h, h).max())
+    assert apart <= step.meeting.floor + 0.7 * step.meeting.per_input
+
+
+def test_steps_of_several_lengths_have_one_metric_and_the_largest_factor():
+    core = build_model("svd-combo", 1, 2, modules=2, units=3, coupling="ring").core
+    several = certify(core, dt=torch.tensor([[0.02, 0.01], [0.05, 0.02]]))
+    alone = [certify(core, dt=dt).step.contraction_factor for dt in (0.02, 0.05)]
+    assert several.step.certified
+    assert several.step.lengths[1] == pytest.approx(0.05)
+    assert several.step.contraction_factor >= max(alone)
+    assert "every length" in str(several)
+    long = certify(core, dt=[0.02, 1e9], search="none")
+    assert long.certified
+    assert not long.step.certified
+    assert "1e+09" in str(long)
+
+
+def test_a_range_is_certified_of_euler_alone():
+    """The good steps of the others need not be an interval: a list of them is proven one by one."""
+    core = build_model("svd-combo", 1, 2, modules=2, units=3, coupling="ring").core
+    many = torch.linspace(0.01, 0.05, 65)
+    assert certify(core, dt=many).step.certified
+    assert certify(core, dt=many[:2], solver="imex").step.certified
+    assert "at most 64" in certify(core, dt=many, solver="imex").step.reason
+
+
+def test_the_layer_says_which_dt_is_certified():
+    core = build_model("svd-combo", 1, 2, modules=2, units=3, dt=1e9).core
+    assert isinstance(core, CTRNN)
+    assert not core.certificate(search="none").step.certified
