@@ -784,3 +784,53 @@ def test_gated_models_take_their_bounds_and_refuse_other_solvers() -> None:
         build_model("adadiag-gated", 1, 2, solver="rk4", **small)
     with pytest.raises(ConfigError, match="nope"):
         build_model("adadiag-gated", 1, 2, nope=1, **small)
+
+
+def made_anew(net: CTRNN, name: str) -> None:
+    """A step and gates of the same net that neither reads."""
+    if name == "stepper":
+        net.stepper = lambda: lambda u, x: 9 * x  # type: ignore[method-assign]
+    elif name == "gates":
+        assert net.gates is not None
+        net.gates.register_forward_hook(lambda module, given, nu: 9 * nu)
+    elif name == "metric":  # one gate a unit, which a dense metric does not commute with
+        net.field = Subnetwork(Symmetric("tanh"), 3).double()
+    else:  # three gates, of which one is proven
+        assert net.gates is not None
+        net.gates.kind = "shared"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("stepper", "a CTRNN has methods of its own that move its states"),
+        ("gates", "a Gates has hooks or methods of its own"),
+        ("metric", "the gates were made for another metric"),
+        ("kind", ""),
+    ],
+)
+def test_a_layer_that_was_changed_is_not_certified(name: str, why: str) -> None:
+    field = Subnetwork(SingularValueBounded("tanh"), 3).double()
+    net = CTRNN(2, field, gate="congruence", dt=0.1).double()
+    assert net.certificate().step.certified
+    made_anew(net, name)
+    if name == "kind":
+        with pytest.raises(ShapeError, match="a shared gate is one number a sample; got 3"):
+            net(torch.zeros(1, 1, 2, dtype=torch.float64))
+        return
+    found = net.certificate()
+    assert not found.certified
+    assert not found.step.certified
+    assert why in found.reasons[0]
+
+
+@pytest.mark.parametrize("gate", ["shared", "congruence"])
+def test_gated_steps_of_other_solvers_have_no_proof(gate: Any) -> None:
+    field = Subnetwork(SingularValueBounded("tanh"), 3).double()
+    for solver in ("exponential-euler", *(("imex",) if gate == "shared" else ())):
+        found = certify_gated(
+            field.terms(), field.metric(), gate=gate, lo=0.1, hi=1.0, dt=0.1, solver=solver
+        )
+        assert found.certified
+        assert found.step is not None
+        assert f"no proof is known for steps of {solver} with {gate} gates" in found.step.reason

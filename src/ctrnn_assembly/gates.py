@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.certificates.gates import Gate as Gate
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.terms import Terms
 
 
@@ -61,7 +62,7 @@ class Gates(nn.Module):
         if not 0 < self.lo <= self.hi < float("inf"):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
         self.sizes = metric.sizes
-        self.free = [len(f.theta) if f.is_diagonal else 1 for f in metric.factors]
+        self.free = self._numbers(metric)
         if kind == "constant":
             self.constant = nn.Parameter(torch.zeros(sum(self.free)))
             return
@@ -76,9 +77,24 @@ class Gates(nn.Module):
         """nu, (batch, n) or (batch, 1), for z of the `reader` and the state x (batch, n)."""
         if self.kind == "state":
             z = z + self.state * x
+        if self.kind == "shared" and z.shape[-1] != 1:
+            raise ShapeError(f"a shared gate is one number a sample; got {z.shape[-1]}.")
         if self.kind == "congruence":
             z = self._of_units(z)
         return self.lo + (self.hi - self.lo) * torch.sigmoid(z)
+
+    def unproven(self, metric: Metric) -> str:
+        """Why no bound on the gates of a field in this metric is known, or an empty string."""
+        if not is_unchanged(self, Gates):
+            return f"a {type(self).__name__} has hooks or methods of its own; remove them"
+        if self.kind == "congruence" and self.free != self._numbers(metric):
+            return "the gates were made for another metric; make the layer anew with its field"
+        return ""
+
+    @staticmethod
+    def _numbers(metric: Metric) -> list[int]:
+        """Of gates that commute with the metric, a module."""
+        return [len(f.theta) if f.is_diagonal else 1 for f in metric.factors]
 
     def constants(self) -> Tensor:
         """nu of constant gates, (n,)."""

@@ -20,7 +20,7 @@ from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain
+from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
 from ctrnn_assembly.schemes import SCHEMES, affine_step
 from ctrnn_assembly.solvers import (
     Backend,
@@ -214,10 +214,15 @@ class CTRNN(Recurrent):
             reason = "no proof is known for a field of your own: it is code, not weights in a known form"
             return Certificate.refused(reason, dt=dt, solver=solver)
         g = self._reading
+        moves = {"_run", "_gated_states", "_driven", "_reading", "stepper"}
+        broken = "" if g is None else g.unproven(self.metric())
+        if moves & methods_of_its_own(self, CTRNN):
+            broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
-                return Certificate.refused(broken, dt=dt, solver=solver)
+        if broken:
+            return Certificate.refused(broken, dt=dt, solver=solver)
         if g is None:
             terms = self._driven()[0]
             found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)

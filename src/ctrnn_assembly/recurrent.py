@@ -227,11 +227,16 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def is_unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is plain and has all methods and properties from `kind`, but for its certificate."""
+    return is_plain(module, kind) and not methods_of_its_own(module, kind) - {"certificate"}
+
+
+def methods_of_its_own(module: nn.Module, kind: type[nn.Module]) -> set[str]:
+    """The methods and properties of `kind` that its class, or it alone, has anew."""
     made = {
         name
         for base in kind.__mro__[: kind.__mro__.index(nn.Module)]
         for name, value in vars(base).items()
         if (callable(value) or isinstance(value, property)) and not name.startswith("__")
-    } - {"certificate"}
-    same = (getattr_static(type(module), name) is getattr_static(kind, name) for name in made)
-    return is_plain(module, kind) and all(same) and not made & vars(module).keys()
+    }
+    anew = {k for k in made if getattr_static(type(module), k) is not getattr_static(kind, k)}
+    return anew | (made & vars(module).keys())

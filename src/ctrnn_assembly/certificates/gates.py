@@ -65,7 +65,11 @@ def certify_gated(
                 cost = longest * fastest.coupling.cost * (1 + SLACK)
                 fastest = replace(fastest, step=replace(fastest.step, max_dt=0.0))
             slowed = partial(_implicit, alone.step, cost)
-        return _slowed(fastest, lo, hi, dt, slowed)
+        found = _slowed(fastest, lo, hi, dt, slowed)
+        if dt is None or solver == "euler" or (gate, solver) == ("congruence", "imex"):
+            return found
+        reason = f"no proof is known for steps of {solver} with {gate} gates; use euler"
+        return replace(found, step=StepCertificate.refused(solver, dt, reason))
     ungated = certify(terms, metric, search="none")
     if gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
