@@ -4,8 +4,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from click import option
@@ -87,28 +88,26 @@ def certify_command(
     if (source is None) == (file is None):
         raise ConfigError("name a run, a file or a recipe, or matrices of your own by --weights.")
     own = {name: settings.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
-    of_run = {name: settings.pop(name) for name in ("initial", "one_field", "substeps")}
-    for name, value in (own if file is None else of_run).items():
+    run = {name: settings.pop(name) for name in ("initial", "one_field", "substeps")}
+    for name, value in (own if file is None else run).items():
         if value is not None and value is not False:
             flag = "--activation-place" if name == "place" else f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is of {'--weights' if file is None else 'a run'}. Leave it out.")
-    if source is None:
-        found = of_file(file, search, **settings, **own)
-    else:
-        found = of_a_run(source, search, **settings, **of_run)
-    certificate = found.certificate
+    found = of_run(source, search, settings | run) if source else of_file(file, search, settings | own)
+    certificate, name = found.certificate, Path(source or file).name
 
     def figure() -> Any:
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
         curves = [] if certificate.of_layers or not certificate.certified else found.curves()
-        return certificate_figure(certificate, curves, title=found.about)
+        return certificate_figure(certificate, curves, title=f"{found.model}: {name}")
 
     about = {"model": found.model, "units": found.units, "weights": found.weights}
+    rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
     emit(
         about | certificate.as_dict() | found.more,
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
-        facts([*weights_rows(found.weights), *fact_rows(certificate), *found.rows], title=found.title),
+        facts(rows, title=f"{found.model}, {found.units} units{found.note}"),
         *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
         *shown_steps(certificate.cascade),
         figure=figure,
@@ -121,20 +120,19 @@ def certify_command(
 
 @dataclass(frozen=True)
 class Found:
-    """A certificate and of what it is; `more` in the JSON, and `rows` of the table, are of matrices."""
+    """A certificate and of what it is; of matrices, `more` for the JSON and `rows` for the table."""
 
     certificate: Any
-    weights: dict[str, Any]
     model: str
     units: int
-    title: str
-    about: str
+    weights: dict[str, Any]
     curves: Callable[[], Any]
+    note: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     rows: Sequence[tuple[str, str]] = ()
 
 
-def of_a_run(source: str, search: Any, **changes: Any) -> Found:
+def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     """Of the weights of a run, or of a configuration before training."""
     import torch
 
@@ -147,28 +145,16 @@ def of_a_run(source: str, search: Any, **changes: Any) -> Found:
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
-    certificate = run.certify(search)
+    certificate, note = run.certify(search), ", tau trained" if config.train_tau else ""
 
     def curves() -> Any:
         core: Any = run.build(data=False).core
         return step_curves(core, certificate, near=config.dt / config.substeps)
 
-    title = f"{config.model}, {units} units{', tau trained' if config.train_tau else ''}"
-    about, weights = f"{config.model}: {Path(source).name}", run.weights.as_dict()
-    return Found(certificate, weights, config.model, units, title, about, curves)
+    return Found(certificate, config.model, units, run.weights.as_dict(), curves, note)
 
 
-def of_file(
-    file: Path,
-    search: Any,
-    *,
-    dt: float | None,
-    solver: str | None,
-    activation: str | None,
-    place: Any,
-    tau: float | None,
-    uncertainty: str | None,
-) -> Found:
+def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     """Of the matrices in a file."""
     import torch
 
@@ -178,35 +164,27 @@ def of_file(
     from ctrnn_assembly.certificates.wording import down, up
 
     torch.set_num_threads(1)
-    stored, dt = read_matrices(file), 0.03 if dt is None else dt
+    stored, tau = read_matrices(file), settings["tau"]
     if tau is not None and "tau" in stored:
         raise ConfigError(f"tau is in {file}, too. Leave --tau out.")
-    stored = ({} if tau is None else {"tau": tau}) | stored
-    terms = terms_of(**stored, activation=activation or "tanh", place=place or "outside")
-    by = None if uncertainty is None else half_widths(uncertainty, terms)
-    certificate = certify(terms, dt=dt, solver=solver, search=search, uncertainty=by)
-    gain = input_gain(terms, certificate)
-    more: dict[str, Any] = {"input_gain": gain}
+    phi, place = settings["activation"] or "tanh", cast(Any, settings["place"] or "outside")
+    terms = terms_of(**{"tau": 1.0 if tau is None else tau} | stored, activation=phi, place=place)
+    dt, given = 0.03 if settings["dt"] is None else settings["dt"], settings["uncertainty"]
+    step: Any = {"dt": dt, "solver": settings["solver"] or "euler"}
+    by = None if given is None else half_widths(given, terms)
+    certificate = certify(terms, **step, search=search, uncertainty=by)
+    metric: Any = certificate.metric.matrix
+    gain, more = input_gain(terms, certificate), {}
     rows = [("input to state", f"|x - x~| <= {up(gain)} sup |u - u~|")] if certificate.certified else []
     if by is not None:
-        metric = certificate.metric.matrix
-        how: Any = {"dt": dt, "solver": solver or "euler"}
-        times = 0.0 if metric is None else largest_uncertainty(terms, metric, by, **how)
-        more |= {"uncertainty": uncertainty, "largest_uncertainty": times}
-        rows.append(
-            ("uncertainty", f"{uncertainty}; flow and step certified up to {down(times)} times it")
-        )
+        times = 0.0 if metric is None else largest_uncertainty(terms, metric, by, **step)
+        more = {"uncertainty": given, "largest_uncertainty": times}
+        rows.append(("uncertainty", f"{given}; certified, flow and step, up to {down(times)} times it"))
         terms = uncertain(terms, by)
-
-    def curves() -> Any:
-        return factor_curves(terms, certificate.metric.matrix, near=dt)
-
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    weights = {"kind": "given", "file": str(file), "sha256": digest}
-    title = f"{file.name}, {terms.n} units"
-    return Found(
-        certificate, weights, "given", terms.n, title, f"given: {file.name}", curves, more, rows
-    )
+    sha = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights, more = {"kind": "given", "file": str(file), "sha256": sha}, {"input_gain": gain} | more
+    curves = partial(factor_curves, terms, metric, near=dt)
+    return Found(certificate, "given", terms.n, weights, curves, more=more, rows=rows)
 
 
 def half_widths(given: str, terms: Any) -> Any:

@@ -85,8 +85,8 @@ def certify(
     if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
         if metric is not None or uncertainty is not None:
             raise ConfigError(
-                "a layer is certified in its own metric and for its weights alone. Use "
-                "certify(layer.field, metric, uncertainty=...)."
+                "a layer is certified in its own metric, for its own weights. Use "
+                "certify(layer.field, metric) or certify(layer.field, uncertainty=...)."
             )
         if isinstance(field, nn.RNNBase):
             return certify_rnn(field)

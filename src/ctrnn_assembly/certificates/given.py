@@ -147,7 +147,7 @@ def read_matrices(file: Path) -> dict[str, Any]:
         raise DataError(
             f"{file} must hold W, or its blocks W0, W1, ...; got {', '.join(found) or 'none'}."
         )
-    rest = {name: found[name] for name in ("L", "tau") if name in found}
+    rest: dict[str, Any] = {name: found[name] for name in ("L", "tau") if name in found}
     return {"W": [found[name] for name in blocks] if blocks else found["W"], **rest}
 
 

@@ -33,7 +33,7 @@ def verdict(certificate: Certificate) -> str:
     if step is None:
         return proven
     if certificate.of_map and step.contraction_factor is not None:
-        how = f"contracts {factor_words(step.contraction_factor, 1)} a step"
+        how = f"contracts: {factor_words(step.contraction_factor, 1)} a step"
         return f"certified: {certificate.claim}, {how}; it is no flow"
     name = f"{step.solver} step of {step.dt:g}"
     if step.certified and step.lengths:
