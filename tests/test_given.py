@@ -109,6 +109,30 @@ def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver
     assert certified >= trials / 5
 
 
+@pytest.mark.parametrize("solver", SCHEMES)
+@pytest.mark.parametrize("which", ["radius", "widths", "L"])
+def test_the_bounds_of_one_or_two_units_are_those_of_the_worst(which: str, solver: str) -> None:
+    """Where the norms in the proofs are reached: nothing of what is uncertain may be left out."""
+    for w in (0.5, -1.5):
+        worst = torch.tensor([[0.1]], dtype=torch.float64)
+        if which == "L":
+            terms, by = terms_of([[[w]], [[w]]], activation="relu"), Uncertainty(0, 0.1)
+            worst = 0.1 * torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+        else:
+            terms, by = terms_of([[w]], activation="relu"), 0.1
+            by = by if which == "radius" else np.array([[0.1]])
+        W, eye = torch.block_diag(*terms.blocks), torch.eye(terms.n, dtype=torch.float64)
+        for dt in (0.05, 0.6):
+            found = certify(terms, dt=dt, solver=solver, uncertainty=by, search="none")
+            for sign, slope in itertools.product((-1, 1), (0.0, 1.0)):
+                W_there = W if which == "L" else W + sign * worst
+                L = sign * worst if which == "L" else 0 * eye
+                there = exact(terms, W_there, L, eye, dt, solver, slope * torch.ones(terms.n).double())
+                assert there[0] >= found.rate
+                assert there[1] <= found.step.contraction_factor
+            assert found.rate == pytest.approx(0.4 if w > 0 else 0.9, abs=0.15)
+
+
 def test_only_another_metric_proves_a_hidden_scaling() -> None:
     W = hidden(6, 0.9, 1.0)
     assert np.linalg.norm(W, 2) > 1

@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -267,10 +266,7 @@ class Run:
 
     def certify(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
         """`certificate`, proven anew, by another search."""
-        with warnings.catch_warnings():
-            # scipy's, of candidate metrics: the proof refuses bad ones.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return self.build(data=False).core.certificate(search=search)
+        return self.build(data=False).core.certificate(search=search)
 
     @property
     def task_name(self) -> str:
