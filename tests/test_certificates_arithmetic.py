@@ -1,9 +1,11 @@
 """Steps in the arithmetic that runs: rounded operands and states, and steps of several lengths."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ctrnn_assembly import CTRNN, Terms, certify
+from ctrnn_assembly import CTRNN, Activation, SingularValueBounded, Subnetwork, Terms, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.models import build_model
@@ -80,3 +82,13 @@ def test_the_layer_says_which_dt_is_certified():
     core = build_model("svd-combo", 1, 2, modules=2, units=3, dt=1e9).core
     assert isinstance(core, CTRNN)
     assert not core.certificate(search="none").step.certified
+
+
+def test_slopes_beyond_float64_are_refused_by_name():
+    steep = Activation("steep", torch.tanh, slope=(0.0, 1e200))
+    for found in (
+        certify(Subnetwork(SingularValueBounded(steep), 3), dt=0.03),
+        certify(replace(one_unit(0.5), pre=Elementwise(((steep, 1),))), dt=0.03),
+    ):
+        assert not found.certified
+        assert found.reasons[0].startswith("the slopes reach 1e+200")

@@ -278,6 +278,17 @@ def test_a_metric_that_does_not_fit_its_frozen_weight_is_refused(
         assert "Theorem 1" in error
 
 
+def test_a_fixed_tau_agrees_with_the_configuration(cli: Cli, run: Path):
+    """A larger one would be certified at a rate that no configuration tells; a trained one may move."""
+    change(run, "tau", lambda x: 2 * x)
+    for error in both_refuse(cli, run):
+        assert "time constants [2.0, 2.0, 2.0]" in error
+        assert "must agree" in error
+    store_run(run, train_tau=True)
+    change(run, "tau", lambda x: x + 0.1)
+    assert "tau trained" in cli("certify", run).out
+
+
 @pytest.mark.parametrize("model", ["svd-combo", "sparse-combo", "symmetric", "unconstrained"])
 @pytest.mark.parametrize("tau", [-1.0, 0.0])
 def test_time_constants_that_are_not_positive_are_refused(

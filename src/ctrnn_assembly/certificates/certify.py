@@ -34,6 +34,7 @@ ILL_CONDITIONED = 1e8  # condition number of a metric from which milder weights 
 
 Search = Literal["none", "fast", "convex"]
 StepLengths = float | Sequence[float] | Tensor | None
+Lengths = tuple[float, ...]
 
 
 @torch.no_grad()
@@ -107,13 +108,13 @@ def certify(
     return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
 
 
-def step_lengths(dt: StepLengths) -> tuple[float, ...]:
+def step_lengths(dt: StepLengths) -> Lengths:
     """The distinct numbers in dt, increasing; none if it is None or empty."""
     return () if dt is None else tuple(torch.as_tensor(dt, dtype=torch.float64).unique().tolist())
 
 
 def _certify_terms(
-    terms: Terms, metric: Metric | None, dt: tuple[float, ...], solver: str, search: Search
+    terms: Terms, metric: Metric | None, dt: Lengths, solver: str, search: Search
 ) -> Certificate:
     """In the metric that is given, by default the identity, or else in the best that is found."""
     given = identity(terms) if metric is None else metric.detach_cpu()
@@ -147,9 +148,7 @@ def _certify_terms(
     return replace(own, reasons=(*own.reasons, added))
 
 
-def _milder(
-    own: Certificate, metric: Metric, terms: Terms, dt: tuple[float, ...], solver: str
-) -> Certificate:
+def _milder(own: Certificate, metric: Metric, terms: Terms, dt: Lengths, solver: str) -> Certificate:
     """The same modules with other weights where that shortens the time until distances are below 1."""
     step = own.step is not None and own.step.certified
     for origin, other in reweighed(terms, metric):
@@ -167,9 +166,7 @@ def _holds(certificate: Certificate, steps: bool) -> bool:
     return certificate.certified and (not steps or step is None or step.certified)
 
 
-def _certify_in(
-    metric: Metric, terms: Terms, dt: tuple[float, ...], solver: str, origin: str
-) -> Certificate:
+def _certify_in(metric: Metric, terms: Terms, dt: Lengths, solver: str, origin: str) -> Certificate:
     broken, longest = unusable(terms, metric), max(dt, default=None)
     if broken:
         return Certificate.refused(broken, dt=longest, solver=solver, origin=origin)
@@ -283,9 +280,7 @@ def _reason(
     )
 
 
-def _step(
-    whole: Interconnection, dt: tuple[float, ...], solver: str, certified: bool
-) -> StepCertificate:
+def _step(whole: Interconnection, dt: Lengths, solver: str, certified: bool) -> StepCertificate:
     if not certified:
         return StepCertificate.refused(solver, dt[-1])
     if solver not in STEP_PROOFS:
@@ -327,6 +322,10 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
     tau = terms.tau.double()
     if not bool((tau > 0).all()):
         yield f"every time constant must be positive; the smallest is {float(tau.min()):.6g}"
+    maps = [terms.pre, terms.post, *(edge.psi for edge in terms.edges)]
+    steepest = max(phi.g for one in maps for phi, _ in one.runs)
+    if steepest > LARGEST:
+        yield f"the slopes reach {steepest:.3g}; beyond {LARGEST:g} float64 cannot prove anything"
     largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
     if largest > LARGEST or float(1 / tau.min()) > LARGEST:
         yield (

@@ -79,8 +79,16 @@ class Weights:
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             model.to(dtypes.pop())
+        fixed = {name: x.clone() for name, x in model.named_buffers() if name.endswith(".tau")}
         with refusing(f"{self.file} does not fit the model of its config.yaml", BESIDE):
             model.load_state_dict(self.state)
+        for name, own in fixed.items():
+            stored = self.state[name]
+            if not torch.allclose(stored.double(), own.to(stored.dtype).double(), rtol=1e-6, atol=0):
+                raise DataError(
+                    f"{self.file} holds the time constants {stored.tolist()[:3]}... in {name!r}, and "
+                    f"config.yaml {own.tolist()[:3]}...: they are not trained, and must agree. {BESIDE}"
+                )
 
     def restore(self, optimizer: torch.optim.Optimizer, precision: Any) -> None:
         """Load a checkpoint's state of Adam and of Fabric's precision; settings stay as configured."""
