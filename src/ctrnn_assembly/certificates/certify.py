@@ -322,8 +322,8 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
     tau = terms.tau.double()
     if not bool((tau > 0).all()):
         yield f"every time constant must be positive; the smallest is {float(tau.min()):.6g}"
-    maps = [terms.pre, terms.post, *(edge.psi for edge in terms.edges)]
-    steepest = max(phi.g for one in maps for phi, _ in one.runs)
+    everywhere = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
+    steepest = max(phi.g for one in everywhere for phi, _ in one.runs)
     if steepest > LARGEST:
         yield f"the slopes reach {steepest:.3g}; beyond {LARGEST:g} float64 cannot prove anything"
     largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
