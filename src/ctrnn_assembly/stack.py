@@ -35,7 +35,6 @@ from ctrnn_assembly.pairs import Pairs, StepGate
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
 from ctrnn_assembly.solvers import check_settings, pairs, selective, solve
-from ctrnn_assembly.solvers import layer as fused
 from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
@@ -212,30 +211,32 @@ class Layer(nn.Module):
         return F.dropout(y.new_ones(len(y), y.shape[-1]), self.dropout, self.training)
 
     def fused(self, s: Tensor, x0: Tensor, dt: float, solver: str) -> tuple[Tensor, Tensor] | None:
-        """What the layer passes on and its last states, all passes in cache; None where it cannot."""
+        """As `drive`, solver and `out`, an affine norm folded into B, C and d; None where it cannot be.
+
+        Fewer passes over (batch, time, width), which cost more than the recurrence.
+        """
         terms = self.terms()
-        if not self._is_fusible(terms, s, x0, solver):
+        if not self._is_fusible(terms, x0, solver):
             return None
         scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
         if self.norm.kind == "batch" and self.training:
-            s, mean, var = fused.moments(s)
+            var, mean = torch.var_mean(s, (0, 1), correction=0)
             scale, shift = self.norm.affine(mean, var, s.shape[0] * s.shape[1])
         elif self.norm.kind == "batch":
             scale, shift = self.norm.affine(self.norm.mean, self.norm.var)
         B = self.B.weight * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
-        kind, pair = pairs.of_steps(SCHEMES[solver], terms, torch.tensor([dt], dtype=s.dtype))
-        x, y = (B * scale, terms.bias + B @ shift), (self.C.bias + self.d * shift, self.d * scale)
-        mix, k = self.mix.inner, self.scale * self.mask(s)
-        return fused.layer(self.phi, kind, s, *pair, x0, *x, self.C.weight, *y, mix.weight, mix.bias, k)
+        e = F.linear(s, B * scale, terms.bias + B @ shift)
+        x = pairs.states(SCHEMES[solver], terms, x0, e, torch.tensor([[dt]], dtype=s.dtype))
+        z = F.linear(x[:, 1:], self.C.weight, self.C.bias + self.d * shift)
+        y = self.mix(self.phi(torch.addcmul(z, self.d * scale, s)))
+        return torch.addcmul(s, self.scale * self.mask(s)[:, None], y), x[:, -1]
 
-    def _is_fusible(self, terms: Terms, s: Tensor, x0: Tensor, solver: str) -> bool:
+    def _is_fusible(self, terms: Terms, x0: Tensor, solver: str) -> bool:
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return False
-        made = self.norm.kind in ("batch", "none") and self.mix.kind == "tanh-glu"
-        biases = (self.B.bias, self.C.bias, self.mix.inner.bias)
-        usual = [bias is None for bias in biases] == [True, False, False] and terms.W_in is None
-        same = s.dtype == x0.dtype == terms.tau.dtype
-        return made and usual and same and solver in SCHEMES and pairs.is_paired(terms, x0)
+        affine = self.norm.kind in ("batch", "none") and self.B.bias is None
+        known = affine and terms.W_in is None and solver in SCHEMES and x0.dtype == terms.tau.dtype
+        return known and pairs.is_paired(terms, x0)
 
     def gated(
         self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any

@@ -48,23 +48,19 @@ def is_paired(terms: Terms, x0: Tensor) -> bool:
 
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
     """All states, (time + 1, batch, n), x0 first; arguments as of `schemes.integrate`."""
-    lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
-    kind, pair = of_steps(scheme, terms, lengths)
     e = terms.inject(None if drive is None else drive.transpose(0, 1).flatten(0, 1))
-    batch, steps = len(x0), len(dt)
-    e = e.view(batch, steps, -1) if drive is not None else e.expand(batch, steps, -1)
-    states = _Integrate.apply(*kind, which.mT.numpy(), *pair, e, x0)
-    return states.transpose(0, 1)
+    e = e.view(len(x0), len(dt), -1) if drive is not None else e.expand(len(x0), len(dt), -1)
+    return states(scheme, terms, x0, e, dt).transpose(0, 1)
 
 
-def of_steps(
-    scheme: Scheme, terms: Terms, dt: Tensor
-) -> tuple[tuple[str, bool], tuple[Tensor, Tensor, Tensor]]:
-    """(name of phi, whether it is inside), and A, C, (k, 4, n / 2), and w, (n,), of steps dt (k,)."""
+def states(scheme: Scheme, terms: Terms, x0: Tensor, e: Tensor, dt: Tensor) -> Tensor:
+    """All states, (batch, time + 1, n), for e with b in it, (batch, time, n), and dt (time or 1, .)."""
+    lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
     inside = terms.pre.is_identity and not terms.post.is_identity
     name = (terms.post if inside else terms.pre).runs[0][0].name
-    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, dt))
-    return (name, inside), (A, C, torch.cat(terms.blocks).flatten())
+    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, lengths))
+    which = which.expand(e.shape[1], -1).mT.numpy()
+    return _Integrate.apply(name, inside, which, A, C, torch.cat(terms.blocks).flatten(), e, x0)
 
 
 class _Integrate(torch.autograd.Function):
