@@ -18,7 +18,7 @@ from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.pairs import Pairs, StepGate
-from ctrnn_assembly.solvers import selective, solve
+from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.stack import Stack
 from solver_problems import F64, normal
 
@@ -51,6 +51,18 @@ def random_pairs(seed, p=200, phi="tanh"):
     return SelectivePairs(alpha, omega, w / ACTIVATIONS[phi].g, ACTIVATIONS[phi], 0.5, 2.0)
 
 
+def plain_selective(terms, x0, e, h):
+    """The states of `pairs.selective`, one exact step after another, by complex numbers."""
+    alpha, omega = pairs.rates(terms)
+    A, w, states = torch.complex(-alpha, omega), torch.cat(terms.blocks).flatten(), [x0]
+    for t in range(h.shape[1]):
+        x, E = states[-1], torch.exp(h[:, t] * A)
+        given = x, w * terms.pre(x) + e[:, t] + terms.bias
+        z, g = (torch.view_as_complex(part.unflatten(-1, (-1, 2))) for part in given)
+        states.append(torch.view_as_real(E * z + alpha * (E - 1) / A * g).flatten(-2))
+    return torch.stack(states, 1)
+
+
 def matrices(of, h):
     """E and C of the pairs at h, complex."""
     A = torch.complex(-of.alpha, of.omega)
@@ -64,11 +76,8 @@ def test_compiled_and_plain_loop_agree_with_all_gradients(phi):
     h = (0.3 + torch.rand(4, 7, 3, dtype=F64)).requires_grad_()
     x0, e = normal(4, 6, seed=6).requires_grad_(), normal(4, 7, 6, seed=7).requires_grad_()
     found = []
-    for plain in (False, True):
-        terms = field.terms()
-        given = *selective.parameters(terms), h, e + terms.bias, x0
-        x = selective.plain_states(ACTIVATIONS[phi], *given) if plain else None
-        x = selective.integrate(terms, x0, e, h) if x is None else x
+    for run in (pairs.selective, plain_selective):
+        x = run(field.terms(), x0, e, h)
         leaves = (x0, e, h, *field.parameters())
         first = torch.autograd.grad((x * normal(*x.shape, seed=8)).sum(), leaves, create_graph=True)
         kept = [g for g in first if g.requires_grad]
@@ -82,16 +91,16 @@ def test_equal_steps_are_those_of_exponential_euler_and_zero_ones_leave_the_stat
     field, x0, e = Pairs(6).double(), normal(4, 6), normal(4, 7, 6, seed=2)
     h = torch.full((4, 7, 3), 0.7, dtype=F64)
     expected = solve(field, x0, u=e, dt=0.7, solver="exponential-euler").x
-    assert_close(selective.integrate(field.terms(), x0, e, h), expected, rtol=1e-10, atol=1e-12)
-    still = selective.integrate(field.terms(), x0, e, 0 * h)
+    assert_close(pairs.selective(field.terms(), x0, e, h), expected, rtol=1e-10, atol=1e-12)
+    still = pairs.selective(field.terms(), x0, e, 0 * h)
     assert (still == x0[:, None]).all()
 
 
 def test_float32_agrees_to_the_precision_of_its_tanh():
     low, x0, e, h = Pairs(6), normal(4, 6), normal(4, 7, 6, seed=2), 0.5 + normal(4, 7, 3).abs()
     high = copy.deepcopy(low).double()
-    found = selective.integrate(low.terms(), x0.float(), e.float(), h.float())
-    expected = selective.integrate(high.terms(), x0, e, h)
+    found = pairs.selective(low.terms(), x0.float(), e.float(), h.float())
+    expected = pairs.selective(high.terms(), x0, e, h)
     assert_close(found.double(), expected, rtol=3e-6, atol=3e-6)  # within 5e-7 of tanh a step
 
 

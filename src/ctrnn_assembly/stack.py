@@ -34,7 +34,7 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.pairs import Pairs, StepGate
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, step_pair
-from ctrnn_assembly.solvers import check_settings, pairs, selective, solve
+from ctrnn_assembly.solvers import check_settings, pairs, solve
 from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
@@ -259,7 +259,7 @@ class Layer(nn.Module):
             h = h * (torch.arange(h.shape[1], device=h.device) < lengths[:, None])[..., None]
         h, drive = (part.to(z).repeat_interleave(substeps, 1) for part in (h, drive))
         with torch.autocast(z.device.type, enabled=False):
-            states = selective.integrate(terms, z, drive, h)[:, ::substeps]
+            states = pairs.selective(terms, z, drive, h)[:, ::substeps]
         if not holds(states[:, -1].isfinite()):
             raise overflow(states.transpose(0, 1), times, "exponential-euler")
         return states[:, 1:], states[:, -1]
@@ -349,7 +349,7 @@ class Layer(nn.Module):
 
     def _selective(self, terms: Terms, dt: float) -> SelectivePairs:
         assert self.gate is not None
-        alpha, omega, w = selective.parameters(terms)
+        (alpha, omega), w = pairs.rates(terms), torch.cat(terms.blocks)
         low, high = (dt * bound for bound in self.gate.bounds)
         return SelectivePairs(alpha, omega, w.view(-1, 2), terms.pre.runs[0][0], low, high)
 

@@ -3,7 +3,8 @@
     z+ = A z + C g,    g = w o phi(z) + e  (phi outside),    g = phi(w o z + e)  (phi inside)
 
 for pairs z = (x_2k, x_2k+1), with A and C the (2, 2) matrices of a scheme's row for that pair, and e the
-drive b + W_in u. Steps of several lengths have a pair of matrices each. Adjoint, for lam+ = dE/dz+:
+drive b + W_in u. Steps of several lengths have a pair of matrices each; of `selective` every pair and
+sample has a step of its own. Adjoint, for lam+ = dE/dz+:
 
     v = C^T lam+,   outside: lam = A^T lam+ + phi'(z) o w o v,  de = v,   dw = v o phi(z)
                     inside:  q = phi'(w o z + e) o v,  lam = A^T lam+ + w o q,  de = q,  dw = q o z
@@ -17,17 +18,18 @@ by numba at first use (seconds), for tanh, relu and identity, on CPUs. The plain
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.schemes import Scheme, pair_matrices
 from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.transforms import transformed
 
 # phi, and phi' by the value y = phi(x), as functions of one number that numba can inline.
 PHIS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
@@ -56,29 +58,57 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
 def states(scheme: Scheme, terms: Terms, x0: Tensor, e: Tensor, dt: Tensor) -> Tensor:
     """All states, (batch, time + 1, n), for e with b in it, (batch, time, n), and dt (time or 1, .)."""
     lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
-    inside = terms.pre.is_identity and not terms.post.is_identity
-    name = (terms.post if inside else terms.pre).runs[0][0].name
     A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, lengths))
-    which = which.expand(e.shape[1], -1).mT.numpy()
-    return _Integrate.apply(name, inside, which, A, C, torch.cat(terms.blocks).flatten(), e, x0)
+    return _run(terms, which.expand(e.shape[1], -1).mT, A, C, e, x0)
+
+
+def selective(terms: Terms, x0: Tensor, e: Tensor, h: Tensor) -> Tensor:
+    """As `states`, by exact steps of h (batch, time, n / 2), one for every pair, sample and sequence.
+
+    phi is outside, tau the same within a pair; where h is 0 a pair stays where it is. With
+    a = -alpha + i omega the steps are E = e^{h a} and C = alpha (E - 1) / a on z = x_2k + i x_2k+1.
+    """
+    alpha, omega = rates(terms)
+    gone, half = torch.expm1(-h * alpha), h * omega / 2
+    moved = 2 * (1 + gone) * half.sin()
+    re, im = gone - moved * half.sin(), moved * half.cos()  # of E - 1
+    scale = alpha / (alpha * alpha + omega * omega)
+    c, d = scale * (omega * im - alpha * re), scale * (alpha * im + omega * re)  # C = c - i d
+    A, C = torch.stack([1 + re, -im, im, 1 + re], 2), torch.stack([c, d, -d, c], 2)
+    which = torch.arange(e.shape[0] * e.shape[1], device=e.device).view(e.shape[:2])
+    return _run(terms, which, A.flatten(0, 1), C.flatten(0, 1), e + terms.bias, x0)
+
+
+def rates(terms: Terms) -> tuple[Tensor, Tensor]:
+    """alpha = 1 / tau and omega of each pair, (n / 2,)."""
+    alpha = 1 / terms.tau[::2]
+    return alpha, cast(Tensor, terms.L).diagonal(-1)[::2] * alpha
+
+
+def _run(terms: Terms, which: Tensor, A: Tensor, C: Tensor, e: Tensor, x0: Tensor) -> Tensor:
+    """By matrices A, C, (k, 4, n / 2), of which sample t of sequence b has those of which[b, t]."""
+    inside = terms.pre.is_identity and not terms.post.is_identity
+    phi, w = (terms.post if inside else terms.pre).runs[0][0], torch.cat(terms.blocks).flatten()
+    compiled = is_paired(terms, x0) and not transformed()
+    run = _Integrate.apply if compiled else plain_states
+    return run(phi, inside, which, A, C, w, e, x0)
 
 
 class _Integrate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, name: str, inside: bool, which: Any, *tensors: Tensor) -> Tensor:
-        arrays = [np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors]
-        *given, x0 = arrays
+    def forward(ctx: Any, phi: Activation, inside: bool, which: Tensor, *tensors: Tensor) -> Tensor:
+        *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        kernels(name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        kernels(phi.name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
         result = torch.from_numpy(states)
-        ctx.kind = name, inside, np.ascontiguousarray(which)
+        ctx.kind = phi, inside, which
         ctx.save_for_backward(*tensors, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        name, inside, which = ctx.kind
+        phi, inside, which = ctx.kind
         *leaves, states = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             needed, again = ctx.needs_input_grad[3:], partial(plain_states, *ctx.kind)
@@ -86,13 +116,14 @@ class _Integrate(torch.autograd.Function):
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
         found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        kernels(name, inside, A.dtype)[1](A, C, w, e, which, states, lam, *found)
+        adjoint = kernels(phi.name, inside, A.dtype)[1]
+        adjoint(A, C, w, e, np.ascontiguousarray(which), states, lam, *found)
         return None, None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
 
 
-def plain_states(name: str, inside: bool, which: Any, *tensors: Tensor) -> Tensor:
-    """The states of `_Integrate` by operations that can be differentiated any number of times."""
-    (A, C, w, e, x0), phi = tensors, ACTIVATIONS[name]
+def plain_states(phi: Activation, inside: bool, which: Tensor, *tensors: Tensor) -> Tensor:
+    """The states of `_run` by operations that can be differentiated any number of times."""
+    A, C, w, e, x0 = tensors
     states = [x0]
     for t, drive in enumerate(e.unbind(1)):
         x, k = states[-1], which[:, t]
@@ -108,21 +139,14 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 
 
 @cache
-def compiled_phi(name: str, dtype: Any) -> tuple[Any, Any, Any]:
-    """numba's decorator, as loops of pairs use it, and phi and phi' of `PHIS` compiled by it."""
+def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
+    """The compiled forward and adjoint loops of an activation, its place and a precision."""
     import numba
 
     fast = {"contract", "reassoc", "nsz", "arcp"}
     compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
     single = name == "tanh" and dtype == np.float32
     phi, slope = map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
-    return compiled, phi, slope
-
-
-@cache
-def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
-    """The compiled forward and adjoint loops of an activation, its place and a precision."""
-    compiled, phi, slope = compiled_phi(name, dtype)
 
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:
