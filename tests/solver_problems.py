@@ -21,6 +21,7 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.activations import activation
+from ctrnn_assembly.certificates.cascade import linear_system
 from ctrnn_assembly.terms import Terms
 
 F64 = torch.float64
@@ -140,3 +141,8 @@ def order(errors: list[float], steps: list[float]) -> float:
     x, y = torch.tensor(steps, dtype=F64).log(), torch.tensor(errors, dtype=F64).log()
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
+
+
+def gain_matrix(layers, **options):
+    """Gamma of the layers of a stack, or with flow=True their H."""
+    return linear_system(layers, **options)[:-1, :-1]

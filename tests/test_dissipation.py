@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctrnn_assembly import SingularValueBounded, Subnetwork
-from ctrnn_assembly.certificates.cascade import gain_matrix, samples_until
+from ctrnn_assembly.certificates.cascade import samples_until
 from ctrnn_assembly.certificates.dissipation import (
     LayerSystem,
     _sector,
@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.dissipation import (
 )
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.stack import Stack
-from solver_problems import F64, normal
+from solver_problems import F64, gain_matrix, normal
 
 LINEAR = {"norm": "none", "mix": "linear", "phi": "identity"}
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from cli_tools import Cli
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
-from ctrnn_assembly.certificates.cascade import gain_matrix, rate_matrix
 from ctrnn_assembly.diagnostics import behaviour
 from ctrnn_assembly.diagnostics.linearise import trajectory
 from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
@@ -19,7 +18,7 @@ from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.training.run import Run
 from ctrnn_assembly.training.swap import measured
-from solver_problems import F64, normal
+from solver_problems import F64, gain_matrix, normal
 from stored_runs import store_run, strict_json
 from test_stack import distances, stack
 
@@ -115,7 +114,7 @@ def test_distances_in_continuous_time_stay_below_the_exponential_of_h(form, seed
     """Every entry of H is needed: e(t) <= exp(H t) e(0), and the rate is the slowest layer's."""
     own = [Subnetwork(AdaDiagTanh("tanh"), 6, form=form, tau=tau) for tau in (2.0, 1.0, 3.0)]
     net = as_one(stack(seed=seed, norm="none", mix="linear", fields=own), "dopri5")
-    H = rate_matrix([layer.bound(1.0, "euler") for layer in net.layers])
+    H = gain_matrix([layer.bound(1.0, "euler") for layer in net.layers], flow=True)
     x, y = normal(2, 64, net.state_size, seed=seed).unbind(0)
     far, u, before = 0.3, 3 * normal(64, 1, 2, seed=seed), distances_of(net, x - y)
     for k in range(1, 6):

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, activation
-from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.dissipation import LayerSystem
+from ctrnn_assembly.certificates.gains import entering, leaving, norm_bound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
@@ -87,15 +88,14 @@ class SequenceNorm(nn.Module):
         scale = self.weight * (var + self.eps).rsqrt()
         return scale, self.bias - mean * scale
 
-    def lipschitz(self) -> float:
-        """Of the map of one sample, in evaluation mode; inf for batch norm in training mode."""
+    def slopes(self) -> Tensor:
+        """(width,) or (1,): in evaluation mode |X (v - v')| <= ||X diag(slopes)|| |s - s'| for any X."""
         if self.kind == "none":
-            return 1.0
-        top = self.weight.detach().double().abs()
+            return torch.ones(1, dtype=torch.float64)
+        weight = self.weight.detach().double().cpu()
         if self.kind == "batch":
-            bound = float((top * (self.var.double() + self.eps).rsqrt()).max())
-            return torch.inf if self.training else bound
-        return float(top.max()) / self.eps**0.5
+            return weight * (self.var.double().cpu() + self.eps).rsqrt()
+        return weight.abs().max().expand(len(weight)) / self.eps**0.5
 
     def bound(self, s: Tensor) -> Tensor:
         """Of every |v_i|, (width,), in evaluation mode, for |s_i| of at most s, (width,)."""
@@ -104,7 +104,7 @@ class SequenceNorm(nn.Module):
         weight, bias = self.weight.double().cpu(), self.bias.double().cpu()
         if self.kind != "batch":
             return weight.abs() * len(weight) ** 0.5 + bias.abs()
-        scale = weight * (self.var.double().cpu() + self.eps).rsqrt()
+        scale = self.slopes()
         return scale.abs() * s + (bias - self.mean.double().cpu() * scale).abs()
 
 
@@ -219,7 +219,7 @@ class Layer(nn.Module):
         if not self._is_fusible(terms, x0, solver):
             return None
         scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
-        if self.norm.kind == "batch" and self.training:
+        if self.norm.kind == "batch" and self.norm.training:
             var, mean = torch.var_mean(s, (0, 1), correction=0)
             scale, shift = self.norm.affine(mean, var, s.shape[0] * s.shape[1])
         elif self.norm.kind == "batch":
@@ -280,72 +280,87 @@ class Layer(nn.Module):
         """
         search = search if self.gate is None else "none"  # the bounds of gates are in the pairs' own
         found = certify(self.field, dt=dt, solver=solver, search=search)
-        if why := self._changed():
+        why = self._unproven(found, largest)
+        if why or found.metric.matrix is None:
             return LayerBound(found, why)
         if not self.phi.proven:
             found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
-        norm, mix = self.norm.lipschitz(), self.mix.lipschitz() * self.phi.g * abs(self.scale)
-        if self.norm.kind == "batch" and self.norm.training:
-            why = "batch norm in training mode couples the samples of a batch; call eval()"
-        elif self.training and self.dropout:
-            why = "dropout in training mode gives two states different masks; call eval()"
-        elif not finite(self):
-            why = "a weight or statistic is NaN or not finite; retrain or use an intact copy"
-        elif mix == torch.inf:
-            why = "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
-        elif found.metric.matrix is None:
-            why = "; ".join(found.reasons)
-        elif self.gate is not None and self.mix.kind != "tanh-glu":
-            why = f"the mix {self.mix.kind} has no bound, and gates need bounded inputs; use tanh-glu"
-        elif self.gate is not None and (largest is None or found.metric.origin != "given"):
-            why = "gates need inputs whose bound is given, and M = I; use the stack's `bounds`"
-        if why or found.metric.matrix is None:
-            return LayerBound(found, why)
-        terms = self.terms().detach_cpu().double()
-        passing: Any = {"passed": 1.0 + mix * float(self.d.abs().max()) * norm}
+        terms, drive_dt = self.terms().detach_cpu().double(), drive_dt or dt
+        metric, slopes = found.metric.matrix.detach_cpu().mapped(Tensor.double), self.norm.slopes()
+        mix, W_in = self.mix.lipschitz() * abs(self.scale), self._entering(terms, drive_dt) * slopes
+        around = self.d.cpu().double() * slopes
+        gains: Any = {"passed": 1.0 + mix * self.phi.g * float(around.abs().max())}
+        gains["output_gain"] = mix * self.phi.g * spectral_norm(*leaving(terms, metric, self.C.weight))
+        if self.gate is not None and largest is not None:
+            of, root = self._selective(terms, dt), terms.tau[::2].sqrt()
+            moved = root * of.speed(self._driven(terms, drive_dt, largest)) * (dt * self.gate.slope)
+            entered = (root * of.response).repeat_interleave(2)[:, None] * W_in
+            reads = moved[:, None] * self.gate.reader.weight.cpu().double() * slopes
+            gains["input_gain"] = norm_bound(entered) + norm_bound(reads)
+            return LayerBound(self._slowed(found, of, dt, solver), **gains)
         # Of a solver without a proof the step is refused, whatever the gains are.
         scheme = SCHEMES.get(solver, SCHEMES["exponential-euler"])
-        A, C = step_pair(scheme, terms, terms.tau.new_tensor(dt))
-        metric = found.metric.matrix.detach_cpu().mapped(Tensor.double)
+        pair = step_pair(scheme, terms, terms.tau.new_tensor(dt))
+        gains["input_gain"] = entering(terms, metric, pair[1], W_in)
+        gains["flow_gain"] = entering(terms, metric, 1 / terms.tau, W_in)
+        diagonal = terms.post.is_identity and not terms.edges and metric.is_diagonal
+        if diagonal and search != "none" and 2 * (len(self.d) + terms.n) <= DENSE_SYSTEM:
+            gains["system"] = self._system(terms, metric, pair, W_in, around)
+        return LayerBound(found, **gains)
+
+    def _unproven(self, found: Certificate, largest: Tensor | None) -> str:
+        """Why the layer has no bound, or nothing."""
+        if why := self._changed():
+            return why
+        if self.norm.kind == "batch" and self.norm.training:
+            return "batch norm in training mode couples the samples of a batch; call eval()"
+        if self.training and self.dropout:
+            return "dropout in training mode gives two states different masks; call eval()"
+        if not finite(self):
+            return "a weight or statistic is NaN or not finite; retrain or use an intact copy"
+        if self.mix.lipschitz() == torch.inf:
+            return "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
+        if found.metric.matrix is None:
+            return "; ".join(found.reasons)
+        if self.gate is not None and self.mix.kind != "tanh-glu":
+            return f"the mix {self.mix.kind} has no bound, and gates need bounded inputs; use tanh-glu"
+        if self.gate is not None and (largest is None or found.metric.origin != "given"):
+            return "gates need inputs whose bound is given, and M = I; use the stack's `bounds`"
+        return ""
+
+    def _system(
+        self, terms: Terms, metric: Metric, pair: tuple[Tensor, Tensor], W_in: Tensor, around: Tensor
+    ) -> LayerSystem:
+        """Its matrices in the metric's coordinates; slopes commute with a diagonal metric."""
         inverse = metric.scaled(terms.tau.sqrt()).inverse()
-        passing["output_gain"] = mix * norm_bound(inverse.right_multiply(self.C.weight.cpu().double()))
-        W_in = self._entering(terms, dt if drive_dt is None else drive_dt)
-        if self.gate is not None and largest is not None:
-            of, reads = self._selective(terms, dt), self.gate.reader.weight.cpu().double()
-            root = terms.tau[::2].sqrt()
-            entered = (root * of.response).repeat_interleave(2)[:, None] * W_in
-            moved = root * of.speed(self._driven(W_in, largest)) * (dt * self.gate.slope)
-            both = norm * (norm_bound(entered) + norm_bound(moved[:, None] * reads))
-            return LayerBound(self._slowed(found, of, dt, solver), input_gain=both, **passing)
-
-        def gain(C: Tensor) -> float:
-            entered = torch.diag(C) if C.ndim == 1 else C
-            if terms.post.is_identity:
-                return norm * norm_bound(inverse.left_divide(entered @ W_in))
-            through = max(phi.g for phi, _ in terms.post.runs)  # its slopes stand between C and W_in
-            return through * norm_bound(W_in) * norm * norm_bound(inverse.left_divide(entered))
-
-        return LayerBound(
-            found,
-            input_gain=gain(C),
-            flow_gain=gain(1 / terms.tau),
-            **passing,
-            system=None if search == "none" else self._system(terms, A, C, W_in, metric),
+        A, C = (inverse.left_divide(torch.diag(M) if M.ndim == 1 else M) for M in pair)
+        exact = self.mix.kind in ("linear", "tanh-glu")
+        W = self.mix.inner.weight.cpu() if exact else torch.eye(len(self.d)) * self.mix.lipschitz()
+        low, high = zip(*(phi.slope for phi, _ in terms.pre.runs), strict=True)
+        return LayerSystem(
+            inverse.right_multiply(A).numpy(),
+            inverse.right_multiply(C @ terms.weight()).numpy(),
+            (C @ W_in).numpy(),
+            inverse.right_multiply(self.C.weight.cpu().double()).numpy(),
+            torch.diag(around).numpy(),
+            (W.double() * abs(self.scale)).numpy(),
+            (min(low), max(high)),
+            self.phi.slope,
         )
 
     @torch.no_grad()
     def reach(self, largest: Tensor, dt: float) -> Tensor:
         """How far states of each pair get, (n / 2,), for inputs with |s_i| of at most `largest`."""
         terms = self.terms().detach_cpu().double()
-        return self._selective(terms, dt).reach(self._driven(self._entering(terms, dt), largest))
+        return self._selective(terms, dt).reach(self._driven(terms, dt, largest))
 
     def _entering(self, terms: Terms, dt: float) -> Tensor:
         """The matrix of `drive`, (n, width), in float64."""
         return self.B.weight.cpu().double() * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
 
-    def _driven(self, W_in: Tensor, largest: Tensor) -> Tensor:
+    def _driven(self, terms: Terms, dt: float, largest: Tensor) -> Tensor:
         """The largest drive of each pair, (n / 2,)."""
-        return (W_in.abs() @ self.norm.bound(largest)).view(-1, 2).norm(dim=1)
+        return (self._entering(terms, dt).abs() @ self.norm.bound(largest)).view(-1, 2).norm(dim=1)
 
     def _selective(self, terms: Terms, dt: float) -> SelectivePairs:
         assert self.gate is not None
@@ -362,33 +377,6 @@ class Layer(nn.Module):
         elif not of.factor < 1:
             step = StepCertificate.refused(solver, dt, "a gated pair's factor is not below 1 in float64")
         return replace(found, rate=found.rate * self.gate.bounds[0], step=step)
-
-    def _system(
-        self, terms: Terms, A: Tensor, C: Tensor, W_in: Tensor, metric: Metric
-    ) -> LayerSystem | None:
-        """Its matrices in the metric's coordinates; slopes commute with a diagonal metric."""
-        width = len(self.d)
-        known = terms.post.is_identity and not terms.edges and metric.is_diagonal
-        if not known or 2 * (width + terms.n) > DENSE_SYSTEM:
-            return None
-        inverse = metric.scaled(terms.tau.sqrt()).inverse()
-        A, C = (torch.diag(M) if M.ndim == 1 else M for M in (A, C))
-        scale = torch.full_like(W_in[0], self.norm.lipschitz())  # |v| <= scale |s| for any norm
-        if self.norm.kind == "batch":
-            weight, var = self.norm.weight.cpu().double(), self.norm.var.cpu().double()
-            scale = weight * (var + self.norm.eps).rsqrt()
-        exact = self.mix.kind in ("linear", "tanh-glu")
-        W = self.mix.inner.weight.cpu().double() if exact else torch.eye(width) * self.mix.lipschitz()
-        low, high = zip(*(phi.slope for phi, _ in terms.pre.runs), strict=True)
-        matrices = (
-            inverse.right_multiply(inverse.left_divide(A)),
-            inverse.right_multiply(inverse.left_divide(C @ terms.weight())),
-            inverse.left_divide(C @ W_in * scale),
-            inverse.right_multiply(self.C.weight.cpu().double()),
-            torch.diag(self.d.cpu().double() * scale),
-            W.double() * abs(self.scale),
-        )
-        return LayerSystem(*(M.numpy() for M in matrices), (min(low), max(high)), self.phi.slope)
 
 
 class Stack(Recurrent):
@@ -728,12 +716,6 @@ def _repeated(step: Step, times: int) -> Step:
         return x
 
     return step if times == 1 else steps
-
-
-def norm_bound(A: Tensor) -> float:
-    """Verified, of A in float64 and all within 1e-10 ||A||_F of it: more than its forming rounds."""
-    A = A.detach().cpu().double()
-    return rounding.spectral_norm(A, 1e-10 * float(A.norm()))
 
 
 def finite(module: nn.Module) -> bool:

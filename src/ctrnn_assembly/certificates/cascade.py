@@ -26,6 +26,7 @@ Source: THEORY section 11.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -101,17 +102,17 @@ def certify_cascade(
     )
     steps = [one.step for one in certificates if one.step is not None]
     metrics = [one.metric for one in certificates]
-    # Of the sampled stack a step is all of a sample's: `held` of them under one input of each layer.
-    held, count = (1, substeps) if one_field else (substeps, 1)
-    name = f"{solver}:{held}" if held > 1 else solver
-    largest, length = held * min(step.max_dt for step in steps), dt / count
+    # Of the sampled stack a step is all of a sample's: `each` of them under one input of each layer.
+    each, count = (1, substeps) if one_field else (substeps, 1)
+    name = f"{solver}:{each}" if each > 1 else solver
+    largest, length = each * min(step.max_dt for step in steps), dt / count
     refused = next((k for k, step in enumerate(steps) if not step.certified), None)
     if refused is not None:
         reason = f"layer {refused}: {steps[refused].reason}"
         whole = replace(whole, step=StepCertificate(name, length, False, None, largest, reason, count))
         return _with_flow(whole, layers, metrics, dt, entry) if one_field else whole
-    layers = [_held(layer, held) for layer in layers]
-    gamma = gain_matrix(layers, one_field=one_field)
+    layers = [held(layer, each) for layer in layers]
+    gamma = linear_system(layers, one_field=one_field)[:-1, :-1]
     own = [samples_until(np.array([[q]]), 1e-3) for q in gamma.diagonal()]
     factor, growth = weighted_factor(gamma, metrics)
     if not factor < 1:
@@ -136,7 +137,7 @@ def _with_flow(
     entry: float,
 ) -> Certificate:
     """The facts of the exact solution: d > 0 with H d <= -l d bounds e(t) by max d / min d e^{-l t}."""
-    H = rate_matrix(layers)
+    H = linear_system(layers, flow=True)[:-1, :-1]
     short = 1 / float(-H.diagonal().min())  # with it I + short H >= 0, and q* of it is 1 - short l
     step = np.eye(len(H)) + short * H
     (q, spread), (_, growth) = weighted_factor(step), weighted_factor(step, metrics)
@@ -170,7 +171,7 @@ def _with_facts(
     )
 
 
-def _held(layer: LayerBound, substeps: int) -> LayerBound:
+def held(layer: LayerBound, substeps: int) -> LayerBound:
     """Of so many steps under one input."""
     step = layer.certificate.step
     assert step is not None
@@ -180,30 +181,24 @@ def _held(layer: LayerBound, substeps: int) -> LayerBound:
     return replace(layer, certificate=found, input_gain=gain * (1 + SLACK))
 
 
-def gain_matrix(layers: Sequence[LayerBound], *, one_field: bool = False) -> np.ndarray:
-    """Gamma, (layers, layers), every entry an upper bound."""
-    steps = [layer.certificate.step for layer in layers]
-    q = [math.inf if step is None else step.sample_factor or math.inf for step in steps]
-    return _rows(layers, q, [layer.input_gain for layer in layers], one_field=one_field)
-
-
-def rate_matrix(layers: Sequence[LayerBound]) -> np.ndarray:
-    """H, (layers, layers), every entry an upper bound."""
-    rates = [-layer.certificate.rate for layer in layers]
-    return _rows(layers, rates, [layer.flow_gain for layer in layers], one_field=True)
-
-
-def _rows(
-    layers: Sequence[LayerBound], own: Sequence[float], gains: Sequence[float], *, one_field: bool
+def linear_system(
+    layers: Sequence[LayerBound], entry: float = 1.0, *, one_field: bool = False, flow: bool = False
 ) -> np.ndarray:
-    """What moves layer k: `own` times its distance, and gains[k] times that of its input."""
-    rows, s = [], np.zeros(len(layers))
-    for k, (layer, gain) in enumerate(zip(layers, gains, strict=True)):
-        row = gain * s
-        row[k] += own[k]
-        s = layer.passed * s + layer.output_gain * (np.eye(len(layers))[k] if one_field else row)
+    """(Gamma, b; c, d), (layers + 1, layers + 1), every entry an upper bound.
+
+    e+ <= Gamma e + b |delta| and |output| <= c e + d |delta| for an input difference delta of a sample;
+    of the flow, e' <= H e + b |delta|.
+    """
+    rows, unit = [], np.eye(len(layers) + 1)
+    s = entry * unit[-1]
+    for k, layer in enumerate(layers):
+        step = layer.certificate.step
+        q = math.inf if step is None else step.sample_factor or math.inf
+        own, gain = (-layer.certificate.rate, layer.flow_gain) if flow else (q, layer.input_gain)
+        row = gain * s + own * unit[k]
         rows.append(row + SLACK * abs(row))
-    return np.array(rows)
+        s = layer.passed * s + layer.output_gain * (unit[k] if one_field or flow else row)
+    return np.array([*rows, s * (1 + SLACK)])
 
 
 def input_gain(
@@ -242,28 +237,19 @@ def weighted_proof(layers: Sequence[LayerBound], factor: float, entry: float) ->
 
 
 def samples_until(gamma: np.ndarray, share: float) -> float:
-    """The smallest t with Gamma^k 1 <= share for all k >= t, or inf; by powers of two, bit by bit.
+    """The smallest t that is found with Gamma^k 1 <= share for all k >= t, or inf.
 
-    e = Gamma^t 1 <= share and Gamma e <= e is looked for: from then on e does not grow. Every product of
-    powers has a relative slack for its rounding.
+    e = Gamma^t 1 <= share and Gamma e <= e is looked for: from then on e does not grow. The slack of
+    Gamma, to the same power, is more than what the products round.
     """
 
-    def small(power: np.ndarray) -> bool:
-        e = power.sum(1) * (1 + SLACK)
+    def small(t: int) -> bool:
+        e = np.linalg.matrix_power(gamma * (1 + SLACK), t).sum(1) * (1 + SLACK)
         return bool((e <= share).all() and (gamma @ e <= e * (1 - 1e-13)).all())
 
-    powers = [gamma]
-    while not small(powers[-1]):
-        with np.errstate(over="ignore", invalid="ignore"):
-            powers.append(powers[-1] @ powers[-1] * (1 + SLACK))
-        if 2 ** len(powers) > LONGEST or not np.isfinite(powers[-1]).all():
-            return math.inf
-    t, product = 0, np.eye(len(gamma))
-    for bit in reversed(range(len(powers) - 1)):
-        longer = product @ powers[bit] * (1 + SLACK)
-        if not small(longer):
-            t, product = t + 2**bit, longer
-    return t + 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        t = 1 + bisect_left(range(1, LONGEST), True, key=small)
+    return t if t < LONGEST else math.inf
 
 
 def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> tuple[float, float]:

@@ -18,18 +18,18 @@ float64 rounds. Source: THEORY section 13.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.certificates.cascade import SLACK, LayerBound
-from ctrnn_assembly.certificates.result import CascadeFacts, Certificate
-from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
+from ctrnn_assembly.certificates.cascade import SLACK, LayerBound, held, linear_system
+from ctrnn_assembly.certificates.gains import entering, leaving, norm_bound
+from ctrnn_assembly.certificates.result import CascadeFacts
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, step_pair
-from ctrnn_assembly.stack import Stack, norm_bound
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.stack import Stack
 
 NORMS = ("largest", "rms")  # of |delta_t| over time
 
@@ -50,9 +50,14 @@ def certified_radii(
         layers = core.bounds(core.dt, core.solver)
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
     else:
-        terms, entry = core.terms().detach_cpu(), 1.0
-        layers = [LayerBound(found, input_gain=_entering(terms, found), output_gain=1.0)]
-        rows, off = _leaving(terms, found, readout.weight, model.readout_input == "rate")
+        terms, entry, metric = core.terms().detach_cpu(), 1.0, found.metric.matrix.detach_cpu()
+        g = max(phi.g for phi, _ in terms.pre.runs) if model.readout_input == "rate" else 1.0
+        if model.readout_input == "rate" and not (terms.pre.is_identity or metric.is_diagonal):
+            raise ConfigError("no radius is proven of firing rates in a dense metric; read states.")
+        _, C = step_pair(SCHEMES[found.step.solver], terms, terms.tau.new_tensor(found.step.dt))
+        gain = entering(terms, metric, C, terms.W_in)
+        layers = [LayerBound(found, input_gain=gain, output_gain=1.0)]
+        rows, off = (g * part for part in leaving(terms, metric, readout.weight))
     h = impulse_response(layers, entry, u.shape[1], core.substeps)
     gains = pooled_gains(h, model.pool, found.cascade)
     logits = model(u, lengths=lengths)
@@ -71,20 +76,13 @@ def certified_radii(
 
 def impulse_response(layers: Sequence[LayerBound], entry: float, time: int, substeps: int) -> Tensor:
     """h, (time,), rounded up: every term is a sum of products of nonnegative numbers."""
-    parts, h = [], []
-    for layer in layers:
-        step: Any = layer.certificate.step
-        q = step.contraction_factor
-        held = layer.input_gain * sum(q**k for k in range(substeps))
-        parts.append((q**substeps, held, layer.passed, layer.output_gain))
-    e = [0.0] * len(parts)
-    for t in range(time):
-        s = entry if t == 0 else 0.0
-        for k, (q, a, p, c) in enumerate(parts):
-            e[k] = q * e[k] + a * s
-            s = p * s + c * e[k]
-        h.append(s)
-    return torch.tensor(h, dtype=torch.float64) * (1 + SLACK)
+    rows = linear_system([held(layer, substeps) for layer in layers], entry)
+    gamma, e, out = rows[:-1, :-1], rows[:-1, -1], rows[-1, :-1]
+    h = [rows[-1, -1]]
+    for _ in range(time - 1):
+        h.append(out @ e)
+        e = gamma @ e
+    return torch.from_numpy(np.array(h)) * (1 + SLACK)
 
 
 def pooled_gains(h: Tensor, pool: str, facts: CascadeFacts | None = None) -> Tensor:
@@ -122,31 +120,3 @@ def _proven(model: SequenceClassifier) -> Any:
     if model.readout.weight.dtype != torch.float64:
         raise ConfigError("a radius is of the model in float64; call model.double().")
     return core
-
-
-def _entering(terms: Terms, found: Certificate) -> float:
-    """||Theta C D W_in|| over the slopes D of post, Theta that of diag(tau) M: one step's gain."""
-    step: Any = found.step
-    metric: Any = found.metric.matrix
-    W_in: Any = terms.W_in
-    _, C = step_pair(SCHEMES[step.solver], terms, terms.tau.new_tensor(step.dt))
-    theta = metric.detach_cpu().scaled(terms.tau.sqrt()).theta()
-    moved, g = theta @ (C.diag() if C.ndim == 1 else C), max(phi.g for phi, _ in terms.post.runs)
-    size = 1e-10 * float(theta.norm() * C.norm())
-    if terms.post.is_identity or (C.ndim == 1 and metric.is_diagonal):  # D stands at the left, too
-        return g * spectral_norm(moved @ W_in, size * float(W_in.norm()))
-    return g * spectral_norm(moved, size) * norm_bound(W_in)
-
-
-def _leaving(terms: Terms, found: Certificate, W_out: Tensor, rate: bool) -> tuple[Tensor, float]:
-    """The readout's rows W_out Theta^-1, (k, n), times g if firing rates are read; and their error."""
-    metric: Any = found.metric.matrix
-    if rate and not (terms.pre.is_identity or metric.is_diagonal):
-        raise ConfigError("no radius is proven of firing rates in a dense metric; read states.")
-    g, made = max(phi.g for phi, _ in terms.pre.runs) if rate else 1.0, []
-    columns, taus = (A.cpu().split(terms.sizes, -1) for A in (W_out, terms.tau))
-    for W, factor, tau in zip(columns, metric.factors, taus, strict=True):
-        balance = Balance.of(factor.theta.cpu().double(), tau)
-        rows, off = balance.raise_(W)
-        made.append((rows * (g * (1 + balance.skew)), g * float(off.norm())))
-    return torch.cat([rows for rows, _ in made], 1), sum(off for _, off in made)
