@@ -123,7 +123,7 @@ def certify_cascade(
     own.append(min(samples_until(gamma, 1e-3), samples))
     own = [min(n, own[-1]) for n in own]  # a layer alone is the whole with equal states elsewhere
     memory = [math.ceil(n / count) if math.isfinite(n) else n for n in own]
-    gain = input_gain(layers, gamma.diagonal(), [layer.input_gain for layer in layers], entry)
+    gain = input_gain(layers, gamma.diagonal().tolist(), [layer.input_gain for layer in layers], entry)
     # Of one field every step of a sample sees its input: their squares add up.
     both = gain, min(gain * math.sqrt(count) * (1 + SLACK), l2_gain)
     return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, both)

@@ -57,7 +57,7 @@ def certified_radii(
         _, C = step_pair(SCHEMES[found.step.solver], terms, terms.tau.new_tensor(found.step.dt))
         gain = entering(terms, metric, C, terms.W_in)
         layers = [LayerBound(found, input_gain=gain, output_gain=1.0)]
-        rows, off = (g * part for part in leaving(terms, metric, readout.weight))
+        rows, off = leaving(terms, metric, g * readout.weight)
     h = impulse_response(layers, entry, u.shape[1], core.substeps)
     gains = pooled_gains(h, model.pool, found.cascade)
     logits = model(u, lengths=lengths)
