@@ -281,8 +281,8 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
     import numpy as np
     import torch
 
-    from ctrnn_assembly.certificates.robustness import NORMS, certified_radii
     from ctrnn_assembly.diagnostics.attack import attack
+    from ctrnn_assembly.robustness import NORMS, certified_radii
 
     model, made = run.build(double=True).requires_grad_(False), []
     u, y, lengths = run.inputs("test", samples)

@@ -6,10 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from ctrnn_assembly.baselines import GRU, DeepBaseline, ForgetLSTM, Pointwise
+from ctrnn_assembly.block import Layer
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
-from ctrnn_assembly.stack import Layer
 
 RIVALS = ("deep-free", "deep-lstm", "deep-gru", "deep-none")
 

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.baselines import FreePairs
-from ctrnn_assembly.certificates.robustness import certified_radii
 from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.pairs import Pairs, StepGate
+from ctrnn_assembly.robustness import certified_radii
 from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.stack import Stack
 from solver_problems import F64, gain_matrix, normal

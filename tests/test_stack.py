@@ -16,12 +16,13 @@ from ctrnn_assembly import (
     Triangular,
     couple,
 )
+from ctrnn_assembly.block import Layer, Mixer, SequenceNorm
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.cascade import samples_until, weighted_factor
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.schemes import SCHEMES, step_pair
-from ctrnn_assembly.stack import Layer, Mixer, SequenceNorm, Stack
+from ctrnn_assembly.stack import Stack
 from solver_problems import F64, gain_matrix, normal
 
 NORMS, MIXES = ("batch", "layer", "rms", "none"), ("linear", "glu", "tanh-glu", "mlp")

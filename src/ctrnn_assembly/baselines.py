@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from ctrnn_assembly.block import Layer
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
@@ -24,7 +25,7 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent, is_plain
 from ctrnn_assembly.solvers.grid import freeze
-from ctrnn_assembly.stack import Layer, Stack
+from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
@@ -376,9 +377,6 @@ class DeepBaseline(Baseline, Stack):
         fields: Any = [kind(n, n, batch_first=True) for _ in range(depth)]
         Stack.__init__(self, input_size, width, fields, **parts)
         del self.dt, self.solver
-
-    def _fused(self, layer: Layer, s: Tensor, z: Tensor) -> None:
-        """None: there is no such loop of these."""
 
     def _mover(self, layer: Layer) -> Step:
         field: Any = layer.field

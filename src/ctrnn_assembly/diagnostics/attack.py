@@ -2,7 +2,7 @@
 
 The gap between the logit of the class and the next one is lowered by steepest descent in the norm of
 the perturbation, projected onto a ball whose radius is bisected for each sample. What is found is an
-upper bound on the distance to another class, where `certificates.robustness` has a lower one.
+upper bound on the distance to another class, where `robustness` has a lower one.
 
 Cost: rounds x restarts x steps gradients. Source: Madry et al. 2018 (arXiv 1706.06083).
 """
