@@ -90,16 +90,7 @@ def certify_cascade(
             why = why or f"a Lipschitz constant is not finite: {gains}"
             return Certificate.refused(f"layer {index}: {why}", dt=dt, solver=solver)
     certificates = [layer.certificate for layer in layers]
-    slowest = min(certificates, key=lambda one: one.rate)
-    whole = replace(
-        slowest,
-        rate=slowest.rate * (1 - 1e-6),
-        modules=tuple(map(_module, range(len(layers)), certificates)),
-        coupling=CouplingFacts("cascade", (), *_worst(certificates)),
-        rounding=max(one.rounding for one in certificates),
-        metric=MetricFacts("cascade", "layers", 0.0, math.inf),
-        declared=tuple(sorted({name for one in certificates for name in one.declared})),
-    )
+    whole = _of_fields(certificates)
     steps = [one.step for one in certificates if one.step is not None]
     metrics = [one.metric for one in certificates]
     # Of the sampled stack a step is all of a sample's: `each` of them under one input of each layer.
@@ -123,10 +114,27 @@ def certify_cascade(
     own.append(min(samples_until(gamma, 1e-3), samples))
     own = [min(n, own[-1]) for n in own]  # a layer alone is the whole with equal states elsewhere
     memory = [math.ceil(n / count) if math.isfinite(n) else n for n in own]
-    gain = input_gain(layers, gamma.diagonal().tolist(), [layer.input_gain for layer in layers], entry)
+    leaks = zip(layers, gamma.diagonal(), strict=True)
+    gain = input_gain(layers, [layer.input_gain / (1 - q) for layer, q in leaks], entry)
     # Of one field every step of a sample sees its input: their squares add up.
     both = gain, min(gain * math.sqrt(count) * (1 + SLACK), l2_gain)
     return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, both)
+
+
+def _of_fields(certificates: Sequence[Certificate]) -> Certificate:
+    """Any rate below the slowest field's is one of all together, in a metric that is known later."""
+    slowest = min(certificates, key=lambda one: one.rate)
+    found = [one.coupling for one in certificates]
+    worst = (max(getattr(one, name) for one in found) for name in ("residual", "norm", "cost"))
+    return replace(
+        slowest,
+        rate=slowest.rate * (1 - 1e-6),
+        modules=tuple(map(_module, range(len(certificates)), certificates)),
+        coupling=CouplingFacts("cascade", (), *worst, sum(one.edges for one in found)),
+        rounding=max(one.rounding for one in certificates),
+        metric=MetricFacts("cascade", "layers", 0.0, math.inf),
+        declared=tuple(sorted({name for one in certificates for name in one.declared})),
+    )
 
 
 def _with_flow(
@@ -146,7 +154,8 @@ def _with_flow(
     rates = -H.diagonal()
     memory = [math.ceil(math.log(1e3) / (rate * dt)) for rate in rates]
     memory.append(math.ceil(math.log(1e3 * spread) * short / ((1 - q) * dt)))
-    peak = input_gain(layers, [*(1 - rates)], [layer.flow_gain for layer in layers], entry)
+    leaks = zip(layers, rates, strict=True)
+    peak = input_gain(layers, [layer.flow_gain / rate for layer, rate in leaks], entry)
     factors = np.exp(-rates * dt) * (1 + SLACK)
     return _with_facts(whole, layers, factors, memory, growth, (peak, math.inf))
 
@@ -201,16 +210,15 @@ def linear_system(
     return np.array([*rows, s * (1 + SLACK)])
 
 
-def input_gain(
-    layers: Sequence[LayerBound], factors: Sequence[float], gains: Sequence[float], entry: float
-) -> float:
+def input_gain(layers: Sequence[LayerBound], steady: Sequence[float], entry: float) -> float:
     """From the input to the output, in the largest norm over time, and as well in l2 over time.
 
-    From equal states sup e_l <= gain sup s_l / (1 - q_l), as sum_t q^t = 1 / (1 - q); the same sum
-    bounds the convolution in l2. In continuous time the largest norm has the rate in place of 1 - q_l.
+    `steady` is sup e_l / sup s_l from equal states: input_gain / (1 - q_l), as sum_t q^t = 1 / (1 - q);
+    the same sum bounds the convolution in l2. In continuous time it is flow_gain / rate, in the largest
+    norm.
     """
-    for layer, q, gain in zip(layers, factors, gains, strict=True):
-        entry *= (layer.passed + layer.output_gain * gain / (1 - q)) * (1 + SLACK)
+    for layer, states in zip(layers, steady, strict=True):
+        entry *= (layer.passed + layer.output_gain * states) * (1 + SLACK)
     return entry
 
 
@@ -279,9 +287,3 @@ def _module(index: int, found: Certificate) -> Module:
     size, margin = sum(one.size for one in found.modules), min(one.margin for one in found.modules)
     theorems = " + ".join(dict.fromkeys(one.theorem for one in found.modules))
     return Module(index, size, theorems, margin, found.rate, True)
-
-
-def _worst(certificates: Sequence[Certificate]) -> tuple[float, float, float, int]:
-    found = [one.coupling for one in certificates]
-    residual, norm, cost = (max(getattr(one, k) for one in found) for k in ("residual", "norm", "cost"))
-    return residual, norm, cost, sum(one.edges for one in found)
