@@ -370,6 +370,8 @@ class DeepBaseline(Baseline, Stack):
         depth, parts: layers, and what `Stack` takes, but dt and solver: a sample is a step.
     """
 
+    fusible = False
+
     def __init__(
         self, input_size: int, width: int, kind: type[Baseline], depth: int, **parts: Any
     ) -> None:

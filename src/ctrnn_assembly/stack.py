@@ -34,6 +34,7 @@ from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.transforms import holds
 
 Step = Callable[[Tensor, Tensor], Tensor]
+Move = Callable[[Layer, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Stack(Recurrent):
@@ -63,6 +64,7 @@ class Stack(Recurrent):
 
     output_is_state = False
     traceable = False  # as a whole sequence; the step is
+    fusible = True  # whether its layers have fields, whose tensors `Layer.fused` reads
 
     def __init__(
         self,
@@ -242,20 +244,32 @@ class Stack(Recurrent):
     def _field(self) -> Step:
         """(u, x) -> x' of all layers, with their tensors made once."""
         self._check_fixed()
-        layers, fields = self._layers, [layer.terms() for layer in self._layers]
+        terms = {layer: layer.terms() for layer in self._layers}
 
-        def f(u: Tensor, x: Tensor) -> Tensor:
-            s, slopes = self.encoder(u), []
-            for layer, terms, z in zip(layers, fields, self.split(x), strict=True):
-                v = layer.norm(s)
-                slope = terms(z, layer.drive(v, terms.tau, self.dt))
-                slopes.append(
-                    slope if layer.gate is None else slope * layer.gate(v).repeat_interleave(2, -1)
-                )
-                s = layer.out(s, v, z)
-            return torch.cat(slopes, dim=-1)
+        def slope(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            own = terms[layer](z, layer.drive(v, terms[layer].tau, self.dt))
+            return own if layer.gate is None else own * layer.gate(v).repeat_interleave(2, -1), z
 
-        return f
+        return lambda u, x: self._upwards(u, x, slope)[1]
+
+    def _upwards(
+        self, u: Tensor, x: Tensor, move: Move, valid: Tensor | None = None, *, fused: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and side by side what `move` finds of each layer, from below.
+
+        move: (layer, v, z) -> (what is found, the states that the layer passes on), z its part of x.
+        """
+        s, found = self.encoder(u), []
+        for layer, z in zip(self._layers, self.split(x), strict=True):
+            both = layer.fused(s, z, self.dt, self.solver) if fused else None
+            if both is not None and holds(both[1].isfinite()):
+                s, own = both
+            else:
+                v = layer.norm(s, valid)
+                own, states = move(layer, v, z)
+                s = layer.out(s, v, states)
+            found.append(own)
+        return s, torch.cat(found, dim=-1)
 
     def _check_fixed(self) -> None:
         batch = any(layer.norm.kind == "batch" for layer in self._layers)
@@ -270,18 +284,15 @@ class Stack(Recurrent):
             self._check_fixed()
             if self.solver not in SCHEMES:
                 return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
-        layers, watch = self._layers, self._watch()
-        moves = [self._mover(layer) for layer in layers]
+        moves, watch = {layer: self._mover(layer) for layer in self._layers}, self._watch()
+
+        def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            new = moves[layer](z, v)
+            return new, (z if self.one_field else new)[:, : layer.field.size]
 
         def step(u: Tensor, x: Tensor) -> Tensor:
             watch(u, x)
-            s, new = self.encoder(u), []
-            for layer, move, z in zip(layers, moves, self.split(x), strict=True):
-                v = layer.norm(s)
-                new.append(move(z, v))
-                fed = z if self.one_field else new[-1]
-                s = layer.out(s, v, fed[:, : layer.field.size])
-            return torch.cat(new, dim=-1)
+            return self._upwards(u, x, move)[1]
 
         return _repeated(step, self.substeps) if self.one_field else step
 
@@ -310,35 +321,22 @@ class Stack(Recurrent):
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         if self.one_field:
             states = self._as_one(u, x, lengths, dt)
-            ends, s = [states[:, -1]], self.encoder(u)
-            for layer, z in zip(self._layers, self.split(states[:, 1:]), strict=True):
-                s = layer.out(s, layer.norm(s), z)
+            s, x = self._upwards(u, states[:, 1:], lambda layer, v, z: (z[:, -1], z))
         else:
-            s, ends = self._layer_by_layer(u, x, lengths, dt)
-        s = s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1)
-        return s, torch.cat(ends, dim=-1)
+            s, x = self._layer_by_layer(u, x, lengths, dt)
+        return s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1), x
 
-    def _layer_by_layer(
-        self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The outputs, (batch, time, width), and the last state of each layer."""
+    def _layer_by_layer(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> tuple[Tensor, Tensor]:
+        """The outputs, (batch, time, width), and the last states."""
         self._watch()(u, x)
-        s, last = self.encoder(u), []
         valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
-        usual = lengths is None and dt is None and self.substeps == 1
-        for layer, z in zip(self._layers, self.split(x), strict=True):
-            found = None
-            if usual and isinstance(layer.field, Field):
-                found = layer.fused(s, z, self.dt, self.solver)
-            if found is not None and holds(found[1].isfinite()):
-                s = found[0]
-                last.append(found[1])
-                continue
-            v = layer.norm(s, valid)
+
+        def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             states, end = self._states(layer, v, z, lengths, dt)
-            last.append(end)
-            s = layer.out(s, v, states)
-        return s, last
+            return end, states
+
+        usual = lengths is None and dt is None and self.substeps == 1 and self.fusible
+        return self._upwards(u, x, move, valid, fused=usual)
 
     def _as_one(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
         """As one field, before the first sample and after each, (batch, time + 1, state_size)."""
@@ -353,13 +351,12 @@ class Stack(Recurrent):
         if isinstance(step, Tensor) and step.ndim:
             step = step.repeat_interleave(n, -1)
         step = step / n
-        s, found = self.encoder(u), []
-        for layer, z in zip(self._layers, self.split(x), strict=True):
-            v = layer.norm(s)
+
+        def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             states = torch.cat([z[:, None], self._states(layer, v, z, lengths, step)[0]], 1)
-            found.append(states[:, ::n])
-            s = layer.out(s, v, states[:, :-1])
-        return torch.cat(found, dim=-1)
+            return states[:, ::n], states[:, :-1]
+
+        return self._upwards(u, x, move)[1]
 
 
 def _repeated(step: Step, times: int) -> Step:
