@@ -13,17 +13,8 @@ from click import option
 from rich.table import Table
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_cli.shared import (
-    ONE_FIELD,
-    PATH,
-    Column,
-    Command,
-    emit,
-    facts,
-    json_option,
-    plot_option,
-    table,
-)
+from ctrnn_cli import shared
+from ctrnn_cli.shared import Column, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 PLACES = click.Choice(["outside", "inside"])
@@ -44,9 +35,11 @@ LAYERS = (
 )
 
 
-@click.command("certify", cls=Command)
+@click.command("certify", cls=shared.Command)
 @click.argument("source", metavar="[RUN|CONFIG]", required=False)
-@option("--weights", type=PATH, metavar="FILE", help="certify matrices W, L: .npz, .npy, .mat or .csv")
+@option(
+    "--weights", type=shared.PATH, metavar="FILE", help="certify matrices W, L: .npz, .npy, .mat or .csv"
+)
 @option("--activation", help="of --weights  [default: tanh]")
 @option("--activation-place", "place", type=PLACES, help="W phi(x) or phi(W x)  [default: outside]")
 @option("--tau", type=float, help="of --weights, unless in the file  [default: 1]")
@@ -56,12 +49,12 @@ LAYERS = (
 )
 @option("--substeps", type=int, help="certify the step of dt / N  [default: the run's own]")
 @option("--solver", help="certify the step of another solver  [default: the run's own, or euler]")
-@option("--one-field", is_flag=True, default=None, help=ONE_FIELD)
+@option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
-@json_option
-@plot_option
+@shared.json_option
+@shared.plot_option
 def certify_command(
     source: str | None,
     search: Any,
@@ -104,10 +97,10 @@ def certify_command(
 
     about = {"model": found.model, "units": found.units, "weights": found.weights}
     rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
-    emit(
+    shared.emit(
         about | certificate.as_dict() | found.more,
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
-        facts(rows, title=f"{found.model}, {found.units} units{found.note}"),
+        shared.facts(rows, title=f"{found.model}, {found.units} units{found.note}"),
         *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
         *shown_steps(certificate.cascade),
         figure=figure,

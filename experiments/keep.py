@@ -1,7 +1,6 @@
 """What experiments share: one JSON file in results/ with all that a result depends on; a table."""
 
 import json
-import math
 import re
 import shlex
 import sys
@@ -14,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.training import provenance
 from ctrnn_assembly.training.run import write
 
@@ -38,19 +38,10 @@ def about(
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS, digits: int = 17) -> Path:
     """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with what `about` says."""
     path = folder / f"{result['date']}-{name}.json"
-    write(path, json.dumps(plain(result, digits), indent=1, allow_nan=False) + "\n")
+    known = json.dumps(plain(result))  # NaN and infinity become null
+    rounded = json.loads(known, parse_float=lambda number: float(f"{float(number):.{digits}g}"))
+    write(path, json.dumps(rounded, indent=1, allow_nan=False) + "\n")
     return path
-
-
-def plain(value: Any, digits: int) -> Any:
-    """Values of standard JSON: numbers of so many digits; NaN and infinity become null."""
-    if isinstance(value, dict):
-        return {key: plain(v, digits) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, digits) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-    return value
 
 
 def table(title: str, rows: Sequence[Mapping[str, str]], words: Collection[str] = ()) -> Group:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from ctrnn_assembly import solvers
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
@@ -22,15 +23,7 @@ from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
 from ctrnn_assembly.schemes import SCHEMES, affine_step
-from ctrnn_assembly.solvers import (
-    Backend,
-    Gradient,
-    MatmulPrecision,
-    Recompute,
-    check_own,
-    check_settings,
-    solve,
-)
+from ctrnn_assembly.solvers import check_own, check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
@@ -90,10 +83,10 @@ class CTRNN(Recurrent):
         interpolation: Literal["hold", "linear", "cubic"] = "hold",
         rtol: float = 1e-6,
         atol: float = 1e-8,
-        gradient: Gradient = "direct",
-        recompute: Recompute = "none",
-        matmul_precision: MatmulPrecision = "full",
-        backend: Backend = "auto",
+        gradient: solvers.Gradient = "direct",
+        recompute: solvers.Recompute = "none",
+        matmul_precision: solvers.MatmulPrecision = "full",
+        backend: solvers.Backend = "auto",
         bias: bool = True,
         initial_state: InitialState = "zero",
         generator: torch.Generator | None = None,

@@ -59,37 +59,23 @@ def _stack(
     *,
     depth: int = 4,
     width: int = 64,
-    norm: Any = "batch",
-    mix: Any = "tanh-glu",
-    dropout: float = 0.0,
     horizon: float = 100.0,
     activation: str | None = None,
     margin: float = 0.01,
-    gate_range: float | None = None,
-    input_range: float = 3.0,
-    dt: float = 1.0,
-    substeps: int = 1,
-    solver: str = "exponential-euler",
-    one_field: bool = False,
-    interpolation: Any = "hold",
-    initial_state: Any = "zero",
+    **options: Any,
 ) -> Stack:
     """Layers of as many units as features, in pairs; without an activation they are linear."""
-    options: dict[str, Any] = {"norm": norm, "mix": mix, "dropout": dropout, "batch_first": True}
-    options |= {"initial_state": initial_state}
     if issubclass(part, baselines.DeepBaseline):
-        return part(n_input, width, field, depth, **options)
+        return part(n_input, width, field, depth, batch_first=True, **options)
     fields = [field(width, horizon=horizon, phi=activation, margin=margin) for _ in range(depth)]
-    options |= {"dt": dt, "substeps": substeps, "solver": solver}
-    options |= {"one_field": one_field, "interpolation": interpolation}
-    options |= {"gate_range": gate_range, "input_range": input_range}
-    return part(n_input, width, fields, **options)
+    return part(n_input, width, fields, batch_first=True, **options)
 
 
 OF_GATE = ("gate_range", "input_range")
 # Settings and their values where a model has no other: of every model, of assemblies, of their layer.
 SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
-STACK = {**_options(_stack, "activation", *OF_GATE), "pool": "last", "seed": 0}
+STACK = {**_options(_stack, "activation"), **_options(Stack, "phi", "scale", "batch_first", *OF_GATE)}
+STACK |= {"pool": "last", "seed": 0}
 # What deep baselines do not take.
 OF_PAIRS = ("horizon", "margin", "dt", "substeps", "solver", "one_field", "interpolation")
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}

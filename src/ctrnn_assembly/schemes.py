@@ -169,6 +169,17 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
     return torch.stack(states)
 
 
+def repeated(step: Callable[..., Tensor], times: int) -> Callable[..., Tensor]:
+    """(u, x) -> x after so many steps under one u."""
+
+    def steps(u: Tensor | None, x: Tensor) -> Tensor:
+        for _ in range(times):
+            x = step(u, x)
+        return x
+
+    return step if times == 1 else steps
+
+
 def _times(A: Tensor, x: Tensor) -> Tensor:
     """A x for x (batch, n) and A (1 or batch, n), the diagonal, or (1 or batch, n, n)."""
     if A.ndim == 2:

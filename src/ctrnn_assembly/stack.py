@@ -27,7 +27,7 @@ from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
-from ctrnn_assembly.schemes import SCHEMES, affine_step
+from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_settings, solve
 from ctrnn_assembly.solvers.grid import freeze
 from ctrnn_assembly.subnetwork import Field
@@ -294,7 +294,7 @@ class Stack(Recurrent):
             watch(u, x)
             return self._upwards(u, x, move)[1]
 
-        return _repeated(step, self.substeps) if self.one_field else step
+        return repeated(step, self.substeps) if self.one_field else step
 
     def _mover(self, layer: Layer) -> Step:
         """(z, v) -> z+ of one layer, with its matrices built once."""
@@ -302,7 +302,7 @@ class Stack(Recurrent):
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.terms()
         move = affine_step(SCHEMES[self.solver], terms, self.step_size)
-        moves = _repeated(lambda drive, z: move(z, drive), 1 if self.one_field else self.substeps)
+        moves = repeated(lambda drive, z: move(z, drive), 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
     def _states(
@@ -357,14 +357,3 @@ class Stack(Recurrent):
             return states[:, ::n], states[:, :-1]
 
         return self._upwards(u, x, move)[1]
-
-
-def _repeated(step: Step, times: int) -> Step:
-    """(u, x) -> x after so many steps under one u."""
-
-    def steps(u: Tensor, x: Tensor) -> Tensor:
-        for _ in range(times):
-            x = step(u, x)
-        return x
-
-    return step if times == 1 else steps

@@ -32,16 +32,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.dissipation import LayerSystem, forgetting
-from ctrnn_assembly.certificates.result import (
-    CascadeFacts,
-    Certificate,
-    CouplingFacts,
-    LayerFacts,
-    MetricFacts,
-    Module,
-    StepCertificate,
-)
+from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
 
 SLACK = 1e-9  # relative, of every entry of Gamma: more than the rounding of all that is formed here
 LONGEST = 2**40  # samples
@@ -130,7 +123,7 @@ def _of_fields(certificates: Sequence[Certificate]) -> Certificate:
         slowest,
         rate=slowest.rate * (1 - 1e-6),
         modules=tuple(map(_module, range(len(certificates)), certificates)),
-        coupling=CouplingFacts("cascade", (), *worst, sum(one.edges for one in found)),
+        coupling=result.CouplingFacts("cascade", (), *worst, sum(one.edges for one in found)),
         rounding=max(one.rounding for one in certificates),
         metric=MetricFacts("cascade", "layers", 0.0, math.inf),
         declared=tuple(sorted({name for one in certificates for name in one.declared})),
@@ -170,13 +163,15 @@ def _with_facts(
 ) -> Certificate:
     """`memory` is each layer's, then that of the whole, in samples; gains the peak's and that of l2."""
     facts = tuple(
-        LayerFacts(k, layer.certificate.rate, float(q), layer.input_gain, layer.output_gain, n)
+        result.LayerFacts(k, layer.certificate.rate, float(q), layer.input_gain, layer.output_gain, n)
         for k, (layer, q, n) in enumerate(zip(layers, factors, memory, strict=False))
     )
     return replace(
         whole,
         metric=MetricFacts("cascade", "layers", 1.0, growth * growth),
-        cascade=CascadeFacts(facts, memory[-1], max(memory[:-1]), int(np.argmax(memory[:-1])), *gains),
+        cascade=result.CascadeFacts(
+            facts, memory[-1], max(memory[:-1]), int(np.argmax(memory[:-1])), *gains
+        ),
     )
 
 
@@ -282,8 +277,8 @@ def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> t
     return best or (1.0, math.inf)
 
 
-def _module(index: int, found: Certificate) -> Module:
+def _module(index: int, found: Certificate) -> result.Module:
     """A layer in one row: what its modules have at least."""
     size, margin = sum(one.size for one in found.modules), min(one.margin for one in found.modules)
     theorems = " + ".join(dict.fromkeys(one.theorem for one in found.modules))
-    return Module(index, size, theorems, margin, found.rate, True)
+    return result.Module(index, size, theorems, margin, found.rate, True)

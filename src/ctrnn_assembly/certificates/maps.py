@@ -16,15 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.certificates import rounding
+from ctrnn_assembly.certificates import result, rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
-from ctrnn_assembly.certificates.result import (
-    Certificate,
-    CouplingFacts,
-    MetricFacts,
-    Module,
-    StepCertificate,
-)
+from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
 from ctrnn_assembly.certificates.rounding import BACK_OFFS, UNIT, Balance, balanced, spectral_norm
 from ctrnn_assembly.certificates.search import for_a_map, least_norm
 from ctrnn_assembly.linalg import symmetric_part
@@ -122,8 +116,8 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     q = max(q, 1e-300)  # of W = 0
     rate = -math.log(q) * (1 - 1e-12)
     step = StepCertificate("map", 1.0, True, q, 1.0)
-    modules = (Module(0, len(W), theorem, 1 - q, rate, True),)
-    coupling = CouplingFacts("none", (), 0.0, 0.0, 0.0, 0)
+    modules = (result.Module(0, len(W), theorem, 1 - q, rate, True),)
+    coupling = result.CouplingFacts("none", (), 0.0, 0.0, 0.0, 0)
     found = Certificate(True, rate, 0.0, metric, modules, coupling, step, (), (), CLAIM)
     return found, Balance.of(factor.theta, one)
 

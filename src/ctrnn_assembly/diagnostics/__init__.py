@@ -2,17 +2,7 @@
 
 A diagnosis describes the states and runs it looked at; it can refute a certificate, never replace it.
 Everything is computed in float64 on the CPU from the weights as they are, of any net that `linearise`
-knows: our layers, torch's, and functions (u, h) -> h. Where to read:
-
-| file | what |
-|---|---|
-| `linearise` | what a net does (`behaviour`), and J of its flow and of its step |
-| `spectrum` | eigenvalues of J, of J in the metric, of the step; of modules, weights and coupling |
-| `lyapunov` | Lyapunov exponents of steps under an input |
-| `fixed_points` | fixed points under a constant input, and their stability |
-| `contraction` | distances between trajectories under one input |
-| `theorem6` | the corrected Theorem 6 along a trajectory |
-| `gradients` | how gradients scale over layers or time, and how many residual factors carry them |
+knows: our layers, torch's, and functions (u, h) -> h.
 
 Arguments come in one order: first the net, as `linearise` knows it; then the inputs u, None for none;
 then states: x where to look, x0 where to start, by default 0; all else by keyword. dt and solver say

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, TORCHDIFFEQ_SOLVERS, repeated
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
@@ -196,8 +196,7 @@ class Behaviour:
         if self.step is not None and is_own:
             step, m = self.step, self.input_size or 0
             return lambda u, x: step(x.new_zeros(len(x), m) if u is None and m else u, x)
-        part = self._single_step(length / self.substeps, solver)
-        return part if self.substeps == 1 else partial(_repeated, part, self.substeps)
+        return repeated(self._single_step(length / self.substeps, solver), self.substeps)
 
     def _single_step(self, length: float, solver: str | None) -> Map:
         if self.terms is not None and solver in SCHEMES:
@@ -288,12 +287,6 @@ def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tens
         )
     check_finite(t)
     return t.detach().to("cpu", torch.float64)
-
-
-def _repeated(f: Map, times: int, u: Tensor | None, x: Tensor) -> Tensor:
-    for _ in range(times):
-        x = f(u, x)
-    return x
 
 
 def _runge_kutta(f: Map, dt: float, u: Tensor | None, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ Source: Benettin et al. 1980; Geist, Parlitz and Lauterborn 1990 (QR form).
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count, islice, repeat
+from itertools import chain, count, islice, repeat
 from typing import Any
 
 import torch
@@ -87,7 +87,10 @@ def lyapunov_exponents(
     dt, solver = known.resolve(dt, solver)
     transient = steps // 10 if transient is None else transient
     _check_run(known.size, k, steps, transient)
-    inputs = repeat(None) if samples is None else _in_turn(samples, len(x))
+    inputs: Iterable[Tensor | None] = repeat(None)
+    if samples is not None:  # trajectory b begins with sequence b
+        turns = (samples[(torch.arange(len(x)) + turn) % len(samples)] for turn in count())
+        inputs = chain.from_iterable(turn.unbind(1) for turn in turns)
     run = linearise_along(known.step_map(dt, solver), inputs, x)
     V = torch.linalg.qr(torch.randn(*x.shape, k, generator=generator, dtype=x.dtype))[0].movedim(2, 0)
     logs = []
@@ -114,12 +117,6 @@ def lyapunov_exponents(
         steps=steps,
         transient=transient,
     )
-
-
-def _in_turn(samples: Tensor, batch: int) -> Iterable[Tensor]:
-    """Inputs (batch, m), step by step without end: trajectory b begins with sequence b."""
-    for turn in count():
-        yield from samples[(torch.arange(batch) + turn) % len(samples)].unbind(1)
 
 
 def _errors(rates: Tensor) -> Tensor:
