@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,10 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.training.config import (
-    RECOMMENDED,
-    TrainConfig,
-    make_config,
-    read_yaml,
-    recipe,
-    recipes,
-    recommended,
-    trial,
-)
-from ctrnn_cli.shared import (
-    ONE_FIELD,
-    PATH,
-    Column,
-    Command,
-    config_options,
-    emit,
-    facts,
-    json_option,
-    output_options,
-    rows_of,
-    table,
-)
+from ctrnn_assembly.training import config as configs
+from ctrnn_assembly.training.config import TrainConfig, make_config, recommended
+from ctrnn_cli import shared
+from ctrnn_cli.shared import PATH, Column, Command, emit, facts, json_option, table
 
 KINDS = (
     *("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"),
@@ -66,7 +48,7 @@ GATES = {
 @click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")
 @json_option
 @click.option("--profile", is_flag=True, help="print where the time of training went")
-@config_options
+@shared.config_options
 def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool, **given: Any) -> None:
     """Train a model on a task and leave a run folder.
 
@@ -96,11 +78,11 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
                 f"{run}/config.yaml."
             )
     else:
-        layers = [recipe(named)] if named else []
-        layers += [read_yaml(file)] if file else []
+        layers = [configs.recipe(named)] if named else []
+        layers += [configs.read_yaml(file)] if file else []
         best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
         if fast:
-            layers.append(trial(make_config(best, *layers, settings).task))
+            layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
         sources = [f"the recipe {named}"] * bool(named) + [str(file)] * bool(file)
         click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
@@ -202,14 +184,14 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
 @click.option("--solver", help="evaluate with another solver")
 @click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
 @click.option("--dt", type=float, help="with another time between samples: that changes the physics")
-@click.option("--one-field", is_flag=True, default=None, help=ONE_FIELD)
+@click.option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
 @click.option("--samples", default=100, help="of the test set, for --radius  [default: 100]")
 @click.option("--steps", default=10, help="of the attack at each radius  [default: 10]")
 @click.option("--restarts", default=1, help="of the attack at each radius  [default: 1]")
 @click.option("--rate", default=0.25, help="the attack's step over the radius  [default: 0.25]")
-@output_options
+@shared.output_options
 def evaluate_command(
     folder: Path, data_dir: str | None, swap: list[dict[str, Any]], radius: bool, **one: Any
 ) -> None:
@@ -224,6 +206,7 @@ def evaluate_command(
     norm over time and of the root mean square. The claim is of the net in float64.
     """
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.figures.curves import swap_figure
     from ctrnn_assembly.solvers import check_settings
     from ctrnn_assembly.training.run import Run, read_config
     from ctrnn_assembly.training.swap import measured, swapped
@@ -253,11 +236,6 @@ def evaluate_command(
     for said in filter(None, (swap.warning(found[0]) for swap in found)):
         click.echo(f"warning: {said}", err=True)
 
-    def figure() -> Any:
-        from ctrnn_assembly.figures.curves import swap_figure
-
-        return swap_figure(found, title=run.title)
-
     top = found[0] if swap or not rest else found[1]
     rows, certificate = [each.row() for each in found], top.run.certificate.as_dict()
     rows[0]["solver"] += " (trained)"
@@ -271,7 +249,7 @@ def evaluate_command(
         *(f"{key}: {value}" for key, value in proven),
         columns=SWAPS,
         arrays={f"largest_{each.name}": each.largest for each in found},
-        figure=figure,
+        figure=partial(swap_figure, found, title=run.title),
         **outputs,
     )
 
@@ -282,6 +260,7 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
     import torch
 
     from ctrnn_assembly.diagnostics.attack import attack
+    from ctrnn_assembly.figures.curves import radius_figure
     from ctrnn_assembly.robustness import NORMS, certified_radii
 
     model, made = run.build(double=True).requires_grad_(False), []
@@ -311,22 +290,17 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
         )
         said.append(f"{text}, {ratio:.3g} times as large: medians of the samples that are right")
 
-    def figure() -> Any:
-        from ctrnn_assembly.figures.curves import radius_figure
-
-        return radius_figure(radii, title=run.title)
-
     columns = [Column(name, name, "", radius) for name, radius in radii.items()]
+    rows = {"curve": shared.rows_of(curve), "rows": shared.rows_of(columns)}
     clean, title = float(kept.mean()), f"{run.title}: share of {samples} test samples that stay right"
     emit(
-        {**run.about(), "test_accuracy": clean, "unit": unit, "norms": norms, "curve": rows_of(curve)}
-        | {"rows": rows_of(columns)},
-        table(rows_of(curve), curve, title=title),
+        {**run.about(), "test_accuracy": clean, "unit": unit, "norms": norms, **rows},
+        table(rows["curve"], curve, title=title),
         f"without a perturbation: {clean:.4f}; its units are those of the net's input",
         *said,
         columns=columns,
         arrays=radii,
-        figure=figure,
+        figure=partial(radius_figure, radii, title=run.title),
         **outputs,
     )
 
@@ -354,8 +328,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
         "topologies": dict(TOPOLOGIES),
         "gates": GATES,
         "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
-        "recipes": {name: entry["about"] for name, entry in recipes().items()},
-        "recommended": RECOMMENDED,
+        "recipes": {name: entry["about"] for name, entry in configs.recipes().items()},
+        "recommended": configs.RECOMMENDED,
     }
     if kind is not None:
         tables = {kind: tables[kind]}

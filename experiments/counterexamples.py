@@ -18,9 +18,8 @@ from itertools import product
 
 import numpy as np
 import torch
-from keep import table
 from numpy import ndarray
-from rich.console import Console, Group
+from rich.table import Table
 from scipy.linalg import expm
 from scipy.optimize import brentq, minimize
 from torch import Tensor
@@ -29,6 +28,7 @@ import ctrnn_assembly as ctrnn
 from ctrnn_assembly import Assembly, Subnetwork, certify, measure_contraction, solve
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_cli.shared import console, table
 
 AMPLITUDE = 4.0  # tanh'(4) = 0.0013 stands for the slope 0
 Pieces = list[tuple[tuple[float, float], float]]  # slopes, and for how long
@@ -196,7 +196,7 @@ def pairs_of(A: ndarray) -> str:
     return ", ".join(f"{z.real:+.4f}{z.imag:+.4f}i" for z in values)
 
 
-def theorem7_table() -> Group:
+def theorem7_table() -> Table:
     rows, critical = [], 1 / switching_root()
     for c in (1.0, 1.9, 2.0, 2.5, critical, 4.0, 10.0):
         box = product((0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
@@ -213,10 +213,10 @@ def theorem7_table() -> Group:
         }
         rows.append(row)
     roots = f"l = {switching_root():.10f}, 1/l = {critical:.10f}"
-    return table(f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}", rows)
+    return table(rows, title=f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}")
 
 
-def growth_table(c: float) -> Group:
+def growth_table(c: float) -> Table:
     t, d = perturbed(c)
     _, signal, period = steered(c)
     largest = float(signal(torch.linspace(0, period, 4001, dtype=torch.float64)).abs().max())
@@ -225,10 +225,10 @@ def growth_table(c: float) -> Group:
         "a perturbation grows up to order one"
     )
     ends = (0, 2, 4, 6, 8, 12, 16, 20)
-    return table(title, [{"t": f"{t[k]:.3f}", "distance": f"{d[k]:.3e}"} for k in ends])
+    return table([{"t": f"{t[k]:.3f}", "distance": f"{d[k]:.3e}"} for k in ends], title=title)
 
 
-def section31_table() -> Group:
+def section31_table() -> Table:
     rows = []
     for c in (4.0, math.pi * math.e / 2, 5.0, 10.0):
         pieces = alternating_pieces(c)
@@ -241,10 +241,10 @@ def section31_table() -> Group:
             "exp(2 - pi e / c)": f"{math.exp(2 - math.pi * math.e / c):.7f}",
         }
         rows.append(row)
-    return table("(ii) Section 3.1: alternating slopes; above 1 the solutions grow", rows)
+    return table(rows, title="(ii) Section 3.1: alternating slopes; above 1 the solutions grow")
 
 
-def solver_table() -> Group:
+def solver_table() -> Table:
     net, rows = strongly_coupled(), []
     for solver in ("dopri8", "euler", "imex", "exponential-euler"):
         certificate, measured = certified_and_measured(net, solver)
@@ -263,10 +263,10 @@ def solver_table() -> Group:
         }
         rows.append(row)
     rate = f"certified rate {certify(net).rate:.6f}"
-    return table(f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: {rate}", rows)
+    return table(rows, title=f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: {rate}")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     tables = (theorem7_table(), growth_table(10.0), section31_table(), solver_table())
-    Console(width=170).print(*tables, sep="\n")
+    console().print(*tables, sep="\n")

@@ -1,17 +1,12 @@
-"""What experiments share: one JSON file in results/ with all that a result depends on; a table."""
+"""What experiments share: one JSON file in results/ with all that a result depends on."""
 
 import json
 import re
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.box import SIMPLE
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.training import provenance
@@ -35,20 +30,8 @@ def about(
     return provenance.provenance(command=command, seed=seed)
 
 
-def keep(name: str, result: dict[str, Any], folder: Path = RESULTS, digits: int = 17) -> Path:
+def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with what `about` says."""
     path = folder / f"{result['date']}-{name}.json"
-    known = json.dumps(plain(result))  # NaN and infinity become null
-    rounded = json.loads(known, parse_float=lambda number: float(f"{float(number):.{digits}g}"))
-    write(path, json.dumps(rounded, indent=1, allow_nan=False) + "\n")
+    write(path, json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     return path
-
-
-def table(title: str, rows: Sequence[Mapping[str, str]], words: Collection[str] = ()) -> Group:
-    """A title and a narrow table of text by column; columns of `words` stand left."""
-    shown = Table(box=SIMPLE, padding=0, pad_edge=False)
-    for column in rows[0]:
-        shown.add_column(column, justify="left" if column in words else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row.values())
-    return Group(Text(title, style="bold"), shown)

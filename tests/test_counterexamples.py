@@ -12,7 +12,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from scipy.linalg import expm
 
 from ctrnn_assembly import Subnetwork, Unconstrained, certify, solve
@@ -212,7 +211,7 @@ def test_the_weak_coupling_that_euler_bears_is_not_refused() -> None:
 
 
 def test_every_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    Console(width=170).print(examples.theorem7_table(), examples.section31_table())
+    examples.console().print(examples.theorem7_table(), examples.section31_table())
     printed = capsys.readouterr().out
     for number in ("[[0, -c], [c, 0]]", "-4.000000", "1.3391742", "-1.0000-1.4715i"):
         assert number in printed

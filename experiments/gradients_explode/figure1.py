@@ -18,13 +18,14 @@ from typing import Any
 
 import mlps
 import torch
-from mlps import MLPS, Layer, about, mlp, number, table, unit_rms
-from rich.console import Console, Group
+from mlps import MLPS, Layer, about, mlp, number, unit_rms
+from rich.table import Table
 from scipy.stats import linregress
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradients import gsc
 from ctrnn_assembly.figures import style
+from ctrnn_cli.shared import console, table
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
@@ -100,7 +101,7 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Group:
+def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Table:
     title = (
         f"GSC(0, {settings.depth}), width {settings.width}: geometric mean and range of "
         f"{settings.datasets} data sets of {settings.observations}.\n"
@@ -123,7 +124,7 @@ def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) 
             "report": REPORT.get(name, ""),
         }
         rows.append(row)
-    return table(title, rows, words=("net", "paper", "report"))
+    return table(rows, title=title)
 
 
 @style.printed
@@ -160,7 +161,7 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = settings_from(arguments)
     torch.set_num_threads(settings.threads)
-    console, result = Console(), about(__file__, arguments, seed=settings.seed)
+    result = about(__file__, arguments, seed=settings.seed)
     keys = ("datasets", "observations", "depth", "width", "probes")
     result["settings"] = {key: getattr(settings, key) for key in keys}
     began, worked = time.perf_counter(), time.process_time()
@@ -172,15 +173,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "criterion": {"growth": GROWTH, "fit": FIT},
         "nets": nets,
     }
-    console.print(growth_table(nets, settings))
+    console().print(growth_table(nets, settings))
     observations = settings.datasets * settings.observations
     scaled = REPORTED_SECONDS * observations / 1000
-    console.print(
+    print(
         f"{observations} observations, all {len(nets)} nets: {result['seconds']:.1f} s "
         f"({result['cpu_seconds']:.1f} s of CPU, {result['gsc_seconds']:.1f} s in GSC); the report: "
         f"{scaled / 60:.3g} minutes, {scaled / result['seconds']:.0f} times as long."
     )
-    console.print(mlps.finish("figure1", result, draw(nets), settings))
+    print(mlps.finish("figure1", result, draw(nets), settings))
     return result
 
 

@@ -30,8 +30,8 @@ from typing import Any
 import mlps
 import torch
 import torch.nn.functional as F
-from mlps import MLPS, Layer, about, keep, mlp, number, table, unit_rms
-from rich.console import Console, Group
+from mlps import MLPS, Layer, about, keep, mlp, number, unit_rms
+from rich.table import Table
 from torch import Generator, Tensor, nn
 
 from ctrnn_assembly.data import load_task
@@ -39,6 +39,7 @@ from ctrnn_assembly.data.task import Split, Task
 from ctrnn_assembly.diagnostics.gradients import VJPs, effective_depth_of_gradient, gsc
 from ctrnn_assembly.errors import CtrnnError, DataError
 from ctrnn_assembly.figures import style
+from ctrnn_cli.shared import console, table
 
 Settings = argparse.Namespace
 RATES = {
@@ -213,10 +214,10 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
         record["epochs"].append(row)
         record["seconds"] = time.perf_counter() - began
         record["complete"] = diverged or epoch == settings.epochs
-        keep(f"gradients-explode-{settings.name}", result, settings.results, digits=6)
+        keep(f"gradients-explode-{settings.name}", result, settings.results)
 
 
-def results_table(result: dict[str, Any]) -> Group:
+def results_table(result: dict[str, Any]) -> Table:
     rows = []
     for name, net in result["nets"].items():
         first, last = net["epochs"][0], net["epochs"][-1]
@@ -231,7 +232,7 @@ def results_table(result: dict[str, Any]) -> Group:
             "change of W": number(last["change_norm"]),
         }
         rows.append(row)
-    return table(f"After {result['settings']['epochs']} epochs", rows, words=("net",))
+    return table(rows, title=f"After {result['settings']['epochs']} epochs")
 
 
 @style.printed
@@ -275,11 +276,10 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     settings = settings_from(arguments)
     torch.set_num_threads(settings.threads)
-    console = Console(highlight=False)
     try:
         images = load_images(settings)
     except DataError as reason:
-        console.print(f"Skipped, no images: {reason}")
+        print(f"Skipped, no images: {reason}")
         return None
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
@@ -291,13 +291,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     result["nets"] = {}
     for name in MLPS:
         run(name, images, settings, result)
-        console.print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
+        print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
     rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
     what = f"{count} images of {pixels} values (task {settings.task}), {rule}"
-    console.print(results_table(result))
+    console().print(results_table(result))
     wrote = mlps.finish(settings.name, result, draw(result, what), settings)
-    console.print(f"{result['seconds']:.0f} s. {wrote}")
+    print(f"{result['seconds']:.0f} s. {wrote}")
     return result
 
 

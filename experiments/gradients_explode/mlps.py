@@ -27,7 +27,7 @@ from ctrnn_assembly.figures import style
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from keep import RESULTS, about, keep, table  # noqa: E402, F401
+from keep import RESULTS, about, keep  # noqa: E402, F401
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
 
@@ -114,5 +114,5 @@ def finish(name: str, result: dict[str, Any], figure: Any, settings: argparse.Na
     path = settings.figure or HERE / name
     for ending in (".png", ".pdf"):
         style.save_figure(figure, path.with_suffix(ending))
-    kept = keep(f"gradients-explode-{name}", result, settings.results, digits=6)
+    kept = keep(f"gradients-explode-{name}", result, settings.results)
     return f"Wrote {kept} and {path}.png, .pdf"
