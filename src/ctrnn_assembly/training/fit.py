@@ -81,19 +81,14 @@ class Training:
         """Move everything to its device; `saved` is the checkpoint whose weights `net` has."""
         self.model = self.fabric.setup_module(self.net)
         config, trained = self.config, [p for p in self.net.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": trained, "share": 1.0}]
+        parts = ("field", "gate")  # a gate of steps belongs to the recurrence
+        fields = [getattr(m, name, None) for m in self.net.modules() for name in parts]
+        inside = {id(p) for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
+        outside = [p for p in trained if config.recurrent_rate is None or id(p) not in inside]
+        groups: list[dict[str, Any]] = [{"params": outside, "share": 1.0}]
         if config.recurrent_rate is not None:
-            parts = ("field", "gate")  # a gate of steps belongs to the recurrence
-            fields = [getattr(m, name, None) for m in self.net.modules() for name in parts]
-            inside = {id(p) for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
-            groups = [
-                {"params": [p for p in trained if id(p) not in inside], "share": 1.0},
-                {
-                    "params": [p for p in trained if id(p) in inside],
-                    "share": config.recurrent_rate,
-                    "weight_decay": 0.0,
-                },
-            ]
+            own = [p for p in trained if id(p) in inside]
+            groups.append({"params": own, "share": config.recurrent_rate, "weight_decay": 0.0})
         # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
         fused = trained[0].is_cuda and config.precision in ("32", "64")
         optimizer = OPTIMIZERS[config.optimizer](
