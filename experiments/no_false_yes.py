@@ -37,11 +37,10 @@ from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.certify import Search
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from boundary_nets import Case, Label, Net, classes, drawn
+from boundary_nets import TOLERANCE, Case, Label, classes, drawn, exact_rate
 from exact import Family
 
 LARGE = 41  # one net in so many is large and attacked by search; prime, so that every class gets some
-TOLERANCE = 1e-9
 EXPANDS = 1e-12  # a factor so far above 1 expands: what float64 leaves uncertain is far below
 MARGIN = 1e-3  # a no is false only if the exact rate, in units of 1 / tau, exceeds this
 WORST_KEPT = 20
@@ -57,14 +56,6 @@ class Verdict(NamedTuple):
     slack: dict[str, float]  # of rate and factor; empty for large nets, whose exact values are not known
     settled: bool  # in 50 digits
     offence: dict[str, Any]  # all about a certificate that is wrong; else empty
-
-
-def exact_rate(net: Net, claimed: float, large: bool = False) -> tuple[float, float, bool]:
-    """The rate, by how much a claim may exceed it, and whether float64 refuted it: then in 50 digits."""
-    rate = net.field.rate()
-    allowed = TOLERANCE * max(1 / net.slowest, abs(rate))
-    unsure = not large and (claimed > rate + allowed or rate <= 0 < claimed)
-    return net.field.precise_rate() if unsure else rate, allowed, unsure
 
 
 def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor: float) -> list[str]:

@@ -39,6 +39,7 @@ ONE = [(1,), (2,), (2,), (3,), (3,), (4,), (5,), (6,), (8,)]
 SEVERAL = [(1, 1), (1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (2, 3), (1, 2, 3), (3, 3)]
 SEVERAL += [(2, 2, 2), (4, 4)]
 TWELVE = [(6, 6), (4, 4, 4), (5, 7)]
+TOLERANCE = 1e-9  # of a claim, relative
 
 
 @dataclass(frozen=True)
@@ -291,3 +292,11 @@ def drawn(rng: Generator, label: Label, large: bool = False) -> list[Case]:
     found = next(filter(None, (draw(rng, label, large) for _ in range(50))), None)
     assert found is not None, f"no net of the class {label} has a boundary"
     return found
+
+
+def exact_rate(net: Net, claimed: float, large: bool = False) -> tuple[float, float, bool]:
+    """The rate, by how much a claim may exceed it, and whether float64 refuted it: then in 50 digits."""
+    rate = net.field.rate()
+    allowed = TOLERANCE * max(1 / net.slowest, abs(rate))
+    unsure = not large and (claimed > rate + allowed or rate <= 0 < claimed)
+    return net.field.precise_rate() if unsure else rate, allowed, unsure

@@ -64,16 +64,17 @@ def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -
 
 @style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
-    """The certified rate, the factor of one step, and the largest certified dt."""
-    tasks, names = described(runs)
+    """The certified rate, the factor of one step, and, where it is known, the largest certified dt."""
+    (tasks, names), known = described(runs), any("max_dt" in run.epochs[0] for run in runs)
     height = 3.0 + 0.15 * ((len(runs) + 3) // 2)
     figure = style.new_figure(height, f"{tasks}: what is left of the certificate")
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 2 + known)
     draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
     panels[0].set(title="continuous time", ylabel=f"rate, at least ({style.PER_TAU})")
     draw_bounds(panels[1], runs, "step_factor", "step_certified", boundary=1)
     panels[1].set(title="one step of the solver", ylabel="factor of the distance, at most")
-    draw_longest(panels[2], runs, names)
+    if known:
+        draw_longest(panels[2], runs, names)
     for axes in panels:
         if axes.lines:
             style.whole_numbers(axes, "epoch")
@@ -126,7 +127,7 @@ def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
 def draw_bounds(axes: Axes, runs: Sequence[Run], column: str, verdict: str, *, boundary: float) -> None:
     """One line a run: full markers where the epoch is certified, hollow ones where it is not."""
     for k, run in enumerate(runs):
-        draw_verdicts(axes, run, run.column(column), run.column(verdict) > 0, k)
+        draw_verdicts(axes, run, run.column(column), certified(run, verdict), k)
     axes.ticklabel_format(useOffset=False, axis="y")
     if axes.lines:
         axes.axhline(boundary, color=style.GREY, linewidth=0.8)
@@ -139,8 +140,8 @@ def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
     axes.set_title("largest certified dt")
     endless = []
     for k, (run, name) in enumerate(zip(runs, names, strict=True)):
-        longest, holds = run.column("max_dt"), run.column("step_certified") > 0
-        if (holds & ~np.isfinite(longest)).any():
+        longest, holds = run.column("max_dt"), certified(run, "step_certified")
+        if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
             endless.append(name)
         if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
             own, colour = run.config.dt / run.config.substeps, style.line_style(k)["color"]
@@ -163,7 +164,10 @@ def draw_verdicts(axes: Axes, run: Run, values: style.Array, holds: NDArray[np.b
     if not np.isfinite(values).any():
         return False
     # With `certify_every` not all epochs have a certificate in the table.
-    judged, look = np.isfinite(run.column("certified")), style.line_style(k)
+    judged = np.isfinite(run.column("certified"))
+    if not judged.any():  # nor do the tables of older runs
+        judged[:] = True
+    look = style.line_style(k)
     epochs, values, holds = 1 + run.column("epoch")[judged], values[judged], holds[judged]
     axes.plot(epochs, values, color=look["color"], linewidth=1.3)
     shown = np.arange(len(epochs)) % max(1, len(epochs) // 15) == 0
@@ -171,6 +175,13 @@ def draw_verdicts(axes: Axes, run: Run, values: style.Array, holds: NDArray[np.b
         at = epochs[chosen], values[chosen]
         axes.plot(*at, markerfacecolor=face, linestyle="", markersize=4, **look)
     return True
+
+
+def certified(run: Run, name: str) -> NDArray[np.bool_]:
+    """`certified` or `step_certified` of every epoch; of older runs, from the bounds themselves."""
+    if name in run.epochs[0]:
+        return run.column(name) > 0
+    return run.column("rate") > 0 if name == "certified" else run.column("step_factor") < 1
 
 
 def described(runs: Sequence[Run]) -> tuple[str, list[str]]:
