@@ -13,10 +13,11 @@ SINGLE = ("test_data_", "test_baselines", "test_cli", "test_training", "test_run
 
 
 @pytest.fixture(autouse=True)
-def seeded(request: pytest.FixtureRequest) -> Iterator[None]:
+def seeded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Seed torch and make float64 the default dtype for one test."""
     before = torch.get_default_dtype()
     torch.manual_seed(0)
+    monkeypatch.delenv("COLUMNS", raising=False)  # the width of whose terminal the tests are started in
     if not request.path.name.startswith(SINGLE):
         torch.set_default_dtype(torch.float64)
     yield

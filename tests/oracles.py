@@ -7,6 +7,7 @@ attained at one of the 2^n vertices: `worst_rate` is exact, not a sample. `exact
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.linalg import block_diag
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge, Terms
 from exact import Field
@@ -24,6 +26,11 @@ from exact import Field
 def sloped(lo: float, hi: float) -> Activation:
     """lo x + (hi - lo) tanh x, whose slopes are all of (lo, hi]."""
     return Activation(f"slopes {(lo, hi)}", lambda x: lo * x + (hi - lo) * torch.tanh(x), (lo, hi))
+
+
+def of_exact_steps(found: Certificate) -> Certificate:
+    """A certificate without what it says of the arithmetic, which also depends on dtype and input."""
+    return found if found.step is None else replace(found, step=replace(found.step, meeting=None))
 
 
 def array(tensor: Tensor) -> ndarray:

@@ -22,7 +22,7 @@ TANH = ACTIVATIONS["tanh"]
 @pytest.mark.parametrize("seed", range(4))
 def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
     rng, certified, steps, sharp = np.random.default_rng(seed), 0, 0, 0
-    for trial, case in enumerate(chain(*(drawn(rng, label) for label in classes()[seed::16]))):
+    for trial, case in enumerate(chain(*(drawn(rng, label) for label in classes()[seed::8]))):
         terms, metric, dt, solver = case.net.terms, case.net.metric, case.dt, case.label.solver
         certificate = certify(terms, metric, dt=dt, solver=solver, search="none")
         field, step = exact_field(terms, metric), certificate.step
@@ -35,7 +35,7 @@ def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
             gain = field.factor(dt, solver)
             assert step.contraction_factor >= gain - 1e-9 * max(1, gain), trial
             steps += step.certified
-    assert min(certified, 2 * steps, 3 * sharp) >= 10, (certified, steps, sharp)  # not vacuous
+    assert min(certified, 2 * steps, 3 * sharp) >= 30, (certified, steps, sharp)  # not vacuous
 
 
 def plane(W, theta, tau=(1.0, 1.0)):

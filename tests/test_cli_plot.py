@@ -104,7 +104,7 @@ def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: P
     for kind in ("curves", "states"):
         assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
     for kind in ("weights", "graph", "metric"):
-        assert "LSTM is a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
+        assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
 
 
 def test_an_unfinished_run_is_drawn_from_its_checkpoint(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path) -> N
 def test_kill_9_at_any_moment_wherever_the_folder_goes_leaves_the_weights(
     cli: Cli, tmp_path: Path, seed: int
 ) -> None:
-    settings = (*TINY, "--epochs=12", "--batch-size=16", "--learning-rate=0.1", "--threads=1")
+    settings = (*TINY, "--epochs=40", "--batch-size=16", "--learning-rate=0.1", "--threads=1")
     whole, moments = tmp_path / "whole", random.Random(seed)
     assert cli("train", *settings, "--out", whole).code == 0
     run, arguments = tmp_path / "0", (*settings, "--out", tmp_path / "0")
@@ -100,7 +100,7 @@ def test_kill_9_at_any_moment_wherever_the_folder_goes_leaves_the_weights(
         while not (run / ".lock").exists():  # it starts
             assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1))
+        time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.communicate()
         run = run.rename(tmp_path / str(k)) if k % 2 else shutil.copytree(run, tmp_path / str(k))

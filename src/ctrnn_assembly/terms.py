@@ -95,12 +95,11 @@ class Terms:
         s, (batch, n), scales what W and the edges are multiplied with, by default not at all.
         """
 
-        def read(phi: Elementwise) -> Tensor:
-            return phi(x) if s is None else s * phi(x)
-
-        out = self.post(self.apply_weight(read(self.pre)) + drive)
+        r = self.pre(x) if s is None else s * self.pre(x)
+        out = self.post(self.apply_weight(r) + drive)
         for edge in self.edges:
-            out = out + read(edge.psi) @ edge.K.mT
+            r = edge.psi(x) if s is None else s * edge.psi(x)
+            out = out + r @ edge.K.mT
         return out
 
     def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:

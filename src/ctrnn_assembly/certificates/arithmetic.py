@@ -12,7 +12,7 @@ the sum of their sizes (Higham 2002, chapter 3): by entries, with h = dt / tau a
     |F~(x) - F(x)| <= N |x| + ...,   N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e),
 
 a of what adds up, b also of the casts of dt W and dt L, of operands, and of phi. Then
-rho = || |Theta| N |Theta^-1| ||. Source: THEORY section 16.
+rho = || |Theta| N |Theta^-1| ||. Source: THEORY section 15.
 """
 
 import math

@@ -118,12 +118,14 @@ def _of_fields(certificates: Sequence[Certificate]) -> Certificate:
     """Any rate below the slowest field's is one of all together, in a metric that is known later."""
     slowest = min(certificates, key=lambda one: one.rate)
     found = [one.coupling for one in certificates]
-    worst = (max(getattr(one, name) for one in found) for name in ("residual", "norm", "cost"))
+    residual, norm, cost = (max(getattr(one, k) for one in found) for k in ("residual", "norm", "cost"))
     return replace(
         slowest,
         rate=slowest.rate * (1 - 1e-6),
         modules=tuple(map(_module, range(len(certificates)), certificates)),
-        coupling=result.CouplingFacts("cascade", (), *worst, sum(one.edges for one in found)),
+        coupling=result.CouplingFacts(
+            "cascade", (), residual, norm, cost, sum(one.edges for one in found)
+        ),
         rounding=max(one.rounding for one in certificates),
         metric=MetricFacts("cascade", "layers", 0.0, math.inf),
         declared=tuple(sorted({name for one in certificates for name in one.declared})),

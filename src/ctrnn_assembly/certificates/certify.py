@@ -137,10 +137,8 @@ def _certify_terms(
     if steps and terms.n <= JOINT_SIZE:
         starts = [given, *(other for _, other in usable)]
         for other in for_a_step(terms, starts, dt[-1], SCHEMES[solver]):
-            tried = (
-                None if unusable(terms, other) else _certify_in(other, terms, dt, solver, "search: step")
-            )
-            if tried is not None and _holds(tried, steps):
+            tried = _certify_in(other, terms, dt, solver, "search: step")
+            if _holds(tried, steps):
                 return tried
     if best.certified:
         return best
