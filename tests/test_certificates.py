@@ -21,7 +21,6 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.certificates import STEP_PROOFS
 from ctrnn_assembly.contracting import raw_tensors
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
@@ -206,10 +205,6 @@ def test_the_factor_of_a_step_bounds_the_row_of_its_scheme(solver, form):
         assert step.certified == (step.contraction_factor is not None and step.contraction_factor < 1)
         certified += step.certified
     assert certified >= 3
-
-
-def test_every_scheme_has_a_step_proof():
-    assert set(STEP_PROOFS) == set(SCHEMES)
 
 
 def test_a_step_bound_in_the_short_form_is_false_for_a_dense_metric():

@@ -16,12 +16,13 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-from ctrnn_assembly.certificates.curves import chords, factor_curves, step_curves
+from ctrnn_assembly.certificates.curves import factor_curves, step_curves
 from ctrnn_assembly.certificates.result import StepProof
-from ctrnn_assembly.certificates.steps import STEP_PROOFS
+from ctrnn_assembly.certificates.steps import chords
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
 
 DT = 0.1
@@ -76,7 +77,7 @@ def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
 
 
 @pytest.mark.parametrize("gain", [1.0, 30.0])
-@pytest.mark.parametrize("solver", STEP_PROOFS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_a_curve_agrees_with_the_certificate(solver: str, gain: float) -> None:
     field = net(gain=gain)
     curves = factor_curves(field.terms(), field.metric(), near=DT)
@@ -96,7 +97,7 @@ def test_a_curve_agrees_with_the_certificate(solver: str, gain: float) -> None:
 
 def test_chords_are_the_lower_hull_of_the_proofs() -> None:
     factors = {0.25: 0.9, 0.5: 0.95, 0.75: 0.7}  # the proof at 0.5 is a poor one
-    hull = chords(StepProof(factors.__getitem__, 1.0), 4, 2.0)
+    hull = chords(StepProof(factors.__getitem__, 1.0), [0.75, 0.25, 0.5, 2.0])
     assert hull.max_dt == 1
     for dt, bound in {0.0: 1, 0.25: 0.9, 0.5: 0.8, 0.75: 0.7, 0.875: 0.85, 1.0: 1}.items():
         assert hull.factor(dt) == pytest.approx(bound, rel=1e-12)
@@ -105,7 +106,7 @@ def test_chords_are_the_lower_hull_of_the_proofs() -> None:
 
 @pytest.mark.parametrize("max_dt", [0.0, math.inf])
 def test_without_a_largest_dt_there_are_no_chords(max_dt: float) -> None:
-    assert chords(StepProof(lambda dt: 0.5, max_dt), 4, 0.1).factor(0.1) == math.inf
+    assert chords(StepProof(lambda dt: 0.5, max_dt), [0.1]).factor(0.1) == math.inf
 
 
 def test_a_broken_metric_has_no_curve() -> None:

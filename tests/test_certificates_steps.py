@@ -11,9 +11,15 @@ import torch
 
 from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.certificates import STEP_PROOFS, rounding
+from ctrnn_assembly.certificates import rounding, steps
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.steps import StepLMI, Weighed, _near_euler
+from ctrnn_assembly.certificates.steps import (
+    Weighed,
+    multipliers,
+    propagator,
+    prove_step,
+    step_system,
+)
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Edge, Terms
@@ -34,6 +40,11 @@ def random_net(n: int, form: str, dense: bool, edge: bool) -> tuple[Terms, Metri
     return Terms((W,), pre, post, torch.zeros(n), tau, L, edges), Metric((Factor(theta, inverse),))
 
 
+def by_lmi(whole: Interconnection, solver: str, dt: float) -> float:
+    system = step_system(whole, solver, dt)
+    return Weighed.of(system, multipliers(system, whole.system[1], dt)).factor(dt)
+
+
 @pytest.mark.parametrize("edge", [False, True])
 @pytest.mark.parametrize("form", ["x", "r"])
 @pytest.mark.parametrize("solver", SCHEMES)
@@ -42,8 +53,8 @@ def test_the_bound_of_a_step_is_sharp_and_not_below_the_exact_factor(solver, for
     for trial in range(12):
         terms, metric = random_net(2 + trial % 3, form, trial % 2 == 1, edge)
         dt = (0.05, 0.3, 1.0)[trial % 3]
-        lmi = StepLMI(Interconnection.of(terms, metric), solver)
-        ratios.append(lmi.factor(dt) / exact_field(terms, metric).factor(dt, solver))
+        bound = by_lmi(Interconnection.of(terms, metric), solver, dt)
+        ratios.append(bound / exact_field(terms, metric).factor(dt, solver))
     assert min(ratios) >= 1 - 1e-12
     assert np.median(ratios) <= 1.01
     assert max(ratios) <= 1.15
@@ -59,7 +70,7 @@ def test_a_proof_is_about_the_row_of_the_scheme(solver):
     slopes = torch.rand(4)
     N = terms.blocks[0] * slopes + terms.edges[0].K * slopes
     T = metric.theta() * terms.tau.sqrt()
-    weighed = StepLMI(whole, solver).weighed(whole.system[1], dt)
+    weighed = Weighed.of(step_system(whole, solver, dt), whole.system[1])
     read = torch.nonzero((terms.edges[0].K != 0).any(0)).flatten()
     D = torch.cat([slopes, slopes[read]])
     step = torch.eye(4) + dt * (weighed.A + (weighed.B * D) @ weighed.C)
@@ -109,9 +120,9 @@ def test_an_edge_counts_in_every_bound_of_a_step():
     net = Assembly(parts, Hierarchy([1, 1], [(0, 1)], psi="tanh", init_scale=20.0))
     field = exact_field(net.terms(), net.metric())
     whole = Interconnection.of(net.terms().detach_cpu(), net.metric().detach_cpu())
-    for solver, proof in STEP_PROOFS.items():
+    for solver in SCHEMES:
         for dt in (1e-3, 0.3, 1.5):
-            bound = proof(whole, None).factor(dt)
+            bound = prove_step(whole, solver).factor(dt)
             assert field.factor(dt, solver) - 1e-12 <= bound <= 1.02 * field.factor(dt, solver)
 
 
@@ -122,7 +133,7 @@ def test_steps_that_contract_between_steps_that_do_not_are_not_promised():
         terms, metric = random_net(2, "x", False, False)
         whole, field = Interconnection.of(terms, metric), exact_field(terms, metric)
         for solver in ("imex", "exponential-euler"):
-            largest = min(STEP_PROOFS[solver](whole, None).max_dt, 100.0)
+            largest = min(prove_step(whole, solver).max_dt, 100.0)
             steps = largest * np.linspace(0.02, 1, 25) if largest > 0 else ()
             assert all(field.factor(float(dt), solver) < 1 + 1e-12 for dt in steps)
             found += largest > 0
@@ -130,14 +141,19 @@ def test_steps_that_contract_between_steps_that_do_not_are_not_promised():
 
 
 def test_exponential_euler_is_promised_no_further_than_it_is_near_to_eulers_step():
+    """Of every slope: |step - Euler's at h| <= dt^2 / 2 ||K + 1 / t - 1 / tau|| ||J||."""
     for _ in range(5):
         terms, metric = random_net(3, "x", True, False)
         whole, field = Interconnection.of(terms, metric), exact_field(terms, metric)
-        euler, flow = STEP_PROOFS["euler"](whole, None), field.rate_family()
-        h, D = euler.max_dt / 2, flow.corners
-        leak, K, _, _ = field.balanced
-        size = np.linalg.norm(leak + K, 2) * np.linalg.norm(flow.at(D), 2, axis=(1, 2)).max()
-        assert _near_euler(whole) * h * size <= 2 * (1 - euler.factor(h)) or h == 0
+        euler, flow, t = prove_step(whole, "euler"), field.rate_family(), float(whole.tau[0])
+        proof = steps.exponential_euler_step(whole, lambda euler=euler: euler)
+        if math.isinf(proof.max_dt):  # by the norms
+            continue
+        _, K, _, _ = field.balanced
+        J = np.linalg.norm(flow.at(flow.corners), 2, axis=(1, 2)).max()
+        dt = min(proof.max_dt, t)
+        h, drift = -t * math.expm1(-dt / t), np.linalg.norm(K, 2) * J / 2
+        assert proof.factor(dt) >= (field.factor(h, "euler") + dt * dt * drift) * (1 - 1e-12)
 
 
 def test_a_metric_is_sought_where_only_the_step_fails():
@@ -201,32 +217,33 @@ def test_one_way_edges_are_weighted_by_certified_rates():
     assert own.rate / 2 <= found.rate <= exact_field(net.terms(), found.metric.matrix).rate()
 
 
-def test_what_was_rounded_is_taken_off_the_proof_of_a_step():
+def test_what_was_rounded_is_taken_off_the_proof_of_a_step(monkeypatch):
     """Every matrix within the errors must have the mu; without them the computed one alone would."""
     n = 3
     eye, none = torch.eye(n), torch.zeros(n, n)
     for A_error, B_error in ((1e-3, 0.0), (0.0, 1e-3)):
-        exact, blurred = Weighed(-eye, none, none, 0.0, 0.0), Weighed(-eye, none, none, A_error, B_error)
+        exact, blurred = (Weighed(-eye, none, none, off) for off in (0.0, A_error + B_error))
         mu = exact.mu(0.1)
         assert exact.proves(0.1, mu - 1e-9)
         assert not blurred.proves(0.1, mu - 1e-4 * max(A_error, B_error))
         # The worst A within the error lowers mu by it; of B and C, by (b + c)^2 / 4.
         assert blurred.proves(0.1, mu - 5e-3)
     terms, metric = random_net(3, "x", True, False)
-    lmi = StepLMI(Interconnection.of(terms, metric), "imex")
-    rough = StepLMI(dataclasses.replace(lmi.whole, K_error=1e-2), "imex")
-    assert rough.factor(0.3) > lmi.factor(0.3) + 1e-4
-    Q, error = rough.propagator(0.3)
+    whole = Interconnection.of(terms, metric)
+    rough = dataclasses.replace(whole, K_error=1e-2)
+    assert by_lmi(rough, "imex", 0.3) > by_lmi(whole, "imex", 0.3) + 1e-4
+    Q, error = propagator(rough, "imex", 0.3)
     moved = 1e-2 * torch.eye(3)  # a K within its error
-    true = torch.linalg.inv(torch.eye(3) - 0.3 * (lmi.whole.K + moved))
+    true = torch.linalg.inv(torch.eye(3) - 0.3 * (whole.K + moved))
     assert float(torch.linalg.matrix_norm(true - Q, 2)) <= error
-    (system, T), weighed = rough.whole.system, rough.weighed(lmi.whole.system[1], 0.3)
-    for X, off in ((system.A, weighed.A_error), (system.weigh(T)[0], weighed.B_error)):
-        assert 1e-3 < float(torch.linalg.matrix_norm((true - Q) @ X, 2)) <= off
-    lmi._known[0.3] = (lmi.propagator(0.3)[0], 1e-2)  # the error of Q alone, whatever that of A is
-    weighed = lmi.weighed(T, 0.3)
-    assert weighed.A_error >= 1e-2 * float(torch.linalg.matrix_norm(system.A, 2))
-    assert weighed.B_error >= 1e-2 * float(torch.linalg.matrix_norm(system.weigh(T)[0], 2))
+    system, moved = rough.system[0], step_system(rough, "imex", 0.3)
+    for X, off in ((system.A, moved.A_error), (system.X, float(moved.X_error.norm()))):
+        assert 1e-4 < float(torch.linalg.matrix_norm((true - Q) @ X, 2)) <= off
+    # the error of Q alone, whatever that of A is
+    monkeypatch.setattr(steps, "propagator", lambda *_: (Q, 1e-2))
+    system, moved = whole.system[0], step_system(whole, "imex", 0.3)
+    assert moved.A_error >= 1e-2 * float(torch.linalg.matrix_norm(system.A, 2))
+    assert bool((moved.X_error >= 1e-2 * system.X.norm(dim=0)).all())
 
 
 @pytest.mark.slow

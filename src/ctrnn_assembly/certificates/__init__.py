@@ -13,4 +13,3 @@ from ctrnn_assembly.certificates.given import terms_of as terms_of
 from ctrnn_assembly.certificates.result import Certificate as Certificate
 from ctrnn_assembly.certificates.result import Module as Module
 from ctrnn_assembly.certificates.result import StepCertificate as StepCertificate
-from ctrnn_assembly.certificates.steps import STEP_PROOFS as STEP_PROOFS

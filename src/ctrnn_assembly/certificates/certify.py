@@ -19,7 +19,7 @@ from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity, reweighed
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, common_disc, euler_step
+from ctrnn_assembly.certificates.steps import common_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
@@ -119,7 +119,7 @@ def _certify_terms(
     """In the metric that is given, by default the identity, or else in the best that is found."""
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
-    steps = bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in STEP_PROOFS
+    steps = bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in SCHEMES
     steps &= solver == "euler" or len(dt) <= result.LISTED
     if search != "none" and own.modules and own.metric.condition_number > ILL_CONDITIONED:
         own = _milder(own, given, terms, dt, solver)
@@ -136,7 +136,7 @@ def _certify_terms(
         best = best if best.certified else tried
     if steps and terms.n <= JOINT_SIZE:
         starts = [given, *(other for _, other in usable)]
-        for other in for_a_step(terms, starts, dt[-1], SCHEMES[solver]):
+        for other in for_a_step(terms, starts, dt[-1], solver):
             tried = _certify_in(other, terms, dt, solver, "search: step")
             if _holds(tried, steps):
                 return tried
@@ -237,7 +237,7 @@ def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     whole = Interconnection.of(terms, metric)
     if any(module.rate <= 0 for module in whole.modules):
         return 0.0
-    alone = euler_step(whole.uncoupled).factor(dt)
+    alone = prove_step(whole.uncoupled, "euler").factor(dt)
     (nu, eps), target = common_disc(whole), 1 - 1e-6
     disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else 0.0
     rest = target**2 - alone**2 if alone < target else 0.0
@@ -281,9 +281,9 @@ def _reason(
 def _step(whole: Interconnection, dt: Lengths, solver: str, certified: bool) -> StepCertificate:
     if not certified:
         return StepCertificate.refused(solver, dt[-1])
-    if solver not in STEP_PROOFS:
+    if solver not in SCHEMES:
         return StepCertificate.refused(solver, dt[-1], f"no proof is known for steps of {solver}")
-    return StepCertificate.of_all(STEP_PROOFS[solver](whole, None), solver, dt)
+    return StepCertificate.of_all(prove_step(whole, solver), solver, dt)
 
 
 def _metric_facts(terms: Terms, metric: Metric, origin: str) -> result.MetricFacts:

@@ -1,12 +1,10 @@
 """The proven factor of a step against its length, as a curve over dt.
 
-For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over all
-patterns: a chord between two proven factors bounds every factor between them. So a curve needs few
-proofs, at equal distances of dt, and is itself proven.
+It needs few proofs of Euler's step, at equal distances of dt: chords between them are proven as well.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,8 @@ import torch
 from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, StepProof
-from ctrnn_assembly.certificates.rounding import DENSE, UNIT
-from ctrnn_assembly.certificates.steps import STEP_PROOFS, euler_step
+from ctrnn_assembly.certificates.rounding import DENSE
+from ctrnn_assembly.certificates.steps import chords, exponential_euler_step, imex_step, prove_step
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -43,58 +41,35 @@ def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorC
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
     whole, proofs = Interconnection.of(terms, metric), 8 if terms.n <= DENSE else 2
-    alone = euler_step(whole.uncoupled)
-    exact = {solver: proof(whole, alone) for solver, proof in STEP_PROOFS.items()}
-    bounds = {"euler": chords(exact["euler"], proofs, near)}
-    by_chords = chords(alone, 2 * proofs, near)
-    for solver, proof in STEP_PROOFS.items():
-        if solver not in bounds:
-            bounds[solver] = _sharper_at(near, exact[solver], proof(whole, by_chords))
-    return _sampled(bounds, {solver: proof.max_dt for solver, proof in exact.items()}, near)
 
+    def of_euler(part: Interconnection) -> StepProof:
+        exact = prove_step(part, "euler")
+        return chords(exact, [near, *(exact.max_dt * k / proofs for k in range(1, proofs))])
 
-def chords(proof: StepProof, count: int, near: float) -> StepProof:
-    """The factor of a step I + dt J by chords from (0, 1) to (max_dt, 1), the lower hull of proofs.
-
-    They are proven at `count` equal distances of dt and at `near`.
-    """
-    largest = proof.max_dt
-    if not 0 < largest < math.inf:
-        return StepProof(lambda dt: math.inf, 0.0)
-    inner = sorted({near, *(largest * k / count for k in range(1, count))})
-    proven = [(dt, proof.factor(dt)) for dt in inner if 0 < dt < largest]
-
-    def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-        return (right[1] - left[1]) / (right[0] - left[0])
-
-    hull: list[tuple[float, float]] = []
-    for point in [(0.0, 1.0), *proven, (largest, 1.0)]:
-        # A point above the chord between its neighbours is bounded better by the chord.
-        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-
-    knots, factors = zip(*hull, strict=True)
-
-    def factor(dt: float) -> float:
-        return float(np.interp(dt, knots, factors)) * (1 + 8 * UNIT) if dt <= largest else math.inf
-
-    return StepProof(factor, largest)
-
-
-def _sharper_at(near: float, exact: StepProof, closed: StepProof) -> StepProof:
-    """The bound in closed form, at `near` the better proof, which costs far more."""
-    there = exact.factor(near)
-    return replace(closed, factor=lambda dt: there if dt == near else closed.factor(dt))
+    together = of_euler(whole)
+    closed = {
+        "euler": together,
+        "imex": imex_step(whole, of_euler(whole.uncoupled)),
+        "exponential-euler": exponential_euler_step(whole, lambda: together),
+    }
+    return _sampled(closed, {scheme: prove_step(whole, scheme) for scheme in closed}, near)
 
 
 def _sampled(
-    bounds: dict[str, StepProof], largest: dict[str, float], near: float
+    closed: dict[str, StepProof], exact: dict[str, StepProof], near: float
 ) -> tuple[FactorCurve, ...]:
-    """At dt from a tenth of the smallest to three times the largest of the marks, and at these."""
-    marks = [near, *(dt for dt in largest.values() if 0 < dt < math.inf)]
+    """At dt from a tenth of the smallest to three times the largest of the marks, and at these.
+
+    By closed forms, and at `near` by the better of both: an LMI costs far more.
+    """
+    marks = [near, *(proof.max_dt for proof in exact.values() if 0 < proof.max_dt < math.inf)]
     dts = tuple(sorted([*np.geomspace(min(marks) / 10, 3 * max(marks), 200).tolist(), *marks]))
-    return tuple(FactorCurve(s, dts, (*map(bounds[s].factor, dts),), largest[s]) for s in bounds)
+    curves = []
+    for scheme, proof in closed.items():
+        there = min(proof.factor(near), exact[scheme].factor(near))
+        factors = tuple(there if dt == near else proof.factor(dt) for dt in dts)
+        curves.append(FactorCurve(scheme, dts, factors, exact[scheme].max_dt))
+    return tuple(curves)
 
 
 def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
@@ -112,5 +87,6 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
 
     step = layer.certificate(dt=near * layer.substeps, solver="euler").step
     largest = 0.0 if step is None else step.max_dt
-    bounds = {"euler": chords(StepProof(factor, largest), 12, near)}
-    return _sampled(bounds, {"euler": largest}, near)
+    exact = StepProof(factor, largest)
+    proofs = chords(exact, [near, *(largest * k / 12 for k in range(1, 12))])
+    return _sampled({"euler": proofs}, {"euler": exact}, near)

@@ -1,12 +1,9 @@
 """`nn.RNN` as torch computes it: the map h+ = phi(W h + W_in u + b), phi = tanh or relu, of each layer.
 
-Two states under one input differ by v, after the step by w = D W v, D diagonal with slopes in [0, 1].
-With M = Theta^T Theta and a multiplier T > 0, diagonal,
-
-    [[q^2 M, W^T T], [T W, 2 T - M]] > 0    implies    |w|_M <= q |v|_M,
-
-as w^T M w <= w^T M w + 2 w^T T (W v - w) <= q^2 v^T M v. For a diagonal M the best T is M, and q is
-||Theta W Theta^-1||. A map has no flow; layers are joined by `cascade`. Source: THEORY section 14.
+Two states under one input differ by v, after the step by D W v, D diagonal with slopes in [0, 1]: that
+is Euler's step of length 1 of x' = -x + phi(W x + u), bounded in a dense metric by the LMI of `steps`.
+In a diagonal one its best T is M, and the factor ||Theta W Theta^-1||. A map has no flow; layers are
+joined by `cascade`. Source: THEORY section 14.
 """
 
 import math
@@ -16,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import result, rounding
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
+from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
-from ctrnn_assembly.certificates.rounding import BACK_OFFS, UNIT, Balance, balanced, spectral_norm
-from ctrnn_assembly.certificates.search import for_a_map, least_norm
-from ctrnn_assembly.linalg import symmetric_part
+from ctrnn_assembly.certificates.rounding import Balance, balanced, spectral_norm
+from ctrnn_assembly.certificates.search import JOINT_SIZE, for_a_step, least_norm
+from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.recurrent import is_plain
+from ctrnn_assembly.terms import Terms
 
 CLAIM = "the map h -> phi(W h + u), a sample a step, in evaluation mode"
 
@@ -92,15 +92,17 @@ def _witness(net: nn.RNNBase, samples: int = 1000) -> str:
 
 def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     """In the best diagonal metric that is found, or else in a dense one."""
-    one = torch.ones(len(W), dtype=W.dtype)
+    one, few = torch.ones(len(W), dtype=W.dtype), 1 < len(W) <= JOINT_SIZE
     log_theta = least_norm(W)
     factor, origin = Factor(log_theta.exp(), (-log_theta).exp()), "least norm"
     scale = Balance.of(factor.theta, one)
     q, theorem = spectral_norm(*balanced(W, scale, scale)), "||Theta W Theta^-1||"
-    for dense, T in for_a_map(W, factor) if q >= 1 else ():
-        proven = _factor(W, dense.theta, T)
+    phi, none = (Elementwise(((ACTIVATIONS[name], len(W)),)) for name in ("tanh", "identity"))
+    terms = Terms((W,), none, phi, torch.zeros_like(one), one)
+    for other in for_a_step(terms, [Metric((factor,))], 1.0, "euler") if q >= 1 and few else ():
+        proven = prove_step(Interconnection.of(terms, other), "euler").factor(1.0)
         if proven < q:
-            q, factor, origin, theorem = proven, dense, "search: step", "LMI"
+            q, factor, origin, theorem = proven, other.factors[0], "search: step", "LMI"
     values = factor.eigenvalues()
     low, high = float(values.min()), float(values.max())
     kind = "dense" if not factor.is_diagonal else "identity" if low == high else "diagonal"
@@ -120,23 +122,3 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     coupling = result.CouplingFacts("none", (), 0.0, 0.0, 0.0, 0)
     found = Certificate(True, rate, 0.0, metric, modules, coupling, step, (), (), CLAIM)
     return found, Balance.of(factor.theta, one)
-
-
-def _factor(W: Tensor, theta: Tensor, T: Tensor) -> float:
-    """A proven q for a dense Theta, (n, n), and T, (n,); infinite for none.
-
-    M, T W and their sums are off by no more than M's own error twice and a few roundings of each entry.
-    """
-    M, TW = symmetric_part(theta.mT @ theta), T[:, None] * W
-    off = float(rounding.product_error(theta.mT, theta).norm())
-    half = torch.linalg.solve_ex(theta.mT, TW.mT)[0]
-    guess = rounding.top_eigenvalue(
-        symmetric_part(half @ torch.linalg.solve_ex(2 * torch.diag(T) - M, half.mT)[0])
-    )
-    for share in BACK_OFFS if 0 < guess < 1 else ():
-        q = math.sqrt(guess) * (1 + share)
-        Z = torch.cat([torch.cat([q * q * M, TW.mT], 1), torch.cat([TW, 2 * torch.diag(T) - M], 1)])
-        size = float(Z.norm() + M.norm() + 2 * T.norm())
-        if q < 1 and rounding.is_positive_definite(Z, 1.01 * 2 * off + 8 * UNIT * size):
-            return q
-    return math.inf

@@ -7,8 +7,8 @@ g |W| + |L| + the edges as one Metzler matrix, if that is below 1. For a step: `
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
+from itertools import starmap
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from torch import Tensor
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
 from ctrnn_assembly.certificates.modules import LureSystem, ModuleInMetric, modules_of, prove_module
+from ctrnn_assembly.certificates.steps import Search, Weighed, multipliers, step_system
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant, resolvent_sums, symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.terms import Terms
 
 LARGEST_RANGE = 30.0  # of log theta: beyond it no proof in float64 is left
@@ -187,42 +187,37 @@ def _semidefinite(system: LureSystem) -> list[Tensor]:
 
 
 def for_a_step(
-    terms: Terms, starts: list[Metric], dt: float, scheme: Scheme, tries: int = 2
+    terms: Terms, starts: list[Metric], dt: float, scheme: str, tries: int = 2
 ) -> Iterator[Metric]:
     """Metrics for the factor of one step, near the best of `starts`: Theta -> U Theta, U triangular.
 
-    With y = Theta v the step is y+ = S y + G w, w o (C y - w) >= 0 (`certificates.steps`), and
-    q^2 = lmax(S^T S + Y (2 T - G^T G)^-1 Y^T), Y = S^T G + C^T T, is minimised over log T and over U of
-    each module, diagonal where Theta is or where time constants differ, by L-BFGS. For fixed q the
-    condition is jointly convex in (M, T).
+    U of each module, diagonal where Theta is or where time constants differ, is sought together with
+    the multipliers of `steps`: for one factor the condition is jointly convex in (M, T).
     """
-    step = _StepInX.of(terms, dt, scheme)
+    one_tau = all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes))
     found = []
     for metric in starts:
-        dense = [not f.is_diagonal for f in metric.factors]
-        if all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes)) and not any(dense):
+        whole = Interconnection.of(terms, metric)
+        system = step_system(whole, scheme, dt)
+        step = Weighed.of(system, multipliers(system, whole.system[1], dt))
+        dense = [not factor.is_diagonal for factor in metric.factors]
+        if one_tau and not any(dense):
             dense = [n > 1 for n in terms.sizes]
-        problem = _Joint(step, metric, tuple(dense))
-        found.append((problem.loss(problem.start(), 1e-3)[0], problem))
-    for _, problem in sorted(found, key=lambda entry: entry[0])[:tries]:
-        x, options = problem.start(), {"maxiter": 60, "maxfun": 100}
-        for blur in (1e-2, 1e-3):
-            x = minimize(problem.loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
-            yield problem.metric_at(x)
+        found.append((step.mu(dt), metric, Search(step, dt, (*zip(terms.sizes, dense, strict=True),))))
+    for _, metric, search in sorted(found, key=lambda entry: -entry[0])[:tries]:
+        for blocks, _ in search.points():
+            yield Metric(
+                tuple(starmap(_turned, zip(metric.factors, blocks, search.modules, strict=True)))
+            )
 
 
-def for_a_map(W: Tensor, start: Factor) -> Iterator[tuple[Factor, Tensor]]:
-    """Dense Theta and T for the factor of h -> phi(W h): the step S = 0, G = I, C = W."""
-    n = len(W)
-    if not 1 < n <= JOINT_SIZE:
-        return
-    problem = _Joint(
-        _StepInX(torch.zeros_like(W), torch.eye(n, dtype=W.dtype), W), Metric((start,)), (True,)
-    )
-    x, options = problem.start(), {"maxiter": 150, "maxfun": 200}
-    for blur in (1e-2, 1e-3):
-        x = minimize(problem.loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
-        yield problem.metric_at(x).factors[0], torch.from_numpy(x[-n:]).exp()
+def _turned(factor: Factor, U: Tensor, module: tuple[int, bool]) -> Factor:
+    """U Theta."""
+    theta = factor.theta.double()
+    if not module[1]:
+        return Factor(U.diagonal() * theta, 1 / (U.diagonal() * theta))
+    theta = U @ (theta.diag() if factor.is_diagonal else theta)
+    return Factor(theta, torch.linalg.inv_ex(theta)[0])
 
 
 def least_norm(W: Tensor) -> Tensor:
@@ -249,88 +244,3 @@ def least_norm(W: Tensor) -> Tensor:
         ).x
         x = min(x, found, key=lambda one: loss(one, p)[0])
     return torch.from_numpy(x)
-
-
-@dataclass(frozen=True)
-class _StepInX:
-    """x+ = S x + G w, w o (C x - w) >= 0 of the differences of two states."""
-
-    S: Tensor
-    G: Tensor
-    C: Tensor
-
-    @classmethod
-    def of(cls, terms: Terms, dt: float, scheme: Scheme) -> Self:
-        one = identity(terms)
-        system = Interconnection.of(replace(terms, tau=torch.ones_like(terms.tau)), one).system[0]
-        L = None if terms.L is None else terms.L.double()
-        A, P = scheme.pair(dt / terms.tau.double(), L)
-        A, P = (matrix if matrix.ndim == 2 else torch.diag(matrix) for matrix in (A, P))
-        rest = system.A + torch.eye(len(A), dtype=A.dtype) - (0 if L is None else L)
-        return cls(A + P @ rest, P @ system.X, system.Z)
-
-
-@dataclass(frozen=True)
-class _Joint:
-    """q^2 of a step as a function of U and log T, from one metric."""
-
-    step: _StepInX
-    metric: Metric
-    dense: tuple[bool, ...]
-
-    def start(self) -> ndarray:
-        """U = I and the T that balances the two halves of each channel, times 2."""
-        theta, inverse = self.metric.theta().double(), self.metric.theta_inv().double()
-        G, C = theta @ self.step.G, self.step.C @ inverse
-        balanced = G.norm(dim=0).clamp(min=1e-12) / C.norm(dim=1).clamp(min=1e-12)
-        size = sum(n * (n + 1) // 2 if dense else n for n, dense in self._sizes())
-        T = (2 * balanced).clamp(min=float(torch.linalg.matrix_norm(G, 2)) ** 2)
-        return torch.cat([torch.zeros(size, dtype=T.dtype), T.log()]).numpy()
-
-    def _sizes(self) -> list[tuple[int, bool]]:
-        return list(zip(self.metric.sizes, self.dense, strict=True))
-
-    def _thetas(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Theta of each module, (n_i,) or (n_i, n_i), and what is left of x: log T."""
-        thetas = []
-        for factor, (n, dense) in zip(self.metric.factors, self._sizes(), strict=True):
-            log_d, x = x[:n], x[n:]
-            theta = factor.theta.double()
-            if not dense:
-                thetas.append(log_d.exp() * theta)
-                continue
-            above, x = x[: n * (n - 1) // 2], x[n * (n - 1) // 2 :]
-            U = torch.diag(log_d.exp())
-            row, column = torch.triu_indices(n, n, 1)
-            U = U.index_put((row, column), above)
-            thetas.append(U @ (torch.diag(theta) if theta.ndim == 1 else theta))
-        return thetas, x
-
-    def metric_at(self, x: ndarray) -> Metric:
-        thetas, _ = self._thetas(torch.from_numpy(x))
-        return Metric(
-            tuple(Factor(t, 1 / t if t.ndim == 1 else torch.linalg.inv_ex(t)[0]) for t in thetas)
-        )
-
-    @torch.enable_grad()
-    def loss(self, x: ndarray, blur: float) -> tuple[float, ndarray]:
-        """A smoothed q^2 and its gradient; large where 2 T - G^T G is not positive."""
-        point = torch.from_numpy(x).requires_grad_()
-        thetas, log_T = self._thetas(point)
-        theta = torch.block_diag(*(torch.diag(t) if t.ndim == 1 else t for t in thetas))
-        inverse = torch.linalg.inv_ex(theta)[0]
-        root = (log_T / 2).exp()
-        S, G, C = (
-            theta @ self.step.S @ inverse,
-            theta @ self.step.G / root,
-            root[:, None] * self.step.C @ inverse,
-        )
-        factor, failed = torch.linalg.cholesky_ex(2 * torch.eye(len(root), dtype=G.dtype) - G.mT @ G)
-        half = torch.linalg.solve_triangular(factor, (S.mT @ G + C.mT).mT, upper=False)
-        outer = S.mT @ S + half.mT @ half
-        if int(failed) or not bool(torch.isfinite(outer).all()):
-            return 1e9, np.zeros_like(x)
-        values = torch.linalg.eigvalsh(symmetric_part(outer))
-        smooth = blur * torch.logsumexp(values / blur, 0)
-        (slope,) = torch.autograd.grad(smooth, point)
-        return float(smooth.detach()), slope.numpy()

@@ -8,31 +8,33 @@ the whole assembly as one system, and a step of any row of `SCHEMES` is
 
     y+ = y + dt Q (A y + X w),    dt Q = C tau of the row for the coupling K,
 
-because A - I = C (L - I) in every row. `StepLMI` bounds its factor. Bounds in closed form are kept where
-they prove every dt of an interval, which no proof of single dt does, or cost far less for many units:
+because A - I = C (L - I) in every row. `Weighed` bounds its factor by an LMI. A bound in closed form
+is kept beside it for every dt of an interval, which no proof of single dt has, and for many units:
 
 | scheme | bound on the factor |
 |---|---|
 | euler | `disc_step` |
 | imex | Euler factor of the modules alone / (1 - dt sigma), sigma = lmax(sym K): 0 for feedback |
 | exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
-| the same, K = 0, one tau | Euler factor of the step tau (1 - e^{-dt / tau}), if better |
+| the same, else | Euler factor at h = t (1 - e^{-dt / t}) + dt^2 / 2 ||K + 1 / t - 1 / tau|| ||J|| |
 
 Source: THEORY section 6.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
-from scipy.optimize import brentq, minimize, minimize_scalar
+from numpy import ndarray
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
+from ctrnn_assembly.certificates.modules import LureSystem
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, spectral_norm
 from ctrnn_assembly.errors import SolverError
@@ -46,14 +48,26 @@ SHARP = 256  # units beyond which a bound in closed form below 1 is enough
 
 @dataclass(frozen=True)
 class Weighed:
-    """A step with its multipliers T: Q A, B = Q X T^-1/2 and C = T^1/2 Z, and bounds on their errors."""
+    """The LMI of a step: for T (m,) > 0, with B = Q X T^-1/2, C = T^1/2 Z and G = [Q A, B],
+
+        [[-2 sym(Q A) - 2 mu I, -(B + C^T)], [., 2 I]] - dt G^T G > 0
+
+    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation. It is q^2 >= lmax(S^T S + Y H^-1 Y^T) with
+    S = I + dt Q A, H = 2 T - G^T G, without the cancellation of 1 for short steps. T, over which the
+    bound is convex, and mu are searched without rigour; `error` bounds what A, B and C are off.
+    """
 
     A: Tensor
     B: Tensor
     C: Tensor
-    A_error: float
-    B_error: float
+    error: float
 
+    @classmethod
+    def of(cls, system: LureSystem, T: Tensor) -> Self:
+        B, C, error = system.weigh(T)
+        return cls(system.A, B, C, system.A_error + error)
+
+    @torch.no_grad()
     def eliminated(self, dt: float) -> tuple[Tensor, Tensor] | None:
         """The matrix whose -lmax / 2 is mu, and H^-1 Y^T, which takes y to the worst w; unproven."""
         A, B = self.A, self.B
@@ -63,13 +77,26 @@ class Weighed:
             return None
         Y = B + self.C.mT + dt * (A.mT @ B)
         half = torch.linalg.solve_triangular(factor, Y.mT, upper=False)
-        S = 2 * symmetric_part(A) + dt * (A.mT @ A) + half.mT @ half
-        return symmetric_part(S), torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        S = symmetric_part(2 * symmetric_part(A) + dt * (A.mT @ A) + half.mT @ half)
+        if not bool(torch.isfinite(S).all()):
+            return None
+        return S, torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
     def mu(self, dt: float) -> float:
         """The largest mu that the LMI allows; unproven, -inf if there is none."""
         found = self.eliminated(dt)
         return -math.inf if found is None else -rounding.guess_largest(found[0]) / 2
+
+    def matrix(self, dt: float, mu: float) -> Tensor:
+        n = len(self.A)
+        G = torch.cat([self.A, self.B], dim=1)
+        Z = -dt * (G.mT @ G)
+        Z[:n, :n] -= 2 * symmetric_part(self.A)
+        Z[:n, n:] -= self.B + self.C.mT
+        Z[n:, :n] -= self.B.mT + self.C
+        Z.diagonal()[:n] -= 2 * mu
+        Z.diagonal()[n:] += 2
+        return Z
 
     def proves(self, dt: float, mu: float) -> bool:
         """Whether the LMI holds, rounding accounted for.
@@ -79,313 +106,267 @@ class Weighed:
         n products a sum round by gamma_n ||G||_F^2 more, and by a few roundings of each entry.
         """
         n, m = self.B.shape
-        G, off = torch.cat([self.A, self.B], dim=1), self.A_error + self.B_error
-        Z = -dt * (G.mT @ G)
-        Z[:n, :n] -= 2 * symmetric_part(self.A)
-        Z[:n, n:] -= self.B + self.C.mT
-        Z[n:, :n] -= self.B.mT + self.C
-        Z.diagonal()[:n] -= 2 * mu
-        Z.diagonal()[n:] += 2
-        size = rounding.frobenius(G)
+        Z, off = self.matrix(dt, mu), self.error
+        size = rounding.frobenius(torch.cat([self.A, self.B], dim=1))
         gram = size**2 * rounding.gamma(n + 4) + 2 * size * off + off**2
-        entries = float(Z.norm() + 2 * G.norm() + self.C.norm()) + 2 * abs(mu) * n**0.5 + 2 * m**0.5
+        entries = float(Z.norm() + self.C.norm()) + 2 * size + 2 * abs(mu) * n**0.5 + 2 * m**0.5
         sums = 8 * UNIT * (entries + dt * size**2)
         return rounding.is_positive_definite(symmetric_part(Z), 2 * off + dt * gram + sums)
 
-
-@dataclass(frozen=True)
-class StepLMI:
-    """The LMI of a step: with multipliers T (m,) > 0 and G = [Q A, B],
-
-        [[-2 sym(Q A) - 2 mu I, -(B + C^T)], [., 2 I]] - dt G^T G > 0
-
-    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation. It is q^2 >= lmax(S^T S + Y H^-1 Y^T) with
-    S = I + dt Q A, H = 2 T - G^T G, without the cancellation of 1 for short steps. T, over which the
-    bound is convex, and mu are searched without rigour.
-    """
-
-    whole: Interconnection
-    scheme: str
-    _known: dict[float, tuple[Tensor, float] | None] = field(default_factory=dict)
-
-    def propagator(self, dt: float) -> tuple[Tensor, float] | None:
-        """Q of the scheme's own row, and a bound on its distance from the exact one; None for I."""
-        if self.scheme == "euler":
-            return None
-        if dt not in self._known:
-            self._known[dt] = self._propagator(dt)
-        return self._known[dt]
-
-    def _propagator(self, dt: float) -> tuple[Tensor, float]:
-        K, tau, eye = self.whole.K, self.whole.tau, torch.eye(len(self.whole.K), dtype=torch.float64)
-        try:
-            C = SCHEMES[self.scheme].pair(dt / tau, tau[:, None] * K)[1]
-        except (SolverError, torch.linalg.LinAlgError):
-            return eye, math.inf
-        Q = C * (tau / dt)
-        scaled = dt * K
-        off = dt * self.whole.K_error * (1 + UNIT)
-        if self.scheme == "imex":
-            step = eye - scaled
-            off += 2 * UNIT * float(step.norm() + scaled.norm())
-            return Q, rounding.inverse_error(step, Q, off)
-        assert self.scheme == "exponential-euler"
-        F = scaled - torch.diag(dt / tau)
-        off += 4 * UNIT * float(F.norm() + scaled.norm() + (dt / tau).norm())
-        growing = dt * (self.whole.cost - 1 / float(tau.max())) + off
-        growth = math.exp(max(0.0, growing)) * (1 + 1e-12) if growing < 700 else math.inf
-        exact, error = rounding.exponential_integral(F, off, growth)
-        return Q, error + 1.01 * float((Q - exact).norm()) + 1e-300
-
-    def weighed(self, T: Tensor, dt: float) -> Weighed:
-        system = self.whole.system[0]
-        B, C, B_error = system.weigh(T)
-        A, A_error, row = system.A, system.A_error, self.propagator(dt)
-        if row is None:
-            return Weighed(A, B, C, A_error, B_error)
-        Q, error = row
-        size = rounding.frobenius(Q)
-        share = rounding.gamma(len(Q) + 4) * size + error  # of what ||Q|| multiplies
-        # Q A - Q' A' = Q (A - A') + (Q - Q') A'; 1 % for the rounding of the norms themselves
-        return Weighed(
-            Q @ A,
-            Q @ B,
-            C,
-            1.01 * (size * A_error + share * (float(A.norm()) + A_error)),
-            1.01 * (max(size, 1.0) * B_error + share * (float(B.norm()) + B_error)),
-        )
-
-    @cached_property
-    def best(self) -> tuple[float, Tensor]:
-        """The largest dt of Euler's step at mu = 0 over T, and that T; unproven."""
-        T0, tries = self.whole.system[1], 16 if len(self.whole.K) <= DENSE else 5
-
-        def loss(k: float) -> float:
-            return -math.log(self._largest(k * T0) or 1e-300)
-
-        T = _best_kappa(loss, 1.0, xatol=0.02, maxiter=tries) * T0
-        largest = self._largest(T)
-        for _ in range(6 if len(T) <= OPTIMISED else 0):
-            other = self._optimised(T, 1.02 * largest) if largest > 0 else T
-            longer = self._largest(other)
-            if longer <= largest * (1 + 1e-6):
-                break
-            gained, largest, T = longer / largest - 1, longer, other
-            if gained < 1e-3:
-                break
-        return largest, T
-
-    @cached_property
-    def max_dt(self) -> float:
-        """Of Euler's step, all of whose shorter steps contract as well."""
-        dt, T = self.best
-        weighed = self.weighed(T, dt)
-        return largest_proven(dt, lambda shorter: weighed.proves(shorter, 0.0))
-
     def factor(self, dt: float) -> float:
         """A proven bound on the factor; infinite for none."""
-        if not 0 < dt < 1e100:
-            return math.inf
-        weighed = self._searched(dt)
-        mu = weighed.mu(dt)
+        mu = self.mu(dt)
         for share in rounding.BACK_OFFS if math.isfinite(mu) else ():
             lower = mu - share * abs(mu)
-            if weighed.proves(dt, lower):
+            if self.proves(dt, lower):
                 gone = 2 * dt * lower
                 return math.sqrt(max(0.0, 1 - gone) + 4 * UNIT * (1 + abs(gone))) * (1 + 4 * UNIT)
         return math.inf
 
-    def _searched(self, dt: float) -> Weighed:
-        """With the best T that is found: the modules' own, scaled, and then each by itself."""
-        T0 = self.whole.system[1]
-        least = max(1.0, 0.5 * dt * rounding.guess_norm(self.weighed(T0, dt).B) ** 2)
-
-        def loss(k: float) -> float:
-            return -max(-WORST, self.weighed(k * T0, dt).mu(dt))
-
-        tries = 8 if len(self.whole.K) > SHARP else 20
-        T = _best_kappa(loss, least, xatol=0.05, maxiter=tries) * T0
-        if len(T) <= OPTIMISED and not self._is_sharp(T, dt):
-            T = self._optimised(T, dt)
-        found = self.weighed(T, dt)
-        if self.scheme == "euler" and dt <= self.best[0]:
-            found = max(found, self.weighed(self.best[1], dt), key=lambda one: one.mu(dt))
-        return found
-
-    def _is_sharp(self, T: Tensor, dt: float) -> bool:
-        """Whether the bound exceeds the factor at the least or the largest slopes by little."""
-        weighed = self.weighed(T, dt)
-        ends = (weighed.A, weighed.A + weighed.B @ weighed.C)
-        known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in ends)
-        return weighed.mu(dt) >= -known / 2 - 1e-4 * abs(known)
-
-    def _optimised(self, T: Tensor, dt: float) -> Tensor:
-        """The T > 0 of the largest mu near T, by L-BFGS in log T on a smoothed largest eigenvalue.
-
-        By the envelope theorem d lmax / d log T_k = 2 w_k ((C y)_k - w_k), w the worst for y.
-        """
-        best = [(self.weighed(T, dt).mu(dt), T)]
-        start, size = T.log(), float((1 / self.whole.tau).max())
-
-        def loss(shift: object, blur: float) -> tuple[float, object]:
-            here = (start + torch.as_tensor(shift)).exp()
-            weighed = self.weighed(here, dt)
-            found = weighed.eliminated(dt)
-            if found is None or not bool(torch.isfinite(found[0]).all()):
-                return WORST, torch.zeros_like(T).numpy()
-            values, vectors = torch.linalg.eigh(found[0])
-            if -float(values[-1]) / 2 > best[0][0]:
-                best[0] = (-float(values[-1]) / 2, here)
-            width = blur * float(values[-1] - values[0]) + 1e-300
-            weights = torch.softmax(values / width, 0)
-            w = found[1] @ vectors
-            slope = (w * (weighed.C @ vectors - w)) @ weights
-            smooth = float(values[-1]) + width * float(torch.logsumexp((values - values[-1]) / width, 0))
-            return smooth / (2 * size), (slope / size).numpy()
-
-        for blur in (1e-2, 1e-4) if math.isfinite(best[0][0]) else ():
-            options = {"maxiter": 25, "maxfun": 40}
-            around = (best[0][1].log() - start).numpy()
-            minimize(loss, around, args=(blur,), jac=True, method="L-BFGS-B", options=options)
-        return best[0][1]
-
-    def _largest(self, T: Tensor) -> float:
-        """1 / ||G P^-1/2||^2 for P the LMI's matrix at dt = 0, mu = 0; 0 if P is not positive."""
-        columns, n = [], len(self.whole.K)
-        all_A, all_B, all_C = (getattr(self.weighed(T, 0.0), name) for name in "ABC")
-        # Units whose couplings do not cancel: one group a module for feedback, else one for all.
-        apart = self.whole.is_feedback and not self.whole.edges
-        sizes = self.whole.sizes if apart else (n,)
-        for size, end in zip(sizes, accumulate(sizes), strict=True):
-            group = slice(end - size, end)
-            channels = group if apart else slice(None)
-            A, B, C = all_A[group, group], all_B[group, channels], all_C[channels, group]
-            corner = -(B + C.mT)
-            eye = torch.eye(B.shape[1], dtype=A.dtype)
-            top = torch.cat([-2 * symmetric_part(A), corner], dim=1)
-            P = torch.cat([top, torch.cat([corner.mT, 2 * eye], dim=1)])
-            factor, failed = torch.linalg.cholesky_ex(P)
-            if int(failed):
-                return 0.0
-            G = torch.cat([all_A[:, group], all_B[:, channels]], dim=1)
-            columns.append(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
-        norm = rounding.guess_norm(torch.cat(columns, dim=1))
+    def longest(self) -> float:
+        """The largest dt at mu = 0: 1 / ||G P^-1/2||^2, P the matrix at dt = 0; unproven, 0 for none."""
+        factor, failed = torch.linalg.cholesky_ex(self.matrix(0.0, 0.0))
+        if int(failed):
+            return 0.0
+        G = torch.cat([self.A, self.B], dim=1)
+        norm = rounding.guess_norm(torch.linalg.solve_triangular(factor.mT, G, upper=True, left=False))
         return 1 / norm**2 if 0 < norm < math.inf else 0.0
 
+    @property
+    def max_dt(self) -> float:
+        """Of Euler's step, all of whose shorter steps contract as well."""
+        return largest_proven(self.longest(), lambda dt: self.proves(dt, 0.0))
 
-def euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """Of the clusters of modules that coupling joins."""
-    return _of_parts(whole, _euler_of)
-
-
-def imex_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """y+ = (I - dt K)^-1 (y + dt J y)."""
-    return _imex_of(whole, alone) if alone else _of_parts(whole, _imex_of)
-
-
-def exponential_euler_step(whole: Interconnection, alone: StepProof | None = None) -> StepProof:
-    """Exact in K - 1 / tau and explicit in W phi."""
-    return _exponential_euler_of(whole, alone) if alone else _of_parts(whole, _exponential_euler_of)
+    def is_sharp(self, dt: float) -> bool:
+        """Whether the bound exceeds the factor at the least or the largest slopes by little."""
+        ends = (self.A, self.A + self.B @ self.C)
+        known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in ends)
+        return self.mu(dt) >= -known / 2 - 1e-4 * abs(known)
 
 
-# From the whole and, where closed forms are to do, the Euler step of its modules alone.
-STEP_PROOFS: dict[str, Callable[[Interconnection, StepProof | None], StepProof]] = {
-    "euler": euler_step,
-    "imex": imex_step,
-    "exponential-euler": exponential_euler_step,
-}
+@dataclass(frozen=True)
+class Search:
+    """A larger mu near `start`, of U A U^-1, U B k^-1/2 and k^1/2 C U^-1: over k > 0 and a metric's U.
+
+    `modules` are the size of each and whether its U is upper triangular, else diagonal; none for U = I.
+    """
+
+    start: Weighed
+    dt: float
+    modules: tuple[tuple[int, bool], ...] = ()
+
+    def point(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """U of each module and k (m,), from logarithms of diagonals and k, and what is above."""
+        found = []
+        for n, dense in self.modules:
+            U, x = torch.diag(x[:n].exp()), x[n:]
+            if dense:
+                row, column = torch.triu_indices(n, n, 1)
+                U, x = U.index_put((row, column), x[: len(row)]), x[len(row) :]
+            found.append(U)
+        return found, x.exp()
+
+    def at(self, x: Tensor) -> Weighed:
+        (blocks, k), (A, B, C) = self.point(x), (self.start.A, self.start.B, self.start.C)
+        B, C = B / k.sqrt(), k.sqrt()[:, None] * C
+        if blocks:
+            U = torch.block_diag(*blocks)
+            inverse = torch.linalg.inv_ex(U)[0]
+            A, B, C = U @ A @ inverse, U @ B, C @ inverse
+        return Weighed(A, B, C, 0.0)
+
+    def points(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """U of each module and k, by L-BFGS on the largest eigenvalue, smoothed less and less; unproven.
+
+        By the envelope theorem the gradient of lmax is that of the form at its eigenvector y and the
+        worst w.
+        """
+        size = float(self.start.A.diagonal().abs().max()) + 1e-300
+        entries = sum(n * (n + 1) // 2 if dense else n for n, dense in self.modules)
+
+        def loss(x: ndarray, blur: float) -> tuple[float, ndarray]:
+            point = torch.from_numpy(x).requires_grad_()
+            with torch.enable_grad():
+                here = self.at(point)
+            found = here.eliminated(self.dt)
+            if found is None:
+                return WORST, np.zeros_like(x)
+            values, y = torch.linalg.eigh(found[0])
+            top = float(values[-1])
+            width = blur * float(values[-1] - values[0]) + 1e-300
+            w = found[1] @ y
+            with torch.enable_grad():
+                step, read = here.A @ y + here.B @ w, here.C @ y
+                form = (y * (2 * step)).sum(0) + (2 * read * w).sum(0) + self.dt * step.square().sum(0)
+                (slope,) = torch.autograd.grad(form @ torch.softmax(values / width, 0), point)
+            smooth = top + width * float(torch.logsumexp((values - top) / width, 0))
+            return smooth / (2 * size), (slope / (2 * size)).numpy()
+
+        options = {"maxiter": 60, "maxfun": 100} if self.modules else {"maxiter": 25, "maxfun": 40}
+        x = np.zeros(entries + self.start.B.shape[1])
+        for blur in (1e-2, 1e-4) if math.isfinite(self.start.mu(self.dt)) else ():
+            x = minimize(loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
+            yield self.point(torch.from_numpy(x))
 
 
-def _of_parts(
-    whole: Interconnection, prove: Callable[[Interconnection, StepProof | None], StepProof]
-) -> StepProof:
-    """The slowest of the clusters."""
-    proofs = [prove(part, None) for part in whole.parts]
-    largest = min(proof.max_dt for proof in proofs)
-    first = proofs[0]
-    return StepProof(
-        lambda dt: max(proof.factor(dt) for proof in proofs), largest, first.advice, first.interval
-    )
+def propagator(whole: Interconnection, scheme: str, dt: float) -> tuple[Tensor, float]:
+    """Q of the scheme's own row, and a bound on its distance from the exact one."""
+    K, tau, eye = whole.K, whole.tau, torch.eye(len(whole.K), dtype=torch.float64)
+    try:
+        C = SCHEMES[scheme].pair(dt / tau, tau[:, None] * K)[1]
+    except (SolverError, torch.linalg.LinAlgError):
+        return eye, math.inf
+    Q = C * (tau / dt)
+    scaled = dt * K
+    off = dt * whole.K_error * (1 + UNIT)
+    if scheme == "imex":
+        step = eye - scaled
+        off += 2 * UNIT * float(step.norm() + scaled.norm())
+        return Q, rounding.inverse_error(step, Q, off)
+    assert scheme == "exponential-euler"
+    F = scaled - torch.diag(dt / tau)
+    off += 4 * UNIT * float(F.norm() + scaled.norm() + (dt / tau).norm())
+    growing = dt * (whole.cost - 1 / float(tau.max())) + off
+    growth = math.exp(max(0.0, growing)) * (1 + 1e-12) if growing < 700 else math.inf
+    exact, error = rounding.exponential_integral(F, off, growth)
+    return Q, error + 1.01 * float((Q - exact).norm()) + 1e-300
 
 
-def _euler_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
-    disc, lmi = disc_step(whole), StepLMI(whole, "euler")
-    enough = len(whole.K) > DENSE and disc.max_dt > 0
+def step_system(whole: Interconnection, scheme: str, dt: float) -> LureSystem:
+    """Q A, Q X and Z of the whole, with bounds on their errors."""
+    system = whole.system[0]
+    if scheme == "euler":
+        return system
+    Q, error = propagator(whole, scheme, dt)
+    size = rounding.frobenius(Q)
+    share = rounding.gamma(len(Q) + 4) * size + error  # of what ||Q|| multiplies
+
+    # Q A - Q' A' = Q (A - A') + (Q - Q') A'; 1 % for the rounding of the norms themselves
+    A_error = 1.01 * (size * system.A_error + share * (float(system.A.norm()) + system.A_error))
+    X_error = 1.01 * (size * system.X_error + share * (system.X.norm(dim=0) + system.X_error))
+    return LureSystem(system.g, Q @ system.A, Q @ system.X, system.Z, A_error, X_error, system.Z_error)
+
+
+def multipliers(system: LureSystem, T0: Tensor, dt: float) -> Tensor:
+    """T of a large mu: those given, scaled, and then each by itself; unproven."""
+    least = max(1.0, 0.5 * dt * rounding.guess_norm(system.X / T0.sqrt()) ** 2)
+
+    def loss(t: float) -> float:
+        return -max(-WORST, Weighed.of(system, least * (1 + 10**t) * T0).mu(dt))
+
+    options = {"xatol": 0.05, "maxiter": 8 if len(system.A) > SHARP else 20}
+    found = minimize_scalar(loss, bounds=(-3.5, 1.5), method="bounded", options=options)
+    T = least * (1 + 10 ** float(found.x)) * T0
+    weighed = Weighed.of(system, T)
+    if len(T) > OPTIMISED or weighed.is_sharp(dt):
+        return T
+    found = [T, *(k * T for _, k in Search(weighed, dt).points())]
+    return max(found, key=lambda one: Weighed.of(system, one).mu(dt))
+
+
+def prove_step(whole: Interconnection, scheme: str) -> StepProof:
+    """Of the clusters of modules that coupling joins, the slowest."""
+    proofs = [_of_cluster(part, scheme) for part in whole.parts]
 
     def factor(dt: float) -> float:
-        known = disc.factor(dt)
-        return known if enough and known < 1 else min(known, lmi.factor(dt))
+        return max(proof.factor(dt) for proof in proofs)
 
-    largest = disc.max_dt if enough else max(disc.max_dt, lmi.max_dt)
-    return StepProof(factor, largest, interval=True)
+    largest, first = min(proof.max_dt for proof in proofs), proofs[0]
+    return StepProof(factor, largest, first.advice, first.interval)
 
 
-def _or_lmi(whole: Interconnection, scheme: str, closed: StepProof, advice: str) -> StepProof:
-    """The better of a bound in closed form and the LMI, which is left out where it costs too much."""
-    lmi, enough = StepLMI(whole, scheme), len(whole.K) > SHARP
+def _of_cluster(whole: Interconnection, scheme: str) -> StepProof:
+    """The better of the closed form and the LMI, which is left out where it costs too much."""
+
+    def euler() -> StepProof:
+        exact = prove_step(whole, "euler")
+        return chords(exact, [exact.max_dt / 2])
+
+    longest = None
+    if scheme == "euler":
+        closed = disc_step(whole)
+    elif scheme == "imex":
+        closed = imex_step(whole, prove_step(whole.uncoupled, "euler"))
+    else:
+        closed = exponential_euler_step(whole, euler)
+    largest, many = closed.max_dt, len(whole.K) > (DENSE if scheme == "euler" else SHARP)
+    if scheme == "euler" and not (many and largest > 0):
+        longest = of_longest(whole)
+        largest = max(largest, longest.max_dt)
 
     def factor(dt: float) -> float:
         known = closed.factor(dt)
-        return known if enough and known < 1 else min(known, lmi.factor(dt))
+        if (many and known < 1) or not 0 < dt < 1e100:
+            return known
+        system = step_system(whole, scheme, dt)
+        found = Weighed.of(system, multipliers(system, whole.system[1], dt))
+        found = longest if longest is not None and longest.mu(dt) > found.mu(dt) else found
+        return min(known, found.factor(dt))
 
-    return StepProof(factor, closed.max_dt, advice)
+    return StepProof(factor, largest, closed.advice, closed.interval)
 
 
-def _imex_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
-    modules = alone or euler_step(whole.uncoupled)
+def of_longest(whole: Interconnection) -> Weighed:
+    """The LMI of Euler's step with the T that proves the longest; unproven."""
+    system, T0 = whole.system
+    best = Weighed.of(system, multipliers(system, T0, 1e-3 * float(whole.tau.min())))
+    for _ in range(6):
+        largest = best.longest()
+        other = Weighed.of(system, multipliers(system, T0, 1.02 * largest)) if largest > 0 else best
+        if other.longest() <= largest * (1 + 1e-3):
+            break
+        best = other
+    return best
+
+
+def imex_step(whole: Interconnection, alone: StepProof) -> StepProof:
+    """y+ = (I - dt K)^-1 (y + dt J y), from Euler's step of the modules alone."""
 
     def factor(dt: float) -> float:
         implicit = dt * whole.cost
-        return modules.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
+        return alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
 
     exact = whole.cost == 0
-    closed = StepProof(factor, modules.max_dt if exact else last_contracting(factor, modules.max_dt))
-    return closed if alone else _or_lmi(whole, "imex", closed, closed.advice)
+    return StepProof(factor, alone.max_dt if exact else last_contracting(factor, alone.max_dt))
 
 
-def _exponential_euler_of(whole: Interconnection, alone: StepProof | None) -> StepProof:
-    """Every dt by the norms, or the bound of K = 0; else as far as Euler's step is near."""
+def exponential_euler_step(whole: Interconnection, euler: Callable[[], StepProof]) -> StepProof:
+    """Every dt by the norms, or as far as Euler's step is near.
+
+    The step is I + dt phi(dt F) J with F = K - 1 / tau, phi(G) = int_0^1 e^{s G} ds. Where no e^{s F}
+    is larger than 1, ||phi(dt F) - phi(-dt / t)|| <= dt ||F + 1 / t|| / 2, and dt phi(-dt / t) = h. By
+    convexity of Euler's factor, and as dt^2 / h grows, every shorter dt contracts as well.
+    """
+    advice = "||W D|| exceeds the leak in the metric, use imex"
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
     explicit = max(module.norm for module in whole.modules) + whole.edge_norm
-    tau, leak = float(whole.tau[0]), None
-    alone_too = not whole.edges and not whole.K_error and not bool(whole.K.any())
-    if alone_too and bool((whole.tau == tau).all()):
-        leak = alone or euler_step(whole.uncoupled)
+    if decay <= 0:
+        return StepProof(lambda dt: math.inf, 0.0, advice)
+    if decay > explicit * (1 + 1e-9):
 
-    def factor(dt: float) -> float:
-        if decay <= 0:
-            return math.inf
-        gone = -math.expm1(-dt * decay)
-        bound = math.exp(-dt * decay) + gone / decay * explicit
-        if leak is not None:
-            bound = min(bound, leak.factor(-tau * math.expm1(-dt / tau)))
-        return bound * (1 + 16 * UNIT)
+        def by_norms(dt: float) -> float:
+            gone = -math.expm1(-dt * decay)
+            return (math.exp(-dt * decay) + gone / decay * explicit) * (1 + 16 * UNIT)
 
-    share = 0.0 if leak is None else leak.max_dt / tau * (1 - 1e-12)
-    every = 0 < decay > explicit * (1 + 1e-9) or share >= 1
-    largest = math.inf if every else -math.log1p(-share) * tau
-    closed = StepProof(factor, largest or _near_euler(whole))
-    advice = "||W D|| exceeds the leak in the metric, use imex"
-    return closed if alone else _or_lmi(whole, "exponential-euler", closed, advice)
+        return StepProof(by_norms, math.inf, advice)
+    proof, system, rates = euler(), whole.system[0], 1 / whole.tau
+    high, low = float(rates.max()), float(rates.min())
+    t = 2 / (high + low)
+    size = spectral_norm(system.X, rounding.frobenius(system.X_error[None]))
+    size *= spectral_norm(system.Z, rounding.frobenius(system.Z_error[None]))
+    size += spectral_norm(system.A, system.A_error)  # ||J||
+    spread = (high - low) / 2 + 4 * UNIT * high if high > low else 0.0
+    drift = (whole.norm + spread) * size / 2 * (1 + 16 * UNIT)
 
+    def near_euler(dt: float) -> float:
+        far = dt * dt * drift if drift else 0.0
+        return (proof.factor(-t * math.expm1(-dt / t)) + far) * (1 + 16 * UNIT) + 16 * UNIT
 
-def _near_euler(whole: Interconnection) -> float:
-    """A dt up to which exponential Euler contracts as it is near to forward Euler; 0 for none.
-
-    Its step is I + dt phi_1(dt F) J, F = K - 1 / tau, phi_1(G) = int_0^1 e^{s G} ds, and
-    ||phi_1(dt F) - I|| <= dt ||F|| / 2 where ||e^{t F}|| <= 1. By convexity Euler's factor is at most
-    1 - dt (1 - q) / h up to any h where it is q; so dt < 2 (1 - q) / (h ||F|| ||J||) is enough.
-    """
-    if whole.cost >= 1 / float(whole.tau.max()) * (1 - 4 * UNIT):
-        return 0.0
-    euler, system = euler_step(whole), whole.system[0]
-    h = euler.max_dt / 2
-    q = euler.factor(h) if h > 0 else 1.0
-    fixed = whole.norm + 1 / float(whole.tau.min())
-    feedback = spectral_norm(system.X, float(system.X_error.norm()))
-    feedback *= spectral_norm(system.Z, float(system.Z_error.norm()))
-    size = fixed * (spectral_norm(system.A, system.A_error) + feedback)
-    return min(h, 2 * (1 - q) / (h * size) * (1 - 1e-9)) if q < 1 and math.isfinite(size) else 0.0
+    share = proof.max_dt / t * (1 - 1e-12)
+    reach = -math.log1p(-share) * t if share < 1 else math.inf
+    if drift:
+        reach = last_contracting(near_euler, min(reach, 30 * t))
+    return StepProof(near_euler, reach, advice)
 
 
 def disc_step(whole: Interconnection) -> StepProof:
@@ -401,10 +382,8 @@ def disc_step(whole: Interconnection) -> StepProof:
         rotation = left * left + 2 * dt * abs(left) * whole.symmetric_norm + turn * turn
         return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
-    if nu <= eps:
-        return StepProof(factor, 0.0)
-    largest = 2 * (nu - eps) / (whole.norm * whole.norm + (nu - eps) * (nu + eps))
-    return StepProof(factor, largest_proven(largest, lambda dt: factor(dt) < 1))
+    largest = 2 * (nu - eps) / (whole.norm * whole.norm + (nu - eps) * (nu + eps)) if nu > eps else 0.0
+    return StepProof(factor, largest_proven(largest, lambda dt: factor(dt) < 1), interval=True)
 
 
 def common_disc(whole: Interconnection) -> tuple[float, float]:
@@ -414,31 +393,44 @@ def common_disc(whole: Interconnection) -> tuple[float, float]:
     return (low + high) / 2, ((high - low) / 2 + whole.edge_norm) * (1 + 4 * UNIT)
 
 
-def _best_kappa(loss: Callable[[float], float], least: float, *, xatol: float, maxiter: int) -> float:
-    """The kappa > `least` of the least loss, on a logarithmic scale of the difference."""
-    search = {"bounds": (-3.5, 1.5), "options": {"xatol": xatol, "maxiter": maxiter}}
-    found = minimize_scalar(lambda t: loss(least * (1 + 10**t)), method="bounded", **search)
-    return least * (1 + 10 ** float(found.x))
+def chords(proof: StepProof, dts: Iterable[float]) -> StepProof:
+    """The factor of a step I + dt J by chords from (0, 1) to (max_dt, 1), the lower hull of proofs.
+
+    For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over
+    all patterns: a chord between two factors proven, at `dts`, bounds every factor between them.
+    """
+    largest = proof.max_dt
+    if not 0 < largest < math.inf:
+        return StepProof(lambda dt: math.inf, 0.0)
+    proven = [(dt, proof.factor(dt)) for dt in sorted({*dts}) if 0 < dt < largest]
+
+    def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+        return (right[1] - left[1]) / (right[0] - left[0])
+
+    hull: list[tuple[float, float]] = []
+    for point in [(0.0, 1.0), *proven, (largest, 1.0)]:
+        # A point above the chord between its neighbours is bounded better by the chord.
+        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    knots, factors = zip(*hull, strict=True)
+
+    def factor(dt: float) -> float:
+        return float(np.interp(dt, knots, factors)) * (1 + 8 * UNIT) if dt <= largest else math.inf
+
+    return StepProof(factor, largest)
 
 
 def last_contracting(factor: Callable[[float], float], largest: float) -> float:
-    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and Brent's method; 0 for none.
-
-    Contraction of I + dt J for every J of a convex set holds on an interval of dt.
-    """
-    proven = [0.0]
-
-    @cache
-    def beyond(dt: float) -> float:
-        """factor - 1, cut off at 1 and never 0."""
-        value = factor(dt)
-        if value < 1:
-            proven.append(dt)
-        return value - 1 if value < 1 else max(min(value, 2.0) - 1, 1e-12)
-
-    shares = [1.0, *(1 - share for share in rounding.BACK_OFFS[:2]), *(0.5**k for k in range(1, 30))]
-    share = next((share for share in shares if beyond(share * largest) < 0), 0.0)
-    if 0 < share <= 0.5:
-        low = share * largest
-        brentq(beyond, low, 2 * low, xtol=2**-14 * low)
-    return max(proven)
+    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and bisection; 0 for none."""
+    low, high = 0.0, largest
+    for share in (0.0, *rounding.BACK_OFFS, *(1 - 0.5**k for k in range(2, 30))):
+        dt = (1 - share) * largest
+        if factor(dt) < 1:
+            low = dt
+            break
+        high = dt
+    for _ in range(12 if 0 < low < 0.98 * high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if factor(middle) < 1 else (low, middle)
+    return low

@@ -30,11 +30,12 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ctrnn_assembly.certificates import STEP_PROOFS, Certificate
+from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
@@ -519,7 +520,7 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
     elif config.solver in ("euler", "imex"):
         change = "more --substeps"
     else:
-        change = f"--solver {'imex' if config.solver in STEP_PROOFS else 'euler or imex'}"
+        change = f"--solver {'imex' if config.solver in SCHEMES else 'euler or imex'}"
     return f"{proven.step.reason}. Use {change}."
 
 
