@@ -14,6 +14,7 @@ from ctrnn_assembly.errors import CtrnnError, unknown
 COMMANDS = {
     "train": ("train", "Train a model on a task; with no options, on digits."),
     "evaluate": ("train", "Test the weights of a run."),
+    "predict": ("predict", "Classify new series with a run of your own data."),
     "certify": ("certify", "Prove that a run, or a configuration, contracts."),
     "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),
     "lyapunov": ("inspect", "Lyapunov exponents under real inputs."),

@@ -26,7 +26,7 @@ from ctrnn_assembly.training.config import TrainConfig
 SECTIONS = {
     **{name: field.title or "options" for name, field in TrainConfig.model_fields.items()},
     **dict.fromkeys(("recipe_name", "config_file", "fast", "out", "resume", "profile"), "run"),
-    **dict.fromkeys(("split", "samples"), "data"),
+    **dict.fromkeys(("split", "samples", "data"), "data"),
     **dict.fromkeys(("as_json", "csv", "npz", "plot"), "output"),
 }
 ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"

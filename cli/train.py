@@ -43,6 +43,7 @@ GATES = {
 @click.command("train", cls=Command)
 @click.option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe")
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings")
+@click.option("--data", type=PATH, metavar="FILE", help="series of your own: .csv, .npz or .npy")
 @click.option("--fast", is_flag=True, help="a small trial: a few small samples, 2 epochs")
 @click.option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]")
 @click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")
@@ -65,7 +66,11 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     from ctrnn_assembly.training.run import read_config, validation
 
     named, file, out = (given.pop(key) for key in ("recipe_name", "config_file", "out"))
-    settings = {key: value for key, value in given.items() if value is not None}
+    data, settings = given.pop("data"), {key: x for key, x in given.items() if x is not None}
+    if data is not None:
+        if clash := {"task", "data_dir"} & settings.keys():
+            raise ConfigError(f"--data is the task; got {', '.join(sorted(clash))} as well. Drop it.")
+        settings |= {"task": "own", "data_dir": str(data.resolve())}
     if resume is not None and (named or file or out or fast):
         what = "--recipe, --config, --out, --fast"
         raise ConfigError(f"--resume takes the run's own configuration; drop {what}.")
@@ -173,14 +178,15 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
     else:
         names = ("model", "solver", "dt", "epochs", "learning_rate")
         said = ", ".join(f"{name} {best[name]}" for name in names)
-        advice = f"`ctrnn train --task {config.task}` alone takes what is recommended: {said}"
+        own = "--data FILE" if config.task == "own" else f"--task {config.task}"
+        advice = f"`ctrnn train {own}` alone takes what is recommended: {said}"
     no_better = f"{summary['chance']:.4f} is within reach without learning anything"
     return [("at chance", f"{no_better}; {advice}")]
 
 
 @click.command("evaluate", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
-@click.option("--data-dir", help="where the data are, if they have moved")
+@click.option("--data-dir", "--data", "data_dir", help="where the data are, if they have moved")
 @click.option("--solver", help="evaluate with another solver")
 @click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
 @click.option("--dt", type=float, help="with another time between samples: that changes the physics")

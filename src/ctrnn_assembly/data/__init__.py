@@ -1,14 +1,14 @@
 """Tasks: what is classified, step by step.  `load_task(name)` gives a `Task`.
 
-A test split is read only when `Task.load_test` is called. torchvision, PIL and aeon are imported
-by the tasks that need them, when they need them.
+A test split is read only when `Task.load_test` is called, but for `own`. torchvision, PIL and aeon are
+imported by the tasks that need them, when they need them.
 """
 
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ctrnn_assembly.data import arrays, images, series
+from ctrnn_assembly.data import arrays, images, own, series
 from ctrnn_assembly.data.task import Options as Options
 from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Sequence as Sequence
@@ -35,6 +35,7 @@ TASKS: dict[str, Entry] = {
     "scifar10[-rgb]": Entry(_RGB, "scifar10(-rgb)?", arrays.load_cifar10),
     "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
     "images": Entry(_FOLDERS, "images", images.load_images),
+    "own": Entry("your own series, classified: --data FILE, .csv, .npz or .npy", "own", own.load_own),
     "series:NAME": Entry(_SERIES, r"series:[\w-]+", series.load_series),
 }
 
@@ -44,7 +45,7 @@ def load_task(name: str, **settings: Any) -> Task:
 
     Args:
         name: as in `TASKS`; psmnist means psmnist-12008.
-        settings: of `Options`: data_dir, resize, limit_train, limit_test, augment, seed.
+        settings: of `Options`: data_dir, resize, limit_train, limit_test, augment, seed, ...
 
     Raises:
         ConfigError: unknown name, impossible setting. DataError: data missing, corrupt, not finite.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,11 +38,13 @@ class Split:
         x: images (N, C, H, W) uint8, or series (N, T, m) float32.
         y: class indices, (N,) int64.
         lengths: valid steps of each series, (N,) int64 in 1..T; None where all have T.
+        dt: what each sample lasts, (N, T), in units of the network's dt; None where all last 1.
     """
 
     x: Tensor
     y: Tensor
     lengths: Tensor | None = None
+    dt: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,21 +54,27 @@ class Split:
         return f"Split(x {tuple(self.x.shape)}, y {tuple(self.y.shape)}: {kinds})"
 
     @property
+    def given(self) -> dict[str, Tensor | None]:
+        """What a layer is given besides x: lengths, and dt if not all samples last as long."""
+        return {"lengths": self.lengths} | ({} if self.dt is None else {"dt": self.dt})
+
+    @property
     def pixels(self) -> int:
         """Of an image."""
         return self.x[0, 0].numel()
 
     def take(self, index: Tensor) -> "Split":
         """The samples at `index`, (k,) int64, in that order."""
-        lengths = None if self.lengths is None else self.lengths[index]
-        return Split(self.x[index], self.y[index], lengths)
+        lengths, dt = (None if one is None else one[index] for one in (self.lengths, self.dt))
+        return Split(self.x[index], self.y[index], lengths, dt)
 
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""
         both, T = (self, other), self.x.shape[1]
         known = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
         lengths = torch.cat(known) if any(s.lengths is not None for s in both) else None
-        return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths)
+        dt = None if self.dt is None or other.dt is None else torch.cat([self.dt, other.dt])
+        return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths, dt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +103,26 @@ class Task:
     data: str = ""
     note: str = ""
 
+    @staticmethod
+    def from_arrays(
+        X: Any, y: Any, lengths: Any = None, times: Any = None, split: Any = None, **options: Any
+    ) -> "Task":
+        """Arrays of yours as a task, for `fit(config, out, task=task)`; normalised as training says.
+
+        Args:
+            X: (samples, time, channels), or (samples, time) of one channel; numbers.
+            y: (samples,), classes: whole numbers from any one on, or texts.
+            lengths: (samples,), how many steps of each count; all by default.
+            times: (time,) or (samples, time), increasing; their median distance is the network's dt.
+            split: (samples,) of "train", "val" and "test"; else shares are dealt, class by class.
+            options: of `Options`: val_fraction, test_fraction, missing, limit_train, limit_test, seed.
+
+        Raises: DataError with the place of what does not fit.
+        """
+        from ctrnn_assembly.data.own import of_arrays, task_of  # which builds on this file
+
+        return task_of(of_arrays("arrays", X, y, lengths, times, split), Options(**options))
+
 
 @dataclass(frozen=True)
 class Options:
@@ -108,6 +136,9 @@ class Options:
             `limit_train` too.
         augment: let `Task.sequence` augment training batches, where the task has an augmentation.
         seed: of the limits alone; the splits are the same for every seed.
+        val_fraction, test_fraction: shares of series of your own.
+        missing: "refuse" NaN in them, or "hold" the value before.
+        prepared: the `Preparation` of the run that they must fit.
     """
 
     data_dir: str | Path | None = None
@@ -116,12 +147,19 @@ class Options:
     limit_test: int | None = None
     augment: bool = True
     seed: int = 0
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    missing: str = "refuse"
+    prepared: Any = None
 
     def __post_init__(self) -> None:
         for name in ("resize", "limit_train", "limit_test"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out for all.")
+        if not (self.val_fraction > 0 and 0 < self.test_fraction < 1 - self.val_fraction):
+            got = f"{self.val_fraction:g} and {self.test_fraction:g}"
+            raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
 
     @property
     def folder(self) -> Path:

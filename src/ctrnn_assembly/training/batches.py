@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctrnn_assembly.data import Split, Task
-from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
+# Input, classes, and what else is given: `Split.given`.
+Batch = tuple[Tensor, Tensor, dict[str, Any]]
 
 
 @dataclass(eq=False)
 class Batches:
-    """Batches (input, class, lengths) of a split that lies in memory.
+    """Batches of a split that lies in memory.
 
     With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch); `noise` is
     that of `noisy`. `share` is the part of one process: its rank, and the number of processes.
@@ -35,11 +36,9 @@ class Batches:
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device if they fit into half of its free memory."""
-        x, y, lengths = self.split.x, self.split.y, self.split.lengths
-        if device.type == "cuda" and x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            self.split = Split(
-                x.to(device), y.to(device), None if lengths is None else lengths.to(device)
-            )
+        parts = (self.split.x, self.split.y, self.split.lengths, self.split.dt)
+        if device.type == "cuda" and parts[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            self.split = Split(*(part if part is None else part.to(device) for part in parts))
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.split) / self.share[1]) / self.batch_size)
@@ -58,7 +57,16 @@ class Batches:
             u = self.task.sequence(part.x, generator)
             if self.noise and generator is not None:
                 u = noisy(u, part.lengths, self.noise, generator)
-            yield u, part.y, part.lengths
+            yield u, part.y, part.given
+
+
+def timed(model: SequenceClassifier, given: dict[str, Any]) -> dict[str, Any]:
+    """What a batch gives, where the model is, with its dt in the model's time."""
+    device, core = model.readout.weight.device, model.core
+    given = {name: part if part is None else part.to(device) for name, part in given.items()}
+    if "dt" in given and not hasattr(core, "dt"):
+        raise ConfigError("a baseline has no dt for samples that are not equally far apart. Drop time.")
+    return given | ({"dt": core.dt * given["dt"]} if "dt" in given else {})
 
 
 def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Generator) -> Tensor:
@@ -76,14 +84,13 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know.
 
-    `forward` may stand in for the model: (input, lengths=...) -> logits.
+    `forward` may stand in for the model: (input, lengths=..., dt=...) -> logits.
     """
     weight, last = model.eval().readout.weight, int(batches.split.y.max())
     sums = torch.zeros((), device=weight.device)
-    for u, y, lengths in batches:
+    for u, y, given in batches:
         y = y.to(weight.device)
-        lengths = None if lengths is None else lengths.to(weight.device)
-        logits = (forward or model)(u.to(weight), lengths=lengths)
+        logits = (forward or model)(u.to(weight), **timed(model, given))
         if logits.shape[-1] <= last:
             raise DataError(
                 f"{batches.task.name} has a class {last}, which does not fit the model's "

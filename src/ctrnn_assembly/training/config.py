@@ -39,6 +39,11 @@ class TrainConfig(BaseModel):
     resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
+    val_fraction: float = setting("data", 0.15, "share of your own series for validation", gt=0, lt=1)
+    test_fraction: float = setting("data", 0.15, "share of your own series for the test", gt=0, lt=1)
+    missing: Literal["refuse", "hold"] = setting(
+        "data", "refuse", "values of your own series; hold: the value before"
+    )
     augment: bool = setting("data", True, "crop and flip where the task's recipe does")
     input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
     fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
@@ -296,6 +301,7 @@ RECOMMENDED = {
     "scifar10": "deep-scifar10",
     "images": "deep-scifar10",
     "series": "deep-series",
+    "own": "deep-series",
 }
 
 

@@ -33,11 +33,12 @@ from torch.profiler import record_function
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
+from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
-from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of
+from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of, timed
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
@@ -150,6 +151,7 @@ def fit(
     config: TrainConfig,
     out: Path,
     *,
+    task: Task | None = None,
     resume: bool = False,
     report: Callable[[str], None] = say,
     command: str | None = None,
@@ -158,6 +160,7 @@ def fit(
     """Train, select by validation, test once, and write the run folder; returns summary.json.
 
     Args:
+        task: instead of the configuration's, such as one of `Task.from_arrays`; it is then task own.
         resume: go on with the run in this folder, from its last whole epoch.
         report: gets a line for each epoch; on a terminal there is a progress bar as well.
         command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
@@ -170,18 +173,23 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     summary = provenance(command=command, seed=config.seed, device=config.device)
-    fabric, log, start = make_fabric(config), make_logger(config, out), run.Run(None, config)
+    if task is not None:
+        config = config.model_copy(update={"task": "own", "data_dir": None})
+    start = run.Run(out if resume else None, config, initial=True)
+    if task is not None:
+        start.task = task
+    fabric, log = make_fabric(config), make_logger(config, out)
     task, net = start.task, start.build()
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
-    u, _, lengths = next(iter(Batches(task, task.train, 1)))
+    u, _, given = next(iter(Batches(task, task.train, 1)))
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
     if missing := missing_certificate(config, initial):
         must = f"the model must have the {config.require_certificate} certificate before training"
         raise ContractionError(f"{must}; {missing}")
-    net(u.to(net.readout.weight), lengths=lengths)  # a solver refuses before anything is written
+    net(u.to(net.readout.weight), **timed(net, given))  # a solver refuses before anything is written
     for note in filter(None, (*(f"{sentence}." for sentence in config.unused()), task.note)):
         report(f"note: {note}")
 
@@ -360,9 +368,9 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
     """Forward, backward, and the optimiser; returns `sums_of` it. If `where` names the step, it looks
     whether the loss is finite."""
     fabric, model, optimizer = training.fabric, training.model, training.optimizer
-    u, y, lengths = batch
+    u, y, given = batch
     with record_function("forward"):
-        logits = model(u, lengths=lengths)
+        logits = model(u, **timed(training.net, given))
         loss = F.cross_entropy(logits.float(), y)
     if where is not None and not bool(loss.isfinite()):
         raise TrainingError(diverged(training.net, batch, where))
@@ -461,6 +469,8 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
         if stored.exists():
             raise ConfigError(f"{out} already holds a run. Use --resume {out}, or another --out.")
         run.write(stored, to_yaml(training.config))
+        if isinstance(prepared := training.task.sequence, Preparation):
+            run.write(out / run.PREPARATION, prepared.model_dump_json(indent=2) + "\n")
     if not resume:
         return None
     if run.read_summary(out) is not None:
@@ -482,7 +492,7 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
 def diverged(net: SequenceClassifier, batch: Batch, where: str) -> str:
     """What to say of a loss that is not finite."""
     core: Any = net.core
-    norms = core(batch[0].to(net.readout.weight), lengths=batch[2])[0].norm(dim=-1)
+    norms = core(batch[0].to(net.readout.weight), **timed(net, batch[2]))[0].norm(dim=-1)
     norms = norms[norms.isfinite()]
     norm = f"{float(norms.max()):.4g}" if len(norms) else "NaN"
     return (

@@ -1,6 +1,7 @@
 """A run folder: what training leaves behind, written so that a crash loses nothing saved, and read once.
 
     config.yaml         the full configuration
+    data.json           of data of your own: channels, classes, normalisation (see `Preparation`)
     metrics.csv         one row an epoch, with its certificate
     checkpoints/        last.ckpt and best.ckpt: weights, optimiser, the rows so far
     weights/            epoch-0001.safetensors, ..., of the epochs that `keep_epochs` names
@@ -18,7 +19,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,7 +33,8 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
-from ctrnn_assembly.data import Task, load_task
+from ctrnn_assembly.data import Options, Task, load_task
+from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model, output_size
@@ -40,6 +42,7 @@ from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
 
+PREPARATION = "data.json"
 KEPT = "weights/epoch-{:04}.safetensors"  # of an epoch, counted from 1
 BESIDE = "Use the file that was saved beside it."
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
@@ -215,8 +218,12 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task of the configuration."""
-        names = ("data_dir", "resize", "limit_train", "limit_test", "augment", "seed")
-        return load_task(self.config.task, **{name: getattr(self.config, name) for name in names})
+        names = {one.name for one in fields(Options)} & TrainConfig.model_fields.keys()
+        chosen = {name: getattr(self.config, name) for name in names}
+        stored = None if self.path is None else self.path / PREPARATION
+        if stored is not None and stored.exists():
+            chosen["prepared"] = Preparation.read(stored)
+        return load_task(self.config.task, **chosen)
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -269,8 +276,8 @@ class Run:
         if not 1 <= samples <= len(part):
             those = f"1..{len(part)}, those of the {split} split"
             raise ConfigError(f"samples must be in {those}; got {samples}.")
-        u, y, lengths = next(iter(Batches(self.task, part, samples)))
-        return u.double(), y, lengths
+        u, y, given = next(iter(Batches(self.task, part, samples)))
+        return u.double(), y, given["lengths"]
 
     def certify(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
         """`certificate`, proven anew, by another search."""

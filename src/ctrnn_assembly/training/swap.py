@@ -81,8 +81,8 @@ def measured(run: Run) -> Swap:
     """The weights of a run on its test set; refuses what its solver cannot solve."""
     tops, model = [], run.model
 
-    def forward(u: Tensor, lengths: Tensor | None) -> Tensor:
-        x = model.core(u, lengths=lengths)[0]
+    def forward(u: Tensor, lengths: Tensor | None, **given: Tensor) -> Tensor:
+        x = model.core(u, lengths=lengths, **given)[0]
         tops.append(x.abs().amax((0, 2)).cpu())
         return model.read(model.pooled(x, lengths))
 
