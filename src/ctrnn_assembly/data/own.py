@@ -34,7 +34,7 @@ COLUMNS = {
     "target": ("target", "label", "class", "y"),
     "split": ("split",),
 }
-REGULAR = 1e-6  # relative: time stamps this close to one distance are rounded ones
+REGULAR = 1e-4  # relative: time stamps this close to one distance are rounded ones
 Array = NDArray[Any]
 
 
@@ -250,7 +250,7 @@ def read_series(file: Path, *, classes: bool = True) -> Series:
             held = {name: np.load(one) for name, one in both.items()}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read as arrays: {' '.join(str(error).split())}.") from None
-    if not {"X", "y"} - ({"y"} * (not classes)) <= held.keys():
+    if "X" not in held or ("y" not in held and classes):
         raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
     y = held.get("y") if classes else None
     return of_arrays(file.name, held["X"], y, held.get("lengths"), held.get("t"), held.get("split"))
