@@ -1,4 +1,4 @@
-"""Series of one's own: awkward files, three commands from one to predictions, and no leak of the test."""
+"""Series of one's own: awkward files, three commands from one to predictions, and no leak."""
 
 import csv
 import json
@@ -237,14 +237,15 @@ WRONG = {
     HEAD: "is empty",
     HEAD + "a,0,1,u\n": "leave none for",
     HEAD + "".join(f"{i},0,1,u\n" for i in range(30)): "at least 2 classes",
-    HEAD + "a,0,1,u\na,1,2,w\n": r"row 3, column 'target' must have the class of its series; got 'w'",
-    HEAD + "a,0,1,\n": r"row 2, column 'target' must have the class",
+    HEAD + "a,0,1,u\na,1,2,w\n": r"target must be there, one for each id; got 'w' at row 3",
+    HEAD + "a,0,1,\n": r"target must be there, one for each id; got '' at row 2",
     HEAD + "a,0,1,u\na,1,x,u\n": r"row 3, column 'v' must be a number; got 'x'",
     HEAD + "a,soon,1,u\n": r"row 2, column 'time' must be a number or an ISO date; got 'soon'",
     HEAD + "a,0,1,u\na,1\n": "row 3 must have 4 cells.*got 2",
     "id,v,v,target\na,0,1,u\n": "row 1 must have 3 cells",
     "name,v,target\na,0,u\n": "one column for id, named id, series, sample; got the header name, v",
     "id,v\na,0\n": "one column for target",
+    "id,target\na,0\n": "has no channel",
     "id,v,y,target\na,0,u,u\n": "one column for target",
     HEAD + "".join(f"{i},{k // 2},1,{i % 2}\n" for i in range(30) for k in range(4)): (
         r"times must increase.*got 0.0 at row 2\. Remove one"

@@ -14,14 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ctrnn_assembly.data.task import SPLIT_SEED, Options, Split, Task, checked, make_task
 from ctrnn_assembly.errors import ConfigError, DataError
@@ -64,11 +63,11 @@ class Series:
     def refuse(self, wrong: Array, values: Array, must: str, advice: str) -> None:
         """DataError with the place of the first True in `wrong`, (n, T) or (n, T, m)."""
         for i, step, *channel in np.argwhere(wrong)[:1]:
-            place = f"series {self.ids[i]!r}, step {step}"
-            place = place if self.rows is None else f"row {self.rows[i, step]:.0f}"
-            place += "".join(f", column {self.channels[k]!r}" for k in channel)
-            got = values[(i, step, *channel)]
-            raise DataError(f"{self.what}: {must}; got {got} at {place}. {advice}")
+            line = self.rows is not None and f"row {self.rows[i, step]}"
+            place = [line or f"series {self.ids[i]!r}, step {step}"]
+            place += [f"column {self.channels[k]!r}" for k in channel]
+            got = f"{values[(i, step, *channel)].item()!r} at {', '.join(place)}"
+            raise DataError(f"{self.what}: {must}; got {got}. {advice}")
 
     def filled(self, missing: str) -> Array:
         """x where "hold" puts the last value before a gap; NaN is left where there is none."""
@@ -79,15 +78,13 @@ class Series:
         last = np.where(np.isnan(x), 0, np.arange(x.shape[1])[:, None])
         return np.take_along_axis(x, np.maximum.accumulate(last, axis=1), axis=1)
 
-    def intervals(self) -> Array | None:
-        """From each sample to the next one, (n, T); NaN from the last one on. None without times."""
-        if self.t is None:
-            return None
-        apart = np.diff(self.t, axis=1, append=np.nan)
-        apart[:, :-1][~self.valid[:, 1:]] = np.nan
+    def intervals(self) -> tuple[Array, Array]:
+        """From each sample to the next one, (n, T - 1), and which of them count; none without times."""
+        t, known = self.x[..., 0] if self.t is None else self.t, self.valid[:, 1:]
+        apart, known = np.diff(t, axis=1), known & (self.t is not None)
         advice = "Remove one of two samples of the same time."
-        self.refuse(apart <= 0, self.t, "times must increase, the next one does not", advice)
-        return apart
+        self.refuse(known & ~(apart > 0), t, "times must increase, the next one does not", advice)
+        return apart, known
 
 
 class Preparation(BaseModel):
@@ -111,26 +108,25 @@ class Preparation(BaseModel):
         """From the series at the indices `train` alone; a constant channel has std 1."""
         classes = tuple(sorted(set(series.y[train].tolist()), key=_by_size))  # type: ignore[index]
         if len(classes) < 2:
-            raise DataError(
-                f"{series.what} must hold at least 2 classes to train on; got {', '.join(classes)}."
-            )
+            must = f"{series.what} must hold at least 2 classes to train on"
+            raise DataError(f"{must}; got {', '.join(classes)}.")
         x = series.filled(missing)[train][series.valid[train]]  # (samples of all, m)
         if (empty := np.isnan(x).all(0)).any():
             name = series.channels[int(empty.argmax())]
             raise DataError(f"{series.what}: column {name!r} has no value to train on. Remove it.")
-        low, high, apart = np.nanmin(x, 0), np.nanmax(x, 0), series.intervals()
+        low, high, (apart, known) = np.nanmin(x, 0), np.nanmax(x, 0), series.intervals()
         scale = np.maximum(abs(low), abs(high))  # the square of 1e308 is beyond all numbers
         scale[scale == 0] = 1.0
         mean, std = scale * np.nanmean(x / scale, 0), scale * np.nanstd(x / scale, 0)
         still = (low == high) | (std == 0)
-        known = apart is not None and not np.isnan(apart[train]).all()
-        spacing = _rounded(np.nanmedian(apart[train])[None])[0] if known else None
+        gaps = apart[train][known[train]]
         return cls(
             channels=series.channels,
             classes=classes,
-            mean=_rounded(np.where(still, low, mean)),
-            std=_rounded(np.where(still, 1.0, std)),
-            spacing=spacing,
+            # To digits that are the same on every machine.
+            mean=tuple(float(f"{value:.12g}") for value in np.where(still, low, mean)),
+            std=tuple(float(f"{value:.12g}") for value in np.where(still, 1.0, std)),
+            spacing=float(np.median(gaps)) if len(gaps) else None,
             missing=missing,
         )
 
@@ -152,27 +148,22 @@ class Preparation(BaseModel):
         DataError for other channels, an unknown class, and what float32 cannot hold.
         """
         if series.channels != self.channels:
-            must = f"{series.what} must have the channels {', '.join(self.channels)}"
-            raise DataError(f"{must} of the training data; got {', '.join(series.channels)}.")
+            must = f"{series.what} must have the channels {', '.join(self.channels)}, as in training"
+            raise DataError(f"{must}; got {', '.join(series.channels)}.")
         mean, std, valid = np.array(self.mean), np.array(self.std), series.valid
         with np.errstate(over="ignore"):
             x = series.filled(self.missing) / std - mean / std
             x = np.where(np.isnan(x) | ~valid[..., None], 0.0, x).astype(np.float32)
         labels = np.array(self.classes[:1] * len(x)) if series.y is None else series.y
         if strange := set(labels.tolist()) - set(self.classes):
-            fix = "Give it more samples, or remove it."
-            raise DataError(f"{series.what}: no training sample is of class {min(strange)!r}. {fix}")
-        y, apart = torch.tensor([*map(self.classes.index, labels.tolist())]), series.intervals()
+            said = f"{series.what}: no training sample is of class {min(strange)!r}"
+            raise DataError(f"{said}. Give it more samples, or remove it.")
+        y, (apart, known) = torch.tensor([*map(self.classes.index, labels.tolist())]), series.intervals()
         lengths, dt = None if valid.all() else torch.from_numpy(series.lengths), None
-        if apart is not None and self.spacing is not None:
-            times = np.where(np.isnan(apart), 1.0, apart / self.spacing).astype(np.float32)
-            dt = torch.from_numpy(times) if abs(times - 1).max() > REGULAR else None
+        times = np.where(known, apart / (self.spacing or np.inf), 1.0)
+        if self.spacing and (abs(times - 1) > REGULAR).any():
+            dt = torch.from_numpy(np.pad(times, [(0, 0), (0, 1)], constant_values=1)).float()
         return checked(series.what, Split(torch.from_numpy(x), y, lengths, dt), len(self.classes))
-
-
-def _rounded(values: Array) -> tuple[float, ...]:
-    """To 12 digits, which are the same on every machine."""
-    return tuple(float(f"{value:.12g}") for value in values)
 
 
 def _by_size(name: str) -> tuple[bool, int, str]:
@@ -181,7 +172,7 @@ def _by_size(name: str) -> tuple[bool, int, str]:
 
 
 def load_own(name: str, options: Options) -> Task:
-    """`own`: the file that data_dir names, or that is alone in it."""
+    """The task `own` of the file that data_dir names, or that is alone in it."""
     if options.data_dir is None:
         raise ConfigError("task own is read from a file of yours. Name it with --data.")
     return task_of(read_series(options.folder), options)
@@ -191,8 +182,8 @@ def task_of(series: Series, options: Options) -> Task:
     """The task of some series: split, prepared, and compared with the `Preparation` of their run."""
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {series.what}. Leave it out.")
-    what, parts = series.what, parted(series, options)
-    prepared, note = Preparation.of(series, parts["train"].numpy(), options.missing), ""
+    what, parts, note = series.what, parted(series, options), ""
+    prepared = Preparation.of(series, parts["train"].numpy(), options.missing)
     if options.prepared not in (None, prepared):
         differ = f"{what} is not what the run was trained on: channels, classes or their values differ"
         raise DataError(f"{differ}. Name the old data; new ones are for `ctrnn predict`.")
@@ -207,8 +198,7 @@ def task_of(series: Series, options: Options) -> Task:
 def parted(series: Series, options: Options) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of train, val and test, as the series say; else each class is dealt
     by `val_fraction` and `test_fraction`, the same in every run."""
-    n, y, said = len(series.x), series.y, series.split
-    assert y is not None
+    n, said = len(series.x), series.split
     if said is not None:
         parts = {part: (said == part).nonzero()[0] for part in ("train", "val", "test")}
         if strange := set(said.tolist()) - parts.keys():
@@ -216,6 +206,7 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
             raise DataError(f"{must}; got {min(strange)!r}.")
     else:
         shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)
+        y: Any = series.y
         left, parts = shuffled[np.argsort(y[shuffled], kind="stable")], {}
         for part, share in (("test", options.test_fraction), ("val", options.val_fraction)):
             k = min(len(left), max(1, round(share * n)))
@@ -235,9 +226,7 @@ def read_series(file: Path, *, classes: bool = True) -> Series:
     file = found[0] if len(found) == 1 else file
     kind = file.suffix.lower()
     if kind not in ENDINGS or not file.is_file():
-        raise DataError(
-            f"{file} must be a file that ends in {', '.join(ENDINGS)}. Name one with --data."
-        )
+        raise DataError(f"{file} must be a file that ends in {', '.join(ENDINGS)}. Name it with --data.")
     if kind == ".csv":
         return read_csv(file, classes=classes)
     beside = file.with_name(file.name.replace("X", "y", 1))
@@ -252,8 +241,8 @@ def read_series(file: Path, *, classes: bool = True) -> Series:
         raise DataError(f"{file} cannot be read as arrays: {' '.join(str(error).split())}.") from None
     if "X" not in held or ("y" not in held and classes):
         raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
-    y = held.get("y") if classes else None
-    return of_arrays(file.name, held["X"], y, held.get("lengths"), held.get("t"), held.get("split"))
+    given = [held.get(name) for name in ("y", "lengths", "t", "split")]
+    return of_arrays(file.name, held["X"], given[0] if classes else None, *given[1:])
 
 
 def of_arrays(what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any) -> Series:
@@ -267,78 +256,70 @@ def of_arrays(what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any) -
             raise ValueError(f"got X {x.shape}, and lengths must be {n} whole numbers in 1..{T}")
         t = None if times is None else np.broadcast_to(np.asarray(times, dtype=np.float64), (n, T))
         if y is not None:
-            labels = np.asarray(y)
-            if labels.shape != (n,) or (labels.dtype.kind == "f" and (labels % 1 != 0).any()):
-                raise ValueError(
-                    f"y must be {n} whole numbers or texts; got {labels.dtype} {labels.shape}"
-                )
-            y = (labels.astype(np.int64) if labels.dtype.kind == "f" else labels).astype(str)
+            y = np.asarray(y)
+            if y.shape != (n,) or (y.dtype.kind == "f" and (y % 1 != 0).any()):
+                raise ValueError(f"y must be {n} whole numbers or texts; got {y.dtype} {y.shape}")
+            y = (y.astype(np.int64) if y.dtype.kind == "f" else y).astype(str)
+        split = None if split is None else np.broadcast_to(split, n).astype(str)
     except (ValueError, TypeError) as error:
         must = f"{what} must hold X (samples, time, channels) of numbers, a class y of each sample"
         raise DataError(f"{must}, and perhaps lengths and t: {error}.") from None
     names, ids = tuple(f"x{k}" for k in range(m)), [str(i) for i in range(n)]
-    split = None if split is None else np.asarray(split).astype(str)
     return Series(what, x, ends.astype(np.int64), names, ids, y, t, split=split)
-
-
-class Row(NamedTuple):
-    """A line of a CSV file: its number, and its cells by column."""
-
-    line: int
-    cells: dict[str, str]
-
-    def number(self, what: str, name: str, *, time: bool = False) -> float:
-        """A cell, NaN for a missing value; a time may be a date, UTC where it names no zone."""
-        cell, must = self.cells[name], "a number or an ISO date" if time else "a number"
-        if not time and cell.lower() in MISSING:
-            return np.nan
-        with suppress(ValueError):
-            if not time or np.isfinite(float(cell)):
-                return float(cell)
-        with suppress(ValueError):
-            date = datetime.fromisoformat(cell if time else "")
-            return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-        raise DataError(f"{what}: row {self.line}, column {name!r} must be {must}; got {cell!r}.")
 
 
 def read_csv(file: Path, *, classes: bool = True) -> Series:
     """The series of a CSV file, whose rows may stand in any order."""
-    names, rows = _table(file)
-    at = {kind: [n for n in names if n.lower() in known] for kind, known in COLUMNS.items()}
+    what, (names, lines, cells) = file.name, _table(file)
+    at = {kind: [k for k, n in enumerate(names) if n.lower() in COLUMNS[kind]] for kind in COLUMNS}
     for kind, found in at.items():
         if len(found) > 1 or (not found and kind in ("id", "target")[: 1 + classes]):
-            must = f"{file.name} must have one column for {kind}, named {', '.join(COLUMNS[kind])}"
+            must = f"{what} must have one column for {kind}, named {', '.join(COLUMNS[kind])}"
             raise DataError(f"{must}; got the header {', '.join(names)}.")
-    channels = tuple(n for n in names if not any(n in found for found in at.values()))
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.cells[at["id"][0]], []).append(row)
-    t = None
-    for time in at["time"]:
-        for group in groups.values():
-            group.sort(key=lambda row: row.number(file.name, time, time=True))
-        t = [[row.number(file.name, time, time=True) for row in group] for group in groups.values()]
-    x = [[[row.number(file.name, n) for n in channels] for row in group] for group in groups.values()]
-    lines = [[row.line for row in group] for group in groups.values()]
+    channels = [k for k in range(len(names)) if not any(k in found for found in at.values())]
+    if not channels:
+        raise DataError(f"{what} has no channel, only {', '.join(names)}. Add a column of numbers.")
 
-    def padded(parts: Any) -> Array:
-        """What each series has of each sample, as (n, T, ...), 0 past its end."""
-        tensors = [torch.tensor(part, dtype=torch.float64) for part in parts]
-        return pad_sequence(tensors, batch_first=True).numpy()
+    def numbers(columns: list[int], *, time: bool = False) -> Array:
+        found = [
+            [_number(f"{what}: row {line}, column {names[k]!r}", row[k], time) for k in columns]
+            for line, row in zip(lines, cells.tolist(), strict=True)
+        ]
+        return np.array(found, dtype=np.float64)
 
-    y, split = (
-        np.array([_label(file.name, group, at[kind][0]) for group in groups.values()])
-        if at[kind] and (classes or kind != "target")
-        else None
-        for kind in ("target", "split")
-    )
-    lengths, stamps = np.array([*map(len, x)]), None if t is None else padded(t)
-    ids = [*groups]
-    return Series(file.name, padded(x), lengths, channels, ids, y, stamps, padded(lines), split)
+    ids, t = cells[:, at["id"][0]], numbers(at["time"], time=True)
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    order = np.lexsort((*t.T, first[inverse]))  # by id as they come, then by time
+    _, starts, lengths = np.unique(first[inverse][order], return_index=True, return_counts=True)
+    steps = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+    rows = order[starts[:, None] + steps]  # (n, T), of its last sample past the end of a series
+    said = {kind: cells[rows, at[kind][0]] for kind in ("target", "split") if at[kind]}
+    said = {kind: text for kind, text in said.items() if classes or kind != "target"}
+    y, split = (said[kind][:, 0] if kind in said else None for kind in ("target", "split"))
+    x, t = numbers(channels)[rows], t[rows, 0] if t.size else None
+    named, ids = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
+    series = Series(what, x, lengths, named, ids, y, t, lines[rows], split)
+    for kind, text in said.items():
+        wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
+        series.refuse(wrong, text, f"{kind} must be there, one for each id", "Mend it.")
+    return series
 
 
-def _table(file: Path) -> tuple[list[str], list[Row]]:
-    """Header and rows of a CSV file in UTF-8, with commas, semicolons or tabs."""
+def _number(where: str, cell: str, time: bool) -> float:
+    """A cell, NaN for a missing value; a time may be a date, UTC where it names no zone."""
+    if not time and cell.lower() in MISSING:
+        return np.nan
+    with suppress(ValueError):
+        if not time or np.isfinite(float(cell)):
+            return float(cell)
+    with suppress(ValueError):
+        date = datetime.fromisoformat(cell if time else "")
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    raise DataError(f"{where} must be a number{' or an ISO date' * time}; got {cell!r}. Mend it.")
+
+
+def _table(file: Path) -> tuple[list[str], Array, Array]:
+    """Header, (n,) numbers of lines and (n, columns) texts of a CSV file in UTF-8."""
     try:
         text = file.read_text(encoding="utf-8-sig")
         split = max(",;\t", key=text.partition("\n")[0].count)
@@ -348,19 +329,9 @@ def _table(file: Path) -> tuple[list[str], list[Row]]:
         raise DataError(f"{file} cannot be read as CSV in UTF-8: {error}. Save it as that.") from None
     if len(rows) < 2:
         raise DataError(f"{file.name} is empty: it must hold a header and a row a step.")
-    (_, names), *rest = rows
+    names = rows[0][1]
     for line, cells in rows:
         if len(cells) != len(set(names)):
-            must = f"{len(set(names))} cells, one for each name of the header"
-            raise DataError(f"{file.name}: row {line} must have {must}; got {len(cells)}.")
-    return names, [Row(line, dict(zip(names, cells, strict=True))) for line, cells in rest]
-
-
-def _label(what: str, group: list[Row], name: str) -> str:
-    """The class that all rows of a series name."""
-    first = group[0].cells[name]
-    for line, cells in group:
-        if cells[name] != first or first.lower() in MISSING:
-            must = f"row {line}, column {name!r} must have the class of its series"
-            raise DataError(f"{what}: {must}; got {cells[name]!r}, {first!r} before. Mend id or class.")
-    return first
+            must = f"row {line} must have {len(set(names))} cells, one a name of the header"
+            raise DataError(f"{file.name}: {must}; got {len(cells)}.")
+    return names, np.array([line for line, _ in rows[1:]]), np.array([cells for _, cells in rows[1:]])

@@ -63,10 +63,10 @@ class Batches:
 def timed(model: SequenceClassifier, given: dict[str, Any]) -> dict[str, Any]:
     """What a batch gives, where the model is, with its dt in the model's time."""
     device, core = model.readout.weight.device, model.core
-    given = {name: part if part is None else part.to(device) for name, part in given.items()}
-    if "dt" in given and not hasattr(core, "dt"):
+    scales = {"lengths": 1, "dt": getattr(core, "dt", None)}
+    if "dt" in given and scales["dt"] is None:
         raise ConfigError("a baseline has no dt for samples that are not equally far apart. Drop time.")
-    return given | ({"dt": core.dt * given["dt"]} if "dt" in given else {})
+    return {k: part if part is None else scales[k] * part.to(device) for k, part in given.items()}
 
 
 def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Generator) -> Tensor:
