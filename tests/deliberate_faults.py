@@ -32,11 +32,16 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault("steps.py", "2 * off + dt * gram + sums)", "0.0)", (STEPS, "-k", "rounded")),
-    Fault("steps.py", "+ share * (float(A.norm())", "+ 0 * (float(A.norm())", (STEPS, "-k", "rounded")),
     Fault(
         "steps.py",
-        "off = dt * self.whole.K_error",
-        "off = 0 * self.whole.K_error",
+        "+ share * (float(system.A.norm())",
+        "+ 0 * (float(system.A.norm())",
+        (STEPS, "-k", "rounded"),
+    ),
+    Fault(
+        "steps.py",
+        "off = dt * whole.K_error",
+        "off = 0 * whole.K_error",
         (STEPS, "-k", "rounded"),
     ),
     Fault(
@@ -49,11 +54,14 @@ FAULTS = [
     Fault(
         "steps.py",
         "return Q, rounding.inverse_error",
-        "Q = 1.1 * Q\n            return Q, rounding.inverse_error",
+        "Q = 1.1 * Q\n        return Q, rounding.inverse_error",
         (STEPS,),
     ),
     Fault(
-        "steps.py", "2 * (1 - q) / (h * size)", "20 * (1 - q) / (h * size)", (STEPS, "-k", "promised")
+        "steps.py",
+        "(whole.norm + spread) * size / 2",
+        "(whole.norm + spread) * size / 20",
+        (STEPS, "-k", "promised"),
     ),
     Fault("rounding.py", "1.01 * (off_P + growth * error)", "0.0", (STEPS, "-k", "enclosed")),
     Fault("rounding.py", "1.01 * size * r / (1 - r)", "0.0", (STEPS, "-k", "inverse")),
