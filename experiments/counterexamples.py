@@ -59,16 +59,12 @@ def best_constant_rate(c: float) -> float:
     def loss(z: ndarray) -> float:
         a, b = math.exp(z[0]), z[1]
         theta = np.linalg.cholesky(np.array([[a, b], [b, (1 + b * b) / a]])).T
-        return max(largest_symmetric(theta @ J @ np.linalg.inv(theta)) for J in corners)
+        moved = [theta @ J @ np.linalg.inv(theta) for J in corners]
+        return max(float(np.linalg.eigvalsh((F + F.T) / 2)[-1]) for F in moved)
 
     options = {"xatol": 1e-10, "fatol": 1e-12, "maxiter": 2000}
     starts = [(0.0, 0.0), (1.0, 1.0), (-1.0, -1.0), (2.0, 0.5)]
     return -min(minimize(loss, z, method="Nelder-Mead", options=options).fun for z in starts)
-
-
-def largest_symmetric(A: ndarray) -> float:
-    """lmax of the symmetric part: the growth at this instant in the worst direction."""
-    return float(np.linalg.eigvalsh((A + A.T) / 2)[-1])
 
 
 def switching_root() -> float:

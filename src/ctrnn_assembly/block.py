@@ -208,7 +208,11 @@ class Layer(nn.Module):
         Fewer passes over (batch, time, width), which cost more than the recurrence.
         """
         terms = self.terms()
-        if not self._is_fusible(terms, x0, solver):
+        if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
+            return None
+        affine = self.norm.kind in ("batch", "none") and self.B.bias is None
+        known = affine and terms.W_in is None and solver in SCHEMES and x0.dtype == terms.tau.dtype
+        if not (known and pairs.is_paired(terms, x0)):
             return None
         scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
         if self.norm.kind == "batch" and self.norm.training:
@@ -222,13 +226,6 @@ class Layer(nn.Module):
         z = F.linear(x[:, 1:], self.C.weight, self.C.bias + self.d * shift)
         y = self.mix(self.phi(torch.addcmul(z, self.d * scale, s)))
         return torch.addcmul(s, self.scale * self.mask(s)[:, None], y), x[:, -1]
-
-    def _is_fusible(self, terms: Terms, x0: Tensor, solver: str) -> bool:
-        if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
-            return False
-        affine = self.norm.kind in ("batch", "none") and self.B.bias is None
-        known = affine and terms.W_in is None and solver in SCHEMES and x0.dtype == terms.tau.dtype
-        return known and pairs.is_paired(terms, x0)
 
     def gated(
         self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any

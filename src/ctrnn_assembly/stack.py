@@ -133,16 +133,14 @@ class Stack(Recurrent):
         A call with another dt takes another step: `certificate(dt=...)` is of that one.
         """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
-        reason = ""
+        reason, plain = "", is_plain(self.encoder, nn.Linear)
         if not is_unchanged(self, Stack):
             reason = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         elif not finite(self.encoder):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
-        if reason:
-            return Certificate.refused(reason, dt=dt, solver=solver)
-        plain = is_plain(self.encoder, nn.Linear)
-        if self.gated and not plain:
+        elif self.gated and not plain:
             reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
+        if reason:
             return Certificate.refused(reason, dt=dt, solver=solver)
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}

@@ -176,7 +176,13 @@ def measure(
 
 def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report) -> Report:
     """What the timings say, and the notes with what is to be doubted."""
-    rates, noise, notes = rates_of(products), noise_of([*products, *timings]), list(report["notes"])
+    noise, notes = noise_of([*products, *timings]), list(report["notes"])
+    rates: dict[str, dict[str, dict[str, float]]] = {}  # operations a second, by device and precision
+    for one in products:
+        if one.seconds:
+            operations = one.contestant.operations(one.problem, one.kind)
+            rate = {"median": operations / one.median, "max": operations / min(one.seconds)}
+            rates.setdefault(one.problem.device, {})[one.contestant.precision] = rate
     if report["rounds"] < ROUNDS:
         few = f"{report['rounds']} rounds are fewer than {ROUNDS}: the medians say little. "
         notes.append(f"{few}Use --rounds {ROUNDS}.")
@@ -279,17 +285,6 @@ def _difference(found: Tensor, wanted: Tensor, free: Tensor) -> float:
     """Relative to the norm of what is wanted; 0 where both are zero, as behind a unit that is off."""
     wanted = wanted * free
     return float((found.cpu() * free - wanted).norm() / wanted.norm().clamp_min(1e-30))
-
-
-def rates_of(products: Sequence[Timing]) -> dict[str, dict[str, dict[str, float]]]:
-    """Operations a second of the machine's products, by device and precision: median and largest."""
-    rates: dict[str, dict[str, dict[str, float]]] = {}
-    for one in products:
-        if one.seconds:
-            operations = one.contestant.operations(one.problem, one.kind)
-            rate = {"median": operations / one.median, "max": operations / min(one.seconds)}
-            rates.setdefault(one.problem.device, {})[one.contestant.precision] = rate
-    return rates
 
 
 def row_of(timing: Timing, rates: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:

@@ -87,24 +87,19 @@ def _rounding(
     floor = 1e-30 if unit > 1e-10 else 1e-280
     N = a * eye + b * h[:, None] * (L + reads) + floor
     c, per_input = h * fixed, h * post[0] * given.sum(1)
-    balanced = _balanced(metric, terms.tau)
-
-    def size(v: Tensor) -> float:
-        return float(balanced.inverse().left_divide(v[:, None]).norm())
-
-    kappa = size(b * c + floor * (1 + N.sum(1)))
-    rho = _norm(balanced.inverse().right_multiply(balanced.inverse().left_divide(N)))
-    return rho, (size(c), kappa), (size(per_input), size(b * per_input + floor))
-
-
-def _balanced(metric: Metric, tau: Tensor) -> Metric:
-    """|Theta| and |Theta^-1| of diag(tau) M."""
-    factors = []
-    for f in metric.mapped(Tensor.double).scaled(tau.sqrt()).factors:
+    factors = []  # |Theta^-1| and |Theta| of diag(tau) M
+    for f in metric.mapped(Tensor.double).scaled(terms.tau.sqrt()).factors:
         inverse = 1 / f.theta if f.is_diagonal else torch.linalg.inv(f.theta)
         error = 0.0 if f.is_diagonal else rounding.inverse_error(f.theta, inverse)
-        factors.append(Factor(f.theta.abs(), inverse.abs() + error))
-    return Metric(tuple(factors))
+        factors.append(Factor(inverse.abs() + error, f.theta.abs()))
+    balanced = Metric(tuple(factors))
+
+    def size(v: Tensor) -> float:
+        return float(balanced.left_divide(v[:, None]).norm())
+
+    kappa = size(b * c + floor * (1 + N.sum(1)))
+    rho = _norm(balanced.right_multiply(balanced.left_divide(N)))
+    return rho, (size(c), kappa), (size(per_input), size(b * per_input + floor))
 
 
 def _norm(B: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Sets of contracting weights, one theorem a file; g in their conditions is the largest |slope|."""
+"""Sets of contracting weights, one theorem a file (4 with 1); g in conditions is the largest |slope|."""
 
 from ctrnn_assembly.contracting.adadiag import AdaDiagClip as AdaDiagClip
 from ctrnn_assembly.contracting.adadiag import AdaDiagTanh as AdaDiagTanh
@@ -6,10 +6,10 @@ from ctrnn_assembly.contracting.interface import Contracting as Contracting
 from ctrnn_assembly.contracting.interface import Form as Form
 from ctrnn_assembly.contracting.interface import raw_tensors as raw_tensors
 from ctrnn_assembly.contracting.theorem1_absolute import Absolute as Absolute
+from ctrnn_assembly.contracting.theorem1_absolute import Triangular as Triangular
 from ctrnn_assembly.contracting.theorem1_frozen import SparseAbsolute as SparseAbsolute
 from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric as Symmetric
 from ctrnn_assembly.contracting.theorem3_product import NegativeProduct as NegativeProduct
-from ctrnn_assembly.contracting.theorem4_triangular import Triangular as Triangular
 from ctrnn_assembly.contracting.theorem5_singular import SingularValueBounded as SingularValueBounded
 from ctrnn_assembly.contracting.unconstrained import PublishedSparse as PublishedSparse
 from ctrnn_assembly.contracting.unconstrained import Unconstrained as Unconstrained

@@ -1,13 +1,14 @@
-"""Theorem 1, trainable: rho(g |W|) < 1, equivalently P (g |W| - I) + (g |W| - I)^T P < 0, P diagonal.
+"""Theorems 1 and 4: rho(g |W|) < 1, equivalently P (g |W| - I) + (g |W| - I)^T P < 0, P diagonal.
 
 An exact map onto the set that needs no eigenvalue: with v_ij = |V_ij| (a non-positive v_ii counts as 0
 for a monotone phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
 
     X_ij = V_ij / sqrt((1 + R_i)(1 + R_j)),   W_ij = r X_ij exp(b_j - b_i) / g,   P = diag(exp(2 b)).
 
-Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2).
+Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2). A triangular
+W has rho(|W|) = max_i W_ii^+: Theorem 4 is the same map with zeros above the diagonal.
 
-Source: Kozachkov et al. 2022, Theorem 1 (arXiv 2106.08928); the map is ours (THEORY section 2).
+Source: Kozachkov et al. 2022 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
 
 import torch
@@ -37,6 +38,26 @@ class Absolute(DiagonalMetric):
         S = symmetric_part(self.phi.g * majorant(W, self.phi.monotone))
         enough = float(torch.linalg.eigvalsh(S)[-1]) < self.radius * (1 - 1e-9)
         return torch.zeros_like(W[0]) if enough else metzler_metric(self, W)
+
+
+class Triangular(Absolute):
+    """Theorem 4; of the raw tensor A only the lower triangle counts."""
+
+    theorem = "Theorem 4"
+    default_scale = 1.0
+
+    def inside(self, A: Tensor) -> Tensor:
+        return super().inside(A.tril())
+
+    def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        above = float(W.triu(1).abs().max())
+        if above > 0:
+            raise self.outside("zeros above the diagonal", above, "Pass W.tril(), or use absolute.")
+        return super().raw(W)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        full = Absolute(self.phi, margin=self.margin, init_scale=self.init_scale)
+        return full.sample(n, generator).tril()
 
 
 def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:

@@ -102,7 +102,13 @@ def find_fixed_points(
 
     Guarantee: each point has the stated residual, not that the list is complete.
     """
-    _check_settings(starts, spread, tolerance, marginal)
+    if starts < 1:
+        raise ConfigError(f"starts must be at least 1; got {starts}.")
+    if not 0 < tolerance < math.inf:
+        raise ConfigError(f"tolerance must be positive and finite; got {tolerance}.")
+    for name, value in (("spread", spread), ("marginal", marginal)):
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} must be finite and at least 0; got {value}.")
     random: dict[str, Any] = {"count": starts, "spread": spread, "generator": generator}
     known, held, start = prepare(net, u, x0, "(m,)", "x0 (starts, n)", **random)
     if x0 is None:
@@ -227,13 +233,3 @@ class _Search:
         delta = torch.where(along, growth.clamp(0.2, 5.0), 0.2) / shift
         delta = delta.clamp(1e-3 * float(self.tau.min()), 1e6 * float(self.tau.max()))
         return new, 1 / delta, ~(after <= self.tolerance)
-
-
-def _check_settings(starts: int, spread: float, tolerance: float, marginal: float) -> None:
-    if starts < 1:
-        raise ConfigError(f"starts must be at least 1; got {starts}.")
-    if not 0 < tolerance < math.inf:
-        raise ConfigError(f"tolerance must be positive and finite; got {tolerance}.")
-    for name, value in (("spread", spread), ("marginal", marginal)):
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{name} must be finite and at least 0; got {value}.")

@@ -30,7 +30,6 @@ from ctrnn_assembly.diagnostics.linearise import prepare, trajectory
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.terms import Terms
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,13 @@ def monitor_theorem6(
     """
     known, u, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     terms, metric = known.terms, known.metric
-    phi = _only_activation(terms)
-    assert terms is not None
+    kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
+    plain = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
+    if terms is None or not plain or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
+        raise ContractionError(
+            "Theorem 6 covers x' = -x + W phi(x) + u with one phi; got a coupling, the r-form, several "
+            "activations or none. Use certify, or measure_contraction."
+        )
     if P is None:
         if metric is None or not metric.is_diagonal:
             raise ContractionError(
@@ -138,7 +142,7 @@ def monitor_theorem6(
     held = None if u is None else u[:, :, None].expand(-1, -1, 2, -1).flatten(0, 2)
     velocity = terms(ends.flatten(0, 2), held).view(ends.shape)
     W, tau = terms.weight(), terms.tau
-    return theorem6(W, phi, ends.flatten(1, 2), velocity.flatten(1, 2), P, tau=tau)
+    return theorem6(W, kinds.pop(), ends.flatten(1, 2), velocity.flatten(1, 2), P, tau=tau)
 
 
 def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,14 +159,3 @@ def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
             f"{phi.name}. Use tanh, sigmoid or softplus with moderate states; for ReLU Theorems 1 and 5."
         )
     return D, second / D
-
-
-def _only_activation(terms: Terms | None) -> Activation:
-    kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
-    covered = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
-    if not covered or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
-        raise ContractionError(
-            "Theorem 6 covers x' = -x + W phi(x) + u with one phi; got a coupling, the r-form, several "
-            "activations or none. Use certify, or measure_contraction."
-        )
-    return kinds.pop()

@@ -68,7 +68,6 @@ class Solution:
         solver: which one it was.
         steps: number of accepted steps, None where the solver does not tell.
         evaluations: number of evaluations of the vector field.
-        last: the final state, in the form of x0.
     """
 
     t: Tensor
@@ -165,7 +164,7 @@ def solve(
         apart, moves, samples, place = distinct(times, steps, u)
         settings = {"max_steps": max_steps, "step_size": step_size, "gradient": gradient}
         settings |= {"substeps": substeps, "rtol": rtol, "atol": atol}
-        ready = partial(_ready, solver, known, x0, samples, apart, moves, settings)
+        ready = partial(_ready, (solver, known, x0, samples, apart, moves), settings)
         every = save == "all" or lengths is not None
         found = ready(chosen | {"save": "all" if every else "last"})()
     states, evaluations = (
@@ -192,20 +191,14 @@ def solve(
 
 
 def _ready(
-    solver: str,
-    field: Terms | OwnField,
-    x0: Tensor,
-    u: Tensor | Signal | None,
-    times: Tensor,
-    steps: Tensor,
-    settings: dict[str, Any],
-    chosen: dict[str, Any],
+    given: tuple[Any, ...], settings: dict[str, Any], chosen: dict[str, Any]
 ) -> Callable[[], Any]:
     """A solve that is ready to run: () -> states, of torchdiffeq with the number of evaluations."""
+    solver, field, x0, u, times, steps = given
     if not len(steps):
         return lambda: x0[None]
     if solver in SCHEMES:
-        return _grid_loop(solver, field, x0, u, times, steps, settings["substeps"], **chosen)
+        return _grid_loop(given, settings["substeps"], **chosen)
     if times.ndim == 2:
         raise SolverError(
             f"{solver} needs one time grid for the whole batch; got per-sample dt. Use a grid "
@@ -271,18 +264,10 @@ def check_settings(
 
 
 def _grid_loop(
-    solver: str,
-    field: Terms | OwnField,
-    x0: Tensor,
-    u: Tensor | Signal | None,
-    times: Tensor,
-    steps: Tensor,
-    substeps: int,
-    *,
-    backend: str,
-    **options: Any,
+    given: tuple[Any, ...], substeps: int, *, backend: str, **options: Any
 ) -> Callable[[], Tensor]:
-    """A solve that is ready to run: () -> states, all of them or, if `save` is "last", at least that."""
+    """As `_ready`, of a grid solver: () -> all states or, if `save` is "last", at least that."""
+    solver, field, x0, u, times, steps = given
     if options["recompute"] != "none" and options["save"] == "all":
         raise SolverError(
             f"recompute={options['recompute']!r} stores few states: it needs save='last' and no lengths."

@@ -28,15 +28,8 @@ from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.solvers.fused import (
-    Form,
-    MatmulPrecision,
-    Save,
-    few_blocks,
-    gradients_again,
-    plain_states,
-    structured_weight,
-)
+from ctrnn_assembly.solvers import fused
+from ctrnn_assembly.solvers.fused import MatmulPrecision, Save
 from ctrnn_assembly.solvers.operators import Dense, Diagonal
 from ctrnn_assembly.terms import Terms
 
@@ -74,7 +67,7 @@ def persistent_euler(
         raise SolverError(
             f"the persistent kernels cannot run this solve: {reason}. Use backend='fused' instead."
         )
-    W = structured_weight(terms)
+    W = fused.structured_weight(terms)
     tensors = (W[None] if W.ndim == 2 else W, 1 / terms.tau, terms.L)
     e = terms.bias.expand(1, 1, -1)
     if drive is not None:
@@ -111,7 +104,7 @@ def why_not(
         found = properties.shared_memory_per_block_optin // 1024
         if found < SHARED // 1024:
             return f"{device} has {found} KB of shared memory for a program; it needs {SHARED // 1024}"
-    if few_blocks(terms) is not None:
+    if fused.few_blocks(terms) is not None:
         return "few blocks of L are coupled, and the kernels multiply all"
     if terms.edges:
         return f"the field has {len(terms.edges)} nonlinear couplings"
@@ -261,7 +254,7 @@ class _Persistent(torch.autograd.Function):
             e, dt, *tensors = given
             states, needed = partial(_plain_states, ctx.terms, dt), ctx.needs_input_grad
             leaves, needed = (x0, e, *tensors), (*needed[4:6], *needed[7:])
-            found = gradients_again(states, leaves, needed, grad, ctx.matmul_precision)
+            found = fused.gradients_again(states, leaves, needed, grad, ctx.matmul_precision)
             return (None, None, None, None, *found[:2], None, *found[2:])
         with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
             launch = _Launch(ctx.terms, ctx.matmul_precision, X[0], *given)
@@ -274,9 +267,9 @@ class _Persistent(torch.autograd.Function):
 def _plain_states(
     terms: Terms, dt: Tensor, x0: Tensor, e: Tensor, W: Tensor, inv_tau: Tensor, L: Tensor | None
 ) -> Tensor:
-    form = Form(terms.pre, terms.post, (), None, "full")
+    form = fused.Form(terms.pre, terms.post, (), None, "full")
     P = None if L is None else inv_tau[:, None] * L
-    return plain_states(form, dt, x0, e.expand(len(dt), -1, -1), W, -inv_tau, P, inv_tau, None)
+    return fused.plain_states(form, dt, x0, e.expand(len(dt), -1, -1), W, -inv_tau, P, inv_tau, None)
 
 
 def _weight_gradients(
