@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_cli.shared import PATH, PICTURE, OutputFile
 
 OF_MANY = {
@@ -43,8 +43,7 @@ def plot_command(
     from ctrnn_assembly.reproduction.experiments import published_for
     from ctrnn_assembly.training.run import Run
 
-    if kind not in KINDS:
-        raise unknown("--kind", kind, KINDS)
+    check_known("--kind", kind, KINDS)
     if kind in OF_ONE and len(runs) > 1:
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind in OF_MANY and initial:

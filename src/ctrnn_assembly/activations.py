@@ -212,6 +212,12 @@ def activation(phi: str | nn.Module | Activation) -> Activation:
     return known[name]
 
 
+def around(phi: Activation, n: int, *, inside: bool = False) -> tuple["Elementwise", "Elementwise"]:
+    """The maps before and after a weight of n units: phi and identity, or the reverse."""
+    maps = Elementwise(((phi, n),)), Elementwise(((ACTIVATIONS["identity"], n),))
+    return maps[::-1] if inside else maps
+
+
 @dataclass(frozen=True)
 class Elementwise:
     """An elementwise map of the whole state, `runs` of (activation, number of units)."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise
 from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Start, hierarchy_scales
-from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Field, Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
@@ -178,8 +178,7 @@ def couple(
         (32, 0.01)
     """
     sizes = sizes_of(modules)
-    if kind not in COUPLINGS:
-        raise unknown("kind", kind, COUPLINGS)
+    check_known("kind", kind, COUPLINGS)
     if isinstance(topology, str):
         topology = named_pairs(topology, len(sizes), start.get("generator"))
     if not topology:

@@ -240,9 +240,8 @@ class AntisymmetricRNN(EulerRNN):
     public re-implementation.
     Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
     nothing for a time-varying input.
-    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), eq. 12; their gated variant is not
-    here. Written from the formula; the paper could not be opened here, so the equation number is that
-    which a public re-implementation cites, and the settings those of a public summary of its appendix C.
+    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), by the equation number (12) and the
+    settings that others cite, as the paper could not be opened here; without their gated variant.
     """
 
     def __init__(
@@ -285,9 +284,8 @@ class LipschitzRNN(EulerRNN):
     N(0, (init_std / n)^2), U is Xavier normal, b = 0.
     Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
     does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
-    Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070). Written
-    from the formula; the paper could not be opened here. Settings are those of the authors' driver
-    (github.com/erichson/LipschitzRNN), which has one beta and one gamma for both matrices, as here.
+    Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070), which was
+    not at hand; settings of the authors' driver (github.com/erichson/LipschitzRNN).
     """
 
     def __init__(

@@ -23,7 +23,7 @@ from ctrnn_assembly.certificates.gains import entering, leaving, norm_bound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.certificates.selective import SelectivePairs
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.pairs import Pairs, StepGate
 from ctrnn_assembly.recurrent import is_plain, is_unchanged
@@ -47,8 +47,7 @@ class SequenceNorm(nn.Module):
 
     def __init__(self, kind: Norm, width: int, eps: float = 1e-5) -> None:
         super().__init__()
-        if kind not in get_args(Norm):
-            raise unknown("norm", kind, get_args(Norm))
+        check_known("norm", kind, get_args(Norm))
         self.kind, self.eps = kind, eps
         if kind != "none":
             self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
@@ -105,8 +104,7 @@ class Mixer(nn.Module):
 
     def __init__(self, kind: Mix, width: int) -> None:
         super().__init__()
-        if kind not in get_args(Mix):
-            raise unknown("mix", kind, get_args(Mix))
+        check_known("mix", kind, get_args(Mix))
         self.kind = kind
         self.inner = nn.Linear(width, width if kind in ("linear", "mlp") else 2 * width)
         self.outer = nn.Linear(width, width) if kind == "mlp" else None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise, activation
-from ctrnn_assembly.errors import ConfigError, ContractionError, unknown
+from ctrnn_assembly.errors import ConfigError, ContractionError, check_known
 from ctrnn_assembly.linalg import resolvent_sums, working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.topology import Pair, check_pairs
@@ -62,8 +62,7 @@ class BlockMatrix(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if init not in INITS:
-            raise unknown("init", init, INITS)
+        check_known("init", init, INITS)
         self.n, self.sizes, self.pairs = sum(sizes), tuple(sizes), [(i, j) for i, j in blocks]
         parts = [torch.zeros(0)]
         for i, j in self.pairs:

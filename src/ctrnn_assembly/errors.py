@@ -4,7 +4,7 @@ Every error that a user's input can cause derives from `CtrnnError`; the command
 message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -34,6 +34,12 @@ class ConfigError(CtrnnError, ValueError):
 
 class TrainingError(CtrnnError, RuntimeError):
     """Training had to stop; what was saved before stays."""
+
+
+def check_known(what: str, given: object, known: Collection[str]) -> None:
+    """Refuse a name that a table does not have."""
+    if given not in known:
+        raise unknown(what, given, known)
 
 
 def unknown(

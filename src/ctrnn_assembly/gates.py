@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.certificates.gates import Gate as Gate
-from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.terms import Terms
@@ -55,8 +55,7 @@ class Gates(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Gate):
-            raise unknown("gate", kind, get_args(Gate))
+        check_known("gate", kind, get_args(Gate))
         self.kind = kind
         self.lo, self.hi = bounds
         if not 0 < self.lo <= self.hi < float("inf"):

@@ -16,7 +16,7 @@ from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths
 from ctrnn_assembly.certificates.gates import certify_gated
-from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
@@ -100,8 +100,7 @@ class CTRNN(Recurrent):
                 f"{'CTRNN(m, f, size=n)' if self_made else f'size={n}, or leave it out'}."
             )
         super().__init__(input_size, n, batch_first=batch_first, initial_state=initial_state)
-        if interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", interpolation, INTERPOLATIONS)
+        check_known("interpolation", interpolation, INTERPOLATIONS)
         of_loop: dict[str, Any] = {
             "recompute": recompute,
             "matmul_precision": matmul_precision,

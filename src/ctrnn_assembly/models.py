@@ -11,7 +11,7 @@ import torch
 from ctrnn_assembly import baselines
 from ctrnn_assembly import contracting as sets
 from ctrnn_assembly.assembly import Assembly, couple
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known, unknown
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.pairs import Pairs
@@ -36,8 +36,7 @@ def _assembly(
 ) -> Assembly:
     """The coupled modules; `constrain` makes the set of a module's weights from its activation."""
     forms: dict[str, Any] = {"outside": "x", "inside": "r"}
-    if activation_place not in forms:
-        raise unknown("activation_place", activation_place, forms)
+    check_known("activation_place", activation_place, forms)
     # Without a bias: the encoder has one.
     options: dict[str, Any] = {"form": forms[activation_place], "tau": tau, "train_tau": train_tau}
     options |= {"bias": False, "generator": generator}
@@ -258,8 +257,7 @@ def unused_settings(config: Any) -> list[str]:
 
 
 def _row(name: str) -> Model:
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    check_known("model", name, MODELS)
     return MODELS[name]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.activations import Activation, Elementwise, around
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Metric
@@ -88,10 +88,7 @@ class Pairs(Field):
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """phi before W, nothing after it."""
-        phi, identity = (
-            Elementwise(((one, self.size),)) for one in (self.constraint.phi, ACTIVATIONS["identity"])
-        )
-        return phi, identity
+        return around(self.constraint.phi, self.size)
 
     def metric(self) -> Metric:
         """M = I, a factor for each unit."""

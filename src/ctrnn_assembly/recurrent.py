@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.calls import Data, Dt, Lengths, Run, Save, Sequences, as_tensor
-from ctrnn_assembly.errors import ConfigError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.transforms import states, traced
 
 InitialState = Literal["zero", "trained"]
@@ -61,8 +61,7 @@ class Recurrent(nn.Module, ABC):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if size < 1:
                 raise ConfigError(f"{name} must be at least 1; got {size}. Pass {name}=1 or more.")
-        if initial_state not in ("zero", "trained"):
-            raise unknown("initial_state", initial_state, ("zero", "trained"))
+        check_known("initial_state", initial_state, ("zero", "trained"))
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
         self.state_size = state_size or self.state_parts * hidden_size
         own = nn.Parameter(torch.zeros(self.state_size)) if initial_state == "trained" else None

@@ -24,7 +24,7 @@ from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gains import norm_bound
 from ctrnn_assembly.certificates.result import Certificate
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
@@ -108,8 +108,7 @@ class Stack(Recurrent):
         if not 0 < input_range < float("inf"):
             raise ConfigError(f"input_range must be positive and finite; got {input_range}. Use 3.0.")
         self.input_range = input_range
-        if interpolation not in INTERPOLATIONS:
-            raise unknown("interpolation", interpolation, INTERPOLATIONS)
+        check_known("interpolation", interpolation, INTERPOLATIONS)
         if interpolation != "hold" and (solver in SCHEMES or not one_field):
             raise ConfigError(
                 f"interpolation={interpolation!r} is of one field and torchdiffeq's solvers; got "

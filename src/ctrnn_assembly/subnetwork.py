@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.activations import Elementwise, around
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.linalg import working_precision
@@ -182,9 +182,7 @@ class Subnetwork(Field):
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
-        both = self.constraint.phi, ACTIVATIONS["identity"]
-        phi, identity = (Elementwise(((one, self.size),)) for one in both)
-        return (phi, identity) if self.form == "x" else (identity, phi)
+        return around(self.constraint.phi, self.size, inside=self.form == "r")
 
     def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
         value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)

@@ -1,6 +1,5 @@
 """The whole measurement, as plain values: agreement, warm-up, rounds, memory, rows.
 
-On the first device every contestant is timed, on further ones ours only, to say which is faster.
 Everything is timed once a round, in a new order each, so that all see one machine.
 
 Peak memory is what the resident set grows by in a process that has done nothing else: in that of the
@@ -85,9 +84,9 @@ class Timing:
         self.peak_mb = (torch.cuda.max_memory_allocated() - before) / MEGABYTE
 
 
-def schedule(timings: Sequence[Timing], rounds: int, seed: int = 0) -> list[Timing]:
+def schedule(timings: Sequence[Timing], rounds: int) -> list[Timing]:
     """Each once a round, in a new order each."""
-    order = random.Random(seed)
+    order = random.Random(0)
     return [timing for _ in range(rounds) for timing in order.sample(list(timings), len(timings))]
 
 
@@ -132,8 +131,7 @@ def measure(
 ) -> Report:
     """Check, warm up and time every contestant; Ctrl-C ends the rounds and keeps what was measured.
 
-    Without `couplings`, those of `COUPLINGS` that have enough pairs; `device` "auto" is the GPU where
-    there is one, with ours on the CPU as well; without `only`, every contestant.
+    Without `couplings`, those of `COUPLINGS` that have enough pairs; without `only`, every contestant.
 
     Returns `rows`, a dict for each contestant, coupling, device and kind; what they depend on; and
     `notes`, sentences for the reader. ConfigError for what cannot be run, SolverError if ours differ

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS, around
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.topology import Pair, named_pairs
@@ -86,7 +86,6 @@ class Problem:
         L = K - K^T, of spectral norm COUPLING_NORM, is negative feedback in the identity metric.
         """
         generator, n = Generator().manual_seed(1), self.n
-        identity, relu = (Elementwise(((ACTIVATIONS[k], n),)) for k in ("identity", "relu"))
         frozen = self.blocks == "sparse"
         blocks = [self._leaf(self._weight(generator), not frozen) for _ in range(self.modules)]
         W_in = torch.randn(n, 1, generator=generator, dtype=torch.float32) / n**0.5
@@ -97,7 +96,7 @@ class Problem:
             L = self._leaf(L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
         return Terms(
             tuple(blocks),
-            *((identity, relu) if frozen else (relu, identity)),
+            *around(ACTIVATIONS["relu"], n, inside=frozen),
             bias=self._leaf(torch.zeros(n)),
             tau=self._leaf(torch.ones(n), trained=False),
             L=L,

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly import activations
-from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, unknown
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_known, unknown
 from ctrnn_assembly.terms import Terms, Uncertainty
 
 Place = Literal["outside", "inside"]
@@ -33,8 +32,7 @@ def terms_of(
 
     Raises: ShapeError, ConfigError or DataError for what is not of such shapes, real and finite.
     """
-    if place not in ("outside", "inside"):
-        raise unknown("place", place, ("outside", "inside"))
+    check_known("place", place, ("outside", "inside"))
     blocks = _blocks(W, "W")
     n = sum(len(block) for block in blocks)
     coupling = None if L is None else _numbers(L, "L")
@@ -44,10 +42,8 @@ def terms_of(
     if len(times) not in (1, n) or not bool((times > 0).all()):
         got = f"{len(times)} values, the smallest {float(times.min()) if len(times) else None}"
         raise ShapeError(f"tau must be one number or {n}, one for each unit, all positive; got {got}.")
-    acts = activations.activation(activation), activations.ACTIVATIONS["identity"]
-    phi, one = (Elementwise(((act, n),)) for act in acts)
-    pre, post = (phi, one) if place == "outside" else (one, phi)
-    return Terms(blocks, pre, post, torch.zeros(n).double(), times.expand(n).clone(), coupling)
+    maps = activations.around(activations.activation(activation), n, inside=place == "inside")
+    return Terms(blocks, *maps, torch.zeros(n).double(), times.expand(n).clone(), coupling)
 
 
 def uncertain(terms: Terms, by: Any) -> Terms:

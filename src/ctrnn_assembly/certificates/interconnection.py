@@ -72,11 +72,8 @@ class Interconnection:
         # Of a source, what balances the two halves of its term in the S-procedure.
         balanced = [e.X.norm(dim=0) / e.Z.norm(dim=1) for e in edges]
         T = torch.cat([*(module.T for module in self.modules), *balanced])
-        off += (
-            (4 + len(edges))
-            * UNIT
-            * float(A.norm() + 2 * self.K.norm() + sum(e.A.norm() for e in edges))
-        )
+        size = float(A.norm() + 2 * self.K.norm() + sum(e.A.norm() for e in edges))
+        off += (4 + len(edges)) * UNIT * size
         return LureSystem(1.0, A, X, Z, off, X_error, Z_error), T
 
     @cached_property

@@ -6,8 +6,7 @@ The gradient scale coefficient says how a relative change grows between two plac
 
 k is the earlier place, farther from the loss. ||J||_qm is the root mean square of |J v| over random
 unit vectors v, so the GSC is the relative change of f_l for a random relative change of f_k. Gradients
-"explode" if log GSC is linear in depth. For a contracting recurrent net whose step has the factor q in
-the metric M, ||J||_qm <= sqrt(cond M) q^(T - t).
+"explode" if log GSC is linear in depth. `Certificate.jacobian_bound` bounds ||J||_qm over time.
 
 A batch counts as one vector, the only correct form if samples are coupled (batch norm); otherwise that
 is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2). Exact values cost a Jacobian product
@@ -25,8 +24,7 @@ g at the output: cutting off all terms with more residual factors changes the wh
 With the rows of I for g it is that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), who define the effective depth in words; the
-precise form with a tolerance is ours. A report of 2018 on its reproducibility prints the GSC with and
-without a square; here it has none. Not done: values below 1e-154, whose square is 0 in float64.
+precise form with a tolerance is ours. Not done: values below 1e-154, whose square is 0 in float64.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -41,8 +41,7 @@ class Spectrum:
     Attributes:
         times: (times,), in the unit of tau, or numbers of states. x: (times, n).
         eigenvalues: of J, by falling real part, (times, n), complex128; None for a map.
-        local_rates: -lmax(sym F), (times,), each at least the rate of a certificate in this metric; None
-            for a map, or without a metric.
+        local_rates: -lmax(sym F), (times,); None for a map, or without a metric.
         step_eigenvalues: of the step, by falling modulus, as `eigenvalues`; None without a step.
     """
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known, unknown
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training.config import TrainConfig, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
@@ -187,8 +187,7 @@ def experiment_names() -> list[str]:
 @cache
 def load_experiment(name: str) -> Experiment:
     """One experiment by name; ConfigError if there is none."""
-    if name not in experiment_names():
-        raise unknown("experiment", name, experiment_names())
+    check_known("experiment", name, experiment_names())
     file = resources.files("ctrnn_experiments") / f"{name}.yaml"
     return parse_experiment(name, file.read_text(encoding="utf-8"))
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly import fields, schemes
-from ctrnn_assembly.errors import ShapeError, SolverError, unknown
+from ctrnn_assembly.errors import ShapeError, SolverError, check_known
 from ctrnn_assembly.fields import OwnField, as_field, pack
 from ctrnn_assembly.inputs import Signal, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
@@ -229,8 +229,7 @@ def check_settings(
     if solver not in SOLVERS:
         raise unknown_solver(solver)
     for name, value in settings.items():
-        if value not in CHOICES[name]:
-            raise unknown(name, value, CHOICES[name])
+        check_known(name, value, CHOICES[name])
     if step_size is not None and not step_size > 0:
         raise SolverError(f"step_size must be positive; got {step_size}.")
     if not isinstance(substeps, int) or substeps < 1:

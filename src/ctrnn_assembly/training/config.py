@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known, unknown
 
 Epochs = tuple[Annotated[int, Field(ge=1)], ...]
 LR_GAMMA = 0.1
@@ -287,8 +287,7 @@ def recipes() -> dict[str, dict[str, Any]]:
 
 def recipe(name: str, what: str = "recipe") -> dict[str, Any]:
     """The settings of one recipe; a ConfigError says that `what` must be one of the known ones."""
-    if name not in recipes():
-        raise unknown(what, name, recipes())
+    check_known(what, name, recipes())
     return dict(recipes()[name]["settings"])
 
 

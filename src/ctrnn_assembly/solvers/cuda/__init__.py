@@ -3,10 +3,4 @@
 Nothing here has run on a GPU yet. On a CPU the tests replay recordings by calling the function again,
 run the kernels in Triton's interpreter, which is one thread and shows no race, and compile them for a
 GPU. `pytest -m gpu` checks them where there is one, `ctrnn bench --device cuda` times them.
-
-| module | what |
-|---|---|
-| `graph` | the fused loop as two CUDA graphs: no Python in its loop over time |
-| `persistent` | forward Euler as one Triton kernel each way (`kernels`) |
-| `check` | the first solve of a kind by both a backend and the fused loop: states and all gradients |
 """

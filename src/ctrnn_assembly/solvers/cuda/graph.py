@@ -1,8 +1,8 @@
 """CUDA graphs: a function of tensors recorded once, and replayed without Python in its time loop.
 
 A recording belongs to one function, its fixed arguments and the shapes of its tensors; new values are
-copied in and results copied out, so that two solves never share memory. Not run on a GPU yet: on a CPU,
-where the tests use it, a replay calls the function again.
+copied in and results copied out, so that two solves never share memory. On a CPU a replay calls the
+function again.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ the identity; without gradients and with save="last" only two states. e, and wei
 rows of time and batch at once, are products of torch's in the state's own precision;
 `torch.set_float32_matmul_precision` lets them use tf32.
 
-Not done here: few coupled blocks (the fused loop multiplies only these), nonlinear edges, several
-activations in one field or others than PHIS, a gradient with respect to dt, recomputing. `why_not` says
-so before a solve. Second derivatives are those of `fused.plain_states`.
+What is not done here `why_not` says before a solve. Second derivatives are those of
+`fused.plain_states`.
 """
 
 from __future__ import annotations
@@ -53,12 +52,7 @@ def persistent_euler(
     matmul_precision: MatmulPrecision = "full",
     save: Save = "all",
 ) -> Tensor:
-    """States of forward Euler; the other arguments as `schemes.integrate`.
-
-    Args:
-        matmul_precision: how the operands of W p, L x and their adjoints are rounded; sums and states
-            never are. "full" not at all, "tf32" to 10 bits of mantissa, "bf16" to 7.
-        save: all states, (time + 1, batch, n), or only the last, (1, batch, n).
+    """States of forward Euler, (time + 1, batch, n) or (1, batch, n); arguments as `fused.prepared`.
 
     A SolverError for what `why_not` names.
     """
