@@ -106,7 +106,9 @@ class Preparation(BaseModel):
     @classmethod
     def of(cls, series: Series, train: Array, missing: str) -> Self:
         """From the series at the indices `train` alone; a constant channel has std 1."""
-        classes = tuple(sorted(set(series.y[train].tolist()), key=_by_size))  # type: ignore[index]
+        y: Any = series.y  # whole numbers by size, and before words
+        ranked = {(not one.isdigit(), len(one) * one.isdigit(), one) for one in y[train].tolist()}
+        classes = tuple(one for *_, one in sorted(ranked))
         if len(classes) < 2:
             must = f"{series.what} must hold at least 2 classes to train on"
             raise DataError(f"{must}; got {', '.join(classes)}.")
@@ -164,11 +166,6 @@ class Preparation(BaseModel):
         if self.spacing and (abs(times - 1) > REGULAR).any():
             dt = torch.from_numpy(np.pad(times, [(0, 0), (0, 1)], constant_values=1)).float()
         return checked(series.what, Split(torch.from_numpy(x), y, lengths, dt), len(self.classes))
-
-
-def _by_size(name: str) -> tuple[bool, int, str]:
-    """Whole numbers by size, and before words."""
-    return not name.isdigit(), len(name) * name.isdigit(), name
 
 
 def load_own(name: str, options: Options) -> Task:
@@ -296,9 +293,9 @@ def read_csv(file: Path, *, classes: bool = True) -> Series:
     said = {kind: cells[rows, at[kind][0]] for kind in ("target", "split") if at[kind]}
     said = {kind: text for kind, text in said.items() if classes or kind != "target"}
     y, split = (said[kind][:, 0] if kind in said else None for kind in ("target", "split"))
-    x, t = numbers(channels)[rows], t[rows, 0] if t.size else None
-    named, ids = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
-    series = Series(what, x, lengths, named, ids, y, t, lines[rows], split)
+    x, stamps = numbers(channels)[rows], t[rows, 0] if t.size else None
+    named, known = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
+    series = Series(what, x, lengths, named, known, y, stamps, lines[rows], split)
     for kind, text in said.items():
         wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
         series.refuse(wrong, text, f"{kind} must be there, one for each id", "Mend it.")

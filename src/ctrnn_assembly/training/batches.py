@@ -36,9 +36,10 @@ class Batches:
 
     def to(self, device: torch.device) -> None:
         """Move the data to the device if they fit into half of its free memory."""
-        parts = (self.split.x, self.split.y, self.split.lengths, self.split.dt)
-        if device.type == "cuda" and parts[0].nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            self.split = Split(*(part if part is None else part.to(device) for part in parts))
+        split = self.split
+        if device.type == "cuda" and split.x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
+            given: Any = (split.x, split.y, split.lengths, split.dt)
+            self.split = Split(*[part if part is None else part.to(device) for part in given])
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.split) / self.share[1]) / self.batch_size)
