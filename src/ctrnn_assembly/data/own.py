@@ -138,8 +138,8 @@ class Preparation(BaseModel):
         try:
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{file} is not of a run of your own data: {reason}. Name one.") from None
+            what = f"{file} is not of a run of your own data: {str(error).splitlines()[0]}"
+            raise DataError(f"{what}. Name one.") from None
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x.float()

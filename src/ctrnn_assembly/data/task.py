@@ -65,8 +65,7 @@ class Split:
 
     def take(self, index: Tensor) -> "Split":
         """The samples at `index`, (k,) int64, in that order."""
-        lengths, dt = (None if one is None else one[index] for one in (self.lengths, self.dt))
-        return Split(self.x[index], self.y[index], lengths, dt)
+        return Split(**{name: one[index] for name, one in vars(self).items() if one is not None})
 
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""

@@ -38,8 +38,7 @@ class Batches:
         """Move the data to the device if they fit into half of its free memory."""
         split = self.split
         if device.type == "cuda" and split.x.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-            given: Any = (split.x, split.y, split.lengths, split.dt)
-            self.split = Split(*[part if part is None else part.to(device) for part in given])
+            self.split = Split(**{k: x.to(device) for k, x in vars(split).items() if x is not None})
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(len(self.split) / self.share[1]) / self.batch_size)

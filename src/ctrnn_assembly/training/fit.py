@@ -183,6 +183,8 @@ def fit(
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
     u, _, given = next(iter(Batches(task, task.train, 1)))
+    if "dt" in given and config.require_certificate == "discrete":
+        raise ConfigError(f"no step is certified of samples unequally far apart: {task.note} Drop time.")
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
