@@ -304,8 +304,8 @@ def test_times_become_dt_and_the_note_says_that_no_step_is_proven_for_it(tmp_pat
     assert torch.equal(given["dt"], dt)
     assert torch.equal(net(u, **given), net.read(net.core(u, dt=dt)[0][:, -1]))
     assert not torch.allclose(net(u, **given), net(u))
+    strict = config.model_copy(update={"require_certificate": "discrete"})
     with pytest.raises(ConfigError, match="no step is certified of samples unequally far apart"):
-        strict = config.model_copy(update={"require_certificate": "discrete"})
         fit(strict, tmp_path / "c", task=task, report=lambda line: None)
     with pytest.raises(ConfigError, match="a baseline has no dt"):
         fit(make_config({"model": "lstm", "modules": 2, "units": 3}), tmp_path / "b", task=task)

@@ -42,7 +42,7 @@ class TrainConfig(BaseModel):
     val_fraction: float = setting("data", 0.15, "share of your own series for validation", gt=0, lt=1)
     test_fraction: float = setting("data", 0.15, "share of your own series for the test", gt=0, lt=1)
     missing: Literal["refuse", "hold"] = setting(
-        "data", "refuse", "values of your own series; hold: the value before"
+        "data", "refuse", "gaps in your series; hold: fill them"
     )
     augment: bool = setting("data", True, "crop and flip where the task's recipe does")
     input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)

@@ -175,11 +175,10 @@ def fit(
     summary = provenance(command=command, seed=config.seed, device=config.device)
     if task is not None:
         config = config.model_copy(update={"task": "own", "data_dir": None})
-    start = run.Run(out if resume else None, config, initial=True)
-    if task is not None:
-        start.task = task
     fabric, log = make_fabric(config), make_logger(config, out)
-    task, net = start.task, start.build()
+    start = run.Run(out if resume else None, config, initial=True)
+    start.task = task = task or start.task
+    net = start.build()
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
     u, _, given = next(iter(Batches(task, task.train, 1)))
