@@ -135,8 +135,7 @@ class Options:
             `limit_train` too.
         augment: let `Task.sequence` augment training batches, where the task has an augmentation.
         seed: of the limits alone; the splits are the same for every seed.
-        val_fraction, test_fraction: shares of series of your own.
-        missing: "refuse" NaN in them, or "hold" the value before.
+        val_fraction, test_fraction, missing: of own series; "refuse" NaN, or "hold" the value before.
         prepared: the `Preparation` of the run that they must fit.
     """
 
