@@ -246,7 +246,7 @@ WRONG = {
     "name,v,target\na,0,u\n": "one column for id, named id, series, sample; got the header name, v",
     "id,v\na,0\n": "one column for target",
     "id,target\na,0\n": "has no channel",
-    "id,v,y,target\na,0,u,u\n": "one column for target",
+    "id,v,label,target\na,0,u,u\n": "one column for target",
     HEAD + "".join(f"{i},{k // 2},1,{i % 2}\n" for i in range(30) for k in range(4)): (
         r"times must increase.*got 0.0 at row 2\. Remove one"
     ),

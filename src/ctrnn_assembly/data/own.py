@@ -30,7 +30,7 @@ MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
 COLUMNS = {
     "id": ("id", "series", "sample"),
     "time": ("time", "t", "timestamp", "date"),
-    "target": ("target", "label", "class", "y"),
+    "target": ("target", "label", "class"),  # not y: a channel of x, y, z
     "split": ("split",),
 }
 REGULAR = 1e-4  # relative: time stamps this close to one distance are rounded ones
