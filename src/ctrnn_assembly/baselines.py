@@ -190,8 +190,6 @@ class Pointwise(Baseline):
 class EulerRNN(Baseline):
     """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps of the network; a subclass says what x' is."""
 
-    inputs: nn.Linear
-
     def __init__(
         self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
     ) -> None:
@@ -202,7 +200,8 @@ class EulerRNN(Baseline):
                 raise ConfigError(f"{name} must lie in [0.0, {limit}{closing}; got {value}.")
         if eps == 0:
             raise ConfigError("eps must be positive; got 0. Pass eps=0.01, say.")
-        self.eps = eps
+        self.eps, self.inputs = eps, nn.Linear(input_size, hidden_size)
+        nn.init.zeros_(self.inputs.bias)
 
     @abstractmethod
     def vector_field(self) -> Field:
@@ -256,9 +255,7 @@ class AntisymmetricRNN(EulerRNN):
     ) -> None:
         super().__init__(input_size, hidden_size, of_layer, eps=eps, gamma=gamma, init_std=init_std)
         n, self.gamma = hidden_size, gamma
-        self.inputs = nn.Linear(input_size, n)
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
-        nn.init.zeros_(self.inputs.bias)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
 
     def matrix(self) -> Tensor:
@@ -302,9 +299,7 @@ class LipschitzRNN(EulerRNN):
         others = {"beta": beta, "gamma": gamma, "init_std": init_std}
         super().__init__(input_size, hidden_size, of_layer, eps=eps, **others)
         self.beta, self.gamma, n = beta, gamma, hidden_size
-        self.inputs = nn.Linear(input_size, n)
         nn.init.xavier_normal_(self.inputs.weight)
-        nn.init.zeros_(self.inputs.bias)
         self.M_A = nn.Parameter(torch.randn(n, n) * init_std / n)
         self.M_W = nn.Parameter(torch.randn(n, n) * init_std / n)
 

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
-from ctrnn_assembly.diagnostics.contraction import steps_of
 from ctrnn_assembly.diagnostics.linearise import prepare, trajectory
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.inputs import check_finite
@@ -107,12 +106,10 @@ def theorem6(
 @torch.no_grad()
 def monitor_theorem6(
     net: Any,
-    u: Tensor | None = None,
+    u: Tensor,
     x0: Tensor | None = None,
     *,
     dt: float | None = None,
-    solver: str = "dopri8",
-    steps: int | None = None,
     P: Tensor | None = None,
 ) -> Theorem6:
     """Follow trajectories, and check Theorem 6 at both ends of every interval: x' jumps with the input.
@@ -120,7 +117,8 @@ def monitor_theorem6(
     u is (batch, time, m), held over dt each; P by default the inverse of the net's own diagonal metric.
     A ContractionError refuses a net that the theorem does not cover, and slopes that are not positive.
     """
-    known, u, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
+    known, samples, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
+    assert samples is not None
     terms, metric = known.terms, known.metric
     kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
     plain = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
@@ -136,10 +134,10 @@ def monitor_theorem6(
                 "P=None. Give P=torch.ones(n)."
             )
         P = metric.matrix().diagonal().reciprocal()
-    count, (dt, _) = steps_of(u, steps), known.resolve(dt, solver)
-    states = trajectory(known, u, x0, count, dt=dt, solver=solver)
+    dt = known.resolve(dt, None)[0]
+    states = trajectory(known, samples, x0, samples.shape[1], dt=dt, solver="dopri8")
     ends = torch.stack([states[:, :-1], states[:, 1:]], 2)  # (batch, time, 2, n)
-    held = None if u is None else u[:, :, None].expand(-1, -1, 2, -1).flatten(0, 2)
+    held = samples[:, :, None].expand(-1, -1, 2, -1).flatten(0, 2)
     velocity = terms(ends.flatten(0, 2), held).view(ends.shape)
     W, tau = terms.weight(), terms.tau
     return theorem6(W, kinds.pop(), ends.flatten(1, 2), velocity.flatten(1, 2), P, tau=tau)
