@@ -14,9 +14,7 @@ from keep import RESULTS, about, keep
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from stack_bounds import ASCENT, KEPT, random_stack, worst
 
-
-def main() -> None:
-    """Print and keep the counts; the exit status is 1 if a certificate was wrong."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nets", type=int, default=100)
     parser.add_argument("--tries", type=int, default=2048, help="in closed form, of each net")
@@ -37,7 +35,3 @@ def main() -> None:
     result |= {f"reached, {100 * q:g} %": float(np.quantile(proven, q)) for q in (0.1, 0.5, 1)}
     print(result | {"result": str(keep("false-yes-of-stacks", result, given.results))})
     sys.exit(1 if result["wrong"] else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -238,8 +238,7 @@ def report(verdicts: list[Verdict]) -> Table:
     return table
 
 
-def main() -> None:
-    """Hunt, print the table, keep the counts; the exit status is 1 if a certificate was wrong."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nets", type=int, default=10_000, help="nets at the boundary")
     parser.add_argument("--seed", type=int, default=0)
@@ -264,7 +263,3 @@ def main() -> None:
     )
     print(keep("no-false-yes", result, arguments.results))
     sys.exit(1 if wrong else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from keep import HERE, about, keep
 TESTS = ["pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--tb=short", str(HERE.parent / "tests")]
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")))
     parser.add_argument("--recipe", default="digits", help="of the training")
@@ -42,7 +42,3 @@ def main() -> None:
         failed += [name] if done.returncode else []
     if failed:
         sys.exit(f"{', '.join(failed)} failed; the file in {args.out} has what they said.")
-
-
-if __name__ == "__main__":
-    main()

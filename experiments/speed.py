@@ -110,7 +110,7 @@ def curves(settings: Settings) -> dict[str, Any]:
     return {"rounds": settings.rounds, "rows": [row for rows in found.values() for row in rows]}
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=("table", "curves"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -122,7 +122,3 @@ def main() -> None:
     stem, make = {"table": ("speed", table), "curves": ("curves", curves)}[settings.what]
     facts = make(settings)
     print(keep(f"{stem}-{settings.device}", about(__file__) | facts))
-
-
-if __name__ == "__main__":
-    main()

@@ -43,7 +43,7 @@ OPTIONS = {"save": "last", "recompute": "none", "matmul_precision": "full"}
 
 def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
     """States and all gradients."""
-    copy = terms.trainable_copy()
+    copy = terms.mapped(lambda t: t.detach().clone().requires_grad_())
     x0, drive, dt = PROBLEM
     leaves = [x0.clone().requires_grad_(), drive.clone().requires_grad_()]
     x = solver(copy, *leaves, dt, **options)  # type: ignore[operator]

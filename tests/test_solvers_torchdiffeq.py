@@ -335,7 +335,7 @@ def test_an_unknown_gradient_is_refused() -> None:
 @pytest.mark.parametrize("backend", ["fused", "plain"])
 def test_terms_remember_nothing_of_an_earlier_solve(backend: str) -> None:
     """Gradients after a solve without them, and states after a step of an optimiser."""
-    terms = uniform().terms().trainable_copy()
+    terms = uniform().terms().mapped(lambda t: t.detach().clone().requires_grad_())
     x0, settings = normal(2, terms.n), {"backend": backend}
     t = 0.1 * torch.arange(4, dtype=F64)
     with torch.no_grad():

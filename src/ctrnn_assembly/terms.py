@@ -126,10 +126,6 @@ class Terms:
         """The same values in float64 on the CPU."""
         return self.mapped(lambda tensor: tensor.to("cpu", torch.float64))
 
-    def trainable_copy(self) -> Self:
-        """The same values as new leaf tensors, each of which asks for a gradient."""
-        return self.mapped(lambda tensor: tensor.detach().clone().requires_grad_())
-
     def tensors(self) -> list[Tensor]:
         """Every tensor that a gradient can reach, in a fixed order."""
         single = (t for t in (self.bias, self.tau, self.L, self.W_in) if t is not None)

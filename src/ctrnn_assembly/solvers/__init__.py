@@ -24,8 +24,6 @@ Under torch.func's transforms and forward-mode derivatives every backend is plai
 pass of each under create_graph=True.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

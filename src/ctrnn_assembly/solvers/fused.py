@@ -19,8 +19,6 @@ more: of each segment the first state is stored, the others are made again. Seco
 of `plain_states`, the same steps under autograd.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import weakref

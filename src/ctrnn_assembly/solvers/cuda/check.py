@@ -4,8 +4,6 @@ The first solve of a kind (scheme, shapes, settings) is done by both, and states
 compared. What cannot run, or differs, is left out with one warning that says why.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -114,7 +112,7 @@ def _difference(loop: Loop, reference: Loop, *given: Any, **options: Any) -> str
 def _states_and_gradients(loop: Loop, scale: float, *given: Any, **options: Any) -> list[Tensor]:
     """States, and the gradients of all tensors, zero where there is none, from inputs times `scale`."""
     scheme, terms, x0, drive, dt = given
-    copy = terms.trainable_copy()
+    copy = terms.mapped(lambda tensor: tensor.detach().clone().requires_grad_())
     start = (scale * x0.detach()).requires_grad_()
     inputs = None if drive is None else (scale * drive.detach()).requires_grad_()
     states = loop(scheme, copy, start, inputs, dt.clone(), **options)

@@ -5,8 +5,6 @@ copied in and results copied out, so that two solves never share memory. On a CP
 function again.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +19,6 @@ MATMUL = torch.backends.cuda.matmul
 # How products of float32 are rounded on CUDA; torch 2.9 has a new name for it.
 ROUNDING = "fp32_precision" if hasattr(MATMUL, "fp32_precision") else "allow_tf32"
 
-_recordings: OrderedDict[Any, Recording] = OrderedDict()
 _lock = threading.RLock()  # two threads must not write the inputs of one recording
 
 
@@ -60,6 +57,9 @@ class Recording:
                 self.graph.replay()
         # Memory of their own, in the same order of axes.
         return tuple(None if r is None else torch.empty_like(r).copy_(r) for r in self.results)
+
+
+_recordings: OrderedDict[Any, Recording] = OrderedDict()
 
 
 def replayed(

@@ -13,8 +13,6 @@ What is not done here `why_not` says before a solve. Second derivatives are thos
 `fused.plain_states`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from contextlib import nullcontext
