@@ -425,7 +425,7 @@ def test_kernels_compile_for_a_gpu(
     monkeypatch.setattr(persistent._Launch, "start", compiled)
     terms = field((32,) * 16, coupling, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
-    W = persistent.structured_weight(terms)
+    W = persistent.fused.structured_weight(terms)
     e = terms.inject(u[0]).expand(2, -1, -1)
     launch = persistent._Launch(terms, precision, x0, e, dt, W, terms.tau, terms.L)
     X = launch.states(keep=True)
