@@ -260,7 +260,7 @@ def draw(result: dict[str, Any], what: str) -> Any:
     return figure
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+def settings_from(arguments: list[str] | None) -> argparse.Namespace:
     parser = mlps.options(__doc__)
     parser.add_argument("--task", default="images", help="images (CIFAR-10 as JPEG), smnist or digits")
     parser.add_argument("--data-dir", type=Path, help="default: CTRNN_DATA_DIR")
@@ -270,6 +270,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--epochs", type=int, default=12)
     settings = parser.parse_args(arguments)
     settings.name = f"figure3-{settings.task}-{settings.steps}"
+    return settings
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+    settings = settings_from(arguments)
     torch.set_num_threads(settings.threads)
     try:
         images = load_images(settings)
