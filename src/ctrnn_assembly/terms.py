@@ -77,7 +77,8 @@ class Terms:
 
     def apply_weight(self, p: Tensor) -> Tensor:
         """W p for p of shape (batch, n), block by block."""
-        if (stacked := self.stacked) is not None:
+        if len(self.blocks) > 1 and len(set(self.sizes)) == 1:
+            stacked = torch.stack(self.blocks)
             parts = p.unflatten(-1, stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
@@ -93,6 +94,7 @@ class Terms:
 
         s, (batch, n), scales what W and the edges are multiplied with, by default not at all.
         """
+
         r = self.pre(x) if s is None else s * self.pre(x)
         out = self.post(self.apply_weight(r) + drive)
         for edge in self.edges:

@@ -66,6 +66,7 @@ class Solution:
         solver: which one it was.
         steps: number of accepted steps, None where the solver does not tell.
         evaluations: number of evaluations of the vector field.
+        last: the final state, (batch, n), in the form of x0.
     """
 
     t: Tensor
