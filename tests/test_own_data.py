@@ -298,7 +298,10 @@ def test_times_become_dt_and_the_note_says_that_no_step_is_proven_for_it(tmp_pat
     config = make_config({"model": "adadiag-tanh", "modules": 2, "units": 3, "epochs": 1, "dt": 0.1})
     summary = fit(config, tmp_path / "run", task=task, report=lambda line: None)
     assert summary["note"] == task.note
-    net = Run(tmp_path / "run", config).model
+    run = Run(tmp_path / "run", config)
+    run.task, net = task, run.model
+    with pytest.raises(ConfigError, match="radii and diagnostics are of equal steps"):
+        run.inputs("val")
     u, dt = task.val.x, 0.1 * task.val.dt
     given = timed(net, task.val.given)
     assert torch.equal(given["dt"], dt)

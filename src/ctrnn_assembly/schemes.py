@@ -16,7 +16,7 @@ Every row has A - I = C (L - I), so that its fixed points are those of the field
 L skew in the metric M and one tau, ||R||_M <= 1: the IMEX step then contracts by the largest factor of
 the modules' own Euler steps, whatever L is, where Euler diverges for large ||L|| (THEORY section 6).
 
-In the coordinates Theta x of a metric
+The Jacobian of a step is A + C N, with N the Jacobian of g. In the coordinates Theta x of a metric
 M = Theta^T Theta a step with one h has the pair of K = Theta L Theta^-1: `pair(h, K)`.
 """
 

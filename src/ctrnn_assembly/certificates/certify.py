@@ -20,7 +20,7 @@ from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity, reweighed
 from ctrnn_assembly.certificates.steps import common_disc, prove_step
-from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.terms import Terms, Uncertainty
@@ -72,8 +72,7 @@ def certify(
 
     The guarantee is that of `Certificate`, which also says whatever is not proven.
     """
-    if search not in get_args(Search):
-        raise unknown("search", search, get_args(Search))
+    check_known("search", search, get_args(Search))
     if solver is not None and solver not in SOLVERS:
         raise unknown_solver(solver)
     field = getattr(field, "core", field)

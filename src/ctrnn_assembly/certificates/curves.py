@@ -17,6 +17,7 @@ from ctrnn_assembly.certificates.rounding import DENSE
 from ctrnn_assembly.certificates.steps import chords, exponential_euler_step, imex_step, prove_step
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
 
 
@@ -42,17 +43,17 @@ def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorC
         raise ContractionError(f"no step can be proven: {broken}.")
     whole, proofs = Interconnection.of(terms, metric), 8 if terms.n <= DENSE else 2
 
-    def of_euler(part: Interconnection) -> StepProof:
-        exact = prove_step(part, "euler")
+    def sampled(exact: StepProof) -> StepProof:
         return chords(exact, [near, *(exact.max_dt * k / proofs for k in range(1, proofs))])
 
-    together = of_euler(whole)
+    exact = {scheme: prove_step(whole, scheme) for scheme in SCHEMES}
+    together, apart = sampled(exact["euler"]), sampled(prove_step(whole.uncoupled, "euler"))
     closed = {
         "euler": together,
-        "imex": imex_step(whole, of_euler(whole.uncoupled)),
+        "imex": imex_step(whole, apart),
         "exponential-euler": exponential_euler_step(whole, lambda: together),
     }
-    return _sampled(closed, {scheme: prove_step(whole, scheme) for scheme in closed}, near)
+    return _sampled(closed, exact, near)
 
 
 def _sampled(

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.errors import ConfigError, DataError, unknown
+from ctrnn_assembly.errors import ConfigError, DataError, check_known
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
 # the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
@@ -158,8 +158,7 @@ class Options:
         if not (self.val_fraction > 0 and 0 < self.test_fraction < 1 - self.val_fraction):
             got = f"{self.val_fraction:g} and {self.test_fraction:g}"
             raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
-        if self.missing not in ("refuse", "hold"):
-            raise unknown("missing", self.missing, ("refuse", "hold"))
+        check_known("missing", self.missing, ("refuse", "hold"))
 
     @property
     def folder(self) -> Path:

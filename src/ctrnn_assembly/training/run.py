@@ -270,6 +270,7 @@ class Run:
         """The first samples of a split of the task: "train", "val" or "test"; by default 4.
 
         Returns inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
+        Samples that are unequally far apart are refused: what is computed from these is of equal steps.
         """
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
@@ -277,6 +278,8 @@ class Run:
             those = f"1..{len(part)}, those of the {split} split"
             raise ConfigError(f"samples must be in {those}; got {samples}.")
         u, y, given = next(iter(Batches(self.task, part, samples)))
+        if "dt" in given:
+            raise ConfigError(f"radii and diagnostics are of equal steps. {self.task.note} Drop time.")
         return u.double(), y, given["lengths"]
 
     def certify(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
