@@ -90,6 +90,13 @@ def test_the_integral_of_the_exponential_is_enclosed(size):
         assert float(off) <= error <= 1e-11
 
 
+def test_an_exponential_beyond_float64_is_not_enclosed():
+    for size, growth in ((1e9, 1e300), (1e3, 1e250)):
+        P, error = rounding.exponential_integral(torch.full((2, 2), size), 1.0, growth)
+        assert error == math.inf
+        assert bool(P.isfinite().all())
+
+
 @pytest.mark.parametrize("condition", [1.0, 1e8, 1e13])
 def test_the_error_of_an_inverse_is_bounded(condition):
     A = torch.randn(4, 4) @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 1 / condition]))

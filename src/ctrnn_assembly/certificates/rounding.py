@@ -279,6 +279,7 @@ def exponential_integral(F: Tensor, error: float, growth: float) -> tuple[Tensor
         sums = each * float(E.norm() + n**0.5) * float(P.norm())
         # of the true factors, ||E + I|| <= 2 growth and ||P|| <= growth
         off_P = growth * (off_P + off_E / 2) + off_E * off_P / 2 + sums
-        off_E = 2 * growth * off_E + off_E**2 + each * float(E.norm()) ** 2
+        off_E = 2 * growth * off_E + off_E * off_E + each * float(E.square().sum())
         P, E = (E + eye) @ P / 2, E @ E
-    return P, 1.01 * (off_P + growth * error)
+    off = 1.01 * (off_P + growth * error)
+    return (P, off) if math.isfinite(off) else (torch.zeros_like(F), math.inf)
