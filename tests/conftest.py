@@ -1,11 +1,16 @@
 """Every test starts from the same seed; the tests of theory run in float64."""
 
+import os
 from collections.abc import Iterator
 
-import pytest
-import torch
+# The matrices are small: a second thread costs more than it gives, most of all on a busy machine; nor
+# do the processes take more that tests start. NumPy reads it when it is imported.
+for library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ[f"{library}_NUM_THREADS"] = "1"
 
-# The matrices are small: a second thread costs more than it gives, most of all on a busy machine.
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
 torch.set_num_threads(1)
 
 # What users load and compare with is float32, and these tests say so.

@@ -77,7 +77,7 @@ def some_metric(sizes: tuple[int, ...], dense: bool, rng: np.random.Generator) -
     return Metric(tuple(factors))
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("solver", SCHEMES)
 @pytest.mark.parametrize("place", ["outside", "inside"])
 def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver, trials) -> None:

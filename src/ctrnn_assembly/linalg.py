@@ -1,7 +1,23 @@
 """Matrix facts that several theorems share. Tensors in, tensors out; float64 where it matters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For proofs, whose matrices are small: on a busy machine a second thread costs a hundredfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def working_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -35,6 +35,7 @@ import numpy as np
 from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.dissipation import LayerSystem, forgetting
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
+from ctrnn_assembly.linalg import one_thread
 
 SLACK = 1e-9  # relative, of every entry of Gamma: more than the rounding of all that is formed here
 LONGEST = 2**40  # samples
@@ -61,6 +62,7 @@ class LayerBound:
     system: LayerSystem | None = None
 
 
+@one_thread()
 def certify_cascade(
     layers: Sequence[LayerBound],
     dt: float,

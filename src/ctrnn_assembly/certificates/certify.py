@@ -21,6 +21,7 @@ from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity, reweighed
 from ctrnn_assembly.certificates.steps import common_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, check_known
+from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.terms import Terms, Uncertainty
@@ -38,6 +39,7 @@ Lengths = tuple[float, ...]
 
 
 @torch.no_grad()
+@one_thread()
 def certify(
     field: Any,
     metric: Metric | None = None,

@@ -16,6 +16,7 @@ from ctrnn_assembly.certificates.result import Certificate, StepProof
 from ctrnn_assembly.certificates.rounding import DENSE
 from ctrnn_assembly.certificates.steps import chords, exponential_euler_step, imex_step, prove_step
 from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
@@ -32,6 +33,7 @@ class FactorCurve:
 
 
 @torch.no_grad()
+@one_thread()
 def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
     """The curves of all solvers over one range of dt, which holds `near` and what is certified.
 

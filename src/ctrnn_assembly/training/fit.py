@@ -37,6 +37,7 @@ from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of, timed
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
@@ -115,8 +116,11 @@ class Training:
 
     @property
     def certificate(self) -> Certificate:
-        """Of the weights as they are."""
-        return self.net.core.certificate() if self.projection is None else self.projection.certificate
+        """Of the weights as they are; a stack's memory is left to the summary."""
+        if self.projection is not None:
+            return self.projection.certificate
+        core = self.net.core
+        return core.certificate(memory=False) if isinstance(core, Stack) else core.certificate()
 
     def save(self, path: Path) -> None:
         """A checkpoint as `read_weights` reads it."""
