@@ -125,17 +125,12 @@ class Stack(Recurrent):
         self.layer_sizes = tuple(sizes)
 
     def certificate(
-        self,
-        *,
-        dt: float | None = None,
-        solver: str | None = None,
-        search: Search = "fast",
-        memory: bool = True,
+        self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What is proven of the whole net in evaluation mode, and of its step of samples dt apart.
 
-        A call with another dt takes another step: `certificate(dt=...)` is of that one. Without `memory`
-        no storage functions are looked for: faster, and no more than a longer memory and a larger gain.
+        A call with another dt takes another step: `certificate(dt=...)` is of that one. The search "none" or
+        "rate" looks for no storage functions: what it proves is a longer memory and a larger gain.
         """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         reason, plain = "", is_plain(self.encoder, nn.Linear)
@@ -150,7 +145,7 @@ class Stack(Recurrent):
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}
         bounds = self.bounds(dt, solver, search)
-        if not memory:
+        if search in ("none", "rate"):
             bounds = [replace(one, system=None) for one in bounds]
         found = certify_cascade(bounds, dt, solver, entry=entry, **way)
         if not self.gated or not found.certified:

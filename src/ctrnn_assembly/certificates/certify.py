@@ -33,7 +33,7 @@ SMALLEST_RATE = 1e-6
 LARGEST = 1e50
 ILL_CONDITIONED = 1e8  # condition number of a metric from which milder weights are sought
 
-Search = Literal["none", "fast", "convex"]
+Search = Literal["none", "rate", "fast", "convex"]
 StepLengths = float | Sequence[float] | Tensor | None
 Lengths = tuple[float, ...]
 
@@ -62,9 +62,10 @@ def certify(
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
             field none, and Euler's. A tensor or list of dt, as of irregular samples: steps of all these
             lengths in any order, in one metric; of Euler of all between, too, else at most 64.
-        search: for another metric if that one does not prove both rate and step. "none"; "fast" for
-            identity, Perron, Lyapunov and balanced metrics and, for few units, one of the step together
-            with its multipliers; "convex" for a semidefinite search, too (extra `convex`).
+        search: for another metric if that one does not prove both rate and step. "none"; "rate" for
+            identity, Perron, Lyapunov and balanced metrics if it does not prove the rate; "fast" for
+            these and, for few units, one of the step together with its multipliers; "convex" for a
+            semidefinite search, too (extra `convex`).
 
         uncertainty: of a field, `Terms` or matrices: the certificate is to hold for all W + dW and
             L + dL within it, a radius in the spectral norm, or half-widths of the entries of W, or
@@ -120,7 +121,7 @@ def _certify_terms(
     """In the metric that is given, by default the identity, or else in the best that is found."""
     given = identity(terms) if metric is None else metric.detach_cpu()
     own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
-    steps = bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in SCHEMES
+    steps = search != "rate" and bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in SCHEMES
     steps &= solver == "euler" or len(dt) <= result.LISTED
     if search != "none" and own.modules and own.metric.condition_number > ILL_CONDITIONED:
         own = _milder(own, given, terms, dt, solver)

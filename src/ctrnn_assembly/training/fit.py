@@ -37,7 +37,6 @@ from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of, timed
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
@@ -116,11 +115,11 @@ class Training:
 
     @property
     def certificate(self) -> Certificate:
-        """Of the weights as they are; a stack's memory is left to the summary."""
+        """Of the weights as they are; what takes a long search is left to the end, unless it is required."""
         if self.projection is not None:
             return self.projection.certificate
-        core = self.net.core
-        return core.certificate(memory=False) if isinstance(core, Stack) else core.certificate()
+        whole = self.ended or self.config.require_certificate == "discrete"
+        return self.net.core.certificate(search="fast" if whole else "rate")
 
     def save(self, path: Path) -> None:
         """A checkpoint as `read_weights` reads it."""
