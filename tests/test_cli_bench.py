@@ -1,6 +1,5 @@
 """`ctrnn bench`: complete rows, fair rounds, honest counts; no speeds."""
 
-import argparse
 import importlib
 import itertools
 import random
@@ -341,22 +340,7 @@ def speed(monkeypatch):
     return importlib.import_module("speed")
 
 
-SETTINGS = argparse.Namespace(device="cpu", threads=None, rounds=1, batch=2)
-
-
-def test_a_curve_has_a_row_for_every_point_and_contestant(speed, monkeypatch):
-    monkeypatch.setattr(speed, "measure", partial(measure, memory=False))
-    by_coupling = {"random:5": ("ours-fused", "plain-loop", "ours-graph")}  # one needs a GPU
-    monkeypatch.setitem(speed.CURVES, "steps", {2: by_coupling, 3: by_coupling})
-    rows = speed.measure_curve("steps", SETTINGS)
-    assert [(row["curve"], row["x"], row["steps"], row["name"]) for row in rows] == [
-        ("steps", x, x, name) for x in (2, 3) for name in ("ours-fused", "plain-loop")
-    ]
-    assert {row["kind"] for row in rows} == {"forward_backward"}
-    assert speed.curves_figure({"steps": [{**row, "peak_mb": 1.0} for row in rows]}, "a title").axes
-
-
 def test_half_a_measurement_is_not_kept(speed, monkeypatch):
     monkeypatch.setattr(speed, "measure", lambda *args, **more: {"interrupted": True})
     with pytest.raises(SystemExit, match="nothing is kept"):
-        speed.table(SETTINGS)
+        speed.measured(16)
