@@ -21,7 +21,7 @@ COLUMNS = (
     Column("peak_mb", "MB", ".1f"),
 )
 COUPLING = "all, random:C, ...; may be repeated  [default: all, random:5, random:20]"
-DEVICE = "auto is the GPU where there is one, with ours on the CPU as well"
+DEVICE = "auto is the GPU where there is one"
 
 
 @click.command("reproduce")

@@ -25,7 +25,6 @@ from ctrnn_assembly.benchmark.measure import (
     NOISE,
     Timing,
     check_agreement,
-    faster_device,
     fill_memories,
     measure,
     noise_of,
@@ -79,7 +78,7 @@ def test_json_has_a_row_for_every_contestant_kind_and_coupling(cli):
         assert set(row) == ROW
         assert (row["n"], row["batch"], row["steps"], row["rounds"]) == (12, 3, 5, 2)
         assert 0 < row["min_s"] <= row["median_s"]
-        rate = found["product_rate"]["cpu"]["bfloat16" if "bf16" in row["name"] else "float32"]
+        rate = found["product_rate"]["bfloat16" if "bf16" in row["name"] else "float32"]
         share = row["useful_operations"] / row["median_s"] / rate["median"]
         assert row["share"] == pytest.approx(share)
         assert row["peak_mb"] is None
@@ -87,7 +86,7 @@ def test_json_has_a_row_for_every_contestant_kind_and_coupling(cli):
     assert {"python", "torch"} <= set(found["versions"])
     assert found["hardware"]
     assert isinstance(found["noisy"], bool)
-    assert found["faster_device"]["all"]["device"] == "cpu"
+    assert found["device"] == "cpu"
 
 
 def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_path):
@@ -228,12 +227,9 @@ def test_torchdyno_computes_the_states_of_the_plain_loop():
             torch.testing.assert_close(CONTESTANTS[name].build(problem).last(), expected)
 
 
-def test_agreement_is_checked_and_a_wrong_solver_is_refused():
+def test_a_wrong_solver_is_refused():
     for contestant in PRESENT:
-        found = check_agreement(contestant, replace(TINY, coupling="random:2", blocks=contestant.blocks))
-        compared = contestant.is_ours or contestant.name in ("plain-loop", "torchdiffeq-euler")
-        assert len(found) == compared
-        assert all(max(row["states"], row["gradients"]) <= row["tolerance"] for row in found)
+        check_agreement(contestant, replace(TINY, coupling="random:2", blocks=contestant.blocks))
 
     def wrong(problem):
         right = plain_loop(problem)
@@ -318,20 +314,6 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(cli):
     assert "--device cuda" in cli.refuses(*OPTIONS, "--device", "cuda")
-
-
-def test_the_faster_device_is_that_of_the_smallest_median():
-    timings = [
-        timing(name, kind="forward_backward", device=device, seconds=[seconds])
-        for name, device, seconds in (
-            ("ours-fused", "cpu", 2.0),
-            ("ours-fused", "cuda", 1.0),
-            ("ours-persistent-bf16", "cuda", 0.1),
-            ("ours-adadiag-fused", "cpu", 0.2),
-            ("ours-fused", "cpu", 3.0),
-        )
-    ]
-    assert faster_device(timings)["all"] == {"device": "cuda", "name": "ours-fused", "median_s": 1.0}
 
 
 @pytest.fixture

@@ -142,23 +142,25 @@ def measure(
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1; got {threads}. Leave --threads out.")
     torch.set_num_threads(threads or torch.get_num_threads())
-    devices = _devices(device)
-    report: Report = {"devices": devices, "devices_present": _devices("auto")[::-1], "rounds": rounds}
-    report |= {**size.size, "modules": size.modules, "dt": size.dt, "agreement": [], "notes": []}
+    gpu = torch.cuda.is_available()
+    if device == "cuda" and not gpu:
+        raise ConfigError("--device cuda needs a GPU that torch can use; there is none. Use cpu.")
+    size = replace(size, device="cuda" if device == "auto" and gpu else device.replace("auto", "cpu"))
+    report: Report = {"device": size.device, "rounds": rounds, **size.size, "modules": size.modules}
+    report |= {"dt": size.dt, "notes": []}
     timings = []
-    cases = _cases(size, couplings, devices, only)
+    cases = _cases(size, couplings, only)
     for contestant, problem in track(cases, "checking against the plain loop"):
         try:
-            report["agreement"] += check_agreement(contestant, problem)
+            check_agreement(contestant, problem)
         except NotForThisMachineError as error:
             report["notes"].append(str(error))
         else:
             timings += [Timing(contestant, problem, kind, contestant.build(problem)) for kind in KINDS]
-    products = []
-    for name, one in product(devices, PRODUCTS):
-        if one.is_present(name):
-            problem = replace(size, steps=PRODUCT_STEPS, device=name)
-            products.append(Timing(one, problem, "forward", one.build(problem)))
+    repeated, here = replace(size, steps=PRODUCT_STEPS), size.device
+    products = [
+        Timing(c, repeated, "forward", c.build(repeated)) for c in PRODUCTS if c.is_present(here)
+    ]
     for timing in track([*timings, *products], "warming up"):
         timing.warm()
     report["interrupted"] = False
@@ -175,12 +177,12 @@ def measure(
 def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report) -> Report:
     """What the timings say, and the notes with what is to be doubted."""
     noise, notes = noise_of([*products, *timings]), list(report["notes"])
-    rates: dict[str, dict[str, dict[str, float]]] = {}  # operations a second, by device and precision
+    rates: dict[str, dict[str, float]] = {}  # operations a second, by precision
     for one in products:
         if one.seconds:
             operations = one.contestant.operations(one.problem, one.kind)
             rate = {"median": operations / one.median, "max": operations / min(one.seconds)}
-            rates.setdefault(one.problem.device, {})[one.contestant.precision] = rate
+            rates[one.contestant.precision] = rate
     if report["rounds"] < ROUNDS:
         few = f"{report['rounds']} rounds are fewer than {ROUNDS}: the medians say little. "
         notes.append(f"{few}Use --rounds {ROUNDS}.")
@@ -189,42 +191,32 @@ def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report)
     return {
         "rows": [row_of(timing, rates) for timing in timings],
         "product_rate": rates,
-        "hardware": ", ".join(map(hardware, report["devices"])),
+        "hardware": hardware(report["device"]),
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "noisy": bool(noise),
-        "faster_device": faster_device(timings),
         "notes": [*notes, *noise],
     }
 
 
-def _devices(device: str) -> list[str]:
-    """The one for all contestants first."""
-    present = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    if device not in ("auto", *present):
-        raise ConfigError("--device cuda needs a GPU that torch can use; there is none. Use cpu.")
-    return present if device == "auto" else [device]
-
-
 def _cases(
-    size: Problem, couplings: Sequence[str], devices: Sequence[str], only: Sequence[str]
+    size: Problem, couplings: Sequence[str], only: Sequence[str]
 ) -> list[tuple[Contestant, Problem]]:
-    """Contestants and what they solve; others than ours on the first device only."""
-    here = {name: c for name, c in CONTESTANTS.items() if any(map(c.is_present, devices))}
+    """Contestants and what they solve."""
+    here = {name: c for name, c in CONTESTANTS.items() if c.is_present(size.device)}
     for name in set(only) - set(here):
-        where = " or ".join(devices)
-        raise ConfigError(f"contestant {name!r} cannot run on {where}; there are: {', '.join(here)}.")
+        there = f"there are: {', '.join(here)}"
+        raise ConfigError(f"contestant {name!r} cannot run on {size.device}; {there}.")
     most = size.modules * (size.modules - 1) // 2
     names = list(dict.fromkeys(couplings)) or [k for k, least in COUPLINGS.items() if most >= least]
     cases = []
-    for device, coupling, (name, one) in product(devices, names, here.items()):
+    for coupling, (name, one) in product(names, here.items()):
         under = coupling if one.coupled else "all"  # what has no coupling is timed and listed once
-        problem = replace(size, coupling=under, blocks=one.blocks, device=device)
-        first = (device == devices[0] or one.is_ours) and (coupling == names[0] or one.coupled)
+        problem = replace(size, coupling=under, blocks=one.blocks)
         fits = problem.pairs or not name.startswith("torchdyno")  # whose assembly needs a coupling
-        if one.backend == "persistent" and one.is_present(device):  # which has no sparse L
+        if one.backend == "persistent":  # which has no sparse L
             fits = few_blocks(problem.terms) is None
-        if first and fits and one.is_present(device) and (not only or name in only):
+        if fits and (coupling == names[0] or one.coupled) and (not only or name in only):
             cases.append((one, problem))
     return cases
 
@@ -233,17 +225,17 @@ class NotForThisMachineError(SolverError):
     """A backend refuses to run here; the others are timed without it."""
 
 
-def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, Any]]:
-    """Correctness before speed: the relative differences from the plain loop of the same steps.
+def check_agreement(contestant: Contestant, problem: Problem) -> None:
+    """Correctness before speed: refuse what differs from the plain loop of the same steps.
 
     The plain loop runs in float64, the contestant as it is timed, both for a few steps of the given n.
-    Only entries that are free are compared: where L is zero by its pairs, or W by being diagonal, a
-    solver that uses the zeros has no gradient to give. SolverError if they are more than its tolerance,
-    NotForThisMachineError if it cannot run here.
+    Of a tensor that is not all zeros, only the gradients of what is not zero are compared: where L is
+    zero by its pairs, or W by being diagonal, a solver that uses the zeros has none to give. SolverError
+    if they differ by more than its tolerance, NotForThisMachineError if it cannot run here.
     """
     limit = contestant.tolerance
     if limit is None:
-        return []
+        return
     problem = replace(problem, batch=min(problem.batch, 4), steps=min(problem.steps, 8))
     found = contestant.build(problem)
     try:
@@ -255,7 +247,7 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
     with torch.no_grad():
         states = _difference(found.last(), wanted.last(), torch.ones(()))
     differences = [
-        _difference(a, b, _free(problem, leaf))
+        _difference(a, b, (leaf != 0).cpu() if bool(leaf.any()) else torch.ones(()))
         for a, b, leaf in zip(found_gradients, wanted.gradients(), problem.parameters, strict=True)
     ]
     gradients = math.nan if any(map(math.isnan, differences)) else max(differences)
@@ -266,17 +258,6 @@ def check_agreement(contestant: Contestant, problem: Problem) -> list[dict[str, 
             f"plain loop by {states:.2g} in its states and {gradients:.2g} in its gradients (relative "
             f"norms; at most {limit:g} is accepted). Nothing was timed; leave it out, and report it."
         )
-    compared = {"states": states, "gradients": gradients, "tolerance": limit}
-    where = {"coupling": problem.coupling, "device": problem.device}
-    return [{"name": contestant.name, **where, **compared}]
-
-
-def _free(problem: Problem, leaf: Tensor) -> Tensor:
-    """1 where a tensor is free, 0 where it is zero by construction."""
-    if leaf is problem.terms.L:
-        return problem.coupled.double()
-    diagonal = problem.blocks == "diagonal" and any(leaf is W for W in problem.terms.blocks)
-    return torch.eye(*leaf.shape) if diagonal else torch.ones(())
 
 
 def _difference(found: Tensor, wanted: Tensor, free: Tensor) -> float:
@@ -285,11 +266,11 @@ def _difference(found: Tensor, wanted: Tensor, free: Tensor) -> float:
     return float((found.cpu() * free - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
-def row_of(timing: Timing, rates: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+def row_of(timing: Timing, rates: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What was measured of one contestant; `share` is of the rate of products of its precision."""
     one, problem, median = timing.contestant, timing.problem, timing.median
     operations = one.operations(problem, timing.kind)
-    rate = rates.get(problem.device, {}).get(one.precision)
+    rate = rates.get(one.precision)
     return {
         "name": one.name,
         "kind": timing.kind,
@@ -321,58 +302,31 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
     ]
 
 
-def faster_device(timings: Sequence[Timing]) -> dict[str, dict[str, Any]]:
-    """By coupling, where forward and backward of our Euler take least, dense and in full precision."""
-    fastest: dict[str, dict[str, Any]] = {}
-    for timing in sorted(timings, key=lambda timing: timing.median):
-        one = timing.contestant
-        comparable = one.backend and (one.blocks, one.precision) == ("dense", "float32")
-        if comparable and timing.kind == "forward_backward":
-            found = {"device": timing.problem.device, "name": one.name, "median_s": timing.median}
-            fastest.setdefault(timing.problem.coupling, found)
-    return fastest
-
-
 def tables(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Titles and rows, for forward and backward, then for forward; times in milliseconds."""
     size = f"n {report['n']} = {report['modules']} x {report['units']}"
     for kind, title in TITLES.items():
         rows = []
         for row in (row for row in report["rows"] if row["kind"] == kind):
-            where = f" ({row['device']})" if len(report["devices"]) > 1 else ""
             times = {"median_ms": 1000 * row["median_s"], "min_ms": 1000 * row["min_s"]}
-            rows.append({**row, **times, "name": row["name"] + where})
+            rows.append(row | times)
         if rows:
             yield f"{title}: {size}, batch {report['batch']}, {report['steps']} steps", rows
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """What the numbers depend on, what was checked, and which device is faster."""
+    """What the numbers depend on, and what was checked."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     yield f"{report['hardware']}, threads: {report['threads']}; {versions}"
-    for device, rates in report["product_rate"].items():
-        for dtype, rate in rates.items():
-            yield (
-                f"product {report['batch']} x {report['n']} x {report['n']} on {device}, {dtype}: "
-                f"{rate['median'] / 1e9:.1f} GFLOP/s (median; at most {rate['max'] / 1e9:.1f}); "
-                "share is of the median"
-            )
-    yield "MB: peak memory of the solve, 10^6 bytes"
-    for tolerance in sorted({row["tolerance"] for row in report["agreement"]}):
-        rows = [row for row in report["agreement"] if row["tolerance"] == tolerance]
-        largest = max(max(row["states"], row["gradients"]) for row in rows)
-        names = ", ".join(dict.fromkeys(row["name"] for row in rows))
+    for dtype, rate in report["product_rate"].items():
         yield (
-            f"checked before timing: states and gradients of {names} agree with the plain loop in "
-            f"float64 within {largest:.1e} (relative norms, at most {tolerance:g})"
+            f"product {report['batch']} x {report['n']} x {report['n']}, {dtype}: "
+            f"{rate['median'] / 1e9:.1f} GFLOP/s (median; at most {rate['max'] / 1e9:.1f}); "
+            "share is of the median"
         )
-    if len(report["devices_present"]) == 1:
-        yield "only the CPU is present: there is no other device to compare with"
-    elif len(report["devices"]) == 1:
-        yield f"only {report['devices'][0]} was timed; --device auto compares all that are present"
-    else:
-        for coupling, best in report["faster_device"].items():
-            yield (
-                f"faster for this size with coupling {coupling}: {best['device']}, by {best['name']}, "
-                f"{1000 * best['median_s']:.2f} ms forward and backward"
-            )
+    yield "MB: peak memory of the solve, 10^6 bytes"
+    tolerances = {one.tolerance for one in CONTESTANTS.values() if one.tolerance is not None}
+    yield (
+        "checked before timing: states and gradients agree with the plain loop in float64, within "
+        f"{min(tolerances):g} (relative norms), of rounded operands within {max(tolerances):g}"
+    )

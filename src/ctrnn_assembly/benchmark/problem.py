@@ -72,14 +72,6 @@ class Problem:
         return tuple(named_pairs(self.coupling, self.modules, Generator().manual_seed(0)))
 
     @cached_property
-    def coupled(self) -> Tensor:
-        """Where L may differ from zero, (n, n) bool: a solver need not give a gradient elsewhere."""
-        mask = torch.zeros(self.modules, self.modules, dtype=torch.bool)
-        for i, j in self.pairs:
-            mask[i, j] = mask[j, i] = True
-        return mask.repeat_interleave(self.units, 0).repeat_interleave(self.units, 1)
-
-    @cached_property
     def terms(self) -> Terms:
         """The field; every tensor that is trained is a leaf.
 
@@ -91,8 +83,12 @@ class Problem:
         W_in = torch.randn(n, 1, generator=generator, dtype=torch.float32) / n**0.5
         L = None
         if self.pairs:
-            K = torch.randn(n, n, generator=generator, dtype=torch.float32) * self.coupled
-            L = K.triu() - K.triu().mT
+            K = torch.randn(n, n, generator=generator, dtype=torch.float32)
+            mask = K.new_zeros(self.modules, self.modules)
+            for i, j in self.pairs:
+                mask[i, j] = 1
+            K = K.triu() * mask.kron(K.new_ones(self.units, self.units))
+            L = K - K.mT
             L = self._leaf(L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
         return Terms(
             tuple(blocks),

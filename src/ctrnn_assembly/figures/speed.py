@@ -1,4 +1,4 @@
-"""Bars of the medians of `ctrnn bench`, with the minima, one panel a coupling and device."""
+"""Bars of the medians of `ctrnn bench`, with the minima, one panel a coupling."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def speed_figure(report: dict[str, Any]) -> Figure:
     """Forward and backward as full bars, forward as pale ones; a stroke is the minimum."""
     groups: dict[str, dict[str, list[Any]]] = {}  # title -> name -> rows
     for row in report["rows"]:
-        group = groups.setdefault(f"coupling {row['coupling']}, {row['device']}", {})
+        group = groups.setdefault(f"coupling {row['coupling']}", {})
         group.setdefault(row["name"], []).append(row)
     counts = [len(group) for group in groups.values()]
     title = (
