@@ -14,8 +14,6 @@ OF_MANY = {
 OF_ONE = {
     "weights": "heat maps of W and L",
     "graph": "the modules, their couplings and strengths",
-    "metric": "eigenvalues of the metric",
-    "spectra": "eigenvalues of W, L, the Jacobian at rest and one step",
     "states": "input and states over time for a sample",
 }
 KINDS = {**OF_MANY, **OF_ONE}
@@ -25,7 +23,7 @@ KINDS = {**OF_MANY, **OF_ONE}
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
 @click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
-@click.option("--initial", is_flag=True, help="weights, graph, metric, states: before training")
+@click.option("--initial", is_flag=True, help="weights, graph, states: before training")
 @click.option("--sample", type=int, help="states: which validation sample  [default: 0]")
 @click.option("--data-dir", help="states: where the data are, if they have moved")
 def plot_command(
@@ -33,9 +31,9 @@ def plot_command(
 ) -> None:
     """Draw a picture, ready for print at 7 inches.
 
-    curves and certificate draw one run or several; weights, graph, metric and states draw one: its
-    trained weights, or those of the last epoch if it is not finished. Published accuracies are drawn
-    beside runs on the whole task only, with their source.
+    curves and certificate draw one run or several; weights, graph and states draw one: its trained
+    weights, or those of the last epoch if it is not finished. Published accuracies are drawn beside runs
+    on the whole task only, with their source.
     """
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
     from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays, draw_states
@@ -67,7 +65,7 @@ def plot_command(
 @click.argument("run", type=PATH)
 @click.option("--out", required=True, type=OutputFile(".html", ".htm"), help="the page, .html")
 def report_command(run: Path, out: Path) -> None:
-    """Write one self-contained HTML page: summary, certificate, curves, weights, spectra, configuration.
+    """Write one self-contained HTML page: summary, certificate, curves, weights, configuration.
 
     No data are read. The certificate is computed from the weights in the folder: the trained ones, or
     those of the last epoch if the run is not finished.

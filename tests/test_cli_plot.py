@@ -1,7 +1,5 @@
 """`ctrnn plot`: what it draws, in which formats, and what it refuses."""
 
-import csv
-import json
 import re
 import shutil
 from importlib import resources
@@ -13,7 +11,7 @@ import torch
 import yaml
 
 from cli_tools import Cli
-from ctrnn_assembly.figures.curves import certified, short_names
+from ctrnn_assembly.figures.curves import short_names
 from ctrnn_assembly.figures.network import NetworkArrays, draw_states
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
@@ -103,7 +101,7 @@ def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: P
     out = tmp_path / "x.png"
     for kind in ("curves", "states"):
         assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
-    for kind in ("weights", "graph", "metric"):
+    for kind in ("weights", "graph"):
         assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
 
 
@@ -117,22 +115,6 @@ def test_an_unfinished_run_is_drawn_from_its_checkpoint(cli: Cli, run: Path, tmp
     assert "last epoch so far" in out.read_text()
     assert cli("plot", copy, "--kind", "weights", "--initial", "--out", out).code == 0
     assert "before training" in out.read_text()
-
-
-def test_a_table_without_the_certificates_columns_is_drawn(cli: Cli, run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
-    lost = ("certified", "step_certified", "max_dt", "step_factor")
-    kept = [{key: value for key, value in row.items() if key not in lost} for row in rows]
-    with (copy / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(kept[0]))
-        writer.writeheader()
-        writer.writerows(kept)
-    assert certified(Run.open(copy), "certified").all()
-    assert not certified(Run.open(copy), "step_certified").any()
-    for kind in ("curves", "certificate"):
-        assert cli("plot", copy, "--kind", kind, "--out", tmp_path / "x.png").code == 0
 
 
 def test_names_of_folders_are_no_formulas(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -200,28 +182,6 @@ def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
             assert found[i, j] == pytest.approx(expected, rel=1e-9)
     assert found[0, 1] == pytest.approx(found[1, 0], rel=1e-5)  # feedback, rounded to float32
     assert found[0, 2] == 0  # a chain
-    eigenvalues = np.sort(np.concatenate(net.metric_eigenvalues()))
-    expected = torch.linalg.eigvalsh(net.metric.matrix()).numpy()
-    np.testing.assert_allclose(eigenvalues, expected, rtol=1e-9)
-
-
-def test_spectra_are_those_of_the_dense_matrices(run: Path) -> None:
-    net = arrays(run)
-    found = net.spectra
-    assert net.terms.L is not None
-    W, L = net.terms.weight().numpy(), net.terms.L.numpy()
-    J = L - np.eye(12) + W  # ReLU just above 0, tau = 1
-    for name, matrix in {"W": W, "L": L, "J": J, "step": np.eye(12) + 0.03 * J}.items():
-        # Compared as polynomials: the order of nearly equal eigenvalues is nobody's.
-        np.testing.assert_allclose(np.poly(found[name]), np.poly(matrix), rtol=1e-6, atol=1e-6)
-    assert net.about_step == "euler, dt 0.03"
-
-
-def test_the_metric_has_the_certificates_condition_number(cli: Cli, run: Path, tmp_path: Path) -> None:
-    proven = json.loads(cli("certify", run, "--json").out)["metric"]
-    values = np.concatenate(arrays(run).metric_eigenvalues())
-    assert values.min() == pytest.approx(proven["smallest"], rel=1e-9)
-    assert values.max() == pytest.approx(proven["largest"], rel=1e-9)
 
 
 def test_states_are_those_of_the_network(run: Path) -> None:

@@ -20,8 +20,8 @@ SETTINGS = {
     "device": "cpu", "threads": 1,
 }  # fmt: skip
 CHAPTERS = [
-    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights", "Graph", "Metric",
-    "Eigenvalues", "Configuration", "Versions and hardware",
+    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights", "Graph",
+    "Configuration", "Versions and hardware",
 ]  # fmt: skip
 VOID = {"meta", "br", "img", "link", "input"}
 
@@ -94,9 +94,8 @@ def copied(run: Path, tmp_path: Path, *without: str) -> Path:
 def test_the_page_has_every_chapter_and_picture(cli: Cli, run: Path, tmp_path: Path) -> None:
     page = Page(report(cli, run, tmp_path / "r.html"))
     assert page.headings == CHAPTERS
-    assert sum(tag == "img" for tag, _ in page.tags) == 6
-    assert "Eigenvalues alone prove nothing" in page.text
-    for said in ("reads", "euler", "torch", "hardware", "largest real part of J"):
+    assert sum(tag == "img" for tag, _ in page.tags) == 4
+    for said in ("reads", "euler", "torch", "hardware"):
         assert said in page.text
 
 
@@ -135,7 +134,7 @@ def test_the_page_says_what_certify_says(cli: Cli, run: Path, tmp_path: Path) ->
         assert json.dumps(module["rate"]) in text
         assert module["theorem"] in text
     verdict = cli("certify", run).out.splitlines()[0]
-    assert text.count(verdict) == 3  # summary, certificate, eigenvalues
+    assert text.count(verdict) == 2  # summary, certificate
 
 
 def test_text_from_the_run_is_escaped(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -177,7 +176,7 @@ def test_a_run_killed_before_its_first_epoch_ended_shows_its_start(
 
 @pytest.mark.parametrize(
     ("model", "pictures"),
-    [("lstm", 1), ("unconstrained", 6), ("symmetric", 6), ("adadiag-gated-constant", 6)],
+    [("lstm", 1), ("unconstrained", 4), ("symmetric", 4), ("adadiag-gated-constant", 4)],
 )
 def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures: int) -> None:
     changes = {"model": model, "epochs": 1, "solver": "euler", "dt": 0.03}
@@ -185,7 +184,7 @@ def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures
     page = Page(report(cli, tmp_path / "run", tmp_path / "r.html"))
     assert sum(tag == "img" for tag, _ in page.tags) == pictures
     if model == "lstm":
-        assert page.headings == [name for name in CHAPTERS if name not in CHAPTERS[3:8]]
+        assert page.headings == [name for name in CHAPTERS if name not in CHAPTERS[3:6]]
         assert "is a baseline: no certificate is defined" in page.text
 
 

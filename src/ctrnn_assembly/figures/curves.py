@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.figures import style
@@ -18,6 +17,11 @@ from ctrnn_assembly.training.swap import Swap
 
 DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
+BOUNDS: Any = (  # title, label, column, its verdict, and the value beyond which nothing is proven
+    ("continuous time", f"rate, at least ({style.PER_TAU})", "rate", "certified", 0.0),
+    ("one step of the solver", "factor of the distance, at most", "step_factor", "step_certified", 1.0),
+    ("largest certified dt", "dt (unit of tau)", "max_dt", "step_certified", None),
+)
 
 
 @style.printed
@@ -64,24 +68,29 @@ def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -
 
 @style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
-    """The certified rate, the factor of one step, and, where it is known, the largest certified dt."""
-    (tasks, names), known = described(runs), any("max_dt" in run.epochs[0] for run in runs)
+    """The certified rate, the factor of one step, and the largest certified dt beside the step of the run."""
+    tasks, names = described(runs)
     height = 3.0 + 0.15 * ((len(runs) + 3) // 2)
     figure = style.new_figure(height, f"{tasks}: what is left of the certificate")
-    panels = figure.subplots(1, 2 + known)
-    draw_bounds(panels[0], runs, "rate", "certified", boundary=0)
-    panels[0].set(title="continuous time", ylabel=f"rate, at least ({style.PER_TAU})")
-    draw_bounds(panels[1], runs, "step_factor", "step_certified", boundary=1)
-    panels[1].set(title="one step of the solver", ylabel="factor of the distance, at most")
-    if known:
-        draw_longest(panels[2], runs, names)
-    for axes in panels:
-        if axes.lines:
-            style.whole_numbers(axes, "epoch")
+    panels = figure.subplots(1, 3)
+    for axes, (title, label, column, verdict, boundary) in zip(panels, BOUNDS, strict=True):
+        axes.set(title=title, ylabel=label)
+        drawn = [run for k, run in enumerate(runs) if draw_verdicts(axes, run, column, verdict, k)]
+        if not drawn:
+            endless = all((run.column(verdict) > 0).all() for run in runs)
+            style.empty(axes, "every dt is certified" if endless else "nothing is certified")
+            continue
+        style.whole_numbers(axes, "epoch")
+        axes.ticklabel_format(useOffset=False, axis="y")
+        dashes: Any = DASHED if boundary is None else "-"
+        steps = {run.config.dt / run.config.substeps for run in drawn}
+        for value in steps if boundary is None else (boundary,):
+            axes.axhline(value, color=style.GREY, linewidth=0.8, linestyle=dashes)
     for k, name in enumerate(names):
         panels[0].plot([], [], **style.line_style(k), markersize=4, linewidth=1.3, label=name)
     for face, label in ((style.GREY, "certified"), ("white", "not certified")):
         panels[0].plot([], [], "o", color=style.GREY, markerfacecolor=face, markersize=4, label=label)
+    panels[0].plot([], [], color=style.GREY, linewidth=0.8, linestyle=DASHED, label="step of the run")
     style.legend_below(figure, [panels[0]], 4)
     return figure
 
@@ -124,64 +133,20 @@ def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
     return figure
 
 
-def draw_bounds(axes: Axes, runs: Sequence[Run], column: str, verdict: str, *, boundary: float) -> None:
-    """One line a run: full markers where the epoch is certified, hollow ones where it is not."""
-    for k, run in enumerate(runs):
-        draw_verdicts(axes, run, run.column(column), certified(run, verdict), k)
-    axes.ticklabel_format(useOffset=False, axis="y")
-    if axes.lines:
-        axes.axhline(boundary, color=style.GREY, linewidth=0.8)
-    else:
-        style.empty(axes, "no bound is known")
+def draw_verdicts(axes: Axes, run: Run, column: str, verdict: str, k: int) -> bool:
+    """A line with markers, full where the epoch is certified, or at so many that they can be told apart.
 
-
-def draw_longest(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
-    """The largest certified dt against the run's own; runs for which every dt is certified are named."""
-    axes.set_title("largest certified dt")
-    endless = []
-    for k, (run, name) in enumerate(zip(runs, names, strict=True)):
-        longest, holds = run.column("max_dt"), certified(run, "step_certified")
-        if "max_dt" in run.epochs[0] and (holds & ~np.isfinite(longest)).any():
-            endless.append(name)
-        if draw_verdicts(axes, run, np.where(longest > 0, longest, np.nan), holds, k):
-            own, colour = run.config.dt / run.config.substeps, style.line_style(k)["color"]
-            axes.axhline(own, color=colour, linewidth=1, linestyle=DASHED)
-    said = "every dt is certified"
-    if len(endless) < len(names):
-        said += " of\n" + "\n".join(endless)
-    if not axes.lines:
-        style.empty(axes, said if endless else "no dt is certified")
-        return
-    axes.set_ylabel("dt (unit of tau)")
-    style.log_axis(axes)
-    axes.plot([], [], color=style.GREY, linewidth=1, linestyle=DASHED, label="step of the run")
-    legend = axes.legend(loc="best", title=said if endless else None, title_fontsize=8)
-    legend.get_title().set_parse_math(False)
-
-
-def draw_verdicts(axes: Axes, run: Run, values: style.Array, holds: NDArray[np.bool_], k: int) -> bool:
-    """A line with a marker at every certificate, or at so many that they can be told apart, if any."""
-    if not np.isfinite(values).any():
-        return False
-    # With `certify_every` not all epochs have a certificate in the table.
-    judged = np.isfinite(run.column("certified"))
-    if not judged.any():  # nor do the tables of older runs
-        judged[:] = True
-    look = style.line_style(k)
-    epochs, values, holds = 1 + run.column("epoch")[judged], values[judged], holds[judged]
+    False without a value: with `certify_every` not all epochs have one.
+    """
+    values, epochs, look = run.column(column), 1 + run.column("epoch"), style.line_style(k)
+    known = np.isfinite(values) & np.isfinite(run.column("certified"))
+    epochs, values, holds = epochs[known], values[known], run.column(verdict)[known] > 0
     axes.plot(epochs, values, color=look["color"], linewidth=1.3)
     shown = np.arange(len(epochs)) % max(1, len(epochs) // 15) == 0
     for chosen, face in ((holds & shown, look["color"]), (~holds & shown, "white")):
         at = epochs[chosen], values[chosen]
         axes.plot(*at, markerfacecolor=face, linestyle="", markersize=4, **look)
-    return True
-
-
-def certified(run: Run, name: str) -> NDArray[np.bool_]:
-    """`certified` or `step_certified` of every epoch; of older runs, from the bounds themselves."""
-    if name in run.epochs[0]:
-        return run.column(name) > 0
-    return run.column("rate") > 0 if name == "certified" else run.column("step_factor") < 1
+    return bool(known.any())
 
 
 def described(runs: Sequence[Run]) -> tuple[str, list[str]]:

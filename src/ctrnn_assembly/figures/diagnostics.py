@@ -192,23 +192,16 @@ def set_limits(axes: Axes, values: Values) -> None:
 
 
 def draw_circle(axes: Axes) -> None:
-    """The unit circle: whole where the dots go round it, else the arc beside them, stretched."""
+    """The unit circle: whole and round where dots go round it, else the arc beside them, stretched."""
     angles = np.linspace(0, 2 * np.pi, 20_001)
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
-    axes.set(xlabel="real part", ylabel="imaginary part", ylim=(low, high))
-    axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
-    if high > 0.5:
-        make_square(axes)
-
-
-def make_square(axes: Axes) -> None:
-    """The same unit on both axes, with room for what was in their limits."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    half = max(right - left, high - low) / 2
-    axes.set_xlim((left + right) / 2 - half, (left + right) / 2 + half)
-    axes.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
-    axes.set_aspect("equal")
+    right = max(right, 1 + 0.05 * (1 - left))
+    if high > 0.5:  # the same unit on both axes
+        grow = (max(right - left, high - low) - np.array([right - left, high - low])) / 2
+        left, right, low, high = left - grow[0], right + grow[0], low - grow[1], high + grow[1]
+        axes.set_aspect("equal")
+    axes.set(xlabel="real part", ylabel="imaginary part", xlim=(left, right), ylim=(low, high))
 
 
 @style.printed

@@ -1,6 +1,5 @@
-"""An assembly taken apart: its weights, graph, metric and eigenvalues; and its states over time."""
+"""An assembly taken apart: its weights and graph; and its states over time."""
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from ctrnn_assembly.certificates.wording import up
-from ctrnn_assembly.diagnostics import flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
-from ctrnn_assembly.figures.diagnostics import Values, draw_circle, make_square, set_limits
-from ctrnn_assembly.figures.style import COLOURS, GREY, PER_TAU, Array
-from ctrnn_assembly.schemes import GRID_SOLVERS
+from ctrnn_assembly.figures.style import COLOURS, Array
 from ctrnn_assembly.topology import recognise
 from ctrnn_assembly.training.run import Run
 
-ABOVE_ZERO = 1e-9  # at 0 itself the slope of ReLU would be 0, and J = -I + L whatever W is
 ENLARGED, IN_A_ROW = 16, 8  # blocks of W
 STATES_SIDE = 1024  # cells of a heat map of states
 
@@ -42,11 +36,6 @@ class NetworkArrays:
         self.layer, self.title = layer, title
         self.terms = field.terms().detach_cpu().double()
         self.metric = field.metric().detach_cpu().mapped(torch.Tensor.double)
-        self.has_step = layer.solver in GRID_SOLVERS
-        parts = f" in {layer.substeps} substeps" if layer.substeps > 1 else ""
-        self.about_step = f"{layer.solver}, dt {layer.dt:g}{parts}"
-        if not self.has_step:
-            self.about_step = f"{layer.solver} chooses its own steps"
 
     def strengths(self) -> Array:
         """Spectral norms in the metric, (p, p): W_i on the diagonal, L_ij, from j to i, beside it."""
@@ -59,23 +48,6 @@ class NetworkArrays:
         for i, j in [*own, *terms.pairs, *(pair[::-1] for pair in terms.pairs)]:
             found[i, j] = float(torch.linalg.matrix_norm(blocks[i][j], ord=2))
         return found
-
-    def metric_eigenvalues(self) -> list[Array]:
-        """Of diag(tau) M, (n_i,) for each module; a dense M_i has one tau."""
-        scaled = self.metric.scaled(self.terms.tau.sqrt())
-        return [factor.eigenvalues().numpy() for factor in scaled.factors]
-
-    @cached_property
-    def spectra(self) -> dict[str, Values]:
-        """Eigenvalues of W, of J just above x = 0 under no input, and, if there are, L and a step."""
-        x = torch.full((1, self.terms.n), ABOVE_ZERO, dtype=torch.float64)
-        u = x.new_zeros(1, self.layer.input_size)
-        found = {"W": self.terms.weight(), "J": flow_jacobian(self.layer, u, x)[0]}
-        if self.terms.L is not None:
-            found["L"] = self.terms.L
-        if self.has_step:
-            found["step"] = step_jacobian(self.layer, u, x)[0]
-        return {name: torch.linalg.eigvals(A).numpy() for name, A in found.items()}
 
 
 @style.printed
@@ -191,59 +163,6 @@ def draw_modules(axes: Axes, at: Array, radius: float) -> None:
 
 
 @style.printed
-def draw_metric(net: NetworkArrays) -> Figure:
-    """The eigenvalues of the network's own metric: a rising row of dots for each module."""
-    eigenvalues = net.metric_eigenvalues()
-    low, high = (float(f([f(values) for values in eigenvalues])) for f in (np.min, np.max))
-    kind = "diagonal" if net.metric.is_diagonal else "block-diagonal"
-    figure = style.new_figure(2.9, f"{net.title}: metric of the modules, {kind}")
-    axes = figure.subplots()
-    size = max(1.0, min(4.0, 900 / net.terms.n))
-    for k, values in enumerate(eigenvalues):
-        across = k + np.linspace(-0.36, 0.36, len(values)) if len(values) > 1 else np.array([k])
-        axes.plot(across, np.sort(values), "o", color=COLOURS[k % 2], markersize=size, mew=0)
-    for value in (low, high):
-        axes.axhline(value, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)))
-    room = max((high / low) ** 0.15, 1.6)
-    axes.set_ylim(low / room, high * room)
-    style.log_axis(axes)
-    style.module_ticks(axes, len(eigenvalues))
-    axes.set_xlabel("module; its eigenvalues from the smallest to the largest")
-    axes.set_ylabel("eigenvalue of diag(tau) M")
-    place: dict[str, Any] = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
-    said = f"condition number {up(high / low)}"
-    axes.text(0.995, high * room**0.5, said, fontsize=8, color=GREY, **place)
-    return figure
-
-
-@style.printed
-def draw_spectra(net: NetworkArrays) -> Figure:
-    """Eigenvalues of W, L, J and of one step; panels without eigenvalues say why."""
-    figure, found = style.new_figure(5.4, f"{net.title}: eigenvalues"), net.spectra
-    panels = dict(zip(("W", "L", "J", "step"), figure.subplots(2, 2).flat, strict=True))
-    titles = {"W": "W", "L": "L", "step": "one step"}
-    titles["J"] = f"Jacobian just above x = 0 ({PER_TAU}); shaded: growth"
-    missing = {"L": "no linear coupling", "step": net.about_step}
-    for name, axes in panels.items():
-        axes.set_title(titles[name])
-        if name not in found:
-            style.empty(axes, missing[name])
-            continue
-        size = 3.0 if len(found[name]) <= 128 else 2.2
-        style.draw_eigenvalues(axes, found[name], COLOURS[0], size=size)
-        set_limits(axes, found[name])
-        axes.set(xlabel="real part", ylabel="imaginary part")
-    make_square(panels["W"])
-    low, high = panels["J"].get_xlim()
-    panels["J"].axvspan(0, 1e6, color=COLOURS[1], alpha=0.12, linewidth=0)
-    panels["J"].set_xlim(low, max(high, 0.1 * (high - low)))
-    if net.has_step:
-        panels["step"].set_title(f"{net.about_step}; unit circle")
-        draw_circle(panels["step"])
-    return figure
-
-
-@style.printed
 @torch.no_grad()
 def draw_states(run: Run, sample: int = 0) -> Figure:
     """One validation sample of a run's task, without its padding.
@@ -287,9 +206,4 @@ def draw_states(run: Run, sample: int = 0) -> Figure:
     return figure
 
 
-NETWORK_FIGURES = {
-    "weights": draw_weights,
-    "graph": draw_graph,
-    "metric": draw_metric,
-    "spectra": draw_spectra,
-}
+NETWORK_FIGURES = {"weights": draw_weights, "graph": draw_graph}

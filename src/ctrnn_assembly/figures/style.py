@@ -151,10 +151,10 @@ def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", *
 
 
 def draw_eigenvalues(
-    axes: Axes, values: NDArray[Any], colour: Any, marker: str = "o", label: str = "", size: float = 2.2
+    axes: Axes, values: NDArray[Any], colour: Any, marker: str = "o", label: str = ""
 ) -> None:
     """One dot an eigenvalue, (n,) complex, in the complex plane."""
-    look: dict[str, Any] = {"color": colour, "markersize": size, "mew": 0, "linestyle": "none"}
+    look: dict[str, Any] = {"color": colour, "markersize": 2.2, "mew": 0, "linestyle": "none"}
     axes.plot(values.real, values.imag, marker, label=label or None, **look)
 
 

@@ -103,7 +103,7 @@ class Experiment(Part):
     fast: dict[str, Any] = {}
     evaluate: tuple[Evaluation, ...] = ()
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    pictures: tuple[Literal["curves", "certificate", "weights", "graph", "metric"], ...] = ()
+    pictures: tuple[Literal["curves", "certificate", "weights", "graph"], ...] = ()
 
     def measures(self) -> dict[str, Any]:
         """What is measured beyond training, as plain values."""
