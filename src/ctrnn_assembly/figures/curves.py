@@ -68,7 +68,7 @@ def draw_run(axes: Axes, run: Run, name: str, k: int, what: str, scale: float) -
 
 @style.printed
 def margin_figure(runs: Sequence[Run]) -> Figure:
-    """The certified rate, the factor of one step, and the largest certified dt beside the step of the run."""
+    """The certified rate, the factor of one step, and the largest certified dt beside the run's own."""
     tasks, names = described(runs)
     height = 3.0 + 0.15 * ((len(runs) + 3) // 2)
     figure = style.new_figure(height, f"{tasks}: what is left of the certificate")
