@@ -18,7 +18,7 @@ from ctrnn_cli.shared import Column, table
 
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 PLACES = click.Choice(["outside", "inside"])
-SEARCHES = click.Choice(["none", "fast", "convex"])
+SEARCHES = click.Choice(["none", "fast"])
 MODULES = (
     Column("index", "module"),
     Column("size", "units", ">"),

@@ -293,7 +293,7 @@ def test_controls_and_broken_weights_are_refused():
 
 
 def test_an_unknown_search_is_refused():
-    with pytest.raises(ConfigError, match=r"got 'fsat'.*search must be one of none, fast, convex"):
+    with pytest.raises(ConfigError, match=r"got 'fsat'.*search must be one of none, rate, fast"):
         certify(Subnetwork(AdaDiagTanh("tanh"), 2), search="fsat")
 
 

@@ -184,7 +184,7 @@ def test_metric_and_multipliers_are_sought_together(solver, k):
     act, one = (Elementwise(((ACTIVATIONS[name], 4),)) for name in ("tanh", "identity"))
     terms, dt = Terms((W,), act, one, torch.zeros(4), torch.ones(4)), (0.5, 1.0, 1.5)[k % 3]
     found = certify(terms, dt=dt, solver=solver)
-    assert found.metric.origin == "search: step"
+    assert found.metric.origin == "search: joint"
     exact = exact_field(terms, found.metric.matrix).factor(dt, solver)
     assert exact * (1 - 1e-12) <= found.step.contraction_factor < 1
     assert found.rate <= exact_field(terms, found.metric.matrix).rate()

@@ -18,7 +18,7 @@ from ctrnn_assembly.certificates.maps import certify_rnn
 from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import largest_proven
-from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, for_a_step, identity, reweighed
+from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, identity, jointly, reweighed
 from ctrnn_assembly.certificates.steps import common_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.linalg import one_thread
@@ -33,7 +33,7 @@ SMALLEST_RATE = 1e-6
 LARGEST = 1e50
 ILL_CONDITIONED = 1e8  # condition number of a metric from which milder weights are sought
 
-Search = Literal["none", "rate", "fast", "convex"]
+Search = Literal["none", "rate", "fast"]
 StepLengths = float | Sequence[float] | Tensor | None
 Lengths = tuple[float, ...]
 
@@ -64,8 +64,7 @@ def certify(
             lengths in any order, in one metric; of Euler of all between, too, else at most 64.
         search: for another metric if that one does not prove both rate and step. "none"; "rate" for
             identity, Perron, Lyapunov and balanced metrics if it does not prove the rate; "fast" for
-            these and, for few units, one of the step together with its multipliers; "convex" for a
-            semidefinite search, too (extra `convex`).
+            these and, for few units, one of the step, or else the rate, together with its multipliers.
 
         uncertainty: of a field, `Terms` or matrices: the certificate is to hold for all W + dW and
             L + dL within it, a radius in the spectral norm, or half-widths of the entries of W, or
@@ -127,8 +126,7 @@ def _certify_terms(
         own = _milder(own, given, terms, dt, solver)
     if _holds(own, steps) or search == "none" or unusable(terms, given):
         return own
-    found = candidates(terms, convex=search == "convex")
-    usable = [(origin, other) for origin, other in found if not unusable(terms, other)]
+    usable = [(origin, other) for origin, other in candidates(terms) if not unusable(terms, other)]
     usable.sort(key=lambda entry: -Interconnection.of(terms, entry[1]).rate()[0])
     best = own
     for origin, other in usable if steps else usable[:1]:
@@ -136,10 +134,11 @@ def _certify_terms(
         if _holds(tried, steps):
             return tried
         best = best if best.certified else tried
-    if steps and terms.n <= JOINT_SIZE:
+    few = search == "fast" and own.modules and terms.n <= JOINT_SIZE
+    if few and Interconnection.of(terms, given).abscissa_at_full_slope() < 0:
         starts = [given, *(other for _, other in usable)]
-        for other in for_a_step(terms, starts, dt[-1], solver):
-            tried = _certify_in(other, terms, dt, solver, "search: step")
+        for other in jointly(terms, starts, dt[-1] if steps else 0.0, solver if steps else "euler"):
+            tried = _certify_in(other, terms, dt, solver, "search: joint")
             if _holds(tried, steps):
                 return tried
     if best.certified:

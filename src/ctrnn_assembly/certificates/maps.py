@@ -19,7 +19,7 @@ from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
 from ctrnn_assembly.certificates.rounding import Balance, balanced, spectral_norm
-from ctrnn_assembly.certificates.search import JOINT_SIZE, for_a_step, least_norm
+from ctrnn_assembly.certificates.search import JOINT_SIZE, jointly, least_norm
 from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.recurrent import is_plain
@@ -99,10 +99,10 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     q, theorem = spectral_norm(*balanced(W, scale, scale)), "||Theta W Theta^-1||"
     phi, none = (Elementwise(((ACTIVATIONS[name], len(W)),)) for name in ("tanh", "identity"))
     terms = Terms((W,), none, phi, torch.zeros_like(one), one)
-    for other in for_a_step(terms, [Metric((factor,))], 1.0, "euler") if q >= 1 and few else ():
+    for other in jointly(terms, [Metric((factor,))], 1.0, "euler") if q >= 1 and few else ():
         proven = prove_step(Interconnection.of(terms, other), "euler").factor(1.0)
         if proven < q:
-            q, factor, origin, theorem = proven, other.factors[0], "search: step", "LMI"
+            q, factor, origin, theorem = proven, other.factors[0], "search: joint", "LMI"
     values = factor.eigenvalues()
     low, high = float(values.min()), float(values.max())
     kind = "dense" if not factor.is_diagonal else "identity" if low == high else "diagonal"

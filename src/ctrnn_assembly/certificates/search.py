@@ -1,7 +1,7 @@
 """A metric where none is known. Nothing here is trusted: every candidate is proven afterwards.
 
 For the whole: the best `factors` of the modules together, the identity, and the diagonal metric of
-g |W| + |L| + the edges as one Metzler matrix, if that is below 1. For a step: `for_a_step`.
+g |W| + |L| + the edges as one Metzler matrix, if that is below 1. Of few units: `jointly`.
 """
 
 import math
@@ -20,24 +20,22 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
-from ctrnn_assembly.certificates.modules import LureSystem, ModuleInMetric, modules_of, prove_module
+from ctrnn_assembly.certificates.modules import ModuleInMetric, modules_of, prove_module
 from ctrnn_assembly.certificates.steps import Search, Weighed, multipliers, step_system
-from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.linalg import log_metzler_scaling, majorant, resolvent_sums, symmetric_part
+from ctrnn_assembly.linalg import log_metzler_scaling, majorant, resolvent_sums
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
 LARGEST_RANGE = 30.0  # of log theta: beyond it no proof in float64 is left
-JOINT_SIZE = 40  # units up to which a step's metric and multipliers are sought together
-CONVEX_SIZE = 64  # units of a module beyond which the semidefinite programme takes minutes
+JOINT_SIZE = 40  # units up to which a metric and multipliers are sought together
 
 
-def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Metric]]:
+def candidates(terms: Terms) -> Iterator[tuple[str, Metric]]:
     """Metrics for a field, each with its origin; unproven, not even positive definite."""
     unit, best = identity(terms), []
     modules = modules_of(terms, unit)
     for module in modules:
-        finite = [c for c in factors(module, convex=convex) if bool(torch.isfinite(c[1].theta).all())]
+        finite = [c for c in factors(module) if bool(torch.isfinite(c[1].theta).all())]
         best.append(max(finite, key=lambda c: prove_module(replace(module, theta=c[1].theta)).rate))
     origins = sorted({origin for origin, _ in best})
     yield f"search: {', '.join(origins)}", Metric(tuple(factor for _, factor in best))
@@ -52,10 +50,10 @@ def candidates(terms: Terms, *, convex: bool = False) -> Iterator[tuple[str, Met
         yield "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))
 
 
-def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[str, Factor]]:
+def factors(module: ModuleInMetric) -> Iterator[tuple[str, Factor]]:
     """Candidate factors for one module, which comes in the identity metric."""
-    W, phi, n = module.W, module.phi, len(module.W)
-    yield "identity", Factor.identity(n, W)
+    W, phi = module.W, module.phi
+    yield "identity", Factor.identity(len(W), W)
     for log_theta in _metzler_scalings(phi.g * majorant(W, phi.monotone)):
         yield "Theorem 1", Factor.diagonal(log_theta)
     scaling = np.diag(matrix_balance(W.abs().numpy(), permute=False, separate=False)[1])
@@ -65,9 +63,6 @@ def factors(module: ModuleInMetric, *, convex: bool = False) -> Iterator[tuple[s
         for origin, M in (*_theorem2(W, phi, module.inside), *_lyapunov(W, phi)):
             theta = torch.linalg.cholesky_ex(M)[0].mT
             yield origin, Factor.dense(theta, torch.linalg.inv_ex(theta)[0])
-    if convex and n <= CONVEX_SIZE:
-        for diagonal in _semidefinite(LureSystem.of(module)):
-            yield "semidefinite", Factor.diagonal(diagonal.log() / 2)
 
 
 def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
@@ -150,49 +145,13 @@ def _lyapunov(W: Tensor, phi: Activation) -> Iterator[tuple[str, Tensor]]:
             yield "Lyapunov", torch.from_numpy((M + M.T) / 2)
 
 
-def _semidefinite(system: LureSystem) -> list[Tensor]:
-    """The diagonal metric (n,) with the best rate that the S-procedure allows, if there is one.
-
-    For a fixed rate the condition is linear in (M, T): bisection over the rate, one programme each.
-    """
-    try:
-        import cvxpy as cp
-    except ModuleNotFoundError:
-        fix = "Use pip install 'ctrnn-assembly[convex]', or search='fast'."
-        raise ConfigError(f"the convex search needs cvxpy. {fix}") from None
-    A, X, Z = (matrix.numpy() for matrix in (system.A, system.X, system.Z))
-    n, slack, rate = len(A), cp.Variable(), cp.Parameter()
-    m, t = cp.Variable(n), cp.Variable(n)
-    M, T = cp.diag(m), cp.diag(t)
-    corner = M @ X + Z.T @ T
-    Q = cp.bmat([[M @ A + A.T @ M + 2 * rate * M, corner], [corner.T, -2 * T]])
-    fits = [Q << slack * np.eye(2 * n), m >= 1e-6, t >= 1e-8, cp.sum(m) == n]
-    problem = cp.Problem(cp.Minimize(slack), fits)
-    best: list[Tensor] = []
-    rate.value = low = 0.0
-    high = -float(torch.linalg.eigvalsh(symmetric_part(system.A))[-1])
-    for _ in range(10):
-        try:
-            problem.solve(solver=cp.CLARABEL)
-        except cp.error.SolverError:
-            break
-        if slack.value is not None and m.value is not None and slack.value <= 1e-9:
-            best, low = [torch.from_numpy(np.array(m.value)).clamp(min=1e-9)], float(rate.value)
-        elif best:
-            high = float(rate.value)
-        else:
-            break
-        rate.value = (low + high) / 2
-    return best
-
-
-def for_a_step(
+def jointly(
     terms: Terms, starts: list[Metric], dt: float, scheme: str, tries: int = 2
 ) -> Iterator[Metric]:
-    """Metrics for the factor of one step, near the best of `starts`: Theta -> U Theta, U triangular.
+    """Metrics for the factor of one step, of dt = 0 for the rate, near the best of `starts`: U Theta.
 
-    U of each module, diagonal where Theta is or where time constants differ, is sought together with
-    the multipliers of `steps`: for one factor the condition is jointly convex in (M, T).
+    U of each module, triangular, or diagonal where Theta is or time constants differ, is sought together
+    with the multipliers of `steps`: for one factor the condition is jointly convex in (M, T).
     """
     one_tau = all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes))
     found = []

@@ -282,7 +282,7 @@ class Run:
             raise ConfigError(f"radii and diagnostics are of equal steps. {self.task.note} Drop time.")
         return u.double(), y, given["lengths"]
 
-    def certify(self, search: Literal["none", "fast", "convex"] = "fast") -> Certificate:
+    def certify(self, search: Literal["none", "fast"] = "fast") -> Certificate:
         """`certificate`, proven anew, by another search."""
         return self.build(data=False).core.certificate(search=search)
 
