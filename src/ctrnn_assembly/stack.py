@@ -129,8 +129,8 @@ class Stack(Recurrent):
     ) -> Certificate:
         """What is proven of the whole net in evaluation mode, and of its step of samples dt apart.
 
-        A call with another dt takes another step: `certificate(dt=...)` is of that one. The search "none" or
-        "rate" looks for no storage functions: what it proves is a longer memory and a larger gain.
+        A call with another dt takes another step: `certificate(dt=...)` is of that one. The search
+        "none" or "rate" looks for no storage functions, and proves a longer memory and a larger gain.
         """
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         reason, plain = "", is_plain(self.encoder, nn.Linear)

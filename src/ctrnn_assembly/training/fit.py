@@ -115,7 +115,7 @@ class Training:
 
     @property
     def certificate(self) -> Certificate:
-        """Of the weights as they are; what takes a long search is left to the end, unless it is required."""
+        """Of the weights as they are; a long search is left to the end, unless it is required."""
         if self.projection is not None:
             return self.projection.certificate
         whole = self.ended or self.config.require_certificate == "discrete"
