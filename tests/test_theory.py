@@ -1,4 +1,4 @@
-"""THEORY.md: every section, correction and oracle that the code cites is there."""
+"""docs/theory.md, THEORY in the code: every section, correction and oracle that is cited is there."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-THEORY = (ROOT / "THEORY.md").read_text(encoding="utf-8")
+THEORY = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
 SECTIONS = set(re.findall(r"^## (\d+)\.", THEORY, re.MULTILINE))
 CORRECTIONS = set(re.findall(r"^\| (E\d+) \|", THEORY, re.MULTILINE))
 ORACLES = set(re.findall(r"^\| (\d+) \|", THEORY, re.MULTILINE))
