@@ -1,6 +1,7 @@
 """`ctrnn certify RUN|CONFIG`, or `--weights FILE`: what is proven of a network, as its weights are."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -53,12 +54,20 @@ LAYERS = (
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
+@option(
+    "--write-proof",
+    "proof",
+    type=shared.OutputFile(".json"),
+    metavar="FILE",
+    help="for verifier.py, .json, and beside it",
+)
 @shared.json_option
 @shared.plot_option
 def certify_command(
     source: str | None,
     search: Any,
     require_step: bool,
+    proof: Path | None,
     as_json: bool,
     plot: Path | None,
     **settings: Any,
@@ -97,6 +106,8 @@ def certify_command(
 
     about = {"model": found.model, "units": found.units, "weights": found.weights}
     rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
+    if proof is not None and certificate.certified:
+        rows.append(("proof", "\n".join(proven(proof, found, source))))
     shared.emit(
         about | certificate.as_dict() | found.more,
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
@@ -120,9 +131,26 @@ class Found:
     units: int
     weights: dict[str, Any]
     curves: Callable[[], Any]
+    net: Any
     note: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     rows: Sequence[tuple[str, str]] = ()
+
+
+def proven(file: Path, found: Found, run: str | None) -> list[str]:
+    """Write the proof, and note its hash in the summary of a finished run; what is proven."""
+    from ctrnn_assembly.certificates.proofs import write_proof
+    from ctrnn_assembly.training.run import read_summary, write
+
+    if found.weights["file"] is None:
+        raise ConfigError(
+            "a proof names the file of its weights, and initial ones have none. Train first."
+        )
+    said = write_proof(file, found.net, found.certificate, Path(found.weights["file"]))
+    if run and found.weights["kind"] == "trained" and (summary := read_summary(Path(run))):
+        about = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        write(Path(run) / "summary.json", json.dumps(summary | {"proof": about}, indent=2) + "\n")
+    return said
 
 
 def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
@@ -138,13 +166,10 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     # A second thread slows small matrices down, most of all on a busy machine.
     if config.threads or units <= DENSE:
         torch.set_num_threads(config.threads or 1)
-    certificate, note = run.certify(search), ", tau trained" if config.train_tau else ""
-
-    def curves() -> Any:
-        core: Any = run.build(data=False).core
-        return step_curves(core, certificate, near=config.dt / config.substeps)
-
-    return Found(certificate, config.model, units, run.weights.as_dict(), curves, note)
+    core: Any = run.build(data=False).core
+    certificate, note = core.certificate(search=search), ", tau trained" if config.train_tau else ""
+    curves = partial(step_curves, core, certificate, near=config.dt / config.substeps)
+    return Found(certificate, config.model, units, run.weights.as_dict(), curves, core, note=note)
 
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
@@ -177,7 +202,7 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     weights, more = {"kind": "given", "file": str(file), "sha256": sha}, {"input_gain": gain} | more
     curves = partial(factor_curves, terms, metric, near=dt)
-    return Found(certificate, "given", terms.n, weights, curves, more=more, rows=rows)
+    return Found(certificate, "given", terms.n, weights, curves, terms, more=more, rows=rows)
 
 
 def half_widths(given: str, terms: Any) -> Any:

@@ -405,6 +405,7 @@ def finish(training: Training) -> dict[str, Any]:
         "model": config.model,
         "parameters": trained_parameters(net),
         "epochs": len(rows),
+        "weights_sha256": run.read_weights(out / "model.safetensors").sha256,
         "best_epoch": len(chosen.progress["rows"]) - 1,
         "val_accuracy": None if config.fit_all else accuracy(net, task, task.val),
         "test_accuracy": accuracy(net, task, test),

@@ -8,7 +8,8 @@
     note                on data that are not what the task's name promises; empty otherwise
     parameters          number of trained parameters
     epochs, seconds     epochs that were trained, and their duration
-    best_epoch          epoch of the weights in model.safetensors, counted from 0
+    weights_sha256      of model.safetensors
+    best_epoch          epoch of these weights, counted from 0
     val_accuracy        of these weights; null with fit_all
     test_accuracy       of these weights
     chance              test accuracy up to which they may have learnt nothing
@@ -16,6 +17,7 @@
                         test accuracy of the best and of the last epoch; null without test_every_epoch
     certificate_initial, certificate
                         before training, and of these weights (`Certificate.as_dict`)
+    proof               file and sha256 of the last `ctrnn certify --write-proof`, if there is one
     config              the configuration, without data_dir
     curve               the columns of metrics.csv, a list of numbers (or null) each
 

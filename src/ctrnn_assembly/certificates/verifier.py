@@ -1,0 +1,221 @@
+"""`python verifier.py PROOF.json [WEIGHTS]`: check a proof of contraction, with Python and numpy alone.
+
+The claim is of tau x' = -x + X phi(Z x + u) + L x + u for any inputs u: W phi(x) has X = W and Z = I,
+phi(W x) has X = I and Z = W. For the difference v of two states under one input, slopes of phi_k in
+[lo_k, hi_k], and w, that of phi less lo Z v,
+
+    tau v' = (L - I) v + X (lo Z v + w),    w_k ((hi_k - lo_k) (Z v)_k - w_k) >= 0,                  (1)
+
+and a step of a solver is v+ = v + dt Q v', v' at its start, with G = dt (L - I) / tau and
+
+    euler  Q = I,    imex  Q = (I - dt L / tau)^-1,    exponential-euler  Q = int_0^1 exp(s G) ds.
+
+With z = (y, w), v = V z = R y, w = J z, Theta v = P z and Theta Q v' = K z, for any diagonal T > 0,
+
+    - 2 sym P^T (K + mu P) - dt K^T K - 2 sym J^T T ((hi - lo) Z V - J)  >  0                        (2)
+
+proves |Theta v+|^2 <= (1 - 2 dt mu) |Theta v|^2, as its last term is not positive by (1); dt = 0 and
+Q = I, that d|Theta v|^2 / dt <= -2 mu |Theta v|^2. R, about Theta^-1, may be any matrix: (2) fails at a
+null vector y of R or Theta R, so Theta^T Theta is positive definite. Steps are those in real numbers.
+
+Exit code 0: proven. 1: refused, with the reason. 2: what cannot be read.
+"""
+
+import json
+import math
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+UNIT = 2.0**-53  # the unit roundoff of float64
+SLOPES = dict.fromkeys(("relu", "tanh", "softplus", "elu", "hardtanh"), (0.0, 1.0)) | {
+    "identity": (1.0, 1.0),
+    "sigmoid": (0.0, 0.25),
+    "leaky_relu": (0.01 * (1 - 2.0**-24), 1.0),  # in float32
+    "selu": (0.0, 1.7580993408473768),
+    "gelu": (-0.12890423, 1.12890423),
+    "gelu_tanh": (-0.1289931, 1.1289931),
+    "silu": (-0.09983935, 1.09983935),
+}
+
+
+class RefusedError(Exception):
+    """The file does not prove what it claims."""
+
+
+def gamma(k: int) -> float:
+    """Any sum of k products is off by gamma_k times that of their sizes: Higham 2002, chapter 3."""
+    return k * UNIT / (1 - k * UNIT)
+
+
+class Ball:
+    """All matrices within `off` of `mid`, entry by entry; an operation's Ball has all of its results.
+
+    With k > 0, `off` comes from at most k + 16 roundings a sum of numbers >= 0, and so is made larger by
+    twice gamma_(k + 16), and by more than underflow can add up to.
+    """
+
+    def __init__(self, mid: Any, off: Any = 0.0, k: int = 0) -> None:
+        self.mid = mid
+        self.off = np.zeros(mid.shape) + (off * (1 + 2 * gamma(k + 16)) + 1e-300 if k else off)
+
+    def __add__(self, other: "Ball") -> "Ball":
+        mid = self.mid + other.mid
+        return Ball(mid, self.off + other.off + UNIT * abs(mid), 1)
+
+    def __mul__(self, numbers: Any) -> "Ball":
+        """By numbers, entry by entry, which one rounding may have moved."""
+        mid = self.mid * numbers
+        return Ball(mid, self.off * abs(numbers) + 2 * UNIT * abs(mid), 1)
+
+    def __matmul__(self, other: "Ball") -> "Ball":
+        a, b, k = abs(self.mid), abs(other.mid), len(other.mid)
+        off = gamma(k) * (a @ b) + a @ other.off + self.off @ (b + other.off)
+        return Ball(self.mid @ other.mid, off, k)
+
+    @property
+    def T(self) -> "Ball":
+        return Ball(self.mid.T, self.off.T)
+
+    def norm(self) -> float:
+        """A bound on the largest sum of a row's sizes."""
+        return float((abs(self.mid) + self.off).sum(1).max()) * (1 + 2 * gamma(len(self.mid) + 16))
+
+
+def positive(Z: Ball) -> bool:
+    """Whether sym Z is positive definite throughout the ball, by Cholesky's factorisation.
+
+    With S = sym mid, a symmetric E with |E| <= off has E >= -diag(r), r_i = d_i sum_j off_ij / d_j, for
+    any d > 0, as E + diag(r) is diagonally dominant in the scale of d, here sqrt(S_ii). If Cholesky of
+    B (n, n) ends, B + D = U^T U with |D| <= g |U|^T |U| entry by entry, g = gamma_(n + 5) (Higham,
+    theorem 10.3). So |U_:i|^2 <= B_ii / (1 - g), |D_ij| <= c sqrt(B_ii B_jj), c = g / (1 - g), and
+    B >= -n c diag(B) (Rump, BIT 46, 2006). B = S - diag(r) - 2 n c diag(S), twice for its own rounding;
+    underflow moves D by less than 1e-200 for S_ii between 1e-180 and 1e180. NaN never passes.
+    """
+    S, off = (Z.mid + Z.mid.T) / 2, (Z.off + Z.off.T) / 2
+    n, diagonal, off = len(S), S.diagonal().copy(), off + UNIT * abs(S)
+    if not 1e-180 < diagonal.min() <= diagonal.max() < 1e180:
+        return False
+    d, g = np.sqrt(diagonal), gamma(n + 5)
+    r = d * (off @ (1 / d)) * (1 + 2 * gamma(n + 16))
+    S[np.diag_indices(n)] -= r + 2 * n * g / (1 - g) * diagonal + 1e-200
+    U = np.zeros_like(S)
+    for j in range(n):
+        row = S[j, j:] - U[:j, j] @ U[:j, j:]
+        if not row[0] > 0:
+            return False
+        U[j, j:] = row / math.sqrt(row[0])
+    return True
+
+
+def inverse(S: Ball) -> Ball:
+    """If |I - Y S| <= rho < 1, |S^-1 - Y| = |(Y S)^-1 (I - Y S) Y| <= rho |Y| / (1 - rho), by column."""
+    Y = Ball(np.linalg.inv(S.mid))
+    rho = (Ball(np.eye(len(S.mid))) + Y @ S * -1.0).norm()
+    if not rho < 0.5:
+        raise RefusedError("I - dt L / tau cannot be inverted well enough")
+    return Ball(Y.mid, rho / (1 - rho) * abs(Y.mid).max(0), 1)
+
+
+def integral(G: Ball) -> Ball:
+    """p(G) = int_0^1 exp(s G) ds by Taylor's series of H = G / 2^k, |H| <= 1/2, and doubling.
+
+    sum_(i > 20) H^i / (i + 1)! < 1e-27 is left out; exp(H) = I + H p(H), p(2 H) = (exp(H) + I) p(H) / 2.
+    """
+    size, one = G.norm(), Ball(np.eye(len(G.mid)))
+    if not size < 1e15:
+        raise RefusedError("dt (L - I) / tau is too large for its exponential")
+    k = max(0, math.frexp(size)[1] + 1)
+    H, P = G * 0.5**k, one
+    for i in range(21, 1, -1):
+        P = one + H @ P * (1 / i)
+    P = Ball(P.mid, P.off + 1e-27, 1)
+    E = one + H @ P
+    for _ in range(k):
+        P, E = (E + one) @ P * 0.5, E @ E
+    return P
+
+
+@np.errstate(all="ignore")
+def proves(arrays: dict[str, Any], runs: list[Any], solver: str, dt: float, bound: float) -> bool:
+    """Whether (2) holds with the mu of a rate, dt = 0, or of the factor of a step, rounded up.
+
+    `runs` are names of activations, each with the number of channels, one after the other.
+    """
+    if not 0 < bound < (1 if dt else 1e100) or not 0 <= dt < 1e100:
+        raise RefusedError(f"no bound {bound} at dt = {dt} can be proven")
+    mu = (1 - bound) * (1 + bound) / (2 * dt) * (1 + 8 * UNIT) if dt else bound
+    theta, L, X, Z, tau, T = (arrays[k] for k in ("theta", "L", "X", "Z", "tau", f"T {solver}"))
+    lo, hi = np.array([SLOPES[name] for name, count in runs for _ in range(count)]).T[:, :, None]
+    (n, m), rates = X.shape, 1 / tau[:, None]
+    V = Ball(np.hstack([np.linalg.inv(theta), np.zeros((n, m))]))
+    J, one = Ball(np.eye(n + m)[n:]), Ball(np.eye(n))
+    leak, reads = Ball(L) + one * -1.0, Ball(Z) @ V
+    F = (leak @ V + Ball(X) @ (reads * lo + J * (hi > lo))) * rates
+    if solver == "imex":
+        F = inverse(one + Ball(L) * -dt * rates) @ F
+    elif solver == "exponential-euler":
+        F = integral(leak * dt * rates) @ F
+    elif solver != ("euler" if dt else "flow"):
+        raise RefusedError(f"no inequality is known of {solver} with dt = {dt}")
+    P, K = Ball(theta) @ V, Ball(theta) @ F
+    sector = J.T * T @ (reads * np.nextafter(hi - lo, np.inf) + J * -1.0)
+    return positive((P.T @ (K + P * mu) + sector) * -2.0 + K.T @ K * -dt)
+
+
+def read(file: Path, weights: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A proof and its arrays; every byte of both, and of the weights if they are there, by its hash."""
+    text = file.read_bytes()
+    proof = json.loads(text)
+    if (proof["kind"], proof["version"]) != ("proof", 1) or not proof["claims"]:
+        raise ValueError(f"kind {proof['kind']!r}, version {proof['version']!r}, {proof['claims']}")
+    data = (file.parent / proof["matrices"]["file"]).read_bytes()
+    weights = weights or file.parent / proof["weights"]["file"]
+    own, proof["weights"]["read"] = proof["sha256"], weights.is_file()
+    known = [(own, text.replace(own.encode(), b"0" * 64))]  # of the text with zeros in its place
+    known += [(proof["matrices"]["sha256"], data)]
+    known += [(proof["weights"]["sha256"], weights.read_bytes())] if weights.is_file() else []
+    for digest, content in known:
+        if sha256(content).hexdigest() != digest:
+            raise RefusedError(f"proof, matrices or weights were changed: none has the sha256 {digest}")
+    start, arrays = 8 + int.from_bytes(data[:8], "little"), {}  # safetensors: a header, then numbers
+    for name, about in json.loads(data[8:start]).items():
+        begin, end = (start + offset for offset in about["data_offsets"])
+        numbers = np.frombuffer(data[begin:end], {"F64": "<f8"}[about["dtype"]])
+        arrays[name] = numbers.reshape(about["shape"])
+    return proof, arrays
+
+
+def verify(file: Path, weights: Path | None = None) -> list[str]:
+    """What is proven, in sentences; a RefusedError or LinAlgError, or others for what is no proof."""
+    (proof, arrays), said = read(file, weights), []
+    (n, m), runs = arrays["X"].shape, proof["activations"]
+    shapes = {"X": (n, m), "Z": (m, n), "L": (n, n), "theta": (n, n)}
+    for name, array in arrays.items():
+        fits = array.shape == shapes.get(name, (n,) if name == "tau" else (m,))
+        if not (fits and np.isfinite(array).all() and sum(count for _, count in runs) == m):
+            raise ValueError(
+                f"{name} has the shape {array.shape} or is not finite, or {runs} are not {m}"
+            )
+        if name not in shapes and not array.min() > 0:
+            raise RefusedError(f"{name} must be positive; the smallest is {array.min()}")
+    for claim in proof["claims"]:
+        if not proves(arrays, runs, **claim):
+            raise RefusedError(f"the matrices do not prove {claim}")
+        step = f"factor of a {claim['solver']} step of {claim['dt']!r} <="
+        said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
+    seen = "read" if proof["weights"]["read"] else "not at hand"
+    return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {seen}"]
+
+
+if __name__ == "__main__":
+    try:
+        print("proven:", *verify(*map(Path, sys.argv[1:])), sep="\n")
+    except (RefusedError, np.linalg.LinAlgError) as error:
+        sys.exit(f"refused: {error}")
+    except Exception as error:  # whatever bytes that are no proof file lead to
+        print(f"no proof file: {error!r}", file=sys.stderr)
+        sys.exit(2)
