@@ -1,0 +1,173 @@
+"""Configuration of the documentation: sphinx-build -W docs SITE builds pages that need no network."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from textwrap import dedent
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import ctrnn_assembly
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "reference" / "generated"
+
+project = "ctrnn-assembly"
+author = "The ctrnn-assembly authors"
+copyright = author
+version = release = ctrnn_assembly.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_click",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+nb_merge_streams = True
+nb_ipywidgets_js: dict[str, Any] = {}
+
+autodoc_member_order = "bysource"
+autodoc_mock_imports = ["triton"]
+autodoc_preserve_defaults = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+
+def as_rst(lines: list[str]) -> list[str]:
+    """Docstrings are plain text: indented blocks stay as they are, other markup is escaped."""
+    made: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
+        rows = paragraph.split("\n")
+        head, rest = rows[0], dedent("\n".join(rows[1:])).split("\n")
+        if paragraph.startswith(">>>"):
+            made += rows
+        elif re.fullmatch(r"(Args|Attributes|Returns|Raises|Example|Examples):", head):
+            made += [f"**{head[:-1]}**", "", *(rest if head.startswith("Example") else entries(rest))]
+        elif any(row.startswith(" ") for row in rows):
+            made += ["::", "", *(f"    {row}" for row in rows)]
+        elif head.startswith("- "):
+            made += map(escaped, rows)
+        else:
+            made.append(escaped(" ".join(rows)))
+        made.append("")
+    return made
+
+
+def entries(rows: list[str]) -> list[str]:
+    """`name: text`, each with what is indented below it, as a list of definitions."""
+    made: list[str] = []
+    for row in rows:
+        name, colon, text = row.partition(": ")
+        if colon and not row.startswith(" "):
+            made += [escaped(name), f"    {escaped(text)}"]
+        else:
+            made.append(f"    {escaped(row.strip())}")
+    return made
+
+
+def escaped(row: str) -> str:
+    """Text in which only `code` is markup, and sections of the theory are links to it."""
+    parts = re.split(r"(`[^`]+`)", row)
+    made = "".join(
+        f"`{part}`" if part.startswith("`") else re.sub(r"([*|\\`]|_(?!\w))", r"\\\1", part)
+        for part in parts
+    )
+    return re.sub(
+        r"THEORY sections? \d+(?:(?:, | and )\d+)*",
+        lambda cited: re.sub(r"\d+", r":ref:`\g<0> <theory-\g<0>>`", cited[0]),
+        made,
+    )
+
+
+def process_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    lines[:] = as_rst(lines)
+
+
+def process_description(app: Sphinx, ctx: Any, lines: list[str]) -> None:
+    lines[:] = as_rst(lines)
+
+
+def process_options(app: Sphinx, ctx: Any, lines: list[str]) -> None:
+    lines[:] = [row if row.lstrip().startswith("..") else row.replace("|", r"\|") for row in lines]
+
+
+def modules() -> list[str]:
+    """All of the package's; the kernels of CUDA devices are shown without triton."""
+    return sorted(module.name for module in walk_packages(ctrnn_assembly.__path__, "ctrnn_assembly."))
+
+
+def first_sentence(obj: Any) -> str:
+    """Of a docstring, for a cell of a table."""
+    text = " ".join((obj.__doc__ or "").split("\n\n")[0].split())
+    return text.replace("|", r"\|").replace("*", r"\*").replace("<", "&lt;")
+
+
+def generate(app: Sphinx) -> None:
+    """A page for each module, and a table of the public names that leads there."""
+    GENERATED.mkdir(exist_ok=True)
+    names = modules()
+    for name in names:
+        text = (
+            f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
+        )
+        write(GENERATED / f"{name}.rst", text)
+    rows = ["| name | what |", "|---|---|"]
+    for name, home in sorted(ctrnn_assembly.HOMES.items(), key=lambda item: item[0].lower()):
+        found = getattr(ctrnn_assembly, name)
+        where = getattr(found, "__module__", home) if callable(found) else home
+        about = first_sentence(found) if callable(found) else "a table: name to what it names"
+        role = (
+            f"{{py:obj}}`{name} <{where}.{name}>`" if callable(found) else f"{{py:mod}}`{name} <{home}>`"
+        )
+        rows.append(f"| {role} | {about} |")
+    write(GENERATED / "public.md", "\n".join(rows) + "\n")
+    toc = "\n".join(f"   generated/{name}" for name in names)
+    write(HERE / "reference" / "modules.rst", f"Modules\n=======\n\n.. toctree::\n\n{toc}\n")
+
+
+def write(file: Path, text: str) -> None:
+    """Files that are as they should be are left, so that a second build is short."""
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+
+
+def link_theory(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Sections of the theory are targets; the files that they name lead to pages with their source."""
+    if docname != "theory":
+        return
+    known = set(modules())
+
+    def linked(match: re.Match[str]) -> str:
+        name = "ctrnn_assembly." + match[1].removesuffix("/").removesuffix(".py").replace("/", ".")
+        return f"{{py:mod}}`{match[1]} <{name}>`" if name in known else match[0]
+
+    rows = re.sub(r"^## (\d+)\.", r"(theory-\1)=\n\g<0>", source[0], flags=re.MULTILINE).split("\n")
+    source[0] = "\n".join(
+        re.sub(r"`([\w/]+(?:\.py|/))`", linked, row) if row.startswith("Code:") else row for row in rows
+    )
+
+
+def setup(app: Sphinx) -> None:
+    import_module("ctrnn_cli.main")
+    app.connect("builder-inited", generate)
+    app.connect("source-read", link_theory)
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("sphinx-click-process-description", process_description)
+    app.connect("sphinx-click-process-options", process_options)
