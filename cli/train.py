@@ -24,13 +24,8 @@ KINDS = (
     *("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"),
     "recommended",
 )
-SWAPS = (
-    Column("solver", "solver"),
-    Column("step", "step", ".6g", missing="its own"),
-    Column("test_accuracy", "test accuracy", ".4f"),
-    Column("largest_state", "largest state", ".4g"),
-    Column("certified", "step certified"),
-)
+SOLVER = (Column("solver", "solver"), Column("step", "step", ".6g", missing="its own"))
+STATES = (Column("largest_state", "largest state", ".4g"), Column("certified", "step certified"))
 GATES = {
     "constant": "trained time scales: certified as time constants 1 / nu",
     "shared": "one gate of the input for all units: certified at the rate lo lam",
@@ -61,6 +56,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     from torch.profiler import profile as recorder
 
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.data.targets import in_words
     from ctrnn_assembly.reproduction.experiments import difference
     from ctrnn_assembly.training.fit import STAGES, fit
     from ctrnn_assembly.training.run import read_config, validation
@@ -104,9 +100,9 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
             with suppress(OSError):  # it holds something
                 run.rmdir()
     rows = [
-        ("test accuracy", f"{summary['test_accuracy']:.4f}"),
+        ("test", in_words(summary, "test")),
         *learnt_nothing(config, summary),
-        ("validation accuracy", validation(summary)),
+        ("validation", validation(summary)),
         ("trained parameters", f"{summary['parameters']:,}"),
         ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
         *short_rows(summary["certificate"]),
@@ -168,7 +164,7 @@ def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
 
 def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """A line on a net that does no better than chance, and what is recommended; none on others."""
-    if summary["test_accuracy"] > summary["chance"]:
+    if summary["chance"] is None or summary["test_accuracy"] > summary["chance"]:
         return []
     best = recommended(config.task)
     if not best:
@@ -212,6 +208,7 @@ def evaluate_command(
     norm over time and of the root mean square. The claim is of the net in float64.
     """
     from ctrnn_assembly.certificates.wording import short_rows
+    from ctrnn_assembly.data.targets import MEASURES, in_words
     from ctrnn_assembly.figures.curves import swap_figure
     from ctrnn_assembly.solvers import check_settings
     from ctrnn_assembly.training.run import Run, read_config
@@ -247,13 +244,16 @@ def evaluate_command(
     rows[0]["solver"] += " (trained)"
     shown = [row | {"certified": "yes" if row["certified"] else "no"} for row in rows]
     proven = short_rows(certificate) if not swap else [(row["solver"], row["verdict"]) for row in rows]
-    measures = {"test_accuracy": top.accuracy, "largest_state": top.largest_state}
+    measures = {f"test_{key}": x for key, x in top.measures.items() if x is not None}
+    tested = [Column(key, f"test {MEASURES[key[5:]]}", ".4f") for key in measures]
+    columns = (*SOLVER, *tested, *STATES)
+    measures["largest_state"] = top.largest_state
     emit(
         {**top.run.about(), **measures, "certificate": certificate, "rows": rows},
-        f"{run.title}: test accuracy {top.accuracy:.4f}, largest state {top.largest_state:.4g}",
-        *[table(shown, SWAPS, title="the same weights, swapped solvers")] * bool(rest),
+        f"{run.title}: test {in_words(measures, 'test')}, largest state {top.largest_state:.4g}",
+        *[table(shown, columns, title="the same weights, swapped solvers")] * bool(rest),
         *(f"{key}: {value}" for key, value in proven),
-        columns=SWAPS,
+        columns=columns,
         arrays={f"largest_{each.name}": each.largest for each in found},
         figure=partial(swap_figure, found, title=run.title),
         **outputs,
@@ -269,6 +269,8 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
     from ctrnn_assembly.figures.curves import radius_figure
     from ctrnn_assembly.robustness import NORMS, certified_radii
 
+    if run.config.target != "class":
+        raise ConfigError(f"--radius is of classes; got target {run.config.target}. Leave it out.")
     model, made = run.build(double=True).requires_grad_(False), []
     u, y, lengths = run.inputs("test", samples)
     for part in torch.arange(samples).split(64):

@@ -291,7 +291,7 @@ def test_the_accuracy_as_one_field_stands_beside_that_of_the_sampled_stack(cli, 
     names = ["exponential-euler (trained)", "imex:2, one field", "rk4, one field"]
     assert [row["solver"] for row in rows] == names
     run = Run.open(deep, one_field=True, solver="rk4")
-    assert rows[2]["test_accuracy"] == measured(run).accuracy
+    assert rows[2]["test_accuracy"] == measured(run).measures["accuracy"]
     assert run.model.core.one_field
 
 

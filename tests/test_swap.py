@@ -123,7 +123,7 @@ def test_the_largest_states_are_those_of_all_units_and_sequences(run: Path) -> N
     torch.testing.assert_close(found.largest, states.abs().amax((0, 2)))
     assert found.largest_state == float(found.largest.max())
     right = model(u).argmax(-1) == opened.task.load_test().y
-    assert found.accuracy == float(right.double().mean())
+    assert found.measures["accuracy"] == float(right.double().mean())
 
 
 def test_states_that_are_not_finite_are_warned_of(run: Path) -> None:

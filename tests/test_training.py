@@ -15,7 +15,7 @@ from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.training import fit
-from ctrnn_assembly.training.batches import Batches, accuracy
+from ctrnn_assembly.training.batches import Batches, measure
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.run import Run, model_from, read_table
 
@@ -118,7 +118,7 @@ def test_processes_share_an_epoch(task: Task) -> None:
 def test_accuracy_is_of_the_whole_split(task: Task) -> None:
     model = model_from(make_config({"modules": 1, "units": 4}), task.n_input, 10)
     u = task.sequence(task.val.x)
-    assert accuracy(model, task, task.val, batch_size=7) == float(
+    assert measure(model, task, task.val)["accuracy"] == float(
         (model(u).argmax(-1) == task.val.y).double().mean()
     )
 

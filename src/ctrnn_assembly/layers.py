@@ -359,13 +359,14 @@ class CTRNN(Recurrent):
 
 
 class SequenceClassifier(nn.Module):
-    """logits = W_out x(T) + b_out: a recurrent layer, read out at the last valid step.
+    """logits = W_out x(T) + b_out: a recurrent layer, read out at the last valid step, or at each.
 
     Args:
         core: a layer, batch_first.
-        n_class: number of classes k.
+        n_class: number of classes, or values, k.
         readout_input: "state" reads x, as the papers do; "rate" the firing rates.
-        pool: "last" reads the last valid output, "mean" the mean of all valid ones.
+        pool: "last" reads the last valid output, "mean" the mean of all valid ones, "all" each output:
+            logits are then (batch, time, k).
     """
 
     def __init__(
@@ -374,7 +375,7 @@ class SequenceClassifier(nn.Module):
         n_class: int,
         *,
         readout_input: Literal["state", "rate"] = "state",
-        pool: Literal["last", "mean"] = "last",
+        pool: Literal["last", "mean", "all"] = "last",
         bias: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -395,6 +396,8 @@ class SequenceClassifier(nn.Module):
 
     def pooled(self, output: Tensor, lengths: Any = None) -> Tensor:
         """What the readout sees, (batch, n), of outputs (batch, time, n), or of one sequence's."""
+        if self.pool == "all":
+            return output
         if lengths is None:
             return output[..., -1, :] if self.pool == "last" else output.mean(-2)
         lengths = torch.as_tensor(lengths, device=output.device)[:, None]

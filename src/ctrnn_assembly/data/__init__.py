@@ -14,7 +14,7 @@ from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task
-from ctrnn_assembly.errors import unknown
+from ctrnn_assembly.errors import ConfigError, unknown
 
 
 class Entry(NamedTuple):
@@ -35,7 +35,7 @@ TASKS: dict[str, Entry] = {
     "scifar10[-rgb]": Entry(_RGB, "scifar10(-rgb)?", arrays.load_cifar10),
     "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
     "images": Entry(_FOLDERS, "images", images.load_images),
-    "own": Entry("your own series, classified: --data FILE, .csv, .npz or .npy", "own", own.load_own),
+    "own": Entry("your own series: --data FILE, .csv, .npz or .npy", "own", own.load_own),
     "series:NAME": Entry(_SERIES, r"series:[\w-]+", series.load_series),
 }
 
@@ -56,6 +56,9 @@ def load_task(name: str, **settings: Any) -> Task:
         torch.Size([5, 64, 1])
     """
     options = Options(**settings)
+    if options.target != "class" and name != "own":
+        what = f"target {options.target} is for series of your own; got task {name}"
+        raise ConfigError(f"{what}. Name a file with --data, or leave the target out.")
     for entry in TASKS.values():
         if re.fullmatch(entry.pattern, name):
             return entry.load(name, options)

@@ -4,12 +4,13 @@
     .npy  X; y in the file beside it that has y for X in its name
     .csv  a row a step below a header: id, target, channels; perhaps time (a number or ISO date), split
 
-A class is text or a whole number; `split` says train, val or test of each series. Whatever does not
-fit is a DataError with its row and column.
+A class is text or a whole number, and values have a decimal point where both may be; `split` says
+train, val or test of each series. Whatever does not fit is a DataError with its row and column.
 """
 
 import csv
 import io
+import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
 from ctrnn_assembly.data.task import SPLIT_SEED, Options, Split, Task, checked, make_task
 from ctrnn_assembly.errors import ConfigError, DataError
 
@@ -33,6 +35,8 @@ COLUMNS = {
     "target": ("target", "label", "class"),  # not y: a channel of x, y, z
     "split": ("split",),
 }
+LABELLED = ("class", "regression", "per-step")  # targets that y tells
+FRACTION = re.compile(r"[-+]?(\d+\.|\.\d|\d+[eE][-+]?\d)[-+\deE]*")
 REGULAR = 1e-4  # relative: time stamps this close to one distance are rounded ones
 Array = NDArray[Any]
 
@@ -41,7 +45,8 @@ Array = NDArray[Any]
 class Series:
     """Series x, (n, T, m) float64, of which the first `lengths`, (n,), samples count.
 
-    y are the classes and `split` the parts, (n,) texts; t, (n, T), times and `rows` lines of the file.
+    y, (n, S), are texts of classes, or (n, S, k) float64 of the `values` named, of S = 1 or T steps;
+    `split` the parts, (n,) texts; t, (n, T), times, `stamps` as they stand, `rows` lines of the file.
     """
 
     what: str
@@ -53,6 +58,8 @@ class Series:
     t: Array | None = None
     rows: Array | None = None
     split: Array | None = None
+    stamps: Array | None = None
+    values: tuple[str, ...] = ()
 
     @property
     def valid(self) -> Array:
@@ -102,35 +109,36 @@ class Preparation(BaseModel):
     std: tuple[float, ...]
     spacing: float | None
     missing: str
+    target: str = "class"
+    ahead: int = 1
+    warm_up: int = 0
+    values: tuple[str, ...] = ()
+    value_mean: tuple[float, ...] = ()
+    value_std: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, series: Series, train: Array, missing: str) -> Self:
+    def of(cls, series: Series, train: Array, options: Options) -> Self:
         """From the series at the indices `train` alone; a constant channel has std 1."""
-        y: Any = series.y  # whole numbers by size, and before words
-        ranked = {(not one.isdigit(), len(one) * one.isdigit(), one) for one in y[train].tolist()}
-        classes = tuple(one for *_, one in sorted(ranked))
-        if len(classes) < 2:
+        (apart, counts), valid = series.intervals(), series.valid[train]
+        mean, std = scaling(series, series.channels, series.filled(options.missing)[train][valid])
+        gaps, values, y = apart[train][counts[train]], series.values, series.y
+        made: dict[str, Any] = {"classes": (), "value_mean": mean, "value_std": std}
+        if y is None:  # a forecast
+            values = series.channels
+        else:
+            y = y[train][valid[:, : y.shape[1]]]
+            if values:
+                made["value_mean"], made["value_std"] = scaling(series, values, y)
+            else:  # whole numbers by size, and before words
+                found = {one for one in y.tolist() if one.lower() not in MISSING}
+                ranked = sorted((not one.isdigit(), len(one) * one.isdigit(), one) for one in found)
+                made = {"classes": tuple(one for *_, one in ranked)}
+        if len(made["classes"] or "values") < 2:
             must = f"{series.what} must hold at least 2 classes to train on"
-            raise DataError(f"{must}; got {', '.join(classes)}.")
-        x = series.filled(missing)[train][series.valid[train]]  # (samples of all, m)
-        if (empty := np.isnan(x).all(0)).any():
-            name = series.channels[int(empty.argmax())]
-            raise DataError(f"{series.what}: column {name!r} has no value to train on. Remove it.")
-        low, high, (apart, known) = np.nanmin(x, 0), np.nanmax(x, 0), series.intervals()
-        scale = np.maximum(abs(low), abs(high))  # the square of 1e308 is beyond all numbers
-        scale[scale == 0] = 1.0
-        mean, std = scale * np.nanmean(x / scale, 0), scale * np.nanstd(x / scale, 0)
-        still = (low == high) | (std == 0)
-        gaps = apart[train][known[train]]
-        return cls(
-            channels=series.channels,
-            classes=classes,
-            # To digits that are the same on every machine.
-            mean=tuple(float(f"{value:.12g}") for value in np.where(still, low, mean)),
-            std=tuple(float(f"{value:.12g}") for value in np.where(still, 1.0, std)),
-            spacing=float(np.median(gaps)) if len(gaps) else None,
-            missing=missing,
-        )
+            raise DataError(f"{must}; got {', '.join(made['classes'])}.")
+        made |= {name: getattr(options, name) for name in ("missing", "target", "ahead", "warm_up")}
+        made["spacing"] = float(np.median(gaps)) if len(gaps) else None
+        return cls(channels=series.channels, mean=mean, std=std, values=values, **made)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -144,10 +152,49 @@ class Preparation(BaseModel):
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x.float()
 
-    def split(self, series: Series) -> Split:
-        """The series, normalised; 0, the mean, for a gap before the first value. y is 0 without classes.
+    def answers(self, series: Series) -> Tensor:
+        """What the net is to say, as `Split.y`; DataError for an unknown class, or a series of none."""
+        y: Any = series.y
+        later, stepwise = np.arange(series.x.shape[1]), self.target in STEPWISE
+        asked = series.valid & (later >= self.warm_up)
+        if y is None:
+            later = later + self.ahead
+            asked &= later < series.lengths[:, None]
+            y = series.x[:, np.minimum(later, len(later) - 1)]
+        asked = asked if stepwise else np.ones((len(y), 1), dtype=bool)
+        if self.classes:
+            place = {one: k for k, one in enumerate(self.classes)}
+            coded = np.array([[place.get(one, np.nan) for one in row] for row in y.tolist()])
+            strange = asked & np.isnan(coded) & ~np.isin(np.char.lower(y), MISSING)
+            advice = "Give it more samples, remove it, or name the --target."
+            series.refuse(strange, y, "a class must have a training sample", advice)
+            y = coded[..., None]
+        else:
+            series.refuse(asked & np.isinf(y).any(-1), y[..., 0], "a target must be finite", "Mend it.")
+            y = y / np.array(self.value_std) - np.array(self.value_mean) / np.array(self.value_std)
+        y = np.where(asked[..., None], y, np.nan)
+        none, steps = np.isnan(y).all((1, 2))[:, None], series.lengths[:, None].astype(str)
+        must = f"a series must have a target, of steps after {self.warm_up} of warm-up"
+        series.refuse(none, np.char.add(steps, " steps"), must, "Remove it.")
+        found = torch.from_numpy(y if stepwise else y[:, 0])
+        return found[..., 0].nan_to_num(UNKNOWN).long() if self.classes else found.float()
 
-        DataError for other channels, an unknown class, and what float32 cannot hold.
+    def words(self, outputs: Tensor) -> dict[str, Any]:
+        """What the net says by its outputs, (k,), in the data's own words and units."""
+        if self.classes:
+            shares = zip(self.classes, outputs.softmax(-1).tolist(), strict=True)
+            named = {f"probability_{name}": share for name, share in shares}
+            return {"prediction": self.classes[int(outputs.argmax())], **named}
+        found = np.array(self.value_mean) + np.array(self.value_std) * outputs.numpy()
+        names = [f"prediction_{name}" for name in self.values]
+        if len(names) == 1:
+            names = ["prediction"]
+        return dict(zip(names, found.tolist(), strict=True))
+
+    def split(self, series: Series, *, answered: bool = True) -> Split:
+        """The series, normalised; 0, the mean, for a gap before the first value; y 0 if not asked for.
+
+        DataError for other channels, what `answers` refuses, and what float32 cannot hold.
         """
         if series.channels != self.channels:
             must = f"{series.what} must have the channels {', '.join(self.channels)}, as in training"
@@ -156,23 +203,38 @@ class Preparation(BaseModel):
         with np.errstate(over="ignore"):
             x = series.filled(self.missing) / std - mean / std
             x = np.where(np.isnan(x) | ~valid[..., None], 0.0, x).astype(np.float32)
-        labels = np.array(self.classes[:1] * len(x)) if series.y is None else series.y
-        if strange := set(labels.tolist()) - set(self.classes):
-            said = f"{series.what}: no training sample is of class {min(strange)!r}"
-            raise DataError(f"{said}. Give it more samples, or remove it.")
-        y, (apart, known) = torch.tensor([*map(self.classes.index, labels.tolist())]), series.intervals()
+        y = self.answers(series) if answered else torch.zeros(len(x), dtype=torch.int64)
+        apart, counts = series.intervals()
         lengths, dt = None if valid.all() else torch.from_numpy(series.lengths), None
-        times = np.where(known, apart / (self.spacing or np.inf), 1.0)
+        times = np.where(counts, apart / (self.spacing or np.inf), 1.0)
         if self.spacing and (abs(times - 1) > REGULAR).any():
             dt = torch.from_numpy(np.pad(times, [(0, 0), (0, 1)], constant_values=1)).float()
-        return checked(series.what, Split(torch.from_numpy(x), y, lengths, dt), len(self.classes))
+        return checked(
+            series.what, Split(torch.from_numpy(x), y, lengths, dt), len(self.classes or self.values)
+        )
+
+
+def scaling(series: Series, names: tuple[str, ...], x: Array) -> tuple[tuple[float, ...], ...]:
+    """Mean and standard deviation of the columns of x, (samples, m); 1 for that of a constant one."""
+    if (empty := np.isnan(x).all(0)).any():
+        name = names[int(empty.argmax())]
+        raise DataError(f"{series.what}: column {name!r} has no value to train on. Remove it.")
+    low, high = np.nanmin(x, 0), np.nanmax(x, 0)
+    scale = np.maximum(abs(low), abs(high))  # the square of 1e308 is beyond all numbers
+    scale[scale == 0] = 1.0
+    with np.errstate(invalid="ignore"):  # infinite ones are refused
+        mean, std = scale * np.nanmean(x / scale, 0), scale * np.nanstd(x / scale, 0)
+    still = (low == high) | (std == 0)
+    # To digits that are the same on every machine.
+    found = np.where(still, low, mean), np.where(still, 1.0, std)
+    return tuple(tuple(float(f"{value:.12g}") for value in each) for each in found)
 
 
 def load_own(name: str, options: Options) -> Task:
     """The task `own` of the file that data_dir names, or that is alone in it."""
     if options.data_dir is None:
         raise ConfigError("task own is read from a file of yours. Name it with --data.")
-    return task_of(read_series(options.folder), options)
+    return task_of(read_series(options.folder, options.target), options)
 
 
 def task_of(series: Series, options: Options) -> Task:
@@ -180,16 +242,17 @@ def task_of(series: Series, options: Options) -> Task:
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {series.what}. Leave it out.")
     what, parts, note = series.what, parted(series, options), ""
-    prepared = Preparation.of(series, parts["train"].numpy(), options.missing)
+    prepared = Preparation.of(series, parts["train"].numpy(), options)
     if options.prepared not in (None, prepared):
-        differ = f"{what} is not what the run was trained on: channels, classes or their values differ"
+        differ = f"{what} is not what the run was trained on: channels, target or their values differ"
         raise DataError(f"{differ}. Name the old data; new ones are for `ctrnn predict`.")
     whole = prepared.split(series)
     if whole.dt is not None:
         low, high = float(whole.dt.min()), float(whole.dt.max())
         note = f"samples are {low:.3g} to {high:.3g} times dt apart: what is proven of a step is of dt."
     task = make_task(what, options, what, prepared.classes, lambda *_: whole, lambda _: prepared, parts)
-    return replace(task, note=note)
+    outputs = prepared.classes or prepared.values
+    return replace(task, note=note, n_class=len(outputs), unit=prepared.value_std)
 
 
 def parted(series: Series, options: Options) -> dict[str, Tensor]:
@@ -203,8 +266,8 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
             raise DataError(f"{must}; got {min(strange)!r}.")
     else:
         shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)
-        y: Any = series.y
-        left, parts = shuffled[np.argsort(y[shuffled], kind="stable")], {}
+        y: Any = series.y if options.target == "class" else np.zeros((n, 1))
+        left, parts = shuffled[np.argsort(y[shuffled, 0], kind="stable")], {}
         for part, share in (("test", options.test_fraction), ("val", options.val_fraction)):
             k = min(len(left), max(1, round(share * n)))
             parts[part] = left[((np.arange(k) + 0.5) * len(left) / max(k, 1)).astype(np.int64)]
@@ -212,12 +275,13 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
         parts["train"] = left
     for part, index in parts.items():
         if not len(index):
-            raise DataError(f"{series.what}: {n} series leave none for {part}. Give more of them.")
+            few = f"{series.what}: {n} series leave none for {part}"
+            raise DataError(f"{few}. Give more of them, or cut a long one into several ids.")
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}
 
 
-def read_series(file: Path, *, classes: bool = True) -> Series:
-    """The series in a file, or in the only such file of a folder, with their classes or without."""
+def read_series(file: Path, target: str | None) -> Series:
+    """The series in a file, or in the only such file of a folder, with what is said of them, if any."""
     inside = file.iterdir() if file.is_dir() else ()
     found = [one for one in inside if one.suffix.lower() in ENDINGS and one.stem[:1] != "y"]
     file = found[0] if len(found) == 1 else file
@@ -225,7 +289,7 @@ def read_series(file: Path, *, classes: bool = True) -> Series:
     if kind not in ENDINGS or not file.is_file():
         raise DataError(f"{file} must be a file that ends in {', '.join(ENDINGS)}. Name it with --data.")
     if kind == ".csv":
-        return read_csv(file, classes=classes)
+        return read_csv(file, target)
     beside = file.with_name(file.name.replace("X", "y", 1))
     try:
         if kind == ".npz":
@@ -236,14 +300,16 @@ def read_series(file: Path, *, classes: bool = True) -> Series:
             held = {name: np.load(one) for name, one in both.items()}
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read as arrays: {' '.join(str(error).split())}.") from None
-    if "X" not in held or ("y" not in held and classes):
+    if "X" not in held or ("y" not in held and target in LABELLED):
         raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
-    given = [held.get(name) for name in ("y", "lengths", "t", "split")]
-    return of_arrays(file.name, held["X"], given[0] if classes else None, *given[1:])
+    given = [held.get(name) for name in ("X", "y", "lengths", "t", "split")]
+    return of_arrays(file.name, *given, target=target)
 
 
-def of_arrays(what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any) -> Series:
-    """Arrays as `Task.from_arrays` takes them; y may be None."""
+def of_arrays(
+    what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any, *, target: str | None
+) -> Series:
+    """Arrays as `Task.from_arrays` takes them; y is read if the target is told by it."""
     try:
         x = np.asarray(X, dtype=np.float64)
         x = x[..., None] if x.ndim == 2 else x
@@ -252,25 +318,36 @@ def of_arrays(what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any) -
         if 0 in x.shape or ends.shape != (n,) or not ((ends >= 1) & (ends <= T) & (ends % 1 == 0)).all():
             raise ValueError(f"got X {x.shape}, and lengths must be {n} whole numbers in 1..{T}")
         t = None if times is None else np.broadcast_to(np.asarray(times, dtype=np.float64), (n, T))
-        if y is not None:
-            y = np.asarray(y)
-            if y.shape != (n,) or (y.dtype.kind == "f" and (y % 1 != 0).any()):
-                raise ValueError(f"y must be {n} whole numbers or texts; got {y.dtype} {y.shape}")
-            y = (y.astype(np.int64) if y.dtype.kind == "f" else y).astype(str)
+        y = told(np.asarray(y), (n, T), target) if target in LABELLED else None
         split = None if split is None else np.broadcast_to(split, n).astype(str)
     except (ValueError, TypeError) as error:
-        must = f"{what} must hold X (samples, time, channels) of numbers, a class y of each sample"
+        must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
         raise DataError(f"{must}, and perhaps lengths and t: {error}.") from None
     names, ids = tuple(f"x{k}" for k in range(m)), [str(i) for i in range(n)]
-    return Series(what, x, ends.astype(np.int64), names, ids, y, t, split=split)
+    values = () if y is None or y.ndim < 3 else tuple(f"y{k}" for k in range(y.shape[2]))
+    return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t, values)
 
 
-def read_csv(file: Path, *, classes: bool = True) -> Series:
+def told(y: Array, shape: tuple[int, int], target: str | None) -> Array:
+    """The y of arrays as `Series` has it; ValueError if it is of another target."""
+    lead, floats = shape if target == "per-step" else shape[:1], y.dtype.kind == "f"
+    values = target == "regression" or (target == "per-step" and floats)
+    fits = y.shape[: len(lead)] == lead and y.ndim <= len(lead) + values
+    if not fits or not (values or not floats or (y % 1 == 0).all()):
+        kinds = "numbers" if values else "whole numbers or texts"
+        raise ValueError(f"y of target {target} must be {lead} {kinds}; got {y.dtype} {y.shape}")
+    y = y.reshape(shape[0], *(lead[1:] or (1,)), -1)
+    if values:
+        return y.astype(np.float64)
+    return (y.astype(np.int64) if floats else y).astype(str)[..., 0]
+
+
+def read_csv(file: Path, target: str | None) -> Series:
     """The series of a CSV file, whose rows may stand in any order."""
     what, (names, lines, cells) = file.name, _table(file)
     at = {kind: [k for k, n in enumerate(names) if n.lower() in COLUMNS[kind]] for kind in COLUMNS}
     for kind, found in at.items():
-        if len(found) > 1 or (not found and kind in ("id", "target")[: 1 + classes]):
+        if len(found) > 1 or (not found and kind in ("id", "target")[: 1 + (target in LABELLED)]):
             must = f"{what} must have one column for {kind}, named {', '.join(COLUMNS[kind])}"
             raise DataError(f"{must}; got the header {', '.join(names)}.")
     channels = [k for k in range(len(names)) if not any(k in found for found in at.values())]
@@ -290,16 +367,22 @@ def read_csv(file: Path, *, classes: bool = True) -> Series:
     _, starts, lengths = np.unique(first[inverse][order], return_index=True, return_counts=True)
     steps = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
     rows = order[starts[:, None] + steps]  # (n, T), of its last sample past the end of a series
-    said = {kind: cells[rows, at[kind][0]] for kind in ("target", "split") if at[kind]}
-    said = {kind: text for kind, text in said.items() if classes or kind != "target"}
-    y, split = (said[kind][:, 0] if kind in said else None for kind in ("target", "split"))
-    x, stamps = numbers(channels)[rows], t[rows, 0] if t.size else None
-    named, known = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
-    series = Series(what, x, lengths, named, known, y, stamps, lines[rows], split)
-    for kind, text in said.items():
-        wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
-        series.refuse(wrong, text, f"{kind} must be there, one for each id", "Mend it.")
-    return series
+    read: Any = {kind: cells[rows, found[0]] for kind, found in at.items() if found}
+    y, split, stamps = (read.get(kind) for kind in ("target", "split", "time"))
+    x, times = numbers(channels)[rows], t[rows, 0] if t.size else None
+    named, each = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
+    series = Series(what, x, lengths, named, each, None, times, lines[rows], stamps=stamps)
+    once = {"target": y} if target in ("class", "regression") else {}
+    for kind, text in (once | {"split": split}).items():
+        if text is not None:
+            wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
+            advice = "Mend it, or name another --target." if kind == "target" else "Mend it."
+            series.refuse(wrong, text, f"{kind} must be there, one for each id", advice)
+    values: tuple[str, ...] = ()
+    if target == "regression" or (target == "per-step" and any(map(FRACTION.fullmatch, y.ravel()))):
+        y, values = numbers(at["target"])[rows], (names[at["target"][0]],)
+    y = None if target not in LABELLED else y if target == "per-step" else y[:, :1]
+    return replace(series, y=y, split=None if split is None else split[:, 0], values=values)
 
 
 def _number(where: str, cell: str, time: bool) -> float:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from ctrnn_assembly.data.targets import TARGETS, UNKNOWN, loss_of
 from ctrnn_assembly.errors import ConfigError, DataError, check_known
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
@@ -36,7 +37,7 @@ class Split:
 
     Args:
         x: images (N, C, H, W) uint8, or series (N, T, m) float32.
-        y: class indices, (N,) int64.
+        y: class indices, (N,) int64; or what else `targets` has.
         lengths: valid steps of each series, (N,) int64 in 1..T; None where all have T.
         dt: what each sample lasts, (N, T), in units of the network's dt; None where all last 1.
     """
@@ -70,7 +71,7 @@ class Split:
     def joined(self, other: "Split") -> "Split":
         """These samples and then those of another split of the same task."""
         both, T = (self, other), self.x.shape[1]
-        known = [torch.full_like(s.y, T) if s.lengths is None else s.lengths for s in both]
+        known = [torch.full((len(s),), T) if s.lengths is None else s.lengths for s in both]
         lengths = torch.cat(known) if any(s.lengths is not None for s in both) else None
         dt = None if self.dt is None or other.dt is None else torch.cat([self.dt, other.dt])
         return Split(torch.cat([s.x for s in both]), torch.cat([s.y for s in both]), lengths, dt)
@@ -78,16 +79,19 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A classification task, one input vector a step.
+    """A task, of classes unless its data are your own; one input vector a step.
 
     Args:
         name: canonical, with its version, e.g. 'psmnist-12008'.
+        n_class: what the net puts out: k classes or values.
         n_input, n_steps: features m of a step, and steps T of the longest training sequence.
-        classes: names, in the order of the indices in `Split.y`.
+        classes: names, in the order of the indices in `Split.y`; empty for values.
         load_test: reads the test split; nothing of it is decoded before.
         data: what was read, e.g. 'MNIST' or 'CIFAR-10 (JPEG)'.
         note: sentences on data that are not what the task's name promises, which then says what was
             read, or that `resize` enlarges; empty otherwise.
+        unit: what 1 in `Split.y` stands for, in the data's own unit, for each value.
+        loss: (outputs, y) -> the mean of a batch, `targets.loss_of` or your own.
     """
 
     name: str
@@ -101,26 +105,31 @@ class Task:
     sequence: Sequence = field(repr=False)
     data: str = ""
     note: str = ""
+    unit: tuple[float, ...] = ()
+    loss: Callable[[Tensor, Tensor], Tensor] = field(default=loss_of, repr=False)
 
     @staticmethod
     def from_arrays(
-        X: Any, y: Any, lengths: Any = None, times: Any = None, split: Any = None, **options: Any
+        X: Any, y: Any = None, lengths: Any = None, times: Any = None, split: Any = None, **options: Any
     ) -> "Task":
         """Arrays of yours as a task, for `fit(config, out, task=task)`; normalised as training says.
 
         Args:
             X: (samples, time, channels), or (samples, time) of one channel; numbers.
-            y: (samples,), classes: whole numbers from any one on, or texts.
+            y: (samples,), classes: whole numbers from any one on, or texts; of target "regression"
+                values, (samples[, k]); of "per-step" classes (samples, time) or floats, NaN where there
+                is none, (samples, time[, k]); of "forecast" None.
             lengths: (samples,), how many steps of each count; all by default.
             times: (time,) or (samples, time), increasing; their median distance is the network's dt.
             split: (samples,) of "train", "val" and "test"; else shares are dealt, class by class.
-            options: of `Options`: val_fraction, test_fraction, missing, limit_train, limit_test, seed.
+            options: of `Options`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
         Raises: DataError with the place of what does not fit.
         """
         from ctrnn_assembly.data.own import of_arrays, task_of  # which builds on this file
 
-        return task_of(of_arrays("arrays", X, y, lengths, times, split), Options(**options))
+        chosen = Options(**options)
+        return task_of(of_arrays("arrays", X, y, lengths, times, split, target=chosen.target), chosen)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ class Options:
         augment: let `Task.sequence` augment training batches, where the task has an augmentation.
         seed: of the limits alone; the splits are the same for every seed.
         val_fraction, test_fraction, missing: of own series; "refuse" NaN, or "hold" the value before.
+        target, ahead, warm_up: of own series; steps to what is forecast, first steps without loss.
         prepared: the `Preparation` of the run that they must fit.
     """
 
@@ -148,17 +158,21 @@ class Options:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     missing: str = "refuse"
+    target: str = "class"
+    ahead: int = 1
+    warm_up: int = 0
     prepared: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("resize", "limit_train", "limit_test"):
+        for name in ("resize", "limit_train", "limit_test", "ahead"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out for all.")
+                raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out.")
         if not (self.val_fraction > 0 and 0 < self.test_fraction < 1 - self.val_fraction):
             got = f"{self.val_fraction:g} and {self.test_fraction:g}"
             raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
         check_known("missing", self.missing, ("refuse", "hold"))
+        check_known("target", self.target, TARGETS)
 
     @property
     def folder(self) -> Path:
@@ -250,7 +264,8 @@ def checked(what: str, split: Split, n_class: int) -> Split:
     x, y = split.x, split.y
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
-    if y.min() < 0 or y.max() >= n_class:
+    least = UNKNOWN if y.ndim > 1 else 0
+    if not y.is_floating_point() and (y.min() < least or y.max() >= n_class):
         raise DataError(
             f"{what} labels must lie in 0..{n_class - 1}; got {int(y.min())}..{int(y.max())}. "
             "Check the label file."

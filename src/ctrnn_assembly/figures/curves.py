@@ -49,7 +49,7 @@ def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = 
         label = f"{line.network}: {line.value:g} % ({line.note})\n{line.source}"
         left.axhline(line.value, color=style.BLACK, linestyle=dashes, linewidth=1, label=label)
     left.set_ylabel("accuracy (%)")
-    right.set_ylabel("cross-entropy (nats)")
+    right.set_ylabel("cross-entropy (nats), or squared error")
     if all((run.column("val_loss") > 0).any() for run in runs):
         style.log_axis(right)
     style.legend_below(figure, [left], 2)
@@ -101,11 +101,12 @@ def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
     figure = style.new_figure(1.7 + 0.22 * len(found), f"{title}: the same weights under other solvers")
     left, right = figure.subplots(1, 2)
     for k, one in enumerate(found):
-        look, accuracy = style.line_style(k), math.nan if one.accuracy is None else 100 * one.accuracy
+        look, accuracy = style.line_style(k), 100 * (one.measures.get("accuracy") or math.nan)
         left.plot(accuracy, k, **look, markerfacecolor=look["color"] if one.certified else "white")
         times = one.run.config.dt * np.arange(1, len(one.largest) + 1)
         right.plot(times, one.largest.numpy(), color=look["color"], linewidth=1.3)
-    left.axvline(100 * (found[0].accuracy or 0), color=style.GREY, linewidth=0.8, linestyle=DASHED)
+    trained = 100 * (found[0].measures.get("accuracy") or 0)
+    left.axvline(trained, color=style.GREY, linewidth=0.8, linestyle=DASHED)
     left.set_yticks(
         range(len(found)), [f"{one.name}{' (trained)' * (one is found[0])}" for one in found]
     )

@@ -178,8 +178,10 @@ def draw_states(run: Run, sample: int = 0) -> Figure:
     length = None if part.lengths is None else int(part.lengths[0])
     u = task.sequence(part.x)[:, :length].double()
     x = model.core(u)[0][0].T.numpy()  # (n, T)
-    guess = task.classes[int(model(u).argmax())]
-    title = f"validation sample {sample}, class {task.classes[int(part.y[0])]}, classified as {guess}"
+    title = f"validation sample {sample}"
+    if part.y.ndim == 1:
+        guess = task.classes[int(model(u).argmax())]
+        title += f", class {task.classes[int(part.y[0])]}, classified as {guess}"
     figure = style.new_figure(4.2, f"{run.title}: {title}")
     upper, lower = figure.subplots(2, 1, height_ratios=[1, 3], sharex=True)
     dt = getattr(model.core, "dt", None)  # a baseline may have no time

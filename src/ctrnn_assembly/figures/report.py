@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ctrnn_assembly.certificates.wording import down, fact_rows, verdict, weights_rows
+from ctrnn_assembly.data.targets import in_words
 from ctrnn_assembly.figures.curves import curves_figure, margin_figure
 from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
 from ctrnn_assembly.figures.style import rendered
@@ -51,4 +52,5 @@ def report(folder: str | Path) -> str:
         yaml=to_yaml(run.config),
         down=down,
         validation=validation,
+        in_words=in_words,
     )

@@ -23,7 +23,7 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
 from ctrnn_assembly.reproduction.results import checked_result, keep_result
-from ctrnn_assembly.training.batches import accuracy
+from ctrnn_assembly.training.batches import measure
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, read_table, run_record
@@ -150,7 +150,7 @@ def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, A
         **{key: getattr(run.config, key) for key in ("solver", "dt", "substeps")},
     }
     try:
-        found = accuracy(run.model, run.task, run.task.load_test())
+        found = measure(run.model, run.task, run.task.load_test())["accuracy"]
         return result | {"test_accuracy": found, "certificate": run.certificate.as_dict()}
     except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
         return result | {"test_accuracy": None, "reason": str(error)}

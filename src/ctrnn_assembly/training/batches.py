@@ -1,4 +1,4 @@
-"""Batches of a split in memory, in an order that depends on (seed, epoch) only; and its accuracy."""
+"""Batches of a split in memory, in an order that depends on (seed, epoch) only; and its measures."""
 
 import math
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Split, Task
+from ctrnn_assembly.data.targets import MEASURES, known, measures_of
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
 
@@ -86,7 +87,8 @@ def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -
 
     `forward` may stand in for the model: (input, lengths=..., dt=...) -> logits.
     """
-    weight, last = model.eval().readout.weight, int(batches.split.y.max())
+    weight, y = model.eval().readout.weight, batches.split.y
+    last = y.shape[-1] - 1 if y.is_floating_point() else int(y.max())
     sums = torch.zeros((), device=weight.device)
     for u, y, given in batches:
         y = y.to(weight.device)
@@ -96,19 +98,31 @@ def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -
                 f"{batches.task.name} has a class {last}, which does not fit the model's "
                 f"{logits.shape[-1]} outputs. Use the task that it was trained on."
             )
-        sums = sums + sums_of(F.cross_entropy(logits.float(), y), logits, y)
+        sums = sums + sums_of(batches.task.loss(logits, y), logits, y)
     return sums
 
 
 def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
-    """Summed loss, correct answers and samples of one batch, (3,), from its mean loss; in float64 to sum
-    over an epoch, where the device has it."""
-    correct = (logits.detach().argmax(-1) == y).sum()
-    sums = torch.stack([loss.detach() * len(y), correct, correct.new_tensor(len(y))])
+    """Summed loss, correct classes and how many are `known` of one batch, (3,), from its mean loss; in
+    float64 to sum over an epoch, where the device has it."""
+    count = known(y).sum()
+    correct = 0 * count if y.is_floating_point() else (logits.detach().argmax(-1) == y).sum()
+    sums = torch.stack([loss.detach() * count, correct, count])
     return sums if sums.device.type == "mps" else sums.double()
 
 
-def accuracy(model: SequenceClassifier, task: Task, split: Split, batch_size: int = 256) -> float:
-    """The share of a split that is classified correctly."""
-    _, correct, count = evaluate(model, Batches(task, split, batch_size)).tolist()
-    return correct / count
+def measure(
+    model: SequenceClassifier, task: Task, split: Split, forward: Any = None
+) -> dict[str, float | None]:
+    """`measures_of` a split, by `forward` as in `evaluate`; the MSE in the data's own unit, or None."""
+    outputs: list[Tensor] = []
+
+    def keep(u: Tensor, **given: Any) -> Tensor:
+        outputs.append((forward or model)(u, **given))
+        return outputs[-1]
+
+    evaluate(model, Batches(task, split, 256), keep)
+    found = dict.fromkeys(MEASURES, math.nan) | measures_of(torch.cat(outputs).cpu(), split.y)
+    if task.unit:
+        found["mse"] = (found["mse"] * torch.tensor(task.unit).double().square()).mean()
+    return {name: finite(float(x)) for name, x in found.items()}

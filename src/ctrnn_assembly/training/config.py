@@ -44,6 +44,14 @@ class TrainConfig(BaseModel):
     missing: Literal["refuse", "hold"] = setting(
         "data", "refuse", "gaps in your series; hold: fill them"
     )
+    target: Literal["class", "regression", "per-step", "forecast"] = setting(
+        "data", "class", "what is said of your series, at their end or at each step"
+    )
+    ahead: int = setting("data", 1, "steps from an input to the one that a forecast is of", ge=1)
+    warm_up: int = setting("data", 0, "first steps without loss, of per-step and forecast", ge=0)
+    class_weights: Literal["none", "balanced"] = setting(
+        "data", "none", "in the loss; balanced: as if classes were equally common"
+    )
     augment: bool = setting("data", True, "crop and flip where the task's recipe does")
     input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
     fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
@@ -210,7 +218,11 @@ class TrainConfig(BaseModel):
         late = [m for m in self.milestones if cuts and m >= epochs]
         kept = [e for e in self.keep_epochs if e > epochs]
         other = f"not used by schedule {self.schedule}"
+        target, ahead, early = self.target, self.ahead, self.warm_up
+        at_end = target in ("class", "regression")
         said = {
+            f"ahead {ahead} is not used by target {target}": target != "forecast" and ahead > 1,
+            f"warm_up {early} is not used by target {target}": at_end and early,
             f"milestones {[*self.milestones]} are {other}": not cuts and self.milestones,
             f"lr_gamma {self.lr_gamma} is {other}": not cuts and self.lr_gamma != LR_GAMMA,
             f"milestones {late} lie beyond the last epoch, {epochs}": late,

@@ -2,7 +2,7 @@
 
 The order of the batches of an epoch, and its augmentation, depend on (seed, epoch) only, and
 checkpoints are taken between epochs: a run that was killed and resumed ends with the same weights, bit
-for bit on a CPU, as one that was not. Validation accuracy, and among equals the validation loss, selects
+for bit on a CPU, as one that was not. Validation accuracy, then (or of values alone) the loss, selects
 the weights that are kept; the test set is read once, after training, and with `test_every_epoch` after
 each epoch, to be reported only.
 """
@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import pstdev
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -34,11 +34,12 @@ from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import Preparation
+from ctrnn_assembly.data.targets import balanced, known, loss_of
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
-from ctrnn_assembly.training.batches import Batch, Batches, accuracy, evaluate, sums_of, timed
+from ctrnn_assembly.training.batches import Batch, Batches, evaluate, measure, sums_of, timed
 from ctrnn_assembly.training.config import TrainConfig, to_yaml
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
@@ -46,6 +47,7 @@ from ctrnn_assembly.training.provenance import provenance
 # The stop at a plateau of De Caro et al. 2025: Ray's TrialPlateauStopper with these settings.
 PLATEAU_EPOCHS, PLATEAU_STD, PLATEAU_GRACE = 5, 1e-3, 50
 STAGES = ("data", "forward", "backward", "optimiser", "validation", "certificate")
+OF_DATA = ("target", "ahead", "warm_up", "missing")  # settings that a task of your own brings along
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
 LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
@@ -106,8 +108,8 @@ class Training:
 
     @property
     def ended(self) -> bool:
-        """Whether all epochs are done, or enough of them without a better or another accuracy."""
-        config, reached = self.config, [row["val_accuracy"] for row in self.rows]
+        """Whether all epochs are done, or enough of them without a better or another `run.merit`."""
+        config, reached = self.config, [run.merit(row)[0] for row in self.rows]
         old = config.plateau and self.epoch >= PLATEAU_GRACE
         flat = old and pstdev(reached[-PLATEAU_EPOCHS:]) <= PLATEAU_STD
         stale = self.epoch - 1 - reached.index(max(reached)) if reached else 0
@@ -143,11 +145,12 @@ class Training:
             return str(error)
         return ""
 
-    def means(self, part: str, sums: Tensor) -> dict[str, float]:
-        """Mean loss and accuracy from their sums over all processes, as columns of metrics.csv."""
+    def means(self, part: str, sums: Tensor) -> dict[str, Any]:
+        """Mean loss and accuracy (of values None) from their sums over all processes, as columns."""
         total: Any = self.fabric.all_reduce(sums, reduce_op="sum")
         loss, correct, count = total.tolist()
-        return {f"{part}_loss": loss / count, f"{part}_accuracy": correct / count}
+        share = correct / count if self.task.classes else None
+        return {f"{part}_loss": loss / count, f"{part}_accuracy": share}
 
 
 def fit(
@@ -177,10 +180,14 @@ def fit(
         torch.set_num_threads(config.threads)
     summary = provenance(command=command, seed=config.seed, device=config.device)
     if task is not None:
-        config = config.model_copy(update={"task": "own", "data_dir": None})
+        made = {name: getattr(task.sequence, name, getattr(config, name)) for name in OF_DATA}
+        config = config.model_copy(update={"task": "own", "data_dir": None, **made})
     fabric, log = make_fabric(config), make_logger(config, out)
     start = run.Run(out if resume else None, config, initial=True)
-    start.task = task = task or start.task
+    task = task or start.task
+    if config.class_weights == "balanced":
+        task = replace(task, loss=partial(loss_of, weights=balanced(task.train.y, task.n_class)))
+    start.task = task
     net = start.build()
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
@@ -238,14 +245,14 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
         training.rows.append(row)
-        better = row is max(training.rows, key=lambda one: (one["val_accuracy"], -one["val_loss"]))
+        better = row is max(training.rows, key=run.merit)
 
         due = training.ended or training.epoch % config.certify_every == 0
         with training.profile, record_function("certificate"):
             proven = training.certificate if due else None
         row |= certificate_columns(proven)
         if test is not None:
-            row["test_accuracy"] = accuracy(net, task, test)
+            row["test_accuracy"] = measure(net, task, test)["accuracy"]
         if first:
             run.write_table(out / "metrics.csv", training.rows)
             log({name: value for name, value in row.items() if value is not None}, row["epoch"])
@@ -266,7 +273,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
         training.profile = nullcontext()
 
 
-def train_epoch(training: Training, batches: Batches, *, timed: bool = False) -> dict[str, float]:
+def train_epoch(training: Training, batches: Batches, *, timed: bool = False) -> dict[str, Any]:
     """One pass over the batches; returns the means of its steps. If `timed`, it reports a `forecast`."""
     config, fabric, projection = training.config, training.fabric, training.projection
     batches.epoch, steps = training.epoch, len(batches)
@@ -375,7 +382,7 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
     u, y, given = batch
     with record_function("forward"):
         logits = model(u, **timed(training.net, given))
-        loss = F.cross_entropy(logits.float(), y)
+        loss = training.task.loss(logits, y)
     if where is not None and not bool(loss.isfinite()):
         raise TrainingError(diverged(training.net, batch, where))
     with record_function("backward"):
@@ -398,6 +405,8 @@ def finish(training: Training) -> dict[str, Any]:
     chosen.load(net)
     run.save_weights(out / "model.safetensors", net)
     rows, test = training.rows, task.load_test()
+    parts = {"val": task.val, "test": test}
+    found = {f"{part}_{k}": x for part in parts for k, x in measure(net, task, parts[part]).items()}
     return {
         "task": task.name,
         "data": task.data,
@@ -407,9 +416,8 @@ def finish(training: Training) -> dict[str, Any]:
         "epochs": len(rows),
         "weights_sha256": run.read_weights(out / "model.safetensors").sha256,
         "best_epoch": len(chosen.progress["rows"]) - 1,
-        "val_accuracy": None if config.fit_all else accuracy(net, task, task.val),
-        "test_accuracy": accuracy(net, task, test),
-        "chance": chance(test.y),
+        **{name: None if config.fit_all and "val_" in name else x for name, x in found.items()},
+        "chance": chance(test.y) if task.classes else None,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "certificate": net.core.certificate().as_dict(),
         **run.run_record(config, rows),
@@ -417,10 +425,11 @@ def finish(training: Training) -> dict[str, Any]:
 
 
 def chance(y: Tensor) -> float:
-    """The accuracy up to which a net may have learnt nothing of the classes y, (samples,).
+    """The accuracy up to which a net may have learnt nothing of the classes y.
 
     That is the share of the commonest one, which it might always answer, and two standard errors.
     """
+    y = y[known(y)]
     share = float(y.bincount().max()) / len(y)
     return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))
 
@@ -542,6 +551,8 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """The row of an epoch in one line."""
     numbers = {"loss": "train_loss", "train": "train_accuracy", "val": "val_accuracy", "rate": "rate"}
+    if row["val_accuracy"] is None:
+        numbers["val"] = "val_loss"
     said = [f"{word} {row[name]:.4f}" for word, name in numbers.items() if row[name] is not None]
     if row["rate"] is not None and not row["certified"]:
         said[-1] += " not certified"

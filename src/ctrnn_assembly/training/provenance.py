@@ -10,9 +10,8 @@
     epochs, seconds     epochs that were trained, and their duration
     weights_sha256      of model.safetensors
     best_epoch          epoch of these weights, counted from 0
-    val_accuracy        of these weights; null with fit_all
-    test_accuracy       of these weights
-    chance              test accuracy up to which they may have learnt nothing
+    val_*, test_*       accuracy, f1, r2, mse of these weights; null where there is none, as with fit_all
+    chance              test accuracy up to which they may have learnt nothing; null of values
     best_epoch_accuracy, final_epoch_accuracy
                         test accuracy of the best and of the last epoch; null without test_every_epoch
     certificate_initial, certificate

@@ -5,7 +5,7 @@
     metrics.csv         one row an epoch, with its certificate
     checkpoints/        last.ckpt and best.ckpt: weights, optimiser, the rows so far
     weights/            epoch-0001.safetensors, ..., of the epochs that `keep_epochs` names
-    model.safetensors   the weights with the best validation accuracy
+    model.safetensors   the weights with the best validation accuracy, of values with the least loss
     summary.json        results and provenance, written when the run is finished (see `provenance`)
 
 Every file is written beside its place and moved there. Nothing is unpickled but checkpoints, and those
@@ -35,6 +35,7 @@ from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Options, Task, load_task
 from ctrnn_assembly.data.own import Preparation
+from ctrnn_assembly.data.targets import STEPWISE, in_words
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model, output_size
@@ -134,7 +135,7 @@ def read_weights(file: Path) -> Weights:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         progress = {key: stored[key] for key in ("task", "rows", "optimizer", "scaler")}
         [tensor.shape for tensor in stored["model"].values()]
-        [row["val_accuracy"] - row["val_loss"] for row in progress["rows"]]
+        [merit(row) for row in progress["rows"]]
         return Weights("checkpoint", file, digest, stored["model"], progress)
 
 
@@ -258,7 +259,7 @@ class Run:
         weights = self.weights
         sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
         if data and weights.file is None:
-            sizes = self.task.n_input, len(self.task.classes)
+            sizes = self.task.n_input, self.task.n_class
         model = model_from(self.config, *sizes).eval()
         if weights.file is not None:
             weights.load(model)
@@ -333,6 +334,8 @@ load_run = Run.open  # the name that the package offers
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
     """The model of a configuration, with its initial weights."""
     model = build_model(config, n_input, n_class)
+    if config.target in STEPWISE:
+        model.pool = "all"
     return model.double() if config.precision == "64" else model
 
 
@@ -404,12 +407,16 @@ def read_summary(run: Path) -> dict[str, Any] | None:
         return summary
 
 
+def merit(row: dict[str, Any]) -> tuple[float, float]:
+    """The larger, the better are the weights of a row of metrics.csv: accuracy if there is one, loss."""
+    accuracy, loss = row["val_accuracy"], row["val_loss"]
+    return -loss if accuracy is None else accuracy + 0.0, -loss
+
+
 def validation(summary: dict[str, Any]) -> str:
-    """Of a summary, in words: the validation accuracy and the epoch that it chose."""
-    epoch = summary["best_epoch"] + 1
-    if summary["val_accuracy"] is None:
-        return f"nothing held out; weights of the last epoch, {epoch}"
-    return f"{summary['val_accuracy']:.4f} (epoch {epoch})"
+    """Of a summary, in words: what validation gave, and the epoch that it chose."""
+    said, epoch = in_words(summary, "val"), summary["best_epoch"] + 1
+    return f"{said} (epoch {epoch})" if said else f"nothing held out; weights of the last epoch, {epoch}"
 
 
 def lasting(seconds: float) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.certificates.wording import step_words, up
+from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.schemes import ADAPTIVE
-from ctrnn_assembly.training.batches import Batches, evaluate
+from ctrnn_assembly.training.batches import measure
 from ctrnn_assembly.training.run import Run
 
 # States explode that are this large, or so many times as large as under the solver of training.
@@ -30,7 +31,7 @@ class Swap:
     """
 
     run: Run
-    accuracy: float | None
+    measures: dict[str, float | None]
     largest: Tensor
     failure: str = ""
 
@@ -59,7 +60,7 @@ class Swap:
             "solver": self.name,
             "dt": config.dt,
             "step": None if config.solver in ADAPTIVE else config.dt / config.substeps,
-            "test_accuracy": self.accuracy,
+            **{f"test_{name}": self.measures.get(name) for name in MEASURES},
             "largest_state": self.largest_state,
             "certified": self.certified,
             "verdict": self.failure or (step_words(plain(step)) if step else "a baseline has none"),
@@ -86,8 +87,8 @@ def measured(run: Run) -> Swap:
         tops.append(x.abs().amax((0, 2)).cpu())
         return model.read(model.pooled(x, lengths))
 
-    _, correct, count = evaluate(model, Batches(run.task, run.task.load_test(), 256), forward).tolist()
-    return Swap(run, correct / count, torch.stack(tops).amax(0))
+    found = measure(model, run.task, run.task.load_test(), forward)
+    return Swap(run, found, torch.stack(tops).amax(0))
 
 
 def swapped(run: Run) -> Swap:
@@ -95,4 +96,4 @@ def swapped(run: Run) -> Swap:
     try:
         return measured(run)
     except (ConfigError, SolverError) as error:
-        return Swap(run, None, torch.full((1,), math.nan), str(error))
+        return Swap(run, {}, torch.full((1,), math.nan), str(error))
