@@ -1,11 +1,8 @@
-"""Draw the README's pictures: an assembly of assemblies from its own weights, and a trained run.
+"""Draw the README's first picture, assembly.png: an assembly of assemblies from its own weights.
 
-python experiments/draw.py            # assembly.png
-python experiments/draw.py RUN        # pictures/*.png, of a run of `ctrnn train --out RUN`
+python experiments/draw.py
 """
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +14,6 @@ import ctrnn_assembly as ctrnn
 from ctrnn_assembly import Assembly, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.figures.style import COLOURS, DIVERGING, new_figure, printed, save_figure
 
-HERE = Path(__file__).parent
-COMMANDS = {
-    "certificate": ("certify",),
-    "spectrum": ("spectrum", "--samples", "2"),
-    "contraction": ("contraction", "--twin", "--samples", "2"),
-    "lyapunov": ("lyapunov", "--samples", "2", "--steps", "1000"),
-    "fixed-points": ("fixed-points", "--samples", "2"),
-    "gsc": ("gsc", "--samples", "2"),
-}
 RADIUS = 0.62
 BLUE, RED = COLOURS[:2]
 LABELS = ["Theorem 1\nsparse", "Theorem 5", "Theorem 2", "AdaDiag"]
@@ -94,17 +82,5 @@ def heat_map(axes: Any, W: ndarray, label: str, place: ndarray) -> None:
     axes.text(x, y + (RADIUS + 0.1) * side, label, ha="center", va=edge, fontsize=8, zorder=4)
 
 
-def main(run: str | None = None) -> None:
-    """Each picture of a run by one command; stops with its error if one fails."""
-    if run is None:
-        save_figure(draw(), HERE / "assembly.png")
-        return
-    for name, (command, *options) in COMMANDS.items():
-        file = HERE / "pictures" / f"{name}.png"
-        call = [sys.executable, "-m", "ctrnn_cli.main", command, run, *options, "--plot", str(file)]
-        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
-        print(file)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    save_figure(draw(), Path(__file__).with_name("assembly.png"))
