@@ -147,7 +147,7 @@ def figure3(code, folder: Path, *more: str) -> dict | None:
 
 
 def test_figure_3_measures_every_epoch(code, tmp_path, monkeypatch):
-    monkeypatch.setitem(code.figure3.RATES, "layer", (0.01, 0.001))
+    monkeypatch.setattr(code.figure3, "RATES", (0.01, 0.001))
     train = code.figure3.run
 
     def cut_off(name, *arguments):
@@ -159,7 +159,7 @@ def test_figure_3_measures_every_epoch(code, tmp_path, monkeypatch):
         patched.setattr(code.figure3, "run", cut_off)
         with pytest.raises(KeyboardInterrupt):
             figure3(code, tmp_path)
-    (path,) = tmp_path.glob("*-gradients-explode-figure3-digits-layer.json")
+    (path,) = tmp_path.glob("*-gradients-explode-figure3-digits.json")
     before = json.loads(path.read_text())
     assert list(before["nets"]) == ["relu", "layer-relu"]
     result = figure3(code, tmp_path)
@@ -190,9 +190,9 @@ def test_figure_3_skips_without_data(code, tmp_path, capsys):
 
 
 def test_a_net_that_diverges_is_recorded(code, tmp_path, monkeypatch):
-    monkeypatch.setitem(code.figure3.RATES, "one", (1e38,))
+    monkeypatch.setattr(code.figure3, "RATES", (1e38,))
     monkeypatch.setattr(code.figure3, "MLPS", ("relu",))
-    result = figure3(code, tmp_path, "--steps=one")
+    result = figure3(code, tmp_path)
     assert result is not None
     last = result["nets"]["relu"]["epochs"][-1]
     assert last["gsc"] is None
@@ -207,7 +207,7 @@ def test_every_layer_first_moves_by_the_same_fraction(code):
     net = code.figure3.Classifier("batch-relu", images, settings)
     images = replace(images, train=one)
     before = [p.detach().clone() for p in net.parameters()][:-1]
-    steps = code.figure3.optimizer(net, images, 0.01, "layer")
+    steps = code.figure3.optimizer(net, images, 0.01)
     loss = torch.nn.functional.cross_entropy(net(one.x[:100]), one.y[:100])
     loss.backward()
     steps.step()

@@ -7,7 +7,7 @@ Reduced against the paper: 4,000 training images, 12 epochs, CIFAR-10 resized to
 
 Step sizes: one for each layer, fixed, such that at the start every layer's step is the same fraction of
 its weights; the fraction is the best of RATES after two epochs. With exploding gradients one step size
-for all (`--steps one`) lets the first steps overwrite the low layers, and the explosion with them.
+for all would let the first steps overwrite the low layers, and the explosion with them.
 
 Panels: classification error (held-out solid, training faint); GSC(0, 50), from the image to the last
 hidden layer; effective depth, with S from the initial weights and R from their change; operator norm of
@@ -42,10 +42,7 @@ from ctrnn_assembly.figures import style
 from ctrnn_cli.shared import console, table
 
 Settings = argparse.Namespace
-RATES = {
-    "layer": (0.03, 0.01, 0.003, 0.001, 0.0003),  # of the norm of W, in the first steps
-    "one": (0.1, 0.03, 0.01, 0.003, 0.001),  # of the gradient
-}
+RATES = (0.03, 0.01, 0.003, 0.001, 0.0003)  # of the norm of W, in the first steps
 TRIAL_EPOCHS = 2
 SCOUTS = 10  # batches
 BATCH = 100
@@ -87,14 +84,11 @@ def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
     return list(zip(split.x.split(BATCH), split.y.split(BATCH), strict=True))
 
 
-def optimizer(net: Classifier, images: Task, rate: float, steps: str) -> torch.optim.Optimizer:
-    """Plain SGD, by `steps` with one step size for all or one for each layer.
+def optimizer(net: Classifier, images: Task, rate: float) -> torch.optim.Optimizer:
+    """Plain SGD with the step size rate |W| / |g| for each layer.
 
-    That of a layer is rate |W| / |g|, with Frobenius norms and |g| the root mean square of the
-    gradients of the first SCOUTS batches.
+    Norms are Frobenius', |g| is the root mean square of the gradients of the first SCOUTS batches.
     """
-    if steps == "one":
-        return torch.optim.SGD(net.parameters(), lr=rate)
     layers = [*net.hidden, net.readout]
     weights = [layer.weight for layer in layers]
     squares = torch.zeros(len(layers))
@@ -112,7 +106,7 @@ def optimizer(net: Classifier, images: Task, rate: float, steps: str) -> torch.o
 
 def training(net: Classifier, images: Task, rate: float, settings: Settings) -> Iterator[float]:
     """The mean losses of epochs, infinite once one overflows, which is the last."""
-    steps, generator = optimizer(net, images, rate, settings.steps), Generator()
+    steps, generator = optimizer(net, images, rate), Generator()
     generator.manual_seed(settings.seed)
     while True:
         losses = []
@@ -131,7 +125,7 @@ def training(net: Classifier, images: Task, rate: float, settings: Settings) -> 
 def best_rate(name: str, images: Task, settings: Settings) -> float:
     """Of RATES the one with the smallest training loss after TRIAL_EPOCHS."""
     losses = {}
-    for rate in RATES[settings.steps]:
+    for rate in RATES:
         net = Classifier(name, images, settings)
         losses[rate] = list(islice(training(net, images, rate, settings), TRIAL_EPOCHS))[-1]
     return min(losses, key=lambda rate: losses[rate])
@@ -264,12 +258,11 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
     parser = mlps.options(__doc__)
     parser.add_argument("--task", default="images", help="images (CIFAR-10 as JPEG), smnist or digits")
     parser.add_argument("--data-dir", type=Path, help="default: CTRNN_DATA_DIR")
-    parser.add_argument("--steps", choices=tuple(RATES), default="layer", help="step sizes, see above")
     parser.add_argument("--images", type=int, default=4000, help="training images")
     parser.add_argument("--resize", type=int, help="pixels a side; default 16 for images, else all")
     parser.add_argument("--epochs", type=int, default=12)
     settings = parser.parse_args(arguments)
-    settings.name = f"figure3-{settings.task}-{settings.steps}"
+    settings.name = f"figure3-{settings.task}"
     return settings
 
 
@@ -283,9 +276,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         return None
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
-    keys = ("task", "steps", "images", "resize", "epochs", "depth", "width")
+    keys = ("task", "images", "resize", "epochs", "depth", "width")
     count, pixels = images.train.x.shape
-    measured = {"rates": list(RATES[settings.steps]), "batch": BATCH, "pixels": pixels}
+    measured = {"rates": list(RATES), "batch": BATCH, "pixels": pixels}
     result = about(__file__, arguments, seed=settings.seed)
     result["settings"] = {key: getattr(settings, key) for key in keys} | measured
     result["nets"] = {}
@@ -293,8 +286,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         run(name, images, settings, result)
         print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
     result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
-    rule = "one step size a layer" if settings.steps == "layer" else "one step size for all layers"
-    what = f"{count} images of {pixels} values (task {settings.task}), {rule}"
+    what = f"{count} images of {pixels} values (task {settings.task})"
     console().print(results_table(result))
     wrote = mlps.finish(settings.name, result, draw(result, what), settings)
     print(f"{result['seconds']:.0f} s. {wrote}")
