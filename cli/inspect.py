@@ -39,10 +39,10 @@ class Driven:
     """A network under inputs, and what a command finds of it.
 
     Attributes:
-        run: whose weights these are, with its classifier `model`; None for a net of --module.
+        run: whose weights these are; None for a net of --module.
         behaviour: what the net does, in float64. step: dt and solver, None for its own.
         certificate: what is proven of it. rate: the certified one of continuous time, or None.
-        u: inputs, (samples, T, m), float64. y: classes, (samples,), None if not of a task.
+        u: inputs, (samples, T, m), float64.
         sequences: the inputs of each sample without padding, (T, m).
     """
 
@@ -76,8 +76,8 @@ class Driven:
         from ctrnn_assembly.training.run import Run
 
         self.run = Run.open(source, **changes)
-        self.model = self.run.build(double=True)
-        self.behaviour, self.certificate = behaviour(self.model.core), self.run.certificate
+        self.behaviour = behaviour(self.run.build(double=True).core)
+        self.certificate = self.run.certificate
         self.kind, self.about = self.run.weights.kind, self.run.about()
 
     def _open_module(self, named: str) -> None:
@@ -100,13 +100,13 @@ class Driven:
 
         if self.run is None or data is not None:
             self.split, self.inputs = "random" if data is None else "data", str(data or "random inputs")
-            self.u, self.y = load_inputs(data, self.behaviour.input_size, samples), None
+            self.u = load_inputs(data, self.behaviour.input_size, samples)
             self.sequences = [*self.u]
             if self.module is not None:
                 try_out(self.module, self.behaviour, self.u[:1, 0])
             return
         self.split, self.inputs = split, f"{self.run.task.name} ({split})"
-        self.u, self.y, lengths = self.run.inputs(split, samples)
+        self.u, _, lengths = self.run.inputs(split, samples)
         known = [self.u.shape[1]] * len(self.u) if lengths is None else lengths.tolist()
         self.sequences = [u[:length] for u, length in zip(self.u, known, strict=True)]
 
@@ -383,21 +383,14 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     "gsc",
     option("--every", type=int, help="steps between values  [default: a sixteenth of T]"),
     option("--probes", type=int, help="random probes of the estimate  [default: exact]"),
-    option("--effective-depth", is_flag=True, help="also how many residual steps count at once"),
 )
-def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: int | None) -> None:
+def gsc_command(net: Driven, every: int | None, probes: int | None) -> None:
     """GSC(t, T) = ||dx_T / dx_t||_qm |x_t| / |x_T|: how gradients grow or fade from the last step back.
 
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
     --probes estimates them from so many. Where a state is zero (the first one) there is no value.
-
-    The effective depth is that of the gradient of the right class's logit through the first sample:
-    every step's Jacobian is I + R, and it is the largest number of factors R in one product that still
-    counts (tolerance 1e-6).
     """
-    from torch.nn.functional import pad
-
-    from ctrnn_assembly.diagnostics.gradients import effective_depth_over_time, gsc_over_time
+    from ctrnn_assembly.diagnostics.gradients import gsc_over_time
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
@@ -405,22 +398,8 @@ def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: i
     found = gsc_over_time(
         net.behaviour, net.u, every=every, probes=probes, generator=net.generator, **net.step
     )
-    results: Results = {"": found}
     exact = "exact" if probes is None else "estimated"
     notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
-    if effective_depth:
-        if net.y is None:
-            raise ConfigError(
-                "--effective-depth needs classes. Leave it out, or give a run and no --data."
-            )
-        if not net.model.core.output_is_state:
-            raise ConfigError("--effective-depth needs a readout of the state, not a stack's. Drop it.")
-        gradient = net.model.readout.weight[int(net.y[0])].detach()
-        gradient = pad(gradient, (0, net.behaviour.size - len(gradient)))  # an LSTM's c is not read
-        results["effective_"] = deep = effective_depth_over_time(
-            net.behaviour, net.sequences[0], gradient, **net.step
-        )
-        notes.append(f"effective depth: {deep.depth} of {len(net.sequences[0])} steps")
     bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]
     columns = [
         Column("step", "t (steps)", "d", found.points),
@@ -431,4 +410,4 @@ def gsc_command(net: Driven, every: int | None, effective_depth: bool, probes: i
         Column("state", "|x_t|", ".4g", found.size),
     ]
     what, figure = f": GSC(t, T), T = {T} steps", partial(gsc_figure, shared.rows_of(columns))
-    net.show(results, columns, what=what, notes=notes, figure=figure, probes=probes)
+    net.show({"": found}, columns, what=what, notes=notes, figure=figure, probes=probes)

@@ -199,5 +199,3 @@ def test_what_belongs_to_a_run_is_refused_for_a_net(cli, nets, tmp_path):
     assert "with m = 1; got float64 (2, 4, 3)" in cli.refuses(*given)
     assert "--data" in cli.refuses("gsc", "--module", f"{nets}:step")
     assert "samples" in cli.refuses("gsc", "--module", f"{nets}:gru", "--samples", 0)
-    needs = ("gsc", "--module", f"{nets}:classifier", "--effective-depth")
-    assert "--effective-depth needs classes" in cli.refuses(*needs)

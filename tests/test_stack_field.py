@@ -301,7 +301,6 @@ def test_what_the_command_line_asks_of_no_stack_is_an_error_of_one_sentence(cli,
         (("evaluate", deep, "--swap", "dopri5:4"), "chooses its own steps; got substeps=4"),
         (("evaluate", deep, "--swap", "eulr"), "solver must be one of"),
         (("certify", tmp_path / "flat", "--one-field"), "--one-field is of deep models"),
-        (("gsc", deep, "--effective-depth", "--samples", 1), "needs a readout of the state"),
         (("plot", deep, "--kind", "weights", "--out", tmp_path / "w.png"), "or a stack of layers"),
         (("export", deep, "--out", tmp_path / "net.pt2"), "of Stack. Use .* a CTRNN of a Subnetwork"),
     ):

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ctrnn_assembly.diagnostics.linearise import behaviour, linearise_along, prepare, vjp
+from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare, vjp
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 Layer = Callable[[Tensor], Tensor]
@@ -156,27 +156,6 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
     tails = C.flatten(1).flip(0).cumsum(0).flip(0).norm(dim=1)
     above = (tails > tol * tails[0]).nonzero()
     return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0])
-
-
-@torch.no_grad()
-def effective_depth_over_time(
-    net: Any,
-    u: Tensor,
-    g: Tensor,
-    x0: Tensor | None = None,
-    *,
-    dt: float | None = None,
-    solver: str | None = None,
-    tol: float = 1e-6,
-) -> EffectiveDepth:
-    """Back through the steps of one sequence u (time, m), S = I and R = step - I; g and x0 are (n,)."""
-    net = behaviour(net, size=len(g))
-    known, samples, x = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
-    assert samples is not None
-
-    steps = linearise_along(known.step_map(dt, solver), samples[:, None], x)
-    vjps = [lambda V, back=here.transposed: (V, back(V) - V) for here in steps]
-    return effective_depth_of_gradient(vjps, g.detach().cpu()[None], tol=tol)
 
 
 def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
