@@ -18,7 +18,7 @@ from ctrnn_assembly import (
 )
 from ctrnn_assembly.certificates.curves import factor_curves, step_curves
 from ctrnn_assembly.certificates.result import StepProof
-from ctrnn_assembly.certificates.steps import chords
+from ctrnn_assembly.certificates.steps import chord
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.metrics import Metric
@@ -65,7 +65,7 @@ def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
     with torch.no_grad():
         for curve in factor_curves(terms, metric, near=DT):
             checked = 0
-            for dt, gain in list(zip(curve.dts, curve.factors, strict=True))[::9]:
+            for dt, gain in list(zip(curve.dts, curve.factors, strict=True)):
                 if not math.isfinite(gain):
                     continue
                 for D in patterns:
@@ -95,18 +95,21 @@ def test_a_curve_agrees_with_the_certificate(solver: str, gain: float) -> None:
             assert value <= 1 + 1e-9 if dt <= curve.max_dt else value > 1
 
 
-def test_chords_are_the_lower_hull_of_the_proofs() -> None:
-    factors = {0.25: 0.9, 0.5: 0.95, 0.75: 0.7}  # the proof at 0.5 is a poor one
-    hull = chords(StepProof(factors.__getitem__, 1.0), [0.75, 0.25, 0.5, 2.0])
-    assert hull.max_dt == 1
-    for dt, bound in {0.0: 1, 0.25: 0.9, 0.5: 0.8, 0.75: 0.7, 0.875: 0.85, 1.0: 1}.items():
-        assert hull.factor(dt) == pytest.approx(bound, rel=1e-12)
-    assert hull.factor(1.0001) == math.inf
+def test_a_chord_bounds_what_is_convex_and_is_no_worse_than_a_poor_proof() -> None:
+    for half, bounds in (
+        (0.8, {0.0: 1, 0.25: 0.9, 0.5: 0.8, 0.75: 0.9, 1.0: 1}),
+        (1.2, {0.3: 1, 0.5: 1}),
+    ):
+        hull = chord(StepProof({0.5: half}.__getitem__, 1.0))
+        assert hull.max_dt == 1
+        for dt, bound in bounds.items():
+            assert hull.factor(dt) == pytest.approx(bound, rel=1e-12)
+        assert hull.factor(1.0001) == math.inf
 
 
 @pytest.mark.parametrize("max_dt", [0.0, math.inf])
-def test_without_a_largest_dt_there_are_no_chords(max_dt: float) -> None:
-    assert chords(StepProof(lambda dt: 0.5, max_dt), [0.1]).factor(0.1) == math.inf
+def test_without_a_largest_dt_there_is_no_chord(max_dt: float) -> None:
+    assert chord(StepProof(lambda dt: 0.5, max_dt)).factor(0.1) == math.inf
 
 
 def test_a_broken_metric_has_no_curve() -> None:

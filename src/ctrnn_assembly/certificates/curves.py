@@ -1,7 +1,4 @@
-"""The proven factor of a step against its length, as a curve over dt.
-
-It needs few proofs of Euler's step, at equal distances of dt: chords between them are proven as well.
-"""
+"""The proven factor of a step against its length, at few dt: each takes a proof of its own."""
 
 import math
 from dataclasses import dataclass
@@ -13,18 +10,19 @@ import torch
 from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, StepProof
-from ctrnn_assembly.certificates.rounding import DENSE
-from ctrnn_assembly.certificates.steps import chords, exponential_euler_step, imex_step, prove_step
+from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
 
+POINTS = 10  # besides the dt that are asked for or the largest
+
 
 @dataclass(frozen=True)
 class FactorCurve:
-    """Upper bounds on the factor of one step for increasing dt; infinite where none is proven."""
+    """Upper bounds on the factor of one step for increasing dt, up to `max_dt`; infinite beyond."""
 
     solver: str
     dts: tuple[float, ...]
@@ -43,35 +41,19 @@ def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorC
     broken = unusable(terms, metric)
     if broken:
         raise ContractionError(f"no step can be proven: {broken}.")
-    whole, proofs = Interconnection.of(terms, metric), 8 if terms.n <= DENSE else 2
-
-    def sampled(exact: StepProof) -> StepProof:
-        return chords(exact, [near, *(exact.max_dt * k / proofs for k in range(1, proofs))])
-
-    exact = {scheme: prove_step(whole, scheme) for scheme in SCHEMES}
-    together, apart = sampled(exact["euler"]), sampled(prove_step(whole.uncoupled, "euler"))
-    closed = {
-        "euler": together,
-        "imex": imex_step(whole, apart),
-        "exponential-euler": exponential_euler_step(whole, lambda: together),
-    }
-    return _sampled(closed, exact, near)
+    whole = Interconnection.of(terms, metric)
+    return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)
 
 
-def _sampled(
-    closed: dict[str, StepProof], exact: dict[str, StepProof], near: float
-) -> tuple[FactorCurve, ...]:
-    """At dt from a tenth of the smallest to three times the largest of the marks, and at these.
-
-    By closed forms, and at `near` by the better of both: an LMI costs far more.
-    """
-    marks = [near, *(proof.max_dt for proof in exact.values() if 0 < proof.max_dt < math.inf)]
-    dts = tuple(sorted([*np.geomspace(min(marks) / 10, 3 * max(marks), 200).tolist(), *marks]))
+def _sampled(proofs: dict[str, StepProof], near: float) -> tuple[FactorCurve, ...]:
+    """From a tenth of the smallest to three times the largest of `near` and the largest dt."""
+    marks = [near, *(proof.max_dt for proof in proofs.values() if 0 < proof.max_dt < math.inf)]
+    dts = sorted({*np.geomspace(min(marks) / 10, 3 * max(marks), POINTS).tolist(), *marks})
     curves = []
-    for scheme, proof in closed.items():
-        there = min(proof.factor(near), exact[scheme].factor(near))
-        factors = tuple(there if dt == near else proof.factor(dt) for dt in dts)
-        curves.append(FactorCurve(scheme, dts, factors, exact[scheme].max_dt))
+    for scheme, proof in proofs.items():
+        known = [dt <= proof.max_dt or dt == near for dt in dts]
+        factors = (proof.factor(dt) if one else math.inf for dt, one in zip(dts, known, strict=True))
+        curves.append(FactorCurve(scheme, tuple(dts), tuple(factors), proof.max_dt))
     return tuple(curves)
 
 
@@ -80,16 +62,12 @@ def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[F
     if not certificate.certified:
         return ()
     if layer.gates is None or layer.gates.kind == "constant":
-        terms, metric = layer.terms().detach_cpu(), certificate.metric.matrix
-        assert metric is not None
-        return factor_curves(terms, metric, near=near)
+        assert certificate.metric.matrix is not None
+        return factor_curves(layer.terms(), certificate.metric.matrix, near=near)
 
     def factor(dt: float) -> float:
         step = layer.certificate(dt=dt * layer.substeps, solver="euler").step
         return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
 
     step = layer.certificate(dt=near * layer.substeps, solver="euler").step
-    largest = 0.0 if step is None else step.max_dt
-    exact = StepProof(factor, largest)
-    proofs = chords(exact, [near, *(largest * k / 12 for k in range(1, 12))])
-    return _sampled({"euler": proofs}, {"euler": exact}, near)
+    return _sampled({"euler": StepProof(factor, 0.0 if step is None else step.max_dt)}, near)

@@ -22,7 +22,7 @@ Source: THEORY section 6.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -277,18 +277,13 @@ def prove_step(whole: Interconnection, scheme: str) -> StepProof:
 
 def _of_cluster(whole: Interconnection, scheme: str) -> StepProof:
     """The better of the closed form and the LMI, which is left out where it costs too much."""
-
-    def euler() -> StepProof:
-        exact = prove_step(whole, "euler")
-        return chords(exact, [exact.max_dt / 2])
-
     longest = None
     if scheme == "euler":
         closed = disc_step(whole)
     elif scheme == "imex":
-        closed = imex_step(whole, prove_step(whole.uncoupled, "euler"))
+        closed = imex_step(whole)
     else:
-        closed = exponential_euler_step(whole, euler)
+        closed = exponential_euler_step(whole)
     largest, many = closed.max_dt, len(whole.K) > (DENSE if scheme == "euler" else SHARP)
     if scheme == "euler" and not (many and largest > 0):
         longest = of_longest(whole)
@@ -319,8 +314,9 @@ def of_longest(whole: Interconnection) -> Weighed:
     return best
 
 
-def imex_step(whole: Interconnection, alone: StepProof) -> StepProof:
+def imex_step(whole: Interconnection) -> StepProof:
     """y+ = (I - dt K)^-1 (y + dt J y), from Euler's step of the modules alone."""
+    alone = prove_step(whole.uncoupled, "euler")
 
     def factor(dt: float) -> float:
         implicit = dt * whole.cost
@@ -330,7 +326,7 @@ def imex_step(whole: Interconnection, alone: StepProof) -> StepProof:
     return StepProof(factor, alone.max_dt if exact else last_contracting(factor, alone.max_dt))
 
 
-def exponential_euler_step(whole: Interconnection, euler: Callable[[], StepProof]) -> StepProof:
+def exponential_euler_step(whole: Interconnection) -> StepProof:
     """Every dt by the norms, or as far as Euler's step is near.
 
     The step is I + dt phi(dt F) J with F = K - 1 / tau, phi(G) = int_0^1 e^{s G} ds. Where no e^{s F}
@@ -349,7 +345,7 @@ def exponential_euler_step(whole: Interconnection, euler: Callable[[], StepProof
             return (math.exp(-dt * decay) + gone / decay * explicit) * (1 + 16 * UNIT)
 
         return StepProof(by_norms, math.inf, advice)
-    proof, system, rates = euler(), whole.system[0], 1 / whole.tau
+    proof, system, rates = chord(prove_step(whole, "euler")), whole.system[0], 1 / whole.tau
     high, low = float(rates.max()), float(rates.min())
     t = 2 / (high + low)
     size = spectral_norm(system.X, rounding.frobenius(system.X_error[None]))
@@ -393,27 +389,16 @@ def common_disc(whole: Interconnection) -> tuple[float, float]:
     return (low + high) / 2, ((high - low) / 2 + whole.edge_norm) * (1 + 4 * UNIT)
 
 
-def chords(proof: StepProof, dts: Iterable[float]) -> StepProof:
-    """The factor of a step I + dt J by chords from (0, 1) to (max_dt, 1), the lower hull of proofs.
+def chord(proof: StepProof) -> StepProof:
+    """The factor of a step I + dt J by chords from (0, 1) over a proof half way to (max_dt, 1).
 
     For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over
-    all patterns: a chord between two factors proven, at `dts`, bounds every factor between them.
+    all patterns: a chord between two factors proven bounds every factor between them.
     """
     largest = proof.max_dt
     if not 0 < largest < math.inf:
         return StepProof(lambda dt: math.inf, 0.0)
-    proven = [(dt, proof.factor(dt)) for dt in sorted({*dts}) if 0 < dt < largest]
-
-    def slope(left: tuple[float, float], right: tuple[float, float]) -> float:
-        return (right[1] - left[1]) / (right[0] - left[0])
-
-    hull: list[tuple[float, float]] = []
-    for point in [(0.0, 1.0), *proven, (largest, 1.0)]:
-        # A point above the chord between its neighbours is bounded better by the chord.
-        while len(hull) > 1 and slope(hull[-2], hull[-1]) >= slope(hull[-2], point):
-            hull.pop()
-        hull.append(point)
-    knots, factors = zip(*hull, strict=True)
+    knots, factors = (0.0, largest / 2, largest), (1.0, min(1.0, proof.factor(largest / 2)), 1.0)
 
     def factor(dt: float) -> float:
         return float(np.interp(dt, knots, factors)) * (1 + 8 * UNIT) if dt <= largest else math.inf

@@ -46,7 +46,7 @@ def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], 
 
 
 def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificate | None) -> None:
-    """One curve a solver as far as it contracts, the line at 1, and the step that was asked for."""
+    """One curve a solver, proven at its dots, the line at 1, and the step that was asked for."""
     axes.set_title("one step of the solver")
     proven = [factor for curve in curves for factor in curve.factors if factor <= 1]
     if not proven:
@@ -56,7 +56,7 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
         look: Any = {"color": COLOURS[k], "zorder": 3 + len(curves) - k}
         longest = "every dt" if math.isinf(curve.max_dt) else f"up to {down(curve.max_dt)}"
         label = f"{curve.solver}: {longest if curve.max_dt else 'no dt'}"
-        axes.plot(curve.dts, curve.factors, linestyle=DASHES[k % 3], linewidth=1.6, label=label, **look)
+        axes.plot(curve.dts, curve.factors, ".", linestyle=DASHES[k % 3], label=label, **look)
         if 0 < curve.max_dt < math.inf:  # seen even where the curve hardly leaves 1
             axes.plot(curve.max_dt, 1, "|", markersize=10, markeredgewidth=1.6, **look)
     if step is not None:
