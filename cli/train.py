@@ -73,19 +73,24 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     if resume is not None:
         run, own = resume, read_config(resume)
         config = make_config(own.model_dump(), settings)
-        if other := difference(config, own, free={"data_dir", "device", "devices", "nodes"}):
+        free = {"data_dir", "device", "devices", "nodes", *["epochs"] * (config.epochs > own.epochs)}
+        if other := difference(config, own, free=free):
             raise ConfigError(
                 f"a resumed run keeps its settings; got {other}. Start a new run with --config "
                 f"{run}/config.yaml."
             )
     else:
         layers = [configs.recipe(named)] if named else []
+        if first := settings.get("init_from"):
+            layers.append(read_config(Path(first)).model_dump())
+            settings["init_from"] = str(Path(first).resolve())
         layers += [configs.read_yaml(file)] if file else []
         best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
         if fast:
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
-        sources = [f"the recipe {named}"] * bool(named) + [str(file)] * bool(file)
+        sources = [f"the recipe {named}"] * bool(named) + [str(first)] * bool(first)
+        sources += [str(file)] * bool(file)
         click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
         run = out or new_folder(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr

@@ -131,6 +131,7 @@ class TrainConfig(BaseModel):
         "solver", "auto", "runs a grid solver's loop: autograd, hand-written adjoint, (CUDA) more"
     )
 
+    init_from: str | None = setting("training", None, "run whose weights, and settings, to start from")
     epochs: int = setting("training", 100, "passes over the training set", ge=1)
     batch_size: int = setting("training", 128, "samples a step, on each device", ge=1)
     optimizer: Literal["adam", "adamw"] = setting("training", "adam", "Adam (L2) or AdamW")

@@ -167,7 +167,8 @@ def fit(
 
     Args:
         task: instead of the configuration's, such as one of `Task.from_arrays`; it is then task own.
-        resume: go on with the run in this folder, from its last whole epoch.
+        resume: go on with the run in this folder, from its last whole epoch; a finished one with more
+            epochs, on the schedule that they have.
         report: gets a line for each epoch; on a terminal there is a progress bar as well.
         command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
             `STAGES` of the first steps, and of validation and certificate of their epoch.
@@ -189,6 +190,9 @@ def fit(
         task = replace(task, loss=partial(loss_of, weights=balanced(task.train.y, task.n_class)))
     start.task = task
     net = start.build()
+    if config.init_from is not None:
+        with run.refusing(f"{config.init_from} cannot be started from", "Use its model and its sizes."):
+            run.Run.open(config.init_from).weights.load(net)
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
     u, _, given = next(iter(Batches(task, task.train, 1)))
@@ -487,8 +491,11 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
             run.write(out / run.PREPARATION, prepared.model_dump_json(indent=2) + "\n")
     if not resume:
         return None
+    if training.config.epochs > run.read_config(out).epochs and training.fabric.is_global_zero:
+        (out / "summary.json").unlink(missing_ok=True)
+        run.write(stored, to_yaml(training.config))
     if run.read_summary(out) is not None:
-        raise ConfigError(f"{out} is finished. Start a new run with --config {stored} --out NEW.")
+        raise ConfigError(f"{out} is finished. Use more --epochs, or --config {stored} --out NEW.")
     last = out / "checkpoints" / "last.ckpt"
     if not last.exists():
         return None  # killed before its first epoch ended: it starts again, with the same result
