@@ -103,7 +103,7 @@ def draw(run: Path, kind: str) -> None:
 @json_option
 @plot_option
 def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings: Any) -> None:
-    """How long one forward pass, and one forward and backward pass, of a sequence take.
+    """How long one forward and backward pass of a sequence takes.
 
     In every round each contestant is timed once, in a new order; given are median and minimum. The
     matrix product of the machine is timed in the same rounds: `share` is the part of its rate (the
@@ -118,7 +118,7 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     """
     from rich.progress import track
 
-    from ctrnn_assembly.benchmark.measure import measure, sentences, tables
+    from ctrnn_assembly.benchmark.measure import measure, sentences, table_of
     from ctrnn_assembly.benchmark.problem import Problem
     from ctrnn_assembly.figures.speed import speed_figure
 
@@ -126,7 +126,8 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
     found = measure(size, memory=not no_memory, track=bar, **settings)
-    shown = [table(rows, COLUMNS, title=title) for title, rows in tables(found)]
+    title, rows = table_of(found)
+    shown = [table(rows, COLUMNS, title=title)] * bool(rows)
     figure = partial(speed_figure, found) if found["rows"] else None
     emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:

@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from cli_tools import Cli
 from ctrnn_assembly.benchmark.contestants import (
     CONTESTANTS,
-    KINDS,
     PRODUCTS,
     Contestant,
     Workload,
@@ -38,7 +37,7 @@ from stored_runs import strict_json
 TINY = Problem(n=12, units=4, batch=3, steps=5)
 OPTIONS = ("bench", "--n", 12, "--units", 4, "--batch", 3, "--steps", 5)
 ROW = {
-    "name", "kind", "n", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
+    "name", "n", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
     "device", "rounds", "useful_operations", "share",
 }  # fmt: skip
 
@@ -46,10 +45,10 @@ ROW = {
 PRESENT = [contestant for contestant in CONTESTANTS.values() if contestant.is_present("cpu")]
 
 
-def timing(name="plain-loop", kind="forward", **more):
+def timing(name="plain-loop", **more):
     """Nothing but a name and something to time."""
     problem = replace(TINY, **{k: more.pop(k) for k in ("coupling", "device") if k in more})
-    return Timing(CONTESTANTS[name], problem, kind, Workload(torch.Tensor), **more)
+    return Timing(CONTESTANTS[name], problem, Workload(torch.Tensor), **more)
 
 
 @pytest.fixture
@@ -63,14 +62,13 @@ def bench(cli, *args):
     return strict_json(done.out)
 
 
-def test_json_has_a_row_for_every_contestant_kind_and_coupling(cli):
+def test_json_has_a_row_for_every_contestant_and_coupling(cli):
     found = bench(cli, "--rounds", 2, "--coupling", "all", "--coupling", "random:1", "--no-memory")
-    rows = {(row["name"], row["kind"], row["coupling"]): row for row in found["rows"]}
+    rows = {(row["name"], row["coupling"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"])
     for contestant in PRESENT:
-        for kind in KINDS:
-            assert (contestant.name, kind, "all") in rows
-            assert ((contestant.name, kind, "random:1") in rows) == contestant.coupled
+        assert (contestant.name, "all") in rows
+        assert ((contestant.name, "random:1") in rows) == contestant.coupled
     assert {"ours-fused", "ours-imex", "plain-loop", "torchdiffeq-euler", "nn.RNN", "nn.LSTM"} <= {
         row["name"] for row in found["rows"]
     }
@@ -126,8 +124,8 @@ def test_the_rate_of_products_counts_all_of_a_timing():
     (one,) = (c for c in PRODUCTS if c.precision == "float32")
     problem = replace(TINY, steps=7)
     with FlopCounterMode(display=False) as counter:
-        one.build(problem).run("forward")
-    assert counter.get_total_flops() == one.operations(problem, "forward")
+        one.build(problem).run()
+    assert counter.get_total_flops() == 2 * 7 * TINY.batch * TINY.n**2
 
 
 def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
@@ -135,7 +133,7 @@ def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
     noisy = timing("nn.RNN", seconds=[1.0, 2 * NOISE, 9.0])
     assert noise_of([quiet, quiet]) == []
     (sentence,) = noise_of([quiet, noisy])
-    assert "nn.RNN all cpu forward 2.50 times" in sentence
+    assert "nn.RNN all cpu 2.50 times" in sentence
     assert "1 of 2" in sentence
 
 
@@ -150,20 +148,18 @@ def test_a_fake_clock_makes_the_report_noisy(monkeypatch):
         assert bool(found["notes"]) is noisy
 
 
-def flops(problem, kind):
+def flops(problem):
     """Of matrix products, as torch counts them, without the input's."""
     with FlopCounterMode(display=False) as counter:
-        plain_loop(problem).run(kind)
-    inputs = 2 * problem.steps * problem.batch * problem.n * (1 if kind == "forward" else 2)
+        plain_loop(problem).run()
+    inputs = 4 * problem.steps * problem.batch * problem.n
     return counter.get_total_flops() - inputs
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_useful_operations_of_dense_assemblies_are_what_torch_counts(kind):
+def test_useful_operations_of_dense_assemblies_are_what_torch_counts():
     # The first step starts from a constant: nothing is passed back through it.
     first = 2 * TINY.batch * (TINY.n**2 + TINY.modules * TINY.units**2)
-    missing = first if kind == "forward_backward" else 0
-    assert CONTESTANTS["plain-loop"].operations(TINY, kind) == flops(TINY, kind) + missing
+    assert CONTESTANTS["plain-loop"].operations(TINY) == flops(TINY) + first
 
 
 @pytest.mark.parametrize("blocks", ["dense", "diagonal", "sparse"])
@@ -174,9 +170,8 @@ def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(b
     weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks)
     passes = 2 * TINY.steps * TINY.batch
     trained = 2 if blocks == "sparse" else 3
-    assert contestant.operations(problem, "forward") == passes * (coupling + weights)
     wanted = passes * (3 * coupling + trained * weights)
-    assert contestant.operations(problem, "forward_backward") == wanted
+    assert contestant.operations(problem) == wanted
     k, C, p, n = 4, 2, 3, 12
     if blocks == "dense":
         assert wanted == 6 * 5 * 3 * k**2 * (2 * C + p)
@@ -188,7 +183,7 @@ def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(b
 def test_useful_operations_of_recurrent_layers_are_those_of_their_matrix(name):
     contestant = CONTESTANTS[name]
     W = next(p for p in contestant.build(TINY).parameters if p.shape[-1] == TINY.n)
-    assert contestant.operations(TINY, "forward") == 2 * 5 * 3 * W.numel()
+    assert contestant.operations(TINY) == 3 * 2 * 5 * 3 * W.numel()
 
 
 def test_same_numbers_on_every_dtype_and_zeros_outside_the_pairs():
@@ -283,7 +278,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
     assert done.code == 130
     found = strict_json(done.out)
     assert found["interrupted"]
-    assert [row["rounds"] for row in found["rows"]] == [2, 2]
+    assert [row["rounds"] for row in found["rows"]] == [2]
 
 
 @pytest.mark.skipif(not MARK.exists(), reason="reads /proc")
@@ -291,10 +286,9 @@ def test_peak_memory_is_at_least_that_of_the_states_that_backward_needs():
     problem = Problem(n=64, units=32, batch=64, steps=400)
     states = 4 * 400 * 64 * 64 / 1e6
     idle = Workload(torch.Tensor)
-    timings = [Timing(CONTESTANTS["plain-loop"], problem, kind, idle) for kind in KINDS]
-    assert len(list(fill_memories(timings))) == 2
-    forward, backward = (one.peak_mb for one in timings)
-    assert backward > states > forward
+    timings = [Timing(CONTESTANTS["plain-loop"], problem, idle)]
+    assert len(list(fill_memories(timings))) == 1
+    assert timings[0].peak_mb > states
 
 
 def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):

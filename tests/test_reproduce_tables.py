@@ -126,9 +126,8 @@ def test_the_table_of_speed_is_made_of_the_newest_measurement(
 
     def run(batch: int, factor: float) -> dict:
         rows = [
-            {"name": name, "kind": kind, "coupling": coupling, "median_s": factor * median, "share": 0.5}
+            {"name": name, "coupling": coupling, "median_s": factor * median, "share": 0.5}
             for name, median in (("ours-fused", 0.1), ("plain-loop", 0.25), ("nn.RNN", 0.4))
-            for kind in ("forward", "forward_backward")
             for coupling in (("all",) if name == "nn.RNN" else ("all", "random:20", "random:5"))
         ]
         return {

@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from ctrnn_assembly.benchmark.problem import Blocks, Problem
 from ctrnn_assembly.solvers import solve
 
-Kind = Literal["forward", "forward_backward"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Backend = Literal["fused", "graph", "persistent"]
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 TORCHDYNO = "torchdyno.models.rnn_assembly"
@@ -40,13 +38,12 @@ class Workload:
     last: Callable[[], Tensor]  # solves it, and returns the last state, (batch, n)
     parameters: Sequence[Tensor] = ()  # what a gradient is asked of
 
-    def run(self, kind: Kind) -> None:
-        """Inference without a graph; or a loss of the last state, and the gradients."""
-        if kind == "forward":
-            with torch.no_grad():
-                self.last()
-        else:
+    def run(self) -> None:
+        """Solve it, and take the gradients; a product has none."""
+        if self.parameters:
             self.gradients()
+        else:
+            self.last()
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Of the mean square of the last state."""
@@ -193,8 +190,8 @@ class Contestant:
     def is_ours(self) -> bool:
         return self.name.startswith("ours-")
 
-    def operations(self, problem: Problem, kind: Kind) -> int:
-        """The useful operations of one run, as the file defines them.
+    def operations(self, problem: Problem) -> int:
+        """The useful operations of one solve and its gradients, as the file defines them.
 
         L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; of the
         weights those count that are not 0. Sparse ones are frozen.
@@ -205,8 +202,7 @@ class Contestant:
         weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks) if self.coupled else 0
         entries = trained + weights
         trained = trained if problem.blocks == "sparse" else entries
-        backward = 0 if kind == "forward" else entries + trained
-        return 2 * problem.steps * problem.batch * (entries + backward)
+        return 2 * problem.steps * problem.batch * (2 * entries + trained)
 
     def is_present(self, device: str) -> bool:
         """Whether it can run here."""

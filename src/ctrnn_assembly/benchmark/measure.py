@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.benchmark import contestants
-from ctrnn_assembly.benchmark.contestants import CONTESTANTS, KINDS, PRODUCTS, Contestant, Workload
+from ctrnn_assembly.benchmark.contestants import CONTESTANTS, PRODUCTS, Contestant, Workload
 from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.solvers.fused import few_blocks
@@ -36,7 +36,6 @@ ROUNDS = 7  # below which a median says little
 NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust its medians
 PRODUCT_STEPS = 200  # products in one timing of them: a single one would time the clock
 COUPLINGS = {"all": 0, "random:5": 5, "random:20": 20}  # and the pairs that they need
-TITLES = {"forward_backward": "forward and backward", "forward": "forward, without a graph"}
 MEGABYTE = 1e6
 MARK = Path("/proc/self/clear_refs")
 Track = Callable[[Iterable[Any], str], Iterable[Any]]  # the sequence, with a bar for its stage
@@ -45,11 +44,10 @@ Report = dict[str, Any]
 
 @dataclass
 class Timing:
-    """One contestant on one problem, forward or forward and backward, and its seconds so far."""
+    """One contestant on one problem, forward and backward, and its seconds so far."""
 
     contestant: Contestant
     problem: Problem
-    kind: contestants.Kind
     workload: Workload
     seconds: list[float] = field(default_factory=list)
     peak_mb: float | None = None
@@ -69,14 +67,14 @@ class Timing:
         finish = torch.cuda.synchronize if self.problem.device == "cuda" else lambda: None
         finish()
         start = perf_counter()
-        self.workload.run(self.kind)
+        self.workload.run()
         finish()
         return perf_counter() - start
 
     def warm(self) -> None:
         """The first run; on a GPU also its peak memory, buffers that a backend keeps included."""
         if self.problem.device != "cuda":
-            self.workload.run(self.kind)
+            self.workload.run()
             return
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -97,24 +95,24 @@ def fill_memories(timings: Sequence[Timing]) -> Iterator[None]:
     server.set_forkserver_preload([__name__, *[contestants.TORCHDYNO] * contestants.HAS_TORCHDYNO])
     threads = torch.get_num_threads()
     # A copy of a problem goes without the tensors that it has made. Ctrl-C is the parent's.
-    jobs = [(one.contestant.name, replace(one.problem), one.kind, threads) for one in here]
+    jobs = [(one.contestant.name, replace(one.problem), threads) for one in here]
     with server.Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
         for timing, peak in zip(here, pool.imap(_peak, jobs), strict=True):
             timing.peak_mb = peak
             yield
 
 
-def _peak(job: tuple[str, Problem, contestants.Kind, int]) -> float:
+def _peak(job: tuple[str, Problem, int]) -> float:
     from resource import RUSAGE_SELF, getrusage  # Windows has none
 
-    name, problem, kind, threads = job
+    name, problem, threads = job
     torch.set_num_threads(threads)
     build = CONTESTANTS[name].build
-    build(replace(problem, batch=1, steps=2)).run(kind)
+    build(replace(problem, batch=1, steps=2)).run()
     workload = build(problem)
     MARK.write_text("5")
     before = getrusage(RUSAGE_SELF).ru_maxrss  # in KiB
-    workload.run(kind)
+    workload.run()
     return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before) / MEGABYTE
 
 
@@ -133,7 +131,7 @@ def measure(
 
     Without `couplings`, those of `COUPLINGS` that have enough pairs; without `only`, every contestant.
 
-    Returns `rows`, a dict for each contestant, coupling, device and kind; what they depend on; and
+    Returns `rows`, a dict for each contestant and coupling; what they depend on; and
     `notes`, sentences for the reader. ConfigError for what cannot be run, SolverError if ours differ
     from the plain loop.
     """
@@ -156,11 +154,9 @@ def measure(
         except NotForThisMachineError as error:
             report["notes"].append(str(error))
         else:
-            timings += [Timing(contestant, problem, kind, contestant.build(problem)) for kind in KINDS]
+            timings.append(Timing(contestant, problem, contestant.build(problem)))
     repeated, here = replace(size, steps=PRODUCT_STEPS), size.device
-    products = [
-        Timing(c, repeated, "forward", c.build(repeated)) for c in PRODUCTS if c.is_present(here)
-    ]
+    products = [Timing(c, repeated, c.build(repeated)) for c in PRODUCTS if c.is_present(here)]
     for timing in track([*timings, *products], "warming up"):
         timing.warm()
     report["interrupted"] = False
@@ -180,7 +176,7 @@ def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report)
     rates: dict[str, dict[str, float]] = {}  # operations a second, by precision
     for one in products:
         if one.seconds:
-            operations = one.contestant.operations(one.problem, one.kind)
+            operations = 2 * one.problem.steps * one.problem.batch * one.problem.n**2
             rate = {"median": operations / one.median, "max": operations / min(one.seconds)}
             rates[one.contestant.precision] = rate
     if report["rounds"] < ROUNDS:
@@ -269,11 +265,10 @@ def _difference(found: Tensor, wanted: Tensor, free: Tensor) -> float:
 def row_of(timing: Timing, rates: dict[str, dict[str, float]]) -> dict[str, Any]:
     """What was measured of one contestant; `share` is of the rate of products of its precision."""
     one, problem, median = timing.contestant, timing.problem, timing.median
-    operations = one.operations(problem, timing.kind)
+    operations = one.operations(problem)
     rate = rates.get(one.precision)
     return {
         "name": one.name,
-        "kind": timing.kind,
         "n": problem.n,
         "batch": problem.batch,
         "steps": problem.steps,
@@ -294,7 +289,7 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
     if not noisy:
         return []
     worst = max(noisy, key=lambda timing: timing.noise)
-    label = f"{worst.contestant.name} {worst.problem.coupling} {worst.problem.device} {worst.kind}"
+    label = f"{worst.contestant.name} {worst.problem.coupling} {worst.problem.device}"
     return [
         f"this machine is too noisy to trust the medians: {len(noisy)} of {len(timings)} are more than "
         f"{NOISE} times their minimum, {label} {worst.noise:.2f} times. Compare the minima, or "
@@ -302,16 +297,12 @@ def noise_of(timings: Sequence[Timing]) -> list[str]:
     ]
 
 
-def tables(report: Report) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Titles and rows, for forward and backward, then for forward; times in milliseconds."""
-    size = f"n {report['n']} = {report['modules']} x {report['units']}"
-    for kind, title in TITLES.items():
-        rows = []
-        for row in (row for row in report["rows"] if row["kind"] == kind):
-            times = {"median_ms": 1000 * row["median_s"], "min_ms": 1000 * row["min_s"]}
-            rows.append(row | times)
-        if rows:
-            yield f"{title}: {size}, batch {report['batch']}, {report['steps']} steps", rows
+def table_of(report: Report) -> tuple[str, list[dict[str, Any]]]:
+    """Title and rows, times in milliseconds."""
+    size = f"n {report['n']} = {report['modules']} x {report['units']}, batch {report['batch']}"
+    times = ("median", "min")
+    rows = [row | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in times} for row in report["rows"]]
+    return f"forward and backward: {size}, {report['steps']} steps", rows
 
 
 def sentences(report: Report) -> Iterator[str]:

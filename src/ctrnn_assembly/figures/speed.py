@@ -12,11 +12,10 @@ BAR = 0.16  # inches
 
 @printed
 def speed_figure(report: dict[str, Any]) -> Figure:
-    """Forward and backward as full bars, forward as pale ones; a stroke is the minimum."""
-    groups: dict[str, dict[str, list[Any]]] = {}  # title -> name -> rows
+    """Medians of forward and backward as bars; a stroke is the minimum."""
+    groups: dict[str, list[Any]] = {}
     for row in report["rows"]:
-        group = groups.setdefault(f"coupling {row['coupling']}", {})
-        group.setdefault(row["name"], []).append(row)
+        groups.setdefault(f"coupling {row['coupling']}", []).append(row)
     counts = [len(group) for group in groups.values()]
     title = (
         f"n {report['n']} = {report['modules']} x {report['units']}, batch {report['batch']}, "
@@ -27,19 +26,16 @@ def speed_figure(report: dict[str, Any]) -> Figure:
     for axes, (name, group) in zip(panels, groups.items(), strict=True):
         _draw(axes, group)
         axes.set_title(name, fontsize=8, loc="left")
-    panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke); pale: forward only")
+    panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke)")
     return figure
 
 
-def _draw(axes: Axes, group: dict[str, list[Any]]) -> None:
-    for place, (name, rows) in enumerate(group.items()):
-        colour = COLOURS[0] if name.startswith("ours-") else COLOURS[4]
-        for row in rows:
-            backward = row["kind"] == "forward_backward"
-            y = place - 0.2 if backward else place + 0.2
-            axes.barh(y, 1000 * row["median_s"], height=0.38, color=colour, alpha=1 if backward else 0.4)
-            axes.plot(1000 * row["min_s"], y, "|", color="black", markersize=6, markeredgewidth=1)
-    axes.set_yticks(range(len(group)), list(group), fontsize=7)
+def _draw(axes: Axes, rows: list[Any]) -> None:
+    for place, row in enumerate(rows):
+        colour = COLOURS[0] if row["name"].startswith("ours-") else COLOURS[4]
+        axes.barh(place, 1000 * row["median_s"], height=0.7, color=colour)
+        axes.plot(1000 * row["min_s"], place, "|", color="black", markersize=6, markeredgewidth=1)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
     axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xscale("log")
