@@ -5,7 +5,7 @@
 Ten data sets of 100 observations, each with fresh weights. Three panels: GSC(50 - j, 50), from the last
 layer back over j layers; standard deviation and sign diversity of the pre-activations over depth. The
 GSC is an estimate from `--probes` random signs, unbiased before the root; exact with `--probes 0`, which
-is costly with batch norm.
+is costly.
 
 A net explodes by our criterion if the least-squares line of log GSC over j grows by a factor of at least
 GROWTH a layer and explains at least FIT of the variance.
