@@ -99,10 +99,9 @@ def draw(run: Path, kind: str) -> None:
 @click.option("--only", multiple=True, metavar="NAME", help="this contestant only; may be repeated")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help=DEVICE)
 @click.option("--threads", type=int, help="CPU threads  [default: torch's own]")
-@click.option("--no-memory", is_flag=True, help="do not measure peak memory")
 @json_option
 @plot_option
-def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings: Any) -> None:
+def bench_command(as_json: bool, plot: Path | None, **settings: Any) -> None:
     """How long one forward and backward pass of a sequence takes.
 
     In every round each contestant is timed once, in a new order; given are median and minimum. The
@@ -113,8 +112,7 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     nn.RNN and nn.LSTM have no coupling and stand under `all`. The loss is one of the last state, with
     gradients of all parameters and none of the input. Ctrl-C prints what was measured until then.
 
-    `peak_mb` (10^6 bytes) is what the resident set of a process of its own grows by, on a GPU what the
-    allocator hands out.
+    On a GPU `peak_mb` (10^6 bytes) is what the allocator hands out.
     """
     from rich.progress import track
 
@@ -125,7 +123,7 @@ def bench_command(no_memory: bool, as_json: bool, plot: Path | None, **settings:
     size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
-    found = measure(size, memory=not no_memory, track=bar, **settings)
+    found = measure(size, track=bar, **settings)
     title, rows = table_of(found)
     shown = [table(rows, COLUMNS, title=title)] * bool(rows)
     figure = partial(speed_figure, found) if found["rows"] else None

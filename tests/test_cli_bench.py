@@ -20,11 +20,9 @@ from ctrnn_assembly.benchmark.contestants import (
     plain_loop,
 )
 from ctrnn_assembly.benchmark.measure import (
-    MARK,
     NOISE,
     Timing,
     check_agreement,
-    fill_memories,
     measure,
     noise_of,
     schedule,
@@ -63,7 +61,7 @@ def bench(cli, *args):
 
 
 def test_json_has_a_row_for_every_contestant_and_coupling(cli):
-    found = bench(cli, "--rounds", 2, "--coupling", "all", "--coupling", "random:1", "--no-memory")
+    found = bench(cli, "--rounds", 2, "--coupling", "all", "--coupling", "random:1")
     rows = {(row["name"], row["coupling"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"])
     for contestant in PRESENT:
@@ -90,7 +88,7 @@ def test_json_has_a_row_for_every_contestant_and_coupling(cli):
 def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_path):
     picture = tmp_path / "speed.svg"
     done = cli(*OPTIONS, "--device", "cpu", "--rounds", 2, "--only", "ours-fused", "--only",
-               "plain-loop", "--no-memory", "--plot", picture)  # fmt: skip
+               "plain-loop", "--plot", picture)  # fmt: skip
     assert done.code == 0, done.err
     assert "agree with the plain loop" in done.out
     assert "GFLOP/s" in done.out
@@ -99,7 +97,7 @@ def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_
 
 
 def test_default_couplings_are_those_that_fit(cli):
-    found = bench(cli, "--rounds", 1, "--no-memory", "--only", "plain-loop")
+    found = bench(cli, "--rounds", 1, "--only", "plain-loop")
     assert {row["coupling"] for row in found["rows"]} == {"all"}  # 3 modules have 3 pairs
 
 
@@ -142,7 +140,7 @@ def test_a_fake_clock_makes_the_report_noisy(monkeypatch):
     busy = itertools.accumulate(draw.choice((1.0, 4.0, 5.0)) for _ in itertools.count())
     for clock, noisy in ((busy, True), (itertools.count(), False)):
         monkeypatch.setattr("ctrnn_assembly.benchmark.measure.perf_counter", partial(next, clock))
-        found = measure(TINY, ("all",), only=("plain-loop",), memory=False)
+        found = measure(TINY, ("all",), only=("plain-loop",))
         assert found["noisy"] is noisy
         assert [note for note in found["notes"] if "too noisy" in note] == found["notes"]
         assert bool(found["notes"]) is noisy
@@ -244,7 +242,7 @@ def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch)
 
     broken = Contestant("ours-broken", cannot, backend="fused", tolerance=1e-5)
     monkeypatch.setitem(CONTESTANTS, "ours-broken", broken)
-    found = measure(TINY, ("all",), only=("plain-loop", "ours-broken"), rounds=1, memory=False)
+    found = measure(TINY, ("all",), only=("plain-loop", "ours-broken"), rounds=1)
     assert {row["name"] for row in found["rows"]} == {"plain-loop"}
     assert found["notes"][0] == "ours-broken with all was left out: this GPU is too small."
 
@@ -279,16 +277,6 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
     found = strict_json(done.out)
     assert found["interrupted"]
     assert [row["rounds"] for row in found["rows"]] == [2]
-
-
-@pytest.mark.skipif(not MARK.exists(), reason="reads /proc")
-def test_peak_memory_is_at_least_that_of_the_states_that_backward_needs():
-    problem = Problem(n=64, units=32, batch=64, steps=400)
-    states = 4 * 400 * 64 * 64 / 1e6
-    idle = Workload(torch.Tensor)
-    timings = [Timing(CONTESTANTS["plain-loop"], problem, idle)]
-    assert len(list(fill_memories(timings))) == 1
-    assert timings[0].peak_mb > states
 
 
 def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):

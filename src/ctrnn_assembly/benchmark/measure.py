@@ -1,31 +1,22 @@
-"""The whole measurement, as plain values: agreement, warm-up, rounds, memory, rows.
+"""The whole measurement, as plain values: agreement, warm-up, rounds, rows.
 
 Everything is timed once a round, in a new order each, so that all see one machine.
 
-Peak memory is what the resident set grows by in a process that has done nothing else: in that of the
-timings the allocator keeps what other contestants have freed. So a server imports the library once and
-forks for every contestant: the child builds its problem, warms up with two steps of one sample, sets its
-high-water mark back, solves once and reads the mark. Linux only; elsewhere there is no answer. On a GPU
-the allocator itself keeps count, in the warm-up.
+Peak memory, of a GPU alone, is what its allocator hands out in the warm-up.
 """
 
 import math
-import multiprocessing
-import os
 import random
-import signal
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.benchmark import contestants
 from ctrnn_assembly.benchmark.contestants import CONTESTANTS, PRODUCTS, Contestant, Workload
 from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import ConfigError, SolverError
@@ -37,7 +28,6 @@ NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust
 PRODUCT_STEPS = 200  # products in one timing of them: a single one would time the clock
 COUPLINGS = {"all": 0, "random:5": 5, "random:20": 20}  # and the pairs that they need
 MEGABYTE = 1e6
-MARK = Path("/proc/self/clear_refs")
 Track = Callable[[Iterable[Any], str], Iterable[Any]]  # the sequence, with a bar for its stage
 Report = dict[str, Any]
 
@@ -88,34 +78,6 @@ def schedule(timings: Sequence[Timing], rounds: int) -> list[Timing]:
     return [timing for _ in range(rounds) for timing in order.sample(list(timings), len(timings))]
 
 
-def fill_memories(timings: Sequence[Timing]) -> Iterator[None]:
-    """Fill in the peaks (10^6 bytes) of a CPU, one at a time; those of a GPU are there already."""
-    here = [one for one in timings if one.problem.device == "cpu" and os.access(MARK, os.W_OK)]
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, *[contestants.TORCHDYNO] * contestants.HAS_TORCHDYNO])
-    threads = torch.get_num_threads()
-    # A copy of a problem goes without the tensors that it has made. Ctrl-C is the parent's.
-    jobs = [(one.contestant.name, replace(one.problem), threads) for one in here]
-    with server.Pool(1, signal.signal, (signal.SIGINT, signal.SIG_IGN), maxtasksperchild=1) as pool:
-        for timing, peak in zip(here, pool.imap(_peak, jobs), strict=True):
-            timing.peak_mb = peak
-            yield
-
-
-def _peak(job: tuple[str, Problem, int]) -> float:
-    from resource import RUSAGE_SELF, getrusage  # Windows has none
-
-    name, problem, threads = job
-    torch.set_num_threads(threads)
-    build = CONTESTANTS[name].build
-    build(replace(problem, batch=1, steps=2)).run()
-    workload = build(problem)
-    MARK.write_text("5")
-    before = getrusage(RUSAGE_SELF).ru_maxrss  # in KiB
-    workload.run()
-    return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before) / MEGABYTE
-
-
 def measure(
     size: Problem,
     couplings: Sequence[str] = (),
@@ -124,7 +86,6 @@ def measure(
     threads: int | None = None,
     rounds: int = ROUNDS,
     only: Sequence[str] = (),
-    memory: bool = True,
     track: Track = lambda sequence, stage: sequence,
 ) -> Report:
     """Check, warm up and time every contestant; Ctrl-C ends the rounds and keeps what was measured.
@@ -163,8 +124,6 @@ def measure(
     try:
         for timing in track(schedule([*timings, *products], rounds), "timing"):
             timing.seconds.append(timing.time())
-        for _ in track(fill_memories(timings if memory else []), "measuring memory"):
-            pass
     except KeyboardInterrupt:
         report["interrupted"] = True
     return report | facts([timing for timing in timings if timing.seconds], products, report)
@@ -315,7 +274,6 @@ def sentences(report: Report) -> Iterator[str]:
             f"{rate['median'] / 1e9:.1f} GFLOP/s (median; at most {rate['max'] / 1e9:.1f}); "
             "share is of the median"
         )
-    yield "MB: peak memory of the solve, 10^6 bytes"
     tolerances = {one.tolerance for one in CONTESTANTS.values() if one.tolerance is not None}
     yield (
         "checked before timing: states and gradients agree with the plain loop in float64, within "
