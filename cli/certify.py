@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import click
 from click import option
 from rich.table import Table
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_cli import shared
 from ctrnn_cli.shared import Column, table
 
@@ -53,7 +53,7 @@ LAYERS = (
 @option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
-@option("--require-step", is_flag=True, help="exit with 1 also if the step is not certified")
+@option("--require-step", is_flag=True, help="the step's verdict counts for the exit code, too")
 @option(
     "--write-proof",
     "proof",
@@ -61,6 +61,7 @@ LAYERS = (
     metavar="FILE",
     help="for verifier.py, .json, and beside it",
 )
+@option("--witness", type=shared.OutputFile(".json"), metavar="FILE", help="write what refutes the net")
 @shared.json_option
 @shared.plot_option
 def certify_command(
@@ -68,6 +69,7 @@ def certify_command(
     search: Any,
     require_step: bool,
     proof: Path | None,
+    witness: Path | None,
     as_json: bool,
     plot: Path | None,
     **settings: Any,
@@ -79,12 +81,15 @@ def certify_command(
     --weights reads tau x' = -x + W phi(x) + L x + u from a file with W, (n, n), or its blocks, (p, k, k)
     or W0, W1, ...; and L, (n, n), and tau, a number or (n,), if they are there.
 
-    Exit code 0: certified in continuous time. 1: not certified. 2: an error. The step of the solver has
-    a verdict of its own (`discrete` in the JSON), which counts for the exit code with --require-step.
+    Exit code 0: certified in continuous time, or as a map. 1: refuted: two states under one input are
+    known that never meet. 3: unknown. 2: an error. The step of the solver has a verdict of its own
+    (`discrete` in the JSON), which counts for the exit code with --require-step.
 
     In the JSON, null stands for a bound that does not exist; max_dt null means every dt.
     """
     from ctrnn_assembly.certificates.wording import fact_rows, verdict, weights_rows
+    from ctrnn_assembly.training.run import write
+    from ctrnn_assembly.witness import judge
 
     file = settings.pop("weights")
     if (source is None) == (file is None):
@@ -97,6 +102,12 @@ def certify_command(
             raise ConfigError(f"{flag} is of {'--weights' if file is None else 'a run'}. Leave it out.")
     found = of_run(source, search, settings | run) if source else of_file(file, search, settings | own)
     certificate, name = found.certificate, Path(source or file).name
+    step = certificate.step is not None and certificate.step.certified
+    enough = certificate.certified and (step or not require_step)
+    verdicts = judge(found.net, certificate, inputs=24 if witness else 0 if enough else 4)
+    if witness and verdicts.witnesses:
+        named = {"file": source or str(file), "settings": settings | (run if source else own)}
+        write(witness, json.dumps({"kind": "witness"} | named | asdict(verdicts), indent=1))
 
     def figure() -> Any:
         from ctrnn_assembly.figures.diagnostics import certificate_figure
@@ -109,8 +120,10 @@ def certify_command(
     if proof is not None and certificate.certified:
         rows.append(("proof", "\n".join(proven(proof, found, source))))
     shared.emit(
-        about | certificate.as_dict() | found.more,
+        about | certificate.as_dict() | found.more | {"verdicts": asdict(verdicts)},
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
+        *map(str, verdicts.witnesses),
+        *([f"unknown: {verdicts.tried}"] if verdicts.tried else []),
         shared.facts(rows, title=f"{found.model}, {found.units} units{found.note}"),
         *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
         *shown_steps(certificate.cascade),
@@ -118,8 +131,43 @@ def certify_command(
         as_json=as_json,
         plot=plot,
     )
-    step = certificate.step is not None and certificate.step.certified
-    click.get_current_context().exit(0 if certificate.certified and (step or not require_step) else 1)
+    refuted = "refuted" in (verdicts.flow or verdicts.step, require_step and verdicts.step)
+    click.get_current_context().exit(0 if enough else 1 if refuted else 3)
+
+
+@click.command("check", cls=shared.Command)
+@click.argument("file", type=shared.PATH)
+@click.argument("source", metavar="[RUN|CONFIG|WEIGHTS]", required=False)
+def check_command(file: Path, source: str | None) -> None:
+    """Run the net again from the states of FILE, which `ctrnn certify --witness FILE` has written.
+
+    The net is the one that was certified, or SOURCE, with the settings of that command. Exit code 1: the
+    net is refuted. 2: another net, a damaged file, or states that do meet.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        code = CHECKS[content["kind"]](content, source)
+    except CtrnnError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"{file} is no file that `ctrnn certify` has written: {reason}.") from error
+    click.get_current_context().exit(code)
+
+
+def check_witness(content: Any, source: str | None) -> int:
+    """Replay each witness, or raise a DataError."""
+    from ctrnn_assembly.witness import Witness, replay
+
+    named, settings = source or content["file"], content["settings"]
+    given = "tau" in settings
+    found = of_file(Path(named), "none", settings) if given else of_run(named, "none", settings)
+    for witness in [Witness(**one) for one in content["witnesses"]] or [Witness(**{})]:
+        click.echo(str(replay(witness, found.net)))
+    return 1
+
+
+CHECKS = {"witness": check_witness}  # by the kind of a file: what to do, and the exit code
 
 
 @dataclass(frozen=True)

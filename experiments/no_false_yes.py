@@ -8,8 +8,9 @@ linear time-varying system, whose growth is measured. A rate that float64 refute
 50 digits before it counts.
 
 The nets are those of tests/boundary_nets.py. A false yes is a certified net that expands, or a claimed
-rate, factor or largest dt better than the exact one by more than 1e-9 relative. With a search for
-metrics all is judged in the one that the certificate found. Ctrl-C keeps what was counted.
+rate, factor or largest dt better than the exact one by more than 1e-9 relative; or a net that contracts
+and that the search for a witness, made without the certificate, refutes. With a search for metrics all
+is judged in the one that the certificate found. Ctrl-C keeps what was counted.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy.linalg import expm
 
-from ctrnn_assembly import certificates
+from ctrnn_assembly import certificates, witness
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.certify import Search
 
@@ -66,6 +67,8 @@ def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor:
     if claim.certified and step.max_dt > 0:  # steps up to it must contract: tried there and below
         top = min(step.max_dt, 100 * net.slowest)
         steps = [top, top * rng.uniform(0.05, 1)]
+    off = Certificate.refused("so that all is searched for", dt=case.dt, solver=solver)
+    told = witness.judge(net.terms, off, inputs=0 if case.large else 1)
     alone = [] if case.large else zip(net.modules(), claim.modules, strict=True)
     modules = ((m.rate, exact_rate(module, m.rate)) for module, m in alone)
     found = {
@@ -73,6 +76,8 @@ def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor:
         "rate too good": claim.rate > rate + TOLERANCE * max(1 / net.slowest, abs(rate)),
         "step certified, but expands": step.certified and factor >= 1 + EXPANDS,
         "factor too good": bound < factor - TOLERANCE * max(1, factor),
+        "refuted, but contracts": told.flow == "refuted" and rate > 0,
+        "step refuted, but contracts": told.step == "refuted" and factor < 1,
         "module's rate too good": any(claimed > exact + off for claimed, (exact, off, _) in modules),
         "largest dt too large": any(net.field.factor(h, solver) >= 1 + EXPANDS for h in steps),
     }

@@ -52,6 +52,8 @@ LAYERS = {
     "robustness": 10,
     "models": 10,
     "training": 11,
+    "witness": 11,
+    "testing": 12,
     "benchmark": 12,
     "reproduction": 12,
     "figures": 13,

@@ -7,7 +7,6 @@ joined by `cascade`. Source: THEORY section 14.
 """
 
 import math
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def certify_rnn(net: nn.RNNBase) -> Certificate:
         W, entering = weights[f"weight_hh_l{k}"], weights[f"weight_ih_l{k}"]
         found, scale = _certify_layer(W)
         if not found.certified:
-            reason = f"layer {k}: {found.reasons[0]}{_witness(net)}"
+            reason = f"layer {k}: {found.reasons[0]}"
             return Certificate.refused(reason, dt=1.0, solver="map")
         # From metric to metric: only what leaves the last layer is Euclidean.
         gain = rounding.norm_under_slopes(entering, scale, below, inside=True)
@@ -71,23 +70,6 @@ def _refusal(net: nn.RNNBase) -> str:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in net._flat_weights if tensor is not None):
         return "a weight is NaN or infinite; retrain or use an intact copy"
     return ""
-
-
-def _witness(net: nn.RNNBase, samples: int = 1000) -> str:
-    """Of two states under zero input that come no nearer, if some are found; by float64 on the CPU."""
-    copied = deepcopy(net).cpu().double().eval()
-    apart, shape = [], (net.num_layers, 1, net.hidden_size)
-    start = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    u = torch.zeros(1, samples, net.input_size, dtype=torch.float64)
-    u = u if net.batch_first else u.transpose(0, 1)
-    h = start, -start
-    for _ in range(2):
-        h = copied(u, h[0])[1], copied(u, h[1])[1]
-        apart.append(float((h[0] - h[1]).norm()))
-    if not apart[1] > max(1e-3, (1 - 1e-9) * apart[0]):
-        return ""
-    far = f"{apart[0]:.6g} apart after {samples} samples and {apart[1]:.6g} after {2 * samples}"
-    return f". It is refuted: under zero input two states are {far}"
 
 
 def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:

@@ -226,7 +226,7 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
     if terms is None and isinstance(net, nn.Module):
         net = _copied(net)
     if isinstance(net, nn.RNNBase | nn.RNNCellBase):
-        return _of_torch(net)
+        return of_torch(net)
     if terms is not None or hasattr(net, "state_size"):
         return _of_ours(net, terms)
     if not callable(net):
@@ -408,7 +408,7 @@ def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     return Behaviour(terms.n, step, lambda u: lambda x: terms(x, u), m, *own)
 
 
-def _of_torch(net: Any) -> Behaviour:
+def of_torch(net: Any) -> Behaviour:
     """Of nn.RNN, nn.GRU, nn.LSTM and their cells, whose packed state is (batch, parts x layers x n)."""
     if getattr(net, "bidirectional", False) or getattr(net, "proj_size", 0):
         raise ConfigError(

@@ -248,7 +248,7 @@ class Run:
     @cached_property
     def certificate(self) -> Certificate:
         """What is proven of the network, as its weights are, and of its step; reads no data."""
-        return self.certify()
+        return self.build(data=False).core.certificate()
 
     def build(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
         """`model`, made anew; `double` converts it to float64.
@@ -282,10 +282,6 @@ class Run:
         if "dt" in given:
             raise ConfigError(f"radii and diagnostics are of equal steps. {self.task.note} Drop time.")
         return u.double(), y, given["lengths"]
-
-    def certify(self, search: Literal["none", "fast"] = "fast") -> Certificate:
-        """`certificate`, proven anew, by another search."""
-        return self.build(data=False).core.certificate(search=search)
 
     @property
     def task_name(self) -> str:
