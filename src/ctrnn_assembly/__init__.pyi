@@ -36,7 +36,6 @@ from ctrnn_assembly.diagnostics import measure_contraction as measure_contractio
 from ctrnn_assembly.diagnostics import spectrum_along as spectrum_along
 from ctrnn_assembly.diagnostics import spectrum_at as spectrum_at
 from ctrnn_assembly.diagnostics import step_jacobian as step_jacobian
-from ctrnn_assembly.diagnostics.gradients import effective_depth_over_time as effective_depth_over_time
 from ctrnn_assembly.diagnostics.gradients import gsc_over_time as gsc_over_time
 from ctrnn_assembly.errors import ConfigError as ConfigError
 from ctrnn_assembly.errors import ContractionError as ContractionError
