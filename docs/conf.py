@@ -123,6 +123,9 @@ def generate(app: Sphinx) -> None:
     """A page for each module, and a table of the public names that leads there."""
     GENERATED.mkdir(exist_ok=True)
     names = modules()
+    for old in GENERATED.glob("*.rst"):
+        if old.stem not in names:
+            old.unlink()
     for name in names:
         text = (
             f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
