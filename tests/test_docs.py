@@ -29,4 +29,4 @@ def test_what_a_page_names_exists(name):
     places = (ROOT, ROOT / "src/ctrnn_assembly", here)
     files = set(re.findall(r"`((?:\w+/)*\w+\.py)`", text)) - {"net.py"}
     assert not {file for file in files if not any((place / file).exists() for place in places)}
-    assert {word for word in re.findall(r"`ctrnn ([a-z][a-z-]*)", text)} <= COMMANDS.keys()
+    assert set(re.findall(r"`ctrnn ([a-z][a-z-]*)", text)) <= COMMANDS.keys()
