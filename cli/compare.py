@@ -1,8 +1,9 @@
-"""`ctrnn reproduce`: accuracies beside the published. `ctrnn bench`: times beside those of others."""
+"""`ctrnn compare`: runs side by side; `reproduce`: beside the published; `bench`: times of others."""
 
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -80,6 +81,50 @@ def reproduce_command(
         sys.exit(130)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(jobs)} runs failed; the first: {failures[0]}")
+
+
+@click.command("compare")
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@json_option
+def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Finished runs side by side: settings that differ, test measures, certificates and time.
+
+    Runs that differ by their seed alone are a column: means, and half the 95 % interval over seeds.
+    """
+    from ctrnn_assembly.data.targets import MEASURES
+    from ctrnn_assembly.reproduction.experiments import FREE
+    from ctrnn_assembly.reproduction.results import half_interval, verdict
+    from ctrnn_assembly.training.run import read_config, read_summary
+
+    groups, known = dict[str, dict[int, Any]](), [read_config(one).model_dump() for one in folders]
+    free = FREE | {"seed", "task"}
+    differ = [k for k in known[0] if k not in free and len({str(one[k]) for one in known}) > 1]
+    for folder, config in zip(folders, known, strict=True):
+        if (found := read_summary(folder)) is None:
+            raise ConfigError(f"{folder} is not finished. `ctrnn train --resume {folder}` goes on.")
+        one = {**found, **config, "task": found["task"], "run": str(folder)}
+        group = groups.setdefault(str([one[key] for key in ("task", *differ)]), {})
+        if (twin := group.setdefault(one["seed"], one)) is not one:
+            raise ConfigError(f"{twin['run']} and {folder} have the same settings and seed. Drop one.")
+    columns = []
+    for runs in (list(group.values()) for group in groups.values()):
+        column: dict[str, Any] = {"runs": ", ".join(one["run"] for one in runs)}
+        column |= {key: runs[0][key] for key in ("task", *differ)}
+        for name in [*(f"test_{key}" for key in MEASURES), "seconds"]:
+            reached = [one[name] for one in runs if one.get(name) is not None]
+            if reached:
+                column |= {name: fmean(reached), f"{name}_half_interval": half_interval(reached)}
+        proven: Any = verdict([one["certificate"] for one in runs])
+        certified = {"certified": proven["certified"], "step_certified": proven["discrete"]}
+        column |= certified | {"of_runs": proven["of"], "rate": proven["rate"]}
+        columns.append(column | {"parameters": runs[0]["parameters"]})
+
+    def text(value: Any) -> str:
+        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    names = dict.fromkeys(key for column in columns for key in column)
+    known = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
+    emit({"differ": differ, "columns": columns}, table(known, title="runs"), as_json=as_json)
 
 
 def draw(run: Path, kind: str) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "gsc": ("inspect", "Gradient scale coefficient over time."),
     "plot": ("plot", "Draw training curves, weights, graph, states, certificate."),
     "report": ("plot", "One HTML page about a run, which opens without a network."),
+    "compare": ("compare", "Runs side by side: settings, measures, certificates, time."),
     "reproduce": ("compare", "Run the papers' experiments; print published and ours."),
     "bench": ("compare", "Time our solvers against others, on this machine."),
     "export": ("export", "Write a run as an ONNX file, or as a program of torch.export."),

@@ -1,6 +1,7 @@
 """`ctrnn predict RUN`: classes or values of new series, by a run that `ctrnn train --data` left."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,11 +36,10 @@ def predict_command(folder: Path, data: Path, out: Path) -> None:
             u = prepared(part.x).to(run.model.readout.weight)
             found = run.model(u, **timed(run.model, part.given)).double()
         for i, outputs in zip(index.tolist(), found, strict=True):
-            for step in range(series.lengths[i]) if stepwise else ():
-                time = {} if series.stamps is None else {"time": series.stamps[i, step]}
-                said = prepared.words(outputs[step])
-                rows.append({"id": series.ids[i], "step": step, **time, **said})
-            if not stepwise:
-                rows.append({"id": series.ids[i], **prepared.words(outputs)})
+            for step, one in enumerate(outputs[: series.lengths[i]] if stepwise else [outputs]):
+                row: dict[str, Any] = {"id": series.ids[i]} | ({"step": step} if stepwise else {})
+                if stepwise and series.stamps is not None:
+                    row["time"] = series.stamps[i, step]
+                rows.append(row | prepared.words(one))
     write_table(out, rows)
     click.echo(f"{run.title}: {len(series.ids)} series of {data.name}\nwritten: {out}")

@@ -89,8 +89,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         if fast:
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
-        sources = [f"the recipe {named}"] * bool(named) + [str(first)] * bool(first)
-        sources += [str(file)] * bool(file)
+        sources = [f"the recipe {named}"] * bool(named) + [str(one) for one in (first, file) if one]
         click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
         run = out or new_folder(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr

@@ -140,7 +140,8 @@ def test_values_are_normalised_by_the_training_part_and_measured_in_their_own_un
     y[160:] += 1e4
     other = Task.from_arrays(u, y[:, -1], split=part, target="regression")
     assert other.sequence == one.sequence
-    assert one.sequence.value_mean == pytest.approx([y[:160, -1].mean()])
+    ((mean, _),) = one.sequence.values.values()
+    assert mean == pytest.approx(y[:160, -1].mean())
     config = make_config(SMALL, {"epochs": 12})
     summary = fit(config, tmp_path / "run", task=one, **QUIET)
     run = Run.open(tmp_path / "run")
@@ -149,8 +150,8 @@ def test_values_are_normalised_by_the_training_part_and_measured_in_their_own_un
     assert summary["test_accuracy"] is summary["chance"] is summary["val_f1"] is None
     test = one.load_test()
     with torch.no_grad():
-        said = np.array(one.unit) * run.model(test.x).numpy() + np.array(one.sequence.value_mean)
-    told = np.array(one.unit) * test.y.numpy() + np.array(one.sequence.value_mean)
+        said = np.array(one.unit) * run.model(test.x).numpy() + mean
+    told = np.array(one.unit) * test.y.numpy() + mean
     assert summary["test_mse"] == pytest.approx(((said - told) ** 2).mean(), rel=1e-4)
     assert summary["test_r2"] == pytest.approx(1 - ((said - told) ** 2).mean() / told.var(), rel=1e-4)
     assert summary["test_r2"] > 0.8

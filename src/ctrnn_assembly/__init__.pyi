@@ -61,6 +61,7 @@ from ctrnn_assembly.subnetwork import Subnetwork as Subnetwork
 from ctrnn_assembly.terms import Terms as Terms
 from ctrnn_assembly.terms import Uncertainty as Uncertainty
 from ctrnn_assembly.training.run import Run as Run
+from ctrnn_assembly.training.run import from_pretrained as from_pretrained
 from ctrnn_assembly.training.run import load_run as load_run
 
 HOMES: dict[str, str]  # of each name: its module

@@ -365,8 +365,7 @@ class SequenceClassifier(nn.Module):
         core: a layer, batch_first.
         n_class: number of classes, or values, k.
         readout_input: "state" reads x, as the papers do; "rate" the firing rates.
-        pool: "last" reads the last valid output, "mean" the mean of all valid ones, "all" each output:
-            logits are then (batch, time, k).
+        pool: "last" reads the last valid output, "mean" the mean of all valid ones, "all" each of them.
     """
 
     def __init__(

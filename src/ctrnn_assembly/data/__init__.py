@@ -57,8 +57,7 @@ def load_task(name: str, **settings: Any) -> Task:
     """
     options = Options(**settings)
     if options.target != "class" and name != "own":
-        what = f"target {options.target} is for series of your own; got task {name}"
-        raise ConfigError(f"{what}. Name a file with --data, or leave the target out.")
+        raise ConfigError(f"target {options.target} is for series of your own, --data; got {name!r}.")
     for entry in TASKS.values():
         if re.fullmatch(entry.pattern, name):
             return entry.load(name, options)

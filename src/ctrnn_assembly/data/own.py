@@ -11,6 +11,7 @@ train, val or test of each series. Whatever does not fit is a DataError with its
 import csv
 import io
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,7 +46,7 @@ Array = NDArray[Any]
 class Series:
     """Series x, (n, T, m) float64, of which the first `lengths`, (n,), samples count.
 
-    y, (n, S), are texts of classes, or (n, S, k) float64 of the `values` named, of S = 1 or T steps;
+    y, (n, S), are texts of classes, or (n, S, k) float64 of values, of S = 1 or T steps;
     `split` the parts, (n,) texts; t, (n, T), times, `stamps` as they stand, `rows` lines of the file.
     """
 
@@ -59,7 +60,6 @@ class Series:
     rows: Array | None = None
     split: Array | None = None
     stamps: Array | None = None
-    values: tuple[str, ...] = ()
 
     @property
     def valid(self) -> Array:
@@ -112,33 +112,29 @@ class Preparation(BaseModel):
     target: str = "class"
     ahead: int = 1
     warm_up: int = 0
-    values: tuple[str, ...] = ()
-    value_mean: tuple[float, ...] = ()
-    value_std: tuple[float, ...] = ()
+    values: dict[str, tuple[float, float]] = {}  # with mean and standard deviation
 
     @classmethod
     def of(cls, series: Series, train: Array, options: Options) -> Self:
         """From the series at the indices `train` alone; a constant channel has std 1."""
-        (apart, counts), valid = series.intervals(), series.valid[train]
-        mean, std = scaling(series, series.channels, series.filled(options.missing)[train][valid])
-        gaps, values, y = apart[train][counts[train]], series.values, series.y
-        made: dict[str, Any] = {"classes": (), "value_mean": mean, "value_std": std}
-        if y is None:  # a forecast
-            values = series.channels
-        else:
+        (apart, counts), valid, y = series.intervals(), series.valid[train], series.y
+        scaled = scaling(series, series.channels, series.filled(options.missing)[train][valid])
+        values, classes, gaps = scaled, tuple[str, ...](), apart[train][counts[train]]  # of a forecast
+        if y is not None:
             y = y[train][valid[:, : y.shape[1]]]
-            if values:
-                made["value_mean"], made["value_std"] = scaling(series, values, y)
-            else:  # whole numbers by size, and before words
+            values = scaling(series, [f"y{k}" for k in range(y.shape[1])], y) if y.ndim > 1 else {}
+            if not values:  # whole numbers by size, and before words
                 found = {one for one in y.tolist() if one.lower() not in MISSING}
                 ranked = sorted((not one.isdigit(), len(one) * one.isdigit(), one) for one in found)
-                made = {"classes": tuple(one for *_, one in ranked)}
-        if len(made["classes"] or "values") < 2:
-            must = f"{series.what} must hold at least 2 classes to train on"
-            raise DataError(f"{must}; got {', '.join(made['classes'])}.")
-        made |= {name: getattr(options, name) for name in ("missing", "target", "ahead", "warm_up")}
-        made["spacing"] = float(np.median(gaps)) if len(gaps) else None
-        return cls(channels=series.channels, mean=mean, std=std, values=values, **made)
+                classes = tuple(one for *_, one in ranked)
+                if len(classes) < 2:
+                    must = f"{series.what} must hold at least 2 classes to train on"
+                    raise DataError(f"{must}; got {', '.join(classes)}.")
+        mean, std = zip(*scaled.values(), strict=True)
+        given: Any = {k: getattr(options, k) for k in ("missing", "target", "ahead", "warm_up")}
+        given["spacing"] = float(np.median(gaps)) if len(gaps) else None
+        given |= {"channels": series.channels, "classes": classes, "values": values}
+        return cls(mean=mean, std=std, **given)
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -171,7 +167,8 @@ class Preparation(BaseModel):
             y = coded[..., None]
         else:
             series.refuse(asked & np.isinf(y).any(-1), y[..., 0], "a target must be finite", "Mend it.")
-            y = y / np.array(self.value_std) - np.array(self.value_mean) / np.array(self.value_std)
+            mean, std = np.array([*self.values.values()]).T
+            y = y / std - mean / std
         y = np.where(asked[..., None], y, np.nan)
         none, steps = np.isnan(y).all((1, 2))[:, None], series.lengths[:, None].astype(str)
         must = f"a series must have a target, of steps after {self.warm_up} of warm-up"
@@ -185,11 +182,9 @@ class Preparation(BaseModel):
             shares = zip(self.classes, outputs.softmax(-1).tolist(), strict=True)
             named = {f"probability_{name}": share for name, share in shares}
             return {"prediction": self.classes[int(outputs.argmax())], **named}
-        found = np.array(self.value_mean) + np.array(self.value_std) * outputs.numpy()
-        names = [f"prediction_{name}" for name in self.values]
-        if len(names) == 1:
-            names = ["prediction"]
-        return dict(zip(names, found.tolist(), strict=True))
+        found = zip(self.values.items(), outputs.tolist(), strict=True)
+        named = {f"prediction_{name}": mean + std * f for (name, (mean, std)), f in found}
+        return named if len(named) > 1 else {"prediction": named.popitem()[1]}
 
     def split(self, series: Series, *, answered: bool = True) -> Split:
         """The series, normalised; 0, the mean, for a gap before the first value; y 0 if not asked for.
@@ -209,13 +204,12 @@ class Preparation(BaseModel):
         times = np.where(counts, apart / (self.spacing or np.inf), 1.0)
         if self.spacing and (abs(times - 1) > REGULAR).any():
             dt = torch.from_numpy(np.pad(times, [(0, 0), (0, 1)], constant_values=1)).float()
-        return checked(
-            series.what, Split(torch.from_numpy(x), y, lengths, dt), len(self.classes or self.values)
-        )
+        whole = Split(torch.from_numpy(x), y, lengths, dt)
+        return checked(series.what, whole, len(self.classes or self.values))
 
 
-def scaling(series: Series, names: tuple[str, ...], x: Array) -> tuple[tuple[float, ...], ...]:
-    """Mean and standard deviation of the columns of x, (samples, m); 1 for that of a constant one."""
+def scaling(series: Series, names: Sequence[str], x: Array) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation, 1 of a constant, of the columns of x, (samples, m), by name."""
     if (empty := np.isnan(x).all(0)).any():
         name = names[int(empty.argmax())]
         raise DataError(f"{series.what}: column {name!r} has no value to train on. Remove it.")
@@ -225,9 +219,9 @@ def scaling(series: Series, names: tuple[str, ...], x: Array) -> tuple[tuple[flo
     with np.errstate(invalid="ignore"):  # infinite ones are refused
         mean, std = scale * np.nanmean(x / scale, 0), scale * np.nanstd(x / scale, 0)
     still = (low == high) | (std == 0)
+    found = zip(names, np.where(still, low, mean), np.where(still, 1.0, std), strict=True)
     # To digits that are the same on every machine.
-    found = np.where(still, low, mean), np.where(still, 1.0, std)
-    return tuple(tuple(float(f"{value:.12g}") for value in each) for each in found)
+    return {name: (float(f"{m:.12g}"), float(f"{s:.12g}")) for name, m, s in found}
 
 
 def load_own(name: str, options: Options) -> Task:
@@ -251,8 +245,8 @@ def task_of(series: Series, options: Options) -> Task:
         low, high = float(whole.dt.min()), float(whole.dt.max())
         note = f"samples are {low:.3g} to {high:.3g} times dt apart: what is proven of a step is of dt."
     task = make_task(what, options, what, prepared.classes, lambda *_: whole, lambda _: prepared, parts)
-    outputs = prepared.classes or prepared.values
-    return replace(task, note=note, n_class=len(outputs), unit=prepared.value_std)
+    unit = tuple(std for _, std in prepared.values.values())
+    return replace(task, note=note, n_class=len(prepared.classes or unit), unit=unit)
 
 
 def parted(series: Series, options: Options) -> dict[str, Tensor]:
@@ -275,8 +269,7 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
         parts["train"] = left
     for part, index in parts.items():
         if not len(index):
-            few = f"{series.what}: {n} series leave none for {part}"
-            raise DataError(f"{few}. Give more of them, or cut a long one into several ids.")
+            raise DataError(f"{series.what}: {n} series leave none for {part}. Give more, or cut them.")
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}
 
 
@@ -324,8 +317,7 @@ def of_arrays(
         must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
         raise DataError(f"{must}, and perhaps lengths and t: {error}.") from None
     names, ids = tuple(f"x{k}" for k in range(m)), [str(i) for i in range(n)]
-    values = () if y is None or y.ndim < 3 else tuple(f"y{k}" for k in range(y.shape[2]))
-    return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t, values)
+    return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t)
 
 
 def told(y: Array, shape: tuple[int, int], target: str | None) -> Array:
@@ -337,9 +329,8 @@ def told(y: Array, shape: tuple[int, int], target: str | None) -> Array:
         kinds = "numbers" if values else "whole numbers or texts"
         raise ValueError(f"y of target {target} must be {lead} {kinds}; got {y.dtype} {y.shape}")
     y = y.reshape(shape[0], *(lead[1:] or (1,)), -1)
-    if values:
-        return y.astype(np.float64)
-    return (y.astype(np.int64) if floats else y).astype(str)[..., 0]
+    whole = y.astype(np.int64) if floats and not values else y
+    return whole.astype(np.float64) if values else whole.astype(str)[..., 0]
 
 
 def read_csv(file: Path, target: str | None) -> Series:
@@ -378,11 +369,10 @@ def read_csv(file: Path, target: str | None) -> Series:
             wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
             advice = "Mend it, or name another --target." if kind == "target" else "Mend it."
             series.refuse(wrong, text, f"{kind} must be there, one for each id", advice)
-    values: tuple[str, ...] = ()
     if target == "regression" or (target == "per-step" and any(map(FRACTION.fullmatch, y.ravel()))):
-        y, values = numbers(at["target"])[rows], (names[at["target"][0]],)
+        y = numbers(at["target"])[rows]
     y = None if target not in LABELLED else y if target == "per-step" else y[:, :1]
-    return replace(series, y=y, split=None if split is None else split[:, 0], values=values)
+    return replace(series, y=y, split=None if split is None else split[:, 0])
 
 
 def _number(where: str, cell: str, time: bool) -> float:

@@ -264,8 +264,7 @@ def checked(what: str, split: Split, n_class: int) -> Split:
     x, y = split.x, split.y
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
-    least = UNKNOWN if y.ndim > 1 else 0
-    if not y.is_floating_point() and (y.min() < least or y.max() >= n_class):
+    if not y.is_floating_point() and (y.min() < UNKNOWN * (y.ndim > 1) or y.max() >= n_class):
         raise DataError(
             f"{what} labels must lie in 0..{n_class - 1}; got {int(y.min())}..{int(y.max())}. "
             "Check the label file."

@@ -106,17 +106,18 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
 def paired(
     one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]
 ) -> dict[str, float | int] | None:
-    """Mean difference of test accuracies over common seeds, in per cent, and half its 95 % interval.
-
-    By Student's t for normal differences of a seed: mean +- t_{.975, n - 1} s / sqrt(n); None of fewer
-    than two seeds.
-    """
+    """Mean difference of test accuracies over common seeds, in per cent, and `half_interval`; None of
+    fewer than two seeds."""
     ours, theirs = ({r["seed"]: r["test_accuracy"] for r in results} for results in (one, other))
     differences = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
-    if (n := len(differences)) < 2:
-        return None
-    half = student.ppf(0.975, n - 1) * statistics.stdev(differences) / n**0.5
-    return {"mean": statistics.fmean(differences), "half": float(half), "n": n}
+    half, n = half_interval(differences), len(differences)
+    return None if half is None else {"mean": statistics.fmean(differences), "half": half, "n": n}
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of a mean of n normal values, t_{.975, n - 1} s / sqrt(n); None of one."""
+    n = len(values)
+    return float(student.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5) if n > 1 else None
 
 
 def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

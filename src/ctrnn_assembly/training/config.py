@@ -50,7 +50,7 @@ class TrainConfig(BaseModel):
     ahead: int = setting("data", 1, "steps from an input to the one that a forecast is of", ge=1)
     warm_up: int = setting("data", 0, "first steps without loss, of per-step and forecast", ge=0)
     class_weights: Literal["none", "balanced"] = setting(
-        "data", "none", "in the loss; balanced: as if classes were equally common"
+        "data", "none", "balanced: rare ones count more"
     )
     augment: bool = setting("data", True, "crop and flip where the task's recipe does")
     input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
@@ -219,11 +219,10 @@ class TrainConfig(BaseModel):
         late = [m for m in self.milestones if cuts and m >= epochs]
         kept = [e for e in self.keep_epochs if e > epochs]
         other = f"not used by schedule {self.schedule}"
-        target, ahead, early = self.target, self.ahead, self.warm_up
-        at_end = target in ("class", "regression")
+        early = self.warm_up if self.target in ("class", "regression") else 0
         said = {
-            f"ahead {ahead} is not used by target {target}": target != "forecast" and ahead > 1,
-            f"warm_up {early} is not used by target {target}": at_end and early,
+            f"ahead {self.ahead} is for forecasts": self.ahead > 1 and self.target != "forecast",
+            f"warm_up {early} is for targets of each step": early,
             f"milestones {[*self.milestones]} are {other}": not cuts and self.milestones,
             f"lr_gamma {self.lr_gamma} is {other}": not cuts and self.lr_gamma != LR_GAMMA,
             f"milestones {late} lie beyond the last epoch, {epochs}": late,

@@ -167,8 +167,7 @@ def fit(
 
     Args:
         task: instead of the configuration's, such as one of `Task.from_arrays`; it is then task own.
-        resume: go on with the run in this folder, from its last whole epoch; a finished one with more
-            epochs, on the schedule that they have.
+        resume: go on with the run in this folder, from its last whole epoch, perhaps to more of them.
         report: gets a line for each epoch; on a terminal there is a progress bar as well.
         command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
             `STAGES` of the first steps, and of validation and certificate of their epoch.
@@ -421,7 +420,7 @@ def finish(training: Training) -> dict[str, Any]:
         "weights_sha256": run.read_weights(out / "model.safetensors").sha256,
         "best_epoch": len(chosen.progress["rows"]) - 1,
         **{name: None if config.fit_all and "val_" in name else x for name, x in found.items()},
-        "chance": chance(test.y) if task.classes else None,
+        "chance": chance(test.y[known(test.y)]) if task.classes else None,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "certificate": net.core.certificate().as_dict(),
         **run.run_record(config, rows),
@@ -429,11 +428,10 @@ def finish(training: Training) -> dict[str, Any]:
 
 
 def chance(y: Tensor) -> float:
-    """The accuracy up to which a net may have learnt nothing of the classes y.
+    """The accuracy up to which a net may have learnt nothing of the classes y, (samples,).
 
     That is the share of the commonest one, which it might always answer, and two standard errors.
     """
-    y = y[known(y)]
     share = float(y.bincount().max()) / len(y)
     return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))
 
@@ -557,9 +555,8 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """The row of an epoch in one line."""
-    numbers = {"loss": "train_loss", "train": "train_accuracy", "val": "val_accuracy", "rate": "rate"}
-    if row["val_accuracy"] is None:
-        numbers["val"] = "val_loss"
+    val = "val_loss" if row["val_accuracy"] is None else "val_accuracy"
+    numbers = {"loss": "train_loss", "train": "train_accuracy", "val": val, "rate": "rate"}
     said = [f"{word} {row[name]:.4f}" for word, name in numbers.items() if row[name] is not None]
     if row["rate"] is not None and not row["certified"]:
         said[-1] += " not certified"

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
+from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.data import Options, Task, load_task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import STEPWISE, in_words
@@ -41,10 +42,13 @@ from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model, output_size
 from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
 from ctrnn_assembly.training.batches import Batches
-from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe
+from ctrnn_assembly.training.config import TrainConfig, make_config, read_yaml, recipe, to_yaml
 
 PREPARATION = "data.json"
 KEPT = "weights/epoch-{:04}.safetensors"  # of an epoch, counted from 1
+CARD = "---\nlibrary_name: ctrnn-assembly\n---\n# {}\n\n{}; test: {}. sha256 of the weights: {}.\n\n"
+CARD += "    model = ctrnn_assembly.from_pretrained(FOLDER).model  # reads (batch, time, channels)\n"
+CERTIFICATE = "certificate.json"
 BESIDE = "Use the file that was saved beside it."
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
 INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
@@ -206,9 +210,15 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights that `model` loads; a DataError if no epoch of a run has ended."""
+        """The weights that `model` loads; a DataError if no epoch of a run has ended, or if they are not
+        those that the certificate of `save_pretrained` is of."""
         if self.file is not None:
-            return read_weights(self.file)
+            found, certificate = read_weights(self.file), self.file.with_name(CERTIFICATE)
+            if certificate.exists():
+                with refusing(f"{certificate} is of other weights, or damaged", "Use an intact copy."):
+                    if json.loads(certificate.read_text("utf-8"))["weights_sha256"] != found.sha256:
+                        raise ValueError(f"{self.file} has the sha256 {found.sha256}")
+            return found
         if self.path is None or self.initial:
             return Weights("initial")
         raise DataError(
@@ -311,6 +321,29 @@ class Run:
         kinds["epoch"] = f", epoch {self.epoch}"
         return f"{self.config.model} on {self.task_as_used}{kinds.get(self.weights.kind, '')}"
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Weights, settings, certificate with the hash of the weights, and a model card, to pass on.
+
+        Every command takes the folder as a run; no path of this machine is in it.
+        """
+        out, prepared = Path(folder), self.path and self.path / PREPARATION
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"{out} must be a new folder, or an empty one. Name another.")
+        save_weights(out / "model.safetensors", self.model)
+        public = self.config.model_copy(update={"data_dir": None, "init_from": None})
+        write(out / "config.yaml", to_yaml(public))
+        if prepared and prepared.exists():
+            write(out / PREPARATION, prepared.read_bytes())
+        made, summary = Run.open(out), self.summary or {}
+        proven, digest = (
+            made.certificate,
+            made.weights.sha256,
+        )  # of the very bytes: the model may have changed
+        stored = {"weights_sha256": digest} | proven.as_dict()
+        write(out / CERTIFICATE, json.dumps(stored, indent=2) + "\n")
+        said = in_words(summary, "test") if summary.get("weights_sha256") == digest else "not known"
+        write(out / "README.md", CARD.format(made.title, verdict(proven), said, digest))
+
     def about(self) -> dict[str, Any]:
         """What was looked at, as plain values."""
         return {
@@ -324,7 +357,7 @@ class Run:
         }
 
 
-load_run = Run.open  # the name that the package offers
+from_pretrained = load_run = Run.open  # the name that the package offers
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:

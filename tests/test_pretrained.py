@@ -1,0 +1,91 @@
+"""A network to pass on: a folder with weights, settings, certificate and card; the hash is checked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cli_tools import Cli, single  # noqa: F401
+from ctrnn_assembly import from_pretrained
+from ctrnn_assembly.data import Task
+from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.training.config import make_config
+from ctrnn_assembly.training.fit import fit
+from ctrnn_assembly.training.run import Run, save_weights
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of own data."""
+    torch.set_default_dtype(torch.float32)
+    g = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    task = Task.from_arrays(g.normal(size=(40, 6, 2)) + y[:, None, None], y)
+    config = make_config(
+        {"model": "adadiag-tanh", "modules": 2, "units": 3, "epochs": 1, "device": "cpu"}
+    )
+    out = tmp_path_factory.mktemp("runs") / "run"
+    fit(config, out, task=task, report=lambda line: None)
+    return out
+
+
+def test_what_is_saved_is_loaded_and_proven_of_the_same_bytes(run, tmp_path, capsys):
+    cli, folder, first = Cli(capsys), tmp_path / "net", Run.open(run)
+    first.save_pretrained(folder)
+    moved = shutil.move(folder, tmp_path / "elsewhere")
+    then = from_pretrained(moved)
+    u = torch.randn(3, 6, 2)
+    assert torch.equal(then.model(u), first.model(u))
+    assert then.weights.sha256 == first.weights.sha256 == first.summary["weights_sha256"]
+    stored = json.loads((tmp_path / "elsewhere" / "certificate.json").read_text())
+    assert stored["weights_sha256"] == then.weights.sha256
+    assert stored["rate"] == then.certificate.rate == first.certificate.rate
+    card = (tmp_path / "elsewhere" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: ctrnn-assembly\n---\n# adadiag-tanh")
+    for said in (
+        "certified: contracts",
+        f"accuracy {first.summary['test_accuracy']:.4f}",
+        then.weights.sha256,
+    ):
+        assert said in card
+    assert str(run) not in "".join(f.read_text() for f in (tmp_path / "elsewhere").glob("*[!s]"))
+    assert cli("certify", moved).code == 0
+    np.savez(tmp_path / "new.npz", X=u.numpy())
+    assert cli("predict", moved, "--data", tmp_path / "new.npz", "--out", tmp_path / "p.csv").code == 0
+
+
+def test_other_weights_than_the_certified_are_refused(run, tmp_path):
+    folder = tmp_path / "net"
+    Run.open(run).save_pretrained(folder)
+    other = Run.open(run).model
+    with torch.no_grad():
+        next(other.parameters()).mul_(1 + 1e-6)
+    save_weights(folder / "model.safetensors", other)
+    with pytest.raises(DataError, match="is of other weights"):
+        _ = from_pretrained(folder).model
+    (folder / "certificate.json").write_text("{")
+    with pytest.raises(DataError, match="Use an intact copy"):
+        _ = from_pretrained(folder).model
+    with pytest.raises(ConfigError, match="must be a new folder"):
+        Run.open(run).save_pretrained(run)
+
+
+def test_a_model_that_was_changed_is_saved_with_its_own_certificate_and_no_measure(run, tmp_path):
+    changed = Run.open(run)
+    assert changed.certificate.rate is not None
+    with torch.no_grad():
+        for part in changed.model.core.field.leaves():
+            for parameter in part.parameters():
+                parameter.mul_(0.5)
+    changed.save_pretrained(tmp_path / "net")
+    then = from_pretrained(tmp_path / "net")
+    stored = json.loads((tmp_path / "net" / "certificate.json").read_text())
+    assert stored["rate"] == then.certificate.rate != Run.open(run).certificate.rate
+    assert "test: not known" in (tmp_path / "net" / "README.md").read_text()
+
+
+def test_weights_before_training_are_saved_too(tmp_path):
+    Run.open("digits", modules=2, units=4).save_pretrained(tmp_path / "net")
+    assert from_pretrained(tmp_path / "net").model(torch.zeros(1, 5, 1)).shape == (1, 10)
