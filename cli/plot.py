@@ -13,7 +13,7 @@ OF_MANY = {
 }
 OF_ONE = {
     "weights": "heat maps of W and L",
-    "graph": "the modules, their couplings and strengths",
+    "coupling": "how strongly modules are coupled, from each to each",
     "states": "input and states over time for a sample",
 }
 KINDS = {**OF_MANY, **OF_ONE}
@@ -23,7 +23,7 @@ KINDS = {**OF_MANY, **OF_ONE}
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
 @click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
-@click.option("--initial", is_flag=True, help="weights, graph, states: before training")
+@click.option("--initial", is_flag=True, help="weights, coupling, states: before training")
 @click.option("--sample", type=int, help="states: which validation sample  [default: 0]")
 @click.option("--data-dir", help="states: where the data are, if they have moved")
 def plot_command(
@@ -31,7 +31,7 @@ def plot_command(
 ) -> None:
     """Draw a picture, ready for print at 7 inches.
 
-    curves and certificate draw one run or several; weights, graph and states draw one: its trained
+    curves and certificate draw one run or several; weights, coupling and states draw one: its trained
     weights, or those of the last epoch if it is not finished. Published accuracies are drawn beside runs
     on the whole task only, with their source.
     """

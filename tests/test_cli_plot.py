@@ -93,7 +93,7 @@ def test_several_runs_are_named_in_one_picture(
 
 def test_a_plot_is_the_same_file_again(cli: Cli, run: Path, tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
-        assert cli("plot", run, "--kind", "graph", "--out", tmp_path / name).code == 0
+        assert cli("plot", run, "--kind", "coupling", "--out", tmp_path / name).code == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: P
     out = tmp_path / "x.png"
     for kind in ("curves", "states"):
         assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
-    for kind in ("weights", "graph"):
+    for kind in ("weights", "coupling"):
         assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
 
 
@@ -222,19 +222,21 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tm
     for kind in KINDS:
         assert "holds no run" in cli.refuses("plot", empty, "--kind", kind, "--out", out)
     none = tmp_path / "none"
-    assert "here is no run folder" in cli.refuses("plot", none, "--kind", "graph", "--out", out)
+    assert "here is no run folder" in cli.refuses("plot", none, "--kind", "coupling", "--out", out)
     drawn = ("plot", run, "--kind")
     assert "one of curves, certificate" in cli.refuses(*drawn, "nope", "--out", out)
-    assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "graph", "--out", tmp_path / "x.gif")
-    assert "not a writable folder" in cli.refuses(*drawn, "graph", "--out", tmp_path / "file" / "x.png")
+    assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "coupling", "--out", tmp_path / "x.gif")
+    assert "not a writable folder" in cli.refuses(
+        *drawn, "coupling", "--out", tmp_path / "file" / "x.png"
+    )
     for kind in OF_ONE:
         refused = cli.refuses("plot", run, run, "--kind", kind, "--out", out)
         assert "draws one run; got 2" in refused
     for sample in (-1, 10**6):
         error = cli.refuses(*drawn, "states", "--sample", sample, "--out", out)
         assert f"got {sample}" in error
-    assert "reads no data" in cli.refuses(*drawn, "graph", "--sample", 3, "--out", out)
-    assert "Did you mean 'graph'?" in cli.refuses(*drawn, "grph", "--out", out)
+    assert "reads no data" in cli.refuses(*drawn, "coupling", "--sample", 3, "--out", out)
+    assert "Did you mean 'coupling'?" in cli.refuses(*drawn, "couplng", "--out", out)
     assert "Drop --initial" in cli.refuses(*drawn, "curves", "--initial", "--out", out)
 
 

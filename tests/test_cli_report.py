@@ -20,7 +20,7 @@ SETTINGS = {
     "device": "cpu", "threads": 1,
 }  # fmt: skip
 CHAPTERS = [
-    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights", "Graph",
+    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights", "Coupling",
     "Configuration", "Versions and hardware",
 ]  # fmt: skip
 VOID = {"meta", "br", "img", "link", "input"}

@@ -1,14 +1,12 @@
-"""An assembly taken apart: its weights and graph; and its states over time."""
+"""An assembly taken apart: its weights and couplings; and its states over time."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
@@ -92,74 +90,29 @@ def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> Nor
 
 
 @style.printed
-def draw_graph(net: NetworkArrays) -> Figure:
-    """Left: modules and couplings. Right: their norms in the metric as a matrix, row from column."""
+def draw_coupling(net: NetworkArrays) -> Figure:
+    """The norms of L between modules, in the metric, as a matrix: row from column."""
     strengths, pairs, sizes = net.strengths(), net.terms.pairs, net.terms.sizes
     p, topology = len(sizes), recognise(pairs, len(sizes))
     units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
     count = f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''}"
     named = topology if topology in ("none", count) else f"{topology}, {count}"
-    figure = style.new_figure(3.7, f"{net.title}: {p} x {units} units, coupling {named}")
-    left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
+    figure = style.new_figure(3.9, f"{net.title}: {p} x {units} units, coupling {named}", width=5.2)
+    axes = figure.subplots()
     own = [f"{norm:.3g}" for norm in (strengths.diagonal().min(), strengths.diagonal().max())]
-    about = f"of W: {' to '.join(dict.fromkeys(own))}"
-    at, between = places(p, topology), np.where(np.eye(p) > 0, np.nan, strengths)
-    between = np.where(between > 0, between, np.nan)
-    radius = min(0.13, 2.2 / p)  # neighbours on the circle do not touch
-    draw_modules(left, at, radius)
-    if not pairs or np.isnan(between).all():
-        style.empty(right, f"no linear coupling\nnorm in the metric {about}")
+    about = f"norm in the metric; of W: {' to '.join(dict.fromkeys(own))}"
+    between = np.where((np.eye(p) > 0) | (strengths <= 0), np.nan, strengths)
+    if np.isnan(between).all():
+        style.empty(axes, f"no linear coupling\n{about}")
         return figure
     low, high = float(np.nanmin(between)), float(np.nanmax(between))
     norm = Normalize(low if low < 0.99 * high else 0.9 * low, high)
-    colours = ScalarMappable(norm, style.SEQUENTIAL)
-    draw_couplings(left, strengths, pairs, at, radius, colours)
-    image = style.heat_map(right, between, norm, colours=style.SEQUENTIAL, side=max(p, style.SIDE))
+    image = style.heat_map(axes, between, norm, colours=style.SEQUENTIAL, side=max(p, style.SIDE))
     image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
-    style.module_ticks(right, p, vertical=True)
-    right.set(xlabel="from module", ylabel="to module", title=f"norms in the metric; {about}")
-    style.colour_bar(colours, right, "norm of L in the metric", shrink=0.85)
+    style.module_ticks(axes, p, vertical=True)
+    axes.set(xlabel="from module", ylabel="to module", title=about)
+    style.colour_bar(image, axes, "norm of L in the metric", shrink=0.85)
     return figure
-
-
-def places(p: int, topology: str) -> Array:
-    """Where the modules stand, (p, 2): on a circle, clockwise from the top; the hub of a star inside."""
-    if p == 1:
-        return np.zeros((1, 2))
-    hub = int(topology == "star")
-    angles = np.pi / 2 - 2 * np.pi * np.arange(p - hub) / (p - hub)
-    return np.concatenate([np.zeros((hub, 2)), np.stack([np.cos(angles), np.sin(angles)], 1)])
-
-
-def draw_couplings(
-    axes: Axes, strengths: Array, pairs: Any, at: Array, radius: float, colours: ScalarMappable
-) -> None:
-    """Strong ones last, so that they lie on top; an arrow where only one direction is coupled."""
-    widest = max(0.8, min(3.0, 90 / len(pairs)))
-    for i, j in sorted(pairs, key=lambda pair: max(strengths[pair], strengths[pair[::-1]])):
-        there, back = strengths[j, i], strengths[i, j]
-        strength = max(there, back)
-        width = 0.3 + (widest - 0.3) * strength / (colours.norm.vmax or 1.0)
-        look: dict[str, Any] = {"color": colours.to_rgba(strength), "linewidth": width}
-        start, end = (at[i], at[j]) if there >= back else (at[j], at[i])
-        if min(there, back) > 0:
-            axes.plot(*np.stack([start, end]).T, **look, zorder=1)
-            continue
-        inset = (end - start) / float(np.linalg.norm(end - start)) * radius * 1.1
-        arrow = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **look}
-        axes.annotate("", end - inset, start + inset, arrowprops=arrow, zorder=1)
-
-
-def draw_modules(axes: Axes, at: Array, radius: float) -> None:
-    p = len(at)
-    look: dict[str, Any] = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "zorder": 2}
-    for k, (x, y) in enumerate(at):
-        axes.add_patch(Circle((x, y), radius, **look))
-        if p <= 2 * style.NUMBERED:
-            size = 9 if p <= 16 else 6
-            axes.text(x, y, str(k), ha="center", va="center", fontsize=size, zorder=3)
-    axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
-    axes.axis("off")
 
 
 @style.printed
@@ -208,4 +161,4 @@ def draw_states(run: Run, sample: int = 0) -> Figure:
     return figure
 
 
-NETWORK_FIGURES = {"weights": draw_weights, "graph": draw_graph}
+NETWORK_FIGURES = {"weights": draw_weights, "coupling": draw_coupling}

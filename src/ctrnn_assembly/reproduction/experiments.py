@@ -103,7 +103,7 @@ class Experiment(Part):
     fast: dict[str, Any] = {}
     evaluate: tuple[Evaluation, ...] = ()
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    pictures: tuple[Literal["curves", "certificate", "weights", "graph"], ...] = ()
+    pictures: tuple[Literal["curves", "certificate", "weights", "coupling"], ...] = ()
 
     def measures(self) -> dict[str, Any]:
         """What is measured beyond training, as plain values."""
