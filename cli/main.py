@@ -22,7 +22,7 @@ COMMANDS = {
     "contraction": ("inspect", "Distances between trajectories, and what is certified."),
     "fixed-points": ("inspect", "Fixed points under constant inputs, and their spectra."),
     "gsc": ("inspect", "Gradient scale coefficient over time."),
-    "plot": ("plot", "Draw training curves, weights, coupling, states, certificate."),
+    "plot": ("plot", "Draw training curves, weights, coupling, certificate."),
     "report": ("plot", "One HTML page about a run, which opens without a network."),
     "compare": ("compare", "Runs side by side: settings, measures, certificates, time."),
     "reproduce": ("compare", "Run the papers' experiments; print published and ours."),

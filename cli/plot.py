@@ -14,7 +14,6 @@ OF_MANY = {
 OF_ONE = {
     "weights": "heat maps of W and L",
     "coupling": "how strongly modules are coupled, from each to each",
-    "states": "input and states over time for a sample",
 }
 KINDS = {**OF_MANY, **OF_ONE}
 
@@ -23,20 +22,16 @@ KINDS = {**OF_MANY, **OF_ONE}
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
 @click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
-@click.option("--initial", is_flag=True, help="weights, coupling, states: before training")
-@click.option("--sample", type=int, help="states: which validation sample  [default: 0]")
-@click.option("--data-dir", help="states: where the data are, if they have moved")
-def plot_command(
-    runs: tuple[Path, ...], kind: str, out: Path, initial: bool, sample: int | None, data_dir: str | None
-) -> None:
+@click.option("--initial", is_flag=True, help="weights, coupling: before training")
+def plot_command(runs: tuple[Path, ...], kind: str, out: Path, initial: bool) -> None:
     """Draw a picture, ready for print at 7 inches.
 
-    curves and certificate draw one run or several; weights, coupling and states draw one: its trained
+    curves and certificate draw one run or several; weights and coupling draw one: its trained
     weights, or those of the last epoch if it is not finished. Published accuracies are drawn beside runs
     on the whole task only, with their source.
     """
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays, draw_states
+    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
     from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.reproduction.experiments import published_for
     from ctrnn_assembly.training.run import Run
@@ -46,15 +41,11 @@ def plot_command(
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind in OF_MANY and initial:
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
-    if kind != "states" and (sample is not None or data_dir is not None):
-        raise ConfigError(f"--kind {kind} reads no data. Drop --sample and --data-dir.")
-    found = [Run.open(run, initial=initial, data_dir=data_dir) for run in runs]
+    found = [Run.open(run, initial=initial) for run in runs]
     if kind == "curves":
         figure = curves_figure(found, published_for(found))
     elif kind == "certificate":
         figure = margin_figure(found)
-    elif kind == "states":
-        figure = draw_states(found[0], sample or 0)
     else:
         figure = NETWORK_FIGURES[kind](NetworkArrays(found[0].build(data=False).core, found[0].title))
     save_figure(figure, out)

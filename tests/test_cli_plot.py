@@ -12,7 +12,7 @@ import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.figures.curves import short_names
-from ctrnn_assembly.figures.network import NetworkArrays, draw_states
+from ctrnn_assembly.figures.network import NetworkArrays
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
@@ -97,10 +97,9 @@ def test_a_plot_is_the_same_file_again(cli: Cli, run: Path, tmp_path: Path) -> N
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_a_baseline_has_curves_and_states_only(cli: Cli, lstm: Path, tmp_path: Path) -> None:
+def test_a_baseline_has_curves_only(cli: Cli, lstm: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.png"
-    for kind in ("curves", "states"):
-        assert cli("plot", lstm, "--kind", kind, "--out", out).code == 0
+    assert cli("plot", lstm, "--kind", "curves", "--out", out).code == 0
     for kind in ("weights", "coupling"):
         assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
 
@@ -184,13 +183,6 @@ def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
     assert found[0, 2] == 0  # a chain
 
 
-def test_states_are_those_of_the_network(run: Path) -> None:
-    figure = draw_states(Run.open(run), 3)
-    upper, lower = figure.axes[:2]
-    assert upper.get_xlim() == pytest.approx((0, 64 * 0.03))
-    assert lower.get_ylim() == (12, 0)
-
-
 def test_a_large_sparse_matrix_keeps_its_entries_when_it_is_shrunk() -> None:
     A = np.zeros((1000, 1000))
     A[3, 501], A[999, 0], A[10, 11] = 2.0, -3.0, 0.5
@@ -232,10 +224,6 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tm
     for kind in OF_ONE:
         refused = cli.refuses("plot", run, run, "--kind", kind, "--out", out)
         assert "draws one run; got 2" in refused
-    for sample in (-1, 10**6):
-        error = cli.refuses(*drawn, "states", "--sample", sample, "--out", out)
-        assert f"got {sample}" in error
-    assert "reads no data" in cli.refuses(*drawn, "coupling", "--sample", 3, "--out", out)
     assert "Did you mean 'coupling'?" in cli.refuses(*drawn, "couplng", "--out", out)
     assert "Drop --initial" in cli.refuses(*drawn, "curves", "--initial", "--out", out)
 

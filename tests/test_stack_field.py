@@ -91,23 +91,6 @@ def test_an_euler_step_of_one_field_is_that_of_its_flow_and_dopri5_solves_it():
     assert_close(net.flow()(x), net.flow(0 * u)(x))
 
 
-def test_one_field_may_interpolate_its_input():
-    net, samples = as_one(stack(norm="none"), "rk4", substeps=4), normal(1, 5, 2)
-    held = net(samples)[1]
-    net.interpolation = "linear"
-    field, knots = net._field(), torch.arange(6, dtype=F64)
-
-    def line(t):
-        k = min(int(t), 4)
-        return torch.lerp(samples[:, k], samples[:, min(k + 1, 4)], t - k)
-
-    exact = torch.zeros(1, 18, dtype=F64)
-    for k in range(5):  # from knot to knot
-        exact = solve(lambda t, x: field(line(t), x), exact, knots[k : k + 2], solver="dopri5").last
-    assert_close(net(samples)[1][0], exact, rtol=1e-3, atol=1e-4)
-    assert float((held[0] - exact).abs().max()) > 0.05
-
-
 @pytest.mark.parametrize("form", ["x", "r"])
 @pytest.mark.parametrize("seed", range(3))
 def test_distances_in_continuous_time_stay_below_the_exponential_of_h(form, seed):
@@ -236,8 +219,6 @@ def test_states_of_each_layer_are_taken_and_given_as_a_tuple():
             ConfigError,
             "must be a field.* got function",
         ),
-        (lambda: Stack(3, 8, [Pairs(4)], interpolation="linear"), ConfigError, "is of one field"),
-        (lambda: Stack(3, 8, [Pairs(4)], interpolation="spline"), ConfigError, "interpolation must be"),
         (lambda: Stack(3, 8, [Pairs(4)], substeps=0), SolverError, "substeps must be a whole number"),
         (
             lambda: Stack(3, 8, [Pairs(4)], substeps=4, solver="dopri5"),

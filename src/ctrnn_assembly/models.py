@@ -76,7 +76,7 @@ SIZES = {"modules": 16, "units": 32, "initial_state": "zero", "seed": 0}
 STACK = {**_options(_stack, "activation"), **_options(Stack, "phi", "scale", "batch_first", *OF_GATE)}
 STACK |= {"pool": "last", "seed": 0}
 # What deep baselines do not take.
-OF_PAIRS = ("horizon", "margin", "dt", "substeps", "solver", "one_field", "interpolation")
+OF_PAIRS = ("horizon", "margin", "dt", "substeps", "solver", "one_field")
 ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "size", "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in

@@ -13,7 +13,7 @@ Source: THEORY section 11.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,7 @@ from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gains import norm_bound
 from ctrnn_assembly.certificates.result import Certificate
-from ctrnn_assembly.errors import ConfigError, check_known
-from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_settings, solve
@@ -55,7 +54,6 @@ class Stack(Recurrent):
         one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; `drive`
             keeps the net's own dt. In a step of a grid solver states then feed upward as they were
             before it; in training mode there is neither batch norm nor dropout.
-        interpolation: as in `CTRNN`, of one field.
 
     States of all layers stand side by side, from below: (batch, state_size); `split` takes them apart.
 
@@ -84,7 +82,6 @@ class Stack(Recurrent):
         substeps: int = 1,
         solver: str = "exponential-euler",
         one_field: bool = False,
-        interpolation: Literal["hold", "linear", "cubic"] = "hold",
         initial_state: InitialState = "zero",
     ) -> None:
         if not isinstance(fields, list | tuple | nn.ModuleList) or not len(fields):
@@ -108,14 +105,8 @@ class Stack(Recurrent):
         if not 0 < input_range < float("inf"):
             raise ConfigError(f"input_range must be positive and finite; got {input_range}. Use 3.0.")
         self.input_range = input_range
-        check_known("interpolation", interpolation, INTERPOLATIONS)
-        if interpolation != "hold" and (solver in SCHEMES or not one_field):
-            raise ConfigError(
-                f"interpolation={interpolation!r} is of one field and torchdiffeq's solvers; got "
-                f"{solver!r}, one_field={one_field}. Use solver='dopri5' and one_field=True."
-            )
         self.dt, self.substeps, self.solver = dt, substeps, solver
-        self.one_field, self.interpolation = one_field, interpolation
+        self.one_field = one_field
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
         parts["gate_range"] = gate_range
         self.layers = nn.ModuleList(
@@ -344,9 +335,9 @@ class Stack(Recurrent):
         self._check_fixed()
         n, step = self.substeps, self.dt if dt is None else dt
         if self.solver not in SCHEMES:
-            f, given = self._field(), over_samples(u, step, lengths, self.interpolation)
             options: Any = {"solver": self.solver, "substeps": n, "lengths": lengths}
-            return solve(lambda t, x, u: f(u, x), x, **given, **options).x
+            f = self._field()
+            return solve(lambda t, x, u: f(u, x), x, u=u, dt=step, **options).x
         # What a layer reads is known before it moves, so that here too one may follow the other.
         u, lengths = u.repeat_interleave(n, 1), None if lengths is None else n * lengths
         if isinstance(step, Tensor) and step.ndim:

@@ -1,4 +1,4 @@
-"""An assembly taken apart: its weights and couplings; and its states over time."""
+"""An assembly taken apart: its weights and couplings."""
 
 from typing import Any
 
@@ -10,12 +10,10 @@ from matplotlib.figure import Figure
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
-from ctrnn_assembly.figures.style import COLOURS, Array
+from ctrnn_assembly.figures.style import Array
 from ctrnn_assembly.topology import recognise
-from ctrnn_assembly.training.run import Run
 
 ENLARGED, IN_A_ROW = 16, 8  # blocks of W
-STATES_SIDE = 1024  # cells of a heat map of states
 
 
 class NetworkArrays:
@@ -29,7 +27,7 @@ class NetworkArrays:
         if field is None:
             raise ConfigError(
                 f"this picture is of one assembly; got {type(layer).__name__}, a baseline or a stack of "
-                "layers. Draw its curves or states."
+                "layers. Draw its curves."
             )
         self.layer, self.title = layer, title
         self.terms = field.terms().detach_cpu().double()
@@ -112,52 +110,6 @@ def draw_coupling(net: NetworkArrays) -> Figure:
     style.module_ticks(axes, p, vertical=True)
     axes.set(xlabel="from module", ylabel="to module", title=about)
     style.colour_bar(image, axes, "norm of L in the metric", shrink=0.85)
-    return figure
-
-
-@style.printed
-@torch.no_grad()
-def draw_states(run: Run, sample: int = 0) -> Figure:
-    """One validation sample of a run's task, without its padding.
-
-    Above: the input over time. Below: every unit as a row, module under module.
-    """
-    task, model = run.task, run.build(double=True)
-    if not 0 <= sample < len(task.val):
-        raise ConfigError(
-            f"the sample must be in 0..{len(task.val) - 1}, the validation samples; got {sample}."
-        )
-    part = task.val.take(torch.tensor([sample]))
-    length = None if part.lengths is None else int(part.lengths[0])
-    u = task.sequence(part.x)[:, :length].double()
-    x = model.core(u)[0][0].T.numpy()  # (n, T)
-    title = f"validation sample {sample}"
-    if part.y.ndim == 1:
-        guess = task.classes[int(model(u).argmax())]
-        title += f", class {task.classes[int(part.y[0])]}, classified as {guess}"
-    figure = style.new_figure(4.2, f"{run.title}: {title}")
-    upper, lower = figure.subplots(2, 1, height_ratios=[1, 3], sharex=True)
-    dt = getattr(model.core, "dt", None)  # a baseline may have no time
-    T, m = u.shape[1:]
-    step = 1.0 if dt is None else dt
-    rgb = m == 3 and part.x.ndim == 4 and "-planar" not in task.name
-    colours = (COLOURS[1], COLOURS[2], COLOURS[0]) if m == 3 else COLOURS
-    names = ("red", "green", "blue") if rgb else tuple(str(k) for k in range(m))
-    edges = [k * step for k in range(T + 1)]
-    for k, values in enumerate(u[0].T.numpy()):
-        colour = colours[k % len(colours)]
-        upper.stairs(values, edges, baseline=None, color=colour, linewidth=0.7, label=names[k])
-    if 1 < m <= len(colours):
-        upper.legend(loc="lower right", bbox_to_anchor=(1, 0.95), fontsize=8, ncols=m)
-    upper.set_ylabel("input u" if m <= len(colours) else f"input u, {m} features")
-    bound, beyond = style.bound_of(x)
-    image = style.heat_map(lower, x, Normalize(-bound, bound), side=STATES_SIDE)
-    image.set_extent((0, T * step, len(x), 0))
-    lower.set_aspect("auto")
-    field = getattr(model.core, "field", None)  # a baseline is one module
-    style.borders(lower, (len(x),) if field is None else field.terms().sizes, columns=False)
-    lower.set(ylabel="unit", xlabel="sample" if dt is None else "time t (unit of tau)")
-    style.colour_bar(image, lower, "state x", pad=0.01, extend="both" if beyond else "neither")
     return figure
 
 

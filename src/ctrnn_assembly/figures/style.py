@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 from einops import rearrange
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -128,10 +127,10 @@ def heat_map(
     return image
 
 
-def borders(axes: Axes, sizes: tuple[int, ...], *, columns: bool = True) -> None:
+def borders(axes: Axes, sizes: tuple[int, ...]) -> None:
     """Thin lines between modules, unless there are so many that they would hide the entries."""
     for edge in np.cumsum(sizes)[:-1] if len(sizes) <= NUMBERED else ():
-        for line in (axes.axhline, axes.axvline)[: 1 + columns]:
+        for line in (axes.axhline, axes.axvline):
             line(edge, color="0.75", linewidth=0.3)
 
 
@@ -144,7 +143,7 @@ def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
         axes.set_xlim(-0.7, p - 0.3)
 
 
-def colour_bar(image: AxesImage | ScalarMappable, axes: Axes, label: str = "", **look: Any) -> None:
+def colour_bar(image: AxesImage, axes: Axes, label: str = "", **look: Any) -> None:
     bar = axes.figure.colorbar(image, ax=axes, **look)
     bar.set_label(label, fontsize=8)
     bar.outline.set_linewidth(0.5)
