@@ -162,6 +162,26 @@ def test_no_root_is_proven_across_a_kink_or_of_unknown_curvature():
     assert unproven(terms_of([[3.0]], activation=steep), dt=0.03).flow == "unknown"
 
 
+@pytest.mark.parametrize("place", ["outside", "inside"])
+@pytest.mark.parametrize(("name", "kink"), [(name, kink) for name in KINKS for kink in KINKS[name]])
+def test_nothing_is_said_within_reach_of_a_kink(name, kink, place):
+    terms = terms_of([[0.5]], activation=name, place=place)
+    for away, said in ((0.0, False), (2e-8, False), (-2e-8, False), (1e-5, True), (-1e-5, True)):
+        z = torch.tensor([kink + away]).double()  # what phi is of
+        x = z if place == "outside" else terms.post(z)
+        u = x - terms.pre(x) / 2 if place == "outside" else z - x / 2
+        assert (_root(terms, u, x) is not None) == said
+
+
+def test_a_step_is_of_its_substeps():
+    """x' = -x by Euler: one step of 2.5 grows, two of 1.25 shrink."""
+    for substeps, name in ((1, "refuted"), (2, "unknown")):
+        field = Subnetwork(Unconstrained("tanh"), 1, weight=torch.zeros(1, 1))
+        layer = CTRNN(2, field, dt=2.5, solver="euler", substeps=substeps)
+        off = Certificate.refused("switched off", dt=2.5 / substeps, solver="euler")
+        assert judge(layer, off).step == name
+
+
 def test_what_no_formula_describes_is_unknown():
     net = large(nn.RNN, 8.0, seed=1)
     net.register_forward_hook(lambda module, given, out: out)
@@ -271,6 +291,7 @@ def test_roots_of_50_digits_are_enclosed(place):
         terms, x0 = terms_of(W, L, place=place), 2 * torch.randn(4, n, generator=draw).double()
         exact_W, exact_L, exact_u = (mp.matrix(t.tolist()) for t in (W, L, u))
         for x in find_fixed_points(terms, u[:, 0], x0).points[:2]:
+            x = x + (k % 2) * 1e-9  # a root that is near, and not here
             if (root := _root(terms, u[:, 0], x)) is None:
                 continue
             z = mp.matrix(x.tolist())
