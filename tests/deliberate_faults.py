@@ -82,15 +82,10 @@ FAULTS = [
     Fault(WITNESS, "float(off.norm())", "0 * float(off.norm())", (*REFUTED, EXACT)),
     Fault(WITNESS, "(J, J_off + bend * eta", "(J, 0 * J_off + bend * eta", (*REFUTED, EXACT)),
     Fault(WITNESS, "J_off + bend * eta / (1 - q))", "J_off)", (*REFUTED, DIGITS)),
-    Fault(WITNESS, "each * (out.abs() +", "0 * (out.abs() +", (*REFUTED, EXACT)),
-    Fault(WITNESS, "steep_q * off + ULPS", "0 * off + ULPS", (*REFUTED, EXACT)),
     Fault(WITNESS, "known and not kinked", "known", (*REFUTED, KINK)),
     Fault(WITNESS, "off + radius * w * steep_p)", "off)", (*REFUTED, KINK)),
     Fault(WITNESS, "ACTIVATIONS.get(one.name) is one and", "", (*REFUTED, "unknown_curvature")),
     Fault(WITNESS, "(J_off + 16 *", "(0 * J_off + 16 *", (*REFUTED, "no_mode_grows")),
-    Fault(
-        WITNESS, "4 * gamma(2 * len(A) + 4)", "0 * gamma(2 * len(A) + 4)", (*REFUTED, "no_mode_grows")
-    ),
     Fault(WITNESS, "v.norm() if beyond and", "v.norm() if", (*REFUTED, "substeps or focus")),
     Fault(WITNESS, "dt / known.substeps", "dt", (*REFUTED, "substeps")),
     Fault(WITNESS, "{runs} {own}", "{own}", (*REFUTED, "hash")),

@@ -180,6 +180,9 @@ def test_a_step_is_of_its_substeps():
         layer = CTRNN(2, field, dt=2.5, solver="euler", substeps=substeps)
         off = Certificate.refused("switched off", dt=2.5 / substeps, solver="euler")
         assert judge(layer, off).step == name
+        alone = -torch.eye(1).double(), 0.0
+        grows = _growing(alone, behaviour(layer), "step", 2.5, "euler") is not None
+        assert grows == (name == "refuted")
 
 
 def test_what_no_formula_describes_is_unknown():
@@ -490,7 +493,7 @@ def test_no_search_is_made_that_nobody_asked_for(cli: Cli, tmp_path: Path):
 
 def test_assert_certified_tells_the_reasons_and_the_witness():
     assert assert_certified([[0.5]], dt=0.03).rate >= 0.49
-    with pytest.raises(AssertionError, match=r"module 0 is not shown to contract.*is refuted"):
+    with pytest.raises(AssertionError, match=r"(?s)module 0 is not shown to contract.*is refuted"):
         assert_certified(terms_of([[3.0]]), dt=0.03)
     with pytest.raises(AssertionError, match="unstable fixed point"):
         assert_certified(terms_of([[0.0]]), dt=2.5)

@@ -7,11 +7,9 @@ from ctrnn_assembly.witness import judge
 
 
 def assert_certified(net: Any, *, step: bool = True, **how: Any) -> Certificate:
-    """The certificate of a net, as `certify` takes it, and its step, else an AssertionError."""
+    """The certificate of a net, as `certify` takes it, and its step, or an AssertionError with reasons."""
     certificate = certify(net, **how)
-    own = certificate.step if step and certificate.certified else None
-    failed = [*certificate.reasons, *([own.reason] if own and not own.certified else [])]
-    if failed:
-        found = judge(getattr(net, "core", net), certificate)
-        raise AssertionError("; ".join([*failed, *map(str, found.witnesses), found.tried]))
+    found = judge(getattr(net, "core", net), certificate)
+    if not {found.flow, found.step if step else None} <= {None, "certified"}:
+        raise AssertionError("\n".join([str(certificate), *map(str, found.witnesses), found.tried]))
     return certificate

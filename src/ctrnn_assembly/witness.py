@@ -96,10 +96,8 @@ def _search(net: Any, open_: list[str], step: Any, inputs: int) -> dict[str, Wit
     if terms.n > LARGEST:
         raise DataError(f"the state has {terms.n} numbers, and {LARGEST} are the most")
     direction, found = torch.randn(known.input_size or 0, generator=draw).double(), dict[str, Witness]()
-    steps: dict[str, tuple[float, str | None]] = {"flow": (1.0, None)}
-    if "step" in open_:  # of a sample, and exactly its own where it is that
-        dt, scheme = step.dt * known.substeps, None if known.flow is None else step.solver
-        steps["step"] = known.dt if known.dt and math.isclose(dt, known.dt) else dt, scheme
+    scheme = step.solver if step is not None and known.flow is not None else None
+    steps = {"flow": (1.0, None), "step": (step.dt * known.substeps if step else 1.0, scheme)}
     for u in ((-1) ** k * k / 2 * direction for k in range(inputs)):
         x0 = 2 * torch.randn(STARTS, terms.n, generator=draw).double()
         x0[1] = -x0[0]
