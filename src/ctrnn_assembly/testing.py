@@ -7,7 +7,7 @@ from ctrnn_assembly.witness import judge
 
 
 def assert_certified(net: Any, *, step: bool = True, **how: Any) -> Certificate:
-    """The certificate of a net, as `certify` takes it, and its step, or an AssertionError with reasons."""
+    """The certificate of a net, as `certify` takes it, and its step, or an AssertionError and why."""
     certificate = certify(net, **how)
     found = judge(getattr(net, "core", net), certificate)
     if not {found.flow, found.step if step else None} <= {None, "certified"}:
