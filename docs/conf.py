@@ -27,6 +27,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
+smartquotes = False  # x' is a derivative
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
@@ -44,6 +45,7 @@ nb_ipywidgets_js: dict[str, Any] = {}
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["triton"]
 autodoc_preserve_defaults = True
+maximum_signature_line_length = 80
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
