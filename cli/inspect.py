@@ -187,10 +187,9 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
 
 @inspecting(
     "spectrum",
-    option("--every", type=click.IntRange(min=1), help="steps from one state to the next"),
     option("--at", callback=shared.integers, metavar="N,N,...", help="these steps  [default: five]"),
 )
-def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None) -> None:
+def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
 
     For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
@@ -200,9 +199,7 @@ def spectrum_command(net: Driven, every: int | None, at: tuple[int, ...] | None)
     from ctrnn_assembly.figures.diagnostics import spectrum_figure
 
     T, kind = net.u.shape[1], net.kind
-    if at is not None and every is not None:
-        raise ConfigError("--every and --at exclude each other. Drop one of them.")
-    at = tuple(range(0, T + 1, every or max(1, T // 4))) if at is None else at
+    at = tuple(range(0, T + 1, max(1, T // 4))) if at is None else at
     if not all(0 <= step <= T for step in at):
         raise ConfigError(f"--at must be in 0..{T}, the steps of a sequence; got {at}.")
 

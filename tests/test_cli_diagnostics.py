@@ -11,7 +11,7 @@ from stored_runs import store_run, strict_json
 
 COMMANDS = ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc")
 QUICK = {
-    "spectrum": ("--every", 32),
+    "spectrum": ("--at", "0,32,64"),
     "lyapunov": ("--steps", 60, "--k", 3),
     "contraction": ("--pairs", 2),
     "fixed-points": ("--starts", 3),
@@ -189,7 +189,6 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path, command):
 @pytest.mark.parametrize(
     ("command", "options", "reason"),
     [
-        ("spectrum", ("--every", 2, "--at", "3"), "exclude each other"),
         ("spectrum", ("--at", "1000"), "in 0..64"),
         ("lyapunov", ("--k", 0), "in 1..8"),
         ("lyapunov", ("--k", 99999), "in 1..8"),
@@ -204,7 +203,7 @@ def test_wrong_numbers_are_refused(cli, run, command, options, reason):
     assert reason in cli.refuses(command, run, *options)
 
 
-@pytest.mark.parametrize("options", [("--every", 0), ("--at", "a,b"), ("--samples", "x")])
+@pytest.mark.parametrize("options", [("--at", "a,b"), ("--samples", "x")])
 def test_click_refuses_what_it_cannot_parse(cli, run, options):
     done = cli("spectrum", run, *options)
     assert done.code == 2
