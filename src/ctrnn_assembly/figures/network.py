@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -12,8 +11,6 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import Array
 from ctrnn_assembly.topology import recognise
-
-ENLARGED, IN_A_ROW = 16, 8  # blocks of W
 
 
 class NetworkArrays:
@@ -48,43 +45,20 @@ class NetworkArrays:
 
 @style.printed
 def draw_weights(net: NetworkArrays) -> Figure:
-    """Heat maps. Top: W and L, each with its own colours. Below: the blocks of W enlarged."""
-    blocks, L = [block.numpy() for block in net.terms.blocks], net.terms.L
-    shown = blocks[:ENLARGED] if len(blocks) > 1 else []
-    rows = -(-len(shown) // IN_A_ROW)
-    figure = style.new_figure(3.35 + 1.05 * rows, net.title)
-    frame = figure.add_gridspec(1 + bool(rows), 1, height_ratios=[3.1, 1.05 * rows][: 1 + bool(rows)])
-    left, right = figure.add_subfigure(frame[0]).subplots(1, 2)
-    norm = draw_matrix(left, net.terms.weight().numpy(), net.terms.sizes, "W, within the modules")
-    if L is None:
-        right.set_title("L, between the modules")
-        style.empty(right, "no linear coupling")
-    else:
-        draw_matrix(right, L.numpy(), net.terms.sizes, "L, between the modules")
-    if not rows:
-        return figure
-    count = "" if len(shown) == len(blocks) else f", the first {len(shown)} of {len(blocks)}"
-    below = figure.add_subfigure(frame[1])
-    below.suptitle(f"the modules enlarged, in the colours of W{count}", fontsize=9)
-    for k, axes in enumerate(below.subplots(rows, IN_A_ROW, squeeze=False).flat):
-        if k >= len(shown):
-            axes.axis("off")
+    """Heat maps of W and of L, each with its own colours."""
+    figure = style.new_figure(3.35, net.title)
+    matrices = {"W, within the modules": net.terms.weight(), "L, between the modules": net.terms.L}
+    for axes, (title, A) in zip(figure.subplots(1, 2), matrices.items(), strict=True):
+        axes.set_title(title)
+        if A is None:
+            style.empty(axes, "no linear coupling")
             continue
-        style.heat_map(axes, shown[k], norm, side=128)
-        axes.set(xticks=[], yticks=[])
-        axes.set_xlabel(str(k), fontsize=8, labelpad=2)
+        bound, beyond = style.bound_of(A.numpy())
+        image = style.heat_map(axes, A.numpy(), Normalize(-bound, bound))
+        style.borders(axes, net.terms.sizes)
+        axes.set(xlabel="from unit", ylabel="to unit")
+        style.colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
     return figure
-
-
-def draw_matrix(axes: Axes, A: Array, sizes: tuple[int, ...], title: str) -> Normalize:
-    """One matrix with its colour bar; returns the scale of its colours."""
-    bound, beyond = style.bound_of(A)
-    norm = Normalize(-bound, bound)
-    image = style.heat_map(axes, A, norm)
-    style.borders(axes, sizes)
-    axes.set(title=title, xlabel="from unit", ylabel="to unit")
-    style.colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
-    return norm
 
 
 @style.printed
@@ -105,7 +79,7 @@ def draw_coupling(net: NetworkArrays) -> Figure:
         return figure
     low, high = float(np.nanmin(between)), float(np.nanmax(between))
     norm = Normalize(low if low < 0.99 * high else 0.9 * low, high)
-    image = style.heat_map(axes, between, norm, colours=style.SEQUENTIAL, side=max(p, style.SIDE))
+    image = style.heat_map(axes, between, norm, colours=style.SEQUENTIAL)
     image.set_extent((-0.5, p - 0.5, p - 0.5, -0.5))
     style.module_ticks(axes, p, vertical=True)
     axes.set(xlabel="from module", ylabel="to module", title=about)

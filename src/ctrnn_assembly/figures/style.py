@@ -106,18 +106,16 @@ def pooled(A: Array, side: int = SIDE) -> Array:
         return A
     padded = np.pad(A, ((0, -A.shape[0] % rows), (0, -A.shape[1] % columns)))
     cells = rearrange(padded, "(a i) (b j) -> a b (i j)", i=rows, j=columns)
-    return np.take_along_axis(cells, np.abs(cells).argmax(2)[..., None], 2)[..., 0]
+    return np.take_along_axis(cells, np.abs(np.nan_to_num(cells)).argmax(2)[..., None], 2)[..., 0]
 
 
-def heat_map(
-    axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING, side: int = SIDE
-) -> AxesImage:
+def heat_map(axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING) -> AxesImage:
     """A matrix in a thin frame, row 0 on top.
 
     Entries are repeated, for many viewers of SVG and PDF blur an image of few pixels.
     """
-    small = pooled(A, side)
-    rows, columns = (max(1, side // k) for k in small.shape)
+    small = pooled(A)
+    rows, columns = (max(1, SIDE // k) for k in small.shape)
     image = axes.imshow(
         small.repeat(rows, 0).repeat(columns, 1), cmap=colours, norm=norm, interpolation="none"
     )
