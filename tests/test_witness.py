@@ -10,6 +10,7 @@ from pathlib import Path
 import mpmath as mp
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cli_tools import Cli
@@ -21,6 +22,7 @@ from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.testing import assert_certified
 from ctrnn_assembly.witness import CURVATURE, KINKS, Witness, _growing, _root, field_of, judge, replay
+from stored_runs import store_run
 
 SETTINGS = dict.fromkeys(("dt", "solver", "activation", "place", "tau", "uncertainty"))
 
@@ -400,6 +402,28 @@ def test_the_command_line_tells_and_replays(cli: Cli, tmp_path: Path):
     assert "sha256" in cli.refuses("check", file)
 
 
+def test_a_run_is_refuted_and_no_other_weights_or_settings_are(cli: Cli, tmp_path: Path):
+    for name, gain in (("run", 30), ("other", 31)):
+        store_run(tmp_path / name, model="unconstrained")
+        weights = load_file(tmp_path / name / "model.safetensors")
+        for key in (key for key in weights if "weight.original" in key):
+            weights[key] = gain * torch.eye(len(weights[key]))
+        weights = {key: weight.float() for key, weight in weights.items()}
+        save_file(weights, tmp_path / name / "model.safetensors")
+    run, file = tmp_path / "run", tmp_path / "witness.json"
+    assert cli("certify", run, "--witness", file).code == 1
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert {one["refutes"] for one in content["witnesses"]} == {"flow", "step"}
+    done = cli("check", file)
+    assert done.code == 1
+    assert "in float32" in done.out  # the step, as it runs
+    assert "sha256" in cli.refuses("check", file, tmp_path / "other")
+    for changed in ({"dt": 0.01}, {"solver": "dopri5"}, {"substeps": 2}):
+        forged = content | {"settings": content["settings"] | changed}
+        (tmp_path / "forged.json").write_text(json.dumps(forged), encoding="utf-8")
+        assert "sha256" in cli.refuses("check", tmp_path / "forged.json")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -468,14 +492,16 @@ def test_exit_codes(cli: Cli, tmp_path: Path):
         ("0", ("--dt=2.5",), 0),
         ("0", ("--dt=2.5", "--require-step"), 1),
         ("0,4\n-4,0", ("--activation-place=inside", "--require-step"), 3),
+        ("3", ("--solver=dopri5",), 1),
+        ("3", ("--solver=dopri5", "--require-step"), 1),
     ):
         file = tmp_path / "W.csv"
         file.write_text(f"{W}\n", encoding="utf-8")
         done = cli("certify", "--weights", file, "--json", *options)
         assert done.code == code, (W, done)
         found = json.loads(done.out)["verdicts"]
-        assert found["flow"] == ("certified" if W in ("0", "0.5") else "unknown")
-        assert bool(found["tried"]) == (code == 3)
+        assert found["flow"] == {"0": "certified", "0.5": "certified", "3": "refuted"}.get(W, "unknown")
+        assert bool(found["tried"]) == ("unknown" in found.values() and code != 0)
 
 
 def test_no_search_is_made_that_nobody_asked_for(cli: Cli, tmp_path: Path):

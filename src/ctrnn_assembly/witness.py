@@ -112,7 +112,7 @@ def _search(net: Any, open_: list[str], step: Any, inputs: int) -> dict[str, Wit
             pushed = [(x, x + PUSH * (1 + x.abs().max()) * v) for x, v in modes if v is not None]
             for kind, pair in [*claims, *(("an unstable fixed point", one) for one in pushed)]:
                 claim = Witness(kind, what, *steps[what], u.tolist(), torch.stack(pair).tolist())
-                with suppress(DataError):  # of runs that end too near each other
+                with suppress(CtrnnError):  # of runs that end too near each other, or no known step
                     found[what] = replay(claim, net)
                     break
         if len(found) == len(open_):
