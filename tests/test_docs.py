@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from ctrnn_cli.main import COMMANDS
 
@@ -15,6 +16,7 @@ WITH_PYTHON = [name for name, text in TEXTS.items() if "```python" in text]
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_the_python_of_a_page_runs(name):
+    torch.set_default_dtype(torch.float32)  # as users run them; the fixture of all tests sets it back
     together: dict = {}
     for block in re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL):
         exec(compile(block, name, "exec"), together)
