@@ -20,7 +20,7 @@ from oracles import array, one_determinant, worst_rate
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
 TRAINABLE = [name for name in CERTIFIED if not CONSTRAINTS[name].frozen]
-MONOTONE_ONLY = ("symmetric", "product")
+MONOTONE_ONLY = ("symmetric", "product", "firing-rate")
 NO_GUARANTEE = ("unconstrained", "published-sparse")
 SPARSE = {"density": 0.3, "magnitude": 0.5, "outside_set": "rescale"}
 STEEP = Activation("steep", lambda x: torch.tanh(30 * x), (0.0, 30.0))

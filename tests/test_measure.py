@@ -278,7 +278,7 @@ def test_nan_and_what_does_not_fit_are_refused() -> None:
 
 def taus_of(name: str, n: int) -> list[Tensor]:
     """Time constants: one number, and where the metric is diagonal one for each unit."""
-    dense = name in ("symmetric", "product")
+    dense = name in ("symmetric", "product", "firing-rate")
     return (
         [torch.tensor(2.0), torch.tensor(0.5)] if dense else [torch.tensor(0.5), 0.3 + 2 * torch.rand(n)]
     )

@@ -131,6 +131,11 @@ MODELS = {
     "product": Model("Theorem 3: W = -P1 Q P2", sets.NegativeProduct, MARGIN),
     "triangular": Model("Theorem 4: triangular W", sets.Triangular, MARGIN),
     "svd-combo": Model("SVD Combo Net: Theorem 5, trainable", sets.SingularValueBounded, RELU),
+    "firing-rate": Model(
+        "Theorem 35: firing rates, W of any norm",
+        sets.FiringRate,
+        {**RELU, "activation_place": "inside"},
+    ),
     "adadiag-tanh": Model("AdaDiag: diagonal W by tanh", sets.AdaDiagTanh, DIAGONAL),
     "adadiag-clip": Model("AdaDiag: diagonal W by clipping", sets.AdaDiagClip, DIAGONAL),
     "adadiag-gated": _gated("2026: gates of input and state; no certificate", "state"),

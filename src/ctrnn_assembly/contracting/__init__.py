@@ -11,6 +11,7 @@ from ctrnn_assembly.contracting.theorem1_frozen import SparseAbsolute as SparseA
 from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric as Symmetric
 from ctrnn_assembly.contracting.theorem3_product import NegativeProduct as NegativeProduct
 from ctrnn_assembly.contracting.theorem5_singular import SingularValueBounded as SingularValueBounded
+from ctrnn_assembly.contracting.theorem35_firing_rate import FiringRate as FiringRate
 from ctrnn_assembly.contracting.unconstrained import PublishedSparse as PublishedSparse
 from ctrnn_assembly.contracting.unconstrained import Unconstrained as Unconstrained
 
@@ -21,6 +22,7 @@ CONSTRAINTS: dict[str, type[Contracting]] = {
     "product": NegativeProduct,
     "triangular": Triangular,
     "singular": SingularValueBounded,
+    "firing-rate": FiringRate,
     "adadiag-tanh": AdaDiagTanh,
     "adadiag-clip": AdaDiagClip,
     "unconstrained": Unconstrained,
