@@ -24,6 +24,7 @@ Source: THEORY section 6.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -317,13 +318,17 @@ def of_longest(whole: Interconnection) -> Weighed:
 def imex_step(whole: Interconnection) -> StepProof:
     """y+ = (I - dt K)^-1 (y + dt J y), from Euler's step of the modules alone."""
     alone = prove_step(whole.uncoupled, "euler")
+    near = chord(alone)
+
+    def by(proof: Callable[[float], float], dt: float) -> float:
+        implicit = dt * whole.cost
+        return proof(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
 
     def factor(dt: float) -> float:
-        implicit = dt * whole.cost
-        return alone.factor(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
+        return min(by(alone.factor, dt), by(near.factor, dt))
 
-    exact = whole.cost == 0
-    return StepProof(factor, alone.max_dt if exact else last_contracting(factor, alone.max_dt))
+    largest = last_contracting(partial(by, near.factor), alone.max_dt) if whole.cost else alone.max_dt
+    return StepProof(factor, largest)
 
 
 def exponential_euler_step(whole: Interconnection) -> StepProof:
