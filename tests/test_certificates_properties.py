@@ -28,7 +28,7 @@ from exact import Field as Exact
 from oracles import abscissa, array, exact_field, hierarchy_rate, sloped
 
 CERTIFIED = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
-DENSE = ("symmetric", "product")
+DENSE = ("symmetric", "product", "firing-rate")
 SOLVERS = ("euler", "imex", "exponential-euler")
 TOPOLOGIES = ("all", "ring", "chain", "star", "random", "none")
 Field = Subnetwork | Assembly

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, raw_tensors
+from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate, raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.linalg import log_metzler_scaling
 from ctrnn_assembly.metrics import Metric
@@ -434,3 +434,18 @@ def test_membership_check_can_fail(metric: str) -> None:
     other = "r" if metric == "x" else "x"
     assert worst_rate(W, theta.T @ theta, metric) > 0.99
     assert worst_rate(W, theta.T @ theta, other) < 0.99
+
+
+def test_firing_rates_contract_at_every_vertex_beyond_the_other_theorems() -> None:
+    """Theorem 35 against sampled slopes; some W are larger than any other set here allows."""
+    rule, largest = FiringRate("relu", margin=0.1), 0.0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        n = int(torch.randint(1, 7, ()))
+        raw = torch.randn(n, n), 2 * torch.randn(n, n), torch.randn(n)
+        W, factor = rule(*raw), rule.factor(*raw, form="r")
+        for slopes in torch.randint(0, 2, (50, n)).double():
+            J = factor.theta @ (slopes[:, None] * W - torch.eye(n)) @ factor.theta_inv
+            assert torch.linalg.eigvalsh(J + J.mT)[-1] / 2 <= -0.1
+        largest = max(largest, float(torch.linalg.matrix_norm(W, 2)))
+    assert largest > 10

@@ -12,7 +12,7 @@ A given W: with E = I or from balancing, and A = E^-1 g W E, it is to find P = V
 
 whose largest solution doubling finds wherever there is one (Engwerda et al. 1993).
 
-Source: Gokhale et al. 2026 (arXiv 2604.15238), Theorem 35; THEORY section 14. The map is ours.
+Source: Gokhale et al. 2026 (arXiv 2604.15238), Theorem 35; THEORY section 2. The map is ours.
 """
 
 import torch
