@@ -8,7 +8,6 @@ random ones, and shows the certificate beside what it finds, because a measureme
 certificate and never replace it.
 """
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -195,7 +194,7 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
     For trained weights, those of the initial ones are shown beside them, for the first sample. A map,
     such as an LSTM, has the spectrum of its step only.
     """
-    from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along, weight_spectra
+    from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along
     from ctrnn_assembly.figures.diagnostics import spectrum_figure
 
     T, kind = net.u.shape[1], net.kind
@@ -223,15 +222,14 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
         )
         for weights, k, s in spectra
     ]
-    parts = {"module": module_spectra(net.behaviour, net.sequences[0][-1:], found[0].x[-1:])}
-    with contextlib.suppress(ConfigError):  # a net without terms()
-        parts["weight"], coupling = weight_spectra(net.behaviour)
-        parts["coupling"] = (coupling,)
-    abscissas = {f"{part}_abscissa": [v.real.max().item() for v in parts[part]] for part in parts}
-    radii = {f"{part}_radius": [v.abs().max().item() for v in parts[part]] for part in parts}
+    alone = module_spectra(net.behaviour, net.sequences[0][-1:], found[0].x[-1:])
+    blocks_of_j = {
+        "module_abscissa": [values.real.max().item() for values in alone],
+        "module_radius": [values.abs().max().item() for values in alone],
+    }
     results = {f"{weights}{k}_": s for weights, k, s in spectra}
     figure = partial(spectrum_figure, found, before, net.certificate)
-    more = {"blocks": abscissas | radii, "warning": WARNING}
+    more = {"blocks": blocks_of_j, "warning": WARNING}
     net.show(results, *blocks, what="", notes=[WARNING], figure=figure, **more)
 
 

@@ -20,4 +20,3 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents as lyapunov_e
 from ctrnn_assembly.diagnostics.spectrum import module_spectra as module_spectra
 from ctrnn_assembly.diagnostics.spectrum import spectrum_along as spectrum_along
 from ctrnn_assembly.diagnostics.spectrum import spectrum_at as spectrum_at
-from ctrnn_assembly.diagnostics.spectrum import weight_spectra as weight_spectra

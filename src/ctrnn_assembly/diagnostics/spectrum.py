@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, linearise, prepare, trajectory
+from ctrnn_assembly.diagnostics.linearise import Behaviour, linearise, prepare, trajectory
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
@@ -156,21 +156,6 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     sizes = known.sizes or (known.size,)
     blocks = [rows.split(sizes, 2)[k] for k, rows in enumerate(J.split(sizes, 1))]
     return tuple(eigenvalues(block, order) for block in blocks)
-
-
-@torch.no_grad()
-def weight_spectra(net: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Eigenvalues of each W_i, (n_i,), and of the coupling L, (n,), by falling real part.
-
-    Those of L are zeros without one, and on the imaginary axis for feedback with one tau.
-    """
-    terms = behaviour(net, size=1).terms
-    if terms is None:
-        raise ConfigError(
-            "weights and coupling are those of a field with terms(); got a net without. Use spectrum_at."
-        )
-    L = terms.tau.new_zeros(terms.n, terms.n) if terms.L is None else terms.L
-    return tuple(map(eigenvalues, terms.blocks)), eigenvalues(L)
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
