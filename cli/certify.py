@@ -54,13 +54,7 @@ LAYERS = (
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="the step's verdict counts for the exit code, too")
-@option(
-    "--write-proof",
-    "proof",
-    type=shared.OutputFile(".json"),
-    metavar="FILE",
-    help="for verifier.py, .json, and beside it",
-)
+@option("--write-proof", "proof", type=shared.OutputFile(".json"), help="that verifier.py checks")
 @option("--witness", type=shared.OutputFile(".json"), metavar="FILE", help="write what refutes the net")
 @shared.json_option
 @shared.plot_option
@@ -115,10 +109,11 @@ def certify_command(
         curves = [] if certificate.of_layers or not certificate.certified else found.curves()
         return certificate_figure(certificate, curves, title=f"{found.model}: {name}")
 
-    about = {"model": found.model, "units": found.units, "weights": found.weights}
+    about: dict[str, Any] = {"model": found.model, "units": found.units, "weights": found.weights}
     rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
     if proof is not None and certificate.certified:
-        rows.append(("proof", "\n".join(proven(proof, found, source))))
+        about["proof"] = proven(proof, found, source)
+        rows.append(("proof", "\n".join(about["proof"])))
     shared.emit(
         about | certificate.as_dict() | found.more | {"verdicts": asdict(verdicts)},
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
@@ -139,14 +134,15 @@ def certify_command(
 @click.argument("file", type=shared.PATH)
 @click.argument("source", metavar="[RUN|CONFIG|WEIGHTS]", required=False)
 def check_command(file: Path, source: str | None) -> None:
-    """Run the net again from the states of FILE, which `ctrnn certify --witness FILE` has written.
+    """Check FILE, which `ctrnn certify` has written: by --witness, or by --write-proof.
 
-    The net is the one that was certified, or SOURCE, with the settings of that command. Exit code 1: the
-    net is refuted. 2: another net, a damaged file, or states that do meet.
+    A witness runs the net again from its states: the certified one, or SOURCE, with the settings
+    of that command. A proof is of the matrices beside it, and of the weights in its file, or in SOURCE.
+    Exit code 0: proven. 1: refuted or refused. 2: another net, a damaged file, or states that do meet.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        code = CHECKS[content["kind"]](content, source)
+        code = CHECKS[content["kind"]](file, content, source)
     except CtrnnError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
@@ -155,7 +151,14 @@ def check_command(file: Path, source: str | None) -> None:
     click.get_current_context().exit(code)
 
 
-def check_witness(content: Any, source: str | None) -> int:
+def check_proof(file: Path, content: Any, source: str | None) -> int:
+    """What the verifier says."""
+    from ctrnn_assembly.certificates.verifier import main
+
+    return main([str(file), *([source] if source else [])])
+
+
+def check_witness(file: Path, content: Any, source: str | None) -> int:
     """Replay each witness, or raise a DataError."""
     from ctrnn_assembly.witness import Witness, replay
 
@@ -167,7 +170,10 @@ def check_witness(content: Any, source: str | None) -> int:
     return 1
 
 
-CHECKS = {"witness": check_witness}  # by the kind of a file: what to do, and the exit code
+CHECKS = {
+    "witness": check_witness,
+    "proof": check_proof,
+}  # by the kind of a file: what to do, and the exit code
 
 
 @dataclass(frozen=True)
@@ -191,9 +197,7 @@ def proven(file: Path, found: Found, run: str | None) -> list[str]:
     from ctrnn_assembly.training.run import read_summary, write
 
     if found.weights["file"] is None:
-        raise ConfigError(
-            "a proof names the file of its weights, and initial ones have none. Train first."
-        )
+        raise ConfigError("a proof is of weights in a file, and initial ones have none. Train first.")
     said = write_proof(file, found.net, found.certificate, Path(found.weights["file"]))
     if run and found.weights["kind"] == "trained" and (summary := read_summary(Path(run))):
         about = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}

@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": ("train", "Test the weights of a run."),
     "predict": ("predict", "Classify new series with a run of your own data."),
     "certify": ("certify", "Prove that a run, or a configuration, contracts."),
-    "check": ("certify", "Replay a witness that a run, or a net of your own, does not contract."),
+    "check": ("certify", "Check a proof, or replay a witness, that certify has written."),
     "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),
     "lyapunov": ("inspect", "Lyapunov exponents under real inputs."),
     "contraction": ("inspect", "Distances between trajectories, and what is certified."),

@@ -205,7 +205,7 @@ FORGED = {
     "no step": (claim(1, dt=0.0), None),
     "flow with a step": (claim(0, dt=0.5), None),
     "unknown solver": (claim(1, solver="rk4"), lambda a: a.update({"T rk4": a["T euler"]})),
-    "steeper phi": (lambda proof: proof.update(activations=[["selu", 4]]), None),
+    "steeper phi": (lambda proof: proof.update(activations="selu " * 4), None),
     "weights": (None, scaled("X", 2.0)),
     "coupling": (None, entry("L", 3.0)),
     "time constants": (None, scaled("tau", 10.0)),
@@ -236,8 +236,8 @@ BROKEN = {
     "no claim": lambda file: forge(file, lambda proof: proof.update(claims=[])),
     "half a claim": lambda file: forge(file, lambda proof: proof["claims"][0].pop("dt")),
     "words": lambda file: forge(file, claim(0, bound="fast")),
-    "unknown phi": lambda file: forge(file, lambda proof: proof.update(activations=[["sine", 4]])),
-    "too few phi": lambda file: forge(file, lambda proof: proof.update(activations=[["tanh", 1]])),
+    "unknown phi": lambda file: forge(file, lambda proof: proof.update(activations="sine " * 4)),
+    "too few phi": lambda file: forge(file, lambda proof: proof.update(activations="tanh")),
     "ragged": lambda file: forge(file, of_arrays=lambda arrays: arrays.update(L=np.zeros((4, 3)))),
     "NaN": lambda file: forge(file, of_arrays=entry("X", np.nan)),
     "no W": lambda file: forge(file, of_arrays=lambda arrays: arrays.pop("X")),
@@ -312,12 +312,12 @@ def test_nothing_better_than_the_exact_bounds_is_accepted(draws: int) -> None:
             exact = 1 + worst if h else -worst
             if not 0 < exact < (1 if h else 1e9):
                 continue
-            arrays, runs = matrices(terms, metric)
-            found = claimed(Interconnection.of(terms, metric), arrays, runs, of, h)
+            arrays, names = matrices(terms, metric)
+            found = claimed(Interconnection.of(terms, metric), arrays, names, of, h)
             for T in (arrays[f"T {of}"], rng.uniform(0.5, 2, n) * arrays[f"T {of}"]):
                 arrays[f"T {of}"] = T
                 better = 1 - (1 - exact) * (1 + 1e-9) if h else exact * (1 + 1e-9)
-                assert not verifier.proves(arrays, runs, of, h, better)
+                assert not verifier.proves(arrays, names, of, h, better)
             for one in found:
                 assert one["bound"] >= exact * (1 - 1e-12) if h else one["bound"] <= exact * (1 + 1e-12)
                 lost = (1 - exact) / (1 - one["bound"]) if h else exact / one["bound"]
@@ -332,10 +332,10 @@ def test_dense_metric_needs_the_sector_of_w_itself() -> None:
     theta = torch.linalg.cholesky(M).mT
     metric = Metric((Factor(theta, torch.linalg.inv(theta)),))
     terms = terms_of([[0.1, -0.7], [-1.0, -0.1]])
-    arrays, runs = matrices(terms, metric)
+    arrays, names = matrices(terms, metric)
     for kappa in np.geomspace(0.05, 20, 60):
         arrays["T euler"] = kappa * np.ones(2)
-        assert not verifier.proves(arrays, runs, "euler", 1.0, 0.9999)
+        assert not verifier.proves(arrays, names, "euler", 1.0, 0.9999)
 
 
 def fractions(A: ndarray) -> Any:
@@ -368,8 +368,8 @@ def test_balls_contain_the_exact_results() -> None:
 @pytest.mark.parametrize("n", [1, 4, 9])
 def test_inverse_and_exponential_are_enclosed(n: int) -> None:
     rng = np.random.default_rng(n)
-    for size in (0.1, 1.0, 6.0):
-        G, off = size * rng.standard_normal((n, n)) / n**0.5, rng.choice([0.0, 1e-6])
+    for size in (1e-9, 0.1, 1.0, 6.0, 40.0):
+        G, off = size * rng.standard_normal((n, n)) / n**0.5, size * rng.choice([0.0, 1e-6])
         member = mpmath.matrix((G + off * rng.choice([-1, 1], (n, n))).tolist())
         both = mpmath.matrix(2 * n, 2 * n)
         both[:n, :n], both[:n, n:] = member, mpmath.eye(n)
@@ -381,11 +381,9 @@ def test_inverse_and_exponential_are_enclosed(n: int) -> None:
             for i in range(n):
                 for j in range(n):
                     assert abs(exact[i, j] - mpmath.mpf(float(ball.mid[i, j]))) <= ball.off[i, j]
-            assert ball.off.max() < 1e-9 if not off else 1e-2
-    with pytest.raises(RefusedError):
-        inverse(Ball(np.eye(n), 1.0))
-    with pytest.raises(RefusedError):
-        integral(Ball(np.full((n, n), 1e300)))
+            assert off or size > 10 or ball.off.max() < 1e-9 * max(1.0, abs(ball.mid).max())
+    for unknown in (inverse(Ball(np.eye(n), 1.0)), integral(Ball(np.full((n, n), 1e300)))):
+        assert unknown.off.min() == np.inf
 
 
 def test_singular_matrices_are_not_positive() -> None:
@@ -442,9 +440,11 @@ def test_run_and_weights_write_proofs(tmp_path: Path, cli: Cli) -> None:
     proof = json.loads(file.read_text())
     assert proof["dtype"] == str(torch.get_default_dtype())
     assert proof["weights"]["file"] == "run/model.safetensors"
-    assert judged(file) == 0
+    assert judged(file) == cli("check", file).code == 0
     store_run(tmp_path / "run", model="svd-combo", solver="imex", seed=5)
-    assert judged(file) == 1
+    assert judged(file) == cli("check", file).code == 1
+    forge(file, lambda proof: proof.update(claims=[]))
+    assert cli.refuses("check", file).startswith("error: no proof file")
 
     np.savez(tmp_path / "net.npz", W=0.3 * np.eye(3), tau=np.array([1.0, 2.0, 3.0]))
     cli("certify", "--weights", tmp_path / "net.npz", "--write-proof", file)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.activations import Elementwise
-from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.result import Certificate, Meeting
+from ctrnn_assembly.certificates.verifier import Ball, inverse
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
@@ -89,9 +89,8 @@ def _rounding(
     c, per_input = h * fixed, h * post[0] * given.sum(1)
     factors = []  # |Theta^-1| and |Theta| of diag(tau) M
     for f in metric.mapped(Tensor.double).scaled(terms.tau.sqrt()).factors:
-        inverse = 1 / f.theta if f.is_diagonal else torch.linalg.inv(f.theta)
-        error = 0.0 if f.is_diagonal else rounding.inverse_error(f.theta, inverse)
-        factors.append(Factor(inverse.abs() + error, f.theta.abs()))
+        found = Ball((1 / f.theta).numpy()) if f.is_diagonal else inverse(Ball(f.theta.numpy()))
+        factors.append(Factor(torch.from_numpy(abs(found.mid) + found.off), f.theta.abs()))
     balanced = Metric(tuple(factors))
 
     def size(v: Tensor) -> float:

@@ -4,12 +4,11 @@ import json
 import math
 import os
 from hashlib import sha256
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from ctrnn_assembly.certificates import verifier
 from ctrnn_assembly.certificates.interconnection import Interconnection
@@ -27,8 +26,7 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
 
     The net is `Terms`, or a layer with `terms()`; `weights` is the file that holds its weights. Bounds
     are those that one inequality proves in the certificate's metric (see `verifier`), less sharp perhaps
-    than its own, the best of several. Returns what the verifier says; a step that it cannot prove is
-    left out.
+    than its own. Returns what the verifier says; a step that it cannot prove is left out.
 
     Raises: ContractionError, and leaves no file, if there is nothing that such a file can prove.
     """
@@ -37,41 +35,33 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
         raise ContractionError("a proof file is of one certified flow, not of a map, a stack or a set.")
     terms: Terms = net if isinstance(net, Terms) else net.terms()
     exact, metric = terms.double(), metric.mapped(lambda tensor: tensor.cpu().double())
-    (arrays, runs), whole = matrices(exact, metric), Interconnection.of(exact, metric)
-    claims = claimed(whole, arrays, runs, "flow", 0.0)
+    (arrays, names), whole = matrices(exact, metric), Interconnection.of(exact, metric)
+    claims = claimed(whole, arrays, names, "flow", 0.0)
     if step is not None and step.certified and not step.lengths:
-        claims += claimed(whole, arrays, runs, step.solver, step.dt)
-    data, beside = save(arrays), file.with_suffix(".matrices.safetensors")
-    about = {
-        "kind": "proof",
-        "version": 1,
-        "claims": claims,
-        "activations": runs,
-        "dtype": str(terms.tau.dtype),
-    }
-    for name, path, content in (
-        ("weights", os.path.relpath(weights, file.parent), weights.read_bytes()),
-        ("matrices", beside.name, data),
-    ):
-        about[name] = {"file": path, "sha256": sha256(content).hexdigest()}
-    text = json.dumps(about | {"sha256": (zeros := "0" * 64)}, indent=1)
-    beside.write_bytes(data)
+        claims += claimed(whole, arrays, names, step.solver, step.dt)
+    beside, origin = file.with_suffix(".matrices.safetensors"), os.path.relpath(weights, file.parent)
+    save_file(arrays, beside)
+    proof: dict[str, Any] = {"kind": "proof", "version": 1, "claims": claims}
+    proof |= {"activations": " ".join(names), "dtype": str(terms.tau.dtype)}
+    proof["weights"] = {"file": origin, "sha256": sha256(weights.read_bytes()).hexdigest()}
+    proof["matrices"] = {"file": beside.name, "sha256": sha256(beside.read_bytes()).hexdigest()}
+    text = json.dumps(proof | {"sha256": (zeros := "0" * 64)}, indent=1)
     file.write_text(text.replace(zeros, sha256(text.encode()).hexdigest()))
     try:
         return verifier.verify(file)
     except (verifier.RefusedError, ValueError) as error:
-        file.unlink(), beside.unlink()
+        file.unlink()
+        beside.unlink()
         raise ContractionError(f"the verifier does not accept this proof: {error}.") from None
 
 
-def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[Any]]:
-    """The arrays of a proof but for T, and its activations, each with the number of units in a row."""
+def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[str]]:
+    """The arrays of a proof but for T, and the names of the activations, one for each unit."""
     pre, post = ([phi for phi, k in one.runs for _ in range(k)] for one in (terms.pre, terms.post))
     inside = torch.tensor([phi.name == "identity" for phi in pre])
-    phis = [q if within else p for p, q, within in zip(pre, post, inside, strict=True)]
-    unknown = {phi.name for phi in phis} - verifier.SLOPES.keys()
-    if unknown or terms.edges:
-        raise ContractionError(f"no proof file is known of nonlinear edges, and of phi = {unknown}.")
+    names = [q.name if within else p.name for p, q, within in zip(pre, post, inside, strict=True)]
+    if terms.edges or not verifier.SLOPES.keys() >= {*names}:
+        raise ContractionError(f"no proof file has nonlinear edges, or phi but {[*verifier.SLOPES]}.")
     W, one = terms.weight(), torch.eye(terms.n).double()
     tensors = {
         "X": torch.where(inside, one, W),
@@ -80,11 +70,10 @@ def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[Any]]:
         "tau": terms.tau,
         "theta": metric.scaled(terms.tau.sqrt()).theta(),
     }
-    runs = [[name, len([*run])] for name, run in groupby(phi.name for phi in phis)]
-    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, runs
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, names
 
 
-def claimed(whole: Interconnection, arrays: Any, runs: Any, solver: str, dt: float) -> list[Any]:
+def claimed(whole: Interconnection, arrays: Any, names: Any, solver: str, dt: float) -> list[Any]:
     """The claim of the best bound that is found, its T put into the arrays; none if none is proven."""
     system, T = step_system(whole, solver if dt else "euler", dt), whole.system[1]
     T = max(T, multipliers(system, T, dt), key=lambda T: Weighed.of(system, T).mu(dt))
@@ -92,6 +81,6 @@ def claimed(whole: Interconnection, arrays: Any, runs: Any, solver: str, dt: flo
     arrays[f"T {solver}"] = T.numpy()
     for mu in (best - share * abs(best) for share in BACK_OFFS if 0 < best < math.inf):
         bound = math.sqrt(max(1 - 2 * dt * mu, 1e-16)) if dt else mu
-        if (bound < 1 or not dt) and verifier.proves(arrays, runs, solver, dt, bound):
+        if (bound < 1 or not dt) and verifier.proves(arrays, names, solver, dt, bound):
             return [{"solver": solver, "dt": dt, "bound": bound}]
     return []

@@ -19,15 +19,11 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
-UNIT = 2.0**-53  # the unit roundoff of float64
+from ctrnn_assembly.certificates.verifier import UNIT, gamma
+
 DENSE = 1024  # above this size extreme eigenvalues are guessed by Lanczos, not by LAPACK
 # Relative back-offs from an optimum that was searched without rigour.
 BACK_OFFS = (1e-7, 1e-5, 1e-3, 1e-2, 0.1, 0.5)
-
-
-def gamma(k: int) -> float:
-    """k u / (1 - k u): the relative error of a sum of k products, in any order."""
-    return k * UNIT / (1 - k * UNIT)
 
 
 def frobenius(A: Tensor) -> float:
@@ -240,46 +236,3 @@ def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool 
     product, off = column.raise_(A) if inside else row.lower(A)
     outer = spectral_norm(row.left if inside else column.right)
     return spectral_norm(product, float(off.norm())) * outer * (1 + column.skew) * (1 + 1e-15)
-
-
-def inverse_error(A: Tensor, inverse: Tensor, error: float = 0.0) -> float:
-    """A bound on ||inverse - (A + E)^-1|| for every E with ||E|| <= error; infinite for none.
-
-    With r >= ||inverse (A + E) - I|| < 1 the inverse is (I + (inverse (A + E) - I))^-1 inverse, off by
-    r / (1 - r) ||inverse|| at most; 1 % more covers the rounding of the norms themselves.
-    """
-    size = frobenius(inverse)
-    off = inverse @ A - torch.eye(len(A), dtype=A.dtype)
-    spread = gamma(len(A) + 4) * (size * float(A.norm()) + len(A) ** 0.5)
-    r = (float(off.norm()) + spread) * 1.01 + size * error
-    return 1.01 * size * r / (1 - r) if r < 0.9 else math.inf
-
-
-def exponential_integral(F: Tensor, error: float, growth: float) -> tuple[Tensor, float]:
-    """int_0^1 e^{s G} ds for every G with ||G - F|| <= error and e^{s ||.||-growth} below `growth`.
-
-    Taylor's series of F / 2^k, of norm 1/2 at most, then E <- E^2 and P <- (E + I) P / 2, with a bound
-    on what rounding did beside each: ||P||, ||E|| <= growth at all times s <= 1, so each doubling
-    doubles the error, and does not multiply it by a Frobenius norm. The first term left out is below
-    2^-20 / 21! = 2e-26. `growth` >= max(1, e^{mu}), mu the logarithmic norm of the G.
-    """
-    size, n = frobenius(F), len(F)
-    halvings = max(0, math.frexp(size)[1] + 1)
-    if halvings > 60 or not math.isfinite(growth):
-        return torch.zeros_like(F), math.inf
-    X, eye = F * 0.5**halvings, torch.eye(n, dtype=F.dtype)
-    each, P = gamma(n + 4), eye
-    for k in range(20, 1, -1):
-        P = eye + X @ P / k
-    # Horner's steps shrink earlier errors by ||X|| / k <= 1/4; each adds `each` ||X|| ||P|| / k.
-    off_P = 4 * each * float(P.norm()) + 1e-25
-    E = eye + X @ P
-    off_E = off_P + each * float(P.norm() + E.norm())
-    for _ in range(halvings):
-        sums = each * float(E.norm() + n**0.5) * float(P.norm())
-        # of the true factors, ||E + I|| <= 2 growth and ||P|| <= growth
-        off_P = growth * (off_P + off_E / 2) + off_E * off_P / 2 + sums
-        off_E = 2 * growth * off_E + off_E * off_E + each * float(E.square().sum())
-        P, E = (E + eye) @ P / 2, E @ E
-    off = 1.01 * (off_P + growth * error)
-    return (P, off) if math.isfinite(off) else (torch.zeros_like(F), math.inf)

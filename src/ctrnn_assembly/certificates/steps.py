@@ -38,9 +38,8 @@ from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.modules import LureSystem
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, spectral_norm
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.certificates.verifier import Ball, integral, inverse
 from ctrnn_assembly.linalg import symmetric_part
-from ctrnn_assembly.schemes import SCHEMES
 
 OPTIMISED = 128  # channels up to which every multiplier is searched by itself
 WORST = 1e9  # stands for infinity in a search
@@ -211,26 +210,20 @@ class Search:
 
 
 def propagator(whole: Interconnection, scheme: str, dt: float) -> tuple[Tensor, float]:
-    """Q of the scheme's own row, and a bound on its distance from the exact one."""
-    K, tau, eye = whole.K, whole.tau, torch.eye(len(whole.K), dtype=torch.float64)
-    try:
-        C = SCHEMES[scheme].pair(dt / tau, tau[:, None] * K)[1]
-    except (SolverError, torch.linalg.LinAlgError):
-        return eye, math.inf
-    Q = C * (tau / dt)
-    scaled = dt * K
-    off = dt * whole.K_error * (1 + UNIT)
+    """Q of the scheme's row for K, and a bound on its distance from the exact one."""
+    scaled, h = dt * whole.K, dt / whole.tau
+    eye, F = torch.eye(len(h), dtype=h.dtype), scaled - torch.diag(h)
+    off = 4 * UNIT * float(F.norm() + scaled.norm() + h.norm() + len(h) ** 0.5)
+    off += dt * whole.K_error * (1 + UNIT)
     if scheme == "imex":
-        step = eye - scaled
-        off += 2 * UNIT * float(step.norm() + scaled.norm())
-        return Q, rounding.inverse_error(step, Q, off)
-    assert scheme == "exponential-euler"
-    F = scaled - torch.diag(dt / tau)
-    off += 4 * UNIT * float(F.norm() + scaled.norm() + (dt / tau).norm())
-    growing = dt * (whole.cost - 1 / float(tau.max())) + off
-    growth = math.exp(max(0.0, growing)) * (1 + 1e-12) if growing < 700 else math.inf
-    exact, error = rounding.exponential_integral(F, off, growth)
-    return Q, error + 1.01 * float((Q - exact).norm()) + 1e-300
+        exact = inverse(Ball((eye - scaled).numpy()))
+        size = 1.01 * float(torch.from_numpy(abs(exact.mid) + exact.off).norm())
+        moved = size * size * off / (1 - size * off) if size * off < 0.9 else math.inf
+    else:
+        exact = integral(Ball(F.numpy()))
+        growing = dt * (whole.cost - 1 / float(whole.tau.max())) + off
+        moved = math.exp(max(0.0, growing)) * off if growing < 700 else math.inf
+    return torch.from_numpy(exact.mid), 1.01 * (float(np.linalg.norm(exact.off)) + moved) + 1e-300
 
 
 def step_system(whole: Interconnection, scheme: str, dt: float) -> LureSystem:

@@ -1,24 +1,23 @@
 """`python verifier.py PROOF.json [WEIGHTS]`: check a proof of contraction, with Python and numpy alone.
 
+Exit code 0: proven. 1: refused, with the reason. 2: what cannot be read.
+
 The claim is of tau x' = -x + X phi(Z x + u) + L x + u for any inputs u: W phi(x) has X = W and Z = I,
 phi(W x) has X = I and Z = W. For the difference v of two states under one input, slopes of phi_k in
 [lo_k, hi_k], and w, that of phi less lo Z v,
 
     tau v' = (L - I) v + X (lo Z v + w),    w_k ((hi_k - lo_k) (Z v)_k - w_k) >= 0,                  (1)
 
-and a step of a solver is v+ = v + dt Q v', v' at its start, with G = dt (L - I) / tau and
-
-    euler  Q = I,    imex  Q = (I - dt L / tau)^-1,    exponential-euler  Q = int_0^1 exp(s G) ds.
-
-With z = (y, w), v = V z = R y, w = J z, Theta v = P z and Theta Q v' = K z, for any diagonal T > 0,
+and a step is v+ = v + dt Q v', v' at its start: Q = I of euler, (I - dt L / tau)^-1 of imex, and
+int_0^1 exp(s dt (L - I) / tau) ds of exponential-euler. With z = (y, w), v = V z = R y, w = J z,
+Theta v = P z and Theta Q v' = K z, for any diagonal T > 0,
 
     - 2 sym P^T (K + mu P) - dt K^T K - 2 sym J^T T ((hi - lo) Z V - J)  >  0                        (2)
 
 proves |Theta v+|^2 <= (1 - 2 dt mu) |Theta v|^2, as its last term is not positive by (1); dt = 0 and
 Q = I, that d|Theta v|^2 / dt <= -2 mu |Theta v|^2. R, about Theta^-1, may be any matrix: (2) fails at a
-null vector y of R or Theta R, so Theta^T Theta is positive definite. Steps are those in real numbers.
-
-Exit code 0: proven. 1: refused, with the reason. 2: what cannot be read.
+null vector y of R or Theta R, so Theta^T Theta is positive definite, and for w alone unless T > 0.
+Steps are those in real numbers.
 """
 
 import json
@@ -31,15 +30,10 @@ from typing import Any
 import numpy as np
 
 UNIT = 2.0**-53  # the unit roundoff of float64
-SLOPES = dict.fromkeys(("relu", "tanh", "softplus", "elu", "hardtanh"), (0.0, 1.0)) | {
-    "identity": (1.0, 1.0),
-    "sigmoid": (0.0, 0.25),
-    "leaky_relu": (0.01 * (1 - 2.0**-24), 1.0),  # in float32
-    "selu": (0.0, 1.7580993408473768),
-    "gelu": (-0.12890423, 1.12890423),
-    "gelu_tanh": (-0.1289931, 1.1289931),
-    "silu": (-0.09983935, 1.09983935),
-}
+SLOPES = dict.fromkeys(("relu", "tanh", "softplus", "elu", "hardtanh"), (0.0, 1.0))
+SLOPES |= {"identity": (1.0, 1.0), "sigmoid": (0.0, 0.25), "selu": (0.0, 1.7580993408473768)}
+SLOPES |= {"leaky_relu": (0.01 * (1 - 2.0**-24), 1.0), "silu": (-0.09983935, 1.09983935)}
+SLOPES |= {"gelu": (-0.12890423, 1.12890423), "gelu_tanh": (-0.1289931, 1.1289931)}
 
 
 class RefusedError(Exception):
@@ -90,16 +84,16 @@ def positive(Z: Ball) -> bool:
 
     With S = sym mid, a symmetric E with |E| <= off has E >= -diag(r), r_i = d_i sum_j off_ij / d_j, for
     any d > 0, as E + diag(r) is diagonally dominant in the scale of d, here sqrt(S_ii). If Cholesky of
-    B (n, n) ends, B + D = U^T U with |D| <= g |U|^T |U| entry by entry, g = gamma_(n + 5) (Higham,
-    theorem 10.3). So |U_:i|^2 <= B_ii / (1 - g), |D_ij| <= c sqrt(B_ii B_jj), c = g / (1 - g), and
-    B >= -n c diag(B) (Rump, BIT 46, 2006). B = S - diag(r) - 2 n c diag(S), twice for its own rounding;
-    underflow moves D by less than 1e-200 for S_ii between 1e-180 and 1e180. NaN never passes.
+    B (n, n) ends, B + D = U^T U with |D| <= g |U|^T |U| entry by entry, g = gamma_(n + 8) (Higham,
+    theorem 10.3; S, a rounded sum, is counted in). So |U_:i|^2 <= B_ii / (1 - g), and B >= -n c diag(B)
+    by |D_ij| <= c sqrt(B_ii B_jj), c = g / (1 - g) (Rump, BIT 46, 2006). B = S - diag(r + 2 n c S_ii),
+    twice for its own rounding; underflow is below 1e-200 for S_ii in 1e-180 ... 1e180. NaN never passes.
     """
     S, off = (Z.mid + Z.mid.T) / 2, (Z.off + Z.off.T) / 2
-    n, diagonal, off = len(S), S.diagonal().copy(), off + UNIT * abs(S)
+    n, diagonal = len(S), S.diagonal().copy()
     if not 1e-180 < diagonal.min() <= diagonal.max() < 1e180:
         return False
-    d, g = np.sqrt(diagonal), gamma(n + 5)
+    d, g = np.sqrt(diagonal), gamma(n + 8)
     r = d * (off @ (1 / d)) * (1 + 2 * gamma(n + 16))
     S[np.diag_indices(n)] -= r + 2 * n * g / (1 - g) * diagonal + 1e-200
     U = np.zeros_like(S)
@@ -113,13 +107,15 @@ def positive(Z: Ball) -> bool:
 
 def inverse(S: Ball) -> Ball:
     """If |I - Y S| <= rho < 1, |S^-1 - Y| = |(Y S)^-1 (I - Y S) Y| <= rho |Y| / (1 - rho), by column."""
-    Y = Ball(np.linalg.inv(S.mid))
+    try:
+        Y = Ball(np.linalg.inv(S.mid))
+    except np.linalg.LinAlgError:
+        return Ball(S.mid, math.inf)
     rho = (Ball(np.eye(len(S.mid))) + Y @ S * -1.0).norm()
-    if not rho < 0.5:
-        raise RefusedError("I - dt L / tau cannot be inverted well enough")
-    return Ball(Y.mid, rho / (1 - rho) * abs(Y.mid).max(0), 1)
+    return Ball(Y.mid, rho / (1 - rho) * abs(Y.mid).max(0) if rho < 0.5 else math.inf, 1)
 
 
+@np.errstate(all="ignore")
 def integral(G: Ball) -> Ball:
     """p(G) = int_0^1 exp(s G) ds by Taylor's series of H = G / 2^k, |H| <= 1/2, and doubling.
 
@@ -127,7 +123,7 @@ def integral(G: Ball) -> Ball:
     """
     size, one = G.norm(), Ball(np.eye(len(G.mid)))
     if not size < 1e15:
-        raise RefusedError("dt (L - I) / tau is too large for its exponential")
+        return Ball(G.mid, math.inf)
     k = max(0, math.frexp(size)[1] + 1)
     H, P = G * 0.5**k, one
     for i in range(21, 1, -1):
@@ -140,18 +136,15 @@ def integral(G: Ball) -> Ball:
 
 
 @np.errstate(all="ignore")
-def proves(arrays: dict[str, Any], runs: list[Any], solver: str, dt: float, bound: float) -> bool:
-    """Whether (2) holds with the mu of a rate, dt = 0, or of the factor of a step, rounded up.
-
-    `runs` are names of activations, each with the number of channels, one after the other.
-    """
+def proves(arrays: dict[str, Any], names: list[str], solver: str, dt: float, bound: float) -> bool:
+    """Whether (2) holds with mu of a rate, dt = 0, or of a step's factor, for phi of these names."""
     if not 0 < bound < (1 if dt else 1e100) or not 0 <= dt < 1e100:
         raise RefusedError(f"no bound {bound} at dt = {dt} can be proven")
     mu = (1 - bound) * (1 + bound) / (2 * dt) * (1 + 8 * UNIT) if dt else bound
     theta, L, X, Z, tau, T = (arrays[k] for k in ("theta", "L", "X", "Z", "tau", f"T {solver}"))
-    lo, hi = np.array([SLOPES[name] for name, count in runs for _ in range(count)]).T[:, :, None]
+    lo, hi = np.array([SLOPES[name] for name in names]).T[:, :, None]
     (n, m), rates = X.shape, 1 / tau[:, None]
-    V = Ball(np.hstack([np.linalg.inv(theta), np.zeros((n, m))]))
+    V = Ball(np.hstack([inverse(Ball(theta)).mid, np.zeros((n, m))]))
     J, one = Ball(np.eye(n + m)[n:]), Ball(np.eye(n))
     leak, reads = Ball(L) + one * -1.0, Ball(Z) @ V
     F = (leak @ V + Ball(X) @ (reads * lo + J * (hi > lo))) * rates
@@ -190,20 +183,16 @@ def read(file: Path, weights: Path | None = None) -> tuple[dict[str, Any], dict[
 
 
 def verify(file: Path, weights: Path | None = None) -> list[str]:
-    """What is proven, in sentences; a RefusedError or LinAlgError, or others for what is no proof."""
+    """What is proven, in sentences; a RefusedError, or others for what is no proof."""
     (proof, arrays), said = read(file, weights), []
-    (n, m), runs = arrays["X"].shape, proof["activations"]
+    (n, m), names = arrays["X"].shape, proof["activations"].split()
     shapes = {"X": (n, m), "Z": (m, n), "L": (n, n), "theta": (n, n)}
     for name, array in arrays.items():
         fits = array.shape == shapes.get(name, (n,) if name == "tau" else (m,))
-        if not (fits and np.isfinite(array).all() and sum(count for _, count in runs) == m):
-            raise ValueError(
-                f"{name} has the shape {array.shape} or is not finite, or {runs} are not {m}"
-            )
-        if name not in shapes and not array.min() > 0:
-            raise RefusedError(f"{name} must be positive; the smallest is {array.min()}")
+        if not (fits and np.isfinite(array).all() and len(names) == m):
+            raise ValueError(f"{name}, {array.shape}, does not fit {len(names)} phi, or is not finite")
     for claim in proof["claims"]:
-        if not proves(arrays, runs, **claim):
+        if not proves(arrays, names, **claim):
             raise RefusedError(f"the matrices do not prove {claim}")
         step = f"factor of a {claim['solver']} step of {claim['dt']!r} <="
         said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
@@ -211,11 +200,18 @@ def verify(file: Path, weights: Path | None = None) -> list[str]:
     return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {seen}"]
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Print what is proven, or why nothing is; the exit code."""
     try:
-        print("proven:", *verify(*map(Path, sys.argv[1:])), sep="\n")
-    except (RefusedError, np.linalg.LinAlgError) as error:
-        sys.exit(f"refused: {error}")
+        print("proven:", *verify(*map(Path, arguments)), sep="\n")
+        return 0
+    except RefusedError as error:
+        print(f"refused: {error}")
+        return 1
     except Exception as error:  # whatever bytes that are no proof file lead to
-        print(f"no proof file: {error!r}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: no proof file: {error!r}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
