@@ -432,14 +432,14 @@ def test_net_whose_norm_exceeds_one(tmp_path: Path) -> None:
 def test_run_and_weights_write_proofs(tmp_path: Path, cli: Cli) -> None:
     store_run(tmp_path / "run", model="svd-combo", solver="imex")
     (tmp_path / "run/summary.json").write_text(json.dumps({"task": "digits"}))
-    file = tmp_path / "proof.json"
+    file = tmp_path / "new/proof.json"
     said = cli("certify", tmp_path / "run", "--write-proof", file)
     assert "imex step" in said.out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["proof"]["sha256"] == sha256(file.read_bytes()).hexdigest()
     proof = json.loads(file.read_text())
     assert proof["dtype"] == str(torch.get_default_dtype())
-    assert proof["weights"]["file"] == "run/model.safetensors"
+    assert proof["weights"]["file"] == "../run/model.safetensors"
     assert judged(file) == cli("check", file).code == 0
     store_run(tmp_path / "run", model="svd-combo", solver="imex", seed=5)
     assert judged(file) == cli("check", file).code == 1

@@ -40,6 +40,7 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
     if step is not None and step.certified and not step.lengths:
         claims += claimed(whole, arrays, names, step.solver, step.dt)
     beside, origin = file.with_suffix(".matrices.safetensors"), os.path.relpath(weights, file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, beside)
     proof: dict[str, Any] = {"kind": "proof", "version": 1, "claims": claims}
     proof |= {"activations": " ".join(names), "dtype": str(terms.tau.dtype)}
