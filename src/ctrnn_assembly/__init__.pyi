@@ -16,6 +16,7 @@ from ctrnn_assembly.contracting import Absolute as Absolute
 from ctrnn_assembly.contracting import AdaDiagClip as AdaDiagClip
 from ctrnn_assembly.contracting import AdaDiagTanh as AdaDiagTanh
 from ctrnn_assembly.contracting import Contracting as Contracting
+from ctrnn_assembly.contracting import FiringRate as FiringRate
 from ctrnn_assembly.contracting import NegativeProduct as NegativeProduct
 from ctrnn_assembly.contracting import PublishedSparse as PublishedSparse
 from ctrnn_assembly.contracting import SingularValueBounded as SingularValueBounded

@@ -72,9 +72,11 @@ class FiringRate(Contracting):
             middle = (low + high) / 2
             found = _largest_gram(A, middle)
             strongest, low, high = (strongest, middle, high) if found is None else (found, low, middle)
-        grams = [(one, *torch.linalg.eigh(one)) for one in ((P + strongest) / 2, P)]
-        roots = [(one, gram_root(*parts, SMALLEST_P, LARGEST_P)) for one, *parts in grams]
-        P, B = next((found for found in roots if found[1] is not None), (P, None))
+        B = None
+        for one in (P, (P + strongest) / 2):
+            values, vectors = torch.linalg.eigh(one)
+            found = gram_root(values, vectors, SMALLEST_P, LARGEST_P)
+            P, B = (P, B) if found is None else (one, found)
         if B is None:
             size = float(torch.linalg.matrix_norm(P))
             raise self.outside(f"{SMALLEST_P} I < P, ||P||_F < {LARGEST_P} sqrt(n)", size, FIX)
