@@ -108,16 +108,15 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
             raise ConfigError(f"{twin['run']} and {folder} have the same settings and seed. Drop one.")
     columns = []
     for runs in (list(group.values()) for group in groups.values()):
-        column: dict[str, Any] = {"runs": ", ".join(one["run"] for one in runs)}
+        column: dict[str, Any] = {"runs": ", ".join(one["run"] for one in runs), "of_runs": len(runs)}
         column |= {key: runs[0][key] for key in ("task", *differ)}
         for name in [*(f"test_{key}" for key in MEASURES), "seconds"]:
             reached = [one[name] for one in runs if one.get(name) is not None]
             if reached:
                 column |= {name: fmean(reached), f"{name}_half_interval": half_interval(reached)}
         proven: Any = verdict([one["certificate"] for one in runs])
-        certified = {"certified": proven["certified"], "step_certified": proven["discrete"]}
-        column |= certified | {"of_runs": proven["of"], "rate": proven["rate"]}
-        columns.append(column | {"parameters": runs[0]["parameters"]})
+        column |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
+        columns.append(column | {"rate": proven["rate"], "parameters": runs[0]["parameters"]})
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

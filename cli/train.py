@@ -86,6 +86,8 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
             settings["init_from"] = str(Path(first).resolve())
         layers += [configs.read_yaml(file)] if file else []
         best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
+        if best and settings.get("target", "class") != "class":
+            best |= {"input_noise": 0.0, "dropout": 0.0}  # which blur values
         if fast:
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)

@@ -198,7 +198,7 @@ def test_three_commands_for_every_step_of_a_csv(cli, tmp_path):
     page = tmp_path / "r.html"
     assert cli("report", run, "--out", page).code == 0
     assert f"R2 {summary['test_r2']:.4f}" in page.read_text(encoding="utf-8")
-    assert cli("plot", run, "--kind", "states", "--out", tmp_path / "s.png").code == 0
+    assert cli("plot", run, "--kind", "curves", "--out", tmp_path / "s.png").code == 0
     assert "--radius is of classes" in cli.refuses("evaluate", run, "--radius")
 
 

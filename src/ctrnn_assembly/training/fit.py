@@ -345,7 +345,7 @@ def forecast(training: Training, steps: int, each: float) -> str:
     """What the epochs that are left take on this machine, in a line, at `each` seconds a step."""
     left = training.config.epochs - training.epoch
     seconds = left * steps * each
-    said = f"{left} epochs of {steps} steps of {each:.2g} s, as the first ones took, without validation"
+    said = f"{left} epochs of {steps} steps of {each:.2g} s as at first, and validation, certificates"
     shorter = "; --fast makes a small trial" if seconds > LONG else ""
     return f"about {run.lasting(max(1, seconds))} on this machine: {said}{shorter}"
 

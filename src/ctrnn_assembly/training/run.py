@@ -210,8 +210,7 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights that `model` loads; a DataError if no epoch of a run has ended, or if they are not
-        those that the certificate of `save_pretrained` is of."""
+        """The weights that `model` loads; DataError if there are none, or `CERTIFICATE` is of others."""
         if self.file is not None:
             found, certificate = read_weights(self.file), self.file.with_name(CERTIFICATE)
             if certificate.exists():
