@@ -129,18 +129,18 @@ def generate(app: Sphinx) -> None:
         if old.stem not in names:
             old.unlink()
     for name in names:
-        text = (
-            f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n"
-        )
+        title = name.removeprefix("ctrnn_assembly.")
+        options = "   :members:\n   :show-inheritance:\n"
+        text = f"{title}\n{'=' * len(title)}\n\n.. automodule:: {name}\n{options}"
         write(GENERATED / f"{name}.rst", text)
     rows = ["| name | what |", "|---|---|"]
     for name, home in sorted(ctrnn_assembly.HOMES.items(), key=lambda item: item[0].lower()):
         found = getattr(ctrnn_assembly, name)
-        where = getattr(found, "__module__", home) if callable(found) else home
-        about = first_sentence(found) if callable(found) else "a table: name to what it names"
-        role = (
-            f"{{py:obj}}`{name} <{where}.{name}>`" if callable(found) else f"{{py:mod}}`{name} <{home}>`"
-        )
+        if callable(found):
+            home = f"{getattr(found, '__module__', home)}.{getattr(found, '__qualname__', name)}"
+            role, about = f"{{py:obj}}`{name} <{home}>`", first_sentence(found)
+        else:
+            role, about = f"{{py:mod}}`{name} <{home}>`", "a table: name to what it names"
         rows.append(f"| {role} | {about} |")
     write(GENERATED / "public.md", "\n".join(rows) + "\n")
     toc = "\n".join(f"   generated/{name}" for name in names)
