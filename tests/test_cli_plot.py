@@ -194,11 +194,8 @@ def test_a_large_sparse_matrix_keeps_its_entries_when_it_is_shrunk() -> None:
 
 def test_outliers_do_not_leave_the_rest_white() -> None:
     A = np.concatenate([np.linspace(-1, 1, 1000), [1e6]])
-    bound, beyond = bound_of(A)
-    assert beyond
-    assert bound < 1.1
-    assert bound_of(np.zeros(3)) == (1.0, False)
-    assert bound_of(np.array([0.5, -2.0])) == (2.0, False)
+    assert 0.9 < bound_of(A) < 1.1
+    assert bound_of(np.zeros(3)) == 1.0
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

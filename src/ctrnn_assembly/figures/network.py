@@ -53,11 +53,11 @@ def draw_weights(net: NetworkArrays) -> Figure:
         if A is None:
             style.empty(axes, "no linear coupling")
             continue
-        bound, beyond = style.bound_of(A.numpy())
+        bound = style.bound_of(A.numpy())
         image = style.heat_map(axes, A.numpy(), Normalize(-bound, bound))
         style.borders(axes, net.terms.sizes)
         axes.set(xlabel="from unit", ylabel="to unit")
-        style.colour_bar(image, axes, shrink=0.85, extend="both" if beyond else "neither")
+        style.colour_bar(image, axes, shrink=0.85, extend="both")
     return figure
 
 

@@ -82,18 +82,10 @@ def empty(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, reason, color=GREY, parse_math=False, **place)
 
 
-def bound_of(*arrays: Array) -> tuple[float, bool]:
-    """The limit of a symmetric colour scale, and whether entries lie beyond it.
-
-    The largest modulus, unless that is far above the 98th percentile of the entries that are not 0: a
-    few outliers, as a metric of large condition number makes them, would leave the rest white.
-    """
-    size = np.abs(np.concatenate([array.ravel() for array in arrays]))
-    size = size[(size > 0) & np.isfinite(size)]
-    if not len(size):
-        return 1.0, False
-    largest, most = float(size.max()), float(np.quantile(size, 0.98))
-    return (most, True) if largest > 1.5 * most else (largest, False)
+def bound_of(A: Array) -> float:
+    """The limit of a symmetric colour scale: few outliers of A would else leave its rest white."""
+    size = np.abs(A[(A != 0) & np.isfinite(A)])
+    return float(np.quantile(size, 0.98)) if len(size) else 1.0
 
 
 def pooled(A: Array, side: int = SIDE) -> Array:
