@@ -12,7 +12,8 @@ SMALL = {"modules": 2, "units": 4, "density": 0.4, "limit_test": 20}
 
 def store_run(folder: Path, **settings: Any) -> TrainConfig:
     """config.yaml and model.safetensors of a small network for the task digits."""
-    config = make_config(SMALL, settings)
+    deep = {"depth": 2, "width": 8} if "deep" in settings.get("model", "") else {}
+    config = make_config(SMALL, deep | settings)
     write(folder / "config.yaml", to_yaml(config))
     save_weights(folder / "model.safetensors", model_from(config, 1, 10))
     return config

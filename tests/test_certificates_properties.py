@@ -419,7 +419,7 @@ def permuted(terms: Terms, metric: Metric, order: list[int]) -> tuple[Terms, Met
 def test_the_order_of_the_modules_does_not_matter() -> None:
     seen: Counter[str] = Counter()
 
-    @searching(20)
+    @searching(12)
     @given(
         recipe=recipes(units=9, largest=3),
         solver=st.sampled_from(SOLVERS),
@@ -435,7 +435,7 @@ def test_the_order_of_the_modules_does_not_matter() -> None:
         seen["moved"] += order != sorted(order)
 
     check()
-    assert seen["moved"] >= 8, seen
+    assert seen["moved"] >= 5, seen
 
 
 def test_a_long_hierarchy_of_symmetric_modules_is_certified() -> None:

@@ -68,9 +68,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 @pytest.mark.slow
 def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", {"train": 90, "val": 6, "test": 6}, size=(6, 6))
-    settings = ("--task=images", "--data-dir", data, "--modules=2", "--units=4", "--device=cpu")
+    settings = ("--task=images", "--data-dir", data, "--device=cpu")
     settings += (
-        "--coupling=all",
+        "--depth=1",
+        "--width=8",
         "--solver=exponential-euler",
         "--batch-size=40",
         "--learning-rate=0.02",
