@@ -136,9 +136,8 @@ def certify_command(
 def check_command(file: Path, source: str | None) -> None:
     """Check FILE, which `ctrnn certify` has written: by --witness, or by --write-proof.
 
-    A witness runs the net again from its states: the certified one, or SOURCE, with the settings
-    of that command. A proof is of the matrices beside it, and of the weights in its file, or in SOURCE.
-    Exit code 0: proven. 1: refuted or refused. 2: another net, a damaged file, or states that do meet.
+    The certified net, or SOURCE, runs again from states of a witness; a proof is of the matrices beside
+    it. Exit code 0: proven. 1: refuted, or refused. 2: another net, a damaged file, or states that meet.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -42,8 +42,8 @@ FAULTS = [
     ),
     Fault(
         "steps.py",
-        "off = dt * whole.K_error",
-        "off = 0 * whole.K_error",
+        "off = dt * whole.K_error +",
+        "off = 0 * whole.K_error +",
         (STEPS, "-k", "rounded"),
     ),
     Fault(

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from ctrnn_assembly.certificates import verifier
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate
-from ctrnn_assembly.certificates.rounding import BACK_OFFS
+from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.steps import Weighed, multipliers, step_system
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Metric
@@ -24,9 +24,8 @@ from ctrnn_assembly.terms import Terms
 def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -> list[str]:
     """Write what is certified of a net, as JSON to `file`, and its matrices beside it as safetensors.
 
-    The net is `Terms`, or a layer with `terms()`; `weights` is the file that holds its weights. Bounds
-    are those that one inequality proves in the certificate's metric (see `verifier`), less sharp perhaps
-    than its own. Returns what the verifier says; a step that it cannot prove is left out.
+    The net is `Terms`, or has `terms()`. Bounds are what one inequality proves in the same metric (see
+    `verifier`), perhaps less sharp; a step that it does not prove is left out. Returns what is proven.
 
     Raises: ContractionError, and leaves no file, if there is nothing that such a file can prove.
     """
@@ -78,10 +77,11 @@ def claimed(whole: Interconnection, arrays: Any, names: Any, solver: str, dt: fl
     """The claim of the best bound that is found, its T put into the arrays; none if none is proven."""
     system, T = step_system(whole, solver if dt else "euler", dt), whole.system[1]
     T = max(T, multipliers(system, T, dt), key=lambda T: Weighed.of(system, T).mu(dt))
-    best = Weighed.of(system, T).mu(dt)
     arrays[f"T {solver}"] = T.numpy()
-    for mu in (best - share * abs(best) for share in BACK_OFFS if 0 < best < math.inf):
-        bound = math.sqrt(max(1 - 2 * dt * mu, 1e-16)) if dt else mu
-        if (bound < 1 or not dt) and verifier.proves(arrays, names, solver, dt, bound):
-            return [{"solver": solver, "dt": dt, "bound": bound}]
-    return []
+    claim: dict[str, Any] = {"solver": solver, "dt": dt}
+
+    def proves(mu: float) -> bool:
+        claim["bound"] = math.sqrt(max(1 - 2 * dt * mu, 1e-16)) if dt else mu
+        return verifier.proves(arrays, names, **claim)
+
+    return [claim] if largest_proven(Weighed.of(system, T).mu(dt), proves) else []

@@ -213,8 +213,7 @@ def propagator(whole: Interconnection, scheme: str, dt: float) -> tuple[Tensor, 
     """Q of the scheme's row for K, and a bound on its distance from the exact one."""
     scaled, h = dt * whole.K, dt / whole.tau
     eye, F = torch.eye(len(h), dtype=h.dtype), scaled - torch.diag(h)
-    off = 4 * UNIT * float(F.norm() + scaled.norm() + h.norm() + len(h) ** 0.5)
-    off += dt * whole.K_error * (1 + UNIT)
+    off = dt * whole.K_error + 4 * UNIT * float(F.norm() + scaled.norm() + h.norm() + len(h) ** 0.5)
     if scheme == "imex":
         exact = inverse(Ball((eye - scaled).numpy()))
         size = 1.01 * float(torch.from_numpy(abs(exact.mid) + exact.off).norm())

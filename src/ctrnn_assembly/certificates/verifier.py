@@ -1,7 +1,5 @@
 """`python verifier.py PROOF.json [WEIGHTS]`: check a proof of contraction, with Python and numpy alone.
 
-Exit code 0: proven. 1: refused, with the reason. 2: what cannot be read.
-
 The claim is of tau x' = -x + X phi(Z x + u) + L x + u for any inputs u: W phi(x) has X = W and Z = I,
 phi(W x) has X = I and Z = W. For the difference v of two states under one input, slopes of phi_k in
 [lo_k, hi_k], and w, that of phi less lo Z v,
@@ -16,8 +14,7 @@ Theta v = P z and Theta Q v' = K z, for any diagonal T > 0,
 
 proves |Theta v+|^2 <= (1 - 2 dt mu) |Theta v|^2, as its last term is not positive by (1); dt = 0 and
 Q = I, that d|Theta v|^2 / dt <= -2 mu |Theta v|^2. R, about Theta^-1, may be any matrix: (2) fails at a
-null vector y of R or Theta R, so Theta^T Theta is positive definite, and for w alone unless T > 0.
-Steps are those in real numbers.
+null vector y of R or Theta R, so Theta^T Theta > 0, and unless T > 0. Steps are in real numbers.
 """
 
 import json
@@ -48,8 +45,7 @@ def gamma(k: int) -> float:
 class Ball:
     """All matrices within `off` of `mid`, entry by entry; an operation's Ball has all of its results.
 
-    With k > 0, `off` comes from at most k + 16 roundings a sum of numbers >= 0, and so is made larger by
-    twice gamma_(k + 16), and by more than underflow can add up to.
+    `off` is rounded, too: with k > 0, k + 16 times at most, by which it is enlarged, as by underflow.
     """
 
     def __init__(self, mid: Any, off: Any = 0.0, k: int = 0) -> None:
@@ -119,16 +115,15 @@ def inverse(S: Ball) -> Ball:
 def integral(G: Ball) -> Ball:
     """p(G) = int_0^1 exp(s G) ds by Taylor's series of H = G / 2^k, |H| <= 1/2, and doubling.
 
-    sum_(i > 20) H^i / (i + 1)! < 1e-27 is left out; exp(H) = I + H p(H), p(2 H) = (exp(H) + I) p(H) / 2.
+    p(H) = P_2, P_i = I + H P_(i + 1) / i, P_22 within 0.03 of I; p(2 H) = (exp(H) + I) p(H) / 2.
     """
     size, one = G.norm(), Ball(np.eye(len(G.mid)))
     if not size < 1e15:
         return Ball(G.mid, math.inf)
     k = max(0, math.frexp(size)[1] + 1)
-    H, P = G * 0.5**k, one
+    H, P = G * 0.5**k, Ball(one.mid, 0.03)
     for i in range(21, 1, -1):
         P = one + H @ P * (1 / i)
-    P = Ball(P.mid, P.off + 1e-27, 1)
     E = one + H @ P
     for _ in range(k):
         P, E = (E + one) @ P * 0.5, E @ E
@@ -139,7 +134,7 @@ def integral(G: Ball) -> Ball:
 def proves(arrays: dict[str, Any], names: list[str], solver: str, dt: float, bound: float) -> bool:
     """Whether (2) holds with mu of a rate, dt = 0, or of a step's factor, for phi of these names."""
     if not 0 < bound < (1 if dt else 1e100) or not 0 <= dt < 1e100:
-        raise RefusedError(f"no bound {bound} at dt = {dt} can be proven")
+        return False
     mu = (1 - bound) * (1 + bound) / (2 * dt) * (1 + 8 * UNIT) if dt else bound
     theta, L, X, Z, tau, T = (arrays[k] for k in ("theta", "L", "X", "Z", "tau", f"T {solver}"))
     lo, hi = np.array([SLOPES[name] for name in names]).T[:, :, None]
@@ -160,16 +155,15 @@ def proves(arrays: dict[str, Any], names: list[str], solver: str, dt: float, bou
 
 
 def read(file: Path, weights: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A proof and its arrays; every byte of both, and of the weights if they are there, by its hash."""
+    """A proof and its arrays, every byte by hash; its own is of the text with zeros there."""
     text = file.read_bytes()
     proof = json.loads(text)
     if (proof["kind"], proof["version"]) != ("proof", 1) or not proof["claims"]:
         raise ValueError(f"kind {proof['kind']!r}, version {proof['version']!r}, {proof['claims']}")
     data = (file.parent / proof["matrices"]["file"]).read_bytes()
     weights = weights or file.parent / proof["weights"]["file"]
-    own, proof["weights"]["read"] = proof["sha256"], weights.is_file()
-    known = [(own, text.replace(own.encode(), b"0" * 64))]  # of the text with zeros in its place
-    known += [(proof["matrices"]["sha256"], data)]
+    own, proof["seen"] = proof["sha256"], "read" if weights.is_file() else "not at hand"
+    known = [(own, text.replace(own.encode(), b"0" * 64)), (proof["matrices"]["sha256"], data)]
     known += [(proof["weights"]["sha256"], weights.read_bytes())] if weights.is_file() else []
     for digest, content in known:
         if sha256(content).hexdigest() != digest:
@@ -186,22 +180,20 @@ def verify(file: Path, weights: Path | None = None) -> list[str]:
     """What is proven, in sentences; a RefusedError, or others for what is no proof."""
     (proof, arrays), said = read(file, weights), []
     (n, m), names = arrays["X"].shape, proof["activations"].split()
-    shapes = {"X": (n, m), "Z": (m, n), "L": (n, n), "theta": (n, n)}
+    shapes = {"X": (n, m), "Z": (m, n), "L": (n, n), "theta": (n, n), "tau": (n,)}
     for name, array in arrays.items():
-        fits = array.shape == shapes.get(name, (n,) if name == "tau" else (m,))
-        if not (fits and np.isfinite(array).all() and len(names) == m):
+        if array.shape != shapes.get(name, (m,)) or len(names) != m or not np.isfinite(array).all():
             raise ValueError(f"{name}, {array.shape}, does not fit {len(names)} phi, or is not finite")
     for claim in proof["claims"]:
         if not proves(arrays, names, **claim):
             raise RefusedError(f"the matrices do not prove {claim}")
         step = f"factor of a {claim['solver']} step of {claim['dt']!r} <="
         said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
-    seen = "read" if proof["weights"]["read"] else "not at hand"
-    return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {seen}"]
+    return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {proof['seen']}"]
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is proven, or why nothing is; the exit code."""
+    """Print what is proven, with exit code 0; why it is refused, 1; or why it cannot be read, 2."""
     try:
         print("proven:", *verify(*map(Path, arguments)), sep="\n")
         return 0

@@ -8,7 +8,7 @@
     note                on data that are not what the task's name promises; empty otherwise
     parameters          number of trained parameters
     epochs, seconds     epochs that were trained, and their duration
-    weights_sha256      of model.safetensors
+    weights_sha256, proof   of model.safetensors; file and sha256 of the last --write-proof
     best_epoch          epoch of these weights, counted from 0
     val_*, test_*       accuracy, f1, r2, mse of these weights; null where there is none, as with fit_all
     chance              test accuracy up to which they may have learnt nothing; null of values
@@ -16,7 +16,6 @@
                         test accuracy of the best and of the last epoch; null without test_every_epoch
     certificate_initial, certificate
                         before training, and of these weights (`Certificate.as_dict`)
-    proof               file and sha256 of the last `ctrnn certify --write-proof`, if there is one
     config              the configuration, without data_dir
     curve               the columns of metrics.csv, a list of numbers (or null) each
 
