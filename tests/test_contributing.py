@@ -1,4 +1,4 @@
-"""docs/contributing.md: a theorem, a solver, a task and a diagnostic are added by the rows that it names."""
+"""docs/contributing.md: a theorem, a solver, a task and a diagnostic are added by their rows."""
 
 from importlib import import_module
 
