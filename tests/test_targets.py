@@ -114,7 +114,7 @@ def test_warm_up_padding_and_gaps_have_no_target():
         assert int((inside & ~known(part.y[..., 0])).sum()) <= 1
     y[:, 3:] = np.nan
     with pytest.raises(
-        DataError, match=r"must have a target, of steps after 3 of warm-up; got '.*steps' at"
+        DataError, match=r"must have a target beyond warm_up 3 and ahead 1; got '.*steps' at"
     ):
         Task.from_arrays(u, y, lengths, target="per-step", warm_up=3)
 

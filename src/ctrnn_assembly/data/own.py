@@ -171,8 +171,8 @@ class Preparation(BaseModel):
             y = y / std - mean / std
         y = np.where(asked[..., None], y, np.nan)
         none, steps = np.isnan(y).all((1, 2))[:, None], series.lengths[:, None].astype(str)
-        must = f"a series must have a target, of steps after {self.warm_up} of warm-up"
-        series.refuse(none, np.char.add(steps, " steps"), must, "Remove it.")
+        must = f"a series must have a target beyond warm_up {self.warm_up} and ahead {self.ahead}"
+        series.refuse(none, np.char.add(steps, " steps"), must, "Remove it, or lower them.")
         found = torch.from_numpy(y if stepwise else y[:, 0])
         return found[..., 0].nan_to_num(UNKNOWN).long() if self.classes else found.float()
 
@@ -280,7 +280,9 @@ def read_series(file: Path, target: str | None) -> Series:
     file = found[0] if len(found) == 1 else file
     kind = file.suffix.lower()
     if kind not in ENDINGS or not file.is_file():
-        raise DataError(f"{file} must be a file that ends in {', '.join(ENDINGS)}. Name it with --data.")
+        raise DataError(
+            f"{file} must be an existing file that ends in {', '.join(ENDINGS)}. Name it with --data."
+        )
     if kind == ".csv":
         return read_csv(file, target)
     beside = file.with_name(file.name.replace("X", "y", 1))
