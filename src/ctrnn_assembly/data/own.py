@@ -280,9 +280,7 @@ def read_series(file: Path, target: str | None) -> Series:
     file = found[0] if len(found) == 1 else file
     kind = file.suffix.lower()
     if kind not in ENDINGS or not file.is_file():
-        raise DataError(
-            f"{file} must be an existing file that ends in {', '.join(ENDINGS)}. Name it with --data."
-        )
+        raise DataError(f"{file} must exist and end in {', '.join(ENDINGS)}. Name it with --data.")
     if kind == ".csv":
         return read_csv(file, target)
     beside = file.with_name(file.name.replace("X", "y", 1))
