@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
 from ctrnn_assembly import HOMES
-from ctrnn_cli.main import COMMANDS
+from ctrnn_cli.main import COMMANDS, main
 
 PYTHON = r"```(?:python|\{code-cell\}.*?)\n(.*?)```"
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,3 +40,13 @@ def test_what_a_page_names_exists(name):
     files = set(re.findall(r"`((?:\w+/)*\w+\.py)`", text)) - {"net.py"}
     assert not {file for file in files if not any((place / file).exists() for place in places)}
     assert set(re.findall(r"`ctrnn ([a-z][a-z-]*)", text)) <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_options_that_a_page_names_are_those_of_the_command(name):
+    text = TEXTS[name].replace("\\\n", " ")
+    for command, rest in re.findall(r"(?:^|`)ctrnn ([a-z][a-z-]*)([^`#\n]*)", text, re.MULTILINE):
+        context = click.Context(main)
+        known = main.get_command(context, command)
+        options = {flag for p in known.params for flag in (*p.opts, *p.secondary_opts)}
+        assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= options
