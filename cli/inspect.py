@@ -27,6 +27,7 @@ WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
     "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
 )
+TWIN = "beside it the same modules with a coupling that has no guarantee"
 CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "one_field", "split", "samples")
 MODULE = "instead of a run: your net, or what makes it; or FILE.safetensors of a tanh nn.RNN, GRU, LSTM"
 DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
@@ -275,16 +276,20 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     option("--pairs", default=8, help="pairs at each distance and sequence"),
     option("--spread", default=1.0, help="standard deviation of their initial states"),
     option("--worst", is_flag=True, help="start each pair where its first step shrinks least"),
+    option("--twin", is_flag=True, help=TWIN),
     option("--theorem6", is_flag=True, help="monitor corrected Theorem 6: one module, smooth phi"),
 )
-def contraction_command(net: Driven, theorem6: bool, **settings: Any) -> None:
+def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any) -> None:
     """Start pairs of trajectories apart, by 1e-6 and by 1, and drive both with the same input.
+
+    The twin has the same modules and the same strength of coupling, but the modules of a pair excite
+    each other in the metric, where the original ones have feedback of opposite signs.
 
     Theorem 6 has a metric that moves with the slopes; its conditions hold or fail along these runs, and
     prove nothing of others.
     """
     from ctrnn_assembly.certificates.wording import factor
-    from ctrnn_assembly.diagnostics.contraction import measure_contraction
+    from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
     from ctrnn_assembly.figures.diagnostics import contraction_figure
 
@@ -318,12 +323,18 @@ def contraction_command(net: Driven, theorem6: bool, **settings: Any) -> None:
         f"largest factor from sample to sample: {found.factor:.6f} measured, {said}",
         f"Euclidean distances grew {found.euclidean_peak:.4g}-fold at most",
     ]
+    if twin:
+        settings |= {"metric": metric or net.behaviour.metric, "dt": found.dt, "solver": found.solver}
+        excited = excitatory_twin(net.behaviour, metric)
+        results["twin_"] = measure_contraction(excited, net.u, **settings | {"generator": net.generator})
+        far = largest(results["twin_"].distances)
+        columns.append(Column("twin", "twin, in the metric", ".4g", far, "overflow"))
     if theorem6:
         results["theorem6_"] = seen = monitor_theorem6(net.behaviour, net.u)
         verdict = f"Theorem 6 {'holds' if seen.holds else 'does not hold'} along these runs"
         notes.append(f"{verdict}: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}")
     what = f": largest distance of {found.pairs} pairs, relative to the start"
-    figure = partial(contraction_figure, found, certificate)
+    figure = partial(contraction_figure, found, results.get("twin_"), certificate)
     net.show(results, columns, what=what, notes=notes, figure=figure, certified_factor=bound)
 
 

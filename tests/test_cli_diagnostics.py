@@ -85,7 +85,7 @@ def test_the_running_estimate_ends_in_the_exponents(cli, run, tmp_path):
         np.testing.assert_allclose(arrays["history"][29], [row["half_way"] for row in rows])
 
 
-def test_distances_shrink_inside_the_certified_envelope(cli, run, tmp_path):
+def test_distances_shrink_inside_the_certified_envelope_and_the_twin_parts(cli, run, tmp_path):
     found = result(cli, "contraction", run)
     # What rounding may have added is taken off: no tolerance is needed.
     assert found["factor"] <= found["certified_factor"]
@@ -94,6 +94,10 @@ def test_distances_shrink_inside_the_certified_envelope(cli, run, tmp_path):
         assert row["metric"] <= row["certified_step"] + 1e-9  # close pairs: 1e-6 apart in float64
     growth = math.sqrt(found["certificate"]["metric"]["condition_number"])
     assert found["euclidean_peak"] <= growth + 1e-9
+    store_run(tmp_path / "strong", model="adadiag-tanh", coupling_scale=20, solver="imex")
+    strong = result(cli, "contraction", tmp_path / "strong", "--twin")
+    assert strong["growth"] < 1
+    assert strong["twin_growth"] is None or strong["twin_growth"] > 1
 
 
 def test_distances_of_a_stack_are_euclidean_and_may_grow_before_they_shrink(cli, tmp_path):

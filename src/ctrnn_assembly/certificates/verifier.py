@@ -187,7 +187,7 @@ def verify(file: Path, weights: Path | None = None) -> list[str]:
     for claim in proof["claims"]:
         if not proves(arrays, names, **claim):
             raise RefusedError(f"the matrices do not prove {claim}")
-        step = f"factor of a {claim['solver']} step of {claim['dt']!r} <="
+        step = f"factor of a step of {claim['dt']!r} by {claim['solver']} <="
         said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
     return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {proof['seen']}"]
 

@@ -16,7 +16,7 @@ step forms, and taken off: pairs as close as float64 tells would seem to refute 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from ctrnn_assembly.diagnostics.spectrum import norm_of
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
 
 FLOOR = 1e4  # a distance below this many times its own error says nothing about a rate
 RTOL = 1e-12  # of torchdiffeq's methods; the absolute tolerance is a hundredth
@@ -129,6 +130,24 @@ def measure_contraction(
         distances=d,
         euclidean=euclidean,
     )
+
+
+def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
+    """A control for feedback: the same modules and strengths, each coupled pair exciting each other.
+
+    In the coordinates of the metric, K = Theta L Theta^-1, feedback is K = U - U^T with U the blocks
+    above the diagonal; the twin has U + U^T, which takes from the rate what feedback leaves.
+    """
+    known = linearise.behaviour(net)
+    terms, metric = known.terms, known.metric if metric is None else metric
+    if terms is None or terms.L is None or metric is None:
+        raise ConfigError(
+            "the twin needs modules with linear coupling and a metric, and no gates that read input or "
+            "state; got a net without. Couple modules, or use constant gates."
+        )
+    theta, inverse = metric.theta().to(terms.L), metric.theta_inv().to(terms.L)
+    upper = torch.triu(theta @ terms.L @ inverse, 1)
+    return replace(terms, L=inverse @ (upper + upper.mT) @ theta)
 
 
 def steps_of(u: Tensor | None, steps: int | None) -> int:

@@ -205,12 +205,18 @@ def draw_circle(axes: Axes) -> None:
 
 
 @style.printed
-def contraction_figure(found: Measurement, proven: Certificate, *, title: str) -> Figure:
-    """Left: distances in the metric, with the certified envelope. Right: Euclidean."""
+def contraction_figure(
+    found: Measurement, twin: Measurement | None, proven: Certificate, *, title: str
+) -> Figure:
+    """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
+
+    The twin's modules excite each other; where its distances grow beyond those of the pairs, they leave
+    the panel at its top.
+    """
     figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
     times = found.times.numpy()
-    draw_pairs(left, times, found.distances.numpy())
+    draw_pairs(left, times, found.distances.numpy(), COLOURS[0], "pairs")
     step = proven.step
     if proven.certified and not proven.of_layers:
         curve = np.exp(-proven.rate * times)
@@ -221,8 +227,13 @@ def contraction_figure(found: Measurement, proven: Certificate, *, title: str) -
         curve = growth * step.contraction_factor ** (times / step.dt)
         left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
     left.set_title("Euclidean" if proven.of_layers else "in the metric of the certificate")
-    overshoot = draw_pairs(right, times, found.euclidean.numpy())
+    overshoot = draw_pairs(right, times, found.euclidean.numpy(), COLOURS[0], "pairs")
     right.set_title(f"Euclidean: at most {overshoot:.3g} times the start")
+    if twin is not None:
+        limits = right.get_ylim()
+        label = "twin: the modules excite each other"
+        draw_pairs(right, times, twin.euclidean.numpy(), COLOURS[3], label)
+        right.set_ylim(limits[0], 3 * max(1.0, overshoot))
     for axes in (left, right):
         axes.set(xlabel="time (unit of tau)", ylabel="distance / distance at the start")
         style.log_axis(axes)
@@ -231,14 +242,14 @@ def contraction_figure(found: Measurement, proven: Certificate, *, title: str) -
     return figure
 
 
-def draw_pairs(axes: Axes, times: Array, distances: Array) -> float:
+def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: str) -> float:
     """One thin line a pair, as long as it is finite and not zero; the largest value drawn."""
     axes.set_yscale("log")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values = distances / distances[:, :1]
     values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-    lines = axes.plot(times, values.T, color=COLOURS[0], linewidth=0.7, alpha=0.7)
-    lines[0].set_label("pairs")
+    lines = axes.plot(times, values.T, color=colour, linewidth=0.7, alpha=0.7)
+    lines[0].set_label(label)
     return float(np.nanmax(values))
 
 
