@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from ctrnn_assembly import CTRNN, SequenceClassifier, Subnetwork, certify, couple
-from ctrnn_assembly.baselines import EulerRNN
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.coupling import BlockMatrix
 from ctrnn_assembly.errors import ConfigError
@@ -197,7 +196,7 @@ def test_lbfgs_trains_parameters_and_gradients_of_one_layout(name: str) -> None:
 @every_net
 def test_weights_and_couplings_can_be_pruned(name: str) -> None:
     net = NETS[name]()
-    called = parametrize.ParametrizationList, BlockMatrix, nn.Linear, EulerRNN
+    called = parametrize.ParametrizationList, BlockMatrix, nn.Linear
     for module in [each for each in net.modules() if isinstance(each, called)]:
         for key in dict(module.named_parameters(recurse=False)):
             prune.l1_unstructured(module, key, amount=0.5)
