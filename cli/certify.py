@@ -141,7 +141,7 @@ def check_command(file: Path, source: str | None) -> None:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        code = CHECKS[content["kind"]](file, content, source)
+        code = {"witness": check_witness, "proof": check_proof}[content["kind"]](file, content, source)
     except CtrnnError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
@@ -167,12 +167,6 @@ def check_witness(file: Path, content: Any, source: str | None) -> int:
     for witness in [Witness(**one) for one in content["witnesses"]] or [Witness(**{})]:
         click.echo(str(replay(witness, found.net)))
     return 1
-
-
-CHECKS = {
-    "witness": check_witness,
-    "proof": check_proof,
-}  # by the kind of a file: what to do, and the exit code
 
 
 @dataclass(frozen=True)

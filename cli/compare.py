@@ -69,7 +69,7 @@ def reproduce_command(
     patterns = [pattern for pattern in rows.split(",") if pattern]
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
-    failures, interrupted = run_all(jobs, places, at_once=at_once, draw=draw, say=say)
+    failures, interrupted = run_all(jobs, places, at_once=at_once, say=say)
     lines = {
         e.name: compare(e.matching(patterns), results_of(e, fast=fast), e.against) for e in experiments
     }
@@ -124,13 +124,6 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     names = dict.fromkeys(key for column in columns for key in column)
     known = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
     emit({"differ": differ, "columns": columns}, table(known, title="runs"), as_json=as_json)
-
-
-def draw(run: Path, kind: str) -> None:
-    """What `ctrnn plot` draws, in the run folder."""
-    from ctrnn_cli.plot import plot_command
-
-    plot_command.main([str(run), "--kind", kind, "--out", f"{run / kind}.png"], standalone_mode=False)
 
 
 @click.command("bench")

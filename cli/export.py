@@ -8,17 +8,15 @@ import click
 from ctrnn_assembly import __version__
 from ctrnn_cli.shared import Command, OutputFile, emit, facts, json_option
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-ABOUT = "the format of the file  [default: as its suffix says]"
+FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 
 
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, type=OutputFile(*FORMATS.values()), help=".onnx, or .pt2 of torch")
-@click.option("--format", type=click.Choice([*FORMATS]), help=ABOUT)
+@click.option("--out", required=True, type=OutputFile(*FORMATS), help=".onnx, or .pt2 of torch")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option
-def export_command(run: str, out: Path, format: Any, step: bool, as_json: bool) -> None:
+def export_command(run: str, out: Path, step: bool, as_json: bool) -> None:
     """Write a run as an ONNX file, or as a program of torch.export.
 
     It reads sequences (batch, time, features) as the task prepares them, of any batch and length, and
@@ -27,14 +25,11 @@ def export_command(run: str, out: Path, format: Any, step: bool, as_json: bool) 
     of them, in float64: the program rounds as the precision of the weights does.
     """
     from ctrnn_assembly.certificates.wording import verdict
-    from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.export import exported
     from ctrnn_assembly.training.run import Run, write
 
-    format = format or {suffix: name for name, suffix in FORMATS.items()}[out.suffix.lower()]
-    if out.suffix.lower() != FORMATS[format]:
-        raise ConfigError(f"--format {format} is written to {FORMATS[format]}; got {str(out)!r}.")
     opened, part = Run.open(run), "step" if step else "sequence"
+    format: Any = FORMATS[out.suffix.lower()]
     certificate, weights = opened.certificate, opened.weights.as_dict()
     about = {
         "ctrnn_assembly": __version__,

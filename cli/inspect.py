@@ -128,7 +128,6 @@ class Driven:
             facts: more values for --json.
         """
         from ctrnn_assembly.certificates.result import plain
-        from ctrnn_assembly.certificates.wording import short_rows
 
         about, proven = self.about, self.certificate.as_dict()
         if (cascade := self.certificate.cascade) is not None:
@@ -146,7 +145,7 @@ class Driven:
             {**about, **looked, "certificate": proven, **numbers, **facts, "rows": rows},
             shared.table(rows, blocks[0], title=title),
             *notes,
-            *(f"{key}: {value}" for key, value in short_rows(proven)),
+            proven["verdict"],
             columns=blocks[0],
             arrays={name: x for name, x in values.items() if hasattr(x, "__len__")},
             figure=lambda: figure(title=f"{about['model']}: {self.name}"),

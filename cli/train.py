@@ -55,7 +55,6 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     """
     from torch.profiler import profile as recorder
 
-    from ctrnn_assembly.certificates.wording import short_rows
     from ctrnn_assembly.data.targets import in_words
     from ctrnn_assembly.reproduction.experiments import difference
     from ctrnn_assembly.training.fit import STAGES, fit
@@ -111,7 +110,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         ("validation", validation(summary)),
         ("trained parameters", f"{summary['parameters']:,}"),
         ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
-        *short_rows(summary["certificate"]),
+        ("certificate", summary["certificate"]["verdict"]),
         ("run folder", str(run)),
     ]
     title = f"{summary['model']} on {summary['task']}"
@@ -213,7 +212,6 @@ def evaluate_command(
     the class of a test sample provably stays, beside the smallest that an attack finds: of the largest
     norm over time and of the root mean square. The claim is of the net in float64.
     """
-    from ctrnn_assembly.certificates.wording import short_rows
     from ctrnn_assembly.data.targets import MEASURES, in_words
     from ctrnn_assembly.figures.curves import swap_figure
     from ctrnn_assembly.solvers import check_settings
@@ -249,7 +247,7 @@ def evaluate_command(
     rows, certificate = [each.row() for each in found], top.run.certificate.as_dict()
     rows[0]["solver"] += " (trained)"
     shown = [row | {"certified": "yes" if row["certified"] else "no"} for row in rows]
-    proven = short_rows(certificate) if not swap else [(row["solver"], row["verdict"]) for row in rows]
+    proven = [f"{row['solver']}: {row['verdict']}" for row in rows] if swap else [certificate["verdict"]]
     measures = {f"test_{key}": x for key, x in top.measures.items() if x is not None}
     tested = [Column(key, f"test {MEASURES[key[5:]]}", ".4f") for key in measures]
     columns = (*SOLVER, *tested, *STATES)
@@ -258,7 +256,7 @@ def evaluate_command(
         {**top.run.about(), **measures, "certificate": certificate, "rows": rows},
         f"{run.title}: test {in_words(measures, 'test')}, largest state {top.largest_state:.4g}",
         *[table(shown, columns, title="the same weights, swapped solvers")] * bool(rest),
-        *(f"{key}: {value}" for key, value in proven),
+        *proven,
         columns=columns,
         arrays={f"largest_{each.name}": each.largest for each in found},
         figure=partial(swap_figure, found, title=run.title),

@@ -19,7 +19,7 @@ from stored_runs import SMALL, store_run, strict_json
 
 KEYS = {
     "model", "units", "weights", "certified", "rate", "slowest_time_constant", "rounding", "discrete",
-    "metric", "modules", "coupling", "cascade", "claim", "reasons", "declared", "verdicts",
+    "metric", "modules", "coupling", "cascade", "claim", "reasons", "declared", "verdict", "verdicts",
 }  # fmt: skip
 PARTS = {
     "weights": {"kind", "file", "sha256"},

@@ -31,7 +31,6 @@ from ctrnn_assembly.reproduction.results import (
 )
 from ctrnn_assembly.reproduction.run import Places, run_job
 from ctrnn_assembly.training.run import RunBusyError
-from ctrnn_cli.compare import draw
 
 TINY = """
 about: a tiny one
@@ -65,7 +64,7 @@ def job_of(row: str, seed: int = 0, *, text: str = TINY, fast: bool = False) -> 
 def result_of(job: Job, folder: Path) -> dict[str, Any]:
     """Run a job in this process; its result."""
     places = Places(folder / "runs", folder / "results")
-    run_job(job, places, draw)
+    run_job(job, places)
     return checked_result(places.results, job)
 
 
@@ -171,7 +170,6 @@ evaluate:
   - {name: same}
   - {name: imex, settings: {solver: imex}}
   - {name: half-step, settings: {substeps: 2}}
-pictures: [weights]
 """
     result = result_of(job_of("svd", text=TINY + extra), tmp_path)
     assert [one["epoch"] for one in result["lyapunov"]] == [0, 1, 3]
@@ -185,7 +183,6 @@ pictures: [weights]
     assert by_name["same"]["test_accuracy"] == result["test_accuracy"]
     assert abs(by_name["half-step"]["test_accuracy"] - result["test_accuracy"]) < 0.1
     assert by_name["imex"]["certificate"]["discrete"]["solver"] == "imex"
-    assert (tmp_path / "runs" / "tiny" / "svd-seed0" / "weights.png").exists()
     result = result_of(job_of("gated", text=TINY + extra), tmp_path)
     assert not any(one["certified"] for one in result["lyapunov"])
     assert all(one["step"] is not None for one in result["lyapunov"])
@@ -264,7 +261,7 @@ def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     assert 0 < len(kept) < 200
     places = Places(tmp_path / "runs" / "reproduce", tmp_path / "results")
     job = job_of("lstm", text=text)
-    run_job(job, places, draw)
+    run_job(job, places)
     assert len(table(metrics.parent)) == 200
     assert table(metrics.parent)[: len(kept) - 1] == kept[:-1]
     assert checked_result(places.results, job)["test_accuracy"] > 0
@@ -276,5 +273,5 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None
     folder.mkdir(parents=True)
     held = FileLock(folder / ".lock")  # not the one that this process may hold twice
     with held, pytest.raises(RunBusyError, match="another process is training"):
-        run_job(job, places, draw)
+        run_job(job, places)
     assert not places.results.exists()

@@ -270,7 +270,9 @@ class Certificate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None where a bound is infinite; the step by the key "discrete"."""
-        result = plain(self)
+        from ctrnn_assembly.certificates.wording import verdict
+
+        result = {"verdict": verdict(self)} | plain(self)
         result["discrete"] = result.pop("step")
         result["metric"]["condition_number"] = finite(self.metric.condition_number)
         return result | {"slowest_time_constant": finite(self.slowest_time_constant)}

@@ -45,32 +45,6 @@ def verdict(certificate: Certificate) -> str:
     return f"{proven} in continuous time, but NOT its {name}: {step.reason}"
 
 
-def short_rows(certificate: dict[str, Any]) -> list[tuple[str, str]]:
-    """A certificate, as plain values, in few rows: continuous time, growth before, the step."""
-    if not certificate["certified"]:
-        return [("certificate", "none: " + "; ".join(certificate["reasons"]))]
-    rows = [("certificate", f"contracting, rate >= {down(certificate['rate'])} per unit of time")]
-    condition = certificate["metric"]["condition_number"]
-    if condition is None or condition > 1:
-        growth = up(math.inf if condition is None else math.sqrt(condition), 3)
-        rows.append(("before they shrink", f"Euclidean distances may grow {growth}-fold"))
-    if certificate["declared"]:
-        rows.append(("for", declared(certificate["declared"])))
-    if certificate.get("claim"):
-        rows.append(("only for", certificate["claim"]))
-    step = certificate["discrete"]
-    if step is not None:
-        rows.append((f"{step['solver']} step, dt {step['dt']}", step_words(step)))
-    return rows
-
-
-def step_words(step: dict[str, Any]) -> str:
-    """What is proven of a step, as plain values, or why nothing is."""
-    if not step["certified"]:
-        return str(step["reason"])
-    return f"contracting, {factor_words(step['contraction_factor'], step['substeps'])}"
-
-
 def weights_rows(weights: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("weights", SOURCES[weights["kind"]])]
     if weights["file"] is not None:

@@ -9,7 +9,6 @@
     fast                settings that shrink it further under --fast
     evaluate            other solvers and steps to test the trained weights with
     lyapunov            epochs after which the largest exponent is measured; 0 is before training
-    pictures            kinds of `ctrnn plot` to draw of each run
 
 A published accuracy is written here, or in published.yaml if `ctrnn plot` draws it as well; then it is
 named here.
@@ -103,7 +102,6 @@ class Experiment(Part):
     fast: dict[str, Any] = {}
     evaluate: tuple[Evaluation, ...] = ()
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    pictures: tuple[Literal["curves", "certificate", "weights", "coupling"], ...] = ()
 
     def measures(self) -> dict[str, Any]:
         """What is measured beyond training, as plain values."""

@@ -30,7 +30,6 @@ from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, 
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
 PATIENCE = 60  # seconds for a run to end after it was asked to
-Draw = Callable[[Path, str], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +45,12 @@ class Places:
 
 
 def run_all(
-    jobs: Sequence[Job], places: Places, *, at_once: int, draw: Draw, say: Callable[[str], None]
+    jobs: Sequence[Job], places: Places, *, at_once: int, say: Callable[[str], None]
 ) -> tuple[list[str], bool]:
     """Run what has no result yet; Ctrl-C and SIGTERM end the runs after their last whole epoch.
 
-    Returns a sentence for each failure, and whether it was interrupted. Other processes call `draw`, so
-    it is a function of a module; `say` is told of every start and end.
+    Returns a sentence for each failure, and whether it was interrupted; `say` is told of every start
+    and end.
     """
     done = [job for job in jobs if (places.results / f"{job.path}.json").exists()]
     for job in done:
@@ -64,7 +63,7 @@ def run_all(
         while waiting or on:
             while waiting and len(on) < at_once:
                 job = waiting.pop(0)
-                on[job] = get_context("spawn").Process(target=alone, args=(job, places, draw))
+                on[job] = get_context("spawn").Process(target=alone, args=(job, places))
                 os.environ["OMP_NUM_THREADS"] = str(job.config().threads or os.cpu_count())
                 on[job].start()
                 say(f"{job.path}: started, {len(waiting)} wait; {places.log(job)}")
@@ -94,7 +93,7 @@ def run_all(
     return failures, False
 
 
-def alone(job: Job, places: Places, draw: Draw) -> None:
+def alone(job: Job, places: Places) -> None:
     """A run, in a process of its own, which talks to a log beside the run folder."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the process that started this one, which passes it on once
@@ -103,13 +102,13 @@ def alone(job: Job, places: Places, draw: Draw) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        run_job(job, places, draw)
+        run_job(job, places)
     except (CtrnnError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-def run_job(job: Job, places: Places, draw: Draw) -> None:
-    """Train if that is not done, measure, write the result, and `draw` each picture in the folder.
+def run_job(job: Job, places: Places) -> None:
+    """Train if that is not done, measure, and write the result.
 
     ConfigError if the folder holds a run with other settings, RunBusyError if another process has it.
     """
@@ -123,8 +122,6 @@ def run_job(job: Job, places: Places, draw: Draw) -> None:
             )
         try:
             found = (resume and read_summary(run)) or fit(config, run, resume=resume, command=command)
-            for kind in experiment.pictures:
-                draw(run, kind)
             if experiment.evaluate:
                 found["evaluate"] = [evaluation(one, run, data_dir) for one in experiment.evaluate]
             if experiment.lyapunov:

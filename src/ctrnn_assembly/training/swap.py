@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates.result import plain
-from ctrnn_assembly.certificates.wording import step_words, up
+from ctrnn_assembly.certificates.wording import factor_words, up
 from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.schemes import ADAPTIVE
@@ -56,6 +55,9 @@ class Swap:
         """Plain values; `step` is the length of one, None for adaptive solvers."""
         config = self.run.config
         step = None if self.failure else self.run.certificate.step
+        said = self.failure or ("a baseline has none" if step is None else step.reason)
+        if step is not None and step.certified and step.contraction_factor is not None:
+            said = f"contracting, {factor_words(step.contraction_factor, step.substeps)}"
         return {
             "solver": self.name,
             "dt": config.dt,
@@ -63,7 +65,7 @@ class Swap:
             **{f"test_{name}": self.measures.get(name) for name in MEASURES},
             "largest_state": self.largest_state,
             "certified": self.certified,
-            "verdict": self.failure or (step_words(plain(step)) if step else "a baseline has none"),
+            "verdict": said,
         }
 
     def warning(self, trained: "Swap") -> str:
