@@ -1,6 +1,6 @@
 """Results, one JSON file a run, and what they say beside the published accuracies, row by row.
 
-A result is the run's summary (see `training.provenance`) with
+A result is the run's summary.json (docs/reference/files.md) with
 
     experiment, row, fast     what it is a run of
     measures                  what the experiment measured besides: `Experiment.measures`

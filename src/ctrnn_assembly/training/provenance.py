@@ -1,29 +1,7 @@
 """Where a number comes from: date, command, commit, hardware, versions, threads, seed.
 
-`summary.json` of a finished run is a flat object of these keys, so that the run folder is the result:
-
-    date, command, commit, modified, hardware, threads, versions, seed   as `provenance` says
-    task, model         canonical name of the task, name of the model
-    data                what was read, e.g. CIFAR-10 (JPEG)
-    note                on data that are not what the task's name promises; empty otherwise
-    parameters          number of trained parameters
-    epochs, seconds     epochs that were trained, and their duration
-    weights_sha256, proof   of model.safetensors; file and sha256 of the last --write-proof
-    best_epoch          epoch of these weights, counted from 0
-    val_*, test_*       accuracy, f1, r2, mse of these weights; null where there is none, as with fit_all
-    chance              test accuracy up to which they may have learnt nothing; null of values
-    best_epoch_accuracy, final_epoch_accuracy
-                        test accuracy of the best and of the last epoch; null without test_every_epoch
-    certificate_initial, certificate
-                        before training, and of these weights (`Certificate.as_dict`)
-    config              the configuration, without data_dir
-    curve               the columns of metrics.csv, a list of numbers (or null) each
-
-Where training had to stop, `reproduction.run` keeps `stopped`, the reason, instead of an outcome.
-
-The columns of metrics.csv are epoch (from 0), train_loss, train_accuracy, val_loss, val_accuracy,
-learning_rate, seconds, certified, rate, step_certified, step_factor, max_dt, and
-test_accuracy with test_every_epoch.
+`summary.json` of a finished run is a flat object, so that the run folder is the result. Its keys, and
+the columns of metrics.csv, are in docs/reference/files.md.
 """
 
 import datetime

@@ -1,15 +1,8 @@
 """A run folder: what training leaves behind, written so that a crash loses nothing saved, and read once.
 
-    config.yaml         the full configuration
-    data.json           of data of your own: channels, classes, normalisation (see `Preparation`)
-    metrics.csv         one row an epoch, with its certificate
-    checkpoints/        last.ckpt and best.ckpt: weights, optimiser, the rows so far
-    weights/            epoch-0001.safetensors, ..., of the epochs that `keep_epochs` names
-    model.safetensors   the weights with the best validation accuracy, of values with the least loss
-    summary.json        results and provenance, written when the run is finished (see `provenance`)
-
-Every file is written beside its place and moved there. Nothing is unpickled but checkpoints, and those
-with `weights_only=True`. Whatever is damaged, or of another run, raises a DataError.
+Its files are in docs/reference/files.md. Each is written beside its place and moved there. Nothing is
+unpickled but checkpoints, and those with `weights_only=True`. Whatever is damaged, or of another run,
+raises a DataError.
 """
 
 import csv
