@@ -389,8 +389,8 @@ def _check_weights(tensors: Iterable[Tensor]) -> None:
 
 def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     """Of a field, its weights cast up from their own precision, or of a layer without terms."""
-    metric, solver = _answer(net, "metric"), getattr(net, "solver", None)
-    dt, substeps, x_0 = (getattr(net, k, d) for k, d in (("dt", None), ("substeps", 1), ("x_0", None)))
+    metric, dt, solver = _answer(net, "metric"), getattr(net, "dt", None), getattr(net, "solver", None)
+    substeps, x_0 = getattr(net, "substeps", 1), getattr(net, "x_0", None)
     x_0 = None if x_0 is None else x_0.detach().double().cpu()
     if terms is None:
         n, flow = net.state_size, None if _answer(net, "flow", None) is None else net.flow
