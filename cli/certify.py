@@ -151,10 +151,37 @@ def check_command(file: Path, source: str | None) -> None:
 
 
 def check_proof(file: Path, content: Any, source: str | None) -> int:
-    """What the verifier says."""
-    from ctrnn_assembly.certificates.verifier import main
+    """What the verifier says; and refused if weights that are at hand give other matrices here."""
+    from ctrnn_assembly.certificates.proofs import are_of
+    from ctrnn_assembly.certificates.verifier import main, read
 
-    return main([str(file), *([source] if source else [])])
+    named = file.parent / content["weights"]["file"]
+    weights = Path(source) if source else named
+    weights = weights / named.name if weights.is_dir() else weights
+    code = main([str(file), *([str(weights)] if source else [])])
+    known = read(file, weights) if code == 0 and weights.is_file() else None
+    net = known and net_of(weights, *known)
+    if known and net is not None:
+        code = int(not are_of(*known, net))
+        click.echo(f"{'refused: not' if code else 'checked:'} the matrices of {weights}")
+    return code
+
+
+def net_of(weights: Path, proof: Any, arrays: Any) -> Any:
+    """Of a run's weights, or of matrices with the phi and tau of a proof; None for other files."""
+    import torch
+
+    from ctrnn_assembly.certificates.given import SUFFIXES, read_matrices, terms_of
+    from ctrnn_assembly.training.run import Run
+
+    torch.set_num_threads(1)
+    if weights.suffix in SUFFIXES:
+        stored, phi = {"tau": arrays["tau"]} | read_matrices(weights), proof["activations"].split()[0]
+        inside = arrays["Z"].tolist() != torch.eye(len(arrays["Z"])).tolist()
+        return terms_of(**stored, activation=phi, place="inside" if inside else "outside")
+    folder = next((one for one in weights.resolve().parents[:2] if (one / "config.yaml").exists()), None)
+    run = None if folder is None else Run.open(folder)
+    return run.build(data=False).core if run and run.file and run.file.name == weights.name else None
 
 
 def check_witness(file: Path, content: Any, source: str | None) -> int:

@@ -451,6 +451,33 @@ def test_run_and_weights_write_proofs(tmp_path: Path, cli: Cli) -> None:
     assert judged(file) == 0
 
 
+@pytest.mark.parametrize("kind", ["run", "inside", "outside"])
+def test_a_proof_of_other_matrices_than_the_weights_is_refused(
+    tmp_path: Path, cli: Cli, kind: str
+) -> None:
+    """Hashes are right in both: only the matrices say of which net a proof is."""
+    file, source = tmp_path / "proof.json", tmp_path / "net.npz"
+    np.savez(source, W=np.array([[0.3, 0.4], [-0.2, 0.1]]))
+    given = ("--weights", source, "--tau", 2, "--activation-place", kind)
+    if kind == "run":
+        source, given = tmp_path / "run", (tmp_path / "run",)
+        store_run(source, model="svd-combo", solver="imex")
+    cli("certify", *given, "--write-proof", file)
+    for arguments in ((file,), (file, source)):
+        said = cli("check", *arguments)
+        assert said.code == 0
+        assert "checked: the matrices of" in said.out
+    cli.refuses("check", file, tmp_path / "nothing")
+    forge(file, of_arrays=scaled("X" if kind != "inside" else "Z", 0.5))
+    forge(file, lambda proof: proof["claims"].pop(1))
+    assert judged(file) == 0
+    assert "is not checked here" in verify(file)[-1]
+    for arguments in ((file,), (file, source)):
+        said = cli("check", *arguments)
+        assert said.code == 1
+        assert "refused: not the matrices of" in said.out
+
+
 def test_constrained_net(tmp_path: Path) -> None:
     field = Subnetwork(Symmetric("tanh"), 6)
     weights = tmp_path / "weights"

@@ -16,7 +16,7 @@ from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.steps import Weighed, multipliers, step_system
 from ctrnn_assembly.errors import ContractionError
-from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
 
@@ -71,6 +71,14 @@ def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[str]]:
         "theta": metric.scaled(terms.tau.sqrt()).theta(),
     }
     return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, names
+
+
+def are_of(proof: Any, arrays: Any, net: Any) -> bool:
+    """Whether a proof and its arrays are of a net, `Terms` or with `terms()`, to the last bit."""
+    terms = (net if isinstance(net, Terms) else net.terms()).detach_cpu().double()
+    own, names = matrices(terms, Metric((Factor.diagonal(torch.zeros(terms.n)),)))
+    same = (own[name].tolist() == arrays[name].tolist() for name in ("X", "Z", "L", "tau"))
+    return names == proof["activations"].split() and all(same)
 
 
 def claimed(whole: Interconnection, arrays: Any, names: Any, solver: str, dt: float) -> list[Any]:
