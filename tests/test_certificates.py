@@ -1,6 +1,7 @@
 """Certificates against exact extremal checks: never above the truth, and able to fail."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ctrnn_assembly import (
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.contracting import raw_tensors
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
@@ -343,3 +345,22 @@ def test_the_rate_of_a_class_is_proven_at_its_smallest_margin(name, form):
             for raw in raw_tensors(module):
                 raw.copy_(stir * torch.randn_like(raw))
         assert certify(module, search="none").rate >= module.rate * (1 - 1e-6)
+
+
+def test_proofs_of_two_threads_do_not_restore_the_limit_of_each_other():
+    """The number of threads of a BLAS is the process's: who is second would read, and leave, 1."""
+    begun, order = threading.Event(), []
+
+    def second():
+        begun.wait()
+        with one_thread():
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    other.start()
+    with one_thread(), one_thread():
+        begun.set()
+        other.join(0.3)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]

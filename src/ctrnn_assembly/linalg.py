@@ -2,22 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+ALONE = RLock()  # the limit is of the process: proofs that overlap would restore each other's
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """For proofs, whose matrices are small: on a busy machine a second thread costs a hundredfold."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with threadpool_limits(1):
+                yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def working_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

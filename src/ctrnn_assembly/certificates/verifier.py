@@ -161,18 +161,11 @@ def read(file: Path, weights: Path | None = None) -> tuple[dict[str, Any], dict[
     if (proof["kind"], proof["version"]) != ("proof", 1) or not proof["claims"]:
         raise ValueError(f"kind {proof['kind']!r}, version {proof['version']!r}, {proof['claims']}")
     data = (file.parent / proof["matrices"]["file"]).read_bytes()
-<<<<<<< HEAD
-    weights = weights or file.parent / proof["weights"]["file"]
-    own, proof["seen"] = proof["sha256"], "read" if weights.is_file() else "not at hand"
-    known = [(own, text.replace(own.encode(), b"0" * 64)), (proof["matrices"]["sha256"], data)]
-    known += [(proof["weights"]["sha256"], weights.read_bytes())] if weights.is_file() else []
-=======
     named = weights or file.parent / proof["weights"]["file"]
-    own, proof["weights"]["read"] = proof["sha256"], weights is not None or named.is_file()
-    known = [(own, text.replace(own.encode(), b"0" * 64))]  # of the text with zeros in its place
-    known += [(proof["matrices"]["sha256"], data)]
-    known += [(proof["weights"]["sha256"], named.read_bytes())] if proof["weights"]["read"] else []
->>>>>>> 117c6e0 (ctrnn check refuses a proof of other matrices than the weights')
+    seen = weights is not None or named.is_file()
+    own, proof["seen"] = proof["sha256"], "read" if seen else "not at hand"
+    known = [(own, text.replace(own.encode(), b"0" * 64)), (proof["matrices"]["sha256"], data)]
+    known += [(proof["weights"]["sha256"], named.read_bytes())] if seen else []
     for digest, content in known:
         if sha256(content).hexdigest() != digest:
             raise RefusedError(f"proof, matrices or weights were changed: none has the sha256 {digest}")
@@ -197,13 +190,8 @@ def verify(file: Path, weights: Path | None = None) -> list[str]:
             raise RefusedError(f"the matrices do not prove {claim}")
         step = f"factor of a step of {claim['dt']!r} by {claim['solver']} <="
         said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
-<<<<<<< HEAD
-    return [*said, f"for weights with the sha256 {proof['weights']['sha256']}, {proof['seen']}"]
-=======
-    seen = "read" if proof["weights"]["read"] else "not at hand"
-    whose = f"weights with the sha256 {proof['weights']['sha256']}, {seen}"
+    whose = f"weights with the sha256 {proof['weights']['sha256']}, {proof['seen']}"
     return [*said, f"for these matrices; whether they are of the {whose}, is not checked here"]
->>>>>>> 117c6e0 (ctrnn check refuses a proof of other matrices than the weights')
 
 
 def main(arguments: list[str]) -> int:
