@@ -14,9 +14,10 @@ FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
 @click.option("--out", required=True, type=OutputFile(*FORMATS), help=".onnx, or .pt2 of torch")
+@click.option("--format", type=click.Choice([*FORMATS.values()]), help="[default: as the suffix says]")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option
-def export_command(run: str, out: Path, step: bool, as_json: bool) -> None:
+def export_command(run: str, out: Path, format: Any, step: bool, as_json: bool) -> None:
     """Write a run as an ONNX file, or as a program of torch.export.
 
     It reads sequences (batch, time, features) as the task prepares them, of any batch and length, and
@@ -25,11 +26,13 @@ def export_command(run: str, out: Path, step: bool, as_json: bool) -> None:
     of them, in float64: the program rounds as the precision of the weights does.
     """
     from ctrnn_assembly.certificates.wording import verdict
+    from ctrnn_assembly.errors import ConfigError
     from ctrnn_assembly.export import exported
     from ctrnn_assembly.training.run import Run, write
 
-    opened, part = Run.open(run), "step" if step else "sequence"
-    format: Any = FORMATS[out.suffix.lower()]
+    if format not in (None, made := FORMATS[out.suffix.lower()]):
+        raise ConfigError(f"--format {format} does not go with --out; got {str(out)!r}.")
+    opened, part, format = Run.open(run), "step" if step else "sequence", made
     certificate, weights = opened.certificate, opened.weights.as_dict()
     about = {
         "ctrnn_assembly": __version__,
