@@ -12,7 +12,7 @@ from cli_tools import Cli
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
 from ctrnn_assembly.diagnostics import behaviour
 from ctrnn_assembly.diagnostics.linearise import trajectory
-from ctrnn_assembly.errors import ConfigError, SolverError
+from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.stack import Stack
@@ -75,7 +75,7 @@ def test_a_step_at_a_time_is_the_sequence_with_substeps_and_lengths(solver, one_
     close = {"rtol": 1e-6, "atol": 1e-8}
     assert_close(h[0], torch.stack([ends[b] for b in range(4)]), **close)
     first, middle = net(u[:, :2])
-    second, last = net(u[:, 2:], middle)
+    second, last = net(u[:, 2:], net.split(middle))
     assert_close(torch.cat([first, second], 1)[0], output[0], **close)
     assert_close(last[0, 0], h[0, 0], **close)
 
@@ -198,6 +198,16 @@ def test_hooks_and_a_step_of_its_own_on_the_stack_take_its_certificate():
         assert not found.certified
         assert not found.step.certified
         assert f"a {type(net).__name__} has hooks or methods of its own" in found.reasons[0]
+
+
+def test_states_of_each_layer_are_taken_and_given_as_a_tuple():
+    net, u = stack(), normal(3, 4, 2)
+    _, h = net(u)
+    assert [z.shape for z in net.split(h)] == [(1, 3, 6)] * 3
+    for given in (net.split(h), list(net.split(h))):
+        assert_close(net(u, given)[1], net(u, h)[1], rtol=0, atol=0)
+    with pytest.raises(ShapeError, match=r"one a layer, of \(6, 6, 6\) units; got \[\(1, 3, 6\)\]"):
+        net(u, (h[..., :6],))
 
 
 @pytest.mark.parametrize(

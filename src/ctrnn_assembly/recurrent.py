@@ -45,6 +45,7 @@ class Recurrent(nn.Module, ABC):
     firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
     x_0: nn.Parameter | None  # the trained initial state, (state_size,)
     state_parts = 1  # of n units each; those of an LSTM are h and c
+    layer_sizes: tuple[int, ...] = ()  # of a stack, whose h_0 may be a tuple of each layer's
     output_is_state = True  # the first n units of it
 
     def __init__(
@@ -177,10 +178,22 @@ class Recurrent(nn.Module, ABC):
         batch, fresh = given.u.shape[0], self.initial(1)  # `len` is a constant to an exporter
         if h_0 is None:
             return self.initial(batch), fresh
+        if self.layer_sizes and isinstance(h_0, tuple | list):
+            h_0 = self._beside_each_other(h_0)
         x = as_tensor("h_0", h_0, fresh, fresh.dtype)
         shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
         self._check_state("h_0", x, shape)
         return x.reshape(batch, self.state_size), fresh
+
+    def _beside_each_other(self, h_0: Any) -> Tensor:
+        parts = [as_tensor("each of h_0", z, self._like, self._like.dtype) for z in h_0]
+        shapes = [tuple(z.shape) for z in parts]
+        sizes = tuple(shape[-1] if shape else 0 for shape in shapes)
+        if sizes != self.layer_sizes or len({shape[:-1] for shape in shapes}) > 1:
+            raise ShapeError(
+                f"h_0 must be a tensor, or one a layer, of {self.layer_sizes} units; got {shapes}."
+            )
+        return torch.cat(parts, dim=-1)
 
     @property
     def _like(self) -> Tensor:

@@ -225,7 +225,7 @@ class Stack(Recurrent):
         return list(self.layers)  # type: ignore[arg-type]
 
     def split(self, h: Tensor) -> tuple[Tensor, ...]:
-        """The states of each layer, (..., n_l), of h (..., state_size)."""
+        """The states of each layer, (..., n_l), of h (..., state_size); a call takes both as h_0."""
         return h.split(self.layer_sizes, dim=-1)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
