@@ -166,7 +166,7 @@ class TrainConfig(BaseModel):
     devices: int = setting("machine", 1, "devices on each node (distributed data parallel)", ge=1)
     nodes: int = setting("machine", 1, "number of nodes", ge=1)
     threads: int = setting("machine", 0, "CPU threads, small nets are fastest with 1; 0: torch's", ge=0)
-    logger: Literal["none", "tensorboard", "wandb"] = setting("machine", "none", "besides metrics.csv")
+    logger: Literal["none", "tensorboard"] = setting("machine", "none", "besides metrics.csv")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

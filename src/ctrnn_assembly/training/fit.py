@@ -461,21 +461,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
 
 def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any], int], None]:
     """What is done with an epoch's numbers besides writing them; a ConfigError without the logger."""
+    if config.logger == "none":
+        return lambda row, epoch: None
+    from lightning_fabric.loggers import TensorBoardLogger
+
     try:
-        if config.logger == "tensorboard":
-            from lightning_fabric.loggers import TensorBoardLogger
-
-            return TensorBoardLogger(out, name="", version="tensorboard").log_metrics
-        if config.logger == "wandb":
-            import wandb
-
-            place = {"dir": out, "project": "ctrnn-assembly", "mode": "offline"}
-            return lambda row, epoch: (wandb.run or wandb.init(**place)).log(row, step=epoch)
+        return TensorBoardLogger(out, name="", version="tensorboard").log_metrics
     except ModuleNotFoundError:
         raise ConfigError(
             f"logger {config.logger!r} is not installed. Use pip install 'ctrnn-assembly[logging]'."
         ) from None
-    return lambda row, epoch: None
 
 
 def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
