@@ -94,7 +94,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     from ctrnn_assembly.data.targets import MEASURES
     from ctrnn_assembly.reproduction.experiments import FREE
     from ctrnn_assembly.reproduction.results import half_interval, verdict
-    from ctrnn_assembly.training.run import read_config, read_summary
+    from ctrnn_assembly.training.run import read_config, read_summary, refusing
 
     groups, known = dict[str, dict[int, Any]](), [read_config(one).model_dump() for one in folders]
     free = FREE | {"seed", "task"}
@@ -102,21 +102,24 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     for folder, config in zip(folders, known, strict=True):
         if (found := read_summary(folder)) is None:
             raise ConfigError(f"{folder} is not finished. `ctrnn train --resume {folder}` goes on.")
-        one = {**found, **config, "task": found["task"], "run": str(folder)}
+        one = {**found, **config, "task": found.get("task"), "run": str(folder)}
         group = groups.setdefault(str([one[key] for key in ("task", *differ)]), {})
         if (twin := group.setdefault(one["seed"], one)) is not one:
             raise ConfigError(f"{twin['run']} and {folder} have the same settings and seed. Drop one.")
     columns = []
     for runs in (list(group.values()) for group in groups.values()):
         column: dict[str, Any] = {"runs": ", ".join(one["run"] for one in runs), "of_runs": len(runs)}
-        column |= {key: runs[0][key] for key in ("task", *differ)}
-        for name in [*(f"test_{key}" for key in MEASURES), "seconds"]:
-            reached = [one[name] for one in runs if one.get(name) is not None]
-            if reached:
-                column |= {name: fmean(reached), f"{name}_half_interval": half_interval(reached)}
-        proven: Any = verdict([one["certificate"] for one in runs])
-        column |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
-        columns.append(column | {"rate": proven["rate"], "parameters": runs[0]["parameters"]})
+        with refusing(
+            f"summary.json of {column['runs']} is damaged", "`ctrnn train --resume` writes it."
+        ):
+            column |= {key: runs[0][key] for key in ("task", *differ)}
+            for name in [*(f"test_{key}" for key in MEASURES), "seconds"]:
+                reached = [one[name] for one in runs if one.get(name) is not None]
+                if reached:
+                    column |= {name: fmean(reached), f"{name}_half_interval": half_interval(reached)}
+            proven: Any = verdict([one["certificate"] for one in runs])
+            column |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
+            columns.append(column | {"rate": proven["rate"], "parameters": runs[0]["parameters"]})
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

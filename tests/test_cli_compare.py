@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from cli_tools import Cli, single  # noqa: F401
 from ctrnn_assembly.reproduction.results import half_interval
+from stored_runs import store_run
 
 SMALL = ("--fast", "--modules=2", "--units=4", "--epochs=1", "--device=cpu", "--threads=1",
          "--limit-train=40", "--limit-test=50")  # fmt: skip
@@ -60,3 +61,17 @@ def test_runs_are_grouped_over_seeds_and_told_apart_by_what_differs(cli, tmp_pat
     (runs["a1"] / "summary.json").unlink()
     assert "is not finished. `ctrnn train --resume" in cli.refuses("compare", *runs.values())
     assert "there is no run folder" in cli.refuses("compare", tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["task", "certificate", "parameters", "test_accuracy", None])
+def test_a_damaged_summary_is_one_sentence(cli, tmp_path, name):
+    """Values that are texts, or not there."""
+    store_run(tmp_path / "run", model="svd-combo")
+    whole = {"task": "digits", "test_accuracy": 1.0, "seconds": 1.0, "parameters": 1}
+    whole["certificate"] = {"certified": False, "rate": None, "discrete": None}
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(whole))
+    assert cli("compare", tmp_path / "run").code == 0
+    for damaged in (whole | {name: "x"}, {k: x for k, x in whole.items() if k != name}, {}):
+        summary.write_text(json.dumps(damaged))
+        assert cli("compare", tmp_path / "run").code in (0, 2)
