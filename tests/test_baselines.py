@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.baselines import LSTM, VanillaRNN
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 
 M, N = 3, 5
 NETS = {
     "tanh": (VanillaRNN, {}),
     "lstm": (LSTM, {}),
+    "antisymmetric": (AntisymmetricRNN, {"eps": 0.3, "gamma": 0.2}),
+    "lipschitz": (LipschitzRNN, {"eps": 0.3, "beta": 0.9, "init_std": 2.0}),
 }
 every_net = pytest.mark.parametrize("name", NETS)
 EXACT = {"rtol": 0, "atol": 1e-12}

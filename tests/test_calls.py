@@ -245,7 +245,7 @@ def test_initial_states_are_settings() -> None:
     net = ctrnn(initial_state="trained")
     assert torch.equal(net.x_0, torch.zeros(N))
     assert LSTM(M, N, initial_state="trained").x_0.shape == (2 * N,)
-    for name in ("svd-combo", "lstm", "adadiag-gated"):
+    for name in ("svd-combo", "lstm", "lipschitz", "adadiag-gated"):
         model = build_model(name, M, 3, modules=2, units=3, initial_state="trained")
         assert "core.x_0" in model.state_dict()
         config = make_config({"model": name, "initial_state": "trained"})

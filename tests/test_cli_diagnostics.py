@@ -152,7 +152,7 @@ def test_a_value_that_does_not_exist_is_no_number_in_the_table(cli, run):
     assert result(cli, "gsc", run)["rows"][0]["gsc"] is None
 
 
-@pytest.mark.parametrize("model", ["adadiag-gated", "adadiag-gated-constant", "lstm"])
+@pytest.mark.parametrize("model", ["adadiag-gated", "adadiag-gated-constant", "lstm", "lipschitz"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_gated_models_and_baselines_are_looked_at_too(cli, tmp_path, command, model):
     store_run(tmp_path / "run", model=model, solver="euler")
@@ -160,7 +160,7 @@ def test_gated_models_and_baselines_are_looked_at_too(cli, tmp_path, command, mo
     assert found["certificate"]["certified"] == (model == "adadiag-gated-constant")
     assert found["rows"]
     assert f"{model}: run" in (tmp_path / "x.svg").read_text()
-    if model == "lstm":
+    if model in ("lstm", "lipschitz"):
         error = cli.refuses(command, tmp_path / "run", "--solver", "imex")
         assert "has no solver" in error
 

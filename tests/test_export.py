@@ -24,6 +24,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "product": {"solver": "imex", "substeps": 2},
     "adadiag-gated": {},
     "lstm": {},
+    "lipschitz": {},
 }
 
 
@@ -49,7 +50,7 @@ def assert_same_numbers(net: Any, content: bytes, format: Any, step: bool) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["svd-combo", "lstm"])
+@pytest.mark.parametrize("name", ["svd-combo", "lipschitz"])
 def test_onnxruntime_has_the_numbers_of_every_kind_of_step(name: str) -> None:
     net = classifier(name)
     content, worst = exported(net, "step", "onnx", {})

@@ -17,7 +17,7 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-from ctrnn_assembly.baselines import LSTM, VanillaRNN
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.diagnostics.gradients import (
     gsc,
     gsc_over_time,
@@ -223,12 +223,14 @@ def recurrent(name: str) -> nn.Module:
         "gated": lambda: CTRNN(2, assembly(), gate="state", dt=1.0, batch_first=True),
         "rnn": lambda: VanillaRNN(2, 4, batch_first=True),
         "lstm": lambda: LSTM(2, 4),
+        "antisymmetric": lambda: AntisymmetricRNN(2, 4, batch_first=True, eps=0.2),
+        "lipschitz": lambda: LipschitzRNN(2, 4, eps=0.2),
         "nn.GRU": lambda: nn.GRU(2, 3, num_layers=2, batch_first=True),
     }
     return nets[name]()
 
 
-RECURRENT = (*SOLVERS, "gated", "rnn", "lstm", "nn.GRU")
+RECURRENT = (*SOLVERS, "gated", "rnn", "lstm", "antisymmetric", "lipschitz", "nn.GRU")
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -300,8 +302,7 @@ def test_a_zero_initial_state_is_skipped():
     assert bool(found.value[0].isnan())
     assert bool(found.value[1:].isfinite().all())
     assert bool(found.jacobian.isfinite().all())
-    without = CTRNN(2, assembly(), bias=False, batch_first=True, dt=0.3)
-    silent = gsc_over_time(without.double(), torch.zeros(2, 5, 2))
+    silent = gsc_over_time(recurrent("antisymmetric").double(), torch.zeros(2, 5, 2))
     assert bool(silent.value.isnan().all())
 
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import certify
 from ctrnn_assembly.assembly import couple
-from ctrnn_assembly.baselines import LSTM, VanillaRNN
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import AdaDiagTanh, Symmetric
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
@@ -45,6 +45,8 @@ CTRNNS = {
 BASELINES = {
     "rnn": lambda: VanillaRNN(M, N, batch_first=True),
     "lstm": lambda: LSTM(M, N, batch_first=True),
+    "antisymmetric": lambda: AntisymmetricRNN(M, N, batch_first=True, eps=0.3),
+    "lipschitz": lambda: LipschitzRNN(M, N, batch_first=True, eps=0.3, init_std=2.0),
 }
 LAYERS = {**CTRNNS, **BASELINES}
 FLOWS = [name for name in LAYERS if name not in ("rnn", "lstm")]

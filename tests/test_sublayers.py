@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Subnetwork, certify, couple
-from ctrnn_assembly.baselines import LSTM, VanillaRNN
+from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, VanillaRNN
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.gates import Gate
@@ -191,18 +191,22 @@ def test_torchs_own_layer_can_be_the_core() -> None:
     assert_close(model(u), model.readout(model.core(u)[0][:, -1]))
 
 
-@pytest.mark.parametrize("kind", [VanillaRNN, LSTM])
+@pytest.mark.parametrize("kind", [VanillaRNN, LSTM, AntisymmetricRNN, LipschitzRNN])
 def test_hooks_in_a_baseline_act_in_every_call(kind: Any) -> None:
     net, u, seen = kind(2, 6, batch_first=True), torch.randn(3, 5, 2), []
-    net.rnn.register_forward_hook(lambda module, given, out: seen.append(1))
+    inner = getattr(net, "rnn", None) or net.inputs
+    inner.register_forward_hook(lambda module, given, out: seen.append(1))
     net(u), net.last(u), net.step(u[:, 0], u.new_zeros(3, net.state_size))
-    assert len(seen) == 3
+    if hasattr(net, "inputs"):
+        net.flow()(u.new_zeros(3, 6))
+    assert len(seen) == (4 if hasattr(net, "inputs") else 3)
 
 
 QUANTISED: list[Callable[[], Any]] = [
     layer,
     lambda: layer(gate="input"),
     lambda: LSTM(2, 6, batch_first=True),
+    lambda: LipschitzRNN(2, 6, batch_first=True),
 ]
 
 

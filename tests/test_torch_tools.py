@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from ctrnn_assembly import CTRNN, SequenceClassifier, Subnetwork, certify, couple
+from ctrnn_assembly.baselines import EulerRNN
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.coupling import BlockMatrix
 from ctrnn_assembly.errors import ConfigError
@@ -196,7 +197,7 @@ def test_lbfgs_trains_parameters_and_gradients_of_one_layout(name: str) -> None:
 @every_net
 def test_weights_and_couplings_can_be_pruned(name: str) -> None:
     net = NETS[name]()
-    called = parametrize.ParametrizationList, BlockMatrix, nn.Linear
+    called = parametrize.ParametrizationList, BlockMatrix, nn.Linear, EulerRNN
     for module in [each for each in net.modules() if isinstance(each, called)]:
         for key in dict(module.named_parameters(recurse=False)):
             prune.l1_unstructured(module, key, amount=0.5)

@@ -24,6 +24,8 @@ LAYERS: dict[str, dict[str, Any]] = {
     "adadiag-gated-constant": {},
     "rnn": {},
     "lstm": {},
+    "antisymmetric": {},
+    "lipschitz": {},
 }
 LENGTHS = torch.tensor([2, 4])
 
@@ -116,7 +118,7 @@ def test_values_are_still_checked_outside_of_transforms() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["svd-combo", "adadiag-gated"])
+@pytest.mark.parametrize("name", ["svd-combo", "adadiag-gated", "lipschitz"])
 def test_inference_compiles_without_a_graph_break(name: str) -> None:
     net, u = classifier(name), normal(2, 4, 3)
     torch._dynamo.reset()
@@ -142,7 +144,7 @@ def test_training_compiles_with_the_loop_left_as_it_is() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["symmetric", "adadiag-gated", "lstm"])
+@pytest.mark.parametrize("name", ["symmetric", "adadiag-gated", "lstm", "lipschitz"])
 def test_the_forward_exports_with_batch_and_time_free(name: str) -> None:
     net, batch, time = classifier(name), torch.export.Dim("batch"), torch.export.Dim("time")
     program = torch.export.export(net, (normal(2, 4, 3),), dynamic_shapes={"input": {0: batch, 1: time}})

@@ -5,6 +5,8 @@ from ctrnn_assembly.activations import Activation as Activation
 from ctrnn_assembly.assembly import Assembly as Assembly
 from ctrnn_assembly.assembly import couple as couple
 from ctrnn_assembly.baselines import LSTM as LSTM
+from ctrnn_assembly.baselines import AntisymmetricRNN as AntisymmetricRNN
+from ctrnn_assembly.baselines import LipschitzRNN as LipschitzRNN
 from ctrnn_assembly.baselines import VanillaRNN as VanillaRNN
 from ctrnn_assembly.certificates import Certificate as Certificate
 from ctrnn_assembly.certificates import StepCertificate as StepCertificate

@@ -1,12 +1,15 @@
 """Networks to compare with; layers as `CTRNN` is one (`ctrnn_assembly.recurrent`).
 
 No baseline carries a certificate: none enforces a condition that proves contraction. `TorchRNN` runs
-torch's own kernels (cuDNN on a GPU).
+torch's own kernels (cuDNN on a GPU). `EulerRNN` is a loop of Python: T sequential steps of O(batch n^2),
+with the input projected by one product and the recurrent matrices built once a call.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -26,6 +29,7 @@ from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
+Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
 Step = Callable[[Tensor, Tensor], Tensor]  # (input, x) -> x+
 
 
@@ -181,6 +185,139 @@ class Pointwise(Baseline):
         x = torch.tanh(u + self.bias)
         x = x if lengths is None else freeze(x.transpose(0, 1), lengths - 1).transpose(0, 1)
         return x, x[:, -1]
+
+
+class EulerRNN(Baseline):
+    """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps of the network; a subclass says what x' is."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
+    ) -> None:
+        super().__init__(input_size, hidden_size, **of_layer)
+        for name, value in {"eps": eps, **others}.items():
+            limit, closing = (1.0, "]") if name == "beta" else (math.inf, ")")
+            if not (0 <= value <= limit and value < math.inf):
+                raise ConfigError(f"{name} must lie in [0.0, {limit}{closing}; got {value}.")
+        if eps == 0:
+            raise ConfigError("eps must be positive; got 0. Pass eps=0.01, say.")
+        self.eps, self.inputs = eps, nn.Linear(input_size, hidden_size)
+        nn.init.zeros_(self.inputs.bias)
+
+    @abstractmethod
+    def vector_field(self) -> Field:
+        """(projected input, x) -> x', with its matrices built once."""
+
+    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """As `CTRNN.flow`."""
+        still = self._like.new_zeros(1, self.input_size)
+        return partial(self.vector_field(), self.inputs(still if u is None else u))
+
+    def stepper(self) -> Step:
+        field = self.vector_field()
+        return lambda u, x: x + self.eps * field(self.inputs(u), x)
+
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+        field, states = self.vector_field(), []
+        for t, drive in enumerate(self.inputs(u.transpose(0, 1))):
+            moved = x + self.eps * field(drive, x)
+            x = moved if lengths is None else torch.where(t < lengths[:, None], moved, x)
+            if save == "all":
+                states.append(x)
+        return torch.stack(states or [x], dim=1), x
+
+
+class AntisymmetricRNN(EulerRNN):
+    """Forward Euler steps of a field whose matrix is skew-symmetric minus gamma I.
+
+        x_t = x_{t-1} + eps tanh(K x_{t-1} + V u_t + b)
+        K = W - W^T - gamma I,  W strictly upper triangular
+
+    `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b). Start:
+    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws the triangle (not a
+    full W, whose K would have twice the variance) is our reading. The paper chooses eps from
+    {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those of a
+    public re-implementation.
+    Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
+    nothing for a time-varying input.
+    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), by the equation number (12) and the
+    settings that others cite, as the paper could not be opened here; without their gated variant.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        eps: float = 0.01,
+        gamma: float = 0.01,
+        init_std: float = 1.0,
+        **of_layer: Any,
+    ) -> None:
+        super().__init__(input_size, hidden_size, of_layer, eps=eps, gamma=gamma, init_std=init_std)
+        n, self.gamma = hidden_size, gamma
+        nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
+        self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
+
+    def matrix(self) -> Tensor:
+        """K = W - W^T - gamma I, (n, n)."""
+        n = self.hidden_size
+        eye = torch.eye(n).to(self.upper)
+        above = torch.triu_indices(n, n, offset=1, device=eye.device)
+        W = torch.zeros_like(eye).index_put(tuple(above), self.upper)
+        return W - W.T - self.gamma * eye
+
+    def vector_field(self) -> Field:
+        K_T = self.matrix().T
+        return lambda drive, x: torch.tanh(x @ K_T + drive)
+
+
+class LipschitzRNN(EulerRNN):
+    """Forward Euler steps of a linear part plus a Lipschitz nonlinearity.
+
+        x' = A x + tanh(W x + U u + b),      x_t = x_{t-1} + eps x'(x_{t-1}, u_t)
+        A = (1 - beta) (M_A + M_A^T) + beta (M_A - M_A^T) - gamma I,   and W of M_W likewise
+
+    beta is from symmetric (0) to skew (1). `inputs` holds (U, b). Start: M_A and M_W are drawn from
+    N(0, (init_std / n)^2), U is Xavier normal, b = 0.
+    Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
+    does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
+    Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070), which was
+    not at hand; settings of the authors' driver (github.com/erichson/LipschitzRNN).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        eps: float = 0.03,
+        beta: float = 0.75,
+        gamma: float = 1e-3,
+        init_std: float = 0.1,
+        **of_layer: Any,
+    ) -> None:
+        others = {"beta": beta, "gamma": gamma, "init_std": init_std}
+        super().__init__(input_size, hidden_size, of_layer, eps=eps, **others)
+        self.beta, self.gamma, n = beta, gamma, hidden_size
+        nn.init.xavier_normal_(self.inputs.weight)
+        self.M_A = nn.Parameter(torch.randn(n, n) * init_std / n)
+        self.M_W = nn.Parameter(torch.randn(n, n) * init_std / n)
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """(A, W), each (n, n)."""
+        # (1 - beta) (M + M^T) + beta (M - M^T) = M + (1 - 2 beta) M^T
+        eye = torch.eye(self.hidden_size).to(self.M_A)
+        A, W = (M + (1 - 2 * self.beta) * M.T - self.gamma * eye for M in (self.M_A, self.M_W))
+        return A, W
+
+    def vector_field(self) -> Field:
+        both = torch.cat(self.matrices()).T  # (n, 2n): A x and W x in one product
+
+        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
+            Ax, Wx = (x @ both).chunk(2, dim=-1)
+            return Ax + torch.tanh(Wx + drive)
+
+        return x_prime
 
 
 class FreePairs(Pairs):

@@ -173,6 +173,10 @@ MODELS = {
     "deep-none": _rival("maps of single samples", baselines.Pointwise),
     "rnn": Model("vanilla RNN; no certificate", baselines.VanillaRNN),
     "lstm": Model("LSTM; no certificate", baselines.LSTM),
+    "antisymmetric": Model(
+        "AntisymmetricRNN (Chang et al. 2019); no certificate", baselines.AntisymmetricRNN
+    ),
+    "lipschitz": Model("Lipschitz RNN (Erichson et al. 2021); no certificate", baselines.LipschitzRNN),
 }
 SETTINGS = tuple(dict.fromkeys(name for model in MODELS.values() for name in model.settings))
 

@@ -44,7 +44,7 @@ CARD += "    model = ctrnn_assembly.from_pretrained(FOLDER).model  # reads (batc
 CERTIFICATE = "certificate.json"
 BESIDE = "Use the file that was saved beside it."
 # Where the layers keep what reads the input, (rows, m): the number of inputs is its width.
-INPUT_WEIGHTS = ("core.encoder.weight", "core.rnn.weight_ih_l0")
+INPUT_WEIGHTS = ("core.encoder.weight", "core.inputs.weight", "core.rnn.weight_ih_l0")
 
 
 class RunBusyError(CtrnnError, RuntimeError):
