@@ -163,7 +163,7 @@ def test_numpy_alone(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "exponential-euler step of 0.03" in ran.stdout
+    assert "step of 0.03 by exponential-euler" in ran.stdout
 
 
 def test_changed_bytes_are_refused_by_hash(tmp_path: Path, proof: Path) -> None:
@@ -472,6 +472,8 @@ def test_a_proof_of_other_matrices_than_the_weights_is_refused(
     forge(file, lambda proof: proof["claims"].pop(1))
     assert judged(file) == 0
     assert "is not checked here" in verify(file)[-1]
+    if kind == "inside":  # a file of matrices does not say this: a reader must see it
+        assert "phi tanh and tau 2 to 2;" in verify(file)[-2]
     for arguments in ((file,), (file, source)):
         said = cli("check", *arguments)
         assert said.code == 1

@@ -190,8 +190,10 @@ def verify(file: Path, weights: Path | None = None) -> list[str]:
             raise RefusedError(f"the matrices do not prove {claim}")
         step = f"factor of a step of {claim['dt']!r} by {claim['solver']} <="
         said.append(f"{step if claim['dt'] else 'rate >='} {claim['bound']!r} in the norm |Theta v|")
+    phi, tau = ", ".join(sorted({*names})), arrays["tau"]
+    said.append(f"for these matrices, phi {phi} and tau {tau.min():.17g} to {tau.max():.17g};")
     whose = f"weights with the sha256 {proof['weights']['sha256']}, {proof['seen']}"
-    return [*said, f"for these matrices; whether they are of the {whose}, is not checked here"]
+    return [*said, f"whether they are of the {whose}, is not checked here"]
 
 
 def main(arguments: list[str]) -> int:
