@@ -11,7 +11,7 @@ from stored_runs import store_run, strict_json
 
 COMMANDS = ("spectrum", "lyapunov", "contraction", "fixed-points", "gsc")
 QUICK = {
-    "spectrum": ("--at", "0,32,64"),
+    "spectrum": ("--at", "0,16,32"),
     "lyapunov": ("--steps", 60, "--k", 3),
     "contraction": ("--pairs", 2),
     "fixed-points": ("--starts", 3),

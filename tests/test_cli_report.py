@@ -134,7 +134,7 @@ def test_the_page_says_what_certify_says(cli: Cli, run: Path, tmp_path: Path) ->
         assert json.dumps(module["rate"]) in text
         assert module["theorem"] in text
     verdict = cli("certify", run).out.splitlines()[0]
-    assert text.count(verdict) == 2  # summary, certificate
+    assert text.count(verdict) == 3  # table, summary, certificate
 
 
 def test_text_from_the_run_is_escaped(cli: Cli, run: Path, tmp_path: Path) -> None:

@@ -284,8 +284,8 @@ def test_only_where_a_run_runs_may_change(
         stop_at(patch, 5)
         with pytest.raises(Killed):
             cli.train(run, "--epochs=2")
-    error = cli.refuses("train", "--resume", run, "--epochs", 3)
-    assert "keeps its settings; got epochs 3 for 2" in error
+    error = cli.refuses("train", "--resume", run, "--batch-size", 3)
+    assert "keeps its settings; got batch_size 3 for 64" in error
     assert "drop --recipe, --config, --out" in cli.refuses("train", "--resume", run, "--out", "x")
     assert "devices must be greater" in cli.refuses("train", "--resume", run, "--devices", 0)
     assert cli("train", "--resume", run, "--epochs=2", "--device=cpu").code == 0

@@ -73,9 +73,9 @@ def test_training_flushes_and_certificates_do_not(
     def watch(where: object, name: str) -> None:
         plain = getattr(where, name)
 
-        def watched(*args: object) -> object:
+        def watched(*args: object, **options: object) -> object:
             modes[name].add(flushed())
-            return plain(*args)
+            return plain(*args, **options)
 
         monkeypatch.setattr(where, name, watched)
 

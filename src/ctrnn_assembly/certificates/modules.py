@@ -45,6 +45,7 @@ from ctrnn_assembly.terms import Terms
 
 FLOOR = 1e-8  # of T relative to its family's largest entry: silent units need some T > 0
 LOG_Z = 16.0
+REFINED = 64  # units up to which every multiplier of a dense metric is searched by itself
 WORST = 1e100  # stands for infinity in a search, whose differences must stay finite
 
 
@@ -217,7 +218,8 @@ def _best_multiplier(
             best, chosen = top, (T, name)
         if best <= limit + 1e-9 * abs(limit):
             break
-    return _refined(system, *chosen) if refine and best > limit + 1e-6 * abs(limit) else chosen
+    refine &= len(system.A) <= REFINED and best > limit + 1e-6 * abs(limit)
+    return _refined(system, *chosen) if refine else chosen
 
 
 def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:

@@ -10,8 +10,8 @@ unit vectors v, so the GSC is the relative change of f_l for a random relative c
 
 A batch counts as one vector, the only correct form if samples are coupled (batch norm); otherwise that
 is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2). Exact values cost a Jacobian product
-of the batch, about a backward pass, for each of the B n numbers at the output, over time for each of the
-n features; the estimate takes `probes`: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson).
+of the batch, about a backward pass, for each of the n features at the output, or B n if the B samples
+are coupled; the estimate takes `probes`: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson).
 
 The effective depth says how many residual factors at once contribute to the gradient. Every layer's
 Jacobian is J_t = S_t + R_t: S = I, or (1 - h) I, for a skip connection or an Euler step, S from the
@@ -100,8 +100,9 @@ def gsc(
             y = layer(f.clone())  # a copy: the layer may work in place
         products.insert(0, partial(vjp, y, f))
         states.append(_checked_state(y.detach(), x, len(states)))
+    coupled = probes is None and _couples_samples(states, products)
     states, points = [f.detach() for f in states], range(len(states))
-    return _scale(states, products, points, True, probes, generator)
+    return _scale(states, products, points, coupled, probes, generator)
 
 
 @torch.no_grad()
@@ -178,6 +179,18 @@ def _checked_state(f: Tensor, x: Tensor, k: int) -> Tensor:
     if not bool(torch.isfinite(f).all()):
         raise DataError(f"f_{k} must be finite; got NaN or infinite values. Scale net or x down.")
     return f
+
+
+def _couples_samples(states: Sequence[Tensor], products: Sequence[VJP]) -> bool:
+    """Whether some layer's first half of outputs has a gradient by its second half of inputs."""
+    half = len(states[0]) // 2
+    for out, product in zip(states[:0:-1], products, strict=True):
+        signs = torch.ones_like(out).flatten(1)
+        signs[:, ::2] = -1  # a normalised layer's outputs may add up to a constant
+        signs[half:] = 0
+        if half and bool((product(signs.view(1, *out.shape))[0, half:] != 0).any()):
+            return True
+    return False
 
 
 def _blocks(

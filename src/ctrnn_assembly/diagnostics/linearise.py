@@ -389,7 +389,8 @@ def _check_weights(tensors: Iterable[Tensor]) -> None:
 
 def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
     """Of a field, its weights cast up from their own precision, or of a layer without terms."""
-    metric, dt, solver = _answer(net, "metric"), getattr(net, "dt", None), getattr(net, "solver", None)
+    metric, solver = _answer(net, "metric"), getattr(net, "solver", None)
+    dt = getattr(net, "dt", getattr(net, "eps", None))  # eps: the step of a baseline's flow
     substeps, x_0 = getattr(net, "substeps", 1), getattr(net, "x_0", None)
     x_0 = None if x_0 is None else x_0.detach().double().cpu()
     if terms is None:
