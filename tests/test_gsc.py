@@ -133,7 +133,7 @@ def test_every_point_of_the_chain_is_autograd_s(make):
         torch.testing.assert_close(found.value[k], brute_force(clones, states[k]), rtol=1e-10, atol=0)
     assert found.points == tuple(range(len(layers) + 1))
     at = states[-1]
-    assert found.products == at.numel()
+    assert found.products == (at.numel() if make is batch_norm else at.shape[1])
 
 
 def test_single_samples_are_autograd_s():
@@ -168,6 +168,15 @@ def test_measuring_leaves_the_net_as_it_was():
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert all(m.track_running_stats for m in net.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+def test_who_couples_samples():
+    """An exact value takes a product a feature of the output, or one a number of the coupled batch."""
+    x = torch.randn(6, 4)
+    assert gsc(batch_norm(), x).products == 6 * 3
+    assert gsc([lambda z: z - z.mean(0)], x).products == 6 * 4
+    assert gsc(batch_norm().eval(), x).products == gsc(plain(), x).products == 3
+    assert gsc(batch_norm().eval(), x[:1]).products == 3
 
 
 # The estimate
