@@ -245,7 +245,7 @@ def check_levels(net: Field, seen: Counter[str]) -> None:
         bound = composed(level, [own(part).rate for part in parts])
         tolerance = 1e-6 * max(1.0, abs(bound))
         # What nonlinear edges cost is the least of a few bounds, and need not be the least of all.
-        edges = 2e-3 * abs(bound) if level.terms().edges else 0.0
+        edges = 1e-2 * abs(bound) if level.terms().edges else 0.0
         assert flat.rate >= bound - edges - tolerance
         seen["nested"] += any(isinstance(part, Assembly) for part in parts)
         seen["hierarchy"] += isinstance(level.coupling, Hierarchy)
