@@ -126,7 +126,7 @@ def test_the_sizes_of_a_saved_net_are_those_of_its_tensors(cli, tmp_path, kind, 
     given = ("--module", tmp_path / "net.safetensors", "--data", tmp_path / "x.npz")
     u = torch.from_numpy(X)
     found = result(cli, "spectrum", *given)
-    radii = spectrum_along(net, u[0], at=[0, 32, 64]).step_radius
+    radii = spectrum_along(net, u[0], at=[0, 16, 32]).step_radius
     assert [row["step_radius"] for row in found["rows"]] == pytest.approx(radii.tolist())
     found = result(cli, "lyapunov", *given)
     exponents = lyapunov_exponents(
