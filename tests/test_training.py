@@ -211,7 +211,7 @@ def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli, tmp_path: Path) -> None:
-    settings = ("--epochs=1", "--solver=euler", "--batch-size=100", "--resize=4", "--json")
+    settings = ("--epochs=1", "--solver=imex", "--batch-size=100", "--resize=4", "--json")
     plain = cli.train(tmp_path / "plain", *settings)
     profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
     assert "time of training" not in plain.err
