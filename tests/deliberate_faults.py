@@ -33,7 +33,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
-    Fault("steps.py", "2 * off + dt * gram + sums)", "0.0)", (STEPS, "-k", "rounded")),
+    Fault("lmi.py", "2 * off + dt * gram + sums)", "0.0)", (STEPS, "-k", "rounded")),
     Fault(
         "steps.py",
         "+ share * (float(system.A.norm())",
@@ -52,7 +52,7 @@ FAULTS = [
         "(high - low) / 2",
         (STEPS, "-k", "edge_counts"),
     ),
-    Fault("steps.py", "Z[:n, :n] -= 2 * symmetric_part", "Z[:n, :n] -= 1.9 * symmetric_part", (STEPS,)),
+    Fault("lmi.py", "Z[:n, :n] -= 2 * symmetric_part", "Z[:n, :n] -= 1.9 * symmetric_part", (STEPS,)),
     Fault(
         "steps.py",
         "inverse(Ball((eye - scaled)",
@@ -71,7 +71,7 @@ FAULTS = [
         "interconnection.py", "gain[:, None] * Z, A_error", "0.5 * gain[:, None] * Z, A_error", (STEPS,)
     ),
     Fault(
-        "modules.py",
+        "lmi.py",
         "Y @ Y.mT / 4\n        sums",
         "Y @ Y.mT / 5\n        sums",
         ("tests/test_certificates.py",),

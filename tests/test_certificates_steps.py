@@ -13,13 +13,8 @@ from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import rounding, steps
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.steps import (
-    Weighed,
-    multipliers,
-    propagator,
-    prove_step,
-    step_system,
-)
+from ctrnn_assembly.certificates.lmi import Weighed
+from ctrnn_assembly.certificates.steps import multipliers, propagator, prove_step, step_system
 from ctrnn_assembly.certificates.verifier import Ball, inverse
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES

@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
-from ctrnn_assembly.certificates.modules import LureSystem, ModuleBound, modules_of, prove_module
+from ctrnn_assembly.certificates.lmi import LureSystem
+from ctrnn_assembly.certificates.modules import ModuleBound, modules_of, prove_module
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT, Balance, largest_eigenvalue, spectral_norm
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric

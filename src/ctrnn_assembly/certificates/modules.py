@@ -27,17 +27,16 @@ stands, which needs no positive T. Source: THEORY sections 1 and 2.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
-from numpy import ndarray
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.certificates import rounding
+from ctrnn_assembly.certificates.lmi import LureSystem, Search, Weighed
 from ctrnn_assembly.certificates.rounding import UNIT, balanced, largest_eigenvalue
 from ctrnn_assembly.linalg import majorant, symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -73,61 +72,20 @@ class ModuleInMetric:
         return rounding.Balance.of(self.theta, self.tau)
 
 
-@dataclass(frozen=True)
-class LureSystem:
-    """A module in its metric: A, X, Z as above, (n, n), and g, the width of the slope interval.
-
-    A whole assembly, too, with X (n, m), Z (m, n) and slopes within [0, 1] for m channels of feedback.
-
-    Bounds on rounding: A_error in the spectral norm, with what is uncertain of W; X_error of each
-    column, Z_error of each row.
-    """
-
-    g: float
-    A: Tensor
-    X: Tensor
-    Z: Tensor
-    A_error: float
-    X_error: Tensor
-    Z_error: Tensor
-
-    @classmethod
-    def of(cls, module: ModuleInMetric) -> Self:
-        W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
-        scaled, off = balanced(W, balance, balance)
-        A = lo * scaled - torch.diag(1 / module.tau)
-        A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A)) + module.slack
-        g, eye, none = hi - lo, torch.eye(len(W), dtype=W.dtype), torch.zeros_like(W)
-        if g == 0:  # linear: no feedback is left
-            return cls(g, A, none, none, A_error, none[0], none[0])
-        X, X_off = balance.lower(eye if module.inside else W)
-        Z, Z_off = balance.raise_(W if module.inside else eye)
-        X_error = torch.linalg.vector_norm(X_off, dim=0)
-        Z_error = g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1)
-        return cls(g, A, X, g * Z, A_error, X_error, Z_error)
-
-    def part(self, units: Tensor) -> Self:
-        """That of some units alone, and of the channels that read these."""
-        Z = self.Z[:, units]
-        kept = torch.nonzero((Z != 0).any(1)).flatten()
-        A, X, errors = self.A[units][:, units], self.X[units][:, kept], (self.X_error, self.Z_error)
-        return type(self)(self.g, A, X, Z[kept], self.A_error, *(error[kept] for error in errors))
-
-    def weigh(self, T: Tensor) -> tuple[Tensor, Tensor, float]:
-        """B = X T^-1/2, C = T^1/2 Z, and a bound on the error of both, for a multiplier T (n,)."""
-        root = T.sqrt()
-        B, C = self.X / root, root[:, None] * self.Z
-        error = torch.cat([self.X_error / root, self.Z_error * root]).norm()
-        return B, C, float(error) + 8 * UNIT * float(B.norm() + C.norm())
-
-    def s_procedure_matrix(self, T: Tensor) -> tuple[Tensor, float]:
-        """S of the S-procedure for T, and a bound on its error in the spectral norm."""
-        B, C, off = self.weigh(T)
-        Y = B + C.mT
-        size = float(Y.norm())
-        S = symmetric_part(self.A) + Y @ Y.mT / 4
-        sums = rounding.gamma(len(S) + 8) * (size**2 + float(self.A.norm()))
-        return symmetric_part(S), self.A_error + size * off + off**2 + sums
+def _system(module: ModuleInMetric) -> LureSystem:
+    """Its A, X and Z."""
+    W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
+    scaled, off = balanced(W, balance, balance)
+    A = lo * scaled - torch.diag(1 / module.tau)
+    A_error = abs(lo) * off + 8 * UNIT * float(torch.linalg.matrix_norm(A)) + module.slack
+    g, eye, none = hi - lo, torch.eye(len(W), dtype=W.dtype), torch.zeros_like(W)
+    if g == 0:  # linear: no feedback is left
+        return LureSystem(g, A, none, none, A_error, none[0], none[0])
+    X, X_off = balance.lower(eye if module.inside else W)
+    Z, Z_off = balance.raise_(W if module.inside else eye)
+    X_error = torch.linalg.vector_norm(X_off, dim=0)
+    Z_error = g * torch.linalg.vector_norm(Z_off + 4 * UNIT * Z.abs(), dim=1)
+    return LureSystem(g, A, X, g * Z, A_error, X_error, Z_error)
 
 
 def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
@@ -163,7 +121,7 @@ class ModuleBound:
 
 
 def prove_module(module: ModuleInMetric) -> ModuleBound:
-    system, balance = LureSystem.of(module), module.balance
+    system, balance = _system(module), module.balance
     T, theorem = _best_multiplier(system, _multipliers(module), refine=module.theta.ndim == 2)
     S, error = system.s_procedure_matrix(T)
     rate = -largest_eigenvalue(S, error)
@@ -245,27 +203,14 @@ def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
 
 
 def _refined(system: LureSystem, T0: Tensor, theorem: str) -> tuple[Tensor, str]:
-    """T with a smaller lmax(S), by L-BFGS over log T on a smoothed lmax; unproven."""
+    """T with a smaller lmax(S), each entry sought by itself; unproven."""
 
-    def spectrum(t: ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        B, C, _ = system.weigh(T0 * torch.from_numpy(t).exp())
-        Y = B + C.mT
-        values, vectors = torch.linalg.eigh(symmetric_part(system.A) + Y @ Y.mT / 4)
-        return values, vectors.mT @ Y, vectors.mT @ B, C @ vectors
+    def mu(T: Tensor) -> float:
+        return Weighed.of(system, T).mu(0.0)
 
-    def loss(t: ndarray, blur: float) -> tuple[float, ndarray]:
-        values, y, b, c = spectrum(t)
-        width = blur * float(values[-1] - values[0]) + 1e-300
-        slope = torch.softmax(values / width, 0) @ (y * (c.mT - b)) / 4
-        return float(
-            values[-1] + width * torch.logsumexp((values - values[-1]) / width, 0)
-        ), slope.numpy()
-
-    t, bounds = np.zeros(len(T0)), [(-LOG_Z, LOG_Z)] * len(T0)
-    for blur in (1e-1, 1e-2, 1e-3):
-        t = minimize(loss, t, args=(blur,), jac=True, method="L-BFGS-B", bounds=bounds).x
-    better = float(spectrum(t)[0][-1]) < float(spectrum(0 * t)[0][-1]) - 1e-9
-    return (T0 * torch.from_numpy(t).exp(), "Theorem 35") if better else (T0, theorem)
+    points = Search(Weighed.of(system, T0), 0.0).points()
+    T = max((T0, *(k * T0 for _, k in points)), key=mu)
+    return T, "Theorem 35" if mu(T) > mu(T0) + 1e-9 else theorem
 
 
 def _top(S: Tensor) -> float:

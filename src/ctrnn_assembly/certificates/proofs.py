@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 
 from ctrnn_assembly.certificates import verifier
 from ctrnn_assembly.certificates.interconnection import Interconnection
+from ctrnn_assembly.certificates.lmi import Weighed
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import largest_proven
-from ctrnn_assembly.certificates.steps import Weighed, multipliers, step_system
+from ctrnn_assembly.certificates.steps import multipliers, step_system
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
+from ctrnn_assembly.certificates.lmi import Search, Weighed
 from ctrnn_assembly.certificates.modules import ModuleInMetric, modules_of, prove_module
-from ctrnn_assembly.certificates.steps import Search, Weighed, multipliers, step_system
+from ctrnn_assembly.certificates.steps import multipliers, step_system
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant, resolvent_sums
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
