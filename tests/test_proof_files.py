@@ -283,14 +283,22 @@ def test_what_no_file_can_prove_is_refused(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [weights]
 
 
-def test_a_verifier_that_refuses_leaves_no_file(tmp_path: Path, monkeypatch: Any) -> None:
-    def refuse(file: Path) -> None:
+def test_a_verifier_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*files: Path) -> None:
         raise RefusedError("no")
 
     monkeypatch.setattr(verifier, "verify", refuse)
     with pytest.raises(ContractionError, match="does not accept"):
         written(tmp_path, some_terms(4, "outside", 0))
     assert [file.name for file in tmp_path.iterdir()] == ["weights.npz"]
+    monkeypatch.undo()
+    written(tmp_path, some_terms(4, "outside", 0))
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("proof*")}
+    monkeypatch.setattr(verifier, "verify", refuse)
+    with pytest.raises(ContractionError, match="does not accept"):
+        written(tmp_path, some_terms(4, "outside", 1))
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("proof*")} == before
+    assert len(before) == 2
 
 
 @pytest.mark.parametrize("draws", [60, pytest.param(400, marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@ import math
 import os
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import largest_proven
 from ctrnn_assembly.certificates.steps import multipliers, step_system
 from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
 
 @torch.no_grad()
+@one_thread()
 def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -> list[str]:
     """Write what is certified of a net, as JSON to `file`, and its matrices beside it as safetensors.
 
@@ -41,19 +44,22 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
         claims += claimed(whole, arrays, names, step.solver, step.dt)
     beside, origin = file.with_suffix(".matrices.safetensors"), os.path.relpath(weights, file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, beside)
     proof: dict[str, Any] = {"kind": "proof", "version": 1, "claims": claims}
     proof |= {"activations": " ".join(names), "dtype": str(terms.tau.dtype)}
     proof["weights"] = {"file": origin, "sha256": sha256(weights.read_bytes()).hexdigest()}
-    proof["matrices"] = {"file": beside.name, "sha256": sha256(beside.read_bytes()).hexdigest()}
-    text = json.dumps(proof | {"sha256": (zeros := "0" * 64)}, indent=1)
-    file.write_text(text.replace(zeros, sha256(text.encode()).hexdigest()))
-    try:
-        return verifier.verify(file)
-    except (verifier.RefusedError, ValueError) as error:
-        file.unlink()
-        beside.unlink()
-        raise ContractionError(f"the verifier does not accept this proof: {error}.") from None
+    with TemporaryDirectory(dir=file.parent) as made:  # what was there stays until this one holds
+        new, numbers = Path(made, file.name), Path(made, beside.name)
+        save_file(arrays, numbers)
+        proof["matrices"] = {"file": beside.name, "sha256": sha256(numbers.read_bytes()).hexdigest()}
+        text = json.dumps(proof | {"sha256": (zeros := "0" * 64)}, indent=1)
+        new.write_text(text.replace(zeros, sha256(text.encode()).hexdigest()))
+        try:
+            said = verifier.verify(new, weights)
+        except (verifier.RefusedError, ValueError) as error:
+            raise ContractionError(f"the verifier does not accept this proof: {error}.") from None
+        numbers.replace(beside)
+        new.replace(file)
+    return said
 
 
 def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[str]]:
@@ -74,6 +80,7 @@ def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[str]]:
     return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, names
 
 
+@one_thread()
 def are_of(proof: Any, arrays: Any, net: Any) -> bool:
     """Whether a proof and its arrays are of a net, `Terms` or with `terms()`, to the last bit."""
     terms = (net if isinstance(net, Terms) else net.terms()).detach_cpu().double()
