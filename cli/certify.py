@@ -174,7 +174,6 @@ def net_of(weights: Path, proof: Any, arrays: Any) -> Any:
     from ctrnn_assembly.certificates.given import SUFFIXES, read_matrices, terms_of
     from ctrnn_assembly.training.run import Run
 
-    torch.set_num_threads(1)
     if weights.suffix in SUFFIXES:
         stored, phi = {"tau": arrays["tau"]} | read_matrices(weights), proof["activations"].split()[0]
         inside = arrays["Z"].tolist() != torch.eye(len(arrays["Z"])).tolist()
@@ -227,17 +226,12 @@ def proven(file: Path, found: Found, run: str | None) -> list[str]:
 
 def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     """Of the weights of a run, or of a configuration before training."""
-    import torch
 
     from ctrnn_assembly.certificates.curves import step_curves
-    from ctrnn_assembly.certificates.rounding import DENSE
     from ctrnn_assembly.training.run import Run
 
     run = Run.open(source, **changes)
     config, units = run.config, run.about()["units"]
-    # A second thread slows small matrices down, most of all on a busy machine.
-    if config.threads or units <= DENSE:
-        torch.set_num_threads(config.threads or 1)
     core: Any = run.build(data=False).core
     certificate, note = core.certificate(search=search), ", tau trained" if config.train_tau else ""
     curves = partial(step_curves, core, certificate, near=config.dt / config.substeps)
@@ -246,14 +240,12 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     """Of the matrices in a file."""
-    import torch
 
     from ctrnn_assembly.certificates.certify import certify, largest_uncertainty
     from ctrnn_assembly.certificates.curves import factor_curves
     from ctrnn_assembly.certificates.given import input_gain, read_matrices, terms_of, uncertain
     from ctrnn_assembly.certificates.wording import down, up
 
-    torch.set_num_threads(1)
     stored, tau = read_matrices(file), settings["tau"]
     if tau is not None and "tau" in stored:
         raise ConfigError(f"tau is in {file}, too. Leave --tau out.")

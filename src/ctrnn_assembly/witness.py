@@ -21,6 +21,7 @@ from ctrnn_assembly.certificates.rounding import UNIT, frobenius, gamma, is_posi
 from ctrnn_assembly.diagnostics import behaviour, find_fixed_points
 from ctrnn_assembly.diagnostics.linearise import Behaviour, of_torch
 from ctrnn_assembly.errors import CtrnnError, DataError
+from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.recurrent import is_plain
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS
 from ctrnn_assembly.terms import Terms
@@ -69,6 +70,7 @@ class Verdicts:
     tried: str
 
 
+@one_thread()
 def judge(net: Any, certificate: Certificate, *, inputs: int = 4) -> Verdicts:
     """What the certificate leaves open is searched for under so many inputs, 0 for no search.
 
@@ -209,6 +211,7 @@ def _growing(root: Any, known: Behaviour, what: str, dt: float, solver: Any) -> 
 
 
 @torch.no_grad()
+@one_thread()
 def replay(witness: Witness, net: Any) -> Witness:
     """The witness with what is seen now; a DataError if the net is another, or a claim fails."""
     known, terms, length = behaviour(net), field_of(net), (witness.dt, witness.solver)

@@ -327,10 +327,8 @@ class Run:
         if prepared and prepared.exists():
             write(out / PREPARATION, prepared.read_bytes())
         made, summary = Run.open(out), self.summary or {}
-        proven, digest = (
-            made.certificate,
-            made.weights.sha256,
-        )  # of the very bytes: the model may have changed
+        # Of the very bytes: the model may have changed.
+        proven, digest = made.certificate, made.weights.sha256
         stored = {"weights_sha256": digest} | proven.as_dict()
         write(out / CERTIFICATE, json.dumps(stored, indent=2) + "\n")
         said = in_words(summary, "test") if summary.get("weights_sha256") == digest else "not known"
