@@ -3,6 +3,7 @@
 `ctrnn list`: everything that has a name, with one line each.
 """
 
+import math
 import os
 import sys
 import time
@@ -55,6 +56,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     """
     from torch.profiler import profile as recorder
 
+    from ctrnn_assembly.certificates.wording import growth_words
     from ctrnn_assembly.data.targets import in_words
     from ctrnn_assembly.reproduction.experiments import difference
     from ctrnn_assembly.training.fit import STAGES, fit
@@ -104,13 +106,16 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         if resume is None and out is None:
             with suppress(OSError):  # it holds something
                 run.rmdir()
+    certificate = summary["certificate"]
+    condition = certificate["metric"]["condition_number"] or math.inf  # None: of no finite number
     rows = [
         ("test", in_words(summary, "test")),
         *learnt_nothing(config, summary),
         ("validation", validation(summary)),
         ("trained parameters", f"{summary['parameters']:,}"),
         ("epochs, seconds", f"{summary['epochs']}, {summary['seconds']}"),
-        ("certificate", summary["certificate"]["verdict"]),
+        ("certificate", certificate["verdict"]),
+        *[("metric", growth_words(condition))] * (certificate["certified"] and condition > 1),
         ("run folder", str(run)),
     ]
     title = f"{summary['model']} on {summary['task']}"

@@ -500,6 +500,7 @@ def test_brackets_in_the_name_of_a_folder_are_no_markup(cli: Cli, tmp_path: Path
     for name in ("run[/x]", "run[lr=0.1]", "[bold]run:smile:"):
         done = cli.train(tmp_path / name, "--epochs=1")
         assert name in done.out
+        assert "Euclidean distances may grow" in done.out
         assert cli("evaluate", tmp_path / name, "--substeps=2").code == 0
         assert str(tmp_path / name) in cli("certify", tmp_path / name).out.replace("\n", "")
 

@@ -70,7 +70,7 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
         rows.append(("only for", certificate.claim))
     metric, condition = certificate.metric, certificate.metric.condition_number
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
-    growth = f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
+    growth = growth_words(condition)
     warning = "WARNING, of little use: " if condition > ILL_CONDITIONED else ""
     rows += [
         (
@@ -115,6 +115,11 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     if coupling.edges:
         rows.append(("nonlinear couplings", str(coupling.edges)))
     return rows
+
+
+def growth_words(condition: float) -> str:
+    """What a metric of this condition number leaves to Euclidean distances."""
+    return f"Euclidean distances may grow {up(math.sqrt(condition), 3)}-fold before they shrink"
 
 
 def meeting_words(meeting: Meeting | None) -> str:
