@@ -1,6 +1,9 @@
-"""docs/contributing.md: a theorem, a solver, a task and a diagnostic are added by their rows."""
+"""docs/contributing.md: a theorem, a solver, a task, a diagnostic and a gate are added by their
+rows."""
 
+from dataclasses import replace
 from importlib import import_module
+from typing import Literal
 
 import pytest
 import torch
@@ -63,3 +66,19 @@ def test_a_diagnostic_takes_any_net_by_its_behaviour(net):
     u = None if known.input_size is None else torch.zeros(5, known.input_size).double()
     step = known.step_map(0.1 if known.flow else None)
     assert step(u, torch.randn(5, known.size).double()).shape == (5, 4)
+
+
+def test_a_gate_needs_its_name_and_without_a_bound_it_is_refused(monkeypatch):
+    for module in ("ctrnn_assembly.gates", "ctrnn_assembly.certificates.gates"):
+        monkeypatch.setattr(import_module(module), "Gate", Literal["constant", "input", "own"])
+    monkeypatch.setitem(MODELS, "adadiag-own", replace(MODELS["adadiag-gated-input"], gate="own"))
+    twins = [
+        build_model(f"adadiag-{name}", 1, 3, modules=2, units=4, seed=0)
+        for name in ("own", "gated-input")
+    ]
+    x = torch.rand(2, 5, 1)
+    torch.testing.assert_close(*(twin(x) for twin in twins))
+    refused, proven = (twin.core.certificate() for twin in twins)
+    assert proven.certified
+    assert not refused.certified
+    assert refused.reasons[0] == "no bound is known for own gates"
