@@ -25,7 +25,8 @@ Results = dict[str, Any]
 Draw = Callable[..., Any]
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
-    "half-plane at all times can still expand (experiments/counterexamples.py). The certificate proves."
+    "half-plane at all times can still expand (docs/explanations/counterexamples.md). The "
+    "certificate proves."
 )
 TWIN = "beside it the same modules with a coupling that has no guarantee"
 CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "one_field", "split", "samples")

@@ -1,39 +1,19 @@
-"""The counterexamples of experiments/counterexamples.py: the oracles of THEORY, and nothing beyond."""
+"""The counterexamples of THEORY, told in docs/explanations/counterexamples.md: oracles 13 to 15."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import expm
 
+import planar
 from ctrnn_assembly import Subnetwork, Unconstrained, certify, solve
 from ctrnn_assembly.metrics import Factor, Metric
 from oracles import local_rate
-
-FILE = Path(__file__).parents[1] / "experiments" / "counterexamples.py"
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("counterexamples", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["counterexamples"] = module
-    sys.path.insert(0, str(FILE.parent))
-    spec.loader.exec_module(module)
-    sys.path.remove(str(FILE.parent))
-    return module
-
-
-examples = load()
 
 
 def J(c: float, D: tuple[float, float]) -> np.ndarray:
@@ -44,7 +24,7 @@ def J(c: float, D: tuple[float, float]) -> np.ndarray:
 
 
 def test_oracle_13_the_root_and_the_critical_coupling() -> None:
-    found = examples.switching_root()
+    found = planar.switching_root()
     assert found == pytest.approx(0.3468070907, abs=1e-8)
     assert 1 / found == pytest.approx(2.8834473890, abs=1e-8)
     assert math.log(1 + found**-2) / 2 == pytest.approx(1 + found * math.atan(found), abs=1e-12)
@@ -53,7 +33,7 @@ def test_oracle_13_the_root_and_the_critical_coupling() -> None:
 @pytest.mark.parametrize("c", [0.5, 2.0, 10.0])
 def test_every_jacobian_has_eigenvalues_with_real_part_minus_one(c: float) -> None:
     for D in itertools.product((0.0, 0.3, 1.0), repeat=2):
-        np.testing.assert_allclose(examples.planar_jacobian(c, D), J(c, D))
+        np.testing.assert_allclose(planar.planar_jacobian(c, D), J(c, D))
         np.testing.assert_allclose(np.linalg.eigvals(J(c, D)).real, -1, atol=1e-12)
         assert c * math.sqrt(D[0] * D[1]) == pytest.approx(
             np.abs(np.linalg.eigvals(J(c, D)).imag).max(), abs=1e-12
@@ -62,8 +42,8 @@ def test_every_jacobian_has_eigenvalues_with_real_part_minus_one(c: float) -> No
 
 @pytest.mark.parametrize("c", [0.5, 1.9, 2.0, 2.5, 10.0])
 def test_theorem_7_no_constant_metric_is_better_than_the_identity(c: float) -> None:
-    assert examples.best_constant_rate(c) == pytest.approx(1 - c / 2, abs=1e-6)
-    certificate = certify(examples.planar_network(c))
+    assert planar.best_constant_rate(c) == pytest.approx(1 - c / 2, abs=1e-6)
+    certificate = certify(planar.planar_network(c))
     assert certificate.certified is (c < 2)
     if c < 2:
         assert certificate.rate == pytest.approx(1 - c / 2, abs=1e-6)
@@ -71,7 +51,7 @@ def test_theorem_7_no_constant_metric_is_better_than_the_identity(c: float) -> N
 
 @pytest.mark.parametrize("c", [2.0, 2.5, 10.0])
 def test_certify_refuses_it_in_every_metric_that_is_tried(c: float) -> None:
-    terms = examples.planar_network(c).terms()
+    terms = planar.planar_network(c).terms()
     for _ in range(30):
         theta = torch.linalg.qr(torch.randn(2, 2))[0] * torch.randn(2).exp() @ torch.randn(2, 2)
         metric = Metric((Factor(theta, torch.linalg.inv(theta)),))
@@ -80,13 +60,13 @@ def test_certify_refuses_it_in_every_metric_that_is_tried(c: float) -> None:
 
 @pytest.mark.parametrize("c", [1.0, 2.5, 2.883447389, 10.0])
 def test_worst_case_switching_has_the_exponent_c_l_minus_1(c: float) -> None:
-    assert examples.switching_exponent(c) == pytest.approx(c * 0.3468070906485 - 1, abs=1e-9)
+    assert planar.switching_exponent(c) == pytest.approx(c * 0.3468070906485 - 1, abs=1e-9)
 
 
 def test_no_other_switching_grows_faster() -> None:
     """Random piecewise constant slopes, corners and inner ones, and durations around the worst."""
     c, rng, best = 10.0, np.random.default_rng(0), -np.inf
-    worst = examples.worst_pieces(c)
+    worst = planar.worst_pieces(c)
     for trial in range(2000):
         if trial % 2:
             pieces = [(D, T * math.exp(0.2 * rng.normal())) for D, T in worst]
@@ -99,21 +79,21 @@ def test_no_other_switching_grows_faster() -> None:
             flow = expm(J(c, tuple(D)) * T) @ flow
         exponent = math.log(np.abs(np.linalg.eigvals(flow)).max()) / sum(T for _, T in pieces)
         best = max(best, exponent)
-    assert best <= examples.switching_exponent(c) + 1e-9
+    assert best <= planar.switching_exponent(c) + 1e-9
     assert best > 2.4  # not vacuous: some come close to 2.468
 
 
 def test_a_tanh_network_under_a_bounded_input_amplifies_a_tiny_perturbation() -> None:
     """c = 10, in continuous time: 1e-8 grows to order one at almost c l - 1, and never decays."""
-    t, d = examples.perturbed(10.0, periods=20)
+    t, d = planar.perturbed(10.0, periods=20)
     exponent = math.log(float(d[8] / d[0])) / float(t[8])
-    assert 2.4 < exponent < 10 * examples.switching_root() - 1
+    assert 2.4 < exponent < 10 * planar.switching_root() - 1
     assert float(d[0]) == 1e-8
     assert float(d[13:].min()) > 1
 
 
 def test_the_input_is_bounded_and_periodic_and_makes_the_slopes() -> None:
-    state, signal, period = examples.steered(10.0)
+    state, signal, period = planar.steered(10.0)
     t = torch.linspace(0, period, 4001)
     torch.testing.assert_close(signal(t), signal(t + period), rtol=0, atol=1e-8)
     assert float(signal(t).abs().max()) < 500
@@ -132,11 +112,11 @@ def test_the_input_is_bounded_and_periodic_and_makes_the_slopes() -> None:
     ("c", "grows"), [(1.0, False), (1.9, False), (2.5, False), (4.0, True), (10.0, True)]
 )
 def test_the_measured_network_agrees_with_the_exponent(c: float, grows: bool) -> None:
-    exponent = examples.measured_exponent(c)
+    exponent = planar.measured_exponent(c)
     assert (exponent > 0) is grows
-    assert exponent == pytest.approx(examples.switching_exponent(c), abs=0.03)
+    assert exponent == pytest.approx(planar.switching_exponent(c), abs=0.03)
     if c < 2:  # in the metric I no distance shrinks more slowly than Theorem 7 proves
-        t, distance = examples.perturbed(c, periods=2)
+        t, distance = planar.perturbed(c, periods=2)
         assert float(distance.diff().max()) < 0
         assert (distance <= distance[0] * torch.exp(-(1 - c / 2) * t) * (1 + 1e-6)).all()
 
@@ -145,15 +125,15 @@ def test_the_measured_network_agrees_with_the_exponent(c: float, grows: bool) ->
 
 
 def test_oracle_14_alternating_slopes() -> None:
-    flow, period = examples.monodromy(5.0, examples.alternating_pieces(5.0))
-    assert examples.radius(flow) == pytest.approx(1.3391740, abs=1e-6)
-    assert examples.radius(flow) == pytest.approx(math.exp(2 - math.pi * math.e / 5), abs=1e-9)
-    for D, duration in examples.alternating_pieces(5.0):
+    flow, period = planar.monodromy(5.0, planar.alternating_pieces(5.0))
+    assert planar.radius(flow) == pytest.approx(1.3391740, abs=1e-6)
+    assert planar.radius(flow) == pytest.approx(math.exp(2 - math.pi * math.e / 5), abs=1e-9)
+    for D, duration in planar.alternating_pieces(5.0):
         assert np.linalg.eigvals(J(5.0, D)).real.max() == pytest.approx(-1, abs=1e-12)
         assert duration == pytest.approx(period / 2)
     critical = math.pi * math.e / 2
     for c, grows in ((0.99 * critical, False), (1.01 * critical, True)):
-        assert (examples.radius(examples.monodromy(c, examples.alternating_pieces(c))[0]) > 1) is grows
+        assert (planar.radius(planar.monodromy(c, planar.alternating_pieces(c))[0]) > 1) is grows
 
 
 def test_oracle_15_the_textbook_system() -> None:
@@ -180,11 +160,11 @@ def test_oracle_15_the_textbook_system() -> None:
 
 
 def test_euler_is_refused_and_diverges_where_imex_is_certified_and_shrinks() -> None:
-    net = examples.strongly_coupled()
+    net = planar.strongly_coupled()
     L = net.terms().L
     assert L is not None
     assert float(torch.linalg.matrix_norm(L.detach(), ord=2)) == pytest.approx(12, rel=1e-12)
-    euler, growing = examples.certified_and_measured(net, "euler", steps=300)
+    euler, growing = planar.certified_and_measured(net, "euler", steps=300)
     assert euler.certified
     assert euler.rate == pytest.approx(0.5, abs=1e-4)
     assert not euler.step.certified
@@ -192,33 +172,26 @@ def test_euler_is_refused_and_diverges_where_imex_is_certified_and_shrinks() -> 
     assert growing.growth > 1e3
     assert 1.03 < growing.factor <= math.hypot(1 - 0.5 * 0.03, 12 * 0.03)  # of I - h (I - I/2 - L)
     for method in ("imex", "exponential-euler"):
-        certificate, shrinking = examples.certified_and_measured(net, method, steps=300)
+        certificate, shrinking = planar.certified_and_measured(net, method, steps=300)
         assert certificate.step.certified
         assert 0.98 < shrinking.factor <= certificate.step.contraction_factor < 1
         assert certificate.step.contraction_factor - shrinking.factor < 1e-3  # the bound is sharp here
         assert shrinking.growth < 0.1
-    certificate, exact = examples.certified_and_measured(net, "dopri8", steps=30)
+    certificate, exact = planar.certified_and_measured(net, "dopri8", steps=30)
     assert certificate.rate <= local_rate(exact) < certificate.rate + 0.05
 
 
 def test_the_weak_coupling_that_euler_bears_is_not_refused() -> None:
-    certificate, measured = examples.certified_and_measured(
-        examples.strongly_coupled(2.0), "euler", steps=100
+    certificate, measured = planar.certified_and_measured(
+        planar.strongly_coupled(2.0), "euler", steps=100
     )
     assert certificate.step.certified
     assert measured.factor <= certificate.step.contraction_factor
     assert not measured.growth > 1
 
 
-def test_every_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    examples.console().print(examples.theorem7_table(), examples.section31_table())
-    printed = capsys.readouterr().out
-    for number in ("[[0, -c], [c, 0]]", "-4.000000", "1.3391742", "-1.0000-1.4715i"):
-        assert number in printed
-
-
 def test_the_constraint_free_network_of_the_example_has_that_weight() -> None:
-    net = examples.planar_network(3.0)
+    net = planar.planar_network(3.0)
     assert isinstance(net, Subnetwork)
     assert isinstance(net.constraint, Unconstrained)
     assert net.weight.tolist() == [[0.0, -3.0], [3.0, 0.0]]

@@ -1,15 +1,6 @@
-"""Why eigenvalues of Jacobians prove nothing, and why a solver's step needs its own certificate.
+"""The planar net of Theorem 7, its worst switching, and the assembly that Euler's step makes diverge.
 
-python experiments/counterexamples.py
-
-(i)   W = [[0, -c], [c, 0]] with slopes in [0, 1]: every Jacobian has eigenvalues with real part -1, yet
-      no constant quadratic metric proves contraction for c >= 2 (Theorem 7), and for large c a tanh
-      network under a bounded periodic input takes a perturbation of 1e-8 to order one.
-(ii)  A periodic linear system whose matrix is Hurwitz at every instant and whose solutions grow.
-(iii) An assembly that contracts in continuous time, whose Euler step diverges and whose IMEX step
-      contracts, at the same dt.
-
-Every number is computed here, and every function can be imported.
+The page `docs/explanations/counterexamples.md` tells them; the tests hold the numbers.
 """
 
 import math
@@ -19,7 +10,6 @@ from itertools import product
 import numpy as np
 import torch
 from numpy import ndarray
-from rich.table import Table
 from scipy.linalg import expm
 from scipy.optimize import brentq, minimize
 from torch import Tensor
@@ -28,7 +18,6 @@ import ctrnn_assembly as ctrnn
 from ctrnn_assembly import Assembly, Subnetwork, certify, measure_contraction, solve
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_cli.shared import console, table
 
 AMPLITUDE = 4.0  # tanh'(4) = 0.0013 stands for the slope 0
 Pieces = list[tuple[tuple[float, float], float]]  # slopes, and for how long
@@ -181,88 +170,3 @@ def certified_and_measured(
     u = torch.randn(2, steps, net.size, generator=generator, dtype=torch.float64)
     measured = measure_contraction(net, u, dt=0.03, solver=solver, generator=generator)
     return certify(net, dt=0.03, solver=solver if solver in SCHEMES else "euler"), measured
-
-
-# Tables
-
-
-def pairs_of(A: ndarray) -> str:
-    """Both eigenvalues in one cell."""
-    values = np.sort_complex(np.linalg.eigvals(A))
-    return ", ".join(f"{z.real:+.4f}{z.imag:+.4f}i" for z in values)
-
-
-def theorem7_table() -> Table:
-    rows, critical = [], 1 / switching_root()
-    for c in (1.0, 1.9, 2.0, 2.5, critical, 4.0, 10.0):
-        box = product((0.0, 0.5, 1.0), (0.0, 0.5, 1.0))
-        real = [np.linalg.eigvals(planar_jacobian(c, D)).real for D in box]
-        rate = certify(planar_network(c))
-        row = {
-            "c": f"{c:.4f}",
-            "Re eig(J), all slopes": f"{np.min(real):+.4f} .. {np.max(real):+.4f}",
-            "best constant metric: rate": f"{best_constant_rate(c):+.6f}",
-            "certify: rate": f"{rate.rate:+.6f}" if rate.certified else "refused",
-            "worst switching: exponent": f"{switching_exponent(c):+.6f}",
-            "c l - 1": f"{c * switching_root() - 1:+.6f}",
-            "tanh network, measured exponent": f"{measured_exponent(c):+.4f}",
-        }
-        rows.append(row)
-    roots = f"l = {switching_root():.10f}, 1/l = {critical:.10f}"
-    return table(rows, title=f"(i) Theorem 7: W = [[0, -c], [c, 0]]; {roots}")
-
-
-def growth_table(c: float) -> Table:
-    t, d = perturbed(c)
-    _, signal, period = steered(c)
-    largest = float(signal(torch.linspace(0, period, 4001, dtype=torch.float64)).abs().max())
-    title = (
-        f"The tanh network at c = {c:g} under a bounded periodic input (max |u| = {largest:.1f}): "
-        "a perturbation grows up to order one"
-    )
-    ends = (0, 2, 4, 6, 8, 12, 16, 20)
-    return table([{"t": f"{t[k]:.3f}", "distance": f"{d[k]:.3e}"} for k in ends], title=title)
-
-
-def section31_table() -> Table:
-    rows = []
-    for c in (4.0, math.pi * math.e / 2, 5.0, 10.0):
-        pieces = alternating_pieces(c)
-        first, second = (pairs_of(planar_jacobian(c, D)) for D, _ in pieces)
-        row = {
-            "c": f"{c:.4f}",
-            "eig(J), slopes (1, e^-2)": first,
-            "eig(J), slopes (e^-2, 1)": second,
-            "monodromy radius": f"{radius(monodromy(c, pieces)[0]):.7f}",
-            "exp(2 - pi e / c)": f"{math.exp(2 - math.pi * math.e / c):.7f}",
-        }
-        rows.append(row)
-    return table(rows, title="(ii) Section 3.1: alternating slopes; above 1 the solutions grow")
-
-
-def solver_table() -> Table:
-    net, rows = strongly_coupled(), []
-    for solver in ("dopri8", "euler", "imex", "exponential-euler"):
-        certificate, measured = certified_and_measured(net, solver)
-        step = certificate.step
-        assert step is not None
-        bound, verdict = step.contraction_factor, "certified" if step.certified else "refused"
-        if solver == "dopri8":  # continuous time: the factor that the rate allows over dt
-            verdict, bound = "exact flow", math.exp(-certificate.rate * measured.dt)
-        row = {
-            "solver": solver,
-            "one step": verdict,
-            "bound on the factor": "none" if bound is None else f"{bound:.6f}",
-            "largest measured factor": f"{measured.factor:.6f}",
-            "fitted rate": f"{measured.rate:+.4f}",
-            "distance after 400 steps / before": f"{measured.growth:.3e}",
-        }
-        rows.append(row)
-    rate = f"certified rate {certify(net).rate:.6f}"
-    return table(rows, title=f"(iii) W = I / 2, tanh, skew L with norm 12, dt = 0.03: {rate}")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    tables = (theorem7_table(), growth_table(10.0), section31_table(), solver_table())
-    console().print(*tables, sep="\n")
