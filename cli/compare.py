@@ -3,7 +3,6 @@
 import sys
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
@@ -91,9 +90,8 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
     Runs that differ by their seed alone are a column: means, and half the 95 % interval over seeds.
     """
-    from ctrnn_assembly.data.targets import MEASURES
     from ctrnn_assembly.reproduction.experiments import FREE
-    from ctrnn_assembly.reproduction.results import half_interval, verdict
+    from ctrnn_assembly.reproduction.results import means
     from ctrnn_assembly.training.run import read_config, read_summary, refusing
 
     groups, known = dict[str, dict[int, Any]](), [read_config(one).model_dump() for one in folders]
@@ -113,13 +111,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
             f"summary.json of {column['runs']} is damaged", "`ctrnn train --resume` writes it."
         ):
             column |= {key: runs[0][key] for key in ("task", *differ)}
-            for name in [*(f"test_{key}" for key in MEASURES), "seconds"]:
-                reached = [one[name] for one in runs if one.get(name) is not None]
-                if reached:
-                    column |= {name: fmean(reached), f"{name}_half_interval": half_interval(reached)}
-            proven: Any = verdict([one["certificate"] for one in runs])
-            column |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
-            columns.append(column | {"rate": proven["rate"], "parameters": runs[0]["parameters"]})
+            columns.append(column | means(runs))
 
     def text(value: Any) -> str:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
-from ctrnn_assembly.training.run import Run, save_weights
+from ctrnn_assembly.training.run import Run, read_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,33 @@ def test_other_weights_than_the_certified_are_refused(run, tmp_path):
     with pytest.raises(DataError, match="is of other weights"):
         _ = from_pretrained(folder).model
     (folder / "certificate.json").write_text("{")
-    with pytest.raises(DataError, match="Use an intact copy"):
+    with pytest.raises(DataError, match="Use intact copies of both"):
         _ = from_pretrained(folder).model
     with pytest.raises(ConfigError, match="must be a new folder"):
         Run.open(run).save_pretrained(run)
+
+
+def test_a_finished_run_with_other_weights_is_refused_by_every_command(run, tmp_path, capsys):
+    cli, changed = Cli(capsys), tmp_path / "changed"
+    shutil.copytree(run, changed)
+    model = Run.open(changed).build()
+    with torch.no_grad():
+        next(model.parameters()).mul_(1 + 1e-6)
+    save_weights(changed / "model.safetensors", model)
+    np.savez(tmp_path / "new.npz", X=np.zeros((3, 6, 2)))
+    for command in (
+        ("certify", changed),
+        ("predict", changed, "--data", tmp_path / "new.npz", "--out", tmp_path / "p.csv"),
+        ("export", changed, "--out", tmp_path / "net.pt2"),
+        ("report", changed, "--out", tmp_path / "page.html"),
+    ):
+        said = cli.refuses(*command)
+        assert "summary.json is of other weights" in said
+        for digest in (Run.open(run).weights.sha256, read_weights(changed / "model.safetensors").sha256):
+            assert digest[:16] in said
+    assert Run.open(changed, initial=True).build(data=False).core.state_size == 6
+    (changed / "summary.json").unlink()  # a run that is not finished has no hash yet
+    assert Run.open(changed).weights.kind == "trained"
 
 
 def test_a_model_that_was_changed_is_saved_with_its_own_certificate_and_no_measure(run, tmp_path):

@@ -439,7 +439,8 @@ def test_net_whose_norm_exceeds_one(tmp_path: Path) -> None:
 
 def test_run_and_weights_write_proofs(tmp_path: Path, cli: Cli) -> None:
     store_run(tmp_path / "run", model="svd-combo", solver="imex")
-    (tmp_path / "run/summary.json").write_text(json.dumps({"task": "digits"}))
+    digest = sha256((tmp_path / "run/model.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "run/summary.json").write_text(json.dumps({"weights_sha256": digest}))
     file = tmp_path / "new/proof.json"
     said = cli("certify", tmp_path / "run", "--write-proof", file)
     assert "imex step" in said.out

@@ -16,6 +16,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row, difference
 from ctrnn_assembly.training.config import TrainConfig, make_config
@@ -128,6 +129,21 @@ def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     steps = sum((c.get("discrete") or {}).get("certified", False) for c in certificates)
     rate = min(proven, default=None)
     return {"of": len(certificates), "certified": len(proven), "rate": rate, "discrete": steps}
+
+
+def means(runs: Sequence[dict[str, Any]], part: str = "test") -> dict[str, Any]:
+    """What finished runs come to, from their summaries: means of the measures of a part and of seconds,
+    each with its `half_interval`, how many are certified, and the smallest rate."""
+    found: dict[str, Any] = {}
+    for name in [*(f"{part}_{key}" for key in MEASURES), "seconds"]:
+        reached = [one[name] for one in runs if one.get(name) is not None]
+        if reached:
+            found |= {name: statistics.fmean(reached), f"{name}_half_interval": half_interval(reached)}
+    proven = verdict([one["certificate"] for one in runs])
+    if proven is not None:
+        found |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
+        found |= {"rate": proven["rate"], "parameters": runs[0]["parameters"]}
+    return found
 
 
 def cells(line: dict[str, Any]) -> dict[str, str]:

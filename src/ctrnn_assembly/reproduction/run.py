@@ -24,6 +24,7 @@ from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, Sol
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
 from ctrnn_assembly.reproduction.results import checked_result, keep_result
 from ctrnn_assembly.training.batches import measure
+from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, read_table, run_record
@@ -108,20 +109,12 @@ def alone(job: Job, places: Places) -> None:
 
 
 def run_job(job: Job, places: Places) -> None:
-    """Train if that is not done, measure, and write the result.
-
-    ConfigError if the folder holds a run with other settings, RunBusyError if another process has it.
-    """
+    """Train if that is not done, as `trained`; measure, and write the result."""
     run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
     with locked(run):
-        resume = (run / "config.yaml").exists()
-        if resume and (other := difference(read_config(run), config)):
-            raise ConfigError(
-                f"{run} holds a run with other settings ({other}). Delete it, or use another --runs."
-            )
         try:
-            found = (resume and read_summary(run)) or fit(config, run, resume=resume, command=command)
+            found = trained(config, run, command=command)
             if experiment.evaluate:
                 found["evaluate"] = [evaluation(one, run, data_dir) for one in experiment.evaluate]
             if experiment.lyapunov:
@@ -137,6 +130,19 @@ def run_job(job: Job, places: Places) -> None:
             }
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
+
+
+def trained(config: TrainConfig, run: Path, **how: Any) -> dict[str, Any]:
+    """The summary of the run of this folder, which is trained if it is not there, or goes on.
+
+    ConfigError if the folder holds one with other settings, RunBusyError if another process has it.
+    """
+    with locked(run):
+        resume = (run / "config.yaml").exists()
+        if resume and (other := difference(read_config(run), config)):
+            what = f"{run} holds a run with other settings ({other})"
+            raise ConfigError(f"{what}. Delete it, or use another folder.")
+        return (resume and read_summary(run)) or fit(config, run, resume=resume, **how)
 
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:

@@ -203,13 +203,19 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights:
-        """The weights that `model` loads; DataError if there are none, or `CERTIFICATE` is of others."""
+        """The weights that `model` loads; DataError if there are none, or the summary of a finished run,
+        or a `CERTIFICATE`, is of others."""
         if self.file is not None:
-            found, certificate = read_weights(self.file), self.file.with_name(CERTIFICATE)
-            if certificate.exists():
-                with refusing(f"{certificate} is of other weights, or damaged", "Use an intact copy."):
-                    if json.loads(certificate.read_text("utf-8"))["weights_sha256"] != found.sha256:
-                        raise ValueError(f"{self.file} has the sha256 {found.sha256}")
+            found = read_weights(self.file)
+            for beside in map(self.file.with_name, (CERTIFICATE, "summary.json")):
+                if beside.exists():
+                    with refusing(
+                        f"{beside} is of other weights, or damaged", "Use intact copies of both."
+                    ):
+                        of, own = json.loads(beside.read_text("utf-8"))["weights_sha256"], found.sha256
+                        if of != own:
+                            its = f"{self.file} has the sha256 {str(own)[:16]}..."
+                            raise ValueError(f"it is of {str(of)[:16]}..., and {its}")
             return found
         if self.path is None or self.initial:
             return Weights("initial")
