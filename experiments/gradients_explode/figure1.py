@@ -18,22 +18,39 @@ from typing import Any
 
 import mlps
 import torch
-from mlps import MLPS, Layer, about, mlp, number, unit_rms
+from mlps import MLPS, mlp, unit_rms
 from rich.table import Table
 from scipy.stats import linregress
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradients import gsc
-from ctrnn_assembly.figures import style
-from ctrnn_cli.shared import console, table
+from ctrnn_cli.shared import Column, console, table
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
-REPORTED_SECONDS = 30 * 60  # of the reproducibility report, for 1,000 observations
+REPORTED = "30 minutes for 1,000"  # the reproducibility report
 # The paper's four, as we know it: its text was not at hand here.
 PAPER = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
 REPORT = {"layer-tanh": "does not"}
 BATCH_RELU = math.sqrt(math.pi / (math.pi - 1))  # its growth a layer in wide nets, by theory
+COLUMNS = [
+    Column("net", "net"),
+    Column("gsc", "GSC", ".4g"),
+    Column("low", "least", ".4g"),
+    Column("high", "largest", ".4g"),
+    Column("growth", "growth/layer", ".4f"),
+    Column("growth_error", "±", ".4f"),
+    Column("fit", "fit", ".3f"),
+    Column("explodes", "explodes"),
+    Column("paper", "paper"),
+    Column("report", "report"),
+]
+DEVIATION = {"yscale": "log", "xlabel": "layer"}
+PANELS: Any = (
+    ("A  GSC(L - j, L) over j", ("gsc", "gsc_low", "gsc_high"), {"yscale": "log", "xlabel": "j"}),
+    ("B  deviation of pre-activations", ("deviation",), DEVIATION),
+    ("C  sign diversity of pre-activations", ("diversity",), {"ylim": (0, 0.52), "xlabel": "layer"}),
+)
 
 
 def growth(log_gsc: Tensor) -> tuple[float, float]:
@@ -50,14 +67,13 @@ def dataset(name: str, number: int, settings: argparse.Namespace) -> tuple[nn.Se
     return mlp(name, [settings.width] * (settings.depth + 1), generator), x, generator
 
 
+@torch.no_grad()
 def preactivations(net: nn.Sequential, x: Tensor) -> list[Tensor]:
     """What the nonlinearity of each layer sees, (B, width) each."""
     found = []
-    with torch.no_grad():
-        for layer in net:
-            assert isinstance(layer, Layer)
-            found.append(layer.preactivation(x))
-            x = layer.phi(found[-1])
+    for linear, norm, phi in net.children():
+        found.append(norm(linear(x)))
+        x = phi(found[-1])
     return found
 
 
@@ -103,51 +119,18 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
 
 def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Table:
     title = (
-        f"GSC(0, {settings.depth}), width {settings.width}: geometric mean and range of "
-        f"{settings.datasets} data sets of {settings.observations}.\n"
-        f"Explodes: log GSC linear in depth (fit at least {FIT}), growing by {GROWTH} or more a layer. "
-        f"Theory for batch-relu: {BATCH_RELU:.4f}.\nPaper: its four exploding nets as we know them, "
-        "text not at hand. Report: what the reproducibility report says."
+        f"GSC(0, {settings.depth}) of {settings.datasets} data sets. Explodes: log GSC is linear in "
+        f"depth, fit at least {FIT}, and grows by {GROWTH} or more a layer; theory for batch-relu: "
+        f"{BATCH_RELU:.4f}. Paper, report: what they say, as far as we know."
     )
-    rows = []
-    for name, net in nets.items():
-        value, low, high = (number(net[key][-1]) for key in ("gsc", "gsc_low", "gsc_high"))
-        spread = "" if net["growth_error"] is None else f"±{net['growth_error']:.4f}"
-        row = {
-            "net": name,
-            "GSC": value,
-            "range": f"{low} - {high}",
-            "growth/layer": f"{net['growth']:.4f}{spread}",
-            "fit": f"{net['fit']:.3f}",
-            "explodes": "yes" if net["explodes"] else "no",
-            "paper": "explodes" if name in PAPER else "",
-            "report": REPORT.get(name, ""),
-        }
-        rows.append(row)
-    return table(rows, title=title)
-
-
-@style.printed
-def draw(nets: dict[str, dict[str, Any]]) -> Any:
-    figure = style.new_figure(
-        4.2, "Seven random MLPs on Gaussian noise (bands: range over data sets)", 11
-    )
-    left, middle, right = figure.subplots(1, 3)
-    depth = len(next(iter(nets.values()))["deviation"])
-    every, steps = max(1, depth // 10), list(range(depth + 1))
-    for k, (name, net) in enumerate(nets.items()):
-        mlps.curve(left, name, steps, net["gsc"], every)
-        band = {"color": style.line_style(k)["color"], "alpha": 0.15, "lw": 0}
-        left.fill_between(steps, net["gsc_low"], net["gsc_high"], **band)
-        mlps.curve(middle, name, steps[1:], net["deviation"], every)
-        mlps.curve(right, name, steps[1:], net["diversity"], every)
-    back = {"ylabel": "GSC(L - j, L)", "xlabel": "layers back from the last one, j"}
-    mlps.panel(left, "A  gradient scale coefficient", yscale="log", **back)
-    deviation = {"yscale": "log", "ylabel": "standard deviation", "xlabel": "layer"}
-    mlps.panel(middle, "B  pre-activation deviation", **deviation)
-    diversity = {"ylim": (0, 0.52), "ylabel": "min(P, N) / (P + N)", "xlabel": "layer"}
-    mlps.panel(right, "C  pre-activation sign diversity", **diversity)
-    return figure
+    rows = [
+        net
+        | {"net": name, "gsc": net["gsc"][-1], "low": net["gsc_low"][-1], "high": net["gsc_high"][-1]}
+        | {"explodes": "yes" if net["explodes"] else "no"}
+        | {"paper": "explodes" if name in PAPER else "", "report": REPORT.get(name, "")}
+        for name, net in nets.items()
+    ]
+    return table(rows, COLUMNS, title=title)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -160,10 +143,7 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = settings_from(arguments)
-    torch.set_num_threads(settings.threads)
-    result = about(__file__, arguments, seed=settings.seed)
-    keys = ("datasets", "observations", "depth", "width", "probes")
-    result["settings"] = {key: getattr(settings, key) for key in keys}
+    result = mlps.begun(__file__, arguments, settings)
     began, worked = time.perf_counter(), time.process_time()
     nets = {name: measure(name, settings) for name in MLPS}
     result |= {
@@ -174,14 +154,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "nets": nets,
     }
     console().print(growth_table(nets, settings))
-    observations = settings.datasets * settings.observations
-    scaled = REPORTED_SECONDS * observations / 1000
     print(
-        f"{observations} observations, all {len(nets)} nets: {result['seconds']:.1f} s "
-        f"({result['cpu_seconds']:.1f} s of CPU, {result['gsc_seconds']:.1f} s in GSC); the report: "
-        f"{scaled / 60:.3g} minutes, {scaled / result['seconds']:.0f} times as long."
+        f"{settings.datasets * settings.observations} observations: {result['seconds']:.1f} s, of which "
+        f"{result['gsc_seconds']:.1f} s in GSC. The report: {REPORTED}."
     )
-    print(mlps.finish("figure1", result, draw(nets), settings))
+    title = "Seven random MLPs on Gaussian noise (faint: range over data sets)"
+    figure = mlps.draw(nets, PANELS, settings.depth, (1, 3), title=title, height=4.2, width=11)
+    print(mlps.finish("figure1", result, figure, settings))
     return result
 
 

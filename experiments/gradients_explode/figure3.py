@@ -30,16 +30,16 @@ from typing import Any
 import mlps
 import torch
 import torch.nn.functional as F
-from mlps import MLPS, Layer, about, keep, mlp, number, unit_rms
+from mlps import MLPS, keep, mlp, unit_rms
 from rich.table import Table
 from torch import Generator, Tensor, nn
 
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.data.task import Split, Task
 from ctrnn_assembly.diagnostics.gradients import VJPs, effective_depth_of_gradient, gsc
+from ctrnn_assembly.diagnostics.linearise import vjp
 from ctrnn_assembly.errors import CtrnnError, DataError
-from ctrnn_assembly.figures import style
-from ctrnn_cli.shared import console, table
+from ctrnn_cli.shared import Column, console, table
 
 Settings = argparse.Namespace
 RATES = (0.03, 0.01, 0.003, 0.001, 0.0003)  # of the norm of W, in the first steps
@@ -47,22 +47,40 @@ TRIAL_EPOCHS = 2
 SCOUTS = 10  # batches
 BATCH = 100
 PROBES = 20
+COLUMNS = [
+    Column("net", "net"),
+    Column("rate", "rate", "g"),
+    Column("error", "train err", ".3f"),
+    Column("held_out_error", "held out", ".3f"),
+    Column("before", "GSC before", ".4g"),
+    Column("gsc", "after", ".4g"),
+    Column("effective_depth", "eff. depth", "d"),
+    Column("change_norm", "change of W", ".3g"),
+]
+LOG = {"yscale": "log", "xlabel": "epoch"}
+PANELS: Any = (
+    ("A  classification error", ("held_out_error", "error"), {"ylim": (0, 1), "xlabel": "epoch"}),
+    ("B  GSC(0, L), image to last hidden layer", ("gsc",), LOG),
+    ("C  effective depth", ("effective_depth",), {"xlabel": "epoch"}),
+    ("D  |W - W(0)| / |W(0)|, operator norms, mean over layers", ("change_norm",), LOG),
+)
 NOTHING: dict[str, Any] = dict.fromkeys(("gsc", "effective_depth", "operator_norm", "change_norm"))
 
 
-class Classifier(nn.Module):
-    """An MLP and a linear readout, (B, pixels) -> (B, classes)."""
+def classifier(name: str, images: Task, settings: Settings) -> nn.Sequential:
+    """An MLP and a linear readout, (B, pixels) -> (B, classes); the same for the same seed."""
+    generator, width = Generator().manual_seed(settings.seed), settings.width
+    sizes = [images.train.x.shape[1], *[width] * settings.depth]
+    readout = nn.Linear(width, images.n_class, dtype=torch.float32)
+    nn.init.zeros_(readout.bias)
+    hidden = mlp(name, sizes, generator, torch.float32)
+    nn.init.normal_(readout.weight, std=width**-0.5, generator=generator)
+    return nn.Sequential(*hidden, readout)
 
-    def __init__(self, name: str, images: Task, settings: Settings) -> None:
-        super().__init__()
-        generator, pixels = Generator().manual_seed(settings.seed), images.train.x.shape[1]
-        self.hidden = mlp(name, [pixels, *[settings.width] * settings.depth], generator, torch.float32)
-        self.readout = nn.Linear(settings.width, images.n_class, dtype=torch.float32)
-        nn.init.normal_(self.readout.weight, std=settings.width**-0.5, generator=generator)
-        nn.init.zeros_(self.readout.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(self.hidden(x))
+def linear(net: nn.Module) -> list[nn.Linear]:
+    """The linear part of every layer, the readout last."""
+    return [part for part in net.modules() if isinstance(part, nn.Linear)]
 
 
 def load_images(settings: Settings) -> Task:
@@ -84,12 +102,12 @@ def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
     return list(zip(split.x.split(BATCH), split.y.split(BATCH), strict=True))
 
 
-def optimizer(net: Classifier, images: Task, rate: float) -> torch.optim.Optimizer:
+def optimizer(net: nn.Sequential, images: Task, rate: float) -> torch.optim.Optimizer:
     """Plain SGD with the step size rate |W| / |g| for each layer.
 
     Norms are Frobenius', |g| is the root mean square of the gradients of the first SCOUTS batches.
     """
-    layers = [*net.hidden, net.readout]
+    layers = linear(net)
     weights = [layer.weight for layer in layers]
     squares = torch.zeros(len(layers))
     scouts = batches(images.train)[:SCOUTS]
@@ -104,7 +122,7 @@ def optimizer(net: Classifier, images: Task, rate: float) -> torch.optim.Optimiz
     return torch.optim.SGD(groups)
 
 
-def training(net: Classifier, images: Task, rate: float, settings: Settings) -> Iterator[float]:
+def training(net: nn.Sequential, images: Task, rate: float, settings: Settings) -> Iterator[float]:
     """The mean losses of epochs, infinite once one overflows, which is the last."""
     steps, generator = optimizer(net, images, rate), Generator()
     generator.manual_seed(settings.seed)
@@ -126,13 +144,13 @@ def best_rate(name: str, images: Task, settings: Settings) -> float:
     """Of RATES the one with the smallest training loss after TRIAL_EPOCHS."""
     losses = {}
     for rate in RATES:
-        net = Classifier(name, images, settings)
+        net = classifier(name, images, settings)
         losses[rate] = list(islice(training(net, images, rate, settings), TRIAL_EPOCHS))[-1]
     return min(losses, key=lambda rate: losses[rate])
 
 
 @torch.no_grad()
-def error(net: Classifier, split: Split) -> float:
+def error(net: nn.Sequential, split: Split) -> float:
     """Share of wrong classes, in batches as in training."""
     return sum(float((net(x).argmax(1) != y).sum()) for x, y in batches(split)) / len(split)
 
@@ -140,42 +158,42 @@ def error(net: Classifier, split: Split) -> float:
 # What is measured
 
 
-def vjps(hidden: nn.Sequential, x: Tensor) -> list[VJPs]:
+def vjps(hidden: nn.Sequential, initial: list[Tensor], x: Tensor) -> list[VJPs]:
     """For each layer V -> (S^T V, R^T V): through phi and the norm, then through W(0) or W - W(0)."""
 
     def split(z: Tensor, y: Tensor, S: Tensor, R: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-        (q,) = torch.autograd.grad(y, z, V, retain_graph=True, is_grads_batched=True)
+        q = vjp(y, z, V)
         return q @ S, q @ R
 
     found: list[VJPs] = []
-    for layer in hidden:
-        assert isinstance(layer, Layer)
-        W = layer.weight.detach()
-        z = (x @ W.mT).requires_grad_()
-        y = layer.phi(layer.normalise(z))
-        found.append(partial(split, z, y, layer.initial, W - layer.initial))
+    for (first, norm, phi), S in zip(hidden, initial, strict=True):
+        z = first(x).detach().requires_grad_()
+        y = phi(norm(z))
+        found.append(partial(split, z, y, S, first.weight.detach() - S))
         x = y.detach()
     return found
 
 
-def diagnose(net: Classifier, images: Task, settings: Settings) -> dict[str, Any]:
-    """GSC, effective depth and operator norms on the first batch, in float64."""
+def diagnose(net: nn.Sequential, initial: list[Tensor], images: Task, seed: int) -> dict[str, Any]:
+    """GSC, effective depth and operator norms on the first batch, in float64; `initial` are the W(0)."""
     net = copy.deepcopy(net).double()
+    hidden, readout = net[:-1], net[-1]
     x, y = batches(images.train)[0]
     x = x.double()
-    generator = Generator().manual_seed(settings.seed)
     try:
-        scale = gsc(net.hidden, x, probes=PROBES, generator=generator)
+        scale = gsc(hidden, x, probes=PROBES, generator=Generator().manual_seed(seed))
     except DataError:  # overflow
         return NOTHING
     assert scale.standard_error is not None
-    top = net.hidden(x).detach().requires_grad_()
-    (g,) = torch.autograd.grad(F.cross_entropy(net.readout(top), y), top)
-    found = effective_depth_of_gradient(vjps(net.hidden, x), g)
-    layers = (layer for layer in net.hidden if isinstance(layer, Layer))
-    pairs = [(layer.weight.detach(), layer.initial) for layer in layers]
-    norms = [torch.linalg.matrix_norm(torch.stack([W, W - W_0, W_0]), 2) for W, W_0 in pairs]
-    own, change, initial = torch.stack(norms).T
+    top = hidden(x).detach().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(readout(top), y), top)
+    found = effective_depth_of_gradient(vjps(hidden, initial, x), g)
+    weights = [layer.weight.detach() for layer in linear(hidden)]
+    norms = [
+        torch.linalg.matrix_norm(torch.stack([W, W - W_0, W_0]), 2)
+        for W, W_0 in zip(weights, initial, strict=True)
+    ]
+    own, change, before = torch.stack(norms).T
     large = (found.shares > 0.01).nonzero()
     return {
         "gsc": float(scale.value[0]),
@@ -184,7 +202,7 @@ def diagnose(net: Classifier, images: Task, settings: Settings) -> dict[str, Any
         "effective_depth_1_percent": int(large.max()) if len(large) else 0,
         "operator_norm": float(own.mean()),
         "operator_norm_largest": float(own.max()),
-        "change_norm": float((change / initial).mean()),
+        "change_norm": float((change / before).mean()),
     }
 
 
@@ -192,7 +210,8 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
     """Train one net and keep the result after every epoch."""
     began = time.perf_counter()
     rate = best_rate(name, images, settings)
-    net = Classifier(name, images, settings)
+    net = classifier(name, images, settings)
+    initial = [layer.weight.detach().double().clone() for layer in linear(net[:-1])]
     record: dict[str, Any] = {"rate": rate, "complete": False, "epochs": []}
     result["nets"][name] = record
     losses = training(net, images, rate, settings)
@@ -203,7 +222,7 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
             "loss": loss,
             "error": error(net, images.train),
             "held_out_error": error(net, images.val),
-            **(NOTHING if diverged else diagnose(net, images, settings)),
+            **(NOTHING if diverged else diagnose(net, initial, images, settings.seed)),
         }
         record["epochs"].append(row)
         record["seconds"] = time.perf_counter() - began
@@ -211,47 +230,12 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
         keep(f"gradients-explode-{settings.name}", result, settings.results)
 
 
-def results_table(result: dict[str, Any]) -> Table:
-    rows = []
-    for name, net in result["nets"].items():
-        first, last = net["epochs"][0], net["epochs"][-1]
-        row = {
-            "net": name,
-            "rate": f"{net['rate']:g}",
-            "train err": f"{last['error']:.3f}",
-            "held out": f"{last['held_out_error']:.3f}",
-            "GSC before": number(first["gsc"]),
-            "after": number(last["gsc"]),
-            "eff. depth": number(last["effective_depth"]),
-            "change of W": number(last["change_norm"]),
-        }
-        rows.append(row)
-    return table(rows, title=f"After {result['settings']['epochs']} epochs")
-
-
-@style.printed
-def draw(result: dict[str, Any], what: str) -> Any:
-    figure = style.new_figure(7, f"Seven MLPs trained on {what}; A: training error faint", 9)
-    grid, end = figure.subplots(2, 2), result["settings"]["epochs"]
-    panels = {
-        "held_out_error": ("A  classification error", "linear"),
-        "gsc": ("B  GSC(0, L), image to last hidden layer", "log"),
-        "effective_depth": ("C  effective depth", "linear"),
-        "change_norm": ("D  |W - W(0)| / |W(0)|, operator norms, mean over layers", "log"),
-    }
-    for axes, (key, (title, scale)) in zip(grid.flat, panels.items(), strict=True):
-        for k, (name, net) in enumerate(result["nets"].items()):
-            rows = [
-                row for row in net["epochs"] if row[key] is not None and (row[key] or scale != "log")
-            ]
-            mlps.curve(axes, name, [row["epoch"] for row in rows], [row[key] for row in rows])
-            if key == "held_out_error":
-                faint = {"color": style.line_style(k)["color"], "alpha": 0.3, "lw": 1}
-                axes.plot([row["epoch"] for row in rows], [row["error"] for row in rows], **faint)
-        mlps.panel(axes, title, yscale=scale, xlabel="epoch", xlim=(-0.04 * end, 1.04 * end))
-    grid[0, 0].set_ylim(0, 1)
-    grid[1, 0].yaxis.get_major_locator().set_params(integer=True)
-    return figure
+def results_table(nets: dict[str, Any], title: str) -> Table:
+    rows = [
+        {"net": name, "rate": net["rate"], "before": net["epochs"][0]["gsc"], **net["epochs"][-1]}
+        for name, net in nets.items()
+    ]
+    return table(rows, COLUMNS, title=title)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -266,30 +250,29 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
     return settings
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = settings_from(arguments)
-    torch.set_num_threads(settings.threads)
     try:
         images = load_images(settings)
-    except DataError as reason:
-        print(f"Skipped, no images: {reason}")
-        return None
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
-    keys = ("task", "images", "resize", "epochs", "depth", "width")
     count, pixels = images.train.x.shape
-    measured = {"rates": list(RATES), "batch": BATCH, "pixels": pixels}
-    result = about(__file__, arguments, seed=settings.seed)
-    result["settings"] = {key: getattr(settings, key) for key in keys} | measured
-    result["nets"] = {}
+    result = mlps.begun(__file__, arguments, settings)
+    result["settings"] |= {"rates": list(RATES), "batch": BATCH, "pixels": pixels}
+    nets = result["nets"] = {}
     for name in MLPS:
         run(name, images, settings, result)
-        print(f"{name}: {result['nets'][name]['seconds']:.0f} s")
-    result["seconds"] = sum(net["seconds"] for net in result["nets"].values())
+        print(f"{name}: {nets[name]['seconds']:.0f} s")
+    result["seconds"] = sum(net["seconds"] for net in nets.values())
+    console().print(results_table(nets, f"After {settings.epochs} epochs"))
+    curves = {
+        name: {key: [row[key] for row in net["epochs"]] for _, keys, _ in PANELS for key in keys}
+        for name, net in nets.items()
+    }
     what = f"{count} images of {pixels} values (task {settings.task})"
-    console().print(results_table(result))
-    wrote = mlps.finish(settings.name, result, draw(result, what), settings)
-    print(f"{result['seconds']:.0f} s. {wrote}")
+    title = f"Seven MLPs trained on {what}; A: training error faint"
+    figure = mlps.draw(curves, PANELS, settings.epochs, (2, 2), title=title, height=7, width=9)
+    print(f"{result['seconds']:.0f} s. {mlps.finish(settings.name, result, figure, settings)}")
     return result
 
 

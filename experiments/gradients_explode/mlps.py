@@ -1,4 +1,4 @@
-"""The seven networks of 'Gradients explode', f_l = phi(norm(W_l f_{l-1})), and how they are drawn.
+"""The seven networks of 'Gradients explode', f_l = phi(norm(W_l f_{l-1})), and what their figures share.
 
 | name | norm | phi | variance of W |
 |---|---|---|---|
@@ -14,66 +14,52 @@ Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), section 3.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize
 
 from ctrnn_assembly.figures import style
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from keep import RESULTS, about, keep  # noqa: E402, F401
+from keep import RESULTS, about, keep  # noqa: E402
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
-
-
-class Layer(nn.Module):
-    """x (B, columns) -> phi(norm(W x)), (B, rows)."""
-
-    initial: Tensor
-
-    def __init__(self, W: Tensor, name: str) -> None:
-        super().__init__()
-        self.norm, _, phi = name.rpartition("-")
-        self.phi = {"relu": torch.relu, "tanh": torch.tanh, "selu": F.selu}[phi]
-        self.weight = nn.Parameter(W)
-        self.register_buffer("initial", W.clone(), persistent=False)
-
-    def normalise(self, z: Tensor) -> Tensor:
-        if self.norm == "layer":
-            return F.layer_norm(z, z.shape[1:])
-        if self.norm == "batch":
-            return F.batch_norm(z, None, None, training=True)
-        return z
-
-    def preactivation(self, x: Tensor) -> Tensor:
-        """What phi sees, (B, rows)."""
-        return self.normalise(x @ self.weight.mT)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.phi(self.preactivation(x))
+NORMS: Any = {
+    "": nn.Identity,
+    "layer": partial(nn.LayerNorm, elementwise_affine=False),
+    "batch": partial(nn.BatchNorm1d, affine=False, track_running_stats=False),
+}
+PHIS: Any = {"relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU}
 
 
 def mlp(
     name: str, sizes: Sequence[int], generator: Generator, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
-    """One of `MLPS`, of as many units a layer as `sizes` says from the input on."""
-    gain = 2.0 if name.endswith("relu") else 1.0
+    """One of `MLPS`, of as many units a layer as `sizes` says from the input on.
+
+    A layer is nn.Sequential(W, norm, phi).
+    """
+    norm, _, phi = name.rpartition("-")
     layers = []
     for columns, rows in pairwise(sizes):
-        W = torch.randn(rows, columns, generator=generator, dtype=dtype)
-        layers.append(Layer(W * (gain / columns) ** 0.5, name))
+        linear = nn.Linear(columns, rows, bias=False, dtype=dtype)
+        variance = (2 if phi == "relu" else 1) / columns
+        nn.init.normal_(linear.weight, std=variance**0.5, generator=generator)
+        layers.append(nn.Sequential(linear, NORMS[norm](rows), PHIS[phi]()))
     return nn.Sequential(*layers)
 
 
 def unit_rms(x: Tensor) -> Tensor:
     """Rows of x (B, d) at the length sqrt(d)."""
-    return x * x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True)
+    return normalize(x) * x.shape[1] ** 0.5
 
 
 def options(docstring: str | None) -> argparse.ArgumentParser:
@@ -88,29 +74,44 @@ def options(docstring: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def number(value: float | None) -> str:
-    """Three digits, without an exponent up to a million."""
-    if value is None:
-        return "none"
-    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+def begun(script: str, arguments: list[str] | None, settings: argparse.Namespace) -> dict[str, Any]:
+    """The result of a script before it has measured: what it depends on."""
+    torch.set_num_threads(settings.threads)
+    given = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
+    return about(script, arguments, seed=settings.seed) | {"settings": given}
 
 
-def curve(axes: Any, name: str, x: Sequence[float], y: Sequence[float], every: int = 1) -> None:
-    """One network's curve, in its colour and marker."""
-    look = style.line_style(MLPS.index(name))
-    axes.plot(x, y, **look, markevery=every, markersize=3.5, linewidth=1.3, label=name)
+@style.printed
+def draw(
+    nets: Mapping[str, Any],
+    panels: Sequence[tuple[str, Sequence[str], Any]],
+    end: int,
+    shape: tuple[int, int],
+    **size: Any,
+) -> Any:
+    """Panels (title, keys, settings of the axes), each with the curve of the first key for every net.
 
-
-def panel(axes: Any, title: str, **settings: Any) -> None:
-    """Title, axes and grid of a panel."""
-    axes.set(**settings)
-    axes.set_title(title, loc="left")
-    axes.grid(alpha=0.25)
+    Curves end at x = `end`. Those of further keys are faint, in the colour of the first.
+    """
+    figure = style.new_figure(**size)
+    for axes, (title, keys, settings) in zip(figure.subplots(*shape).flat, panels, strict=True):
+        for name, curves in nets.items():
+            look: Any = style.line_style(MLPS.index(name)) | {"label": name}
+            for key in keys:
+                y = np.array(curves[key], float)
+                y = np.where(y > 0, y, np.nan) if "yscale" in settings else y
+                x, every = range(end + 1 - len(y), end + 1), max(1, end // 10)
+                axes.plot(x, y, **look, markevery=every, ms=3.5, lw=1.3)
+                look |= {"alpha": 0.3, "marker": "", "label": ""}
+        axes.set(**settings)
+        axes.set_title(title, loc="left")
+        axes.grid(alpha=0.25)
+    style.legend_below(figure, [figure.axes[0]], len(MLPS))
+    return figure
 
 
 def finish(name: str, result: dict[str, Any], figure: Any, settings: argparse.Namespace) -> str:
-    """Keep the result, save the figure as png and pdf, with a legend below all panels; say where."""
-    style.legend_below(figure, [figure.axes[0]], len(MLPS))
+    """Keep the result, save the figure as png and pdf; say where."""
     path = settings.figure or HERE / name
     for ending in (".png", ".pdf"):
         style.save_figure(figure, path.with_suffix(ending))
