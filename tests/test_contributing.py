@@ -45,7 +45,7 @@ def test_a_solver_needs_its_row_and_without_a_proof_it_is_refused(monkeypatch):
     field = Subnetwork(AdaDiagTanh("tanh"), 4)
     terms: Terms = field.terms()
     x = torch.randn(3, 4)
-    step = [rows.affine_step(rows.SCHEMES[name], terms, 0.1)(x, None) for name in ("twin", "imex")]
+    step = [rows.affine_step(rows.SCHEMES[name], terms, 0.1)(None, x) for name in ("twin", "imex")]
     torch.testing.assert_close(*step)
     proven = certify(field, dt=0.1, solver="twin")
     assert proven.certified

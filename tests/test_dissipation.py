@@ -101,7 +101,7 @@ def test_the_matrices_are_those_of_the_layer(norm):
 def net_step(layer, terms, v, x):
     from ctrnn_assembly.schemes import SCHEMES, affine_step
 
-    return affine_step(SCHEMES["exponential-euler"], terms, 1.0)(x, layer.drive(v, terms.tau, 1.0))
+    return affine_step(SCHEMES["exponential-euler"], terms, 1.0)(layer.drive(v, terms.tau, 1.0), x)
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"mix": "mlp", "norm": "rms"}, LINEAR])

@@ -119,7 +119,7 @@ def test_the_jacobian_of_a_step_is_A_plus_C_N(name: str, form: str) -> None:
     D = W * tanh_slope(x) if form == "x" else tanh_slope(z)[:, None] * W
     jacobian = A + C @ (D + edge.K * torch.sigmoid(x))
     for derivative in (torch.func.jacrev, torch.func.jacfwd):
-        found = derivative(lambda x: step(x, u))(x)[0, :, 0]
+        found = derivative(lambda x: step(u, x))(x)[0, :, 0]
         assert_close(found, jacobian, rtol=1e-12, atol=1e-12)
 
 
@@ -128,7 +128,7 @@ def test_a_number_dt_has_the_precision_of_the_terms(name: str) -> None:
     terms, x, u = with_edge("x"), normal(1, N, seed=5), normal(1, 2, seed=6)
     dt = torch.tensor(0.03, dtype=torch.float64)  # which float32 does not hold
     loop = integrate(SCHEMES[name], terms, x, u[None], dt.view(1, 1))[-1]
-    assert_close(affine_step(SCHEMES[name], terms, 0.03)(x, u), loop, rtol=1e-14, atol=1e-14)
+    assert_close(affine_step(SCHEMES[name], terms, 0.03)(u, x), loop, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -136,8 +136,8 @@ def test_a_step_can_be_batched_by_vmap(name: str) -> None:
     terms = with_edge("x")
     step = affine_step(SCHEMES[name], terms, 0.2)
     x, u = normal(4, N, seed=5), normal(4, 2, seed=6)
-    one = torch.vmap(lambda x, u: step(x[None], u[None])[0])(x, u)
-    assert_close(one, step(x, u), rtol=1e-12, atol=1e-12)
+    one = torch.vmap(lambda x, u: step(u[None], x[None])[0])(x, u)
+    assert_close(one, step(u, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SCHEMES)

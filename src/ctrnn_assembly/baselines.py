@@ -22,12 +22,12 @@ from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.inputs import held
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent, is_plain
-from ctrnn_assembly.solvers.grid import freeze
 from ctrnn_assembly.stack import Stack
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import transformed
+from ctrnn_assembly.transforms import states, transformed
 
 Field = Callable[[Tensor, Tensor], Tensor]  # (projected input, x) -> x'
 Step = Callable[[Tensor, Tensor], Tensor]  # (input, x) -> x+
@@ -102,8 +102,7 @@ class TorchRNN(Baseline):
             packed = pack_padded_sequence(u, lengths.cpu(), batch_first=True, enforce_sorted=False)
             packed, last = self.rnn(packed, state)
             output, _ = pad_packed_sequence(packed, batch_first=True, total_length=u.shape[1])
-            held = torch.arange(u.shape[1], device=u.device).minimum(lengths[:, None] - 1)
-            output = output.gather(1, held[..., None].expand_as(output))
+            output = held(output, lengths)
         return output, torch.cat(last, dim=-1)[0] if len(parts) > 1 else last[0]
 
 
@@ -183,7 +182,7 @@ class Pointwise(Baseline):
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         x = torch.tanh(u + self.bias)
-        x = x if lengths is None else freeze(x.transpose(0, 1), lengths - 1).transpose(0, 1)
+        x = x if lengths is None else held(x, lengths)
         return x, x[:, -1]
 
 
@@ -217,13 +216,9 @@ class EulerRNN(Baseline):
         return lambda u, x: x + self.eps * field(self.inputs(u), x)
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        field, states = self.vector_field(), []
-        for t, drive in enumerate(self.inputs(u.transpose(0, 1))):
-            moved = x + self.eps * field(drive, x)
-            x = moved if lengths is None else torch.where(t < lengths[:, None], moved, x)
-            if save == "all":
-                states.append(x)
-        return torch.stack(states or [x], dim=1), x
+        field, drives = self.vector_field(), self.inputs(u.transpose(0, 1))
+        found = states(lambda drive, x: x + self.eps * field(drive, x), x, drives, lengths=lengths)
+        return found.transpose(0, 1), found[-1]
 
 
 class AntisymmetricRNN(EulerRNN):

@@ -248,7 +248,7 @@ class Layer(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             states = pairs.selective(terms, z, drive, h)[:, ::substeps]
         if not holds(states[:, -1].isfinite()):
-            raise overflow(states.transpose(0, 1), times, "exponential-euler")
+            raise overflow(states, times, "exponential-euler")
         return states[:, 1:], states[:, -1]
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ Source: AdaDiag 2026 (gates "input and state", x + nu o F); corrections E14 and 
 THEORY.
 """
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -32,6 +33,7 @@ from ctrnn_assembly.certificates.gates import Gate as Gate
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import is_unchanged
+from ctrnn_assembly.schemes import repeated
 from ctrnn_assembly.terms import Terms
 
 
@@ -112,13 +114,20 @@ class Gates(nn.Module):
         out = self._explicit(terms, s, x, u)
         return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
 
-    def step(self, terms: Terms, solver: str, h: Any, z: Tensor, x: Tensor, u: Any) -> Tensor:
-        """x+ of a step of length h, a number or (batch, 1), by euler, or by imex with S L S implicit."""
-        if solver == "euler" or terms.L is None:
-            return x + h * self.flow(terms, z, x, u)
-        s = self(z, x).sqrt()
-        implicit = torch.eye(terms.n).to(x) - (h * s)[:, :, None] * terms.L * s[:, None]
-        return torch.linalg.solve(implicit, x + h * self._explicit(terms, s, x, u))
+    def steps(self, terms: Terms, solver: str, count: int) -> Callable[..., Tensor]:
+        """(h, z, u, x) -> x after so many steps of length h, a number or (batch, 1).
+
+        By euler, or by imex with S L S implicit.
+        """
+
+        def step(h: Any, z: Tensor, u: Any, x: Tensor) -> Tensor:
+            if solver == "euler" or terms.L is None:
+                return x + h * self.flow(terms, z, x, u)
+            s = self(z, x).sqrt()
+            implicit = torch.eye(terms.n).to(x) - (h * s)[:, :, None] * terms.L * s[:, None]
+            return torch.linalg.solve(implicit, x + h * self._explicit(terms, s, x, u))
+
+        return repeated(step, count)
 
     @staticmethod
     def _explicit(terms: Terms, s: Tensor, x: Tensor, u: Tensor | None) -> Tensor:

@@ -22,12 +22,12 @@ from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
-from ctrnn_assembly.schemes import SCHEMES, affine_step
+from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_own, check_settings, solve
-from ctrnn_assembly.solvers.grid import freeze, overflow, step_grid
+from ctrnn_assembly.solvers.grid import overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import holds
+from ctrnn_assembly.transforms import holds, states
 
 
 class CTRNN(Recurrent):
@@ -305,32 +305,21 @@ class CTRNN(Recurrent):
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
         gates, h = self._reading, self.step_size
         if self.is_own and self.solver == "euler":
-            return self._own_step
+            own = repeated(lambda flow, x: x + h * flow(x), self.substeps)
+            return lambda u, x: own(self.flow(u), x)
         if gates is None and (self.is_own or self.solver not in SCHEMES):
             return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
         terms, encode = self._driven()
-        move: Any = None if gates else affine_step(SCHEMES[self.solver], terms, h)
-
-        def step(u: Tensor, x: Tensor) -> Tensor:
-            z: Any = gates.reader(u) if gates else None
-            drive = encode(u)
-            for _ in range(self.substeps):
-                x = gates.step(terms, self.solver, h, z, x, drive) if gates else move(x, drive)
-            return x
-
-        return step
-
-    def _own_step(self, u: Tensor, x: Tensor) -> Tensor:
-        flow = self.flow(u)
-        for _ in range(self.substeps):
-            x = x + self.step_size * flow(x)
-        return x
+        if gates is not None:
+            gated = gates.steps(terms, self.solver, self.substeps)
+            return lambda u, x: gated(h, gates.reader(u), encode(u), x)
+        moves = repeated(affine_step(SCHEMES[self.solver], terms, h), self.substeps)
+        return lambda u, x: moves(encode(u), x)
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
         step = self.dt if dt is None else dt
         if self._reading is not None:
-            states = self._gated_states(self._reading, u, x, lengths, step)
-            return states[:, 1:], states[:, -1]
+            return self._gated_states(self._reading, u, x, lengths, step)
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:
@@ -340,22 +329,20 @@ class CTRNN(Recurrent):
         solution = solve(terms, x, **given, **options)
         return solution.x[:, 1:], solution.last
 
-    def _gated_states(self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
-        """The loop under gates that read input or state, (batch, time + 1, n), x first."""
+    def _gated_states(
+        self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt
+    ) -> tuple[Tensor, Tensor]:
+        """As `_run`, of a loop under gates that read input or state."""
         with torch.autocast(x.device.type, enabled=False):
             terms, encode = self._driven()
             times, steps = step_grid(x, None, u, dt, lengths)  # (time, 1 or batch)
-            samples, states = u.transpose(0, 1), [x]
-            for z, drive, step in zip(gates.reader(samples), encode(samples), steps.to(x), strict=True):
-                v = states[-1]
-                for _ in range(self.substeps):
-                    v = gates.step(terms, self.solver, step[:, None] / self.substeps, z, v, drive)
-                states.append(v)
-            stacked = torch.stack(states)
-            stacked = stacked if lengths is None else freeze(stacked, lengths)
-        if not holds(stacked[-1].isfinite()):
-            raise overflow(stacked, times, self.solver)
-        return stacked.transpose(0, 1)
+            h, samples = steps.to(x)[..., None] / self.substeps, u.transpose(0, 1)
+            series = h, gates.reader(samples), encode(samples)
+            moves = gates.steps(terms, self.solver, self.substeps)
+            found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
+        if not holds(found[:, -1].isfinite()):
+            raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
+        return found, found[:, -1]
 
 
 class SequenceClassifier(nn.Module):

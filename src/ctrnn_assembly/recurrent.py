@@ -131,13 +131,7 @@ class Recurrent(nn.Module, ABC):
 
     def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths, *_: Any) -> tuple[Tensor, Tensor]:
         """As `_run`: one plain step after another, which torch transforms, or traces as one operator."""
-        step = self.stepper()
-
-        def move(x: Tensor, k: Tensor, sample: Tensor) -> Tensor:
-            moved = step(sample, x)
-            return moved if lengths is None else torch.where(k < lengths[:, None], moved, x)
-
-        found = states(move, x, torch.arange(u.shape[1], device=u.device), u.transpose(0, 1))
+        found = states(self.stepper(), x, u.transpose(0, 1), lengths=lengths)
         return found.transpose(0, 1)[..., : self.hidden_size], found[-1]
 
     @abstractmethod

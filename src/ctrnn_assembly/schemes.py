@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -132,17 +132,15 @@ def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Ten
     return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
 
 
-def affine_step(
-    scheme: Scheme, terms: Terms, dt: float | Tensor
-) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """(x, u) -> x+ for x (batch, n), u (batch, m) or None, and a number dt, or one a sample, (batch,).
+def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> Callable[[Any, Tensor], Tensor]:
+    """(u, x) -> x+ for u (batch, m) or None, x (batch, n), and a number dt, or one a sample, (batch,).
 
     Plain torch operations without checks or in-place writes: autograd differentiates them any number of
     times, and torch.func's transforms too, with respect to x, u, dt and every tensor of the terms.
     """
     lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
     A, C = step_pair(scheme, terms, lengths)
-    return lambda x, u: _times(A, x) + _times(C, terms.nonlinear(x, terms.inject(u)))
+    return lambda u, x: _times(A, x) + _times(C, terms.nonlinear(x, terms.inject(u)))
 
 
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
@@ -170,11 +168,12 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
 
 
 def repeated(step: Callable[..., Tensor], times: int) -> Callable[..., Tensor]:
-    """(u, x) -> x after so many steps under one u."""
+    """(*u, x) -> x after so many steps under one u."""
 
-    def steps(u: Tensor | None, x: Tensor) -> Tensor:
+    def steps(*given: Any) -> Tensor:
+        *u, x = given
         for _ in range(times):
-            x = step(u, x)
+            x = step(*u, x)
         return x
 
     return step if times == 1 else steps

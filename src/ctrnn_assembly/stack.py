@@ -25,10 +25,10 @@ from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.gains import norm_bound
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.inputs import held
 from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_settings, solve
-from ctrnn_assembly.solvers.grid import freeze
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.transforms import holds
 
@@ -294,7 +294,7 @@ class Stack(Recurrent):
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.terms()
         move = affine_step(SCHEMES[self.solver], terms, self.step_size)
-        moves = repeated(lambda drive, z: move(z, drive), 1 if self.one_field else self.substeps)
+        moves = repeated(move, 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
     def _states(
@@ -316,7 +316,7 @@ class Stack(Recurrent):
             s, x = self._upwards(u, states[:, 1:], lambda layer, v, z: (z[:, -1], z))
         else:
             s, x = self._layer_by_layer(u, x, lengths, dt)
-        return s if lengths is None else freeze(s.transpose(0, 1), lengths - 1).transpose(0, 1), x
+        return s if lengths is None else held(s, lengths), x
 
     def _layer_by_layer(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> tuple[Tensor, Tensor]:
         """The outputs, (batch, time, width), and the last states."""

@@ -37,18 +37,30 @@ def holds(condition: Tensor) -> bool:
     return bool(condition.all())
 
 
-def states(move: Callable[..., Tensor], x: Tensor, *series: Tensor) -> Tensor:
-    """x_k = move(x_k-1, *(s[k] for s in series)) for all k, (time, ...): without x itself."""
+def states(
+    move: Callable[..., Tensor], x: Tensor, *series: Tensor, lengths: Tensor | None = None
+) -> Tensor:
+    """x_k = move(*(s[k] for s in series), x_k-1) for all k, (time, ...): without x itself.
+
+    Row b of x (batch, n) stays from the step lengths[b] on.
+    """
+    if lengths is not None:
+        ends, times = lengths[:, None], torch.arange(len(series[0]), device=x.device)
+
+        def until(k: Tensor, *now: Tensor) -> Tensor:
+            return torch.where(k < ends, move(*now), now[-1])
+
+        return states(until, x, times, *series)
     if traced():
         from torch._higher_order_ops import scan  # a prototype, imported where it is used
 
         def again(x: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            moved = move(x, *now)
+            moved = move(*now, x)
             return moved, moved.clone()  # the operator forbids that outputs share memory
 
         return scan(again, x, series)[1]
     found = []
     for now in zip(*series, strict=True):
-        x = move(x, *now)
+        x = move(*now, x)
         found.append(x)
     return torch.stack(found)

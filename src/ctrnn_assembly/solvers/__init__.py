@@ -35,12 +35,12 @@ from torch import Tensor
 from ctrnn_assembly import fields, schemes
 from ctrnn_assembly.errors import ShapeError, SolverError, check_known
 from ctrnn_assembly.fields import OwnField, as_field, pack
-from ctrnn_assembly.inputs import Signal, hold_over
+from ctrnn_assembly.inputs import Signal, held, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.solvers import fused, pairs
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
 from ctrnn_assembly.solvers.fused import MatmulPrecision, Recompute, Save
-from ctrnn_assembly.solvers.grid import check_start, distinct, freeze, overflow, refined, step_grid
+from ctrnn_assembly.solvers.grid import check_start, distinct, overflow, refined, step_grid
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, transformed
 
@@ -177,12 +177,13 @@ def solve(
         if len(states) == 1:  # the others were not kept
             with torch.no_grad():
                 states, times = ready(chosen | {"recompute": "none", "save": "all"})()[::substeps], apart
-        raise overflow(states if lengths is None else freeze(states, lengths), times, solver)
+        x = states.transpose(0, 1)
+        raise overflow(x if lengths is None else held(x, lengths + 1), times, solver)
     if save == "last":
         states, times = last[None], times[..., -1:]
-    elif lengths is not None:
-        states = freeze(states, lengths)
     x = states.transpose(0, 1)
+    if save == "all" and lengths is not None:
+        x = held(x, lengths + 1)
     count = evaluations if solver in SCHEMES else None
     return Solution(
         times, known.unpack(x) if isinstance(known, OwnField) else x, solver, count, evaluations

@@ -128,19 +128,12 @@ def _steps(x0: Tensor, u: Tensor | Signal | None, dt: Tensor) -> Tensor:
 
 
 def overflow(states: Tensor, times: Tensor, solver: str) -> SolverError:
-    """Of states (time + 1, batch, n), the last of which are not all finite: when and where it began."""
-    k, sample, unit = (~torch.isfinite(states)).nonzero()[0].tolist()
-    before = states[k - 1].detach()
+    """Of states (batch, time + 1, n), the last of which are not all finite: when and where it began."""
+    k, sample, unit = (~torch.isfinite(states)).transpose(0, 1).nonzero()[0].tolist()
+    before = states[:, k - 1].detach()
     return SolverError(
-        f"solver {solver!r}: the state became {float(states[k, sample, unit].detach()):g} at t = "
+        f"solver {solver!r}: the state became {float(states[sample, k, unit].detach()):g} at t = "
         f"{float(times[..., k].flatten()[min(sample, times[..., k].numel() - 1)]):.6g}, step {k} (unit "
         f"{unit} of sample {sample}); the largest before it was {float(before.abs().max()):.4g}. Use "
         "more substeps or solver='imex', or scale the weights down."
     )
-
-
-def freeze(states: Tensor, lengths: Tensor) -> Tensor:
-    """States (time + 1, batch, n) that stay at state `lengths` from there on."""
-    k = torch.arange(len(states), device=states.device)[:, None]
-    last = torch.minimum(k, lengths.to(states.device))  # (time + 1, batch)
-    return states.gather(0, last[..., None].expand_as(states))
