@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -23,13 +24,18 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.schemes import integrate as plain_loop
 from ctrnn_assembly.solvers.cuda import persistent
-from ctrnn_assembly.solvers.cuda.persistent import layout, persistent_euler, why_not
+from ctrnn_assembly.solvers.cuda.check import loop_on_cuda
+from ctrnn_assembly.solvers.cuda.persistent import layout
+from ctrnn_assembly.solvers.fused import fused_step
 from ctrnn_assembly.solvers.fused import integrate as fused_loop
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import normal
 from solver_problems import one_thread as one_thread
 
-euler = partial(plain_loop, SCHEMES["euler"])
+EULER = SCHEMES["euler"]
+euler = partial(plain_loop, EULER)
+persistent_euler = partial(fused_loop, EULER, way="kernels")
+why_not = partial(persistent.why_not, EULER)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Coupling = Literal["none", "dense", "sparse"]
 needs_triton = pytest.mark.skipif(
@@ -124,9 +130,9 @@ def with_gradients(solver: Any, case: tuple[Any, ...], **settings: Any) -> dict[
     return {"states": states.detach(), **found}
 
 
-def check(case: tuple[Any, ...]) -> None:
-    plain = with_gradients(euler, case)
-    for name, ours in with_gradients(persistent_euler, case).items():
+def check(case: tuple[Any, ...], scheme: Any = EULER) -> None:
+    plain = with_gradients(partial(plain_loop, scheme), case)
+    for name, ours in with_gradients(partial(fused_loop, scheme, way="kernels"), case).items():
         assert_close(ours, plain[name], rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -189,6 +195,20 @@ def test_irregular_steps_equal_the_plain_loop(per_sample: bool) -> None:
     dt = normal(6, 3 if per_sample else 1, seed=8).sigmoid().to(DEVICE)
     dt[2] = 0
     check((terms, x0, u, dt))
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["imex", "exponential-euler"])
+@pytest.mark.parametrize(("form", "coupling"), [("x", "dense"), ("x", "none"), ("r", "none")])
+def test_semi_implicit_steps_equal_the_plain_loop(name: str, form: str, coupling: Coupling) -> None:
+    check(problem(field((5, 8), coupling, form=form, inputs=2), 3, 4), SCHEMES[name])
+
+
+@needs_triton
+def test_a_dense_matrix_after_phi_is_refused() -> None:
+    case = problem(field((5, 8), "dense", form="r"), 3, 4)
+    reason = persistent.why_not(SCHEMES["imex"], *case)
+    assert reason == "a step of 'imex' multiplies what is after phi by a dense matrix"
 
 
 @needs_triton
@@ -333,18 +353,17 @@ def test_what_is_not_supported_is_named_in_one_line(name: str) -> None:
     reason = why_not(*case)
     assert reason is not None
     assert "\n" not in reason
-    with pytest.raises(SolverError, match=f"cannot run this solve: .*{message}.*Use backend='fused'"):
-        persistent_euler(*case)
+    with pytest.raises(SolverError, match=f"'persistent' cannot run this: .*{message}.*Use 'auto'"):
+        loop_on_cuda("persistent", EULER, *case)
 
 
 @needs_triton
 def test_rounded_products_of_float64_are_refused() -> None:
     case = problem(field((3,)), 2, 2)
     assert why_not(*case) is None
-    with pytest.raises(
-        SolverError, match=r"matmul_precision='bf16' rounds float32, and the state is .*float64"
-    ):
-        persistent_euler(*case, matmul_precision="bf16")
+    reason = why_not(*case, matmul_precision="bf16")
+    assert reason == "matmul_precision='bf16' rounds float32, and the state is torch.float64"
+    assert why_not(*case, recompute="sqrt") == "the kernels store all states, and recompute is 'sqrt'"
 
 
 def test_a_machine_without_triton_or_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +422,8 @@ def test_kernels_compile_for_a_gpu(
     pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
     names = []
 
-    def compiled(self: Any, kernel: Any, **arguments: Any) -> None:
+    def compiled(self: Any, kernel: Any, step: int, **arguments: Any) -> None:
+        arguments |= {"E": self.e[step], "DT": self.dt[step], **self.shared}
         options = {name: arguments.pop(name) for name in persistent.COMPILED}
         constants, types = {}, {}
         for index, parameter in enumerate(kernel.params):
@@ -425,9 +445,11 @@ def test_kernels_compile_for_a_gpu(
     monkeypatch.setattr(persistent._Launch, "start", compiled)
     terms = field((32,) * 16, coupling, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
-    W = persistent.fused.structured_weight(terms)
-    e = terms.inject(u[0]).expand(2, -1, -1)
-    launch = persistent._Launch(terms, precision, x0, e, dt, W, terms.tau, terms.L)
-    X = launch.states(keep=True)
-    launch.adjoints(X, X, every=True)
+    steps = fused_step(
+        EULER, terms, x0, u, torch.tensor([[0.1], [0.2]]).float() if diagonal else dt, precision
+    )
+    step_form, inputs, dt, *tensors = steps
+    plan = SimpleNamespace(whole=True)
+    X, _ = persistent.forward(step_form, plan, x0, inputs, dt, *tensors)
+    persistent.gradients(step_form, plan, (True,) * 7, X, X, inputs, dt, *tensors)
     assert names == ["forward_kernel", "adjoint_kernel"]

@@ -15,7 +15,7 @@ torchdiffeq's. A backend is the program that runs their loop:
 | plain | autograd through every step: differentiable twice, by torch.func, and in dt | everywhere |
 | fused | torch's operations with a hand-written adjoint | everywhere |
 | graph | the same, recorded as CUDA graphs: no Python in the loop over time | CUDA |
-| persistent | one Triton kernel each way; euler, and no L of few coupled blocks | CUDA |
+| persistent | one Triton kernel each way, but for an L of few coupled blocks | CUDA |
 | auto | fused on a CPU; on CUDA the last of these that can run this and agrees with fused | |
 
 auto takes plain for steps of several lengths whose pair is not proportional to dt: imex and

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from itertools import compress
 from typing import Any, Literal, cast
 
@@ -43,6 +44,8 @@ from ctrnn_assembly.terms import Terms
 Save = Literal["all", "last"]
 Recompute = Literal["none", "sqrt"]
 MatmulPrecision = Literal["full", "tf32", "bf16"]
+
+Way = Literal["steps", "graph", "kernels"]  # one after another, recorded, or all in one kernel
 
 SEGMENT = 32  # steps whose weight gradients are one product
 # Above this share of coupled blocks one dense product a step is faster than many small ones.
@@ -79,7 +82,7 @@ class _Plan:
     every: bool
     whole: bool  # stores every state, else the first of each segment
     length: int  # steps of a segment
-    graph: bool
+    way: Way
 
     def segments(self, steps: int) -> list[tuple[int, int]]:
         """(start, end) of consecutive pieces of time, in order."""
@@ -91,20 +94,21 @@ def prepared(
     save: Save = "all",
     recompute: Recompute = "none",
     matmul_precision: MatmulPrecision = "full",
-    graph: bool = False,
+    way: Way = "steps",
 ) -> Callable[[], Tensor]:
     """() -> states by the fused loop, (time + 1, batch, n), or (1, batch, n); the step is made here.
 
     Args:
         given: as of `schemes.integrate`; steps of equal length unless the scheme has an increment.
         save, recompute, matmul_precision: as of `solvers.solve`.
-        graph: record both passes as CUDA graphs, and replay these where the shapes are the same.
+        way: "graph" records both passes as CUDA graphs, and replays these where the shapes are the
+            same; "kernels" has one Triton kernel for each, and must be able to (`cuda.persistent`).
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     length = max(1, math.isqrt(len(dt))) if recompute == "sqrt" else SEGMENT
-    plan = _Plan(every, every or (recompute == "none" and learns), length, graph)
+    plan = _Plan(every, every or (recompute == "none" and learns), length, way)
     return partial(_Integrate.apply, form, plan, x0, *tensors)
 
 
@@ -258,7 +262,8 @@ class FusedKernel:
         segments = plan.segments(len(inputs))
         count = len(inputs) + 1 if plan.whole else len(segments)
         # States that the caller keeps must not lie in memory that is used again.
-        stored = self.empty(count, x0, not (plan.every or plan.graph) and x0.device.type == "cpu")
+        kept = plan.every or plan.way != "steps" or x0.device.type != "cpu"
+        stored = self.empty(count, x0, reused=not kept)
         states = stored if plan.whole else self.empty(plan.length + 1, x0)
         last, u, direct = x0, self.inputs(inputs).unbind(-3), dt is None and self.pattern is None
         for index, (start, end) in enumerate(segments):
@@ -300,8 +305,7 @@ class FusedKernel:
         v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
         q, z, f = v, x, x
         if Q is not None:
-            z = self.E.product(_rows(self.inputs(inputs))).unflatten(-2, inputs.shape[:2])
-            self.W.add(_rows(z), _rows(p))
+            z = self.under_post(inputs, p)
             q, f = torch.empty_like(x), form.post(z)
         xs, vs, qs, ps, zs, fs, lams = (a.unbind(-3) for a in (x, v, q, p, z, f, lam))
         for k in range(steps - 1, -1, -1):
@@ -325,14 +329,23 @@ class FusedKernel:
             torch.add(new, back, out=out)
             if dt is not None:
                 out.add_(lams[k + 1])
-        # A few large products for the gradients of all steps.
-        u, x, p, v, rows, f = (_rows(a) for a in (self.inputs(inputs), x, p, v, q, f))
+        self.add_gradients(sums, (self.inputs(inputs), x, p, v, q, f, *psi))
+        return q
+
+    def under_post(self, inputs: Tensor, p: Tensor) -> Tensor:
+        """z = W p + e of a segment, for p = pre(x)."""
+        z = self.E.product(_rows(self.inputs(inputs))).unflatten(-2, inputs.shape[:2])
+        self.W.add(_rows(z), _rows(p))
+        return z
+
+    def add_gradients(self, sums: Any, segment: Sequence[Tensor]) -> None:
+        """Those of W, D, P, Q, E and K, by a few large products, from inputs, x, p, v, q, f, *psi."""
+        u, x, p, v, q, f, *psi = map(_rows, segment)
         operators = (self.W, self.D, self.P, self.Q, self.E, *self.K)
-        factors = ((rows, p), (v, x), (v, x), (v, f), (rows, u), *((v, _rows(y)) for y in psi))
+        factors = ((q, p), (v, x), (v, x), (v, f), (q, u), *((v, y) for y in psi))
         for total, operator, pair in zip(sums, operators, factors, strict=True):
             if total is not None:
                 operator.gradient(total, *pair)
-        return q
 
 
 def pooled(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -366,16 +379,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(-3, -2)
 
 
-def _graphs() -> Any:
-    """CUDA graphs, imported when a solve asks for them."""
-    from ctrnn_assembly.solvers.cuda import graph
-
-    return graph
+def _on_cuda(name: str) -> Any:
+    """A module of `solvers.cuda`, imported when a solve asks for it."""
+    return import_module(f"ctrnn_assembly.solvers.cuda.{name}")
 
 
 def _rounded(form: Form) -> AbstractContextManager[None]:
     """Products of tf32 operands, if the form asks for them."""
-    return _graphs().tf32() if form.matmul_precision == "tf32" else nullcontext()
+    return _on_cuda("graph").tf32() if form.matmul_precision == "tf32" else nullcontext()
 
 
 class _Integrate(torch.autograd.Function):
@@ -385,8 +396,11 @@ class _Integrate(torch.autograd.Function):
     ) -> Tensor:
         ctx.form, ctx.plan = form, plan
         with _rounded(form):
-            if plan.graph:
-                stored, last = _graphs().replayed(_record, (form, plan), (x0, inputs, dt, *tensors))
+            if plan.way == "graph":
+                given = (x0, inputs, dt, *tensors)
+                stored, last = _on_cuda("graph").replayed(_record, (form, plan), given)
+            elif plan.way == "kernels":
+                stored, last = _on_cuda("persistent").forward(form, plan, x0, inputs, dt, *tensors)
             else:  # written out: `_record` would be one more frame in every step
                 first = form.ordered(x0[None])
                 stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
@@ -408,10 +422,11 @@ class _Integrate(torch.autograd.Function):
         fixed, given = (ctx.form, ctx.plan, needed), (grad, stored, *read)
         # As in the forward pass.
         with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
-            if ctx.plan.graph:
-                found = _graphs().replayed(_gradients, fixed, given)
+            if ctx.plan.way == "graph":
+                found = _on_cuda("graph").replayed(_gradients, fixed, given)
             else:
-                found = _gradients(*fixed, *given)
+                kernels = ctx.plan.way == "kernels"
+                found = (_on_cuda("persistent").gradients if kernels else _gradients)(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
 
 
@@ -458,6 +473,12 @@ def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *ten
     return torch.stack(states)
 
 
+def zeros_for(tensors: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Zeros of the shape of each tensor, where needed."""
+    pairs = zip(tensors, needed, strict=True)
+    return [t.new_zeros(t.shape) if need and t is not None else None for t, need in pairs]
+
+
 def _record(
     form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
@@ -476,11 +497,7 @@ def _gradients(
     kernel = FusedKernel(form, tensors)
     forward = (kernel.W, kernel.P, kernel.Q, *kernel.K)
     turned = tuple(None if A is None else A.transposed() for A in forward)
-    sums = [
-        t.new_zeros(t.shape) if need and t is not None else None
-        for t, need in zip(tensors, needed[2:], strict=True)
-    ]
-    d_inputs = torch.empty_like(inputs) if needed[1] else None
+    sums, d_inputs = zeros_for(tensors, needed[2:]), torch.empty_like(inputs) if needed[1] else None
     grads = form.ordered(grad)
     lam, again = kernel.empty(plan.length + 1, grad), replace(plan, whole=True)
     first = grads.narrow(-3, len(grad) - 1, 1)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.solvers import fused
-from ctrnn_assembly.solvers.cuda.persistent import persistent_euler, why_not
+from ctrnn_assembly.solvers.cuda.persistent import why_not
 
 Loop = Callable[..., Tensor]  # with the arguments of `fused.integrate`
 
@@ -33,16 +32,11 @@ def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     `given` and `options` are as of `fused.integrate`. A SolverError if a backend that was asked for by
     name cannot run this.
     """
-    scheme, terms, x0, drive, dt = given
-    if scheme.name != "euler":
-        reason: str | None = f"the kernels have no {scheme.name!r} step"
-    elif options["recompute"] != "none":
-        reason = f"the kernels store all states, and recompute is {options['recompute']!r}"
-    else:
-        reason = why_not(terms, x0, drive, dt, options["matmul_precision"])
-    no_graph = None if x0.device.type == "cuda" else f"it needs CUDA; the state is on {x0.device}"
-    reasons = {"persistent": reason, "graph": no_graph}
-    loops: dict[str, Loop] = {"persistent": _persistent, "graph": partial(fused.integrate, graph=True)}
+    device = given[2].device
+    no_graph = None if device.type == "cuda" else f"it needs CUDA; the state is on {device}"
+    reasons = {"persistent": why_not(*given, **options), "graph": no_graph}
+    ways = {"persistent": "kernels", "graph": "graph"}
+    loops: dict[str, Loop] = {name: partial(fused.integrate, way=way) for name, way in ways.items()}
     if backend == "auto":
         for name, reason in reasons.items():
             _say_once(name, reason)
@@ -51,11 +45,6 @@ def loop_on_cuda(backend: str, *given: Any, **options: Any) -> Loop:
     if reasons[backend] is not None:
         raise SolverError(f"backend {backend!r} cannot run this: {reasons[backend]}. Use 'auto'.")
     return loops[backend]
-
-
-def _persistent(scheme: Scheme, *given: Any, recompute: str, **options: Any) -> Tensor:
-    """The persistent kernels with the arguments of the fused loop."""
-    return persistent_euler(*given, **options)
 
 
 def first_right(candidates: Mapping[str, Loop], reference: Loop, *given: Any, **options: Any) -> Loop:

@@ -1,6 +1,6 @@
-"""Triton kernels: one program carries a tile of batch rows through all steps of forward Euler.
+"""Triton kernels: one program carries a tile of batch rows through all steps of a grid scheme.
 
-    x+ = x + a (-x + post(W pre(x) + e) + L x),   a = dt / tau,   e = b + W_in u
+    x+ = D x + P x + C post(W pre(x) + e),   D and C diagonal; or, SCALED, x + dt (D x + ...)
 
 Rows of the batch are independent, so programs never wait for each other. A program's own threads do:
 every unit reads other units, and Triton cannot index registers, so the state goes through memory, from
@@ -9,7 +9,7 @@ step go elsewhere than its loads, so no second barrier is needed.
 
 Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
 may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
-L, or their transposes, come packed as (in, out) tiles, in one of three kinds (`_mix`):
+P, or their transposes, come packed as (in, out) tiles, in one of three kinds (`_mix`):
 
     own     (tiles, TILE, TILE): block-diagonal, one tile a block
     dense   (groups, tiles, TILE, GROUP TILE): every tile, as one wide product
@@ -162,8 +162,8 @@ def _mix(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    X, E, DT, INV_TAU, W, L, batch, steps, n, tiles, dt_step, dt_row, e_step, e_row,
-    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
+    X, E, DT, D, C, W, P, batch, steps, n, tiles, dt_step, dt_row, e_step, e_row, SCALED: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, P_KIND: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
@@ -177,7 +177,6 @@ def forward_kernel(
     here = X
     there = X + batch * n
     for _ in range(steps):
-        dt = tl.load(DT + row * dt_row, mask=live, other=0.0)
         for group in range(GROUPS):
             tile = group * GROUP + tl.arange(0, GROUP)
             unit, real = _units(tile, tiles, K, TILE, PER_BLOCK)
@@ -187,12 +186,16 @@ def forward_kernel(
                 x, held, here, W, group, batch, n, tiles, unit, real, HOLD,
                 W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
-            f = _mix(
-                _phi(z, POST) - x, x, 0.0, here, L, group, batch, n, tiles, unit, real, False,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+            if POST != "identity":
+                z = _phi(z, POST) * tl.load(C + unit, mask=real, other=0.0)
+            new = _mix(
+                z + tl.load(D + unit, mask=real, other=0.0) * x,
+                x, 0.0, here, P, group, batch, n, tiles, unit, real, False,
+                P_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
-            a = dt * tl.load(INV_TAU + unit, mask=real, other=0.0)
-            tl.store(there + row * n + unit, x + a * f, mask=live & real)
+            if SCALED:
+                new = x + tl.load(DT + row * dt_row, mask=live, other=0.0) * new
+            tl.store(there + row * n + unit, new, mask=live & real)
         tl.debug_barrier()  # the next step reads what other threads of this program have stored
         DT += dt_step
         E += e_step
@@ -205,15 +208,16 @@ def forward_kernel(
 
 @triton.jit
 def _send(
-    lam, X, V, Q, E, DT, INV_TAU, W, group, row, live, batch, n, tiles, unit, real, dt_row, e_row,
-    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, PRODUCTS: tl.constexpr,
-    K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
+    lam, X, V, Q, E, DT, C, W, group, row, live, batch, n, tiles, unit, real, dt_row, e_row,
+    SCALED: tl.constexpr, PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr,
+    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Store v = a lam and, unless post is the identity, q = post'(z) v of the step that left X."""
+    """Store v = (dt) lam and, unless post is the identity, q = post'(z) C v of the step that left X."""
     at = row * n + unit
-    dt = tl.load(DT + row * dt_row, mask=live, other=0.0)
-    v = dt * tl.load(INV_TAU + unit, mask=real, other=0.0) * lam
+    v = lam
+    if SCALED:
+        v = tl.load(DT + row * dt_row, mask=live, other=0.0) * lam
     tl.store(V + at, v, mask=live & real)
     if POST != "identity":
         x = tl.load(X + at, mask=live & real, other=0.0)
@@ -222,24 +226,26 @@ def _send(
             x, 0.0, X, W, group, batch, n, tiles, unit, real, False,
             W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
-        tl.store(Q + at, _slope(z, POST) * v, mask=live & real)
+        c = tl.load(C + unit, mask=real, other=0.0)
+        tl.store(Q + at, _slope(z, POST) * c * v, mask=live & real)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    X, V, Q, LAM, GRAD, E, DT, INV_TAU, W, WT, LT,
-    batch, steps, n, tiles, dt_step, dt_row, e_step, e_row,
-    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, L_KIND: tl.constexpr,
+    X, V, Q, LAM, GRAD, E, DT, D, C, W, WT, PT,
+    batch, steps, n, tiles, dt_step, dt_row, e_step, e_row, SCALED: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, P_KIND: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
-    """lam_k = lam_k+1 - v_k + pre'(x_k) W^T q_k + L^T v_k + grad_k, from the last step to the first.
+    """lam_k = D v_k + pre'(x_k) W^T q_k + P^T v_k + grad_k, from the last step to the first.
 
-    Stores v_k = a lam_k+1 and q_k = post'(z_k) v_k of every step.
+    Stores v_k = lam_k+1 and q_k = post'(z_k) C v_k of every step; SCALED, v_k = dt_k lam_k+1, and lam_k
+    is lam_k+1 more.
 
     Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
     (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
-    half `steps % 2`. W^T and L^T come packed like W and L. W itself serves z, where post needs it.
+    half `steps % 2`. W^T and P^T come packed like W and P. W itself serves z, where post needs it.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
@@ -254,8 +260,8 @@ def adjoint_kernel(
         unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
         lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
         _send(
-            lam, X, V, Q, E, DT, INV_TAU, W, group, row, live, batch, n, tiles, unit, real,
-            dt_row, e_row, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+            lam, X, V, Q, E, DT, C, W, group, row, live, batch, n, tiles, unit, real,
+            dt_row, e_row, SCALED, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
         )  # fmt: skip
     tl.debug_barrier()
     for done in range(steps):
@@ -276,19 +282,21 @@ def adjoint_kernel(
             )  # fmt: skip
             if PRE != "identity":
                 back = back * _slope(tl.load(X + at, mask=ok, other=0.0), PRE)
-            back = _mix(
-                back, v, 0.0, V, LT, group, batch, n, tiles, unit, real, False,
-                L_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+            lam = _mix(
+                back + tl.load(D + unit, mask=real, other=0.0) * v,
+                v, 0.0, V, PT, group, batch, n, tiles, unit, real, False,
+                P_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
-            lam = tl.load(here + at, mask=ok, other=0.0) - v + back
+            if SCALED:
+                lam += tl.load(here + at, mask=ok, other=0.0)
             if EVERY:
                 lam += tl.load(GRAD + at, mask=ok, other=0.0)
             tl.store(there + at, lam, mask=ok)
             if done + 1 < steps:
                 _send(
-                    lam, X - batch * n, V - batch * n, Q - batch * n, E, DT, INV_TAU, W,
+                    lam, X - batch * n, V - batch * n, Q - batch * n, E, DT, C, W,
                     group, row, live, batch, n, tiles, unit, real,
-                    dt_row, e_row, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+                    dt_row, e_row, SCALED, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
                 )  # fmt: skip
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
         X -= batch * n

@@ -1,4 +1,4 @@
-"""Forward Euler and its adjoint as two persistent Triton kernels; the formulas are those of `fused`.
+"""A fused step and its adjoint as two persistent Triton kernels; the formulas are those of `fused`.
 
 One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
 backward, whatever T is. A diagonal W is an elementwise product.
@@ -6,17 +6,14 @@ backward, whatever T is. A diagonal W is an elementwise product.
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
 once. Memory: T batch n numbers each for e, the states and the adjoints v, and for q where post is not
 the identity; without gradients and with save="last" only two states. e, and weight gradients over CHUNK
-rows of time and batch at once, are products of torch's in the state's own precision;
-`torch.set_float32_matmul_precision` lets them use tf32.
+rows of time and batch at once, are products of torch's.
 
-What is not done here `why_not` says before a solve. Second derivatives are those of
-`fused.plain_states`.
+What is not done here `why_not` says before a solve.
 """
 
 import importlib.util
 import os
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,10 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.schemes import Scheme
 from ctrnn_assembly.solvers import fused
-from ctrnn_assembly.solvers.fused import MatmulPrecision, Save
-from ctrnn_assembly.solvers.operators import Dense, Diagonal
+from ctrnn_assembly.solvers.fused import Form, MatmulPrecision
 from ctrnn_assembly.terms import Terms
 
 # (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
@@ -41,37 +37,16 @@ PHIS = [ACTIVATIONS[name] for name in ("identity", "relu", "tanh", "sigmoid", "s
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
 
 
-def persistent_euler(
+def why_not(
+    scheme: Scheme,
     terms: Terms,
     x0: Tensor,
     drive: Tensor | None,
     dt: Tensor,
     *,
     matmul_precision: MatmulPrecision = "full",
-    save: Save = "all",
-) -> Tensor:
-    """States of forward Euler, (time + 1, batch, n) or (1, batch, n); arguments as `fused.prepared`.
-
-    A SolverError for what `why_not` names.
-    """
-    reason = why_not(terms, x0, drive, dt, matmul_precision)
-    if reason is not None:
-        raise SolverError(
-            f"the persistent kernels cannot run this solve: {reason}. Use backend='fused' instead."
-        )
-    W = fused.structured_weight(terms)
-    tensors = (W[None] if W.ndim == 2 else W, 1 / terms.tau, terms.L)
-    e = terms.bias.expand(1, 1, -1)
-    if drive is not None:
-        e = terms.inject(drive.flatten(0, 1)).unflatten(0, drive.shape[:2])
-    leaves = [x0, e, *tensors]
-    differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves)
-    keep = save == "all" or differentiate
-    return cast(Tensor, _Persistent.apply(terms, matmul_precision, save, keep, x0, e, dt, *tensors))
-
-
-def why_not(
-    terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor, matmul_precision: str = "full"
+    recompute: str = "none",
+    **_: Any,
 ) -> str | None:
     """What keeps the kernels from this solve, in one line; None if nothing does. Looks at no value."""
     device, cuda = x0.device, x0.device.type == "cuda"
@@ -81,6 +56,10 @@ def why_not(
     asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
     if not cuda and not asked:
         return f"the state is on {device}, and Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    if recompute != "none":
+        return f"the kernels store all states, and recompute is {recompute!r}"
+    if scheme.increment is None and terms.L is not None and not terms.post.is_identity:
+        return f"a step of {scheme.name!r} multiplies what is after phi by a dense matrix"
     tensors = [*terms.tensors(), dt, *([] if drive is None else [drive])]
     other = {(t.dtype, t.device) for t in tensors} - {(x0.dtype, device)}
     if x0.dtype not in (torch.float32, torch.float64):
@@ -123,43 +102,35 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
 
 
 class _Launch:
-    """What both kernels of one solve share; W is (n,), its diagonal, or (blocks, k, k).
+    """What both kernels of one solve share; tensors as of `fused.fused_step`."""
 
-    e is b + W_in u, (time, batch, n), or (1, 1, n) without an input.
-    """
-
-    def __init__(
-        self,
-        terms: Terms,
-        matmul_precision: MatmulPrecision,
-        x0: Tensor,
-        e: Tensor,
-        dt: Tensor,
-        W: Tensor,
-        inv_tau: Tensor,
-        L: Tensor | None,
-    ) -> None:
+    def __init__(self, form: Form, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any) -> None:
         from ctrnn_assembly.solvers.cuda import kernels
 
-        self.kernels, self.x0, self.steps, self.post = kernels, x0, len(dt), terms.post
-        self.W, self.L, self.e, self.dt = W, L, e.contiguous(), dt.contiguous()
-        single = x0.dtype == torch.float32
-        self.rows, width = SHAPES[matmul_precision] if single else SHAPE_OF_DOUBLE
-        self.low = matmul_precision == "bf16"
-        block = terms.n if self.W.ndim == 1 else self.W.shape[-1]
+        W, D, self.P, C, E = tensors
+        self.kernels, self.x0 = kernels, x0
+        self.W, n, precision = W[None] if W.ndim == 2 else W, x0.shape[1], form.matmul_precision
+        alike = E is not None and inputs.stride()[:2] == (0, 0)  # no input: one e for all
+        e = inputs[:1, :1] if alike else inputs
+        self.e = (e if E is None else e @ E.mT).contiguous()
+        self.dt = D[None] if dt is None else dt.contiguous()
+        self.rows, width = SHAPES[precision] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
+        self.low = precision == "bf16"
         self.shared: dict[str, Any] = {
-            "INV_TAU": inv_tau.contiguous(),
+            "D": D.contiguous(),
+            "C": D if C is None else C.contiguous(),  # any pointer: nothing is read
             "batch": len(x0),
-            "steps": len(dt),
-            "dt_step": dt.shape[1],
-            "dt_row": int(dt.shape[1] > 1),
-            "e_step": e[0].numel() if len(e) > 1 else 0,
-            "e_row": terms.n if e.shape[1] > 1 else 0,
-            "PRE": terms.pre.runs[0][0].name,
-            "POST": terms.post.runs[0][0].name,
-            "PRODUCTS": matmul_precision,
+            "steps": len(inputs),
+            "SCALED": dt is not None,
+            "dt_step": 0 if dt is None else dt.shape[1],
+            "dt_row": int(dt is not None and dt.shape[1] > 1),
+            "e_step": 0 if alike else self.e[0].numel(),
+            "e_row": 0 if alike else n,
+            "PRE": form.pre.runs[0][0].name,
+            "POST": form.post.runs[0][0].name,
+            "PRODUCTS": precision,
             "ROWS": self.rows,
-            **layout(terms.n, block, width),
+            **layout(n, n if W.ndim == 1 else self.W.shape[-1], width),
             **COMPILED,
         }
 
@@ -186,105 +157,48 @@ class _Launch:
             kind, values = "dense", A.permute(0, 3, 4, 1, 2)
         return kind, (values.bfloat16() if self.low else values).contiguous()
 
-    def run(self, kernel: Any, step: int, **arguments: Any) -> None:
+    def start(self, kernel: Any, step: int, **arguments: Any) -> None:
         """Launch, with E and DT at one step."""
-        self.start(kernel, E=self.e[step], DT=self.dt[step], **arguments, **self.shared)
-
-    def start(self, kernel: Any, **arguments: Any) -> None:
+        given = {"E": self.e[step], "DT": self.dt[step], **arguments, **self.shared}
         # Triton launches on the current device, which need not be the tensors'.
         device = self.x0.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[(-(-len(self.x0) // self.rows),)](**arguments)
-
-    def states(self, keep: bool) -> Tensor:
-        """All states, (time + 1, batch, n), or (2, batch, n) with the last at the index `time % 2`."""
-        X = self.x0.new_empty(self.steps + 1 if keep else 2, *self.x0.shape)
-        X[0] = self.x0
-        (w_kind, W), (l_kind, L) = self.packed(self.W), self.packed(self.L)
-        matrices = {"W": W, "L": L, "W_KIND": w_kind, "L_KIND": l_kind}
-        self.run(self.kernels.forward_kernel, 0, X=X, RING=not keep, **matrices)
-        return X
-
-    def adjoints(self, X: Tensor, grad: Tensor, every: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(lam_0, V, Q) with V, Q (time, batch, n), from the gradient of all states or of the last."""
-        grad, W = grad.contiguous(), self.W
-        lam = torch.stack([grad[-1], grad[-1]])
-        V = torch.empty_like(X[1:])
-        Q = V if self.post.is_identity else torch.empty_like(V)
-        w_kind, WT = self.packed(W if W.ndim == 1 else W.mT)
-        l_kind, LT = self.packed(None if self.L is None else self.L.mT)
-        matrices = {"W": self.packed(W)[1], "WT": WT, "LT": LT, "W_KIND": w_kind, "L_KIND": l_kind}
-        stored = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
-        self.run(self.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **stored, **matrices)
-        return lam[len(V) % 2], V, Q
+            kernel[(-(-len(self.x0) // self.rows),)](**given)
 
 
-class _Persistent(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        terms: Terms,
-        matmul_precision: MatmulPrecision,
-        save: Save,
-        keep: bool,
-        x0: Tensor,
-        e: Tensor,
-        dt: Tensor,
-        *tensors: Any,
-    ) -> Tensor:
-        X = _Launch(terms, matmul_precision, x0, e, dt, *tensors).states(keep)
-        if keep:
-            ctx.terms, ctx.matmul_precision, ctx.every = terms, matmul_precision, save == "all"
-            ctx.save_for_backward(X, x0, e, dt, *tensors)
-        # A copy of the last state, so that nothing outside shares memory with what the adjoint reads.
-        return X if save == "all" else X[len(dt) if keep else len(dt) % 2].clone()[None]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        X, x0, *given = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            e, dt, *tensors = given
-            states, needed = partial(_plain_states, ctx.terms, dt), ctx.needs_input_grad
-            leaves, needed = (x0, e, *tensors), (*needed[4:6], *needed[7:])
-            found = fused.gradients_again(states, leaves, needed, grad, ctx.matmul_precision)
-            return (None, None, None, None, *found[:2], None, *found[2:])
-        with torch.autocast(grad.device.type, enabled=False):  # as in the forward pass
-            launch = _Launch(ctx.terms, ctx.matmul_precision, X[0], *given)
-            lam, V, Q = launch.adjoints(X, grad, ctx.every)
-            d_x0 = lam if ctx.needs_input_grad[4] else None
-            sums = _weight_gradients(ctx.terms, ctx.needs_input_grad[5:], given, X, V, Q)
-            return (None, None, None, None, d_x0, *sums)
+def forward(
+    form: Form, plan: Any, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
+) -> tuple[Tensor, Tensor]:
+    """As the forward pass of `fused`: what is stored, and the last state."""
+    launch, steps = _Launch(form, x0, inputs, dt, *tensors), len(inputs)
+    X = x0.new_empty(steps + 1 if plan.whole else 2, *x0.shape)  # or two states in turn
+    X[0] = x0
+    (w_kind, W), (p_kind, P) = launch.packed(launch.W), launch.packed(launch.P)
+    kinds = {"W_KIND": w_kind, "P_KIND": p_kind, "RING": not plan.whole}
+    launch.start(launch.kernels.forward_kernel, 0, X=X, W=W, P=P, **kinds)
+    return X, X[steps if plan.whole else steps % 2][None]
 
 
-def _plain_states(
-    terms: Terms, dt: Tensor, x0: Tensor, e: Tensor, W: Tensor, inv_tau: Tensor, L: Tensor | None
-) -> Tensor:
-    form = fused.Form(terms.pre, terms.post, (), None, "full")
-    P = None if L is None else inv_tau[:, None] * L
-    return fused.plain_states(form, dt, x0, e.expand(len(dt), -1, -1), W, -inv_tau, P, inv_tau, None)
-
-
-def _weight_gradients(
-    terms: Terms, wanted: tuple[bool, ...], given: list[Any], X: Tensor, V: Tensor, Q: Tensor
-) -> list[Tensor | None]:
-    """Gradients of e, dt (none), W, 1/tau and L, summed over chunks of time."""
-    e, dt, W, inv_tau, L = given
-    d_e = Q.sum_to_size(e.shape) if wanted[0] else None
-    dW, d_inv_tau, dL = (
-        torch.zeros_like(t) if need and t is not None else None
-        for t, need in zip(given[2:], wanted[2:], strict=True)
-    )
-    inverse = torch.where(dt == 0, 0, 1 / dt)[:, :, None]  # a step of length 0 adds none
+def gradients(form: Form, plan: Any, needed: tuple[bool, ...], *given: Any) -> tuple[Tensor | None, ...]:
+    """As those of `fused`, of x0, inputs and tensors; given the gradient and what was saved."""
+    grad, X, inputs, dt, *tensors = given
+    launch = _Launch(form, X[0], inputs, dt, *tensors)
+    grad, W, P, every = grad.contiguous(), launch.W, launch.P, len(grad) > 1
+    lam = torch.stack([grad[-1], grad[-1]])
+    V = torch.empty_like(X[1:])  # v and q of every step
+    Q = V if form.post.is_identity else torch.empty_like(V)
+    w_kind, WT = launch.packed(W if W.ndim == 1 else W.mT)
+    p_kind, PT = launch.packed(None if P is None else P.mT)
+    matrices = {"W": launch.packed(W)[1], "WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
+    moving = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
+    launch.start(launch.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **moving, **matrices)
+    kernel, sums = fused.FusedKernel(form, tensors), fused.zeros_for(tensors, needed[2:])
     steps = max(1, CHUNK // X.shape[1])
     for start in range(0, len(V), steps):
         part = slice(start, start + steps)
-        x, v, q = X[:-1][part], V[part], Q[part]
-        if d_inv_tau is not None:  # lam+ (x+ - x) tau with lam+ = v tau / dt
-            d_inv_tau += (v * (X[1:][part] - x) * inverse[part]).sum((0, 1)) / inv_tau.square()
-        x, v, q = (a.flatten(0, 1) for a in (x, v, q))
-        if dW is not None:
-            operator = Diagonal(W) if W.ndim == 1 else Dense(W)
-            operator.gradient(dW, q, terms.pre(x))
-        if dL is not None:
-            Dense(L).gradient(dL, v, x)
-    return [d_e, None, dW, d_inv_tau, dL]
+        x, v, q, u = X[:-1][part], V[part], Q[part], inputs[part]
+        p = form.pre(x)
+        f = v if sums[3] is None else form.post(kernel.under_post(u, p))
+        kernel.add_gradients(sums, (u, x, p, v, q, f))
+    d_inputs = None if not needed[1] else Q if tensors[4] is None else Q @ tensors[4]
+    return (lam[len(V) % 2] if needed[0] else None, d_inputs, *sums)
