@@ -5,7 +5,11 @@ the graph backend, and where all blocks are coupled by the persistent one, in al
 Repeated runs of a persistent kernel that differ in one bit have raced.
 """
 
+import json
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -13,6 +17,7 @@ import torch
 
 from ctrnn_assembly import AdaDiagTanh, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.cuda.persistent import PHIS
 from ctrnn_assembly.solvers.fused import MatmulPrecision
 
 DEVICE = "cuda"
@@ -21,18 +26,16 @@ REPEATS = {"graph": 2, "persistent": 20}
 # Relative norms against float64, of 64 steps: a sum over time and batch loses a digit more than a state.
 LIMITS = {"full": 1e-4, "tf32": 1e-3, "bf16": 1e-2}
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
-]
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "on_gpu.py"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
 
-def driven(coupling, form, diagonal):
+def driven(coupling, form, diagonal, phi="tanh", blocks=BLOCKS, units=UNITS):
     """A driven assembly in float64 on the CPU."""
     g = torch.Generator().manual_seed(0)
     # A relu whose argument rounds across zero changes a gradient by far more than the rounding: tanh.
     kind = AdaDiagTanh if diagonal else SingularValueBounded
-    parts = [Subnetwork(kind("tanh"), UNITS, form=form, generator=g) for _ in range(BLOCKS)]
+    parts = [Subnetwork(kind(phi), units, form=form, generator=g) for _ in range(blocks)]
     terms = couple(parts, coupling, generator=g).double().terms().detach_cpu()
     return terms.driven(torch.randn(terms.n, 1, generator=g, dtype=torch.float64))
 
@@ -48,6 +51,36 @@ def states_and_gradients(terms, batch, dtype, **settings):
     return [x.detach(), *torch.autograd.grad(x.square().mean(), leaves)]
 
 
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("phi", [phi.name for phi in PHIS if phi.name != "relu"])
+@pytest.mark.parametrize(("blocks", "units"), [(3, 13), (16, 32)])
+def test_every_activation_and_odd_sizes(phi, blocks, units):
+    terms = driven("all", "x", False, phi, blocks, units)
+    exact = states_and_gradients(terms, 9, torch.float64, backend="fused")
+    for backend in REPEATS:
+        found = states_and_gradients(terms, 9, torch.float32, backend=backend)
+        for a, b in zip(found, exact, strict=True):
+            assert float((a.double() - b).norm()) < LIMITS["full"] * float(b.norm())
+
+
+@pytest.mark.slow
+def test_the_script_runs_and_goes_on_without_a_gpu(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--fast", "--task", "digits"]
+    for _ in range(2):  # the second call has nothing left to do
+        done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert not done.stdout
+    (file,) = tmp_path.glob("*-on-gpu.json")
+    found = json.loads(file.read_text())
+    assert all(found[part]["exit_code"] == 0 for part in ("check", "bench", "train"))
+    assert "skipped" in found["check"]["stdout"] or torch.cuda.is_available()
+    assert json.loads(found["bench"]["stdout"])["rows"]
+    assert json.loads(found["train"]["stdout"])["epochs"] == 2
+
+
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("batch", [128, 17])
 @pytest.mark.parametrize(("form", "diagonal"), [("x", False), ("r", False), ("x", True)])
 @pytest.mark.parametrize("coupling", ["all", "random:20", "random:5"])
