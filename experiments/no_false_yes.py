@@ -2,15 +2,9 @@
 
 python experiments/no_false_yes.py [--nets 10000] [--seed 0] [--search none|fast] [--results FOLDER]
 
-What is true is asked of tests/exact.py, which shares no code with the certificates: exact over all
-slopes for small nets, a search for the large ones (16 to 64 units), whose worst slopes then drive a
-linear time-varying system, whose growth is measured. A rate that float64 refutes is computed again in
-50 digits before it counts.
-
-The nets are those of tests/boundary_nets.py. A false yes is a certified net that expands, or a claimed
-rate, factor or largest dt better than the exact one by more than 1e-9 relative; or a net that contracts
-and that the search for a witness, made without the certificate, refutes. With a search for metrics all
-is judged in the one that the certificate found. Ctrl-C keeps what was counted.
+The nets are those of tests/boundary_nets.py, and the judge is tests/false_yes.py, by tests/exact.py,
+which shares no code with the certificates. With a search for metrics all is judged in the one that the
+certificate found. Ctrl-C keeps what was counted.
 """
 
 import argparse
@@ -19,149 +13,26 @@ import math
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from keep import RESULTS, about, keep
-from numpy import ndarray
-from numpy.random import Generator
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from scipy.linalg import expm
 
-from ctrnn_assembly import certificates, witness
-from ctrnn_assembly.certificates import Certificate, certify
+from ctrnn_assembly import certificates
 from ctrnn_assembly.certificates.certify import Search
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from boundary_nets import TOLERANCE, Case, Label, classes, drawn, exact_rate
-from exact import Family
+from boundary_nets import TOLERANCE, Label, classes, drawn
+from false_yes import MARGIN, Verdict, judge
 
 LARGE = 41  # one net in so many is large and attacked by search; prime, so that every class gets some
-EXPANDS = 1e-12  # a factor so far above 1 expands: what float64 leaves uncertain is far below
-MARGIN = 1e-3  # a no is false only if the exact rate, in units of 1 / tau, exceeds this
 WORST_KEPT = 20
 AXES = (*Label._fields, "place", "total")
-
-
-class Verdict(NamedTuple):
-    """What a case adds to every group that it is counted in, and how much its certificate left."""
-
-    groups: dict[str, str]  # by axis
-    counts: dict[str, int]
-    ratio: float  # certified over exact factor, for small nets with a proven step; else NaN
-    slack: tuple[float, float]  # of rate and factor; infinite for large nets, not known exactly
-    offence: dict[str, Any]  # all about a certificate that is wrong; else empty
-
-
-def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor: float) -> list[str]:
-    """What a certificate says wrongly, by the exact rate and factor."""
-    net, solver, step = case.net, case.label.solver, claim.step
-    assert step is not None
-    bound = math.inf if step.contraction_factor is None else step.contraction_factor
-    steps: list[float] = []
-    if claim.certified and step.max_dt > 0:  # steps up to it must contract: tried there and below
-        top = min(step.max_dt, 100 * net.slowest)
-        steps = [top, top * rng.uniform(0.05, 1)]
-    off = Certificate.refused("so that all is searched for", dt=case.dt, solver=solver)
-    told = witness.judge(net.terms, off, inputs=0 if case.large else 1)
-    alone = [] if case.large else zip(net.modules(), claim.modules, strict=True)
-    modules = ((m.rate, exact_rate(module, m.rate)) for module, m in alone)
-    found = {
-        "certified, but expands": claim.certified and rate <= 0,
-        "rate too good": claim.rate > rate + TOLERANCE * max(1 / net.slowest, abs(rate)),
-        "step certified, but expands": step.certified and factor >= 1 + EXPANDS,
-        "factor too good": bound < factor - TOLERANCE * max(1, factor),
-        "refuted, but contracts": told.flow == "refuted" and rate > 0,
-        "step refuted, but contracts": told.step == "refuted" and factor < 1,
-        "module's rate too good": any(claimed > exact + off for claimed, (exact, off, _) in modules),
-        "largest dt too large": any(net.field.factor(h, solver) >= 1 + EXPANDS for h in steps),
-    }
-    if case.large and claim.certified:
-        found |= simulated_wrong(case, claim.rate, bound)
-    return [name for name, is_wrong in found.items() if is_wrong]
-
-
-def simulated_wrong(case: Case, rate: float, bound: float) -> dict[str, bool]:
-    """A linear time-varying system driven by the slopes that grow most at every instant (greedy)."""
-    flow = case.net.field.rate_family()
-    step = case.net.field.step_family(case.dt, case.label.solver)
-    y, short, faster = worst_direction(flow)[1], 0.02 * float(case.net.terms.tau.min()), False
-    for _ in range(10):
-        D = flow.signs(y, y)  # the exact maximiser of d|y|^2 / dt
-        new = expm(short * flow.at(D)) @ y
-        faster |= bool(np.linalg.norm(new) > math.exp(-rate * short) * (1 + TOLERANCE))
-        y = new / np.linalg.norm(new)
-    worst, y = worst_direction(step)
-    more = False
-    for _ in range(40 if math.isfinite(bound) else 0):
-        D = worst
-        for _ in range(4):
-            D = step.signs(step.at(D) @ y, y)
-        new = step.at(D) @ y
-        more |= bool(np.linalg.norm(new) > bound * (1 + TOLERANCE))
-        y = new / max(float(np.linalg.norm(new)), 1e-300)
-    return {"flow grows faster than the rate allows": faster, "step grows more than the factor": more}
-
-
-def worst_direction(family: Family) -> tuple[ndarray, ndarray]:
-    """The worst slopes, and the direction that they stretch most."""
-    _, D = family.worst()
-    return D, family.top(family.at(D))[1]
-
-
-def judge(rng: Generator, case: Case, seeds: list[int], search: Search) -> Verdict:
-    """Compare a certificate with the exact check, for large nets with what the search found.
-
-    For these 'contract' is what could not be refuted. `seeds` are what the net is drawn by.
-    """
-    net, solver, tau = case.net, case.label.solver, case.net.slowest
-    claim = certify(net.terms, net.metric, dt=case.dt, solver=solver, search=search)
-    if search != "none" and claim.metric.matrix is not None:
-        net = replace(net, metric=claim.metric.matrix)
-        case = replace(case, net=net)
-    step = claim.step
-    assert step is not None
-    factor = net.field.factor(case.dt, solver)
-    rate = exact_rate(net, claim.rate, case.large)[0]
-    wrong = refuted(rng, case, claim, rate, factor)
-    bound = math.inf if step.contraction_factor is None else step.contraction_factor
-    is_known = not case.large and factor > 0 and math.isfinite(bound)
-    of_step = {w for w in wrong if "step" in w or "factor" in w or "dt" in w}
-    contracts = rate * tau > MARGIN
-    step_contracts = contracts and (1 - factor) / min(1.0, case.dt / tau) > MARGIN
-    counts = {
-        "nets": True,
-        "contract": rate > 0,
-        "expand": rate <= 0,
-        "certified": claim.certified,
-        "false_yes": len(wrong) > len(of_step),
-        "no": contracts,
-        "false_no": contracts and not claim.certified,
-        "step_contract": factor < 1,
-        "step_certified": step.certified,
-        "step_false_yes": bool(of_step),
-        "step_no": step_contracts,
-        "step_false_no": step_contracts and not step.certified,
-    }
-    slack = (rate - claim.rate) / max(1 / tau, abs(rate)), bound - factor
-    label, size = case.label._asdict(), "large" if case.large else "small"
-    claims = {"claimed": claim.as_dict(), "wrong": wrong, "exact": {"rate": rate, "factor": factor}}
-    where = {"drawn_from": seeds, "class": label, "place": case.place, "dt": case.dt}
-    return Verdict(
-        {**label, "place": f"{case.target} {case.place}, {size}", "total": "all"},
-        {name: int(value) for name, value in counts.items()},
-        bound / factor if is_known else math.nan,
-        (math.inf, math.inf) if case.large else slack,
-        {**claims, **where, "dtype": str(net.terms.tau.dtype)} if wrong else {},
-    )
-
-
-# Counting
 
 
 def totals(verdicts: list[Verdict], axis: str) -> dict[str, Counter[str]]:
