@@ -111,8 +111,10 @@ if __name__ == "__main__":
     wrong, (rate, factor) = len(result["offenders"]), result["smallest_slack"]
     c = result["by_total"].get("all", Counter())
     false = c["false_yes"] + c["step_false_yes"]
-    result["score"] = 10 * (c["certified"] + c["step_certified"] - false) - 150 * false
-    console.print(f"score {result['score']}: +10 for each yes that is right, -150 for one that is wrong")
+    told = c["certified"] + c["step_certified"] + c["refuted"]
+    result["score"] = 10 * (told - false) - 150 * false
+    console.print(f"{c['refuted']} refuted, each by a witness that replays, of flows and steps")
+    console.print(f"score {result['score']}: +10 for each verdict that is right, -150 for a wrong one")
     console.print(f"{wrong} wrong; smallest slack: rate {rate:.2e}, factor {factor:.2e}")
     ratios = result["certified_over_exact_factor"]
     console.print(f"certified over exact factor: least, median, 90 %: {ratios}; {seconds:.0f} s")

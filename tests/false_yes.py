@@ -35,8 +35,10 @@ class Verdict(NamedTuple):
     offence: dict[str, Any]  # all about a certificate that is wrong; else empty
 
 
-def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor: float) -> list[str]:
-    """What a certificate says wrongly, by the exact rate and factor."""
+def refuted(
+    rng: Generator, case: Case, claim: Certificate, told: witness.Verdicts, rate: float, factor: float
+) -> list[str]:
+    """What a certificate, or a witness, says wrongly, by the exact rate and factor."""
     net, solver, step = case.net, case.label.solver, claim.step
     assert step is not None
     bound = math.inf if step.contraction_factor is None else step.contraction_factor
@@ -44,8 +46,6 @@ def refuted(rng: Generator, case: Case, claim: Certificate, rate: float, factor:
     if claim.certified and step.max_dt > 0:  # steps up to it must contract: tried there and below
         top = min(step.max_dt, 100 * net.slowest)
         steps = [top, top * rng.uniform(0.05, 1)]
-    off = Certificate.refused("so that all is searched for", dt=case.dt, solver=solver)
-    told = witness.judge(net.terms, off, inputs=0 if case.large else 1)
     alone = [] if case.large else zip(net.modules(), claim.modules, strict=True)
     modules = ((m.rate, exact_rate(module, m.rate)) for module, m in alone)
     found = {
@@ -106,7 +106,9 @@ def judge(rng: Generator, case: Case, seeds: list[int], search: Search) -> Verdi
     assert step is not None
     factor = net.field.factor(case.dt, solver)
     rate = exact_rate(net, claim.rate, case.large)[0]
-    wrong = refuted(rng, case, claim, rate, factor)
+    off = Certificate.refused("so that all is searched for", dt=case.dt, solver=solver)
+    told = witness.judge(net.terms, off, inputs=0 if case.large else 1)
+    wrong = refuted(rng, case, claim, told, rate, factor)
     bound = math.inf if step.contraction_factor is None else step.contraction_factor
     is_known = not case.large and factor > 0 and math.isfinite(bound)
     of_step = {w for w in wrong if "step" in w or "factor" in w or "dt" in w}
@@ -125,6 +127,7 @@ def judge(rng: Generator, case: Case, seeds: list[int], search: Search) -> Verdi
         "step_false_yes": bool(of_step),
         "step_no": step_contracts,
         "step_false_no": step_contracts and not step.certified,
+        "refuted": (told.flow == "refuted") + (told.step == "refuted"),
     }
     slack = (rate - claim.rate) / max(1 / tau, abs(rate)), bound - factor
     label, size = case.label._asdict(), "large" if case.large else "small"
