@@ -19,27 +19,20 @@ def predict_command(folder: Path, data: Path, out: Path) -> None:
     for per-step and forecast a row a step: id, step (from 0), time if there is one, prediction, in the
     data's own unit, and the probability that the net gives to each class.
     """
-    import torch
-
     from ctrnn_assembly.data.own import Preparation, read_series
     from ctrnn_assembly.data.targets import STEPWISE
-    from ctrnn_assembly.training.batches import timed
+    from ctrnn_assembly.training.batches import outputs_of
     from ctrnn_assembly.training.run import PREPARATION, Run, read_config, write_table
 
     read_config(folder)  # a run folder, not the name of a recipe
     run, prepared = Run.open(folder), Preparation.read(folder / PREPARATION)
     series = read_series(data, None)
     split, rows, stepwise = prepared.split(series, answered=False), [], prepared.target in STEPWISE
-    for index in torch.arange(len(split)).split(256):
-        part = split.take(index)
-        with torch.no_grad():
-            u = prepared(part.x).to(run.model.readout.weight)
-            found = run.model(u, **timed(run.model, part.given)).double()
-        for i, outputs in zip(index.tolist(), found, strict=True):
-            for step, one in enumerate(outputs[: series.lengths[i]] if stepwise else [outputs]):
-                row: dict[str, Any] = {"id": series.ids[i]} | ({"step": step} if stepwise else {})
-                if stepwise and series.stamps is not None:
-                    row["time"] = series.stamps[i, step]
-                rows.append(row | prepared.words(one))
+    for i, outputs in enumerate(outputs_of(run.model, split)):
+        for step, one in enumerate(outputs[: series.lengths[i]] if stepwise else [outputs]):
+            row: dict[str, Any] = {"id": series.ids[i]} | ({"step": step} if stepwise else {})
+            if stepwise and series.stamps is not None:
+                row["time"] = series.stamps[i, step]
+            rows.append(row | prepared.words(one))
     write_table(out, rows)
     click.echo(f"{run.title}: {len(series.ids)} series of {data.name}\nwritten: {out}")

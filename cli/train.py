@@ -88,7 +88,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         layers += [configs.read_yaml(file)] if file else []
         best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
         if best and settings.get("target", "class") != "class":
-            best |= {"input_noise": 0.0, "dropout": 0.0}  # which blur values
+            best |= configs.BLURRED
         if fast:
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
@@ -109,7 +109,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     certificate = summary["certificate"]
     condition = certificate["metric"]["condition_number"] or math.inf  # None: of no finite number
     rows = [
-        ("test", in_words(summary, "test")),
+        ("test", in_words(summary, "test") or "none"),
         *learnt_nothing(config, summary),
         ("validation", validation(summary)),
         ("trained parameters", f"{summary['parameters']:,}"),

@@ -191,6 +191,25 @@ def test_npz_npy_and_folders_read_as_arrays(tmp_path):
     same(load(folder / "X.npy"), Task.from_arrays(torch.from_numpy(X), torch.from_numpy(y)))
 
 
+def test_parts_that_are_not_said_are_dealt_and_shares_of_nothing_are_none(tmp_path):
+    X, y, _ = series()
+    X[:, 0, 0] = np.arange(40)  # tells the series apart
+    said = ["train"] * 28 + ["test"] * 12
+    task = Task.from_arrays(X, y, split=said, val_fraction=0.1)
+    assert (len(task.train), len(task.val), len(task.load_test())) == (24, 4, 12)
+    assert task.load_test().x[0, 0, 0] > task.train.x[:, 0, 0].max()
+    ids = torch.cat([part.x[:, 0, 0] for part in (task.train, task.val, task.load_test())])
+    assert len(ids.unique()) == 40
+    whole = Task.from_arrays(X, y, val_fraction=0, test_fraction=0)
+    assert (len(whole.train), len(whole.val), whole.tested) == (40, 40, False)
+    with pytest.raises(DataError, match="test split is empty"):
+        whole.load_test()
+    config = make_config({"model": "adadiag-tanh", "modules": 2, "units": 2, "epochs": 1})
+    summary = fit(config, tmp_path / "run", task=whole, report=str)
+    assert (summary["test_accuracy"], summary["chance"]) == (None, None)
+    assert summary["val_accuracy"] >= 0
+
+
 def test_classes_are_ints_from_one_or_texts_in_their_order():
     X, y, _ = series()
     assert Task.from_arrays(X, y).classes == ("1", "2")

@@ -250,26 +250,27 @@ def task_of(series: Series, options: Options) -> Task:
 
 
 def parted(series: Series, options: Options) -> dict[str, Tensor]:
-    """Indices, int64 and ascending, of train, val and test, as the series say; else each class is dealt
-    by `val_fraction` and `test_fraction`, the same in every run."""
-    n, said = len(series.x), series.split
-    if said is not None:
-        parts = {part: (said == part).nonzero()[0] for part in ("train", "val", "test")}
-        if strange := set(said.tolist()) - parts.keys():
-            must = f"{series.what}: split must be train, val or test"
-            raise DataError(f"{must}; got {min(strange)!r}.")
-    else:
-        shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)
-        y: Any = series.y if options.target == "class" else np.zeros((n, 1))
-        left, parts = shuffled[np.argsort(y[shuffled, 0], kind="stable")], {}
-        for part, share in (("test", options.test_fraction), ("val", options.val_fraction)):
+    """Indices, int64 and ascending, of train, val and test, as the series say. What they do not speak of
+    is dealt from train, class by class, by `val_fraction` and `test_fraction`, the same in every run."""
+    n, parts = len(series.x), dict[str, Array]()
+    said = np.full(n, "train") if series.split is None else series.split
+    if strange := set(said.tolist()) - {"train", "val", "test"}:
+        must = f"{series.what}: split must be train, val or test"
+        raise DataError(f"{must}; got {min(strange)!r}.")
+    shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)
+    y: Any = series.y if options.target == "class" else np.zeros((n, 1))
+    left = shuffled[np.argsort(y[shuffled, 0], kind="stable")]
+    left = left[said[left] == "train"]
+    for part, share in (("test", options.test_fraction), ("val", options.val_fraction)):
+        parts[part] = (said == part).nonzero()[0]
+        if share and not len(parts[part]):
             k = min(len(left), max(1, round(share * n)))
             parts[part] = left[((np.arange(k) + 0.5) * len(left) / max(k, 1)).astype(np.int64)]
             left = left[~np.isin(left, parts[part])]
-        parts["train"] = left
-    for part, index in parts.items():
-        if not len(index):
+    for part, index in (("train", left), ("val", parts["val"]), ("test", parts["test"])):
+        if not len(index) and getattr(options, f"{part}_fraction", 1):
             raise DataError(f"{series.what}: {n} series leave none for {part}. Give more, or cut them.")
+    parts = {"train": left, "val": parts["val"] if len(parts["val"]) else left, "test": parts["test"]}
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}
 
 

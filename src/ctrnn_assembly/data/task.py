@@ -91,6 +91,7 @@ class Task:
         note: sentences on data that are not what the task's name promises, which then says what was
             read, or that `resize` enlarges; empty otherwise.
         unit: what 1 in `Split.y` stands for, in the data's own unit, for each value.
+        tested: whether there is a test split.
         loss: (outputs, y) -> the mean of a batch, `targets.loss_of` or your own.
     """
 
@@ -106,6 +107,7 @@ class Task:
     data: str = ""
     note: str = ""
     unit: tuple[float, ...] = ()
+    tested: bool = True
     loss: Callable[[Tensor, Tensor], Tensor] = field(default=loss_of, repr=False)
 
     @staticmethod
@@ -121,7 +123,8 @@ class Task:
                 is none, (samples, time[, k]); of "forecast" None.
             lengths: (samples,), how many steps of each count; all by default.
             times: (time,) or (samples, time), increasing; their median distance is the network's dt.
-            split: (samples,) of "train", "val" and "test"; else shares are dealt, class by class.
+            split: (samples,) of "train", "val" and "test"; parts that it lacks are dealt from train,
+                class by class.
             options: of `Options`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
         Raises: DataError with the place of what does not fit.
@@ -144,7 +147,8 @@ class Options:
             `limit_train` too.
         augment: let `Task.sequence` augment training batches, where the task has an augmentation.
         seed: of the limits alone; the splits are the same for every seed.
-        val_fraction, test_fraction, missing: of own series; "refuse" NaN, or "hold" the value before.
+        val_fraction, test_fraction: of own series; 0: train stands in for val, and there is no test.
+        missing: of own series; "refuse" NaN, or "hold" the value before.
         target, ahead, warm_up: of own series; steps to what is forecast, first steps without loss.
         prepared: the `Preparation` of the run that they must fit.
     """
@@ -168,7 +172,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out.")
-        if not (self.val_fraction > 0 and 0 < self.test_fraction < 1 - self.val_fraction):
+        if not (self.val_fraction >= 0 and 0 <= self.test_fraction < 1 - self.val_fraction):
             got = f"{self.val_fraction:g} and {self.test_fraction:g}"
             raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
         check_known("missing", self.missing, ("refuse", "hold"))
@@ -226,13 +230,15 @@ def make_task(
     train = read("train", options.limit_train, None)
     T, m = (train.x[0, 0].numel(), train.x.shape[1]) if train.x.ndim == 4 else train.x.shape[1:]
     val, test = read("val", options.limit_train, train), partial(read, "test", options.limit_test, train)
+    tested = "test" not in dealt_out or len(dealt_out["test"]) > 0
     name = f"{name}, {what}" if note else name
     if options.resize is not None and (pixels := stored("train", None).pixels) < T:
         note = (
             f"{note} resize {options.resize} makes {T:,} steps of the {pixels:,} pixels of an image: "
             f"{T / pixels:,.3g} times the time and memory of training, and nothing is added to it."
         ).strip()
-    return Task(name, m, len(classes), T, classes, train, val, test, sequence(train), what, note)
+    known = (len(classes), T, classes, train, val, test, sequence(train), what, note)
+    return Task(name, m, *known, tested=tested)
 
 
 def published_hold_out(n: int) -> dict[str, Tensor]:

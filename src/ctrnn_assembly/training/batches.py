@@ -82,6 +82,16 @@ def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Gen
 
 
 @torch.no_grad()
+def outputs_of(model: SequenceClassifier, split: Split) -> Tensor:
+    """What a net puts out of series as they are stored, (N, k) or (N, T, k) float64 on the CPU."""
+    weight, found = model.eval().readout.weight, []
+    for index in torch.arange(len(split)).split(256):
+        part = split.take(index)
+        found.append(model(part.x.to(weight), **timed(model, part.given)).double().cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
 def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know.
 

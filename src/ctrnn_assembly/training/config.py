@@ -21,6 +21,7 @@ LR_GAMMA = 0.1
 # Lightly trained on a few small samples: enough to see that a run works, and no more.
 FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
+BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for classes: noise blurs values
 RISE = 0.3  # share of a one-cycle schedule
 Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
 
@@ -39,8 +40,12 @@ class TrainConfig(BaseModel):
     resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
-    val_fraction: float = setting("data", 0.15, "share of your own series for validation", gt=0, lt=1)
-    test_fraction: float = setting("data", 0.15, "share of your own series for the test", gt=0, lt=1)
+    val_fraction: float = setting(
+        "data", 0.15, "share of your own series for validation; 0: training data serve", ge=0, lt=1
+    )
+    test_fraction: float = setting(
+        "data", 0.15, "share of your own series for the test; 0: no test", ge=0, lt=1
+    )
     missing: Literal["refuse", "hold"] = setting(
         "data", "refuse", "gaps in your series; hold: fill them"
     )

@@ -34,7 +34,7 @@ from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import Preparation
-from ctrnn_assembly.data.targets import balanced, known, loss_of
+from ctrnn_assembly.data.targets import MEASURES, balanced, known, loss_of
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
@@ -313,7 +313,7 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
 def told(training: Training, steps: int) -> Iterator[int]:
     """The steps of an epoch, counted from 0: a progress bar on a terminal, elsewhere a line at times."""
     what, console = f"epoch {training.epoch + 1}/{training.config.epochs}", Console(stderr=True)
-    if console.is_terminal and training.fabric.is_global_zero:
+    if console.is_terminal and training.report is say and training.fabric.is_global_zero:
         yield from track(range(steps), what, console=console, transient=True)
         return
     begun = spoken = time.monotonic()
@@ -407,9 +407,9 @@ def finish(training: Training) -> dict[str, Any]:
     chosen = run.read_weights(out / "checkpoints" / ("last.ckpt" if config.fit_all else "best.ckpt"))
     chosen.load(net)
     run.save_weights(out / "model.safetensors", net)
-    rows, test = training.rows, task.load_test()
-    parts = {"val": task.val, "test": test}
+    rows, parts = training.rows, {"val": task.val} | ({"test": task.load_test()} if task.tested else {})
     found = {f"{part}_{k}": x for part in parts for k, x in measure(net, task, parts[part]).items()}
+    found = dict.fromkeys(f"test_{k}" for k in MEASURES) | found
     return {
         "task": task.name,
         "data": task.data,
@@ -420,7 +420,7 @@ def finish(training: Training) -> dict[str, Any]:
         "weights_sha256": run.read_weights(out / "model.safetensors").sha256,
         "best_epoch": len(chosen.progress["rows"]) - 1,
         **{name: None if config.fit_all and "val_" in name else x for name, x in found.items()},
-        "chance": chance(test.y[known(test.y)]) if task.classes else None,
+        "chance": chance(parts["test"].y) if task.classes and task.tested else None,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "certificate": net.core.certificate().as_dict(),
         **run.run_record(config, rows),
@@ -428,10 +428,11 @@ def finish(training: Training) -> dict[str, Any]:
 
 
 def chance(y: Tensor) -> float:
-    """The accuracy up to which a net may have learnt nothing of the classes y, (samples,).
+    """The accuracy up to which a net may have learnt nothing of the classes y, a tensor.
 
     That is the share of the commonest one, which it might always answer, and two standard errors.
     """
+    y = y[known(y)]
     share = float(y.bincount().max()) / len(y)
     return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))
 

@@ -227,8 +227,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task of the configuration."""
-        names = {one.name for one in fields(Options)} & TrainConfig.model_fields.keys()
-        chosen = {name: getattr(self.config, name) for name in names}
+        chosen = options_of(self.config)
         stored = None if self.path is None else self.path / PREPARATION
         if stored is not None and stored.exists():
             chosen["prepared"] = Preparation.read(stored)
@@ -354,6 +353,12 @@ class Run:
 
 
 from_pretrained = load_run = Run.open  # the name that the package offers
+
+
+def options_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings of `Options` in a configuration."""
+    names = {one.name for one in fields(Options)} & TrainConfig.model_fields.keys()
+    return {name: getattr(config, name) for name in names}
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
