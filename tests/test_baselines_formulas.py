@@ -44,7 +44,7 @@ def parameters(net: nn.Module) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("n", [1, 2, 6])
 def test_antisymmetric_matrix_is_skew_minus_gamma(n: int) -> None:
     net = AntisymmetricRNN(M, n, gamma=0.25).double()
-    K, entries = net.matrix().detach(), net.upper.detach()
+    K, entries = net.matrices()[0].detach(), net.upper.detach()
     skew = K + 0.25 * torch.eye(n, dtype=K.dtype)
     assert torch.equal(skew, -skew.T)
     assert entries.numel() == n * (n - 1) // 2

@@ -187,7 +187,7 @@ class Pointwise(Baseline):
 
 
 class EulerRNN(Baseline):
-    """x_t = x_{t-1} + eps x'(x_{t-1}, u_t), with eps of the network; a subclass says what x' is."""
+    """x_t = x_{t-1} + eps x',  x' = A x_{t-1} + tanh(W x_{t-1} + V u_t + b), with A, W of a subclass."""
 
     def __init__(
         self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
@@ -203,8 +203,18 @@ class EulerRNN(Baseline):
         nn.init.zeros_(self.inputs.bias)
 
     @abstractmethod
+    def matrices(self) -> tuple[Tensor, ...]:
+        """A, if it is not 0, and W, (n, n)."""
+
     def vector_field(self) -> Field:
         """(projected input, x) -> x', with its matrices built once."""
+        both = torch.cat(self.matrices()).T  # A x and W x in one product
+
+        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
+            *Ax, Wx = (x @ both).split(self.hidden_size, dim=-1)
+            return sum(Ax, torch.tanh(Wx + drive))
+
+        return x_prime
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """As `CTRNN.flow`."""
@@ -253,17 +263,13 @@ class AntisymmetricRNN(EulerRNN):
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
 
-    def matrix(self) -> Tensor:
+    def matrices(self) -> tuple[Tensor]:
         """K = W - W^T - gamma I, (n, n)."""
         n = self.hidden_size
         eye = torch.eye(n).to(self.upper)
         above = torch.triu_indices(n, n, offset=1, device=eye.device)
         W = torch.zeros_like(eye).index_put(tuple(above), self.upper)
-        return W - W.T - self.gamma * eye
-
-    def vector_field(self) -> Field:
-        K_T = self.matrix().T
-        return lambda drive, x: torch.tanh(x @ K_T + drive)
+        return (W - W.T - self.gamma * eye,)
 
 
 class LipschitzRNN(EulerRNN):
@@ -304,15 +310,6 @@ class LipschitzRNN(EulerRNN):
         eye = torch.eye(self.hidden_size).to(self.M_A)
         A, W = (M + (1 - 2 * self.beta) * M.T - self.gamma * eye for M in (self.M_A, self.M_W))
         return A, W
-
-    def vector_field(self) -> Field:
-        both = torch.cat(self.matrices()).T  # (n, 2n): A x and W x in one product
-
-        def x_prime(drive: Tensor, x: Tensor) -> Tensor:
-            Ax, Wx = (x @ both).chunk(2, dim=-1)
-            return Ax + torch.tanh(Wx + drive)
-
-        return x_prime
 
 
 class FreePairs(Pairs):

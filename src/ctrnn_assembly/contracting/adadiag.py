@@ -20,6 +20,7 @@ class AdaDiagTanh(Contracting):
 
     theorem = "AdaDiag tanh"
     diagonal = True
+    axes = ("n",)
 
     def bounded(self, theta: Tensor) -> Tensor:
         """g w, within [-kappa, kappa]."""
@@ -31,9 +32,6 @@ class AdaDiagTanh(Contracting):
 
     def weight(self, theta: Tensor) -> Tensor:  # type: ignore[override]
         return torch.diag(self.bounded(theta) / self.phi.g)
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return ((n,),)
 
     def raw(self, W: Tensor) -> tuple[Tensor]:
         off = float((W - torch.diag(W.diagonal())).abs().max())

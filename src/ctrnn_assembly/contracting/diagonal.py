@@ -30,6 +30,7 @@ class DiagonalMetric(Contracting):
     """
 
     default_scale: ClassVar[float] = 1.0
+    axes = "nn", "n"
 
     def __init__(
         self,
@@ -58,9 +59,6 @@ class DiagonalMetric(Contracting):
     def weight(self, A: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         X = self.radius * self.inside(A)
         return balanced(X, -squash(b, self.max_condition)) / self.phi.g
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return (n, n), (n,)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = self.metric_of(W)

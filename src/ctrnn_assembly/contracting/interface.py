@@ -48,6 +48,7 @@ class Contracting(nn.Module, ABC):
     monotone_only: ClassVar[bool] = False
     frozen: bool = False
     diagonal: ClassVar[bool] = False  # whether every W of the set is diagonal
+    axes: ClassVar[tuple[str, ...]] = ("nn",)  # of each raw tensor: n or 1 long
 
     def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
         super().__init__()
@@ -94,14 +95,11 @@ class Contracting(nn.Module, ABC):
         """`weight` of raw tensors of any precision, rounded once."""
         return self.weight(*working_precision(*raw)).to(raw[0].dtype)
 
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the raw tensors, by default W's own: what a W on the meta device starts from."""
-        return ((n, n),)
-
     def right_inverse(self, W: Tensor) -> tuple[Tensor, ...]:
         """`raw` for any W; searches for a metric, so copy trained modules by state dict instead."""
         if W.is_meta:
-            return tuple(map(W.new_empty, self.shapes(len(W))))
+            sizes = {"n": len(W), "1": 1}
+            return tuple(W.new_empty([sizes[axis] for axis in raw]) for raw in self.axes)
         check_square(W)
         (exact,) = working_precision(W.detach())
         found = self.raw(exact)

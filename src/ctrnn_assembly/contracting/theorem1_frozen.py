@@ -30,6 +30,7 @@ class SparseAbsolute(Contracting):
 
     theorem = "Theorem 1"
     frozen = True
+    axes = "nn", "n"
 
     def __init__(
         self,
@@ -52,9 +53,6 @@ class SparseAbsolute(Contracting):
 
     def weight(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()  # an in-place change of the weight must not reach the frozen one
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return (n, n), (n,)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         log_theta = metzler_metric(self, W)

@@ -31,15 +31,13 @@ class Symmetric(Contracting):
 
     theorem = "Theorem 2"
     monotone_only = True
+    axes = "nn", "1"
 
     def weight(self, E: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
         R = bounded_gram(E, SMALLEST_R, LARGEST_R)
         # c stays above a hundredth of its limit: at c = 0 no W with g lmax(W) > 0 is left.
         c = self.radius * torch.sigmoid(s).clamp(min=0.01)
         return symmetric_part((2 * c.sqrt() * R - R @ R) / self.phi.g)
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return (n, n), (1,)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.phi.g * symmetric_part(W))

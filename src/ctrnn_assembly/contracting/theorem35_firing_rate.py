@@ -39,6 +39,7 @@ class FiringRate(Contracting):
 
     theorem = "Theorem 35"
     monotone_only = True
+    axes = "nn", "nn", "n"
 
     @property
     def left(self) -> float:
@@ -49,9 +50,6 @@ class FiringRate(Contracting):
         P = bounded_gram(B, SMALLEST_P, LARGEST_P)
         V = torch.linalg.cholesky(P).mT
         return balanced(2 * self.left**0.5 * below_one(A) @ V - P, _exponent(d)) / self.phi.g
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return (n, n), (n, n), (n,)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = matrix_balance(W.cpu().numpy(), permute=False, separate=True)[1][0]

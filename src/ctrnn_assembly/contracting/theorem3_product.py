@@ -30,6 +30,7 @@ class NegativeProduct(Contracting):
 
     theorem = "Theorem 3"
     monotone_only = True
+    axes = "n", "n", "nn"
 
     @property
     def rate(self) -> float:
@@ -37,9 +38,6 @@ class NegativeProduct(Contracting):
 
     def weight(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
         return -_scaling(p1)[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * _scaling(p2)
-
-    def shapes(self, n: int) -> tuple[tuple[int, ...], ...]:
-        return (n,), (n,), (n, n)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_p = _half_log_ratio(W)  # of P1; P2 is its inverse

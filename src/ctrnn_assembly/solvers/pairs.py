@@ -1,14 +1,13 @@
 """The compiled loop of pairs: single units, each coupled to one other, a step of 2 x 2 matrices.
 
-    z+ = A z + C g,    g = w o phi(z) + e  (phi outside),    g = phi(w o z + e)  (phi inside)
+    z+ = A z + C g,    g = w o phi(z) + e
 
 for pairs z = (x_2k, x_2k+1), with A and C the (2, 2) matrices of a scheme's row for that pair, and e the
 drive b + W_in u. Steps of several lengths have a pair of matrices each; of `selective` every pair and
 sample has a step of its own. Adjoint, for lam+ = dE/dz+:
 
-    v = C^T lam+,   outside: lam = A^T lam+ + phi'(z) o w o v,  de = v,   dw = v o phi(z)
-                    inside:  q = phi'(w o z + e) o v,  lam = A^T lam+ + w o q,  de = q,  dw = q o z
-    dA = lam+ z^T,   dC = lam+ g^T
+    v = C^T lam+,   lam = A^T lam+ + phi'(z) o w o v
+    de = v,   dw = v o phi(z),   dA = lam+ z^T,   dC = lam+ g^T
 
 Cost: O(batch T n), in time and memory. The adjoint of one sample runs backwards alone, and writes lam
 and de; a second sweep, while that sample is in the cache, adds up the gradients of A, C and w. Compiled
@@ -40,10 +39,10 @@ PHIS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def is_paired(terms: Terms, x0: Tensor) -> bool:
-    """Whether this loop can run: units 2k and 2k + 1 coupled and no others, one phi that it knows."""
-    n, phis = terms.n, {phi.name for phi, _ in (*terms.pre.runs, *terms.post.runs)} - {"identity"}
+    """Whether this loop can run: units 2k and 2k + 1 coupled and no others, a known phi outside."""
+    n = terms.n
     single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
-    known = len(phis) <= 1 and phis <= PHIS.keys() and len(terms.pre.runs) == len(terms.post.runs) == 1
+    known = len(terms.pre.runs) == 1 and terms.pre.runs[0][0].name in PHIS and terms.post.is_identity
     coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
     return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
 
@@ -87,48 +86,45 @@ def rates(terms: Terms) -> tuple[Tensor, Tensor]:
 
 def _run(terms: Terms, which: Tensor, A: Tensor, C: Tensor, e: Tensor, x0: Tensor) -> Tensor:
     """By matrices A, C, (k, 4, n / 2), of which sample t of sequence b has those of which[b, t]."""
-    inside = terms.pre.is_identity and not terms.post.is_identity
-    phi, w = (terms.post if inside else terms.pre).runs[0][0], torch.cat(terms.blocks).flatten()
     compiled = is_paired(terms, x0) and not transformed()
     run = _Integrate.apply if compiled else plain_states
-    return run(phi, inside, which, A, C, w, e, x0)
+    return run(terms.pre.runs[0][0], which, A, C, torch.cat(terms.blocks).flatten(), e, x0)
 
 
 class _Integrate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, phi: Activation, inside: bool, which: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:
         *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        kernels(phi.name, inside, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        kernels(phi.name, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
         result = torch.from_numpy(states)
-        ctx.kind = phi, inside, which
+        ctx.kind = phi, which
         ctx.save_for_backward(*tensors, result)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        phi, inside, which = ctx.kind
+        phi, which = ctx.kind
         *leaves, states = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            needed, again = ctx.needs_input_grad[3:], partial(plain_states, *ctx.kind)
-            return None, None, None, *gradients_again(again, leaves, needed, grad, "full")
+            needed, again = ctx.needs_input_grad[2:], partial(plain_states, *ctx.kind)
+            return None, None, *gradients_again(again, leaves, needed, grad, "full")
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
         found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        adjoint = kernels(phi.name, inside, A.dtype)[1]
+        adjoint = kernels(phi.name, A.dtype)[1]
         adjoint(A, C, w, e, np.ascontiguousarray(which), states, lam, *found)
-        return None, None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
+        return None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
 
 
-def plain_states(phi: Activation, inside: bool, which: Tensor, *tensors: Tensor) -> Tensor:
+def plain_states(phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:
     """The states of `_run` by operations that can be differentiated any number of times."""
     A, C, w, e, x0 = tensors
     states = [x0]
     for t, drive in enumerate(e.unbind(1)):
         x, k = states[-1], which[:, t]
-        g = phi(w * x + drive) if inside else w * phi(x) + drive
-        states.append(_times(A[k], x) + _times(C[k], g))
+        states.append(_times(A[k], x) + _times(C[k], w * phi(x) + drive))
     return torch.stack(states, 1)
 
 
@@ -139,8 +135,8 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 
 
 @cache
-def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
-    """The compiled forward and adjoint loops of an activation, its place and a precision."""
+def kernels(name: str, dtype: Any) -> tuple[Any, Any]:
+    """The compiled forward and adjoint loops of an activation and a precision."""
     import numba
 
     fast = {"contract", "reassoc", "nsz", "arcp"}
@@ -156,7 +152,7 @@ def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
             for t in range(steps):
                 x, out, drive, k = states[b, t], states[b, t + 1], e[b, t], which[b if wide else 0, t]
                 for i in range(n):
-                    g[i] = phi(w[i] * x[i] + drive[i]) if inside else w[i] * phi(x[i]) + drive[i]
+                    g[i] = w[i] * phi(x[i]) + drive[i]
                 for j in range(n // 2):  # loops of few arrays, which the compiler can vectorise
                     y, z = x[2 * j], x[2 * j + 1]
                     out[2 * j] = A[k, 0, j] * y + A[k, 1, j] * z
@@ -175,31 +171,25 @@ def kernels(name: str, inside: bool, dtype: Any) -> tuple[Any, Any]:
         ys, wide, v = np.empty((steps, n), states.dtype), len(which) > 1, np.empty(n, states.dtype)
         for b in range(batch):
             for t in range(steps):  # phi of the sample once, for both sweeps
-                x, drive = states[b, t], e[b, t]
+                x = states[b, t]
                 for i in range(n):
-                    ys[t, i] = phi(w[i] * x[i] + drive[i]) if inside else phi(x[i])
+                    ys[t, i] = phi(x[i])
             for t in range(steps - 1, -1, -1):
-                up, down, y, out, k = (
-                    lam[b, t + 1],
-                    lam[b, t],
-                    ys[t],
-                    de[b, t],
-                    which[b if wide else 0, t],
-                )
+                up, down, y, out = lam[b, t + 1], lam[b, t], ys[t], de[b, t]
+                k = which[b if wide else 0, t]
                 for j in range(n // 2):
                     i, m = 2 * j, 2 * j + 1
                     v0 = C[k, 0, j] * up[i] + C[k, 2, j] * up[m]
                     v1 = C[k, 1, j] * up[i] + C[k, 3, j] * up[m]
-                    q0, q1 = slope(y[i]) * v0, slope(y[m]) * v1
-                    down[i] += A[k, 0, j] * up[i] + A[k, 2, j] * up[m] + w[i] * q0
-                    down[m] += A[k, 1, j] * up[i] + A[k, 3, j] * up[m] + w[m] * q1
-                    out[i], out[m] = (q0, q1) if inside else (v0, v1)
+                    down[i] += A[k, 0, j] * up[i] + A[k, 2, j] * up[m] + w[i] * slope(y[i]) * v0
+                    down[m] += A[k, 1, j] * up[i] + A[k, 3, j] * up[m] + w[m] * slope(y[m]) * v1
+                    out[i], out[m] = v0, v1
             for t in range(steps):
                 x, up, y, drive, out = states[b, t], lam[b, t + 1], ys[t], e[b, t], de[b, t]
                 k = which[b if wide else 0, t]
                 for i in range(n):
-                    dw[i] += out[i] * (x[i] if inside else y[i])
-                    v[i] = y[i] if inside else w[i] * y[i] + drive[i]  # g
+                    dw[i] += out[i] * y[i]
+                    v[i] = w[i] * y[i] + drive[i]  # g
                 for j in range(n // 2):
                     a, c, i, m = dA[k], dC[k], 2 * j, 2 * j + 1
                     a[0, j] += up[i] * x[i]
