@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.errors import SolverError
-from ctrnn_assembly.schemes import SCHEMES, Scheme
+from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import fused, solve
 from ctrnn_assembly.solvers.cuda import check, graph
 from ctrnn_assembly.solvers.fused import integrate, same_steps
@@ -38,7 +38,12 @@ def field(kind: str = "blocks", pairs: str | list = "all") -> Terms:
 PROBLEM = (normal(3, 16, seed=1), normal(40, 3, 2, seed=2), torch.full((40, 1), 0.05, dtype=F64))
 EULER = SCHEMES["euler"]
 fused_euler = partial(integrate, EULER)
-OPTIONS = {"save": "last", "recompute": "none", "matmul_precision": "full"}
+
+
+@pytest.fixture
+def graph_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings are replayed by calling the function again."""
+    monkeypatch.setattr(check, "unable", lambda *given: {"graph": None})
 
 
 def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
@@ -56,7 +61,7 @@ def everything(solver: object, terms: Terms, **options: object) -> list[Tensor]:
 @pytest.mark.parametrize("pairs", ["all", [(0, 2)]])
 @pytest.mark.parametrize("kind", ["blocks", "diagonal"])
 def test_a_replayed_solve_equals_a_direct_one(
-    kind: str, pairs: object, save: str, recompute: str
+    kind: str, pairs: object, save: str, recompute: str, graph_on_cpu: None
 ) -> None:
     if save == "all" and recompute == "sqrt":
         pytest.skip("all states are kept anyway")
@@ -66,15 +71,15 @@ def test_a_replayed_solve_equals_a_direct_one(
             terms = terms.mapped(lambda t, scale=scale: scale * t)
             options = {"save": save, "recompute": recompute}
             direct = everything(solver, terms, **options)
-            replay = everything(partial(solver, way="graph"), terms, **options)
+            replay = everything(partial(solver, backend="graph"), terms, **options)
             for a, b in zip(direct, replay, strict=True):
                 assert_close(a, b, rtol=1e-13, atol=1e-14)
     assert len(graph._recordings) <= graph.KEPT
 
 
-def test_recordings_of_two_solves_do_not_share_memory() -> None:
+def test_recordings_of_two_solves_do_not_share_memory(graph_on_cpu: None) -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
-    solver = partial(fused_euler, save="last", way="graph")
+    solver = partial(fused_euler, save="last", backend="graph")
     one, two = (x0.clone().requires_grad_(), (x0 + 1).requires_grad_())
     first, second = solver(terms, one, drive, dt), solver(terms, two, drive, dt)  # before any backward
     for x, start in ((first, one), (second, two)):
@@ -86,29 +91,35 @@ def test_recordings_of_two_solves_do_not_share_memory() -> None:
         assert_close(found, expected, rtol=1e-13, atol=1e-14)
 
 
-def chosen(candidate: Any, *given: Any, **options: Any) -> Tensor:
-    """A solve of euler by the candidate, if the check finds it right, else by the fused loop."""
-    loop = check.first_right({"fast": candidate}, integrate, EULER, *given, **options)
-    return loop(EULER, *given, **options)
+def chosen(candidate: Any, *given: Any) -> str:
+    """Of a solve of euler the candidate, if the check finds it right, or the fused loop, by name."""
+    form, *tensors = fused.fused_step(EULER, *given, "full")
+    plan = fused.Plan(every=False, whole=True, few=False, length=fused.SEGMENT)
+    loops = {"fast": partial(candidate, form, plan)}
+    return check.first_right(loops, form, plan, given[1], *tensors)
 
 
-def wrong_states(*given: object, **options: object) -> Tensor:
-    return 1.01 * integrate(*given, **options)  # type: ignore[arg-type]
+right = fused.Integrate.apply
 
 
-def wrong_gradient_of_tau(scheme: Scheme, terms: Terms, *given: object, **options: object) -> Tensor:
-    return integrate(scheme, replace(terms, tau=terms.tau.detach() + 0 * terms.tau), *given, **options)  # type: ignore[arg-type]
+def wrong_states(*given: Any) -> Tensor:
+    return 1.01 * right(*given)
 
 
-def no_number_for_tau(scheme: Scheme, terms: Terms, *given: object, **options: object) -> Tensor:
-    spoilt = replace(terms, tau=terms.tau + 0 * (terms.tau - terms.tau.detach()).abs().sqrt())
-    return integrate(scheme, spoilt, *given, **options)  # type: ignore[arg-type]
+def wrong_gradient_of_D(
+    form: Any, plan: Any, x0: Any, u: Any, dt: Any, W: Any, D: Tensor, *A: Any
+) -> Any:
+    return right(form, plan, x0, u, dt, W, D.detach() + 0 * D, *A)
 
 
-def stale(scheme: Scheme, terms: Terms, x0: Tensor, *given: object, **options: object) -> Tensor:
+def no_number_for_D(form: Any, plan: Any, x0: Any, u: Any, dt: Any, W: Any, D: Any, *A: Any) -> Any:
+    return right(form, plan, x0, u, dt, W, D + 0 * (D - D.detach()).abs().sqrt(), *A)
+
+
+def stale(form: Any, plan: Any, x0: Tensor, *given: Any) -> Tensor:
     """A recording that keeps its first initial state."""
     first = KEPT_STATES.setdefault("first", x0.detach().clone())
-    return integrate(scheme, terms, first + 0 * x0, *given, **options)  # type: ignore[arg-type]
+    return right(form, plan, first + 0 * x0, *given)
 
 
 KEPT_STATES: dict[str, Tensor] = {}
@@ -122,8 +133,8 @@ def broken(*given: object, **options: object) -> Tensor:
     ("candidate", "message"),
     [
         (wrong_states, "states or gradients differ from the fused loop's, by"),
-        (wrong_gradient_of_tau, "states or gradients differ from the fused loop's, by"),
-        (no_number_for_tau, "states or gradients differ from the fused loop's, by"),
+        (wrong_gradient_of_D, "states or gradients differ from the fused loop's, by"),
+        (no_number_for_D, "states or gradients differ from the fused loop's, by"),
         (stale, "states or gradients differ from the fused loop's, by"),
         (broken, "backend fast is not used: PTXAS error: out of registers."),
     ],
@@ -133,13 +144,11 @@ def test_a_backend_that_is_wrong_is_left_out_with_one_line(candidate: object, me
     check._said.clear()
     terms = field()
     x0, drive, dt = PROBLEM
-    expected = fused_euler(terms, x0, drive, dt, save="last")
-    run = partial(chosen, candidate)
     with pytest.warns(RuntimeWarning, match=message):
-        assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
+        assert chosen(candidate, terms, x0, drive, dt) == "fused"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the second time it is known, and nothing is said
-        assert_close(run(terms, x0, drive, dt, **OPTIONS), expected, rtol=0, atol=0)
+        assert chosen(candidate, terms, x0, drive, dt) == "fused"
     check._found_right.clear()
 
 
@@ -147,15 +156,15 @@ def test_a_backend_that_is_right_is_used_and_checked_once() -> None:
     check._found_right.clear()
     calls = []
 
-    def counted(*given: object, **options: object) -> Tensor:
+    def counted(*given: Any) -> Tensor:
         calls.append(1)
-        return integrate(*given, **options)  # type: ignore[arg-type]
+        return right(*given)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
-            chosen(counted, field(), *PROBLEM, **OPTIONS)
-    assert len(calls) == 2 + 3  # the check runs it on other values first
+            assert chosen(counted, field(), *PROBLEM) == "fast"
+    assert len(calls) == 2  # the check runs it on other values first
     check._found_right.clear()
 
 
@@ -206,20 +215,20 @@ def test_every_field_and_solve_of_another_kind_is_checked_anew() -> None:
     ]
     for given in kinds:
         for _ in range(2):
-            chosen(integrate, *given, **OPTIONS)  # type: ignore[arg-type]
+            chosen(right, *given)
     assert len(check._found_right) == len(kinds)
     assert all(check._found_right.values())
     check._found_right.clear()
 
 
-def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
+def test_what_inference_mode_leaves_can_be_used_in_training(graph_on_cpu: None) -> None:
     graph._recordings.clear()
     check._found_right.clear()
     terms, (x0, drive, dt) = field(), PROBLEM
     solvers = [
         partial(fused_euler, save="last"),
         partial(fused_euler, save="last", recompute="sqrt"),
-        partial(fused_euler, save="last", way="graph"),
+        partial(fused_euler, save="last", backend="graph"),
     ]
     for solver in solvers:
         expected = everything(solver, terms)
@@ -230,13 +239,13 @@ def test_what_inference_mode_leaves_can_be_used_in_training() -> None:
         for a, b in zip(everything(solver, terms), expected, strict=True):
             assert_close(a, b, rtol=0, atol=0)
     with torch.inference_mode():
-        chosen(integrate, terms, x0.clone(), drive, dt, **OPTIONS)
+        chosen(right, terms, x0.clone(), drive, dt)
     check._found_right.clear()
 
 
-def test_two_threads_do_not_mix_their_values() -> None:
+def test_two_threads_do_not_mix_their_values(graph_on_cpu: None) -> None:
     terms, (x0, drive, dt) = field(), PROBLEM
-    solver = partial(fused_euler, save="last", way="graph")
+    solver = partial(fused_euler, save="last", backend="graph")
     wrong = []
 
     def work(k: int) -> None:

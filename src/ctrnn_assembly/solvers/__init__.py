@@ -298,8 +298,4 @@ def _grid_loop(
         )
     if apart or backend == "plain":
         return partial(schemes.integrate, *given)
-    if backend == "fused" or (backend == "auto" and x0.device.type != "cuda"):
-        return fused.prepared(*given, **options)
-    from ctrnn_assembly.solvers.cuda.check import loop_on_cuda
-
-    return partial(loop_on_cuda(backend, *given, **options), *given, **options)
+    return fused.prepared(*given, backend=backend, **options)

@@ -45,7 +45,6 @@ Save = Literal["all", "last"]
 Recompute = Literal["none", "sqrt"]
 MatmulPrecision = Literal["full", "tf32", "bf16"]
 
-Way = Literal["steps", "graph", "kernels"]  # one after another, recorded, or all in one kernel
 
 SEGMENT = 32  # steps whose weight gradients are one product
 # Above this share of coupled blocks one dense product a step is faster than many small ones.
@@ -76,13 +75,14 @@ class Form:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What a pass returns (`every` state, or the last), and what it stores for the backward pass."""
 
     every: bool
     whole: bool  # stores every state, else the first of each segment
+    few: bool  # never all of them, whatever gradients are wanted
     length: int  # steps of a segment
-    way: Way
+    way: str = "fused"  # or "graph", "persistent"
 
     def segments(self, steps: int) -> list[tuple[int, int]]:
         """(start, end) of consecutive pieces of time, in order."""
@@ -94,22 +94,25 @@ def prepared(
     save: Save = "all",
     recompute: Recompute = "none",
     matmul_precision: MatmulPrecision = "full",
-    way: Way = "steps",
+    backend: str = "fused",
 ) -> Callable[[], Tensor]:
     """() -> states by the fused loop, (time + 1, batch, n), or (1, batch, n); the step is made here.
 
     Args:
         given: as of `schemes.integrate`; steps of equal length unless the scheme has an increment.
         save, recompute, matmul_precision: as of `solvers.solve`.
-        way: "graph" records both passes as CUDA graphs, and replays these where the shapes are the
-            same; "kernels" has one Triton kernel for each, and must be able to (`cuda.persistent`).
+        backend: as of `solvers.solve`, but for plain. "graph" records both passes as CUDA graphs, and
+            replays these where the shapes are the same; "persistent" has one Triton kernel for each.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
-    length = max(1, math.isqrt(len(dt))) if recompute == "sqrt" else SEGMENT
-    plan = _Plan(every, every or (recompute == "none" and learns), length, way)
-    return partial(_Integrate.apply, form, plan, x0, *tensors)
+    few = recompute == "sqrt"
+    length = max(1, math.isqrt(len(dt))) if few else SEGMENT
+    plan = Plan(every, every or (learns and not few), few, length)
+    if backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda"):
+        plan = replace(plan, way=_on_cuda("check").way_of(backend, form, plan, x0, *tensors))
+    return partial(Integrate.apply, form, plan, x0, *tensors)
 
 
 def integrate(*given: Any, **options: Any) -> Tensor:
@@ -257,12 +260,12 @@ class FusedKernel:
         shape = (steps, batch, n) if pattern is None else (pattern.p, steps, batch, n // pattern.p)
         return pooled(shape, x) if reused else x.new_empty(shape)
 
-    def roll(self, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def roll(self, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None) -> tuple[Tensor, Tensor]:
         """All steps from x0: what the plan stores, and the last state; all in memory order."""
         segments = plan.segments(len(inputs))
         count = len(inputs) + 1 if plan.whole else len(segments)
         # States that the caller keeps must not lie in memory that is used again.
-        kept = plan.every or plan.way != "steps" or x0.device.type != "cpu"
+        kept = plan.every or plan.way != "fused" or x0.device.type != "cpu"
         stored = self.empty(count, x0, reused=not kept)
         states = stored if plan.whole else self.empty(plan.length + 1, x0)
         last, u, direct = x0, self.inputs(inputs).unbind(-3), dt is None and self.pattern is None
@@ -389,17 +392,17 @@ def _rounded(form: Form) -> AbstractContextManager[None]:
     return _on_cuda("graph").tf32() if form.matmul_precision == "tf32" else nullcontext()
 
 
-class _Integrate(torch.autograd.Function):
+class Integrate(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
+        ctx: Any, form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
         ctx.form, ctx.plan = form, plan
         with _rounded(form):
             if plan.way == "graph":
                 given = (x0, inputs, dt, *tensors)
                 stored, last = _on_cuda("graph").replayed(_record, (form, plan), given)
-            elif plan.way == "kernels":
+            elif plan.way == "persistent":
                 stored, last = _on_cuda("persistent").forward(form, plan, x0, inputs, dt, *tensors)
             else:  # written out: `_record` would be one more frame in every step
                 first = form.ordered(x0[None])
@@ -425,7 +428,7 @@ class _Integrate(torch.autograd.Function):
             if ctx.plan.way == "graph":
                 found = _on_cuda("graph").replayed(_gradients, fixed, given)
             else:
-                kernels = ctx.plan.way == "kernels"
+                kernels = ctx.plan.way == "persistent"
                 found = (_on_cuda("persistent").gradients if kernels else _gradients)(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
 
@@ -480,14 +483,14 @@ def zeros_for(tensors: Sequence[Tensor | None], needed: Sequence[bool]) -> list[
 
 
 def _record(
-    form: Form, plan: _Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
+    form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """The forward pass as a function of tensors: what is stored, and the last state."""
     return FusedKernel(form, tensors).roll(plan, form.ordered(x0[None]), inputs, dt)
 
 
 def _gradients(
-    form: Form, plan: _Plan, needed: tuple[bool, ...], *given: Any
+    form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
 ) -> tuple[Tensor | None, ...]:
     """Those of x0, inputs and tensors, where needed; given the gradient and what was saved.
 

@@ -21,10 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.schemes import Scheme
-from ctrnn_assembly.solvers import fused
-from ctrnn_assembly.solvers.fused import Form, MatmulPrecision
-from ctrnn_assembly.terms import Terms
+from ctrnn_assembly.solvers.fused import Form, FusedKernel, MatmulPrecision, Plan, zeros_for
 
 # (batch rows of a program, units computed at once). Tensor cores multiply 16 rows at least; exact
 # products of float32 do not use them, and with 8 rows twice as many programs share the work. 512 units
@@ -37,17 +34,7 @@ PHIS = [ACTIVATIONS[name] for name in ("identity", "relu", "tanh", "sigmoid", "s
 CHUNK = 2**15  # rows (time and batch) in one product of a weight gradient
 
 
-def why_not(
-    scheme: Scheme,
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor | None,
-    dt: Tensor,
-    *,
-    matmul_precision: MatmulPrecision = "full",
-    recompute: str = "none",
-    **_: Any,
-) -> str | None:
+def why_not(form: Form, plan: Plan, x0: Any, *tensors: Tensor | None) -> str | None:
     """What keeps the kernels from this solve, in one line; None if nothing does. Looks at no value."""
     device, cuda = x0.device, x0.device.type == "cuda"
     if importlib.util.find_spec("triton") is None:
@@ -56,30 +43,28 @@ def why_not(
     asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
     if not cuda and not asked:
         return f"the state is on {device}, and Triton needs a CUDA device (or TRITON_INTERPRET=1)"
-    if recompute != "none":
-        return f"the kernels store all states, and recompute is {recompute!r}"
-    if scheme.increment is None and terms.L is not None and not terms.post.is_identity:
-        return f"a step of {scheme.name!r} multiplies what is after phi by a dense matrix"
-    tensors = [*terms.tensors(), dt, *([] if drive is None else [drive])]
-    other = {(t.dtype, t.device) for t in tensors} - {(x0.dtype, device)}
+    if plan.few:
+        return "the kernels store all states, and recompute is 'sqrt'"
+    other = {(t.dtype, t.device) for t in tensors if t is not None} - {(x0.dtype, device)}
     if x0.dtype not in (torch.float32, torch.float64):
         return f"the state is {x0.dtype}; it must be float32 or float64"
     if other:
         return f"the state is {x0.dtype} on {device}, but another tensor is {min(other, key=str)}"
-    if matmul_precision != "full" and x0.dtype != torch.float32:
-        return f"matmul_precision={matmul_precision!r} rounds float32, and the state is {x0.dtype}"
-    if dt.requires_grad:
-        return "dt asks for a gradient"
+    if form.matmul_precision != "full" and x0.dtype != torch.float32:
+        return f"matmul_precision={form.matmul_precision!r} rounds float32, and the state is {x0.dtype}"
     if cuda:
         properties = cast(Any, torch.cuda.get_device_properties(device))
         found = properties.shared_memory_per_block_optin // 1024
         if found < SHARED // 1024:
             return f"{device} has {found} KB of shared memory for a program; it needs {SHARED // 1024}"
-    if fused.few_blocks(terms) is not None:
+    if form.pattern is not None:
         return "few blocks of L are coupled, and the kernels multiply all"
-    if terms.edges:
-        return f"the field has {len(terms.edges)} nonlinear couplings"
-    for side, phi in (("pre", terms.pre), ("post", terms.post)):
+    if form.psi:
+        return f"the field has {len(form.psi)} nonlinear couplings"
+    C = tensors[5]
+    if C is not None and C.ndim > 1:
+        return "the step multiplies what is after phi by a dense matrix"
+    for side, phi in (("pre", form.pre), ("post", form.post)):
         names = sorted({a.name for a, _ in phi.runs})
         if len(names) > 1:
             return f"{side} mixes the activations {', '.join(names)}"
@@ -167,7 +152,7 @@ class _Launch:
 
 
 def forward(
-    form: Form, plan: Any, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
+    form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """As the forward pass of `fused`: what is stored, and the last state."""
     launch, steps = _Launch(form, x0, inputs, dt, *tensors), len(inputs)
@@ -179,7 +164,9 @@ def forward(
     return X, X[steps if plan.whole else steps % 2][None]
 
 
-def gradients(form: Form, plan: Any, needed: tuple[bool, ...], *given: Any) -> tuple[Tensor | None, ...]:
+def gradients(
+    form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
+) -> tuple[Tensor | None, ...]:
     """As those of `fused`, of x0, inputs and tensors; given the gradient and what was saved."""
     grad, X, inputs, dt, *tensors = given
     launch = _Launch(form, X[0], inputs, dt, *tensors)
@@ -192,7 +179,7 @@ def gradients(form: Form, plan: Any, needed: tuple[bool, ...], *given: Any) -> t
     matrices = {"W": launch.packed(W)[1], "WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
     moving = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
     launch.start(launch.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **moving, **matrices)
-    kernel, sums = fused.FusedKernel(form, tensors), fused.zeros_for(tensors, needed[2:])
+    kernel, sums = FusedKernel(form, tensors), zeros_for(tensors, needed[2:])
     steps = max(1, CHUNK // X.shape[1])
     for start in range(0, len(V), steps):
         part = slice(start, start + steps)
