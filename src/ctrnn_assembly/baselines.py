@@ -65,9 +65,6 @@ class Baseline(Recurrent):
         )
         return Certificate.refused(reason, dt=1.0 if dt is None else dt, solver=solver or "own step")
 
-    def firing_rates(self, x: Tensor) -> Tensor:
-        return x
-
     def project_(self) -> None:
         """Nothing to do: the weights are in no set."""
 

@@ -62,17 +62,16 @@ class SequenceNorm(nn.Module):
             return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
             return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
-        if not self.training:
-            scale, shift = self.affine(self.mean, self.var)
-            return torch.addcmul(shift, s, scale)
-        rows = s.flatten(0, -2) if valid is None else s[valid]
-        var, mean = torch.var_mean(rows, 0, correction=0)
-        scale, shift = self.affine(mean, var, len(rows))
+        scale, shift = self.affine(s, valid)
         return torch.addcmul(shift, s, scale)
 
-    def affine(self, mean: Tensor, var: Tensor, count: int = 0) -> tuple[Tensor, Tensor]:
-        """Batch norm is s -> scale o s + shift; statistics of `count` samples are tracked."""
-        if count:
+    def affine(self, s: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Batch norm is s -> scale o s + shift; in training mode of s, whose statistics are tracked."""
+        mean, var = self.mean, self.var
+        if self.training:
+            s = s if valid is None else s[valid]
+            count = s.numel() // s.shape[-1]
+            var, mean = torch.var_mean(s, tuple(range(s.ndim - 1)), correction=0)
             with torch.no_grad():
                 self.mean.lerp_(mean, 0.1)
                 self.var.lerp_(var * count / max(1, count - 1), 0.1)
@@ -213,11 +212,8 @@ class Layer(nn.Module):
         if not (known and pairs.is_paired(terms, x0)):
             return None
         scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
-        if self.norm.kind == "batch" and self.norm.training:
-            var, mean = torch.var_mean(s, (0, 1), correction=0)
-            scale, shift = self.norm.affine(mean, var, s.shape[0] * s.shape[1])
-        elif self.norm.kind == "batch":
-            scale, shift = self.norm.affine(self.norm.mean, self.norm.var)
+        if self.norm.kind == "batch":
+            scale, shift = self.norm.affine(s)
         B = self.B.weight * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
         e = F.linear(s, B * scale, terms.bias + B @ shift)
         x = pairs.states(SCHEMES[solver], terms, x0, e, torch.tensor([[dt]], dtype=s.dtype))

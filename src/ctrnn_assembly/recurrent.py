@@ -42,7 +42,6 @@ class Recurrent(nn.Module, ABC):
 
     traceable = True  # whether a step is plain operations of torch, which look at no value
     certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
-    firing_rates: Callable[[Tensor], Tensor]  # what the units send out in states x, (..., n)
     x_0: nn.Parameter | None  # the trained initial state, (state_size,)
     state_parts = 1  # of n units each; those of an LSTM are h and c
     layer_sizes: tuple[int, ...] = ()  # of a stack, whose h_0 may be a tuple of each layer's
@@ -105,6 +104,10 @@ class Recurrent(nn.Module, ABC):
         """The states that sequences start from without an h_0, (batch, state_size)."""
         like = self._like
         return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.repeat(batch, 1)
+
+    def firing_rates(self, x: Tensor) -> Tensor:
+        """What the units send out in states x, (..., n): these themselves, unless a layer says more."""
+        return x
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
         """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).

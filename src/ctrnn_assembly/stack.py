@@ -210,10 +210,6 @@ class Stack(Recurrent):
         """The length of one step of the solver, dt / substeps."""
         return self.dt / self.substeps
 
-    def firing_rates(self, x: Tensor) -> Tensor:
-        """The output itself."""
-        return x
-
     @torch.no_grad()
     def project_(self) -> None:
         """As `Subnetwork.project_`."""

@@ -77,7 +77,8 @@ class Terms:
 
     def apply_weight(self, p: Tensor) -> Tensor:
         """W p for p of shape (batch, n), block by block."""
-        if (stacked := self.stacked) is not None:
+        if len(self.blocks) > 1 and len(set(self.sizes)) == 1:
+            stacked = torch.stack(self.blocks)  # no call: it would be one more frame in every step
             parts = p.unflatten(-1, stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)

@@ -1,7 +1,7 @@
 """Which pairs of modules are coupled: a sorted list of pairs (i, j) with i < j."""
 
-import itertools
 from collections.abc import Callable, Iterable
+from itertools import combinations, pairwise
 
 import torch
 
@@ -9,14 +9,22 @@ from ctrnn_assembly.errors import ConfigError, unknown
 
 Pair = tuple[int, int]
 
-TOPOLOGIES = {
-    "all": "every pair of modules, p (p - 1) / 2 of them",
-    "none": "no coupling",
-    "ring": "each module with the next, the last with the first",
-    "chain": "each module with the next",
-    "star": "module 0 (the global workspace) with every other",
-    "random:C": "C pairs drawn without replacement, e.g. random:20",
+NAMED: dict[str, tuple[str, Callable[[int], list[Pair]]]] = {
+    "none": ("no coupling", lambda p: []),
+    "all": ("every pair of modules, p (p - 1) / 2 of them", lambda p: [*combinations(range(p), 2)]),
+    "chain": ("each module with the next", lambda p: [*pairwise(range(p))]),
+    "ring": (
+        "each module with the next, the last with the first",
+        # Two modules have one pair, not two.
+        lambda p: sorted({*pairwise(range(p)), *([(0, p - 1)] if p > 1 else [])}),
+    ),
+    "star": (
+        "module 0 (the global workspace) with every other",
+        lambda p: [(0, i) for i in range(1, p)],
+    ),
 }
+TOPOLOGIES = {name: about for name, (about, _) in NAMED.items()}
+TOPOLOGIES |= {"random:C": "C pairs drawn without replacement, e.g. random:20"}
 
 
 def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
@@ -33,26 +41,16 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
     return sorted(result)
 
 
-# Two modules in a ring have one pair, not two.
-NAMED: dict[str, Callable[[int], list[Pair]]] = {
-    "none": lambda p: [],
-    "all": lambda p: list(itertools.combinations(range(p), 2)),
-    "chain": lambda p: [*itertools.pairwise(range(p))],
-    "ring": lambda p: sorted({*itertools.pairwise(range(p)), *([(0, p - 1)] if p > 1 else [])}),
-    "star": lambda p: [(0, i) for i in range(1, p)],
-}
-
-
 def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> list[Pair]:
     """The pairs of a topology of p modules by name (`TOPOLOGIES`); ConfigError for an unknown one."""
     kind, _, digits = name.partition(":")
     if kind != "random":
         if name not in NAMED:
             raise unknown("coupling", name, TOPOLOGIES)
-        return NAMED[name](p)
+        return NAMED[name][1](p)
     if not digits.isdecimal():
         raise ConfigError(f"the C of random:C must be a whole number >= 0; got {name!r}. Use random:20.")
-    every, count = NAMED["all"](p), int(digits)
+    every, count = NAMED["all"][1](p), int(digits)
     if count > len(every):
         raise ConfigError(
             f"{p} modules have {len(every)} pairs; got random:{count}. "
@@ -67,4 +65,4 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
 def recognise(pairs: Iterable[Pair], p: int) -> str:
     """The name of a topology of p modules, or the number of its pairs."""
     found = sorted(pairs)
-    return next((name for name, make in NAMED.items() if make(p) == found), f"{len(found)} pairs")
+    return next((name for name, (_, make) in NAMED.items() if make(p) == found), f"{len(found)} pairs")

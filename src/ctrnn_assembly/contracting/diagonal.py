@@ -7,7 +7,6 @@ sqrt(cond P), and beyond about 1e6 float32 gradients explode (THEORY section 4).
 
 import math
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +28,6 @@ class DiagonalMetric(Contracting):
     Guarantee: rate >= margin / tau in P, both forms, for every phi with |slopes| <= g.
     """
 
-    default_scale: ClassVar[float] = 1.0
     axes = "nn", "n"
 
     def __init__(
@@ -42,7 +40,7 @@ class DiagonalMetric(Contracting):
     ) -> None:
         super().__init__(phi, margin=margin)
         self.max_condition = checked_condition(max_condition)
-        self.init_scale = self.default_scale if init_scale is None else init_scale
+        self.init_scale = self.init_scale if init_scale is None else init_scale
 
     @abstractmethod
     def inside(self, A: Tensor) -> Tensor:
@@ -67,10 +65,6 @@ class DiagonalMetric(Contracting):
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         return Factor.diagonal(squash(raw[1], self.max_condition))
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        A = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
-        return self(A, torch.zeros(n))
 
 
 def balanced(W: Tensor, log_theta: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Contracting(nn.Module, ABC):
     frozen: bool = False
     diagonal: ClassVar[bool] = False  # whether every W of the set is diagonal
     axes: ClassVar[tuple[str, ...]] = ("nn",)  # of each raw tensor: n or 1 long
+    init_scale: float = 1.0  # sqrt(n) times the standard deviation of the first raw tensor of a sample
 
     def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
         super().__init__()
@@ -88,8 +89,9 @@ class Contracting(nn.Module, ABC):
         return Factor.identity(raw[0].shape[0], raw[0])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """A random W of the set, (n, n), in the default dtype: by default that of one raw (n, n)."""
-        return self(torch.randn(n, n, generator=generator) / n**0.5)
+        """A random W of the set, (n, n), in the default dtype; raw tensors but an (n, n) start at 0."""
+        A = torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
+        return self(A, *(torch.zeros(n if axis == "n" else 1) for axis in self.axes[1:]))
 
     def forward(self, *raw: Tensor) -> Tensor:
         """`weight` of raw tensors of any precision, rounded once."""

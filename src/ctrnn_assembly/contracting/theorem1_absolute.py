@@ -22,7 +22,7 @@ class Absolute(DiagonalMetric):
     """Theorem 1, trainable; the raw tensor A is V."""
 
     theorem = "Theorem 1"
-    default_scale = 0.5
+    init_scale = 0.5
 
     def inside(self, A: Tensor) -> Tensor:
         v = majorant(A, self.phi.monotone)
@@ -44,7 +44,7 @@ class Triangular(Absolute):
     """Theorem 4; of the raw tensor A only the lower triangle counts."""
 
     theorem = "Theorem 4"
-    default_scale = 1.0
+    init_scale = 1.0
 
     def inside(self, A: Tensor) -> Tensor:
         return super().inside(A.tril())

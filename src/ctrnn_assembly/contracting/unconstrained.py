@@ -33,9 +33,6 @@ class Unconstrained(Contracting):
     def raw(self, W: Tensor) -> tuple[Tensor]:
         return (W.clone(),)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return torch.randn(n, n, generator=generator) * self.init_scale / n**0.5
-
 
 class PublishedSparse(Unconstrained):
     """The modules of the Sparse Combo Net as its released code makes them; raw tensor W (n, n).
