@@ -202,10 +202,13 @@ def test_a_flow_of_your_own_has_euler_and_runge_kutta_steps() -> None:
     A, dt = normal(3, 3), 0.1
     mine, x = Behaviour(3, flow=lambda u: lambda x: x @ A.mT), normal(2, 3, seed=1)
     assert_close(flow_jacobian(mine, None, x), A.expand(2, 3, 3), rtol=1e-12, atol=1e-13)
-    euler, fourth = (step_jacobian(mine, None, x, dt=dt, solver=s)[0] for s in ("euler", "rk4"))
+    euler, second, fourth = (
+        step_jacobian(mine, None, x, dt=dt, solver=s)[0] for s in ("euler", "midpoint", "rk4")
+    )
     assert_close(euler, torch.eye(3) + dt * A, rtol=1e-12, atol=1e-13)
     Z = dt * A
     taylor = torch.eye(3) + Z + Z @ Z / 2 + Z @ Z @ Z / 6 + Z @ Z @ Z @ Z / 24
+    assert_close(second, torch.eye(3) + Z + Z @ Z / 2, rtol=1e-12, atol=1e-13)
     assert_close(fourth, taylor, rtol=1e-12, atol=1e-13)
 
 

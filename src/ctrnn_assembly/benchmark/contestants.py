@@ -186,10 +186,6 @@ class Contestant:
     tolerance: float | None = None
     reference: Callable[[Problem], Workload] = plain_loop  # of the same steps
 
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith("ours-")
-
     def operations(self, problem: Problem) -> int:
         """The useful operations of one solve and its gradients, as the file defines them.
 

@@ -28,10 +28,11 @@ from ctrnn_assembly.diagnostics.spectrum import norm_of
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.schemes import ADAPTIVE
 from ctrnn_assembly.terms import Terms
 
 FLOOR = 1e4  # a distance below this many times its own error says nothing about a rate
-RTOL = 1e-12  # of torchdiffeq's methods; the absolute tolerance is a hundredth
+RTOL = 1e-12  # of adaptive solvers; the absolute tolerance is a hundredth
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def measure_contraction(
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
     relative = (8 + known.size) * torch.finfo(torch.float64).eps * known.substeps
-    if solver in linearise.BY_TORCHDIFFEQ:
+    if solver in ADAPTIVE:
         size, relative = size + 0.01, 16 * RTOL  # 0.01 for the absolute tolerance
     error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
     return Measurement(

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,13 +33,11 @@ from torch import Tensor, nn
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, TORCHDIFFEQ_SOLVERS, repeated
+from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, repeated
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
 Map = Callable[[Tensor | None, Tensor], Tensor]  # u (batch, m), x (batch, n): to a step, or to x'
-
-BY_TORCHDIFFEQ = {*TORCHDIFFEQ_SOLVERS} - {"rk4"}  # of which `trajectory` solves the flow
 
 
 class Linearisation:
@@ -210,9 +208,10 @@ class Behaviour:
         flow = self.flow_map()
         if solver == "euler":
             return lambda u, x: x + length * flow(u, x)
-        if solver == "rk4":
-            return partial(_runge_kutta, flow, length)
-        known = [*(SCHEMES if self.terms is not None else ["euler"]), "rk4"]
+        if solver in FIXED_STEP:
+            given: Any = {"t": [0.0, length], "solver": solver}
+            return lambda u, x: solve(lambda t, z: flow(u, z), x, **given).last
+        known = [*(SCHEMES if self.terms is not None else ["euler"]), *FIXED_STEP]
         raise ConfigError(
             f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
         )
@@ -288,14 +287,6 @@ def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tens
     return t.detach().to("cpu", torch.float64)
 
 
-def _runge_kutta(f: Map, dt: float, u: Tensor | None, x: Tensor) -> Tensor:
-    """One step of the classical Runge-Kutta method for x' = f(u, x)."""
-    a = f(u, x)
-    b = f(u, x + dt / 2 * a)
-    c = f(u, x + dt / 2 * b)
-    return x + dt / 6 * (a + 2 * b + 2 * c + f(u, x + dt * c))
-
-
 @torch.no_grad()
 def trajectory(
     known: Behaviour,
@@ -309,17 +300,17 @@ def trajectory(
 ) -> Tensor:
     """The states after 0, ..., steps samples u (batch, steps, m), (batch, steps + 1, n); may overflow.
 
-    torchdiffeq's methods, for a flow, have the tolerances rtol and rtol / 100, and see one sample a run.
+    Adaptive solvers, for a flow, have the tolerances rtol and rtol / 100, and see one sample a run.
     """
-    if known.flow is None or known.sampled or solver is None or solver not in BY_TORCHDIFFEQ:
+    flow = known.flow
+    if flow is None or known.sampled or solver not in ADAPTIVE:
         step = known.step_map(dt, solver)
     else:
-        flow, ends = known.flow, x.new_tensor([0.0, dt])
+        settings: Any = {"solver": solver, "rtol": rtol, "atol": rtol / 100}
 
         def step(u: Tensor | None, x: Tensor) -> Tensor:
-            f, parts = flow(u), 1 if solver in ADAPTIVE else known.substeps
-            settings: Any = {"solver": solver, "substeps": parts, "rtol": rtol, "atol": rtol / 100}
-            return solve(lambda t, z: f(z), x, ends, **settings).last
+            f = flow(u)
+            return solve(lambda t, z: f(z), x, [0.0, dt], **settings).last
 
     states = [x]
     for sample in [None] * steps if u is None else u.unbind(1)[:steps]:

@@ -145,12 +145,8 @@ def monitor_theorem6(
 
 def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
     """phi' and phi'' / phi' at x, the shape of x."""
-    with torch.enable_grad():
-        z = x.clone().requires_grad_()
-        (D,) = torch.autograd.grad(phi(z).sum(), z, create_graph=True)
-        curved = D.requires_grad  # not for a piecewise linear phi
-        second = torch.autograd.grad(D.sum(), z)[0] if curved else torch.zeros_like(x)
-    D = D.detach()
+    slope = torch.func.grad(lambda z: phi(z).sum())
+    D, second = slope(x), torch.func.grad(lambda z: slope(z).sum())(x)
     if not bool((D > 0).all()):
         raise ContractionError(
             f"Theorem 6 needs slopes above 0 along the whole trajectory; got {float(D.min()):.3g} of "
