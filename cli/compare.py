@@ -1,4 +1,4 @@
-"""`ctrnn compare`: runs side by side; `reproduce`: beside the published; `bench`: times of others."""
+"""`ctrnn compare`: runs side by side; `sweep`, `reproduce`: many of them; `bench`: times of others."""
 
 import sys
 from functools import partial
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError, TrainingError
-from ctrnn_cli.shared import PATH, Column, console, emit, json_option, plot_option, table
+from ctrnn_cli.shared import PATH, Column, Command, console, emit, json_option, plot_option, table
 
 say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
@@ -22,6 +22,8 @@ COLUMNS = (
 )
 COUPLING = "all, random:C, ...; may be repeated  [default: all, random:5, random:20]"
 DEVICE = "auto is the GPU where there is one"
+FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
+INTERRUPTED = "interrupted; the same command goes on from there"
 
 
 @click.command("reproduce")
@@ -33,20 +35,19 @@ DEVICE = "auto is the GPU where there is one"
 @click.option("--seeds", type=click.IntRange(min=1), help="runs of each row, with seeds 0, 1, ...")
 @click.option("--seed", "only", type=click.IntRange(min=0), multiple=True, help="only this seed")
 @click.option("--fast", is_flag=True, help="a few small samples, 2 epochs: see that it runs")
-@click.option("--jobs", "at_once", type=click.IntRange(min=1), default=1, help="runs at a time")
 @click.option("--data-dir", help="where the data are; else CTRNN_DATA_DIR")
 @click.option("--runs", type=PATH, default=Path("runs/reproduce"), help="run folders, to resume from")
 @click.option("--results", type=PATH, help=f"one JSON file a run; {RESULTS}, or {FAST_RESULTS}")
 @json_option
 def reproduce_command(
-    names: tuple[str, ...], list_all: bool, rows: str, at_once: int, as_json: bool, **given: Any
+    names: tuple[str, ...], list_all: bool, rows: str, as_json: bool, **given: Any
 ) -> None:
     """Train what an experiment asks for and print the published accuracy and ours side by side.
 
-    Each row and seed is a run of its own, in a process with one thread. A run whose result is there is
-    skipped and one that was interrupted goes on, so the same command finishes what Ctrl-C stopped.
-    Accuracy is that of the epoch with the best validation accuracy; the best test epoch is shown
-    because papers print it.
+    Each row and seed is a run of its own. A run whose result is there is skipped, one that was
+    interrupted goes on, and one that another process trains is left to it: the same command finishes
+    what Ctrl-C stopped, and started several times at once shares the runs. Accuracy is that of the epoch
+    with the best validation accuracy; the best test epoch is shown because papers print it.
     """
     from ctrnn_assembly.reproduction.experiments import experiment_names, load_experiment
     from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells
@@ -68,18 +69,21 @@ def reproduce_command(
     patterns = [pattern for pattern in rows.split(",") if pattern]
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
-    failures, interrupted = run_all(jobs, places, at_once=at_once, say=say)
+    failures, code = list[str](), 0
+    try:
+        failures = run_all(jobs, places, say=say)
+    except KeyboardInterrupt:
+        code = 130
+        say(INTERRUPTED)
     lines = {
         e.name: compare(e.matching(patterns), results_of(e, fast=fast), e.against) for e in experiments
     }
     note = " (--fast: not comparable)" if fast else ""
     tables = (table([cells(one) for one in found], title=name + note) for name, found in lines.items())
     emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)
-    if interrupted:
-        say("interrupted; the same command goes on from there")
-        sys.exit(130)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(jobs)} runs failed; the first: {failures[0]}")
+    sys.exit(code)
 
 
 @click.command("compare")
@@ -119,6 +123,55 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
     names = dict.fromkeys(key for column in columns for key in column)
     known = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
     emit({"differ": differ, "columns": columns}, table(known, title="runs"), as_json=as_json)
+
+
+@click.command("sweep", cls=Command)
+@click.argument("file", metavar="CONFIG", type=PATH)
+@click.option("--out", type=PATH, metavar="FOLDER", help=FOLDER)
+@click.option("--show", is_flag=True, help="what is there so far; trains nothing")
+@json_option
+@plot_option
+def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot: Path | None) -> None:
+    """Search settings by a grid, at random, or by the scores so far; the best trial on top.
+
+    CONFIG says in YAML what is searched: docs/howto/sweep.md. The same command, started again or on
+    another core or machine that sees the folder, takes part: each trial is counted once, and one whose
+    process was killed goes on from its last epoch. Validation chooses, and the test is told of the best
+    trial alone. --plot draws how much each setting matters, beside the trials.
+    """
+    from ctrnn_assembly.data.targets import in_words
+    from ctrnn_assembly.figures.curves import sweep_figure
+    from ctrnn_assembly.reproduction.sweep import Trials
+
+    trials, code = Trials(file, out or Path("runs") / file.stem), 0
+    try:
+        if not show:
+            trials.train(say)
+    except KeyboardInterrupt:
+        code = 130
+        say(INTERRUPTED)
+    rows, sweep = trials.rows(), trials.sweep
+    columns = (
+        Column("trial", "trial"),
+        *[Column(k, k, "" if isinstance(x, list) else ".4g") for k, x in sweep.search.items()],
+        Column("score", "validation", ".4f"),
+        Column("seconds", "seconds a run", ".1f"),
+        Column("certified", f"certified of {sweep.seeds}", ">"),
+        Column("rate", "rate >=", ".4g"),
+        Column("step_certified", "step certified", ">"),
+        Column("state", "state"),
+    )
+    title = f"{trials.folder}: {len(rows)} of {sweep.count} trials"
+    emit(
+        {"folder": str(trials.folder), "count": sweep.count, "trials": rows},
+        table(rows, columns, title=title),
+        *[f"trial {row['trial']}: test {said}" for row in rows if (said := in_words(row, "test"))],
+        *[f"trial {row['trial']} failed: {row['reason']}" for row in rows if "reason" in row],
+        as_json=as_json,
+        plot=plot,
+        figure=lambda: sweep_figure(rows, trials.importance(), title=title),
+    )
+    sys.exit(code)
 
 
 @click.command("bench")

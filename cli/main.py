@@ -25,6 +25,7 @@ COMMANDS = {
     "plot": ("plot", "Draw training curves, weights, coupling, certificate."),
     "report": ("plot", "One HTML page about a run, which opens without a network."),
     "compare": ("compare", "Runs side by side: settings, measures, certificates, time."),
+    "sweep": ("compare", "Search settings by many runs: grid, random or Bayesian."),
     "reproduce": ("compare", "Run the papers' experiments; print published and ours."),
     "bench": ("compare", "Time our solvers against others, on this machine."),
     "export": ("export", "Write a run as an ONNX file, or as a program of torch.export."),

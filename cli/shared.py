@@ -154,7 +154,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Columns = (), *, title: st
             column.header, justify="right" if column.form else "left", no_wrap=first, overflow="fold"
         )
     for row in rows:
-        values = ((column, row[column.key]) for column in columns)
+        values = ((column, row.get(column.key)) for column in columns)
         made.add_row(*(c.missing if value is None else format(value, c.form) for c, value in values))
     return made
 

@@ -220,7 +220,7 @@ def test_the_command_runs_skips_tells_and_names_what_fails(
 ) -> None:
     text = TINY + "  - {name: broken, settings: {task: images}}\n"
     monkeypatch.setattr(experiments, "load_experiment", lambda name: parse_experiment(name, text))
-    asked = ("reproduce", "tiny", "--fast", "--jobs=2", "--data-dir=nowhere")
+    asked = ("reproduce", "tiny", "--fast", "--data-dir=nowhere")
     done = cli(*asked, "--rows=lstm,broken")
     assert done.code == 2
     assert "--fast: not comparable" in done.out
@@ -243,6 +243,7 @@ def test_the_command_runs_skips_tells_and_names_what_fails(
 def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     text = TINY.replace("epochs: 3", "epochs: 200")
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import ctrnn_assembly.reproduction.experiments as experiments\n"
         f"experiments.load_experiment = lambda name: experiments.parse_experiment(name, {text!r})"
     )
@@ -253,7 +254,7 @@ def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert metrics.exists()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in said

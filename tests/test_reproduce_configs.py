@@ -105,7 +105,7 @@ def test_only_what_is_computed_makes_a_difference() -> None:
     [
         ("- rows", "must hold about, source and rows"),
         ("about: [", "must hold about, source and rows"),
-        (GOOD.replace("source: b\n", ""), "source: Field required"),
+        (GOOD.replace("source: b\n", ""), "some.yaml: source must be there"),
         (GOOD + "against: tow\n", "got 'tow': some.yaml: against must be one of one."),
         (GOOD + "sedes: 3\n", "sedes: Extra inputs are not permitted"),
         (GOOD + "seeds: 0\n", "seeds: Input should be greater than or equal to 1; got 0"),

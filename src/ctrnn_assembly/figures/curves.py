@@ -134,6 +134,29 @@ def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
     return figure
 
 
+@style.printed
+def sweep_figure(
+    rows: Sequence[Mapping[str, Any]], importance: Mapping[str, float], *, title: str
+) -> Figure:
+    """Left: the share of the variance that a setting explains. Right: validation of each trial."""
+    figure = style.new_figure(2.6 + 0.15 * len(importance), title)
+    left, right = figure.subplots(1, 2)
+    left.barh(list(importance), list(importance.values()), color=style.COLOURS[0], height=0.6)
+    left.set(xlabel="importance (fANOVA)", xlim=(0, 1))
+    left.invert_yaxis()
+    if not importance:
+        style.empty(left, "all trials have the same score")
+    done = sorted((row["trial"], row["score"], row) for row in rows if row["score"] is not None)
+    for trial, score, row in done:
+        whole = row["certified"] == row["runs"]
+        right.plot(trial, score, "o", color=style.COLOURS[0], mfc=None if whole else "white", ms=4)
+    best = np.maximum.accumulate([score for _, score, _ in done])
+    right.step([trial for trial, *_ in done], best, where="post", color=style.GREY, linewidth=0.9)
+    right.set_ylabel("validation, and the best so far (full: certified)")
+    style.whole_numbers(right, "trial")
+    return figure
+
+
 def draw_verdicts(axes: Axes, run: Run, column: str, verdict: str, k: int) -> bool:
     """A line with markers, full where the epoch is certified, or at so many that they can be told apart.
 

@@ -23,11 +23,11 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ctrnn_assembly.errors import ConfigError, check_known, unknown
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.training.config import TrainConfig, load_yaml, make_config, recipe, trial
+from ctrnn_assembly.training.config import TrainConfig, checked, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -193,11 +193,7 @@ def load_experiment(name: str) -> Experiment:
 def parse_experiment(name: str, text: str) -> Experiment:
     """An experiment from the text of its file; ConfigError names the key, its value and the remedy."""
     try:
-        experiment = Experiment.model_validate({**load_yaml(text), "name": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}.yaml: {key}: {first['msg']}; got {first['input']!r}.") from None
+        experiment = checked(Experiment, {**load_yaml(text), "name": name}, f"{name}.yaml")
     except (yaml.YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}.yaml must hold about, source and rows; got {reason}.") from None

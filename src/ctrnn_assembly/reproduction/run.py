@@ -1,19 +1,14 @@
-"""The runs of experiments, each in a process of its own: train, measure, write the result.
+"""The runs of experiments, shared by every process that is started: train, measure, write the result.
 
-The result is the summary of the run folder, with what the experiment measures besides. A finished run
-folder is not trained again, an unfinished one goes on from its last epoch. A run that stops because it
-diverged, or lost its certificate, is a result too.
+A process leaves alone what another one runs, and goes on with what was left unfinished, from its last
+epoch. The result is the summary of the run folder, with what the experiment measures besides. A finished
+run folder is not trained again. A run that stops because it diverged, or lost its certificate, is a
+result too.
 """
 
 import dataclasses
-import os
-import signal
-import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import get_context
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +22,17 @@ from ctrnn_assembly.training.batches import measure
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
-from ctrnn_assembly.training.run import Run, locked, read_config, read_summary, read_table, run_record
+from ctrnn_assembly.training.run import (
+    Run,
+    RunBusyError,
+    locked,
+    read_config,
+    read_summary,
+    read_table,
+    run_record,
+)
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
-PATIENCE = 60  # seconds for a run to end after it was asked to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,74 +43,33 @@ class Places:
     results: Path
     data_dir: str | None = None
 
-    def log(self, job: Job) -> Path:
-        return self.runs / f"{job.path}.log"
 
+def run_all(jobs: Sequence[Job], places: Places, *, say: Callable[[str], None]) -> list[str]:
+    """Run what has no result yet and no other process is running; a sentence for each failure.
 
-def run_all(
-    jobs: Sequence[Job], places: Places, *, at_once: int, say: Callable[[str], None]
-) -> tuple[list[str], bool]:
-    """Run what has no result yet; Ctrl-C and SIGTERM end the runs after their last whole epoch.
-
-    Returns a sentence for each failure, and whether it was interrupted; `say` is told of every start
-    and end.
+    `say` is told of every start and end.
     """
-    done = [job for job in jobs if (places.results / f"{job.path}.json").exists()]
+    paths = {job: places.results / f"{job.path}.json" for job in jobs}
+    done, failures = [job for job, path in paths.items() if path.exists()], list[str]()
     for job in done:
         checked_result(places.results, job)
-    waiting = [job for job in jobs if job not in done]
     say(f"{len(done)} of {len(jobs)} runs have their result")
-    on, failures = dict[Job, SpawnProcess](), list[str]()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        while waiting or on:
-            while waiting and len(on) < at_once:
-                job = waiting.pop(0)
-                on[job] = get_context("spawn").Process(target=alone, args=(job, places))
-                os.environ["OMP_NUM_THREADS"] = str(job.config().threads or os.cpu_count())
-                on[job].start()
-                say(f"{job.path}: started, {len(waiting)} wait; {places.log(job)}")
-            time.sleep(0.1)
-            for job in [job for job, process in on.items() if not process.is_alive()]:
-                code = on.pop(job).exitcode
-                if code == 0:
-                    result = checked_result(places.results, job)
-                    accuracy = f"test accuracy {100 * result.get('test_accuracy', 0):.2f} %"
-                    say(f"{job.path}: {result.get('stopped') or accuracy}")
-                    continue
-                said = places.log(job).read_text(encoding="utf-8", errors="replace").strip()
-                reason = said.rpartition("\n")[2].removeprefix("error: ") or f"exit code {code}"
-                say(f"{job.path}: failed: {reason}")
-                failures.append(f"{job.path}: {reason}")
-    except KeyboardInterrupt:
-        # What they saved is whole whenever they end.
-        for process in on.values():
-            process.terminate()
-        until = time.monotonic() + PATIENCE
-        for process in on.values():
-            process.join(max(0.1, until - time.monotonic()))
-            process.kill()
-        return failures, True
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return failures, False
+    for job in (job for job, path in paths.items() if not path.exists()):  # by now, too
+        say(f"{job.path}: starts")
+        try:
+            found = run_job(job, places)
+        except RunBusyError as error:
+            say(f"{job.path}: {error}")
+        except (CtrnnError, OSError) as error:
+            say(f"{job.path}: failed: {error}")
+            failures.append(f"{job.path}: {error}")
+        else:
+            accuracy = f"test accuracy {100 * (found.get('test_accuracy') or 0):.2f} %"
+            say(f"{job.path}: {found.get('stopped') or accuracy}")
+    return failures
 
 
-def alone(job: Job, places: Places) -> None:
-    """A run, in a process of its own, which talks to a log beside the run folder."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C reaches the process that started this one, which passes it on once
-    places.log(job).parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(places.log(job), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        run_job(job, places)
-    except (CtrnnError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-def run_job(job: Job, places: Places) -> None:
+def run_job(job: Job, places: Places) -> dict[str, Any]:
     """Train if that is not done, as `trained`; measure, and write the result."""
     run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
@@ -130,6 +91,7 @@ def run_job(job: Job, places: Places) -> None:
             }
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
+    return found
 
 
 def trained(config: TrainConfig, run: Path, **how: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,7 @@ FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
 BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for classes: noise blurs values
 RISE = 0.3  # share of a one-cycle schedule
+M = TypeVar("M", bound=BaseModel)
 Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
 
 
@@ -240,18 +241,25 @@ class TrainConfig(BaseModel):
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """A configuration from layers of settings, later ones winning; a ConfigError names what is wrong."""
-    merged = {str(key): value for layer in layers for key, value in layer.items()}
+    return checked(TrainConfig, {str(key): value for layer in layers for key, value in layer.items()})
+
+
+def checked(kind: type[M], given: dict[str, Any], file: str = "") -> M:
+    """The pydantic model of what was given, perhaps in a file; a ConfigError names what is wrong."""
     try:
-        return TrainConfig.model_validate(merged)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise unknown("setting", key, TrainConfig.model_fields) from None
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # a kind of a union
+        if first["type"] == "extra_forbidden" and key in given:
+            raise unknown("setting", key, kind.model_fields) from None
         if first["type"] == "value_error":
             raise first["ctx"]["error"] from None
-        must = first["msg"].removeprefix("Input should be ").split(", ")[0]
-        raise ConfigError(f"{key} must be {must}; got {first['input']!r}.") from None
+        message = "there" if first["type"] == "missing" else first["msg"]
+        must = message.removeprefix("Input should be ").split(", ")[0]
+        raise ConfigError(
+            f"{file and f'{file}: '}{key} must be {must}; got {first['input']!r}."
+        ) from None
 
 
 class UniqueKeys(yaml.SafeLoader):

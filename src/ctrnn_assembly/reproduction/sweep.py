@@ -1,0 +1,206 @@
+"""A search of settings, `ctrnn sweep`: a YAML file says which, Optuna which come next.
+
+    recipe, settings    what all trials start from: a recipe of the package, settings of `TrainConfig`
+    search              settings to try, by name: a list of values, or {low, high} with log or step
+    sampler             grid of lists, random, or bayesian: a tree-structured Parzen estimator
+    trials              how many; by default 20, or all of the grid
+    seeds               runs of a trial, with seeds s, s + 1, ...
+
+The score of a trial is the mean over its seeds of the best validation accuracy or, of values, R2; the
+test set chooses nothing. What a trial tries depends on its number and, if bayesian, on earlier scores.
+
+A sweep is a folder: sweep.yaml, Optuna's journal, and a run folder for each trial and seed. Whoever sees
+it takes part. A process holds the lock of the trial that it trains: one that has not ended and whose
+lock is free was left by a process that was killed, and is gone on with.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import yaml
+from filelock import FileLock
+from pydantic import Field
+
+from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError, check_known
+from ctrnn_assembly.reproduction.experiments import Part
+from ctrnn_assembly.reproduction.results import means
+from ctrnn_assembly.reproduction.run import trained
+from ctrnn_assembly.training.config import TrainConfig, checked, make_config, read_yaml, recipe
+from ctrnn_assembly.training.fit import make_fabric
+from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_summary, refusing, write
+
+try:
+    import optuna
+except ModuleNotFoundError:
+    fix = "Use pip install 'ctrnn-assembly[sweep]'"
+    raise ConfigError(f"a sweep needs Optuna, which is not installed. {fix}.") from None
+
+FAILURES = (ConfigError, ContractionError, SolverError, TrainingError)  # end a trial, not the sweep
+Value = bool | int | float | str | None
+
+
+class Sweep(Part):
+    """What the file says."""
+
+    recipe: str | None = None
+    settings: dict[str, Any] = Field({})
+    search: dict[str, list[Value] | dict[str, float | bool]] = Field(min_length=1)
+    sampler: Literal["grid", "random", "bayesian"] = "bayesian"
+    trials: int | None = Field(None, ge=1)
+    seeds: int = Field(1, ge=1)
+
+    @property
+    def count(self) -> int:
+        """Of the trials."""
+        if self.sampler != "grid":
+            return self.trials or 20
+        whole = math.prod(map(len, self.search.values()))
+        return min(self.trials or whole, whole)
+
+    def config(self, chosen: dict[str, Any], seed: int = 0) -> TrainConfig:
+        """Of the run of a trial with its first seed, or a later one."""
+        base = recipe(self.recipe) if self.recipe else {}
+        config = make_config({"threads": 1}, base, self.settings, chosen)
+        return config.model_copy(update={"seed": config.seed + seed})
+
+    def dimensions(self) -> dict[str, Any]:
+        """Optuna's distributions by setting; a ConfigError for what can be none."""
+        found, kinds = dict[str, Any](), optuna.distributions
+        for name, given in self.search.items():
+            check_known("search", name, TrainConfig.model_fields)
+            annotation = TrainConfig.model_fields[name].annotation
+            whole = int in (annotation, *get_args(annotation))
+            ranged: Any = kinds.IntDistribution if whole else kinds.FloatDistribution
+            try:
+                if isinstance(given, list):
+                    found[name] = kinds.CategoricalDistribution(given)
+                elif self.sampler == "grid":
+                    raise ValueError("a grid has lists only.")
+                else:
+                    found[name] = ranged(**given)
+            except (TypeError, ValueError) as error:
+                must = "must be a list, or low and high with log or step"
+                raise ConfigError(f"search: {name} {must}; got {given!r}: {error}") from None
+        return found
+
+    def first(self) -> TrainConfig:
+        """Of the first values; a ConfigError if they cannot be, or another one beside them."""
+        self.dimensions()
+        ends = {k: x if isinstance(x, list) else [x["low"], x["high"]] for k, x in self.search.items()}
+        first = {name: values[0] for name, values in ends.items()}
+        for name, values in ends.items():
+            for value in values:
+                self.config(first | {name: value})
+        return self.config(first)
+
+    def sampler_of(self, number: int) -> Any:
+        """What chooses for a trial, in whatever process."""
+        if self.sampler == "grid":
+            return optuna.samplers.GridSampler(self.search, seed=0)  # type: ignore[arg-type]
+        kinds = {"random": optuna.samplers.RandomSampler, "bayesian": optuna.samplers.TPESampler}
+        return kinds[self.sampler](seed=number)
+
+
+class Trials:
+    """The sweep of a file, in a folder; a ConfigError if it cannot be, or was begun there as another."""
+
+    def __init__(self, file: Path, folder: Path) -> None:
+        self.sweep, self.folder = checked(Sweep, read_yaml(file), str(file)), folder
+        self.first, self.stored = self.sweep.first(), folder / "sweep.yaml"
+        if self.stored.exists():
+            begun = checked(Sweep, read_yaml(self.stored), str(self.stored)).model_dump()
+            for key, own in self.sweep.model_dump(exclude={"trials"}).items():
+                if own != begun[key]:
+                    what = f"{folder} was begun with {key} {begun[key]!r}; got {own!r}"
+                    raise ConfigError(f"{what}. Use another --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(folder / ".lock")  # while trials begin and end
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        journal = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+        storage = optuna.storages.JournalStorage(journal)
+        how: Any = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
+        with self.lock:
+            self.study = optuna.create_study(storage=storage, **how)
+
+    def place(self, number: int) -> Path:
+        return self.folder / f"trial-{number:03}"
+
+    def train(self, say: Callable[[str], None]) -> None:
+        """Take part until no trial is left to begin, or to go on with.
+
+        One that diverges, loses its certificate or has impossible settings has failed.
+        """
+        Run(None, self.first).build()  # without its data, or its device, every trial would fail
+        make_fabric(self.first)
+        write(self.stored, yaml.safe_dump(self.sweep.model_dump(), sort_keys=False))
+        while True:
+            with ExitStack() as held:
+                trial = self.claim(held)
+                if trial is None:
+                    return
+                outcome: dict[str, Any] = {"state": optuna.trial.TrialState.FAIL}
+                say(f"trial {trial.number}: {', '.join(f'{k} {x}' for k, x in trial.params.items())}")
+                try:
+                    outcome = {"values": self.score(trial, say)}
+                except FAILURES as error:
+                    trial.set_user_attr("reason", str(error))
+                    say(f"trial {trial.number} failed: {error}")
+                with self.lock:
+                    self.study.sampler = (
+                        optuna.samplers.RandomSampler()
+                    )  # a grid's ends Optuna's own loop
+                    self.study.tell(trial.number, **outcome)
+
+    def claim(self, held: ExitStack) -> optuna.Trial | None:
+        """A trial that was left behind, or a new one, with its lock in `held`; None if none is left."""
+        with self.lock:
+            trials = self.study.get_trials()
+            left = [(one.number, one._trial_id) for one in trials if not one.state.is_finished()]
+            new = [(len(trials), None)] * (len(trials) < self.sweep.count)
+            for number, known in [*left, *new]:
+                with suppress(RunBusyError):
+                    held.enter_context(locked(self.place(number)))
+                    self.study.sampler = self.sweep.sampler_of(number)
+                    trial = self.study.ask() if known is None else optuna.Trial(self.study, known)
+                    for name, kind in self.sweep.dimensions().items():
+                        trial._suggest(name, kind)  # what was chosen before stays
+                    return trial
+        return None
+
+    def score(self, trial: optuna.Trial, say: Callable[[str], None]) -> float:
+        """Train the seeds of a trial that are not trained yet; the mean of what validation gave."""
+        scores = []
+        for seed in range(self.sweep.seeds):
+            config, place = self.sweep.config(trial.params, seed), self.place(trial.number)
+            found = trained(config, place / f"seed-{seed}", report=say)
+            scores.append(found["val_accuracy"] if found["val_r2"] is None else found["val_r2"])
+        if None in scores:
+            raise TrainingError("validation gave no score: nothing is held out, or all values are one.")
+        return fmean(scores)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The trials as plain values, the best first, of which alone the test is told."""
+        rows = list[dict[str, Any]]()
+        for trial in sorted(
+            self.study.get_trials(), key=lambda one: (one.value is None, -(one.value or 0))
+        ):
+            place, state = self.place(trial.number), trial.state.name.lower()
+            row = {"trial": trial.number, "state": state, "score": trial.value} | trial.params
+            with refusing(f"a summary.json in {place} is damaged", "Use an intact copy."):
+                runs = [read_summary(place / f"seed-{seed}") for seed in range(self.sweep.seeds)]
+                done = [run for run in runs if run is not None]
+                row |= trial.user_attrs | {"runs": len(done)} | means(done, "val")
+                rows.append(row if rows or trial.value is None else row | means(done))
+        return rows
+
+    def importance(self) -> dict[str, float]:
+        """The share of the score's variance that each setting explains, by fANOVA; none if it is 0."""
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        with suppress(RuntimeError):
+            found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+            return {name: float(share) for name, share in found.items()}
+        return {}
