@@ -107,12 +107,12 @@ def test_only_what_is_computed_makes_a_difference() -> None:
         ("about: [", "must hold about, source and rows"),
         (GOOD.replace("source: b\n", ""), "some.yaml: source must be there"),
         (GOOD + "against: tow\n", "got 'tow': some.yaml: against must be one of one."),
-        (GOOD + "sedes: 3\n", "sedes: Extra inputs are not permitted"),
-        (GOOD + "seeds: 0\n", "seeds: Input should be greater than or equal to 1; got 0"),
-        (GOOD.replace("one", "One!"), "rows.0.name: String should match"),
+        (GOOD + "sedes: 3\n", "got 'sedes'. Did you mean 'seeds'? some.yaml: setting"),
+        (GOOD + "seeds: 0\n", "seeds must be greater than or equal to 1; got 0"),
+        (GOOD.replace("one", "One!"), "rows.0.name must match"),
         (GOOD + "  - {name: one}\n", "rows must have different names; got 'one' twice"),
         (GOOD + "  - {name: two, published: [nobody]}\n", "published figure must be one of"),
-        (GOOD + "  - {name: two, published: [{value: 3, what: guessed}]}\n", "what: Input should be"),
+        (GOOD + "  - {name: two, published: [{value: 3, what: guessed}]}\n", "what must be"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_sentence(text: str, reason: str) -> None:

@@ -251,15 +251,14 @@ def checked(kind: type[M], given: dict[str, Any], file: str = "") -> M:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # a kind of a union
-        if first["type"] == "extra_forbidden" and key in given:
-            raise unknown("setting", key, kind.model_fields) from None
-        if first["type"] == "value_error":
+        where, kind_of_error = f"{file}: " if file else "", first["type"]
+        if kind_of_error == "extra_forbidden" and key in given:
+            raise unknown(f"{where}setting", key, kind.model_fields) from None
+        if kind_of_error == "value_error":
             raise first["ctx"]["error"] from None
-        message = "there" if first["type"] == "missing" else first["msg"]
-        must = message.removeprefix("Input should be ").split(", ")[0]
-        raise ConfigError(
-            f"{file and f'{file}: '}{key} must be {must}; got {first['input']!r}."
-        ) from None
+        known = {"missing": "be there", "extra_forbidden": "be left out"}
+        must = known.get(kind_of_error) or first["msg"].partition(" should ")[2].split(", ")[0]
+        raise ConfigError(f"{where}{key} must {must}; got {first['input']!r}.") from None
 
 
 class UniqueKeys(yaml.SafeLoader):
