@@ -26,7 +26,7 @@ def predict_command(folder: Path, data: Path, out: Path) -> None:
 
     read_config(folder)  # a run folder, not the name of a recipe
     run, prepared = Run.open(folder), Preparation.read(folder / PREPARATION)
-    series = read_series(data, None)
+    series = read_series(data, None, prepared.columns)
     split, rows, stepwise = prepared.split(series, answered=False), [], prepared.target in STEPWISE
     for i, outputs in enumerate(outputs_of(run.model, split)):
         for step, one in enumerate(outputs[: series.lengths[i]] if stepwise else [outputs]):

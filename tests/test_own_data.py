@@ -262,9 +262,10 @@ WRONG = {
     HEAD + "a,soon,1,u\n": r"row 2, column 'time' must be a number or an ISO date; got 'soon'",
     HEAD + "a,0,1,u\na,1\n": "row 3 must have 4 cells.*got 2",
     "id,v,v,target\na,0,1,u\n": "row 1 must have 3 cells",
-    "name,v,target\na,0,u\n": "one column for id, named id, series, sample; got the header name, v",
-    "id,v\na,0\n": "one column for target",
-    "id,target\na,0\n": "has no channel",
+    "name,t,v,target\na,0,1,u\n": "one column for id, named id, series, sample; got the header name, t",
+    "name,v,target\na,0,u\n": r"row 2 of a wide table, time 'name'.* must be a number; got 'a'",
+    "id,v\na,0\na,1\n": "one column for target",
+    "id,target\na,0\na,0\n": "has no channel",
     "id,v,label,target\na,0,u,u\n": "one column for target",
     HEAD + "".join(f"{i},{k // 2},1,{i % 2}\n" for i in range(30) for k in range(4)): (
         r"times must increase.*got 0.0 at row 2\. Remove one"
@@ -302,7 +303,7 @@ def test_wrong_arrays_and_files_are_refused(tmp_path):
     for name in ("a.npz", "b.npz", "c.npz", "d.csv", "e.txt", "none.csv", ""):
         with pytest.raises(DataError):
             load(tmp_path / name)
-    assert ENDINGS == (".npz", ".npy", ".csv")
+    assert ENDINGS == (".npz", ".npy", ".csv", ".ts")
 
 
 def test_times_become_dt_and_the_note_says_that_no_step_is_proven_for_it(tmp_path):

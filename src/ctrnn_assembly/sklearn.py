@@ -155,7 +155,7 @@ class Assembly(BaseEstimator):
         """What the net puts out, (n, k) float64."""
         check_is_fitted(self)
         x, lengths = self._checked(X, reset=False)
-        series = of_arrays("X", steps(x), None, lengths, None, None, target=None)
+        series = of_arrays("X", steps(x), None, lengths, None, None, None, target=None)
         return outputs_of(self.network_, self.preparation_.split(series, answered=False))
 
 

@@ -8,12 +8,10 @@ A class is text or a whole number, and values have a decimal point where both ma
 train, val or test of each series. Whatever does not fit is a DataError with its row and column.
 """
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -24,18 +22,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from ctrnn_assembly.data.tables import COLUMNS, Table, read_table
 from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
 from ctrnn_assembly.data.task import SPLIT_SEED, Options, Split, Task, checked, make_task
 from ctrnn_assembly.errors import ConfigError, DataError
 
-ENDINGS = (".npz", ".npy", ".csv")
+ENDINGS = (".npz", ".npy", ".csv", ".ts")
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
-COLUMNS = {
-    "id": ("id", "series", "sample"),
-    "time": ("time", "t", "timestamp", "date"),
-    "target": ("target", "label", "class"),  # not y: a channel of x, y, z
-    "split": ("split",),
-}
 LABELLED = ("class", "regression", "per-step")  # targets that y tells
 FRACTION = re.compile(r"[-+]?(\d+\.|\.\d|\d+[eE][-+]?\d)[-+\deE]*")
 REGULAR = 1e-4  # relative: time stamps this close to one distance are rounded ones
@@ -47,7 +40,8 @@ class Series:
     """Series x, (n, T, m) float64, of which the first `lengths`, (n,), samples count.
 
     y, (n, S), are texts of classes, or (n, S, k) float64 of values, of S = 1 or T steps;
-    `split` the parts, (n,) texts; t, (n, T), times, `stamps` as they stand, `rows` lines of the file.
+    `split` the parts, and `group` what shares a part, (n,) texts; t, (n, T), times, `stamps` as they
+    stand, `rows` their places in the file. `columns` and `note` are those of `Table`.
     """
 
     what: str
@@ -60,6 +54,9 @@ class Series:
     rows: Array | None = None
     split: Array | None = None
     stamps: Array | None = None
+    group: Array | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def valid(self) -> Array:
@@ -70,18 +67,20 @@ class Series:
     def refuse(self, wrong: Array, values: Array, must: str, advice: str) -> None:
         """DataError with the place of the first True in `wrong`, (n, T) or (n, T, m)."""
         for i, step, *channel in np.argwhere(wrong)[:1]:
-            line = self.rows is not None and f"row {self.rows[i, step]}"
-            place = [line or f"series {self.ids[i]!r}, step {step}"]
+            known = f"series {self.ids[i]!r}, step {step}" if self.rows is None else self.rows[i, step]
+            place = [str(known)]
             place += [f"column {self.channels[k]!r}" for k in channel]
             got = f"{values[(i, step, *channel)].item()!r} at {', '.join(place)}"
             raise DataError(f"{self.what}: {must}; got {got}. {advice}")
 
     def filled(self, missing: str) -> Array:
-        """x where "hold" puts the last value before a gap; NaN is left where there is none."""
+        """x where "hold" puts the last value before a gap; NaN is left where none was, and by "mask"."""
         x, valid, must = self.x, self.valid[..., None], "values must be finite"
         self.refuse(np.isinf(x) & valid, x, must, "Mend it.")
         if missing == "refuse":
-            self.refuse(np.isnan(x) & valid, x, must, "Fill it in, or use --missing hold.")
+            self.refuse(np.isnan(x) & valid, x, must, "Fill it in, or use --missing hold or mask.")
+        if missing == "mask":
+            return x
         last = np.where(np.isnan(x), 0, np.arange(x.shape[1])[:, None])
         return np.take_along_axis(x, np.maximum.accumulate(last, axis=1), axis=1)
 
@@ -113,6 +112,7 @@ class Preparation(BaseModel):
     ahead: int = 1
     warm_up: int = 0
     values: dict[str, tuple[float, float]] = {}  # with mean and standard deviation
+    columns: dict[str, str] = {}  # of a table, that are named otherwise than usual
 
     @classmethod
     def of(cls, series: Series, train: Array, options: Options) -> Self:
@@ -134,6 +134,7 @@ class Preparation(BaseModel):
         given: Any = {k: getattr(options, k) for k in ("missing", "target", "ahead", "warm_up")}
         given["spacing"] = float(np.median(gaps)) if len(gaps) else None
         given |= {"channels": series.channels, "classes": classes, "values": values}
+        given["columns"] = series.columns
         return cls(mean=mean, std=std, **given)
 
     @classmethod
@@ -187,7 +188,8 @@ class Preparation(BaseModel):
         return named if len(named) > 1 else {"prediction": named.popitem()[1]}
 
     def split(self, series: Series, *, answered: bool = True) -> Split:
-        """The series, normalised; 0, the mean, for a gap before the first value; y 0 if not asked for.
+        """The series, normalised; 0, the mean, for a gap that is not held; y 0 if not asked for. "mask"
+        adds for each channel another one, 1 where it has a value.
 
         DataError for other channels, what `answers` refuses, and what float32 cannot hold.
         """
@@ -197,7 +199,10 @@ class Preparation(BaseModel):
         mean, std, valid = np.array(self.mean), np.array(self.std), series.valid
         with np.errstate(over="ignore"):
             x = series.filled(self.missing) / std - mean / std
-            x = np.where(np.isnan(x) | ~valid[..., None], 0.0, x).astype(np.float32)
+            seen = valid[..., None] & ~np.isnan(x)
+            x = np.where(seen, x, 0.0).astype(np.float32)
+        if self.missing == "mask":
+            x = np.concatenate([x, seen.astype(np.float32)], axis=2)
         y = self.answers(series) if answered else torch.zeros(len(x), dtype=torch.int64)
         apart, counts = series.intervals()
         lengths, dt = None if valid.all() else torch.from_numpy(series.lengths), None
@@ -228,14 +233,15 @@ def load_own(name: str, options: Options) -> Task:
     """The task `own` of the file that data_dir names, or that is alone in it."""
     if options.data_dir is None:
         raise ConfigError("task own is read from a file of yours. Name it with --data.")
-    return task_of(read_series(options.folder, options.target), options)
+    columns = {} if options.split_by is None else {"group": options.split_by}
+    return task_of(read_series(options.folder, options.target, columns), options)
 
 
 def task_of(series: Series, options: Options) -> Task:
     """The task of some series: split, prepared, and compared with the `Preparation` of their run."""
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {series.what}. Leave it out.")
-    what, parts, note = series.what, parted(series, options), ""
+    what, parts, note = series.what, parted(series, options), series.note
     prepared = Preparation.of(series, parts["train"].numpy(), options)
     if options.prepared not in (None, prepared):
         differ = f"{what} is not what the run was trained on: channels, target or their values differ"
@@ -243,7 +249,8 @@ def task_of(series: Series, options: Options) -> Task:
     whole = prepared.split(series)
     if whole.dt is not None:
         low, high = float(whole.dt.min()), float(whole.dt.max())
-        note = f"samples are {low:.3g} to {high:.3g} times dt apart: what is proven of a step is of dt."
+        apart = f"samples are {low:.3g} to {high:.3g} times dt apart"
+        note = f"{note} {apart}: what is proven of a step is of dt.".strip()
     task = make_task(what, options, what, prepared.classes, lambda *_: whole, lambda _: prepared, parts)
     unit = tuple(std for _, std in prepared.values.values())
     return replace(task, note=note, n_class=len(prepared.classes or unit), unit=unit)
@@ -251,22 +258,30 @@ def task_of(series: Series, options: Options) -> Task:
 
 def parted(series: Series, options: Options) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of train, val and test, as the series say. What they do not speak of
-    is dealt from train, class by class, by `val_fraction` and `test_fraction`, the same in every run."""
+    is dealt from train, class by class, by `val_fraction` and `test_fraction`, the same in every run;
+    of groups whole ones, by their number."""
     n, parts = len(series.x), dict[str, Array]()
     said = np.full(n, "train") if series.split is None else series.split
     if strange := set(said.tolist()) - {"train", "val", "test"}:
         must = f"{series.what}: split must be train, val or test"
         raise DataError(f"{must}; got {min(strange)!r}.")
-    shuffled = np.random.RandomState(SPLIT_SEED).permutation(n)
+    # Groups, each a lone series by default: where it first stands, and of each series the group.
+    first, group = np.arange(n), np.arange(n)
+    if series.group is not None:
+        _, first, group = np.unique(series.group, return_index=True, return_inverse=True)
+        if len({*zip(group.tolist(), said.tolist(), strict=True)}) > len(first):
+            raise DataError(f"{series.what}: split must have each group in one part. Mend it.")
+    shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(first))
     y: Any = series.y if options.target == "class" else np.zeros((n, 1))
-    left = shuffled[np.argsort(y[shuffled, 0], kind="stable")]
-    left = left[said[left] == "train"]
+    left = shuffled[np.argsort(y[first[shuffled], 0], kind="stable")]
+    left = left[said[first[left]] == "train"]
     for part, share in (("test", options.test_fraction), ("val", options.val_fraction)):
         parts[part] = (said == part).nonzero()[0]
         if share and not len(parts[part]):
-            k = min(len(left), max(1, round(share * n)))
-            parts[part] = left[((np.arange(k) + 0.5) * len(left) / max(k, 1)).astype(np.int64)]
-            left = left[~np.isin(left, parts[part])]
+            k = min(len(left), max(1, round(share * len(first))))
+            chosen = left[((np.arange(k) + 0.5) * len(left) / max(k, 1)).astype(np.int64)]
+            left, parts[part] = left[~np.isin(left, chosen)], np.isin(group, chosen).nonzero()[0]
+    left = np.isin(group, left).nonzero()[0]
     for part, index in (("train", left), ("val", parts["val"]), ("test", parts["test"])):
         if not len(index) and getattr(options, f"{part}_fraction", 1):
             raise DataError(f"{series.what}: {n} series leave none for {part}. Give more, or cut them.")
@@ -274,16 +289,21 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}
 
 
-def read_series(file: Path, target: str | None) -> Series:
-    """The series in a file, or in the only such file of a folder, with what is said of them, if any."""
-    inside = file.iterdir() if file.is_dir() else ()
+def read_series(file: Path, target: str | None, columns: dict[str, str]) -> Series:
+    """The series in a file, or in the only such file of a folder, with what is said of them, if any;
+    `columns` as in `Table`."""
+    inside = sorted(file.iterdir()) if file.is_dir() else ()
     found = [one for one in inside if one.suffix.lower() in ENDINGS and one.stem[:1] != "y"]
+    trains = [one.with_name(one.name.replace("_TRAIN.", "_TEST.")) for one in found]
+    found = [one for one in found if one not in trains or "_TEST." not in one.name]
     file = found[0] if len(found) == 1 else file
     kind = file.suffix.lower()
     if kind not in ENDINGS or not file.is_file():
         raise DataError(f"{file} must exist and end in {', '.join(ENDINGS)}. Name it with --data.")
-    if kind == ".csv":
-        return read_csv(file, target)
+    if kind in (".csv", ".ts"):
+        labelled = target in ("class", "regression")
+        table = read_table(file, columns, labelled=labelled, paired=target is not None)
+        return of_table(file.name, table, target)
     beside = file.with_name(file.name.replace("X", "y", 1))
     try:
         if kind == ".npz":
@@ -296,12 +316,15 @@ def read_series(file: Path, target: str | None) -> Series:
         raise DataError(f"{file} cannot be read as arrays: {' '.join(str(error).split())}.") from None
     if "X" not in held or ("y" not in held and target in LABELLED):
         raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
-    given = [held.get(name) for name in ("X", "y", "lengths", "t", "split")]
+    group = columns.get("group", "groups")
+    if "group" in columns and group not in held:
+        raise DataError(f"{file} must hold an array {group}; got {', '.join(held)}. Add it.")
+    given = [held.get(name) for name in ("X", "y", "lengths", "t", "split", group)]
     return of_arrays(file.name, *given, target=target)
 
 
 def of_arrays(
-    what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any, *, target: str | None
+    what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any, groups: Any, *, target: str | None
 ) -> Series:
     """Arrays as `Task.from_arrays` takes them; y is read if the target is told by it."""
     try:
@@ -313,12 +336,13 @@ def of_arrays(
             raise ValueError(f"got X {x.shape}, and lengths must be {n} whole numbers in 1..{T}")
         t = None if times is None else np.broadcast_to(np.asarray(times, dtype=np.float64), (n, T))
         y = told(np.asarray(y), (n, T), target) if target in LABELLED else None
-        split = None if split is None else np.broadcast_to(split, n).astype(str)
+        said = (None if one is None else np.broadcast_to(one, n).astype(str) for one in (split, groups))
+        split, groups = said
     except (ValueError, TypeError) as error:
         must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
         raise DataError(f"{must}, and perhaps lengths and t: {error}.") from None
     names, ids = tuple(f"x{k}" for k in range(m)), [str(i) for i in range(n)]
-    return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t)
+    return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t, groups)
 
 
 def told(y: Array, shape: tuple[int, int], target: str | None) -> Array:
@@ -334,13 +358,14 @@ def told(y: Array, shape: tuple[int, int], target: str | None) -> Array:
     return whole.astype(np.float64) if values else whole.astype(str)[..., 0]
 
 
-def read_csv(file: Path, target: str | None) -> Series:
-    """The series of a CSV file, whose rows may stand in any order."""
-    what, (names, lines, cells) = file.name, _table(file)
-    at = {kind: [k for k, n in enumerate(names) if n.lower() in COLUMNS[kind]] for kind in COLUMNS}
+def of_table(what: str, table: Table, target: str | None) -> Series:
+    """The series of a long table, whose rows may stand in any order."""
+    names, cells, at = table.names, np.array(table.cells), {kind: table.at(kind) for kind in COLUMNS}
+    needed = {"id": True, "target": target in LABELLED, "group": target and "group" in table.columns}
     for kind, found in at.items():
-        if len(found) > 1 or (not found and kind in ("id", "target")[: 1 + (target in LABELLED)]):
-            must = f"{what} must have one column for {kind}, named {', '.join(COLUMNS[kind])}"
+        if len(found) > 1 or (not found and needed.get(kind)):
+            called = table.columns.get(kind, ", ".join(filter(None, COLUMNS[kind])))
+            must = f"{what} must have one column for {kind}, named {called}"
             raise DataError(f"{must}; got the header {', '.join(names)}.")
     channels = [k for k in range(len(names)) if not any(k in found for found in at.values())]
     if not channels:
@@ -348,8 +373,8 @@ def read_csv(file: Path, target: str | None) -> Series:
 
     def numbers(columns: list[int], *, time: bool = False) -> Array:
         found = [
-            [_number(f"{what}: row {line}, column {names[k]!r}", row[k], time) for k in columns]
-            for line, row in zip(lines, cells.tolist(), strict=True)
+            [_number(f"{what}: {place}, column {names[k]!r}", row[k], time) for k in columns]
+            for place, row in zip(table.places, table.cells, strict=True)
         ]
         return np.array(found, dtype=np.float64)
 
@@ -360,12 +385,13 @@ def read_csv(file: Path, target: str | None) -> Series:
     steps = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
     rows = order[starts[:, None] + steps]  # (n, T), of its last sample past the end of a series
     read: Any = {kind: cells[rows, found[0]] for kind, found in at.items() if found}
-    y, split, stamps = (read.get(kind) for kind in ("target", "split", "time"))
+    y, split, group, stamps = (read.get(kind) for kind in ("target", "split", "group", "time"))
     x, times = numbers(channels)[rows], t[rows, 0] if t.size else None
     named, each = tuple(names[k] for k in channels), ids[rows[:, 0]].tolist()
-    series = Series(what, x, lengths, named, each, None, times, lines[rows], stamps=stamps)
+    places = np.array(table.places)[rows]
+    series = Series(what, x, lengths, named, each, None, times, places, stamps=stamps)
     once = {"target": y} if target in ("class", "regression") else {}
-    for kind, text in (once | {"split": split}).items():
+    for kind, text in (once | {"split": split, "group": group}).items():
         if text is not None:
             wrong = (text != text[:, :1]) | np.isin(np.char.lower(text), MISSING)
             advice = "Mend it, or name another --target." if kind == "target" else "Mend it."
@@ -373,7 +399,8 @@ def read_csv(file: Path, target: str | None) -> Series:
     if target == "regression" or (target == "per-step" and any(map(FRACTION.fullmatch, y.ravel()))):
         y = numbers(at["target"])[rows]
     y = None if target not in LABELLED else y if target == "per-step" else y[:, :1]
-    return replace(series, y=y, split=None if split is None else split[:, 0])
+    split, group = (None if text is None else text[:, 0] for text in (split, group))
+    return replace(series, y=y, split=split, group=group, columns=table.columns, note=table.note)
 
 
 def _number(where: str, cell: str, time: bool) -> float:
@@ -387,22 +414,3 @@ def _number(where: str, cell: str, time: bool) -> float:
         date = datetime.fromisoformat(cell if time else "")
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     raise DataError(f"{where} must be a number{' or an ISO date' * time}; got {cell!r}. Mend it.")
-
-
-def _table(file: Path) -> tuple[list[str], Array, Array]:
-    """Header, (n,) numbers of lines and (n, columns) texts of a CSV file in UTF-8."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        split = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text), delimiter=split)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read as CSV in UTF-8: {error}. Save it as that.") from None
-    if len(rows) < 2:
-        raise DataError(f"{file.name} is empty: it must hold a header and a row a step.")
-    names = rows[0][1]
-    for line, cells in rows:
-        if len(cells) != len(set(names)):
-            must = f"row {line} must have {len(set(names))} cells, one a name of the header"
-            raise DataError(f"{file.name}: {must}; got {len(cells)}.")
-    return names, np.array([line for line, _ in rows[1:]]), np.array([cells for _, cells in rows[1:]])

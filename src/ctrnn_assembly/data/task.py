@@ -112,7 +112,13 @@ class Task:
 
     @staticmethod
     def from_arrays(
-        X: Any, y: Any = None, lengths: Any = None, times: Any = None, split: Any = None, **options: Any
+        X: Any,
+        y: Any = None,
+        lengths: Any = None,
+        times: Any = None,
+        split: Any = None,
+        groups: Any = None,
+        **options: Any,
     ) -> "Task":
         """Arrays of yours as a task, for `fit(config, out, task=task)`; normalised as training says.
 
@@ -125,6 +131,7 @@ class Task:
             times: (time,) or (samples, time), increasing; their median distance is the network's dt.
             split: (samples,) of "train", "val" and "test"; parts that it lacks are dealt from train,
                 class by class.
+            groups: (samples,), of which each lies in one part as a whole, such as persons.
             options: of `Options`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
         Raises: DataError with the place of what does not fit.
@@ -132,7 +139,8 @@ class Task:
         from ctrnn_assembly.data.own import of_arrays, task_of  # which builds on this file
 
         chosen = Options(**options)
-        return task_of(of_arrays("arrays", X, y, lengths, times, split, target=chosen.target), chosen)
+        given = (X, y, lengths, times, split, groups)
+        return task_of(of_arrays("arrays", *given, target=chosen.target), chosen)
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,9 @@ class Options:
         augment: let `Task.sequence` augment training batches, where the task has an augmentation.
         seed: of the limits alone; the splits are the same for every seed.
         val_fraction, test_fraction: of own series; 0: train stands in for val, and there is no test.
-        missing: of own series; "refuse" NaN, or "hold" the value before.
+        split_by: of own series; the column, or array, of groups that lie in one part each.
+        missing: of own series; "refuse" NaN, "hold" the value before, or "mask" it: another channel
+            for each says where there is one.
         target, ahead, warm_up: of own series; steps to what is forecast, first steps without loss.
         prepared: the `Preparation` of the run that they must fit.
     """
@@ -161,6 +171,7 @@ class Options:
     seed: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    split_by: str | None = None
     missing: str = "refuse"
     target: str = "class"
     ahead: int = 1
@@ -175,7 +186,7 @@ class Options:
         if not (self.val_fraction >= 0 and 0 <= self.test_fraction < 1 - self.val_fraction):
             got = f"{self.val_fraction:g} and {self.test_fraction:g}"
             raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
-        check_known("missing", self.missing, ("refuse", "hold"))
+        check_known("missing", self.missing, ("refuse", "hold", "mask"))
         check_known("target", self.target, TARGETS)
 
     @property

@@ -47,8 +47,9 @@ class TrainConfig(BaseModel):
     test_fraction: float = setting(
         "data", 0.15, "share of your own series for the test; 0: no test", ge=0, lt=1
     )
-    missing: Literal["refuse", "hold"] = setting(
-        "data", "refuse", "gaps in your series; hold: fill them"
+    split_by: str | None = setting("data", None, "column or array of groups; no group is in two parts")
+    missing: Literal["refuse", "hold", "mask"] = setting(
+        "data", "refuse", "gaps in your series; hold: fill them; mask: 0, and a channel that says so"
     )
     target: Literal["class", "regression", "per-step", "forecast"] = setting(
         "data", "class", "what is said of your series, at their end or at each step"

@@ -1,0 +1,164 @@
+"""Files of series as tables of texts with a row a step, whatever their form.
+
+A long CSV table is one; a wide one, a row a series and a column a time, and a .ts file of the UEA
+archive, a line a series, are melted into one. A `Table` keeps of each row where it stood.
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctrnn_assembly.errors import DataError
+
+COLUMNS = {
+    "id": ("id", "series", "sample", ""),  # "" heads the index of a data frame
+    "time": ("time", "t", "timestamp", "date"),
+    "target": ("target", "label", "class"),  # not y: a channel of x, y, z
+    "split": ("split",),
+    "group": (),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of the columns, places of the rows, (n,), such as "row 3", and texts, (n, columns).
+
+    `columns` has the names of columns that are not called as in `COLUMNS`; `note` says what was guessed.
+    """
+
+    names: list[str]
+    places: list[str]
+    cells: list[list[str]]
+    columns: dict[str, str]
+    note: str = ""
+
+    def at(self, kind: str) -> list[int]:
+        """The indices of the columns of a kind."""
+        known = (self.columns[kind].lower(),) if kind in self.columns else COLUMNS[kind]
+        return [k for k, name in enumerate(self.names) if name.lower() in known]
+
+
+def read_table(file: Path, columns: dict[str, str], *, labelled: bool, paired: bool) -> Table:
+    """The table in a .csv or .ts file; of a wide one the last column is the target, if `labelled` and
+    none is named. If `paired`, NAME_TEST.ts is read with NAME_TRAIN.ts."""
+    if file.suffix.lower() != ".ts":
+        return melted(file.name, csv_table(file, columns), labelled=labelled)
+    beside = file.with_name(file.name.replace("_TRAIN.", "_TEST."))
+    if not paired or beside == file or not beside.is_file():
+        return ts_table(file)
+    tables = [ts_table(file), ts_table(beside)]
+    if tables[0].names != tables[1].names:
+        must, got = f"{file.name} and {beside.name} must have the same channels", tables[1].names
+        raise DataError(f"{must}; got {', '.join(tables[0].names)} and {', '.join(got)}.")
+    rows = [
+        [f"{part} {row[0]}", *row[1:], part]
+        for part, table in zip(("train", "test"), tables, strict=True)
+        for row in table.cells
+    ]
+    places = [*tables[0].places, *(f"{beside.name} {place}" for place in tables[1].places)]
+    note = f"the split is that of {file.name} and {beside.name}."
+    return Table([*tables[0].names, "split"], places, rows, {}, note)
+
+
+def text_of(file: Path) -> str:
+    """The text of a file in UTF-8, with or without its mark."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as text in UTF-8: {error}. Save it as that.") from None
+
+
+def csv_table(file: Path, columns: dict[str, str]) -> Table:
+    """A CSV file with a header as it stands."""
+    text = text_of(file)
+    split = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text), delimiter=split)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except csv.Error as error:
+        raise DataError(f"{file} cannot be read as CSV: {error}. Save it as that.") from None
+    if len(rows) < 2:
+        raise DataError(f"{file.name} is empty: it must hold a header and a row a step, or a series.")
+    names = rows[0][1]
+    for line, cells in rows:
+        if len(cells) != len(set(names)):
+            must = f"row {line} must have {len(set(names))} cells, one a name of the header"
+            raise DataError(f"{file.name}: {must}; got {len(cells)}.")
+    return Table(names, [f"row {line}" for line, _ in rows[1:]], [row for _, row in rows[1:]], columns)
+
+
+def melted(what: str, table: Table, *, labelled: bool) -> Table:
+    """A wide table as a long one; a long one, which has times, or more than one row of an id, as it is.
+
+    The header holds increasing times, or names. Empty cells at the end of a row are past its end.
+    """
+    names, cells, found = table.names, table.cells, {kind: table.at(kind) for kind in COLUMNS}
+    ids = [row[found["id"][0]] if found["id"] else str(i) for i, row in enumerate(cells)]
+    values = [k for k in range(len(names)) if not any(k in some for some in found.values())]
+    columns = dict(table.columns)
+    if labelled and not found["target"] and values:
+        found["target"] = [values.pop()]
+        columns["target"] = names[found["target"][0]]
+    if found["time"] or (found["id"] and not 1 < len(ids) == len(set(ids))) or not values:
+        return table
+    rising = increasing([names[k] for k in values])
+    if rising is False or any(names[k] in (row[k] for row in cells) for k in found["target"]):
+        must = f"{what}: row 1 must be a header, of names or of times that increase"
+        raise DataError(f"{must}; got {', '.join(names)[:60]}. Add it.")
+    carried, places, rows = [*found["target"], *found["split"], *found["group"]], [], []
+    for one, place, row in zip(ids, table.places, cells, strict=True):
+        last = max((k for k in values if row[k]), default=values[0])
+        for k in values[: values.index(last) + 1]:
+            places.append(f"{place} of a wide table, time {names[k]!r}")
+            rows.append([one, *[names[k]] * bool(rising), row[k], *(row[k] for k in carried)])
+    said = f"target {names[found['target'][0]]!r}" if found["target"] else "no target"
+    note = f"{what} is read as a wide table: {len(cells)} series of {len(values)} times, {said}."
+    named = ["id", *["time"] * bool(rising), "value", *(names[k] for k in carried)]
+    return Table(named, places, rows, columns, note)
+
+
+def increasing(heads: list[str]) -> bool | None:
+    """Whether the names of columns are times that increase; None if they are no numbers."""
+    try:
+        return bool((np.diff([float(head) for head in heads]) > 0).all())
+    except ValueError:
+        return None
+
+
+def ts_table(file: Path) -> Table:
+    """A .ts file: tags such as @classLabel, @data, and a line a series: its channels, and what is said
+    of it, between colons."""
+    what, tags, series = file.name, dict[str, list[str]](), list[tuple[int, list[list[str]]]]()
+    for number, line in enumerate(map(str.strip, text_of(file).splitlines()), 1):
+        if "data" in tags and line:
+            series.append(
+                (number, [[cell.strip() for cell in part.split(",")] for part in line.split(":")])
+            )
+        elif line and not line.startswith(("#", "%")):
+            tag, *words = line.split()
+            if tag[0] != "@" or (tag.lower(), *words[:1]) == ("@timestamps", "true"):
+                must = "must be a tag, with @timestamps false"
+                raise DataError(
+                    f"{what}: line {number} {must}; got {line[:40]!r}. Times can be in a .csv."
+                )
+            tags[tag[1:].lower()] = words
+    if not series:
+        raise DataError(f"{what} is empty: it must hold @data and then a line a series.")
+    said, *classes = tags.get("classlabel") or tags.get("targetlabel") or ["false"]
+    labelled, rows, places = said.lower() == "true", [], []
+    m = len(series[0][1]) - labelled
+    for i, (number, parts) in enumerate(series):
+        channels, label = parts[:m], parts[m:]
+        if [len(parts), *map(len, channels)] != [m + labelled] + [len(parts[0])] * m:
+            got = ":".join(str(len(part)) for part in parts)
+            must = f"line {number} must have {m} channels of as many values" + " and a target" * labelled
+            raise DataError(f"{what}: {must}; got {got}. Is it cut?")
+        if classes and ",".join(label[0]) not in classes:
+            must = f"line {number} must end in one of the classes {', '.join(classes)}"
+            raise DataError(f"{what}: {must}; got {','.join(label[0])!r}. Is it cut?")
+        rows += [[str(i), *values, *map(",".join, label)] for values in zip(*channels, strict=True)]
+        places += [f"line {number}, step {step}" for step in range(len(channels[0]))]
+    return Table(["id", *(f"x{k}" for k in range(m)), *["target"] * labelled], places, rows, {})
