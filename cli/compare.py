@@ -201,7 +201,7 @@ def bench_command(as_json: bool, plot: Path | None, **settings: Any) -> None:
     """
     from rich.progress import track
 
-    from ctrnn_assembly.benchmark.measure import measure, sentences, table_of
+    from ctrnn_assembly.benchmark.measure import measure, sentences
     from ctrnn_assembly.benchmark.problem import Problem
     from ctrnn_assembly.figures.speed import speed_figure
 
@@ -209,8 +209,9 @@ def bench_command(as_json: bool, plot: Path | None, **settings: Any) -> None:
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
     found = measure(size, track=bar, **settings)
-    title, rows = table_of(found)
-    shown = [table(rows, COLUMNS, title=title)] * bool(rows)
+    times = ("median", "min")
+    rows = [row | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in times} for row in found["rows"]]
+    shown = [table(rows, COLUMNS, title=f"forward and backward: {size}")] * bool(rows)
     figure = partial(speed_figure, found) if found["rows"] else None
     emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:

@@ -58,6 +58,10 @@ class Problem:
         """What is the same for all contestants of one measurement."""
         return {"n": self.n, "units": self.units, "batch": self.batch, "steps": self.steps}
 
+    def __str__(self) -> str:
+        parts = f"{self.modules} x {self.units}"
+        return f"n {self.n} = {parts}, batch {self.batch}, {self.steps} steps"
+
     @property
     def modules(self) -> int:
         return self.n // self.units
