@@ -31,7 +31,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path, initial: bool) ->
     on the whole task only, with their source.
     """
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-    from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
+    from ctrnn_assembly.figures.network import NETWORK_FIGURES
     from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.reproduction.experiments import published_for
     from ctrnn_assembly.training.run import Run
@@ -47,7 +47,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path, initial: bool) ->
     elif kind == "certificate":
         figure = margin_figure(found)
     else:
-        figure = NETWORK_FIGURES[kind](NetworkArrays(found[0].build(data=False).core, found[0].title))
+        figure = NETWORK_FIGURES[kind](found[0].build(data=False).core, found[0].title)
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 

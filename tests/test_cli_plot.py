@@ -12,7 +12,7 @@ import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.figures.curves import short_names
-from ctrnn_assembly.figures.network import NetworkArrays
+from ctrnn_assembly.figures.network import field_of, strengths
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
@@ -41,10 +41,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lstm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("runs") / "lstm", model="lstm")
-
-
-def arrays(run: Path) -> NetworkArrays:
-    return NetworkArrays(Run.open(run).build(data=False).core, "a run")
 
 
 @pytest.fixture
@@ -170,10 +166,11 @@ def test_a_models_own_accuracy_is_drawn_beside_that_model_only(run: Path, tmp_pa
 
 @pytest.mark.parametrize("model", ["svd-combo", "symmetric"])
 def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
-    net = arrays(train(tmp_path / "run", model=model, epochs=1))
-    theta = net.metric.theta()
-    L = theta @ net.terms.L @ theta.inverse()
-    found = net.strengths()
+    run = Run.open(train(tmp_path / "run", model=model, epochs=1))
+    terms, metric = field_of(run.build(data=False).core)
+    theta = metric.theta()
+    L = theta @ terms.L @ theta.inverse()
+    found = strengths(terms, metric)
     for i in range(3):
         for j in range(3):
             block = L[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ctrnn_assembly.certificates.wording import down, fact_rows, verdict, weights_rows
 from ctrnn_assembly.data.targets import in_words
 from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-from ctrnn_assembly.figures.network import NETWORK_FIGURES, NetworkArrays
+from ctrnn_assembly.figures.network import NETWORK_FIGURES
 from ctrnn_assembly.figures.style import rendered
 from ctrnn_assembly.reproduction.experiments import published_for
 from ctrnn_assembly.training.config import to_yaml
@@ -25,12 +25,11 @@ def report(folder: str | Path) -> str:
     if run.file is None:
         run = Run.open(folder, initial=True)
     layer, proven, weights = run.build(data=False).core, run.certificate, run.weights.as_dict()
-    figures, net, published = {}, None, published_for([run])
+    figures, published = {}, published_for([run])
     if run.epochs:
         figures = {"curves": curves_figure([run], published), "margins": margin_figure([run])}
-    if getattr(layer, "field", None) is not None:  # no baseline
-        net = NetworkArrays(layer, run.title)
-        figures |= {name: draw(net) for name, draw in NETWORK_FIGURES.items()}
+    if is_assembly := getattr(layer, "field", None) is not None:  # no baseline
+        figures |= {name: draw(layer, run.title) for name, draw in NETWORK_FIGURES.items()}
     loader = PackageLoader("ctrnn_assembly", "figures")
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     summary = run.summary or {}
@@ -45,7 +44,7 @@ def report(folder: str | Path) -> str:
         verdict=verdict(proven),
         facts=facts,
         weights=weights_rows(weights),
-        net=net,
+        is_assembly=is_assembly,
         published=published,
         images={name: b64encode(rendered(figure, "svg")).decode() for name, figure in figures.items()},
         exact=json.dumps({"weights": weights, **proven.as_dict()}, indent=2, allow_nan=False),
