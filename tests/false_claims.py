@@ -88,7 +88,7 @@ def propagator(one: Try) -> ndarray:
     leak = one.dt * one.arrays["L"] / one.arrays["tau"][:, None]
     eye = np.eye(len(leak))
     if one.of == "imex":
-        return np.linalg.inv(eye - leak)
+        return verifier.inverse(verifier.Ball(eye - leak)).mid
     if one.of == "exponential-euler":
         G = leak - one.dt * np.diag(1 / one.arrays["tau"])
         return verifier.integral(verifier.Ball(G)).mid
@@ -130,7 +130,9 @@ def multipliers(one: Try, rng: Generator) -> ndarray:
     def loss(log: ndarray) -> float:
         T = guess * np.exp(log)
         Y, H = B + C.T * T + one.dt * A.T @ B, 2 * np.diag(T) - one.dt * B.T @ B
-        return largest(S + Y @ np.linalg.inv(H) @ Y.T) if largest(-H) < 0 else 1e300
+        if not largest(-H) < -1e-150:  # whose determinant does not underflow
+            return 1e300
+        return min(1e300, largest(S + Y @ np.array(inverted(H.tolist())) @ Y.T))
 
     read = np.maximum(np.linalg.norm(C, axis=1), 1e-250)
     column = np.linalg.norm(B, axis=0)
