@@ -200,8 +200,7 @@ def test_what_cannot_be_reported_is_refused_in_one_sentence(cli: Cli, run: Path,
     (tmp_path / "folder.html").mkdir()
     assert "is a folder" in cli.refuses("report", run, "--out", tmp_path / "folder.html")
     copy = copied(run, tmp_path)
-    (copy / "summary.json").write_text("[1]")
-    assert "must hold an object" in cli.refuses("report", copy, "--out", out)
-    (copy / "summary.json").write_text("{")
-    assert "not readable JSON" in cli.refuses("report", copy, "--out", out)
+    for damaged in ("[1]", "{"):
+        (copy / "summary.json").write_text(damaged)
+        assert "or damaged" in cli.refuses("report", copy, "--out", out)
     assert not out.exists()
