@@ -1,4 +1,4 @@
-"""UCR/UEA series through aeon, on hand-written .ts files and the sets that ship with aeon."""
+"""UCR/UEA series: hand-written .ts files, and the sets that ship with aeon where it is installed."""
 
 import builtins
 
@@ -20,7 +20,7 @@ HEADER = """@problemName Toy
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _aeon():
     pytest.importorskip("aeon", reason="the extra 'series' (aeon) is not installed")
 
@@ -70,12 +70,15 @@ def test_unequal_series_are_padded_with_zeros_and_give_lengths(tmp_path):
     [
         (lambda text: "", "is empty"),
         (lambda text: text[: text.index("@data")], "is empty"),
-        (lambda text: text[: len(text) - 8], "could not be read"),
-        (lambda text: text[: len(text) - 3], "label 'do', which its header does not list"),
-        (lambda text: text.replace("2,3:4", "2:4", 1), "could not be read"),
-        (lambda text: text.replace("2,3", "x,3", 1), "could not be read"),
-        (lambda text: text.replace("2,3", "?,3", 1), "NaN or infinite values in 1 of 20"),
-        (lambda text: text.replace("2,3", "inf,3", 1), "NaN or infinite values in 1 of 20"),
+        (lambda text: text[: len(text) - 8], r"line 29 must have 2 channels.*Is it cut"),
+        (
+            lambda text: text[: len(text) - 3],
+            "line 29 must end in one of the classes up, down; got 'do'",
+        ),
+        (lambda text: text.replace("2,3:4", "2:4", 1), "line 10 must have 2 channels of as many values"),
+        (lambda text: text.replace("2,3", "x,3", 1), "line 10, step 1, column 'x0' must be a number"),
+        (lambda text: text.replace("2,3", "?,3", 1), "got nan at line 10, step 1, column 'x0'"),
+        (lambda text: text.replace("2,3", "inf,3", 1), "got inf at line 10, step 1, column 'x0'"),
     ],
 )
 def test_damaged_series_files_are_named_errors(tmp_path, damage, words):
@@ -89,16 +92,17 @@ def test_no_test_file_is_read_before_load_test(tmp_path):
     home = write_toy(tmp_path, ROWS, ROWS)
     (home / "Toy_TEST.ts").write_text("broken")
     task = load_task("series:Toy", data_dir=tmp_path)
-    with pytest.raises(DataError, match="test split is empty"):
+    with pytest.raises(DataError, match=r"Toy_TEST.ts: line 1 must be a tag"):
         task.load_test()
 
 
 def test_a_class_that_only_test_has_is_refused(tmp_path):
     write_toy(tmp_path, ROWS[::2], ROWS)
-    with pytest.raises(DataError, match="class that train lacks: down"):
+    with pytest.raises(DataError, match="a class must have a training sample; got 'down'"):
         load_task("series:Toy", data_dir=tmp_path).load_test()
 
 
+@pytest.mark.usefixtures("_aeon")
 def test_a_missing_set_names_its_files_and_folder(tmp_path):
     # Not a name that aeon could download, so this needs no network.
     with pytest.raises(
@@ -109,6 +113,7 @@ def test_a_missing_set_names_its_files_and_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("_aeon")
 def test_resize_and_paths_in_names_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="resize is for images"):
         load_task("series:JapaneseVowels", resize=8)
@@ -129,6 +134,7 @@ def test_without_aeon_the_error_says_what_to_install(monkeypatch):
         load_task("series:JapaneseVowels")
 
 
+@pytest.mark.usefixtures("_aeon")
 def test_japanese_vowels_ships_with_aeon(tmp_path):
     task = load_task("series:JapaneseVowels", data_dir=tmp_path)
     test = task.load_test()

@@ -94,7 +94,7 @@ def test_train_and_test_files_are_the_split(tmp_path, cli):
     right = np.mean([row["prediction"] == one for row, one in zip(rows, y, strict=True)])
     assert right == json.loads((run / "summary.json").read_text())["test_accuracy"]
     (tmp_path / "Toy_TEST.ts").write_text(DATA + "1,2:1\n")
-    assert "must have the same channels" in cli.refuses("train", "--data", train)
+    assert "line 3 must have 2 channels" in cli.refuses("train", "--data", train)
 
 
 def test_values_are_the_targets_of_a_ts_file(tmp_path):

@@ -4,7 +4,8 @@ X is (n, channels, time) as in aeon; a table (n, time) is of one channel, and it
 a list of (channels, time) may hold unequal lengths. The extra ctrnn-assembly[sklearn].
 """
 
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Self
@@ -19,7 +20,7 @@ from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import of_arrays
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.training.batches import outputs_of
-from ctrnn_assembly.training.config import BLURRED, make_config, recommended
+from ctrnn_assembly.training.config import BLURRED, TrainConfig, make_config, recommended
 from ctrnn_assembly.training.fit import fit, say
 from ctrnn_assembly.training.run import Run, options_of
 
@@ -32,12 +33,9 @@ except ImportError as error:
     raise ImportError(f"{error}: pip install 'ctrnn-assembly[sklearn]'") from error
 
 Array = NDArray[Any]
-SETTINGS = (
-    *("model", "modules", "units", "depth", "width", "solver", "dt", "epochs", "batch_size"),
-    *("learning_rate", "missing", "device"),
-)
 
 
+@dataclass(eq=False, repr=False)
 class Assembly(BaseEstimator):
     """What classifier and regressor share.
 
@@ -51,42 +49,23 @@ class Assembly(BaseEstimator):
         verbose: speak of each epoch on stderr.
     """
 
-    def __init__(
-        self,
-        model: str = "deep-adadiag",
-        *,
-        modules: int | None = None,
-        units: int | None = None,
-        depth: int | None = None,
-        width: int | None = None,
-        solver: str | None = None,
-        dt: float | None = None,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        missing: str = "refuse",
-        device: str | None = None,
-        validation_fraction: float = 0.15,
-        random_state: Any = None,
-        config: dict[str, Any] | None = None,
-        run_dir: str | Path | None = None,
-        verbose: bool = False,
-    ) -> None:
-        self.model, self.modules, self.units, self.depth, self.width = (
-            model,
-            modules,
-            units,
-            depth,
-            width,
-        )
-        self.solver, self.dt, self.epochs, self.batch_size = solver, dt, epochs, batch_size
-        self.learning_rate, self.missing, self.device = learning_rate, missing, device
-        self.validation_fraction, self.random_state, self.config = (
-            validation_fraction,
-            random_state,
-            config,
-        )
-        self.run_dir, self.verbose = run_dir, verbose
+    model: str = "deep-adadiag"
+    modules: int | None = None
+    units: int | None = None
+    depth: int | None = None
+    width: int | None = None
+    solver: str | None = None
+    dt: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    missing: str = "refuse"
+    device: str | None = None
+    validation_fraction: float = 0.15
+    random_state: Any = None
+    config: dict[str, Any] | None = None
+    run_dir: str | Path | None = None
+    verbose: bool = False
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -115,17 +94,14 @@ class Assembly(BaseEstimator):
         finite = "allow-nan" if self.missing != "refuse" else True
         checks |= {"ensure_2d": flat, "allow_nd": True, "ensure_all_finite": finite}
         found = validate_data(self, X, dtype=np.float64, **checks)
-        if not flat and "y" in checks:  # scikit-learn counts the columns of tables alone
+        if "y" in checks:  # scikit-learn counts the columns of tables alone
             self.n_features_in_ = found[0].shape[1]
-        elif not flat and found.shape[1] != self.n_features_in_:
-            got = f"got {found.shape[1]}, and {self.n_features_in_} in training"
-            raise DataError(f"X must have as many channels as in training, or times in a table; {got}.")
         return found, lengths
 
     def _fitted(self, X: Array, y: Array, lengths: Array | None, kinds: Array, target: str) -> Self:
         """Train on X and y; of each of the classes `kinds`, (n,), a share is held out for validation."""
         random = check_random_state(self.random_state)
-        given = {name: x for name in SETTINGS if (x := getattr(self, name)) is not None}
+        given = {k: x for k, x in vars(self).items() if k in TrainConfig.model_fields and x is not None}
         others, best = self.config or {}, recommended("own", self.model)
         if target == "regression":
             best |= BLURRED
@@ -138,17 +114,15 @@ class Assembly(BaseEstimator):
             split[mine[: int(self.validation_fraction * len(mine))]] = "val"
         chosen = options_of(config) | {"target": target, "val_fraction": 0, "test_fraction": 0}
         task = Task.from_arrays(steps(X), y, lengths, split=split, **chosen)
-        threads, kept = torch.get_num_threads(), self.run_dir is not None
-        if kept:
-            Path(self.run_dir).mkdir(parents=True, exist_ok=True)
-        place = nullcontext(mkdtemp(dir=self.run_dir)) if kept else TemporaryDirectory()
-        with torch.random.fork_rng(), place as folder:
-            try:
-                self.summary_ = fit(config, Path(folder), task=task, report=say if self.verbose else str)
-            finally:
-                torch.set_num_threads(threads)
-            self.network_, self.preparation_ = Run.open(folder).model, task.sequence
-            self.run_ = Path(folder) if kept else None
+        Path(self.run_dir or ".").mkdir(parents=True, exist_ok=True)
+        with torch.random.fork_rng(), ExitStack() as after:
+            after.callback(torch.set_num_threads, torch.get_num_threads())
+            out = (
+                mkdtemp(dir=self.run_dir) if self.run_dir else after.enter_context(TemporaryDirectory())
+            )
+            self.summary_ = fit(config, Path(out), task=task, report=say if self.verbose else str)
+            self.network_, self.preparation_ = Run.open(out).model, task.sequence
+        self.run_ = Path(out) if self.run_dir else None
         return self
 
     def _outputs(self, X: Any) -> Tensor:

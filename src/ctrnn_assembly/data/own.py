@@ -281,11 +281,11 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
             k = min(len(left), max(1, round(share * len(first))))
             chosen = left[((np.arange(k) + 0.5) * len(left) / max(k, 1)).astype(np.int64)]
             left, parts[part] = left[~np.isin(left, chosen)], np.isin(group, chosen).nonzero()[0]
-    left = np.isin(group, left).nonzero()[0]
-    for part, index in (("train", left), ("val", parts["val"]), ("test", parts["test"])):
+    parts["train"] = np.isin(group, left).nonzero()[0]
+    for part, index in parts.items():
         if not len(index) and getattr(options, f"{part}_fraction", 1):
             raise DataError(f"{series.what}: {n} series leave none for {part}. Give more, or cut them.")
-    parts = {"train": left, "val": parts["val"] if len(parts["val"]) else left, "test": parts["test"]}
+    parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}
 
 

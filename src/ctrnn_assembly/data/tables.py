@@ -8,6 +8,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,21 +47,8 @@ def read_table(file: Path, columns: dict[str, str], *, labelled: bool, paired: b
     none is named. If `paired`, NAME_TEST.ts is read with NAME_TRAIN.ts."""
     if file.suffix.lower() != ".ts":
         return melted(file.name, csv_table(file, columns), labelled=labelled)
-    beside = file.with_name(file.name.replace("_TRAIN.", "_TEST."))
-    if not paired or beside == file or not beside.is_file():
-        return ts_table(file)
-    tables = [ts_table(file), ts_table(beside)]
-    if tables[0].names != tables[1].names:
-        must, got = f"{file.name} and {beside.name} must have the same channels", tables[1].names
-        raise DataError(f"{must}; got {', '.join(tables[0].names)} and {', '.join(got)}.")
-    rows = [
-        [f"{part} {row[0]}", *row[1:], part]
-        for part, table in zip(("train", "test"), tables, strict=True)
-        for row in table.cells
-    ]
-    places = [*tables[0].places, *(f"{beside.name} {place}" for place in tables[1].places)]
-    note = f"the split is that of {file.name} and {beside.name}."
-    return Table([*tables[0].names, "split"], places, rows, {}, note)
+    test = file.with_name(file.name.replace("_TRAIN.", "_TEST."))
+    return ts_table([file, test] if paired and test != file and test.is_file() else [file])
 
 
 def text_of(file: Path) -> str:
@@ -128,37 +116,46 @@ def increasing(heads: list[str]) -> bool | None:
         return None
 
 
-def ts_table(file: Path) -> Table:
-    """A .ts file: tags such as @classLabel, @data, and a line a series: its channels, and what is said
-    of it, between colons."""
-    what, tags, series = file.name, dict[str, list[str]](), list[tuple[int, list[list[str]]]]()
+def ts_table(files: list[Path]) -> Table:
+    """.ts files, the second one of a test: in each tags such as @classLabel, @data, and a line a series:
+    its channels, and what is said of it, between colons."""
+    rows, places, m, count = list[list[str]](), list[str](), 0, 0
+    for part, file in zip(("train", "test"), files, strict=False):
+        lines, (labelled, *classes) = ts_lines(file)
+        m = m or len(lines[0][1]) - labelled
+        for place, parts in lines:
+            channels, label = parts[:m], [",".join(one) for one in parts[m:]]
+            if len(label) != labelled or len({*map(len, channels)}) > 1:
+                got = ":".join(str(len(one)) for one in parts)
+                must = f"must have {m} channels of as many values" + " and a target" * labelled
+                raise DataError(f"{file.name}: {place} {must}; got {got}. Is it cut?")
+            if classes and label[0] not in classes:
+                must = f"must end in one of the classes {', '.join(classes)}"
+                raise DataError(f"{file.name}: {place} {must}; got {label[0]!r}. Is it cut?")
+            said = [*label, *[part] * (len(files) > 1)]
+            rows += [[str(count), *values, *said] for values in zip(*channels, strict=True)]
+            count += 1
+            places += [f"{place}, step {step}" for step in range(len(channels[0]))]
+    names = ["id", *(f"x{k}" for k in range(m)), *["target"] * labelled, *["split"] * (len(files) > 1)]
+    note = f"the split is that of {' and '.join(one.name for one in files)}." if len(files) > 1 else ""
+    return Table(names, places, rows, {}, note)
+
+
+def ts_lines(file: Path) -> tuple[list[tuple[str, list[list[str]]]], list[Any]]:
+    """The place of each series in a .ts file, and what stands between colons and commas; whether there
+    is a target, and its classes, if they are named."""
+    tags, lines = dict[str, list[str]](), []
     for number, line in enumerate(map(str.strip, text_of(file).splitlines()), 1):
         if "data" in tags and line:
-            series.append(
-                (number, [[cell.strip() for cell in part.split(",")] for part in line.split(":")])
-            )
+            parts = [[cell.strip() for cell in part.split(",")] for part in line.split(":")]
+            lines.append((f"line {number}", parts))
         elif line and not line.startswith(("#", "%")):
             tag, *words = line.split()
             if tag[0] != "@" or (tag.lower(), *words[:1]) == ("@timestamps", "true"):
-                must = "must be a tag, with @timestamps false"
-                raise DataError(
-                    f"{what}: line {number} {must}; got {line[:40]!r}. Times can be in a .csv."
-                )
+                must = f"line {number} must be a tag, with @timestamps false"
+                raise DataError(f"{file.name}: {must}; got {line[:40]!r}. Times can be in a .csv.")
             tags[tag[1:].lower()] = words
-    if not series:
-        raise DataError(f"{what} is empty: it must hold @data and then a line a series.")
+    if not lines:
+        raise DataError(f"{file.name} is empty: it must hold @data and then a line a series.")
     said, *classes = tags.get("classlabel") or tags.get("targetlabel") or ["false"]
-    labelled, rows, places = said.lower() == "true", [], []
-    m = len(series[0][1]) - labelled
-    for i, (number, parts) in enumerate(series):
-        channels, label = parts[:m], parts[m:]
-        if [len(parts), *map(len, channels)] != [m + labelled] + [len(parts[0])] * m:
-            got = ":".join(str(len(part)) for part in parts)
-            must = f"line {number} must have {m} channels of as many values" + " and a target" * labelled
-            raise DataError(f"{what}: {must}; got {got}. Is it cut?")
-        if classes and ",".join(label[0]) not in classes:
-            must = f"line {number} must end in one of the classes {', '.join(classes)}"
-            raise DataError(f"{what}: {must}; got {','.join(label[0])!r}. Is it cut?")
-        rows += [[str(i), *values, *map(",".join, label)] for values in zip(*channels, strict=True)]
-        places += [f"line {number}, step {step}" for step in range(len(channels[0]))]
-    return Table(["id", *(f"x{k}" for k in range(m)), *["target"] * labelled], places, rows, {})
+    return lines, [said.lower() == "true", *classes]
