@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ctrnn_assembly.contracting import PublishedSparse, SparseAbsolute, raw_tensors
-from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
+from ctrnn_assembly.contracting.theorem1 import sparse_uniform
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import absolute_radius, array, worst_rate

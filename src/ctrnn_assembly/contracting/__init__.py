@@ -5,9 +5,9 @@ from ctrnn_assembly.contracting.adadiag import AdaDiagTanh as AdaDiagTanh
 from ctrnn_assembly.contracting.interface import Contracting as Contracting
 from ctrnn_assembly.contracting.interface import Form as Form
 from ctrnn_assembly.contracting.interface import raw_tensors as raw_tensors
-from ctrnn_assembly.contracting.theorem1_absolute import Absolute as Absolute
-from ctrnn_assembly.contracting.theorem1_absolute import Triangular as Triangular
-from ctrnn_assembly.contracting.theorem1_frozen import SparseAbsolute as SparseAbsolute
+from ctrnn_assembly.contracting.theorem1 import Absolute as Absolute
+from ctrnn_assembly.contracting.theorem1 import SparseAbsolute as SparseAbsolute
+from ctrnn_assembly.contracting.theorem1 import Triangular as Triangular
 from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric as Symmetric
 from ctrnn_assembly.contracting.theorem3_product import NegativeProduct as NegativeProduct
 from ctrnn_assembly.contracting.theorem5_singular import SingularValueBounded as SingularValueBounded

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting
-from ctrnn_assembly.contracting.theorem1_frozen import sparse_uniform
+from ctrnn_assembly.contracting.theorem1 import sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
 SHRINK = 0.2  # of the published modules

@@ -1,9 +1,17 @@
-"""Theorem 1, frozen and sparse: the modules of the Sparse Combo Net.
+"""Theorems 1 and 4: rho(g |W|) < 1, equivalently P (g |W| - I) + (g |W| - I)^T P < 0, P diagonal.
 
-A random sparse W is drawn until rho(g |W|) < 1 (or scaled into the set) and then kept fixed; only
-the couplings train. The metric is the diagonal P = diag(e / d) of THEORY sections 2 and 4.
+An exact map onto the set that needs no eigenvalue: with v_ij = |V_ij| (a non-positive v_ii counts as 0
+for a monotone phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
 
-Source: Kozachkov et al. 2022, Theorem 1 and section 4 (arXiv 2106.08928).
+    X_ij = V_ij / sqrt((1 + R_i)(1 + R_j)),   W_ij = r X_ij exp(b_j - b_i) / g,   P = diag(exp(2 b)).
+
+Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2). A triangular
+W has rho(|W|) = max_i W_ii^+: Theorem 4 is the same map with zeros above the diagonal.
+
+The modules of the Sparse Combo Net are a random sparse W that is drawn until it is in the set, and then
+kept fixed, in the metric P = diag(e / d) of THEORY sections 2 and 4.
+
+Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
 
 from typing import Literal
@@ -13,11 +21,53 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting import diagonal
-from ctrnn_assembly.contracting.diagonal import metzler_metric
+from ctrnn_assembly.contracting.diagonal import DiagonalMetric, metzler_metric
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.linalg import majorant, symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
+
+
+class Absolute(DiagonalMetric):
+    """Theorem 1, trainable; the raw tensor A is V."""
+
+    theorem = "Theorem 1"
+    init_scale = 0.5
+
+    def inside(self, A: Tensor) -> Tensor:
+        v = majorant(A, self.phi.monotone)
+        scale = (1 + (v.sum(0) + v.sum(1)) / 2).rsqrt()
+        return A * scale[:, None] * scale
+
+    def outward(self, X: Tensor) -> Tensor:
+        a = _barrier_minimiser(symmetric_part(majorant(X, self.phi.monotone)))
+        return X * a[:, None] * a
+
+    def metric_of(self, W: Tensor) -> Tensor:
+        """The identity if it will do, else Theorem 1's."""
+        S = symmetric_part(self.phi.g * majorant(W, self.phi.monotone))
+        enough = float(torch.linalg.eigvalsh(S)[-1]) < self.radius * (1 - 1e-9)
+        return torch.zeros_like(W[0]) if enough else metzler_metric(self, W)
+
+
+class Triangular(Absolute):
+    """Theorem 4; of the raw tensor A only the lower triangle counts."""
+
+    theorem = "Theorem 4"
+    init_scale = 1.0
+
+    def inside(self, A: Tensor) -> Tensor:
+        return super().inside(A.tril())
+
+    def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
+        above = float(W.triu(1).abs().max())
+        if above > 0:
+            raise self.outside("zeros above the diagonal", above, "Pass W.tril(), or use absolute.")
+        return super().raw(W)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        full = Absolute(self.phi, margin=self.margin, init_scale=self.init_scale)
+        return full.sample(n, generator).tril()
 
 
 class SparseAbsolute(Contracting):
@@ -100,3 +150,20 @@ def sparse_uniform(
     where = torch.randperm(n * n, generator=generator)[: round(density * n * n)]
     W[where] = magnitude * (2 * torch.rand(len(where), generator=generator) - 1)
     return W.view(n, n).fill_diagonal_(0)
+
+
+def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:
+    """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, for rho(Y) < 1: a_i^2 = 1 + R_i.
+
+    The objective is self-concordant, so Newton's step / (1 + decrement) converges from any start.
+    """
+    K = torch.eye(Y.shape[0], dtype=Y.dtype, device=Y.device) - Y
+    a = torch.ones_like(Y[0])
+    for _ in range(500):
+        gradient = K @ a - 1 / a
+        step = torch.linalg.solve(K + torch.diag(a**-2), gradient)
+        decrement = float((gradient @ step).clamp(min=0).sqrt())
+        a = a - step / (1 + decrement if decrement > 0.25 else 1)
+        if decrement < tolerance:
+            break
+    return a
