@@ -426,7 +426,7 @@ def test_kernels_compile_for_a_gpu(
     names = []
 
     def compiled(self: Any, kernel: Any, step: int, **arguments: Any) -> None:
-        arguments |= {"E": self.e[step], "DT": self.dt[step], **self.shared}
+        arguments |= {"DT": self.dt[step], **self.shared}
         options = {name: arguments.pop(name) for name in persistent.COMPILED}
         constants, types = {}, {}
         for index, parameter in enumerate(kernel.params):

@@ -207,33 +207,19 @@ def forward_kernel(
 
 
 @triton.jit
-def _send(
-    lam, X, V, Q, E, DT, C, W, group, row, live, batch, n, tiles, unit, real, dt_row, e_row,
-    SCALED: tl.constexpr, PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr,
-    PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Store v = (dt) lam and, unless post is the identity, q = post'(z) C v of the step that left X."""
-    at = row * n + unit
+def _send(lam, V, Q, DT, row, live, at, ok, dt_row, SCALED: tl.constexpr, POST: tl.constexpr):
+    """Store v = (dt) lam and, unless post is the identity, q = Q v in the place of Q."""
     v = lam
     if SCALED:
-        v = tl.load(DT + row * dt_row, mask=live, other=0.0) * lam
-    tl.store(V + at, v, mask=live & real)
+        v = lam * tl.load(DT + row * dt_row, mask=live, other=0.0)
+    tl.store(V + at, v, mask=ok)
     if POST != "identity":
-        x = tl.load(X + at, mask=live & real, other=0.0)
-        z = _mix(
-            tl.load(E + row * e_row + unit, mask=live & real, other=0.0),
-            x, 0.0, X, W, group, batch, n, tiles, unit, real, False,
-            W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
-        )  # fmt: skip
-        c = tl.load(C + unit, mask=real, other=0.0)
-        tl.store(Q + at, _slope(z, POST) * c * v, mask=live & real)
+        tl.store(Q + at, tl.load(Q + at, mask=ok, other=0.0) * v, mask=ok)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    X, V, Q, LAM, GRAD, E, DT, D, C, W, WT, PT,
-    batch, steps, n, tiles, dt_step, dt_row, e_step, e_row, SCALED: tl.constexpr,
+    X, V, Q, LAM, GRAD, DT, D, WT, PT, batch, steps, n, tiles, dt_step, dt_row, SCALED: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, P_KIND: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVERY: tl.constexpr,
@@ -241,16 +227,15 @@ def adjoint_kernel(
     """lam_k = D v_k + pre'(x_k) W^T q_k + P^T v_k + grad_k, from the last step to the first.
 
     Stores v_k = lam_k+1 and q_k = post'(z_k) C v_k of every step; SCALED, v_k = dt_k lam_k+1, and lam_k
-    is lam_k+1 more.
+    is lam_k+1 more. Unless post is the identity, Q holds post'(z_k) C before.
 
     Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
     (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
-    half `steps % 2`. W^T and P^T come packed like W and P. W itself serves z, where post needs it.
+    half `steps % 2`. W^T and P^T come packed like W and P.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :, None]
     live = row < batch
-    # Beside W's tiles, which z needs, those of W^T would not fit into shared memory.
-    HOLD: tl.constexpr = GROUPS == 1 and POST == "identity"
+    HOLD: tl.constexpr = GROUPS == 1
     held = 0.0
     if W_KIND == "own" and HOLD:
         held = _tiles(WT, 0, GROUP, TILE)
@@ -258,15 +243,12 @@ def adjoint_kernel(
     there = LAM + batch * n
     for group in range(GROUPS):
         unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
-        lam = tl.load(here + row * n + unit, mask=live & real, other=0.0)
-        _send(
-            lam, X, V, Q, E, DT, C, W, group, row, live, batch, n, tiles, unit, real,
-            dt_row, e_row, SCALED, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
-        )  # fmt: skip
+        at = row * n + unit
+        lam = tl.load(here + at, mask=live & real, other=0.0)
+        _send(lam, V, Q, DT, row, live, at, live & real, dt_row, SCALED, POST)
     tl.debug_barrier()
     for done in range(steps):
         DT -= dt_step
-        E -= e_step
         for group in range(GROUPS):
             unit, real = _units(group * GROUP + tl.arange(0, GROUP), tiles, K, TILE, PER_BLOCK)
             at = row * n + unit
@@ -293,11 +275,8 @@ def adjoint_kernel(
                 lam += tl.load(GRAD + at, mask=ok, other=0.0)
             tl.store(there + at, lam, mask=ok)
             if done + 1 < steps:
-                _send(
-                    lam, X - batch * n, V - batch * n, Q - batch * n, E, DT, C, W,
-                    group, row, live, batch, n, tiles, unit, real,
-                    dt_row, e_row, SCALED, PRE, POST, W_KIND, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
-                )  # fmt: skip
+                before = at - batch * n
+                _send(lam, V, Q, DT, row, live, before, ok, dt_row, SCALED, POST)
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
         X -= batch * n
         V -= batch * n

@@ -89,28 +89,22 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
 class _Launch:
     """What both kernels of one solve share; tensors as of `fused.fused_step`."""
 
-    def __init__(self, form: Form, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any) -> None:
+    def __init__(self, form: Form, x0: Tensor, steps: int, dt: Tensor | None, *tensors: Any) -> None:
         from ctrnn_assembly.solvers.cuda import kernels
 
-        W, D, self.P, C, E = tensors
-        self.kernels, self.x0 = kernels, x0
-        self.W, n, precision = W[None] if W.ndim == 2 else W, x0.shape[1], form.matmul_precision
-        alike = E is not None and inputs.stride()[:2] == (0, 0)  # no input: one e for all
-        e = inputs[:1, :1] if alike else inputs
-        self.e = (e if E is None else e @ E.mT).contiguous()
-        self.dt = D[None] if dt is None else dt.contiguous()
+        W, D, self.P, *_ = tensors
+        self.kernels, self.x0, self.W = kernels, x0, W[None] if W.ndim == 2 else W
+        self.dt = D[None] if dt is None else dt.contiguous()  # any pointer: nothing is read
+        n, precision = x0.shape[1], form.matmul_precision
         self.rows, width = SHAPES[precision] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
         self.low = precision == "bf16"
         self.shared: dict[str, Any] = {
             "D": D.contiguous(),
-            "C": D if C is None else C.contiguous(),  # any pointer: nothing is read
             "batch": len(x0),
-            "steps": len(inputs),
+            "steps": steps,
             "SCALED": dt is not None,
             "dt_step": 0 if dt is None else dt.shape[1],
             "dt_row": int(dt is not None and dt.shape[1] > 1),
-            "e_step": 0 if alike else self.e[0].numel(),
-            "e_row": 0 if alike else n,
             "PRE": form.pre.runs[0][0].name,
             "POST": form.post.runs[0][0].name,
             "PRODUCTS": precision,
@@ -125,7 +119,7 @@ class _Launch:
         With bf16 the tiles are rounded, which the kernels multiply; diagonals stay exact.
         """
         if A is None:
-            return "none", self.e  # any pointer: nothing is read
+            return "none", self.x0  # any pointer: nothing is read
         if A.ndim == 1:
             return "diagonal", A.contiguous()
         s = self.shared
@@ -143,8 +137,8 @@ class _Launch:
         return kind, (values.bfloat16() if self.low else values).contiguous()
 
     def start(self, kernel: Any, step: int, **arguments: Any) -> None:
-        """Launch, with E and DT at one step."""
-        given = {"E": self.e[step], "DT": self.dt[step], **arguments, **self.shared}
+        """Launch, with DT at one step."""
+        given = {"DT": self.dt[step], **arguments, **self.shared}
         # Triton launches on the current device, which need not be the tensors'.
         device = self.x0.device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -155,12 +149,17 @@ def forward(
     form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """As the forward pass of `fused`: what is stored, and the last state."""
-    launch, steps = _Launch(form, x0, inputs, dt, *tensors), len(inputs)
+    launch, steps, C, E = _Launch(form, x0, len(inputs), dt, *tensors), len(inputs), *tensors[3:]
+    alike = E is not None and inputs.stride()[:2] == (0, 0)  # no input: one e for all
+    e = inputs[:1, :1] if alike else inputs
+    e = (e if E is None else e @ E.mT).contiguous()
+    driven = {"E": e, "e_step": 0 if alike else e[0].numel(), "e_row": 0 if alike else x0.shape[1]}
     X = x0.new_empty(steps + 1 if plan.whole else 2, *x0.shape)  # or two states in turn
     X[0] = x0
     (w_kind, W), (p_kind, P) = launch.packed(launch.W), launch.packed(launch.P)
     kinds = {"W_KIND": w_kind, "P_KIND": p_kind, "RING": not plan.whole}
-    launch.start(launch.kernels.forward_kernel, 0, X=X, W=W, P=P, **kinds)
+    C = x0 if C is None else C.contiguous()  # or any pointer
+    launch.start(launch.kernels.forward_kernel, 0, X=X, W=W, P=P, C=C, **driven, **kinds)
     return X, X[steps if plan.whole else steps % 2][None]
 
 
@@ -169,20 +168,22 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """As those of `fused`, of x0, inputs and tensors; given the gradient and what was saved."""
     grad, X, inputs, dt, *tensors = given
-    launch = _Launch(form, X[0], inputs, dt, *tensors)
+    launch, kernel = _Launch(form, X[0], len(inputs), dt, *tensors), FusedKernel(form, tensors)
     grad, W, P, every = grad.contiguous(), launch.W, launch.P, len(grad) > 1
-    lam = torch.stack([grad[-1], grad[-1]])
-    V = torch.empty_like(X[1:])  # v and q of every step
+    lam, V = torch.stack([grad[-1], grad[-1]]), torch.empty_like(X[1:])  # v, and q, of every step
+    steps = max(1, CHUNK // X.shape[1])
+    parts = [slice(start, start + steps) for start in range(0, len(V), steps)]
     Q = V if form.post.is_identity else torch.empty_like(V)
+    for part in [] if form.post.is_identity else parts:
+        z = kernel.under_post(inputs[part], form.pre(X[:-1][part]))
+        torch.mul(form.post.slope_at(z), tensors[3], out=Q[part])
     w_kind, WT = launch.packed(W if W.ndim == 1 else W.mT)
     p_kind, PT = launch.packed(None if P is None else P.mT)
-    matrices = {"W": launch.packed(W)[1], "WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
+    matrices = {"WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
     moving = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
     launch.start(launch.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **moving, **matrices)
-    kernel, sums = FusedKernel(form, tensors), zeros_for(tensors, needed[2:])
-    steps = max(1, CHUNK // X.shape[1])
-    for start in range(0, len(V), steps):
-        part = slice(start, start + steps)
+    sums = zeros_for(tensors, needed[2:])
+    for part in parts:
         x, v, q, u = X[:-1][part], V[part], Q[part], inputs[part]
         p = form.pre(x)
         f = v if sums[3] is None else form.post(kernel.under_post(u, p))
