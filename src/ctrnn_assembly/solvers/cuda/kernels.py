@@ -39,49 +39,22 @@ SIZES = ["batch", "steps", "e_step", "e_row"]
 
 
 @triton.jit
-def _sigmoid(x):
-    # exp of a negative number only: no overflow, and a full relative accuracy on both sides.
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
-
-
-@triton.jit
-def _tanh(x):
-    # Triton's own tanh belongs to a device library, which the interpreter lacks. Error: an ulp of 1.
-    e = tl.exp(-2.0 * tl.abs(x))
-    y = (1.0 - e) / (1.0 + e)
-    return tl.where(x >= 0.0, y, -y)
-
-
-@triton.jit
 def _phi(x, NAME: tl.constexpr):
     """The activation of that name, as in `activations.ACTIVATIONS`; a NaN stays one."""
     y = x
     if NAME == "relu":
         y = tl.where(x <= 0.0, 0.0, x)
     elif NAME == "tanh":
-        y = _tanh(x)
+        # Triton's own belongs to a device library, which the interpreter lacks. Error: an ulp of 1.
+        e = tl.exp(-2.0 * tl.abs(x))
+        size = (1.0 - e) / (1.0 + e)
+        y = tl.where(x >= 0.0, size, -size)
     elif NAME == "sigmoid":
-        y = _sigmoid(x)
+        # exp of a negative number only: no overflow, and a full relative accuracy on both sides.
+        e = tl.exp(-tl.abs(x))
+        y = tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
     elif NAME == "softplus":
         y = tl.where(x <= 0.0, 0.0, x) + tl.log(1.0 + tl.exp(-tl.abs(x)))
-    return y
-
-
-@triton.jit
-def _slope(x, NAME: tl.constexpr):
-    """phi'(x); at a kink what torch takes there."""
-    y = x * 0.0 + 1.0
-    if NAME == "relu":
-        y = tl.where(x > 0.0, 1.0, 0.0).to(x.dtype)
-    elif NAME == "tanh":
-        t = _tanh(x)
-        y = 1.0 - t * t
-    elif NAME == "sigmoid":
-        s = _sigmoid(x)
-        y = s * (1.0 - s)
-    elif NAME == "softplus":
-        y = _sigmoid(x)
     return y
 
 
@@ -219,15 +192,15 @@ def _send(lam, V, Q, DT, row, live, at, ok, dt_row, SCALED: tl.constexpr, POST: 
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    X, V, Q, LAM, GRAD, DT, D, WT, PT, batch, steps, n, tiles, dt_step, dt_row, SCALED: tl.constexpr,
+    S, V, Q, LAM, GRAD, DT, D, WT, PT, batch, steps, n, tiles, dt_step, dt_row, SCALED: tl.constexpr,
     PRE: tl.constexpr, POST: tl.constexpr, W_KIND: tl.constexpr, P_KIND: tl.constexpr,
     PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr, PER_BLOCK: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
-    """lam_k = D v_k + pre'(x_k) W^T q_k + P^T v_k + grad_k, from the last step to the first.
+    """lam_k = D v_k + S_k W^T q_k + P^T v_k + grad_k, from the last step to the first.
 
     Stores v_k = lam_k+1 and q_k = post'(z_k) C v_k of every step; SCALED, v_k = dt_k lam_k+1, and lam_k
-    is lam_k+1 more. Unless post is the identity, Q holds post'(z_k) C before.
+    is lam_k+1 more. Q holds post'(z_k) C before, and S pre'(x_k), where these are not the identity.
 
     Every pointer that moves with time starts at its last step; grad_k is added if EVERY. LAM is
     (2, batch, n), used in turn; its first half holds the gradient of the last state, and lam_0 ends in
@@ -258,12 +231,12 @@ def adjoint_kernel(
             if POST != "identity":
                 q = tl.load(Q + at, mask=ok, other=0.0)
             back = _mix(
-                tl.full((GROUP, ROWS, TILE), 0.0, X.dtype.element_ty),
+                tl.full((GROUP, ROWS, TILE), 0.0, V.dtype.element_ty),
                 q, held, Q, WT, group, batch, n, tiles, unit, real, HOLD,
                 W_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
             )  # fmt: skip
             if PRE != "identity":
-                back = back * _slope(tl.load(X + at, mask=ok, other=0.0), PRE)
+                back = back * tl.load(S + at, mask=ok, other=0.0)
             lam = _mix(
                 back + tl.load(D + unit, mask=real, other=0.0) * v,
                 v, 0.0, V, PT, group, batch, n, tiles, unit, real, False,
@@ -278,7 +251,7 @@ def adjoint_kernel(
                 before = at - batch * n
                 _send(lam, V, Q, DT, row, live, before, ok, dt_row, SCALED, POST)
         tl.debug_barrier()  # the step before reads the v and q that other threads have just stored
-        X -= batch * n
+        S -= batch * n
         V -= batch * n
         Q -= batch * n
         GRAD -= batch * n

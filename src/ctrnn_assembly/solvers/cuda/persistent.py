@@ -4,9 +4,9 @@ One program takes 8 or 16 rows of the batch through all T steps, so a solve is o
 backward, whatever T is. A diagonal W is an elementwise product.
 
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
-once. Memory: T batch n numbers each for e, the states and the adjoints v, and for q where post is not
-the identity; without gradients and with save="last" only two states. e, and weight gradients over CHUNK
-rows of time and batch at once, are products of torch's.
+once. Memory: T batch n numbers each for e and the states, then for the adjoints v and the slopes of pre
+and post where these are not the identity; without gradients and with save="last" only two states. e,
+slopes, and weight gradients over CHUNK rows of time and batch at once, are products of torch's.
 
 What is not done here `why_not` says before a solve.
 """
@@ -173,14 +173,18 @@ def gradients(
     lam, V = torch.stack([grad[-1], grad[-1]]), torch.empty_like(X[1:])  # v, and q, of every step
     steps = max(1, CHUNK // X.shape[1])
     parts = [slice(start, start + steps) for start in range(0, len(V), steps)]
-    Q = V if form.post.is_identity else torch.empty_like(V)
-    for part in [] if form.post.is_identity else parts:
-        z = kernel.under_post(inputs[part], form.pre(X[:-1][part]))
-        torch.mul(form.post.slope_at(z), tensors[3], out=Q[part])
+    S, Q = (V if phi.is_identity else torch.empty_like(V) for phi in (form.pre, form.post))
+    for part in parts:
+        x = X[:-1][part]
+        if S is not V:
+            S[part] = form.pre.slope_at(x)
+        if Q is not V:
+            z = kernel.under_post(inputs[part], form.pre(x))
+            torch.mul(form.post.slope_at(z), tensors[3], out=Q[part])
     w_kind, WT = launch.packed(W if W.ndim == 1 else W.mT)
     p_kind, PT = launch.packed(None if P is None else P.mT)
     matrices = {"WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
-    moving = {"X": X[-2], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
+    moving = {"S": S[-1], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
     launch.start(launch.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **moving, **matrices)
     sums = zeros_for(tensors, needed[2:])
     for part in parts:
