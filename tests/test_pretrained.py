@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -112,3 +113,54 @@ def test_a_model_that_was_changed_is_saved_with_its_own_certificate_and_no_measu
 def test_weights_before_training_are_saved_too(tmp_path):
     Run.open("digits", modules=2, units=4).save_pretrained(tmp_path / "net")
     assert from_pretrained(tmp_path / "net").model(torch.zeros(1, 5, 1)).shape == (1, 10)
+
+
+def test_the_hub_gets_and_gives_what_a_folder_has(run, tmp_path, monkeypatch):
+    """Of huggingface_hub only what reaches the network is replaced, by a folder."""
+    import huggingface_hub
+
+    there, asked = tmp_path / "hub", []
+
+    def create_repo(self, repo_id, **how):
+        asked.append((repo_id, how))
+        return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(self, *, repo_id, folder_path):
+        shutil.copytree(folder_path, there)
+
+    def snapshot_download(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision))
+        shutil.copytree(there, tmp_path / revision, ignore=lambda _, f: {*f} - {*allow_patterns})
+        return str(tmp_path / revision)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    first = Run.open(run)
+    assert first.push_to_hub("me/arm", private=True) == "https://huggingface.co/me/arm"
+    files = {"README.md", "certificate.json", "config.yaml", "data.json", "model.safetensors"}
+    assert {file.name for file in there.iterdir()} == files
+    then = from_pretrained("me/arm", revision="v1")
+    assert asked == [("me/arm", {"private": True, "exist_ok": True}), ("me/arm", "v1")]
+    u = torch.randn(3, 6, 2)
+    assert torch.equal(then.model(u), first.model(u))
+    assert then.certificate.rate == first.certificate.rate
+
+    weights = first.build()
+    with torch.no_grad():
+        next(weights.parameters()).mul_(1 + 1e-6)
+    save_weights(there / "model.safetensors", weights)
+    with pytest.raises(DataError, match="is of other weights"):
+        _ = from_pretrained("me/arm", revision="v2").model
+    (there / "certificate.json").unlink()
+    with pytest.raises(DataError, match=r"none is on the Hub: .*certificate.json"):
+        from_pretrained("me/arm", revision="v3")
+
+
+def test_without_the_hub_a_name_that_is_no_folder_is_one_sentence(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(DataError, match=r"there is no folder me/arm, and .*ctrnn-assembly\[hub\]"):
+        from_pretrained("me/arm")
+    with pytest.raises(DataError, match=r"me/arm cannot be put on the Hub: .*ctrnn-assembly\[hub\]"):
+        Run.open(run).push_to_hub("me/arm")
+    assert from_pretrained("digits").config.model == "svd-combo"

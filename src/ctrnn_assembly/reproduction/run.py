@@ -18,7 +18,6 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
 from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
 from ctrnn_assembly.reproduction.results import checked_result, keep_result
-from ctrnn_assembly.training.batches import measure
 from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.provenance import provenance
@@ -31,6 +30,7 @@ from ctrnn_assembly.training.run import (
     read_table,
     run_record,
 )
+from ctrnn_assembly.training.swap import swapped
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
 
@@ -109,16 +109,12 @@ def trained(config: TrainConfig, run: Path, **how: Any) -> dict[str, Any]:
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:
     """The test accuracy of the selected weights, and what is proven of them, under other settings."""
-    run = Run.open(path, data_dir=data_dir, **one.settings)
-    result = {
-        "name": one.name,
-        **{key: getattr(run.config, key) for key in ("solver", "dt", "substeps")},
-    }
-    try:
-        found = measure(run.model, run.task, run.task.load_test())["accuracy"]
-        return result | {"test_accuracy": found, "certificate": run.certificate.as_dict()}
-    except (ConfigError, SolverError) as error:  # some models have Euler only; a solver may give up
-        return result | {"test_accuracy": None, "reason": str(error)}
+    found = swapped(run := Run.open(path, data_dir=data_dir, **one.settings))
+    result = {key: getattr(run.config, key) for key in ("solver", "dt", "substeps")}
+    result |= {"name": one.name, "test_accuracy": found.measures.get("accuracy")}
+    if found.failure:  # some models have Euler only; a solver may give up
+        return result | {"reason": found.failure}
+    return result | {"certificate": run.certificate.as_dict()}
 
 
 def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:

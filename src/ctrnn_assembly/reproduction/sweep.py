@@ -35,6 +35,8 @@ from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_summary,
 
 try:
     import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
 except ModuleNotFoundError:
     fix = "Use pip install 'ctrnn-assembly[sweep]'"
     raise ConfigError(f"a sweep needs Optuna, which is not installed. {fix}.") from None
@@ -56,10 +58,8 @@ class Sweep(Part):
     @property
     def count(self) -> int:
         """Of the trials."""
-        if self.sampler != "grid":
-            return self.trials or 20
-        whole = math.prod(map(len, self.search.values()))
-        return min(self.trials or whole, whole)
+        whole = math.prod(map(len, self.search.values())) if self.sampler == "grid" else 20
+        return min(self.trials or whole, whole) if self.sampler == "grid" else self.trials or whole
 
     def config(self, chosen: dict[str, Any], seed: int = 0) -> TrainConfig:
         """Of the run of a trial with its first seed, or a later one."""
@@ -120,8 +120,7 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / ".lock")  # while trials begin and end
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
-        storage = optuna.storages.JournalStorage(journal)
+        storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
         how: Any = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
         with self.lock:
             self.study = optuna.create_study(storage=storage, **how)

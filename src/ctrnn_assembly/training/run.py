@@ -10,11 +10,13 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -339,6 +341,21 @@ class Run:
         said = in_words(summary, "test") if summary.get("weights_sha256") == digest else "not known"
         write(out / "README.md", CARD.format(made.title, verdict(proven), said, digest))
 
+    def push_to_hub(self, name: str, *, token: str | None = None, private: bool = False) -> str:
+        """Put what `save_pretrained` leaves on the Hugging Face Hub, as "user/name"; its address there.
+
+        A run is no module, and a mixin of huggingface_hub's as its base would make that a requirement.
+        """
+        advice = "Use pip install 'ctrnn-assembly[hub]', and `hf auth login`."
+        with refusing(f"{name} cannot be put on the Hub", advice), TemporaryDirectory() as folder:
+            from huggingface_hub import HfApi
+
+            self.save_pretrained(folder)
+            api = HfApi(token=token)
+            address = api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder)
+            return str(address)
+
     def about(self) -> dict[str, Any]:
         """What was looked at, as plain values."""
         return {
@@ -352,7 +369,20 @@ class Run:
         }
 
 
-from_pretrained = load_run = Run.open  # the name that the package offers
+load_run = Run.open  # the name that the package offers
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None, **changes: Any) -> Run:
+    """A folder that `save_pretrained` left or, as "user/name", one on the Hugging Face Hub."""
+    if not Path(source).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        what, advice = f"there is no folder {source}, and none is on the Hub", "Use the name of a run"
+        with refusing(what, f"{advice}; the Hub needs pip install 'ctrnn-assembly[hub]'."):
+            from huggingface_hub import snapshot_download
+
+            files = ["config.yaml", PREPARATION, "model.safetensors", CERTIFICATE]
+            source = snapshot_download(str(source), revision=revision, allow_patterns=files)
+            (Path(source) / CERTIFICATE).read_bytes()  # without it nothing would be checked
+    return Run.open(source, **changes)
 
 
 def options_of(config: TrainConfig) -> dict[str, Any]:
