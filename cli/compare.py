@@ -94,8 +94,8 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
     Runs that differ by their seed alone are a column: means, and half the 95 % interval over seeds.
     """
-    from ctrnn_assembly.reproduction.experiments import FREE
     from ctrnn_assembly.reproduction.results import means
+    from ctrnn_assembly.training.config import FREE
     from ctrnn_assembly.training.run import read_config, read_summary, refusing
 
     groups, known = dict[str, dict[int, Any]](), [read_config(one).model_dump() for one in folders]

@@ -17,7 +17,7 @@ import click
 
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.training import config as configs
-from ctrnn_assembly.training.config import TrainConfig, make_config, recommended
+from ctrnn_assembly.training.config import TrainConfig, difference, make_config, recommended
 from ctrnn_cli import shared
 from ctrnn_cli.shared import PATH, Column, Command, emit, facts, json_option, table
 
@@ -58,7 +58,6 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
 
     from ctrnn_assembly.certificates.wording import growth_words
     from ctrnn_assembly.data.targets import in_words
-    from ctrnn_assembly.reproduction.experiments import difference
     from ctrnn_assembly.training.fit import STAGES, fit
     from ctrnn_assembly.training.run import read_config, validation
 

@@ -13,12 +13,11 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.reproduction.experiments import (
     Experiment,
     Job,
-    difference,
     experiment_names,
     load_experiment,
     parse_experiment,
 )
-from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.training.config import TrainConfig, difference
 from ctrnn_assembly.training.run import lasting, model_from
 
 EXPERIMENTS = [load_experiment(name) for name in experiment_names()]

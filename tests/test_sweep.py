@@ -97,7 +97,7 @@ def test_a_grid_has_every_combination_and_validation_chooses(
     assert "4 of 4 trials" in shown.out
     assert shown.err == ""
     file.write_text(file.read_text().replace("seeds: 2", "seeds: 1"))
-    assert "runs/some was begun with seeds 2; got 1" in cli.refuses("sweep", file)
+    assert "runs/some was begun with other settings (seeds 2 for 1)" in cli.refuses("sweep", file)
 
 
 def test_a_trial_that_cannot_be_has_failed_with_its_reason(

@@ -26,13 +26,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ctrnn_assembly.errors import ConfigError, check_known, unknown
-from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training.config import TrainConfig, checked, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-# Where and how a run is made may change; what it computes may not.
-FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 
 
 class Part(BaseModel):
@@ -161,20 +158,6 @@ class Job:
         """What makes its result again; DATA stands for a folder that was named."""
         options = f"--seed {self.seed}" + " --data-dir DATA" * data + " --fast" * self.fast
         return f"ctrnn reproduce {self.experiment.name} --rows {self.row.name} {options}"
-
-
-def difference(one: TrainConfig, other: TrainConfig, free: set[str] = FREE) -> str:
-    """The first setting in which two configurations differ, with both values; empty if in none.
-
-    Tolerances are none of a grid solver's.
-    """
-    if {one.solver, other.solver} <= SCHEMES.keys():
-        free = free | {"rtol", "atol"}
-    for key in TrainConfig.model_fields:
-        a, b = getattr(one, key), getattr(other, key)
-        if key not in free and a != b:
-            return f"{key} {a!r} for {b!r}"
-    return ""
 
 
 def experiment_names() -> list[str]:

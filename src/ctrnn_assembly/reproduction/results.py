@@ -18,8 +18,8 @@ from scipy.stats import t as student
 
 from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, DataError
-from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row, difference
-from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row
+from ctrnn_assembly.training.config import TrainConfig, difference, make_config
 from ctrnn_assembly.training.run import lasting, write
 
 ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epoch_accuracy")

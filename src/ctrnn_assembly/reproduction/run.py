@@ -15,21 +15,12 @@ from typing import Any
 import torch
 
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
-from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, SolverError, TrainingError
-from ctrnn_assembly.reproduction.experiments import Evaluation, Job, difference
+from ctrnn_assembly.errors import ContractionError, CtrnnError, SolverError, TrainingError
+from ctrnn_assembly.reproduction.experiments import Evaluation, Job
 from ctrnn_assembly.reproduction.results import checked_result, keep_result
-from ctrnn_assembly.training.config import TrainConfig
-from ctrnn_assembly.training.fit import fit
+from ctrnn_assembly.training.fit import trained
 from ctrnn_assembly.training.provenance import provenance
-from ctrnn_assembly.training.run import (
-    Run,
-    RunBusyError,
-    locked,
-    read_config,
-    read_summary,
-    read_table,
-    run_record,
-)
+from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_table, run_record
 from ctrnn_assembly.training.swap import swapped
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
@@ -92,19 +83,6 @@ def run_job(job: Job, places: Places) -> dict[str, Any]:
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
     keep_result(places.results, job, named | found | {"measures": experiment.measures()})
     return found
-
-
-def trained(config: TrainConfig, run: Path, **how: Any) -> dict[str, Any]:
-    """The summary of the run of this folder, which is trained if it is not there, or goes on.
-
-    ConfigError if the folder holds one with other settings, RunBusyError if another process has it.
-    """
-    with locked(run):
-        resume = (run / "config.yaml").exists()
-        if resume and (other := difference(read_config(run), config)):
-            what = f"{run} holds a run with other settings ({other})"
-            raise ConfigError(f"{what}. Delete it, or use another folder.")
-        return (resume and read_summary(run)) or fit(config, run, resume=resume, **how)
 
 
 def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, Any]:

@@ -28,9 +28,15 @@ from pydantic import Field
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError, check_known
 from ctrnn_assembly.reproduction.experiments import Part
 from ctrnn_assembly.reproduction.results import means
-from ctrnn_assembly.reproduction.run import trained
-from ctrnn_assembly.training.config import TrainConfig, checked, make_config, read_yaml, recipe
-from ctrnn_assembly.training.fit import make_fabric
+from ctrnn_assembly.training.config import (
+    TrainConfig,
+    checked,
+    difference,
+    make_config,
+    read_yaml,
+    recipe,
+)
+from ctrnn_assembly.training.fit import make_fabric, trained
 from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_summary, refusing, write
 
 try:
@@ -112,11 +118,11 @@ class Trials:
         self.sweep, self.folder = checked(Sweep, read_yaml(file), str(file)), folder
         self.first, self.stored = self.sweep.first(), folder / "sweep.yaml"
         if self.stored.exists():
-            begun = checked(Sweep, read_yaml(self.stored), str(self.stored)).model_dump()
-            for key, own in self.sweep.model_dump(exclude={"trials"}).items():
-                if own != begun[key]:
-                    what = f"{folder} was begun with {key} {begun[key]!r}; got {own!r}"
-                    raise ConfigError(f"{what}. Use another --out.")
+            begun = checked(Sweep, read_yaml(self.stored), str(self.stored))
+            if other := difference(begun, self.sweep, {"trials"}):
+                raise ConfigError(
+                    f"{folder} was begun with other settings ({other}). Use another --out."
+                )
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / ".lock")  # while trials begin and end
         optuna.logging.set_verbosity(optuna.logging.WARNING)

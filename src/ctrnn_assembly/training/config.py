@@ -22,6 +22,8 @@ LR_GAMMA = 0.1
 FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
 BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for classes: noise blurs values
+# Where and how a run is made may change; what it computes may not.
+FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 RISE = 0.3  # share of a one-cycle schedule
 M = TypeVar("M", bound=BaseModel)
 Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
@@ -260,6 +262,22 @@ def checked(kind: type[M], given: dict[str, Any], file: str = "") -> M:
         known = {"missing": "be there", "extra_forbidden": "be left out"}
         must = known.get(kind_of_error) or first["msg"].partition(" should ")[2].split(", ")[0]
         raise ConfigError(f"{where}{key} must {must}; got {first['input']!r}.") from None
+
+
+def difference(one: M, other: M, free: set[str] = FREE) -> str:
+    """The first setting in which two configurations differ, with both values; empty if in none.
+
+    Tolerances are none of a grid solver's.
+    """
+    from ctrnn_assembly.schemes import SCHEMES  # torch, which few readers of a file need
+
+    if {getattr(each, "solver", "") for each in (one, other)} <= SCHEMES.keys():
+        free = free | {"rtol", "atol"}
+    for key in type(one).model_fields:
+        a, b = getattr(one, key), getattr(other, key)
+        if key not in free and a != b:
+            return f"{key} {a!r} for {b!r}"
+    return ""
 
 
 class UniqueKeys(yaml.SafeLoader):

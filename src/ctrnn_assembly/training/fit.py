@@ -40,7 +40,7 @@ from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, evaluate, measure, sums_of, timed
-from ctrnn_assembly.training.config import TrainConfig, to_yaml
+from ctrnn_assembly.training.config import TrainConfig, difference, to_yaml
 from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 
@@ -217,6 +217,19 @@ def fit(
         summary |= finish(training) | {"certificate_initial": initial.as_dict()}
         run.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def trained(config: TrainConfig, out: Path, **how: Any) -> dict[str, Any]:
+    """The summary of the run of this folder, which is trained if it is not there, or goes on.
+
+    ConfigError if the folder holds one with other settings, RunBusyError if another process has it.
+    """
+    with run.locked(out):
+        resume = (out / "config.yaml").exists()
+        if resume and (other := difference(run.read_config(out), config)):
+            what = f"{out} holds a run with other settings ({other})"
+            raise ConfigError(f"{what}. Delete it, or use another folder.")
+        return (resume and run.read_summary(out)) or fit(config, out, resume=resume, **how)
 
 
 def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> None:
