@@ -1,4 +1,4 @@
-"""A fused step and its adjoint as two persistent Triton kernels; the formulas are those of `fused`.
+"""A fused step and its adjoint by one persistent Triton kernel; the formulas are those of `fused`.
 
 One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
 backward, whatever T is. A diagonal W is an elementwise product.
@@ -86,80 +86,68 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
     return blocks | {"tiles": tiles, "GROUP": group, "GROUPS": -(-tiles // group)}
 
 
-class _Launch:
-    """What both kernels of one solve share; tensors as of `fused.fused_step`."""
+def packed(A: Tensor | None, shape: dict[str, int], low: bool) -> tuple[str, Any]:
+    """The kind and the (in, out) tiles of a matrix: None, (n,), (n, n), or blocks (p, k, k).
 
-    def __init__(self, form: Form, x0: Tensor, steps: int, dt: Tensor | None, *tensors: Any) -> None:
-        from ctrnn_assembly.solvers.cuda import kernels
+    `low` rounds the tiles to bf16, which the kernel multiplies; diagonals stay exact.
+    """
+    if A is None:
+        return "none", None
+    if A.ndim == 1:
+        return "diagonal", A.contiguous()
+    tile, k, tiles = shape["TILE"], shape["K"], shape["tiles"]
+    free, spare = shape["PER_BLOCK"] * tile - k, shape["GROUPS"] * shape["GROUP"] - tiles
+    if A.ndim == 3 and shape["PER_BLOCK"] == 1:
+        kind, values = "own", pad(A.mT, (0, free, 0, free, 0, spare))
+    else:
+        A = torch.block_diag(*A) if A.ndim == 3 else A
+        A = pad(A.unflatten(1, (-1, k)).unflatten(0, (-1, k)), (0, free, 0, 0, 0, free))
+        # (row tile, row, column tile, column), then (group, column tile, column, tile, row)
+        A = pad(A.reshape(tiles, tile, tiles, tile), (0, 0, 0, 0, 0, 0, 0, spare))
+        A = A.unflatten(0, (-1, shape["GROUP"]))
+        kind, values = "dense", A.permute(0, 3, 4, 1, 2)
+    return kind, (values.bfloat16() if low else values).contiguous()
 
-        W, D, self.P, *_ = tensors
-        self.kernels, self.x0, self.W = kernels, x0, W[None] if W.ndim == 2 else W
-        self.dt = D[None] if dt is None else dt.contiguous()  # any pointer: nothing is read
-        n, precision = x0.shape[1], form.matmul_precision
-        self.rows, width = SHAPES[precision] if x0.dtype == torch.float32 else SHAPE_OF_DOUBLE
-        self.low = precision == "bf16"
-        self.shared: dict[str, Any] = {
-            "D": D.contiguous(),
-            "batch": len(x0),
-            "steps": steps,
-            "SCALED": dt is not None,
-            "dt_step": 0 if dt is None else dt.shape[1],
-            "dt_row": int(dt is not None and dt.shape[1] > 1),
-            "PRE": form.pre.runs[0][0].name,
-            "POST": form.post.runs[0][0].name,
-            "PRODUCTS": precision,
-            "ROWS": self.rows,
-            **layout(n, n if W.ndim == 1 else self.W.shape[-1], width),
-            **COMPILED,
-        }
 
-    def packed(self, A: Tensor | None) -> tuple[str, Tensor]:
-        """The kind and the (in, out) tiles of a matrix: None, (n,), (n, n), or blocks as of W.
+def launch(form: Form, X: Tensor, dt: Tensor | None, W: Any, D: Tensor, P: Any, **given: Any) -> None:
+    """Take all steps from the state (batch, n) at X on; all else as `kernels.kernel` names it."""
+    from ctrnn_assembly.solvers.cuda import kernels
 
-        With bf16 the tiles are rounded, which the kernels multiply; diagonals stay exact.
-        """
-        if A is None:
-            return "none", self.x0  # any pointer: nothing is read
-        if A.ndim == 1:
-            return "diagonal", A.contiguous()
-        s = self.shared
-        tile, k, tiles = s["TILE"], s["K"], s["tiles"]
-        free, spare = s["PER_BLOCK"] * tile - k, s["GROUPS"] * s["GROUP"] - tiles
-        if A.ndim == 3 and s["PER_BLOCK"] == 1:
-            kind, values = "own", pad(A.mT, (0, free, 0, free, 0, spare))
-        else:
-            A = torch.block_diag(*A) if A.ndim == 3 else A
-            A = pad(A.unflatten(1, (-1, k)).unflatten(0, (-1, k)), (0, free, 0, 0, 0, free))
-            # (row tile, row, column tile, column), then (group, column tile, column, tile, row)
-            A = pad(A.reshape(tiles, tile, tiles, tile), (0, 0, 0, 0, 0, 0, 0, spare))
-            A = A.unflatten(0, (-1, s["GROUP"]))
-            kind, values = "dense", A.permute(0, 3, 4, 1, 2)
-        return kind, (values.bfloat16() if self.low else values).contiguous()
+    (batch, n), precision, low = X.shape, form.matmul_precision, form.matmul_precision == "bf16"
+    rows, width = SHAPES[precision] if X.dtype == torch.float32 else SHAPE_OF_DOUBLE
+    W, back = W[None] if W.ndim == 2 else W, given["BACK"]
+    shape = layout(n, n if W.ndim == 1 else W.shape[-1], width)
+    (w_kind, W), (p_kind, P) = (packed(A, shape, low) for A in (W, P))
+    matrices = {"W": W, "P": X if P is None else P, "W_KIND": w_kind, "P_KIND": p_kind}
+    dt_step = 0 if dt is None else dt.shape[1]
+    times = {"SCALED": dt is not None, "dt_row": int(dt_step > 1), "dt_step": dt_step * (-1) ** back}
+    times |= {"DT": X if dt is None else dt.contiguous()[-1 if back else 0]}
+    sizes = {"batch": batch, "ROWS": rows, "PRODUCTS": precision, "move": batch * n * (-1) ** back}
+    arguments = {"X": X, "D": D.contiguous(), **matrices, **times, **sizes, **shape, **COMPILED, **given}
+    start(kernels.kernel, -(-batch // rows), arguments)
 
-    def start(self, kernel: Any, step: int, **arguments: Any) -> None:
-        """Launch, with DT at one step."""
-        given = {"DT": self.dt[step], **arguments, **self.shared}
-        # Triton launches on the current device, which need not be the tensors'.
-        device = self.x0.device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[(-(-len(self.x0) // self.rows),)](**given)
+
+def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    # Triton launches on the current device, which need not be the tensors'.
+    device = arguments["X"].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](**arguments)
 
 
 def forward(
     form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """As the forward pass of `fused`: what is stored, and the last state."""
-    launch, steps, C, E = _Launch(form, x0, len(inputs), dt, *tensors), len(inputs), *tensors[3:]
+    (W, D, P, C, E), steps = tensors, len(inputs)
     alike = E is not None and inputs.stride()[:2] == (0, 0)  # no input: one e for all
     e = inputs[:1, :1] if alike else inputs
     e = (e if E is None else e @ E.mT).contiguous()
-    driven = {"E": e, "e_step": 0 if alike else e[0].numel(), "e_row": 0 if alike else x0.shape[1]}
+    given = {"E": e, "e_step": 0 if alike else e[0].numel(), "e_row": 0 if alike else x0.shape[1]}
+    given |= {"R": x0, "S": D if C is None else C.contiguous()}  # not read: any pointer
+    given |= {"PRE": form.pre.runs[0][0].name, "POST": form.post.runs[0][0].name}
     X = x0.new_empty(steps + 1 if plan.whole else 2, *x0.shape)  # or two states in turn
     X[0] = x0
-    (w_kind, W), (p_kind, P) = launch.packed(launch.W), launch.packed(launch.P)
-    kinds = {"W_KIND": w_kind, "P_KIND": p_kind, "RING": not plan.whole}
-    C = x0 if C is None else C.contiguous()  # or any pointer
-    launch.start(launch.kernels.forward_kernel, 0, X=X, W=W, P=P, C=C, **driven, **kinds)
+    launch(form, X[0], dt, W, D, P, steps=steps, BACK=False, RING=not plan.whole, **given)
     return X, X[steps if plan.whole else steps % 2][None]
 
 
@@ -168,29 +156,30 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """As those of `fused`, of x0, inputs and tensors; given the gradient and what was saved."""
     grad, X, inputs, dt, *tensors = given
-    launch, kernel = _Launch(form, X[0], len(inputs), dt, *tensors), FusedKernel(form, tensors)
-    grad, W, P, every = grad.contiguous(), launch.W, launch.P, len(grad) > 1
-    lam, V = torch.stack([grad[-1], grad[-1]]), torch.empty_like(X[1:])  # v, and q, of every step
-    steps = max(1, CHUNK // X.shape[1])
-    parts = [slice(start, start + steps) for start in range(0, len(V), steps)]
-    S, Q = (V if phi.is_identity else torch.empty_like(V) for phi in (form.pre, form.post))
+    (W, D, P, C, E), kernel = tensors, FusedKernel(form, tensors)
+    lam, steps = torch.empty_like(X), max(1, CHUNK // X.shape[1])
+    lam[-1] = grad[-1]
+    parts = [slice(start, start + steps) for start in range(0, len(inputs), steps)]
+    S, R = (X[1:] if phi.is_identity else torch.empty_like(X[1:]) for phi in (form.pre, form.post))
     for part in parts:
         x = X[:-1][part]
-        if S is not V:
+        if not form.pre.is_identity:
             S[part] = form.pre.slope_at(x)
-        if Q is not V:
-            z = kernel.under_post(inputs[part], form.pre(x))
-            torch.mul(form.post.slope_at(z), tensors[3], out=Q[part])
-    w_kind, WT = launch.packed(W if W.ndim == 1 else W.mT)
-    p_kind, PT = launch.packed(None if P is None else P.mT)
-    matrices = {"WT": WT, "PT": PT, "W_KIND": w_kind, "P_KIND": p_kind}
-    moving = {"S": S[-1], "V": V[-1], "Q": Q[-1], "GRAD": grad[-2] if every else grad}
-    launch.start(launch.kernels.adjoint_kernel, -1, LAM=lam, EVERY=every, **moving, **matrices)
-    sums = zeros_for(tensors, needed[2:])
+        if C is not None:
+            torch.mul(form.post.slope_at(kernel.under_post(inputs[part], form.pre(x))), C, out=R[part])
+    every, size = len(grad) > 1, X[0].numel()
+    e = grad.contiguous()[-2] if every else torch.zeros_like(D)
+    sizes = {"e_step": -size if every else 0, "e_row": X.shape[-1] if every else 0, "steps": len(inputs)}
+    phis = ("identity" if phi.is_identity else "slopes" for phi in (form.post, form.pre))
+    kinds = dict(zip(("PRE", "POST"), phis, strict=True)) | {"BACK": True, "RING": False}
+    W_T, P_T = W if W.ndim == 1 else W.mT, None if P is None else P.mT
+    launch(form, lam[-1], dt, W_T, D, P_T, E=e, R=R[-1], S=S[-1], **sizes, **kinds)
+    V = lam[1:] if dt is None else lam[1:] * dt[:, :, None]
+    Q, sums = V if C is None else R.mul_(V), zeros_for(tensors, needed[2:])
     for part in parts:
         x, v, q, u = X[:-1][part], V[part], Q[part], inputs[part]
         p = form.pre(x)
         f = v if sums[3] is None else form.post(kernel.under_post(u, p))
         kernel.add_gradients(sums, (u, x, p, v, q, f))
-    d_inputs = None if not needed[1] else Q if tensors[4] is None else Q @ tensors[4]
-    return (lam[len(V) % 2] if needed[0] else None, d_inputs, *sums)
+    d_inputs = None if not needed[1] else Q if E is None else Q @ E
+    return (lam[0] if needed[0] else None, d_inputs, *sums)
