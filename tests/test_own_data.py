@@ -362,7 +362,5 @@ def test_predict_refuses_other_channels_and_runs_of_other_tasks(cli, tmp_path):
         "predict", run, "--data", other, "--out", out
     )
     (run / "data.json").unlink()
-    assert "is not of a run of your own data" in cli.refuses(
-        "predict", run, "--data", other, "--out", out
-    )
+    assert "is not of a run of series" in cli.refuses("predict", run, "--data", other, "--out", out)
     assert not out.exists()

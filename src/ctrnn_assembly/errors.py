@@ -4,7 +4,8 @@ Every error that a user's input can cause derives from `CtrnnError`; the command
 message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -51,3 +52,14 @@ def unknown(
     near = dict.fromkeys([*meant, *get_close_matches(str(given), names)])
     guess = f". Did you mean {' or '.join(map(repr, near))}?" if near else ":"
     return ConfigError(f"got {given!r}{guess} {what} must be one of {', '.join(names)}. {fix}".rstrip())
+
+
+@contextmanager
+def refusing(what: str, advice: str) -> Iterator[None]:
+    """Whatever fails inside is a DataError: what is wrong, the reason, and what to do."""
+    try:
+        yield
+    except Exception as error:  # torch raises many kinds for a damaged file
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[1] if "state_dict" in lines[0] and len(lines) > 1 else lines[0]  # names a class
+        raise DataError(f"{what}: {reason.strip().rstrip('.')[:200]}. {advice}") from None

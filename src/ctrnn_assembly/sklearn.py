@@ -79,8 +79,8 @@ class Assembly(BaseEstimator):
         check_is_fitted(self)
         return self.network_.core.certificate()
 
-    def _checked(self, X: Any, **checks: Any) -> tuple[Any, Array | None]:
-        """What scikit-learn's `validate_data` gives of X, (n, m, T) or (n, T), and lengths or None."""
+    def _checked(self, X: Any, **checks: Any) -> tuple[Array, Any, Array | None]:
+        """X, (n, T, m), y if it is among `checks`, and lengths or None, as `validate_data` has them."""
         lengths = None
         if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) == 2:
             columns, m = [np.asarray(one, dtype=np.float64) for one in X], len(X[0])
@@ -94,9 +94,10 @@ class Assembly(BaseEstimator):
         finite = "allow-nan" if self.missing != "refuse" else True
         checks |= {"ensure_2d": flat, "allow_nd": True, "ensure_all_finite": finite}
         found = validate_data(self, X, dtype=np.float64, **checks)
-        if "y" in checks:  # scikit-learn counts the columns of tables alone
-            self.n_features_in_ = found[0].shape[1]
-        return found, lengths
+        x, y = found if "y" in checks else (found, None)
+        if y is not None:
+            self.n_features_in_ = x.shape[1]  # scikit-learn counts the columns of tables alone
+        return x[..., None] if x.ndim == 2 else x.swapaxes(1, 2), y, lengths
 
     def _fitted(self, X: Array, y: Array, lengths: Array | None, kinds: Array, target: str) -> Self:
         """Train on X and y; of each of the classes `kinds`, (n,), a share is held out for validation."""
@@ -113,7 +114,7 @@ class Assembly(BaseEstimator):
             mine = order[kinds[order] == kind]
             split[mine[: int(self.validation_fraction * len(mine))]] = "val"
         chosen = options_of(config) | {"target": target, "val_fraction": 0, "test_fraction": 0}
-        task = Task.from_arrays(steps(X), y, lengths, split=split, **chosen)
+        task = Task.from_arrays(X, y, lengths, split=split, **chosen)
         Path(self.run_dir or ".").mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(), ExitStack() as after:
             after.callback(torch.set_num_threads, torch.get_num_threads())
@@ -128,8 +129,8 @@ class Assembly(BaseEstimator):
     def _outputs(self, X: Any) -> Tensor:
         """What the net puts out, (n, k) float64."""
         check_is_fitted(self)
-        x, lengths = self._checked(X, reset=False)
-        series = of_arrays("X", steps(x), None, lengths, None, None, None, target=None)
+        x, _, lengths = self._checked(X, reset=False)
+        series = of_arrays("X", x, None, lengths, None, None, None, target=None)
         return outputs_of(self.network_, self.preparation_.split(series, answered=False))
 
 
@@ -141,7 +142,7 @@ class AssemblyClassifier(ClassifierMixin, Assembly):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on series X and classes y, (n,), numbers or texts."""
-        (X, y), lengths = self._checked(X, y=y)
+        X, y, lengths = self._checked(X, y=y)
         check_classification_targets(y)
         self.classes_, kinds = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -171,7 +172,7 @@ class AssemblyRegressor(RegressorMixin, Assembly):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on series X and values y, (n,) or (n, k)."""
-        (X, y), lengths = self._checked(X, y=y, multi_output=True, y_numeric=True)
+        X, y, lengths = self._checked(X, y=y, multi_output=True, y_numeric=True)
         return self._fitted(X, y.astype(np.float64), lengths, np.zeros(len(X)), "regression")
 
     def predict(self, X: Any) -> Array:
@@ -179,8 +180,3 @@ class AssemblyRegressor(RegressorMixin, Assembly):
         found = self._outputs(X).numpy()
         mean, std = np.array([*self.preparation_.values.values()]).T
         return (mean + std * found).squeeze(1) if len(mean) == 1 else mean + std * found
-
-
-def steps(X: Array) -> Array:
-    """(n, time, channels) of (n, channels, time), or of (n, time)."""
-    return X.swapaxes(1, 2) if X.ndim == 3 else X[..., None]

@@ -25,7 +25,7 @@ from torch import Tensor
 from ctrnn_assembly.data.tables import COLUMNS, Table, read_table
 from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
 from ctrnn_assembly.data.task import SPLIT_SEED, Options, Split, Task, checked, make_task
-from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.errors import ConfigError, DataError, refusing
 
 ENDINGS = (".npz", ".npy", ".csv", ".ts")
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
@@ -140,11 +140,8 @@ class Preparation(BaseModel):
     @classmethod
     def read(cls, file: Path) -> Self:
         """As a run keeps it."""
-        try:
+        with refusing(f"{file} is not of a run of series", "Name one."):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            what = f"{file} is not of a run of your own data: {str(error).splitlines()[0]}"
-            raise DataError(f"{what}. Name one.") from None
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return x.float()
@@ -305,15 +302,13 @@ def read_series(file: Path, target: str | None, columns: dict[str, str]) -> Seri
         table = read_table(file, columns, labelled=labelled, paired=target is not None)
         return of_table(file.name, table, target)
     beside = file.with_name(file.name.replace("X", "y", 1))
-    try:
+    with refusing(f"{file} cannot be read as arrays", "Write it with numpy."):
         if kind == ".npz":
             with np.load(file) as stored:
                 held = dict(stored)
         else:
             both = {"X": file} | ({"y": beside} if beside != file and beside.is_file() else {})
             held = {name: np.load(one) for name, one in both.items()}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} cannot be read as arrays: {' '.join(str(error).split())}.") from None
     if "X" not in held or ("y" not in held and target in LABELLED):
         raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
     group = columns.get("group", "groups")
@@ -327,7 +322,8 @@ def of_arrays(
     what: str, X: Any, y: Any, lengths: Any, times: Any, split: Any, groups: Any, *, target: str | None
 ) -> Series:
     """Arrays as `Task.from_arrays` takes them; y is read if the target is told by it."""
-    try:
+    must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
+    with refusing(must, "Lengths and t may stand beside them."):
         x = np.asarray(X, dtype=np.float64)
         x = x[..., None] if x.ndim == 2 else x
         n, T, m = x.shape
@@ -338,9 +334,6 @@ def of_arrays(
         y = told(np.asarray(y), (n, T), target) if target in LABELLED else None
         said = (None if one is None else np.broadcast_to(one, n).astype(str) for one in (split, groups))
         split, groups = said
-    except (ValueError, TypeError) as error:
-        must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
-        raise DataError(f"{must}, and perhaps lengths and t: {error}.") from None
     names, ids = tuple(f"x{k}" for k in range(m)), [str(i) for i in range(n)]
     return Series(what, x, ends.astype(np.int64), names, ids, y, t, None, split, t, groups)
 

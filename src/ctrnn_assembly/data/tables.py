@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.errors import DataError, refusing
 
 COLUMNS = {
     "id": ("id", "series", "sample", ""),  # "" heads the index of a data frame
@@ -53,10 +53,8 @@ def read_table(file: Path, columns: dict[str, str], *, labelled: bool, paired: b
 
 def text_of(file: Path) -> str:
     """The text of a file in UTF-8, with or without its mark."""
-    try:
+    with refusing(f"{file} cannot be read as text in UTF-8", "Save it as that."):
         return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as text in UTF-8: {error}. Save it as that.") from None
 
 
 def csv_table(file: Path, columns: dict[str, str]) -> Table:
@@ -64,10 +62,8 @@ def csv_table(file: Path, columns: dict[str, str]) -> Table:
     text = text_of(file)
     split = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text), delimiter=split)
-    try:
+    with refusing(f"{file} cannot be read as CSV", "Save it as that."):
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-    except csv.Error as error:
-        raise DataError(f"{file} cannot be read as CSV: {error}. Save it as that.") from None
     if len(rows) < 2:
         raise DataError(f"{file.name} is empty: it must hold a header and a row a step, or a series.")
     names = rows[0][1]

@@ -35,7 +35,7 @@ from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import MEASURES, balanced, known, loss_of
-from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError
+from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError, refusing
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
@@ -190,7 +190,7 @@ def fit(
     start.task = task
     net = start.build()
     if config.init_from is not None:
-        with run.refusing(f"{config.init_from} cannot be started from", "Use its model and its sizes."):
+        with refusing(f"{config.init_from} cannot be started from", "Use its model and its sizes."):
             run.Run.open(config.init_from).weights.load(net)
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))

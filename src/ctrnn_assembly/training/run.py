@@ -32,7 +32,7 @@ from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.data import Options, Task, load_task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import STEPWISE, in_words
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, refusing
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model, output_size
 from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
@@ -105,17 +105,6 @@ class Weights:
                     if x.shape != shape or not x.isfinite().all():
                         raise ValueError(f"{name} must be finite and have the shape {[*shape]}")
             precision.load_state_dict(self.progress["scaler"])
-
-
-@contextmanager
-def refusing(what: str, advice: str) -> Iterator[None]:
-    """Whatever fails inside is a DataError: what is wrong, the reason, and what to do."""
-    try:
-        yield
-    except Exception as error:  # torch raises many kinds for a damaged file
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = lines[1] if "state_dict" in lines[0] and len(lines) > 1 else lines[0]  # names a class
-        raise DataError(f"{what}: {reason.strip().rstrip('.')[:200]}. {advice}") from None
 
 
 def read_weights(file: Path) -> Weights:
