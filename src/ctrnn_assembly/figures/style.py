@@ -102,15 +102,8 @@ def pooled(A: Array, side: int = SIDE) -> Array:
 
 
 def heat_map(axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING) -> AxesImage:
-    """A matrix in a thin frame, row 0 on top.
-
-    Entries are repeated, for many viewers of SVG and PDF blur an image of few pixels.
-    """
-    small = pooled(A)
-    rows, columns = (max(1, SIDE // k) for k in small.shape)
-    image = axes.imshow(
-        small.repeat(rows, 0).repeat(columns, 1), cmap=colours, norm=norm, interpolation="none"
-    )
+    """A matrix in a thin frame, row 0 on top; in an SVG or PDF too it is drawn pixel by pixel."""
+    image = axes.imshow(pooled(A), cmap=colours, norm=norm, interpolation="nearest")
     image.set_extent((0, A.shape[1], A.shape[0], 0))
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.5, color=GREY)
