@@ -44,7 +44,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "cividis_r"
 GREY, BLACK = "0.35", "#000000"
-SIDE = 512  # cells of a heat map beyond which neighbours share one
+SIDE = 480  # cells of a heat map, no more than pixels, beyond which neighbours share one
 NUMBERED = 24  # modules beyond which not every one is numbered
 PER_TAU = "1 / unit of tau"
 
