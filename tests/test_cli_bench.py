@@ -35,7 +35,7 @@ from stored_runs import strict_json
 TINY = Problem(n=12, units=4, batch=3, steps=5)
 OPTIONS = ("bench", "--n", 12, "--units", 4, "--batch", 3, "--steps", 5)
 ROW = {
-    "name", "n", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
+    "name", "n", "units", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
     "device", "rounds", "useful_operations", "share",
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from scipy.stats import linregress
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradients import gsc
-from ctrnn_cli.shared import Column, console, table
+from ctrnn_cli.shared import console, table
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
@@ -33,18 +33,6 @@ REPORTED = "30 minutes for 1,000"  # the reproducibility report
 PAPER = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
 REPORT = {"layer-tanh": "does not"}
 BATCH_RELU = math.sqrt(math.pi / (math.pi - 1))  # its growth a layer in wide nets, by theory
-COLUMNS = [
-    Column("net", "net"),
-    Column("gsc", "GSC", ".4g"),
-    Column("low", "least", ".4g"),
-    Column("high", "largest", ".4g"),
-    Column("growth", "growth/layer", ".4f"),
-    Column("growth_error", "±", ".4f"),
-    Column("fit", "fit", ".3f"),
-    Column("explodes", "explodes"),
-    Column("paper", "paper"),
-    Column("report", "report"),
-]
 DEVIATION = {"yscale": "log", "xlabel": "layer"}
 PANELS: Any = (
     ("A  GSC(L - j, L) over j", ("gsc", "gsc_low", "gsc_high"), {"yscale": "log", "xlabel": "j"}),
@@ -124,13 +112,19 @@ def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) 
         f"{BATCH_RELU:.4f}. Paper, report: what they say, as far as we know."
     )
     rows = [
-        net
-        | {"net": name, "gsc": net["gsc"][-1], "low": net["gsc_low"][-1], "high": net["gsc_high"][-1]}
-        | {"explodes": "yes" if net["explodes"] else "no"}
-        | {"paper": "explodes" if name in PAPER else "", "report": REPORT.get(name, "")}
+        {
+            "net": name,
+            "GSC": f"{net['gsc'][-1]:.4g}",
+            "range": f"{net['gsc_low'][-1]:.4g} to {net['gsc_high'][-1]:.4g}",
+            "growth/layer": f"{net['growth']:.4f} ± {net['growth_error'] or math.nan:.4f}",
+            "fit": f"{net['fit']:.3f}",
+            "explodes": "yes" if net["explodes"] else "no",
+            "paper": "explodes" if name in PAPER else "",
+            "report": REPORT.get(name, ""),
+        }
         for name, net in nets.items()
     ]
-    return table(rows, COLUMNS, title=title)
+    return table(rows, title=title)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:

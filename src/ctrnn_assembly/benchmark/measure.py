@@ -221,9 +221,7 @@ def row_of(timing: Timing, rates: dict[str, dict[str, float]]) -> dict[str, Any]
     rate = rates.get(one.precision)
     return {
         "name": one.name,
-        "n": problem.n,
-        "batch": problem.batch,
-        "steps": problem.steps,
+        **problem.size,
         "coupling": problem.coupling,
         "median_s": median,
         "min_s": min(timing.seconds),
