@@ -140,24 +140,17 @@ def draw_along(
 ) -> bool:
     """All eigenvalues of this name, dark to light by time; says the reason if there are none."""
     axes.set_title(title)
-    old, new = (
-        [getattr(s, name).numpy() for s in some if getattr(s, name) is not None]
-        for some in (before, found)
-    )
-    if not new:
+    if getattr(found[0], name) is None:
         style.empty(axes, reason)
         return False
-    samples = [f"{len(some)} sample{'s' if len(some) != 1 else ''}" for some in (before, found)]
-    for values in old:
-        style.draw_eigenvalues(axes, values.ravel(), COLOURS[3], label=f"before training, {samples[0]}")
-    colours = matplotlib.colormaps["cividis"]
-    longest = max(float(s.times[-1]) for s in found) or 1.0
-    for s, values in zip(found, new, strict=True):
-        for time, row in zip(s.times.tolist(), values, strict=True):
-            style.draw_eigenvalues(axes, row, colours(time / longest))
-    label = f"now, {samples[1]}; dark to light: time"
-    axes.plot([], [], "o", color=colours(0.0), markersize=3, mew=0, label=label)
-    set_limits(axes, np.concatenate([values.ravel() for values in [*old, *new]]))
+    old, now = ([getattr(s, name).numpy().ravel() for s in some] for some in (before, found))
+    if old:
+        label = f"before training, samples: {len(old)}"
+        style.draw_eigenvalues(axes, np.concatenate(old), COLOURS[3], label=label)
+    times = np.concatenate([np.repeat(s.times.numpy(), s.x.shape[1]) for s in found])
+    values, label = np.concatenate(now), f"now, samples: {len(now)}; dark to light: time"
+    axes.scatter(values.real, values.imag, 5, times, lw=0, cmap="cividis", label=label)
+    set_limits(axes, np.concatenate([*old, values]))
     if name == "eigenvalues":
         axes.set_xlim(right=max(axes.get_xlim()[1], 0.05))
     return True
