@@ -36,7 +36,7 @@ def test_two_processes_killed_and_started_again_train_each_trial_once(cli: Cli, 
     file, folder = written(tmp_path, LEARNING_RATE + "sampler: random\ntrials: 8\n"), tmp_path / "sweep"
     ends = signal_at(10, "SIGKILL"), signal_at(13, "SIGINT")
     both = [other_process(code, "sweep", file, "--out", folder) for code in ends]
-    said = [process.communicate(timeout=200) for process in both]
+    said = [process.communicate(timeout=500) for process in both]
     assert [process.returncode for process in both] == [-9, 130], said
     assert "the same command goes on from there" in said[1][1]
     before = Trials(file, folder).rows()

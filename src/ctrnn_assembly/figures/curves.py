@@ -152,7 +152,7 @@ def sweep_figure(
         right.plot(trial, score, "o", color=style.COLOURS[0], mfc=None if whole else "white", ms=4)
     best = np.maximum.accumulate([score for _, score, _ in done])
     right.step([trial for trial, *_ in done], best, where="post", color=style.GREY, linewidth=0.9)
-    right.set_ylabel("validation, and the best so far (full: certified)")
+    right.set(ylabel="validation", title="line: the best so far; full dots: certified")
     style.whole_numbers(right, "trial")
     return figure
 

@@ -120,9 +120,8 @@ class Trials:
         if self.stored.exists():
             begun = checked(Sweep, read_yaml(self.stored), str(self.stored))
             if other := difference(begun, self.sweep, {"trials"}):
-                raise ConfigError(
-                    f"{folder} was begun with other settings ({other}). Use another --out."
-                )
+                what = f"{folder} was begun with other settings ({other})"
+                raise ConfigError(f"{what}. Use another --out.")
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / ".lock")  # while trials begin and end
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -155,9 +154,7 @@ class Trials:
                     trial.set_user_attr("reason", str(error))
                     say(f"trial {trial.number} failed: {error}")
                 with self.lock:
-                    self.study.sampler = (
-                        optuna.samplers.RandomSampler()
-                    )  # a grid's ends Optuna's own loop
+                    self.study.sampler = optuna.samplers.RandomSampler()  # a grid's would stop Optuna
                     self.study.tell(trial.number, **outcome)
 
     def claim(self, held: ExitStack) -> optuna.Trial | None:
@@ -189,14 +186,13 @@ class Trials:
 
     def rows(self) -> list[dict[str, Any]]:
         """The trials as plain values, the best first, of which alone the test is told."""
-        rows = list[dict[str, Any]]()
-        for trial in sorted(
-            self.study.get_trials(), key=lambda one: (one.value is None, -(one.value or 0))
-        ):
+        rows, trials = list[dict[str, Any]](), self.study.get_trials()
+        trials.sort(key=lambda one: math.inf if one.value is None else -one.value)
+        for trial in trials:
             place, state = self.place(trial.number), trial.state.name.lower()
             row = {"trial": trial.number, "state": state, "score": trial.value} | trial.params
             with refusing(f"a summary.json in {place} is damaged", "Use an intact copy."):
-                runs = [read_summary(place / f"seed-{seed}") for seed in range(self.sweep.seeds)]
+                runs = (read_summary(place / f"seed-{seed}") for seed in range(self.sweep.seeds))
                 done = [run for run in runs if run is not None]
                 row |= trial.user_attrs | {"runs": len(done)} | means(done, "val")
                 rows.append(row if rows or trial.value is None else row | means(done))
@@ -206,6 +202,5 @@ class Trials:
         """The share of the score's variance that each setting explains, by fANOVA; none if it is 0."""
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         with suppress(RuntimeError):
-            found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
-            return {name: float(share) for name, share in found.items()}
+            return optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         return {}
