@@ -186,15 +186,12 @@ def set_limits(axes: Axes, values: Values) -> None:
 
 def draw_circle(axes: Axes) -> None:
     """The unit circle: whole and round where dots go round it, else the arc beside them, stretched."""
-    angles = np.linspace(0, 2 * np.pi, 20_001)
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    angles, (left, right), limits = np.linspace(0, 2 * np.pi, 20_001), axes.get_xlim(), axes.get_ylim()
     axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
-    right = max(right, 1 + 0.05 * (1 - left))
-    if high > 0.5:  # the same unit on both axes
-        grow = (max(right - left, high - low) - np.array([right - left, high - low])) / 2
-        left, right, low, high = left - grow[0], right + grow[0], low - grow[1], high + grow[1]
-        axes.set_aspect("equal")
-    axes.set(xlabel="real part", ylabel="imaginary part", xlim=(left, right), ylim=(low, high))
+    axes.set(xlabel="real part", ylabel="imaginary part", ylim=limits)
+    axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
+    if limits[1] > 0.5:  # the same unit on both axes
+        axes.set_aspect("equal", adjustable="datalim")
 
 
 @style.printed
