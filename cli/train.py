@@ -39,7 +39,7 @@ GATES = {
 @click.command("train", cls=Command)
 @click.option("--recipe", "recipe_name", metavar="NAME", help="start from a paper's recipe")
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings")
-@click.option("--data", type=PATH, metavar="FILE", help="series of your own: .csv, .npz or .npy")
+@click.option("--data", type=PATH, metavar="FILE", help="series of your own: .csv, .ts, .npz or .npy")
 @click.option("--fast", is_flag=True, help="a small trial: a few small samples, 2 epochs")
 @click.option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]")
 @click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")

@@ -35,7 +35,7 @@ TASKS: dict[str, Entry] = {
     "scifar10[-rgb]": Entry(_RGB, "scifar10(-rgb)?", arrays.load_cifar10),
     "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
     "images": Entry(_FOLDERS, "images", images.load_images),
-    "own": Entry("your own series: --data FILE, .csv, .npz or .npy", "own", own.load_own),
+    "own": Entry("your own series: --data FILE, .csv, .ts, .npz or .npy", "own", own.load_own),
     "series:NAME": Entry(_SERIES, r"series:[\w-]+", series.load_series),
 }
 
