@@ -67,7 +67,8 @@ class SequenceNorm(nn.Module):
 
     def affine(self, s: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Batch norm is s -> scale o s + shift; in training mode of s, whose statistics are tracked."""
-        mean, var = self.mean, self.var
+        mean: Tensor = self.mean
+        var: Tensor = self.var
         if self.training:
             s = s if valid is None else s[valid]
             count = s.numel() // s.shape[-1]

@@ -102,11 +102,12 @@ def _difference(loop: Loop, reference: Loop, tolerance: float, *tensors: Tensor 
 
 def _states_and_gradients(loop: Loop, scale: float, *tensors: Any) -> list[Tensor]:
     """States, and the gradients of all tensors, from x0 and inputs times `scale`."""
-    x0, inputs, dt, *rest = (None if t is None else t.detach() for t in tensors)
+    given: Any = [None if t is None else t.detach() for t in tensors]
+    x0, inputs, dt, *rest = given
+    leaves = [t if t is None else t.clone().requires_grad_() for t in (scale * x0, *rest)]
     # Without an input all that enters is one number, which has no gradient: kernels read it once.
     u = inputs if inputs.stride(0) == 0 else (scale * inputs).requires_grad_()
-    x0, *rest = (t if t is None else t.clone().requires_grad_() for t in (scale * x0, *rest))
-    states = loop(x0, u, None if dt is None else dt.clone(), *rest)
+    states = loop(leaves[0], u, None if dt is None else dt.clone(), *leaves[1:])
     weights = torch.arange(states.numel(), device=x0.device).cos().view_as(states)
-    asked = [t for t in (x0, u, *rest) if t is not None and t.requires_grad]
+    asked = [t for t in (u, *leaves) if t is not None and t.requires_grad]
     return [states.detach(), *torch.autograd.grad((states * weights.to(states)).sum(), asked)]
