@@ -206,7 +206,7 @@ class CTRNN(Recurrent):
             reason = "no proof is known for a field of your own: it is code, not weights in a known form"
             return Certificate.refused(reason, dt=dt, solver=solver)
         g = self._reading
-        moves = {"_run", "_gated_states", "_driven", "_reading", "stepper"}
+        moves = {"_run", "_driven", "_reading", "stepper"}
         broken = "" if g is None else g.unproven(self.metric())
         if moves & methods_of_its_own(self, CTRNN):
             broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
@@ -317,9 +317,18 @@ class CTRNN(Recurrent):
         return lambda u, x: moves(encode(u), x)
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        step = self.dt if dt is None else dt
-        if self._reading is not None:
-            return self._gated_states(self._reading, u, x, lengths, step)
+        step, gates = self.dt if dt is None else dt, self._reading
+        if gates is not None:
+            with torch.autocast(x.device.type, enabled=False):
+                terms, encode = self._driven()
+                times, steps = step_grid(x, None, u, step, lengths)  # (time, 1 or batch)
+                h, samples = steps.to(x)[..., None] / self.substeps, u.transpose(0, 1)
+                moves = gates.steps(terms, self.solver, self.substeps)
+                series = h, gates.reader(samples), encode(samples)
+                found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
+            if not holds(found[:, -1].isfinite()):
+                raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
+            return found, found[:, -1]
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:
@@ -328,21 +337,6 @@ class CTRNN(Recurrent):
         given = over_samples(encode(u), step, lengths, self.interpolation)
         solution = solve(terms, x, **given, **options)
         return solution.x[:, 1:], solution.last
-
-    def _gated_states(
-        self, gates: Gates, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt
-    ) -> tuple[Tensor, Tensor]:
-        """As `_run`, of a loop under gates that read input or state."""
-        with torch.autocast(x.device.type, enabled=False):
-            terms, encode = self._driven()
-            times, steps = step_grid(x, None, u, dt, lengths)  # (time, 1 or batch)
-            h, samples = steps.to(x)[..., None] / self.substeps, u.transpose(0, 1)
-            series = h, gates.reader(samples), encode(samples)
-            moves = gates.steps(terms, self.solver, self.substeps)
-            found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
-        if not holds(found[:, -1].isfinite()):
-            raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
-        return found, found[:, -1]
 
 
 class SequenceClassifier(nn.Module):

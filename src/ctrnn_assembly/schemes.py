@@ -23,7 +23,7 @@ M = Theta^T Theta a step with one h has the pair of K = Theta L Theta^-1: `pair(
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -122,14 +122,10 @@ def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]
 
 def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
     """A and C, (k, n / 2, 2, 2), of steps dt (k,), where L couples units 2j and 2j + 1 and no others."""
-    tau, step, L = working_precision(terms.tau, dt, cast(Tensor, terms.L))
-    even = torch.arange(0, terms.n, 2, device=L.device)
-    units = torch.stack([even, even + 1], 1)  # (n / 2, 2)
-    L = L[units[:, :, None], units[:, None, :]]  # (n / 2, 2, 2)
-    A, C = scheme.pair(step[:, None, None] / tau.view(-1, 2), L)
-    if C.ndim < A.ndim:
-        C = torch.diag_embed(C)
-    return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
+    units = torch.arange(terms.n, device=dt.device).view(-1, 2)
+    L = cast(Tensor, terms.L)[units[:, :, None], units[:, None, :]]  # (n / 2, 2, 2)
+    A, C = step_pair(scheme, replace(terms, tau=terms.tau.view(-1, 2), L=L), dt[:, None])
+    return A, torch.diag_embed(C) if C.ndim < A.ndim else C
 
 
 def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> Callable[[Any, Tensor], Tensor]:
