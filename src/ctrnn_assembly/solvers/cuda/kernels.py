@@ -12,11 +12,12 @@ step go elsewhere than its loads, so no second barrier is needed.
 
 Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
 may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
-P, or their transposes, come packed as (in, out) tiles, in one of three kinds (`_mix`):
+P, or their transposes, come packed as (in, out) tiles, in one of these kinds:
 
-    own     (tiles, TILE, TILE): block-diagonal, one tile a block
-    dense   (groups, tiles, TILE, GROUP TILE): every tile, as one wide product
-    none    nothing; a diagonal W, kind `diagonal`, is an elementwise product instead
+    own       (tiles, TILE, TILE): W of one tile a block
+    dense     (groups, tiles, TILE, GROUP TILE): every tile, as one wide product
+    diagonal  (n,): W as an elementwise product
+    none      of P alone: nothing
 
 Cost a step and program: ROWS TILE^2 multiply-adds a tile, the tiles' bytes once from the L2 cache, and
 the state written once. State and sums are in the state's own precision; PRODUCTS says what the operands
@@ -95,11 +96,11 @@ def _tiles(A, first, GROUP: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _mix_dense(
+def _mix(
     acc, SRC, R, A, group, batch, n, tiles, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr,
     TILE: tl.constexpr, PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One column tile after another, for all rows of the group in one product."""
+    """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC, one column tile after another."""
     WIDE: tl.constexpr = GROUP * TILE
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     lane = tl.arange(0, TILE)[None, :]
@@ -113,30 +114,6 @@ def _mix_dense(
         a = tl.load(A + (group * tiles + col) * TILE * WIDE + inside)
         wide = _dot(_phi(x, R + row * n + unit, ok, PHI), a, wide, PRODUCTS)
     return acc + tl.permute(tl.reshape(wide, (ROWS, GROUP, TILE)), (1, 0, 2))
-
-
-@triton.jit
-def _mix(
-    acc, own, held, SRC, R, A, group, batch, n, tiles, unit, real, HOLD: tl.constexpr,
-    KIND: tl.constexpr, PHI: tl.constexpr, PRODUCTS: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr,
-    PER_BLOCK: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """acc + A phi(x), (GROUP, ROWS, TILE), for x at SRC; of this group's tiles phi(x) is `own`.
-
-    HOLD says that A's own tiles are `held` already.
-    """
-    if KIND == "diagonal":
-        acc = acc + tl.load(A + unit, mask=real, other=0.0) * own
-    elif KIND == "own":
-        a = held
-        if not HOLD:
-            a = _tiles(A, group * GROUP, GROUP, TILE)
-        acc = _dot(own, a, acc, PRODUCTS)
-    elif KIND == "dense":
-        acc = _mix_dense(
-            acc, SRC, R, A, group, batch, n, tiles, PHI, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS
-        )
-    return acc
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -171,18 +148,26 @@ def kernel(
             z = e
             if BACK:
                 z = tl.full((GROUP, ROWS, TILE), 0.0, x.dtype)
-            z = _mix(
-                z, _phi(x, R + at, ok, PRE), held, here, R, W, group, batch, n, tiles, unit, real, HOLD,
-                W_KIND, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
-            )  # fmt: skip
+            p = _phi(x, R + at, ok, PRE)
+            if W_KIND == "diagonal":
+                z += tl.load(W + unit, mask=real, other=0.0) * p
+            elif W_KIND == "dense":
+                z = _mix(
+                    z, here, R, W, group, batch, n, tiles, PRE, PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS
+                )
+            elif HOLD:
+                z = _dot(p, held, z, PRODUCTS)
+            else:
+                z = _dot(p, _tiles(W, group * GROUP, GROUP, TILE), z, PRODUCTS)
             z = _phi(z, S + at, ok, POST)
             if POST != "identity" and not BACK:
                 z = z * tl.load(S + unit, mask=real, other=0.0)
-            new = _mix(
-                z + tl.load(D + unit, mask=real, other=0.0) * x,
-                x, 0.0, here, R, P, group, batch, n, tiles, unit, real, False,
-                P_KIND, "identity", PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
-            )  # fmt: skip
+            new = z + tl.load(D + unit, mask=real, other=0.0) * x
+            if P_KIND == "dense":
+                new = _mix(
+                    new, here, R, P, group, batch, n, tiles, "identity",
+                    PRODUCTS, K, TILE, PER_BLOCK, GROUP, ROWS,
+                )  # fmt: skip
             if SCALED:
                 new = x + tl.load(DT + row * dt_row, mask=live, other=0.0) * new
             if BACK:
