@@ -157,7 +157,7 @@ class Trials:
                     self.study.sampler = optuna.samplers.RandomSampler()  # a grid's would stop Optuna
                     self.study.tell(trial.number, **outcome)
 
-    def claim(self, held: ExitStack) -> optuna.Trial | None:
+    def claim(self, held: ExitStack) -> "optuna.Trial | None":
         """A trial that was left behind, or a new one, with its lock in `held`; None if none is left."""
         with self.lock:
             trials = self.study.get_trials()
