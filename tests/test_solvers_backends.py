@@ -19,12 +19,17 @@ from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import fused, solve
 from ctrnn_assembly.solvers.cuda import check, graph
-from ctrnn_assembly.solvers.fused import integrate, same_steps
+from ctrnn_assembly.solvers.fused import prepared, same_steps
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import F64, normal, rng
 from solver_problems import one_thread as one_thread
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU machine these backends run")
+
+
+def integrate(*given: Any, **options: Any) -> Tensor:
+    """The states of the fused loop."""
+    return prepared(*given, **options)()
 
 
 def field(kind: str = "blocks", pairs: str | list = "all") -> Terms:

@@ -24,11 +24,15 @@ from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.schemes import integrate as plain_loop
 from ctrnn_assembly.solvers.cuda import persistent
 from ctrnn_assembly.solvers.cuda.persistent import layout
-from ctrnn_assembly.solvers.fused import Plan, fused_step
-from ctrnn_assembly.solvers.fused import integrate as fused_loop
+from ctrnn_assembly.solvers.fused import Plan, fused_step, prepared
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import normal
 from solver_problems import one_thread as one_thread
+
+
+def fused_loop(*given: Any, **options: Any) -> Tensor:
+    return prepared(*given, **options)()
+
 
 EULER = SCHEMES["euler"]
 euler = partial(plain_loop, EULER)

@@ -115,11 +115,6 @@ def prepared(
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
 
-def integrate(*given: Any, **options: Any) -> Tensor:
-    """The states of `prepared` with the same arguments."""
-    return prepared(*given, **options)()
-
-
 def same_steps(dt: Tensor) -> bool:
     """Whether step lengths, (T, 1) or (T, batch), are one number, up to the rounding of the times."""
     rounding = torch.finfo(dt.dtype).eps * dt.sum().abs()
