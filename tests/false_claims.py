@@ -267,6 +267,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = hunt(given.tries, given.seed)
-    for name, count in found.items():
+    for name, count in {**found, "FALSE YES": found["FALSE YES"]}.items():
         print(f"{count:>9,} {name}")
     sys.exit(1 if found["FALSE YES"] else 0)

@@ -364,6 +364,21 @@ def test_samples_until_is_the_smallest_count_and_stays():
 
 
 @pytest.mark.parametrize(
+    ("gamma", "proven"),
+    [
+        (np.zeros((1, 1)), True),  # forgets at once
+        (np.array([[0.0, 0.0], [1e3, 0.0]]), True),
+        (np.array([[1 - 2.0**-53]]), False),
+        (np.array([[0.5, 0.0], [np.inf, 0.1]]), False),
+    ],
+)
+def test_extreme_gains_have_a_factor_or_none(gamma, proven):
+    q, growth = weighted_factor(gamma)
+    assert ((q, growth) == (1.0, np.inf)) == (not proven)
+    assert 0 <= q <= 1
+
+
+@pytest.mark.parametrize(
     ("make", "why"),
     [
         (lambda: Stack(2, 4, []), "at least one field"),

@@ -233,7 +233,7 @@ def weighted_proof(layers: Sequence[LayerBound], factor: float, entry: float) ->
     samples, l2_gain = math.inf, entry * math.prod(1 + gamma for gamma in still[1]) * (1 + SLACK)
     for rate in RATES:
         rho = 1 - rate * (1 - factor)
-        found = forgetting(systems, rho) if rho > 0 else None
+        found = forgetting(systems, rho) if 0 < rho < 1 else None
         if found is None:
             break
         proven = math.ceil(math.log(1e3 * found[0]) / -math.log(rho) * (1 + SLACK)) + 1
@@ -268,8 +268,10 @@ def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> t
     """
     found, slowest, one = [], gamma.diagonal().max(), np.ones(len(gamma))
     low, high = (np.sqrt([getattr(m, k) for m in metrics] or one) for k in ("smallest", "largest"))
-    for left in np.linspace(0.05, 0.95, 19):
+    for left in np.linspace(0.05, 0.95, 19) if np.isfinite(gamma).all() else ():
         q = 1 - (1 - slowest) * left
+        if q <= slowest:  # but for rounding it is larger
+            break
         d = np.linalg.solve(q * np.eye(len(gamma)) - gamma, one)
         if (d > 0).all() and np.isfinite(d).all():
             proven = float(np.max(gamma @ d / d)) * (1 + SLACK)  # for any positive d
@@ -277,7 +279,8 @@ def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> t
                 growth = float(np.linalg.norm(d / d.max() / low) * (high * (d.max() / d)).max())
             found.append((proven, growth * (1 + SLACK)))
     usable = [(q, growth) for q, growth in found if q < 1 and math.isfinite(growth)]
-    best = min(usable, key=lambda one: math.log(1e3 * one[1]) / -math.log(one[0]), default=None)
+    forgot = [math.log(1e3 * growth) / -math.log(max(q, 1e-300)) for q, growth in usable]
+    best = usable[int(np.argmin(forgot))] if usable else None
     return best or (1.0, math.inf)
 
 
