@@ -23,7 +23,6 @@ COLUMNS = (
 COUPLING = "all, random:C, ...; may be repeated  [default: all, random:5, random:20]"
 DEVICE = "auto is the GPU where there is one"
 FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
-INTERRUPTED = "interrupted; the same command goes on from there"
 
 
 @click.command("reproduce")
@@ -51,15 +50,15 @@ def reproduce_command(
     """
     from ctrnn_assembly.reproduction.experiments import experiment_names, load_experiment
     from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells
-    from ctrnn_assembly.reproduction.run import Places, run_all
+    from ctrnn_assembly.reproduction.run import run_all
 
     if not names and not list_all:
         raise ConfigError("ctrnn reproduce needs the name of an experiment. --list shows them all.")
     count, only, fast, results = (given.pop(key) for key in ("seeds", "only", "fast", "results"))
     if count is not None and only:
         raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
-    places = Places(results=results or (FAST_RESULTS if fast else RESULTS), **given)
-    results_of = partial(read_results, places.results)
+    results = results or (FAST_RESULTS if fast else RESULTS)
+    results_of = partial(read_results, results)
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
         listed = [summary(e, results_of(e)) for e in experiments]
@@ -69,12 +68,7 @@ def reproduce_command(
     patterns = [pattern for pattern in rows.split(",") if pattern]
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
-    failures, code = list[str](), 0
-    try:
-        failures = run_all(jobs, places, say=say)
-    except KeyboardInterrupt:
-        code = 130
-        say(INTERRUPTED)
+    failures = run_all(jobs, results=results, say=say, **given)
     lines = {
         e.name: compare(e.matching(patterns), results_of(e, fast=fast), e.against) for e in experiments
     }
@@ -83,7 +77,6 @@ def reproduce_command(
     emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)
     if failures:
         raise TrainingError(f"{len(failures)} of {len(jobs)} runs failed; the first: {failures[0]}")
-    sys.exit(code)
 
 
 @click.command("compare")
@@ -143,13 +136,9 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
     from ctrnn_assembly.figures.curves import sweep_figure
     from ctrnn_assembly.reproduction.sweep import Trials
 
-    trials, code = Trials(file, out or Path("runs") / file.stem), 0
-    try:
-        if not show:
-            trials.train(say)
-    except KeyboardInterrupt:
-        code = 130
-        say(INTERRUPTED)
+    trials = Trials(file, out or Path("runs") / file.stem)
+    if not show:
+        trials.train(say)
     rows, sweep = trials.rows(), trials.sweep
     columns = (
         Column("trial", "trial"),
@@ -171,7 +160,6 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
         plot=plot,
         figure=lambda: sweep_figure(rows, trials.importance(), title=title),
     )
-    sys.exit(code)
 
 
 @click.command("bench")

@@ -66,6 +66,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except CtrnnError as error:
             reason = str(error)
+        except KeyboardInterrupt:
+            click.echo(f"interrupted. {KEPT}", err=True)
+            ctx.exit(130)
         except BrokenPipeError:
             raise  # click ends quietly where the reader of a pipe is gone
         except OSError as error:

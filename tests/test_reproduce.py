@@ -29,7 +29,7 @@ from ctrnn_assembly.reproduction.results import (
     summary_cells,
     yes,
 )
-from ctrnn_assembly.reproduction.run import Places, run_job
+from ctrnn_assembly.reproduction.run import run_job
 from ctrnn_assembly.training.run import RunBusyError
 
 TINY = """
@@ -63,9 +63,8 @@ def job_of(row: str, seed: int = 0, *, text: str = TINY, fast: bool = False) -> 
 
 def result_of(job: Job, folder: Path) -> dict[str, Any]:
     """Run a job in this process; its result."""
-    places = Places(folder / "runs", folder / "results")
-    run_job(job, places)
-    return checked_result(places.results, job)
+    run_job(job, folder / "runs", folder / "results")
+    return checked_result(folder / "results", job)
 
 
 def made(row: str, seed: int, **changes: Any) -> dict[str, Any]:
@@ -257,22 +256,22 @@ def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in said
+    assert "interrupted. What was saved before is kept." in said
     kept = table(metrics.parent)
     assert 0 < len(kept) < 200
-    places = Places(tmp_path / "runs" / "reproduce", tmp_path / "results")
+    results = tmp_path / "results"
     job = job_of("lstm", text=text)
-    run_job(job, places)
+    run_job(job, tmp_path / "runs" / "reproduce", results)
     assert len(table(metrics.parent)) == 200
     assert table(metrics.parent)[: len(kept) - 1] == kept[:-1]
-    assert checked_result(places.results, job)["test_accuracy"] > 0
+    assert checked_result(results, job)["test_accuracy"] > 0
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path: Path) -> None:
-    job, places = job_of("lstm"), Places(tmp_path / "runs", tmp_path / "results")
-    folder = places.runs / job.path
+    job, runs, results = job_of("lstm"), tmp_path / "runs", tmp_path / "results"
+    folder = runs / job.path
     folder.mkdir(parents=True)
     held = FileLock(folder / ".lock")  # not the one that this process may hold twice
     with held, pytest.raises(RunBusyError, match="another process is training"):
-        run_job(job, places)
-    assert not places.results.exists()
+        run_job(job, runs, results)
+    assert not results.exists()

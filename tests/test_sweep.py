@@ -38,7 +38,7 @@ def test_two_processes_killed_and_started_again_train_each_trial_once(cli: Cli, 
     both = [other_process(code, "sweep", file, "--out", folder) for code in ends]
     said = [process.communicate(timeout=500) for process in both]
     assert [process.returncode for process in both] == [-9, 130], said
-    assert "the same command goes on from there" in said[1][1]
+    assert "interrupted. What was saved before is kept." in said[1][1]
     before = Trials(file, folder).rows()
     left = [
         folder / f"trial-{row['trial']:03}" / "seed-0" for row in before if row["state"] == "running"

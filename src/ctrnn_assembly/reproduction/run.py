@@ -6,7 +6,6 @@ run folder is not trained again. A run that stops because it diverged, or lost i
 result too.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,29 +25,22 @@ from ctrnn_assembly.training.swap import swapped
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
 
 
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Where run folders, results and data are."""
-
-    runs: Path
-    results: Path
-    data_dir: str | None = None
-
-
-def run_all(jobs: Sequence[Job], places: Places, *, say: Callable[[str], None]) -> list[str]:
+def run_all(
+    jobs: Sequence[Job], runs: Path, results: Path, data_dir: str | None, say: Callable[[str], None]
+) -> list[str]:
     """Run what has no result yet and no other process is running; a sentence for each failure.
 
-    `say` is told of every start and end.
+    `runs` and `results` are folders; `say` is told of every start and end.
     """
-    paths = {job: places.results / f"{job.path}.json" for job in jobs}
+    paths = {job: results / f"{job.path}.json" for job in jobs}
     done, failures = [job for job, path in paths.items() if path.exists()], list[str]()
     for job in done:
-        checked_result(places.results, job)
+        checked_result(results, job)
     say(f"{len(done)} of {len(jobs)} runs have their result")
     for job in (job for job, path in paths.items() if not path.exists()):  # by now, too
         say(f"{job.path}: starts")
         try:
-            found = run_job(job, places)
+            found = run_job(job, runs, results, data_dir)
         except RunBusyError as error:
             say(f"{job.path}: {error}")
         except (CtrnnError, OSError) as error:
@@ -60,9 +52,9 @@ def run_all(jobs: Sequence[Job], places: Places, *, say: Callable[[str], None]) 
     return failures
 
 
-def run_job(job: Job, places: Places) -> dict[str, Any]:
+def run_job(job: Job, runs: Path, results: Path, data_dir: str | None = None) -> dict[str, Any]:
     """Train if that is not done, as `trained`; measure, and write the result."""
-    run, data_dir, experiment = places.runs / job.path, places.data_dir, job.experiment
+    run, experiment = runs / job.path, job.experiment
     config, command = job.config(data_dir), job.command(data=data_dir is not None)
     with locked(run):
         try:
@@ -81,7 +73,7 @@ def run_job(job: Job, places: Places) -> dict[str, Any]:
                 **run_record(config, read_table(run / "metrics.csv")),
             }
     named = {"experiment": experiment.name, "row": job.row.name, "fast": job.fast}
-    keep_result(places.results, job, named | found | {"measures": experiment.measures()})
+    keep_result(results, job, named | found | {"measures": experiment.measures()})
     return found
 
 
@@ -110,18 +102,13 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
     found: dict[str, Any] = {"epoch": epoch}
     for name, finer in (("step", 1), ("flow", FINER)):
         u = inputs.repeat_interleave(finer, dim=1)
+        start, tenth = u.new_zeros(len(u), core.state_size), u.shape[1] // 10
+        how: Any = {"dt": run.config.dt / finer, "steps": u.shape[1] - tenth, "transient": tenth}
         found |= {name: None, f"{name}_range": None}
         with suppress(SolverError, ContractionError):
-            own = lyapunov_exponents(
-                core,
-                u,
-                u.new_zeros(len(u), core.state_size),
-                k=1,
-                dt=run.config.dt / finer,
-                steps=u.shape[1] - u.shape[1] // 10,
-                transient=u.shape[1] // 10,
-                generator=torch.Generator().manual_seed(0),
-            ).per_trajectory[:, 0]
+            generator = torch.Generator().manual_seed(0)
+            measured = lyapunov_exponents(core, u, start, k=1, generator=generator, **how)
+            own = measured.per_trajectory[:, 0]
             if own.isfinite().all():
                 found |= {name: own.mean().item(), f"{name}_range": [own.min().item(), own.max().item()]}
     return found | {key: certificate.get(key) for key in ("certified", "rate", "discrete")}
