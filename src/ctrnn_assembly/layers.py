@@ -152,11 +152,6 @@ class CTRNN(Recurrent):
     def traceable(self) -> bool:  # type: ignore[override]
         return self.solver in SCHEMES and not self.is_own  # whose t is that of the sequence
 
-    @property
-    def step_size(self) -> float:
-        """The length of one step of the solver, dt / substeps."""
-        return self.dt / self.substeps
-
     def terms(self) -> Terms:
         """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant.
 

@@ -43,6 +43,8 @@ class Recurrent(nn.Module, ABC):
     traceable = True  # whether a step is plain operations of torch, which look at no value
     certificate: Callable[..., Any]  # what is proven of the layer as its weights are; never None
     x_0: nn.Parameter | None  # the trained initial state, (state_size,)
+    dt: float  # time between samples; baselines have neither it nor substeps
+    substeps: int
     state_parts = 1  # of n units each; those of an LSTM are h and c
     layer_sizes: tuple[int, ...] = ()  # of a stack, whose h_0 may be a tuple of each layer's
     output_is_state = True  # the first n units of it
@@ -104,6 +106,11 @@ class Recurrent(nn.Module, ABC):
         """The states that sequences start from without an h_0, (batch, state_size)."""
         like = self._like
         return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.repeat(batch, 1)
+
+    @property
+    def step_size(self) -> float:
+        """The length of one step of the solver, dt / substeps."""
+        return self.dt / self.substeps
 
     def firing_rates(self, x: Tensor) -> Tensor:
         """What the units send out in states x, (..., n): these themselves, unless a layer says more."""

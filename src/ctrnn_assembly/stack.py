@@ -205,11 +205,6 @@ class Stack(Recurrent):
 
         return watch
 
-    @property
-    def step_size(self) -> float:
-        """The length of one step of the solver, dt / substeps."""
-        return self.dt / self.substeps
-
     @torch.no_grad()
     def project_(self) -> None:
         """As `Subnetwork.project_`."""
