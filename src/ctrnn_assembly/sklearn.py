@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.data import Task
-from ctrnn_assembly.data.own import of_arrays
+from ctrnn_assembly.data.own import Preparation, of_arrays
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.training.batches import outputs_of
 from ctrnn_assembly.training.config import BLURRED, TrainConfig, make_config, recommended
@@ -121,8 +121,9 @@ class Assembly(BaseEstimator):
             out = (
                 mkdtemp(dir=self.run_dir) if self.run_dir else after.enter_context(TemporaryDirectory())
             )
-            self.summary_ = fit(config, Path(out), task=task, report=say if self.verbose else str)
-            self.network_, self.preparation_ = Run.open(out).model, task.sequence
+            report: Any = say if self.verbose else str
+            self.summary_ = fit(config, Path(out), task=task, report=report)
+            self.network_, self.preparation_ = Run.open(out).model, cast(Preparation, task.sequence)
         self.run_ = Path(out) if self.run_dir else None
         return self
 

@@ -281,7 +281,7 @@ def parted(series: Series, options: Options) -> dict[str, Tensor]:
             left, parts[part] = left[~np.isin(left, chosen)], np.isin(group, chosen).nonzero()[0]
     parts["train"] = np.isin(group, left).nonzero()[0]
     for part, index in parts.items():
-        if not len(index) and getattr(options, f"{part}_fraction", 1):
+        if not len(index) and getattr(options, f"{part}_fraction", True):
             raise DataError(f"{series.what}: {n} series leave none for {part}. Give more, or cut them.")
     parts["val"] = parts["val"] if len(parts["val"]) else parts["train"]
     return {part: torch.from_numpy(np.sort(index)) for part, index in parts.items()}

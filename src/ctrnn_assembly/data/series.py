@@ -4,6 +4,7 @@ Values stay as the archive has them (most UCR sets are z-normalised per series, 
 """
 
 from pathlib import Path
+from typing import Any
 
 from ctrnn_assembly.data.own import Preparation, Series, of_table
 from ctrnn_assembly.data.tables import ts_table
@@ -29,17 +30,17 @@ def load_series(name: str, options: Options) -> Task:
         return of_table(f"{name} {part} split", ts_table([home / files[part]]), "class")
 
     series = read("train")
-    labels, m = series.y[:, 0], len(series.channels)
-    classes, unit = tuple(sorted(set(labels.tolist()))), {"mean": (0.0,) * m, "std": (1.0,) * m}
-    as_stored = Preparation(
-        channels=series.channels, classes=classes, spacing=None, missing=options.missing, **unit
-    )
+    y: Any = series.y
+    m, said = len(series.channels), y[:, 0]
+    given: Any = {"channels": series.channels, "missing": options.missing, "spacing": None}
+    given |= {"mean": (0.0,) * m, "std": (1.0,) * m}
+    as_stored = Preparation(classes=(classes := tuple(sorted(set(said.tolist())))), **given)
     whole = as_stored.split(series)
 
     def stored(part: str, train: Split | None) -> Split:
         return whole if part == "train" else as_stored.split(read(part))
 
-    parts = dealt(labels, 5, {"val": (0,)})
+    parts = dealt(said, 5, {"val": (0,)})
     return make_task(name, options, name, classes, stored, lambda train: as_stored, parts)
 
 
