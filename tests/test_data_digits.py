@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctrnn_assembly.data import TASKS, Options, Split, load_task
+from ctrnn_assembly.data import TASKS, Split, load_task
 from ctrnn_assembly.data.task import checked, dealt
 from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.training.config import make_config
 
 
 def test_digits_have_the_stated_shape_values_and_split_sizes():
@@ -65,7 +66,7 @@ def test_resize_shortens_the_sequence():
 
 @pytest.mark.parametrize("field", ["resize", "limit_train", "limit_test"])
 def test_impossible_sizes_are_refused(field):
-    with pytest.raises(ConfigError, match=f"{field} must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match=f"{field} must be greater than or equal to 1; got 0"):
         load_task("digits", **{field: 0})
 
 
@@ -93,11 +94,11 @@ def test_an_unsound_split_is_refused(split, words):
 
 def test_the_data_folder_is_argument_then_environment_then_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("CTRNN_DATA_DIR", str(tmp_path / "env"))
-    assert Options(tmp_path).folder == tmp_path
-    assert Options().folder == tmp_path / "env"
+    assert make_config({"data_dir": str(tmp_path)}).folder == tmp_path
+    assert make_config().folder == tmp_path / "env"
     monkeypatch.delenv("CTRNN_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Options().folder == tmp_path / ".cache" / "ctrnn"
+    assert make_config().folder == tmp_path / ".cache" / "ctrnn"
 
 
 def test_loading_digits_imports_no_optional_library():

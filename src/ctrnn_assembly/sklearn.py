@@ -22,7 +22,7 @@ from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.training.batches import outputs_of
 from ctrnn_assembly.training.config import BLURRED, TrainConfig, make_config, recommended
 from ctrnn_assembly.training.fit import fit, say
-from ctrnn_assembly.training.run import Run, options_of
+from ctrnn_assembly.training.run import Run
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -113,7 +113,7 @@ class Assembly(BaseEstimator):
         for kind in np.unique(kinds):
             mine = order[kinds[order] == kind]
             split[mine[: int(self.validation_fraction * len(mine))]] = "val"
-        chosen = options_of(config) | {"target": target, "val_fraction": 0, "test_fraction": 0}
+        chosen = config.model_dump() | {"target": target, "val_fraction": 0, "test_fraction": 0}
         task = Task.from_arrays(X, y, lengths, split=split, **chosen)
         Path(self.run_dir or ".").mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(), ExitStack() as after:

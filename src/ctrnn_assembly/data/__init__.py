@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ctrnn_assembly.data import arrays, images, own, series
-from ctrnn_assembly.data.task import Options as Options
 from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task
 from ctrnn_assembly.errors import ConfigError, unknown
+from ctrnn_assembly.training.config import TrainConfig, make_config
 
 
 class Entry(NamedTuple):
     about: str
     pattern: str  # of the names it answers to
-    load: Callable[[str, Options], Task]
+    load: Callable[[str, TrainConfig], Task]
 
 
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
@@ -45,7 +45,8 @@ def load_task(name: str, **settings: Any) -> Task:
 
     Args:
         name: as in `TASKS`; psmnist means psmnist-12008.
-        settings: of `Options`: data_dir, resize, limit_train, limit_test, augment, seed, ...
+        settings: of `TrainConfig`: data_dir, resize, limit_train, limit_test, augment, seed, ...; the
+            seed is of the limits alone, and the splits are the same for every one.
 
     Raises:
         ConfigError: unknown name, impossible setting. DataError: data missing, corrupt, not finite.
@@ -55,7 +56,9 @@ def load_task(name: str, **settings: Any) -> Task:
         >>> task.sequence(task.train.x[:5]).shape
         torch.Size([5, 64, 1])
     """
-    options = Options(**settings)
+    if settings.get("data_dir") is not None:
+        settings["data_dir"] = str(settings["data_dir"])
+    options = make_config(settings)
     if options.target != "class" and name != "own":
         raise ConfigError(f"target {options.target} is for series of your own, --data; got {name!r}.")
     for entry in TASKS.values():

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.data.task import Options, PixelSequence, Split, Task, dealt, make_task, resized
+from ctrnn_assembly.data.task import PixelSequence, Split, Task, dealt, make_task, resized
 from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.training.config import TrainConfig
 
 _AUGMENTED_SIDE = 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
@@ -41,7 +42,7 @@ _LAYOUT = (
 )
 
 
-def load_images(name: str, options: Options) -> Task:
+def load_images(name: str, options: TrainConfig) -> Task:
     """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
 
     Values are scaled to 0..1 and normalised by the mean and standard deviation of each channel

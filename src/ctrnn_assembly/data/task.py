@@ -5,7 +5,6 @@ a whole data set fits on a GPU and augmentation costs no worker processes. A loa
 samples there are and how they are dealt; `make_task` limits, reads and checks them.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -19,8 +18,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from ctrnn_assembly.data.targets import TARGETS, UNKNOWN, loss_of
-from ctrnn_assembly.errors import ConfigError, DataError, check_known
+from ctrnn_assembly.data.targets import UNKNOWN, loss_of
+from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.training.config import TrainConfig, make_config
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
 # the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
@@ -132,67 +132,15 @@ class Task:
             split: (samples,) of "train", "val" and "test"; parts that it lacks are dealt from train,
                 class by class.
             groups: (samples,), of which each lies in one part as a whole, such as persons.
-            options: of `Options`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
+            options: of `TrainConfig`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
         Raises: DataError with the place of what does not fit.
         """
         from ctrnn_assembly.data.own import of_arrays, task_of  # which builds on this file
 
-        chosen = Options(**options)
+        chosen = make_config(options)
         given = (X, y, lengths, times, split, groups)
         return task_of(of_arrays("arrays", *given, target=chosen.target), chosen)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to load a task, validated: ConfigError for a size below 1.
-
-    Args:
-        data_dir: folder with the data (for images also a zip); default: the environment variable
-            CTRNN_DATA_DIR, else ~/.cache/ctrnn. MNIST and CIFAR10 are downloaded if missing there.
-        resize: stretch images to this many pixels a side, so T = resize²; not for series.
-        limit_train, limit_test: use this many samples, drawn by `seed`; val gets at most
-            `limit_train` too.
-        augment: let `Task.sequence` augment training batches, where the task has an augmentation.
-        seed: of the limits alone; the splits are the same for every seed.
-        val_fraction, test_fraction: of own series; 0: train stands in for val, and there is no test.
-        split_by: of own series; the column, or array, of groups that lie in one part each.
-        missing: of own series; "refuse" NaN, "hold" the value before, or "mask" it: another channel
-            for each says where there is one.
-        target, ahead, warm_up: of own series; steps to what is forecast, first steps without loss.
-        prepared: the `Preparation` of the run that they must fit.
-    """
-
-    data_dir: str | Path | None = None
-    resize: int | None = None
-    limit_train: int | None = None
-    limit_test: int | None = None
-    augment: bool = True
-    seed: int = 0
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
-    split_by: str | None = None
-    missing: str = "refuse"
-    target: str = "class"
-    ahead: int = 1
-    warm_up: int = 0
-    prepared: Any = None
-
-    def __post_init__(self) -> None:
-        for name in ("resize", "limit_train", "limit_test", "ahead"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}. Leave it out.")
-        if not (self.val_fraction >= 0 and 0 <= self.test_fraction < 1 - self.val_fraction):
-            got = f"{self.val_fraction:g} and {self.test_fraction:g}"
-            raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
-        check_known("missing", self.missing, ("refuse", "hold", "mask"))
-        check_known("target", self.target, TARGETS)
-
-    @property
-    def folder(self) -> Path:
-        chosen = self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn"
-        return Path(chosen).expanduser()
 
 
 class Stored(Protocol):
@@ -208,7 +156,7 @@ class Stored(Protocol):
 
 def make_task(
     name: str,
-    options: Options,
+    options: TrainConfig,
     what: str,
     classes: tuple[str, ...],
     stored: Callable[[str, Split | None], Stored],

@@ -5,6 +5,7 @@ holds. The command line's options are made from these fields.
 """
 
 import math
+import os
 import re
 from functools import cache
 from importlib import resources
@@ -39,7 +40,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str = setting("data", "digits", "task; see `ctrnn list`")
-    data_dir: str | None = setting("data", None, "where the data are; else CTRNN_DATA_DIR")
+    data_dir: str | None = setting(
+        "data", None, "where the data are; else CTRNN_DATA_DIR, ~/.cache/ctrnn"
+    )
     resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
@@ -187,6 +190,9 @@ class TrainConfig(BaseModel):
                 f"fit_all leaves no validation data to stop by; got patience {self.patience}, plateau "
                 f"{self.plateau}. Leave them out."
             )
+        if self.val_fraction + self.test_fraction >= 1:
+            got = f"{self.val_fraction:g} and {self.test_fraction:g}"
+            raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
             if list(value) != sorted(set(value)):
@@ -197,6 +203,11 @@ class TrainConfig(BaseModel):
                 "--milestones 80,150 or --schedule constant."
             )
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the data are."""
+        return Path(self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn").expanduser()
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over all epochs: resuming is exact.

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.certificates.wording import verdict
-from ctrnn_assembly.data import Options, Task, load_task
+from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import STEPWISE, in_words
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, refusing
@@ -218,11 +218,12 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task of the configuration."""
-        chosen = options_of(self.config)
-        stored = None if self.path is None else self.path / PREPARATION
-        if stored is not None and stored.exists():
-            chosen["prepared"] = Preparation.read(stored)
-        return load_task(self.config.task, **chosen)
+        settings = self.config.model_dump()
+        task, stored = load_task(settings.pop("task"), **settings), self.path and self.path / PREPARATION
+        if stored and stored.exists() and Preparation.read(stored) != task.sequence:
+            must = f"{task.data} is not what the run was trained on: channels, target or their values differ"
+            raise DataError(f"{must}. Name the old data; new ones are for `ctrnn predict`.")
+        return task
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
@@ -372,12 +373,6 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, **change
             source = snapshot_download(str(source), revision=revision, allow_patterns=files)
             (Path(source) / CERTIFICATE).read_bytes()  # without it nothing would be checked
     return Run.open(source, **changes)
-
-
-def options_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings of `Options` in a configuration."""
-    names = {one.name for one in fields(Options)} & TrainConfig.model_fields.keys()
-    return {name: getattr(config, name) for name in names}
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
