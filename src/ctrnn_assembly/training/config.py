@@ -40,9 +40,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: str = setting("data", "digits", "task; see `ctrnn list`")
-    data_dir: str | None = setting(
-        "data", None, "where the data are; else CTRNN_DATA_DIR, ~/.cache/ctrnn"
-    )
+    data_dir: str | None = setting("data", None, "where the data are; else CTRNN_DATA_DIR")
     resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
@@ -206,7 +204,7 @@ class TrainConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where the data are."""
+        """Where the data are; by default ~/.cache/ctrnn."""
         return Path(self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn").expanduser()
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
@@ -271,7 +269,10 @@ def checked(kind: type[M], given: dict[str, Any], file: str = "") -> M:
         if kind_of_error == "value_error":
             raise first["ctx"]["error"] from None
         known = {"missing": "be there", "extra_forbidden": "be left out"}
-        must = known.get(kind_of_error) or first["msg"].partition(" should ")[2].split(", ")[0]
+        must = (
+            known.get(kind_of_error)
+            or re.split(", (?:unable|got) ", first["msg"].partition(" should ")[2])[0]
+        )
         raise ConfigError(f"{where}{key} must {must}; got {first['input']!r}.") from None
 
 

@@ -221,8 +221,8 @@ class Run:
         settings = self.config.model_dump()
         task, stored = load_task(settings.pop("task"), **settings), self.path and self.path / PREPARATION
         if stored and stored.exists() and Preparation.read(stored) != task.sequence:
-            must = f"{task.data} is not what the run was trained on: channels, target or their values differ"
-            raise DataError(f"{must}. Name the old data; new ones are for `ctrnn predict`.")
+            differ = f"{task.data} is not what the run was trained on: channels, target or values differ"
+            raise DataError(f"{differ}. Name the old data; new ones are for `ctrnn predict`.")
         return task
 
     @cached_property
