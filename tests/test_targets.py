@@ -275,7 +275,7 @@ def test_what_does_not_fit_a_target_is_one_sentence(cli, tmp_path):
         with pytest.raises(DataError, match="a target must be finite; got inf at series '2'"):
             Task.from_arrays(u, told, target=target)
     for options, said in (
-        ({"target": "mean"}, "target must be 'class', 'regression', 'per-step' or"), ({"ahead": 0}, "ahead must be"),
+        ({"target": "mean"}, "'per-step' or 'forecast'; got"), ({"ahead": 0}, "ahead must be"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
             Task.from_arrays(u, y[:, -1], **options)
