@@ -6,6 +6,7 @@ archive, a line a series, are melted into one. A `Table` keeps of each row where
 
 import csv
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def melted(what: str, table: Table, *, labelled: bool) -> Table:
         columns["target"] = names[found["target"][0]]
     if found["time"] or (found["id"] and not 1 < len(ids) == len(set(ids))) or not values:
         return table
-    rising = increasing([names[k] for k in values])
+    rising = None  # whether the names of columns are times that increase
+    with suppress(ValueError):
+        rising = bool((np.diff([float(names[k]) for k in values]) > 0).all())
     if rising is False or any(names[k] in (row[k] for row in cells) for k in found["target"]):
         must = f"{what}: row 1 must be a header, of names or of times that increase"
         raise DataError(f"{must}; got {', '.join(names)[:60]}. Add it.")
@@ -102,14 +105,6 @@ def melted(what: str, table: Table, *, labelled: bool) -> Table:
     note = f"{what} is read as a wide table: {len(cells)} series of {len(values)} times, {said}."
     named = ["id", *["time"] * bool(rising), "value", *(names[k] for k in carried)]
     return Table(named, places, rows, columns, note)
-
-
-def increasing(heads: list[str]) -> bool | None:
-    """Whether the names of columns are times that increase; None if they are no numbers."""
-    try:
-        return bool((np.diff([float(head) for head in heads]) > 0).all())
-    except ValueError:
-        return None
 
 
 def ts_table(files: list[Path]) -> Table:
