@@ -43,7 +43,7 @@ nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}
 
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["optuna", "triton"]
+autodoc_mock_imports = ["optuna", "sklearn", "triton"]
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -392,6 +392,7 @@ class Integrate(torch.autograd.Function):
     def forward(
         ctx: Any, form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
+        """States, (time + 1, batch, n), or the last one alone, (1, batch, n), by `plan.way`."""
         ctx.form, ctx.plan = form, plan
         with _rounded(form):
             if plan.way == "graph":
@@ -409,6 +410,7 @@ class Integrate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """By the adjoint's recurrence; by `plain_states` if these gradients are differentiated."""
         needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
         stored, x0, *read = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
