@@ -69,10 +69,9 @@ class Series:
     def refuse(self, wrong: Array, values: Array, must: str, advice: str) -> None:
         """DataError with the place of the first True in `wrong`, (n, T) or (n, T, m)."""
         for i, step, *channel in np.argwhere(wrong)[:1]:
-            known = f"series {self.ids[i]!r}, step {step}" if self.rows is None else self.rows[i, step]
-            place = [str(known)]
-            place += [f"column {self.channels[k]!r}" for k in channel]
-            got = f"{values[(i, step, *channel)].item()!r} at {', '.join(place)}"
+            place = f"series {self.ids[i]!r}, step {step}" if self.rows is None else self.rows[i, step]
+            column = "".join(f", column {self.channels[k]!r}" for k in channel)
+            got = f"{values[(i, step, *channel)].item()!r} at {place}{column}"
             raise DataError(f"{self.what}: {must}; got {got}. {advice}")
 
     def filled(self, missing: str) -> Array:
@@ -135,9 +134,8 @@ class Preparation(BaseModel):
         mean, std = zip(*scaled.values(), strict=True)
         given: Any = {k: getattr(options, k) for k in ("missing", "target", "ahead", "warm_up")}
         given["spacing"] = float(np.median(gaps)) if len(gaps) else None
-        given |= {"channels": series.channels, "classes": classes, "values": values}
-        given["columns"] = series.columns
-        return cls(mean=mean, std=std, **given)
+        given |= {"channels": series.channels, "columns": series.columns, "values": values}
+        return cls(mean=mean, std=std, classes=classes, **given)
 
     @classmethod
     def read(cls, file: Path) -> Self:

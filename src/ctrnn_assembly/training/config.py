@@ -44,12 +44,8 @@ class TrainConfig(BaseModel):
     resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
     limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
     limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
-    val_fraction: float = setting(
-        "data", 0.15, "share of your own series for validation; 0: training data serve", ge=0, lt=1
-    )
-    test_fraction: float = setting(
-        "data", 0.15, "share of your own series for the test; 0: no test", ge=0, lt=1
-    )
+    val_fraction: float = setting("data", 0.15, "of your series; 0: training data serve", ge=0, lt=1)
+    test_fraction: float = setting("data", 0.15, "of your series; 0: there is no test", ge=0, lt=1)
     split_by: str | None = setting("data", None, "column or array of groups; no group is in two parts")
     missing: Literal["refuse", "hold", "mask"] = setting(
         "data", "refuse", "gaps in your series; hold: fill them; mask: 0, and a channel that says so"
