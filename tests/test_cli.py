@@ -15,7 +15,7 @@ import torch
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.certificates.gates import Gate
 from ctrnn_assembly.contracting import CONSTRAINTS
-from ctrnn_assembly.data import TASKS, series
+from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.data import task as data_task
 from ctrnn_assembly.data.arrays import CIFAR10
 from ctrnn_assembly.models import MODELS
@@ -37,7 +37,6 @@ from ctrnn_cli.train import learnt_nothing
 from fake_data import real_data, write_cifar, write_images, write_mnist, zip_folder
 
 # What is recommended couples more pairs of modules than these small nets have.
-FAKE = ("--task=series:Fake", "--coupling=all")
 IMAGES = ("--task=images", "--depth=1", "--width=4")
 KNOWN = {
     "tasks": TASKS,
@@ -339,38 +338,33 @@ def test_an_unwritable_folder_is_named(cli: Cli, tmp_path: Path) -> None:
         assert error.startswith(f"error: cannot read or write {named} (")
 
 
-def fake_series(monkeypatch: pytest.MonkeyPatch, part: str, bad: float) -> None:
-    """Ten short series a class; one of `part` holds a bad value."""
-
-    def read(dataset: str, folder: Path, which: str) -> tuple[list[np.ndarray], list[str]]:
-        rng = np.random.default_rng(0)
-        values = [rng.normal(size=(2, 5)) for _ in range(20)]
-        if which == part:
-            values[7][1, 3] = bad
-        return values, ["a", "b"] * 10
-
-    monkeypatch.setattr(series, "_read", read)
+def fake_series(folder: Path, part: str, bad: float) -> tuple[str, ...]:
+    """Settings to train on ten short series a class, written below `folder`; one of `part` is bad."""
+    (folder / "Fake").mkdir(exist_ok=True)
+    for which in ("train", "test"):
+        rng, lines = np.random.default_rng(0), ["@classLabel true a b", "@data"]
+        for i in range(20):
+            x = rng.normal(size=(2, 5))
+            x[1, 3] = bad if (which, i) == (part, 7) else x[1, 3]
+            lines.append(":".join([*(",".join(map(str, one)) for one in x), "ab"[i % 2]]))
+        (folder / "Fake" / f"Fake_{which.upper()}.ts").write_text("\n".join(lines))
+    return ("--task=series:Fake", "--coupling=all", f"--data-dir={folder}")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_training_data_that_are_not_finite_are_refused(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
-) -> None:
-    fake_series(monkeypatch, "train", bad)
-    error = cli.refuses("train", *TINY, *FAKE, "--out", tmp_path / "run")
-    assert "NaN or infinite values in 1 of 20 samples" in error
+def test_training_data_that_are_not_finite_are_refused(cli: Cli, tmp_path: Path, bad: float) -> None:
+    fake = fake_series(tmp_path, "train", bad)
+    error = cli.refuses("train", *TINY, *fake, "--out", tmp_path / "run")
+    assert f"values must be finite; got {bad} at line 10, step 3, column 'x1'" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_test_set_loses_no_training(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_series(monkeypatch, "test", np.nan)
+def test_a_bad_test_set_loses_no_training(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = (*TINY, *FAKE, "--epochs=1", "--out", run)
-    assert "series:Fake test split has NaN" in cli.refuses("train", *settings)
+    settings = (*TINY, *fake_series(tmp_path, "test", np.nan), "--epochs=1", "--out", run)
+    assert "series:Fake test split: values must be finite" in cli.refuses("train", *settings)
     assert (run / "model.safetensors").exists()
-    fake_series(monkeypatch, "none", 0)  # mended
+    fake_series(tmp_path, "none", 0)  # mended
     assert cli("train", "--resume", run).code == 0
 
 
