@@ -12,9 +12,9 @@ from ctrnn_assembly.data import TASKS
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.schemes import SOLVERS
+from ctrnn_assembly.settings import Group
 from ctrnn_assembly.topology import named_pairs
 from ctrnn_assembly.training.config import (
-    Group,
     TrainConfig,
     make_config,
     read_yaml,

@@ -113,7 +113,11 @@ class Assembly(BaseEstimator):
         for kind in np.unique(kinds):
             mine = order[kinds[order] == kind]
             split[mine[: int(self.validation_fraction * len(mine))]] = "val"
-        chosen = config.model_dump() | {"target": target, "val_fraction": 0, "test_fraction": 0}
+        chosen = config.of_data | {
+            "target": target,
+            "val_fraction": 0,
+            "test_fraction": 0,
+        }
         task = Task.from_arrays(X, y, lengths, split=split, **chosen)
         Path(self.run_dir or ".").mkdir(parents=True, exist_ok=True)
         with torch.random.fork_rng(), ExitStack() as after:

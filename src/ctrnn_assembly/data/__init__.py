@@ -14,13 +14,13 @@ from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.settings import DataConfig, parsed
 
 
 class Entry(NamedTuple):
     about: str
     pattern: str  # of the names it answers to
-    load: Callable[[str, TrainConfig], Task]
+    load: Callable[[str, DataConfig], Task]
 
 
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
@@ -45,7 +45,7 @@ def load_task(name: str, **settings: Any) -> Task:
 
     Args:
         name: as in `TASKS`; psmnist means psmnist-12008.
-        settings: of `TrainConfig`: data_dir, resize, limit_train, limit_test, augment, seed, ...; the
+        settings: of `DataConfig`: data_dir, resize, limit_train, limit_test, augment, seed, ...; the
             seed is of the limits alone, and the splits are the same for every one.
 
     Raises:
@@ -58,7 +58,7 @@ def load_task(name: str, **settings: Any) -> Task:
     """
     if settings.get("data_dir") is not None:
         settings["data_dir"] = str(settings["data_dir"])
-    options = make_config(settings)
+    options = parsed(DataConfig, settings)
     if options.target != "class" and name != "own":
         raise ConfigError(f"target {options.target} is for series of your own, --data; got {name!r}.")
     for entry in TASKS.values():

@@ -30,7 +30,7 @@ from ctrnn_assembly.data import task as tasks
 from ctrnn_assembly.data.images import ImageFiles, copies_of
 from ctrnn_assembly.data.task import PixelSequence, Split, Task
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.settings import DataConfig
 
 DIGITS = tuple(map(str, range(10)))
 PUBLISHED_PERMUTATION = 12008
@@ -41,7 +41,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as published
 _BATCHES = ("cifar-10-python.tar.gz", "cifar-10-batches-py")
 
 
-def load_digits(name: str, options: TrainConfig) -> Task:
+def load_digits(name: str, options: DataConfig) -> Task:
     """Digits pixel by pixel: T = 64, m = 1, values 0..1; 1257 train, 180 val and 360 test."""
     with np.load(Path(__file__).with_name("digits.npz")) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
@@ -50,7 +50,7 @@ def load_digits(name: str, options: TrainConfig) -> Task:
     return tasks.make_task(name, options, name, DIGITS, lambda *_: whole, lambda train: sequence, parts)
 
 
-def load_mnist(name: str, options: TrainConfig) -> Task:
+def load_mnist(name: str, options: DataConfig) -> Task:
     """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
 
     `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published. The four
@@ -107,7 +107,7 @@ def permutation(seed: int, n_steps: int) -> Tensor:
     return torch.randperm(n_steps, generator=torch.Generator().manual_seed(seed))
 
 
-def load_cifar10(name: str, options: TrainConfig) -> Task:
+def load_cifar10(name: str, options: DataConfig) -> Task:
     """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
 
     Training batches are cropped (4 pixels at 32 a side) and mirrored unless `augment` is off;
@@ -137,7 +137,7 @@ def _stored(
     copies: ImageFiles | None,
     shape: tuple[int, int, int],
     originals: str,
-    options: TrainConfig,
+    options: DataConfig,
 ) -> tuple[Callable[[str, Split | None], tasks.Stored], str, str]:
     """What `make_task` needs of a published set: what is stored, its name, and a note on copies.
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ctrnn_assembly.data.task import PixelSequence, Split, Task, dealt, make_task, resized
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.settings import DataConfig
 
 _AUGMENTED_SIDE = 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
@@ -42,7 +42,7 @@ _LAYOUT = (
 )
 
 
-def load_images(name: str, options: TrainConfig) -> Task:
+def load_images(name: str, options: DataConfig) -> Task:
     """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
 
     Values are scaled to 0..1 and normalised by the mean and standard deviation of each channel

@@ -27,7 +27,7 @@ from ctrnn_assembly.data.tables import COLUMNS, Table, read_table
 from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
 from ctrnn_assembly.data.task import SPLIT_SEED, Split, Task, checked, make_task
 from ctrnn_assembly.errors import ConfigError, DataError, refusing
-from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.settings import DataConfig
 
 ENDINGS = (".npz", ".npy", ".csv", ".ts")
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
@@ -116,7 +116,7 @@ class Preparation(BaseModel):
     columns: dict[str, str] = {}  # of a table, that are named otherwise than usual
 
     @classmethod
-    def of(cls, series: Series, train: Array, options: TrainConfig) -> Self:
+    def of(cls, series: Series, train: Array, options: DataConfig) -> Self:
         """From the series at the indices `train` alone; a constant channel has std 1."""
         (apart, counts), valid, y = series.intervals(), series.valid[train], series.y
         scaled = scaling(series, series.channels, series.filled(options.missing)[train][valid])
@@ -226,7 +226,7 @@ def scaling(series: Series, names: Sequence[str], x: Array) -> dict[str, tuple[f
     return {name: (float(f"{m:.12g}"), float(f"{s:.12g}")) for name, m, s in found}
 
 
-def load_own(name: str, options: TrainConfig) -> Task:
+def load_own(name: str, options: DataConfig) -> Task:
     """The task `own` of the file that data_dir names, or that is alone in it."""
     if options.data_dir is None:
         raise ConfigError("task own is read from a file of yours. Name it with --data.")
@@ -234,7 +234,7 @@ def load_own(name: str, options: TrainConfig) -> Task:
     return task_of(read_series(options.folder, options.target, columns), options)
 
 
-def task_of(series: Series, options: TrainConfig) -> Task:
+def task_of(series: Series, options: DataConfig) -> Task:
     """The task of some series, split and prepared."""
     if options.resize is not None:
         raise ConfigError(f"resize is for images; got {options.resize} for {series.what}. Leave it out.")
@@ -250,7 +250,7 @@ def task_of(series: Series, options: TrainConfig) -> Task:
     return replace(task, note=note, n_class=len(prepared.classes or unit), unit=unit)
 
 
-def parted(series: Series, options: TrainConfig) -> dict[str, Tensor]:
+def parted(series: Series, options: DataConfig) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of train, val and test, as the series say. What they do not speak of
     is dealt from train, class by class, by `val_fraction` and `test_fraction`, the same in every run;
     of groups whole ones, by their number."""

@@ -10,10 +10,10 @@ from ctrnn_assembly.data.own import Preparation, Series, of_table
 from ctrnn_assembly.data.tables import ts_table
 from ctrnn_assembly.data.task import Split, Task, dealt, make_task, reading
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.training.config import TrainConfig
+from ctrnn_assembly.settings import DataConfig
 
 
-def load_series(name: str, options: TrainConfig) -> Task:
+def load_series(name: str, options: DataConfig) -> Task:
     """`series:NAME`, e.g. series:JapaneseVowels, which ships with aeon.
 
     Series of unequal length are padded with zeros at the end and come with `lengths`; a test series may

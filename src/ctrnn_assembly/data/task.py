@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ctrnn_assembly.data.targets import UNKNOWN, loss_of
 from ctrnn_assembly.errors import DataError
-from ctrnn_assembly.training.config import TrainConfig, make_config
+from ctrnn_assembly.settings import DataConfig, parsed
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
 # the runs that are compared.  1234 is the published MNIST/CIFAR split's seed.
@@ -132,13 +132,13 @@ class Task:
             split: (samples,) of "train", "val" and "test"; parts that it lacks are dealt from train,
                 class by class.
             groups: (samples,), of which each lies in one part as a whole, such as persons.
-            options: of `TrainConfig`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
+            options: of `DataConfig`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
         Raises: DataError with the place of what does not fit.
         """
         from ctrnn_assembly.data.own import of_arrays, task_of  # which builds on this file
 
-        chosen = make_config(options)
+        chosen = parsed(DataConfig, options)
         given = (X, y, lengths, times, split, groups)
         return task_of(of_arrays("arrays", *given, target=chosen.target), chosen)
 
@@ -156,7 +156,7 @@ class Stored(Protocol):
 
 def make_task(
     name: str,
-    options: TrainConfig,
+    options: DataConfig,
     what: str,
     classes: tuple[str, ...],
     stored: Callable[[str, Split | None], Stored],

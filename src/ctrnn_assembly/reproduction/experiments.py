@@ -26,7 +26,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ctrnn_assembly.errors import ConfigError, check_known, unknown
-from ctrnn_assembly.training.config import TrainConfig, checked, load_yaml, make_config, recipe, trial
+from ctrnn_assembly.settings import parsed
+from ctrnn_assembly.training.config import TrainConfig, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -176,7 +177,7 @@ def load_experiment(name: str) -> Experiment:
 def parse_experiment(name: str, text: str) -> Experiment:
     """An experiment from the text of its file; ConfigError names the key, its value and the remedy."""
     try:
-        experiment = checked(Experiment, {**load_yaml(text), "name": name}, f"{name}.yaml")
+        experiment = parsed(Experiment, {**load_yaml(text), "name": name}, f"{name}.yaml")
     except (yaml.YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}.yaml must hold about, source and rows; got {reason}.") from None

@@ -28,9 +28,9 @@ from pydantic import Field
 from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError, check_known
 from ctrnn_assembly.reproduction.experiments import Part
 from ctrnn_assembly.reproduction.results import means
+from ctrnn_assembly.settings import parsed
 from ctrnn_assembly.training.config import (
     TrainConfig,
-    checked,
     difference,
     make_config,
     read_yaml,
@@ -115,10 +115,10 @@ class Trials:
     """The sweep of a file, in a folder; a ConfigError if it cannot be, or was begun there as another."""
 
     def __init__(self, file: Path, folder: Path) -> None:
-        self.sweep, self.folder = checked(Sweep, read_yaml(file), str(file)), folder
+        self.sweep, self.folder = parsed(Sweep, read_yaml(file), str(file)), folder
         self.first, self.stored = self.sweep.first(), folder / "sweep.yaml"
         if self.stored.exists():
-            begun = checked(Sweep, read_yaml(self.stored), str(self.stored))
+            begun = parsed(Sweep, read_yaml(self.stored), str(self.stored))
             if other := difference(begun, self.sweep, {"trials"}):
                 what = f"{folder} was begun with other settings ({other})"
                 raise ConfigError(f"{what}. Use another --out.")

@@ -5,17 +5,17 @@ holds. The command line's options are made from these fields.
 """
 
 import math
-import os
 import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from ctrnn_assembly.errors import ConfigError, check_known, unknown
+from ctrnn_assembly.errors import ConfigError, check_known
+from ctrnn_assembly.settings import DataConfig, M, parsed, setting
 
 Epochs = tuple[Annotated[int, Field(ge=1)], ...]
 LR_GAMMA = 0.1
@@ -26,41 +26,10 @@ BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for cla
 # Where and how a run is made may change; what it computes may not.
 FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 RISE = 0.3  # share of a one-cycle schedule
-M = TypeVar("M", bound=BaseModel)
-Group = Literal["data", "network", "solver", "training", "certificate", "machine"]
 
 
-def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
-    return Field(default, description=description, title=group, **bounds)
-
-
-class TrainConfig(BaseModel):
+class TrainConfig(DataConfig):
     """Everything that decides a run. The defaults are the papers' sizes and solver, no task's best."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    task: str = setting("data", "digits", "task; see `ctrnn list`")
-    data_dir: str | None = setting("data", None, "where the data are; else CTRNN_DATA_DIR")
-    resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
-    limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
-    limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
-    val_fraction: float = setting("data", 0.15, "of your series; 0: training data serve", ge=0, lt=1)
-    test_fraction: float = setting("data", 0.15, "of your series; 0: there is no test", ge=0, lt=1)
-    split_by: str | None = setting("data", None, "column or array of groups; no group is in two parts")
-    missing: Literal["refuse", "hold", "mask"] = setting(
-        "data", "refuse", "gaps in your series; hold: fill them; mask: 0, and a channel that says so"
-    )
-    target: Literal["class", "regression", "per-step", "forecast"] = setting(
-        "data", "class", "what is said of your series, at their end or at each step"
-    )
-    ahead: int = setting("data", 1, "steps from an input to the one that a forecast is of", ge=1)
-    warm_up: int = setting("data", 0, "first steps without loss, of per-step and forecast", ge=0)
-    class_weights: Literal["none", "balanced"] = setting(
-        "data", "none", "balanced: rare ones count more"
-    )
-    augment: bool = setting("data", True, "crop and flip where the task's recipe does")
-    input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
-    fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
 
     model: str = setting("network", "svd-combo", "model; see `ctrnn list`")
     modules: int = setting("network", 16, "number of modules p", ge=1)
@@ -157,7 +126,6 @@ class TrainConfig(BaseModel):
     plateau: bool = setting("training", False, "end where the accuracy stays flat, from epoch 50 on")
     test_every_epoch: bool = setting("training", False, "test accuracy in metrics.csv, only to report")
     keep_epochs: Epochs = setting("training", (), "keep the weights after these epochs, from 1")
-    seed: int = setting("training", 0, "seed of weights, topology and batch order", ge=0, lt=2**32)
 
     require_certificate: Literal["none", "continuous", "discrete"] = setting(
         "certificate", "none", "stop before an epoch is saved that has lost it; discrete: the step's too"
@@ -184,9 +152,6 @@ class TrainConfig(BaseModel):
                 f"fit_all leaves no validation data to stop by; got patience {self.patience}, plateau "
                 f"{self.plateau}. Leave them out."
             )
-        if self.val_fraction + self.test_fraction >= 1:
-            got = f"{self.val_fraction:g} and {self.test_fraction:g}"
-            raise ConfigError(f"val_fraction and test_fraction must leave a part for train; got {got}.")
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
             if list(value) != sorted(set(value)):
@@ -197,11 +162,6 @@ class TrainConfig(BaseModel):
                 "--milestones 80,150 or --schedule constant."
             )
         return self
-
-    @property
-    def folder(self) -> Path:
-        """Where the data are; by default ~/.cache/ctrnn."""
-        return Path(self.data_dir or os.environ.get("CTRNN_DATA_DIR") or "~/.cache/ctrnn").expanduser()
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
@@ -249,27 +209,7 @@ class TrainConfig(BaseModel):
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """A configuration from layers of settings, later ones winning; a ConfigError names what is wrong."""
-    return checked(TrainConfig, {str(key): value for layer in layers for key, value in layer.items()})
-
-
-def checked(kind: type[M], given: dict[str, Any], file: str = "") -> M:
-    """The pydantic model of what was given, perhaps in a file; a ConfigError names what is wrong."""
-    try:
-        return kind.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))  # a kind of a union
-        where, kind_of_error = f"{file}: " if file else "", first["type"]
-        if kind_of_error == "extra_forbidden" and key in given:
-            raise unknown(f"{where}setting", key, kind.model_fields) from None
-        if kind_of_error == "value_error":
-            raise first["ctx"]["error"] from None
-        known = {"missing": "be there", "extra_forbidden": "be left out"}
-        must = (
-            known.get(kind_of_error)
-            or re.split(", (?:unable|got) ", first["msg"].partition(" should ")[2])[0]
-        )
-        raise ConfigError(f"{where}{key} must {must}; got {first['input']!r}.") from None
+    return parsed(TrainConfig, {str(key): value for layer in layers for key, value in layer.items()})
 
 
 def difference(one: M, other: M, free: set[str] = FREE) -> str:
