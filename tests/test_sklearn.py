@@ -138,6 +138,9 @@ def test_settings_are_checked_and_gaps_are_held_or_refused():
         AssemblyClassifier(units=0).fit(X, y)
     with pytest.raises(ConfigError, match="got 'unit'"):
         AssemblyClassifier(config={"unit": 3}).fit(X, y)
+    for share in (-0.5, 1.0):  # a negative one would count from the end
+        with pytest.raises(ConfigError, match="val_fraction must be"):
+            AssemblyClassifier(**SMALL, validation_fraction=share).fit(X, y)
     with pytest.raises(NotFittedError):
         _ = AssemblyClassifier().certificate_
     X[3, 0, 4] = np.nan

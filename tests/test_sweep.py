@@ -166,6 +166,16 @@ def test_a_wrong_file_is_refused_before_anything_is_trained(
     assert not (tmp_path / "sweep" / "sweep.yaml").exists()
 
 
+def test_a_damaged_journal_is_refused_in_one_sentence(cli: Cli, tmp_path: Path) -> None:
+    file = written(tmp_path, LEARNING_RATE)
+    assert cli("sweep", file, "--out", tmp_path / "sweep", "--show").code == 0
+    journal = tmp_path / "sweep" / "journal.log"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    for _ in range(2):  # what is written after the cut is cut off, too
+        cli("sweep", file, "--out", tmp_path / "sweep", "--show")
+    assert "journal.log is damaged" in cli.refuses("sweep", file, "--out", tmp_path / "sweep")
+
+
 def test_without_optuna_the_command_says_what_to_install(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

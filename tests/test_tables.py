@@ -189,6 +189,51 @@ def test_a_wrong_wide_table_is_refused_in_one_sentence(cli, tmp_path, text):
     assert "a.csv" in cli.refuses("train", "--data", path)
 
 
+def test_a_target_beside_times_is_the_column_with_a_word(tmp_path):
+    path = write_wide(tmp_path / "a.csv", head=range(8), last="y")
+    first = [",".join([line.rpartition(",")[2], line.rpartition(",")[0]])
+             for line in path.read_text().splitlines()]  # fmt: skip
+    (tmp_path / "b.csv").write_text("\n".join(first))
+    same(load(tmp_path / "b.csv"), load(path))
+    (tmp_path / "c.csv").write_text("\n".join(first).replace("y", "-1", 1))
+    with pytest.raises(DataError, match=r"row 1 must be a header, .*and of the target"):
+        load(tmp_path / "c.csv")
+
+
+def test_the_index_of_a_data_frame_is_no_time(tmp_path):
+    plain, path = load(write_wide(tmp_path / "a.csv")), tmp_path / "b.csv"
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    path.write_text(
+        "\n".join([f"Unnamed: 0,{lines[0]}", *(f"{i},{x}" for i, x in enumerate(lines[1:]))])
+    )
+    same(load(path), plain)
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "reason"),
+    [
+        ("x,y,target", "per-step", "must have one column for id"),
+        ("x,y", "forecast", "must have one column for id"),
+        ("id,x,y,target", "per-step", "rows of a series must have one 'id', got each once"),
+        ("id,date,x,target", "class", "rows of a series must have one 'id', got each once"),
+    ],
+)
+def test_a_row_a_step_is_not_taken_for_a_row_a_series(tmp_path, head, target, reason):
+    rows = [",".join(str(2000 + i + k) for k in range(head.count(",") + 1)) for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+    with pytest.raises(DataError, match=reason):
+        load(tmp_path / "a.csv", target=target)
+
+
+def test_one_new_series_of_a_wide_table_may_have_an_id(cli, tmp_path):
+    path, run, out = write_wide(tmp_path / "a.csv"), tmp_path / "run", tmp_path / "p.csv"
+    assert cli("train", "--data", path, *SMALL, "--out", run).code == 0
+    path.write_text("id,a,b,c\nnew,1,2,3\n")
+    done = cli("predict", run, "--data", path, "--out", out)
+    assert (done.code, "read as a wide table: 1 series of 3 times" in done.out) == (0, True)
+    assert out.read_text().splitlines()[1].startswith("new,")
+
+
 def test_no_group_is_on_two_sides(cli, tmp_path):
     X, y, lengths = series(60)
     X[:, 0, 0] = np.arange(60)  # tells the series apart

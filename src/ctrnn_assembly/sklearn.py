@@ -108,23 +108,18 @@ class Assembly(BaseEstimator):
             best |= BLURRED
         if "require_certificate" not in others:
             best["certify_every"] = 10**9  # at the end alone
+        best |= {"test_fraction": 0, "val_fraction": self.validation_fraction}
         config = make_config(best, {"seed": int(random.randint(2**31))}, given, others)
         split, order = np.full(len(X), "train"), random.permutation(len(X))
         for kind in np.unique(kinds):
             mine = order[kinds[order] == kind]
             split[mine[: int(self.validation_fraction * len(mine))]] = "val"
-        chosen = config.of_data | {
-            "target": target,
-            "val_fraction": 0,
-            "test_fraction": 0,
-        }
+        chosen = config.of_data | {"target": target, "val_fraction": 0}
         task = Task.from_arrays(X, y, lengths, split=split, **chosen)
         Path(self.run_dir or ".").mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(), ExitStack() as after:
-            after.callback(torch.set_num_threads, torch.get_num_threads())
-            out = (
-                mkdtemp(dir=self.run_dir) if self.run_dir else after.enter_context(TemporaryDirectory())
-            )
+        with torch.random.fork_rng(), ExitStack() as end:
+            end.callback(torch.set_num_threads, torch.get_num_threads())
+            out = mkdtemp(dir=self.run_dir) if self.run_dir else end.enter_context(TemporaryDirectory())
             report: Any = say if self.verbose else str
             self.summary_ = fit(config, Path(out), task=task, report=report)
             self.network_, self.preparation_ = Run.open(out).model, cast(Preparation, task.sequence)
@@ -151,7 +146,7 @@ class AssemblyClassifier(ClassifierMixin, Assembly):
         check_classification_targets(y)
         self.classes_, kinds = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise DataError(f"y must hold at least 2 classes; got 1 class, {self.classes_[0]!r}.")
+            raise DataError(f"y must hold at least 2 classes; got 1 class, {self.classes_[0]}.")
         return self._fitted(X, kinds, lengths, kinds, "class")
 
     def predict_proba(self, X: Any) -> Array:
@@ -160,8 +155,7 @@ class AssemblyClassifier(ClassifierMixin, Assembly):
 
     def predict(self, X: Any) -> Array:
         """The most probable classes, (n,)."""
-        found = self._outputs(X).argmax(-1)
-        return self.classes_[found.numpy()]
+        return self.classes_[self._outputs(X).argmax(-1).numpy()]
 
 
 class AssemblyRegressor(RegressorMixin, Assembly):

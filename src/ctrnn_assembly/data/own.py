@@ -129,8 +129,7 @@ class Preparation(BaseModel):
                 ranked = sorted((not one.isdigit(), len(one) * one.isdigit(), one) for one in found)
                 classes = tuple(one for *_, one in ranked)
                 if len(classes) < 2:
-                    must = f"{series.what} must hold at least 2 classes to train on"
-                    raise DataError(f"{must}; got {', '.join(classes)}.")
+                    raise DataError(f"{series.what} needs at least 2 classes; got {', '.join(classes)}.")
         mean, std = zip(*scaled.values(), strict=True)
         given: Any = {k: getattr(options, k) for k in ("missing", "target", "ahead", "warm_up")}
         given["spacing"] = float(np.median(gaps)) if len(gaps) else None
@@ -295,9 +294,7 @@ def read_series(file: Path, target: str | None, columns: dict[str, str]) -> Seri
     if kind not in ENDINGS or not file.is_file():
         raise DataError(f"{file} must exist and end in {', '.join(ENDINGS)}. Name it with --data.")
     if kind in (".csv", ".ts"):
-        labelled = target in ("class", "regression")
-        table = read_table(file, columns, labelled=labelled, paired=target is not None)
-        return of_table(file.name, table, target)
+        return of_table(file.name, read_table(file, columns, target), target)
     beside = file.with_name(file.name.replace("X", "y", 1))
     with refusing(f"{file} cannot be read as arrays", "Write it with numpy."):
         if kind == ".npz":
@@ -306,11 +303,9 @@ def read_series(file: Path, target: str | None, columns: dict[str, str]) -> Seri
         else:
             both = {"X": file} | ({"y": beside} if beside != file and beside.is_file() else {})
             held = {name: np.load(one) for name, one in both.items()}
-    if "X" not in held or ("y" not in held and target in LABELLED):
-        raise DataError(f"{file} must hold X and y; got {', '.join(held) or 'nothing'}. Add them.")
     group = columns.get("group", "groups")
-    if "group" in columns and group not in held:
-        raise DataError(f"{file} must hold an array {group}; got {', '.join(held)}. Add it.")
+    if lacks := {"X", *["y"] * (target in LABELLED), *columns.values()} - held.keys():
+        raise DataError(f"{file} must hold an array {min(lacks)}; got {', '.join(held)}. Add it.")
     given = [held.get(name) for name in ("X", "y", "lengths", "t", "split", group)]
     return of_arrays(file.name, *given, target=target)
 

@@ -6,7 +6,7 @@ archive, a line a series, are melted into one. A `Table` keeps of each row where
 
 import csv
 import io
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import numpy as np
 from ctrnn_assembly.errors import DataError, refusing
 
 COLUMNS = {
-    "id": ("id", "series", "sample", ""),  # "" heads the index of a data frame
+    "id": ("id", "series", "sample", "", "unnamed: 0"),  # the last two head the index of a data frame
     "time": ("time", "t", "timestamp", "date"),
     "target": ("target", "label", "class"),  # not y: a channel of x, y, z
     "split": ("split",),
     "group": (),
 }
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,12 @@ class Table:
         return [k for k, name in enumerate(self.names) if name.lower() in known]
 
 
-def read_table(file: Path, columns: dict[str, str], *, labelled: bool, paired: bool) -> Table:
-    """The table in a .csv or .ts file; of a wide one the last column is the target, if `labelled` and
-    none is named. If `paired`, NAME_TEST.ts is read with NAME_TRAIN.ts."""
+def read_table(file: Path, columns: dict[str, str], target: str | None) -> Table:
+    """The table in a .csv or .ts file; NAME_TEST.ts is read with NAME_TRAIN.ts, if there is a target."""
     if file.suffix.lower() != ".ts":
-        return melted(file.name, csv_table(file, columns), labelled=labelled)
+        return melted(file.name, csv_table(file, columns), target)
     test = file.with_name(file.name.replace("_TRAIN.", "_TEST."))
-    return ts_table([file, test] if paired and test != file and test.is_file() else [file])
+    return ts_table([file, test] if target and test != file and test.is_file() else [file])
 
 
 def text_of(file: Path) -> str:
@@ -75,35 +75,41 @@ def csv_table(file: Path, columns: dict[str, str]) -> Table:
     return Table(names, [f"row {line}" for line, _ in rows[1:]], [row for _, row in rows[1:]], columns)
 
 
-def melted(what: str, table: Table, *, labelled: bool) -> Table:
-    """A wide table as a long one; a long one, which has times, or more than one row of an id, as it is.
+def melted(what: str, table: Table, target: str | None) -> Table:
+    """A wide table as a long one; one with times, targets of steps, or several rows of an id is long.
 
-    The header holds increasing times, or names. Empty cells at the end of a row are past its end.
+    The header holds increasing times, or names. A target of no usual name is the only column whose name
+    is no number, or else the last. Empty cells at the end of a row are past its end.
     """
     names, cells, found = table.names, table.cells, {kind: table.at(kind) for kind in COLUMNS}
-    ids = [row[found["id"][0]] if found["id"] else str(i) for i, row in enumerate(cells)]
+    ids = [row[found["id"][0]] for row in cells] if found["id"] else [*map(str, range(len(cells)))]
     values = [k for k in range(len(names)) if not any(k in some for some in found.values())]
-    columns = dict(table.columns)
-    if labelled and not found["target"] and values:
-        found["target"] = [values.pop()]
+    columns, words = dict(table.columns), [k for k in values if not NUMBER.fullmatch(names[k])]
+    once, long = len(ids) == len(set(ids)), bool(found["time"]) or target == "per-step"
+    if long and once and len(ids) > 1 and found["id"] and target:
+        must = f"{what}: the rows of a series must have one {names[found['id'][0]]!r}, got each once"
+        raise DataError(f"{must}. For a row a series, leave out time and --target per-step.")
+    if unnamed := target in ("class", "regression") and not found["target"] and bool(values):
+        found["target"] = words if len(words) == 1 else values[-1:]
         columns["target"] = names[found["target"][0]]
-    if found["time"] or (found["id"] and not 1 < len(ids) == len(set(ids))) or not values:
+        values.remove(found["target"][0])
+    rising = not set(words) & set(values)  # whether the names of columns are times that increase
+    if long or not once or not values or (target == "forecast" and not rising and not found["id"]):
         return table
-    rising = None  # whether the names of columns are times that increase
-    with suppress(ValueError):
-        rising = bool((np.diff([float(names[k]) for k in values]) > 0).all())
-    if rising is False or any(names[k] in (row[k] for row in cells) for k in found["target"]):
-        must = f"{what}: row 1 must be a header, of names or of times that increase"
+    falls = rising and not (np.diff([float(names[k]) for k in values]) > 0).all()
+    known = any(names[k] in (row[k] for row in cells) for k in found["target"])
+    if falls or known or (unnamed and not words):
+        must = f"{what}: row 1 must be a header, of names or of times that increase, and of the target"
         raise DataError(f"{must}; got {', '.join(names)[:60]}. Add it.")
     carried, places, rows = [*found["target"], *found["split"], *found["group"]], [], []
     for one, place, row in zip(ids, table.places, cells, strict=True):
         last = max((k for k in values if row[k]), default=values[0])
         for k in values[: values.index(last) + 1]:
             places.append(f"{place} of a wide table, time {names[k]!r}")
-            rows.append([one, *[names[k]] * bool(rising), row[k], *(row[k] for k in carried)])
+            rows.append([one, *[names[k]] * rising, row[k], *(row[k] for k in carried)])
     said = f"target {names[found['target'][0]]!r}" if found["target"] else "no target"
     note = f"{what} is read as a wide table: {len(cells)} series of {len(values)} times, {said}."
-    named = ["id", *["time"] * bool(rising), "value", *(names[k] for k in carried)]
+    named = ["id", *["time"] * rising, "value", *(names[k] for k in carried)]
     return Table(named, places, rows, columns, note)
 
 

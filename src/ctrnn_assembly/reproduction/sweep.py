@@ -125,9 +125,9 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(folder / ".lock")  # while trials begin and end
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
         how: Any = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
-        with self.lock:
+        with self.lock, refusing(f"{folder}/journal.log is damaged", "Use an intact copy."):
+            storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
             self.study = optuna.create_study(storage=storage, **how)
 
     def place(self, number: int) -> Path:
