@@ -122,7 +122,8 @@ class Assembly(BaseEstimator):
             out = mkdtemp(dir=self.run_dir) if self.run_dir else end.enter_context(TemporaryDirectory())
             report: Any = say if self.verbose else str
             self.summary_ = fit(config, Path(out), task=task, report=report)
-            self.network_, self.preparation_ = Run.open(out).model, cast(Preparation, task.sequence)
+            self.network_ = Run.open(out).build(double=True)  # predictions do not depend on their batch
+            self.preparation_ = cast(Preparation, task.sequence)
         self.run_ = Path(out) if self.run_dir else None
         return self
 
