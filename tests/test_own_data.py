@@ -263,7 +263,7 @@ WRONG = {
     HEAD + "a,soon,1,u\n": r"row 2, column 'time' must be a number or an ISO date; got 'soon'",
     HEAD + "a,0,1,u\na,1\n": "row 3 must have 4 cells.*got 2",
     "id,v,v,target\na,0,1,u\n": "row 1 must have 3 cells",
-    "name,t,v,target\na,0,1,u\n": "one column for id, named id, series, sample; got the header name, t",
+    "name,t,v,target\na,0,1,u\n": r"one column for id, named id, series.*; got the header name, t",
     "name,v,target\na,0,u\n": r"row 2 of a wide table, time 'name'.* must be a number; got 'a'",
     "id,v\na,0\na,1\n": "one column for target",
     "id,target\na,0\na,0\n": "has no channel",
