@@ -156,7 +156,8 @@ class AssemblyClassifier(ClassifierMixin, Assembly):
 
     def predict(self, X: Any) -> Array:
         """The most probable classes, (n,)."""
-        return self.classes_[self._outputs(X).argmax(-1).numpy()]
+        found = self._outputs(X).argmax(-1)  # first: it refuses what is not fitted
+        return self.classes_[found.numpy()]
 
 
 class AssemblyRegressor(RegressorMixin, Assembly):
