@@ -5,11 +5,15 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from cli_tools import Cli, assert_same_run, other_process, signal_at, single, table  # noqa: F401
+from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.reproduction import sweep
 from ctrnn_assembly.reproduction.sweep import Trials
+from ctrnn_assembly.training.config import TrainConfig
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import read_config
 
@@ -108,6 +112,22 @@ def test_a_trial_that_cannot_be_has_failed_with_its_reason(
     done = cli("sweep", file)
     assert done.code == 0, done.err
     assert "failed: got 'runge'" in done.out
+    assert "complete" in done.out
+
+
+def test_data_that_do_not_fit_one_trial_end_that_trial(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(config: TrainConfig, *args: Any, **how: Any) -> dict[str, Any]:
+        if config.warm_up == 9:
+            raise DataError("warm_up must leave a step; got 9.")
+        return {"val_accuracy": 0.5, "val_r2": None}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "trained", trained)
+    done = cli("sweep", written(tmp_path, "search: {warm_up: [9, 1]}\nsampler: grid\n"))
+    assert done.code == 0, done.err
+    assert "failed: warm_up must leave a step; got 9." in done.out
     assert "complete" in done.out
 
 

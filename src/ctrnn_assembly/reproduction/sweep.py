@@ -25,7 +25,7 @@ import yaml
 from filelock import FileLock
 from pydantic import Field
 
-from ctrnn_assembly.errors import ConfigError, ContractionError, SolverError, TrainingError, check_known
+from ctrnn_assembly.errors import ConfigError, CtrnnError, TrainingError, check_known
 from ctrnn_assembly.reproduction.experiments import Part
 from ctrnn_assembly.reproduction.results import means
 from ctrnn_assembly.settings import parsed
@@ -47,7 +47,6 @@ except ModuleNotFoundError:
     fix = "Use pip install 'ctrnn-assembly[sweep]'"
     raise ConfigError(f"a sweep needs Optuna, which is not installed. {fix}.") from None
 
-FAILURES = (ConfigError, ContractionError, SolverError, TrainingError)  # end a trial, not the sweep
 Value = bool | int | float | str | None
 
 
@@ -150,7 +149,7 @@ class Trials:
                 say(f"trial {trial.number}: {', '.join(f'{k} {x}' for k, x in trial.params.items())}")
                 try:
                     outcome = {"values": self.score(trial, say)}
-                except FAILURES as error:
+                except CtrnnError as error:  # ends a trial, not the sweep
                     trial.set_user_attr("reason", str(error))
                     say(f"trial {trial.number} failed: {error}")
                 with self.lock:
