@@ -6,18 +6,20 @@ from typing import Any
 import click
 
 from ctrnn_assembly import __version__
-from ctrnn_cli.shared import Command, OutputFile, emit, facts, json_option
+from ctrnn_cli.shared import Command, OutputFile, emit, facts, json_option, place
 
 FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 
 
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
-@click.option("--out", required=True, type=OutputFile(*FORMATS), help=".onnx, or .pt2 of torch")
+@click.option(
+    "--out", type=OutputFile(*FORMATS), help=".onnx, .pt2 of torch  [default: model.onnx in RUN]"
+)
 @click.option("--format", type=click.Choice([*FORMATS.values()]), help="[default: as the suffix says]")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option
-def export_command(run: str, out: Path, format: Any, step: bool, as_json: bool) -> None:
+def export_command(run: str, out: Path | None, format: Any, step: bool, as_json: bool) -> None:
     """Write a run as an ONNX file, or as a program of torch.export.
 
     It reads sequences (batch, time, features) as the task prepares them, of any batch and length, and
@@ -30,6 +32,7 @@ def export_command(run: str, out: Path, format: Any, step: bool, as_json: bool) 
     from ctrnn_assembly.export import exported
     from ctrnn_assembly.training.run import Run, write
 
+    out = place(out, Path(run), "model.pt2" if format == "torch" else "model.onnx")
     if format not in (None, made := FORMATS[out.suffix.lower()]):
         raise ConfigError(f"--format {format} does not go with --out; got {str(out)!r}.")
     opened, part, format = Run.open(run), "step" if step else "sequence", made

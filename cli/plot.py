@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ctrnn_assembly.errors import ConfigError, check_known
-from ctrnn_cli.shared import PATH, PICTURE, OutputFile
+from ctrnn_cli.shared import PATH, PICTURE, OutputFile, place
 
 OF_MANY = {
     "curves": "accuracy and loss over epochs, with the published accuracy",
@@ -21,9 +21,9 @@ KINDS = {**OF_MANY, **OF_ONE}
 @click.command("plot")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
-@click.option("--out", required=True, type=PICTURE, help=".png, .svg or .pdf")
+@click.option("--out", type=PICTURE, help=".png, .svg or .pdf  [default: KIND.png in the first RUN]")
 @click.option("--initial", is_flag=True, help="weights, coupling: before training")
-def plot_command(runs: tuple[Path, ...], kind: str, out: Path, initial: bool) -> None:
+def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: bool) -> None:
     """Draw a picture, ready for print at 7 inches.
 
     curves and certificate draw one run or several; weights and coupling draw one: its trained
@@ -48,14 +48,15 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path, initial: bool) ->
         figure = margin_figure(found)
     else:
         figure = NETWORK_FIGURES[kind](found[0].build(data=False).core, found[0].title)
+    out = place(out, runs[0], f"{kind}.png")
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 
 
 @click.command("report")
 @click.argument("run", type=PATH)
-@click.option("--out", required=True, type=OutputFile(".html", ".htm"), help="the page, .html")
-def report_command(run: Path, out: Path) -> None:
+@click.option("--out", type=OutputFile(".html", ".htm"), help="the page  [default: report.html in RUN]")
+def report_command(run: Path, out: Path | None) -> None:
     """Write one self-contained HTML page: summary, certificate, curves, weights, configuration.
 
     No data are read. The certificate is computed from the weights in the folder: the trained ones, or
@@ -64,5 +65,6 @@ def report_command(run: Path, out: Path) -> None:
     from ctrnn_assembly.figures.report import report
     from ctrnn_assembly.training.run import write
 
-    write(out, report(run))
+    page, out = report(run), place(out, run, "report.html")
+    write(out, page)
     click.echo(f"report of {run}: written to {out}")

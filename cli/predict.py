@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from ctrnn_cli.shared import PATH, Command, OutputFile
+from ctrnn_cli.shared import PATH, Command, OutputFile, place
 
 
 @click.command("predict", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--data", type=PATH, metavar="FILE", required=True, help="series as for training")
-@click.option("--out", type=OutputFile(".csv"), metavar="FILE", required=True, help="table to write")
-def predict_command(folder: Path, data: Path, out: Path) -> None:
+@click.option("--out", type=OutputFile(".csv"), metavar="FILE", help="[default: predictions.csv in RUN]")
+def predict_command(folder: Path, data: Path, out: Path | None) -> None:
     """Say of the series of a file what a run learnt to, with its weights and normalisation.
 
     The file has the channels of training; a target in it is not read. The table has a row a series, or
@@ -34,5 +34,6 @@ def predict_command(folder: Path, data: Path, out: Path) -> None:
             if stepwise and series.stamps is not None:
                 row["time"] = series.stamps[i, step]
             rows.append(row | prepared.words(one))
+    out = place(out, folder, "predictions.csv")
     write_table(out, rows)
     click.echo(f"{run.title}: {len(series.ids)} series of {data.name}. {series.note}\nwritten: {out}")

@@ -54,6 +54,13 @@ def together(*options: Decorator) -> Decorator:
     return lambda function: reduce(lambda made, one: one(made), reversed(options), function)
 
 
+def place(out: Path | None, run: Path, name: str) -> Path:
+    """Where a command writes: what --out says, or the file of this name in the run folder."""
+    if out is None and not run.is_dir():
+        raise ConfigError(f"{run} is no run folder that {name} could be written into. Use --out FILE.")
+    return out or run / name
+
+
 def integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     """The callback of an option with a list of whole numbers."""
     if value is None:

@@ -204,3 +204,14 @@ def test_what_cannot_be_reported_is_refused_in_one_sentence(cli: Cli, run: Path,
         (copy / "summary.json").write_text(damaged)
         assert "or damaged" in cli.refuses("report", copy, "--out", out)
     assert not out.exists()
+
+
+def test_what_a_command_writes_has_its_place_in_the_run_folder(
+    cli: Cli, run: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    for command in (["plot", own, "--kind", "curves"], ["report", own], ["export", own]):
+        assert cli(*command).code == 0
+    assert all((own / name).stat().st_size for name in ("curves.png", "report.html", "model.onnx"))
+    said = cli.refuses("plot", "digits", "--kind", "weights")
+    assert "digits is no run folder that weights.png could be written into. Use --out FILE." in said

@@ -86,9 +86,9 @@ def test_predictions_are_those_of_evaluate(cli, tmp_path):
     lines = data.read_text(encoding="utf-8").splitlines()
     one = tmp_path / "one.csv"  # a file of one series, whose own statistics are others
     one.write_text("\n".join([lines[0], *(x for x in lines if x.startswith("s 7,"))]), encoding="utf-8")
-    assert cli("predict", run, "--data", one, "--out", tmp_path / "q.csv").code == 0
+    assert cli("predict", run, "--data", one).code == 0
     whole = {row["id"]: row for row in csv.DictReader(out.open(encoding="utf-8"))}
-    [row] = csv.DictReader((tmp_path / "q.csv").open(encoding="utf-8"))
+    [row] = csv.DictReader((run / "predictions.csv").open(encoding="utf-8"))
     assert row["prediction"] == whole["s 7"]["prediction"]
     for name in ("probability_fäst", "probability_slow"):
         assert float(row[name]) == pytest.approx(float(whole["s 7"][name]), rel=1e-5)
