@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from ctrnn_assembly.data import Task, load_task
+from ctrnn_assembly.errors import DataError
 from ctrnn_cli.main import main
 
 TINY = (
@@ -123,3 +125,16 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert a.keys() == b.keys()
         different = [key for key in a if not torch.equal(a[key], b[key])]
         assert not different, (name, different)
+
+
+def own_series(path: Path, **options: Any) -> Task:
+    """The task of a file of series."""
+    return load_task("own", data_dir=path, **options)
+
+
+def refused(cli: Cli, path: Path, text: str, said: str) -> None:
+    """A file of series with this text is refused for what is `said`; by the command in a sentence."""
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        own_series(path)
+    assert path.name in cli.refuses("train", "--data", path)

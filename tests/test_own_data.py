@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cli_tools import Cli, assert_same_run, other_process, signal_at, single  # noqa: F401
-from ctrnn_assembly.data import Task, load_task
+from cli_tools import Cli, assert_same_run, other_process, refused, signal_at, single  # noqa: F401
+from cli_tools import own_series as load
+from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import ENDINGS, Preparation
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.training.batches import Batches, evaluate, timed
@@ -44,10 +45,6 @@ def write_csv(path, n=40, names="id,time,left,right,target", classes=("slow", "f
     text = how.pop("end", "\n").join(lines) + "\n"
     path.write_bytes(text.replace(",", how.pop("comma", ",")).encode(how.pop("encoding", "utf-8")))
     return path
-
-
-def load(path, **options):
-    return load_task("own", data_dir=path, **options)
 
 
 def same(one, other):
@@ -276,11 +273,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_csv_is_refused_in_one_sentence(cli, tmp_path, text):
-    path = tmp_path / "a.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=WRONG[text]):
-        load(path)
-    assert "a.csv" in cli.refuses("train", "--data", path)
+    refused(cli, tmp_path / "a.csv", text, WRONG[text])
 
 
 def test_wrong_arrays_and_files_are_refused(tmp_path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cli_tools import Cli, single  # noqa: F401
-from ctrnn_assembly.data import Task, load_task
+from cli_tools import Cli, refused, single  # noqa: F401
+from cli_tools import own_series as load
+from ctrnn_assembly.data import Task
 from ctrnn_assembly.errors import DataError
 
 SMALL = ("--model=adadiag-tanh", "--modules=2", "--units=2", "--device=cpu", "--threads=1", "--epochs=1",
@@ -54,10 +55,6 @@ def write_wide(path, head=None, n=24, last="outcome", names=("low", "high"), mar
     lines = [",".join(map(str, row)) for row in [[*head, last], *rows]]
     path.write_text(mark + "\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def load(path, **options):
-    return load_task("own", data_dir=path, **options)
 
 
 def same(one, other):
@@ -125,11 +122,7 @@ WRONG_TS = {
 
 @pytest.mark.parametrize("text", WRONG_TS)
 def test_a_wrong_ts_file_is_refused_in_one_sentence(cli, tmp_path, text):
-    path = tmp_path / "a.ts"
-    path.write_text(text)
-    with pytest.raises(DataError, match=WRONG_TS[text]):
-        load(path)
-    assert "a.ts" in cli.refuses("train", "--data", path)
+    refused(cli, tmp_path / "a.ts", text, WRONG_TS[text])
 
 
 def test_a_wide_table_is_told_from_a_long_one_and_said(cli, tmp_path):
@@ -182,11 +175,7 @@ WRONG_WIDE = {
 
 @pytest.mark.parametrize("text", WRONG_WIDE)
 def test_a_wrong_wide_table_is_refused_in_one_sentence(cli, tmp_path, text):
-    path = tmp_path / "a.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=WRONG_WIDE[text]):
-        load(path)
-    assert "a.csv" in cli.refuses("train", "--data", path)
+    refused(cli, tmp_path / "a.csv", text, WRONG_WIDE[text])
 
 
 def test_a_target_beside_times_is_the_column_with_a_word(tmp_path):
