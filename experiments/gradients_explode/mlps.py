@@ -84,23 +84,22 @@ def begun(script: str, arguments: list[str] | None, settings: argparse.Namespace
 @style.printed
 def draw(
     nets: Mapping[str, Any],
-    panels: Sequence[tuple[str, Sequence[str], Any]],
-    end: int,
+    panels: Sequence[tuple[str, int, Sequence[str], Any]],
     shape: tuple[int, int],
     **size: Any,
 ) -> Any:
-    """Panels (title, keys, settings of the axes), each with the curve of the first key for every net.
+    """Panels (title, first x, keys, settings of the axes), each with one curve for every net.
 
-    Curves end at x = `end`. Those of further keys are faint, in the colour of the first.
+    Curves of further keys than the first are faint, in its colour.
     """
     figure = style.new_figure(**size)
-    for axes, (title, keys, settings) in zip(figure.subplots(*shape).flat, panels, strict=True):
+    for axes, (title, first, keys, settings) in zip(figure.subplots(*shape).flat, panels, strict=True):
         for name, curves in nets.items():
             look: Any = style.line_style(MLPS.index(name)) | {"label": name}
             for key in keys:
                 y = np.array(curves[key], float)
                 y = np.where(y > 0, y, np.nan) if "yscale" in settings else y
-                x, every = range(end + 1 - len(y), end + 1), max(1, end // 10)
+                x, every = range(first, first + len(y)), max(1, len(y) // 10)
                 axes.plot(x, y, **look, markevery=every, ms=3.5, lw=1.3)
                 look |= {"alpha": 0.3, "marker": "", "label": ""}
         axes.set(**settings)
