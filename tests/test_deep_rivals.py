@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ctrnn_assembly.baselines import GRU, DeepBaseline, ForgetLSTM, Pointwise
+from ctrnn_assembly.baselines import GRU, LSTM, DeepBaseline, Pointwise, VanillaRNN
 from ctrnn_assembly.block import Layer
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.errors import ConfigError
@@ -98,8 +98,10 @@ def test_gru_is_torch_s_and_an_lstm_starts_by_remembering():
     for t in range(4):
         x = net.step(u[:, t], x)
     assert_close(x, net.rnn(u)[1][0])
-    rnn = ForgetLSTM(3, 5).rnn
+    rnn = LSTM(3, 5).rnn
     assert_close((rnn.bias_ih_l0 + rnn.bias_hh_l0)[5:10], torch.ones(5))
+    W = VanillaRNN(3, 5).rnn.weight_hh_l0
+    assert_close(W @ W.mT, torch.eye(5), atol=1e-5, rtol=0)
 
 
 def test_recurrent_weights_are_those_of_the_fields():

@@ -106,12 +106,17 @@ class TorchRNN(Baseline):
 class VanillaRNN(TorchRNN):
     """Elman's recurrent network, x_t = tanh(W x_{t-1} + U u_t + b).
 
-    torch keeps b as a sum of two vectors, both trained; weights start uniform in +-1 / sqrt(n).
+    torch keeps b as a sum of two vectors, both trained. W starts orthogonal, so that gradients neither
+    grow nor fade at first (Le et al. 2015, Saxe et al. 2014); the others uniform in +-1 / sqrt(n).
     Guarantee: none. Nothing bounds W.
     Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
     """
 
     kind = nn.RNN
+
+    def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
+        super().__init__(input_size, hidden_size, **of_layer)
+        nn.init.orthogonal_(self.rnn.weight_hh_l0)
 
     def _formula(self, u: Tensor, x: Tensor) -> Tensor:
         U, W, b_u, b_x = self.rnn.all_weights[0]
@@ -124,28 +129,25 @@ class LSTM(TorchRNN):
         (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
         g = tanh(W_g h_{t-1} + U_g u_t + b_g),  c_t = f o c_{t-1} + i o g,  h_t = o o tanh(c_t)
 
-    Weights start uniform in +-1 / sqrt(n), the forget bias too (much of the literature starts it at 1).
+    Weights start uniform in +-1 / sqrt(n), the forget bias at 1, so that it remembers at first
+    (Jozefowicz et al. 2015).
     Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
     Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
     """
 
     kind, state_parts = nn.LSTM, 2
 
-    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
-        (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
-        i, f, g, o = (linear(u, U, b_u) + linear(h, W, b_h)).chunk(4, dim=-1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
-
-
-class ForgetLSTM(LSTM):
-    """`LSTM` whose forget bias starts at 1 (Jozefowicz et al. 2015), so that it remembers at first."""
-
     def __init__(self, input_size: int, hidden_size: int, **of_layer: Any) -> None:
         super().__init__(input_size, hidden_size, **of_layer)
         with torch.no_grad():
             self.rnn.bias_ih_l0[hidden_size : 2 * hidden_size] = 1.0
             self.rnn.bias_hh_l0[hidden_size : 2 * hidden_size] = 0.0
+
+    def _formula(self, u: Tensor, x: Tensor) -> Tensor:
+        (U, W, b_u, b_h), (h, c) = self.rnn.all_weights[0], x.chunk(2, dim=-1)
+        i, f, g, o = (linear(u, U, b_u) + linear(h, W, b_h)).chunk(4, dim=-1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], dim=-1)
 
 
 class GRU(TorchRNN):
@@ -347,7 +349,7 @@ class DeepBaseline(Baseline, Stack):
     """`Stack` with a map of `kind` in place of each field; norm, B, C, mix, skip and dropout stay.
 
     Args:
-        kind: a `Baseline` that is a map, `ForgetLSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many
+        kind: a `Baseline` that is a map, `LSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many
             units as give a layer the number of parameters that `Pairs(width)` give it.
         depth, parts: layers, and what `Stack` takes, but dt and solver: a sample is a step.
     """

@@ -168,7 +168,7 @@ MODELS = {
         {"activation": "tanh"},
         layer=baselines.FreePairs,
     ),
-    "deep-lstm": _rival("LSTMs", baselines.ForgetLSTM),
+    "deep-lstm": _rival("LSTMs", baselines.LSTM),
     "deep-gru": _rival("GRUs", baselines.GRU),
     "deep-none": _rival("maps of single samples", baselines.Pointwise),
     "rnn": Model("vanilla RNN; no certificate", baselines.VanillaRNN),
