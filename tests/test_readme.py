@@ -1,27 +1,11 @@
-"""The README and docstrings: their Python runs, and the README says what every dependency is for."""
+"""The README: its Python runs, and it says what every dependency is for."""
 
-import doctest
 import re
 import tomllib
-from importlib import import_module
 from pathlib import Path
-
-import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = sorted((ROOT / "src").rglob("*.py"))
-WITH_EXAMPLES = [f for f in SOURCES if ">>>" in f.read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: file.stem)
-def test_the_examples_of_docstrings_run(file):
-    torch.set_default_dtype(torch.float32)  # as users run them; the fixture of all tests sets it back
-    module = import_module(".".join(file.relative_to(ROOT / "src").with_suffix("").parts))
-    found = doctest.testmod(module)
-    assert found.attempted
-    assert not found.failed
 
 
 def test_the_python_of_the_readme_runs(capsys):

@@ -2,6 +2,7 @@
 
 The public names, those that the stub beside this file imports, are imported when they are first used
 (PEP 562): a program that only reads configurations, or prints a help text, need not wait for torch.
+Their docstrings have examples, to be run after `import torch` and `from ctrnn_assembly import *`.
 """
 
 import ast

@@ -3,6 +3,9 @@
 A certificate needs one fact about phi: an interval [lo, hi] that contains every slope
 (phi(a) - phi(b)) / (a - b). It is proven for `ACTIVATIONS` and modules of torch in `PLAIN` and `SET`;
 that of any other `Activation` is declared, which sampled secants can refute but not prove.
+
+>>> ACTIVATIONS["relu"].slope, ACTIVATIONS["gelu"].monotone
+((0.0, 1.0), False)
 """
 
 from collections.abc import Callable, Iterable
@@ -33,11 +36,9 @@ class Activation:
 
     Raises: ConfigError if a sampled secant of phi is not in the interval, or phi is not elementwise.
 
-    Example:
-        >>> from ctrnn_assembly import Activation, SingularValueBounded
-        >>> steep = Activation("steep", lambda x: torch.tanh(2 * x), slope=(0.0, 2.0))
-        >>> SingularValueBounded(steep).phi.g
-        2.0
+    >>> steep = Activation("steep", lambda x: torch.tanh(2 * x), slope=(0.0, 2.0))
+    >>> steep.g, certify(Subnetwork(SingularValueBounded(steep), 4)).certified
+    (2.0, True)
     """
 
     name: str
@@ -194,10 +195,8 @@ def activation(phi: str | nn.Module | Activation) -> Activation:
 
     Raises: ConfigError for an unknown name or module.
 
-    Example:
-        >>> from torch import nn
-        >>> activation(nn.LeakyReLU(0.2)).name
-        'leaky_relu(0.2)'
+    >>> activation(torch.nn.LeakyReLU(0.2)).name
+    'leaky_relu(0.2)'
     """
     if isinstance(phi, Activation):
         return phi

@@ -25,6 +25,10 @@ class Assembly(Field):
     """Modules (or assemblies), of any sizes, kinds and forms, under a coupling, or none.
 
     Guarantee: that of the coupling (`ctrnn_assembly.coupling`), unless a part has none.
+
+    >>> net = Assembly([Subnetwork(AdaDiagTanh(), 3), Subnetwork(Symmetric(margin=0.1), 4, tau=2.0)])
+    >>> net.size, net.rate  # the slower of .01 and .1 / 2
+    (7, 0.01)
     """
 
     parts: Sequence["Subnetwork | Assembly"]
@@ -171,11 +175,9 @@ def couple(
         kind: "feedback", "hierarchy" (psi for nonlinear edges) or "free".
         start: init, init_scale and generator of the coupling's free entries, see `BlockMatrix`.
 
-    Example:
-        >>> from ctrnn_assembly import SingularValueBounded, Subnetwork, couple
-        >>> net = couple([Subnetwork(SingularValueBounded("tanh"), 8) for _ in range(4)], "ring")
-        >>> net.size, net.rate
-        (32, 0.01)
+    >>> net = couple([Subnetwork(SingularValueBounded("tanh"), 8) for _ in range(4)], "ring")
+    >>> net.size, net.rate
+    (32, 0.01)
     """
     sizes = sizes_of(modules)
     check_known("kind", kind, COUPLINGS)

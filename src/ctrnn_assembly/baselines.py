@@ -1,8 +1,7 @@
 """Networks to compare with; layers as `CTRNN` is one (`ctrnn_assembly.recurrent`).
 
-No baseline carries a certificate: none enforces a condition that proves contraction. `TorchRNN` runs
-torch's own kernels (cuDNN on a GPU). `EulerRNN` is a loop of Python: T sequential steps of O(batch n^2),
-with the input projected by one product and the recurrent matrices built once a call.
+None enforces a condition that proves contraction, so none has a certificate. `TorchRNN` runs torch's own
+kernels (cuDNN on a GPU), `EulerRNN` a loop of Python: T sequential steps of O(batch n^2).
 """
 
 import math
@@ -34,10 +33,7 @@ Step = Callable[[Tensor, Tensor], Tensor]  # (input, x) -> x+
 
 
 class Baseline(Recurrent):
-    """A layer that is no assembly of contracting modules: its rates are its state.
-
-    What a subclass calls `of_layer` are batch_first and initial_state, as in `Recurrent`.
-    """
+    """A layer that is no assembly of contracting modules; `of_layer` are the options of `Recurrent`."""
 
     @property
     def size(self) -> int:
@@ -108,8 +104,10 @@ class VanillaRNN(TorchRNN):
 
     torch keeps b as a sum of two vectors, both trained. W starts orthogonal, so that gradients neither
     grow nor fade at first (Le et al. 2015, Saxe et al. 2014); the others uniform in +-1 / sqrt(n).
-    Guarantee: none. Nothing bounds W.
-    Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
+    Guarantee: none. Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
+
+    >>> VanillaRNN(3, 8).certificate().reasons[0][:62]
+    'VanillaRNN is a baseline: no certificate is defined for it, as'
     """
 
     kind = nn.RNN
@@ -133,6 +131,9 @@ class LSTM(TorchRNN):
     (Jozefowicz et al. 2015).
     Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
     Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
+
+    >>> [one.shape for one in LSTM(3, 8, batch_first=True)(torch.randn(5, 20, 3))]
+    [torch.Size([5, 20, 8]), torch.Size([1, 5, 16])]
     """
 
     kind, state_parts = nn.LSTM, 2
@@ -237,14 +238,16 @@ class AntisymmetricRNN(EulerRNN):
         K = W - W^T - gamma I,  W strictly upper triangular
 
     `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b). Start:
-    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws the triangle (not a
-    full W, whose K would have twice the variance) is our reading. The paper chooses eps from
-    {0.01, 0.1, 1} and init_std from {0, 1, 2, 4, 8, 16} by validation; the defaults are those of a
-    public re-implementation.
-    Guarantee: none. The eigenvalues of the Jacobian at each instant, near the imaginary axis, bound
-    nothing for a time-varying input.
+    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws the triangle, not a
+    full W, is our reading. The paper chooses eps from {0.01, 0.1, 1} and init_std from
+    {0, 1, 2, 4, 8, 16} by validation; the defaults are those of a public re-implementation.
+    Guarantee: none. Eigenvalues of the Jacobian at each instant bound nothing for a time-varying input.
     Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), by the equation number (12) and the
     settings that others cite, as the paper could not be opened here; without their gated variant.
+
+    >>> (K,) = AntisymmetricRNN(1, 3, gamma=0.5).matrices()
+    >>> bool((K + K.T == -torch.eye(3)).all())
+    True
     """
 
     def __init__(
@@ -279,10 +282,14 @@ class LipschitzRNN(EulerRNN):
 
     beta is from symmetric (0) to skew (1). `inputs` holds (U, b). Start: M_A and M_W are drawn from
     N(0, (init_std / n)^2), U is Xavier normal, b = 0.
-    Guarantee: none. The paper's sufficient condition for stability constrains A and W jointly; training
-    does not enforce it, here or in the authors' code, and it speaks of the ODE, not of its Euler steps.
+    Guarantee: none. Training does not enforce the paper's sufficient condition for stability, here or in
+    the authors' code, and it speaks of the ODE, not of its Euler steps.
     Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070), which was
     not at hand; settings of the authors' driver (github.com/erichson/LipschitzRNN).
+
+    >>> A, W = LipschitzRNN(1, 3, beta=1.0, gamma=0.5).matrices()
+    >>> A.diagonal().tolist()
+    [-0.5, -0.5, -0.5]
     """
 
     def __init__(

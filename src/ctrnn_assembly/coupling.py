@@ -6,12 +6,10 @@
 | hierarchy | `Hierarchy` | one way, to later modules, or K psi(x) | half of that, blkdiag(kappa_i M_i) |
 | free | `FreeCoupling` | L = K, unconstrained | no guarantee: a control |
 
-`Feedback` is the generalised negative feedback L_ij = B_ij - M_i^-1 B_ji^T M_j of the paper (eq. 3),
-stored without its redundancy: M L + L^T M = 0 for every K, every topology and every size. In this
-balanced form the two directions differ by sqrt(cond M) only, not by cond M, and ||L||_M = ||K||.
+`Feedback` is the paper's L_ij = B_ij - M_i^-1 B_ji^T M_j, stored without its redundancy: M L + L^T M = 0
+for every K, topology and size. The two directions differ by sqrt(cond M) only, and ||L||_M = ||K||.
 
-Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.08928); balanced form and
-scales of a hierarchy from THEORY section 5.
+Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.08928); THEORY section 5.
 """
 
 from collections.abc import Sequence
@@ -137,9 +135,12 @@ class Coupling(nn.Module):
 class Feedback(Coupling):
     """Generalised negative feedback: K is free, L follows from the metrics.
 
-    Guarantee: the assembly contracts at the smallest rate of its modules in continuous time. The
-    discrete step needs a bound on ||K|| as well. Rounding L to the dtype of K costs about eps ||K|| for
-    diagonal metrics and eps cond(Theta) ||K|| for dense ones (Theorems 2 and 3); `certify` measures it.
+    Guarantee: the assembly contracts at the smallest rate of its modules in continuous time; an Euler
+    step needs a bound on ||K|| as well. Rounding L to the dtype of K costs about eps cond(Theta) ||K||.
+
+    >>> L = Feedback([1, 1], [(0, 1)]).matrix([Metric((Factor(*torch.ones(2, 1)),))] * 2)
+    >>> bool((L + L.mT == 0).all())
+    True
     """
 
     free = (True,)
@@ -148,7 +149,12 @@ class Feedback(Coupling):
 
 
 class FreeCoupling(Coupling):
-    """Both directions of each pair, unconstrained. Guarantee: none; a control."""
+    """Both directions of each pair, unconstrained. Guarantee: none; a control.
+
+    >>> parts = [Subnetwork(AdaDiagTanh(), 2) for _ in range(2)]
+    >>> print(Assembly(parts, FreeCoupling([2, 2], [(0, 1)])).rate)
+    None
+    """
 
     free = (True, False)
     share = None
@@ -160,6 +166,10 @@ class Hierarchy(Coupling):
 
     Guarantee: the assembly contracts at any rate below the smallest of its modules, in a metric
     blkdiag(kappa_i M_i); `Assembly.metric` is that of half the rate.
+
+    >>> parts = [Subnetwork(AdaDiagTanh(margin=0.5), 2) for _ in range(2)]
+    >>> Assembly(parts, Hierarchy([2, 2], [(0, 1)], psi="tanh")).rate
+    0.25
     """
 
     free = (False,)  # row = driven module, column = driving module

@@ -1,7 +1,6 @@
-"""The errors of this library. Each message says what, the offending value, and the fix.
+"""Errors that a user's input can cause: each says what, the offending value, and the fix.
 
-Every error that a user's input can cause derives from `CtrnnError`; the command line prints its
-message as one sentence and exits with code 2. Broken internal algebra is an `AssertionError`.
+The command line prints them and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -10,27 +9,56 @@ from difflib import get_close_matches
 
 
 class CtrnnError(Exception):
-    """Anything that a user can cause and mend."""
+    """Anything that a user can cause and mend.
+
+    >>> issubclass(ShapeError, CtrnnError) and issubclass(ShapeError, ValueError)
+    True
+    """
 
 
 class ShapeError(CtrnnError, ValueError):
-    """A tensor has the wrong shape, dtype or device."""
+    """A tensor has the wrong shape, dtype or device.
+
+    >>> certify(torch.zeros(2, 3))
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.ShapeError: W must be square, (n, n), ...; got [(2, 3)].
+    """
 
 
 class ContractionError(CtrnnError, ValueError):
-    """A set of contracting weights was asked for what it cannot give, or a guarantee is lost."""
+    """A set of contracting weights was asked for what it cannot give, or a guarantee is lost.
+
+    >>> Subnetwork(Symmetric(), 1, weight=torch.ones(1, 1))
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.ContractionError: Theorem 2 needs g lmax(W) < 0.98999; got 1. Scale W down.
+    """
 
 
 class SolverError(CtrnnError, RuntimeError):
-    """A solve could not be started, or could not be finished."""
+    """A solve could not be started, or could not be finished.
+
+    >>> solve(lambda t, x: x**2, torch.ones(1, 1), torch.arange(9))
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.SolverError: solver 'euler': the state became inf at t = 8, step 8 ...
+    """
 
 
 class DataError(CtrnnError, ValueError):
-    """Data are missing, corrupt, not finite or of the wrong form."""
+    """Data are missing, corrupt, not finite or of the wrong form.
+
+    >>> LinearInterpolation(torch.zeros(1, 2, 1), torch.tensor([1.0, 0.0]))
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.DataError: sample times must be finite and increase; got [1.0, 0.0]...
+    """
 
 
 class ConfigError(CtrnnError, ValueError):
-    """A setting is unknown or impossible."""
+    """A setting is unknown or impossible.
+
+    >>> load_task("digitz")
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.ConfigError: got 'digitz'. Did you mean 'digits'? task must be one of ...
+    """
 
 
 class TrainingError(CtrnnError, RuntimeError):

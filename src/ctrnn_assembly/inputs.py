@@ -1,8 +1,7 @@
 """Input signals u(t) from samples: zero-order hold, linear, cubic Hermite.
 
-A signal is called u(t) and gives (batch, m). Beyond its first and last sample time it keeps the first
-and last sample. `breaks` are the times where u or u' jumps; solvers with several stages must step onto
-each of them.
+A signal is called u(t) and gives (batch, m), beyond its first and last time the first and last sample.
+`breaks` are the times where u or u' jumps, onto which solvers with several stages must step.
 """
 
 from typing import Any, ClassVar
@@ -19,9 +18,8 @@ class Signal:
     time, ...) for a field of one's own.
 
     With `lengths` (batch,), from 1, a sequence ends with that many samples; its last one is held after.
-    A subclass says what u is `between` samples, which are held here, or writes `__call__` itself; and
-    the index of its `breaks` among the times. A ShapeError or DataError if shapes do not fit, a value is
-    not finite, or times do not increase.
+    A subclass writes `between`, or `__call__`, and which times are its `breaks`. ShapeError or DataError
+    if shapes do not fit, a value is not finite, or times do not increase.
     """
 
     jumps: ClassVar[Any] = slice(0)
@@ -44,11 +42,8 @@ class Signal:
         return self.samples[:, k]
 
     def __call__(self, t: Tensor) -> Tensor:
-        """u(t), (batch, m), for a 0-dimensional t.
-
-        The times are first rounded to the dtype of t: solvers round t to the dtype of the state, and
-        a step that starts at a sample time must see that sample.
-        """
+        """u(t), (batch, m), for a 0-dimensional t."""
+        # Rounded as solvers round t, so that a step from a sample's time sees that sample.
         k = max(int(torch.searchsorted(self.times.to(t), t.reshape(1), right=True)) - 1, 0)
         if k >= len(self.times) - 1:
             return self.samples[:, -1]
@@ -57,13 +52,22 @@ class Signal:
 
 
 class ZeroOrderHold(Signal):
-    """u(t) = s_k for t_k <= t < t_k+1: what a fixed-step network with one step a sample sees."""
+    """u(t) = s_k for t_k <= t < t_k+1: what a fixed-step network with one step a sample sees.
+
+    >>> u = ZeroOrderHold(torch.tensor([[[0.0], [1.0], [0.0]]]), torch.arange(3.0))
+    >>> u(torch.tensor(0.5)), u.breaks
+    (tensor([[0.]]), tensor([1., 2.]))
+    """
 
     jumps = slice(1, None)
 
 
 class LinearInterpolation(Signal):
-    """Straight lines between samples."""
+    """Straight lines between samples.
+
+    >>> LinearInterpolation(torch.tensor([[[0.0], [1.0], [0.0]]]), torch.arange(3.0))(torch.tensor(0.5))
+    tensor([[0.5000]])
+    """
 
     jumps = slice(None)
 
@@ -72,7 +76,11 @@ class LinearInterpolation(Signal):
 
 
 class CubicHermite(Signal):
-    """Piecewise cubic with continuous slope; the slope at a sample is the mean of its two secants."""
+    """Piecewise cubic with continuous slope; the slope at a sample is the mean of its two secants.
+
+    >>> CubicHermite(torch.tensor([[[0.0], [1.0], [0.0]]]), torch.arange(3.0))(torch.tensor(0.5))
+    tensor([[0.6250]])
+    """
 
     def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
         super().__init__(samples, times, lengths)

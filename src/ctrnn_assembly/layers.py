@@ -57,15 +57,18 @@ class CTRNN(Recurrent):
     whatever the encoder: it reads no state, and so drives both alike. The discrete step and the gates
     have guarantees of their own; `certificate` says which hold.
 
-    Example, a field of your own, and a layer in your model:
-        >>> def oscillator(t, x, u):
-        ...     q, v = x.unbind(-1)
-        ...     return torch.stack([v, (1 - q**2) * v - q + u[:, 0]], -1)
-        >>> layer = CTRNN(1, oscillator, size=2, batch_first=True, dt=0.1, solver="rk4")
-        >>> model = nn.ModuleDict({"rnn": layer, "head": nn.Linear(2, 5)})
-        >>> states, h_n = model["rnn"](torch.randn(8, 20, 1))
-        >>> model["head"](states).shape, layer.certificate().certified
-        (torch.Size([8, 20, 5]), False)
+    >>> layer = CTRNN(1, Subnetwork(Absolute(), 4), batch_first=True)
+    >>> layer(torch.randn(8, 20, 1))[0].shape, layer.certificate().certified
+    (torch.Size([8, 20, 4]), True)
+
+    A field of your own, the oscillator of van der Pol:
+
+    >>> def oscillator(t, x, u):
+    ...     q, v = x.unbind(-1)
+    ...     return torch.stack([v, (1 - q**2) * v - q + u[:, 0]], -1)
+    >>> layer = CTRNN(1, oscillator, size=2, batch_first=True, dt=0.1, solver="rk4")
+    >>> layer(torch.randn(8, 20, 1))[0].shape, layer.certificate().certified
+    (torch.Size([8, 20, 2]), False)
     """
 
     def __init__(
@@ -342,6 +345,10 @@ class SequenceClassifier(nn.Module):
         n_class: number of classes, or values, k.
         readout_input: "state" reads x, as the papers do; "rate" the firing rates.
         pool: "last" reads the last valid output, "mean" the mean of all valid ones, "all" each of them.
+
+    >>> model = SequenceClassifier(LSTM(3, 8, batch_first=True), 5, pool="mean")
+    >>> model(torch.randn(2, 7, 3), lengths=[7, 4]).shape
+    torch.Size([2, 5])
     """
 
     def __init__(

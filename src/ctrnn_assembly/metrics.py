@@ -17,8 +17,11 @@ from torch import Tensor
 class Factor:
     """The metric of one module: theta and its inverse, both (n,) if diagonal, else both (n, n).
 
-    The overall scale of a metric is free for a module alone but scales its couplings, so
-    `diagonal` and `dense` fix det M = 1 (the geometric mean of the eigenvalues of M is 1).
+    The scale of a metric is free for a module alone but scales its couplings: `diagonal` and `dense` fix
+    det M = 1.
+
+    >>> Factor.diagonal(torch.tensor([1.0, 2.0]).log()).eigenvalues()
+    tensor([0.5000, 2.0000])
     """
 
     theta: Tensor
@@ -56,7 +59,13 @@ class Factor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A block-diagonal metric: one `Factor` a leaf module, in the order of the state."""
+    """A block-diagonal metric: one `Factor` a leaf module, in the order of the state.
+
+    >>> metric = Metric((Factor(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.5])),))  # M = diag(1, 4)
+    >>> W = torch.tensor([[0.0, 2.0], [0.0, 0.0]])
+    >>> [round(certify(W, metric=one, search="none").rate, 3) for one in (metric, metric.inverse())]
+    [0.5, -1.0]
+    """
 
     factors: tuple[Factor, ...]
 

@@ -194,10 +194,8 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
 
     Raises: ConfigError for a wrong name or setting, ContractionError if no such weights exist.
 
-    Example:
-        >>> from ctrnn_assembly.models import build_model
-        >>> build_model("svd-combo", 1, 10, modules=2, units=4, coupling="ring").core.hidden_size
-        8
+    >>> build_model("svd-combo", 1, 10, modules=2, units=4, coupling="ring").core.hidden_size
+    8
     """
     if isinstance(model, str):
         given = {"model": model, **settings}

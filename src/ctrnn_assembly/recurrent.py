@@ -38,6 +38,10 @@ class Recurrent(nn.Module, ABC):
 
     Raises: at a call, ShapeError for a tensor of the wrong shape, dtype or device, and DataError for an
         input that is not finite.
+
+    >>> layer: Recurrent = LSTM(1, 4, batch_first=True, initial_state="trained")
+    >>> layer.last(torch.randn(2, 7, 1)).shape, layer.x_0.shape  # h alone, and [h, c]
+    (torch.Size([2, 4]), torch.Size([8]))
     """
 
     traceable = True  # whether a step is plain operations of torch, which look at no value

@@ -1,4 +1,8 @@
-"""Sets of contracting weights, one theorem a file (4 with 1); g in conditions is the largest |slope|."""
+"""Sets of contracting weights, one theorem a file (4 with 1); g in conditions is the largest |slope|.
+
+>>> [name for name, kind in CONSTRAINTS.items() if kind.monotone_only]  # phi must have slopes >= 0
+['symmetric', 'product', 'firing-rate']
+"""
 
 from ctrnn_assembly.contracting.adadiag import AdaDiagClip as AdaDiagClip
 from ctrnn_assembly.contracting.adadiag import AdaDiagTanh as AdaDiagTanh

@@ -16,6 +16,9 @@ class AdaDiagTanh(Contracting):
     """g W = diag(kappa tanh(theta)); raw tensor theta (n,).
 
     Guarantee: rate >= margin / tau in M = I, both forms, also with any skew-symmetric coupling.
+
+    >>> AdaDiagTanh(margin=0.1)(torch.tensor([-9.0, 0.0, 9.0])).diagonal()
+    tensor([-0.9000,  0.0000,  0.9000])
     """
 
     theorem = "AdaDiag tanh"
@@ -49,7 +52,11 @@ class AdaDiagTanh(Contracting):
 
 
 class AdaDiagClip(AdaDiagTanh):
-    """g w = clamp(theta, -kappa, kappa) instead; has no gradient outside, hence `project_`."""
+    """g w = clamp(theta, -kappa, kappa) instead; has no gradient outside, hence `project_`.
+
+    >>> AdaDiagClip(margin=0.1)(torch.tensor([-9.0, 0.5, 9.0])).diagonal()
+    tensor([-0.9000,  0.5000,  0.9000])
+    """
 
     theorem = "AdaDiag clip"
 

@@ -1,8 +1,7 @@
 """What Theorems 1, 4 and 5 share: a trained diagonal metric P = diag(exp(2 b)), of bounded condition.
 
-The exponent is squashed, b -> beta tanh(b / beta) with beta = log(max_condition) / 4, so that no
-optimiser step can make cond(P) exceed `max_condition`: couplings are multiplied by up to
-sqrt(cond P), and beyond about 1e6 float32 gradients explode (THEORY section 4).
+The exponent is squashed, b -> beta tanh(b / beta), beta = log(max_condition) / 4, so that cond(P) stays
+below `max_condition`: couplings are multiplied by up to sqrt(cond P) (THEORY section 4).
 """
 
 import math
@@ -22,8 +21,6 @@ MAX_CONDITION = 1e6
 
 class DiagonalMetric(Contracting):
     """W = (1 - margin) exp(b_j - b_i) X_ij / g with X = inside(A); raw tensors A (n, n) and b (n,).
-
-    `init_scale` is sqrt(n) times the standard deviation of the A of a sample.
 
     Guarantee: rate >= margin / tau in P, both forms, for every phi with |slopes| <= g.
     """

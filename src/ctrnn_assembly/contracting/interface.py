@@ -29,19 +29,18 @@ class Contracting(nn.Module, ABC):
     [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau. What is refused is a
     `ContractionError`. The rate of a set of your own is your claim; `certify` measures the weights.
 
-    Example, a set of your own, with ||W|| < 1 / g and M = I:
-        >>> class Bounded(Contracting):
-        ...     theorem = "||W||_F < 1 / g"
-        ...     def weight(self, E):
-        ...         return self.radius / self.phi.g * E / (1 + E.norm())
-        ...     def raw(self, W):
-        ...         V = self.phi.g / self.radius * W
-        ...         if V.norm() >= 1:
-        ...             raise self.outside(self.theorem, float(V.norm()), "Scale W down.")
-        ...         return V / (1 - V.norm())
-        >>> from ctrnn_assembly import Subnetwork, certify
-        >>> certify(Subnetwork(Bounded("relu"), 8)).certified
-        True
+    A set of your own, with ||W||_F < 1 / g and M = I:
+
+    >>> class Bounded(Contracting):
+    ...     def weight(self, E):
+    ...         return self.radius / self.phi.g * E / (1 + E.norm())
+    ...     def raw(self, W):
+    ...         V = self.phi.g / self.radius * W
+    ...         if V.norm() >= 1:
+    ...             raise self.outside("||W||_F < 1 / g", float(V.norm()), "Scale W down.")
+    ...         return V / (1 - V.norm())
+    >>> certify(Subnetwork(Bounded("relu"), 8)).certified
+    True
     """
 
     theorem: ClassVar[str] = "a set of your own"

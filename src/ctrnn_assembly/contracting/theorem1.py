@@ -6,10 +6,8 @@ for a monotone phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
     X_ij = V_ij / sqrt((1 + R_i)(1 + R_j)),   W_ij = r X_ij exp(b_j - b_i) / g,   P = diag(exp(2 b)).
 
 Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2). A triangular
-W has rho(|W|) = max_i W_ii^+: Theorem 4 is the same map with zeros above the diagonal.
-
-The modules of the Sparse Combo Net are a random sparse W that is drawn until it is in the set, and then
-kept fixed, in the metric P = diag(e / d) of THEORY sections 2 and 4.
+W has rho(|W|) = max_i W_ii^+: Theorem 4 is the same map with zeros above the diagonal. The fixed modules
+of the Sparse Combo Net have the metric P = diag(e / d) of THEORY sections 2 and 4.
 
 Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
@@ -29,7 +27,12 @@ from ctrnn_assembly.metrics import Factor
 
 
 class Absolute(DiagonalMetric):
-    """Theorem 1, trainable; the raw tensor A is V."""
+    """Theorem 1, trainable; the raw tensor A is V.
+
+    >>> W = torch.tensor([[0.0, 9.0], [0.1, 0.0]])  # rho(|W|) = sqrt(0.9)
+    >>> round(certify(Subnetwork(Absolute(), 2, weight=W)).rate, 3)
+    0.051
+    """
 
     theorem = "Theorem 1"
     init_scale = 0.5
@@ -51,7 +54,12 @@ class Absolute(DiagonalMetric):
 
 
 class Triangular(Absolute):
-    """Theorem 4; of the raw tensor A only the lower triangle counts."""
+    """Theorem 4; of the raw tensor A only the lower triangle counts.
+
+    >>> Subnetwork(Triangular(), 2, weight=torch.ones(2, 2))
+    Traceback (most recent call last):
+    ctrnn_assembly.errors.ContractionError: Theorem 4 needs zeros above the diagonal; got 1. ...
+    """
 
     theorem = "Theorem 4"
     init_scale = 1.0
@@ -76,6 +84,10 @@ class SparseAbsolute(Contracting):
     A sample is `sparse_uniform`, drawn again, at most `tries` times, until W is in the set and cond(P)
     at most `max_condition`; `outside_set` "rescale" shrinks a W that is not in the set.
     Guarantee: rate >= margin / tau in diag(theta^2).
+
+    >>> net = Subnetwork(SparseAbsolute(density=0.1), 20)
+    >>> int((net.weight != 0).sum()) <= 40, net.weight.requires_grad, certify(net).rate >= 0.01
+    (True, False, True)
     """
 
     theorem = "Theorem 1"

@@ -27,6 +27,10 @@ class Symmetric(Contracting):
     """Theorem 2: W = W^T with g W < I; raw tensors E (n, n) and s (1,), the logit of c / (1 - margin).
 
     Guarantee: rate (1 - c) / tau >= margin / tau for every phi with slopes in [0, g].
+
+    >>> W = torch.tensor([[0.5, 0.0], [0.0, -2.0]])  # only positive eigenvalues cost
+    >>> 0.25 < certify(Subnetwork(Symmetric(), 2, weight=W), search="none").rate < 0.5
+    True
     """
 
     theorem = "Theorem 2"

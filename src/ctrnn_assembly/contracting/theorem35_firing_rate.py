@@ -2,9 +2,8 @@
 
     g W = E (2 sqrt(1 - c) S V - V^T V) E^-1,    ||S|| <= 1,    E = diag(e^d),
 
-contracts at rate c / tau in Theta = V E^-1, and the x-form in Theta W^-1 while W is invertible: with
-T = E^-2 in the S-procedure of `certificates.modules`, T g W + Theta^T Theta is
-2 sqrt(1 - c) E^-1 S Theta. It contains Theorem 5.
+contracts at rate c / tau in Theta = V E^-1, and the x-form in Theta W^-1 while W is invertible, by
+T = E^-2 in the S-procedure (THEORY section 2). It contains Theorem 5.
 
 A given W: with E = I or from balancing, and A = E^-1 g W E, it is to find P = V^T V > 0 with
 
@@ -12,7 +11,7 @@ A given W: with E = I or from balancing, and A = E^-1 g W E, it is to find P = V
 
 whose largest solution doubling finds wherever there is one (Engwerda et al. 1993).
 
-Source: Gokhale et al. 2026 (arXiv 2604.15238), Theorem 35; THEORY section 2. The map is ours.
+Source: Gokhale et al. 2026 (arXiv 2604.15238), Theorem 35. The map is ours.
 """
 
 import torch
@@ -35,6 +34,10 @@ class FiringRate(Contracting):
 
     S is below 1 by the map of Theorem 5, P = V^T V = .02 I + B B^T / n, squashed, and d by tanh.
     Guarantee: rate >= margin / tau for every phi with slopes in [0, g].
+
+    >>> net = Subnetwork(FiringRate("relu"), 20, form="r")
+    >>> bool(torch.linalg.matrix_norm(net.weight, 2) > 1), certify(net).certified
+    (True, True)
     """
 
     theorem = "Theorem 35"

@@ -1,9 +1,8 @@
 """Theorem 3: W = -P1 Q P2 with P1, P2 > 0 diagonal and Q > 0 symmetric.
 
 Metric (P1 Q P1)^-1 for the x-form, P2 Q P2 for the r-form; rate 1, whatever the size of W (M W D =
--P1^-1 P2 D is diagonal and <= 0). The factors of a given W follow from W_ij / W_ji = r_i / r_j with
-r = p1 / p2, so the inverse needs no search. P_k and Q are bounded, so that rounding W to float32
-cannot cost more than a small part of the rate. Stiff: forward Euler needs h < 2/(1 + g lmax(P1QP2)).
+-P1^-1 P2 D is diagonal and <= 0). Of a given W, W_ij / W_ji = r_i / r_j with r = p1 / p2. P_k and Q are
+bounded: rounding W to float32 costs little. Stiff: forward Euler needs h < 2/(1 + g lmax(P1QP2)).
 
 Source: Kozachkov et al. 2022, Theorem 3 (arXiv 2106.08928); corrections E2 of THEORY.
 """
@@ -26,6 +25,9 @@ class NegativeProduct(Contracting):
 
     P_k = diag(exp(tanh(p_k))), Q = 0.01 I + E E^T / n, squashed. Guarantee: rate 1 / tau for every phi
     with slopes in [0, g]; `rate` claims 0.99, whatever the margin: float32 rounds the weights.
+
+    >>> round(certify(Subnetwork(NegativeProduct("relu"), 8)).rate, 2)
+    1.0
     """
 
     theorem = "Theorem 3"

@@ -15,7 +15,12 @@ SHRINK = 0.2  # of the published modules
 
 
 class Unconstrained(Contracting):
-    """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none."""
+    """Any finite W, trained freely; raw tensor W (n, n). Guarantee: none.
+
+    >>> net = Subnetwork(Unconstrained(), 2, weight=2 * torch.eye(2))
+    >>> net.rate, certify(net).certified
+    (None, False)
+    """
 
     theorem = "none"
 
@@ -39,6 +44,9 @@ class PublishedSparse(Unconstrained):
 
     Sparse entries uniform in (-30, 30), kept if rho(|W|) < 1, then multiplied by 0.2 and frozen, in the
     metric I / 2, in which none contracts with these settings (THEORY E10). Guarantee: none.
+
+    >>> certify(Subnetwork(PublishedSparse(), 32), search="none").certified
+    False
     """
 
     theorem = "none (published construction)"

@@ -48,13 +48,12 @@ def load_task(name: str, **settings: Any) -> Task:
         settings: of `DataConfig`: data_dir, resize, limit_train, limit_test, augment, seed, ...; the
             seed is of the limits alone, and the splits are the same for every one.
 
-    Raises:
-        ConfigError: unknown name, impossible setting. DataError: data missing, corrupt, not finite.
+    Raises: ConfigError for an unknown name or impossible setting, DataError for data that are missing,
+        corrupt or not finite.
 
-    Example:
-        >>> task = load_task("digits", limit_train=100)
-        >>> task.sequence(task.train.x[:5]).shape
-        torch.Size([5, 64, 1])
+    >>> task = load_task("digits", limit_train=100)
+    >>> task.sequence(task.train.x[:5]).shape
+    torch.Size([5, 64, 1])
     """
     if settings.get("data_dir") is not None:
         settings["data_dir"] = str(settings["data_dir"])

@@ -101,6 +101,10 @@ def find_fixed_points(
         marginal: tolerance of the kinds, per unit of time, or per sample.
 
     Guarantee: each point has the stated residual, not that the list is complete.
+
+    >>> net = Subnetwork(Unconstrained(), 1, weight=torch.full((1, 1), 2.0))  # x' = -x + 2 tanh(x)
+    >>> sorted(find_fixed_points(net).points.flatten().tolist()), sorted(find_fixed_points(net).kinds)
+    ([-1.9150..., 0.0, 1.9150...], ['stable', 'stable', 'unstable'])
     """
     if starts < 1:
         raise ConfigError(f"starts must be at least 1; got {starts}.")

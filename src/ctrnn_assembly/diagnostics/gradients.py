@@ -122,6 +122,9 @@ def gsc_over_time(
     Args:
         u: samples, (batch, T, m). x0: (batch, n); by default where it starts; GSC(0, T) is NaN at 0.
         every: GSC at t = 0, every, 2 every, ..., T; all else as in `gsc`.
+
+    >>> gsc_over_time(lambda u, x: x**2, torch.zeros(1, 3, 1), torch.ones(1, 2)).value
+    tensor([8., 4., 2., 1.], dtype=torch.float64)
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
@@ -138,9 +141,8 @@ def gsc_over_time(
 def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
     """Of the gradient (S_1 + R_1)^T ... (S_L + R_L)^T g; vjps from the first layer to the last.
 
-    Example:
-        >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
-        17
+    >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
+    17
     """
     if not 0 < tol < 1:
         raise ConfigError(f"tol must lie between 0 and 1; got {tol}. Use tol=1e-6.")

@@ -141,6 +141,10 @@ class Behaviour:
         sampled: whether the step is not one of the flow, as that of a stack that is not one field.
         terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
         x_0: the state that it starts in, (n,), or None: zero.
+
+    >>> net = Behaviour(1, flow=lambda u: lambda x: -(x**3))
+    >>> flow_jacobian(net, None, torch.ones(1, 1)).item()
+    -3.0
     """
 
     size: int
@@ -218,7 +222,11 @@ class Behaviour:
 
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
-    """Of a net of the module's table, as its weights are now; size is that of a callable's state."""
+    """Of a net of the module's table, as its weights are now; size is that of a callable's state.
+
+    >>> behaviour(torch.nn.LSTM(3, 8)).size  # h and c
+    16
+    """
     if isinstance(net, Behaviour):
         return net
     terms = net if isinstance(net, Terms) else _answer(net, "terms")
@@ -321,13 +329,21 @@ def trajectory(
 def step_jacobian(
     net: Any, u: Tensor | None, x: Tensor, *, dt: float | None = None, solver: str | None = None
 ) -> Tensor:
-    """The Jacobian of one step by the state, (batch, n, n), at u (batch, m) or (1, m), x (batch, n)."""
+    """The Jacobian of one step by the state, (batch, n, n), at u (batch, m) or (1, m), x (batch, n).
+
+    >>> step_jacobian(lambda u, x: x.sin(), None, torch.zeros(1, 2)).tolist()
+    [[[1.0, 0.0], [0.0, 1.0]]]
+    """
     known, u, x = prepare(net, u, x)
     return linearise(known.step_map(dt, solver), u, x).matrix()
 
 
 def flow_jacobian(net: Any, u: Tensor | None, x: Tensor) -> Tensor:
-    """The Jacobian of x' by the state, per unit of time; otherwise as `step_jacobian`."""
+    """The Jacobian of x' by the state, per unit of time; otherwise as `step_jacobian`.
+
+    >>> flow_jacobian(Subnetwork(Unconstrained(), 1, weight=torch.eye(1)), None, torch.zeros(1, 1))
+    tensor([[[0.]]], dtype=torch.float64)
+    """
     known, u, x = prepare(net, u, x)
     return linearise(known.flow_map(), u, x).matrix()
 

@@ -75,6 +75,10 @@ def spectrum_at(
     """Spectra at states x (times, n) under inputs u, (times, m) or (1, m).
 
     Of the step of dt and solver, if it has a Jacobian here, and in the metric, by default the net's own.
+
+    >>> found = spectrum_at(lambda u, x: 0.5 * x.sin(), None, torch.zeros(1, 2))
+    >>> found.step_radius.item(), found.abscissa  # a map has no flow
+    (0.5, None)
     """
     known, u, x = prepare(net, u, x)
     metric = known.metric if metric is None else metric
@@ -125,6 +129,10 @@ def spectrum_along(
         u: samples of one sequence, held over dt each, (time, m). x0: instead of its initial state, (n,).
         at: numbers of steps: the state after k meets sample k, after all of them the last once more.
         solver: for a flow any of `ctrnn_assembly.schemes.SOLVERS`; only grid solvers have a step to see.
+
+    >>> net = Subnetwork(Unconstrained(), 1, weight=torch.full((1, 1), 2.0))  # x' = -x + 2 tanh(x)
+    >>> spectrum_along(net, None, torch.full((1,), 0.1), at=[0, 100], dt=0.1).abscissa.tolist()
+    [0.980..., -0.832...]
     """
     known, u, x0 = prepare(net, u, x0, "(time, m)", "x0 (n,)", count=1)
     at = list(at)

@@ -141,14 +141,12 @@ class Run:
     None for a configuration file or a recipe. Instead of the trained weights `initial` takes those
     before training, and `epoch` those that `keep_epochs` kept after this epoch, counted from 1.
 
-    Example:
-        >>> import ctrnn_assembly
-        >>> run = ctrnn_assembly.load_run("digits")  # or a run folder, such as "runs/mine"
-        >>> run.config.model, run.task.n_input, run.certificate.certified
-        ('svd-combo', 1, True)
-        >>> u, classes, lengths = run.inputs("val", samples=8)
-        >>> run.model(u.float()).shape
-        torch.Size([8, 10])
+    >>> run: Run = load_run("digits", modules=2)  # or a run folder, such as "runs/mine"
+    >>> run.config.model, run.task.n_input, run.certificate.certified
+    ('svd-combo', 1, True)
+    >>> u, classes, lengths = run.inputs("val", samples=8)
+    >>> run.model(u.float()).shape
+    torch.Size([8, 10])
     """
 
     path: Path | None
@@ -160,7 +158,11 @@ class Run:
     def open(
         cls, source: str | Path, *, initial: bool = False, epoch: int | None = None, **changes: Any
     ) -> Self:
-        """A run folder, a YAML file or the name of a recipe; None among `changes` changes nothing."""
+        """A run folder, a YAML file or the name of a recipe; None among `changes` changes nothing.
+
+        >>> load_run("digits", solver="imex").config.solver
+        'imex'
+        """
         path, given = Path(source), {k: v for k, v in changes.items() if v is not None}
         if path.is_dir():
             settings = read_config(path).model_dump()
@@ -363,7 +365,12 @@ load_run = Run.open  # the name that the package offers
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, **changes: Any) -> Run:
-    """A folder that `save_pretrained` left or, as "user/name", one on the Hugging Face Hub."""
+    """A folder that `save_pretrained` left or, as "user/name", one on the Hugging Face Hub.
+
+    >>> load_run("digits", modules=2).save_pretrained("net")
+    >>> from_pretrained("net").weights.kind
+    'trained'
+    """
     if not Path(source).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         what, advice = f"there is no folder {source}, and none is on the Hub", "Use the name of a run"
         with refusing(what, f"{advice}; the Hub needs pip install 'ctrnn-assembly[hub]'."):
