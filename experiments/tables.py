@@ -134,22 +134,25 @@ def highlights(results: Path) -> str:
 
 
 def speed(results: Path) -> str:
-    """Forward and backward of the newest `experiments/speed.py`: ours, and how many times the others."""
+    """Forward and backward, as `ctrnn bench --json` last said: ours, and how many times the others."""
     if not (files := sorted(results.glob("*-speed-*.json"))):
         return "Not measured yet."
-    kept = json.loads(files[-1].read_text(encoding="utf-8"))
-    size = kept["runs"][0]
+    runs = [
+        json.loads(f.read_text(encoding="utf-8")) for f in files if f.name[:10] == files[-1].name[:10]
+    ]
+    runs.sort(key=lambda run: -run["batch"])
+    size = runs[0]
     about = (
         f"Forward and backward of {size['n']} units as {size['modules']} x {size['units']} over "
-        f"{size['steps']} steps, {kept['threads']} thread(s) of {kept['hardware']}, torch "
-        f"{kept['versions']['torch']}, {kept['date']}: medians of {size['rounds']} rounds, "
+        f"{size['steps']} steps, {size['threads']} thread(s) of {size['hardware']}, torch "
+        f"{size['versions']['torch']}, {size['date']}: medians of {size['rounds']} rounds, "
         "and how many times as long the others took. share: of the rate of the machine's own product "
         "of 128 x n x n."
     )
     names = dict.fromkeys(row["name"] for row in size["rows"])
     shown = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
     rows: Results = [{"": name} for name in shown]
-    for run, coupling in product(kept["runs"], ("all", "random:20", "random:5")):
+    for run, coupling in product(runs, ("all", "random:20", "random:5")):
         for row in rows:
             row[f"{coupling}, batch {run['batch']}"] = speed_cell(run, coupling, row[""])
     return f"{about}\n\n{markdown(rows)}"
@@ -157,8 +160,9 @@ def speed(results: Path) -> str:
 
 def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
     """Milliseconds and the share of the limit; for others, how many times as long as ours."""
-    rows = [row for row in run["rows"] if row.get("kind") != "forward"]  # of older measurements
-    fits = {r["name"]: r for r in rows if r["coupling"] == coupling or r["name"].startswith("nn.")}
+    fits = {
+        r["name"]: r for r in run["rows"] if r["coupling"] == coupling or r["name"].startswith("nn.")
+    }
     if name not in fits or OURS[0] not in fits:
         return "-"
     row = fits[name]  # where there is no coupling, the one of all pairs

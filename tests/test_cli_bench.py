@@ -1,11 +1,9 @@
 """`ctrnn bench`: complete rows, fair rounds, honest counts; no speeds."""
 
-import importlib
 import itertools
 import random
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +79,7 @@ def test_json_has_a_row_for_every_contestant_and_coupling(cli):
     assert found["threads"] == torch.get_num_threads()
     assert {"python", "torch"} <= set(found["versions"])
     assert found["hardware"]
+    assert found["date"]
     assert isinstance(found["noisy"], bool)
     assert found["device"] == "cpu"
 
@@ -296,15 +295,3 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(cli):
     assert "--device cuda" in cli.refuses(*OPTIONS, "--device", "cuda")
-
-
-@pytest.fixture
-def speed(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
-    return importlib.import_module("speed")
-
-
-def test_half_a_measurement_is_not_kept(speed, monkeypatch):
-    monkeypatch.setattr(speed, "measure", lambda *args, **more: {"interrupted": True})
-    with pytest.raises(SystemExit, match="nothing is kept"):
-        speed.measured(16)

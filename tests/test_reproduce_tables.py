@@ -142,8 +142,10 @@ def test_the_table_of_speed_is_made_of_the_newest_measurement(
 
     kept = {"hardware": "a toaster", "threads": 3, "versions": {"torch": "9"}, "date": "2026-01-01"}
     for date, factor in (("2026-01-01", 5.0), ("2026-01-02", 1.0)):
-        content = {**kept, "date": date, "runs": [run(128, factor), run(16, factor / 10)]}
-        (tmp_path / f"{date}-speed-cpu.json").write_text(json.dumps(content), encoding="utf-8")
+        for batch, times in ((16, factor / 10), (128, factor)):
+            content = {**kept, "date": date, **run(batch, times)}
+            file = tmp_path / f"{date}-speed-cpu-{batch}.json"
+            file.write_text(json.dumps(content), encoding="utf-8")
     made = tables.speed(tmp_path)
     assert "3 thread(s) of a toaster, torch 9, 2026-01-02" in made
     assert "| ours-fused | " + " | ".join(3 * ["100 ms, share 50 %"] + 3 * ["10 ms, share 50 %"]) in made

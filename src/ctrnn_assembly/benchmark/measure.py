@@ -20,7 +20,7 @@ from ctrnn_assembly.benchmark.contestants import CONTESTANTS, PRODUCTS, Contesta
 from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.solvers.fused import few_blocks
-from ctrnn_assembly.training.provenance import hardware, versions
+from ctrnn_assembly.training.provenance import provenance
 
 ROUNDS = 7  # below which a median says little
 NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust its medians
@@ -143,9 +143,7 @@ def facts(timings: Sequence[Timing], products: Sequence[Timing], report: Report)
     return {
         "rows": [row_of(timing, rates) for timing in timings],
         "product_rate": rates,
-        "hardware": hardware(report["device"]),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
+        **provenance(device=report["device"]),
         "noisy": bool(noise),
         "notes": [*notes, *noise],
     }
