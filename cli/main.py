@@ -14,7 +14,7 @@ from ctrnn_assembly.errors import CtrnnError, unknown
 COMMANDS = {
     "train": ("train", "Train a model on a task; with no options, on digits."),
     "evaluate": ("train", "Test the weights of a run."),
-    "predict": ("predict", "Classify new series with a run of your own data."),
+    "predict": ("files", "Classify new series with a run of your own data."),
     "certify": ("certify", "Prove that a run, or a configuration, contracts."),
     "check": ("certify", "Check a proof, or replay a witness, that certify has written."),
     "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),
@@ -22,13 +22,13 @@ COMMANDS = {
     "contraction": ("inspect", "Distances between trajectories, and what is certified."),
     "fixed-points": ("inspect", "Fixed points under constant inputs, and their spectra."),
     "gsc": ("inspect", "Gradient scale coefficient over time."),
-    "plot": ("plot", "Draw training curves, weights, coupling, certificate."),
-    "report": ("plot", "One HTML page about a run, which opens without a network."),
+    "plot": ("files", "Draw training curves, weights, coupling, certificate."),
+    "report": ("files", "One HTML page about a run, which opens without a network."),
     "compare": ("compare", "Runs side by side: settings, measures, certificates, time."),
     "sweep": ("compare", "Search settings by many runs: grid, random or Bayesian."),
     "reproduce": ("compare", "Run the papers' experiments; print published and ours."),
     "bench": ("compare", "Time our solvers against others, on this machine."),
-    "export": ("export", "Write a run as an ONNX file, or as a program of torch.export."),
+    "export": ("files", "Write a run as an ONNX file, or as a program of torch.export."),
     "list": ("train", "Tasks, models, theorems, solvers: all that has a name."),
 }
 KEPT = "What was saved before is kept."

@@ -18,7 +18,7 @@ from ctrnn_assembly.reproduction.experiments import all_published, published_for
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import Run
-from ctrnn_cli.plot import KINDS, OF_ONE
+from ctrnn_cli.files import KINDS, OF_ONE
 
 SETTINGS = {
     "modules": 3, "units": 4, "coupling": "chain", "epochs": 2, "batch_size": 64, "limit_train": 200,

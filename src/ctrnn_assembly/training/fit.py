@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -182,7 +183,7 @@ def fit(
     if task is not None:
         made = {name: getattr(task.sequence, name, getattr(config, name)) for name in OF_DATA}
         config = config.model_copy(update={"task": "own", "data_dir": None, **made})
-    fabric, log = make_fabric(config), make_logger(config, out)
+    fabric = make_fabric(config, out)
     start = run.Run(out if resume else None, config, initial=True)
     task = task or start.task
     if config.class_weights == "balanced":
@@ -211,7 +212,7 @@ def fit(
         saved = open_folder(training, resume=resume)
         fabric.launch()
         training.set_up(saved)
-        train(training, log)
+        train(training)
         if not fabric.is_global_zero:
             sys.exit(0)
         summary |= finish(training) | {"certificate_initial": initial.as_dict()}
@@ -232,7 +233,7 @@ def trained(config: TrainConfig, out: Path, **how: Any) -> dict[str, Any]:
         return (resume and run.read_summary(out)) or fit(config, out, resume=resume, **how)
 
 
-def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> None:
+def train(training: Training) -> None:
     """The epochs that are left: train, project, validate, certify, write the row, save best and last."""
     config, fabric, task, net = training.config, training.fabric, training.task, training.net
     out, first, rank = training.out, fabric.is_global_zero, (fabric.global_rank, fabric.world_size)
@@ -271,7 +272,7 @@ def train(training: Training, log: Callable[[dict[str, Any], int], None]) -> Non
             row["test_accuracy"] = measure(net, task, test)["accuracy"]
         if first:
             run.write_table(out / "metrics.csv", training.rows)
-            log({name: value for name, value in row.items() if value is not None}, row["epoch"])
+            fabric.log_dict({k: x for k, x in row.items() if x is not None}, row["epoch"])
             training.report(epoch_line(row, config.epochs))
         kind = "discrete" if lost else config.require_certificate
         if lost := lost or missing_certificate(config, proven):
@@ -450,14 +451,15 @@ def chance(y: Tensor) -> float:
     return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Devices and precision of a run; a ConfigError if the device is not there.
+def make_fabric(config: TrainConfig, out: Path = Path()) -> Fabric:
+    """Devices, precision and logger of a run; a ConfigError if one of them is not there.
 
     The environment is asked for ranks only if there are several processes: a scheduler sets them for
     lone ones too, which would then leave the run folder to a first process that is not there.
     """
     several = config.devices * config.nodes > 1
     try:
+        logs = config.logger == "tensorboard"
         return Fabric(
             accelerator=config.device,
             devices=config.devices,
@@ -465,25 +467,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
             strategy="ddp" if several else "auto",
             plugins=None if several else LightningEnvironment(),
             precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+            loggers=TensorBoardLogger(out, name="", version="tensorboard") if logs else None,
         )
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"logger {config.logger!r} is not installed. Use pip install 'ctrnn-assembly[logging]'."
+        ) from None
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{config.devices} x device {config.device!r} with precision {config.precision} is not "
             f"there: {str(error).splitlines()[0]} Use --device auto."
-        ) from None
-
-
-def make_logger(config: TrainConfig, out: Path) -> Callable[[dict[str, Any], int], None]:
-    """What is done with an epoch's numbers besides writing them; a ConfigError without the logger."""
-    if config.logger == "none":
-        return lambda row, epoch: None
-    from lightning_fabric.loggers import TensorBoardLogger
-
-    try:
-        return TensorBoardLogger(out, name="", version="tensorboard").log_metrics
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"logger {config.logger!r} is not installed. Use pip install 'ctrnn-assembly[logging]'."
         ) from None
 
 
