@@ -24,20 +24,8 @@ from ctrnn_assembly.training.run import write
 Array = NDArray[np.float64]
 
 WIDTH = 7.2  # inches, the text width of a page
-PRINT: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ctrnn",  # the same file for the same numbers
-    "pdf.fonttype": 42,
-}
-printed = matplotlib.rc_context(PRINT)  # decorates a function that draws a figure
+# Decorates a function that draws a figure.
+printed = matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle"))
 # Okabe and Ito's, without the yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
