@@ -31,7 +31,7 @@ WARNING = (
 TWIN = "beside it the same modules with a coupling that has no guarantee"
 CHANGES = ("initial", "task", "data_dir", "dt", "substeps", "solver", "one_field", "split", "samples")
 MODULE = "instead of a run: your net, or what makes it; or FILE.safetensors of a tanh nn.RNN, GRU, LSTM"
-DATA = "drive with X (batch, time, m) of this file; by default the task, or random numbers"
+DATA = "drive with the series of this file; by default the task, or random numbers"
 INPUT = "the constant input: of each sequence the mean or the last sample, or zero"
 
 
@@ -100,15 +100,14 @@ class Driven:
 
         if self.run is None or data is not None:
             self.split, self.inputs = "random" if data is None else "data", str(data or "random inputs")
-            self.u = load_inputs(data, self.behaviour.input_size, samples)
-            self.sequences = [*self.u]
-            if self.module is not None:
-                try_out(self.module, self.behaviour, self.u[:1, 0])
-            return
-        self.split, self.inputs = split, f"{self.run.task.name} ({split})"
-        self.u, _, lengths = self.run.inputs(split, samples)
+            self.u, lengths = load_inputs(data, self.behaviour.input_size, samples)
+        else:
+            self.split, self.inputs = split, f"{self.run.task.name} ({split})"
+            self.u, _, lengths = self.run.inputs(split, samples)
         known = [self.u.shape[1]] * len(self.u) if lengths is None else lengths.tolist()
         self.sequences = [u[:length] for u, length in zip(self.u, known, strict=True)]
+        if self.module is not None:
+            try_out(self.module, self.behaviour, self.u[:1, 0])
 
     @property
     def generator(self) -> Any:
@@ -162,7 +161,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @click.argument("source", metavar="[RUN|CONFIG]", required=False)
         @shared.together(*own)
         @option("--module", metavar="FILE.py:NAME", help=MODULE)
-        @option("--data", type=shared.PATH, metavar="FILE.npz", help=DATA)
+        @option("--data", type=shared.PATH, metavar="FILE", help=DATA)
         @option("--initial", is_flag=True, help="of a run, the weights before training")
         @option("--dt", type=float, help="another time between samples: that changes the physics")
         @option("--substeps", type=int, help="so many solver steps a sample: finer, the same equation")

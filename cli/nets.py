@@ -3,7 +3,7 @@
     --module FILE.py:NAME        a function or class that is called without arguments, or the net itself
     --module FILE.safetensors    the state of one nn.RNN (taken for one with tanh), nn.GRU or nn.LSTM,
                                  also within that of a larger model, with the sizes of its tensors
-    --data FILE.npz              X (batch, time, m) of any real dtype
+    --data FILE                  series as `ctrnn train --data` takes; what is said of them is not read
 
 Whatever does not fit is a ConfigError or a DataError of one sentence.
 """
@@ -20,11 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ctrnn_assembly.data.own import of_arrays, read_series
 from ctrnn_assembly.diagnostics import Behaviour
-from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.errors import ConfigError, DataError, refusing, unknown
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.training.run import refusing
 
 KINDS = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}  # by the rows of weight_hh for each unit
 IN_PYTHON = "Build the net in Python, and use --module FILE.py:NAME."
@@ -85,22 +84,19 @@ def torch_net(file: Path) -> nn.Module:
     return net
 
 
-def load_inputs(data: Path | None, m: int | None, samples: int | None) -> Tensor:
-    """The first sequences of X, by default 4, (samples, T, m), float64; without data of random ones."""
-    what = f"{data or 'random inputs'} cannot be used"
-    with refusing(what, "Write np.savez(file, X=X), and use --data."):
-        if data is not None:
-            with np.load(data) as stored:
-                X = stored["X"]
-        elif m is None:
-            raise ValueError("a function does not tell how wide its input is")
-        else:
-            X = np.random.default_rng(0).standard_normal((max(4, samples or 4), 100, m))
-        if X.ndim != 3 or 0 in X.shape or X.dtype.kind not in "biuf" or X.shape[2] != (m or X.shape[2]):
-            width = "" if m is None else f" with m = {m}"
-            raise ValueError(f"X must be numbers (batch, time, m){width}; got {X.dtype} {X.shape}")
-        if samples is not None and not 1 <= samples <= len(X):
-            raise ValueError(f"samples must be in 1..{len(X)}; got {samples}")
-        u = torch.from_numpy(X[: samples or 4].astype(np.float64))
-        check_finite(u, "X")
-        return u
+def load_inputs(data: Path | None, m: int | None, samples: int | None) -> tuple[Tensor, Tensor]:
+    """The first series of a file, by default 4, or random ones: (samples, T, m) float64, and lengths."""
+    if data is not None:
+        series = read_series(data, None, {})
+    elif m is None:
+        raise ConfigError("a function does not tell how wide its input is. Use --data FILE.")
+    else:
+        X = np.random.default_rng(0).standard_normal((max(4, samples or 4), 100, m))
+        series = of_arrays("random inputs", X, None, None, None, None, None, target=None)
+    x = series.filled("refuse")
+    count = min(4, len(x)) if samples is None else samples
+    if x.shape[2] != (m or x.shape[2]):
+        raise DataError(f"{series.what} must have {m} channels, as the net reads; got {x.shape[2]}.")
+    if not 1 <= count <= len(x):
+        raise ConfigError(f"samples must be in 1..{len(x)}, those of {series.what}; got {samples}.")
+    return torch.from_numpy(x[:count]), torch.from_numpy(series.lengths[:count])

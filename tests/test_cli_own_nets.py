@@ -172,13 +172,13 @@ def test_a_net_that_cannot_be_made_is_refused(cli, nets, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        (None, "No such file"),
-        ({"x": np.ones((2, 4, 3))}, "X is not a file in the archive"),
-        ({"X": np.ones((4, 3))}, "X must be numbers (batch, time, m) with m = 3; got float64 (4, 3)"),
-        ({"X": np.ones((2, 4, 5))}, "with m = 3; got float64 (2, 4, 5)"),
-        ({"X": np.ones((2, 4, 3), complex)}, "got complex128"),
-        ({"X": np.full((2, 4, 3), np.nan)}, "x.npz cannot be used: X must be finite; got nan"),
-        ({"X": np.ones((2, 4, 3), object)}, "cannot be used"),
+        (None, "must exist and end in .npz"),
+        ({"x": np.ones((2, 4, 3))}, "must hold an array X; got x"),
+        ({"X": np.ones((4, 3))}, "must have 3 channels, as the net reads; got 1"),
+        ({"X": np.ones((2, 4, 5))}, "must have 3 channels, as the net reads; got 5"),
+        ({"X": np.ones((2, 4, 3), complex)}, "got complex numbers"),
+        ({"X": np.full((2, 4, 3), np.nan)}, "values must be finite; got nan at series '0', step 0"),
+        ({"X": np.ones((2, 4, 3), object)}, "cannot be read as arrays"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(cli, nets, tmp_path, arrays, reason):
@@ -196,6 +196,16 @@ def test_what_belongs_to_a_run_is_refused_for_a_net(cli, nets, tmp_path):
     assert "--initial is of a run" in cli.refuses("gsc", "--module", f"{nets}:gru", "--initial")
     given = ("gsc", tmp_path / "run", "--data", tmp_path / "x.npz")
     assert "--task is of a run" in cli.refuses(*given, "--task", "digits")
-    assert "with m = 1; got float64 (2, 4, 3)" in cli.refuses(*given)
+    assert "must have 1 channels, as the net reads; got 3" in cli.refuses(*given)
     assert "--data" in cli.refuses("gsc", "--module", f"{nets}:step")
     assert "samples" in cli.refuses("gsc", "--module", f"{nets}:gru", "--samples", 0)
+
+
+def test_series_of_any_file_and_length_drive_a_net(cli, nets, tmp_path):
+    rows = ["id,a,b,c", *(f"{k},{step},0.5,-1" for k in (7, 8) for step in range(20 + 10 * (k == 8)))]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    given = ("--module", f"{nets}:layer", "--data", tmp_path / "x.csv", "--at", "25")
+    found = result(cli, "spectrum", *given)
+    assert (found["samples"], found["length"]) == (2, 30)
+    dt = found["dt"]
+    assert [row["time"] for row in found["rows"]] == pytest.approx([20 * dt, 25 * dt])

@@ -316,6 +316,8 @@ def of_arrays(
     """Arrays as `Task.from_arrays` takes them; y is read if the target is told by it."""
     must = f"{what} must hold X (samples, time, channels) of numbers, y as the target asks"
     with refusing(must, "Lengths and t may stand beside them."):
+        if np.iscomplexobj(X):
+            raise ValueError("got complex numbers")
         x = np.asarray(X, dtype=np.float64)
         x = x[..., None] if x.ndim == 2 else x
         n, T, m = x.shape
