@@ -45,12 +45,7 @@ LAYERS = (
 @option("--activation-place", "place", type=PLACES, help="W phi(x) or phi(W x)  [default: outside]")
 @option("--tau", type=float, help="of --weights, unless in the file  [default: 1]")
 @option("--uncertainty", metavar="R|P%", help="of --weights: for all within R, or P % of each entry")
-@option(
-    "--dt", type=float, help="certify another time between samples  [default: the run's own, or .03]"
-)
-@option("--substeps", type=int, help="certify the step of dt / N  [default: the run's own]")
-@option("--solver", help="certify the step of another solver  [default: the run's own, or euler]")
-@option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
+@shared.step_options
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="the step's verdict counts for the exit code, too")
@@ -73,7 +68,8 @@ def certify_command(
     RUN is a run folder: its trained weights, or those of the last epoch if it is not finished. CONFIG is
     a YAML file or the name of a recipe: the network with its initial weights. No data are read.
     --weights reads tau x' = -x + W phi(x) + L x + u from a file with W, (n, n), or its blocks, (p, k, k)
-    or W0, W1, ...; and L, (n, n), and tau, a number or (n,), if they are there.
+    or W0, W1, ...; and L, (n, n), and tau, a number or (n,), if they are there; its step is Euler's of
+    dt .03 by default.
 
     Exit code 0: certified in continuous time, or as a map. 1: refuted: two states under one input are
     known that never meet. 3: unknown. 2: an error. The step of the solver has a verdict of its own

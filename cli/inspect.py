@@ -163,10 +163,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
         @option("--module", metavar="FILE.py:NAME", help=MODULE)
         @option("--data", type=shared.PATH, metavar="FILE", help=DATA)
         @option("--initial", is_flag=True, help="of a run, the weights before training")
-        @option("--dt", type=float, help="another time between samples: that changes the physics")
-        @option("--substeps", type=int, help="so many solver steps a sample: finer, the same equation")
-        @option("--solver", help="another solver than the run's own")
-        @option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
+        @shared.step_options
         @option("--task", help="drive with another task than the run's own")
         @option("--split", type=click.Choice(["train", "val", "test"]), help="[default: val]")
         @option("--samples", type=int, help="number of input sequences  [default: 4]")

@@ -29,7 +29,6 @@ SECTIONS = {
     **dict.fromkeys(("split", "samples", "data"), "data"),
     **dict.fromkeys(("as_json", "csv", "npz", "plot"), "output"),
 }
-ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"
 PATH = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -113,6 +112,13 @@ class OutputFile(click.Path):
 
 
 PICTURE = OutputFile(*FORMATS)
+ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"
+step_options = together(  # that a command may change of a run
+    click.option("--solver", help="another solver than the run's own"),
+    click.option("--dt", type=float, help="another time between samples: that changes the physics"),
+    click.option("--substeps", type=int, help="so many solver steps a sample: finer, the same equation"),
+    click.option("--one-field", is_flag=True, default=None, help=ONE_FIELD),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else")
 plot_option = click.option("--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf")
 output_options = together(

@@ -192,10 +192,7 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
 @click.command("evaluate", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--data-dir", "--data", "data_dir", help="where the data are, if they have moved")
-@click.option("--solver", help="evaluate with another solver")
-@click.option("--substeps", type=int, help="with N solver steps a sample: finer, the same equation")
-@click.option("--dt", type=float, help="with another time between samples: that changes the physics")
-@click.option("--one-field", is_flag=True, default=None, help=shared.ONE_FIELD)
+@shared.step_options
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
 @click.option("--samples", default=100, help="of the test set, for --radius  [default: 100]")
