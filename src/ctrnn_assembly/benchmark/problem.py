@@ -5,22 +5,22 @@ fades reaches denormal numbers, with which a CPU is up to a hundred times slower
 initialised, with a loss of its last state, took 31 s instead of 1.2 s for 196 steps.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
-from ctrnn_assembly.activations import ACTIVATIONS, around
 from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.topology import Pair, named_pairs
+from ctrnn_assembly.topology import Pair
 
 Blocks = Literal["dense", "diagonal", "sparse"]
+NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh", "sparse": "published-sparse-combo"}
 DT, DURATION = 0.03, 20.0
-WEIGHT_NORM, COUPLING_NORM = 0.9, 2.0  # one Euler step of DT contracts
-DENSITY = 0.033  # of the sparse modules, as published
+COUPLING_NORM = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,45 +72,32 @@ class Problem:
         return min(DT, DURATION / self.steps)
 
     @cached_property
-    def pairs(self) -> tuple[Pair, ...]:
-        return tuple(named_pairs(self.coupling, self.modules, Generator().manual_seed(0)))
-
-    @cached_property
     def terms(self) -> Terms:
-        """The field; every tensor that is trained is a leaf.
+        """The field, of a net before training; every tensor that is trained is a leaf.
 
         L = K - K^T, of spectral norm COUPLING_NORM, is negative feedback in the identity metric.
         """
-        generator, n = Generator().manual_seed(1), self.n
-        frozen = self.blocks == "sparse"
-        blocks = [self._leaf(self._weight(generator), not frozen) for _ in range(self.modules)]
-        W_in = torch.randn(n, 1, generator=generator, dtype=torch.float32) / n**0.5
-        L = None
-        if self.pairs:
-            K = torch.randn(n, n, generator=generator, dtype=torch.float32)
-            mask = K.new_zeros(self.modules, self.modules)
-            for i, j in self.pairs:
-                mask[i, j] = 1
-            K = K.triu() * mask.kron(K.new_ones(self.units, self.units))
-            L = K - K.mT
-            L = self._leaf(L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
-        return Terms(
-            tuple(blocks),
-            *around(ACTIVATIONS["relu"], n, inside=frozen),
-            bias=self._leaf(torch.zeros(n)),
-            tau=self._leaf(torch.ones(n), trained=False),
-            L=L,
-            W_in=self._leaf(W_in),
-            pairs=self.pairs,
-            diagonal=self.blocks == "diagonal",
-        )
+        of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
+        net = build_model(NETS[self.blocks], 1, 1, activation="relu", **of_net)
+        terms = net.float().core.terms().detach_cpu()
+        if (L := terms.L) is not None:
+            terms = replace(terms, L=L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
+        terms = terms.mapped(lambda values: self._leaf(values).requires_grad_())
+        for frozen in (terms.tau, *(terms.blocks if self.blocks == "sparse" else ())):
+            frozen.requires_grad_(False)
+        return terms
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The coupled modules."""
+        return self.terms.pairs
 
     @cached_property
     def u(self) -> Tensor:
         """One feature a step, (batch, time, 1), uniform in [0, 1) as pixels are."""
         generator = Generator().manual_seed(2)
         u = torch.rand(self.batch, self.steps, 1, generator=generator, dtype=torch.float32)
-        return self._leaf(u, trained=False)
+        return self._leaf(u)
 
     @cached_property
     def x0(self) -> Tensor:
@@ -121,17 +108,5 @@ class Problem:
         """The tensors whose gradient is asked for; the input has none."""
         return [tensor for tensor in self.terms.tensors() if tensor.requires_grad]
 
-    def _leaf(self, values: Tensor, trained: bool = True) -> Tensor:
-        return values.to(self.device, self.dtype).requires_grad_(trained)
-
-    def _weight(self, generator: Generator) -> Tensor:
-        """The (k, k) weight of a module, of spectral norm at most WEIGHT_NORM."""
-        k = self.units
-        if self.blocks == "diagonal":
-            values = 2 * torch.rand(k, generator=generator, dtype=torch.float32) - 1
-            return torch.diag(WEIGHT_NORM * values)
-        W = torch.randn(k, k, generator=generator, dtype=torch.float32)
-        if self.blocks == "sparse":
-            W = W * (torch.rand(k, k, generator=generator, dtype=torch.float32) < DENSITY)
-        norm = float(torch.linalg.matrix_norm(W, 2))
-        return W * (WEIGHT_NORM / norm) if norm > 0 else W
+    def _leaf(self, values: Tensor) -> Tensor:
+        return values.detach().to(self.device, self.dtype, copy=True)
