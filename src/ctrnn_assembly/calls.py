@@ -1,11 +1,8 @@
 """What a recurrent layer is given, read and checked, as sequences of one batch and length.
 
 A PackedSequence is padded, one sequence (time, m) gets a batch of its own, and what is no tensor is read
-by numpy. Past a sequence's length its last sample is held: what stands there is never read, so that NaN
-(the usual padding of unequal time series) harms no gradient.
-
-Episodes within a sequence are the sequences of a larger batch: gathered, run at once, and put back. So
-every solver, backend and gate takes them, and every gradient is right.
+by numpy. Past a sequence's length its last sample is held, so that padding by NaN harms no gradient.
+Episodes within a sequence are the sequences of a larger batch: gathered, run at once, and put back.
 """
 
 from collections.abc import Callable

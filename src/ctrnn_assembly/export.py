@@ -5,10 +5,9 @@
 | sequence | input (batch, time, m) | logits (batch, k), after the last sample |
 | step | u (batch, m), x (batch, state_size) | x_next one sample later, and its logits |
 
-batch and time are free. The matrices of a step are computed once, before; the loop over time is one
-operator, `scan` (ONNX: `Scan`), whatever its length. A program is in the precision of the weights, has
-no gradient, checks no value, and starts a sequence where the layer does. lengths, dt and reset are
-not in it, nor `Stack`, fields of one's own, and torchdiffeq's solvers, which look at values.
+batch and time are free; the loop over time is one operator, `scan` (ONNX: `Scan`). A program is in the
+precision of the weights, has no gradient, checks no value, and starts a sequence where the layer does.
+lengths, dt and reset are not in it, nor `Stack`, fields of one's own, and torchdiffeq's solvers.
 """
 
 import copy

@@ -56,8 +56,7 @@ class OwnField:
 def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
     """f on states like x0, with an input if it is driven.
 
-    Raises: ConfigError for what is no field, ShapeError for an x0 that is no state, SolverError for an
-        f(t, x, u) without u.
+    ConfigError for no field, ShapeError for an x0 that is no state, SolverError if it lacks its u.
     """
     reads, required = reads_input(f)
     if required and not driven:

@@ -10,17 +10,14 @@
 | congruence | G u + c | rate lo lam, for every L |
 | state | G u + c + d o x, as published | none |
 
-"congruence" has S = diag(nu)^1/2 on both sides of every weight, which no coupling can turn against the
-metric; with phi inside W S x stands under phi:
+with omega = ||L|| and lam the rate at nu = 1. "congruence" has S = diag(nu)^1/2 on both sides of every
+weight, which no coupling can turn against the metric; with phi inside W S x stands under phi:
 
     x' = S (-S x + W S phi(x) + L S x + W_in u + b)
 
-omega = ||L|| and lam is the rate at nu = 1, so certified input gates need hi close to lo, weak coupling,
-or fast modules. The published bounds, lo = 1e-5 and hi = 0.2 with dt = 1 and "state", can diverge
-under a bounded input although each gate of theirs, held constant, is stable.
+Nets with the published bounds, lo = 1e-5 and hi = 0.2 with dt = 1 and "state", can diverge.
 
-Source: AdaDiag 2026 (gates "input and state", x + nu o F); corrections E14 and sections 3 and 12 of
-THEORY.
+Source: AdaDiag 2026 (gates "input and state", x + nu o F); THEORY E14 and sections 3 and 12.
 """
 
 from collections.abc import Callable
@@ -115,10 +112,7 @@ class Gates(nn.Module):
         return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
 
     def steps(self, terms: Terms, solver: str, count: int) -> Callable[..., Tensor]:
-        """(h, z, u, x) -> x after so many steps of length h, a number or (batch, 1).
-
-        By euler, or by imex with S L S implicit.
-        """
+        """(h, z, u, x) -> x after so many steps of h, (batch, 1) or a number; imex: S L S implicit."""
 
         def step(h: Any, z: Tensor, u: Any, x: Tensor) -> Tensor:
             if solver == "euler" or terms.L is None:

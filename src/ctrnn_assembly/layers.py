@@ -54,8 +54,7 @@ class CTRNN(Recurrent):
     (..., m) to (..., n), it is called with all samples at once, and its values are interpolated.
 
     Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
-    whatever the encoder: it reads no state, and so drives both alike. The discrete step and the gates
-    have guarantees of their own; `certificate` says which hold.
+    whatever the encoder. Discrete step and gates have guarantees of their own; see `certificate`.
 
     >>> layer = CTRNN(1, Subnetwork(Absolute(), 4), batch_first=True)
     >>> layer(torch.randn(8, 20, 1))[0].shape, layer.certificate().certified
@@ -158,8 +157,7 @@ class CTRNN(Recurrent):
     def terms(self) -> Terms:
         """The tensors of the field, driven by the encoder; tau = 1 / nu if gates are constant.
 
-        Raises: ConfigError if gates read input or state, if the encoder is no plain `nn.Linear`, or for
-            a field of your own.
+        ConfigError if gates read, the encoder is no plain `nn.Linear`, or the field is your own.
         """
         self._needs_units("terms and metric")
         if self._reading is not None:

@@ -3,13 +3,11 @@
 Two copies of a net from one start, whose inputs differ by delta_t: the distances e_l of their states in
 the metric of layer l, and s_l of what enters it, are at most those of a positive linear system,
 
-    e_l+ = q_l e_l + a_l s_l,    s_l+1 = p_l s_l + c_l e_l+,    s_1 = a_0 |delta_t|.
+    e_l+ = q_l e_l + a_l s_l,    s_l+1 = p_l s_l + c_l e_l+,    s_1 = a_0 |delta_t|,
 
-With h_0, h_1, ... its impulse response and H_k = h_0 + ... + h_k, what the readout sees after T samples
-moves by at most sum_t w_t |delta_t|, w_t = h_{T-t} for the last output and H_{T-t} / T for the mean:
-by sum_t w_t for one unit of max_t |delta_t|, by sqrt(T) ||w||_2 for one of the root mean square. Logit y
-then falls behind logit j by at most ||r_y - r_j|| times as much, r the readout's rows in that metric. A
-single CTRNN is one layer, p = 0 and c = 1; m substeps make q^m and a (1 + ... + q^(m-1)).
+of impulse response h: what the readout sees moves by at most sum_t w_t |delta_t|, w_t = h_{T-t} for the
+last output, its mean over the outputs for the mean. Logit y then falls behind j by at most ||r_y - r_j||
+times as much, r the readout's rows in that metric. A single CTRNN is one layer, p = 0 and c = 1.
 
 The claim is of the net in float64, and of margins less 1e-9 (1 + largest logit), which is far more than
 float64 rounds. Source: THEORY section 13.

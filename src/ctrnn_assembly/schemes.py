@@ -13,8 +13,8 @@ g is all of tau x' but the leak and the linear coupling L, which A and C hold; h
 | exponential-euler | exp(G) | G^-1 (A - I) h, G = h (L - I) |
 
 Every row has A - I = C (L - I), so that its fixed points are those of the field. All are of order 1. For
-L skew in the metric M and one tau, ||R||_M <= 1: the IMEX step then contracts by the largest factor of
-the modules' own Euler steps, whatever L is, where Euler diverges for large ||L|| (THEORY section 6).
+L skew in M and one tau, ||R||_M <= 1: IMEX contracts by the largest factor of the modules' own Euler
+steps, whatever L is, where Euler diverges for large ||L|| (THEORY section 6).
 
 The Jacobian of a step is A + C N, with N the Jacobian of g. In the coordinates Theta x of a metric
 M = Theta^T Theta a step with one h has the pair of K = Theta L Theta^-1: `pair(h, K)`.
@@ -131,8 +131,8 @@ def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Ten
 def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> Callable[[Any, Tensor], Tensor]:
     """(u, x) -> x+ for u (batch, m) or None, x (batch, n), and a number dt, or one a sample, (batch,).
 
-    Plain torch operations without checks or in-place writes: autograd differentiates them any number of
-    times, and torch.func's transforms too, with respect to x, u, dt and every tensor of the terms.
+    Plain torch operations: autograd and torch.func's transforms differentiate them any number of times,
+    with respect to x, u, dt and every tensor of the terms.
     """
     lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
     A, C = step_pair(scheme, terms, lengths)
@@ -147,8 +147,7 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
         drive: inputs held over each step, (time, batch, m), or None.
         dt: step lengths, (time, 1) or (time, batch); a step of length 0 leaves the state alone.
 
-    Returns:
-        (time + 1, batch, n), x0 first. Differentiable as `affine_step` is.
+    Returns: (time + 1, batch, n), x0 first. Differentiable as `affine_step` is.
     """
     if dt.requires_grad or unpack_dual(dt).tangent is not None:
         lengths, which = dt.flatten(), torch.arange(dt.numel(), device=dt.device).view_as(dt)

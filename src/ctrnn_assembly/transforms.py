@@ -1,8 +1,7 @@
 """What changes while torch transforms (`torch.func`) or traces (compile, export) a computation.
 
 Nobody knows the values of a tensor then: checks of values are left out. A loop over time is plain steps
-under a transform, which differentiates them any number of times, and one operator, `scan`, under a
-tracer, whatever the number of steps.
+under a transform, and one operator, `scan`, under a tracer.
 """
 
 from collections.abc import Callable
@@ -13,10 +12,7 @@ from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
-    """Whether torch.func's transforms or forward-mode derivatives are at work.
-
-    A hand-written `autograd.Function` and torch's recurrent kernels serve neither of both.
-    """
+    """Whether torch.func's transforms or forward-mode derivatives are at work."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

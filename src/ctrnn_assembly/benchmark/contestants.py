@@ -4,10 +4,8 @@ Of the others, weights are stacked once a solve, the input is given without a se
 keeps no state but the last (else its backward pass is quadratic in T).
 
 Useful operations are those of the products that a solve needs, a multiplication and an addition
-counted as two. One step forward multiplies every sample with every entry of the coupling and of the
-weights once. The backward pass does the same with the transposed matrices, for the adjoint, and once
-more for the gradient of every entry that is trained. Elementwise work and the single input are left
-out: a share of the product rate that is computed from these is what was used of it.
+counted as two: forward each sample with each entry of coupling and weights, backward the same for the
+adjoint and once more for each entry that is trained. Elementwise work and the single input are left out.
 """
 
 import warnings

@@ -175,9 +175,8 @@ def check_agreement(contestant: Contestant, problem: Problem) -> str:
     """Correctness before speed: refuse what differs from the plain loop of the same steps.
 
     The plain loop runs in float64, the contestant as it is timed, both for a few steps of the given n.
-    Of a tensor that is not all zeros, only the gradients of what is not zero are compared: where L is
-    zero by its pairs, or W by being diagonal, a solver that uses the zeros has none to give. SolverError
-    if they differ by more than its tolerance. Returns why it cannot run here, if that is so.
+    Gradients of zeros in a tensor that is not all zeros are left out: a solver that uses them has none.
+    SolverError if they differ by more than its tolerance. Returns why it cannot run here, if that is so.
     """
     limit = contestant.tolerance
     if limit is None:

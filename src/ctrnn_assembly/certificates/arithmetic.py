@@ -1,18 +1,16 @@
 """How near two states come in the arithmetic that runs, where exact Euler steps F contract by q < 1.
 
-What is computed is off by |F~(x) - F(x)| <= rho |x| + kappa in the metric, and |F(0)| <= c. So every run
-ends in |x| <= (c + kappa) / (1 - q - rho), if that is positive, from any start that does not overflow;
-and as two runs both round, e+ <= q e + 2 (rho |x| + kappa) for their distance e, which ends at
+If what is computed is off by |F~(x) - F(x)| <= rho |x| + kappa in the metric, and |F(0)| <= c, then the
+distance of two runs ends at
 
     e <= 2 (rho (c + kappa) / (1 - q - rho) + kappa) / (1 - q).
 
-A sum of k terms, in any order, each rounded s times more, is off by (k + s) u / (1 - (k + s) u) times
-the sum of their sizes (Higham 2002, chapter 3): by entries, with h = dt / tau and g the slopes,
+By entries, with h = dt / tau, g the slopes, and (Higham 2002, chapter 3) a of what adds up and b also of
+the casts of dt W and dt L, of operands, and of phi, rho = || |Theta| N |Theta^-1| || for
 
-    |F~(x) - F(x)| <= N |x| + ...,   N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e),
+    N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e).
 
-a of what adds up, b also of the casts of dt W and dt L, of operands, and of phi. Then
-rho = || |Theta| N |Theta^-1| ||. Source: THEORY section 15.
+Source: THEORY section 15.
 """
 
 import math

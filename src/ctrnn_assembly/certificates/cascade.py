@@ -1,28 +1,16 @@
 """A certificate of layers that drive each other upwards, from the proofs of the layers alone.
 
-Let e_l be the distance of two states of layer l in its metric, both nets under one input. If its step
-has the factor q_l for every drive, and everything between the layers a Lipschitz constant,
-
-    e+ <= Gamma e,    Gamma lower triangular, Gamma_ll = q_l,
-
-so that e_t <= Gamma^t e_0: the whole net forgets at any rate slower than its slowest layer. With s_l the
-distance of the inputs of layer l, in the same sample,
+Of two nets under one input let e_l be the distance of layer l's states in its metric, s_l that of its
+inputs, and q_l the factor of its step, whatever drives it:
 
     e_l+ <= q_l e_l + input_gain s_l,    s_l+1 <= passed s_l + output_gain e_l+,    s_1 = 0.
 
-For q* above all q_l, d = (q* I - Gamma)^-1 1 > 0 and max_l e_l / d_l shrinks by q* at every step.
+So e+ <= Gamma e, Gamma lower triangular, Gamma_ll = q_l: the net forgets at any rate slower than its
+slowest layer. For N substeps with held input it is q_l^N, and input_gain sum_{j<N} q_l^j. As one field
+states feed upward as they are before a step, and e_l' <= -rate_l e_l + flow_gain s_l in continuous time.
 
-Over N substeps with held input q_l is q_l^N and input_gain sum_{j<N} q_l^j as large. As one field states
-feed upward as they are before a step: s_l+1 <= passed s_l + output_gain e_l. In continuous time
-
-    e_l' <= -rate_l e_l + flow_gain s_l,    e' <= H e,    H lower triangular, H_ll = -rate_l,
-
-so that e(t) <= exp(H t) e(0), and every rate below the slowest layer's is one of the whole field.
-
-Where every layer is also a `dissipation.LayerSystem`, sums over time weighted by rho^-2t prove more: the
-smaller number of samples and the smaller l2 gain of both proofs are taken.
-
-Source: THEORY section 11.
+Where every layer is also a `dissipation.LayerSystem`, the smaller number of samples and l2 gain of both
+proofs are taken. Source: THEORY section 11.
 """
 
 import math

@@ -8,15 +8,9 @@ with w and g the differences of elementwise maps of x and c, whose slopes are in
 
     (x+)^T P x+ / rho^2 + |y|^2 <= x^T P x + gamma^2 |s|^2    for all x, s and all such w and g,
 
-then, added up over time with the weights rho^-2t,
-
-    rho^-2t x_t^T P x_t + sum_t rho^-2t |y_t|^2 <= x_0^T P x_0 + gamma^2 sum_t rho^-2t |s_t|^2.
-
-Slopes in [low, high] say (w - low x) (high x - w) >= 0 for each unit; these products are added with
-positive multipliers, and what remains is one symmetric matrix that has to be negative: a Cholesky
-factorisation shows it, rounding accounted for. P solves a Riccati equation, found without rigour. For
-linear layers the smallest gamma is max_v ||W C (rho e^iv - A)^-1 B||, far below a product of norms, as
-pairs of different frequencies do not add up.
+gamma bounds the gain from s to y in l2 with the weights rho^-2t. With (w - low x) (high x - w) >= 0 of
+each unit times a positive multiplier, one symmetric matrix has to be negative: a Cholesky factorisation
+shows it, rounding accounted for. P solves a Riccati equation, found without rigour.
 
 Source: THEORY section 11; Willems, Dissipative dynamical systems (1972).
 """

@@ -27,8 +27,7 @@ WORST = 1e9  # stands for infinity in a search
 class LureSystem:
     """A module in its metric: A, X, Z as above, (n, n), and g, the width of the slope interval.
 
-    A whole assembly, too, with X (n, m), Z (m, n) and slopes within [0, 1] for m channels of feedback.
-
+    Or a whole assembly with X (n, m), Z (m, n) and slopes within [0, 1] for m channels of feedback.
     Bounds on rounding: A_error in the spectral norm, with what is uncertain of W; X_error of each
     column, Z_error of each row.
     """

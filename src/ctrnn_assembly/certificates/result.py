@@ -18,9 +18,8 @@ LISTED = 64  # dt that are certified one by one
 class StepProof:
     """What is proven of the steps of one scheme, with bounds that have rounding in them.
 
-    `factor` takes dt to an upper bound on the factor of such a step, infinite for no proof; up to
-    `max_dt`, as large as the bounds prove, every step contracts; 0 for none, where `advice` is given.
-    If the contracting steps are an `interval`, as those of I + dt J are, so does every shorter one.
+    `factor` takes dt to an upper bound on the factor, infinite for no proof; up to `max_dt` every step
+    contracts; 0 for none, where `advice` is given. Contracting steps may be an `interval`, as Euler's.
     """
 
     factor: Callable[[float], float]
@@ -137,8 +136,7 @@ class Module:
 class MetricFacts:
     """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
 
-    `origin` is "given" for the field's own; rates and factors hold in whichever it is. `matrix` is M,
-    None where nothing could be proven; `Certificate.as_dict` leaves it out.
+    `origin` is "given" for the field's own. `matrix`, M, is None where nothing could be proven.
     """
 
     kind: str
@@ -187,10 +185,9 @@ class CascadeFacts:
     """How strong the proof of a stack is: samples until differences are provably below a thousandth.
 
     `samples` is of the largest difference of any layer's states, in its metric, from differences of at
-    most 1; `memory` the same of the layer that alone, by its factor, takes longest.
-    From equal states, an input difference whose largest Euclidean norm over time is delta moves the
-    output by at most `peak_gain` delta at any time; one whose root of summed squares over time is delta
-    moves it by at most `l2_gain` delta in that norm. Infinite if the encoder is no plain `nn.Linear`.
+    most 1; `memory` of the layer that alone, by its factor, takes longest. From equal states, an
+    input difference moves the output by at most `peak_gain` times its largest Euclidean norm over time,
+    and `l2_gain` is of the root of summed squares. Infinite if the encoder is no plain `nn.Linear`.
     """
 
     layers: tuple[LayerFacts, ...]
@@ -212,8 +209,7 @@ class Certificate:
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each
-    step of the solver multiplies their distance by at most `step.contraction_factor`.
-    Rounded states meet down to `step.meeting`.
+    step multiplies their distance by at most `step.contraction_factor`, in exact arithmetic.
 
     >>> found: Certificate = certify(torch.eye(2))  # x' = -x + phi(x) does not contract at 0
     >>> found.certified, found.reasons[0][:55]

@@ -6,14 +6,12 @@ images of the original test set, values 0..16, as distributed with scikit-learn.
 smnist, psmnist: Le, Jaitly & Hinton 2015 (arXiv 1504.00941); permutation 12008, raw pixels and split
 as in Erichson et al. 2021 (Lipschitz RNN) and Kozachkov et al. 2022 (Sparse Combo Net).
 
-Two different tasks go by the name of sequential CIFAR10. scifar10 (= scifar10-rgb): one RGB pixel a
-step, as Kozachkov et al. 2022 and the S4 line of work. scifar10-planar: three neighbouring values of
-one colour plane a step, as the code of Erichson et al. 2021.
+scifar10 (= scifar10-rgb): one RGB pixel a step, as Kozachkov et al. 2022 and the S4 line of work.
+scifar10-planar: three neighbouring values of one colour plane a step, as Erichson et al. 2021.
 
 MNIST and CIFAR10 are read from their original files; else from copies of the images, a folder or zip
-with train/<class>/* and test/<class>/*, by the names of the classes; else torchvision downloads them.
-What was read is `Task.data`, e.g. "CIFAR-10 (JPEG)", and stands in the name of a task read from copies:
-their pixels and order, so the hold-out too, are not those of the papers.
+with train/<class>/* and test/<class>/*; else torchvision downloads them. `Task.data` and the name of a
+task say what was read: pixels and order of copies, so the hold-out too, are not those of the papers.
 """
 
 import gzip

@@ -1,10 +1,7 @@
 """Any set of small images, one folder a class, below a folder or in a zip, as pixel sequences.
 
-A zip is read in place: nothing is written, no name in it leads out of a folder, and its thousands of
-small files count against no quota. Folders that hold no image, or start with a dot, are no classes.
-
-Grey images stay grey, of 8 or 16 bits, the latter scaled from 0..65535 to 0..255; all others become RGB.
-What is transparent shows white.
+A zip is read in place. Folders that hold no image, or start with a dot, are no classes. Grey images stay
+grey, of 8 or 16 bits, the latter scaled to 0..255; all others become RGB, transparency white.
 
 Splits on disk are used as they are. What is missing is held out of train, class by class and the
 same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 %.
@@ -45,9 +42,8 @@ _LAYOUT = (
 def load_images(name: str, options: DataConfig) -> Task:
     """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
 
-    Values are scaled to 0..1 and normalised by the mean and standard deviation of each channel
-    over the training images in use. Square RGB images of at most 32 a side (after `resize`) are
-    cropped and mirrored in training, as CIFAR10 is, unless `augment` is off; others are not.
+    Normalised by mean and standard deviation of each channel over the training images. Square RGB images
+    of at most 32 a side (after `resize`) are cropped and mirrored in training, unless `augment` is off.
     """
     images = find_images(options.folder)
     path, classes = images.path, images.classes()

@@ -95,10 +95,9 @@ class Series:
 
 
 class Preparation(BaseModel):
-    """What turns `Series` into a `Split`. All is of the training part, and is kept with a run.
+    """What turns `Series` into a `Split`: of the training part, kept with a run, a `Task.sequence`.
 
-    It is the `Task.sequence` of series, which are stored as the network sees them. `spacing` is the
-    median time between samples, which becomes the network's dt; None without times.
+    `spacing` is the median time between samples, which becomes the network's dt; None without times.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,8 +1,7 @@
 """What a task is: three checked splits and the map from a stored batch to a float sequence.
 
-Storage is compact (images stay uint8) and the map runs per batch, on the batch's device, so that
-a whole data set fits on a GPU and augmentation costs no worker processes. A loader says which
-samples there are and how they are dealt; `make_task` limits, reads and checks them.
+Storage is compact (images stay uint8), and the map runs on the device of each batch, so that a whole
+data set fits on a GPU. A loader says which samples there are; `make_task` limits, reads and checks them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -88,8 +87,7 @@ class Task:
         classes: names, in the order of the indices in `Split.y`; empty for values.
         load_test: reads the test split; nothing of it is decoded before.
         data: what was read, e.g. 'MNIST' or 'CIFAR-10 (JPEG)'.
-        note: sentences on data that are not what the task's name promises, which then says what was
-            read, or that `resize` enlarges; empty otherwise.
+        note: sentences on data that are not what the task's name promises; empty otherwise.
         unit: what 1 in `Split.y` stands for, in the data's own unit, for each value.
         tested: whether there is a test split.
         loss: (outputs, y) -> the mean of a batch, `targets.loss_of` or your own.
@@ -203,8 +201,7 @@ def make_task(
 def published_hold_out(n: int) -> dict[str, Tensor]:
     """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val.
 
-    A set of fewer than 20,000 samples, as a copy cut down for a trial, gives a tenth. Source: Erichson
-    et al. 2021 for sMNIST and sCIFAR10; Kozachkov et al. 2022 made the split, and did not use val.
+    Of fewer than 20,000 samples it is a tenth. Source: Erichson et al. 2021, Kozachkov et al. 2022.
     """
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
     n_train = n - min(_PUBLISHED_VAL, n // 10)
@@ -268,14 +265,12 @@ def reading(what: str, files: str, folder: Path) -> Iterator[None]:
 class PixelSequence:
     """Images, (B, C, H, W) uint8 -> (B, T, m) float32, T = H W and m = C, in row order.
 
-    As in torchvision's usual recipe augmentation comes before scaling and normalisation, so the border
-    that a crop brings in is a black pixel (0 before normalisation), not an average one.
+    Augmentation comes before scaling, so that the border of a crop is black, as torchvision has it.
 
     Args:
         scale: pixel value that becomes 1.
         mean, std: per channel, of the scaled values; empty leaves them as they are.
-        planar: flatten colour planes instead: step t holds the C neighbouring values C t..C t + C-1
-            of the (C, H, W) array, so of one colour only.
+        planar: step t holds the C neighbouring values from C t on of the array, so of one colour only.
         order: permutation of the steps, (T,) int64; step t shows pixel order[t].
         augment: training only: pad by an eighth of the width, zeros, cut the old size at a random place,
             and mirror left-right with probability 1/2.

@@ -10,8 +10,7 @@ A measurement sees some pairs, a certificate all. In the metric diag(tau) M of a
   * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
 
 What rounding (of adaptive solvers, the tolerance) may add to a distance is bounded from the sums that a
-step forms, and taken off: pairs as close as float64 tells would seem to refute a certificate. Without
-`terms()` the states are added up once, and 1 for all else.
+step forms, and taken off; without `terms()` the states are added up once, and 1 for all else.
 """
 
 import math

@@ -1,12 +1,11 @@
 """Gradients back through a chain of layers or times: how they scale, and how deep they really go.
 
-The gradient scale coefficient says how a relative change grows between two places:
+The gradient scale coefficient says how a relative change grows between an earlier place k and l:
 
     GSC(k, l) = ||J||_qm |f_k| / |f_l|,    J = df_l / df_k,    ||J||_qm = ||J||_F / sqrt(columns of J)
 
-k is the earlier place, farther from the loss. ||J||_qm is the root mean square of |J v| over random
-unit vectors v, so the GSC is the relative change of f_l for a random relative change of f_k. Gradients
-"explode" if log GSC is linear in depth. `Certificate.jacobian_bound` bounds ||J||_qm over time.
+the relative change of f_l for a random relative change of f_k. Gradients "explode" if log GSC is linear
+in depth. `Certificate.jacobian_bound` bounds ||J||_qm over time.
 
 A batch counts as one vector, the only correct form if samples are coupled (batch norm); otherwise that
 is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2). Exact values cost a Jacobian product
@@ -19,12 +18,11 @@ initial weights for a trained MLP. C_k sums all products in J_L ... J_1 with exa
 
     C_k <- C_k S_t + C_{k-1} R_t,        C_0 = I, from the last layer to the first
 
-The effective depth is the largest k with ||sum_{j >= k} C_j^T g|| > tol ||sum_j C_j^T g|| for a gradient
-g at the output: cutting off all terms with more residual factors changes the whole by no more than tol.
-With the rows of I for g it is that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
+It is the largest k with ||sum_{j >= k} C_j^T g|| > tol ||sum_j C_j^T g|| for a gradient g at the output,
+with the rows of I for g that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), who define the effective depth in words; the
-precise form with a tolerance is ours. Not done: values below 1e-154, whose square is 0 in float64.
+form with a tolerance is ours. Not done: values below 1e-154, whose square is 0 in float64.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,8 +8,7 @@ They compare trajectories under one input, and are averages along one run, no gu
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
     exponent of its steps at most log(factor) / dt. Over a finite time T a computed one may exceed
     this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by;
-  * the frame turns into place at the rate of the gaps between exponents. A transient that is short
-    against 1 / gap leaves an error of order 1 / T in neighbours, of opposite signs.
+  * a transient that is short against 1 / gap leaves an error of order 1 / T in neighbouring exponents.
 
 Cost of a step: one product of its Jacobian with k vectors, and 4 n k^2 for the orthonormalisation.
 

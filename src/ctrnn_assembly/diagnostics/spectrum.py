@@ -10,10 +10,9 @@ F is J in the coordinates where the metric diag(tau) M is the Euclidean norm,
 
     F = Theta' J Theta'^-1,    Theta' = Theta diag(tau)^1/2,    M = Theta^T Theta
 
-with the eigenvalues of J. Always local rate <= -abscissa, and a certified rate in that metric is at most
-every local rate. A negative abscissa at every time proves nothing where J changes along the trajectory:
-see `lyapunov` for averages and `certificates` for proofs. Cost: all eigenvalues by LAPACK, about 25 n^3
-operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for n = 2048 on one core.
+with the eigenvalues of J. Always certified rate in that metric <= local rate <= -abscissa. A negative
+abscissa at every time proves nothing where J changes along the trajectory: see `lyapunov` for averages.
+Cost: about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for n = 2048 on one core.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 """

@@ -8,14 +8,10 @@ give V' <= -beta V for V = v^T P^-1 D v and every v' = (-I + W D) v, so |v| in t
 at the rate beta / 2. Proof: P^-1 W + W^T P^-1 <= (2 - c) / g P^-1 and D^2 <= g D. Time constants enter
 as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
 
-A monitor, never a certificate: another input or initial state has other slopes, and where D is nearly
-singular the metric says nothing about Euclidean distances. ReLU has D = 0 and is refused; so are
-couplings and the r-form, which the proof does not cover, and a P that is not diagonal.
+A monitor, never a certificate: another input or initial state has other slopes. D = 0 (ReLU), couplings,
+the r-form and a P that is not diagonal are refused, as the proof does not cover them.
 
-As printed the theorem is wrong twice: its metric is D, not P^-1 D, and its second condition has c / g
-for c, which claims too much for g < 1. Both counterexamples are in `tests/test_theorem6.py`.
-
-Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of THEORY.
+Source: Kozachkov et al. 2022, Theorem 6 (arXiv 2106.08928); corrections E5 of THEORY, section 2.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """The runs of experiments, shared by every process that is started: train, measure, write the result.
 
 A process leaves alone what another one runs, and goes on with what was left unfinished, from its last
-epoch. The result is the summary of the run folder, with what the experiment measures besides. A finished
-run folder is not trained again. A run that stops because it diverged, or lost its certificate, is a
-result too.
+epoch. The result is the summary of the run folder, with what the experiment measures besides. A run that
+diverged, or lost its certificate, is a result too.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,9 +90,8 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
     """Largest exponents, and certificate, of the weights after an epoch; 0 is before training.
 
     `step` is of the step that the net was trained with, `flow` of a step a tenth as long, under the same
-    input: close to that of the differential equation. Each is the mean over test sequences, from the
-    state 0 as in training; the first tenth of a sequence turns the tangent vector, and the rest of it is
-    averaged over. The ranges are those over the sequences; None where the state overflows.
+    input: close to that of the differential equation. Means and ranges are over test sequences from the
+    state 0, without their first tenth, which turns the tangent vector; None where the state overflows.
     """
     run = Run.open(path, data_dir=data_dir, initial=epoch == 0, epoch=epoch or None)
     certificate = run.certificate.as_dict()

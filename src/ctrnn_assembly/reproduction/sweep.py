@@ -10,8 +10,7 @@ The score of a trial is the mean over its seeds of the best validation accuracy 
 test set chooses nothing. What a trial tries depends on its number and, if bayesian, on earlier scores.
 
 A sweep is a folder: sweep.yaml, Optuna's journal, and a run folder for each trial and seed. Whoever sees
-it takes part. A process holds the lock of the trial that it trains: one that has not ended and whose
-lock is free was left by a process that was killed, and is gone on with.
+it takes part: a trial that has not ended and whose lock is free was left by a process that was killed.
 """
 
 import math

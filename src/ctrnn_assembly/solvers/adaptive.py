@@ -1,9 +1,8 @@
 """torchdiffeq's solvers, fixed-step and adaptive, for any field, with errors that say what happened.
 
-A solve is cut at the breaks of the input, and each piece sees its own side of a jump. This is used
-instead of torchdiffeq's `jump_t`, which 0.2.5 gives up for good when a step happens to end on a jump
-(a first step of one sample: 35 times the evaluations, at a tolerance not met), and which its adjoint
-applies to the wrong side of the first stage of every interval.
+A solve is cut at the breaks of the input, and each piece sees its own side of a jump: torchdiffeq's
+`jump_t`, in 0.2.5, is given up for good when a step happens to end on a jump, and its adjoint applies it
+to the wrong side of the first stage of every interval.
 """
 
 from __future__ import annotations

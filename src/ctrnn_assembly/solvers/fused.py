@@ -349,8 +349,7 @@ class FusedKernel:
 def pooled(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """An uninitialised CPU tensor whose memory is used again when it is freed, by autograd too.
 
-    torch gives big CPU tensors back to the system, and the first touch of fresh pages costs more than
-    the arithmetic on them: a third of the time of a sparsely coupled forward pass on a virtual machine.
+    torch gives big CPU tensors back, and fresh pages cost more than the arithmetic on them.
     Whoever keeps a view of it must keep the tensor itself.
     """
     size = math.prod(shape)

@@ -49,8 +49,7 @@ class Diagonal:
 class Dense:
     """A, (n, n); or blockdiag(A), A (p, k, k), for rows (rows, p k), or `apart` (p, rows, k).
 
-    A frozen W of a few per cent is multiplied as blocks too: torch's sparse product of 3 % of 16 x 32
-    takes as long.
+    A frozen sparse W is multiplied as blocks too: torch's sparse product of 3 % takes as long.
     """
 
     def __init__(self, A: Tensor, apart: bool = False, low: bool = False) -> None:

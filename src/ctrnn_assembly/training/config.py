@@ -166,9 +166,8 @@ class TrainConfig(DataConfig):
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
 
-        It rises linearly over the warm-up. From there on "cosine" falls to 0 at the end of the run,
-        "steps" multiplies by lr_gamma at the start of each epoch in milestones, "one-cycle" rises and
-        falls as `torch.optim.lr_scheduler.OneCycleLR` does by default, and "constant" stays.
+        After a linear warm-up "cosine" falls to 0 at the end of the run, "steps" multiplies by lr_gamma
+        at the start of each epoch in milestones, "one-cycle" is `OneCycleLR`'s default of torch.optim.
         """
         epoch, warm = step // steps_per_epoch, self.warmup_epochs * steps_per_epoch
         peak = self.learning_rate
@@ -213,10 +212,7 @@ def make_config(*layers: dict[str, Any]) -> TrainConfig:
 
 
 def difference(one: M, other: M, free: set[str] = FREE) -> str:
-    """The first setting in which two configurations differ, with both values; empty if in none.
-
-    Tolerances are none of a grid solver's.
-    """
+    """The first setting in which two configurations differ, with both values; empty if in none."""
     from ctrnn_assembly.schemes import SCHEMES  # torch, which few readers of a file need
 
     if {getattr(each, "solver", "") for each in (one, other)} <= SCHEMES.keys():

@@ -1,10 +1,9 @@
 """One training run, read from top to bottom: a configuration in, a run folder out.
 
-The order of the batches of an epoch, and its augmentation, depend on (seed, epoch) only, and
-checkpoints are taken between epochs: a run that was killed and resumed ends with the same weights, bit
-for bit on a CPU, as one that was not. Validation accuracy, then (or of values alone) the loss, selects
-the weights that are kept; the test set is read once, after training, and with `test_every_epoch` after
-each epoch, to be reported only.
+The batches of an epoch depend on (seed, epoch) only, and checkpoints are taken between epochs: a run
+that was killed and resumed ends with the same weights, bit for bit on a CPU. Validation accuracy, then
+(or of values alone) the loss, selects the weights; the test set is read once, after training, and with
+`test_every_epoch` after each epoch, to be reported only.
 """
 
 import io
@@ -380,8 +379,7 @@ def located(where: str) -> Iterator[None]:
 def denormals_flushed() -> Iterator[None]:
     """Numbers below 1e-38 are zero in this thread, on CPUs that can do so.
 
-    Gradients that fade through time end among them: the backward pass of `nn.LSTM` over 196 steps took
-    15 s with them and 1 s without, to the same gradients.
+    Fading gradients end among them: `nn.LSTM`'s backward pass over 196 steps took 15 s, 1 s without.
     """
     # PyTorch sets the mode and does not tell it.
     flushed_before = torch.tensor(1e-40, dtype=torch.float32).item() == 0.0
@@ -442,10 +440,7 @@ def finish(training: Training) -> dict[str, Any]:
 
 
 def chance(y: Tensor) -> float:
-    """The accuracy up to which a net may have learnt nothing of the classes y, a tensor.
-
-    That is the share of the commonest one, which it might always answer, and two standard errors.
-    """
+    """The share of the commonest class of y, a tensor, and two standard errors: nothing learnt."""
     y = y[known(y)]
     share = float(y.bincount().max()) / len(y)
     return min(1.0, share + 2 * math.sqrt(share * (1 - share) / len(y)))

@@ -1,7 +1,6 @@
 """Where a number comes from: date, command, commit, hardware, versions, threads, seed.
 
-`summary.json` of a finished run is a flat object, so that the run folder is the result. Its keys, and
-the columns of metrics.csv, are in docs/reference/files.md.
+The keys of `summary.json`, and the columns of metrics.csv, are in docs/reference/files.md.
 """
 
 import datetime

@@ -1,8 +1,7 @@
 """A run folder: what training leaves behind, written so that a crash loses nothing saved, and read once.
 
-Its files are in docs/reference/files.md. Each is written beside its place and moved there. Nothing is
-unpickled but checkpoints, and those with `weights_only=True`. Whatever is damaged, or of another run,
-raises a DataError.
+Its files are in docs/reference/files.md, each written beside its place and moved there. Checkpoints are
+unpickled with `weights_only=True`, nothing else is. What is damaged, or of another run, is a DataError.
 """
 
 import csv
@@ -57,9 +56,8 @@ class RunBusyError(CtrnnError, RuntimeError):
 class Weights:
     """Weights, and where they are from: a "checkpoint" is of a run that is not finished.
 
-    `sha256` is of the very bytes that `state`, a state dict, was read from: initial weights have
-    neither. `progress` is what a checkpoint holds besides: the name of the task, rows of
-    metrics.csv, optimizer and scaler.
+    `sha256` is of the bytes that `state`, a state dict, was read from; initial weights have neither.
+    `progress` is what a checkpoint holds besides: task, rows of metrics.csv, optimizer and scaler.
     """
 
     kind: Literal["trained", "checkpoint", "epoch", "initial"]
@@ -137,9 +135,8 @@ def save_weights(path: Path, model: nn.Module) -> None:
 class Run:
     """A network by name: a run folder with its weights, or a configuration with its initial ones.
 
-    Everything but the configuration is read when it is first asked for, and then only once. `path` is
-    None for a configuration file or a recipe. Instead of the trained weights `initial` takes those
-    before training, and `epoch` those that `keep_epochs` kept after this epoch, counted from 1.
+    All but the configuration is read once, when it is first asked for. `path` is None for a file or a
+    recipe. `initial` takes the weights before training, `epoch` those that `keep_epochs` kept after it.
 
     >>> run: Run = load_run("digits", modules=2)  # or a run folder, such as "runs/mine"
     >>> run.config.model, run.task.n_input, run.certificate.certified
@@ -334,10 +331,7 @@ class Run:
         write(out / "README.md", CARD.format(made.title, verdict(proven), said, digest))
 
     def push_to_hub(self, name: str, *, token: str | None = None, private: bool = False) -> str:
-        """Put what `save_pretrained` leaves on the Hugging Face Hub, as "user/name"; its address there.
-
-        A run is no module, and a mixin of huggingface_hub's as its base would make that a requirement.
-        """
+        """Put what `save_pretrained` leaves on the Hugging Face Hub, as "user/name"; its address."""
         advice = "Use pip install 'ctrnn-assembly[hub]', and `hf auth login`."
         with refusing(f"{name} cannot be put on the Hub", advice), TemporaryDirectory() as folder:
             from huggingface_hub import HfApi

@@ -1,8 +1,7 @@
 """CUDA graphs: a function of tensors recorded once, and replayed without Python in its time loop.
 
 A recording belongs to one function, its fixed arguments and the shapes of its tensors; new values are
-copied in and results copied out, so that two solves never share memory. On a CPU a replay calls the
-function again.
+copied in and results out. On a CPU a replay calls the function again.
 """
 
 import threading

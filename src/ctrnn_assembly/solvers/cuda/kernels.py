@@ -5,10 +5,9 @@
 
 BACK, it is the adjoint, from the last step to the first, with the slopes S = pre'(x) and R = C post'(z).
 
-Rows of the batch are independent, so programs never wait for each other. A program's own threads do:
-every unit reads other units, and Triton cannot index registers, so the state goes through memory, from
-step to step, and one barrier a step makes the stores of all threads visible to all of them. Stores of a
-step go elsewhere than its loads, so no second barrier is needed.
+Rows of the batch are independent, so programs never wait for each other. Every unit reads other units,
+and Triton cannot index registers, so the state goes through memory from step to step, and one barrier a
+step makes a program's stores visible to all its threads; loads are elsewhere, so there is no second one.
 
 Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
 may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
@@ -20,12 +19,10 @@ P, or their transposes, come packed as (in, out) tiles, in one of these kinds:
     none      of P alone: nothing
 
 Cost a step and program: ROWS TILE^2 multiply-adds a tile, the tiles' bytes once from the L2 cache, and
-the state written once. State and sums are in the state's own precision; PRODUCTS says what the operands
-of matrix products are rounded to.
+the state written once, in its own precision; PRODUCTS is what operands of products are rounded to.
 
-This file imports Triton: import it only where Triton is known to be installed. Only Triton's builtins
-are used, none of its library functions (such as tl.zeros): those are bound to the GPU or to the
-interpreter when Triton is first imported, which may be long before this file.
+Import this file only where Triton is installed. It uses Triton's builtins alone: library functions, such
+as tl.zeros, are bound to the GPU or to the interpreter when Triton is first imported.
 """
 
 # mypy: disallow-untyped-defs=False

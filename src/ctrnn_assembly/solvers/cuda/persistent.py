@@ -1,14 +1,11 @@
 """A fused step and its adjoint by one persistent Triton kernel; the formulas are those of `fused`.
 
-One program takes 8 or 16 rows of the batch through all T steps, so a solve is one launch forward and one
-backward, whatever T is. A diagonal W is an elementwise product.
+One program takes 8 or 16 rows of the batch through all T steps: one launch each way, whatever T is.
 
 Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
 once. Memory: T batch n numbers each for e and the states, then for the adjoints v and the slopes of pre
 and post where these are not the identity; without gradients and with save="last" only two states. e,
-slopes, and weight gradients over CHUNK rows of time and batch at once, are products of torch's.
-
-What is not done here `why_not` says before a solve.
+slopes, and weight gradients are products of torch's. What is not done `why_not` says before a solve.
 """
 
 import importlib.util
