@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from keep import about, keep
+from keep import about, keep, shown
 
 from ctrnn_assembly.reproduction.experiments import load_experiment
 from ctrnn_assembly.training.batches import Batches
@@ -87,5 +87,6 @@ if __name__ == "__main__":
     torch.set_num_threads(settings.threads)
     result = about(__file__) | {"threads": settings.threads}
     result["rows"] = measured(settings.rows, settings.rounds, settings.data_dir)
-    console().print(table(result["rows"], COLUMNS, title="Training steps, interleaved"))
+    result["table"] = shown(result["rows"], COLUMNS)
+    console().print(table(result["table"], title="Training steps, interleaved"))
     print(keep("epochs", result))

@@ -4,13 +4,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.training import provenance
 from ctrnn_assembly.training.run import write
+from ctrnn_cli.shared import Columns
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -35,3 +36,11 @@ def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     path = folder / f"{result['date']}-{name}.json"
     write(path, json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
     return path
+
+
+def shown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[dict[str, str]]:
+    """Rows as a table has them, which `tables.py` finds again under the key table of a result."""
+    return [
+        {c.header: "-" if row.get(c.key) is None else format(row[c.key], c.form) for c in columns}
+        for row in rows
+    ]

@@ -171,8 +171,26 @@ def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
     return f"{row['median_s'] / fits[OURS[0]]['median_s']:.1f} times"
 
 
+def kept(name: str) -> Callable[[Path], str]:
+    """The table of the newest result of a script, as it was printed, and where it was measured."""
+
+    def made(results: Path) -> str:
+        if not (files := sorted(results.glob(f"*-{name}.json"))):
+            return "Not measured yet."
+        found = json.loads(files[-1].read_text(encoding="utf-8"))
+        return (
+            f"{markdown(found['table'])}\n\n`{found['command']}`, {found['date']}, {found['hardware']}."
+        )
+
+    return made
+
+
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "experiments/README.md": {"results": all_tables},
+    "experiments/README.md": {"results": all_tables, "epochs": kept("epochs")},
+    "experiments/gradients_explode/README.md": {
+        "figure1": kept("gradients-explode-figure1"),
+        "figure3": kept("gradients-explode-figure3-images"),
+    },
     "README.md": {"speed": speed, "results": highlights},
 }
 

@@ -23,7 +23,6 @@ from typing import Any
 import mlps
 import torch
 from mlps import MLPS, mlp, unit_rms
-from rich.table import Table
 from scipy.stats import linregress
 from torch import Tensor, nn
 
@@ -116,13 +115,8 @@ def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) -> Table:
-    title = (
-        f"GSC({settings.depth + 1}, 0) of {settings.datasets} data sets. Explodes: log GSC is linear in "
-        f"depth, fit at least {FIT}, and grows by {GROWTH} or more a layer; theory for batch-relu: "
-        f"{BATCH_RELU:.4f}. Paper, report: what they say."
-    )
-    rows = [
+def growth_rows(nets: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    return [
         {
             "net": name,
             "GSC": f"{net['gsc'][-1]:.4g}",
@@ -135,7 +129,6 @@ def growth_table(nets: dict[str, dict[str, Any]], settings: argparse.Namespace) 
         }
         for name, net in nets.items()
     ]
-    return table(rows, title=title)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -156,8 +149,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "gsc_seconds": sum(net["seconds"] for net in nets.values()),
         "criterion": {"growth": GROWTH, "fit": FIT},
         "nets": nets,
+        "table": growth_rows(nets),
     }
-    console().print(growth_table(nets, settings))
+    title = (
+        f"GSC({settings.depth + 1}, 0) of {settings.datasets} data sets. Explodes: log GSC is linear in "
+        f"depth, fit at least {FIT}, and grows by {GROWTH} or more a layer; theory for batch-relu: "
+        f"{BATCH_RELU:.4f}. Paper, report: what they say."
+    )
+    console().print(table(result["table"], title=title))
     print(
         f"{settings.datasets * settings.observations} observations: {result['seconds']:.1f} s, of which "
         f"{result['gsc_seconds']:.1f} s in GSC. The report: {REPORTED}."

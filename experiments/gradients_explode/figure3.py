@@ -29,8 +29,7 @@ from typing import Any
 import mlps
 import torch
 import torch.nn.functional as F
-from mlps import keep, mlp, unit_rms
-from rich.table import Table
+from mlps import keep, mlp, shown, unit_rms
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -221,7 +220,7 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
         keep(f"gradients-explode-{settings.name}", result, settings.results)
 
 
-def results_table(nets: dict[str, Any], title: str) -> Table:
+def results_rows(nets: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for name, net in nets.items():
         epochs = net["epochs"]
@@ -229,7 +228,7 @@ def results_table(nets: dict[str, Any], title: str) -> Table:
         row["lowest"] = min(epoch["error"] for epoch in epochs)
         row["deepest"] = max(epoch["effective_depth"] or 0 for epoch in epochs)
         rows.append(row)
-    return table(rows, COLUMNS, title=title)
+    return shown(rows, COLUMNS)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -259,7 +258,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         run(name, images, settings, result)
         print(f"{name}: {nets[name]['seconds']:.0f} s", flush=True)
     result["seconds"] = sum(net["seconds"] for net in nets.values())
-    console().print(results_table(nets, f"After {settings.epochs} epochs"))
+    result["table"] = results_rows(nets)
+    console().print(table(result["table"], title=f"After {settings.epochs} epochs"))
     keys = ("error", "gsc", "effective_depth")
     curves = {
         name: {key: [row[key] for row in net["epochs"]] for key in keys} | {"changes": net["changes"]}

@@ -29,7 +29,7 @@ from ctrnn_assembly.figures import style
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from keep import RESULTS, about, keep  # noqa: E402
+from keep import RESULTS, about, keep, shown  # noqa: E402, F401
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
 NORMS: Any = {
