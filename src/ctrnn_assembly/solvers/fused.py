@@ -5,12 +5,14 @@
 `fused_step` reads these tensors, under autograd, from the scheme's pair once a solve: D + P = A with D
 diagonal, and C is Q, or goes into W and E where post is the identity, and into K. Steps of different
 lengths, of schemes whose pair is proportional to dt, have the tensors of x+ = x + dt_k (D x + ...).
+An implicit step multiplies x+ by P: x+ = (I - P)^-1 y, where y is all of the above but P x.
 
 Adjoint, for v = dt_k lam+ (or lam+), z = W pre(x) + e, f = post(z):
 
     q = post'(z) o Q^T v,   lam = D v + P^T v + pre'(x) o (W^T q) + sum psi'(x) o (K^T v)   (+ lam+)
     dW = q pre(x)^T,  dE = q [u, 1]^T,  dP = v x^T,  dQ = v f^T,  dK = v psi(x)^T,  dD = v o x
 
+Of an implicit step v = (I - P)^-T lam+, lam has no P^T v, and dP = v x+^T: no adjoint of an inverse.
 States are (time, batch, n) in memory; if only few blocks of L are coupled, (blocks, time, batch, k), and
 only those are multiplied: a step then costs batch (p k^2 + C k^2) multiply-adds, C the number of blocks
 of L, whatever n is. In both, time is the third axis from the right. Memory, for states of batch x n
@@ -37,7 +39,9 @@ from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
-from ctrnn_assembly.schemes import Scheme, step_pair
+from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.schemes import SCHEMES, Scheme, step_pair
+from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
 from ctrnn_assembly.terms import Terms
 
@@ -63,6 +67,7 @@ class Form:
     psi: tuple[Elementwise, ...]
     pattern: BlockPattern | None
     matmul_precision: MatmulPrecision
+    implicit: Places | None = None  # of `elimination`, () where it is dense
 
     def ordered(self, x: Tensor) -> Tensor:
         """(time, batch, n) in the memory order of the states."""
@@ -105,12 +110,14 @@ def prepared(
             replays these where the shapes are the same; "persistent" has one Triton kernel for each.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
-    form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision)
+    way = backend if x0.device.type == "cuda" else backend.replace("auto", "fused")
+    implicit = scheme is SCHEMES["imex"] and (way, matmul_precision) == ("fused", "full")
+    form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision, implicit)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     few = recompute == "sqrt"
     length = max(1, math.isqrt(len(dt))) if few else SEGMENT
     plan = Plan(every, every or (learns and not few), few, length)
-    if backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda"):
+    if way != "fused":
         plan = replace(plan, way=_on_cuda("check").way_of(backend, form, plan, x0, *tensors))
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
@@ -128,17 +135,21 @@ def fused_step(
     drive: Tensor | None,
     dt: Tensor,
     precision: MatmulPrecision,
+    implicit: bool = False,
 ) -> tuple[Any, ...]:
-    """The step of a scheme, (form, inputs, dt, W, D, P, Q, E, *K); arguments as of `prepared`.
+    """The step of a scheme, (form, inputs, dt, W, D, P, Q, E, *K, *R); arguments as of `prepared`.
 
     inputs: (time, batch, m), or e itself, (time, batch, n). dt: the lengths if they are several, else
     None. W: (n,), the diagonal, (p, k, k), blocks, or (n, n). D: (n,). P: (n, n); (C, k, k), the blocks
     at the form's pattern; or None. Q: None where post is the identity, else (n,), a diagonal, or (n, n).
     E: (n, m), or None. K: (n, n) each.
+
+    Without `implicit` there is no R. With it steps of IMEX have the tensors of Euler, but P belongs to
+    x+ (`form.implicit`), and one more without a gradient, (I - P)^-1, (n, n) or as of `elimination`.
     """
     equal, pattern = same_steps(dt), None
-    if scheme.increment is not None:  # then C does not depend on L, and A - I = C (L - I)
-        one = scheme if equal else replace(scheme, pair=scheme.increment)
+    if scheme.increment is not None or implicit:  # then C does not depend on L, and A - I = C (L - I)
+        one = scheme if equal else replace(scheme, pair=cast(Any, scheme.increment))
         D, C = step_pair(one, replace(terms, L=None), dt[0, 0] if equal else dt.new_ones(()))
         P, pattern = _coupling(terms, C)
     else:
@@ -151,7 +162,17 @@ def fused_step(
     psi, K = tuple(edge.psi for edge in terms.edges), (_weighted(C, edge.K) for edge in terms.edges)
     form = Form(terms.pre, terms.post, psi, pattern, precision)
     W, Q = (_weighted(C, W), None) if inside else (W, C)
-    return form, inputs, None if equal else dt, W, D, P, Q, E, *K
+    tensors = W, D, P, Q, E, *K
+    if implicit and P is not None:
+        (wide,) = working_precision(P.detach())
+        if pattern is None:
+            places, R = (), torch.linalg.inv(torch.eye(len(P)).to(wide) - wide)
+        elif (found := elimination(wide, pattern, FEW * pattern.p**2)) is not None:
+            places, R = found
+        else:  # of too many products: as a dense L
+            return fused_step(scheme, replace(terms, pairs=()), x0, drive, dt, precision, implicit)
+        form, tensors = replace(form, implicit=places), (*tensors, R.to(P.dtype))
+    return form, inputs, None if equal else dt, *tensors
 
 
 def structured_weight(terms: Terms) -> Tensor:
@@ -224,13 +245,17 @@ class FusedKernel:
     """A step with its operators, for one pass over time; makes no graph of autograd."""
 
     def __init__(self, form: Form, tensors: Sequence[Any]) -> None:
-        W, D, P, Q, E, *K = tensors
+        W, D, P, Q, E, *others = tensors
+        K, R = others[: len(form.psi)], others[len(form.psi) :]
         self.form, self.raw, self.pattern = form, tensors, form.pattern
         self.pre_is_identity, low = form.pre.is_identity, form.matmul_precision == "bf16"
         self.D, self.W = self._operator(D), self._operator(W, low)
         self.P = self._operator(P, low)
         if form.pattern is not None and P is not None:
             self.P = FewBlocks(P, form.pattern, low)
+        self.R: Any = None
+        if form.implicit is not None:
+            self.R = Eliminated(*R, form.implicit) if form.implicit else Dense(*R)
         self.Q = self._operator(Q, low)
         self.E = Identity() if E is None else self._operator(E)
         self.K = [self._operator(each, low) for each in K]
@@ -281,7 +306,7 @@ class FusedKernel:
                     z = self.E.product(u[k])
                     self.W.add(z, p)
                     self.Q.add(new, self.form.post(z))
-                if self.P is not None:
+                if self.P is not None and self.R is None:
                     self.P.add(new, x)
                 for psi, K in zip(self.form.psi, self.K, strict=True):
                     K.add(new, psi(x))
@@ -289,6 +314,8 @@ class FusedKernel:
                     torch.addcmul(x, dt[k][:, None], new, out=out)
                 elif not direct:
                     out.copy_(new)
+                if self.R is not None:
+                    self.R.apply_(out)
                 x = out
             last = here.narrow(-3, end - start, 1)
         return stored, last
@@ -296,8 +323,10 @@ class FusedKernel:
     def back(
         self, turned: Any, sums: Any, x: Tensor, lam: Tensor, inputs: Tensor, dt: Any, grads: Any
     ) -> Tensor:
-        """lam[:-1] from lam[-1] over a segment of states x; adds to the sums; returns all q."""
-        form, steps, (W, P, Q, *K) = self.form, len(inputs), turned
+        """lam[:-1] from lam[-1] over a segment of states x, with the one after it; adds to the sums;
+        returns all q."""
+        form, steps, (W, P, Q, R, *K) = self.form, len(inputs), turned
+        after, x = x.narrow(-3, 1, steps), x.narrow(-3, 0, steps)
         p = x if self.pre_is_identity else form.pre(x)
         psi = [phi(x) for phi in form.psi]
         v = lam.narrow(-3, 1, steps) if dt is None else torch.empty_like(x)
@@ -310,6 +339,8 @@ class FusedKernel:
             v_k, out = vs[k], lams[k]
             if dt is not None:
                 torch.mul(lams[k + 1], dt[k][:, None], out=v_k)
+            if R is not None:
+                R.apply_(v_k)
             if Q is not None:
                 qs[k].copy_(form.post.pull_back(Q.product(v_k), zs[k], fs[k]))
             new = out if form.pattern is None else torch.empty_like(v_k)
@@ -317,7 +348,7 @@ class FusedKernel:
                 torch.mul(v_k, self.D.w, out=new)
             else:
                 torch.addcmul(grads[k], v_k, self.D.w, out=new)
-            if P is not None:
+            if P is not None and R is None:
                 P.add(new, v_k)
             for phi, y, K_t in zip(form.psi, psi, K, strict=True):
                 new.add_(phi.pull_back(K_t.product(v_k), xs[k], y[k]))
@@ -327,7 +358,8 @@ class FusedKernel:
             torch.add(new, back, out=out)
             if dt is not None:
                 out.add_(lams[k + 1])
-        self.add_gradients(sums, (self.inputs(inputs), x, p, v, q, f, *psi))
+        below = x if R is None else after
+        self.add_gradients(sums, (self.inputs(inputs), x, p, v, q, f, below, *psi))
         return q
 
     def under_post(self, inputs: Tensor, p: Tensor) -> Tensor:
@@ -337,11 +369,11 @@ class FusedKernel:
         return z
 
     def add_gradients(self, sums: Any, segment: Sequence[Tensor]) -> None:
-        """Those of W, D, P, Q, E and K, by a few large products, from inputs, x, p, v, q, f, *psi."""
-        u, x, p, v, q, f, *psi = map(_rows, segment)
+        """Those of W, D, P, Q, E and K, from inputs, x, p, v, q, f, what P multiplies, *psi."""
+        u, x, p, v, q, f, below, *psi = map(_rows, segment)
         operators = (self.W, self.D, self.P, self.Q, self.E, *self.K)
-        factors = ((q, p), (v, x), (v, x), (v, f), (q, u), *((v, y) for y in psi))
-        for total, operator, pair in zip(sums, operators, factors, strict=True):
+        factors = ((q, p), (v, x), (v, below), (v, f), (q, u), *((v, y) for y in psi))
+        for total, operator, pair in zip(sums, operators, factors, strict=False):  # R has none
             if total is not None:
                 operator.gradient(total, *pair)
 
@@ -452,7 +484,8 @@ def gradients_again(
 
 def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *tensors: Any) -> Tensor:
     """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes."""
-    W, D, P, Q, E, *K = tensors
+    W, D, P, Q, E, *others = tensors
+    K = others[: len(form.psi)]
     W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
     if form.pattern is not None and P is not None:
         p, rows, columns = form.pattern.p, *map(list, (form.pattern.rows, form.pattern.columns))
@@ -460,14 +493,16 @@ def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *ten
             (torch.tensor(rows), torch.tensor(columns)), P
         )
         P = rearrange(blocks, "i j r c -> (i r) (j c)")
+    R = torch.linalg.inv(torch.eye(len(P)).to(P) - P) if form.implicit is not None else None
     states = [x0]
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
         x = states[-1]
         f = form.post(form.pre(x) @ W.mT + drive)
         new = D * x + (f if Q is None else Q * f if Q.ndim == 1 else f @ Q.mT)
-        new = new if P is None else new + x @ P.mT
+        new = new if P is None or R is not None else new + x @ P.mT
         for psi, A in zip(form.psi, K, strict=True):
             new = new + psi(x) @ A.mT
+        new = new if R is None else new @ R.mT
         states.append(new if dt is None else x + dt[k][:, None] * new)
     return torch.stack(states)
 
@@ -494,7 +529,7 @@ def _gradients(
     """
     grad, stored, inputs, dt, *tensors = given
     kernel = FusedKernel(form, tensors)
-    forward = (kernel.W, kernel.P, kernel.Q, *kernel.K)
+    forward = (kernel.W, kernel.P, kernel.Q, kernel.R, *kernel.K)
     turned = tuple(None if A is None else A.transposed() for A in forward)
     sums, d_inputs = zeros_for(tensors, needed[2:]), torch.empty_like(inputs) if needed[1] else None
     grads = form.ordered(grad)
@@ -502,10 +537,9 @@ def _gradients(
     first = grads.narrow(-3, len(grad) - 1, 1)
     for index, (start, end) in reversed([*enumerate(plan.segments(len(inputs)))]):
         steps, u, d = end - start, inputs[start:end], None if dt is None else dt[start:end]
-        x = stored.narrow(-3, start, steps) if plan.whole else stored.narrow(-3, index, 1)
+        x = stored.narrow(-3, start, steps + 1) if plan.whole else stored.narrow(-3, index, 1)
         if not plan.whole:
-            states, _ = kernel.roll(again, x, u, d)
-            x = states.narrow(-3, 0, steps)
+            x, _ = kernel.roll(again, x, u, d)
         lam.narrow(-3, steps, 1).copy_(first)
         later = grads.narrow(-3, start, steps).unbind(-3) if len(grad) > 1 else None
         q = kernel.back(turned, sums, x, lam, u, d, later)

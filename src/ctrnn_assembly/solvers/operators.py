@@ -84,6 +84,9 @@ class Dense:
             self.blocks.baddbmm_(x, self.right, beta=0)
         return self.out
 
+    def apply_(self, x: Tensor) -> None:
+        x.copy_(self.product(x))
+
     def transposed(self) -> Dense:
         return Dense(self.A.mT, self.apart, self.low)
 

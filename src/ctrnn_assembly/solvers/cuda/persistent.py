@@ -177,6 +177,6 @@ def gradients(
         x, v, q, u = X[:-1][part], V[part], Q[part], inputs[part]
         p = form.pre(x)
         f = v if sums[3] is None else form.post(kernel.under_post(u, p))
-        kernel.add_gradients(sums, (u, x, p, v, q, f))
+        kernel.add_gradients(sums, (u, x, p, v, q, f, x))
     d_inputs = None if not needed[1] else Q if E is None else Q @ E
     return (lam[0] if needed[0] else None, d_inputs, *sums)
