@@ -5,6 +5,7 @@ Read without torch, as configurations are. `training.config` has the rest of a r
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -20,34 +21,35 @@ def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, title=group, **bounds)
 
 
+data = partial(setting, "data")
+
+
 class DataConfig(BaseModel):
     """Which data, in what form; the seed draws the samples that limits leave."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    task: str = setting("data", "digits", "task; see `ctrnn list`")
-    data_dir: str | None = setting("data", None, "where the data are; else CTRNN_DATA_DIR")
-    resize: int | None = setting("data", None, "side of the images, for small machines", ge=1)
-    limit_train: int | None = setting("data", None, "use this many training samples", ge=1)
-    limit_test: int | None = setting("data", None, "use this many test samples", ge=1)
-    val_fraction: float = setting("data", 0.15, "of your series; 0: training data serve", ge=0, lt=1)
-    test_fraction: float = setting("data", 0.15, "of your series; 0: there is no test", ge=0, lt=1)
-    split_by: str | None = setting("data", None, "column or array of groups; no group is in two parts")
-    missing: Literal["refuse", "hold", "mask"] = setting(
-        "data", "refuse", "gaps in your series; hold: fill them; mask: 0, and a channel that says so"
+    task: str = data("digits", "task; see `ctrnn list`")
+    data_dir: str | None = data(None, "where the data are; else CTRNN_DATA_DIR")
+    resize: int | None = data(None, "side of the images, for small machines", ge=1)
+    limit_train: int | None = data(None, "use this many training samples", ge=1)
+    limit_test: int | None = data(None, "use this many test samples", ge=1)
+    val_fraction: float = data(0.15, "of your series; 0: training data serve", ge=0, lt=1)
+    test_fraction: float = data(0.15, "of your series; 0: there is no test", ge=0, lt=1)
+    split_by: str | None = data(None, "column or array of groups; no group is in two parts")
+    missing: Literal["refuse", "hold", "mask"] = data(
+        "refuse", "gaps in your series; hold: fill them; mask: 0, and a channel that says so"
     )
-    target: Literal["class", "regression", "per-step", "forecast"] = setting(
-        "data", "class", "what is said of your series, at their end or at each step"
+    target: Literal["class", "regression", "per-step", "forecast"] = data(
+        "class", "what is said of your series, at their end or at each step"
     )
-    ahead: int = setting("data", 1, "steps from an input to the one that a forecast is of", ge=1)
-    warm_up: int = setting("data", 0, "first steps without loss, of per-step and forecast", ge=0)
-    class_weights: Literal["none", "balanced"] = setting(
-        "data", "none", "balanced: rare ones count more"
-    )
-    augment: bool = setting("data", True, "crop and flip where the task's recipe does")
-    input_noise: float = setting("data", 0.0, "noise on training inputs, in std of each channel", ge=0)
-    fit_all: bool = setting("data", False, "train on validation data too, and keep the last epoch")
-    seed: int = setting("data", 0, "of weights, topology, batches, limits", ge=0, lt=2**32)
+    ahead: int = data(1, "steps from an input to the one that a forecast is of", ge=1)
+    warm_up: int = data(0, "first steps without loss, of per-step and forecast", ge=0)
+    class_weights: Literal["none", "balanced"] = data("none", "balanced: rare ones count more")
+    augment: bool = data(True, "crop and flip where the task's recipe does")
+    input_noise: float = data(0.0, "noise on training inputs, in std of each channel", ge=0)
+    fit_all: bool = data(False, "train on validation data too, and keep the last epoch")
+    seed: int = data(0, "of weights, topology, batches, limits", ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _some_train(self) -> Self:

@@ -6,7 +6,7 @@ holds. The command line's options are made from these fields.
 
 import math
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,121 +26,106 @@ BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for cla
 # Where and how a run is made may change; what it computes may not.
 FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 RISE = 0.3  # share of a one-cycle schedule
+# Fields, by the group that the help shows them in.
+net, step, train = partial(setting, "network"), partial(setting, "solver"), partial(setting, "training")
+proof, machine = partial(setting, "certificate"), partial(setting, "machine")
 
 
 class TrainConfig(DataConfig):
     """Everything that decides a run. The defaults are the papers' sizes and solver, no task's best."""
 
-    model: str = setting("network", "svd-combo", "model; see `ctrnn list`")
-    modules: int = setting("network", 16, "number of modules p", ge=1)
-    units: int = setting("network", 32, "units of each module", ge=1)
-    density: float = setting("network", 0.033, "density of sparse modules", gt=0, le=1)
-    magnitude: float | None = setting(
-        "network", None, "largest |entry| of sparse modules; 1, or 6 as published", gt=0
+    model: str = net("svd-combo", "model; see `ctrnn list`")
+    modules: int = net(16, "number of modules p", ge=1)
+    units: int = net(32, "units of each module", ge=1)
+    density: float = net(0.033, "density of sparse modules", gt=0, le=1)
+    magnitude: float | None = net(None, "largest |entry| of sparse modules; 1, or 6 as published", gt=0)
+    outside_set: Literal["reject", "rescale"] = net(
+        "reject", "sparse modules outside Theorem 1: draw again, or shrink"
     )
-    outside_set: Literal["reject", "rescale"] = setting(
-        "network", "reject", "sparse modules outside Theorem 1: draw again, or shrink"
+    margin: float = net(0.01, "guaranteed rate of a module, in 1/tau", gt=0, lt=1)
+    coupling: str = net("all", "all, none, ring, chain, star or random:C")
+    coupling_kind: Literal["feedback", "hierarchy", "free"] = net(
+        "feedback", "free is the control L = B without a certificate"
     )
-    margin: float = setting("network", 0.01, "guaranteed rate of a module, in 1/tau", gt=0, lt=1)
-    coupling: str = setting("network", "all", "all, none, ring, chain, star or random:C")
-    coupling_kind: Literal["feedback", "hierarchy", "free"] = setting(
-        "network", "feedback", "free is the control L = B without a certificate"
+    coupling_scale: float = net(1.0, "initial scale of the coupling", gt=0)
+    coupling_init: Literal["uniform", "normal", "orthogonal"] | None = net(
+        None, "initial entries of L; the model's own if not given"
     )
-    coupling_scale: float = setting("network", 1.0, "initial scale of the coupling", gt=0)
-    coupling_init: Literal["uniform", "normal", "orthogonal"] | None = setting(
-        "network", None, "initial entries of L; the model's own if not given"
+    bias: bool | None = net(None, "of the input; the model's own if not given")
+    activation: str | None = net(None, "phi; the model's own if not given")
+    activation_place: Literal["outside", "inside"] | None = net(
+        None, "W phi(x) or phi(W x); the model's own if not given"
     )
-    bias: bool | None = setting("network", None, "of the input; the model's own if not given")
-    activation: str | None = setting("network", None, "phi; the model's own if not given")
-    activation_place: Literal["outside", "inside"] | None = setting(
-        "network", None, "W phi(x) or phi(W x); the model's own if not given"
+    tau: float = net(1.0, "time constant, in the unit of dt", gt=0)
+    train_tau: bool = net(False, "time constants are trained, from tau on")
+    initial_state: Literal["zero", "trained"] = net(
+        "zero", "where sequences start: zero, or trained; no certificate depends on it"
     )
-    tau: float = setting("network", 1.0, "time constant, in the unit of dt", gt=0)
-    train_tau: bool = setting("network", False, "time constants are trained, from tau on")
-    initial_state: Literal["zero", "trained"] = setting(
-        "network", "zero", "where sequences start: zero, or trained; no certificate depends on it"
-    )
-    readout_input: Literal["state", "rate"] = setting("network", "state", "the readout sees x or phi(x)")
+    readout_input: Literal["state", "rate"] = net("state", "the readout sees x or phi(x)")
 
-    depth: int = setting("network", 4, "layers of a deep model", ge=1)
-    width: int = setting("network", 64, "features and units of each layer of a deep model", ge=2)
-    norm: Literal["batch", "layer", "rms", "none"] = setting("network", "batch", "before each layer")
-    mix: Literal["linear", "glu", "tanh-glu", "mlp"] = setting(
-        "network", "tanh-glu", "static map after each layer; glu has no certificate"
+    depth: int = net(4, "layers of a deep model", ge=1)
+    width: int = net(64, "features and units of each layer of a deep model", ge=2)
+    norm: Literal["batch", "layer", "rms", "none"] = net("batch", "before each layer")
+    mix: Literal["linear", "glu", "tanh-glu", "mlp"] = net(
+        "tanh-glu", "static map after each layer; glu has no certificate"
     )
-    dropout: float = setting("network", 0.0, "of a layer's features, at all times", ge=0, lt=1)
-    pool: Literal["last", "mean"] = setting("network", "last", "the readout sees the last output or all")
-    horizon: float = setting(
-        "network", 100.0, "of a deep model, memory of the slowest units at the start", gt=2.5
-    )
-    gate_range: float = setting(
-        "network", 2.0, "r of deep-selective: step lengths of its pairs are in [dt / r, dt r]", gt=1
-    )
-    input_range: float = setting(
-        "network", 3.0, "largest |input| that deep-selective's certificate speaks of", gt=0
-    )
+    dropout: float = net(0.0, "of a layer's features, at all times", ge=0, lt=1)
+    pool: Literal["last", "mean"] = net("last", "the readout sees the last output or all")
+    horizon: float = net(100.0, "of a deep model, memory of the slowest units at the start", gt=2.5)
+    gate_range: float = net(2.0, "r of deep-selective: steps of its pairs are in [dt / r, dt r]", gt=1)
+    input_range: float = net(3.0, "largest |input| that deep-selective's certificate speaks of", gt=0)
 
-    solver: str = setting("solver", "euler", "euler, imex, exponential-euler, dopri5, ...")
-    dt: float = setting("solver", 0.03, "time between samples", gt=0)
-    substeps: int = setting(
-        "solver", 1, "solver steps a sample, of dt / N each; not for dopri5, ...", ge=1
+    solver: str = step("euler", "euler, imex, exponential-euler, dopri5, ...")
+    dt: float = step(0.03, "time between samples", gt=0)
+    substeps: int = step(1, "solver steps a sample, of dt / N each; not for dopri5, ...", ge=1)
+    one_field: bool = step(False, "of a deep model: all layers as one equation, not one after another")
+    rtol: float = step(1e-6, "relative tolerance of adaptive solvers", gt=0)
+    atol: float = step(1e-8, "absolute tolerance of adaptive solvers", gt=0)
+    interpolation: Literal["hold", "linear", "cubic"] = step(
+        "hold", "input between samples, for torchdiffeq's solvers"
     )
-    one_field: bool = setting(
-        "solver", False, "of a deep model: all layers as one equation, not one after another"
+    gradient: Literal["direct", "adjoint", "inexact-adjoint"] = step(
+        "direct", "through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
     )
-    rtol: float = setting("solver", 1e-6, "relative tolerance of adaptive solvers", gt=0)
-    atol: float = setting("solver", 1e-8, "absolute tolerance of adaptive solvers", gt=0)
-    interpolation: Literal["hold", "linear", "cubic"] = setting(
-        "solver", "hold", "input between samples, for torchdiffeq's solvers"
+    recompute: Literal["none", "sqrt"] = step(
+        "none", "sqrt: store few states for the gradient, for a forward pass more"
     )
-    gradient: Literal["direct", "adjoint", "inexact-adjoint"] = setting(
-        "solver", "direct", "through the solver, or by the adjoint ODE (torchdiffeq's solvers)"
+    matmul_precision: Literal["full", "tf32", "bf16"] = step(
+        "full", "operands of the solver's matrix products; states keep their precision"
     )
-    recompute: Literal["none", "sqrt"] = setting(
-        "solver", "none", "sqrt: store few states for the gradient, for a forward pass more"
-    )
-    matmul_precision: Literal["full", "tf32", "bf16"] = setting(
-        "solver", "full", "operands of the solver's matrix products; states keep their precision"
-    )
-    backend: Literal["auto", "plain", "fused", "graph", "persistent"] = setting(
-        "solver", "auto", "runs a grid solver's loop: autograd, hand-written adjoint, (CUDA) more"
+    backend: Literal["auto", "plain", "fused", "graph", "persistent"] = step(
+        "auto", "runs a grid solver's loop: autograd, hand-written adjoint, (CUDA) more"
     )
 
-    init_from: str | None = setting("training", None, "run whose weights, and settings, to start from")
-    epochs: int = setting("training", 100, "passes over the training set", ge=1)
-    batch_size: int = setting("training", 128, "samples a step, on each device", ge=1)
-    optimizer: Literal["adam", "adamw"] = setting("training", "adam", "Adam (L2) or AdamW")
-    learning_rate: float = setting("training", 1e-3, "peak learning rate", gt=0)
-    recurrent_rate: float | None = setting(
-        "training", None, "share of learning_rate for fields, then without decay", gt=0
-    )
-    schedule: Literal["constant", "steps", "cosine", "one-cycle"] = setting(
-        "training", "cosine", "of learning_rate"
-    )
-    warmup_epochs: int = setting("training", 0, "epochs of linear warm-up", ge=0)
-    milestones: Epochs = setting("training", (), "epochs at which `steps` cuts")
-    lr_gamma: float = setting("training", LR_GAMMA, "factor of each cut", gt=0, le=1)
-    weight_decay: float = setting("training", 0.0, "L2 penalty of the optimiser", ge=0)
-    gradient_clip_norm: float = setting("training", 1.0, "largest gradient norm; 0: any", ge=0)
-    patience: int = setting("training", 0, "epochs without a better accuracy; 0 to go on", ge=0)
-    plateau: bool = setting("training", False, "end where the accuracy stays flat, from epoch 50 on")
-    test_every_epoch: bool = setting("training", False, "test accuracy in metrics.csv, only to report")
-    keep_epochs: Epochs = setting("training", (), "keep the weights after these epochs, from 1")
+    init_from: str | None = train(None, "run whose weights, and settings, to start from")
+    epochs: int = train(100, "passes over the training set", ge=1)
+    batch_size: int = train(128, "samples a step, on each device", ge=1)
+    optimizer: Literal["adam", "adamw"] = train("adam", "Adam (L2) or AdamW")
+    learning_rate: float = train(1e-3, "peak learning rate", gt=0)
+    recurrent_rate: float | None = train(None, "share of the rate for fields, then without decay", gt=0)
+    schedule: Literal["constant", "steps", "cosine", "one-cycle"] = train("cosine", "of learning_rate")
+    warmup_epochs: int = train(0, "epochs of linear warm-up", ge=0)
+    milestones: Epochs = train((), "epochs at which `steps` cuts")
+    lr_gamma: float = train(LR_GAMMA, "factor of each cut", gt=0, le=1)
+    weight_decay: float = train(0.0, "L2 penalty of the optimiser", ge=0)
+    gradient_clip_norm: float = train(1.0, "largest gradient norm; 0: any", ge=0)
+    patience: int = train(0, "epochs without a better accuracy; 0 to go on", ge=0)
+    plateau: bool = train(False, "end where the accuracy stays flat, from epoch 50 on")
+    test_every_epoch: bool = train(False, "test accuracy in metrics.csv, only to report")
+    keep_epochs: Epochs = train((), "keep the weights after these epochs, from 1")
 
-    require_certificate: Literal["none", "continuous", "discrete"] = setting(
-        "certificate", "none", "stop before an epoch is saved that has lost it; discrete: the step's too"
+    require_certificate: Literal["none", "continuous", "discrete"] = proof(
+        "none", "stop before an epoch is saved that has lost it; discrete: the step's too"
     )
-    keep_step_certified: bool = setting(
-        "certificate", False, "scale the coupling so that the Euler step of dt stays certified"
-    )
-    certify_every: int = setting("certificate", 1, "epochs from one certificate to the next", ge=1)
+    keep_step_certified: bool = proof(False, "scale the coupling so that the Euler step stays certified")
+    certify_every: int = proof(1, "epochs from one certificate to the next", ge=1)
 
-    precision: Literal["32", "64", "bf16", "16"] = setting("machine", "32", "floating point")
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("machine", "auto", "where to train")
-    devices: int = setting("machine", 1, "devices on each node (distributed data parallel)", ge=1)
-    nodes: int = setting("machine", 1, "number of nodes", ge=1)
-    threads: int = setting("machine", 0, "CPU threads, small nets are fastest with 1; 0: torch's", ge=0)
-    logger: Literal["none", "tensorboard"] = setting("machine", "none", "besides metrics.csv")
+    precision: Literal["32", "64", "bf16", "16"] = machine("32", "floating point")
+    device: Literal["auto", "cpu", "cuda", "mps"] = machine("auto", "where to train")
+    devices: int = machine(1, "devices on each node (distributed data parallel)", ge=1)
+    nodes: int = machine(1, "number of nodes", ge=1)
+    threads: int = machine(0, "CPU threads, small nets are fastest with 1; 0: torch's", ge=0)
+    logger: Literal["none", "tensorboard"] = machine("none", "besides metrics.csv")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
