@@ -1,16 +1,8 @@
-"""A search of settings, `ctrnn sweep`: a YAML file says which, Optuna which come next.
+"""A search of settings, `ctrnn sweep`: a YAML file says which, docs/howto/sweep.md, and Optuna the next.
 
-    recipe, settings    what all trials start from: a recipe of the package, settings of `TrainConfig`
-    search              settings to try, by name: a list of values, or {low, high} with log or step
-    sampler             grid of lists, random, or bayesian: a tree-structured Parzen estimator
-    trials              how many; by default 20, or all of the grid
-    seeds               runs of a trial, with seeds s, s + 1, ...
-
-The score of a trial is the mean over its seeds of the best validation accuracy or, of values, R2; the
-test set chooses nothing. What a trial tries depends on its number and, if bayesian, on earlier scores.
-
-A sweep is a folder: sweep.yaml, Optuna's journal, and a run folder for each trial and seed. Whoever sees
-it takes part: a trial that has not ended and whose lock is free was left by a process that was killed.
+What a trial tries depends on its number and, if bayesian, on earlier scores. A sweep is a folder:
+sweep.yaml, Optuna's journal, and a run folder for each trial and seed. Whoever sees it takes part: a
+trial that has not ended and whose lock is free was left by a process that was killed.
 """
 
 import math
@@ -28,13 +20,7 @@ from ctrnn_assembly.errors import ConfigError, CtrnnError, TrainingError, check_
 from ctrnn_assembly.reproduction.experiments import Part
 from ctrnn_assembly.reproduction.results import means
 from ctrnn_assembly.settings import parsed
-from ctrnn_assembly.training.config import (
-    TrainConfig,
-    difference,
-    make_config,
-    read_yaml,
-    recipe,
-)
+from ctrnn_assembly.training.config import TrainConfig, difference, make_config, read_yaml, recipe
 from ctrnn_assembly.training.fit import make_fabric, trained
 from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_summary, refusing, write
 

@@ -10,7 +10,6 @@ computed anew, ||S|| is bounded with its rounding, and the result is certified a
 Source: THEORY section 6, the disc lemma; `largest_coupling`.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,8 @@ from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.errors import ConfigError, ContractionError
 
 FIRST, EACH = 30, 4  # products with S when an epoch starts, and after each step
-# omega is for a skew S; what rounding of L to float32 adds in a dense metric is shrunk away.
-SHRINK = (1.0, 0.999, 0.99, 0.9, 0.5)
+# Of omega, which is for a skew S: what rounding to float32 adds, in a dense metric too, is shrunk away.
+SHRINK = (1 - 1e-6, 0.999, 0.99, 0.9, 0.5)
 
 
 class StepProjection:
@@ -70,12 +69,9 @@ class StepProjection:
             return
         alone, metric, dt = replace(self.core.terms(), L=None), self.core.metric(), self.core.step_size
         self.omega = largest_coupling(alone, metric, dt)
-        norm, below = self.norm(), 1e-6
-        while 0 < self.omega < norm < math.inf:  # float32 may round a scaled K outwards
-            self._scale((1 - below) * self.omega / norm)
-            norm, below = self.norm(), 2 * below
         for shrink in SHRINK if self.omega > 0 else SHRINK[:1]:
-            self._scale(shrink)
+            if 0 < self.omega < (norm := self.norm()) / shrink:
+                self._scale(shrink * self.omega / norm)
             self.certificate = self.core.certificate()
             proven = self.certificate.step
             if self.omega > 0 and proven is not None and proven.certified:
