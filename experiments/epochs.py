@@ -16,11 +16,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from keep import about, keep, shown
+from keep import keep, shown
 
 from ctrnn_assembly.reproduction.experiments import load_experiment
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.fit import Training, denormals_flushed, make_fabric, train_step
+from ctrnn_assembly.training.provenance import provenance
 from ctrnn_assembly.training.run import Run
 from ctrnn_cli.shared import Column, console, table
 
@@ -85,7 +86,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
-    result = about(__file__) | {"threads": settings.threads}
+    result = provenance() | {"threads": settings.threads}
     result["rows"] = measured(settings.rows, settings.rounds, settings.data_dir)
     result["table"] = shown(result["rows"], COLUMNS)
     console().print(table(result["table"], title="Training steps, interleaved"))

@@ -2,14 +2,11 @@
 
 import json
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctrnn_assembly.certificates.result import plain
-from ctrnn_assembly.training import provenance
 from ctrnn_assembly.training.run import write
 from ctrnn_cli.shared import Columns
 
@@ -17,24 +14,15 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
 
-def about(
-    script: str, arguments: Sequence[str] | None = None, *, seed: int | None = None
-) -> dict[str, Any]:
-    """What the result of a script (`__file__`) depends on; the default arguments are the command line's.
-
-    As `provenance` says, but without a data folder of this machine.
-    """
-    name = Path(script).resolve().relative_to(HERE.parent)
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", str(name), *given])
-    command = re.sub(r"--data-dir([ =])('[^']*'|\S+)", r"--data-dir\1DATA", command)
-    return provenance.provenance(command=command, seed=seed)
-
-
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with what `about` says."""
+    """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with its `provenance`.
+
+    The command is kept without a data folder of this machine.
+    """
+    command = re.sub(r"--data-dir([ =])('[^']*'|\S+)", r"--data-dir\1DATA", result["command"])
     path = folder / f"{result['date']}-{name}.json"
-    write(path, json.dumps(plain(result), indent=1, allow_nan=False) + "\n")
+    kept = plain(result | {"command": command})
+    write(path, json.dumps(kept, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from keep import HERE, RESULTS, about, keep
+from keep import HERE, RESULTS, keep
+
+from ctrnn_assembly.training.provenance import provenance
 
 TESTS = ["pytest", "-q", "-n0", "-p", "no:cacheprovider", "--tb=short"]
 SHARES = {"check": 0.35, "bench": 0.65, "train": 1.0}  # of the time that is left
@@ -72,7 +74,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("this script needs a CUDA device, and torch finds none on this machine.")
-    until, result, failed = time.monotonic() + 60 * args.minutes, about(__file__), []
+    until, result, failed = time.monotonic() + 60 * args.minutes, provenance(), []
     before = [json.loads(file.read_text()) for file in sorted(args.out.glob("*-on-gpu.json"))[-1:]]
     known = before[0] if before and before[0]["commit"] == result["commit"] else {}
     for name, command in commands(args).items():

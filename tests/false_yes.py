@@ -33,6 +33,7 @@ from boundary_nets import TOLERANCE, Case, Label, classes, drawn, exact_rate
 from ctrnn_assembly import certificates, witness
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.certify import Search
+from ctrnn_assembly.training.provenance import provenance
 from exact import Family
 
 EXPANDS = 1e-12  # a factor so far above 1 expands: what float64 leaves uncertain is far below
@@ -219,7 +220,7 @@ def report(verdicts: list[Verdict]) -> Table:
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
-    from keep import RESULTS, about, keep
+    from keep import RESULTS, keep
 
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nets", type=int, default=10_000, help="nets at the boundary")
@@ -230,7 +231,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # Of the very certificates that are tried, before the run.
     source = [path.read_bytes() for path in sorted(Path(certificates.__file__).parent.glob("*.py"))]
-    result = about(__file__, seed=arguments.seed)
+    result = provenance(seed=arguments.seed)
     result |= {"certificates_sha256": hashlib.sha256(b"".join(source)).hexdigest()}
     console, started = Console(width=150), time.perf_counter()
     verdicts, stopped = hunt(arguments.nets, arguments.seed, arguments.search, console)

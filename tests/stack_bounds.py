@@ -20,6 +20,7 @@ from ctrnn_assembly import SingularValueBounded, Subnetwork, Symmetric
 from ctrnn_assembly.certificates.cascade import LayerBound
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.stack import Stack, norm_bound
+from ctrnn_assembly.training.provenance import provenance
 
 ASCENT, KEPT = 12, 32
 
@@ -127,7 +128,7 @@ def worst(net: Stack, tries: int, rng: np.random.Generator) -> float:
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
-    from keep import RESULTS, about, keep
+    from keep import RESULTS, keep
 
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--nets", type=int, default=100)
@@ -136,7 +137,7 @@ if __name__ == "__main__":
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    result, found = about(__file__, seed=given.seed), []
+    result, found = provenance(seed=given.seed), []
     for k in range(given.nets):
         torch.manual_seed(given.seed * 10**6 + k)
         rng = np.random.default_rng([given.seed, k])

@@ -140,7 +140,7 @@ def settings_from(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = settings_from(arguments)
-    result = mlps.begun(__file__, arguments, settings)
+    result = mlps.begun(settings)
     began, worked = time.perf_counter(), time.process_time()
     nets = {name: measure(name, settings) for name in MLPS}
     result |= {

@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     except CtrnnError as wrong:
         raise SystemExit(str(wrong)) from None
     count, pixels = images.train.x.shape
-    result = mlps.begun(__file__, arguments, settings)
+    result = mlps.begun(settings)
     result["settings"] |= {"rates": list(RATES), "batch": BATCH, "pixels": pixels}
     nets = result["nets"] = {}
     for name in EXPLODING:

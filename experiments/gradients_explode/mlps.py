@@ -26,10 +26,11 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from ctrnn_assembly.figures import style
+from ctrnn_assembly.training.provenance import provenance
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from keep import RESULTS, about, keep, shown  # noqa: E402, F401
+from keep import RESULTS, keep, shown  # noqa: E402, F401
 
 MLPS = ("relu", "layer-relu", "batch-relu", "tanh", "layer-tanh", "batch-tanh", "selu")
 NORMS: Any = {
@@ -74,11 +75,11 @@ def options(docstring: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def begun(script: str, arguments: list[str] | None, settings: argparse.Namespace) -> dict[str, Any]:
+def begun(settings: argparse.Namespace) -> dict[str, Any]:
     """The result of a script before it has measured: what it depends on."""
     torch.set_num_threads(settings.threads)
     given = {name: value for name, value in vars(settings).items() if not isinstance(value, Path)}
-    return about(script, arguments, seed=settings.seed) | {"settings": given}
+    return provenance(seed=settings.seed) | {"settings": given}
 
 
 @style.printed

@@ -29,11 +29,13 @@ def provenance(
     """
     here = Path(__file__).resolve()
     commit = git(here.parent, "rev-parse", "HEAD") if git(here.parent, "ls-files", here.name) else None
+    program, *arguments = sys.argv
+    called = ["python", program] if program.endswith(".py") else [Path(program).name]
     code = (":/src", ":/cli", ":/experiments/*.py")
     changed = None if commit is None else bool(git(here.parent, "status", "--porcelain", "--", *code))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or shlex.join([*called, *arguments]),
         "commit": commit,
         "modified": changed,
         "hardware": hardware(device),
