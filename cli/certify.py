@@ -13,6 +13,7 @@ import click
 from click import option
 from rich.table import Table
 
+import ctrnn_assembly
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from ctrnn_cli import shared
 from ctrnn_cli.shared import Column, table
@@ -168,14 +169,13 @@ def net_of(weights: Path, proof: Any, arrays: Any) -> Any:
     import torch
 
     from ctrnn_assembly.certificates.given import SUFFIXES, read_matrices, terms_of
-    from ctrnn_assembly.training.run import Run
 
     if weights.suffix in SUFFIXES:
         stored, phi = {"tau": arrays["tau"]} | read_matrices(weights), proof["activations"].split()[0]
         inside = arrays["Z"].tolist() != torch.eye(len(arrays["Z"])).tolist()
         return terms_of(**stored, activation=phi, place="inside" if inside else "outside")
     folder = next((one for one in weights.resolve().parents[:2] if (one / "config.yaml").exists()), None)
-    run = None if folder is None else Run.open(folder)
+    run = None if folder is None else ctrnn_assembly.Run.open(folder)
     return run.build(data=False).core if run and run.file and run.file.name == weights.name else None
 
 
@@ -224,9 +224,8 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     """Of the weights of a run, or of a configuration before training."""
 
     from ctrnn_assembly.certificates.curves import step_curves
-    from ctrnn_assembly.training.run import Run
 
-    run = Run.open(source, **changes)
+    run = ctrnn_assembly.Run.open(source, **changes)
     config, units = run.config, run.about()["units"]
     core: Any = run.build(data=False).core
     certificate, note = core.certificate(search=search), ", tau trained" if config.train_tau else ""
@@ -267,8 +266,6 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
 
 def half_widths(given: str, terms: Any) -> Any:
     """A radius, or the share of every entry's size that P% says."""
-    from ctrnn_assembly.terms import Uncertainty
-
     share = given.endswith("%")
     try:
         size = float(given.removesuffix("%"))
@@ -277,7 +274,7 @@ def half_widths(given: str, terms: Any) -> Any:
     if not share:
         return size
     widths = [abs(block) * (size / 100) for block in terms.blocks]
-    return Uncertainty(widths, 0.0 if terms.L is None else abs(terms.L) * (size / 100))
+    return ctrnn_assembly.Uncertainty(widths, 0.0 if terms.L is None else abs(terms.L) * (size / 100))
 
 
 def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Table | str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ctrnn_assembly import __version__
+import ctrnn_assembly
 from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_cli.shared import PATH, PICTURE, Command, OutputFile, emit, facts, json_option, place
 
@@ -78,7 +78,7 @@ def export_command(run: str, out: Path | None, format: Any, step: bool, as_json:
     opened, part, format = Run.open(run), "step" if step else "sequence", made
     certificate, weights = opened.certificate, opened.weights.as_dict()
     about = {
-        "ctrnn_assembly": __version__,
+        "ctrnn_assembly": ctrnn_assembly.__version__,
         "model": opened.config.model,
         "program": part,
         "weights": str(weights["kind"]),
@@ -110,14 +110,13 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
     from ctrnn_assembly.figures.network import NETWORK_FIGURES
     from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.reproduction.experiments import published_for
-    from ctrnn_assembly.training.run import Run
 
     check_known("--kind", kind, KINDS)
     if kind in OF_ONE and len(runs) > 1:
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind in OF_MANY and initial:
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
-    found = [Run.open(run, initial=initial) for run in runs]
+    found = [ctrnn_assembly.Run.open(run, initial=initial) for run in runs]
     if kind == "curves":
         figure = curves_figure(found, published_for(found))
     elif kind == "certificate":

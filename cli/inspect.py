@@ -17,6 +17,7 @@ from typing import Any
 import click
 from click import option
 
+import ctrnn_assembly
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli import shared
 from ctrnn_cli.shared import Column, Columns, Decorator
@@ -72,24 +73,20 @@ class Driven:
         self._drive(data, split or "val", samples)
 
     def _open_run(self, source: str, changes: Any) -> None:
-        from ctrnn_assembly.diagnostics import behaviour
-        from ctrnn_assembly.training.run import Run
-
-        self.run = Run.open(source, **changes)
-        self.behaviour = behaviour(self.run.build(double=True).core)
+        self.run = ctrnn_assembly.Run.open(source, **changes)
+        self.behaviour = ctrnn_assembly.behaviour(self.run.build(double=True).core)
         self.certificate = self.run.certificate
         self.kind, self.about = self.run.weights.kind, self.run.about()
 
     def _open_module(self, named: str) -> None:
-        from ctrnn_assembly.certificates import certify
-        from ctrnn_assembly.diagnostics import Behaviour, behaviour
         from ctrnn_cli.nets import load_net
 
         net = load_net(named)
-        self.behaviour = behaviour(getattr(net, "core", net))
+        self.behaviour = ctrnn_assembly.behaviour(getattr(net, "core", net))
         dt, solver = self.behaviour.resolve(**self.step)
-        given = self.behaviour.own_map() if isinstance(net, Behaviour) else net
-        self.certificate = certify(given, dt=dt, solver=self.step["solver"])
+        is_behaviour = isinstance(net, ctrnn_assembly.Behaviour)
+        given = self.behaviour.own_map() if is_behaviour else net
+        self.certificate = ctrnn_assembly.certify(given, dt=dt, solver=self.step["solver"])
         self.kind, weights = "given", {"kind": "given", "file": named, "sha256": None}
         about = {"model": type(net).__name__, "units": self.behaviour.size, "weights": weights}
         self.about = about | {"task": None, "solver": solver, "dt": dt}
@@ -243,14 +240,15 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     --plot and --npz show how the estimates ran over time.
     """
     from ctrnn_assembly.certificates.wording import up
-    from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
     from ctrnn_assembly.figures.diagnostics import lyapunov_figure
 
     lengths = {len(u) for u in net.sequences}
     if len(lengths) > 1:
         raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
     u, k = net.u[:, : lengths.pop()], min(8, net.behaviour.size) if k is None else k
-    found = lyapunov_exponents(net.behaviour, u, k=k, generator=net.generator, **net.step, **settings)
+    found = ctrnn_assembly.lyapunov_exponents(
+        net.behaviour, u, k=k, generator=net.generator, **net.step, **settings
+    )
     step = net.certificate.step
     bound = None if step is None else step.exponent_bound
     half_way = found.history[(len(found.history) - 1) // 2]
@@ -345,12 +343,14 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
 
     Finding one fixed point, or none, proves nothing by itself: the certificate beside it does.
     """
-    from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
     from ctrnn_assembly.figures.diagnostics import fixed_points_figure
 
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
     inputs = inputs[:1] if held == "zero" else inputs
-    found = [find_fixed_points(net.behaviour, u, generator=net.generator, **settings) for u in inputs]
+    found = [
+        ctrnn_assembly.find_fixed_points(net.behaviour, u, generator=net.generator, **settings)
+        for u in inputs
+    ]
     blocks = [
         (
             Column("sample", "sample", "d", sample),
@@ -381,12 +381,11 @@ def gsc_command(net: Driven, every: int | None, probes: int | None) -> None:
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
     --probes estimates them from so many. Where a state is zero (the first one) there is no value.
     """
-    from ctrnn_assembly.diagnostics.gradients import gsc_over_time
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
     every = max(1, T // 16) if every is None else every
-    found = gsc_over_time(
+    found = ctrnn_assembly.gsc_over_time(
         net.behaviour, net.u, every=every, probes=probes, generator=net.generator, **net.step
     )
     exact = "exact" if probes is None else "estimated"
