@@ -25,8 +25,8 @@ HIGHLIGHTS = (
     ("japanese-vowels-equal", "gated"),
     ("japanese-vowels-equal", "noisy-sparse-combo-imex"),
     ("digits", "svd-combo"),
-    ("deep-smnist-14", "adadiag-4"),
-    ("deep-psmnist-14", "adadiag-4"),
+    ("deep-smnist", "adadiag-4"),
+    ("deep-psmnist", "adadiag-4"),
     ("solver-swap", "svd-combo"),
 )
 SWAPPED = "Tested with other solvers and steps (test accuracy; certificate of the step):"
