@@ -104,11 +104,11 @@ def test_initial_weights_have_the_stated_spread() -> None:
     [
         (VanillaRNN, {"hidden_size": 0}, "hidden_size must be at least 1; got 0"),
         (LSTM, {"input_size": -1}, "input_size must be at least 1; got -1"),
-        (AntisymmetricRNN, {"eps": 0.0}, "eps must be positive; got 0"),
-        (AntisymmetricRNN, {"eps": float("nan")}, "eps must lie in .*got nan"),
-        (AntisymmetricRNN, {"gamma": -0.1}, "gamma must lie in .*got -0.1"),
-        (LipschitzRNN, {"beta": 1.5}, r"beta must lie in \[0.0, 1.0\]; got 1.5"),
-        (LipschitzRNN, {"gamma": float("inf")}, "gamma must lie in .*got inf"),
+        (AntisymmetricRNN, {"eps": 0.0}, "eps must be positive and finite; got 0"),
+        (AntisymmetricRNN, {"eps": float("nan")}, "eps must be .*got nan"),
+        (AntisymmetricRNN, {"gamma": -0.1}, "gamma must be .*got -0.1"),
+        (LipschitzRNN, {"beta": 1.5}, r"beta must be in \[0, 1\]; got 1.5"),
+        (LipschitzRNN, {"gamma": float("inf")}, "gamma must be .*got inf"),
     ],
 )
 def test_impossible_settings_raise_config_error(cls: type, options: dict, message: str) -> None:

@@ -342,11 +342,11 @@ def flow(x0, f=lambda x: -x, **changes):
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (ConfigError, "k must be in 1..6", lambda t, u: run(t, u, k=0)),
-        (ConfigError, "k must be in 1..6", lambda t, u: run(t, u, k=7)),
+        (ConfigError, r"k must be in \[1, 6\]", lambda t, u: run(t, u, k=0)),
+        (ConfigError, r"k must be in \[1, 6\]", lambda t, u: run(t, u, k=7)),
         (ConfigError, "dt must be", lambda t, u: run(t, u, dt=math.inf)),
         (ConfigError, "steps must", lambda t, u: run(t, u, steps=0)),
-        (ConfigError, "steps must", lambda t, u: run(t, u, transient=-1)),
+        (ConfigError, "transient must", lambda t, u: run(t, u, transient=-1)),
         (ConfigError, "rk4", lambda t, u: run(t, u, solver="dopri5")),
         (ShapeError, "at least one sample", lambda t, u: run(t, u[:, :0])),
         (ShapeError, "at least one sample", lambda t, u: run(t, u[:0])),

@@ -4,7 +4,6 @@ None enforces a condition that proves contraction, so none has a certificate. `T
 kernels (cuDNN on a GPU), `EulerRNN` a loop of Python: T sequential steps of O(batch n^2).
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ctrnn_assembly.block import Layer
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.inputs import held
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent, is_plain
@@ -193,12 +192,9 @@ class EulerRNN(Baseline):
         self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
     ) -> None:
         super().__init__(input_size, hidden_size, **of_layer)
-        for name, value in {"eps": eps, **others}.items():
-            limit, closing = (1.0, "]") if name == "beta" else (math.inf, ")")
-            if not (0 <= value <= limit and value < math.inf):
-                raise ConfigError(f"{name} must lie in [0.0, {limit}{closing}; got {value}.")
-        if eps == 0:
-            raise ConfigError("eps must be positive; got 0. Pass eps=0.01, say.")
+        check_within("(0, inf)", "Pass eps=0.01, say.", eps=eps)
+        for name, value in others.items():
+            check_within("[0, 1]" if name == "beta" else "[0, inf)", **{name: value})
         self.eps, self.inputs = eps, nn.Linear(input_size, hidden_size)
         nn.init.zeros_(self.inputs.bias)
 

@@ -71,6 +71,23 @@ def check_known(what: str, given: object, known: Collection[str]) -> None:
         raise unknown(what, given, known)
 
 
+def check_within(
+    interval: str, fix: str = "", kind: type[CtrnnError] | None = None, **given: float | None
+) -> None:
+    """Refuse numbers outside of an interval such as "[0, 1)" or "(0, inf)"; NaN and None are in none.
+
+    The message has their names, and `fix` as a further sentence; `kind` is by default a ConfigError.
+    """
+    low, high = map(float, interval[1:-1].split(", "))
+    outside = {low} if interval[0] == "(" else set()
+    outside |= {high} if interval[-1] == ")" else set()
+    words = {"(0, inf)": "positive and finite", f"[{low:g}, inf)": f"at least {low:g}"}
+    for name, value in given.items():
+        if value is None or not low <= value <= high or value in outside:
+            must = words.get("" if value == high else interval, f"in {interval}")
+            raise (kind or ConfigError)(f"{name} must be {must}; got {value}. {fix}".rstrip())
+
+
 def unknown(
     what: str, given: object, known: Iterable[str], fix: str = "", meant: Iterable[str] = ()
 ) -> ConfigError:

@@ -16,7 +16,7 @@ from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths
 from ctrnn_assembly.certificates.gates import certify_gated
-from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
 from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
@@ -116,8 +116,7 @@ class CTRNN(Recurrent):
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
                 "its step. Leave it out, or use a solver such as rk4."
             )
-        if not 0 < dt < float("inf"):
-            raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
+        check_within("(0, inf)", "Use dt=0.03.", dt=dt)
         self.dt, self.substeps, self.solver, self.interpolation = dt, substeps, solver, interpolation
         self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
         self.field, self.is_own = field, self_made

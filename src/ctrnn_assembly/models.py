@@ -11,7 +11,7 @@ import torch
 from ctrnn_assembly import baselines
 from ctrnn_assembly import contracting as sets
 from ctrnn_assembly.assembly import Assembly, couple
-from ctrnn_assembly.errors import ConfigError, check_known, unknown
+from ctrnn_assembly.errors import ConfigError, check_known, check_within, unknown
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.pairs import Pairs
@@ -213,8 +213,7 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
             torch.manual_seed(seed)
             return SequenceClassifier(_stack(n_input, row.part, row.layer, **chosen), n_class, pool=pool)
     p, n = chosen["modules"], chosen["units"]
-    if p < 1 or n < 1:
-        raise ConfigError(f"modules and units must be at least 1; got {p} x {n}.")
+    check_within("[1, inf)", modules=p, units=n)
     generator = torch.Generator().manual_seed(chosen["seed"])
     if row.is_baseline:
         with torch.random.fork_rng():  # the baselines draw from the global generator, as nn.RNN does

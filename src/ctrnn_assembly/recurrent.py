@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.calls import Data, Dt, Lengths, Run, Save, Sequences, as_tensor
-from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
 from ctrnn_assembly.transforms import states, traced
 
 InitialState = Literal["zero", "trained"]
@@ -63,9 +63,7 @@ class Recurrent(nn.Module, ABC):
         state_size: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if size < 1:
-                raise ConfigError(f"{name} must be at least 1; got {size}. Pass {name}=1 or more.")
+        check_within("[1, inf)", input_size=input_size, hidden_size=hidden_size)
         check_known("initial_state", initial_state, ("zero", "trained"))
         self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
         self.state_size = state_size or self.state_parts * hidden_size

@@ -13,7 +13,7 @@ from ctrnn_assembly import activations
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_known, unknown
+from ctrnn_assembly.errors import DataError, ShapeError, check_known, check_within, unknown
 from ctrnn_assembly.terms import Terms, Uncertainty
 
 Place = Literal["outside", "inside"]
@@ -66,9 +66,9 @@ def uncertain(terms: Terms, by: Any) -> Terms:
             f"half-widths must be {wanted[:-1][:4]} for W and {wanted[-1]} for L; got "
             f"{[tuple(shape) for shape in shapes][:5]}. Or give a number, the radius of a ball."
         )
-    ends = [float(end) for one in (*parts, of_L) for end in torch.as_tensor(one).aminmax()]
-    if not all(0 <= end < np.inf for end in ends):
-        raise ConfigError(f"uncertainty must be finite and at least 0; got {ends}.")
+    for one in (*parts, of_L):
+        for end in torch.as_tensor(one).aminmax():
+            check_within("[0, inf)", uncertainty=float(end))
     return replace(terms, within=Uncertainty(tuple(parts), of_L))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting, Form
-from ctrnn_assembly.errors import ContractionError
+from ctrnn_assembly.errors import ContractionError, check_within
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 from ctrnn_assembly.metrics import Factor
 
@@ -36,7 +36,8 @@ class DiagonalMetric(Contracting):
         init_scale: float | None = None,
     ) -> None:
         super().__init__(phi, margin=margin)
-        self.max_condition = checked_condition(max_condition)
+        check_within("(1, inf)", kind=ContractionError, max_condition=max_condition)
+        self.max_condition = max_condition
         self.init_scale = self.init_scale if init_scale is None else init_scale
 
     @abstractmethod
@@ -95,9 +96,3 @@ def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
             "Use smaller or sparser weights, or raise max_condition."
         )
     return beta * torch.atanh(centred / beta)
-
-
-def checked_condition(max_condition: float) -> float:
-    if not 1 < max_condition < float("inf"):
-        raise ContractionError(f"max_condition must be above 1 and finite; got {max_condition}.")
-    return max_condition

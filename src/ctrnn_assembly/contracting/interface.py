@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ctrnn_assembly.activations import Activation, activation
-from ctrnn_assembly.errors import ContractionError, ShapeError
+from ctrnn_assembly.errors import ContractionError, ShapeError, check_within
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Factor
 
@@ -53,11 +53,7 @@ class Contracting(nn.Module, ABC):
     def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
         super().__init__()
         self.phi = activation(phi)
-        if not SMALLEST_MARGIN <= margin < 1:
-            raise ContractionError(
-                f"margin must be at least {SMALLEST_MARGIN} (float32 rounding) and below 1; "
-                f"got {margin}. Use margin=0.01."
-            )
+        check_within(f"[{SMALLEST_MARGIN}, 1)", "Use margin=0.01.", ContractionError, margin=margin)
         if self.monotone_only and not self.phi.monotone:
             raise ContractionError(
                 f"{self.theorem} needs an activation with slopes >= 0; got {self.phi.name!r} with "

@@ -21,7 +21,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting import diagonal
 from ctrnn_assembly.contracting.diagonal import DiagonalMetric, metzler_metric
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
-from ctrnn_assembly.errors import ConfigError, ContractionError
+from ctrnn_assembly.errors import ContractionError, check_within
 from ctrnn_assembly.linalg import majorant, symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
 
@@ -106,12 +106,11 @@ class SparseAbsolute(Contracting):
         tries: int = 1000,
     ) -> None:
         super().__init__(phi, margin=margin)
-        if not 0 < density <= 1:
-            raise ConfigError(f"density must be in (0, 1]; got {density}. Use density=0.033.")
-        if not 0 < magnitude < float("inf"):
-            raise ConfigError(f"magnitude must be positive and finite; got {magnitude}.")
+        check_within("(0, 1]", "Use density=0.033.", density=density)
+        check_within("(0, inf)", magnitude=magnitude)
+        check_within("(1, inf)", kind=ContractionError, max_condition=max_condition)
         self.density, self.magnitude, self.outside_set = density, magnitude, outside_set
-        self.max_condition, self.tries = diagonal.checked_condition(max_condition), tries
+        self.max_condition, self.tries = max_condition, tries
 
     def weight(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()  # an in-place change of the weight must not reach the frozen one

@@ -16,7 +16,7 @@ step forms, and taken off; without `terms()` the states are added up once, and 1
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from ctrnn_assembly.diagnostics import linearise
 from ctrnn_assembly.diagnostics.linearise import Behaviour, prepare
 from ctrnn_assembly.diagnostics.spectrum import norm_of
-from ctrnn_assembly.errors import ConfigError, ShapeError
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_within
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import ADAPTIVE
@@ -94,7 +94,10 @@ def measure_contraction(
     >>> round(measure_contraction(net, dt=0.1, steps=20).factor, 6)
     0.9
     """
-    _check_pairs(pairs, spread, distances)
+    check_within("[1, inf)", pairs=pairs)
+    check_within("[0, inf)", spread=spread)
+    for distance in distances or (0.0,):
+        check_within("(0, inf)", distances=distance)
     random: dict[str, Any] = {"count": pairs, "spread": spread, "generator": generator}
     known, u, x = prepare(net, u, x0, "(batch, steps, m)", "x0 (pairs, n)", **random)
     dt, solver = known.resolve(dt, solver)
@@ -156,19 +159,11 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
 
 def steps_of(u: Tensor | None, steps: int | None) -> int:
     if u is None:
-        if steps is None or steps < 1:
-            raise ConfigError(f"steps must be at least 1 without an input; got {steps}.")
-        return steps
+        check_within("[1, inf)", "Without an input say how many.", steps=steps)
+        return cast(int, steps)
     if steps not in (None, u.shape[1]):
         raise ShapeError(f"u must be (batch, steps, m) with steps = {steps}; got {tuple(u.shape)}.")
     return u.shape[1]
-
-
-def _check_pairs(pairs: int, spread: float, distances: Sequence[float]) -> None:
-    if pairs < 1 or not 0 <= spread < math.inf:
-        raise ConfigError(f"need pairs >= 1 and a finite spread >= 0; got {pairs} and {spread}.")
-    if not distances or not all(0 < distance < math.inf for distance in distances):
-        raise ConfigError(f"distances must be positive and finite; got {tuple(distances)}.")
 
 
 def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:

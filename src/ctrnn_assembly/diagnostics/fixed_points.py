@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import Map, linearise, prepare
 from ctrnn_assembly.diagnostics.spectrum import Order, eigenvalues
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import check_within
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
 
@@ -104,13 +104,9 @@ def find_fixed_points(
     >>> sorted(find_fixed_points(net).points.flatten().tolist()), sorted(find_fixed_points(net).kinds)
     ([-1.9150..., 0.0, 1.9150...], ['stable', 'stable', 'unstable'])
     """
-    if starts < 1:
-        raise ConfigError(f"starts must be at least 1; got {starts}.")
-    if not 0 < tolerance < math.inf:
-        raise ConfigError(f"tolerance must be positive and finite; got {tolerance}.")
-    for name, value in (("spread", spread), ("marginal", marginal)):
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{name} must be finite and at least 0; got {value}.")
+    check_within("[1, inf)", starts=starts)
+    check_within("(0, inf)", tolerance=tolerance)
+    check_within("[0, inf)", spread=spread, marginal=marginal)
     random: dict[str, Any] = {"count": starts, "spread": spread, "generator": generator}
     known, held, start = prepare(net, u, x0, "(m,)", "x0 (starts, n)", **random)
     if x0 is None:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare, vjp
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within
 
 Layer = Callable[[Tensor], Tensor]
 VJP = Callable[[Tensor], Tensor]  # V, (m, B, ...) at a layer's output, to V J at its input
@@ -124,8 +124,7 @@ def gsc_over_time(
     >>> gsc_over_time(lambda u, x: x**2, torch.zeros(1, 3, 1), torch.ones(1, 2)).value
     tensor([8., 4., 2., 1.], dtype=torch.float64)
     """
-    if every < 1:
-        raise ConfigError(f"every must be at least 1; got {every}. Use every=1 for all steps.")
+    check_within("[1, inf)", "Use every=1 for all steps.", every=every)
     known, samples, x = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     assert samples is not None
     states, products = [x], list[VJP]()
@@ -142,8 +141,7 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
     >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
     17
     """
-    if not 0 < tol < 1:
-        raise ConfigError(f"tol must lie between 0 and 1; got {tol}. Use tol=1e-6.")
+    check_within("(0, 1)", "Use tol=1e-6.", tol=tol)
     if not len(vjps):
         raise ConfigError("vjps must have at least one layer; got none. Pass one a layer.")
     C = g.to(torch.float64)[None]
@@ -244,8 +242,7 @@ def _scale(
     generator: torch.Generator | None,
 ) -> GradientScale:
     """The coefficients at points of a chain, from its states and, the last one first, its products."""
-    if probes is not None and probes < 2:
-        raise ConfigError(f"probes must be at least 2, or None for the exact value; got {probes}.")
+    check_within("[2, inf)", "Use None for the exact value.", probes=2 if probes is None else probes)
     last, is_random = states[-1], probes is not None
     total = probes or last[0].numel() * (len(last) if coupled else 1)
     blocks = _blocks(last, total, coupled, is_random, generator)

@@ -19,18 +19,17 @@ and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in close
 four times as fast. Nets are copied, in evaluation mode and without gradients of weights.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, repeated
@@ -186,9 +185,8 @@ class Behaviour:
         dt = self.dt if dt is None else dt
         if dt is None and self.flow is None:
             dt = 1.0
-        if dt is None or not 0 < dt < math.inf:
-            raise ConfigError(f"dt must be positive and finite; got {dt}. Use dt=0.03.")
-        return dt, solver or self.solver or (None if self.flow is None else "euler")
+        check_within("(0, inf)", "Use dt=0.03.", dt=dt)
+        return cast(float, dt), solver or self.solver or (None if self.flow is None else "euler")
 
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
         """One step: the net's own unless dt or solver is another; refused if there is no such step."""

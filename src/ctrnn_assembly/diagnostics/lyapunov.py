@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import linearise_along, prepare
-from ctrnn_assembly.errors import ConfigError, SolverError
+from ctrnn_assembly.errors import SolverError, check_within
 
 PARTS = 10  # so many trajectories, or parts of each run, make a standard error
 
@@ -90,7 +90,9 @@ def lyapunov_exponents(
     )
     dt, solver = known.resolve(dt, solver)
     transient = steps // 10 if transient is None else transient
-    _check_run(known.size, k, steps, transient)
+    check_within(f"[1, {known.size}]", f"There are {known.size} units.", k=k)
+    check_within("[1, inf)", "Use steps=1000.", steps=steps)
+    check_within("[0, inf)", transient=transient)
     inputs: Iterable[Tensor | None] = repeat(None)
     if samples is not None:  # trajectory b begins with sequence b
         turns = (samples[(torch.arange(len(x)) + turn) % len(samples)] for turn in count())
@@ -131,13 +133,3 @@ def _errors(rates: Tensor) -> Tensor:
     if len(own) == 1:
         return torch.full_like(own[0], math.inf)
     return (own.std(0) / len(own) ** 0.5).nan_to_num(nan=math.inf)
-
-
-def _check_run(n: int, k: int, steps: int, transient: int) -> None:
-    if not 1 <= k <= n:
-        raise ConfigError(f"k must be in 1..{n}, the number of units; got {k}. Use k={min(10, n)}.")
-    if steps < 1 or transient < 0:
-        raise ConfigError(
-            f"steps must be at least 1 and transient at least 0; got {steps} and {transient}. "
-            "Use steps=1000."
-        )
