@@ -91,9 +91,9 @@ def assembly_rate(
 def exact_field(terms: Terms, metric: Metric) -> Field:
     """What the tensors of a net say, for exact rates and factors."""
     units = range(terms.n)
-    before = np.array([terms.pre.at(k).name != "identity" for k in units])
-    phis = [(terms.pre if x else terms.post).at(k) for k, x in enumerate(before)]
-    edges = [(array(e.K), np.array([e.psi.at(k).slope for k in units])) for e in terms.edges]
+    before = np.array([terms.pre.units[k].name != "identity" for k in units])
+    phis = [(terms.pre if x else terms.post).units[k] for k, x in enumerate(before)]
+    edges = [(array(e.K), np.array([e.psi.units[k].slope for k in units])) for e in terms.edges]
     return Field(
         block_diag(*map(array, terms.blocks)),
         before,

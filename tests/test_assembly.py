@@ -94,7 +94,7 @@ def written(part: Subnetwork | Assembly, x: np.ndarray, u: np.ndarray) -> np.nda
             out[units[i]] += B @ x[units[j]]
             out[units[j]] -= np.linalg.inv(M[j]) @ B.T @ M[i] @ x[units[i]]
         else:
-            psi = (lambda z: z) if coupling.psi is None else PHI[coupling.psi.at(0).name]
+            psi = (lambda z: z) if coupling.psi is None else PHI[coupling.psi.units[0].name]
             out[units[j]] += block.reshape(nj, ni) @ psi(x[units[i]])
     return out
 

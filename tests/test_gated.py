@@ -68,14 +68,14 @@ def net(
 def ungated_jacobians(terms: Terms) -> ndarray:
     """A for every corner of the slopes, (v, n, n)."""
     n, W = terms.n, array(terms.weight())
-    inside = np.array([terms.post.at(k).name != "identity" for k in range(n)])
-    phis = [terms.post.at(k) if inside[k] else terms.pre.at(k) for k in range(n)]
+    inside = np.array([terms.post.units[k].name != "identity" for k in range(n)])
+    phis = [terms.post.units[k] if inside[k] else terms.pre.units[k] for k in range(n)]
     L = np.zeros((n, n)) if terms.L is None else array(terms.L)
     if not terms.edges:
         D = vertices([phi.slope for phi in phis])
         S = np.zeros_like(D)
     else:
-        both = vertices([p.slope for p in phis] + [terms.edges[0].psi.at(k).slope for k in range(n)])
+        both = vertices([p.slope for p in phis] + [terms.edges[0].psi.units[k].slope for k in range(n)])
         D, S = both[:, :n], both[:, n:]
     rows, columns = np.where(inside, D, 1), np.where(inside, 1, D)
     A = rows[:, :, None] * W * columns[:, None, :] + L - np.eye(n)

@@ -239,9 +239,15 @@ class Elementwise:
         """Whether the map does nothing, so that a solver can leave it out."""
         return all(phi.name == "identity" for phi, _ in self.runs)
 
-    def at(self, unit: int) -> Activation:
-        """The activation of one unit."""
-        return [phi for phi, n in self.runs for _ in range(n)][unit]
+    @property
+    def units(self) -> list[Activation]:
+        """The activation of each unit."""
+        return [phi for phi, n in self.runs for _ in range(n)]
+
+    @property
+    def g(self) -> float:
+        """The largest slope bound of a unit."""
+        return max(phi.g for phi, _ in self.runs)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x, (..., n)."""

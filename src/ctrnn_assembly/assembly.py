@@ -95,7 +95,7 @@ class Assembly(Field):
         if any(t.L is not None for t in inner):
             L = torch.block_diag(*(z if t.L is None else t.L for t, z in zip(inner, zeros, strict=True)))
         for k, edge in ((k, edge) for k, t in enumerate(inner) for edge in t.edges):
-            psi = Elementwise(((edge.psi.at(0), self.size),))
+            psi = Elementwise(((edge.psi.units[0], self.size),))
             edges.append(Edge(torch.block_diag(*zeros[:k], edge.K, *zeros[k + 1 :]), psi))
         if self.coupling is not None:
             own = self.coupling.matrix([part.metric() for part in self.parts])

@@ -190,7 +190,7 @@ class Hierarchy(Coupling):
             else:
                 right = torch.linalg.matrix_norm(turned[j].theta(), ord=2)
                 gain = torch.linalg.matrix_norm(left, ord=2) * right
-            slope = 1.0 if self.psi is None else self.psi.at(0).g  # its bound enters the gain
+            slope = 1.0 if self.psi is None else self.psi.g  # its bound enters the gain
             gains = gains.index_put((torch.tensor(i), torch.tensor(j)), slope * gain)
         return gains
 

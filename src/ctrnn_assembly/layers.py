@@ -214,11 +214,6 @@ class CTRNN(Recurrent):
             terms = self._driven()[0]
             found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)
             return in_arithmetic(found, terms, self.options["matmul_precision"])
-        if solver != "euler" and (g.kind, solver) != ("congruence", "imex"):
-            raise ConfigError(
-                "steps of gates that read input or state are those of euler, of congruence gates also "
-                f"those of imex: exponential-euler has no closed form for them; got {solver!r}."
-            )
         bounds: dict[str, Any] = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
         found = certify_gated(self._driven()[0], self.metric(), **bounds, dt=dt, solver=solver)
         if len(lengths) < 2 or found.step is None:

@@ -49,7 +49,7 @@ def certified_radii(
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
     else:
         terms, entry, metric = core.terms().detach_cpu(), 1.0, found.metric.matrix.detach_cpu()
-        g = max(phi.g for phi, _ in terms.pre.runs) if model.readout_input == "rate" else 1.0
+        g = terms.pre.g if model.readout_input == "rate" else 1.0
         if model.readout_input == "rate" and not (terms.pre.is_identity or metric.is_diagonal):
             raise ConfigError("no radius is proven of firing rates in a dense metric; read states.")
         _, C = step_pair(SCHEMES[found.step.solver], terms, terms.tau.new_tensor(found.step.dt))

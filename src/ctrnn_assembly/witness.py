@@ -153,7 +153,7 @@ def _bend(phi: Elementwise, x: Tensor, reach: Tensor) -> tuple[float, float]:
         known = ACTIVATIONS.get(one.name) is one and one.name in CURVATURE
         kinked = any(bool(((z - kink).abs() <= r).any()) for kink in KINKS.get(one.name, ()))
         bend = max(bend, CURVATURE[one.name] if known and not kinked else math.inf)
-    return max(one.g for one, _ in phi.runs), bend
+    return phi.g, bend
 
 
 def _root(terms: Terms, u: Tensor, x: Tensor) -> tuple[Tensor, float] | None:

@@ -111,6 +111,5 @@ def _norm(B: Tensor) -> float:
 
 def _bounds(phi: Elementwise) -> tuple[Tensor, Tensor]:
     """g and |phi(0)| of every unit, (n,)."""
-    g = [one.g for one, n in phi.runs for _ in range(n)]
-    zero = torch.zeros(len(g), dtype=torch.float64)
-    return torch.tensor(g, dtype=torch.float64), phi(zero).abs()
+    g = torch.tensor([one.g for one in phi.units], dtype=torch.float64)
+    return g, phi(torch.zeros_like(g)).abs()

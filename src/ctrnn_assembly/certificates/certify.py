@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.interconnection import Interconnection, block_n
 from ctrnn_assembly.certificates.maps import certify_rnn
 from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
-from ctrnn_assembly.certificates.rounding import largest_proven
+from ctrnn_assembly.certificates.rounding import last_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, identity, jointly, reweighed
 from ctrnn_assembly.certificates.steps import common_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, check_known
@@ -182,11 +182,11 @@ def _certify_in(metric: Metric, terms: Terms, dt: Lengths, solver: str, origin: 
     taus = terms.tau.double().split(terms.sizes)
     modules = tuple(map(_module, count(), whole.modules, taus))
     certified = all(module.certified for module in modules) and rate >= smallest
-    facts, coupling = _metric_facts(terms, metric, origin), _coupling_facts(terms, whole)
+    facts, coupling = result.MetricFacts.of(metric, terms.tau, origin), _coupling_facts(terms, whole)
     step = _step(whole, dt, solver, certified) if dt else None
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
-    declared = {phi.name for one in maps for phi, _ in one.runs if not phi.proven}
+    declared = {phi.name for one in maps for phi in one.units if not phi.proven}
     claim = "" if terms.within is None else result.WITHIN
     everything = facts, modules, coupling, step, reasons, tuple(sorted(declared)), claim
     return Certificate(certified, rate, rounding, *everything)
@@ -198,7 +198,7 @@ def largest_uncertainty(
 ) -> float:
     """How many times `by`, as `certify` takes it, is certified in this metric; 0 for none.
 
-    The flow's bound is linear in the size of `by`; the step of dt, if it is given, by bisection.
+    The flow's bound is linear in the size of `by`: from there down to where the step holds, too.
     """
     unit = uncertain(terms.detach_cpu(), by).within
     assert unit is not None
@@ -212,19 +212,10 @@ def largest_uncertainty(
     if not _holds(nominal, step):
         return 0.0
     lost = nominal.rate - at(1.0).rate
-    low, high = (
-        0.0,
-        (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost if lost > 0 else math.inf,
-    )
-    if math.isinf(high):
-        return high
-    high = largest_proven(high, lambda scale: at(scale).certified)
-    if not step or _holds(at(high, dt), step):
-        return high
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _holds(at(middle, dt), step) else (low, middle)
-    return low
+    if not lost > 0:
+        return math.inf
+    largest = (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
+    return last_proven(largest, lambda scale: _holds(at(scale, dt), step))
 
 
 @torch.no_grad()
@@ -290,14 +281,6 @@ def _step(whole: Interconnection, dt: Lengths, solver: str, certified: bool) -> 
     return StepCertificate.of_all(prove_step(whole, solver), solver, dt)
 
 
-def _metric_facts(terms: Terms, metric: Metric, origin: str) -> result.MetricFacts:
-    timed = metric.mapped(lambda tensor: tensor.double()).scaled(terms.tau.double().sqrt())
-    values = torch.cat([factor.eigenvalues() for factor in timed.factors])
-    low, high = float(values.min()), float(values.max())
-    kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
-    return result.MetricFacts(kind, origin, low, high, metric)
-
-
 def _coupling_facts(terms: Terms, whole: Interconnection) -> result.CouplingFacts:
     norms = block_norms(2 * whole.skewness[0], terms.sizes)
     present = ((min(i, j), max(i, j)) for i, j, _ in nonzero_blocks(whole.K, terms.sizes) if i != j)
@@ -325,7 +308,7 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
     if not bool((tau > 0).all()):
         yield f"every time constant must be positive; the smallest is {float(tau.min()):.6g}"
     everywhere = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
-    steepest = max(phi.g for one in everywhere for phi, _ in one.runs)
+    steepest = max(one.g for one in everywhere)
     if steepest > LARGEST:
         yield f"the slopes reach {steepest:.3g}; beyond {LARGEST:g} float64 cannot prove anything"
     largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
@@ -334,7 +317,7 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
             f"the largest entry is {largest:.3g} and the smallest time constant {float(tau.min()):.3g}; "
             f"beyond {LARGEST:g} and its inverse float64 cannot prove anything"
         )
-    start, maps = 0, [[phi for phi, n in one.runs for _ in range(n)] for one in (terms.pre, terms.post)]
+    start, maps = 0, (terms.pre.units, terms.post.units)
     for k, (factor, t) in enumerate(zip(metric.factors, terms.tau.split(terms.sizes), strict=True)):
         for reason in _bad_factor(factor):
             yield f"the metric of module {k} {reason}"
@@ -360,7 +343,7 @@ def _bad_shapes(terms: Terms, metric: Metric) -> Iterator[str]:
     if wrong or terms.tau.shape != (n,):
         yield f"couplings must be ({n}, {n}) and tau ({n},); got {wrong[:4]}, {tuple(terms.tau.shape)}"
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
-    if any(sum(size for _, size in m.runs) != n for m in maps):
+    if any(len(m.units) != n for m in maps):
         yield f"every activation must be declared for all {n} units"
 
 

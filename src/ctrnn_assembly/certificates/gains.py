@@ -25,7 +25,7 @@ def norm_bound(A: Tensor) -> float:
 def entering(terms: Terms, metric: Metric, C: Tensor, W_in: Tensor) -> float:
     """||Theta C D W_in|| over the slopes D of post, for C (n, n) or its diagonal, (n,)."""
     theta = metric.scaled(terms.tau.sqrt()).theta()
-    moved, g = theta @ (C.diag() if C.ndim == 1 else C), max(phi.g for phi, _ in terms.post.runs)
+    moved, g = theta @ (C.diag() if C.ndim == 1 else C), terms.post.g
     size = FORMED * float(theta.norm() * C.norm())
     if terms.post.is_identity or (C.ndim == 1 and metric.is_diagonal):  # D stands at the left, too
         return g * spectral_norm(moved @ W_in, size * float(W_in.norm()))

@@ -19,6 +19,7 @@ from ctrnn_assembly.certificates.certify import LARGEST, certify
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate, StepProof
 from ctrnn_assembly.certificates.rounding import UNIT, Balance, balanced, largest_proven, spectral_norm
+from ctrnn_assembly.certificates.steps import in_disc
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -55,6 +56,10 @@ def certify_gated(
         raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
     if not bool((terms.tau == 1).all()):
         raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
+    if dt is not None and solver != "euler" and (gate, solver) != ("congruence", "imex"):
+        found = certify_gated(terms, metric, gate=gate, lo=lo, hi=hi)
+        reason = f"no proof is known for steps of {solver} with {gate} gates; use euler"
+        return replace(found, step=StepCertificate.refused(solver, dt, reason))
     if gate in ("shared", "congruence"):
         longest = None if dt is None else dt * hi
         fastest = certify(terms, metric, dt=longest, solver=solver, search="none")
@@ -65,11 +70,7 @@ def certify_gated(
                 cost = longest * fastest.coupling.cost * (1 + SLACK)
                 fastest = replace(fastest, step=replace(fastest.step, max_dt=0.0))
             slowed = partial(_implicit, alone.step, cost)
-        found = _slowed(fastest, lo, hi, dt, slowed)
-        if dt is None or solver == "euler" or (gate, solver) == ("congruence", "imex"):
-            return found
-        reason = f"no proof is known for steps of {solver} with {gate} gates; use euler"
-        return replace(found, step=StepCertificate.refused(solver, dt, reason))
+        return _slowed(fastest, lo, hi, dt, slowed)
     ungated = certify(terms, metric, search="none")
     if gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
@@ -157,18 +158,16 @@ def _of_input(
     e = (hi * top - lo * low) / 2 + hi * b + (lo + hi) / 2 * s + (hi - lo) / 2 * omega
     change = hi * (max(abs(low), abs(top)) + b + omega)  # hi a, with a >= ||A||
 
-    def by_disc(dt: float) -> float:
-        bound = (math.hypot(1 - dt * k, dt * turn) + dt * e + SLACK) * (1 + SLACK)
-        return bound if low > 0 else math.inf  # else E does not contract alone
+    e += SLACK * (k + turn + e)  # also for the rounding of k and turn
+    disc = in_disc(k, e if low > 0 else math.inf, turn, 0.0)  # else E does not contract alone
 
     def by_rate(dt: float) -> float:
         moved = dt * change
         return math.sqrt(max(1 - 2 * dt * rate + moved * moved, 0.0) + SLACK)
 
-    disc = 2 * (k - e) / (turn * turn + (k - e) * (k + e)) if k > e else 0.0
-    shorter = largest_proven(disc, lambda dt: by_disc(dt) < 1)
     longer = largest_proven(2 * rate / change**2, lambda dt: by_rate(dt) < 1)
-    proof = StepProof(lambda dt: min(by_disc(dt), by_rate(dt)), max(shorter, longer), interval=True)
+    largest = max(disc.max_dt, longer)
+    proof = StepProof(lambda dt: min(disc.factor(dt), by_rate(dt)), largest, interval=True)
     step = None if dt is None else StepCertificate.of(proof, "euler", dt)
     return replace(ungated, rate=rate, rounding=lo * ungated.rounding + slack, step=step)
 
@@ -184,7 +183,7 @@ def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, fl
     modules = modules_of(terms, metric)
     ends = torch.cat([slope * m.W.diagonal() for m in modules for slope in m.phi.slope])
     rest = [m.phi.g * (m.W - torch.diag(m.W.diagonal())) for m in modules]
-    edges = sum(max(psi.g for psi, _ in edge.psi.runs) * norm(edge.K) for edge in terms.edges)
+    edges = sum(edge.psi.g * norm(edge.K) for edge in terms.edges)
     omega, s = 0.0, 0.0
     if terms.L is not None:
         K, error = balanced(terms.L.double(), scale, scale)

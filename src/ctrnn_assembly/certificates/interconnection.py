@@ -229,20 +229,15 @@ def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
     p = len(terms.sizes)
     gains = torch.zeros(p, p, dtype=torch.float64)
     for edge in terms.edges:
-        g = max(psi.g for psi, _ in edge.psi.runs)
         for i, j, block in nonzero_blocks(edge.K.double(), terms.sizes):
-            gains[i, j] += g * rounding.norm_under_slopes(block, scales[i], scales[j])
+            gains[i, j] += edge.psi.g * rounding.norm_under_slopes(block, scales[i], scales[j])
     return gains
 
 
 def _edge_system(edge: Edge, scales: list[Balance], sizes: tuple[int, ...]) -> LureSystem:
     """K psi(x) as X w with w_k in the sector of psi at the source k, and lo K in A."""
-    low, high = (
-        torch.tensor([psi.slope[k] for psi, n in edge.psi.runs for _ in range(n)], dtype=torch.float64)
-        for k in (0, 1)
-    )
-    g = high - low
-    K = edge.K.double()
+    low, high = torch.tensor([psi.slope for psi in edge.psi.units], dtype=torch.float64).T
+    g, K = high - low, edge.K.double()
     read = torch.nonzero((K != 0).any(0) & (g > 0)).flatten()
     A, A_error = _balanced_blocks(K * low, scales, sizes)
     rows = [scale.lower(part) for scale, part in zip(scales, K[:, read].split(sizes), strict=True)]

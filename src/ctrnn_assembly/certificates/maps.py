@@ -85,10 +85,7 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
         proven = prove_step(Interconnection.of(terms, other), "euler").factor(1.0)
         if proven < q:
             q, factor, origin, theorem = proven, other.factors[0], "search: joint", "LMI"
-    values = factor.eigenvalues()
-    low, high = float(values.min()), float(values.max())
-    kind = "dense" if not factor.is_diagonal else "identity" if low == high else "diagonal"
-    metric = MetricFacts(kind, origin, low, high, Metric((factor,)))
+    metric = MetricFacts.of(Metric((factor,)), one, origin)
     if not q < 1:
         radius = float(torch.linalg.eigvals(W).abs().max())
         why = "no constant metric can show contraction" if radius >= 1 else "others may"

@@ -90,12 +90,12 @@ def _system(module: ModuleInMetric) -> LureSystem:
 
 def modules_of(terms: Terms, metric: Metric) -> list[ModuleInMetric]:
     """Every module of a field, in its part of the metric."""
-    found, start = [], 0
+    found, start, pre, post = [], 0, terms.pre.units, terms.post.units
     taus = terms.tau.double().split(terms.sizes)
     changes = (0.0,) * len(taus) if terms.within is None else terms.within.W
     for W, factor, tau, change in zip(terms.blocks, metric.factors, taus, changes, strict=True):
-        inside = terms.pre.at(start) == ACTIVATIONS["identity"]
-        phi = (terms.post if inside else terms.pre).at(start)
+        inside = pre[start] == ACTIVATIONS["identity"]
+        phi = (post if inside else pre)[start]
         found.append(ModuleInMetric(W.double(), phi, inside, factor.theta.double(), tau, change))
         start += len(tau)
     return found

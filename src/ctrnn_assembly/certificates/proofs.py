@@ -64,7 +64,7 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
 
 def matrices(terms: Terms, metric: Metric) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a proof but for T, and the names of the activations, one for each unit."""
-    pre, post = ([phi for phi, k in one.runs for _ in range(k)] for one in (terms.pre, terms.post))
+    pre, post = terms.pre.units, terms.post.units
     inside = torch.tensor([phi.name == "identity" for phi in pre])
     names = [q.name if within else p.name for p, q, within in zip(pre, post, inside, strict=True)]
     if terms.edges or not verifier.SLOPES.keys() >= {*names}:

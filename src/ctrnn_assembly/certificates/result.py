@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
 from ctrnn_assembly.metrics import Metric
 
 WITHIN = "all W and L within the uncertainty"
@@ -144,6 +147,15 @@ class MetricFacts:
     smallest: float
     largest: float
     matrix: Metric | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, metric: Metric, tau: Tensor, origin: str) -> Self:
+        """Of diag(tau) M."""
+        timed = metric.mapped(Tensor.double).scaled(tau.double().sqrt())
+        values = torch.cat([factor.eigenvalues() for factor in timed.factors])
+        low, high = float(values.min()), float(values.max())
+        kind = "dense" if not metric.is_diagonal else "identity" if low == high else "diagonal"
+        return cls(kind, origin, low, high, metric)
 
     @property
     def condition_number(self) -> float:

@@ -60,6 +60,21 @@ def largest_proven(guess: float, proves: Callable[[float], bool]) -> float:
     return next((value for value in tries if proves(value)), 0.0)
 
 
+def last_proven(largest: float, proves: Callable[[float], bool]) -> float:
+    """A value up to `largest` that is proven, by back-offs, halving and bisection; 0 for none."""
+    low, high = 0.0, largest
+    for share in (0.0, *BACK_OFFS, *(1 - 0.5**k for k in range(2, 30))):
+        value = (1 - share) * largest
+        if proves(value):
+            low = value
+            break
+        high = value
+    for _ in range(12 if 0 < low < 0.98 * high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if proves(middle) else (low, middle)
+    return low
+
+
 def largest_eigenvalue(S: Tensor, error: float = 0.0) -> float:
     """An upper bound on the largest eigenvalue of every symmetric matrix within `error` of S."""
     top = float(S.abs().max()) if S.numel() else 0.0

@@ -45,7 +45,7 @@ def candidates(terms: Terms) -> Iterator[tuple[str, Metric]]:
     if terms.L is not None:
         B = B + terms.L.double().abs()
     for edge in terms.edges:
-        B = B + max(psi.g for psi, _ in edge.psi.runs) * edge.K.double().abs()
+        B = B + edge.psi.g * edge.K.double().abs()
     for log_theta in _metzler_scalings(B)[-1:]:
         parts = log_theta.split(terms.sizes)
         yield "search: Theorem 1 on the whole", Metric(tuple(Factor(p.exp(), (-p).exp()) for p in parts))

@@ -23,7 +23,6 @@ Source: THEORY section 6.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.lmi import WORST, LureSystem, Search, Weighed
 from ctrnn_assembly.certificates.result import StepProof
-from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, spectral_norm
+from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, last_proven, spectral_norm
 from ctrnn_assembly.certificates.verifier import Ball, integral, inverse
 
 OPTIMISED = 128  # channels up to which every multiplier is searched by itself
@@ -91,7 +90,7 @@ def multipliers(system: LureSystem, T0: Tensor, dt: float) -> Tensor:
 
 def prove_step(whole: Interconnection, scheme: str) -> StepProof:
     """Of the clusters of modules that coupling joins, the slowest."""
-    if scheme not in ("euler", "imex", "exponential-euler"):
+    if scheme not in CLOSED_FORMS:
         return StepProof(lambda dt: math.inf, 0.0, f"no proof is known of steps of {scheme}")
     proofs = [_of_cluster(part, scheme) for part in whole.parts]
 
@@ -104,13 +103,7 @@ def prove_step(whole: Interconnection, scheme: str) -> StepProof:
 
 def _of_cluster(whole: Interconnection, scheme: str) -> StepProof:
     """The better of the closed form and the LMI, which is left out where it costs too much."""
-    longest = None
-    if scheme == "euler":
-        closed = disc_step(whole)
-    elif scheme == "imex":
-        closed = imex_step(whole)
-    else:
-        closed = exponential_euler_step(whole)
+    closed, longest = CLOSED_FORMS[scheme](whole), None
     largest, many = closed.max_dt, len(whole.K) > (DENSE if scheme == "euler" else SHARP)
     if scheme == "euler" and not (many and largest > 0):
         longest = of_longest(whole)
@@ -153,8 +146,9 @@ def imex_step(whole: Interconnection) -> StepProof:
     def factor(dt: float) -> float:
         return min(by(alone.factor, dt), by(near.factor, dt))
 
-    largest = last_contracting(partial(by, near.factor), alone.max_dt) if whole.cost else alone.max_dt
-    return StepProof(factor, largest)
+    if not whole.cost:
+        return StepProof(factor, alone.max_dt)
+    return StepProof(factor, last_proven(alone.max_dt, lambda dt: by(near.factor, dt) < 1))
 
 
 def exponential_euler_step(whole: Interconnection) -> StepProof:
@@ -192,25 +186,32 @@ def exponential_euler_step(whole: Interconnection) -> StepProof:
     share = proof.max_dt / t * (1 - 1e-12)
     reach = -math.log1p(-share) * t if share < 1 else math.inf
     if drift:
-        reach = last_contracting(near_euler, min(reach, 30 * t))
+        reach = last_proven(min(reach, 30 * t), lambda dt: near_euler(dt) < 1)
     return StepProof(near_euler, reach, advice)
 
 
 def disc_step(whole: Interconnection) -> StepProof:
-    """sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps, sigma = ||sym K||.
+    return in_disc(*common_disc(whole), whole.norm, whole.symmetric_norm)
 
-    1 - dt nu may be negative, so ||sym K|| counts and not its largest eigenvalue. The longest step is
-    2 (nu - eps) / (omega^2 + nu^2 - eps^2), less what rounding of the coupling takes.
+
+def in_disc(nu: float, eps: float, omega: float, sigma: float) -> StepProof:
+    """sqrt((1 - dt nu)^2 + 2 dt |1 - dt nu| sigma + dt^2 omega^2) + dt eps, of Euler's step.
+
+    For ||J + nu I - K|| <= eps, omega >= ||K|| and sigma >= ||sym K||, which counts, and not its largest
+    eigenvalue, as 1 - dt nu may be negative. The longest is 2 (nu - eps) / (omega^2 + nu^2 - eps^2),
+    less what rounding of the coupling takes.
     """
-    nu, eps = common_disc(whole)
 
     def factor(dt: float) -> float:
-        left, turn = 1 - dt * nu, dt * whole.norm
-        rotation = left * left + 2 * dt * abs(left) * whole.symmetric_norm + turn * turn
+        left, turn = 1 - dt * nu, dt * omega
+        rotation = left * left + 2 * dt * abs(left) * sigma + turn * turn
         return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
-    largest = 2 * (nu - eps) / (whole.norm * whole.norm + (nu - eps) * (nu + eps)) if nu > eps else 0.0
+    largest = 2 * (nu - eps) / (omega * omega + (nu - eps) * (nu + eps)) if nu > eps else 0.0
     return StepProof(factor, largest_proven(largest, lambda dt: factor(dt) < 1), interval=True)
+
+
+CLOSED_FORMS = {"euler": disc_step, "imex": imex_step, "exponential-euler": exponential_euler_step}
 
 
 def common_disc(whole: Interconnection) -> tuple[float, float]:
@@ -235,18 +236,3 @@ def chord(proof: StepProof) -> StepProof:
         return float(np.interp(dt, knots, factors)) * (1 + 8 * UNIT) if dt <= largest else math.inf
 
     return StepProof(factor, largest)
-
-
-def last_contracting(factor: Callable[[float], float], largest: float) -> float:
-    """A dt up to `largest` with factor(dt) < 1, by back-offs, halving and bisection; 0 for none."""
-    low, high = 0.0, largest
-    for share in (0.0, *rounding.BACK_OFFS, *(1 - 0.5**k for k in range(2, 30))):
-        dt = (1 - share) * largest
-        if factor(dt) < 1:
-            low = dt
-            break
-        high = dt
-    for _ in range(12 if 0 < low < 0.98 * high else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if factor(middle) < 1 else (low, middle)
-    return low

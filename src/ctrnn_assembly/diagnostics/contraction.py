@@ -178,7 +178,7 @@ def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
         before = x[:, :-1].flatten(0, 1)
         drive = positive.inject(None if u is None else u.abs().flatten(0, 1))
         inner = positive.apply_weight(terms.pre(before).abs()) + drive
-        total = before.abs() + max(phi.g for phi, _ in terms.post.runs) * inner
+        total = before.abs() + terms.post.g * inner
         if positive.L is not None:
             total = total + before.abs() @ positive.L.mT
         for edge in positive.edges:

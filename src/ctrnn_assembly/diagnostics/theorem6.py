@@ -73,18 +73,11 @@ def theorem6(
             f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
             "A P that is not diagonal gives no metric P^-1 D."
         )
-    check_finite(W)
     if not bool(((P > 0) & torch.isfinite(P)).all()):
         raise ContractionError(f"P must be positive and finite; got {P.tolist()[:5]}...")
     balanced = P.rsqrt()[:, None] * W * P.sqrt()
     c = min(2.0, 2 - 2 * phi.g * float(torch.linalg.eigvalsh(symmetric_part(balanced))[-1]))
-    if x.ndim not in (2, 3) or x.shape[-1] != len(P) or x.shape != velocity.shape or not x.numel():
-        raise ShapeError(
-            f"x and velocity must be (time, n) or (batch, time, n) with n = {len(P)}; got "
-            f"{tuple(x.shape)} and {tuple(velocity.shape)}."
-        )
-    x, velocity = (z.detach().double() for z in (x, velocity))
-    check_finite(torch.stack([x, velocity]))
+    check_finite(torch.stack([x, velocity]), "the trajectory")
     tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
     D, bend = _slopes(phi, x)
     beta = c / tau - bend * velocity
@@ -116,7 +109,7 @@ def monitor_theorem6(
     known, samples, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     assert samples is not None
     terms, metric = known.terms, known.metric
-    kinds = set() if terms is None else {terms.pre.at(k) for k in range(terms.n)}
+    kinds = set() if terms is None else {*terms.pre.units}
     plain = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
     if terms is None or not plain or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
         raise ContractionError(
