@@ -128,15 +128,26 @@ def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Ten
     return A, torch.diag_embed(C) if C.ndim < A.ndim else C
 
 
-def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> Callable[[Any, Tensor], Tensor]:
-    """(u, x) -> x+ for u (batch, m) or None, x (batch, n), and a number dt, or one a sample, (batch,).
+@dataclass(frozen=True)
+class AffineMap:
+    """(u, x) -> A x + C g(x, u) for u (batch, m) or None, x (batch, n); A and C as of `times`."""
+
+    terms: Terms
+    A: Tensor
+    C: Tensor
+
+    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
+        return times(self.A, x) + times(self.C, self.terms.nonlinear(x, self.terms.inject(u)))
+
+
+def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> AffineMap:
+    """(u, x) -> x+ for a number dt, or one a sample, (batch,).
 
     Plain torch operations: autograd and torch.func's transforms differentiate them any number of times,
     with respect to x, u, dt and every tensor of the terms.
     """
     lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
-    A, C = step_pair(scheme, terms, lengths)
-    return lambda u, x: _times(A, x) + _times(C, terms.nonlinear(x, terms.inject(u)))
+    return AffineMap(terms, *step_pair(scheme, terms, lengths))
 
 
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
@@ -156,26 +167,25 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
     A, C = step_pair(scheme, terms, lengths)
     states = [x0]
     for k, index in enumerate(which):
-        x, u = states[-1], None if drive is None else drive[k]
-        g = terms.nonlinear(x, terms.inject(u))
-        states.append(_times(A[index], x) + _times(C[index], g))
+        step = AffineMap(terms, A[index], C[index])
+        states.append(step(None if drive is None else drive[k], states[-1]))
     return torch.stack(states)
 
 
-def repeated(step: Callable[..., Tensor], times: int) -> Callable[..., Tensor]:
+def repeated(step: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:
     """(*u, x) -> x after so many steps under one u."""
 
     def steps(*given: Any) -> Tensor:
         *u, x = given
-        for _ in range(times):
+        for _ in range(count):
             x = step(*u, x)
         return x
 
-    return step if times == 1 else steps
+    return step if count == 1 else steps
 
 
-def _times(A: Tensor, x: Tensor) -> Tensor:
-    """A x for x (batch, n) and A (1 or batch, n), the diagonal, or (1 or batch, n, n)."""
+def times(A: Tensor, x: Tensor) -> Tensor:
+    """A x for x (..., batch, n) and A (1 or batch, n), the diagonal, or (1 or batch, n, n)."""
     if A.ndim == 2:
         return A * x
     return x @ A[0].mT if len(A) == 1 else (A @ x[..., None])[..., 0]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, repeated
+from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, AffineMap, affine_step, repeated, times
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.terms import Terms
 
@@ -77,27 +77,15 @@ class Linearisation:
         return self.transposed(eye[:, None].expand(n, batch, n)).transpose(0, 1)
 
 
-@dataclass(frozen=True)
-class AffineMap:
-    """x -> A x + C g(x, u), g all of tau x' but leak and linear coupling; A, C (n,) if diagonal."""
-
-    terms: Terms
-    A: Tensor
-    C: Tensor
-
-    def __call__(self, u: Tensor | None, x: Tensor) -> Tensor:
-        return _times(x, self.A) + _times(self.terms.nonlinear(x, self.terms.inject(u)), self.C)
-
-
 class AffineLinearisation(Linearisation):
-    """Of an `AffineMap`, J in closed form; at a kink of phi with the slope of `Activation.slope_at`."""
+    """Of an `AffineMap` with one A and C, J in closed form, at a kink with the slope of `slope_at`."""
 
     def __init__(self, f: AffineMap, u: Tensor | None, x: Tensor) -> None:
         self._f, self._u, self._x = f, u, x.detach()
         self._terms, self._A, self._C = f.terms, f.A, f.C
         inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
         g = sum((edge.psi(x) @ edge.K.mT for edge in f.terms.edges), f.terms.post(inner))
-        self.value = _times(x, f.A) + _times(g, f.C)
+        self.value = times(f.A, x) + times(f.C, g)
         self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
         self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]
 
@@ -105,10 +93,10 @@ class AffineLinearisation(Linearisation):
         out = self._terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
         for K, slope in self._edges:
             out = out + (V * slope) @ K.mT
-        return _times(V, self._A) + _times(out, self._C)
+        return times(self._A, V) + times(self._C, out)
 
     def matrix(self) -> Tensor:
-        A, C = self._A, self._C
+        A, C = self._A[0], self._C[0]
         N = self._post[..., None] * self._terms.weight() * self._pre[:, None]
         for K, slope in self._edges:
             N = N + K * slope[:, None]
@@ -174,7 +162,7 @@ class Behaviour:
             return lambda u, x: _checked_value(flow(u)(x), x)
         A = -1 / terms.tau
         A = A if terms.L is None else torch.diag(A) + terms.L / terms.tau[:, None]
-        return AffineMap(terms, A, 1 / terms.tau)
+        return AffineMap(terms, A[None], 1 / terms.tau[None])
 
     def own_map(self) -> Map:
         """x' of a flow, the step of a map."""
@@ -199,7 +187,7 @@ class Behaviour:
 
     def _single_step(self, length: float, solver: str | None) -> Map:
         if self.terms is not None and solver in SCHEMES:
-            return AffineMap(self.terms, *SCHEMES[solver].pair(length / self.terms.tau, self.terms.L))
+            return affine_step(SCHEMES[solver], self.terms, length)
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
         if self.sampled:
@@ -363,11 +351,6 @@ def _checked_value(y: Tensor, x: Tensor) -> Tensor:
             "Leave out detach and no_grad in f."
         )
     return y
-
-
-def _times(v: Tensor, A: Tensor) -> Tensor:
-    """A v for v (..., n) and A (n,) or (n, n)."""
-    return v * A if A.ndim == 1 else v @ A.mT
 
 
 def _answer(net: Any, name: str, *arguments: Any) -> Any:
