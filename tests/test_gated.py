@@ -393,6 +393,22 @@ def test_a_certified_step_is_at_most_the_largest_one() -> None:
     assert exact.max_dt == pytest.approx(0.0487804878 / 0.2, rel=1e-6)
 
 
+@pytest.mark.parametrize("gate", ["shared", "congruence", "input"])
+def test_steps_of_several_lengths_are_bounded_by_the_worst(gate: str) -> None:
+    terms, metric = net([np.diag([0.5, 0.3])], np.ones(2), 0.1 * SKEW)
+    settings: dict[str, Any] = {"gate": gate, "lo": 0.18, "hi": 0.2}
+    both = certificate_of(terms, metric, **settings, dt=[0.5, 2.0]).step  # type: ignore[arg-type]
+    ends = [certificate_of(terms, metric, **settings, dt=dt).step for dt in (0.5, 2.0)]
+    factors = [end.contraction_factor for end in ends]  # type: ignore[union-attr]
+    assert both is not None
+    assert both.certified
+    assert both.contraction_factor == max(factors)  # type: ignore[type-var]
+    between = certificate_of(terms, metric, **settings, dt=1.1).step
+    assert between is not None
+    assert between.contraction_factor < both.contraction_factor  # type: ignore[operator]
+    assert not certificate_of(terms, metric, **settings, dt=[0.5, 50.0]).step.certified  # type: ignore
+
+
 def test_gates_slower_than_float64_can_tell_are_not_certified() -> None:
     terms, metric = net([np.diag([0.5, 0.5])], np.ones(2), 0.1 * SKEW)
     step = certificate_of(terms, metric, gate="shared", lo=1e-50, hi=1.0, dt=1.0).step

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from ctrnn_assembly import solvers
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.calls import Dt, Lengths, Save
-from ctrnn_assembly.certificates import Certificate, StepCertificate, certify
+from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths
 from ctrnn_assembly.certificates.gates import certify_gated
@@ -215,11 +215,7 @@ class CTRNN(Recurrent):
             found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)
             return in_arithmetic(found, terms, self.options["matmul_precision"])
         bounds: dict[str, Any] = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
-        found = certify_gated(self._driven()[0], self.metric(), **bounds, dt=dt, solver=solver)
-        if len(lengths) < 2 or found.step is None:
-            return found
-        reason = "steps of gates that read are certified for one dt; got several"
-        return replace(found, step=StepCertificate.refused(solver, found.step.dt, reason))
+        return certify_gated(self._driven()[0], self.metric(), **bounds, dt=lengths, solver=solver)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""

@@ -7,19 +7,18 @@ bounds and the steps, and section 12.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates.certify import LARGEST, certify
+from ctrnn_assembly.certificates.certify import LARGEST, StepLengths, certify, step_lengths
+from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate, StepProof
 from ctrnn_assembly.certificates.rounding import UNIT, Balance, balanced, largest_proven, spectral_norm
-from ctrnn_assembly.certificates.steps import in_disc
+from ctrnn_assembly.certificates.steps import in_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, unknown
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -38,13 +37,14 @@ def certify_gated(
     gate: Gate,
     lo: float,
     hi: float,
-    dt: float | None = None,
+    dt: StepLengths = None,
     solver: str = "euler",
 ) -> Certificate:
     """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given; nu is not constant.
 
-    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time. Of the `Certificate`, `modules`
-    and `coupling` describe the field at nu = 1. Only congruence gates have a solver besides Euler, imex.
+    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time; dt is as in `certify`. Of the
+    `Certificate`, `modules` and `coupling` describe the field at nu = 1. Only congruence gates have a
+    solver besides Euler, imex.
 
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """
@@ -56,89 +56,70 @@ def certify_gated(
         raise ConfigError(f"gates need 0 < lo <= hi, within 1e-50 and 1e50; got lo={lo}, hi={hi}.")
     if not bool((terms.tau == 1).all()):
         raise ConfigError("a gated field needs tau = 1: its time constant is 1 / nu.")
-    if dt is not None and solver != "euler" and (gate, solver) != ("congruence", "imex"):
-        found = certify_gated(terms, metric, gate=gate, lo=lo, hi=hi)
-        reason = f"no proof is known for steps of {solver} with {gate} gates; use euler"
-        return replace(found, step=StepCertificate.refused(solver, dt, reason))
+    found, lengths = certify(terms, metric, search="none"), step_lengths(dt)
+    rate, rounding, reason, proof = -math.inf, found.rounding, "", None
     if gate in ("shared", "congruence"):
-        longest = None if dt is None else dt * hi
-        fastest = certify(terms, metric, dt=longest, solver=solver, search="none")
-        slowed = _mean if gate == "shared" else _root_mean
-        if gate == "congruence" and longest is not None and solver == "imex":
-            alone, cost = certify(replace(terms, L=None), metric, dt=longest, search="none"), 0.0
-            if fastest.coupling.cost > 0 and fastest.step is not None:  # then gates may refuse less dt
-                cost = longest * fastest.coupling.cost * (1 + SLACK)
-                fastest = replace(fastest, step=replace(fastest.step, max_dt=0.0))
-            slowed = partial(_implicit, alone.step, cost)
-        return _slowed(fastest, lo, hi, dt, slowed)
-    ungated = certify(terms, metric, search="none")
-    if gate == "state":
+        slowest = min(lo * found.rate, hi * found.rate)
+        rate, rounding = slowest - SLACK * abs(slowest), hi * found.rounding + SLACK * abs(slowest)
+    elif gate == "state":
         reason = "gates that read the state are not known to contract: their slopes enter the Jacobian"
-        if ungated.certified and metric.is_diagonal:
+        if found.certified and metric.is_diagonal:
             reason += (
                 "; if each reads its own unit only, a constant input has one equilibrium, globally "
                 "exponentially stable, which is less than contraction"
             )
         reason += ". Use constant, shared or input gates"
-    elif gate != "input":
-        reason = f"no bound is known for {gate} gates"
     elif not metric.is_diagonal:
         reason = (
             "gates of single units need a diagonal metric, with which they commute; use Theorem 1, 4 "
             "or 5, or a shared gate"
         )
-    elif not ungated.certified:
+    elif not found.certified:
         reason = "the field without gates is not certified"
     else:
-        return _of_input(terms, metric, ungated, lo, hi, dt)
-    return _refused(ungated, -math.inf, reason, dt)
+        rate, rounding, reason, proof = _of_input(terms, metric, found, lo, hi)
+    reasons = (reason, *found.reasons) if reason else found.reasons
+    certified, step = found.certified and not reason, None
+    found = replace(found, certified=certified, rate=rate, rounding=rounding, reasons=reasons)
+    if not lengths:
+        return found
+    if not certified:
+        step = StepCertificate.refused(solver, lengths[-1])
+    elif solver != "euler" and (gate, solver) != ("congruence", "imex"):
+        reason = f"no proof is known for steps of {solver} with {gate} gates; use euler"
+        step = StepCertificate.refused(solver, lengths[-1], reason)
+    else:
+        whole = Interconnection.of(terms, metric)
+        proof = proof or _slowed(whole, solver, lo, hi, root=gate == "congruence")
+        step = StepCertificate.of_all(proof, solver, lengths)
+    return replace(found, step=step)
 
 
-def _refused(ungated: Certificate, rate: float, reason: str, dt: float | None) -> Certificate:
-    step = None if dt is None else StepCertificate.refused("euler", dt)
-    reasons = (reason, *ungated.reasons)
-    return replace(ungated, certified=False, rate=rate, step=step, reasons=reasons)
+def _slowed(whole: Interconnection, solver: str, lo: float, hi: float, *, root: bool) -> StepProof:
+    """Of steps of dt, by convexity, from the factor q of an ungated one of dt hi, or `root` from q^2.
 
+    By imex q is the Euler factor of the modules alone, and their coupling costs what it may; then gates
+    may refuse a shorter dt.
+    """
+    left, cost = lo / hi * (1 - SLACK), whole.cost if solver == "imex" else 0.0
+    alone = prove_step(whole.uncoupled if solver == "imex" else whole, "euler")
 
-def _mean(q: float, left: float) -> float:
-    """The factor of a step as long as a share `left` of one with the factor q, by convexity."""
-    return 1 - (1 - q) * left
+    def factor(dt: float) -> float:
+        q, taken = alone.factor(dt * hi), dt * hi * cost * (1 + SLACK)
+        if not (q < 1 and taken < 1):
+            return math.inf if cost else q
+        slowest = math.sqrt(1 - (1 - q * q) * left + 8 * UNIT) if root else 1 - (1 - q) * left
+        return slowest / (1 - taken) + 8 * UNIT
 
-
-def _root_mean(q: float, left: float) -> float:
-    """Of an Euler step under congruence gates, where the ungated step of the fastest has q."""
-    return math.sqrt(max(0.0, 1 - (1 - q * q) * left) + 8 * UNIT)
-
-
-def _implicit(alone: StepCertificate | None, cost: float, q: float, left: float) -> float:
-    """Of an imex step: the Euler factor of the modules alone, and what their coupling costs."""
-    own = None if alone is None else alone.contraction_factor
-    return math.inf if own is None or own >= 1 or cost >= 1 else _root_mean(own, left) / (1 - cost)
-
-
-def _slowed(
-    fastest: Certificate, lo: float, hi: float, dt: float | None, of: Callable[[float, float], float]
-) -> Certificate:
-    """From the certificate of the field with the step dt hi; `of` gives the factor of slower ones."""
-    step = fastest.step
-    if dt is not None and step is not None:
-        q, step = step.contraction_factor, replace(step, dt=dt)
-        if q is not None and q < 1:
-            factor = of(q, lo / hi * (1 - SLACK)) + 8 * UNIT
-            step = replace(step, contraction_factor=factor)
-            if step.certified and factor >= 1:
-                reason = "the factor of the slowest gate is not below 1 in float64; raise lo"
-                step = replace(step, certified=False, reason=reason)
-        step = replace(step, max_dt=max(step.max_dt / hi * (1 - SLACK), dt if step.certified else 0.0))
-    rate = min(lo * fastest.rate, hi * fastest.rate)
-    rounding = hi * fastest.rounding + SLACK * abs(rate)
-    return replace(fastest, rate=rate - SLACK * abs(rate), rounding=rounding, step=step)
+    if left <= 16 * UNIT:
+        return StepProof(factor, 0.0, "the slowest gate is lost in float64; raise lo")
+    return StepProof(factor, 0.0 if cost else alone.max_dt / hi * (1 - SLACK), interval=not cost)
 
 
 def _of_input(
-    terms: Terms, metric: Metric, ungated: Certificate, lo: float, hi: float, dt: float | None
-) -> Certificate:
-    """Gates of the input, in the symbols of THEORY section 3, from the certificate without gates."""
+    terms: Terms, metric: Metric, ungated: Certificate, lo: float, hi: float
+) -> tuple[float, float, str, StepProof | None]:
+    """Rate, rounding, and why not or steps, in the symbols of THEORY section 3."""
     low, top, b, s, omega = _norms(terms, metric)
 
     def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
@@ -153,11 +134,10 @@ def _of_input(
             f"the rate {slowest:.6g} of the slowest; raise lo, weaken the coupling (norm {omega:.6g}), "
             "or use constant or shared gates"
         )
-        return _refused(ungated, rate, reason, dt)
+        return rate, ungated.rounding, reason, None
     k, turn = (lo * low + hi * top) / 2, (lo + hi) / 2 * omega
     e = (hi * top - lo * low) / 2 + hi * b + (lo + hi) / 2 * s + (hi - lo) / 2 * omega
     change = hi * (max(abs(low), abs(top)) + b + omega)  # hi a, with a >= ||A||
-
     e += SLACK * (k + turn + e)  # also for the rounding of k and turn
     disc = in_disc(k, e if low > 0 else math.inf, turn, 0.0)  # else E does not contract alone
 
@@ -168,8 +148,7 @@ def _of_input(
     longer = largest_proven(2 * rate / change**2, lambda dt: by_rate(dt) < 1)
     largest = max(disc.max_dt, longer)
     proof = StepProof(lambda dt: min(disc.factor(dt), by_rate(dt)), largest, interval=True)
-    step = None if dt is None else StepCertificate.of(proof, "euler", dt)
-    return replace(ungated, rate=rate, rounding=lo * ungated.rounding + slack, step=step)
+    return rate, lo * ungated.rounding + slack, "", proof
 
 
 def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, float]:
