@@ -167,8 +167,9 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
     A, C = step_pair(scheme, terms, lengths)
     states = [x0]
     for k, index in enumerate(which):
-        step = AffineMap(terms, A[index], C[index])
-        states.append(step(None if drive is None else drive[k], states[-1]))
+        x, u = states[-1], None if drive is None else drive[k]
+        g = terms.nonlinear(x, terms.inject(u))  # no call of an `AffineMap`: it would be one more frame
+        states.append(times(A[index], x) + times(C[index], g))
     return torch.stack(states)
 
 
