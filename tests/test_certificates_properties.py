@@ -401,7 +401,7 @@ def permuted(terms: Terms, metric: Metric, order: list[int]) -> tuple[Terms, Met
     units = torch.from_numpy(np.concatenate([np.arange(starts[k], starts[k + 1]) for k in order]))
 
     def moved(phi: Elementwise) -> Elementwise:
-        return Elementwise(tuple((phi.at(int(k)), 1) for k in units))
+        return Elementwise(tuple((phi.units[int(k)], 1) for k in units))
 
     edges = tuple(replace(e, K=e.K[units][:, units], psi=moved(e.psi)) for e in terms.edges)
     return (

@@ -55,7 +55,7 @@ def euler_factor(field: Assembly | CTRNN, dt: float, L: np.ndarray | None = None
     W, tau = array(terms.weight()), array(terms.tau)
     n = len(tau)
     L = array(terms.L) if L is None else L
-    inside = np.array([terms.pre.at(k).name == "identity" for k in range(n)])
+    inside = np.array([terms.pre.units[k].name == "identity" for k in range(n)])
     D = vertices([(0.0, 1.0)] * n)
     J = np.where(inside, D, 1.0)[:, :, None] * W * np.where(inside, 1.0, D)[:, None, :] - np.eye(n) + L
     theta = array(metric.theta()) * np.sqrt(tau)

@@ -195,7 +195,6 @@ class EulerRNN(Baseline):
         check_within("(0, inf)", "Pass eps=0.01, say.", eps=eps)
         for name, value in others.items():
             check_within("[0, 1]" if name == "beta" else "[0, inf)", **{name: value})
-            setattr(self, name, value)
         self.eps, self.inputs = eps, nn.Linear(input_size, hidden_size)
         nn.init.zeros_(self.inputs.bias)
 
@@ -258,7 +257,7 @@ class AntisymmetricRNN(EulerRNN):
         **of_layer: Any,
     ) -> None:
         super().__init__(input_size, hidden_size, of_layer, eps=eps, gamma=gamma, init_std=init_std)
-        n = hidden_size
+        n, self.gamma = hidden_size, gamma
         nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
 
@@ -302,7 +301,7 @@ class LipschitzRNN(EulerRNN):
     ) -> None:
         others = {"beta": beta, "gamma": gamma, "init_std": init_std}
         super().__init__(input_size, hidden_size, of_layer, eps=eps, **others)
-        n = hidden_size
+        self.beta, self.gamma, n = beta, gamma, hidden_size
         nn.init.xavier_normal_(self.inputs.weight)
         self.M_A = nn.Parameter(torch.randn(n, n) * init_std / n)
         self.M_W = nn.Parameter(torch.randn(n, n) * init_std / n)

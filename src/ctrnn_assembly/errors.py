@@ -72,7 +72,7 @@ def check_known(what: str, given: object, known: Collection[str]) -> None:
 
 
 def check_within(
-    interval: str, fix: str = "", kind: type[CtrnnError] | None = None, **given: float | None
+    interval: str, fix: str = "", kind: type[CtrnnError] | None = None, /, **given: float | None
 ) -> None:
     """Refuse numbers outside of an interval such as "[0, 1)" or "(0, inf)"; NaN and None are in none.
 

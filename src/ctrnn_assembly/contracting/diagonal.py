@@ -36,7 +36,7 @@ class DiagonalMetric(Contracting):
         init_scale: float | None = None,
     ) -> None:
         super().__init__(phi, margin=margin)
-        check_within("(1, inf)", kind=ContractionError, max_condition=max_condition)
+        check_within("(1, inf)", "", ContractionError, max_condition=max_condition)
         self.max_condition = max_condition
         self.init_scale = self.init_scale if init_scale is None else init_scale
 

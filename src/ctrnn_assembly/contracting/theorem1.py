@@ -108,7 +108,7 @@ class SparseAbsolute(Contracting):
         super().__init__(phi, margin=margin)
         check_within("(0, 1]", "Use density=0.033.", density=density)
         check_within("(0, inf)", magnitude=magnitude)
-        check_within("(1, inf)", kind=ContractionError, max_condition=max_condition)
+        check_within("(1, inf)", "", ContractionError, max_condition=max_condition)
         self.density, self.magnitude, self.outside_set = density, magnitude, outside_set
         self.max_condition, self.tries = max_condition, tries
 
