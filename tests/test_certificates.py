@@ -180,7 +180,7 @@ def exact_factor(terms, metric, solver, dt):
     C = np.diag(C) if C.ndim == 1 else C
     W, T, inverse = array(terms.weight()), array(T), array(inverse)
     inside = np.array([terms.pre.units[k].name == "identity" for k in range(terms.n)])
-    maps = [(terms.post if inside[k] else terms.pre).at(k) for k in range(terms.n)]
+    maps = [(terms.post if inside[k] else terms.pre).units[k] for k in range(terms.n)]
     worst = 0.0
     for D in vertices([phi.slope for phi in maps]):
         N = np.where(inside[:, None], D[:, None] * W, W * D)
