@@ -117,7 +117,7 @@ def beside(file: Path) -> Path:
 def field_of(terms: Terms, theta: ndarray) -> Field:
     """Of one module; theta has no tau in it."""
     inside = terms.pre.is_identity
-    phi = (terms.post if inside else terms.pre).at(0)
+    phi = (terms.post if inside else terms.pre).units[0]
     n = terms.n
     L = np.zeros((n, n)) if terms.L is None else terms.L.numpy()
     slopes = np.tile(phi.slope, (n, 1))
