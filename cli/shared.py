@@ -178,10 +178,7 @@ def facts(pairs: Iterable[tuple[str, str]], *, title: str) -> Table:
 
 
 def console(*, err: bool = False) -> Console:
-    """As wide as the terminal, or as COLUMNS says; a file is as wide as the tables need.
-
-    Text is printed as it is: brackets are no markup, and colons no pictures.
-    """
+    """As wide as the terminal, or as COLUMNS says, a file as its tables need; without markup."""
     known = (sys.stderr if err else sys.stdout).isatty() or "COLUMNS" in os.environ
     width = None if known else 200
     return Console(stderr=err, highlight=False, markup=False, emoji=False, width=width)

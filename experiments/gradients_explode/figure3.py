@@ -102,10 +102,7 @@ def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
 
 
 def training(net: nn.Sequential, images: Task, rate: float, settings: Settings) -> Iterator[float]:
-    """The training error of each epoch, NaN once the loss overflows, which is the last.
-
-    That of the weights as they are at each batch.
-    """
+    """The training error of each epoch, of the weights as they were at each batch; NaN on overflow."""
     steps, generator = torch.optim.SGD(net.parameters(), rate), Generator()
     cuts = ReduceLROnPlateau(steps, factor=CUT, patience=PATIENCE - 1, threshold=0)
     generator.manual_seed(settings.seed)

@@ -44,10 +44,7 @@ PHIS: Any = {"relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU}
 def mlp(
     name: str, sizes: Sequence[int], generator: Generator, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
-    """One of `MLPS`, of as many units a layer as `sizes` says from the input on.
-
-    A layer is nn.Sequential(W, norm, phi).
-    """
+    """One of `MLPS`, each layer nn.Sequential(W, norm, phi), of as many units as `sizes` says."""
     norm, _, phi = name.rpartition("-")
     layers = []
     for columns, rows in pairwise(sizes):

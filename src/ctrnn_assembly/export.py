@@ -39,10 +39,7 @@ class _Step(nn.Module):
 
 
 def export_program(net: SequenceClassifier, part: Part = "sequence") -> ExportedProgram:
-    """The classifier, or its step, with batch and time free.
-
-    Raises: ConfigError for a solver that is not of `SCHEMES`.
-    """
+    """The classifier, or its step, batch and time free; ConfigError for a solver not of `SCHEMES`."""
     if not net.core.traceable:
         raise ConfigError(
             "an exported program takes steps of a grid solver, which looks at no value, of one CTRNN "

@@ -76,10 +76,7 @@ def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
 
 
 def reads_input(f: Any) -> tuple[bool, bool]:
-    """Whether f is an f(t, x, u), and whether it needs its u.
-
-    It is one if it has a third positional parameter without a default, or one named u.
-    """
+    """Whether f has a third positional parameter without default or one named u; whether it needs it."""
     if not callable(f):
         raise ConfigError(
             "a field must be a Subnetwork, an Assembly, or a function or nn.Module f(t, x) or f(t, x, u)"

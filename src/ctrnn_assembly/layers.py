@@ -252,10 +252,7 @@ class CTRNN(Recurrent):
             )
 
     def _driven(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
-        """The field's tensors, or a field of your own, and what makes their input of samples (..., m).
-
-        That is the encoder, or nothing where it is a plain `nn.Linear`, whose weight is then W_in.
-        """
+        """The field's tensors, or your own field, and its encoder: none for a plain `nn.Linear`."""
         if self.is_own:
             return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
         read: list[Any] = [(part, Field) for part in self.field.modules() if isinstance(part, Field)]

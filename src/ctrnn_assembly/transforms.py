@@ -36,10 +36,7 @@ def holds(condition: Tensor) -> bool:
 def states(
     move: Callable[..., Tensor], x: Tensor, *series: Tensor, lengths: Tensor | None = None
 ) -> Tensor:
-    """x_k = move(*(s[k] for s in series), x_k-1) for all k, (time, ...): without x itself.
-
-    Row b of x (batch, n) stays from the step lengths[b] on.
-    """
+    """x_k = move(*(s[k] for s in series), x_k-1), (time, ...); row b stays from lengths[b] on."""
     if lengths is not None:
         ends, times = lengths[:, None], torch.arange(len(series[0]), device=x.device)
 

@@ -72,10 +72,7 @@ class Problem:
 
     @cached_property
     def terms(self) -> Terms:
-        """The field, of a net before training; every tensor that is trained is a leaf.
-
-        L = K - K^T, of spectral norm COUPLING_NORM, is negative feedback in the identity metric.
-        """
+        """The field, trained tensors as leaves; L = K - K^T, of norm COUPLING_NORM, is feedback."""
         of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
         net = build_model(NETS[self.blocks], 1, 1, activation="relu", **of_net)
         terms = net.float().core.terms().detach_cpu()

@@ -241,10 +241,7 @@ def norm_within(change: float | Tensor, row: Balance, column: Balance) -> float:
 
 
 def norm_under_slopes(A: Tensor, row: Balance, column: Balance, *, inside: bool = False) -> float:
-    """sup over diagonal |D| <= 1 of ||left A D right||, or of ||left D A right|| if phi is `inside`.
-
-    D commutes with a diagonal factor only.
-    """
+    """sup over diagonal |D| <= 1 of ||left A D right||, or of ||left D A right|| if phi is `inside`."""
     beside = row if inside else column
     if beside.diagonal or len(beside.left) == 1:
         return spectral_norm(*balanced(A, row, column))

@@ -104,10 +104,7 @@ def identity(terms: Terms) -> Metric:
 
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:
-    """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off.
-
-    Along a chain of gain a, hidden by a permutation or not, theta falls like (r - rho) / a a unit.
-    """
+    """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off."""
     widest = log_metzler_scaling(B, 1.0, 0.0)
     if widest is None:
         return []

@@ -88,10 +88,7 @@ def channel_statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """The images below one folder or zip, found but not decoded; its samples are those of one part.
-
-    With `resize` sizes may differ, and all become RGB or grey as those of train.
-    """
+    """The images of one part below a folder or zip, not decoded; with `resize` sizes may differ."""
 
     path: Path
     parts: dict[str, list[tuple[str, str]]]  # split -> sorted (file name inside `path`, class name)

@@ -244,10 +244,7 @@ def checked(what: str, split: Split, n_class: int) -> Split:
 
 @contextmanager
 def reading(what: str, files: str, folder: Path) -> Iterator[None]:
-    """Read a set by a library from `folder`, or download it into it.
-
-    Whatever fails is a DataError that names the files which mend it, and leaves no new empty folder.
-    """
+    """Read a set from `folder`, or download it there; what fails is a DataError with what mends it."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield

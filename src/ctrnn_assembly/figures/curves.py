@@ -26,10 +26,7 @@ BOUNDS: Any = (  # title, label, column, its verdict, and the value beyond which
 
 @style.printed
 def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = ()) -> Figure:
-    """Left: accuracy of validation, training and test, and published ones as lines. Right: the losses.
-
-    DataError if no epoch of a run has ended, or its table holds no numbers.
-    """
+    """Left: accuracies, published ones as lines. Right: losses. DataError if no epoch has ended."""
     tasks, names = described(runs)
     figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks)
     left, right = figure.subplots(1, 2)
@@ -158,10 +155,7 @@ def sweep_figure(
 
 
 def draw_verdicts(axes: Axes, run: Run, column: str, verdict: str, k: int) -> bool:
-    """A line with markers, full where the epoch is certified, or at so many that they can be told apart.
-
-    False without a value: with `certify_every` not all epochs have one.
-    """
+    """A line with markers, full where the epoch is certified; False where no epoch has a value."""
     values, epochs, look = run.column(column), 1 + run.column("epoch"), style.line_style(k)
     known = np.isfinite(values) & np.isfinite(run.column("certified"))
     epochs, values, holds = epochs[known], values[known], run.column(verdict)[known] > 0

@@ -114,10 +114,7 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
 def spectrum_figure(
     found: Sequence[Spectrum], before: Sequence[Spectrum], certificate: Certificate, *, title: str
 ) -> Figure:
-    """Left: eigenvalues of J. Middle: of the step. Right: the largest real parts over time.
-
-    `found` are those along the trajectory of each sample, `before` the same before training, if known.
-    """
+    """Eigenvalues of J, of the step, and the largest real parts over time; `before` training too."""
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
     figure = style.new_figure(3.4, f"{title} ({verdict})")
     left, middle, right = figure.subplots(1, 3)

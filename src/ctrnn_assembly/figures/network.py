@@ -16,10 +16,7 @@ from ctrnn_assembly.topology import recognise
 
 
 def field_of(layer: Any) -> tuple[Terms, Metric]:
-    """A layer's field without its gates, and the metric of its modules' own theorems, in float64.
-
-    ConfigError for a baseline, which has neither.
-    """
+    """A layer's field without its gates, and its own metric, in float64; ConfigError for a baseline."""
     field = getattr(layer, "field", None)
     if field is None:
         raise ConfigError(

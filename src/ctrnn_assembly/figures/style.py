@@ -77,10 +77,7 @@ def bound_of(A: Array) -> float:
 
 
 def pooled(A: Array, side: int = SIDE) -> Array:
-    """A with at most `side` rows and columns: of neighbours, the entry of largest modulus is kept.
-
-    A plain resampling would drop most entries of a sparse matrix, and an average would fade them.
-    """
+    """A with at most `side` rows and columns: of neighbours, the entry of largest modulus."""
     rows, columns = (max(1, -(-k // side)) for k in A.shape)
     if rows == columns == 1:
         return A

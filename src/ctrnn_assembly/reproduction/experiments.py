@@ -117,10 +117,7 @@ class Experiment(Part):
     def jobs(
         self, rows: Iterable[str] = (), *, seeds: Sequence[int] = (), fast: bool = False
     ) -> list["Job"]:
-        """The runs of `matching` rows, of these seeds or of the file's number of them.
-
-        They come seed by seed, so that every row has its first early.
-        """
+        """The runs of `matching` rows, of these seeds or the file's number of them, seed by seed."""
         found = []
         for row in self.matching(rows):
             asked = seeds or range(1 if fast else row.seeds or self.seeds)

@@ -27,10 +27,7 @@ SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents a
 def run_all(
     jobs: Sequence[Job], runs: Path, results: Path, data_dir: str | None, say: Callable[[str], None]
 ) -> list[str]:
-    """Run what has no result yet and no other process is running; a sentence for each failure.
-
-    `runs` and `results` are folders; `say` is told of every start and end.
-    """
+    """Run what has no result yet and no other process runs; a sentence for each failure."""
     paths = {job: results / f"{job.path}.json" for job in jobs}
     done, failures = [job for job, path in paths.items() if path.exists()], list[str]()
     for job in done:

@@ -118,10 +118,7 @@ class Trials:
         return self.folder / f"trial-{number:03}"
 
     def train(self, say: Callable[[str], None]) -> None:
-        """Take part until no trial is left to begin, or to go on with.
-
-        One that diverges, loses its certificate or has impossible settings has failed.
-        """
+        """Take part until no trial is left; one that diverges or loses its certificate has failed."""
         Run(None, self.first).build()  # without its data, or its device, every trial would fail
         make_fabric(self.first)
         write(self.stored, yaml.safe_dump(self.sweep.model_dump(), sort_keys=False))

@@ -47,10 +47,7 @@ class Diagonal:
 
 
 class Dense:
-    """A, (n, n); or blockdiag(A), A (p, k, k), for rows (rows, p k), or `apart` (p, rows, k).
-
-    A frozen sparse W is multiplied as blocks too: torch's sparse product of 3 % takes as long.
-    """
+    """A, (n, n); or blockdiag(A), A (p, k, k), for rows (rows, p k), or `apart` (p, rows, k)."""
 
     def __init__(self, A: Tensor, apart: bool = False, low: bool = False) -> None:
         self.A, self.apart, self.low = A, apart, low

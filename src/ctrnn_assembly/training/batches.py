@@ -71,10 +71,7 @@ def timed(model: SequenceClassifier, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def noisy(u: Tensor, lengths: Tensor | None, amount: float, generator: torch.Generator) -> Tensor:
-    """u (batch, time, m) with Gaussian noise of `amount` standard deviations of each channel.
-
-    These are over the valid steps of the batch, (batch,) of them if not all are.
-    """
+    """u (batch, time, m) with noise of `amount` standard deviations of each channel's valid steps."""
     steps = torch.arange(u.shape[1], device=u.device)
     valid = u.flatten(0, 1) if lengths is None else u[steps < lengths[:, None]]
     noise = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)

@@ -394,10 +394,7 @@ def _sizes(state: dict[str, Tensor], n: int) -> tuple[int, int] | None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file atomically: a full disk or a crash leaves the old file.
-
-    What is no plain file, such as a pipe or /dev/null, is written to, and a link is followed.
-    """
+    """Write a whole file atomically; a pipe or /dev/null is written to, and a link followed."""
     data = content.encode() if isinstance(content, str) else content
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
