@@ -1,13 +1,18 @@
 """Configuration of the documentation: sphinx-build -W docs SITE builds pages that need no network."""
 
+import inspect
 import re
+from functools import partial
+from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
 from textwrap import dedent
 from typing import Any
+from urllib.parse import unquote, urldefrag, urlparse
 
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 
 import ctrnn_assembly
 
@@ -42,6 +47,7 @@ nb_execution_timeout = 180
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}
 
+viewcode_line_numbers = True
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["optuna", "sklearn", "triton"]
 autodoc_preserve_defaults = True
@@ -83,17 +89,28 @@ def entries(rows: list[str]) -> list[str]:
 
 
 def escaped(row: str) -> str:
-    """Text in which only `code` is markup, and sections of the theory are links to it."""
+    """Text in which only `code` is markup; sections, theorems and corrections lead to the theory."""
     parts = re.split(r"(`[^`]+`)", row)
     made = "".join(
         f"`{part}`" if part.startswith("`") else re.sub(r"([*|\\`]|_(?!\w))", r"\\\1", part)
         for part in parts
     )
-    return re.sub(
-        r"THEORY sections? \d+(?:(?:, | and )\d+)*",
-        lambda cited: re.sub(r"\d+", r":ref:`\g<0> <theory-\g<0>>`", cited[0]),
-        made,
-    )
+    for cited, section in CITED:
+        link = rf":ref:`\g<0> <{section}>`"
+        made = re.sub(cited, partial(cited_in, link), made)
+    return made
+
+
+def cited_in(link: str, found: re.Match[str]) -> str:
+    return re.sub(r"\bE?\d+\b", link, found[0])
+
+
+# What docstrings cite, and where it is: a section of the theory, a theorem, a correction.
+CITED = [
+    (r"THEORY sections? \d+(?:(?:, | and )\d+)*", r"theory-\g<0>"),
+    (r"\bTheorems? (?:[1-7]|35)\b(?:(?:, | and )[1-7]\b)*(?! of Gokhale)", "theory-2"),
+    (r"THEORY E\d+|corrections E\d+", "theory-0"),
+]
 
 
 def process_docstring(
@@ -154,25 +171,75 @@ def write(file: Path, text: str) -> None:
 
 
 def link_theory(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Sections of the theory are targets; the files that they name lead to pages with their source."""
+    """Sections of the theory are targets, and the code that they name leads to its lines."""
     if docname != "theory":
         return
-    known = set(modules())
-
-    def linked(match: re.Match[str]) -> str:
-        name = "ctrnn_assembly." + match[1].removesuffix("/").removesuffix(".py").replace("/", ".")
-        return f"{{py:mod}}`{match[1]} <{name}>`" if name in known else match[0]
-
-    rows = re.sub(r"^## (\d+)\.", r"(theory-\1)=\n\g<0>", source[0], flags=re.MULTILINE).split("\n")
-    source[0] = "\n".join(
-        re.sub(r"`([\w/]+(?:\.py|/))`", linked, row) if row.startswith("Code:") else row for row in rows
+    text = re.sub(r"^## (\d+)\.", r"(theory-\1)=\n\g<0>", source[0], flags=re.MULTILINE)
+    source[0] = re.sub(
+        r"^Code: .+?\n\n",
+        lambda found: re.sub(r"`([a-z]\w*(?:\.\w+)+)`", code_link, found[0]),
+        text + "\n\n",
+        flags=re.MULTILINE | re.DOTALL,
     )
+
+
+def code_link(named: re.Match[str]) -> str:
+    """`module.name`, or `module.Class.method`: links to the page of its docstring and to its line."""
+    known = [name.removeprefix("ctrnn_assembly.") for name in modules()]
+    place = max((name for name in known if named[1].startswith(name + ".")), key=len, default="")
+    if not place or named[1].endswith(".py"):
+        return named[0]
+    names = named[1].removeprefix(place + ".").split(".")
+    found: Any = import_module("ctrnn_assembly." + place)
+    for name in names:
+        found = getattr(found, name)
+    line = inspect.getsourcelines(inspect.unwrap(found))[1]
+    file = f"{place.replace('.', '/')}.py"
+    page = f"_modules/ctrnn_assembly/{place.replace('.', '/')}.html#{'.'.join(names)}"
+    shown = f"{{py:obj}}`{names[-1]} <ctrnn_assembly.{named[1]}>`"
+    return f'{shown} (<a href="{page}">{file}, line {line}</a>)'
+
+
+class Links(HTMLParser):
+    """The targets of a page's links, and its anchors."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.links += [value for name in ("href", "src") if (value := given.get(name))]
+        self.anchors |= {value for name in ("id", "name") if (value := given.get(name))}
+
+
+def check_links(app: Sphinx, failed: Exception | None) -> None:
+    """Every link within the site leads to a file, and to an anchor in it, without a network."""
+    if failed is not None or app.builder.format != "html":
+        return
+    root = Path(app.outdir)
+    pages = {page: Links(page.read_text(encoding="utf-8")) for page in root.rglob("*.html")}
+    broken = []
+    for page, found in pages.items():
+        for link in found.links:
+            if urlparse(link).scheme or link.startswith("//"):
+                continue
+            path, anchor = map(unquote, urldefrag(link.split("?")[0] if "#" not in link else link))
+            target = (page.parent / path.split("?")[0]).resolve() if path else page
+            known = pages.get(target)
+            if not target.exists() or (anchor and known and anchor not in known.anchors):
+                broken.append(f"{page.relative_to(root)}: {link}")
+    if broken:
+        raise SphinxError("links that lead nowhere:\n" + "\n".join(sorted(set(broken))))
 
 
 def setup(app: Sphinx) -> None:
     import_module("ctrnn_cli.main")
     app.connect("builder-inited", generate)
     app.connect("source-read", link_theory)
+    app.connect("build-finished", check_links)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("sphinx-click-process-description", process_description)
     app.connect("sphinx-click-process-options", process_options)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_every_file_that_it_names_exists() -> None:
     places = (ROOT, ROOT / "src/ctrnn_assembly")
     assert named
     assert not {name for name in named if not any((place / name).exists() for place in places)}
+
+
+def test_the_code_that_a_section_names_exists() -> None:
+    named = re.findall(
+        r"`([a-z_]\w*(?:\.\w+)+)`", "".join(re.findall(r"\nCode: .*?\n\n", THEORY, re.DOTALL))
+    )
+    named = [name for name in named if not name.startswith("nn.") and not name.endswith(".py")]
+    assert len(named) > 50
+    # Of what has no docstring there is no page to link to.
+    assert all(resolve_name(f"ctrnn_assembly.{name}").__doc__ for name in named)
