@@ -90,7 +90,9 @@ def test_rescale_mode_enters_the_set_at_any_setting() -> None:
         ({"density": 1.1}, ConfigError),
         ({"magnitude": 0.0}, ConfigError),
         ({"magnitude": float("nan")}, ConfigError),
-        ({"max_condition": 1.0}, ContractionError),
+        ({"max_condition": 1.0}, ConfigError),
+        ({"outside_set": "shrink"}, ConfigError),
+        ({"densities": 0.1}, ConfigError),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, float], error: type[Exception]) -> None:

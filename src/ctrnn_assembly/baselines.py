@@ -19,7 +19,7 @@ from ctrnn_assembly.block import Layer
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
-from ctrnn_assembly.errors import ConfigError, check_within
+from ctrnn_assembly.errors import ConfigError, configure
 from ctrnn_assembly.inputs import held
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.recurrent import Recurrent, is_plain
@@ -188,15 +188,22 @@ class Pointwise(Baseline):
 class EulerRNN(Baseline):
     """x_t = x_{t-1} + eps x',  x' = A x_{t-1} + tanh(W x_{t-1} + V u_t + b), with A, W of a subclass."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, of_layer: dict[str, Any], *, eps: float, **others: float
-    ) -> None:
-        super().__init__(input_size, hidden_size, **of_layer)
-        check_within("(0, inf)", "Pass eps=0.01, say.", eps=eps)
-        for name, value in others.items():
-            check_within("[0, 1]" if name == "beta" else "[0, inf)", **{name: value})
-        self.eps, self.inputs = eps, nn.Linear(input_size, hidden_size)
+    settings: ClassVar[dict[str, str]] = {"eps": "(0, inf)", "gamma": "[0, inf)", "init_std": "[0, inf)"}
+    eps: float
+    gamma: float
+    init_std: float
+
+    def __init__(self, input_size: int, hidden_size: int, **given: Any) -> None:
+        own = {name: given.pop(name) for name in self.settings if name in given}
+        super().__init__(input_size, hidden_size, **given)
+        configure(self, self.settings, own)
+        self.inputs = nn.Linear(input_size, hidden_size)
         nn.init.zeros_(self.inputs.bias)
+        self.start(input_size, hidden_size)
+
+    @abstractmethod
+    def start(self, m: int, n: int) -> None:
+        """Draw V and the parameters that A and W are made of."""
 
     @abstractmethod
     def matrices(self) -> tuple[Tensor, ...]:
@@ -246,20 +253,11 @@ class AntisymmetricRNN(EulerRNN):
     True
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        eps: float = 0.01,
-        gamma: float = 0.01,
-        init_std: float = 1.0,
-        **of_layer: Any,
-    ) -> None:
-        super().__init__(input_size, hidden_size, of_layer, eps=eps, gamma=gamma, init_std=init_std)
-        n, self.gamma = hidden_size, gamma
-        nn.init.normal_(self.inputs.weight, std=input_size**-0.5)
-        self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * init_std * n**-0.5)
+    eps, gamma, init_std = 0.01, 0.01, 1.0
+
+    def start(self, m: int, n: int) -> None:
+        nn.init.normal_(self.inputs.weight, std=m**-0.5)
+        self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * self.init_std * n**-0.5)
 
     def matrices(self) -> tuple[Tensor]:
         """K = W - W^T - gamma I, (n, n)."""
@@ -288,23 +286,12 @@ class LipschitzRNN(EulerRNN):
     [-0.5, -0.5, -0.5]
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        eps: float = 0.03,
-        beta: float = 0.75,
-        gamma: float = 1e-3,
-        init_std: float = 0.1,
-        **of_layer: Any,
-    ) -> None:
-        others = {"beta": beta, "gamma": gamma, "init_std": init_std}
-        super().__init__(input_size, hidden_size, of_layer, eps=eps, **others)
-        self.beta, self.gamma, n = beta, gamma, hidden_size
+    settings = EulerRNN.settings | {"beta": "[0, 1]"}
+    eps, beta, gamma, init_std = 0.03, 0.75, 1e-3, 0.1
+
+    def start(self, m: int, n: int) -> None:
         nn.init.xavier_normal_(self.inputs.weight)
-        self.M_A = nn.Parameter(torch.randn(n, n) * init_std / n)
-        self.M_W = nn.Parameter(torch.randn(n, n) * init_std / n)
+        self.M_A, self.M_W = (nn.Parameter(torch.randn(n, n) * self.init_std / n) for _ in range(2))
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """(A, W), each (n, n)."""

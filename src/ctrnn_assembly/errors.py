@@ -3,9 +3,10 @@
 The command line prints them and exits with code 2. Broken internal algebra is an `AssertionError`.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
 
 
 class CtrnnError(Exception):
@@ -86,6 +87,17 @@ def check_within(
         if value is None or not low <= value <= high or value in outside:
             must = words.get("" if value == high else interval, f"in {interval}")
             raise (kind or ConfigError)(f"{name} must be {must}; got {value}. {fix}".rstrip())
+
+
+def configure(target: object, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Set attributes, whose `settings` are an interval, as of `check_within`, or all names there are."""
+    for name, value in given.items():
+        check_known("setting", name, settings)
+        if isinstance(settings[name], str):
+            check_within(settings[name], **{name: value})
+        else:
+            check_known(name, value, settings[name])
+        setattr(target, name, value)
 
 
 def unknown(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.certificates.result import Certificate, Meeting
+from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.certificates.verifier import Ball, inverse
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
@@ -95,18 +96,8 @@ def _rounding(
         return float(balanced.left_divide(v[:, None]).norm())
 
     kappa = size(b * c + floor * (1 + N.sum(1)))
-    rho = _norm(balanced.right_multiply(balanced.left_divide(N)))
+    rho = spectral_norm(balanced.right_multiply(balanced.left_divide(N))) * (1 + 1e-9)
     return rho, (size(c), kappa), (size(per_input), size(b * per_input + floor))
-
-
-def _norm(B: Tensor) -> float:
-    """||B|| for B >= 0, by max_k (B^T B v)_k / v_k for any v > 0 (Collatz, Wielandt)."""
-    v, best = torch.ones_like(B[0]), math.inf
-    for _ in range(20):
-        w = B.mT @ (B @ v)
-        best = min(best, float((w / v).max()))
-        v = w / w.max() + 1e-9
-    return math.sqrt(best) * (1 + 1e-9)
 
 
 def _bounds(phi: Elementwise) -> tuple[Tensor, Tensor]:

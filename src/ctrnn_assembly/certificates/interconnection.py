@@ -114,17 +114,13 @@ class Interconnection:
     def slowest(self) -> float:
         return min(module.rate for module in self.modules)
 
-    @property
-    def is_feedback(self) -> bool:
-        """Whether the linear coupling cancels, up to a thousandth of the slowest module's rate."""
-        return self.skewness[1] <= 1e-3 * self.slowest
-
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
         error = max(module.error for module in self.modules) + self.K_error
         if self.edge_gains is None and not self.K_error and not bool(self.K.any()):
             return self.slowest, error
-        if self.edge_gains is None and len(self.K) > DENSE and self.is_feedback:
+        # Feedback, which cancels up to a thousandth of the slowest module's rate.
+        if self.edge_gains is None and len(self.K) > DENSE and self.skewness[1] <= 1e-3 * self.slowest:
             return self.slowest - self.cost, error
         S = torch.block_diag(*(module.s_procedure_matrix for module in self.modules)) + self.skewness[0]
         if self.edge_gains is None:

@@ -10,9 +10,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting, Form
-from ctrnn_assembly.errors import ContractionError, check_within
+from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 from ctrnn_assembly.metrics import Factor
 
@@ -26,19 +25,8 @@ class DiagonalMetric(Contracting):
     """
 
     axes = "nn", "n"
-
-    def __init__(
-        self,
-        phi: str | Activation = "tanh",
-        *,
-        margin: float = 0.01,
-        max_condition: float = MAX_CONDITION,
-        init_scale: float | None = None,
-    ) -> None:
-        super().__init__(phi, margin=margin)
-        check_within("(1, inf)", "", ContractionError, max_condition=max_condition)
-        self.max_condition = max_condition
-        self.init_scale = self.init_scale if init_scale is None else init_scale
+    settings = Contracting.settings | {"max_condition": "(1, inf)"}
+    max_condition: float = MAX_CONDITION  # of P
 
     @abstractmethod
     def inside(self, A: Tensor) -> Tensor:

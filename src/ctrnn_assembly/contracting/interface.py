@@ -5,14 +5,14 @@ holds the raw tensors: the metric takes the same ones as the map and cannot belo
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ctrnn_assembly.activations import Activation, activation
-from ctrnn_assembly.errors import ContractionError, ShapeError, check_within
+from ctrnn_assembly.errors import ContractionError, ShapeError, check_within, configure
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Factor
 
@@ -26,8 +26,9 @@ class Contracting(nn.Module, ABC):
     """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
 
     A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64. `margin`, in
-    [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau. What is refused is a
-    `ContractionError`. The rate of a set of your own is your claim; `certify` measures the weights.
+    [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau; what else a set takes are its
+    `settings`, attributes with the values by default. What is refused is a `ContractionError`. The rate
+    of a set of your own is your claim; `certify` measures the weights.
 
     A set of your own, with ||W||_F < 1 / g and M = I:
 
@@ -48,11 +49,16 @@ class Contracting(nn.Module, ABC):
     frozen: bool = False
     diagonal: ClassVar[bool] = False  # whether every W of the set is diagonal
     axes: ClassVar[tuple[str, ...]] = ("nn",)  # of each raw tensor: n or 1 long
+    usual_phi: ClassVar[str] = "tanh"
+    settings: ClassVar[dict[str, Any]] = {"init_scale": "[0, inf)"}  # and where, or what, they may be
     init_scale: float = 1.0  # sqrt(n) times the standard deviation of the first raw tensor of a sample
 
-    def __init__(self, phi: str | Activation = "tanh", *, margin: float = 0.01) -> None:
+    def __init__(
+        self, phi: str | Activation | None = None, *, margin: float = 0.01, **settings: Any
+    ) -> None:
         super().__init__()
-        self.phi = activation(phi)
+        self.phi = activation(self.usual_phi if phi is None else phi)
+        configure(self, self.settings, settings)
         check_within(f"[{SMALLEST_MARGIN}, 1)", "Use margin=0.01.", ContractionError, margin=margin)
         if self.monotone_only and not self.phi.monotone:
             raise ContractionError(

@@ -12,18 +12,17 @@ of the Sparse Combo Net have the metric P = diag(e / d) of THEORY sections 2 and
 Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting import diagonal
 from ctrnn_assembly.contracting.diagonal import DiagonalMetric, metzler_metric
 from ctrnn_assembly.contracting.interface import Contracting, Form, check_square
-from ctrnn_assembly.errors import ContractionError, check_within
+from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import majorant, symmetric_part, working_precision
 from ctrnn_assembly.metrics import Factor
+
+SPARSE = {"density": "(0, 1]", "magnitude": "(0, inf)", "tries": "[1, inf)"}
 
 
 class Absolute(DiagonalMetric):
@@ -93,24 +92,10 @@ class SparseAbsolute(Contracting):
     theorem = "Theorem 1"
     frozen = True
     axes = "nn", "n"
-
-    def __init__(
-        self,
-        phi: str | Activation = "relu",
-        *,
-        margin: float = 0.01,
-        density: float = 0.033,
-        magnitude: float = 1.0,
-        outside_set: Literal["reject", "rescale"] = "reject",
-        max_condition: float = diagonal.MAX_CONDITION,
-        tries: int = 1000,
-    ) -> None:
-        super().__init__(phi, margin=margin)
-        check_within("(0, 1]", "Use density=0.033.", density=density)
-        check_within("(0, inf)", magnitude=magnitude)
-        check_within("(1, inf)", "", ContractionError, max_condition=max_condition)
-        self.density, self.magnitude, self.outside_set = density, magnitude, outside_set
-        self.max_condition, self.tries = max_condition, tries
+    usual_phi = "relu"
+    settings = SPARSE | {"outside_set": ("reject", "rescale"), "max_condition": "(1, inf)"}
+    density, magnitude, tries = 0.033, 1.0, 1000
+    outside_set, max_condition = "reject", diagonal.MAX_CONDITION
 
     def weight(self, W: Tensor, log_theta: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()  # an in-place change of the weight must not reach the frozen one

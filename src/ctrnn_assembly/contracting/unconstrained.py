@@ -6,9 +6,8 @@ M = I by declaration, so that couplings are skew-symmetric; a certificate has to
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting.interface import Contracting
-from ctrnn_assembly.contracting.theorem1 import sparse_uniform
+from ctrnn_assembly.contracting.theorem1 import SPARSE, sparse_uniform
 from ctrnn_assembly.errors import ContractionError
 
 SHRINK = 0.2  # of the published modules
@@ -23,10 +22,7 @@ class Unconstrained(Contracting):
     """
 
     theorem = "none"
-
-    def __init__(self, phi: str | Activation = "tanh", *, init_scale: float = 0.5) -> None:
-        super().__init__(phi)
-        self.init_scale = init_scale
+    init_scale = 0.5
 
     @property
     def rate(self) -> None:
@@ -51,17 +47,9 @@ class PublishedSparse(Unconstrained):
 
     theorem = "none (published construction)"
     frozen = True
-
-    def __init__(
-        self,
-        phi: str | Activation = "relu",
-        *,
-        density: float = 0.033,
-        magnitude: float = 6.0,
-        tries: int = 1000,
-    ) -> None:
-        super().__init__(phi)
-        self.density, self.magnitude, self.tries = density, magnitude, tries
+    usual_phi = "relu"
+    settings = SPARSE
+    density, magnitude, tries = 0.033, 6.0, 1000
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         for _ in range(self.tries):
