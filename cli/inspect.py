@@ -66,17 +66,14 @@ class Driven:
         self.name, self.outputs, self.module = Path(source or module or "").name, outputs, module
         self.step = {name: changes[name] for name in ("dt", "solver")}
         if module is None:
-            self._open_run(str(source), changes)
+            self.run = ctrnn_assembly.Run.open(str(source), **changes)
+            self.behaviour = ctrnn_assembly.behaviour(self.run.build(double=True).core)
+            self.certificate = self.run.certificate
+            self.kind, self.about = self.run.weights.kind, self.run.about()
         else:
             self._open_module(module)
         self.rate = self.certificate.rate if self.certificate.certified else None
         self._drive(data, split or "val", samples)
-
-    def _open_run(self, source: str, changes: Any) -> None:
-        self.run = ctrnn_assembly.Run.open(source, **changes)
-        self.behaviour = ctrnn_assembly.behaviour(self.run.build(double=True).core)
-        self.certificate = self.run.certificate
-        self.kind, self.about = self.run.weights.kind, self.run.about()
 
     def _open_module(self, named: str) -> None:
         from ctrnn_cli.nets import load_net

@@ -33,6 +33,11 @@ except ModuleNotFoundError:
     raise ConfigError(f"a sweep needs Optuna, which is not installed. {fix}.") from None
 
 Value = bool | int | float | str | None
+SAMPLERS: dict[str, Callable[[Any, int], Any]] = {  # of a sweep and the number of a trial
+    "grid": lambda sweep, number: optuna.samplers.GridSampler(sweep.search, seed=0),
+    "random": lambda sweep, number: optuna.samplers.RandomSampler(seed=number),
+    "bayesian": lambda sweep, number: optuna.samplers.TPESampler(seed=number),
+}
 
 
 class Sweep(Part):
@@ -87,13 +92,6 @@ class Sweep(Part):
                 self.config(first | {name: value})
         return self.config(first)
 
-    def sampler_of(self, number: int) -> Any:
-        """What chooses for a trial, in whatever process."""
-        if self.sampler == "grid":
-            return optuna.samplers.GridSampler(self.search, seed=0)  # type: ignore[arg-type]
-        kinds = {"random": optuna.samplers.RandomSampler, "bayesian": optuna.samplers.TPESampler}
-        return kinds[self.sampler](seed=number)
-
 
 class Trials:
     """The sweep of a file, in a folder; a ConfigError if it cannot be, or was begun there as another."""
@@ -147,7 +145,7 @@ class Trials:
             for number, known in [*left, *new]:
                 with suppress(RunBusyError):
                     held.enter_context(locked(self.place(number)))
-                    self.study.sampler = self.sweep.sampler_of(number)
+                    self.study.sampler = SAMPLERS[self.sweep.sampler](self.sweep, number)
                     trial = self.study.ask() if known is None else optuna.Trial(self.study, known)
                     for name, kind in self.sweep.dimensions().items():
                         trial._suggest(name, kind)  # what was chosen before stays
