@@ -132,8 +132,8 @@ def torchdyno(problem: Problem, constrained: Literal["tanh", "fixed"] | None) ->
             input_size=1,
             out_size=1,
             blocks=[W.detach().cpu() for W in terms.blocks],
-            coupling_blocks=[L[i * k : (i + 1) * k, j * k : (j + 1) * k] for i, j in problem.pairs],
-            coupling_topology=list(problem.pairs),
+            coupling_blocks=[L[i * k : (i + 1) * k, j * k : (j + 1) * k] for i, j in terms.pairs],
+            coupling_topology=list(terms.pairs),
             eul_step=problem.dt,
             activation="relu",
             constrained_blocks=constrained,
@@ -190,7 +190,7 @@ class Contestant:
         L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; of the
         weights those count that are not 0. Sparse ones are frozen.
         """
-        n, k, pairs = problem.n, problem.units, len(problem.pairs)
+        n, k, pairs = problem.n, problem.units, len(problem.terms.pairs)
         whole = self.dense == 0 and 0 < 2 * pairs == problem.modules * (problem.modules - 1)
         trained = n**2 if whole else self.dense * n**2 or 2 * pairs * k**2
         weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks) if self.coupled else 0

@@ -163,7 +163,7 @@ def _cases(
     for coupling, (name, one) in product(names, here.items()):
         under = coupling if one.coupled else "all"  # what has no coupling is timed and listed once
         problem = replace(size, coupling=under, blocks=one.blocks)
-        fits = problem.pairs or not name.startswith("torchdyno")  # whose assembly needs a coupling
+        fits = problem.terms.pairs or not name.startswith("torchdyno")  # whose assembly needs a coupling
         if one.backend == "persistent":  # which has no sparse L
             fits = few_blocks(problem.terms) is None
         if fits and (coupling == names[0] or one.coupled) and (not only or name in only):

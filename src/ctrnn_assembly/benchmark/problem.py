@@ -14,7 +14,6 @@ from torch import Generator, Tensor
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.topology import Pair
 
 Blocks = Literal["dense", "diagonal", "sparse"]
 NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh", "sparse": "published-sparse-combo"}
@@ -82,11 +81,6 @@ class Problem:
         for frozen in (terms.tau, *(terms.blocks if self.blocks == "sparse" else ())):
             frozen.requires_grad_(False)
         return terms
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        """The coupled modules."""
-        return self.terms.pairs
 
     @cached_property
     def u(self) -> Tensor:

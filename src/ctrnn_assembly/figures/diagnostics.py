@@ -76,15 +76,10 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
 def draw_memory(axes: Axes, cascade: CascadeFacts) -> None:
     """A bar for each layer alone, and a line for the whole."""
     axes.set_title("samples until differences are below a thousandth")
-    indices = [layer.index for layer in cascade.layers]
-    memory = [layer.memory for layer in cascade.layers]
-    axes.bar(indices, memory, width=0.8, color=COLOURS[5], label="layer alone")
+    memory = {layer.index: layer.memory for layer in cascade.layers}
+    axes.bar(list(memory), list(memory.values()), width=0.8, color=COLOURS[5], label="layer alone")
     label = f"the whole, proven: {samples_words(cascade.samples)}"
-    height = cascade.samples if math.isfinite(cascade.samples) else np.nan
-    axes.axhline(height, color=BLACK, linewidth=1.4, linestyle="--", label=label)
-    style.module_ticks(axes, len(indices))
-    axes.set(xlabel="layer", ylabel="samples", ylim=(0, None))
-    style.raised(axes, 0.25, loc="upper center", ncols=2)
+    finish_bars(axes, len(memory), "layer", "samples", cascade.samples, label)
 
 
 def draw_rates(axes: Axes, certificate: Certificate) -> None:
@@ -101,12 +96,17 @@ def draw_rates(axes: Axes, certificate: Certificate) -> None:
         if rates:
             look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.4}
             axes.bar(list(rates), list(rates.values()), width=0.8, label=label, **look)
-    if math.isfinite(certificate.rate):
-        label = f"the whole: {down(certificate.rate)}"
-        axes.axhline(certificate.rate, color=BLACK, linewidth=1.4, linestyle="--", label=label)
+    rate, count = certificate.rate, len(certificate.modules)
+    finish_bars(axes, count, part, f"rate, at least ({PER_TAU})", rate, f"the whole: {down(rate)}")
+
+
+def finish_bars(axes: Axes, count: int, part: str, what: str, whole: float, label: str) -> None:
+    """The axes of bars, one a part, and a line for the whole, which is not seen unless it is finite."""
+    height = whole if math.isfinite(whole) else np.nan
+    axes.axhline(height, color=BLACK, linewidth=1.4, linestyle="--", label=label)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    style.module_ticks(axes, len(certificate.modules))
-    axes.set(xlabel=part, ylabel=f"rate, at least ({PER_TAU})")
+    style.module_ticks(axes, count)
+    axes.set(xlabel=part, ylabel=what)
     style.raised(axes, 0.25, loc="upper center", ncols=2)
 
 
