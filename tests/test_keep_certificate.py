@@ -13,7 +13,7 @@ from cli_tools import TINY, Cli, table
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.certificates import Certificate, certify, largest_coupling
 from ctrnn_assembly.contracting import CONSTRAINTS, AdaDiagTanh, SingularValueBounded, Symmetric
-from ctrnn_assembly.errors import ConfigError, ContractionError
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.subnetwork import Subnetwork
@@ -215,7 +215,7 @@ KEEP, REQUIRE = "--keep-step-certified", "--require-certificate=discrete"
         ([KEEP, "--model=lstm"], "LSTM has no terms"),
         ([KEEP, "--dt=3"], "the bound on the step's factor is 4."),
         ([KEEP, "--dt=3"], "the largest certified dt is 1."),
-        ([KEEP, "--dt=1e-6"], "the bound on the modules' own factor is 0.99999"),
+        ([KEEP, "--dt=3"], "the model must have the discrete certificate before training"),
         ([REQUIRE, "--coupling-scale=30"], "the bound on the step's factor is"),
         (
             [REQUIRE, "--coupling-scale=30"],
@@ -252,7 +252,8 @@ def test_modules_that_lose_their_own_step_stop_a_projected_run(cli: Cli, tmp_pat
         "--resize=2",  # of more samples the states overflow first
     )
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run", *settings, "--keep-step-certified")
-    assert "lost the discrete certificate: the Euler step of dt 0.5 must be certifiable" in error
+    assert "lost the discrete certificate: the bound on the step's factor is" in error
+    assert "Use more --substeps." in error
     assert "there is none before it" in error
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
@@ -352,8 +353,8 @@ def test_what_is_not_certified_in_the_ball_is_scaled_on(monkeypatch: pytest.Monk
     assert projection.certificate.step.certified
     assert 0.85 * projection.omega < projection.norm() < limit
     limit = 0.0
-    with pytest.raises(ContractionError, match="must be certifiable by scaling the coupling"):
-        projection.project()
+    projection.project()
+    assert not projection.certificate.step.certified
 
 
 def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
@@ -362,8 +363,7 @@ def test_without_a_coupling_there_is_only_the_modules_own_step() -> None:
     projection.after_step()
     assert projection.norm() == 0
     assert projection.certificate.step.certified
-    with pytest.raises(ContractionError, match="must be certifiable by scaling the coupling"):
-        StepProjection(layer(field, dt=3.0))
+    assert not StepProjection(layer(field, dt=3.0)).certificate.step.certified
 
 
 def test_only_feedback_can_be_scaled_at_any_level() -> None:

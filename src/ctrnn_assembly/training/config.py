@@ -148,6 +148,11 @@ class TrainConfig(DataConfig):
             )
         return self
 
+    @property
+    def required(self) -> str:
+        """The certificate without which no epoch is saved."""
+        return "discrete" if self.keep_step_certified else self.require_certificate
+
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
 

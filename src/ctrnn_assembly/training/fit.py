@@ -120,7 +120,7 @@ class Training:
         """Of the weights as they are; a long search is left to the end, unless it is required."""
         if self.projection is not None:
             return self.projection.certificate
-        whole = self.ended or self.config.require_certificate == "discrete"
+        whole = self.ended or self.config.required == "discrete"
         return self.net.core.certificate(search="fast" if whole else "rate")
 
     def save(self, path: Path) -> None:
@@ -135,15 +135,6 @@ class Training:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         run.write(path, buffer.getvalue())
-
-    def project(self) -> str:
-        """Project the weights that an epoch ends with; why they cannot be certified, or nothing."""
-        try:
-            if self.projection is not None:
-                self.projection.project()
-        except ContractionError as error:
-            return str(error)
-        return ""
 
     def means(self, part: str, sums: Tensor) -> dict[str, Any]:
         """Mean loss and accuracy (of values None) from their sums over all processes, as columns."""
@@ -195,13 +186,13 @@ def fit(
     if fabric.is_global_zero:
         report(first_line(config, task, net, fabric.device, out))
     u, _, given = next(iter(Batches(task, task.train, 1)))
-    if "dt" in given and config.require_certificate == "discrete":
+    if "dt" in given and config.required == "discrete":
         raise ConfigError(f"no step is certified of samples unequally far apart: {task.note} Drop time.")
     projection = StepProjection(net.core) if config.keep_step_certified else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
     if missing := missing_certificate(config, initial):
-        must = f"the model must have the {config.require_certificate} certificate before training"
+        must = f"the model must have the {config.required} certificate before training"
         raise ContractionError(f"{must}; {missing}")
     net(u.to(net.readout.weight), **timed(net, given))  # a solver refuses before anything is written
     for note in filter(None, (*(f"{sentence}." for sentence in config.unused()), task.note)):
@@ -250,7 +241,8 @@ def train(training: Training) -> None:
         started = time.monotonic()
         trained = train_epoch(training, batches, timed=training.epoch == start)
         with training.profile, record_function("validation"):
-            lost = training.project()
+            if training.projection is not None:
+                training.projection.project()
             where = f"epoch {training.epoch + 1}, validation after step {len(batches)}"
             with fabric.autocast(), located(where):
                 valid = training.means("val", evaluate(net, held_out))
@@ -263,7 +255,7 @@ def train(training: Training) -> None:
         training.rows.append(row)
         better = row is max(training.rows, key=run.merit)
 
-        due = training.ended or training.epoch % config.certify_every == 0
+        due = training.ended or training.epoch % config.certify_every == 0 or training.projection
         with training.profile, record_function("certificate"):
             proven = training.certificate if due else None
         row |= certificate_columns(proven)
@@ -273,12 +265,12 @@ def train(training: Training) -> None:
             run.write_table(out / "metrics.csv", training.rows)
             fabric.log_dict({k: x for k, x in row.items() if x is not None}, row["epoch"])
             training.report(epoch_line(row, config.epochs))
-        kind = "discrete" if lost else config.require_certificate
-        if lost := lost or missing_certificate(config, proven):
+        if lost := missing_certificate(config, proven):
             before = "that of the epoch before is kept" if row["epoch"] else "there is none before it"
             raise TrainingError(
-                f"epoch {training.epoch} lost the {kind} certificate: {lost} No checkpoint is taken of "
-                f"this epoch; {before}. Start again with --config {out / 'config.yaml'} and that change."
+                f"epoch {training.epoch} lost the {config.required} certificate: {lost} No checkpoint "
+                f"is taken of this epoch; {before}. Start again with --config {out / 'config.yaml'} and "
+                "that change."
             )
         if first:
             if training.epoch in config.keep_epochs:
@@ -534,12 +526,12 @@ def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
 
 
 def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
-    """Why the certificate is not what `require_certificate` asks for, and what to do; empty if it is."""
-    if config.require_certificate == "none" or proven is None:
+    """Why the certificate is not what is `required`, and what to do; empty if it is."""
+    if config.required == "none" or proven is None:
         return ""
     if not proven.certified:
         return "; ".join(proven.reasons) + "."
-    if config.require_certificate == "continuous" or proven.step is None or proven.step.certified:
+    if config.required == "continuous" or proven.step is None or proven.step.certified:
         return ""
     if config.solver == "euler" and not config.keep_step_certified:
         change = "--keep-step-certified, --solver imex, or more --substeps"
