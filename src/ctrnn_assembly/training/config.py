@@ -183,10 +183,12 @@ class TrainConfig(DataConfig):
         kept = [e for e in self.keep_epochs if e > epochs]
         other = f"not used by schedule {self.schedule}"
         early = self.warm_up if self.target in ("class", "regression") else 0
+        idle = self.keep_step_certified and self.solver != "euler"
         said = {
             f"ahead {self.ahead} is for forecasts": self.ahead > 1 and self.target != "forecast",
             f"warm_up {early} is for targets of each step": early,
             f"milestones {[*self.milestones]} are {other}": not cuts and self.milestones,
+            f"keep_step_certified does nothing for solver {self.solver}": idle,
             f"lr_gamma {self.lr_gamma} is {other}": not cuts and self.lr_gamma != LR_GAMMA,
             f"milestones {late} lie beyond the last epoch, {epochs}": late,
             f"keep_epochs {kept} lie beyond the last epoch, {epochs}": kept,

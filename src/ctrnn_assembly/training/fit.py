@@ -188,7 +188,8 @@ def fit(
     u, _, given = next(iter(Batches(task, task.train, 1)))
     if "dt" in given and config.required == "discrete":
         raise ConfigError(f"no step is certified of samples unequally far apart: {task.note} Drop time.")
-    projection = StepProjection(net.core) if config.keep_step_certified else None
+    keeps = config.keep_step_certified and config.solver == "euler"
+    projection = StepProjection(net.core) if keeps else None
     training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
     initial = training.certificate
     if missing := missing_certificate(config, initial):

@@ -38,17 +38,7 @@ class StepProjection:
 
     def __init__(self, core: Any) -> None:
         self.core = core
-        try:
-            core.terms()
-        except ConfigError as error:
-            raise ConfigError(f"keep_step_certified needs the terms of a field: {error}") from None
-        if core.solver != "euler":
-            why = f"no proof is known for steps of {core.solver}"
-            if core.solver in ("imex", "exponential-euler"):
-                why = f"with {core.solver} the coupling cannot break the step, so there is nothing to do"
-            raise ConfigError(
-                f"keep_step_certified is for solver euler; {why}. Use euler, or leave it out."
-            )
+        core.terms()  # a ConfigError says why there are none
         self.levels = core.field.levels()
         for why in filter(None, (coupling.unbounded for coupling, _ in self.levels)):
             raise ConfigError(f"keep_step_certified needs coupling_kind feedback; {why}.")
