@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctrnn_assembly.benchmark.contestants import CONTESTANTS, PRODUCTS, Contestant, Workload
 from ctrnn_assembly.benchmark.problem import Problem
-from ctrnn_assembly.errors import ConfigError, SolverError
+from ctrnn_assembly.errors import ConfigError, SolverError, check_within
 from ctrnn_assembly.solvers.fused import few_blocks
 from ctrnn_assembly.training.provenance import provenance
 
@@ -95,10 +95,7 @@ def measure(
     `notes`, sentences for the reader. ConfigError for what cannot be run, SolverError if ours differ
     from the plain loop.
     """
-    if rounds < 1:
-        raise ConfigError(f"rounds must be at least 1; got {rounds}. Use --rounds {ROUNDS}.")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1; got {threads}. Leave --threads out.")
+    check_within("[1, inf)", rounds=rounds, threads=1 if threads is None else threads)
     torch.set_num_threads(threads or torch.get_num_threads())
     gpu = torch.cuda.is_available()
     if device == "cuda" and not gpu:

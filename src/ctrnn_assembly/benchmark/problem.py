@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
 
@@ -40,9 +40,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name, value in self.size.items():
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1; got {value}.")
+        check_within("[1, inf)", **self.size)
         if self.n % self.units:
             below = max(self.n // self.units, 1) * self.units
             divisor = next(k for k in range(min(self.n, self.units), 0, -1) if self.n % k == 0)
