@@ -36,16 +36,10 @@ class Workload:
     last: Callable[[], Tensor]  # solves it, and returns the last state, (batch, n)
     parameters: Sequence[Tensor] = ()  # what a gradient is asked of
 
-    def run(self) -> None:
-        """Solve it, and take the gradients; a product has none."""
-        if self.parameters:
-            self.gradients()
-        else:
-            self.last()
-
-    def gradients(self) -> tuple[Tensor, ...]:
-        """Of the mean square of the last state."""
-        return torch.autograd.grad(self.last().square().mean(), self.parameters)
+    def run(self) -> tuple[Tensor, ...]:
+        """Solve it; gradients of the mean square of the last state, of a product none."""
+        last = self.last()
+        return torch.autograd.grad(last.square().mean(), self.parameters) if self.parameters else ()
 
 
 def ours(problem: Problem, **settings: Any) -> Workload:

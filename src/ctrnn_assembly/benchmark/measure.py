@@ -181,7 +181,7 @@ def check_agreement(contestant: Contestant, problem: Problem) -> str:
     problem = replace(problem, batch=min(problem.batch, 4), steps=min(problem.steps, 8))
     found = contestant.build(problem)
     try:
-        found_gradients = found.gradients()
+        found_gradients = found.run()
     except SolverError as error:
         return f"{contestant.name} with {problem.coupling} was left out: {error}"
     wanted = contestant.reference(replace(problem, device="cpu", dtype=torch.float64))
@@ -189,7 +189,7 @@ def check_agreement(contestant: Contestant, problem: Problem) -> str:
         states = _difference(found.last(), wanted.last(), torch.ones(()))
     differences = [
         _difference(a, b, (leaf != 0).cpu() if bool(leaf.any()) else torch.ones(()))
-        for a, b, leaf in zip(found_gradients, wanted.gradients(), problem.parameters, strict=True)
+        for a, b, leaf in zip(found_gradients, wanted.run(), problem.parameters, strict=True)
     ]
     gradients = float(torch.tensor(differences).max())  # NaN if one is
     # Written so that NaN is refused: it is never within the tolerance.
