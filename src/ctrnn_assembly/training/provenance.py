@@ -33,6 +33,12 @@ def provenance(
     called = ["python", program] if program.endswith(".py") else [Path(program).name]
     code = (":/src", ":/cli", ":/experiments/*.py")
     changed = None if commit is None else bool(git(here.parent, "status", "--porcelain", "--", *code))
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    if torch.cuda.is_available():
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command or shlex.join([*called, *arguments]),
@@ -40,20 +46,9 @@ def provenance(
         "modified": changed,
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions,
         "seed": seed,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that are installed, and of CUDA where it is there."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    if torch.cuda.is_available():
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    return found
 
 
 def hardware(device: str = "auto") -> str:
