@@ -6,7 +6,7 @@ numbers, with which a CPU is up to a hundred times slower.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -71,8 +71,8 @@ class Problem:
     def terms(self) -> Terms:
         """The field, trained tensors as leaves; L = K - K^T, of norm COUPLING_NORM, is feedback."""
         of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
-        net = build_model(NETS[self.blocks], 1, 1, activation="relu", **of_net)
-        terms = net.float().core.terms().detach_cpu()
+        core: Any = build_model(NETS[self.blocks], 1, 1, activation="relu", **of_net).float().core
+        terms: Terms = core.terms().detach_cpu()
         if (L := terms.L) is not None:
             terms = replace(terms, L=L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
         terms = terms.mapped(lambda values: self._leaf(values).requires_grad_())
