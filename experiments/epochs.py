@@ -9,15 +9,15 @@ batches, without validation and certificate. Leaves results/DATE-epochs.json.
 """
 
 import argparse
-import random
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
 from keep import keep, shown
 
+from ctrnn_assembly.benchmark.contestants import Workload
+from ctrnn_assembly.benchmark.measure import Timing, schedule
+from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.reproduction.experiments import load_experiment
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.fit import Training, denormals_flushed, make_fabric, train_step
@@ -59,22 +59,18 @@ def contestant(name: str, data_dir: str | None) -> tuple[dict[str, Any], Callabl
 
 def measured(names: list[str], rounds: int, data_dir: str | None) -> list[dict[str, Any]]:
     found = [contestant(name, data_dir) for name in names]
-    times: list[list[float]] = [[] for _ in found]
-    order = list(range(len(found)))
-    for turn in range(-1, rounds):  # the first is not kept
-        random.Random(turn).shuffle(order)
-        for k in order:
-            began = time.perf_counter()
-            with denormals_flushed():
-                found[k][1]()
-            if turn >= 0:
-                times[k].append(time.perf_counter() - began)
+    timings = [Timing(known, Problem(), Workload(step)) for known, step in found]
+    with denormals_flushed():
+        for timing in timings:
+            timing.warm()
+        for timing in schedule(timings, rounds):
+            timing.seconds.append(timing.time())
     rows = []
-    for (known, _), seconds in zip(found, times, strict=True):
-        epoch = median(seconds) * known["steps"]
-        timing = {"step_s": median(seconds), "min_s": min(seconds), "epoch_s": epoch}
-        timing["hours"] = epoch * known["epochs"] / 3600
-        rows.append(known | timing | {"reported": REPORTED.get(known["row"], "")})
+    for (known, _), timing in zip(found, timings, strict=True):
+        epoch, least = timing.median * known["steps"], min(timing.seconds)
+        times = {"step_s": timing.median, "min_s": least, "epoch_s": epoch}
+        times["hours"] = epoch * known["epochs"] / 3600
+        rows.append(known | times | {"reported": REPORTED.get(known["row"], "")})
     return rows
 
 
