@@ -51,6 +51,9 @@ OF_DATA = ("target", "ahead", "warm_up", "missing")  # settings that a task of y
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
 LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
+DIVERGED = (
+    "the loss became NaN or infinite in {}. The last good checkpoint is kept. Lower learning_rate."
+)
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -250,7 +253,7 @@ def train(training: Training) -> None:
         training.epoch += 1
         # The epoch's last steps may have lost it: no checkpoint is taken of them.
         if not math.isfinite(valid["val_loss"]):
-            raise TrainingError(diverged(net, next(iter(held_out)), where))
+            raise TrainingError(DIVERGED.format(where))
         row |= trained | valid | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
         row["seconds"] = round(time.monotonic() - started, 3)
         training.rows.append(row)
@@ -392,7 +395,7 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
         logits = model(u, **timed(training.net, given))
         loss = training.task.loss(logits, y)
     if where is not None and not bool(loss.isfinite()):
-        raise TrainingError(diverged(training.net, batch, where))
+        raise TrainingError(DIVERGED.format(where))
     with record_function("backward"):
         fabric.backward(loss)
     with record_function("optimiser"):
@@ -495,19 +498,6 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
             f"{out} was trained on {before}; got {training.task.name}. Name that data with --data-dir."
         )
     return saved
-
-
-@torch.no_grad()
-def diverged(net: SequenceClassifier, batch: Batch, where: str) -> str:
-    """What to say of a loss that is not finite."""
-    core: Any = net.core
-    norms = core(batch[0].to(net.readout.weight), **timed(net, batch[2]))[0].norm(dim=-1)
-    norms = norms[norms.isfinite()]
-    norm = f"{float(norms.max()):.4g}" if len(norms) else "NaN"
-    return (
-        f"the loss became NaN or infinite in {where}; the largest finite state norm is {norm}. The last "
-        "good checkpoint is kept. Lower learning_rate, raise substeps, or use solver imex."
-    )
 
 
 def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
