@@ -51,7 +51,7 @@ def test_a_solver_needs_its_row_and_without_a_proof_it_is_refused(monkeypatch):
     assert proven.certified
     assert proven.step is not None
     assert not proven.step.certified
-    assert "no proof is known of steps of twin" in proven.step.reason
+    assert "no proof is known for steps of twin" in proven.step.reason
 
 
 def test_a_task_needs_a_loader_and_its_row(monkeypatch):

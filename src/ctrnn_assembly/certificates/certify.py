@@ -183,7 +183,9 @@ def _certify_in(metric: Metric, terms: Terms, dt: Lengths, solver: str, origin: 
     modules = tuple(map(_module, count(), whole.modules, taus))
     certified = all(module.certified for module in modules) and rate >= smallest
     facts, coupling = result.MetricFacts.of(metric, terms.tau, origin), _coupling_facts(terms, whole)
-    step = _step(whole, dt, solver, certified) if dt else None
+    step = StepCertificate.refused(solver, dt[-1]) if dt else None
+    if certified and dt:
+        step = StepCertificate.of_all(prove_step(whole, solver), solver, dt)
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
     declared = {phi.name for one in maps for phi in one.units if not phi.proven}
@@ -271,14 +273,6 @@ def _reason(
         f"{smallest:.3g}; the symmetric part of L in the metric is {whole.cost:.6g}. {unstable}Use "
         "feedback coupling, which costs nothing, or scale the coupling down"
     )
-
-
-def _step(whole: Interconnection, dt: Lengths, solver: str, certified: bool) -> StepCertificate:
-    if not certified:
-        return StepCertificate.refused(solver, dt[-1])
-    if solver not in SCHEMES:
-        return StepCertificate.refused(solver, dt[-1], f"no proof is known for steps of {solver}")
-    return StepCertificate.of_all(prove_step(whole, solver), solver, dt)
 
 
 def _coupling_facts(terms: Terms, whole: Interconnection) -> result.CouplingFacts:

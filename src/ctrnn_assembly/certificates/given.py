@@ -13,7 +13,7 @@ from ctrnn_assembly import activations
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT
-from ctrnn_assembly.errors import DataError, ShapeError, check_known, check_within, unknown
+from ctrnn_assembly.errors import DataError, ShapeError, check_known, check_within, refusing, unknown
 from ctrnn_assembly.terms import Terms, Uncertainty
 
 Place = Literal["outside", "inside"]
@@ -106,10 +106,8 @@ def _blocks(W: Any, name: str) -> tuple[Tensor, ...]:
 
 def _numbers(value: Any, name: str) -> Tensor:
     """A copy in float64 on the CPU."""
-    try:
+    with refusing(f"{name} is no array of numbers", "Give a tensor, or an array of numpy."):
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} is no array of numbers: {error}.") from error
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name} must hold real numbers; got {array.dtype}. Store it as float64.")
     if not np.isfinite(array).all():
@@ -126,15 +124,9 @@ def read_matrices(file: Path) -> dict[str, Any]:
     kind = file.suffix.lower()
     if kind not in SUFFIXES:
         raise DataError(f"--weights must end in {', '.join(SUFFIXES)}; got {str(file)!r}.")
-    try:
+    advice = "Objects are never loaded; of MATLAB v7.3 use save(file, '-v7')."
+    with refusing(f"{file} cannot be read as {kind}", advice):
         found = _stored(file, kind)
-    except Exception as error:  # whatever a reader makes of bytes that are no such file
-        reason = " ".join(str(error).split())[:200]
-        if isinstance(error, NotImplementedError):
-            reason = "it is a MATLAB v7.3 file; write it by save(file, '-v7')"
-        if "pickle" in reason:
-            reason = "it is no file of numbers, or holds objects, which are never loaded"
-        raise DataError(f"{file} cannot be read as {kind}: {reason.rstrip('.')}.") from error
     blocks = [f"W{k}" for k in range(sum(name not in ("W", "L", "tau") for name in found))]
     for name in found:
         if name not in ("W", "L", "tau", *blocks):

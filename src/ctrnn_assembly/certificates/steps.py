@@ -91,7 +91,7 @@ def multipliers(system: LureSystem, T0: Tensor, dt: float) -> Tensor:
 def prove_step(whole: Interconnection, scheme: str) -> StepProof:
     """Of the clusters of modules that coupling joins, the slowest."""
     if scheme not in CLOSED_FORMS:
-        return StepProof(lambda dt: math.inf, 0.0, f"no proof is known of steps of {scheme}")
+        return StepProof(lambda dt: math.inf, 0.0, f"no proof is known for steps of {scheme}")
     proofs = [_of_cluster(part, scheme) for part in whole.parts]
 
     def factor(dt: float) -> float:
