@@ -99,6 +99,8 @@ class Gates(nn.Module):
         return self.lo + (self.hi - self.lo) * torch.sigmoid(self._of_units(self.constant))
 
     def _of_units(self, z: Tensor) -> Tensor:
+        if self.free == [*self.sizes]:
+            return z
         own = zip(z.split(self.free, dim=-1), self.sizes, strict=True)
         return torch.cat([numbers.expand(*z.shape[:-1], n) for numbers, n in own], dim=-1)
 
@@ -109,7 +111,7 @@ class Gates(nn.Module):
             return nu * terms.drift(x, u)
         s = nu.sqrt()
         out = self._explicit(terms, s, x, u)
-        return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
+        return out if terms.L is None else out + s * terms.couple(s * x)
 
     def steps(self, terms: Terms, solver: str, count: int) -> Callable[..., Tensor]:
         """(h, z, u, x) -> x after so many steps of h, (batch, 1) or a number; imex: S L S implicit."""

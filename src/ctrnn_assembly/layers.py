@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -24,10 +25,11 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_own, check_settings, solve
+from ctrnn_assembly.solvers.fused import structured
 from ctrnn_assembly.solvers.grid import overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import holds, states
+from ctrnn_assembly.transforms import holds, states, transformed
 
 
 class CTRNN(Recurrent):
@@ -306,12 +308,15 @@ class CTRNN(Recurrent):
                 terms, encode = self._driven()
                 times, steps = step_grid(x, None, u, step, lengths)  # (time, 1 or batch)
                 h, samples = steps.to(x)[..., None] / self.substeps, u.transpose(0, 1)
+                terms = terms if transformed() else structured(terms)
                 moves = gates.steps(terms, self.solver, self.substeps)
                 series = h, gates.reader(samples), encode(samples)
-                found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
-            if not holds(found[:, -1].isfinite()):
-                raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
-            return found, found[:, -1]
+                run = partial(states, moves, x, *series, lengths=lengths)
+                found = run(last=save == "last")
+                if not holds(found[-1].isfinite()):
+                    every = torch.cat([x[None], run()]).transpose(0, 1)
+                    raise overflow(every, times, self.solver)
+            return found.transpose(0, 1), found[-1]
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:

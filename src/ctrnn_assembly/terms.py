@@ -8,7 +8,7 @@ identity. An assembly of any depth is one `Terms`, and solvers see nothing else.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class Terms:
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # n_i
     diagonal: bool = False  # by construction: solvers use, and give a gradient to, no more of any W_i
     within: Uncertainty | None = None  # for which certificates hold; solvers do not read it
+    products: Any = field(default=None, init=False, repr=False, compare=False)  # of `fused.structured`
 
     @property
     def n(self) -> int:
@@ -84,11 +85,17 @@ class Terms:
 
     def apply_weight(self, p: Tensor) -> Tensor:
         """W p for p of shape (batch, n), block by block."""
+        if self.products is not None:
+            return self.products[0](p)
         if len(self.blocks) > 1 and len(set(self.sizes)) == 1:
             stacked = torch.stack(self.blocks)  # no call: it would be one more frame in every step
             parts = p.unflatten(-1, stacked.shape[:2]).transpose(0, 1)
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
+
+    def couple(self, x: Tensor) -> Tensor:
+        """L x for x (batch, n)."""
+        return x @ cast(Tensor, self.L).mT if self.products is None else self.products[1](x)
 
     def inject(self, u: Tensor | None) -> Tensor:
         """b + W_in u: (batch, n), or (n,) without an input."""
@@ -112,7 +119,7 @@ class Terms:
     def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:
         """tau x', (batch, n), for x (batch, n) and u (batch, m) or (batch, n)."""
         out = self.nonlinear(x, self.inject(u)) - x
-        return out if self.L is None else out + x @ self.L.mT
+        return out if self.L is None else out + self.couple(x)
 
     def __call__(self, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x', (batch, n)."""

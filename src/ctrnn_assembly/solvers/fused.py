@@ -42,7 +42,14 @@ from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.schemes import SCHEMES, Scheme, step_pair
 from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
-from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity
+from ctrnn_assembly.solvers.operators import (
+    BlockPattern,
+    Dense,
+    Diagonal,
+    FewBlocks,
+    Identity,
+    indices,
+)
 from ctrnn_assembly.terms import Terms
 
 Save = Literal["all", "last"]
@@ -213,6 +220,25 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
             "pairs, or none for a dense L."
         )
     return C.view(p, -1, 1)[rows] * blocks, pattern
+
+
+def structured(terms: Terms) -> Terms:
+    """The same field, of which a plain loop multiplies W and L by their structure, read here once."""
+    W, (P, pattern) = structured_weight(terms), _coupling(terms, torch.ones_like(terms.tau))
+    found = replace(terms)
+    products: list[Any] = [W.mul if W.ndim == 1 else terms.apply_weight, terms.couple]
+    if pattern is not None and P is not None:
+        blocks, places, (rows, columns) = P.mT, pattern.p, indices(pattern, P.device)
+
+        def couple(x: Tensor) -> Tensor:
+            x = x.unflatten(-1, (places, -1)).transpose(0, 1)  # (p, batch, k)
+            moved = torch.bmm(x.index_select(0, columns), blocks)
+            return x.new_zeros(x.shape).index_add_(0, rows, moved).transpose(0, 1).flatten(1)
+
+        products[1] = couple
+    found = replace(terms)
+    object.__setattr__(found, "products", products)
+    return found
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class FewBlocks:
     def __init__(self, B: Tensor, pattern: BlockPattern, low: bool = False) -> None:
         self.B, self.pattern, self.low = B, pattern, low
         self.right = (B.bfloat16() if low else B).mT.contiguous()
-        self.rows, self.columns = _indices(pattern, B.device)
+        self.rows, self.columns = indices(pattern, B.device)
 
     def add(self, out: Tensor, x: Tensor) -> None:
         """`out` must be contiguous: adding into strided memory is ten times slower."""
@@ -135,5 +135,5 @@ class FewBlocks:
 
 # Kept for good, some hundred bytes each: a recorded graph reads them, and may not copy to the device.
 @cache
-def _indices(pattern: BlockPattern, device: torch.device) -> tuple[Tensor, Tensor]:
+def indices(pattern: BlockPattern, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.tensor(pattern.rows, device=device), torch.tensor(pattern.columns, device=device)
