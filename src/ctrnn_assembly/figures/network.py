@@ -12,7 +12,6 @@ from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import Array
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.topology import recognise
 
 
 def field_of(layer: Any) -> tuple[Terms, Metric]:
@@ -56,12 +55,8 @@ def draw_weights(layer: Any, title: str) -> Figure:
 def draw_coupling(layer: Any, title: str) -> Figure:
     """The norms of L between modules, in the metric, as a matrix: row from column."""
     terms, metric = field_of(layer)
-    norms, pairs, sizes = strengths(terms, metric), terms.pairs, terms.sizes
-    p, topology = len(sizes), recognise(pairs, len(sizes))
-    units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
-    count = f"{len(pairs)} pair{'s' if len(pairs) != 1 else ''}"
-    named = topology if topology in ("none", count) else f"{topology}, {count}"
-    figure = style.new_figure(3.9, f"{title}: {p} x {units} units, coupling {named}", width=5.2)
+    norms, p = strengths(terms, metric), len(terms.sizes)
+    figure = style.new_figure(3.9, f"{title}: coupling of {p} modules", width=5.2)
     axes = figure.subplots()
     own = [f"{norm:.3g}" for norm in (norms.diagonal().min(), norms.diagonal().max())]
     about = f"norm in the metric; of W: {' to '.join(dict.fromkeys(own))}"
