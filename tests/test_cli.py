@@ -257,7 +257,6 @@ def test_an_unknown_name_lists_the_known_ones(cli: Cli, tmp_path: Path, option: 
         (["--solver=scipy_solver"], "no direct gradient"),
         (["--model=sparse-combo", "--units=32", "--density=0.9", "--magnitude=30"],
          "density 0.9 and magnitude 30.0"),
-        (["--task=series:None", "--resize=3"], "resize is for images"),
     ],
 )  # fmt: skip
 def test_impossible_settings_leave_nothing_behind(

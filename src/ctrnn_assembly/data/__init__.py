@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ctrnn_assembly.data import arrays, images, own, series
+from ctrnn_assembly.data import arrays, images, own
 from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Sequence as Sequence
 from ctrnn_assembly.data.task import Split as Split
@@ -36,7 +36,7 @@ TASKS: dict[str, Entry] = {
     "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
     "images": Entry(_FOLDERS, "images", images.load_images),
     "own": Entry("your own series: --data FILE, .csv, .ts, .npz or .npy", "own", own.load_own),
-    "series:NAME": Entry(_SERIES, r"series:[\w-]+", series.load_series),
+    "series:NAME": Entry(_SERIES, r"series:[\w-]+", own.load_series),
 }
 
 

@@ -6,7 +6,8 @@
     .csv  or a row a series of one channel, a column a time; .ts of the UEA archive: see `tables`
 
 A class is text or a whole number, and values have a decimal point where both may be; `split` says
-train, val or test of each series. Whatever does not fit is a DataError with its row and column.
+train, val or test of each series. Whatever does not fit is a DataError with its row and column. Series
+of the UCR and UEA archives, in their files or those of aeon, an extra, stay as the archive has them.
 """
 
 import re
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from ctrnn_assembly.data.tables import COLUMNS, Table, read_table
+from ctrnn_assembly.data.tables import COLUMNS, Table, read_table, ts_table
 from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
-from ctrnn_assembly.data.task import SPLIT_SEED, Split, Task, checked, make_task
+from ctrnn_assembly.data.task import SPLIT_SEED, Split, Task, checked, dealt, make_task, reading
 from ctrnn_assembly.errors import ConfigError, DataError, refusing
 from ctrnn_assembly.settings import DataConfig
 
@@ -232,10 +233,58 @@ def load_own(name: str, options: DataConfig) -> Task:
     return task_of(read_series(options.folder, options.target, columns), options)
 
 
+def load_series(name: str, options: DataConfig) -> Task:
+    """`series:NAME`, e.g. series:JapaneseVowels, which ships with aeon.
+
+    Series of unequal length are padded with zeros at the end and come with `lengths`; a test series may
+    then be longer than `n_steps`, which speaks of train, and a test split shorter. Val is a fifth of the
+    archive's train split, class by class, the same in every run.
+    """
+    # aeon strips these endings, which choose its equal-length and imputed variants.
+    base = name.removeprefix("series:").removesuffix("_nmv").removesuffix("_eq")
+    files = {part: f"{base}_{part.upper()}.ts" for part in ("train", "test")}
+    home = home_of(base, options.folder, [*files.values()])
+
+    def read(part: str) -> Series:
+        return of_table(f"{name} {part} split", ts_table([home / files[part]]), "class")
+
+    series = read("train")
+    y: Any = series.y
+    m, said = len(series.channels), y[:, 0]
+    given: Any = {"channels": series.channels, "missing": options.missing, "spacing": None}
+    given |= {"mean": (0.0,) * m, "std": (1.0,) * m}
+    as_stored = Preparation(classes=(classes := tuple(sorted(set(said.tolist())))), **given)
+    whole = as_stored.split(series)
+
+    def stored(part: str, train: Split | None) -> Split:
+        return whole if part == "train" else as_stored.split(read(part))
+
+    parts = dealt(said, 5, {"val": (0,)})
+    return make_task(name, options, name, classes, stored, lambda train: as_stored, parts)
+
+
+def home_of(base: str, folder: Path, files: list[str]) -> Path:
+    """Where the files of a set are: below `folder`, or in aeon, which downloads them if it must."""
+    home = folder / base
+    if all((home / file).is_file() for file in files):
+        return home
+    try:
+        import aeon.datasets
+    except ImportError as error:
+        raise ConfigError(f"Series need aeon ({error}). pip install 'ctrnn-assembly[series]'") from error
+    bundled = Path(aeon.__file__).parent / "datasets" / "data" / base
+    if (bundled / files[0]).is_file():
+        return bundled
+    advice = f"{' and '.join(files)}, as of timeseriesclassification.com, into {home}"
+    with reading(f"series:{base}", advice, home):
+        # Lengths and gaps as published, not padded or imputed.
+        kept = {"load_equal_length": False, "load_no_missing": False}
+        aeon.datasets.load_classification(base, extract_path=str(folder), **kept)
+    return home
+
+
 def task_of(series: Series, options: DataConfig) -> Task:
     """The task of some series, split and prepared."""
-    if options.resize is not None:
-        raise ConfigError(f"resize is for images; got {options.resize} for {series.what}. Leave it out.")
     what, parts, note = series.what, parted(series, options), series.note
     prepared = Preparation.of(series, parts["train"].numpy(), options)
     whole = prepared.split(series)

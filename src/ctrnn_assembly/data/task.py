@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ctrnn_assembly.data.targets import UNKNOWN, loss_of
-from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.settings import DataConfig, parsed
 
 # Splits never move with the run's seed: the samples that select a model must not differ between
@@ -185,6 +185,8 @@ def make_task(
         return replace(found, x=resized(found.x, options.resize)) if found.x.ndim == 4 else found
 
     train = read("train", options.limit_train, None)
+    if options.resize is not None and train.x.ndim != 4:
+        raise ConfigError(f"resize is for images; got {options.resize} for {what}. Leave it out.")
     T, m = (train.x[0, 0].numel(), train.x.shape[1]) if train.x.ndim == 4 else train.x.shape[1:]
     val, test = read("val", options.limit_train, train), partial(read, "test", options.limit_test, train)
     tested = "test" not in dealt_out or len(dealt_out["test"]) > 0
