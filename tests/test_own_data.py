@@ -358,3 +358,8 @@ def test_predict_refuses_other_channels_and_runs_of_other_tasks(cli, tmp_path):
     (run / "data.json").unlink()
     assert "is not of a run of series" in cli.refuses("predict", run, "--data", other, "--out", out)
     assert not out.exists()
+
+
+def test_series_have_no_side_to_resize():
+    with pytest.raises(ConfigError, match="resize is for images; got 8 for arrays"):
+        Task.from_arrays(np.random.default_rng(0).normal(size=(20, 4)), [0, 1] * 10, resize=8)
