@@ -191,7 +191,7 @@ def bench_command(as_json: bool, plot: Path | None, **settings: Any) -> None:
 
     from ctrnn_assembly.benchmark.measure import measure, sentences
     from ctrnn_assembly.benchmark.problem import Problem
-    from ctrnn_assembly.figures.speed import speed_figure
+    from ctrnn_assembly.figures.curves import speed_figure
 
     size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
     quiet = not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Runs over their epochs: accuracy and loss, and how much of the certificate is left."""
+"""Runs over their epochs, what their weights are worth elsewhere, searches of settings, and times."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -151,6 +151,30 @@ def sweep_figure(
     right.step([trial for trial, *_ in done], best, where="post", color=style.GREY, linewidth=0.9)
     right.set(ylabel="validation", title="line: the best so far; full dots: certified")
     style.whole_numbers(right, "trial")
+    return figure
+
+
+@style.printed
+def speed_figure(report: dict[str, Any]) -> Figure:
+    """Medians of forward and backward as bars; a stroke is the minimum."""
+    groups: dict[str, list[Any]] = {}
+    for row in report["rows"]:
+        groups.setdefault(f"coupling {row['coupling']}", []).append(row)
+    counts = [len(group) for group in groups.values()]
+    height = 0.9 + 0.45 * len(groups) + 0.32 * sum(counts)
+    figure = style.new_figure(height, f"{report['size']}; {report['hardware']}")
+    panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=counts)[:, 0]
+    for axes, (coupling, rows) in zip(panels, groups.items(), strict=True):
+        names = [row["name"] for row in rows]
+        colours = [style.COLOURS[0 if name.startswith("ours-") else 4] for name in names]
+        axes.barh(names, [1000 * row["median_s"] for row in rows], height=0.7, color=colours)
+        axes.plot([1000 * row["min_s"] for row in rows], names, "k|", markersize=6, markeredgewidth=1)
+        axes.set_title(coupling, fontsize=8, loc="left")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.margins(y=0.01)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+    panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke)")
     return figure
 
 
