@@ -17,7 +17,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from ctrnn_assembly.data.targets import MEASURES
-from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.errors import ConfigError, refusing
 from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row
 from ctrnn_assembly.training.config import TrainConfig, difference, make_config
 from ctrnn_assembly.training.run import lasting, write
@@ -34,11 +34,9 @@ def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
 def checked_result(results: Path, job: Job) -> dict[str, Any]:
     """The result of a run; DataError if it is damaged, ConfigError if it is of other settings."""
     path = results / f"{job.path}.json"
-    try:
+    with refusing(f"{path} is not the result of a run", "Delete it to run again."):
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         fast, stored = result["fast"], result["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not the result of a run: {error}. Delete it to run again.") from None
     # Settings that are gone by now are left out.
     config = make_config({k: v for k, v in stored.items() if k in TrainConfig.model_fields})
     measured = result.get("measures", {}) == job.experiment.measures()
