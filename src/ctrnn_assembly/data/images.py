@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.data.task import PixelSequence, Split, Task, dealt, make_task, resized
-from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.errors import DataError, refusing
 from ctrnn_assembly.settings import DataConfig
 
 _AUGMENTED_SIDE = 32
@@ -144,18 +144,15 @@ def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
     """Each file's pixels, (C, H, W) uint8."""
     from PIL import Image  # not every task needs it
 
-    name = "the archive"
-    try:
-        with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as stored:
-            for name in names:
+    with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as stored:
+        for name in names:
+            with refusing(f"{name} in {path} is not a sound image", "Replace or remove it."):
                 if stored and (size := stored.getinfo(name).file_size) > _LARGEST:
-                    raise DataError(f"it would unpack to {size} bytes, at most {_LARGEST} are read")
+                    raise ValueError(f"it would unpack to {size} bytes, at most {_LARGEST} are read")
                 content = stored.read(name) if stored else (path / name).read_bytes()
                 with Image.open(BytesIO(content)) as image:
-                    yield _flat(image)
-    except Exception as error:  # decoders of images and zips raise anything, SyntaxError included
-        advice = "Replace or remove it."
-        raise DataError(f"{name} in {path} is not a sound image ({error}). {advice}") from error
+                    pixels = _flat(image)
+            yield pixels
 
 
 def _flat(image: Any) -> Tensor:
