@@ -85,9 +85,8 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
             layers.append(read_config(Path(first)).model_dump())
             settings["init_from"] = str(Path(first).resolve())
         layers += [configs.read_yaml(file)] if file else []
-        best = {} if layers else recommended(settings.get("task", "digits"), settings.get("model"))
-        if best and settings.get("target", "class") != "class":
-            best |= configs.BLURRED
+        asked = (settings.get(name) for name in ("model", "target"))
+        best = {} if layers else recommended(settings.get("task", "digits"), *asked)
         if fast:
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)

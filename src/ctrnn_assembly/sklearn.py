@@ -20,7 +20,7 @@ from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import Preparation, of_arrays
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.training.batches import outputs_of
-from ctrnn_assembly.training.config import BLURRED, TrainConfig, make_config, recommended
+from ctrnn_assembly.training.config import TrainConfig, make_config, recommended
 from ctrnn_assembly.training.fit import fit, say
 from ctrnn_assembly.training.run import Run
 
@@ -103,9 +103,7 @@ class Assembly(BaseEstimator):
         """Train on X and y; of each of the classes `kinds`, (n,), a share is held out for validation."""
         random = check_random_state(self.random_state)
         given = {k: x for k, x in vars(self).items() if k in TrainConfig.model_fields and x is not None}
-        others, best = self.config or {}, recommended("own", self.model)
-        if target == "regression":
-            best |= BLURRED
+        others, best = self.config or {}, recommended("own", self.model, target)
         if "require_certificate" not in others:
             best["certify_every"] = 10**9  # at the end alone
         best |= {"test_fraction": 0, "val_fraction": self.validation_fraction}

@@ -22,7 +22,6 @@ LR_GAMMA = 0.1
 # Lightly trained on a few small samples: enough to see that a run works, and no more.
 FAST = {"epochs": 2, "limit_train": 256, "limit_test": 256, "warmup_epochs": 0}
 FAST_SIDE = 7
-BLURRED = {"input_noise": 0.0, "dropout": 0.0}  # of what is recommended for classes: noise blurs values
 # Where and how a run is made may change; what it computes may not.
 FREE = {"data_dir", "device", "devices", "nodes", "threads", "logger", "certify_every", "keep_epochs"}
 RISE = 0.3  # share of a one-cycle schedule
@@ -283,7 +282,7 @@ RECOMMENDED = {
 }
 
 
-def recommended(task: str, model: str | None = None) -> dict[str, Any]:
+def recommended(task: str, model: str | None = None, target: str | None = None) -> dict[str, Any]:
     """What to start from: the recipe in `RECOMMENDED` whose name the task begins with; {} without one.
 
     A stack in place of a single layer, a layer in place of a stack, and a model with a step of its own
@@ -294,6 +293,8 @@ def recommended(task: str, model: str | None = None) -> dict[str, Any]:
         return {}
     found = recipe(RECOMMENDED[family[0]])
     del found["task"]
+    if target not in (None, "class"):  # noise blurs values
+        found |= {"input_noise": 0.0, "dropout": 0.0}
     if model in (None, found["model"]):
         return found
     from ctrnn_assembly.models import MODELS  # torch, which few readers of a file need
