@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -311,12 +310,10 @@ class CTRNN(Recurrent):
                 terms = terms if transformed() else structured(terms)
                 moves = gates.steps(terms, self.solver, self.substeps)
                 series = h, gates.reader(samples), encode(samples)
-                run = partial(states, moves, x, *series, lengths=lengths)
-                found = run(last=save == "last")
-                if not holds(found[-1].isfinite()):
-                    every = torch.cat([x[None], run()]).transpose(0, 1)
-                    raise overflow(every, times, self.solver)
-            return found.transpose(0, 1), found[-1]
+                found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
+            if not holds(found[:, -1].isfinite()):
+                raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
+            return found, found[:, -1]
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:

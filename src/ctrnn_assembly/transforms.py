@@ -34,23 +34,16 @@ def holds(condition: Tensor) -> bool:
 
 
 def states(
-    move: Callable[..., Tensor],
-    x: Tensor,
-    *series: Tensor,
-    lengths: Tensor | None = None,
-    last: bool = False,
+    move: Callable[..., Tensor], x: Tensor, *series: Tensor, lengths: Tensor | None = None
 ) -> Tensor:
-    """x_k = move(*(s[k] for s in series), x_k-1), (time, ...); row b stays from lengths[b] on.
-
-    With `last` the last one alone, (1, ...).
-    """
+    """x_k = move(*(s[k] for s in series), x_k-1), (time, ...); row b stays from lengths[b] on."""
     if lengths is not None:
         ends, times = lengths[:, None], torch.arange(len(series[0]), device=x.device)
 
         def until(k: Tensor, *now: Tensor) -> Tensor:
             return torch.where(k < ends, move(*now), now[-1])
 
-        return states(until, x, times, *series, last=last)
+        return states(until, x, times, *series)
     if traced():
         from torch._higher_order_ops import scan  # a prototype, imported where it is used
 
@@ -63,4 +56,4 @@ def states(
     for now in zip(*series, strict=True):
         x = move(*now, x)
         found.append(x)
-    return torch.stack(found[-1:] if last else found)
+    return torch.stack(found)

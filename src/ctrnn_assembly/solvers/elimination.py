@@ -24,8 +24,7 @@ def elimination(P: Tensor, pattern: BlockPattern, most: float) -> tuple[Places, 
     """
     one = torch.eye(P.shape[-1]).to(P)
     M = dict(zip(zip(pattern.rows, pattern.columns, strict=True), -P, strict=True))
-    down: list[tuple[int, int, Tensor]] = []
-    up: list[tuple[int, int, Tensor]] = []
+    down, up = list[tuple[int, int, Tensor]](), list[tuple[int, int, Tensor]]()
     beside, changed = defaultdict[int, set[int]](set), set[int]()
     for i, j in M:
         beside[i].add(j)

@@ -42,14 +42,7 @@ from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.schemes import SCHEMES, Scheme, step_pair
 from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
-from ctrnn_assembly.solvers.operators import (
-    BlockPattern,
-    Dense,
-    Diagonal,
-    FewBlocks,
-    Identity,
-    indices,
-)
+from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity, indices
 from ctrnn_assembly.terms import Terms
 
 Save = Literal["all", "last"]
@@ -117,14 +110,15 @@ def prepared(
             replays these where the shapes are the same; "persistent" has one Triton kernel for each.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
-    way = backend if x0.device.type == "cuda" else backend.replace("auto", "fused")
-    implicit = scheme is SCHEMES["imex"] and (way, matmul_precision) == ("fused", "full")
+    recorded = backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda")
+    exact = matmul_precision == "full" and backend in ("auto", "fused") and not recorded
+    implicit = exact and scheme is SCHEMES["imex"]
     form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision, implicit)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     few = recompute == "sqrt"
     length = max(1, math.isqrt(len(dt))) if few else SEGMENT
     plan = Plan(every, every or (learns and not few), few, length)
-    if way != "fused":
+    if recorded:
         plan = replace(plan, way=_on_cuda("check").way_of(backend, form, plan, x0, *tensors))
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
@@ -225,20 +219,18 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
 def structured(terms: Terms) -> Terms:
     """The same field, of which a plain loop multiplies W and L by their structure, read here once."""
     W, (P, pattern) = structured_weight(terms), _coupling(terms, torch.ones_like(terms.tau))
+    couple = terms.couple if P is None or pattern is None else partial(_few_times, P.mT, pattern)
     found = replace(terms)
-    products: list[Any] = [W.mul if W.ndim == 1 else terms.apply_weight, terms.couple]
-    if pattern is not None and P is not None:
-        blocks, places, (rows, columns) = P.mT, pattern.p, indices(pattern, P.device)
-
-        def couple(x: Tensor) -> Tensor:
-            x = x.unflatten(-1, (places, -1)).transpose(0, 1)  # (p, batch, k)
-            moved = torch.bmm(x.index_select(0, columns), blocks)
-            return x.new_zeros(x.shape).index_add_(0, rows, moved).transpose(0, 1).flatten(1)
-
-        products[1] = couple
-    found = replace(terms)
-    object.__setattr__(found, "products", products)
+    object.__setattr__(found, "products", (W.mul if W.ndim == 1 else terms.apply_weight, couple))
     return found
+
+
+def _few_times(blocks: Tensor, pattern: BlockPattern, x: Tensor) -> Tensor:
+    """L x for x (batch, n) and the transposed blocks of L, (C, k, k); differentiable."""
+    rows, columns = indices(pattern, x.device)
+    x = x.unflatten(-1, (pattern.p, -1)).transpose(0, 1)  # (p, batch, k)
+    moved = torch.bmm(x.index_select(0, columns), blocks)
+    return x.new_zeros(x.shape).index_add_(0, rows, moved).transpose(0, 1).flatten(1)
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
@@ -349,8 +341,7 @@ class FusedKernel:
     def back(
         self, turned: Any, sums: Any, x: Tensor, lam: Tensor, inputs: Tensor, dt: Any, grads: Any
     ) -> Tensor:
-        """lam[:-1] from lam[-1] over a segment of states x, with the one after it; adds to the sums;
-        returns all q."""
+        """lam[:-1] from lam[-1] over a segment of states x, one more; adds to the sums; returns all q."""
         form, steps, (W, P, Q, R, *K) = self.form, len(inputs), turned
         after, x = x.narrow(-3, 1, steps), x.narrow(-3, 0, steps)
         p = x if self.pre_is_identity else form.pre(x)
@@ -514,11 +505,7 @@ def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *ten
     K = others[: len(form.psi)]
     W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
     if form.pattern is not None and P is not None:
-        p, rows, columns = form.pattern.p, *map(list, (form.pattern.rows, form.pattern.columns))
-        blocks = P.new_zeros(p, p, *P.shape[1:]).index_put(
-            (torch.tensor(rows), torch.tensor(columns)), P
-        )
-        P = rearrange(blocks, "i j r c -> (i r) (j c)")
+        P = _few_times(P.mT, form.pattern, torch.eye(len(D)).to(P)).mT
     R = torch.linalg.inv(torch.eye(len(P)).to(P) - P) if form.implicit is not None else None
     states = [x0]
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
