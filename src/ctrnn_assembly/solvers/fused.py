@@ -167,10 +167,10 @@ def fused_step(
     if implicit and P is not None:
         (wide,) = working_precision(P.detach())
         if pattern is None:
-            places, R = (), torch.linalg.inv(torch.eye(len(P)).to(wide) - wide)
+            places, R = Places(), torch.linalg.inv(torch.eye(len(P)).to(wide) - wide)
         elif (found := elimination(wide, pattern, FEW * pattern.p**2)) is not None:
             places, R = found
-        else:  # of too many products: as a dense L
+        else:  # better as a dense L
             return fused_step(scheme, replace(terms, pairs=()), x0, drive, dt, precision, implicit)
         form, tensors = replace(form, implicit=places), (*tensors, R.to(P.dtype))
     return form, inputs, None if equal else dt, *tensors
@@ -273,7 +273,7 @@ class FusedKernel:
             self.P = FewBlocks(P, form.pattern, low)
         self.R: Any = None
         if form.implicit is not None:
-            self.R = Eliminated(*R, form.implicit) if form.implicit else Dense(*R)
+            self.R = Eliminated(R[0], form.implicit) if form.implicit else Dense(*R)
         self.Q = self._operator(Q, low)
         self.E = Identity() if E is None else self._operator(E)
         self.K = [self._operator(each, low) for each in K]
@@ -341,7 +341,7 @@ class FusedKernel:
     def back(
         self, turned: Any, sums: Any, x: Tensor, lam: Tensor, inputs: Tensor, dt: Any, grads: Any
     ) -> Tensor:
-        """lam[:-1] from lam[-1] over a segment of states x, one more; adds to the sums; returns all q."""
+        """lam[:-1] from lam[-1] over a segment of states x and one more; adds to the sums; returns q."""
         form, steps, (W, P, Q, R, *K) = self.form, len(inputs), turned
         after, x = x.narrow(-3, 1, steps), x.narrow(-3, 0, steps)
         p = x if self.pre_is_identity else form.pre(x)
