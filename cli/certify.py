@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -287,11 +286,8 @@ def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Ta
     if rows:
         yield table(rows, MODULES, title=title)
     if rest := worst[len(shown) :]:
-        sizes, theorems = [one.size for one in rest], Counter(one.theorem for one in rest)
-        units = "-".join(str(size) for size in sorted({min(sizes), max(sizes)}))
         margin, rate = down(rest[0].margin), down(min(one.rate for one in rest))
-        counts = ", ".join(f"{name}: {count}" for name, count in theorems.most_common())
-        yield f"{len(rest)} more of {units} units: margin >= {margin}, rate >= {rate}; {counts}"
+        yield f"{len(rest)} more: margin >= {margin}, rate >= {rate}"
 
 
 def shown_steps(cascade: Any) -> Iterator[Table]:
