@@ -45,7 +45,10 @@ def draw_weights(layer: Any, title: str) -> Figure:
             continue
         bound = style.bound_of(A.numpy())
         image = style.heat_map(axes, A.numpy(), Normalize(-bound, bound))
-        style.borders(axes, terms.sizes)
+        # Thin lines between modules, unless there are so many that they would hide the entries.
+        for edge in np.cumsum(terms.sizes)[:-1] if len(terms.sizes) <= style.NUMBERED else ():
+            axes.axhline(edge, color="0.75", linewidth=0.3)
+            axes.axvline(edge, color="0.75", linewidth=0.3)
         axes.set(xlabel="from unit", ylabel="to unit")
         style.colour_bar(image, axes, shrink=0.85, extend="both")
     return figure

@@ -95,13 +95,6 @@ def heat_map(axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING)
     return image
 
 
-def borders(axes: Axes, sizes: tuple[int, ...]) -> None:
-    """Thin lines between modules, unless there are so many that they would hide the entries."""
-    for edge in np.cumsum(sizes)[:-1] if len(sizes) <= NUMBERED else ():
-        for line in (axes.axhline, axes.axvline):
-            line(edge, color="0.75", linewidth=0.3)
-
-
 def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
     """An axis of modules, numbered where there is room."""
     if p <= NUMBERED:
