@@ -1,10 +1,12 @@
 """The compiled loop of pairs against its plain twin: states and all gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.schemes import SCHEMES, integrate
 from ctrnn_assembly.solvers import pairs, solve
@@ -88,8 +90,6 @@ def test_solve_takes_it_by_itself(monkeypatch):
     "change", ["edges elsewhere", "another phi", "phi inside", "two units a module"]
 )
 def test_other_fields_are_left_to_the_other_loops(change):
-    from dataclasses import replace
-
     terms = problem("tanh").detach_cpu()
     changed = {
         "edges elsewhere": replace(terms, pairs=((0, 1), (2, 4), (3, 5))),
@@ -98,3 +98,9 @@ def test_other_fields_are_left_to_the_other_loops(change):
         "two units a module": replace(terms, blocks=(torch.eye(2, dtype=F64),) * 3),
     }
     assert not pairs.is_paired(changed[change], normal(BATCH, N))
+
+
+def test_an_activation_of_ones_own_under_a_known_name_is_not_taken_for_it():
+    own = Activation("tanh", torch.sin, (-1.0, 1.0))
+    changed = replace(problem("tanh").detach_cpu(), pre=Elementwise(((own, N),)))
+    assert not pairs.is_paired(changed, normal(BATCH, N))

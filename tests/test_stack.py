@@ -169,11 +169,10 @@ def test_the_certificate_of_a_stack_names_what_it_rests_on_and_holds():
 
 
 class Louder(SequenceNorm):
-    """Its forward is that of every norm, and calls this."""
+    """Its forward is that of every norm; its constant is not."""
 
-    def affine(self, s, valid=None):
-        scale, shift = super().affine(s, valid)
-        return 100 * scale, shift
+    def slopes(self):
+        return 0.01 * super().slopes()
 
 
 @pytest.mark.parametrize(
@@ -412,7 +411,7 @@ def losses(net, u, dtype=F64):
     [
         ("batch", "tanh", "exponential-euler", None),
         ("none", "relu", "euler", None),
-        ("batch", None, "imex", None),
+        ("layer", None, "imex", None),
     ],
 )
 def test_the_compiled_layers_have_the_values_and_gradients_of_plain_ones(
@@ -461,3 +460,18 @@ def test_an_overflow_in_a_compiled_layer_says_when_and_where():
     net = stack(phi="relu", norm="none", solver="euler", dt=20.0)
     with torch.no_grad(), pytest.raises(SolverError, match=r"the state became .* at t = "):
         net(1e300 * normal(2, 400, 2).abs())
+
+
+def test_one_sample_alone_has_no_variance_of_its_own():
+    norm = SequenceNorm("batch", 3).double()
+    s = normal(1, 1, 3)
+    assert_close(norm(s), s / (1 + norm.eps) ** 0.5)
+    assert norm.mean.abs().max() == 0
+
+
+def test_samples_beyond_the_lengths_do_not_count_in_batch_norm():
+    norms, s, lengths = [SequenceNorm("batch", 3).double() for _ in range(2)], normal(2, 4, 3), (4, 2)
+    valid = torch.arange(4) < torch.tensor(lengths)[:, None]
+    v = norms[0](torch.where(valid[..., None], s, 1e6), valid)
+    assert_close(v[valid], norms[1](s[valid]))
+    assert_close(norms[0].var, norms[1].var)

@@ -62,22 +62,11 @@ class SequenceNorm(nn.Module):
             return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
             return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
-        scale, shift = self.affine(s, valid)
-        return torch.addcmul(shift, s, scale)
-
-    def affine(self, s: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Batch norm is s -> scale o s + shift; in training mode of s, whose statistics are tracked."""
-        mean: Tensor = self.mean
-        var: Tensor = self.var
-        if self.training:
-            s = s if valid is None else s[valid]
-            count = s.numel() // s.shape[-1]
-            var, mean = torch.var_mean(s, tuple(range(s.ndim - 1)), correction=0)
-            with torch.no_grad():
-                self.mean.lerp_(mean, 0.1)
-                self.var.lerp_(var * count / max(1, count - 1), 0.1)
-        scale = self.weight * (var + self.eps).rsqrt()
-        return scale, self.bias - mean * scale
+        among = self.training and valid is not None
+        rows = s[valid] if among else s.reshape(-1, s.shape[-1])
+        of = self.mean, self.var, self.weight, self.bias
+        v = F.batch_norm(rows, *of, self.training and len(rows) > 1, 0.1, self.eps)
+        return torch.zeros_like(s).masked_scatter(valid[..., None], v) if among else v.view_as(s)
 
     def slopes(self) -> Tensor:
         """(width,) or (1,): in evaluation mode |X (v - v')| <= ||X diag(slopes)|| |s - s'| for any X."""
@@ -200,26 +189,21 @@ class Layer(nn.Module):
         """Of dropout, (batch, width), one for all times of a sequence."""
         return F.dropout(y.new_ones(len(y), y.shape[-1]), self.dropout, self.training)
 
-    def fused(self, s: Tensor, x0: Tensor, dt: float, solver: str) -> tuple[Tensor, Tensor] | None:
-        """As `drive`, solver and `out`, an affine norm folded into B, C and d; None where it cannot be.
-
-        Fewer passes over (batch, time, width), which cost more than the recurrence.
-        """
+    def fused(
+        self, s: Tensor, v: Tensor, x0: Tensor, dt: float, solver: str
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `drive`, solver and `out` with fewer passes over (batch, time, width), which cost more than
+        the recurrence; None where it cannot be."""
         terms = self.terms()
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return None
-        affine = self.norm.kind in ("batch", "none") and self.B.bias is None
-        known = affine and terms.W_in is None and solver in SCHEMES and x0.dtype == terms.tau.dtype
-        if not (known and pairs.is_paired(terms, x0)):
+        known = self.B.bias is None and terms.W_in is None and solver in SCHEMES
+        if not (known and pairs.is_paired(terms, x0) and x0.dtype == terms.tau.dtype):
             return None
-        scale, shift = torch.ones_like(self.d), torch.zeros_like(self.d)
-        if self.norm.kind == "batch":
-            scale, shift = self.norm.affine(s)
         B = self.B.weight * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
-        e = F.linear(s, B * scale, terms.bias + B @ shift)
-        x = pairs.states(SCHEMES[solver], terms, x0, e, torch.tensor([[dt]], dtype=s.dtype))
-        z = F.linear(x[:, 1:], self.C.weight, self.C.bias + self.d * shift)
-        y = self.mix(self.phi(torch.addcmul(z, self.d * scale, s)))
+        e, step = F.linear(v, B, terms.bias), torch.tensor([[dt]], dtype=s.dtype)
+        x = pairs.states(SCHEMES[solver], terms, x0, e, step)
+        y = self.mix(self.phi(torch.addcmul(self.C(x[:, 1:]), self.d, v)))
         return torch.addcmul(s, self.scale * self.mask(s)[:, None], y), x[:, -1]
 
     def gated(

@@ -249,11 +249,11 @@ class Stack(Recurrent):
         """
         s, found = self.encoder(u), []
         for layer, z in zip(self._layers, self.split(x), strict=True):
-            both = layer.fused(s, z, self.dt, self.solver) if fused else None
+            v = layer.norm(s, valid)
+            both = layer.fused(s, v, z, self.dt, self.solver) if fused else None
             if both is not None and holds(both[1].isfinite()):
                 s, own = both
             else:
-                v = layer.norm(s, valid)
                 own, states = move(layer, v, z)
                 s = layer.out(s, v, states)
             found.append(own)

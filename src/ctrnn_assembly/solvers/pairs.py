@@ -24,7 +24,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.schemes import Scheme, pair_matrices
 from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.terms import Terms
@@ -42,7 +42,9 @@ def is_paired(terms: Terms, x0: Tensor) -> bool:
     """Whether this loop can run: units 2k and 2k + 1 coupled and no others, a known phi outside."""
     n = terms.n
     single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
-    known = len(terms.pre.runs) == 1 and terms.pre.runs[0][0].name in PHIS and terms.post.is_identity
+    phi, *others = [phi for phi, _ in terms.pre.runs]
+    named = phi.name in PHIS and phi == ACTIVATIONS[phi.name]  # not one's own under that name
+    known = named and not others and terms.post.is_identity
     coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
     return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
 
