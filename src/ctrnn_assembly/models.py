@@ -243,10 +243,7 @@ def output_size(config: Any) -> int:
 
 
 def unused_settings(config: Any) -> list[str]:
-    """Settings that do nothing in a configuration's model, a sentence each.
-
-    A value that is None, or that some model starts from, counts as not given.
-    """
+    """Settings that do nothing in a configuration's model and are no model's start, a sentence each."""
     given, starts = _read(config), [row.settings for row in MODELS.values()]
     own = {"model", *_row(given["model"]).settings}
     return [

@@ -119,10 +119,7 @@ class Recurrent(nn.Module, ABC):
         return x
 
     def step(self, u: Tensor, x: Tensor) -> Tensor:
-        """The state one sample later: u (batch, m), x (batch, state_size) -> (batch, state_size).
-
-        Plain torch operations, which `torch.func` differentiates; `forward` up to rounding.
-        """
+        """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
         u, x = as_tensor("u", u, self._like), as_tensor("x", x, self._like)
         if u.ndim != 2 or u.shape[1] != self.input_size:
             raise ShapeError(

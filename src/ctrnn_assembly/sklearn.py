@@ -134,10 +134,7 @@ class Assembly(BaseEstimator):
 
 
 class AssemblyClassifier(ClassifierMixin, Assembly):
-    """Classes of series by a certified net, of the settings of `Assembly`.
-
-    Fitted, it has `classes_`, `certificate_`, and of its training `summary_`.
-    """
+    """Classes of series; settings of `Assembly`. Fitted: `classes_`, `certificate_`, `summary_`."""
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on series X and classes y, (n,), numbers or texts."""
@@ -159,10 +156,7 @@ class AssemblyClassifier(ClassifierMixin, Assembly):
 
 
 class AssemblyRegressor(RegressorMixin, Assembly):
-    """Values of series by a certified net, of the settings of `Assembly`.
-
-    Fitted, it has `certificate_`, and of its training `summary_`.
-    """
+    """Values of series; settings of `Assembly`. Fitted: `certificate_`, and of training `summary_`."""
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -305,10 +305,7 @@ class PixelSequence:
 
 
 def cropped_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of (B, C, H, W) shifted by up to W // 8 pixels, and half of them mirrored.
-
-    Numbers are drawn on the generator's device: a CPU one gives the same epoch on every device.
-    """
+    """Each image of (B, C, H, W) shifted by up to W // 8 pixels, and half of them mirrored."""
 
     def draw(high: int) -> Tensor:
         r = torch.randint(high, (len(x), 1), generator=generator, device=generator.device)

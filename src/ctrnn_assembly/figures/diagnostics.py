@@ -293,10 +293,7 @@ def fixed_points_figure(
 
 @style.printed
 def gsc_figure(rows: Sequence[dict[str, Any]], *, title: str) -> Figure:
-    """The gradient scale coefficient GSC(t, T), and the norm of the Jacobian with its certified bound.
-
-    A row has step, gsc, jacobian and jacobian_bound; None where there is no value.
-    """
+    """GSC(t, T), and the norm of the Jacobian with its certified bound, of rows with these keys."""
     curves = (
         ("gsc", "GSC(t, T)", COLOURS[0], "o-"),
         ("jacobian", "||dx(T) / dx(t)||, root mean square", COLOURS[2], "s--"),

@@ -1,7 +1,4 @@
-"""A run on one HTML page that needs nothing but itself: escaped text, tables, and pictures inside.
-
-Pictures are SVG as data URIs: each is a document of its own, so that their ids cannot collide.
-"""
+"""A run on one HTML page that needs nothing but itself: escaped text, tables, SVG as data URIs."""
 
 import json
 from base64 import b64encode

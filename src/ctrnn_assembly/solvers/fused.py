@@ -536,10 +536,7 @@ def _record(
 def _gradients(
     form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
 ) -> tuple[Tensor | None, ...]:
-    """Those of x0, inputs and tensors, where needed; given the gradient and what was saved.
-
-    The gradient is (T + 1, batch, n) or (1, batch, n).
-    """
+    """Those of x0, inputs and tensors, where needed; given that of (T + 1 or 1, batch, n) states."""
     grad, stored, inputs, dt, *tensors = given
     kernel = FusedKernel(form, tensors)
     forward = (kernel.W, kernel.P, kernel.Q, kernel.R, *kernel.K)

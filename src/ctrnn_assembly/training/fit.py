@@ -66,10 +66,7 @@ def say(line: str) -> None:
 
 @dataclass
 class Training:
-    """A run, and between two epochs how far it has come; `model` is `net` as Fabric set it up.
-
-    `epoch` counts the epochs behind it, of which `rows` has what metrics.csv says.
-    """
+    """A run, and how far it has come between two epochs; `model` is `net` as Fabric set it up."""
 
     config: TrainConfig
     fabric: Fabric
@@ -373,10 +370,7 @@ def located(where: str) -> Iterator[None]:
 
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Numbers below 1e-38 are zero in this thread, on CPUs that can do so.
-
-    Fading gradients end among them: `nn.LSTM`'s backward pass over 196 steps took 15 s, 1 s without.
-    """
+    """Numbers below 1e-38 are zero in this thread: with them fading gradients take 15 times as long."""
     # PyTorch sets the mode and does not tell it.
     flushed_before = torch.tensor(1e-40, dtype=torch.float32).item() == 0.0
     torch.set_flush_denormal(True)

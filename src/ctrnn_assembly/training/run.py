@@ -310,10 +310,7 @@ class Run:
         return f"{self.config.model} on {self.task_as_used}{kinds.get(self.weights.kind, '')}"
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Weights, settings, certificate with the hash of the weights, and a model card, to pass on.
-
-        Every command takes the folder as a run; no path of this machine is in it.
-        """
+        """Weights, settings, certificate with their hash, and a model card: a run to pass on."""
         out, prepared = Path(folder), self.path and self.path / PREPARATION
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"{out} must be a new folder, or an empty one. Name another.")

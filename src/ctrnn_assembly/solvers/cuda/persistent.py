@@ -71,10 +71,7 @@ def why_not(form: Form, plan: Plan, x0: Any, *tensors: Tensor | None) -> str | N
 
 
 def layout(n: int, block: int, width: int) -> dict[str, int]:
-    """How n units lie in square tiles, as `kernels` names it: each block starts a tile of its own.
-
-    `width` is the most units that a kernel computes at once, a power of two.
-    """
+    """How n units lie in square tiles, as `kernels` names it; `width`, a power of two, is a group's."""
     tile = 16 if block <= 16 else 32  # a power of two, and no less than tensor cores multiply
     per_block = -(-block // tile)
     tiles = n // block * per_block
@@ -84,10 +81,7 @@ def layout(n: int, block: int, width: int) -> dict[str, int]:
 
 
 def packed(A: Tensor | None, shape: dict[str, int], low: bool) -> tuple[str, Any]:
-    """The kind and the (in, out) tiles of a matrix: None, (n,), (n, n), or blocks (p, k, k).
-
-    `low` rounds the tiles to bf16, which the kernel multiplies; diagonals stay exact.
-    """
+    """Kind and (in, out) tiles, by `low` in bf16, of None, (n,), (n, n), or blocks (p, k, k)."""
     if A is None:
         return "none", None
     if A.ndim == 1:
