@@ -74,6 +74,8 @@ def test_a_replayed_solve_equals_a_direct_one(
         for scale in (1.0, 0.5):  # the second is a replay with other values
             terms = field(kind, pairs)  # type: ignore[arg-type]
             terms = terms.mapped(lambda t, scale=scale: scale * t)
+            if solver is not fused_euler:  # recorded imex is dense, with a gradient of all of L
+                terms = replace(terms, pairs=())
             options = {"save": save, "recompute": recompute}
             direct = everything(solver, terms, **options)
             replay = everything(partial(solver, backend="graph"), terms, **options)
