@@ -87,7 +87,7 @@ class Plan:
     whole: bool  # stores every state, else the first of each segment
     few: bool  # never all of them, whatever gradients are wanted
     length: int  # steps of a segment
-    way: str = "fused"  # or "graph", "persistent"
+    way: str = "fused"  # or "graph", "persistent", "compiled"
 
     def segments(self, steps: int) -> list[tuple[int, int]]:
         """(start, end) of consecutive pieces of time, in order."""
@@ -107,7 +107,8 @@ def prepared(
         given: as of `schemes.integrate`; steps of equal length unless the scheme has an increment.
         save, recompute, matmul_precision: as of `solvers.solve`.
         backend: as of `solvers.solve`, but for plain. "graph" records both passes as CUDA graphs, and
-            replays these where the shapes are the same; "persistent" has one Triton kernel for each.
+            replays these where the shapes are the same; "persistent" has one Triton kernel for each;
+            "compiled" is `solvers.compiled`, if all states are stored.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     recorded = backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda")
@@ -119,7 +120,11 @@ def prepared(
     length = max(1, math.isqrt(len(dt))) if few else SEGMENT
     plan = Plan(every, every or (learns and not few), few, length)
     if recorded:
-        plan = replace(plan, way=_on_cuda("check").way_of(backend, form, plan, x0, *tensors))
+        plan = replace(plan, way=_loaded("check").way_of(backend, form, plan, x0, *tensors))
+    if backend == "compiled" and plan.whole:
+        plan, (batch, n) = replace(plan, way=backend), x0.shape
+        full = _loaded(backend).padded(x0, *tensors)
+        return lambda: Integrate.apply(form, plan, *full)[:, :batch, :n]
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
 
@@ -425,14 +430,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(-3, -2)
 
 
-def _on_cuda(name: str) -> Any:
-    """A module of `solvers.cuda`, imported when a solve asks for it."""
-    return import_module(f"ctrnn_assembly.solvers.cuda.{name}")
+def _loaded(name: str) -> Any:
+    """A module of `solvers.cuda`, or `compiled`, imported when a solve asks for it."""
+    return import_module(f"ctrnn_assembly.solvers.{'' if name == 'compiled' else 'cuda.'}{name}")
 
 
 def _rounded(form: Form) -> AbstractContextManager[None]:
     """Products of tf32 operands, if the form asks for them."""
-    return _on_cuda("graph").tf32() if form.matmul_precision == "tf32" else nullcontext()
+    return _loaded("graph").tf32() if form.matmul_precision == "tf32" else nullcontext()
 
 
 class Integrate(torch.autograd.Function):
@@ -445,13 +450,15 @@ class Integrate(torch.autograd.Function):
         with _rounded(form):
             if plan.way == "graph":
                 given = (x0, inputs, dt, *tensors)
-                stored, last = _on_cuda("graph").replayed(_record, (form, plan), given)
-            elif plan.way == "persistent":
-                stored, last = _on_cuda("persistent").forward(form, plan, x0, inputs, dt, *tensors)
+                stored, last = _loaded("graph").replayed(_record, (form, plan), given)
+            elif plan.way in ("persistent", "compiled"):
+                stored, last = _loaded(plan.way).forward(form, plan, x0, inputs, dt, *tensors)
             else:  # written out: `_record` would be one more frame in every step
                 first = form.ordered(x0[None])
                 stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
         ctx.save_for_backward(stored, x0, inputs, dt, *tensors)
+        if plan.way == "compiled":
+            return last
         if plan.every:
             return form.flat(stored).contiguous()
         return form.flat(last).clone(memory_format=torch.contiguous_format)
@@ -471,10 +478,10 @@ class Integrate(torch.autograd.Function):
         # As in the forward pass.
         with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
             if ctx.plan.way == "graph":
-                found = _on_cuda("graph").replayed(_gradients, fixed, given)
+                found = _loaded("graph").replayed(_gradients, fixed, given)
             else:
-                kernels = ctx.plan.way == "persistent"
-                found = (_on_cuda("persistent").gradients if kernels else _gradients)(*fixed, *given)
+                way = ctx.plan.way
+                found = (_gradients if way == "fused" else _loaded(way).gradients)(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
 
 

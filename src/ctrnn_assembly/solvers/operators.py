@@ -52,34 +52,25 @@ class Dense:
     def __init__(self, A: Tensor, apart: bool = False, low: bool = False) -> None:
         self.A, self.apart, self.low = A, apart, low
         self.rows = None if apart or A.ndim == 2 else (-1, *A.shape[:2])  # as which blocks are seen
-        self.out = self.blocks = A.new_empty(0)  # of `product`
         # Transposed once: a product with a transposed view is slower at every step.
         self.right = (A.bfloat16() if low else A).mT.contiguous()
         self.times: Callable[..., Tensor] = torch.mm if A.ndim == 2 else torch.bmm
         self.add_times: Callable[..., Tensor] = Tensor.addmm_ if A.ndim == 2 else Tensor.baddbmm_
 
+    def _seen(self, *x: Tensor) -> tuple[Tensor, ...]:
+        return x if self.rows is None else tuple(a.view(self.rows).transpose(0, 1) for a in x)
+
     def add(self, out: Tensor, x: Tensor) -> None:
-        if self.rows is not None:
-            out, x = out.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
+        out, x = self._seen(out, x)
         if self.low:
             out.add_(self.times(x.bfloat16(), self.right))
         else:
             self.add_times(out, x, self.right)
 
     def product(self, x: Tensor) -> Tensor:
-        if self.rows is None and self.low:
-            return self.times(x.bfloat16(), self.right).to(x.dtype)
-        if self.rows is None:
-            return self.times(x, self.right)
-        if self.out.shape != x.shape:
-            self.out = x.new_empty(x.shape)
-            self.blocks = self.out.view(self.rows).transpose(0, 1)
-        x = x.view(self.rows).transpose(0, 1)
-        if self.low:
-            self.blocks.copy_(torch.bmm(x.bfloat16(), self.right))
-        else:
-            self.blocks.baddbmm_(x, self.right, beta=0)
-        return self.out
+        (seen,) = self._seen(x)
+        found = self.times(seen.bfloat16() if self.low else seen, self.right).to(x.dtype)
+        return found if self.rows is None else found.transpose(0, 1).reshape(x.shape)
 
     def apply_(self, x: Tensor) -> None:
         x.copy_(self.product(x))
@@ -89,8 +80,7 @@ class Dense:
 
     def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None:
         total = total.view(self.A.shape) if self.A.ndim == 3 else total
-        if self.rows is not None:
-            v, x = v.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
+        v, x = self._seen(v, x)
         if self.low:
             total.add_(self.times(v.bfloat16().mT, x.bfloat16()))
         elif x.shape[-1] < v.shape[-1]:  # few inputs: a product with few columns takes ten times as long

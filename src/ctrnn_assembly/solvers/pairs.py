@@ -31,10 +31,11 @@ from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
 # phi, and phi' by the value y = phi(x), as functions of one number that numba can inline.
-PHIS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    "identity": (lambda x: x, lambda y: y * 0 + 1),
-    "relu": (lambda x: max(x, x * 0), lambda y: y * 0 + (y > 0)),
-    "tanh": (lambda x: np.tanh(x), lambda y: 1 - y * y),
+PHIS: dict[Activation, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    ACTIVATIONS["identity"]: (lambda x: x, lambda y: y * 0 + 1),
+    ACTIVATIONS["relu"]: (lambda x: max(x, x * 0), lambda y: y * 0 + (y > 0)),
+    ACTIVATIONS["tanh"]: (lambda x: np.tanh(x), lambda y: 1 - y * y),
+    ACTIVATIONS["sigmoid"]: (lambda x: 1 / (1 + np.exp(-x)), lambda y: y * (1 - y)),
 }
 
 
@@ -42,9 +43,7 @@ def is_paired(terms: Terms, x0: Tensor) -> bool:
     """Whether this loop can run: units 2k and 2k + 1 coupled and no others, a known phi outside."""
     n = terms.n
     single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
-    phi, *others = [phi for phi, _ in terms.pre.runs]
-    named = phi.name in PHIS and phi == ACTIVATIONS[phi.name]  # not one's own under that name
-    known = named and not others and terms.post.is_identity
+    known = len(terms.pre.runs) == 1 and terms.pre.runs[0][0] in PHIS and terms.post.is_identity
     coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
     return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
 
@@ -99,7 +98,7 @@ class _Integrate(torch.autograd.Function):
         *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        kernels(phi.name, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        kernels(phi, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
         result = torch.from_numpy(states)
         ctx.kind = phi, which
         ctx.save_for_backward(*tensors, result)
@@ -115,7 +114,7 @@ class _Integrate(torch.autograd.Function):
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
         found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        adjoint = kernels(phi.name, A.dtype)[1]
+        adjoint = kernels(phi, A.dtype)[1]
         adjoint(A, C, w, e, np.ascontiguousarray(which), states, lam, *found)
         return None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
 
@@ -136,15 +135,22 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
     return torch.stack([M[:, 0] * y + M[:, 1] * z, M[:, 2] * y + M[:, 3] * z], -1).flatten(1)
 
 
+def compiled_pair(phi: Activation, dtype: Any, compiled: Callable[..., Any]) -> tuple[Any, Any]:
+    """phi and its slope in a precision, for the code of numba."""
+    functions = PHIS[phi]
+    if phi.name == "tanh" and dtype == np.float32:
+        functions = tanh_float32, functions[1]
+    return compiled(functions[0]), compiled(functions[1])
+
+
 @cache
-def kernels(name: str, dtype: Any) -> tuple[Any, Any]:
+def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
     """The compiled forward and adjoint loops of an activation and a precision."""
     import numba
 
     fast = {"contract", "reassoc", "nsz", "arcp"}
     compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
-    single = name == "tanh" and dtype == np.float32
-    phi, slope = map(compiled, (tanh_float32, PHIS[name][1]) if single else PHIS[name])
+    phi, slope = compiled_pair(phi, dtype, compiled)
 
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:

@@ -1,0 +1,174 @@
+"""The compiled loop equals its plain twin in states and all gradients; `solve` takes it by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
+from ctrnn_assembly.schemes import SCHEMES
+from ctrnn_assembly.solvers import WORTH, compiled, fused, solve
+from ctrnn_assembly.solvers.pairs import PHIS
+from ctrnn_assembly.terms import Terms
+from solver_problems import F64, mixed, normal, one_module, rng
+from solver_problems import one_thread as one_thread
+
+PAIRS = [(0, 1), (2, 3)]
+
+
+def field(kind: str) -> Terms:
+    """An odd dense module, or 6 modules of 16 with diagonal or dense W and few, all or no pairs."""
+    if kind == "dense":
+        return one_module("tanh", "x", 13)
+    constraint, pairs = {
+        "diagonal": (AdaDiagTanh, PAIRS),
+        "blocks": (SingularValueBounded, PAIRS),
+        "all": (SingularValueBounded, "all"),
+        "none": (AdaDiagTanh, "none"),
+    }[kind]
+    parts = [Subnetwork(constraint("tanh"), 16, generator=rng(k)) for k in range(6)]
+    terms = couple(parts, pairs, generator=rng(9)).double().terms()  # type: ignore[arg-type]
+    terms = terms.mapped(lambda t: t.detach().clone())
+    bias = normal(terms.n, seed=5)
+    return replace(terms, bias=bias, W_in=normal(terms.n, 2, seed=6))
+
+
+def leaves_of(terms: Terms, batch: int, steps: int, drive: str = "driven") -> tuple[Terms, Any, Any]:
+    """The terms, x0 and the drive as leaves of autograd."""
+    terms = terms if drive == "driven" else replace(terms, W_in=None)
+    terms = terms.mapped(lambda t: t.detach().clone().requires_grad_())
+    m = {"driven": 2, "full": terms.n, "none": 0}[drive]
+    u = normal(steps, batch, m, seed=2).requires_grad_() if m else None
+    return terms, normal(batch, terms.n, seed=1).requires_grad_(), u
+
+
+def compare(
+    terms: Terms,
+    scheme: str = "euler",
+    batch: int = 5,
+    steps: int = 70,
+    save: str = "all",
+    drive: str = "driven",
+) -> None:
+    terms, x0, u = leaves_of(terms, batch, steps, drive)
+    given: Any = (SCHEMES[scheme], terms, x0, u, torch.full((steps, 1), 0.05, dtype=F64))
+    form, inputs, lengths, *tensors = fused.fused_step(*given, "full")
+    loop = fused.prepared(*given, save=save, backend="compiled")  # type: ignore[arg-type]
+    found = loop()
+    expected = fused.plain_states(form, lengths, x0, inputs, *tensors)[-len(found) :]
+    assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    weights, leaves = normal(*found.shape, seed=3), [*terms.tensors(), x0, *([] if u is None else [u])]
+    for leaf, a, b in zip(
+        leaves,
+        torch.autograd.grad((found * weights).sum(), leaves, allow_unused=True),
+        torch.autograd.grad((expected * weights).sum(), leaves, allow_unused=True),
+        strict=True,
+    ):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.shape == leaf.shape
+            assert b.count_nonzero()
+            assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("save", ["all", "last"])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("kind", ["dense", "diagonal", "blocks", "all", "none"])
+def test_every_structure_and_scheme_equals_the_plain_twin(kind: str, scheme: str, save: str) -> None:
+    compare(field(kind), scheme, save=save)
+
+
+@pytest.mark.parametrize("phi", [phi.name for phi in PHIS])
+def test_every_activation(phi: str) -> None:
+    compare(one_module(phi, "x", 7))
+
+
+@pytest.mark.parametrize("drive", ["none", "full"])
+@pytest.mark.parametrize("kind", ["dense", "diagonal"])
+def test_without_inputs_and_with_one_for_every_unit(kind: str, drive: str) -> None:
+    compare(field(kind), drive=drive)
+
+
+@pytest.mark.parametrize(("n", "batch", "steps"), [(1, 1, 1), (16, 4, 64), (17, 9, 65), (33, 3, 130)])
+def test_any_number_of_units_samples_and_steps(n: int, batch: int, steps: int) -> None:
+    compare(one_module("tanh", "x", n), batch=batch, steps=steps)
+
+
+def solved(terms: Terms, batch: int = 40, steps: int = 130, **options: Any) -> tuple[Tensor, Any]:
+    terms, x0, u = leaves_of(terms, batch, steps)
+    x = solve(terms, x0, u=u.transpose(0, 1), **({"dt": 0.05} | options)).x
+    return x, [*terms.tensors(), x0, u]
+
+
+@pytest.mark.parametrize("options", [{}, {"save": "last"}, {"lengths": torch.arange(40) + 3}])
+def test_solve_takes_it_by_itself_and_agrees_with_the_other_loop(options: dict[str, Any]) -> None:
+    found = (solved(field("dense"), backend=backend, **options) for backend in ("auto", "fused"))
+    (x, leaves), (y, same) = found
+    assert not x.equal(y), "auto ran the fused loop"
+    assert_close(x, y, rtol=1e-11, atol=1e-11)
+    got, right = (torch.autograd.grad(a.square().sum(), b) for a, b in ((x, leaves), (y, same)))
+    assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("terms", "options"),
+    [
+        (mixed().terms().driven(normal(23, 2)), {}),
+        (one_module("tanh", "r", 13), {}),
+        (one_module("gelu", "x", 13), {}),
+        (one_module("tanh", "x", 13), {"batch": 2}),
+        (one_module("tanh", "x", 13), {"recompute": "sqrt", "save": "last"}),
+        (one_module("tanh", "x", 13), {"matmul_precision": "bf16"}),
+        (one_module("tanh", "x", 13), {"dt": torch.linspace(0.01, 0.1, 130)}),
+    ],
+)
+def test_what_it_does_not_do_is_left_to_the_other_loop(
+    terms: Terms, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "padded", lambda *given: pytest.fail("the compiled loop ran"))
+    x, _ = solved(terms, **options)
+    assert x.isfinite().all()
+
+
+def test_an_activation_of_ones_own_is_not_taken_for_one_of_the_same_name() -> None:
+    own = Activation("tanh", lambda x: torch.tanh(2 * x), slope=(0.0, 2.0))
+    x, _ = solved(one_module(own, "x", 13))  # type: ignore[arg-type]
+    y, _ = solved(one_module(own, "x", 13), backend="plain")  # type: ignore[arg-type]
+    assert_close(x, y, rtol=1e-11, atol=1e-11)
+
+
+def test_samples_and_units_that_fill_up_are_not_seen() -> None:
+    """Where without inputs a state overflows, with them it does not: no NaN reaches a gradient."""
+    terms = replace(one_module("relu", "x", 3), bias=torch.full((3,), 1e3, dtype=F64))
+    terms = replace(
+        terms, blocks=(3.0 * torch.eye(3, dtype=F64),), L=None, W_in=-1e3 * torch.eye(3, dtype=F64)
+    )
+    terms = terms.mapped(lambda t: t.clone().requires_grad_())
+    x0, u = torch.zeros(5, 3, dtype=F64), torch.full((3000, 5, 3), 1.5, dtype=F64)
+    given: Any = (SCHEMES["euler"], terms, x0, u, torch.full((3000, 1), 0.5, dtype=F64))
+    x = fused.prepared(*given, save="last", backend="compiled")()
+    for gradient in torch.autograd.grad(x.sum(), terms.tensors()):
+        assert gradient.isfinite().all()
+
+
+def test_float32_agrees_with_float64() -> None:
+    terms = field("blocks")
+    x, _ = solved(terms)
+    assert terms.n * 40 * 130 >= WORTH
+    x0, u = (t.float() for t in leaves_of(terms, 40, 130)[1:])
+    y = solve(terms.mapped(Tensor.float), x0, u=u.transpose(0, 1), dt=0.05).x
+    assert_close(x.float(), y, rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_are_those_of_the_plain_loop() -> None:
+    found = []
+    for backend in ("auto", "plain"):
+        x, leaves = solved(field("dense"), backend=backend)
+        (first,) = torch.autograd.grad(x[:, -1].square().sum(), leaves[-2], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), leaves[0])[0])
+    assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
