@@ -13,12 +13,13 @@ torchdiffeq's. A backend is the program that runs their loop:
 | backend | what | where |
 |---|---|---|
 | plain | autograd through every step: differentiable twice, by torch.func, and in dt | everywhere |
-| fused | torch's operations, or one compiled loop, with a hand-written adjoint | everywhere |
+| fused | torch's operations with a hand-written adjoint | everywhere |
 | graph | the same, recorded as CUDA graphs: no Python in the loop over time | CUDA |
 | persistent | one Triton kernel each way, but for an L of few coupled blocks | CUDA |
 | auto | fused on a CPU; on CUDA the last of these that can run this and agrees with fused | |
 
-auto takes plain for steps of several lengths whose pair is not proportional to dt: imex and
+On a CPU auto takes the compiled twin of fused for small or sparse fields, if all states are stored, as
+for gradients; and plain for steps of several lengths whose pair is not proportional to dt: imex and
 exponential-euler have no fused loop for them. graph and persistent have never run on a GPU.
 Under torch.func's transforms and forward-mode derivatives every backend is plain, and so is the backward
 pass of each under create_graph=True.
@@ -317,13 +318,14 @@ def _grid_loop(
     return fused.prepared(*given, backend=backend, **options)
 
 
-def _is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, _: Any, dt: Tensor) -> bool:
+def _is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt: Tensor) -> bool:
     """Whether `solvers.compiled` can run this, and is faster by more than it takes to load numba.
 
     Times on one core: 2 for n = 28 to 128, 1.2 for 256, 0.8 for 512, 2 for 16 x 32 with few pairs.
     """
     one = len(field.pre.runs) == 1 and field.pre.runs[0][0] in pairs.PHIS and not field.edges
     whole = len(field.blocks) == 1 or all(k % 16 == 0 for k in field.sizes)
-    small = field.n <= 256 or (scheme.increment is not None and fused.few_blocks(field) is not None)
-    fits = one and whole and small and field.post.is_identity and x0.dtype.itemsize >= 4
+    small = field.n <= 256 if fused.few_blocks(field) is None else scheme.increment is not None
+    read = drive is None or field.W_in is not None
+    fits = one and whole and small and read and field.post.is_identity and x0.dtype.itemsize >= 4
     return fits and x0.device.type == "cpu" and len(dt) * x0.numel() >= WORTH and fused.same_steps(dt)

@@ -163,8 +163,7 @@ def padded(x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any) -> tupl
         samples = torch.arange(batch + -batch % ROWS).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
     W, P = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P))
-    inputs, E = (pad(inputs, (0, more)), E) if E is None else (inputs, pad(E, (0, 0, 0, more)))
-    return pad(x0, (0, more)), inputs, dt, W, pad(D, (0, more)), P, Q, E
+    return pad(x0, (0, more)), inputs, dt, W, pad(D, (0, more)), P, Q, pad(E, (0, 0, 0, more))
 
 
 def forward(
@@ -172,12 +171,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """All states, (time + 1, batch, n), of padded tensors; and those, or a copy of the last."""
     (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
-    states, E = x0.new_empty(shape) if plan.every else pooled(shape, x0), tensors[4]
+    states = x0.new_empty(shape) if plan.every else pooled(shape, x0)
     states[0] = x0
-    if E is None:
-        states[1:] = inputs
-    else:
-        torch.mm(inputs.flatten(0, 1), E.mT, out=states[1:].view(-1, n))
+    torch.mm(inputs.flatten(0, 1), tensors[4].mT, out=states[1:].view(-1, n))
     (phi, _), data, blocks, *_ = _read(form, n, tensors)
     roll(phi, data, blocks, _flat(states), n, batch * n)
     return states, states if plan.every else states[-1:].clone()
@@ -188,7 +184,7 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """As `fused._gradients`, of what `forward` stored."""
     grad, states, inputs, _, *tensors = given
-    n, step, E, d_inputs, d_E = states.shape[2], states[0].numel(), tensors[4], None, None
+    n, step = states.shape[2], states[0].numel()
     lam = pooled(states.shape, states)
     lam[: -len(grad)], lam[-len(grad) :] = 0, grad
     (phi, slope), data, blocks, *turned = _read(form, n, tensors)
@@ -200,11 +196,9 @@ def gradients(
     found = (A if A is None else next(parts).view_as(A) for A in tensors[:3])
     found = (A.mT if A is not None and A.ndim > 1 else A for A in found)
     rows = lam[1:].view(-1, n)
-    if needed[1]:
-        d_inputs = lam[1:].clone() if E is None else (rows @ E).view(inputs.shape)
-    if needed[6]:
-        d_E = (inputs.flatten(0, 1).mT @ rows).mT  # a product with few columns takes ten times as long
-    return lam[0].clone(), d_inputs, *found, None, d_E
+    d_inputs = (rows @ tensors[4]).view(inputs.shape) if needed[1] else None
+    # The other way round: a product with few columns takes ten times as long.
+    return lam[0].clone(), d_inputs, *found, None, (inputs.flatten(0, 1).mT @ rows).mT
 
 
 def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
@@ -217,7 +211,7 @@ def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
         if A is None:
             continue
         k, first = 0 if A.ndim == 1 else A.shape[-1], sum(map(len, found[0]))
-        places = [(i, i) for i in range(1 if A.ndim == 1 else A.numel() // k**2)]
+        places = [(i, i) for i in range(A.numel() // k**2 if k else 1)]
         if A is tensors[2] and form.pattern is not None:
             places = [*zip(form.pattern.rows, form.pattern.columns, strict=True)]
         for m, (i, j) in enumerate(places):
@@ -225,10 +219,9 @@ def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
             found[3].append((k * j + start, k * i, k, first + m * k * k))
         found[0].append(_flat(A.mT if k else A))
         found[2].append(_flat(A))
-    phis = maps(form.pre.runs[0][0], found[0][0].dtype)
-    return phis, *(
-        np.concatenate(each) if k % 2 == 0 else np.array(each) for k, each in enumerate(found)
-    )
+    data, blocks, turned_data, turned = found
+    phis = maps(form.pre.runs[0][0], data[0].dtype)
+    return phis, np.concatenate(data), np.array(blocks), np.concatenate(turned_data), np.array(turned)
 
 
 def _flat(x: Tensor) -> Any:
