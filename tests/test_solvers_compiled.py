@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
 from ctrnn_assembly.schemes import SCHEMES
-from ctrnn_assembly.solvers import WORTH, compiled, fused, solve
+from ctrnn_assembly.solvers import compiled, fused, solve
 from ctrnn_assembly.solvers.pairs import PHIS
 from ctrnn_assembly.terms import Terms
 from solver_problems import F64, mixed, normal, one_module, rng
@@ -158,7 +158,6 @@ def test_samples_and_units_that_fill_up_are_not_seen() -> None:
 def test_float32_agrees_with_float64() -> None:
     terms = field("blocks")
     x, _ = solved(terms)
-    assert terms.n * 40 * 130 >= WORTH
     x0, u = (t.float() for t in leaves_of(terms, 40, 130)[1:])
     y = solve(terms.mapped(Tensor.float), x0, u=u.transpose(0, 1), dt=0.05).x
     assert_close(x.float(), y, rtol=1e-5, atol=1e-5)

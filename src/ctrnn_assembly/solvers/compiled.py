@@ -5,10 +5,8 @@
 ROWS samples go through all steps together. A product with a block is `multiply`: vectors of LANES of
 its entries times the numbers of these samples; the weight gradients are the same, over CHUNK rows of
 time and batch at once. Nothing is copied: e lies where the states will, and every dE/dx is summed in
-its place. A step costs the nonzero entries of W and P times the batch, and moves its state once.
-
-Formulas and the plain twin are those of `fused`, for post the identity and equal steps. Compiled by
-numba at first use (seconds, kept on disk), for float32 and float64.
+its place. Formulas and the plain twin are those of `fused`, for post the identity and equal steps.
+Compiled by numba at first use (seconds, kept on disk), for float32 and float64.
 """
 
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
@@ -83,7 +81,7 @@ def add(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
     for block in range(len(blocks)):
         row, column, width, first = blocks[block]
         for s in range(0, width, LANES):
-            multiply(out, row + s, n, x, column, n, 1, data, first + s, width, width)
+            multiply(out, row + s, n, x, column, n, 1, data, first + s, width, width)  # type: ignore[call-arg]
         for k in range(0, 0 if width else ROWS * n, n):  # a diagonal
             i, j = row + k, column + k
             add_product(out[i : i + n], data[first : first + n], x[j : j + n])
@@ -130,7 +128,7 @@ def add_gradients(phi, sums, blocks, states, lam, n, step):  # type: ignore[no-u
             for r in range(0, width, ROWS):
                 for s in range(0, width, LANES):
                     k = first + r * width + s
-                    multiply(sums, k, width, x, column + r, 1, n, v, row + s, n, size // n)
+                    multiply(sums, k, width, x, column + r, 1, n, v, row + s, n, size // n)  # type: ignore[call-arg]
             for k in range(0, 0 if width else size, n):
                 i = column + k
                 add_product(sums[first : first + n], v[k : k + n], x[i : i + n])
@@ -189,7 +187,7 @@ def gradients(
     lam[: -len(grad)], lam[-len(grad) :] = 0, grad
     (phi, slope), data, blocks, *turned = _read(form, n, tensors)
     flat, sums = (_flat(states), _flat(lam)), np.zeros_like(data)
-    adjoint(phi, slope, *turned, *flat, n, step)
+    adjoint(phi, slope, *turned, *flat, n, step)  # type: ignore[call-arg]
     blocks[blocks[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
     add_gradients(phi, sums, blocks, *flat, n, step)
     parts = iter(torch.from_numpy(sums).split([A.numel() for A in tensors[:3] if A is not None]))

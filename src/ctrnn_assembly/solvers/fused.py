@@ -42,7 +42,7 @@ from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.schemes import SCHEMES, Scheme, step_pair
 from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
-from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, Identity, indices
+from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, indices
 from ctrnn_assembly.terms import Terms
 
 Save = Literal["all", "last"]
@@ -107,8 +107,8 @@ def prepared(
         given: as of `schemes.integrate`; steps of equal length unless the scheme has an increment.
         save, recompute, matmul_precision: as of `solvers.solve`.
         backend: as of `solvers.solve`, but for plain. "graph" records both passes as CUDA graphs, and
-            replays these where the shapes are the same; "persistent" has one Triton kernel for each;
-            "compiled" is `solvers.compiled`, if all states are stored.
+            replays these where the shapes are the same; "persistent" has one Triton kernel for each,
+            and "compiled" machine code on a CPU, if all states are stored.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     recorded = backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda")
@@ -280,7 +280,7 @@ class FusedKernel:
         if form.implicit is not None:
             self.R = Eliminated(R[0], form.implicit) if form.implicit else Dense(*R)
         self.Q = self._operator(Q, low)
-        self.E = Identity() if E is None else self._operator(E)
+        self.E = self._operator(torch.ones_like(D) if E is None else E)
         self.K = [self._operator(each, low) for each in K]
 
     def _operator(self, A: Tensor | None, low: bool = False) -> Any:

@@ -17,16 +17,6 @@ import torch
 from torch import Tensor
 
 
-class Identity:
-    """I, of inputs that are e itself, and have no gradient here."""
-
-    def add(self, out: Tensor, x: Tensor) -> None:
-        out.add_(x)
-
-    def product(self, x: Tensor) -> Tensor:
-        return x.clone(memory_format=torch.contiguous_format)
-
-
 class Diagonal:
     """diag(w), for w (n,), or (blocks, 1, k) for rows (blocks, rows, k)."""
 

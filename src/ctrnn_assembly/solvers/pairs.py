@@ -137,10 +137,9 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 
 def compiled_pair(phi: Activation, dtype: Any, compiled: Callable[..., Any]) -> tuple[Any, Any]:
     """phi and its slope in a precision, for the code of numba."""
-    functions = PHIS[phi]
-    if phi.name == "tanh" and dtype == np.float32:
-        functions = tanh_float32, functions[1]
-    return compiled(functions[0]), compiled(functions[1])
+    single = phi.name == "tanh" and dtype == np.float32
+    found, slope = (tanh_float32, PHIS[phi][1]) if single else PHIS[phi]
+    return compiled(found), compiled(slope)
 
 
 @cache
