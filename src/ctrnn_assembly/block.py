@@ -62,11 +62,11 @@ class SequenceNorm(nn.Module):
             return F.layer_norm(s, s.shape[-1:], self.weight, self.bias, self.eps)
         if self.kind == "rms":
             return F.rms_norm(s, s.shape[-1:], self.weight, self.eps) + self.bias
-        among = self.training and valid is not None
-        rows = s[valid] if among else s.reshape(-1, s.shape[-1])
+        valid = valid if self.training else None
+        rows = s.reshape(-1, s.shape[-1]) if valid is None else s[valid]
         of = self.mean, self.var, self.weight, self.bias
         v = F.batch_norm(rows, *of, self.training and len(rows) > 1, 0.1, self.eps)
-        return torch.zeros_like(s).masked_scatter(valid[..., None], v) if among else v.view_as(s)
+        return v.view_as(s) if valid is None else torch.zeros_like(s).masked_scatter(valid[..., None], v)
 
     def slopes(self) -> Tensor:
         """(width,) or (1,): in evaluation mode |X (v - v')| <= ||X diag(slopes)|| |s - s'| for any X."""
