@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numba
 import pytest
 import torch
 from torch import Tensor
@@ -170,3 +171,13 @@ def test_second_derivatives_are_those_of_the_plain_loop() -> None:
         (first,) = torch.autograd.grad(x[:, -1].square().sum(), leaves[-2], create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), leaves[0])[0])
     assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_without_a_folder_to_keep_machine_code_it_is_compiled_every_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of an install that nobody may write to."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(compiled.add.py_func)
+    assert compiled.compiled(lambda x: x + 1)(1) == 2

@@ -10,6 +10,7 @@ Compiled by numba at first use (seconds, kept on disk), for float32 and float64.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -29,7 +30,12 @@ LANES, ROWS = 16, 4
 CHUNK = 64  # rows
 
 
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+def compiled(function: Any) -> Any:
+    """`function` as machine code, kept on disk where numba finds a folder that it can write to."""
+    made = numba.njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):
+        made.enable_caching()
+    return made
 
 
 @intrinsic
@@ -187,7 +193,7 @@ def gradients(
     lam[: -len(grad)], lam[-len(grad) :] = 0, grad
     (phi, slope), data, blocks, *turned = _read(form, n, tensors)
     flat, sums = (_flat(states), _flat(lam)), np.zeros_like(data)
-    adjoint(phi, slope, *turned, *flat, n, step)  # type: ignore[call-arg]
+    adjoint(phi, slope, *turned, *flat, n, step)
     blocks[blocks[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
     add_gradients(phi, sums, blocks, *flat, n, step)
     parts = iter(torch.from_numpy(sums).split([A.numel() for A in tensors[:3] if A is not None]))
