@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -100,7 +101,19 @@ def test_other_fields_are_left_to_the_other_loops(change):
     assert not pairs.is_paired(changed[change], normal(BATCH, N))
 
 
+@pytest.mark.parametrize("name", ["tanh", "gelu"])
+def test_approximations_of_float32_and_their_slopes_are_within_a_millionth(name):
+    x = torch.linspace(-12, 12, 4001)
+    phi, slope = pairs.pointwise(ACTIVATIONS[name], np.dtype(np.float32))
+    found = torch.tensor([(phi(a), slope(a, phi(a))) for a in x.numpy()])
+    exact = x.double().requires_grad_()
+    y = ACTIVATIONS[name](exact)
+    (dy,) = torch.autograd.grad(y.sum(), exact)
+    assert_close(found.double(), torch.stack([y, dy], 1).detach(), rtol=0, atol=1.2e-6)
+
+
 def test_an_activation_of_ones_own_under_a_known_name_is_not_taken_for_it():
     own = Activation("tanh", torch.sin, (-1.0, 1.0))
-    changed = replace(problem("tanh").detach_cpu(), pre=Elementwise(((own, N),)))
+    terms = problem("tanh").detach_cpu()
+    changed = replace(terms, pre=Elementwise(((own, N),)))
     assert not pairs.is_paired(changed, normal(BATCH, N))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctrnn_assembly.activations import Activation, activation
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
 from ctrnn_assembly.certificates.cascade import LayerBound
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.dissipation import LayerSystem
@@ -30,12 +30,14 @@ from ctrnn_assembly.recurrent import is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, step_pair
 from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.solvers.grid import overflow, step_grid
+from ctrnn_assembly.solvers.layer import CompiledLayer
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, transformed
 
 Norm = Literal["batch", "layer", "rms", "none"]
 Mix = Literal["linear", "glu", "tanh-glu", "mlp"]
+LARGE = 2**16  # numbers in a batch, from which on a compiled layer is worth its compilation
 DENSE_SYSTEM = 384  # above this size, 2 (units + width), a Riccati equation takes too long
 
 
@@ -192,19 +194,20 @@ class Layer(nn.Module):
     def fused(
         self, s: Tensor, v: Tensor, x0: Tensor, dt: float, solver: str
     ) -> tuple[Tensor, Tensor] | None:
-        """As `drive`, solver and `out` with fewer passes over (batch, time, width), which cost more than
-        the recurrence; None where it cannot be."""
-        terms = self.terms()
+        """As `drive`, solver and `out`, compiled; None where it cannot be, or is not worth it."""
+        terms, gate = self.terms(), {"tanh-glu": "tanh", "glu": "identity"}.get(self.mix.kind, "")
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return None
-        known = self.B.bias is None and terms.W_in is None and solver in SCHEMES
-        if not (known and pairs.is_paired(terms, x0) and x0.dtype == terms.tau.dtype):
+        known = gate in ACTIVATIONS and self.phi in pairs.PHIS and self.B.bias is None
+        known = known and terms.W_in is None and solver in SCHEMES and s.numel() >= LARGE
+        if not (known and pairs.is_paired(terms, x0) and s.dtype == x0.dtype == terms.tau.dtype):
             return None
         B = self.B.weight * torch.tanh(dt / (2 * terms.tau)).rsqrt()[:, None]
-        e, step = F.linear(v, B, terms.bias), torch.tensor([[dt]], dtype=s.dtype)
-        x = pairs.states(SCHEMES[solver], terms, x0, e, step)
-        y = self.mix(self.phi(torch.addcmul(self.C(x[:, 1:]), self.d, v)))
-        return torch.addcmul(s, self.scale * self.mask(s)[:, None], y), x[:, -1]
+        return CompiledLayer.apply(
+            (terms.pre.runs[0][0], self.phi, ACTIVATIONS[gate]), s, self.scale * self.mask(s), x0, v,
+            *pairs.weights(SCHEMES[solver], terms, torch.tensor([dt], dtype=s.dtype)), B.mT, terms.bias,
+            self.C.weight.mT, self.C.bias, self.d, self.mix.inner.weight.mT, self.mix.inner.bias,
+        )  # fmt: skip
 
     def gated(
         self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any

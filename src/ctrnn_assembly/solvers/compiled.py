@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctrnn_assembly.solvers.fused import Form, Plan, pooled
-from ctrnn_assembly.solvers.pairs import compiled_pair
+from ctrnn_assembly.solvers.pairs import pointwise
 
 LANES, ROWS = 16, 4
 CHUNK = 64  # rows
@@ -115,7 +115,7 @@ def adjoint(phi, slope, data, blocks, states, lam, n, step):  # type: ignore[no-
             both[:] = 0
             add(both, n, lam[at + step : at + step + size], data, blocks)
             phi(states[at : at + size], p)
-            slope(p, both[size:])
+            slope(states[at : at + size], p, both[size:])
             out = lam[at : at + size]
             out += both[:size]
             out += both[size:]
@@ -142,8 +142,8 @@ def add_gradients(phi, sums, blocks, states, lam, n, step):  # type: ignore[no-u
 
 @cache
 def maps(phi: Any, dtype: Any) -> tuple[Any, Any]:
-    """y = phi(x), and v *= phi'(x) by y, as functions of arrays that compiled loops are given."""
-    phi, slope = compiled_pair(phi, dtype, numba.njit(fastmath=True))
+    """y = phi(x), and v *= phi'(x) by x and y, as functions of arrays that compiled loops are given."""
+    phi, slope = pointwise(phi, dtype)
     array = numba.from_dtype(dtype)[::1]
 
     @numba.cfunc(numba.void(array, array))
@@ -151,10 +151,10 @@ def maps(phi: Any, dtype: Any) -> tuple[Any, Any]:
         for k in range(len(x)):
             y[k] = phi(x[k])
 
-    @numba.cfunc(numba.void(array, array))
-    def backward(y, v):  # type: ignore[no-untyped-def]
+    @numba.cfunc(numba.void(array, array, array))
+    def backward(x, y, v):  # type: ignore[no-untyped-def]
         for k in range(len(y)):
-            v[k] *= slope(y[k])
+            v[k] *= slope(x[k], y[k])
 
     return forward, backward
 

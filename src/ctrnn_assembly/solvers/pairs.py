@@ -11,12 +11,13 @@ sample has a step of its own. Adjoint, for lam+ = dE/dz+:
 
 Cost: O(batch T n), in time and memory. The adjoint of one sample runs backwards alone, and writes lam
 and de; a second sweep, while that sample is in the cache, adds up the gradients of A, C and w. Compiled
-by numba at first use (seconds), for tanh, relu and identity, on CPUs. The plain twin is
+by numba at first use (seconds), for `PHIS`, on CPUs. The plain twin is
 `schemes.integrate`; second derivatives go through `plain_states`.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
+from math import erfc, exp, pi, sqrt
 from typing import Any, cast
 
 import numpy as np
@@ -30,13 +31,39 @@ from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
-# phi, and phi' by the value y = phi(x), as functions of one number that numba can inline.
-PHIS: dict[Activation, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    ACTIVATIONS["identity"]: (lambda x: x, lambda y: y * 0 + 1),
-    ACTIVATIONS["relu"]: (lambda x: max(x, x * 0), lambda y: y * 0 + (y > 0)),
-    ACTIVATIONS["tanh"]: (lambda x: np.tanh(x), lambda y: 1 - y * y),
-    ACTIVATIONS["sigmoid"]: (lambda x: 1 / (1 + np.exp(-x)), lambda y: y * (1 - y)),
+# phi by x, and phi' by x, y = phi(x) and 1, as functions of numbers that numba can inline. Numbers of
+# Python would make those of float32 double ones.
+PHIS: dict[Activation, tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]] = {
+    ACTIVATIONS["identity"]: (lambda x: x, lambda x, y, one: one),
+    ACTIVATIONS["relu"]: (lambda x: max(x, x * 0), lambda x, y, one: one if y > 0 else y * 0),
+    ACTIVATIONS["tanh"]: (lambda x: np.tanh(x), lambda x, y, one: one - y * y),
+    ACTIVATIONS["sigmoid"]: (lambda x: 1 / (1 + np.exp(-x)), lambda x, y, one: y * (one - y)),
+    ACTIVATIONS["gelu"]: (
+        lambda x: x * 0.5 * erfc(-x * sqrt(0.5)),
+        lambda x, y, one: 0.5 * erfc(-x * sqrt(0.5)) + x * exp(-0.5 * x * x) / sqrt(2 * pi),
+    ),
 }
+
+
+def compiled(function: Any) -> Any:
+    """By numba, at the first call; sums may be reordered."""
+    import numba
+
+    fast = {"contract", "reassoc", "nsz", "arcp"}
+    return numba.njit(error_model="numpy", fastmath=fast, nogil=True)(function)
+
+
+@cache
+def pointwise(phi: Activation, dtype: Any) -> tuple[Any, Any]:
+    """phi by x, and phi' by x and phi(x), of `PHIS`, compiled for a precision."""
+    (value, slope), one = PHIS[phi], dtype.type(1)
+    if dtype == np.float32 and phi.name == "tanh":
+        value = tanh_float32
+    if dtype == np.float32 and phi.name == "gelu":
+        normal = compiled(normal_float32)
+        value, slope = lambda x: x * normal(x)[0], lambda x, y, _: normal(x)[0] + x * normal(x)[1]
+    rise = compiled(slope)
+    return compiled(value), compiled(lambda x, y: rise(x, y, one))
 
 
 def is_paired(terms: Terms, x0: Tensor) -> bool:
@@ -58,8 +85,13 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
 def states(scheme: Scheme, terms: Terms, x0: Tensor, e: Tensor, dt: Tensor) -> Tensor:
     """All states, (batch, time + 1, n), for e with b in it, (batch, time, n), and dt (time or 1, .)."""
     lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
-    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, lengths))
-    return _run(terms, which.expand(e.shape[1], -1).mT, A, C, e, x0)
+    return _run(terms, which.mT, *weights(scheme, terms, lengths), e, x0)
+
+
+def weights(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A and C, (k, 4, n / 2), for steps of dt (k,), and w, (n,)."""
+    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, dt))
+    return A, C, torch.cat(terms.blocks).flatten()
 
 
 def selective(terms: Terms, x0: Tensor, e: Tensor, h: Tensor) -> Tensor:
@@ -76,7 +108,8 @@ def selective(terms: Terms, x0: Tensor, e: Tensor, h: Tensor) -> Tensor:
     c, d = scale * (omega * im - alpha * re), scale * (alpha * im + omega * re)  # C = c - i d
     A, C = torch.stack([1 + re, -im, im, 1 + re], 2), torch.stack([c, d, -d, c], 2)
     which = torch.arange(e.shape[0] * e.shape[1], device=e.device).view(e.shape[:2])
-    return _run(terms, which, A.flatten(0, 1), C.flatten(0, 1), e + terms.bias, x0)
+    w = torch.cat(terms.blocks).flatten()
+    return _run(terms, which, A.flatten(0, 1), C.flatten(0, 1), w, e + terms.bias, x0)
 
 
 def rates(terms: Terms) -> tuple[Tensor, Tensor]:
@@ -85,11 +118,10 @@ def rates(terms: Terms) -> tuple[Tensor, Tensor]:
     return alpha, cast(Tensor, terms.L).diagonal(-1)[::2] * alpha
 
 
-def _run(terms: Terms, which: Tensor, A: Tensor, C: Tensor, e: Tensor, x0: Tensor) -> Tensor:
-    """By matrices A, C, (k, 4, n / 2), of which sample t of sequence b has those of which[b, t]."""
-    compiled = is_paired(terms, x0) and not transformed()
-    run = _Integrate.apply if compiled else plain_states
-    return run(terms.pre.runs[0][0], which, A, C, torch.cat(terms.blocks).flatten(), e, x0)
+def _run(terms: Terms, which: Tensor, *tensors: Tensor) -> Tensor:
+    """By A, C, (k, 4, n / 2), of which sample t of sequence b has those of which[b, t], w, e and x0."""
+    run = _Integrate.apply if is_paired(terms, tensors[-1]) and not transformed() else plain_states
+    return run(terms.pre.runs[0][0], which, *tensors)
 
 
 class _Integrate(torch.autograd.Function):
@@ -135,21 +167,10 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
     return torch.stack([M[:, 0] * y + M[:, 1] * z, M[:, 2] * y + M[:, 3] * z], -1).flatten(1)
 
 
-def compiled_pair(phi: Activation, dtype: Any, compiled: Callable[..., Any]) -> tuple[Any, Any]:
-    """phi and its slope in a precision, for the code of numba."""
-    single = phi.name == "tanh" and dtype == np.float32
-    found, slope = (tanh_float32, PHIS[phi][1]) if single else PHIS[phi]
-    return compiled(found), compiled(slope)
-
-
 @cache
 def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
     """The compiled forward and adjoint loops of an activation and a precision."""
-    import numba
-
-    fast = {"contract", "reassoc", "nsz", "arcp"}
-    compiled = numba.njit(error_model="numpy", fastmath=fast, nogil=True)
-    phi, slope = compiled_pair(phi, dtype, compiled)
+    phi, slope = pointwise(phi, dtype)
 
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:
@@ -182,14 +203,14 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                 for i in range(n):
                     ys[t, i] = phi(x[i])
             for t in range(steps - 1, -1, -1):
-                up, down, y, out = lam[b, t + 1], lam[b, t], ys[t], de[b, t]
-                k = which[b if wide else 0, t]
+                x, up, down, y = states[b, t], lam[b, t + 1], lam[b, t], ys[t]
+                out, k = de[b, t], which[b if wide else 0, t]
                 for j in range(n // 2):
                     i, m = 2 * j, 2 * j + 1
                     v0 = C[k, 0, j] * up[i] + C[k, 2, j] * up[m]
                     v1 = C[k, 1, j] * up[i] + C[k, 3, j] * up[m]
-                    down[i] += A[k, 0, j] * up[i] + A[k, 2, j] * up[m] + w[i] * slope(y[i]) * v0
-                    down[m] += A[k, 1, j] * up[i] + A[k, 3, j] * up[m] + w[m] * slope(y[m]) * v1
+                    down[i] += A[k, 0, j] * up[i] + A[k, 2, j] * up[m] + w[i] * slope(x[i], y[i]) * v0
+                    down[m] += A[k, 1, j] * up[i] + A[k, 3, j] * up[m] + w[m] * slope(x[m], y[m]) * v1
                     out[i], out[m] = v0, v1
             for t in range(steps):
                 x, up, y, drive, out = states[b, t], lam[b, t + 1], ys[t], e[b, t], de[b, t]
@@ -198,11 +219,13 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                     dw[i] += out[i] * y[i]
                     v[i] = w[i] * y[i] + drive[i]  # g
                 for j in range(n // 2):
-                    a, c, i, m = dA[k], dC[k], 2 * j, 2 * j + 1
+                    a, i, m = dA[k], 2 * j, 2 * j + 1
                     a[0, j] += up[i] * x[i]
                     a[1, j] += up[i] * x[m]
                     a[2, j] += up[m] * x[i]
                     a[3, j] += up[m] * x[m]
+                for j in range(n // 2):
+                    c, i, m = dC[k], 2 * j, 2 * j + 1
                     c[0, j] += up[i] * v[i]
                     c[1, j] += up[i] * v[m]
                     c[2, j] += up[m] * v[i]
@@ -220,3 +243,15 @@ def tanh_float32(x: Any) -> Any:
     top = ((top + f(5.12229709037114e-08)) * s + f(1.48572235717979e-05)) * s + f(6.37261928875436e-04)
     below = (f(1.19825839466702e-06) * s + f(1.18534705686654e-04)) * s + f(2.26843463243900e-03)
     return x * (top * s + f(4.89352455891786e-03)) / (below * s + f(4.89352518554385e-03))
+
+
+def normal_float32(x: Any) -> Any:
+    """The normal distribution and density within 6e-7 (7.1.26 of Abramowitz and Stegun)."""
+    f = np.float32
+    h = min(x * x, f(32)) / f(32)
+    e = ((f(1 / 720) * h - f(1 / 120)) * h + f(1 / 24)) * h - f(1 / 6)  # of e^-h, to the 16th power
+    e = (((e * h + f(0.5)) * h - f(1)) * h + f(1)) ** 16
+    t = f(1) / (f(1) + f(0.3275911 / sqrt(2)) * abs(x))
+    tail = (f(1.061405429) * t + f(-1.453152027)) * t + f(1.421413741)
+    tail = f(0.5) * e * t * ((tail * t + f(-0.284496736)) * t + f(0.254829592))
+    return tail if x < f(0) else f(1) - tail, e * f(1 / sqrt(2 * pi))

@@ -1,0 +1,156 @@
+"""One layer of a stack of pairs in compiled loops, a few samples at a time: all passes in cache.
+
+    e = B v + b,    x = the states of pairs driven by e,    z = R x + c + d o v,    y = phi(z)
+    (p, q) = M y + m,    s' = s + k o f(p) o sigmoid(q),    f = tanh or the identity
+
+for s and v = norm(s), (batch, time, width), k (batch, width), and B^T, R^T and M^T as they multiply
+rows. Kept for the adjoint are v and the state before each piece of `ROWS` samples: to form the
+rest again costs less than to write and to read it. The plain twin is `plain_layer`. On CPUs.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
+from ctrnn_assembly.solvers import pairs
+from ctrnn_assembly.solvers.fused import gradients_again
+from ctrnn_assembly.solvers.pairs import compiled, pointwise
+
+ROWS = 112  # its arrays stay in the cache, its products on one thread
+Kind = tuple[Activation, Activation, Activation]  # of the pairs, phi and f
+
+
+def plain_layer(kind: Kind, s: Tensor, k: Tensor, x0: Tensor, v: Tensor, *weights: Tensor) -> Any:
+    """s' and the last states, (batch, n), by operations that can be differentiated any number of times.
+
+    weights: A, C, (1, 4, n / 2), and w of the pairs; B^T, b; R^T, c, d; M^T, m. k has no gradient.
+    """
+    A, C, w, B, b, R, c, d, M, m = weights
+    which = torch.zeros(1, s.shape[1], dtype=torch.long)
+    x = pairs.plain_states(kind[0], which, A, C, w, v @ B + b, x0)
+    p, q = (kind[1](x[:, 1:] @ R + c + d * v) @ M + m).chunk(2, -1)
+    return s + k[:, None] * kind[2](p) * torch.sigmoid(q), x[:, -1]
+
+
+class CompiledLayer(torch.autograd.Function):
+    """`plain_layer` in compiled loops, of activations in `pairs.PHIS`."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Kind, *tensors: Tensor) -> Any:
+        s, k, x0, v, *weights = map(_array, tensors)
+        before = np.empty((len(s), 1 - s.shape[1] // -ROWS, x0.shape[1]), s.dtype)
+        before[:, 0], out = x0, np.empty_like(s)
+        kernels(*kind, s.dtype)[0](s, k, v, tuple(weights), before, out)
+        ctx.kind, states = kind, torch.from_numpy(before)
+        ctx.save_for_backward(*tensors, states)
+        return torch.from_numpy(out), states[:, -1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, last: Tensor) -> Any:
+        *leaves, before = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+
+            def again(*own: Tensor) -> Tensor:
+                return torch.cat([part.flatten(1) for part in plain_layer(ctx.kind, *own)], 1)
+
+            both = torch.cat([grad.flatten(1), last], 1)
+            return None, *gradients_again(again, leaves, ctx.needs_input_grad[1:], both, "full")
+        k, _, v, *weights = map(_array, leaves[1:])
+        found, dv, dx0 = [np.zeros_like(t) for t in weights], np.empty_like(v), last.numpy().copy()
+        adjoint = kernels(*ctx.kind, v.dtype)[1]
+        adjoint(_array(grad), k, v, tuple(weights), _array(before), dx0, dv, tuple(found))
+        return None, grad, None, *map(torch.from_numpy, (dx0, dv, *found))
+
+
+def _array(tensor: Tensor) -> Any:
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+@cache
+def kernels(inside: Activation, outside: Activation, gate: Activation, dtype: Any) -> tuple[Any, Any]:
+    """The compiled forward and adjoint loops of three activations and a precision."""
+    states_of, adjoint_of = pairs.kernels(inside, dtype)
+    phi, slope = pointwise(outside, dtype)
+    (f, f_slope), (tanh, _) = pointwise(gate, dtype), pointwise(ACTIVATIONS["tanh"], dtype)
+    which, ones, half = np.zeros((1, ROWS), np.int64), np.ones(ROWS, dtype), dtype.type(0.5)
+
+    @compiled
+    def inner(v: Any, start: Any, weights: Any) -> Any:
+        """e, the states, phi(z), phi'(z) and (p, q) of a piece."""
+        A, C, w, B, b, R, c, d, M, m = weights
+        e, x, rise = v @ B, np.empty((len(v) + 1, len(b)), v.dtype), np.empty_like(v)
+        e += b
+        x[0] = start
+        states_of(A, C, w, e.reshape(1, *e.shape), which, x.reshape(1, *x.shape))
+        y = x[1:] @ R
+        for t in range(len(v)):
+            low, at, up = v[t], y[t], rise[t]
+            for i in range(len(c)):
+                z = at[i] + c[i] + d[i] * low[i]
+                value = phi(z)
+                at[i], up[i] = value, slope(z, value)
+        pq = y @ M
+        pq += m
+        return e, x, y, rise, pq
+
+    @compiled
+    def forward(s: Any, k: Any, v: Any, weights: Any, before: Any, out: Any) -> None:
+        for b in range(len(s)):
+            for j in range(before.shape[1] - 1):
+                start, stop = j * ROWS, min((j + 1) * ROWS, s.shape[1])
+                _, x, _, _, pq = inner(v[b, start:stop], before[b, j], weights)
+                before[b, j + 1] = x[-1]
+                for t in range(start, stop):
+                    low, scale, new, at = s[b, t], k[b], out[b, t], pq[t - start]
+                    for i in range(len(scale)):
+                        open = half + half * tanh(half * at[len(scale) + i])
+                        new[i] = low[i] + scale[i] * f(at[i]) * open
+
+    @compiled
+    def adjoint(
+        grad: Any, k: Any, v: Any, weights: Any, before: Any, dx0: Any, dv: Any, found: Any
+    ) -> None:
+        A, C, w, B, _, R, _, d, M, _ = weights
+        dA, dC, dw, dB, db, dR, dc, dd, dM, dm = found
+        BT, RT, MT = B.T.copy(), R.T.copy(), M.T.copy()
+        for b in range(len(v)):
+            for j in range(before.shape[1] - 2, -1, -1):
+                start, stop = j * ROWS, min((j + 1) * ROWS, v.shape[1])
+                u, one = v[b, start:stop], ones[: stop - start]
+                e, x, y, rise, pq = inner(u, before[b, j], weights)
+                for t in range(start, stop):
+                    g, scale, at = grad[b, t], k[b], pq[t - start]
+                    for i in range(len(scale)):
+                        p, open = f(at[i]), half + half * tanh(half * at[len(scale) + i])
+                        up = g[i] * scale[i] * open
+                        at[i] = up * f_slope(at[i], p)
+                        at[len(scale) + i] = up * p - up * p * open
+                dM += y.T @ pq
+                dm += one @ pq
+                dz = pq @ MT
+                dz *= rise
+                dR += x[1:].T @ dz
+                dc += one @ dz
+                lam, de = np.zeros_like(x), np.empty_like(e)
+                np.dot(dz, RT, lam[1:])
+                lam[-1] += dx0[b]
+                adjoint_of(
+                    A, C, w, e.reshape(1, *e.shape), which, x.reshape(1, *x.shape),
+                    lam.reshape(1, *x.shape), dA, dC, dw, de.reshape(1, *e.shape),
+                )  # fmt: skip
+                dx0[b] = lam[0]
+                dB += u.T @ de
+                db += one @ de
+                below = de @ BT
+                for t in range(start, stop):
+                    new, at, low = dv[b, t], dz[t - start], below[t - start]
+                    for i in range(len(d)):
+                        new[i] = d[i] * at[i] + low[i]
+                dz *= u
+                dd += one @ dz
+
+    return forward, adjoint
