@@ -189,10 +189,10 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path, command):
     ("command", "options", "reason"),
     [
         ("spectrum", ("--at", "1000"), "in 0..64"),
-        ("lyapunov", ("--k", 0), "in 1..8"),
-        ("lyapunov", ("--k", 99999), "in 1..8"),
+        ("lyapunov", ("--k", 0), "in [1, 8]"),
+        ("lyapunov", ("--k", 99999), "in [1, 8]"),
         ("lyapunov", ("--steps", 0), "steps"),
-        ("contraction", ("--pairs", 0), "pairs >= 1"),
+        ("contraction", ("--pairs", 0), "pairs must be at least 1"),
         ("fixed-points", ("--starts", 0), "starts"),
         ("gsc", ("--probes", 1), "probes"),
         ("gsc", ("--every", 0), "every"),
