@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, call, itemgetter
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -251,8 +251,8 @@ class Elementwise:
         if len(self.runs) == 1:  # no call in between: it would be one more frame in every step
             return self.runs[0][0].function(x)
         phis, sizes = zip(*self.runs, strict=True)
-        parts = zip(phis, x.split(sizes, dim=-1), strict=True)
-        return torch.cat([phi.function(part) for phi, part in parts], dim=-1)
+        functions = map(attrgetter("function"), phis)
+        return torch.cat([*map(call, functions, x.split(sizes, dim=-1))], dim=-1)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""

@@ -47,30 +47,30 @@ class Dense:
         self.times: Callable[..., Tensor] = torch.mm if A.ndim == 2 else torch.bmm
         self.add_times: Callable[..., Tensor] = Tensor.addmm_ if A.ndim == 2 else Tensor.baddbmm_
 
-    def _seen(self, *x: Tensor) -> tuple[Tensor, ...]:
-        return x if self.rows is None else tuple(a.view(self.rows).transpose(0, 1) for a in x)
-
     def add(self, out: Tensor, x: Tensor) -> None:
-        out, x = self._seen(out, x)
+        if self.rows is not None:  # in place: a call would be one more frame in every step
+            out, x = out.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
         if self.low:
             out.add_(self.times(x.bfloat16(), self.right))
         else:
             self.add_times(out, x, self.right)
 
     def product(self, x: Tensor) -> Tensor:
-        (seen,) = self._seen(x)
+        seen = x if self.rows is None else x.view(self.rows).transpose(0, 1)
         found = self.times(seen.bfloat16() if self.low else seen, self.right).to(x.dtype)
         return found if self.rows is None else found.transpose(0, 1).reshape(x.shape)
 
     def apply_(self, x: Tensor) -> None:
-        x.copy_(self.product(x))
+        """x becomes A x, for A (n, n)."""
+        x.copy_(self.times(x, self.right))
 
     def transposed(self) -> Dense:
         return Dense(self.A.mT, self.apart, self.low)
 
     def gradient(self, total: Tensor, v: Tensor, x: Tensor) -> None:
         total = total.view(self.A.shape) if self.A.ndim == 3 else total
-        v, x = self._seen(v, x)
+        if self.rows is not None:
+            v, x = v.view(self.rows).transpose(0, 1), x.view(self.rows).transpose(0, 1)
         if self.low:
             total.add_(self.times(v.bfloat16().mT, x.bfloat16()))
         elif x.shape[-1] < v.shape[-1]:  # few inputs: a product with few columns takes ten times as long
