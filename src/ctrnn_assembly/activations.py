@@ -11,8 +11,7 @@ that of any other `Activation` is declared, which sampled secants can refute but
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import groupby
-from operator import attrgetter, call, itemgetter
+from operator import attrgetter, call
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -228,8 +227,13 @@ class Elementwise:
     @classmethod
     def join(cls, maps: Iterable["Elementwise"]) -> Self:
         """One map after another; neighbouring runs of one activation become one call."""
-        groups = groupby((run for part in maps for run in part.runs), key=itemgetter(0))
-        return cls(tuple((phi, sum(n for _, n in group)) for phi, group in groups))
+        joined: list[tuple[Activation, int]] = []
+        for phi, n in (run for part in maps for run in part.runs):
+            if joined and joined[-1][0] == phi:
+                joined[-1] = (phi, joined[-1][1] + n)
+            else:
+                joined.append((phi, n))
+        return cls(tuple(joined))
 
     @property
     def is_identity(self) -> bool:
