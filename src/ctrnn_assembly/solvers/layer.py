@@ -41,6 +41,7 @@ class CompiledLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kind: Kind, *tensors: Tensor) -> Any:
+        """s' and the last states, of the tensors of `plain_layer`."""
         s, k, x0, v, *weights = map(_array, tensors)
         before = np.empty((len(s), 1 - s.shape[1] // -ROWS, x0.shape[1]), s.dtype)
         before[:, 0], out = x0, np.empty_like(s)
@@ -51,6 +52,7 @@ class CompiledLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, last: Tensor) -> Any:
+        """Gradients of all of them but k; by `plain_layer` if these are differentiated."""
         *leaves, before = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
 
