@@ -18,6 +18,7 @@ from keep import keep, shown
 from ctrnn_assembly.benchmark.contestants import Workload
 from ctrnn_assembly.benchmark.measure import Timing, schedule
 from ctrnn_assembly.benchmark.problem import Problem
+from ctrnn_assembly.errors import CtrnnError
 from ctrnn_assembly.reproduction.experiments import load_experiment
 from ctrnn_assembly.training.batches import Batches
 from ctrnn_assembly.training.fit import Training, denormals_flushed, make_fabric, train_step
@@ -83,7 +84,10 @@ if __name__ == "__main__":
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     result = provenance() | {"threads": settings.threads}
-    result["rows"] = measured(settings.rows, settings.rounds, settings.data_dir)
+    try:
+        result["rows"] = measured(settings.rows, settings.rounds, settings.data_dir)
+    except CtrnnError as wrong:
+        raise SystemExit(str(wrong)) from None
     result["table"] = shown(result["rows"], COLUMNS)
     console().print(table(result["table"], title="Training steps, interleaved"))
     print(keep("epochs", result))

@@ -34,6 +34,7 @@ EXPONENTS = (
     "Largest finite-time exponent of the trained step and, at a tenth of it, of the flow: mean, "
     "and range over the images; and the certified rate, which bounds the flow:"
 )
+NOTHING = "Not measured yet."
 OURS = ("ours-fused", "ours-adadiag-fused")
 
 
@@ -133,14 +134,17 @@ def highlights(results: Path) -> str:
     return markdown(rows)
 
 
+def newest(results: Path, name: str) -> Results:
+    """What a script kept on the last of its days."""
+    files = sorted(results.glob(f"*-{name}.json"))
+    days = [file for file in files if file.name[:10] == files[-1].name[:10]]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in days]
+
+
 def speed(results: Path) -> str:
     """Forward and backward, as `ctrnn bench --json` last said: ours, and how many times the others."""
-    if not (files := sorted(results.glob("*-speed-*.json"))):
-        return "Not measured yet."
-    runs = [
-        json.loads(f.read_text(encoding="utf-8")) for f in files if f.name[:10] == files[-1].name[:10]
-    ]
-    runs.sort(key=lambda run: -run["batch"])
+    if not (runs := sorted(newest(results, "speed-*"), key=lambda run: -run["batch"])):
+        return NOTHING
     size = runs[0]
     about = (
         f"Forward and backward of {size['n']} units as {size['modules']} x {size['units']} over "
@@ -175,9 +179,9 @@ def kept(name: str) -> Callable[[Path], str]:
     """The table of the newest result of a script, as it was printed, and where it was measured."""
 
     def made(results: Path) -> str:
-        if not (files := sorted(results.glob(f"*-{name}.json"))):
-            return "Not measured yet."
-        found = json.loads(files[-1].read_text(encoding="utf-8"))
+        if not (runs := newest(results, name)):
+            return NOTHING
+        found = runs[-1]
         return (
             f"{markdown(found['table'])}\n\n`{found['command']}`, {found['date']}, {found['hardware']}."
         )

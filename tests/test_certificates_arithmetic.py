@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ctrnn_assembly import CTRNN, Activation, SingularValueBounded, Subnetwork, Terms, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.certificates.arithmetic import in_arithmetic
+from ctrnn_assembly.certificates.arithmetic import OF_PHI, in_arithmetic
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.pairs import PHIS, pointwise
 
 
 def one_unit(w, dtype=torch.float32):
@@ -32,6 +34,19 @@ def test_states_that_rounding_keeps_apart_are_not_certified(precision, dt):
     assert not refused.certified
     assert "rounding in float32" in refused.reason
     assert in_arithmetic(exact, one_unit(0.998, torch.float64), "full").step.certified
+
+
+@pytest.mark.parametrize("phi", PHIS, ids=lambda phi: phi.name)
+def test_compiled_activations_round_as_little_as_the_bound_says(phi):
+    """Those of float32 are approximations: still within OF_PHI roundings of |phi(0)| + g |x|."""
+    whole = np.geomspace(1e-30, 1e4, 20_001)
+    x = np.concatenate([whole, -whole, np.linspace(-12, 12, 20_001)]).astype(np.float32)
+    y = np.empty_like(x)
+    value = pointwise(phi, x.dtype)[0]
+    y[:] = [value(one) for one in x]
+    exact, zero = (phi.function(torch.tensor(a, dtype=torch.float64)).numpy() for a in (x, [0.0]))
+    allowed = OF_PHI * 2.0**-24 * (abs(zero) + phi.g * abs(x.astype(float))) + 1e-37
+    assert bool((abs(y - exact) <= allowed).all())
 
 
 @pytest.mark.parametrize("place", ["outside", "inside"])

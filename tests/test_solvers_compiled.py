@@ -180,4 +180,4 @@ def test_without_a_folder_to_keep_machine_code_it_is_compiled_every_time(
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     with pytest.raises(RuntimeError, match="no locator"):
         numba.njit(cache=True)(compiled.add.py_func)
-    assert compiled.compiled(lambda x: x + 1)(1) == 2
+    assert compiled.kept(lambda x: x + 1)(1) == 2

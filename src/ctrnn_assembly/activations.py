@@ -11,7 +11,6 @@ that of any other `Activation` is declared, which sampled secants can refute but
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from operator import attrgetter, call
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -254,9 +253,11 @@ class Elementwise:
         """Apply to x, (..., n)."""
         if len(self.runs) == 1:  # no call in between: it would be one more frame in every step
             return self.runs[0][0].function(x)
-        phis, sizes = zip(*self.runs, strict=True)
-        functions = map(attrgetter("function"), phis)
-        return torch.cat([*map(call, functions, x.split(sizes, dim=-1))], dim=-1)
+        parts, start = [], 0
+        for phi, n in self.runs:
+            parts.append(phi.function(x.narrow(-1, start, n)))
+            start += n
+        return torch.cat(parts, dim=-1)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""

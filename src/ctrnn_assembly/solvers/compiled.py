@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctrnn_assembly.solvers.fused import Form, Plan, pooled
-from ctrnn_assembly.solvers.pairs import pointwise
+from ctrnn_assembly.solvers.pairs import compiled, pointwise
 
 LANES, ROWS = 16, 4
 CHUNK = 64  # rows
 
 
-def compiled(function: Any) -> Any:
+def kept(function: Any) -> Any:
     """`function` as machine code, kept on disk where numba finds a folder that it can write to."""
-    made = numba.njit(nogil=True, error_model="numpy")(function)
+    made = compiled(function, fast=())
     with suppress(RuntimeError):
         made.enable_caching()
     return made
@@ -74,14 +74,14 @@ def multiply(typing, out, o, o_row, a, i, a_row, a_step, x, j, x_step, count):  
     return numba.void(out, *where, a, *where, numba.intp, x, *where, numba.intp), code
 
 
-@compiled
+@kept
 def add_product(out, x, y):  # type: ignore[no-untyped-def]
     """out += x o y."""
     for k in range(len(out)):
         out[k] += x[k] * y[k]
 
 
-@compiled
+@kept
 def add(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
     """out += A x of ROWS samples, (ROWS, n) each, or several of these one after the other."""
     for block in range(len(blocks)):
@@ -93,7 +93,7 @@ def add(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
             add_product(out[i : i + n], data[first : first + n], x[j : j + n])
 
 
-@compiled
+@kept
 def roll(phi, data, blocks, states, n, step):  # type: ignore[no-untyped-def]
     """All states, each in the place of its e; `step` numbers are one state of the batch."""
     size = ROWS * n
@@ -105,7 +105,7 @@ def roll(phi, data, blocks, states, n, step):  # type: ignore[no-untyped-def]
             add(states[at + step : at + step + size], n, both, data, blocks)
 
 
-@compiled
+@kept
 def adjoint(phi, slope, data, blocks, states, lam, n, step):  # type: ignore[no-untyped-def]
     """dE/de in the place of dE/dx, whose direct part it has."""
     size = ROWS * n
@@ -121,7 +121,7 @@ def adjoint(phi, slope, data, blocks, states, lam, n, step):  # type: ignore[no-
             out += both[size:]
 
 
-@compiled
+@kept
 def add_gradients(phi, sums, blocks, states, lam, n, step):  # type: ignore[no-untyped-def]
     """sums += dE/de (x, pre(x))^T at the blocks of A^T, over all time."""
     x = np.empty(2 * CHUNK * n, states.dtype)  # x, pre(x)

@@ -45,12 +45,11 @@ PHIS: dict[Activation, tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any
 }
 
 
-def compiled(function: Any) -> Any:
-    """By numba, at the first call; sums may be reordered."""
+def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz", "arcp")) -> Any:
+    """By numba, at the first call; by default sums may be reordered."""
     import numba
 
-    fast = {"contract", "reassoc", "nsz", "arcp"}
-    return numba.njit(error_model="numpy", fastmath=fast, nogil=True)(function)
+    return numba.njit(error_model="numpy", fastmath={*fast}, nogil=True)(function)
 
 
 @cache
