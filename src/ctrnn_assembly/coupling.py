@@ -6,9 +6,7 @@
 | hierarchy | `Hierarchy` | one way, to later modules, or K psi(x) | half of that, blkdiag(kappa_i M_i) |
 | free | `FreeCoupling` | L = K, unconstrained | no guarantee: a control |
 
-`Feedback` is the paper's L_ij = B_ij - M_i^-1 B_ji^T M_j, stored without its redundancy: M L + L^T M = 0
-for every K, topology and size. The two directions differ by sqrt(cond M) only, and ||L||_M = ||K||.
-
+`Feedback` is the paper's L_ij = B_ij - M_i^-1 B_ji^T M_j without its redundancy; ||L||_M = ||K||.
 Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.08928); THEORY section 5.
 """
 
@@ -201,9 +199,8 @@ COUPLINGS: dict[str, Any] = {"feedback": Feedback, "hierarchy": Hierarchy, "free
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at l = min(rates) / 2.
 
-    H = gains - diag(rates) is Metzler; for l below -alpha(H), d = -(H + l I)^-1 1 and
-    e = -(H + l I)^-T 1 are positive, and kappa = e / d (THEORY section 5). gains (p, p), of the edges
-    j -> i, are strictly lower triangular up to order; the modules' rates (p,) are > 0.
+    gains (p, p), of the edges j -> i, are strictly lower triangular up to order; the modules' rates (p,)
+    are > 0. kappa is that of THEORY section 5.
     """
     G, lam = working_precision(gains, rates)
     d, e = resolvent_sums(torch.diag(lam - lam.min() / 2) - G)

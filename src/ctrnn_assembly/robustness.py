@@ -1,13 +1,9 @@
 """Perturbations of a classifier's input that provably leave its class.
 
-Two copies of a net from one start, whose inputs differ by delta_t: the distances e_l of their states in
-the metric of layer l, and s_l of what enters it, are at most those of a positive linear system,
-
-    e_l+ = q_l e_l + a_l s_l,    s_l+1 = p_l s_l + c_l e_l+,    s_1 = a_0 |delta_t|,
-
-of impulse response h: what the readout sees moves by at most sum_t w_t |delta_t|, w_t = h_{T-t} for the
-last output, its mean over the outputs for the mean. Logit y then falls behind j by at most ||r_y - r_j||
-times as much, r the readout's rows in that metric. A single CTRNN is one layer, p = 0 and c = 1.
+Two copies of a net from one start, whose inputs differ by delta_t, are bounded by the positive linear
+system of `cascade`, of impulse response h: what the readout sees moves by at most sum_t w_t |delta_t|,
+w_t = h_{T-t} for the last output, its mean over the outputs for the mean. Logit y then falls behind j by
+at most ||r_y - r_j|| times as much, r the readout's rows in that metric. A CTRNN is one layer.
 
 The claim is of the net in float64, and of margins less 1e-9 (1 + largest logit), which is far more than
 float64 rounds. Source: THEORY section 13.

@@ -12,12 +12,8 @@ g is all of tau x' but the leak and the linear coupling L, which A and C hold; h
 | imex | R (I - h) | R h, R = (I - h L)^-1 |
 | exponential-euler | exp(G) | G^-1 (A - I) h, G = h (L - I) |
 
-Every row has A - I = C (L - I), so that its fixed points are those of the field. All are of order 1. For
-L skew in M and one tau, ||R||_M <= 1: IMEX contracts by the largest factor of the modules' own Euler
-steps, whatever L is, where Euler diverges for large ||L|| (THEORY section 6).
-
-The Jacobian of a step is A + C N, with N the Jacobian of g. In the coordinates Theta x of a metric
-M = Theta^T Theta a step with one h has the pair of K = Theta L Theta^-1: `pair(h, K)`.
+Every row has A - I = C (L - I), so that its fixed points are those of the field. All are of order 1. The
+Jacobian of a step is A + C N, with N the Jacobian of g. What contracts: THEORY section 6.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """How near two states come in the arithmetic that runs, where exact Euler steps F contract by q < 1.
 
-If what is computed is off by |F~(x) - F(x)| <= rho |x| + kappa in the metric, and |F(0)| <= c, then the
-distance of two runs ends at
+If what is computed is off by rho |x| + kappa in the metric, and |F(0)| <= c, the distance ends at
 
     e <= 2 (rho (c + kappa) / (1 - q - rho) + kappa) / (1 - q).
 
-By entries, with h = dt / tau, g the slopes, and (Higham 2002, chapter 3) a of what adds up and b also of
-the casts of dt W and dt L, of operands, and of phi, rho = || |Theta| N |Theta^-1| || for
+With h = dt / tau, slopes g, and a of what adds up, b also of the casts of dt W and dt L, of operands,
+and of phi, rho = || |Theta| N |Theta^-1| || for
 
     N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e).
 

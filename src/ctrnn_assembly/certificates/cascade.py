@@ -1,16 +1,12 @@
 """A certificate of layers that drive each other upwards, from the proofs of the layers alone.
 
-Of two nets under one input let e_l be the distance of layer l's states in its metric, s_l that of its
-inputs, and q_l the factor of its step, whatever drives it:
+e_l, the distance of layer l's states in its metric, and s_l, that of its inputs, of two nets obey
 
-    e_l+ <= q_l e_l + input_gain s_l,    s_l+1 <= passed s_l + output_gain e_l+,    s_1 = 0.
+    e_l+ <= q_l e_l + input_gain s_l,    s_l+1 <= passed s_l + output_gain e_l+,    s_1 = 0,
 
-So e+ <= Gamma e, Gamma lower triangular, Gamma_ll = q_l: the net forgets at any rate slower than its
-slowest layer. For N substeps with held input it is q_l^N, and input_gain sum_{j<N} q_l^j. As one field
-states feed upward as they are before a step, and e_l' <= -rate_l e_l + flow_gain s_l in continuous time.
-
-Where every layer is also a `dissipation.LayerSystem`, the smaller number of samples and l2 gain of both
-proofs are taken. Source: THEORY section 11.
+so that e+ <= Gamma e, Gamma lower triangular, Gamma_ll = q_l, the factor of the layer's step. Where
+every layer is also a `dissipation.LayerSystem`, the smaller number of samples and l2 gain of both proofs
+are taken. Source: THEORY section 11, with substeps, one field, and continuous time.
 """
 
 import math

@@ -8,9 +8,8 @@ with w and g the differences of elementwise maps of x and c, whose slopes are in
 
     (x+)^T P x+ / rho^2 + |y|^2 <= x^T P x + gamma^2 |s|^2    for all x, s and all such w and g,
 
-gamma bounds the gain from s to y in l2 with the weights rho^-2t. With (w - low x) (high x - w) >= 0 of
-each unit times a positive multiplier, one symmetric matrix has to be negative: a Cholesky factorisation
-shows it, rounding accounted for. P solves a Riccati equation, found without rigour.
+gamma bounds the gain from s to y in l2 with the weights rho^-2t. One symmetric matrix has to be
+negative: a Cholesky factorisation shows it. P solves a Riccati equation, found without rigour.
 
 Source: THEORY section 11; Willems, Dissipative dynamical systems (1972).
 """

@@ -1,9 +1,8 @@
 """`nn.RNN` as torch computes it: the map h+ = phi(W h + W_in u + b), phi = tanh or relu, of each layer.
 
-Two states under one input differ by v, after the step by D W v, D diagonal with slopes in [0, 1]: that
-is Euler's step of length 1 of x' = -x + phi(W x + u), bounded in a dense metric by the LMI of `steps`.
-In a diagonal one its best T is M, and the factor ||Theta W Theta^-1||. A map has no flow; layers are
-joined by `cascade`. Source: THEORY section 14.
+It is Euler's step of length 1 of x' = -x + phi(W x + u), bounded in a dense metric by the LMI of
+`steps`, in a diagonal one by ||Theta W Theta^-1||. A map has no flow; layers are joined by `cascade`.
+Source: THEORY section 14.
 """
 
 import math

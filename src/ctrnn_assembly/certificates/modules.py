@@ -1,27 +1,13 @@
 """The rate of one module in its metric: the S-procedure over a few families of multipliers.
 
-For a difference v of two states and slopes in [lo, hi], in y = tau^1/2 Theta v, a module is
+For a difference of two states a module is the `LureSystem` y' = A y + X w, and for any diagonal T > 0
 
-    y' = A y + X w,    w o (Z y - w) >= 0,
+    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4,    B = X T^-1/2,  C = T^1/2 Z.
 
-a linear system with sector-bounded feedback. For any diagonal T > 0, B = X T^-1/2 and C = T^1/2 Z,
-
-    d|y|^2/dt <= 2 y^T S y,    S = sym(A) + (B + C^T)(B + C^T)^T / 4.
-
-Each matrix carries a bound on what float64 rounding did to it. Every module theorem is one T (up to a
-factor z that is searched; every z is sound):
-
-| theorem | T_0 |
-|---|---|
-| 1, 4 (M = P diagonal) | P (A^T v / v + (-W_kk)^+), A = Theta |W| Theta^-1, sym(A) v = lmax v |
-| 2 (symmetric W) | I |
-| 3 (W = -P1 Q P2) | -diag(M W) |
-| 5, 5+ (M = P diagonal) | P |
-| 35 (M dense) | searched from the others by `_refined` |
-
-T_0 of Theorem 1 gives exactly its rate, by a bound on S whose Perron vector is v. An r-form module is
-the dual, W^T in M^-1, whose T is turned over: T = 1 / (g^2 T_dual). Theorem 1 is also evaluated as it
-stands, which needs no positive T. Source: THEORY sections 1 and 2.
+Each matrix carries a bound on what float64 rounding did to it. Every module theorem is one T, up to a
+factor that is searched; every factor is sound. An r-form module is the dual, W^T in M^-1, whose T is
+turned over: T = 1 / (g^2 T_dual). Theorem 1 is also evaluated as it stands, which needs no positive T.
+Source: THEORY sections 1 and 2.
 """
 
 import math

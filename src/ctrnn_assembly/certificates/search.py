@@ -180,8 +180,7 @@ def _turned(factor: Factor, U: Tensor, module: tuple[int, bool]) -> Factor:
 def least_norm(W: Tensor) -> Tensor:
     """log theta of a small ||Theta W Theta^-1||, by L-BFGS on its Schatten norms, which rise to it.
 
-    With s_k, u_k, v_k the singular values and vectors and shares w_k ~ s_k^p, the logarithm of the
-    p-norm has the gradient sum_k w_k (u_ik^2 - v_ik^2), and is convex in log theta.
+    Their logarithms are convex in log theta, with the gradient of THEORY section 14.
     """
 
     def loss(x: ndarray, p: float) -> tuple[float, ndarray]:

@@ -2,16 +2,7 @@
 
     z+ = E z + C (w o phi(z) + e),    E = e^{h A},    C = alpha (E - 1) / A,    h in [low, high]
 
-With A = -alpha + i omega, slopes of phi in [-g, g] and x = h alpha, y = h omega, of every pair
-
-| what | bound |
-|---|---|
-| factor | e^-x + (1 - e^-x) g max|w|, the largest at h = low, as |C| <= 1 - e^-x |
-| response sup |C| | alpha / |A| sqrt((1 - e^-x)^2 + 4 e^-x sin(y / 2)^2), term by term, and 1 - e^-x |
-| reach r of |z| | any r with F(r) + e <= r, F(r) >= |w o phi(z)| for |z| <= r: never left once within |
-| speed sup |dz+/dh| | e^-x (|A| r + alpha (F(r) + e)), at h = low |
-
-Source: THEORY section 12.
+with A = -alpha + i omega and slopes of phi in [-g, g]. Source: THEORY section 12.
 """
 
 import math
@@ -44,25 +35,26 @@ class SelectivePairs:
 
     @property
     def factor(self) -> float:
+        """e^-x + (1 - e^-x) g max|w| with x = h alpha, the largest at h = low."""
         left = torch.exp(-self.low * self.alpha)
         return float((left + (1 - left) * self._feedback).max()) * (1 + 16 * UNIT)
 
     @property
     def response(self) -> Tensor:
-        """sup |C|, (p,)."""
+        """sup |C|, (p,): alpha / |A| sqrt((1 - e^-x)^2 + 4 e^-x sin(h omega / 2)^2), term by term."""
         left, gone = torch.exp(-self.low * self.alpha), -torch.expm1(-self.high * self.alpha)
         turn = torch.sin((self.high * self.omega.abs() / 2).clamp(max=math.pi / 2))
         by_parts = torch.sqrt(gone * gone + 4 * left * turn * turn)
         return torch.minimum(gone, by_parts * self.alpha / torch.hypot(self.alpha, self.omega))
 
     def reach(self, e: Tensor) -> Tensor:
-        """r, (p,), for |e| of at most e, (p,): states start within, and stay."""
+        """r, (p,), with |w o phi(z)| + e <= r for |z| <= r and |drive| <= e: never left once within."""
         offset, q = self._offset, self._feedback
         growing = torch.where(q < 1, (offset + e) / (1 - q).clamp(min=UNIT), math.inf)
         return torch.minimum(growing, e + self._largest)
 
     def speed(self, e: Tensor) -> Tensor:
-        """sup |dz+/dh|, (p,), for states within `reach`."""
+        """sup |dz+/dh| <= e^-x (|A| r + alpha (F(r) + e)), (p,), for states within `reach`."""
         r = self.reach(e)
         F = torch.minimum(self._offset + self._feedback * r, self._largest)
         turned = torch.hypot(self.alpha, self.omega) * r

@@ -1,15 +1,11 @@
 """Whether the step of a grid scheme contracts: a bound on its factor, and steps up to which all do.
 
-In the coordinates of `interconnection` the differences y of two states follow
+The whole assembly is one `LureSystem` y' = A y + X w, and a step of any row of `SCHEMES` is
 
-    y' = A y + X w,    w o (Z y - w) >= 0,
+    y+ = y + dt Q (A y + X w),    dt Q = C tau of the row for the coupling K.
 
-the whole assembly as one system, and a step of any row of `SCHEMES` is
-
-    y+ = y + dt Q (A y + X w),    dt Q = C tau of the row for the coupling K,
-
-because A - I = C (L - I) in every row. `Weighed` bounds its factor by an LMI. A bound in closed form
-is kept beside it for every dt of an interval, which no proof of single dt has, and for many units:
+`Weighed` bounds its factor by an LMI. A bound in closed form is kept beside it for every dt of an
+interval, which no proof of single dt has, and for many units:
 
 | scheme | bound on the factor |
 |---|---|

@@ -5,11 +5,10 @@ for a monotone phi), R_i = sum_j (v_ij + v_ji) / 2 and any b,
 
     X_ij = V_ij / sqrt((1 + R_i)(1 + R_j)),   W_ij = r X_ij exp(b_j - b_i) / g,   P = diag(exp(2 b)).
 
-Then sym|X| z < z for z = sqrt(1 + R) > 0, so the rate in P is above 1 - r = margin. O(n^2). A triangular
-W has rho(|W|) = max_i W_ii^+: Theorem 4 is the same map with zeros above the diagonal. The fixed modules
-of the Sparse Combo Net have the metric P = diag(e / d) of THEORY sections 2 and 4.
+with a rate in P above 1 - r = margin. O(n^2). Theorem 4, of triangular W, is the same map with zeros
+above the diagonal. The fixed modules of the Sparse Combo Net have the metric P = diag(e / d).
 
-Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY section 2).
+Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY sections 2, 4).
 """
 
 import torch

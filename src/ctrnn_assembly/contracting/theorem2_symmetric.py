@@ -4,10 +4,8 @@ Parametrisation without eigenvalues: for R > 0 symmetric and c in (0, 1),
 
     g W = 2 sqrt(c) R - R^2 = c I - (R - sqrt(c) I)^2 <= c I,
 
-with metric M = R^-2 for the x-form (R^2 for the r-form) and rate 1 - c, the best possible.
-R = eps I + G with G = E E^T / n squashed to ||G||_F < 2 sqrt(n), so that the rounding of float32
-weights cannot exceed the margin. Onto the symmetric W whose R fits below that.
-
+with metric M = R^-2 for the x-form (R^2 for the r-form) and rate 1 - c, the best possible. R is bounded,
+so that the rounding of float32 weights cannot exceed the margin.
 Source: Kozachkov et al. 2022, Theorem 2 (arXiv 2106.08928); metric and rate from THEORY section 2.
 """
 

@@ -2,14 +2,9 @@
 
     g W = E (2 sqrt(1 - c) S V - V^T V) E^-1,    ||S|| <= 1,    E = diag(e^d),
 
-contracts at rate c / tau in Theta = V E^-1, and the x-form in Theta W^-1 while W is invertible, by
-T = E^-2 in the S-procedure (THEORY section 2). It contains Theorem 5.
-
-A given W: with E = I or from balancing, and A = E^-1 g W E, it is to find P = V^T V > 0 with
-
-    P + A P^-1 A^T = 4 (1 - c) I - A - A^T = Q,
-
-whose largest solution doubling finds wherever there is one (Engwerda et al. 1993).
+contracts at rate c / tau in Theta = V E^-1, and the x-form in Theta W^-1 while W is invertible (THEORY
+section 2). It contains Theorem 5. For a given W, E is I or from balancing, and P = V^T V the largest
+solution of an equation, which doubling finds wherever there is one (Engwerda et al. 1993).
 
 Source: Gokhale et al. 2026 (arXiv 2604.15238), Theorem 35. The map is ours.
 """

@@ -1,9 +1,7 @@
 """Theorem 5: g^2 W^T P W < P for a diagonal P > 0 (the SVD Combo Net).
 
-Equivalently the largest singular value of P^1/2 W P^-1/2 is below 1/g; P must be diagonal (a full P
-fails). A map onto the set without an SVD: one reduced QR, [I; A] = Q R, gives X = A R^-1, the lower half
-of Q, with singular values below 1 to the last bit however A is conditioned.
-
+Equivalently the largest singular value of P^1/2 W P^-1/2 is below 1/g; P must be diagonal. The map onto
+the set is one reduced QR, [I; A] = Q R, which gives X = A R^-1 with singular values below 1.
 Source: Kozachkov et al. 2022, Theorem 5 (arXiv 2106.08928); the map is ours (THEORY section 2).
 """
 

@@ -4,25 +4,21 @@ The gradient scale coefficient says how a relative change grows between an earli
 
     GSC(k, l) = ||J||_qm |f_k| / |f_l|,    J = df_l / df_k,    ||J||_qm = ||J||_F / sqrt(columns of J)
 
-the relative change of f_l for a random relative change of f_k. Gradients "explode" if log GSC is linear
-in depth. `Certificate.jacobian_bound` bounds ||J||_qm over time.
+Gradients "explode" if log GSC is linear in depth. A batch counts as one vector, the only correct form if
+samples are coupled (batch norm). Exact values cost a Jacobian product of the batch, about a backward
+pass, for each of the n features at the output, or B n if the B samples are coupled; an estimate takes
+`probes` of random signs (Hutchinson).
 
-A batch counts as one vector, the only correct form if samples are coupled (batch norm); otherwise that
-is sqrt(mean ||J_b||_qm^2) sqrt(mean |f_k|^2) / sqrt(mean |f_l|^2). Exact values cost a Jacobian product
-of the batch, about a backward pass, for each of the n features at the output, or B n if the B samples
-are coupled; the estimate takes `probes`: E |u^T J|^2 = ||J||_F^2 for random signs u (Hutchinson).
+The effective depth says how many residual factors at once contribute to the gradient: with each layer's
+Jacobian J_t = S_t + R_t, C_k sums all products in J_L ... J_1 with exactly k residual factors R,
 
-The effective depth says how many residual factors at once contribute to the gradient. Every layer's
-Jacobian is J_t = S_t + R_t: S = I, or (1 - h) I, for a skip connection or an Euler step, S from the
-initial weights for a trained MLP. C_k sums all products in J_L ... J_1 with exactly k residual factors:
+    C_k <- C_k S_t + C_{k-1} R_t,        C_0 = I, from the last layer to the first,
 
-    C_k <- C_k S_t + C_{k-1} R_t,        C_0 = I, from the last layer to the first
-
-It is the largest k with ||sum_{j >= k} C_j^T g|| > tol ||sum_j C_j^T g|| for a gradient g at the output,
-with the rows of I for g that of the Jacobian in Frobenius' norm. Cost: O(L^2) products.
+and it is the largest k with ||sum_{j >= k} C_j^T g|| > tol ||sum_j C_j^T g|| for a gradient g at the
+output. Cost: O(L^2) products.
 
 Source: Philipp, Song and Carbonell 2017 (arXiv 1712.05577), who define the effective depth in words; the
-form with a tolerance is ours. Not done: values below 1e-154, whose square is 0 in float64.
+form with a tolerance is ours (THEORY section 9). Not done: values below 1e-154, whose square is 0.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

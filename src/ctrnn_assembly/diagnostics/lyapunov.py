@@ -6,8 +6,7 @@ They compare trajectories under one input, and are averages along one run, no gu
 
   * all n of them sum to the mean of trace(J), for steps to the mean of log |det S| / dt;
   * with certified rate lam every exponent of the flow is at most -lam, and with a certified step every
-    exponent of its steps at most log(factor) / dt. Over a finite time T a computed one may exceed
-    this by log(cond(diag(tau) M)) / (2 T), what the Euclidean norm and the metric differ by;
+    exponent of its steps at most log(factor) / dt; over a time T by log(cond(diag(tau) M)) / (2 T) more;
   * a transient that is short against 1 / gap leaves an error of order 1 / T in neighbouring exponents.
 
 Cost of a step: one product of its Jacobian with k vectors, and 4 n k^2 for the orthonormalisation.

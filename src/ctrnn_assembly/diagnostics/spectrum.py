@@ -6,12 +6,9 @@
 | local rate, -lmax(sym F) | the worst rate at which distances in the metric shrink here |
 | step radius, largest modulus of a step's eigenvalue | below 1: this linearised step decays in the end |
 
-F is J in the coordinates where the metric diag(tau) M is the Euclidean norm,
-
-    F = Theta' J Theta'^-1,    Theta' = Theta diag(tau)^1/2,    M = Theta^T Theta
-
-with the eigenvalues of J. Always certified rate in that metric <= local rate <= -abscissa. A negative
-abscissa at every time proves nothing where J changes along the trajectory: see `lyapunov` for averages.
+F = Theta' J Theta'^-1, Theta' = Theta diag(tau)^1/2: J where the metric diag(tau) M is the Euclidean
+norm. Always certified rate in that metric <= local rate <= -abscissa. A negative abscissa at every time
+proves nothing where J changes along the trajectory: see `lyapunov` for averages.
 Cost: about 25 n^3 operations and 4 n^2 numbers: 4 s and 0.3 GB a matrix for n = 2048 on one core.
 
 Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.

@@ -4,9 +4,8 @@ For tau x' = -x + W phi(x) + b + u with slopes D = diag(phi'(x(t))) > 0, a diago
 
     (g W - I) P + P (g W^T - I) <= -c P    and    D' - c D <= -beta D    (tau = 1)
 
-give V' <= -beta V for V = v^T P^-1 D v and every v' = (-I + W D) v, so |v| in the metric P^-1 D shrinks
-at the rate beta / 2. Proof: P^-1 W + W^T P^-1 <= (2 - c) / g P^-1 and D^2 <= g D. Time constants enter
-as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
+let |v| in the metric P^-1 D shrink at the rate beta / 2 for every v' = (-I + W D) v. Time constants
+enter as beta = min_i c / tau_i - d/dt log D_ii in the metric diag(tau) P^-1 D.
 
 A monitor, never a certificate: another input or initial state has other slopes. D = 0 (ReLU), couplings,
 the r-form and a P that is not diagonal are refused, as the proof does not cover them.
