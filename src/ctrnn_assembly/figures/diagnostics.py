@@ -187,7 +187,8 @@ def draw_circle(axes: Axes) -> None:
     axes.plot(np.cos(angles), np.sin(angles), color=BLACK, linewidth=0.9, zorder=1, label="unit circle")
     axes.set(xlabel="real part", ylabel="imaginary part", ylim=limits)
     axes.set_xlim(left, max(right, 1 + 0.05 * (1 - left)))
-    if limits[1] > 0.5:  # the same unit on both axes
+    if limits[1] > 0.5:  # the same unit on both axes, whose limits then may widen
+        axes.set_autoscale_on(True)
         axes.set_aspect("equal", adjustable="datalim")
 
 
