@@ -43,6 +43,8 @@ class OwnField:
 
     def unpack(self, x: Tensor) -> Any:
         """The state, or the states (batch, time, n), as f takes it."""
+        if not self.is_tuple and len(self.sizes[0]) == 1:
+            return x  # without a view, which every evaluation would pay for
         widths = [torch.Size(size).numel() for size in self.sizes]
         split = x.split(widths, dim=-1)
         found = tuple(p.reshape(*x.shape[:-1], *size) for p, size in zip(split, self.sizes, strict=True))
@@ -122,7 +124,7 @@ def parts(x: Any) -> tuple[Any, ...]:
 
 def pack(x: State) -> Tensor:
     """(batch, n)."""
-    flat = [p.reshape(len(p), -1) for p in parts(x)]
+    flat = [p if p.ndim == 2 else p.reshape(len(p), -1) for p in parts(x)]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Literal
 
@@ -41,18 +42,23 @@ class _Counted:
         self.evaluations += 1
         if self.evaluations > self.budget:
             raise AssertionError("max_num_steps exceeded")  # as torchdiffeq says it
-        self.last = (t.detach(), x.detach(), value.detach())
+        self.last = (t, x, value)
         return value
 
     def between(self, low: Tensor, high: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """f(t, x) with t kept in [low, high): the input never shows what comes after a break."""
-        return lambda t, x: self(t.clamp(low.to(t), torch.nextafter(high.to(t), low.to(t))), x)
+
+        @cache
+        def bounds(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            return low.to(dtype), torch.nextafter(high.to(dtype), low.to(dtype))
+
+        return lambda t, x: self(t.clamp(*bounds(t.dtype)), x)
 
     def failure(self, message: str, solver: str, max_steps: int) -> SolverError:
         """torchdiffeq's assertion in the user's words."""
         where, finite = "before the first evaluation", True
         if self.last is not None:
-            t, x, value = self.last
+            t, x, value = (tensor.detach() for tensor in self.last)
             finite = bool(torch.isfinite(x).all() and torch.isfinite(value).all())
             where = (
                 f"at t = {float(t):.6g}, largest state norm {float(x.norm(dim=-1).max()):.4g}, after "
