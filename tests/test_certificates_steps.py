@@ -238,3 +238,16 @@ def test_thousands_of_units_with_few_couplings_are_certified_by_their_entries():
 def test_the_gram_of_few_entries_is_that_of_all():
     A = torch.randn(1100, 1100) * (torch.rand(1100, 1100) < 0.01)
     assert torch.allclose(rounding._gram(A), A.mT @ A, atol=1e-13)
+
+
+@pytest.mark.parametrize("solver", ["euler", "exponential-euler"])
+def test_many_units_have_the_closed_form_alone_where_only_the_rate_is_sought(solver):
+    """What an epoch of a training can wait for: no better than the whole proof."""
+    field = couple([Subnetwork(CONSTRAINTS["absolute"]("tanh"), 52) for _ in range(5)], "ring")
+    quick, whole = (
+        certify(field, dt=0.05, solver=solver, search=search).step.contraction_factor
+        for search in ("rate", "fast")
+    )
+    known = Interconnection.of(field.terms().detach_cpu(), field.metric().detach_cpu())
+    assert quick == pytest.approx(steps.CLOSED_FORMS[solver](known).factor(0.05), rel=1e-12)
+    assert quick >= whole

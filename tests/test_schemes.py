@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.linalg import exponential, plain_exponential
 from ctrnn_assembly.schemes import SCHEMES, affine_step, integrate, step_pair
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import F64, normal, one_module, order, rng
@@ -93,10 +93,39 @@ def test_the_pair_of_the_metrics_coordinates_is_that_step(name: str) -> None:
         assert_close(found, theta @ plain @ torch.linalg.inv(theta), rtol=1e-10, atol=1e-10)
 
 
-def test_exponential_euler_names_a_singular_linear_part() -> None:
+def spread(kind: str, size: float) -> torch.Tensor:
+    """Matrices (2, N, N) of one norm: any, skew, far from normal, and singular."""
+    G = torch.stack([normal(N, N, seed=5), normal(N, N, seed=6)])
+    if kind == "skew":
+        G = G - G.mT
+    if kind == "triangular":
+        G = G.triu(1) * 10.0 ** torch.arange(N, dtype=F64)
+    if kind == "singular":
+        G[:, 0] = 0
+    return size * G / torch.linalg.matrix_norm(G, 2)[:, None, None]
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 0.3, 3.0, 40.0])
+@pytest.mark.parametrize("kind", ["any", "skew", "triangular", "singular"])
+def test_the_exponential_is_torchs_exponential_with_its_gradient(kind: str, size: float) -> None:
+    G, weights = spread(kind, size).requires_grad_(), normal(2, 2, N, N, seed=7)
+    pairs = [torch.stack(f(G)) for f in (exponential, plain_exponential)]
+    assert_close(*pairs, rtol=0, atol=1e-12 * float(pairs[1].detach().norm()))
+    slopes = [torch.autograd.grad((pair * weights).sum(), G)[0] for pair in pairs]
+    assert_close(*slopes, rtol=0, atol=1e-11 * float(slopes[1].norm()))
+
+
+def test_the_exponential_is_differentiated_twice() -> None:
+    assert torch.autograd.gradgradcheck(
+        exponential, spread("any", 2.0)[0, :3, :3].clone().requires_grad_()
+    )
+
+
+def test_exponential_euler_takes_a_singular_linear_part() -> None:
     L = torch.tensor([[1.0, 0.0], [0.0, -1.0]], dtype=F64)
-    with pytest.raises(SolverError, match="eigenvalue 1"):
-        SCHEMES["exponential-euler"].pair(torch.ones(2, dtype=F64), L)
+    A, C = SCHEMES["exponential-euler"].pair(torch.ones(2, dtype=F64), L)
+    decay = torch.tensor([1.0, math.exp(-2.0)], dtype=F64)
+    assert_close((A, C), (decay.diag(), torch.tensor([1.0, -math.expm1(-2.0) / 2], dtype=F64).diag()))
 
 
 def with_edge(form: str, n: int = N) -> Terms:

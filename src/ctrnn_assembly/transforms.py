@@ -26,11 +26,14 @@ def traced() -> bool:
     return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
+def known(x: Tensor) -> bool:
+    """Whether the values of a tensor can be asked for."""
+    return not (torch.compiler.is_compiling() or x.is_meta or transformed())
+
+
 def holds(condition: Tensor) -> bool:
     """Whether a condition is true everywhere, or its values cannot be known."""
-    if torch.compiler.is_compiling() or condition.is_meta or transformed():
-        return True
-    return bool(condition.all())
+    return not known(condition) or bool(condition.all())
 
 
 def states(

@@ -1,8 +1,9 @@
 """Is this system contracting, how fast, and does its step keep it?"""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -63,7 +64,8 @@ def certify(
             field none, and Euler's. A tensor or list of dt, as of irregular samples: steps of all these
             lengths in any order, in one metric; of Euler of all between, too, else at most 64.
         search: for another metric if that one does not prove both rate and step. "none"; "rate" for
-            identity, Perron, Lyapunov and balanced metrics if it does not prove the rate; "fast" for
+            identity, Perron, Lyapunov and balanced metrics if it does not prove the rate, and the step
+            of more than 256 units by a bound in closed form alone, as in a training's epochs; "fast" for
             these and, for few units, one of the step, or else the rate, together with its multipliers.
         uncertainty: of a field, `Terms` or matrices: the certificate is to hold for all W + dW and
             L + dL within it, a radius in the spectral norm, or half-widths of the entries of W, or
@@ -122,18 +124,19 @@ def _certify_terms(
 ) -> Certificate:
     """In the metric that is given, by default the identity, or else in the best that is found."""
     given = identity(terms) if metric is None else metric.detach_cpu()
-    own = _certify_in(given, terms, dt, solver, "identity" if metric is None else "given")
+    inside = partial(_certify_in, terms, dt, solver, search != "rate")
+    own = inside(given, "identity" if metric is None else "given")
     steps = search != "rate" and bool(dt) and 0 < dt[0] <= dt[-1] < 1e100 and solver in SCHEMES
     steps &= solver == "euler" or len(dt) <= result.LISTED
     if search != "none" and own.modules and own.metric.condition_number > ILL_CONDITIONED:
-        own = _milder(own, given, terms, dt, solver)
+        own = _milder(own, given, terms, inside)
     if _holds(own, steps) or search == "none" or unusable(terms, given):
         return own
     usable = [(origin, other) for origin, other in candidates(terms) if not unusable(terms, other)]
     usable.sort(key=lambda entry: -Interconnection.of(terms, entry[1]).rate()[0])
     best = own
     for origin, other in usable if steps else usable[:1]:
-        tried = _certify_in(other, terms, dt, solver, origin)
+        tried = inside(other, origin)
         if _holds(tried, steps):
             return tried
         best = best if best.certified else tried
@@ -141,7 +144,7 @@ def _certify_terms(
     if few and Interconnection.of(terms, given).abscissa_at_full_slope() < 0:
         starts = [given, *(other for _, other in usable)]
         for other in jointly(terms, starts, dt[-1] if steps else 0.0, solver if steps else "euler"):
-            tried = _certify_in(other, terms, dt, solver, "search: joint")
+            tried = inside(other, "search: joint")
             if _holds(tried, steps):
                 return tried
     if best.certified:
@@ -150,11 +153,13 @@ def _certify_terms(
     return replace(own, reasons=(*own.reasons, added))
 
 
-def _milder(own: Certificate, metric: Metric, terms: Terms, dt: Lengths, solver: str) -> Certificate:
+def _milder(
+    own: Certificate, metric: Metric, terms: Terms, inside: Callable[[Metric, str], Certificate]
+) -> Certificate:
     """The same modules with other weights where that shortens the time until distances are below 1."""
     step = own.step is not None and own.step.certified
     for origin, other in reweighed(terms, metric):
-        tried = _certify_in(other, terms, dt, solver, origin)
+        tried = inside(other, origin)
         sooner = tried.slowest_time_constant * math.log(tried.metric.condition_number)
         kept = tried.rate >= own.rate / 2 and _holds(tried, step)
         if kept and sooner < own.slowest_time_constant * math.log(own.metric.condition_number):
@@ -168,7 +173,9 @@ def _holds(certificate: Certificate, steps: bool) -> bool:
     return certificate.certified and (not steps or step is None or step.certified)
 
 
-def _certify_in(metric: Metric, terms: Terms, dt: Lengths, solver: str, origin: str) -> Certificate:
+def _certify_in(
+    terms: Terms, dt: Lengths, solver: str, sharp: bool, metric: Metric, origin: str
+) -> Certificate:
     broken, longest = unusable(terms, metric), max(dt, default=None)
     if broken:
         return Certificate.refused(broken, dt=longest, solver=solver, origin=origin)
@@ -185,7 +192,7 @@ def _certify_in(metric: Metric, terms: Terms, dt: Lengths, solver: str, origin: 
     facts, coupling = result.MetricFacts.of(metric, terms.tau, origin), _coupling_facts(terms, whole)
     step = StepCertificate.refused(solver, dt[-1]) if dt else None
     if certified and dt:
-        step = StepCertificate.of_all(prove_step(whole, solver), solver, dt)
+        step = StepCertificate.of_all(prove_step(whole, solver, sharp), solver, dt)
     reasons = () if certified else (_reason(whole, modules, rate, smallest),)
     maps = (terms.pre, terms.post, *(edge.psi for edge in terms.edges))
     declared = {phi.name for one in maps for phi in one.units if not phi.proven}
