@@ -94,7 +94,7 @@ class Training:
             own = [p for p in trained if id(p) in inside]
             groups.append({"params": own, "share": config.recurrent_rate, "weight_decay": 0.0})
         # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
-        fused = trained[0].is_cuda and config.precision in ("32", "64")
+        fused = config.precision in ("32", "64")
         optimizer = OPTIMIZERS[config.optimizer](
             groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
