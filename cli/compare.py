@@ -12,15 +12,19 @@ from ctrnn_cli.shared import PATH, Column, Command, console, emit, json_option, 
 
 say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
-COLUMNS = (
-    Column("coupling", "coupling"),
+BENCH_COLUMNS = (
+    Column("work", "work"),
+    Column("size", "size"),
     Column("name", "contestant"),
     Column("median_ms", "median ms", ".2f"),
     Column("min_ms", "min ms", ".2f"),
-    Column("share", "share", ".1%"),
+    Column("times", "times", ".2f"),
+    Column("times_min", "of minima", ".2f"),
+    Column("share", "share", ".0%"),
+    Column("limit", "of the limit of"),
     Column("peak_mb", "MB", ".1f"),
 )
-COUPLING = "all, random:C, ...; may be repeated  [default: all, random:5, random:20]"
+COUPLING = "all, random:C, ... of all work  [default: its own]"
 DEVICE = "auto is the GPU where there is one"
 FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
 
@@ -163,45 +167,58 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
 
 
 @click.command("bench")
-@click.option("--n", type=int, default=512, help="units altogether  [default: 512]")
-@click.option("--units", type=int, default=32, help="units of each module  [default: 32]")
-@click.option("--batch", type=int, default=128, help="samples  [default: 128]")
-@click.option("--steps", type=int, default=196, help="steps of a sequence  [default: 196]")
+@click.argument("works", metavar="[WORK]...", nargs=-1)
+@click.option("--n", type=int, help="units altogether  [default: of the work]")
+@click.option("--units", type=int, help="units of each module  [default: of the work]")
+@click.option("--batch", type=int, help="samples  [default: of the work]")
+@click.option("--steps", type=int, help="steps of a sequence  [default: of the work]")
+@click.option("--coupling", metavar="NAME", help=COUPLING)
 @click.option("--rounds", type=int, default=7, help="timings of each, 7 or more  [default: 7]")
-@click.option("--coupling", "couplings", multiple=True, metavar="NAME", help=COUPLING)
 @click.option("--only", multiple=True, metavar="NAME", help="this contestant only; may be repeated")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help=DEVICE)
 @click.option("--threads", type=int, help="CPU threads  [default: torch's own]")
 @json_option
 @plot_option
-def bench_command(as_json: bool, plot: Path | None, **settings: Any) -> None:
-    """How long one forward and backward pass of a sequence takes.
+def bench_command(works: tuple[str, ...], as_json: bool, plot: Path | None, **settings: Any) -> None:
+    """How long one forward and backward pass of a sequence takes, of ours and of what others would use.
 
-    In every round each contestant is timed once, in a new order; given are median and minimum. The
-    matrix product of the machine is timed in the same rounds: `share` is the part of its rate (the
-    median of the rounds, in the same dtype) that the useful operations of a contestant reach.
+    Without WORK all of it. In every round each contestant is timed once, in a new order; given are
+    median and minimum, and how many times as long it takes as ours that it stands below; of `large`,
+    by useful operation. `share` is how near the minimum is to a limit of the machine, the nearest of
+    three timed in the same rounds: the rate of its matrix products, of its memory, of calls of torch.
 
-    Before, ours are checked against the plain loop. Every contestant gets the field as leaf tensors;
-    nn.RNN and nn.LSTM have no coupling and stand under `all`. The loss is one of the last state, with
-    gradients of all parameters and none of the input. Ctrl-C prints what was measured until then.
-
-    On a GPU `peak_mb` (10^6 bytes) is what the allocator hands out.
+    Before, ours are checked against the plain loop. An assembly without gates is given as leaf tensors.
+    The loss is one of the last state, with gradients of all parameters and none of the input. Ctrl-C
+    prints what was measured until then. On a GPU `peak_mb` (10^6 bytes) is what the allocator hands out.
     """
     from rich.progress import track
 
     from ctrnn_assembly.benchmark.measure import measure, sentences
-    from ctrnn_assembly.benchmark.problem import Problem
     from ctrnn_assembly.figures.curves import speed_figure
 
-    size = Problem(**{name: settings.pop(name) for name in ("n", "units", "batch", "steps")})
+    fields = ("n", "units", "batch", "steps", "coupling")
+    size = {k: x for k in fields if (x := settings.pop(k)) is not None}
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
-    found = measure(size, track=bar, **settings)
-    times = ("median", "min")
-    rows = [row | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in times} for row in found["rows"]]
-    shown = [table(rows, COLUMNS, title=f"forward and backward: {size}")] * bool(rows)
+    found = measure(size, works, track=bar, **settings)
+    shown = [table(bench_rows(found["rows"]), BENCH_COLUMNS, title="forward and backward")] * bool(
+        found["rows"]
+    )
     figure = partial(speed_figure, found) if found["rows"] else None
     emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)
     click.get_current_context().exit(130 if found["interrupted"] else 0)
+
+
+def bench_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With milliseconds, and without the work and size that are as above."""
+    found, work, size = [], None, None
+    for row in rows:
+        if row["work"] != work:
+            size = None
+        named = {"work": "" if row["work"] == work else row["work"]}
+        named["size"] = "" if row["size"] == size else row["size"]
+        found.append(row | named | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in ("median", "min")})
+        work, size = row["work"], row["size"]
+    return found

@@ -25,7 +25,8 @@ from ctrnn_assembly.training.provenance import provenance
 
 TESTS = ["pytest", "-q", "-n0", "-p", "no:cacheprovider", "--tb=short"]
 SHARES = {"check": 0.35, "bench": 0.65, "train": 1.0}  # of the time that is left
-SMALL = ["--n", "8", "--units", "4", "--batch", "2", "--steps", "4", "--coupling", "all"]
+SMALL = ["dense", "--n", "8", "--units", "4", "--batch", "2", "--steps", "4"]
+LARGE = ["dense", "c20", "c5", "deep", "--steps", "1024"]
 ENDING = 30  # seconds for a part to write what it has, after it was interrupted
 
 
@@ -35,7 +36,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     train = ["--resume", str(run)]
     if not (run / "config.yaml").exists():
         train = ["--task", args.task, "--out", str(run), "--device", args.device, *fast]
-    bench = ["--device", args.device, *(SMALL if args.fast else ["--steps", "1024"])]
+    bench = ["--device", args.device, *(SMALL if args.fast else LARGE)]
     data = ["--data-dir", args.data_dir] if args.data_dir else []
     found = {
         "check": [*TESTS, str(HERE.parent / "tests" / "test_on_gpu.py"), "-m", "gpu"],

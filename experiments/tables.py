@@ -10,13 +10,18 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from keep import shown
+
 from ctrnn_assembly.reproduction.experiments import Experiment, experiment_names, load_experiment
 from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells, yes
 from ctrnn_assembly.training.run import write
+from ctrnn_cli.compare import BENCH_COLUMNS, bench_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 Results = list[dict[str, Any]]
@@ -35,7 +40,7 @@ EXPONENTS = (
     "and range over the images; and the certified rate, which bounds the flow:"
 )
 NOTHING = "Not measured yet."
-OURS = ("ours-fused", "ours-adadiag-fused")
+DETAILS = ("-fused", "ours-adadiag", "frozen", "scn", "torchdiffeq-euler")  # no rows of README.md
 
 
 def markdown(rows: Results) -> str:
@@ -141,61 +146,42 @@ def newest(results: Path, name: str) -> Results:
     return [json.loads(file.read_text(encoding="utf-8")) for file in days]
 
 
-def speed(results: Path) -> str:
-    """Forward and backward, as `ctrnn bench --json` last said: ours, and how many times the others."""
-    if not (runs := sorted(newest(results, "speed-*"), key=lambda run: -run["batch"])):
-        return NOTHING
-    size = runs[0]
-    about = (
-        f"Forward and backward of {size['n']} units as {size['modules']} x {size['units']} over "
-        f"{size['steps']} steps, {size['threads']} thread(s) of {size['hardware']}, torch "
-        f"{size['versions']['torch']}, {size['date']}: medians of {size['rounds']} rounds, "
-        "and how many times as long the others took. share: of the rate of the machine's own product "
-        "of 128 x n x n."
-    )
-    names = dict.fromkeys(row["name"] for row in size["rows"])
-    shown = [n for n in names if n in OURS] + [n for n in names if not n.startswith("ours-")]
-    rows: Results = [{"": name} for name in shown]
-    for run, coupling in product(runs, ("all", "random:20", "random:5")):
-        for row in rows:
-            row[f"{coupling}, batch {run['batch']}"] = speed_cell(run, coupling, row[""])
-    return f"{about}\n\n{markdown(rows)}"
-
-
-def speed_cell(run: dict[str, Any], coupling: str, name: str) -> str:
-    """Milliseconds and the share of the limit; for others, how many times as long as ours."""
-    fits = {
-        r["name"]: r for r in run["rows"] if r["coupling"] == coupling or r["name"].startswith("nn.")
-    }
-    if name not in fits or OURS[0] not in fits:
-        return "-"
-    row = fits[name]  # where there is no coupling, the one of all pairs
-    if name in OURS:
-        return f"{1000 * row['median_s']:.0f} ms, share {100 * row['share']:.0f} %"
-    return f"{row['median_s'] / fits[OURS[0]]['median_s']:.1f} times"
+def speed(results: Path, hidden: tuple[str, ...] = ()) -> str:
+    """What `ctrnn bench --json` last said, without the contestants named like `hidden`."""
+    parts = []
+    for run in newest(results, "bench-*"):
+        rows = [row for row in run["rows"] if not any(word in row["name"] for word in hidden)]
+        columns = [replace(one, missing="") for one in BENCH_COLUMNS if one.key != "peak_mb"]
+        where = f"{run['hardware']}, torch {run['versions']['torch']}, {run['date']}"
+        parts += [f"{run['threads']} thread(s) of {where}, {run['rounds']} rounds:"]
+        parts += [markdown(shown(bench_rows(rows), columns))]
+    return "\n\n".join(parts) or NOTHING
 
 
 def kept(name: str) -> Callable[[Path], str]:
-    """The table of the newest result of a script, as it was printed, and where it was measured."""
+    """The tables that a script last printed, and where they were measured."""
 
     def made(results: Path) -> str:
         if not (runs := newest(results, name)):
             return NOTHING
-        found = runs[-1]
-        return (
-            f"{markdown(found['table'])}\n\n`{found['command']}`, {found['date']}, {found['hardware']}."
-        )
+        where = "{}\n\n`{command}`, {date}, {hardware}."
+        return "\n\n".join(where.format(markdown(found["table"]), **found) for found in runs)
 
     return made
 
 
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "experiments/README.md": {"results": all_tables, "epochs": kept("epochs")},
+    "experiments/README.md": {
+        "results": all_tables,
+        "epochs": kept("epochs"),
+        "since": kept("since-*"),
+        "bench": speed,
+    },
     "experiments/gradients_explode/README.md": {
         "figure1": kept("gradients-explode-figure1"),
         "figure3": kept("gradients-explode-figure3-images"),
     },
-    "README.md": {"speed": speed, "results": highlights},
+    "README.md": {"speed": partial(speed, hidden=DETAILS), "results": highlights},
 }
 
 

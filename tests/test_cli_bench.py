@@ -11,16 +11,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cli_tools import Cli
 from ctrnn_assembly.benchmark.contestants import (
-    CONTESTANTS,
-    PRODUCTS,
+    ASSEMBLY,
+    LIMITS,
+    WORKS,
     Contestant,
     Workload,
     plain_loop,
 )
 from ctrnn_assembly.benchmark.measure import (
+    AMOUNTS,
     NOISE,
+    Calls,
     Timing,
     check_agreement,
+    compared,
     measure,
     noise_of,
     schedule,
@@ -31,20 +35,22 @@ from ctrnn_assembly.schemes import SCHEMES
 from stored_runs import strict_json
 
 TINY = Problem(n=12, units=4, batch=3, steps=5)
-OPTIONS = ("bench", "--n", 12, "--units", 4, "--batch", 3, "--steps", 5)
+SIZE = ("--n", 12, "--units", 4, "--batch", 3, "--steps", 5)
+OPTIONS = ("bench", "dense", *SIZE)
 ROW = {
-    "name", "n", "units", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
-    "device", "rounds", "useful_operations", "share",
+    "work", "name", "size", "n", "units", "batch", "steps", "coupling", "median_s", "min_s", "peak_mb",
+    "device", "rounds", "useful_operations", "calls", "limit", "share", "beside", "times", "times_min",
 }  # fmt: skip
 
 
+CONTESTANTS = {contestant.name: contestant for contestant in ASSEMBLY}
 PRESENT = [contestant for contestant in CONTESTANTS.values() if contestant.is_present("cpu")]
 
 
 def timing(name="plain-loop", **more):
     """Nothing but a name and something to time."""
     problem = replace(TINY, **{k: more.pop(k) for k in ("coupling", "device") if k in more})
-    return Timing(CONTESTANTS[name], problem, Workload(torch.Tensor), **more)
+    return Timing(CONTESTANTS[name], problem, Workload(torch.Tensor), "dense", **more)
 
 
 @pytest.fixture
@@ -58,30 +64,38 @@ def bench(cli, *args):
     return strict_json(done.out)
 
 
-def test_json_has_a_row_for_every_contestant_and_coupling(cli):
-    found = bench(cli, "--rounds", 2, "--coupling", "all", "--coupling", "random:1")
-    rows = {(row["name"], row["coupling"]): row for row in found["rows"]}
+def test_json_has_a_row_for_every_contestant_beside_its_rival(cli):
+    done = cli("bench", *SIZE, "--coupling", "random:1", "--rounds", 2, "--device", "cpu", "--json")
+    found = strict_json(done.out)
+    rows = {(row["work"], row["name"]): row for row in found["rows"]}
     assert len(rows) == len(found["rows"])
-    for contestant in PRESENT:
-        assert (contestant.name, "all") in rows
-        assert ((contestant.name, "random:1") in rows) == contestant.coupled
-    assert {"ours-fused", "ours-imex", "plain-loop", "torchdiffeq-euler", "nn.RNN", "nn.LSTM"} <= {
-        row["name"] for row in found["rows"]
-    }
+    for work, (_, contestants) in WORKS.items():
+        assert {one.name for one in contestants if one.is_present("cpu")} == {
+            k for w, k in rows if w == work
+        }
     for row in found["rows"]:
         assert set(row) == ROW
         assert (row["n"], row["batch"], row["steps"], row["rounds"]) == (12, 3, 5, 2)
         assert 0 < row["min_s"] <= row["median_s"]
-        rate = found["product_rate"]["bfloat16" if "bf16" in row["name"] else "float32"]
-        share = row["useful_operations"] / row["median_s"] / rate["median"]
-        assert row["share"] == pytest.approx(share)
+        rival = rows[row["work"], row["beside"]]
+        assert row["times"] == pytest.approx(row["median_s"] / rival["median_s"])
+        assert 0 < row["share"] <= 1
+        assert row["limit"] == "calls"  # of so small a problem
+        assert row["share"] == pytest.approx(row["calls"] / found["rates"]["calls"] / row["min_s"])
         assert row["peak_mb"] is None
+    assert rows["own", "torchdiffeq-rk4"]["beside"] == "ours-rk4"
     assert found["threads"] == torch.get_num_threads()
     assert {"python", "torch"} <= set(found["versions"])
     assert found["hardware"]
     assert found["date"]
     assert isinstance(found["noisy"], bool)
     assert found["device"] == "cpu"
+
+
+def test_works_of_several_sizes_are_compared_by_operation(cli):
+    known = {"work": "large", "median_s": 8.0, "min_s": 2.0, "useful_operations": 40, "n": 8}
+    other = known | {"name": "first", "median_s": 1.0, "min_s": 1.0, "useful_operations": 10, "n": 4}
+    assert compared(known, other) == {"beside": "first", "times": 2.0, "times_min": 0.5}
 
 
 def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_path):
@@ -95,9 +109,10 @@ def test_the_table_says_what_was_checked_and_what_is_not_to_be_trusted(cli, tmp_
     assert "ours-fused" in picture.read_text()
 
 
-def test_default_couplings_are_those_that_fit(cli):
-    found = bench(cli, "--rounds", 1, "--only", "plain-loop")
-    assert {row["coupling"] for row in found["rows"]} == {"all"}  # 3 modules have 3 pairs
+def test_without_a_name_the_works_are_those_that_fit(cli):
+    done = cli("bench", *SIZE, "--rounds", 1, "--only", "plain-loop", "--device", "cpu", "--json")
+    # 3 modules have 3 pairs
+    assert {row["work"] for row in strict_json(done.out)["rows"]} == {"dense", "small"}
 
 
 def test_every_round_times_each_once_in_an_order_of_its_own():
@@ -117,12 +132,13 @@ def test_median_and_minimum_are_those_of_the_clock(monkeypatch):
     assert (one.median, one.noise) == (2.0, 2.0)
 
 
-def test_the_rate_of_products_counts_all_of_a_timing():
-    (one,) = (c for c in PRODUCTS if c.precision == "float32")
-    problem = replace(TINY, steps=7)
+def test_the_rates_of_the_machine_count_all_of_a_timing():
     with FlopCounterMode(display=False) as counter:
-        one.build(problem).run()
-    assert counter.get_total_flops() == 2 * 7 * TINY.batch * TINY.n**2
+        LIMITS["float32"].build(TINY).run()
+    assert counter.get_total_flops() == AMOUNTS["float32"]
+    with Calls() as calls:
+        LIMITS["calls"].build(TINY).run()
+    assert AMOUNTS["calls"] <= calls.count <= AMOUNTS["calls"] + 2  # and the tensors it is done with
 
 
 def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
@@ -130,7 +146,7 @@ def test_a_noisy_machine_is_reported_and_a_quiet_one_is_not():
     noisy = timing("nn.RNN", seconds=[1.0, 2 * NOISE, 9.0])
     assert noise_of([quiet, quiet]) == []
     (sentence,) = noise_of([quiet, noisy])
-    assert "nn.RNN all cpu 2.50 times" in sentence
+    assert "nn.RNN dense cpu 2.50 times" in sentence
     assert "1 of 2" in sentence
 
 
@@ -139,7 +155,7 @@ def test_a_fake_clock_makes_the_report_noisy(monkeypatch):
     busy = itertools.accumulate(draw.choice((1.0, 4.0, 5.0)) for _ in itertools.count())
     for clock, noisy in ((busy, True), (itertools.count(), False)):
         monkeypatch.setattr("ctrnn_assembly.benchmark.measure.perf_counter", partial(next, clock))
-        found = measure(TINY, ("all",), only=("plain-loop",))
+        found = measure(TINY.size, ("dense",), only=("plain-loop",), device="cpu")
         assert found["noisy"] is noisy
         assert [note for note in found["notes"] if "too noisy" in note] == found["notes"]
         assert bool(found["notes"]) is noisy
@@ -197,7 +213,7 @@ def test_same_numbers_on_every_dtype_and_zeros_outside_the_pairs():
 @pytest.mark.parametrize("name", [c.name for c in PRESENT if c.coupled])
 def test_no_gradient_fades_or_explodes_over_a_long_sequence(name):
     contestant = CONTESTANTS[name]
-    problem = Problem(n=12, units=4, batch=2, steps=2000, blocks=contestant.blocks)
+    problem = Problem(n=12, units=4, batch=2, steps=2000, **contestant.changes)
     for gradient in contestant.build(problem).run():
         largest = float(gradient.abs().max())
         assert 1e-30 < largest < 1e10  # denormal numbers would slow a CPU down a hundredfold
@@ -212,16 +228,17 @@ def test_gradients_of_the_recurrent_layers_do_not_fade_either(name):
 def test_torchdyno_computes_the_states_of_the_plain_loop():
     pytest.importorskip("torchdyno")
     for name in ("torchdyno-scn", "torchdyno-scn-frozen"):
-        # Its blocks are outside of the activation.
+        # Its blocks are outside of the activation, and it has no bias.
         problem = replace(TINY, coupling="random:2")
         with torch.no_grad():
+            problem.terms.bias.zero_()
             expected = plain_loop(problem).last()
             torch.testing.assert_close(CONTESTANTS[name].build(problem).last(), expected)
 
 
 def test_a_wrong_solver_is_refused():
     for contestant in PRESENT:
-        check_agreement(contestant, replace(TINY, coupling="random:2", blocks=contestant.blocks))
+        check_agreement(contestant, replace(TINY, coupling="random:2", **contestant.changes))
 
     def wrong(problem):
         right = plain_loop(problem)
@@ -240,8 +257,8 @@ def test_a_backend_that_cannot_run_here_is_left_out_with_its_reason(monkeypatch)
         return Workload(last, problem.parameters)
 
     broken = Contestant("ours-broken", cannot, backend="fused", tolerance=1e-5)
-    monkeypatch.setitem(CONTESTANTS, "ours-broken", broken)
-    found = measure(TINY, ("all",), only=("plain-loop", "ours-broken"), rounds=1)
+    monkeypatch.setitem(WORKS, "dense", ({}, (*ASSEMBLY, broken)))
+    found = measure(TINY.size, ("dense",), only=("plain-loop", "ours-broken"), rounds=1)
     assert {row["name"] for row in found["rows"]} == {"plain-loop"}
     assert found["notes"][0] == "ours-broken with all was left out: this GPU is too small."
 
@@ -256,10 +273,11 @@ def test_a_wrong_row_of_the_table_of_schemes_is_refused(monkeypatch, coupling):
         return A, 1.001 * C
 
     problem = replace(TINY, coupling=coupling)
-    check_agreement(CONTESTANTS["ours-imex"], problem)
+    imex = next(one for one in WORKS["imex"][1] if one.name == "imex-all")
+    check_agreement(imex, problem)
     monkeypatch.setitem(SCHEMES, "imex", replace(right, pair=wrong))
-    with pytest.raises(SolverError, match=r"ours-imex with coupling .* differs"):
-        check_agreement(CONTESTANTS["ours-imex"], problem)
+    with pytest.raises(SolverError, match=r"imex-all with coupling .* differs"):
+        check_agreement(imex, problem)
 
 
 def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
@@ -279,8 +297,9 @@ def test_ctrl_c_prints_what_was_measured_until_then(cli, monkeypatch):
 
 
 def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):
-    assert "got 500. Use n=480, or units=25" in cli.refuses("bench", "--n", 500)
+    assert "got 500. Use n=480, or units=25" in cli.refuses("bench", "dense", "--n", 500)
     assert "n must be at least 1" in cli.refuses("bench", "--n", 0)
+    assert "work must be" in cli.refuses("bench", "denser")
     assert "batch must" in cli.refuses(*OPTIONS, "--batch", 0)
     assert "steps must" in cli.refuses(*OPTIONS, "--steps", -1)
     assert "rounds must" in cli.refuses(*OPTIONS, "--rounds", 0)

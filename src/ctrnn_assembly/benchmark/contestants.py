@@ -1,7 +1,8 @@
-"""The table of contestants: our backends, and what others would use, as fast as little effort makes it.
+"""The workloads, each with its contestants: ours, and what others would use, as fast as is easy.
 
-Of the others, weights are stacked once a solve, the input is given without a search, and torchdiffeq
-keeps no state but the last (else its backward pass is quadratic in T).
+Of the others, weights are stacked once a solve, the input is given without a search, and torchdiffeq's
+Euler keeps no state but the last (else its backward pass is quadratic in T). The first contestant of a
+workload is that whose time the others are given in.
 
 Useful operations are those of the products that a solve needs, a multiplication and an addition
 counted as two: forward each sample with each entry of coupling and weights, backward the same for the
@@ -9,8 +10,8 @@ adjoint and once more for each entry that is trained. Elementwise work and the s
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,13 +21,19 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from ctrnn_assembly.benchmark.problem import Blocks, Problem
+from ctrnn_assembly.benchmark.problem import Problem
+from ctrnn_assembly.inputs import CubicHermite
+from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.fused import few_blocks
 
-Backend = Literal["fused", "graph", "persistent"]
+Backend = Literal["auto", "fused", "graph", "persistent"]
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 TORCHDYNO = "torchdyno.models.rnn_assembly"
 HAS_TORCHDYNO = find_spec("torchdyno") is not None
+DEPTH = 4  # of stacks
+SQUARE, COPIED, CALLS = 1024, 2**24, 2000  # side of the product, numbers and calls, of limits
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,14 @@ class Workload:
 
 
 def ours(problem: Problem, **settings: Any) -> Workload:
-    """The last state by `solve`, with the settings of a backend."""
+    """The last state by `solve`, with the settings of a backend; of a gated net by its layer."""
+    if problem.gate is not None:
+        return Workload(lambda: problem.layer.last(problem.u), problem.parameters)
     terms, x0, given = problem.terms, problem.x0, {"u": problem.u, "dt": problem.dt, **settings}
     return Workload(lambda: solve(terms, x0, save="last", **given).last, problem.parameters)
 
 
-def field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+def vector_field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
     """f(x, u) of the problem, for x (batch, n) and u (batch, 1); the weights stacked once."""
     terms, (batch, n) = problem.terms, problem.x0.shape
     k, p = problem.units, problem.modules
@@ -67,14 +76,26 @@ def field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor, Tensor
 
 def plain_loop(problem: Problem, *, implicit: bool = False) -> Workload:
     """x + dt f(x, u), step by step under autograd; implicit: (I - dt L)^-1 (x + dt (f(x, u) - L x))."""
-    samples, x0, L = problem.u.unbind(1), problem.x0, problem.terms.L
+    samples, L, dt = problem.u.unbind(1), problem.terms.L, problem.dt
 
     def last() -> Tensor:
-        f, x = field(problem, coupled=not implicit), x0
+        f, x = vector_field(problem, coupled=not implicit), problem.x0
         for u in samples:
-            x = x + problem.dt * f(x, u)
+            x = x + dt * f(x, u)
             if implicit and L is not None:
-                x = torch.linalg.solve(torch.eye(len(L)).to(L) - problem.dt * L, x.mT).mT
+                x = torch.linalg.solve(torch.eye(len(L)).to(L) - dt * L, x.mT).mT
+        return x
+
+    return Workload(last, problem.parameters)
+
+
+def plain_layer(problem: Problem) -> Workload:
+    """A layer sample by sample, under autograd; its tensors are made once."""
+
+    def last() -> Tensor:
+        step, x = problem.layer.stepper(), problem.x0
+        for u in problem.u.unbind(1):
+            x = step(u, x)
         return x
 
     return Workload(last, problem.parameters)
@@ -87,7 +108,7 @@ def torchdiffeq_euler(problem: Problem) -> Workload:
     options = {"grid_constructor": lambda f, y0, t: grid}
 
     def last() -> Tensor:
-        f, samples = field(problem), iter(u)
+        f, samples = vector_field(problem), iter(u)
 
         def following(t: Tensor, x: Tensor) -> Tensor:
             return f(x, next(samples))  # Euler evaluates once a step, in order
@@ -97,15 +118,37 @@ def torchdiffeq_euler(problem: Problem) -> Workload:
     return Workload(last, problem.parameters)
 
 
-def recurrent(problem: Problem, kind: Literal["RNN", "LSTM"]) -> Workload:
+def own(problem: Problem, method: str, *, by_torchdiffeq: bool = False) -> Workload:
+    """A field of one's own, f(t, x, u) with u cubic between samples, at the times of all of them."""
+    t = problem.dt * torch.arange(problem.steps, dtype=problem.u.dtype, device=problem.device)
+    signal, given = CubicHermite(problem.u, t), dict[str, Any](rtol=1e-5, atol=1e-7)
+
+    def last() -> Tensor:
+        f, x0 = vector_field(problem), problem.x0
+        if by_torchdiffeq:
+            return torchdiffeq.odeint(lambda t, x: f(x, signal(t)), x0, t, method=method, **given)[-1]
+        return solve(lambda t, x, u: f(x, u), x0, t, u=signal, solver=method, **given).last
+
+    return Workload(last, problem.parameters)
+
+
+def stack(problem: Problem, *, fused: bool = True) -> Workload:
+    """A `deep-adadiag` of n units and features in every layer; if not fused, by torch's maps."""
+    net: Any = build_model("deep-adadiag", 1, 1, depth=DEPTH, width=problem.n).core
+    net.to(problem.device, problem.dtype).fusible = fused
+    return Workload(lambda: net.last(problem.u), list(net.parameters()))
+
+
+def recurrent(problem: Problem, kind: Literal["RNN", "LSTM"], layers: int = 1) -> Workload:
     """nn.RNN with relu from identity weights, or nn.LSTM with open forget gates: no gradient fades."""
     more = {"nonlinearity": "relu"} if kind == "RNN" else {}
-    layer, u = getattr(nn, kind)(1, problem.n, batch_first=True, **more), problem.u
+    layer, u = getattr(nn, kind)(1, problem.n, layers, batch_first=True, **more), problem.u
     with torch.no_grad():
-        if kind == "RNN":
-            nn.init.eye_(layer.weight_hh_l0)
-        else:  # gates come as input, forget, cell, output
-            layer.bias_ih_l0.view(4, -1)[1] = 5.0
+        for k in range(layers):
+            if kind == "RNN":
+                nn.init.eye_(getattr(layer, f"weight_hh_l{k}"))
+            else:  # gates come as input, forget, cell, output
+                getattr(layer, f"bias_ih_l{k}").view(4, -1)[1] = 5.0
     layer.to(u.device, u.dtype)
     return Workload(lambda: layer(u)[0][:, -1], list(layer.parameters()))
 
@@ -143,20 +186,19 @@ def torchdyno(problem: Problem, constrained: Literal["tanh", "fixed"] | None) ->
     return Workload(last, [tensor for tensor in used if tensor.requires_grad])
 
 
-def product(problem: Problem, precision: str) -> Workload:
-    """One (batch, n) by (n, n) product a step into a given tensor: what the machine itself can do."""
-    generator, kind = torch.Generator().manual_seed(0), PRECISIONS[precision]
-    x, W = (
-        torch.randn(rows, problem.n, generator=generator, dtype=torch.float32).to(problem.device, kind)
-        for rows in (problem.batch, problem.n)
-    )
+def limit(problem: Problem, kind: str) -> Workload:
+    """What the machine itself can do: square products in a precision, bytes copied, calls of torch."""
+    size = {"bytes": (COPIED,), "calls": (1,)}.get(kind, (SQUARE, SQUARE))
+    x = torch.ones(size, dtype=PRECISIONS.get(kind, torch.float32), device=problem.device)
     out = torch.empty_like(x)
 
     def last() -> Tensor:
+        if kind == "bytes":
+            return out.copy_(x)
         before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        for _ in range(problem.steps):
-            torch.mm(x, W, out=out)
+        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        for _ in range(CALLS if kind == "calls" else 1):
+            torch.add(x, x, out=out) if kind == "calls" else torch.mm(x, x, out=out)
         torch.backends.cuda.matmul.allow_tf32 = before
         return out
 
@@ -169,11 +211,14 @@ class Contestant:
 
     name: str
     build: Callable[[Problem], Workload]
-    blocks: Blocks = "dense"  # the modules of its problem
+    changes: Settings = field(default_factory=dict)  # of the fields of its problem
     backend: Backend | None = None  # of ours
-    precision: str = "float32"  # of the operands of its products; its rate is that of such products
-    coupled: bool = True  # whether it has modules and a coupling; the others count under "all"
+    precision: str = "float32"  # of the operands of its products
+    coupled: bool = True  # whether it has modules and a coupling
     dense: int = 0  # the (n, n) matrices that a step needs in place of the coupling's blocks
+    evaluations: int = 1  # of the field in a step; 0 if the solver chooses
+    stored: int = 1  # states of a step that are kept for the gradient
+    beside: str = ""  # whose time its own is given in; else the first of its work
     # Of states and gradients from the reference's, as relative norms; None if the equations are others.
     tolerance: float | None = None
     reference: Callable[[Problem], Workload] = plain_loop  # of the same steps
@@ -182,7 +227,7 @@ class Contestant:
         """The useful operations of one solve and its gradients, as the file defines them.
 
         L has n^2 entries where it is dense, else 2 C k^2 for C pairs of modules of k units; of the
-        weights those count that are not 0. Sparse ones are frozen.
+        weights those count that are not 0. Sparse ones are frozen. 0 if nobody knows the evaluations.
         """
         n, k, pairs = problem.n, problem.units, len(problem.terms.pairs)
         whole = self.dense == 0 and 0 < 2 * pairs == problem.modules * (problem.modules - 1)
@@ -190,13 +235,19 @@ class Contestant:
         weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks) if self.coupled else 0
         entries = trained + weights
         trained = trained if problem.blocks == "sparse" else entries
-        return 2 * problem.steps * problem.batch * (2 * entries + trained)
+        return 2 * self.evaluations * problem.steps * problem.batch * (2 * entries + trained)
 
     def is_present(self, device: str) -> bool:
         """Whether it can run here."""
         needs_gpu = self.backend in ("graph", "persistent") or self.precision == "tf32"
         has_gpu = device == "cuda" and torch.cuda.is_available()
         return (has_gpu or not needs_gpu) and (HAS_TORCHDYNO or not self.name.startswith("torchdyno"))
+
+    def is_for(self, problem: Problem) -> bool:
+        """Whether it can solve this: torchdyno needs a coupling, and persistent kernels a full one."""
+        if self.name.startswith("torchdyno") and not problem.terms.pairs:
+            return False
+        return self.backend != "persistent" or few_blocks(problem.terms) is None
 
 
 def _backend(backend: Backend) -> tuple[Contestant, ...]:
@@ -206,32 +257,87 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
     bf16, tf32 = (partial(build, matmul_precision=kind) for kind in ("bf16", "tf32"))
     rows = (
         euler(f"ours-{backend}", build),
+        euler(f"ours-adadiag-{backend}", build, DIAGONAL),
         euler(f"ours-{backend}-bf16", bf16, precision="bfloat16", tolerance=1e-2),
         euler(f"ours-{backend}-tf32", tf32, precision="tf32", tolerance=1e-3),
-        euler(f"ours-adadiag-{backend}", build, blocks="diagonal"),
-        euler(f"ours-sparse-frozen-{backend}", build, blocks="sparse"),
+        euler(f"ours-sparse-frozen-{backend}", build, SPARSE),
     )
     if backend == "persistent":  # which stores every state
         return rows
-    return (*rows, euler(f"ours-{backend}-sqrt", partial(build, recompute="sqrt")))
+    return (*rows, euler(f"ours-{backend}-sqrt", partial(build, recompute="sqrt"), stored=0))
 
 
-_IMEX = partial(ours, solver="imex", backend="fused")
-_TABLE = (
-    *(row for backend in get_args(Backend) for row in _backend(backend)),
-    Contestant(
-        "ours-imex", _IMEX, dense=2, tolerance=1e-5, reference=partial(plain_loop, implicit=True)
-    ),
+def _beside(ours: Contestant, name: str, build: Any, **more: Any) -> tuple[Contestant, Contestant]:
+    """One of ours, and another on the same problem."""
+    return ours, replace(ours, name=name, build=build, beside=ours.name, **more)
+
+
+def _gated(kind: str) -> tuple[Contestant, Contestant]:
+    change = {**DIAGONAL, "gate": kind}
+    mine = Contestant(f"ours-{kind}", ours, change, tolerance=1e-5, reference=plain_layer)
+    return _beside(mine, f"plain-layer-{kind}", plain_layer)
+
+
+def _imex(name: str, coupling: str) -> tuple[Contestant, Contestant]:
+    steps, implicit = partial(ours, solver="imex"), partial(plain_loop, implicit=True)
+    return _beside(_euler(f"euler-{name}", coupling=coupling), f"imex-{name}", steps, reference=implicit)
+
+
+def _own(method: str, evaluations: int) -> tuple[Contestant, Contestant]:
+    theirs = partial(own, method=method, by_torchdiffeq=True)
+    one = Contestant(f"ours-{method}", partial(own, method=method), evaluations=evaluations)
+    mine, other = _beside(one, f"torchdiffeq-{method}", theirs)
+    return replace(mine, tolerance=1e-3, reference=theirs), other
+
+
+def _deep() -> tuple[Contestant, Contestant]:
+    """Dense are B, C and both halves of the mix of a layer, and an LSTM's gates but for the input."""
+    layers, plain = partial(Contestant, coupled=False, stored=DEPTH), partial(stack, fused=False)
+    lstm = partial(recurrent, kind="LSTM", layers=DEPTH)
+    return (
+        layers("ours-deep", stack, dense=4 * DEPTH, tolerance=1e-3, reference=plain),
+        layers(f"nn.LSTM-{DEPTH}", lstm, dense=8 * DEPTH - 4),
+    )
+
+
+def _euler(name: str, **changes: Any) -> Contestant:
+    return Contestant(name, partial(ours, solver="euler"), changes, tolerance=1e-5)
+
+
+DIAGONAL, SPARSE = {"blocks": "diagonal"}, {"blocks": "sparse"}
+SMALL, C5 = {"n": 64, "units": 16, "batch": 32, "steps": 128}, {"coupling": "random:5"}
+DYNO = Contestant("torchdyno-adadiag", partial(torchdyno, constrained="tanh"), DIAGONAL)
+COUPLED = (
+    _euler("ours"),
+    _euler("ours-adadiag", **DIAGONAL),
+    *(row for backend in get_args(Backend)[1:] for row in _backend(backend)),
     Contestant("plain-loop", plain_loop, tolerance=1e-5),
     Contestant("torchdiffeq-euler", torchdiffeq_euler, tolerance=1e-5),
-    Contestant("nn.RNN", partial(recurrent, kind="RNN"), coupled=False, dense=1),
+)
+RNN = Contestant("nn.RNN", partial(recurrent, kind="RNN"), coupled=False, dense=1)
+ASSEMBLY = (
+    *COUPLED,
+    RNN,
     Contestant("nn.LSTM", partial(recurrent, kind="LSTM"), coupled=False, dense=4),
-    Contestant("torchdyno-adadiag", partial(torchdyno, constrained="tanh"), "diagonal"),
+    DYNO,
     Contestant("torchdyno-scn", partial(torchdyno, constrained=None)),
-    Contestant("torchdyno-scn-frozen", partial(torchdyno, constrained="fixed"), "sparse"),
+    Contestant("torchdyno-scn-frozen", partial(torchdyno, constrained="fixed"), SPARSE),
 )
-CONTESTANTS = {contestant.name: contestant for contestant in _TABLE}
-PRODUCTS = tuple(
-    Contestant("product", partial(product, precision=kind), precision=kind, coupled=False, dense=1)
-    for kind in PRECISIONS
-)
+_LARGE = _euler("ours-4096", n=4096, units=64, coupling="random:200")
+# Of each work the fields of its problem that are not the usual ones, and its contestants.
+WORKS: dict[str, tuple[Settings, tuple[Contestant, ...]]] = {
+    "dense": ({}, ASSEMBLY),
+    "c20": ({"coupling": "random:20"}, COUPLED),  # to others few pairs make no difference
+    "c5": (C5, (*COUPLED, RNN, DYNO)),
+    "c5-16": ({**C5, "batch": 16}, ASSEMBLY),
+    "small": (SMALL, ASSEMBLY),
+    "gated": (C5, (*_gated("constant"), *_gated("input"), replace(DYNO, beside="ours-input"))),
+    "imex": ({}, (*_imex("all", "all"), *_imex("c5", "random:5"))),
+    "large": (DIAGONAL, (_euler("ours-512", coupling="random:50"), _LARGE)),
+    "deep": ({"n": 64, "units": 64, "batch": 64, "steps": 784}, _deep()),
+    "own": (SMALL, (*_own("rk4", 4), *_own("dopri5", 0))),
+}
+LIMITS = {
+    kind: Contestant(f"limit of {kind}", partial(limit, kind=kind), precision=kind)
+    for kind in (*PRECISIONS, "bytes", "calls")
+}

@@ -12,6 +12,8 @@ import torch
 from torch import Generator, Tensor
 
 from ctrnn_assembly.errors import ConfigError, check_within
+from ctrnn_assembly.gates import Gate
+from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
 
@@ -19,6 +21,7 @@ Blocks = Literal["dense", "diagonal", "sparse"]
 NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh", "sparse": "published-sparse-combo"}
 DT, DURATION = 0.03, 20.0
 COUPLING_NORM = 2.0
+FASTEST = 0.2  # largest speed of the gates
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class Problem:
     n: int = 512
     units: int = 32
     batch: int = 128
-    steps: int = 196
+    steps: int = 98
     coupling: str = "all"  # the pairs of modules, by the name of a topology
     blocks: Blocks = "dense"  # the sparse ones are frozen, with phi outside, as published
+    gate: Gate | None = None  # of a net with diagonal blocks
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -55,12 +59,18 @@ class Problem:
         return {"n": self.n, "units": self.units, "batch": self.batch, "steps": self.steps}
 
     def __str__(self) -> str:
-        parts = f"{self.modules} x {self.units}"
-        return f"n {self.n} = {parts}, batch {self.batch}, {self.steps} steps"
+        coupling = "" if self.modules == 1 else f" {self.coupling.replace('random:', 'C=')}"
+        return f"{self.modules} x {self.units}{coupling}, batch {self.batch}, T={self.steps}"
 
     @property
     def modules(self) -> int:
         return self.n // self.units
+
+    @property
+    def fits(self) -> bool:
+        """Whether there are as many pairs of modules as a random coupling asks for."""
+        kind, _, pairs = self.coupling.partition(":")
+        return kind != "random" or int(pairs) <= self.modules * (self.modules - 1) // 2
 
     @property
     def dt(self) -> float:
@@ -68,13 +78,30 @@ class Problem:
         return min(DT, DURATION / self.steps)
 
     @cached_property
+    def layer(self) -> CTRNN:
+        """The net's, whose parameters are what a gated problem trains."""
+        return self._made().to(self.device, self.dtype)
+
+    def _made(self) -> CTRNN:
+        """In float32 on the CPU; the fastest units of a gated net move as those of the others do."""
+        name, more = NETS[self.blocks], {}
+        if self.gate is not None:
+            name, more = f"adadiag-gated-{self.gate}", {"dt": self.dt / FASTEST}
+        of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling, **more}
+        core: Any = build_model(name, 1, 1, activation="relu", **of_net).core
+        made: CTRNN = core.float()
+        return made
+
+    @cached_property
     def terms(self) -> Terms:
         """The field, trained tensors as leaves; L = K - K^T, of norm COUPLING_NORM, is feedback."""
-        of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
-        core: Any = build_model(NETS[self.blocks], 1, 1, activation="relu", **of_net).float().core
-        terms: Terms = core.terms().detach_cpu()
+        made = self._made()
+        terms: Terms = made.field.terms().driven(made.encoder.weight, made.encoder.bias).detach_cpu()
         if (L := terms.L) is not None:
-            terms = replace(terms, L=L * (COUPLING_NORM / float(torch.linalg.matrix_norm(L, 2))))
+            v = torch.ones(self.n)
+            for _ in range(100):  # to ||L||, of which a decomposition of 4,096 units takes minutes
+                v = L @ (v / v.norm())
+            terms = replace(terms, L=L * (COUPLING_NORM / v.norm()))
         terms = terms.mapped(lambda values: self._leaf(values).requires_grad_())
         for frozen in (terms.tau, *(terms.blocks if self.blocks == "sparse" else ())):
             frozen.requires_grad_(False)
@@ -94,6 +121,8 @@ class Problem:
     @property
     def parameters(self) -> list[Tensor]:
         """The tensors whose gradient is asked for; the input has none."""
+        if self.gate is not None:
+            return list(self.layer.parameters())
         return [tensor for tensor in self.terms.tensors() if tensor.requires_grad]
 
     def _leaf(self, values: Tensor) -> Tensor:

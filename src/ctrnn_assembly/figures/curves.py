@@ -17,6 +17,7 @@ from ctrnn_assembly.training.swap import Swap
 
 DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
+OURS = ("ours", "euler-", "imex-")  # contestants whose names begin so
 BOUNDS: Any = (  # title, label, column, its verdict, and the value beyond which nothing is proven
     ("continuous time", f"rate, at least ({style.PER_TAU})", "rate", "certified", 0.0),
     ("one step of the solver", "factor of the distance, at most", "step_factor", "step_certified", 1.0),
@@ -159,17 +160,18 @@ def speed_figure(report: dict[str, Any]) -> Figure:
     """Medians of forward and backward as bars; a stroke is the minimum."""
     groups: dict[str, list[Any]] = {}
     for row in report["rows"]:
-        groups.setdefault(f"coupling {row['coupling']}", []).append(row)
+        groups.setdefault(row["work"], []).append(row)
     counts = [len(group) for group in groups.values()]
     height = 0.9 + 0.45 * len(groups) + 0.32 * sum(counts)
-    figure = style.new_figure(height, f"{report['size']}; {report['hardware']}")
+    figure = style.new_figure(height, report["hardware"])
     panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=counts)[:, 0]
-    for axes, (coupling, rows) in zip(panels, groups.items(), strict=True):
+    for axes, (work, rows) in zip(panels, groups.items(), strict=True):
         names = [row["name"] for row in rows]
-        colours = [style.COLOURS[0 if name.startswith("ours-") else 4] for name in names]
+        colours = [style.COLOURS[0 if name.startswith(OURS) else 4] for name in names]
         axes.barh(names, [1000 * row["median_s"] for row in rows], height=0.7, color=colours)
         axes.plot([1000 * row["min_s"] for row in rows], names, "k|", markersize=6, markeredgewidth=1)
-        axes.set_title(coupling, fontsize=8, loc="left")
+        sizes = "; ".join(dict.fromkeys(row["size"] for row in rows))
+        axes.set_title(f"{work}: {sizes}", fontsize=8, loc="left")
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(y=0.01)
         axes.invert_yaxis()
