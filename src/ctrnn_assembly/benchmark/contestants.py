@@ -268,8 +268,9 @@ def _backend(backend: Backend) -> tuple[Contestant, ...]:
 
 
 def _beside(ours: Contestant, name: str, build: Any, **more: Any) -> tuple[Contestant, Contestant]:
-    """One of ours, and another on the same problem."""
-    return ours, replace(ours, name=name, build=build, beside=ours.name, **more)
+    """One of ours, and another on the same problem, both in its time."""
+    ours = replace(ours, beside=ours.name)
+    return ours, replace(ours, name=name, build=build, **more)
 
 
 def _gated(kind: str) -> tuple[Contestant, Contestant]:
