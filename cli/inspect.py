@@ -37,14 +37,10 @@ INPUT = "the constant input: of each sequence the mean or the last sample, or ze
 
 
 class Driven:
-    """A network under inputs, and what a command finds of it.
+    """A network under inputs u, (samples, T, m) float64, and what a command finds of it.
 
-    Attributes:
-        run: whose weights these are; None for a net of --module.
-        behaviour: what the net does, in float64. step: dt and solver, None for its own.
-        certificate: what is proven of it. rate: the certified one of continuous time, or None.
-        u: inputs, (samples, T, m), float64.
-        sequences: the inputs of each sample without padding, (T, m).
+    `run` is None for a net of --module, `step` dt and solver, None for the net's own, `rate` the
+    certified one of continuous time, or None; `sequences` are the inputs without padding, (T, m).
     """
 
     run: Any = None

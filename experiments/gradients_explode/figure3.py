@@ -10,9 +10,7 @@ images, the CIFAR-10 that is at hand, batches of 100 (the report's are not known
 
 Panels: training error; GSC(L, 0), from the image to the error layer, on 100 training images; effective
 depth, with S from the initial weights and R from their change; operator norm of that change layer by
-layer, counted from the error layer. Nets of batch norm: GSC from PROBES random signs, the others exact.
-
-The result is written after every epoch.
+layer. Nets of batch norm: GSC from PROBES random signs. The result is written after every epoch.
 """
 
 import argparse

@@ -28,11 +28,8 @@ class Activation:
 
     Args:
         function: phi, of any shape, without trained tensors: the fused solvers give them no gradient.
-        slope: (lo, hi), finite, and not {0}.
+        slope: (lo, hi), finite, not {0}; unless it is `proven`, certificates say that it is declared.
         backward: (v, x, phi(x)) -> v o phi'(x); by default automatic differentiation.
-
-    Attributes:
-        proven: whether the library has proven `slope`; else certificates say that it is declared.
 
     Raises: ConfigError if a sampled secant of phi is not in the interval, or phi is not elementwise.
 

@@ -99,10 +99,9 @@ class TorchRNN(Baseline):
 
 
 class VanillaRNN(TorchRNN):
-    """Elman's recurrent network, x_t = tanh(W x_{t-1} + U u_t + b).
+    """Elman's recurrent network, x_t = tanh(W x_{t-1} + U u_t + b), with b a sum of two trained vectors.
 
-    torch keeps b as a sum of two vectors, both trained. W starts orthogonal, so that gradients neither
-    grow nor fade at first (Le et al. 2015, Saxe et al. 2014); the others uniform in +-1 / sqrt(n).
+    W starts orthogonal (Le et al. 2015, Saxe et al. 2014), the others uniform in +-1 / sqrt(n).
     Guarantee: none. Source: Elman 1990, 'Finding Structure in Time'; the formula is torch.nn.RNN's.
 
     >>> VanillaRNN(3, 8).certificate().reasons[0][:62]
@@ -126,10 +125,8 @@ class LSTM(TorchRNN):
         (i, f, o) = sigmoid(W_{i,f,o} h_{t-1} + U_{i,f,o} u_t + b_{i,f,o})
         g = tanh(W_g h_{t-1} + U_g u_t + b_g),  c_t = f o c_{t-1} + i o g,  h_t = o o tanh(c_t)
 
-    Weights start uniform in +-1 / sqrt(n), the forget bias at 1, so that it remembers at first
-    (Jozefowicz et al. 2015).
-    Guarantee: none. |h| < 1 by its formula, but nothing makes two trajectories meet.
-    Source: Hochreiter & Schmidhuber 1997, forget gate of Gers et al. 2000; torch.nn.LSTM's formula.
+    Weights start uniform in +-1 / sqrt(n), the forget bias at 1 (Jozefowicz et al. 2015).
+    Guarantee: none. Source: Hochreiter & Schmidhuber 1997, Gers et al. 2000; torch.nn.LSTM's formula.
 
     >>> [one.shape for one in LSTM(3, 8, batch_first=True)(torch.randn(5, 20, 3))]
     [torch.Size([5, 20, 8]), torch.Size([1, 5, 16])]
@@ -241,12 +238,10 @@ class AntisymmetricRNN(EulerRNN):
         K = W - W^T - gamma I,  W strictly upper triangular
 
     `upper` holds the entries of W above its diagonal, row by row; `inputs` holds (V, b). Start:
-    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0, as appendix C; that it draws the triangle, not a
-    full W, is our reading. The paper chooses eps from {0.01, 0.1, 1} and init_std from
-    {0, 1, 2, 4, 8, 16} by validation; the defaults are those of a public re-implementation.
-    Guarantee: none. Eigenvalues of the Jacobian at each instant bound nothing for a time-varying input.
-    Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), by the equation number (12) and the
-    settings that others cite, as the paper could not be opened here; without their gated variant.
+    V ~ N(0, 1 / m), W ~ N(0, init_std^2 / n), b = 0; that the triangle is drawn, not a full W, is our
+    reading. eps and init_std are those of a public re-implementation; the paper chooses by validation.
+    Guarantee: none. Source: Chang, Chen, Haber and Chi (ICLR 2019, arXiv 1902.09689), equation (12) as
+    others cite it, as the paper could not be opened here; without their gated variant.
 
     >>> (K,) = AntisymmetricRNN(1, 3, gamma=0.5).matrices()
     >>> bool((K + K.T == -torch.eye(3)).all())
@@ -276,10 +271,9 @@ class LipschitzRNN(EulerRNN):
 
     beta is from symmetric (0) to skew (1). `inputs` holds (U, b). Start: M_A and M_W are drawn from
     N(0, (init_std / n)^2), U is Xavier normal, b = 0.
-    Guarantee: none. Training does not enforce the paper's sufficient condition for stability, here or in
-    the authors' code, and it speaks of the ODE, not of its Euler steps.
-    Source: Erichson, Azencot, Queiruga, Hodgkinson and Mahoney (ICLR 2021, arXiv 2006.12070), which was
-    not at hand; settings of the authors' driver (github.com/erichson/LipschitzRNN).
+    Guarantee: none. Training does not enforce the paper's sufficient condition, which is of the ODE.
+    Source: Erichson et al. (ICLR 2021, arXiv 2006.12070), which was not at hand; settings of the
+    authors' driver (github.com/erichson/LipschitzRNN).
 
     >>> A, W = LipschitzRNN(1, 3, beta=1.0, gamma=0.5).matrices()
     >>> A.diagonal().tolist()
@@ -335,10 +329,8 @@ class FreePairs(Pairs):
 class DeepBaseline(Baseline, Stack):
     """`Stack` with a map of `kind` in place of each field; norm, B, C, mix, skip and dropout stay.
 
-    Args:
-        kind: a `Baseline` that is a map, `LSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many
-            units as give a layer the number of parameters that `Pairs(width)` give it.
-        depth, parts: layers, and what `Stack` takes, but dt and solver: a sample is a step.
+    `kind` is a `Baseline` that is a map, `LSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many units as
+    give a layer the number of parameters that `Pairs(width)` give it. A sample is a step.
     """
 
     fusible = False

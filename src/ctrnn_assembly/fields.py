@@ -100,11 +100,9 @@ def reads_input(f: Any) -> tuple[bool, bool]:
 
 
 def euler(field: OwnField, x0: Tensor, drive: Tensor | None, times: Tensor, steps: Tensor) -> Tensor:
-    """Forward Euler x + dt f(t, x, u), all states, (time + 1, batch, n), x0 first.
+    """Forward Euler x + dt f(t, x, u), all states, (time + 1, batch, n), x0 first; times of `step_grid`.
 
-    Args:
-        drive: inputs held over each step, (time, batch, ...), or None.
-        times, steps: of `step_grid`.
+    drive: inputs held over each step, (time, batch, ...), or None.
     """
     if times.ndim == 2 and any(len(size) != 1 for size in field.sizes):
         raise ShapeError(

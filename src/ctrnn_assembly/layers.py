@@ -36,10 +36,9 @@ class CTRNN(Recurrent):
 
     Args:
         input_size, batch_first, initial_state: as in `Recurrent`.
-        field: the n units; or a vector field of your own, a function or nn.Module f(t, x, u), which gets
-            the input as it is, or f(t, x), to which the encoded input is added; t counts from 0 at each
-            call, and at each `step`. It has no certificate.
-        size: n, of a field of your own.
+        field: the n units; or of your own, with its `size`, a function or nn.Module f(t, x, u), which
+            gets the input as it is, or f(t, x), to which the encoded input is added; t counts from 0 at
+            each call, and at each `step`. It has no certificate.
         gate: of `ctrnn_assembly.gates`: the units' speeds 1 / tau are then nu, and tau must be 1.
         gate_bounds: (lo, hi) with lo <= nu <= hi; (0.1, 0.2) if None.
         dt: time between samples, in the unit of tau.
@@ -54,8 +53,7 @@ class CTRNN(Recurrent):
     `encoder` is an `nn.Linear` with the weight W_in. With hooks, or replaced by any module that maps
     (..., m) to (..., n), it is called with all samples at once, and its values are interpolated.
 
-    Guarantee: for one input, two states approach each other at the rate of `field` in continuous time,
-    whatever the encoder. Discrete step and gates have guarantees of their own; see `certificate`.
+    Guarantee: that of `field` in continuous time, whatever the encoder; for the step see `certificate`.
 
     >>> layer = CTRNN(1, Subnetwork(Absolute(), 4), batch_first=True)
     >>> layer(torch.randn(8, 20, 1))[0].shape, layer.certificate().certified

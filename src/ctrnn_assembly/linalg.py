@@ -78,10 +78,8 @@ def majorant(W: Tensor, monotone: bool) -> Tensor:
 def log_metzler_scaling(B: Tensor, r: float, slack: float = 1e-6) -> Tensor | None:
     """log theta of the diagonal metric P = diag(e / d) for B >= 0; None unless rho(B) < r is shown.
 
-    d = (rI - B)^-1 1 and e = (rI - B^T)^-1 1 are positive exactly when rho(B) < r, and then
-    sym(P^1/2 B P^-1/2) z <= r z for z = sqrt(d e) > 0, so its largest eigenvalue is at most r
-    (Collatz-Wielandt). Positivity and max_i (B d)_i / d_i < r are checked on the computed d, with a
-    relative `slack`; 0 where what is found is proven elsewhere. Costs two solves.
+    d = (rI - B)^-1 1 and e = (rI - B^T)^-1 1 are positive exactly when rho(B) < r (THEORY section 2);
+    this, and max_i (B d)_i / d_i < r, are checked on the computed d and e, with a relative `slack`.
     """
     d, e = resolvent_sums(r * torch.eye(len(B)).to(B) - B)
     if not all(bool((v > 0).all() and v.isfinite().all()) for v in (d, e)):

@@ -119,8 +119,7 @@ class StepGate(nn.Module):
         pairs: numbers of pairs.
         widest: r, above 1.
 
-    1 at the start, whatever v is. It reads no state, so that every factor that holds for all Delta in
-    the interval is one of the gated pair (THEORY section 12).
+    1 at the start. It reads no state: a factor for all Delta in the interval holds (THEORY section 12).
     """
 
     def __init__(self, reads: int, pairs: int, widest: float) -> None:

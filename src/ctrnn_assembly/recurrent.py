@@ -34,7 +34,7 @@ class Recurrent(nn.Module, ABC):
         state_size: width of the state, if it is not that of the output.
         batch_first: whether input and output are (batch, time, .) instead of (time, batch, .).
         initial_state: where sequences start without an h_0: "zero", or "trained", a parameter x_0 that
-            starts at zero. No certificate depends on it: contraction is of any two states.
+            starts at zero. No certificate depends on it.
 
     Raises: at a call, ShapeError for a tensor of the wrong shape, dtype or device, and DataError for an
         input that is not finite.

@@ -5,9 +5,7 @@
 A layer's input is held over its sample, so that every solver can take the steps, layer by layer: the
 sampled stack. As one field all layers are one equation x' = f(x, u), each driven by what the states
 below are now; both agree to first order in the time between samples.
-
-Certificate: `ctrnn_assembly.certificates.cascade`, of evaluation mode, where batch norm is a fixed map.
-Source: THEORY section 11.
+Certificate: `certificates.cascade`, of evaluation mode. Source: THEORY section 11.
 """
 
 import warnings
@@ -51,9 +49,8 @@ class Stack(Recurrent):
             fields are then `Pairs`, and any solver but imex is theirs; exponential-euler has a proof.
         input_range: the largest |u| that a certificate with gates speaks of.
         dt, substeps, solver: as in `CTRNN`; a layer's input is held over all substeps of a sample.
-        one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; `drive`
-            keeps the net's own dt. In a step of a grid solver states then feed upward as they were
-            before it; in training mode there is neither batch norm nor dropout.
+        one_field: whether all layers are one equation, x' = `flow(u)(x)`, for every solver; in training
+            mode there is then neither batch norm nor dropout.
 
     States of all layers stand side by side, from below: (batch, state_size); `split` takes them apart.
 

@@ -81,9 +81,9 @@ class Subnetwork(Field):
         weight: an initial W of the set, (n, n); by default a sample. On the meta device none is drawn:
             `to_empty` and `load_state_dict`, or the latter with assign=True, fill the module.
 
-    Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does to
-    the parameters. `rate` is None for the unconstrained controls, for weights rounded to half precision
-    and under a further parametrisation of the weight; `certify` measures the weights that are used.
+    Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does. `rate` is
+    None for the unconstrained controls, for weights rounded to half precision and under a further
+    parametrisation of the weight; `certify` measures the weights that are used.
 
     >>> net = Subnetwork(SingularValueBounded("relu"), 8, tau=2.0)
     >>> net.rate, certify(net).certified

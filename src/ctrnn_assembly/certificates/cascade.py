@@ -58,9 +58,8 @@ def certify_cascade(
 ) -> Certificate:
     """Of the whole net: in continuous time any rate below the slowest layer's, and its step.
 
-    `entry` is the Lipschitz constant of what leads from the input to the first layer. The layers' proofs
-    are of steps of dt / substeps. A step of the sampled stack is all of a sample's, named euler:4 for 4
-    substeps; of one field each, so that `StepCertificate.substeps` are several.
+    `entry` is the Lipschitz constant of what leads to the first layer. The layers' proofs are of steps
+    of dt / substeps; a step of the sampled stack is all of a sample's, named euler:4, of one field each.
     """
     for index, layer in enumerate(layers):
         why = layer.missing or ("" if layer.certificate.certified else layer.certificate.reasons[0])
@@ -196,9 +195,8 @@ def linear_system(
 def input_gain(layers: Sequence[LayerBound], steady: Sequence[float], entry: float) -> float:
     """From the input to the output, in the largest norm over time, and as well in l2 over time.
 
-    `steady` is sup e_l / sup s_l from equal states: input_gain / (1 - q_l), as sum_t q^t = 1 / (1 - q);
-    the same sum bounds the convolution in l2. In continuous time it is flow_gain / rate, in the largest
-    norm.
+    `steady` is sup e_l / sup s_l from equal states: input_gain / (1 - q_l), or of the flow
+    flow_gain / rate, in the largest norm.
     """
     for layer, states in zip(layers, steady, strict=True):
         entry *= (layer.passed + layer.output_gain * states) * (1 + SLACK)
@@ -206,11 +204,7 @@ def input_gain(layers: Sequence[LayerBound], steady: Sequence[float], entry: flo
 
 
 def weighted_proof(layers: Sequence[LayerBound], factor: float, entry: float) -> tuple[float, float]:
-    """The samples until a thousandth and the l2 gain, by weighted sums over time; infinite if unproven.
-
-    Rates 1 - rho beyond 1 - `factor` are tried as well: the inequality of a layer may prove a faster one
-    than its step's factor.
-    """
+    """Samples until a thousandth, and the l2 gain, by weighted sums over time; infinite if unproven."""
     systems = [layer.system for layer in layers if layer.system is not None]
     if len(systems) < len(layers) or (still := forgetting(systems, 1.0)) is None:
         return math.inf, math.inf
@@ -244,11 +238,9 @@ def samples_until(gamma: np.ndarray, share: float) -> float:
 
 
 def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> tuple[float, float]:
-    """q* and the share by which Euclidean distances may grow before they shrink.
+    """q* and the share by which Euclidean distances may grow before they shrink (THEORY section 11).
 
-    With eigenvalues of layer l's metric in [a_l, b_l], by default 1, that is
-    sqrt(sum d_l^2 / a_l) max sqrt(b_l) / d_l. Of the q* between the slowest layer's factor and 1, it is
-    the one that reaches a thousandth first.
+    Of the q* between the slowest layer's factor and 1, it is the one that reaches a thousandth first.
     """
     found, slowest, one = [], gamma.diagonal().max(), np.ones(len(gamma))
     low, high = (np.sqrt([getattr(m, k) for m in metrics] or one) for k in ("smallest", "largest"))

@@ -54,11 +54,10 @@ def certify(
     """Certify a layer, a classifier, a field, plain `Terms`, matrices or an `nn.RNN`, as they are now.
 
     Args:
-        field: a layer, which answers by its `certificate`; a `SequenceClassifier`, of which the core
-            answers; a `Subnetwork`, an `Assembly` of any depth, or what else has `terms()` and
-            `metric()`; `Terms`; matrices W, with L as the second argument and `given` as `terms_of`
-            takes them; an `nn.RNN`, as the map that torch computes. Of any other net or
-            function nothing is proven, and that is said.
+        field: a layer, or a `SequenceClassifier`, which answers by its `certificate`; a `Subnetwork`, an
+            `Assembly`, or what else has `terms()` and `metric()`; `Terms`; matrices W, with L as the
+            second argument and `given` as `terms_of` takes them; an `nn.RNN`, as the map that torch
+            computes. Of any other net or function nothing is proven, and that is said.
         metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
             field none, and Euler's. A tensor or list of dt, as of irregular samples: steps of all these
@@ -205,10 +204,7 @@ def _certify_in(
 def largest_uncertainty(
     terms: Terms, metric: Metric, by: Any, *, dt: float | None = None, solver: str = "euler"
 ) -> float:
-    """How many times `by`, as `certify` takes it, is certified in this metric; 0 for none.
-
-    The flow's bound is linear in the size of `by`: from there down to where the step holds, too.
-    """
+    """How many times `by`, as in `certify`, is certified in this metric, flow and step; 0 for none."""
     unit = uncertain(terms.detach_cpu(), by).within
     assert unit is not None
 
@@ -231,9 +227,8 @@ def largest_uncertainty(
 def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
     """omega such that the Euler step of length dt contracts for every feedback L with ||L||_M <= omega.
 
-    From the modules alone; 0 if none is proven. With N = J the modules alone and q their Euler factor,
-    |y + dt N y + dt K y|^2 <= q^2 + dt^2 omega^2 + 2 dt^2 omega eps for |y| = 1, because y^T K y = 0
-    and |N y + nu y| <= eps; or the disc bound.
+    From the modules alone, by the disc, or from their Euler factor q: |y + dt N y + dt K y|^2 is at most
+    q^2 + dt^2 omega^2 + 2 dt^2 omega eps for |y| = 1. 0 if none is proven.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:

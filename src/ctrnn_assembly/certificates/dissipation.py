@@ -53,11 +53,7 @@ class Storage:
 
 
 def forgetting(systems: Sequence[LayerSystem], rho: float) -> tuple[float, list[float]] | None:
-    """K and the gains, where |x_l,t| <= K rho^t for all layers with |x_l,0| <= 1; None if unproven.
-
-    What enters a layer is what entered the one below and what that has passed on: as norms over time,
-    S_l+1 <= S_l + sqrt(high + gamma^2 S_l^2), S_1 = 0, and low K^2 = high + gamma^2 S_l^2.
-    """
+    """K and the gains, where |x_l,t| <= K rho^t for all layers with |x_l,0| <= 1; None if unproven."""
     entered, largest, gains = 0.0, 1.0, []
     for system in systems:
         found = smallest_gain(system, rho)
@@ -130,11 +126,7 @@ def _sector(w: np.ndarray, z: np.ndarray, T: np.ndarray, slopes: tuple[float, fl
 
 
 def _multipliers(system: LayerSystem, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """T of w and U of g, found without rigour.
-
-    The storage of units that A mixes is about gamma |W C| / |B|, by their columns and rows; T is the
-    share of it that w moves in a step, at least a hundredth of what decays. U > W^T W has to hold.
-    """
+    """T of w, a share of the storage, about gamma |W C| / |B|, and U > W^T W of g; without rigour."""
     mixing = system.A**2
     decay = 1 - np.sqrt(mixing.sum(0))
     mixing = np.linalg.matrix_power(mixing / mixing.sum(0).clip(1e-300), 64)

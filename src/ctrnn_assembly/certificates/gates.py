@@ -42,10 +42,8 @@ def certify_gated(
 ) -> Certificate:
     """Certify v' = nu o F(v, u), and the step v + dt nu o F if dt is given; nu is not constant.
 
-    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time; dt is as in `certify`. Of the
-    `Certificate`, `modules` and `coupling` describe the field at nu = 1. Only congruence gates have a
-    solver besides Euler, imex.
-
+    `terms` are of F, with tau = 1; lo and hi bound nu, per unit of time; dt is as in `certify`;
+    `modules` and `coupling` are of nu = 1. Only congruence gates have a solver besides Euler, imex.
     Guarantee: as `Certificate`, for every nu in [lo, hi] of the kind `gate`, however fast it changes.
     """
     terms, metric = terms.detach_cpu(), metric.detach_cpu()

@@ -25,12 +25,8 @@ def terms_of(
 ) -> Terms:
     """tau x' = -x + W phi(x) + L x + u, or phi(W x + u) + L x if phi is `inside`.
 
-    Args:
-        W: (n, n); or blocks, (p, k, k) or a list of square matrices. L: (n, n). Tensors or arrays.
-        tau: a number or (n,), positive.
-        activation: as `activation` takes.
-
-    Raises: ShapeError, ConfigError or DataError for what is not of such shapes, real and finite.
+    W is (n, n), or blocks, (p, k, k) or a list of matrices; L (n, n), tau a number or (n,), positive;
+    tensors or arrays. ShapeError, ConfigError or DataError for what is not so, real and finite.
     """
     check_known("place", place, ("outside", "inside"))
     blocks = _blocks(W, "W")
@@ -75,8 +71,7 @@ def uncertain(terms: Terms, by: Any) -> Terms:
 def input_gain(terms: Terms, certificate: Certificate) -> float:
     """sup |x - x~| <= gain sup |u - u~| over time, from equal states; infinite if not certified.
 
-    In y = tau^1/2 Theta x an input enters as tau^-1/2 Theta D u, D the slopes of phi if it is inside:
-    gain = ||tau^-1/2 Theta|| ||Theta^-1 tau^-1/2|| g / rate.
+    gain = ||tau^-1/2 Theta|| ||Theta^-1 tau^-1/2|| g / rate, g of a phi that is inside, else 1.
     """
     if not certificate.certified or certificate.metric.matrix is None:
         return np.inf
@@ -116,10 +111,9 @@ def _numbers(value: Any, name: str) -> Tensor:
 
 
 def read_matrices(file: Path) -> dict[str, Any]:
-    """W, and L and tau where they are there, of a file that somebody else may have written.
+    """W, or its blocks W0, W1, ..., and L and tau where they are there; .npy and .csv have W alone.
 
-    .npz and .mat have W, or its blocks W0, W1, ..., by name; .npy and .csv have W alone. Nothing in a
-    file is executed: pickled objects are refused.
+    Nothing in a file, which somebody else may have written, is executed: pickles are refused.
     """
     kind = file.suffix.lower()
     if kind not in SUFFIXES:

@@ -30,8 +30,8 @@ from ctrnn_assembly.terms import Edge, Terms
 class Interconnection:
     """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges.
 
-    K_error also has what is uncertain of L; `joined` says that this may couple any two modules.
-    `edges` are the same edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
+    K_error also has what is uncertain of L, which may couple any two modules if `joined`. `edges` are
+    the same edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
     """
 
     sizes: tuple[int, ...]
@@ -176,9 +176,8 @@ class Interconnection:
     def _edge_costs(self, S: Tensor) -> Iterator[Tensor]:
         """Vectors c, (n,), with sum gamma_ij |y_i| |y_j| <= sum c_i |y_i|^2: c = (G w)_i / w_i.
 
-        G = sym(gamma); sound for every w > 0. First w = (l I - C)^-1 1 for the comparison matrix
-        C = G - diag(rates), l just above its largest eigenvalue: a hierarchy's edges then cost what C
-        says and no more. Then C with the linear coupling; then w_i = |y_i| of the worst direction y.
+        G = sym(gamma); sound for every w > 0. First w = (l I - C)^-1 1 for C = G - diag(rates), l just
+        above its largest eigenvalue; then C with the linear coupling; then |y_i| of the worst direction.
         """
         assert self.edge_gains is not None
         G = symmetric_part(self.edge_gains)

@@ -70,9 +70,8 @@ class Weighed:
 
         [[-2 sym(Q A) - 2 mu I, -(B + C^T)], [., 2 I]] - dt G^T G > 0
 
-    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation. It is q^2 >= lmax(S^T S + Y H^-1 Y^T) with
-    S = I + dt Q A, H = 2 T - G^T G, without the cancellation of 1 for short steps. T, over which the
-    bound is convex, and mu are searched without rigour; `error` bounds what A, B and C are off.
+    proves q^2 = 1 - 2 dt mu, by a Cholesky factorisation. T, over which the bound is convex, and mu are
+    searched without rigour; `error` bounds what A, B and C are off.
     """
 
     A: Tensor

@@ -28,10 +28,7 @@ CLAIM = "the map h -> phi(W h + u), a sample a step, in evaluation mode"
 
 @torch.no_grad()
 def certify_rnn(net: nn.RNNBase) -> Certificate:
-    """Whether the states of all layers, under one input, approach each other at every sample.
-
-    Of several layers by the proofs of each, in one metric a layer. `rate` is -log of the step's factor.
-    """
+    """Whether states of all layers approach each other at every sample; `rate` is -log of a factor."""
     reason = _refusal(net)
     if reason:
         return Certificate.refused(reason, dt=1.0, solver="map")

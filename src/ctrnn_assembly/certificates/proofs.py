@@ -29,9 +29,8 @@ def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -
     """Write what is certified of a net, as JSON to `file`, and its matrices beside it as safetensors.
 
     The net is `Terms`, or has `terms()`. Bounds are what one inequality proves in the same metric (see
-    `verifier`), perhaps less sharp; a step that it does not prove is left out. Returns what is proven.
-
-    Raises: ContractionError, and leaves no file, if there is nothing that such a file can prove.
+    `verifier`), perhaps less sharp; a step that it does not prove is left out. Returns what is proven; a
+    ContractionError, and no file, if there is nothing that such a file can prove.
     """
     metric, step = certificate.metric.matrix, certificate.step
     if not certificate.certified or metric is None or certificate.claim or certificate.declared:

@@ -19,10 +19,10 @@ LISTED = 64  # dt that are certified one by one
 
 @dataclass(frozen=True)
 class StepProof:
-    """What is proven of the steps of one scheme, with bounds that have rounding in them.
+    """What is proven of the steps of one scheme: dt to an upper bound on the factor, infinite for none.
 
-    `factor` takes dt to an upper bound on the factor, infinite for no proof; up to `max_dt` every step
-    contracts; 0 for none, where `advice` is given. Contracting steps may be an `interval`, as Euler's.
+    Up to `max_dt` every step contracts; 0 for none, where `advice` is given. Contracting steps may be an
+    `interval`, as Euler's.
     """
 
     factor: Callable[[float], float]
@@ -47,14 +47,11 @@ class Meeting:
 class StepCertificate:
     """Whether one step of a solver contracts, and why not; dt, its length, in the unit of tau.
 
-    `substeps` of them lead from one sample to the next. If `certified`, two states under one input
-    approach each other at every step; `contraction_factor` bounds the factor of their distance in the
-    metric, None if unknown. Every dt up to `max_dt` is certified: 0 for none, infinite for all. Where dt
-    is certified beyond it, nothing is said of the steps between.
-
-    Of several `lengths`, in any order, dt is the one with the largest bound; of Euler's they are the
-    ends of an interval. All is of exact arithmetic but `meeting`; without it rounding may keep states
-    any distance apart.
+    `substeps` of them lead from one sample to the next. `contraction_factor` bounds the factor by which
+    a step changes the distance of two states in the metric, None if unknown. Every dt up to `max_dt` is
+    certified: 0 for none, infinite for all; nothing is said between it and a dt certified beyond it. Of
+    several `lengths`, in any order, dt has the largest bound; of Euler's they are the ends of an
+    interval. All but `meeting` is of exact arithmetic; without it rounding may keep states apart.
 
     >>> step: StepCertificate = certify(torch.zeros(2, 2), dt=0.1).step  # x' = -x
     >>> round(step.contraction_factor, 6), round(step.max_dt, 6)
@@ -93,11 +90,7 @@ class StepCertificate:
 
     @classmethod
     def of_all(cls, proof: StepProof, solver: str, lengths: tuple[float, ...]) -> Self:
-        """What it says of steps of increasing lengths that follow each other in any order.
-
-        For each pattern of slopes ||I + dt J|| is convex in dt, and so is the largest of them: of an
-        `interval` the ends bound all that is between.
-        """
+        """Of steps of increasing lengths in any order: of an `interval`, by convexity, by its ends."""
         some = lengths[:: len(lengths) - 1] if proof.interval and len(lengths) > 1 else lengths
         if len(some) > LISTED:
             reason = f"no proof is known of a range of {solver} steps; give at most {LISTED} dt"
@@ -169,8 +162,8 @@ class CouplingFacts:
     """The coupling of pairs of modules by L, and the number of nonlinear edges, in the metric.
 
     `residual` is the largest over the pairs of ||Theta_i^-T (M_i L_ij + L_ji^T M_j) Theta_j^-1|| over
-    the root of tau_i tau_j, 0 for exact feedback; `norm` is ||tau^-1/2 L tau^-1/2||_M. `cost` is what
-    the linear coupling, inside modules too, takes from the rate, at most: for feedback rounding alone.
+    the root of tau_i tau_j, 0 for exact feedback; `norm` is ||tau^-1/2 L tau^-1/2||_M. `cost` is the
+    most that linear coupling takes from the rate.
     """
 
     topology: str
@@ -197,10 +190,9 @@ class LayerFacts:
 class CascadeFacts:
     """How strong the proof of a stack is: samples until differences are provably below a thousandth.
 
-    `samples` is of the largest difference of any layer's states, in its metric, from differences of at
-    most 1; `memory` of the layer that alone, by its factor, takes longest. From equal states, an
-    input difference moves the output by at most `peak_gain` times its largest Euclidean norm over time,
-    and `l2_gain` is of the root of summed squares. Infinite if the encoder is no plain `nn.Linear`.
+    `samples` is of the largest difference of any layer's states, in its metric; `memory` of the slowest
+    layer alone. From equal states, an input difference moves the output by at most `peak_gain` times its
+    largest norm over time, `l2_gain` times its root of summed squares; infinite without an `nn.Linear`.
     """
 
     layers: tuple[LayerFacts, ...]
@@ -215,10 +207,9 @@ class CascadeFacts:
 class Certificate:
     """The result of `certify`.
 
-    `rate` is a lower bound on the contraction rate, per unit of time, and may be negative; `rounding`,
-    what float64 may have cost, is already taken off it. `reasons` say what failed first, its value, and
-    what to change; empty if certified. `declared` names the activations whose slopes are declared by
-    the user, not proven; `claim` the inputs and states that it is for, where it is not for all.
+    `rate` is a lower bound, per unit of time, perhaps negative; `rounding` is already taken off it.
+    `reasons` say what failed first, its value, and what to change. `declared` names the activations
+    whose slopes are not proven; `claim` the inputs and states that it is for, where it is not for all.
 
     Guarantee: if `certified`, two states under one input approach each other in the metric diag(tau) M
     at least like exp(-rate t), for every phi with the declared slopes; if also `step.certified`, each

@@ -69,9 +69,8 @@ def factors(module: ModuleInMetric) -> Iterator[tuple[str, Factor]]:
 def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
     """M_i times kappa_i, anew from the rates that the modules have in it, where coupling leads one way.
 
-    Modules in a cycle of couplings keep their weights to each other; THEORY section 5. A hierarchy's
-    own kappa is from what its modules promise, which can be far slower and its condition far worse.
-    Each metric spends another share of the slowest rate: less is slower, and better conditioned.
+    Modules in a cycle of couplings keep their weights to each other; THEORY section 5. Each metric
+    spends another share of the slowest rate: less is slower, and better conditioned.
     """
     metric = metric.mapped(Tensor.double)
     whole = Interconnection.of(terms, metric)
@@ -148,8 +147,7 @@ def jointly(
 ) -> Iterator[Metric]:
     """Metrics for the factor of one step, of dt = 0 for the rate, near the best of `starts`: U Theta.
 
-    U of each module, triangular, or diagonal where Theta is or time constants differ, is sought together
-    with the multipliers of `steps`: for one factor the condition is jointly convex in (M, T).
+    U of each module is triangular, or diagonal where Theta is or time constants differ.
     """
     one_tau = all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes))
     found = []

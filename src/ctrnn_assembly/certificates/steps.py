@@ -153,9 +153,7 @@ def imex_step(whole: Interconnection) -> StepProof:
 def exponential_euler_step(whole: Interconnection) -> StepProof:
     """Every dt by the norms, or as far as Euler's step is near.
 
-    The step is I + dt phi(dt F) J with F = K - 1 / tau, phi(G) = int_0^1 e^{s G} ds. Where no e^{s F}
-    is larger than 1, ||phi(dt F) - phi(-dt / t)|| <= dt ||F + 1 / t|| / 2, and dt phi(-dt / t) = h. By
-    convexity of Euler's factor, and as dt^2 / h grows, every shorter dt contracts as well.
+    The step is I + dt phi(dt F) J with F = K - 1 / tau, phi(G) = int_0^1 e^{s G} ds: THEORY section 6.
     """
     advice = "||W D|| exceeds the leak in the metric, use imex"
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
@@ -221,11 +219,7 @@ def common_disc(whole: Interconnection) -> tuple[float, float]:
 
 
 def chord(proof: StepProof) -> StepProof:
-    """The factor of a step I + dt J by chords from (0, 1) over a proof half way to (max_dt, 1).
-
-    For one pattern of slopes ||I + dt J|| is convex in dt and 1 at dt = 0, and so is the supremum over
-    all patterns: a chord between two factors proven bounds every factor between them.
-    """
+    """The factor of I + dt J, convex in dt, by chords from (0, 1) over half way to (max_dt, 1)."""
     largest = proof.max_dt
     if not 0 < largest < math.inf:
         return StepProof(lambda dt: math.inf, 0.0)

@@ -51,8 +51,7 @@ def load_digits(name: str, options: DataConfig) -> Task:
 def load_mnist(name: str, options: DataConfig) -> Task:
     """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
 
-    `smnist` and `psmnist-SEED` have values 0..1; `psmnist-SEED-raw` has 0..255, as published. The four
-    idx files are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself.
+    The four idx files are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself.
     """
     kind, *rest = name.split("-")
     raw, root = "raw" in rest, options.folder
@@ -137,11 +136,8 @@ def _stored(
     originals: str,
     options: DataConfig,
 ) -> tuple[Callable[[str, Split | None], tasks.Stored], str, str]:
-    """What `make_task` needs of a published set: what is stored, its name, and a note on copies.
-
-    Copies of the images, of one shape (C, H, W), are read where they are given; otherwise `read`
-    gives the originals, which it downloads if they are missing.
-    """
+    """What `make_task` needs of a published set: what is stored, its name, and a note on copies of shape
+    (C, H, W), which are read where they are given; otherwise `read` gives the originals."""
     if copies is None:
         return cache(read), what, ""
     found, side = copies, options.resize or shape[1]

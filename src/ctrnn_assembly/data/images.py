@@ -206,8 +206,7 @@ def find_images(path: Path) -> ImageFiles:
 def copies_of(path: Path, classes: tuple[str, ...]) -> ImageFiles | None:
     """The images in a folder, a folder or zip in it, or a zip, whose train and test have these classes.
 
-    None if nothing there looks like them. Raises DataError if something does and is not whole: a zip
-    that cannot be read, some of the classes only, a file that is no image.
+    None if nothing there looks like them; a DataError if something does and is not whole.
     """
     if not path.exists():
         return None

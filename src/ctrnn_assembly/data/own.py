@@ -236,9 +236,8 @@ def load_own(name: str, options: DataConfig) -> Task:
 def load_series(name: str, options: DataConfig) -> Task:
     """`series:NAME`, e.g. series:JapaneseVowels, which ships with aeon.
 
-    Series of unequal length are padded with zeros at the end and come with `lengths`; a test series may
-    then be longer than `n_steps`, which speaks of train, and a test split shorter. Val is a fifth of the
-    archive's train split, class by class, the same in every run.
+    Series of unequal length are padded with zeros at the end and come with `lengths`; test ones may be
+    longer than `n_steps`. Val is a fifth of the archive's train split, class by class, in every run.
     """
     # aeon strips these endings, which choose its equal-length and imputed variants.
     base = name.removeprefix("series:").removesuffix("_nmv").removesuffix("_eq")
@@ -298,9 +297,8 @@ def task_of(series: Series, options: DataConfig) -> Task:
 
 
 def parted(series: Series, options: DataConfig) -> dict[str, Tensor]:
-    """Indices, int64 and ascending, of train, val and test, as the series say. What they do not speak of
-    is dealt from train, class by class, by `val_fraction` and `test_fraction`, the same in every run;
-    of groups whole ones, by their number."""
+    """Indices, int64 and ascending, of train, val and test, as the series say; what they do not speak of
+    is dealt from train, class by class and in whole groups, the same in every run."""
     n, parts = len(series.x), dict[str, Array]()
     said = np.full(n, "train") if series.split is None else series.split
     if strange := set(said.tolist()) - {"train", "val", "test"}:

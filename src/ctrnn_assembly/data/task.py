@@ -81,15 +81,13 @@ class Task:
     """A task, of classes unless its data are your own; one input vector a step.
 
     Args:
-        name: canonical, with its version, e.g. 'psmnist-12008'.
+        name: canonical, with its version, e.g. 'psmnist-12008'; data: what was read, 'CIFAR-10 (JPEG)'.
         n_class: what the net puts out: k classes or values.
         n_input, n_steps: features m of a step, and steps T of the longest training sequence.
         classes: names, in the order of the indices in `Split.y`; empty for values.
-        load_test: reads the test split; nothing of it is decoded before.
-        data: what was read, e.g. 'MNIST' or 'CIFAR-10 (JPEG)'.
+        load_test: reads the test split; nothing of it is decoded before. tested: whether there is one.
         note: sentences on data that are not what the task's name promises; empty otherwise.
         unit: what 1 in `Split.y` stands for, in the data's own unit, for each value.
-        tested: whether there is a test split.
         loss: (outputs, y) -> the mean of a batch, `targets.loss_of` or your own.
     """
 
@@ -122,13 +120,12 @@ class Task:
 
         Args:
             X: (samples, time, channels), or (samples, time) of one channel; numbers.
-            y: (samples,), classes: whole numbers from any one on, or texts; of target "regression"
-                values, (samples[, k]); of "per-step" classes (samples, time) or floats, NaN where there
-                is none, (samples, time[, k]); of "forecast" None.
+            y: (samples,), classes: whole numbers or texts; of target "regression" values,
+                (samples[, k]); of "per-step" classes (samples, time) or floats, NaN where there is none,
+                (samples, time[, k]); of "forecast" None.
             lengths: (samples,), how many steps of each count; all by default.
             times: (time,) or (samples, time), increasing; their median distance is the network's dt.
-            split: (samples,) of "train", "val" and "test"; parts that it lacks are dealt from train,
-                class by class.
+            split: (samples,) of "train", "val" and "test"; what it lacks is dealt from train.
             groups: (samples,), of which each lies in one part as a whole, such as persons.
             options: of `DataConfig`: target, ahead, warm_up, val_fraction, missing, limit_train, ...
 
@@ -213,8 +210,7 @@ def published_hold_out(n: int) -> dict[str, Tensor]:
 def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train".
 
-    The labels y, (n,), are dealt into k folds, each with its share of every class: a shuffled and then
-    class-sorted list, dealt like cards, makes fold sizes differ by at most one.
+    The labels y, (n,), are dealt into k folds, each with its share of every class.
     """
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(y))
     folds = np.empty(len(y), dtype=np.int64)
@@ -264,15 +260,12 @@ def reading(what: str, files: str, folder: Path) -> Iterator[None]:
 class PixelSequence:
     """Images, (B, C, H, W) uint8 -> (B, T, m) float32, T = H W and m = C, in row order.
 
-    Augmentation comes before scaling, so that the border of a crop is black, as torchvision has it.
-
     Args:
         scale: pixel value that becomes 1.
         mean, std: per channel, of the scaled values; empty leaves them as they are.
         planar: step t holds the C neighbouring values from C t on of the array, so of one colour only.
         order: permutation of the steps, (T,) int64; step t shows pixel order[t].
-        augment: training only: pad by an eighth of the width, zeros, cut the old size at a random place,
-            and mirror left-right with probability 1/2.
+        augment: training only: before scaling, `cropped_and_mirrored`.
     """
 
     scale: float = 255.0
@@ -305,7 +298,7 @@ class PixelSequence:
 
 
 def cropped_and_mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of (B, C, H, W) shifted by up to W // 8 pixels, and half of them mirrored."""
+    """Images (B, C, H, W) shifted by up to W // 8 pixels, black beyond, and half of them mirrored."""
 
     def draw(high: int) -> Tensor:
         r = torch.randint(high, (len(x), 1), generator=generator, device=generator.device)

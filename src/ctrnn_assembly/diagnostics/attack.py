@@ -30,12 +30,10 @@ def attack(
     """The size of the smallest perturbation found that changes each class, (samples,); inf for none.
 
     Args:
-        model: (u, lengths=...) -> logits (samples, k), each of its own sample alone.
-        u, lengths: inputs (samples, time, m), and how many of them count.
+        model: (u, lengths=...) -> logits (samples, k) of inputs u (samples, time, m), each of its own.
         norm: "largest", of |delta_t|_2 over time, or "rms", their root mean square.
         steps, restarts: of descent at a radius, from 0 first and then from random points of the sphere.
-        rate: length of a step, as a share of the radius.
-        rounds: radii tried: doubled until the class changes, then bisected.
+        rate: length of a step, as a share of the radius. rounds: radii, doubled first, then bisected.
     """
     time, generator = torch.arange(u.shape[1], device=u.device), torch.Generator().manual_seed(0)
     last = time.new_full((len(u),), len(time)) if lengths is None else lengths

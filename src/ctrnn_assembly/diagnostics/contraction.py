@@ -2,12 +2,9 @@
 
     d(t) = |Theta sqrt(tau) (x(t) - y(t))|,    factor of an interval = d(t + dt) / d(t)
 
-A measurement sees some pairs, a certificate all. In the metric diag(tau) M of a certificate
-
-  * with certified rate lam in continuous time every factor is at most exp(-lam dt), so every local rate
-    -log(factor) / dt and every fitted rate is at least lam;
-  * with a certified step of a grid solver every factor is at most the step's contraction factor;
-  * the Euclidean distance may first grow, by sqrt(cond(diag(tau) M)) at most.
+A measurement sees some pairs, a certificate all: in its metric diag(tau) M every factor is at most
+exp(-lam dt), or that of the certified step, and every fitted rate at least lam; Euclidean distances may
+first grow, by sqrt(cond(diag(tau) M)) at most.
 
 What rounding (of adaptive solvers, the tolerance) may add to a distance is bounded from the sums that a
 step forms, and taken off; without `terms()` the states are added up once, and 1 for all else.
@@ -40,8 +37,8 @@ class Measurement:
 
     Attributes:
         rate: smallest fitted rate of a pair in the metric, by least squares on log d(t) while that is
-            above the rounding floor (1e4 times the error of a step); infinite if all are below it after
-            one interval. euclidean_rate: the same of Euclidean distances.
+            above 1e4 times the error of a step; infinite if all are below it after one interval.
+        euclidean_rate: the same of Euclidean distances.
         factor: largest factor of one interval in the metric, what rounding may have added taken off.
         growth: largest d(end) / d(0) in the metric; infinite if a trajectory overflowed.
         euclidean_peak: largest Euclidean distance over its initial value.
@@ -142,8 +139,7 @@ def measure_contraction(
 def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
     """A control for feedback: the same modules and strengths, each coupled pair exciting each other.
 
-    In the coordinates of the metric, K = Theta L Theta^-1, feedback is K = U - U^T with U the blocks
-    above the diagonal; the twin has U + U^T, which takes from the rate what feedback leaves.
+    Feedback is Theta L Theta^-1 = U - U^T with U the blocks above the diagonal; the twin has U + U^T.
     """
     known = linearise.behaviour(net)
     terms, metric = known.terms, known.metric if metric is None else metric

@@ -42,10 +42,9 @@ class FixedPoints:
         eigenvalues: at each, (p, n), complex128: of a flow's J, per unit of time, by falling
             real part; of a map's step, by falling modulus.
         kinds: by the growth of the eigenvalues, the real part, of a map the modulus less 1: "stable":
-            all below -marginal; "marginal": the largest within it; "unstable": the largest above it and
-            none below -marginal; "saddle": some above it and some below -marginal.
-        hits: from how many of the `starts` each was found, (p,).
-        smallest: the smallest residual of any state that the search came by.
+            all below -marginal; "marginal": the largest within it; "unstable": the largest above it;
+            "saddle": some below -marginal, too.
+        hits: from how many of the `starts` each was found, (p,). smallest: residual that was met.
     """
 
     points: Tensor
@@ -92,8 +91,7 @@ def find_fixed_points(
 
     Args:
         u: the constant input, (m,).
-        x0: starts of your own, (starts, n): a trajectory's states are good ones. Give such where gates
-            saturate far away: to rounding, a GRU moves no state that holds its gates at 1.
+        x0: starts of your own, (starts, n), such as a trajectory's states, if gates saturate far away.
         starts, spread: without x0, how many starts: zero, and N(0, spread^2) for the others.
         tolerance: accepted are points with a residual of at most tolerance (1 + max |x|).
         marginal: tolerance of the kinds, per unit of time, or per sample.

@@ -48,8 +48,7 @@ class GradientScale:
     Attributes:
         value: GSC, (points,); NaN where the states are 0, as initial ones may be.
         jacobian, size: ||J||_qm, and |f|, a root mean square over the batch; as `value`.
-        standard_error: of `value`, of first order: 2 value error is that of the square, which the
-            estimate has unbiased. None if exact.
+        standard_error: of `value`, of first order; None if exact.
         points: layer or time of each entry. products: Jacobian products of the whole batch.
     """
 

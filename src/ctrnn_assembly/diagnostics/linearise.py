@@ -248,9 +248,8 @@ def prepare(
 ) -> tuple[Behaviour, Tensor | None, Tensor]:
     """The net's behaviour, the inputs and the states (batch, n), in float64 on the CPU, checked.
 
-    u must have the dimensions `inputs`, x the name and dimensions `states`; a u of (1, m) serves all
-    states. Without x there are `count`, by default one a sequence of u, from N(0, spread^2), or where
-    there is no spread the net's own initial state.
+    u must have the dimensions `inputs`, x the name and dimensions `states`. Without x there are `count`,
+    by default one a sequence of u, from N(0, spread^2), or without spread the net's own initial state.
     """
     known = behaviour(net, size=None if x is None else x.shape[-1])
     u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")

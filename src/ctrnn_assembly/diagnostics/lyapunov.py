@@ -36,10 +36,8 @@ class Lyapunov:
     Attributes:
         exponents: means over the trajectories, (k,); -inf where the step is singular.
         errors: standard errors, (k,): from the trajectories' own means if there are at least ten, else
-            from the means of ten equal parts of each run, which must be longer than its memory;
-            infinite where there is too little to tell.
-        per_trajectory: (batch, k). history: the estimate as it ran, (steps, k), at `times` since the
-            transient's end.
+            from ten parts of each run, which must be longer than its memory; infinite where unknown.
+        per_trajectory: (batch, k). history: the estimate as it ran, (steps, k), at `times`.
     """
 
     exponents: Tensor

@@ -36,7 +36,7 @@ class Theorem6:
             exp(-rate t) at the sampled instants if c > 0.
         condition_number: of diag(tau) P^-1 D over all samples.
         missed: largest change of log D_ii from one sample to the next that the derivatives at the two
-            do not explain: 0 for ever finer samples, unless phi has a kink, which the theorem excludes.
+            do not explain, as at a kink of phi, which the theorem excludes.
     """
 
     certified: ClassVar[bool] = False

@@ -65,10 +65,9 @@ def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -
 def compare(
     rows: Sequence[Row], results: Sequence[dict[str, Any]], against: str | None = None
 ) -> list[dict[str, Any]]:
-    """One line a row, as plain values: published accuracies, ours, certificate, parameters, seconds.
+    """One line a row, as plain values: published accuracies, ours in per cent, certificate, and so on.
 
-    Ours are in per cent; None for what is not known, and nothing but the published without a run. With
-    the name of a row in `against`, the `paired` difference from it too.
+    With the name of a row in `against`, the `paired` difference from it too.
     """
     reference = [result for result in results if result["row"] == against and "stopped" not in result]
     lines = []

@@ -86,9 +86,8 @@ def evaluation(one: Evaluation, path: Path, data_dir: str | None) -> dict[str, A
 def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
     """Largest exponents, and certificate, of the weights after an epoch; 0 is before training.
 
-    `step` is of the step that the net was trained with, `flow` of a step a tenth as long, under the same
-    input: close to that of the differential equation. Means and ranges are over test sequences from the
-    state 0, without their first tenth, which turns the tangent vector; None where the state overflows.
+    `step` is of the step that the net was trained with, `flow` of a step a tenth as long. Means and
+    ranges are over test sequences from the state 0, without their first tenth; None on overflow.
     """
     run = Run.open(path, data_dir=data_dir, initial=epoch == 0, epoch=epoch or None)
     certificate = run.certificate.as_dict()

@@ -153,10 +153,9 @@ class TrainConfig(DataConfig):
         return "discrete" if self.keep_step_certified else self.require_certificate
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs: resuming is exact.
+        """Of a step, counted from 0 over all epochs; "one-cycle" is the default of torch's `OneCycleLR`.
 
-        After a linear warm-up "cosine" falls to 0 at the end of the run, "steps" multiplies by lr_gamma
-        at the start of each epoch in milestones, "one-cycle" is `OneCycleLR`'s default of torch.optim.
+        After a linear warm-up "cosine" falls to 0, "steps" multiplies by lr_gamma at each milestone.
         """
         epoch, warm = step // steps_per_epoch, self.warmup_epochs * steps_per_epoch
         peak = self.learning_rate

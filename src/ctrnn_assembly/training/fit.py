@@ -437,11 +437,8 @@ def chance(y: Tensor) -> float:
 
 
 def make_fabric(config: TrainConfig, out: Path = Path()) -> Fabric:
-    """Devices, precision and logger of a run; a ConfigError if one of them is not there.
-
-    The environment is asked for ranks only if there are several processes: a scheduler sets them for
-    lone ones too, which would then leave the run folder to a first process that is not there.
-    """
+    """Devices, precision and logger of a run; a ConfigError if one of them is not there."""
+    # A scheduler sets ranks for lone processes too, which are asked for by several only.
     several = config.devices * config.nodes > 1
     try:
         logs = config.logger == "tensorboard"
@@ -495,10 +492,7 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
 
 
 def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
-    """The certificate of an epoch, for its row: 0 or 1, and bounds; all None for an epoch without one.
-
-    max_dt is None where every dt is certified, if step_certified is 1; the factor where none is proven.
-    """
+    """The certificate of an epoch, for its row: 0 or 1, and bounds; all None without one."""
     if proven is None or proven.step is None:
         return dict.fromkeys(("certified", "rate", "step_certified", "step_factor", "max_dt"))
     return {

@@ -3,11 +3,9 @@
     L = Theta^-1 S Theta with S = sum over the levels of K - K^T, so ||L||_M = ||S|| in every metric
     K <- min(1, omega / ||S||) K at every level, omega = largest_coupling(modules, dt)
 
-After an optimiser step ||S|| is estimated by power iteration, and omega is the last epoch's: O(n^2), and
-inside up to a few percent. At the end of an epoch, before anything is validated or saved, omega is
-computed anew, ||S|| is bounded with its rounding, and the result is certified as it stands.
-
-Source: THEORY section 6, the disc lemma; `largest_coupling`.
+After an optimiser step ||S|| is estimated by power iteration, and omega is the last epoch's. At the end
+of an epoch, before anything is validated or saved, omega is computed anew, and the result is certified
+as it stands. Source: THEORY section 6, the disc lemma; `largest_coupling`.
 """
 
 from dataclasses import replace

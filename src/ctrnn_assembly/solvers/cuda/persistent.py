@@ -2,10 +2,9 @@
 
 One program takes 8 or 16 rows of the batch through all T steps: one launch each way, whatever T is.
 
-Cost: forward and backward each T (n^2 + sum n_i^2) batch multiply-adds, and packing copies each matrix
-once. Memory: T batch n numbers each for e and the states, then for the adjoints v and the slopes of pre
-and post where these are not the identity; without gradients and with save="last" only two states. e,
-slopes, and weight gradients are products of torch's. What is not done `why_not` says before a solve.
+Memory: T batch n numbers each for e and the states, then for the adjoints v and the slopes of pre and
+post where these are not the identity; without gradients and with save="last" only two states. e, slopes,
+and weight gradients are products of torch's. What is not done `why_not` says before a solve.
 """
 
 import importlib.util
