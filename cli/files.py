@@ -10,15 +10,11 @@ from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_cli.shared import PATH, PICTURE, Command, OutputFile, emit, facts, json_option, place
 
 PROGRAMS = {".onnx": "onnx", ".pt2": "torch"}
-OF_MANY = {
+KINDS = {
     "curves": "accuracy and loss over epochs, with the published accuracy",
     "certificate": "rate, factor of a step and largest certified dt over epochs",
-}
-OF_ONE = {
     "weights": "heat maps of W and L",
-    "coupling": "how strongly modules are coupled, from each to each",
 }
-KINDS = {**OF_MANY, **OF_ONE}
 
 
 @click.command("predict", cls=Command)
@@ -98,23 +94,23 @@ def export_command(run: str, out: Path | None, format: Any, step: bool, as_json:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="what to draw")
 @click.option("--out", type=PICTURE, help=".png, .svg or .pdf  [default: KIND.png in the first RUN]")
-@click.option("--initial", is_flag=True, help="weights, coupling: before training")
+@click.option("--initial", is_flag=True, help="weights: before training")
 def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: bool) -> None:
     """Draw a picture, ready for print at 7 inches.
 
-    curves and certificate draw one run or several; weights and coupling draw one: its trained
-    weights, or those of the last epoch if it is not finished. Published accuracies are drawn beside runs
-    on the whole task only, with their source.
+    curves and certificate draw one run or several; weights draws one: its trained weights, or those of
+    the last epoch if it is not finished. Published accuracies are drawn beside runs on the whole task
+    only, with their source.
     """
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-    from ctrnn_assembly.figures.network import NETWORK_FIGURES
+    from ctrnn_assembly.figures.network import draw_weights
     from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.reproduction.experiments import published_for
 
     check_known("--kind", kind, KINDS)
-    if kind in OF_ONE and len(runs) > 1:
+    if kind == "weights" and len(runs) > 1:
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
-    if kind in OF_MANY and initial:
+    if kind != "weights" and initial:
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
     found = [ctrnn_assembly.Run.open(run, initial=initial) for run in runs]
     if kind == "curves":
@@ -122,7 +118,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
     elif kind == "certificate":
         figure = margin_figure(found)
     else:
-        figure = NETWORK_FIGURES[kind](found[0].build(data=False).core, found[0].title)
+        figure = draw_weights(found[0].build(data=False).core, found[0].title)
     out = place(out, runs[0], f"{kind}.png")
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")

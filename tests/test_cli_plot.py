@@ -7,18 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from cli_tools import Cli
 from ctrnn_assembly.figures.curves import short_names
-from ctrnn_assembly.figures.network import field_of, strengths
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import Run
-from ctrnn_cli.files import KINDS, OF_ONE
+from ctrnn_cli.files import KINDS
 
 SETTINGS = {
     "modules": 3, "units": 4, "coupling": "chain", "epochs": 2, "batch_size": 64, "limit_train": 200,
@@ -89,15 +87,14 @@ def test_several_runs_are_named_in_one_picture(
 
 def test_a_plot_is_the_same_file_again(cli: Cli, run: Path, tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
-        assert cli("plot", run, "--kind", "coupling", "--out", tmp_path / name).code == 0
+        assert cli("plot", run, "--kind", "weights", "--out", tmp_path / name).code == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_a_baseline_has_curves_only(cli: Cli, lstm: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.png"
     assert cli("plot", lstm, "--kind", "curves", "--out", out).code == 0
-    for kind in ("weights", "coupling"):
-        assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", kind, "--out", out)
+    assert "got LSTM, a baseline" in cli.refuses("plot", lstm, "--kind", "weights", "--out", out)
 
 
 def test_an_unfinished_run_is_drawn_from_its_checkpoint(cli: Cli, run: Path, tmp_path: Path) -> None:
@@ -164,22 +161,6 @@ def test_a_models_own_accuracy_is_drawn_beside_that_model_only(run: Path, tmp_pa
         assert [row.value for row in published_for([again])] == expected
 
 
-@pytest.mark.parametrize("model", ["svd-combo", "symmetric"])
-def test_strengths_are_norms_in_the_metric(tmp_path: Path, model: str) -> None:
-    run = Run.open(train(tmp_path / "run", model=model, epochs=1))
-    terms, metric = field_of(run.build(data=False).core)
-    theta = metric.theta()
-    L = theta @ terms.L @ theta.inverse()
-    found = strengths(terms, metric)
-    for i in range(3):
-        for j in range(3):
-            block = L[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]
-            expected = float(torch.linalg.matrix_norm(block, ord=2)) if i != j else found[i, i]
-            assert found[i, j] == pytest.approx(expected, rel=1e-9)
-    assert found[0, 1] == pytest.approx(found[1, 0], rel=1e-5)  # feedback, rounded to float32
-    assert found[0, 2] == 0  # a chain
-
-
 def test_a_large_sparse_matrix_keeps_its_entries_when_it_is_shrunk() -> None:
     A = np.zeros((1000, 1000))
     A[3, 501], A[999, 0], A[10, 11] = 2.0, -3.0, 0.5
@@ -208,17 +189,15 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(cli: Cli, run: Path, tm
     for kind in KINDS:
         assert "holds no run" in cli.refuses("plot", empty, "--kind", kind, "--out", out)
     none = tmp_path / "none"
-    assert "here is no run folder" in cli.refuses("plot", none, "--kind", "coupling", "--out", out)
+    assert "here is no run folder" in cli.refuses("plot", none, "--kind", "weights", "--out", out)
     drawn = ("plot", run, "--kind")
     assert "one of curves, certificate" in cli.refuses(*drawn, "nope", "--out", out)
-    assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "coupling", "--out", tmp_path / "x.gif")
+    assert "must end in .png, .svg, .pdf" in cli.refuses(*drawn, "weights", "--out", tmp_path / "x.gif")
     assert "not a writable folder" in cli.refuses(
-        *drawn, "coupling", "--out", tmp_path / "file" / "x.png"
+        *drawn, "weights", "--out", tmp_path / "file" / "x.png"
     )
-    for kind in OF_ONE:
-        refused = cli.refuses("plot", run, run, "--kind", kind, "--out", out)
-        assert "draws one run; got 2" in refused
-    assert "Did you mean 'coupling'?" in cli.refuses(*drawn, "couplng", "--out", out)
+    assert "draws one run; got 2" in cli.refuses("plot", run, run, "--kind", "weights", "--out", out)
+    assert "Did you mean 'weights'?" in cli.refuses(*drawn, "weigths", "--out", out)
     assert "Drop --initial" in cli.refuses(*drawn, "curves", "--initial", "--out", out)
 
 

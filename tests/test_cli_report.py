@@ -20,7 +20,7 @@ SETTINGS = {
     "device": "cpu", "threads": 1,
 }  # fmt: skip
 CHAPTERS = [
-    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights", "Coupling",
+    "Summary", "Certificate", "Training curves", "Certificate over epochs", "Weights",
     "Configuration", "Versions and hardware",
 ]  # fmt: skip
 VOID = {"meta", "br", "img", "link", "input"}
@@ -94,7 +94,7 @@ def copied(run: Path, tmp_path: Path, *without: str) -> Path:
 def test_the_page_has_every_chapter_and_picture(cli: Cli, run: Path, tmp_path: Path) -> None:
     page = Page(report(cli, run, tmp_path / "r.html"))
     assert page.headings == CHAPTERS
-    assert sum(tag == "img" for tag, _ in page.tags) == 4
+    assert sum(tag == "img" for tag, _ in page.tags) == 3
     for said in ("reads", "euler", "torch", "hardware"):
         assert said in page.text
 
@@ -176,7 +176,7 @@ def test_a_run_killed_before_its_first_epoch_ended_shows_its_start(
 
 @pytest.mark.parametrize(
     ("model", "pictures"),
-    [("lstm", 1), ("unconstrained", 4), ("symmetric", 4), ("adadiag-gated-constant", 4)],
+    [("lstm", 1), ("unconstrained", 3), ("symmetric", 3), ("adadiag-gated-constant", 3)],
 )
 def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures: int) -> None:
     changes = {"model": model, "epochs": 1, "solver": "euler", "dt": 0.03}
@@ -184,7 +184,7 @@ def test_other_models_have_a_page(cli: Cli, tmp_path: Path, model: str, pictures
     page = Page(report(cli, tmp_path / "run", tmp_path / "r.html"))
     assert sum(tag == "img" for tag, _ in page.tags) == pictures
     if model == "lstm":
-        assert page.headings == [name for name in CHAPTERS if name not in CHAPTERS[3:6]]
+        assert page.headings == [name for name in CHAPTERS if name not in CHAPTERS[3:5]]
         assert "is a baseline: no certificate is defined" in page.text
 
 

@@ -29,8 +29,6 @@ printed = matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle")
 # Okabe and Ito's, without the yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DIVERGING = "RdBu_r"
-SEQUENTIAL = "cividis_r"
 GREY, BLACK = "0.35", "#000000"
 SIDE = 480  # cells of a heat map, no more than pixels, beyond which neighbours share one
 NUMBERED = 24  # modules beyond which not every one is numbered
@@ -86,28 +84,19 @@ def pooled(A: Array, side: int = SIDE) -> Array:
     return np.take_along_axis(cells, np.abs(np.nan_to_num(cells)).argmax(2)[..., None], 2)[..., 0]
 
 
-def heat_map(axes: Axes, A: Array, norm: Normalize, *, colours: str = DIVERGING) -> AxesImage:
+def heat_map(axes: Axes, A: Array, norm: Normalize) -> AxesImage:
     """A matrix in a thin frame, row 0 on top; in an SVG or PDF too it is drawn pixel by pixel."""
-    image = axes.imshow(pooled(A), cmap=colours, norm=norm, interpolation="nearest")
+    image = axes.imshow(pooled(A), cmap="RdBu_r", norm=norm, interpolation="nearest")
     image.set_extent((0, A.shape[1], A.shape[0], 0))
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.5, color=GREY)
     return image
 
 
-def module_ticks(axes: Axes, p: int, *, vertical: bool = False) -> None:
-    """An axis of modules, numbered where there is room."""
+def module_ticks(axes: Axes, p: int) -> None:
     if p <= NUMBERED:
-        for set_ticks in (axes.set_xticks, axes.set_yticks)[: 1 + vertical]:
-            set_ticks(range(p), [str(k) for k in range(p)], fontsize=8 if p <= 12 else 7)
-    if not vertical:
-        axes.set_xlim(-0.7, p - 0.3)
-
-
-def colour_bar(image: AxesImage, axes: Axes, label: str = "", **look: Any) -> None:
-    bar = axes.figure.colorbar(image, ax=axes, **look)
-    bar.set_label(label, fontsize=8)
-    bar.outline.set_linewidth(0.5)
+        axes.set_xticks(range(p), [str(k) for k in range(p)], fontsize=8 if p <= 12 else 7)
+    axes.set_xlim(-0.7, p - 0.3)
 
 
 def draw_eigenvalues(
@@ -119,7 +108,6 @@ def draw_eigenvalues(
 
 
 def raised(axes: Axes, share: float, **legend: Any) -> None:
-    """The legend in room of its own, above what is drawn."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + share * (high - low))
     axes.legend(**legend)
