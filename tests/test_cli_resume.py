@@ -28,13 +28,6 @@ SETTINGS = {
     ),
     "frozen modules": ("--epochs=3", "--model=sparse-combo"),
     "projected weights": ("--epochs=3", "--model=adadiag-clip", "--learning-rate=0.5"),
-    "projected coupling": (
-        "--epochs=3", "--solver=euler", "--keep-step-certified", "--learning-rate=0.5",
-        "--require-certificate=discrete",
-    ),
-    "projected coupling of frozen modules": (
-        "--epochs=3", "--solver=euler", "--keep-step-certified", "--model=sparse-combo",
-    ),
     "double precision": ("--epochs=3", "--precision=64"),
     "lstm": ("--epochs=3", "--model=lstm"),
     "dropout and batch norm": (

@@ -22,8 +22,7 @@ from ctrnn_assembly.training.run import lasting, model_from
 
 EXPERIMENTS = [load_experiment(name) for name in experiment_names()]
 BUILDS = ("model", "modules", "units", "density", "magnitude", "outside_set", "activation",
-          "activation_place", "coupling", "coupling_kind", "solver", "dt", "precision",
-          "keep_step_certified")  # fmt: skip
+          "activation_place", "coupling", "coupling_kind", "solver", "dt", "precision")  # fmt: skip
 GOOD = "about: a\nsource: b\nrows:\n  - {name: one, settings: {task: digits}}\n"
 
 

@@ -64,9 +64,8 @@ def test_denormals_are_flushed_within_only() -> None:
     assert not flushed()
 
 
-@pytest.mark.parametrize("keep", ["--keep-step-certified", "--no-keep-step-certified"])
 def test_training_flushes_and_certificates_do_not(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: dict[str, set[bool]] = {"train_step": set(), "certificate": set()}
 
@@ -81,7 +80,7 @@ def test_training_flushes_and_certificates_do_not(
 
     watch(fit, "train_step")
     watch(CTRNN, "certificate")
-    cli.train(tmp_path / "run", "--epochs=1", "--solver=euler", keep)
+    cli.train(tmp_path / "run", "--epochs=1", "--solver=euler")
     assert modes == {"train_step": {True}, "certificate": {False}}
     assert not flushed()
 

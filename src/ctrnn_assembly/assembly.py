@@ -56,14 +56,6 @@ class Assembly(Field):
         """All subnetworks, at any depth, in the order of the state."""
         return [leaf for part in self.parts for leaf in part.leaves()]
 
-    def levels(self, start: int = 0) -> list[tuple[Coupling, slice]]:
-        """The couplings of all depths, each with the units that it joins."""
-        found = [] if self.coupling is None else [(self.coupling, slice(start, start + self.size))]
-        for part in self.parts:
-            found += part.levels(start)
-            start += part.size
-        return found
-
     @property
     def size(self) -> int:
         return sum(part.size for part in self.parts)
@@ -74,7 +66,6 @@ class Assembly(Field):
         return torch.cat([part.tau for part in self.parts])
 
     def slowest(self) -> Tensor | None:
-        """As that of a `Subnetwork`."""
         share, rates = 1.0 if self.coupling is None else self.coupling.share, self._rates()
         return None if rates is None or share is None else share * rates.min()
 
@@ -115,12 +106,10 @@ class Assembly(Field):
         )
 
     def _rates(self) -> Tensor | None:
-        """The rates of the parts, (p,); None if one has none."""
         rates = [rate for part in self.parts if (rate := part.slowest()) is not None]
         return torch.stack(rates) if len(rates) == len(self.parts) else None
 
     def _leaf_pairs(self, inner: list[Terms]) -> tuple[Pair, ...]:
-        """The coupled pairs in numbers of leaf blocks."""
         *starts, count = accumulate((len(t.blocks) for t in inner), initial=0)
         leaves = [range(a, b) for a, b in pairwise((*starts, count))]
         pairs = {(i + s, j + s) for t, s in zip(inner, starts, strict=True) for i, j in t.pairs}
@@ -134,10 +123,8 @@ def sizes_of(modules: Any) -> tuple[int, ...]:
     given = [*modules] if isinstance(modules, Iterable) else modules
     if not isinstance(given, list) or not given or not all(isinstance(part, Field) for part in given):
         kinds = [type(p).__name__ for p in given] if isinstance(given, list) else type(given).__name__
-        raise ConfigError(
-            f"modules must be a list of Subnetworks or Assemblies; got {kinds}. Use "
-            "couple([Subnetwork(SingularValueBounded('tanh'), 8) for _ in range(4)])."
-        )
+        fix = "Use couple([Subnetwork(SingularValueBounded('tanh'), 8) for _ in range(4)])."
+        raise ConfigError(f"modules must be a list of Subnetworks or Assemblies; got {kinds}. {fix}")
     return tuple(part.size for part in modules)
 
 

@@ -94,14 +94,12 @@ class Coupling(nn.Module):
     Attributes:
         free: the free blocks of K of a pair i < j: True for (row i, column j), False for the other.
         balanced: whether L = Theta^-1 (K - K^T) Theta, instead of K.
-        share: of the smallest rate of the modules, what the whole is guaranteed; None for nothing.
-        unbounded: why no bound on ||L||_M keeps a step certified; empty if one does.
+        share: of the modules' smallest rate that the whole is guaranteed; None for nothing.
     """
 
     free: ClassVar[tuple[bool, ...]]
     balanced: ClassVar[bool] = False
     share: ClassVar[float | None]
-    unbounded: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -156,7 +154,6 @@ class FreeCoupling(Coupling):
 
     free = (True, False)
     share = None
-    unbounded = "a free coupling has no certificate to keep"
 
 
 class Hierarchy(Coupling):
@@ -172,7 +169,6 @@ class Hierarchy(Coupling):
 
     free = (False,)  # row = driven module, column = driving module
     share = 0.5
-    unbounded = "a hierarchy changes its metric with its size, so the modules give no bound on it"
 
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
         """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""

@@ -147,10 +147,6 @@ class Subnetwork(Field):
             parametrize.register_parametrization(self, name, nn.Identity(), unsafe=True)
         self._modules = state["_modules"]
 
-    def levels(self, start: int = 0) -> list[tuple[Any, slice]]:
-        """The couplings of all depths: none."""
-        return []
-
     def leaves(self) -> list[Self]:
         return [self]
 

@@ -7,7 +7,6 @@ bounds of `rounding`, the trusted kernel.
 """
 
 from ctrnn_assembly.certificates.certify import certify as certify
-from ctrnn_assembly.certificates.certify import largest_coupling as largest_coupling
 from ctrnn_assembly.certificates.certify import largest_uncertainty as largest_uncertainty
 from ctrnn_assembly.certificates.given import terms_of as terms_of
 from ctrnn_assembly.certificates.result import Certificate as Certificate

@@ -20,7 +20,7 @@ from ctrnn_assembly.certificates.modules import ModuleBound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import last_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, identity, jointly, reweighed
-from ctrnn_assembly.certificates.steps import common_disc, prove_step
+from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
@@ -90,10 +90,8 @@ def certify(
         raise ConfigError(f"{', '.join(given)} go with matrices, certify(W, L, ...), and with no field.")
     if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
         if metric is not None or uncertainty is not None:
-            raise ConfigError(
-                "a layer is certified in its own metric, for its own weights. Use "
-                "certify(layer.field, metric) or certify(layer.field, uncertainty=...)."
-            )
+            fix = "Use certify(layer.field, metric) or certify(layer.field, uncertainty=...)."
+            raise ConfigError(f"a layer is certified in its own metric, for its own weights. {fix}")
         if isinstance(field, nn.RNNBase):
             return certify_rnn(field)
         return field.certificate(dt=dt, solver=solver, search=search)
@@ -167,7 +165,6 @@ def _milder(
 
 
 def _holds(certificate: Certificate, steps: bool) -> bool:
-    """Whether nothing is left to look for."""
     step = certificate.step
     return certificate.certified and (not steps or step is None or step.certified)
 
@@ -221,28 +218,6 @@ def largest_uncertainty(
         return math.inf
     largest = (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
     return last_proven(largest, lambda scale: _holds(at(scale, dt), step))
-
-
-@torch.no_grad()
-def largest_coupling(terms: Terms, metric: Metric, dt: float) -> float:
-    """omega such that the Euler step of length dt contracts for every feedback L with ||L||_M <= omega.
-
-    From the modules alone, by the disc, or from their Euler factor q: |y + dt N y + dt K y|^2 is at most
-    q^2 + dt^2 omega^2 + 2 dt^2 omega eps for |y| = 1. 0 if none is proven.
-    """
-    terms, metric = terms.detach_cpu(), metric.detach_cpu()
-    if unusable(terms, metric) or terms.edges or not 0 < dt < math.inf:
-        return 0.0
-    whole = Interconnection.of(terms, metric)
-    if any(module.rate <= 0 for module in whole.modules):
-        return 0.0
-    alone = prove_step(whole.uncoupled, "euler").factor(dt)
-    (nu, eps), target = common_disc(whole), 1 - 1e-6
-    disc = (target - dt * eps) ** 2 - (1 - dt * nu) ** 2 if dt * eps < target else 0.0
-    rest = target**2 - alone**2 if alone < target else 0.0
-    by_disc = math.sqrt(max(0.0, disc)) / dt
-    by_alone = -eps + math.sqrt(eps**2 + rest / dt**2)
-    return max(by_disc, by_alone) * (1 - 1e-12) * float(terms.tau.double().min())
 
 
 def _module(index: int, proven: ModuleBound, tau: Tensor) -> result.Module:
@@ -344,7 +319,6 @@ def _bad_shapes(terms: Terms, metric: Metric) -> Iterator[str]:
 
 
 def _bad_factor(factor: Factor) -> Iterator[str]:
-    """Why Theta is no factor of a positive definite metric."""
     diagonal = factor.is_diagonal
     values = factor.theta if diagonal else torch.linalg.svdvals(factor.theta.double())
     low, high, limit = float(values.min()), float(values.max()), 1e-14 if diagonal else 1e-7

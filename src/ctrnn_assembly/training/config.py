@@ -116,7 +116,6 @@ class TrainConfig(DataConfig):
     require_certificate: Literal["none", "continuous", "discrete"] = proof(
         "none", "stop before an epoch is saved that has lost it; discrete: the step's too"
     )
-    keep_step_certified: bool = proof(False, "scale the coupling so that the Euler step stays certified")
     certify_every: int = proof(1, "epochs from one certificate to the next", ge=1)
 
     precision: Literal["32", "64", "bf16", "16"] = machine("32", "floating point")
@@ -147,11 +146,6 @@ class TrainConfig(DataConfig):
             )
         return self
 
-    @property
-    def required(self) -> str:
-        """The certificate without which no epoch is saved."""
-        return "discrete" if self.keep_step_certified else self.require_certificate
-
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Of a step, counted from 0 over all epochs; "one-cycle" is the default of torch's `OneCycleLR`.
 
@@ -181,12 +175,10 @@ class TrainConfig(DataConfig):
         kept = [e for e in self.keep_epochs if e > epochs]
         other = f"not used by schedule {self.schedule}"
         early = self.warm_up if self.target in ("class", "regression") else 0
-        idle = self.keep_step_certified and self.solver != "euler"
         said = {
             f"ahead {self.ahead} is for forecasts": self.ahead > 1 and self.target != "forecast",
             f"warm_up {early} is for targets of each step": early,
             f"milestones {[*self.milestones]} are {other}": not cuts and self.milestones,
-            f"keep_step_certified does nothing for solver {self.solver}": idle,
             f"lr_gamma {self.lr_gamma} is {other}": not cuts and self.lr_gamma != LR_GAMMA,
             f"milestones {late} lie beyond the last epoch, {epochs}": late,
             f"keep_epochs {kept} lie beyond the last epoch, {epochs}": kept,
@@ -198,7 +190,10 @@ class TrainConfig(DataConfig):
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """A configuration from layers of settings, later ones winning; a ConfigError names what is wrong."""
-    return parsed(TrainConfig, {str(key): value for layer in layers for key, value in layer.items()})
+    given = {str(key): value for layer in layers for key, value in layer.items()}
+    if given.pop("keep_step_certified", False):  # of runs before it was gone
+        raise ConfigError("keep_step_certified is gone; use --solver imex, or more --substeps.")
+    return parsed(TrainConfig, given)
 
 
 def difference(one: M, other: M, free: set[str] = FREE) -> str:
@@ -229,7 +224,6 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """What YAML says, of `UniqueKeys`."""
     return yaml.load(text, UniqueKeys)
 
 
@@ -248,7 +242,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 

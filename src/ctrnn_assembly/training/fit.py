@@ -41,7 +41,6 @@ from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.training import run
 from ctrnn_assembly.training.batches import Batch, Batches, evaluate, measure, sums_of, timed
 from ctrnn_assembly.training.config import TrainConfig, difference, to_yaml
-from ctrnn_assembly.training.projection import StepProjection
 from ctrnn_assembly.training.provenance import provenance
 
 # The stop at a plateau of De Caro et al. 2025: Ray's TrialPlateauStopper with these settings.
@@ -72,7 +71,6 @@ class Training:
     fabric: Fabric
     task: Task
     net: SequenceClassifier
-    projection: StepProjection | None = None
     out: Path = Path()
     report: Callable[[str], None] = say
     profile: AbstractContextManager[Any] = field(default_factory=nullcontext)
@@ -103,8 +101,6 @@ class Training:
             self.rows = saved.progress["rows"]
             self.epoch = len(self.rows)
         self.optimizer = self.fabric.setup_optimizers(optimizer)
-        if self.projection is not None:
-            self.projection.project()  # a resumed run has other weights by now than it was built with
 
     @property
     def ended(self) -> bool:
@@ -118,13 +114,10 @@ class Training:
     @property
     def certificate(self) -> Certificate:
         """Of the weights as they are; a long search is left to the end, unless it is required."""
-        if self.projection is not None:
-            return self.projection.certificate
-        whole = self.ended or self.config.required == "discrete"
+        whole = self.ended or self.config.require_certificate == "discrete"
         return self.net.core.certificate(search="fast" if whole else "rate")
 
     def save(self, path: Path) -> None:
-        """A checkpoint as `read_weights` reads it."""
         state = {
             "task": self.task.name,
             "rows": self.rows,
@@ -184,16 +177,16 @@ def fit(
         with refusing(f"{config.init_from} cannot be started from", "Use its model and its sizes."):
             run.Run.open(config.init_from).weights.load(net)
     if fabric.is_global_zero:
-        report(first_line(config, task, net, fabric.device, out))
+        what = f"{config.model}, {trained_parameters(net):,} trained parameters, on {task.name}"
+        data = f"{len(task.train):,} sequences of {task.n_steps:,} steps x {task.n_input}"
+        report(f"{what}: {data}, {config.epochs} epochs; device {fabric.device}, run folder {out}")
     u, _, given = next(iter(Batches(task, task.train, 1)))
-    if "dt" in given and config.required == "discrete":
+    if "dt" in given and config.require_certificate == "discrete":
         raise ConfigError(f"no step is certified of samples unequally far apart: {task.note} Drop time.")
-    keeps = config.keep_step_certified and config.solver == "euler"
-    projection = StepProjection(net.core) if keeps else None
-    training = Training(config, fabric, task, net, projection, out, report, profile or nullcontext())
+    training = Training(config, fabric, task, net, out, report, profile or nullcontext())
     initial = training.certificate
     if missing := missing_certificate(config, initial):
-        must = f"the model must have the {config.required} certificate before training"
+        must = f"the model must have the {config.require_certificate} certificate before training"
         raise ContractionError(f"{must}; {missing}")
     net(u.to(net.readout.weight), **timed(net, given))  # a solver refuses before anything is written
     for note in filter(None, (*(f"{sentence}." for sentence in config.unused()), task.note)):
@@ -242,8 +235,6 @@ def train(training: Training) -> None:
         started = time.monotonic()
         trained = train_epoch(training, batches, timed=training.epoch == start)
         with training.profile, record_function("validation"):
-            if training.projection is not None:
-                training.projection.project()
             where = f"epoch {training.epoch + 1}, validation after step {len(batches)}"
             with fabric.autocast(), located(where):
                 valid = training.means("val", evaluate(net, held_out))
@@ -256,7 +247,7 @@ def train(training: Training) -> None:
         training.rows.append(row)
         better = row is max(training.rows, key=run.merit)
 
-        due = training.ended or training.epoch % config.certify_every == 0 or training.projection
+        due = training.ended or training.epoch % config.certify_every == 0
         with training.profile, record_function("certificate"):
             proven = training.certificate if due else None
         row |= certificate_columns(proven)
@@ -269,9 +260,9 @@ def train(training: Training) -> None:
         if lost := missing_certificate(config, proven):
             before = "that of the epoch before is kept" if row["epoch"] else "there is none before it"
             raise TrainingError(
-                f"epoch {training.epoch} lost the {config.required} certificate: {lost} No checkpoint "
-                f"is taken of this epoch; {before}. Start again with --config {out / 'config.yaml'} and "
-                "that change."
+                f"epoch {training.epoch} lost the {config.require_certificate} certificate: {lost} No "
+                f"checkpoint is taken of this epoch; {before}. Start again with --config "
+                f"{out / 'config.yaml'} and that change."
             )
         if first:
             if training.epoch in config.keep_epochs:
@@ -284,7 +275,7 @@ def train(training: Training) -> None:
 
 def train_epoch(training: Training, batches: Batches, *, timed: bool = False) -> dict[str, Any]:
     """One pass over the batches; returns the means of its steps. If `timed`, it reports a `forecast`."""
-    config, fabric, projection = training.config, training.fabric, training.projection
+    config, fabric = training.config, training.fabric
     batches.epoch, steps = training.epoch, len(batches)
     core: Any = training.net.core
     following, sums = iter(batches), torch.zeros((), device=fabric.device)
@@ -306,8 +297,6 @@ def train_epoch(training: Training, batches: Batches, *, timed: bool = False) ->
             with denormals_flushed(), located(where):  # no certificate is computed in it
                 sums = sums + train_step(training, batch, where if looks else None)
             core.project_()
-            if projection is not None:
-                projection.after_step()
         if timed and index in (0, last_timed):
             sums.sum().item()  # waits for a GPU
             since, clock = clock, time.monotonic()
@@ -331,19 +320,7 @@ def told(training: Training, steps: int) -> Iterator[int]:
             training.report(f"{what}: step {index + 1} of {steps}, {run.lasting(rest)} left of it")
 
 
-def first_line(
-    config: TrainConfig, task: Task, net: SequenceClassifier, device: torch.device, out: Path
-) -> str:
-    """What is about to be trained, on what, and where."""
-    m, T, samples = task.n_input, task.n_steps, len(task.train)
-    return (
-        f"{config.model}, {trained_parameters(net):,} trained parameters, on {task.name}: {samples:,} "
-        f"sequences of {T:,} steps x {m}, {config.epochs} epochs; device {device}, run folder {out}"
-    )
-
-
 def trained_parameters(net: SequenceClassifier) -> int:
-    """How many numbers training changes."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
@@ -505,24 +482,20 @@ def certificate_columns(proven: Certificate | None) -> dict[str, Any]:
 
 
 def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
-    """Why the certificate is not what is `required`, and what to do; empty if it is."""
-    if config.required == "none" or proven is None:
+    """Why the certificate is not the required one, and what to do; empty if it is."""
+    required = config.require_certificate
+    if required == "none" or proven is None:
         return ""
     if not proven.certified:
         return "; ".join(proven.reasons) + "."
-    if config.required == "continuous" or proven.step is None or proven.step.certified:
+    if required == "continuous" or proven.step is None or proven.step.certified:
         return ""
-    if config.solver == "euler" and not config.keep_step_certified:
-        change = "--keep-step-certified, --solver imex, or more --substeps"
-    elif config.solver in ("euler", "imex"):
-        change = "more --substeps"
-    else:
-        change = f"--solver {'imex' if config.solver in SCHEMES else 'euler or imex'}"
-    return f"{proven.step.reason}. Use {change}."
+    changes = {"euler": "--solver imex, or more --substeps", "imex": "more --substeps"}
+    other = f"--solver {'imex' if config.solver in SCHEMES else 'euler or imex'}"
+    return f"{proven.step.reason}. Use {changes.get(config.solver, other)}."
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """The row of an epoch in one line."""
     val = "val_loss" if row["val_accuracy"] is None else "val_accuracy"
     numbers = {"loss": "train_loss", "train": "train_accuracy", "val": val, "rate": "rate"}
     said = [f"{word} {row[name]:.4f}" for word, name in numbers.items() if row[name] is not None]
