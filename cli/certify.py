@@ -233,8 +233,6 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
 
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
-    """Of the matrices in a file."""
-
     from ctrnn_assembly.certificates.certify import certify, largest_uncertainty
     from ctrnn_assembly.certificates.curves import factor_curves
     from ctrnn_assembly.certificates.given import input_gain, read_matrices, terms_of, uncertain

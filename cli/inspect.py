@@ -101,7 +101,6 @@ class Driven:
 
     @property
     def generator(self) -> Any:
-        """The same random numbers each time."""
         import torch
 
         return torch.Generator().manual_seed(0)

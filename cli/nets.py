@@ -1,11 +1,9 @@
 """Nets and inputs of the user's own, named on the command line.
 
-    --module FILE.py:NAME        a function or class that is called without arguments, or the net itself
-    --module FILE.safetensors    the state of one nn.RNN (taken for one with tanh), nn.GRU or nn.LSTM,
-                                 also within that of a larger model, with the sizes of its tensors
-    --data FILE                  series as `ctrnn train --data` takes; what is said of them is not read
-
-Whatever does not fit is a ConfigError or a DataError of one sentence.
+--module FILE.py:NAME        a function or class that is called without arguments, or the net itself
+--module FILE.safetensors    the state of one nn.RNN (taken for one with tanh), nn.GRU or nn.LSTM,
+                             also within that of a larger model, with the sizes of its tensors
+--data FILE                  series as `ctrnn train --data` takes; what is said of them is not read
 """
 
 import re

@@ -173,7 +173,6 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Columns = (), *, title: st
 
 
 def facts(pairs: Iterable[tuple[str, str]], *, title: str) -> Table:
-    """A table of names and values."""
     return table([{"0": a, "1": b} for a, b in pairs], [Column("0", ""), Column("1", "")], title=title)
 
 

@@ -75,10 +75,8 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         config = make_config(own.model_dump(), settings)
         free = {"data_dir", "device", "devices", "nodes", *["epochs"] * (config.epochs > own.epochs)}
         if other := difference(config, own, free=free):
-            raise ConfigError(
-                f"a resumed run keeps its settings; got {other}. Start a new run with --config "
-                f"{run}/config.yaml."
-            )
+            must = "a resumed run keeps its settings"
+            raise ConfigError(f"{must}; got {other}. Start a new run with --config {run}/config.yaml.")
     else:
         layers = [configs.recipe(named)] if named else []
         if first := settings.get("init_from"):
@@ -143,7 +141,6 @@ def new_folder(config: TrainConfig) -> Path:
 
 
 def interrupted(run: Path) -> str:
-    """What to do after Ctrl-C."""
     if not (run / "config.yaml").exists():
         return "interrupted before anything was written"
     begun = (run / "checkpoints" / "last.ckpt").exists()

@@ -174,7 +174,7 @@ def test_a_hierarchy_is_certified_below_its_exact_rate(psi):
 def exact_factor(terms, metric, solver, dt):
     """max ||A + C N(D)|| over the vertices D of the slopes; A, C the scheme's row in the metric."""
     root, theta = terms.tau.sqrt(), metric.theta()
-    T, inverse = theta * root, metric.theta_inv() / root[:, None]
+    T, inverse = theta * root, metric.inverse().theta() / root[:, None]
     L = torch.zeros(terms.n, terms.n) if terms.L is None else terms.L
     A, C = (array(X) for X in SCHEMES[solver].pair(dt / terms.tau, T @ L @ inverse))
     C = np.diag(C) if C.ndim == 1 else C

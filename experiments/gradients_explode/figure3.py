@@ -63,7 +63,7 @@ PANELS: Any = (
     ("C  effective depth", 0, ("effective_depth",), EPOCH),
     ("D  operator norm of W - W(0)", 1, ("changes",), CHANGE),
 )
-NOTHING: dict[str, Any] = dict.fromkeys(("gsc", "effective_depth", "effective_depth_1_percent"))
+NOTHING: dict[str, Any] = dict.fromkeys(("gsc", "effective_depth"))
 
 
 def classifier(name: str, images: Task, settings: Settings) -> nn.Sequential:
@@ -132,7 +132,6 @@ def search(name: str, images: Task, settings: Settings) -> dict[float, float]:
 
 @torch.no_grad()
 def error(net: nn.Sequential, split: Split) -> float:
-    """Share of wrong classes, in batches as in training."""
     return sum(float((net(x).argmax(1) != y).sum()) for x, y in batches(split)) / len(split)
 
 
@@ -175,14 +174,8 @@ def diagnose(
     hidden, readout = net[:-1], net[-1]
     top = hidden(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(log_probability(y, readout(top)).sum(), top)
-    found = effective_depth_of_gradient(vjps(hidden, initial, x), g)
-    large = (found.shares > 0.01).nonzero()
-    value = float(scale.value[0])
-    return {
-        "gsc": value if math.isfinite(value) else None,
-        "effective_depth": found.depth,
-        "effective_depth_1_percent": int(large.max()) if len(large) else 0,
-    }
+    found, value = effective_depth_of_gradient(vjps(hidden, initial, x), g), float(scale.value[0])
+    return {"gsc": value if math.isfinite(value) else None, "effective_depth": found.depth}
 
 
 def changes(net: nn.Sequential, initial: list[Tensor]) -> list[float]:

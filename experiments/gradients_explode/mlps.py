@@ -61,7 +61,6 @@ def unit_rms(x: Tensor) -> Tensor:
 
 
 def options(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of both figures."""
     parser = argparse.ArgumentParser(description=str(docstring).split("\n\n")[0])
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--width", type=int, default=100)

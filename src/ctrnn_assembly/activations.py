@@ -55,10 +55,8 @@ class Activation:
             ) from e
         object.__setattr__(self, "slope", (lo, hi))  # a list could not be a key
         if self.name == "identity" and self.function is not torch.positive:
-            raise ConfigError(
-                "the name 'identity' is the library's own activation, which solvers leave out; got "
-                "another function under it. Give yours another name."
-            )
+            must = "the name 'identity' is the library's own activation, which solvers leave out"
+            raise ConfigError(f"{must}; got another function under it. Give yours another name.")
         if not (lo <= hi and abs(lo) < float("inf") and abs(hi) < float("inf") and self.g > 0):
             raise ConfigError(
                 f"the slope interval of activation {self.name!r} must be finite, non-empty and not "

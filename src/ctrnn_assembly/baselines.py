@@ -36,7 +36,6 @@ class Baseline(Recurrent):
 
     @property
     def size(self) -> int:
-        """Units, where it is the field of a layer of a stack."""
         return self.hidden_size
 
     def terms(self) -> NoReturn:
@@ -217,7 +216,6 @@ class EulerRNN(Baseline):
         return x_prime
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """As `CTRNN.flow`."""
         still = self._like.new_zeros(1, self.input_size)
         return partial(self.vector_field(), self.inputs(still if u is None else u))
 

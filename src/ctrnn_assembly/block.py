@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
-from ctrnn_assembly.certificates.cascade import LayerBound
+from ctrnn_assembly.certificates.cascade import LayerBound, entering, leaving, norm_bound
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.dissipation import LayerSystem
-from ctrnn_assembly.certificates.gains import entering, leaving, norm_bound
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate
 from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.certificates.selective import SelectivePairs
@@ -280,7 +279,6 @@ class Layer(nn.Module):
         return LayerBound(found, **gains)
 
     def _unproven(self, found: Certificate, largest: Tensor | None) -> str:
-        """Why the layer has no bound, or nothing."""
         if why := self._changed():
             return why
         if self.norm.kind == "batch" and self.norm.training:
@@ -351,5 +349,4 @@ class Layer(nn.Module):
 
 
 def finite(module: nn.Module) -> bool:
-    """Whether every parameter and buffer is."""
     return all(bool(A.isfinite().all()) for A in (*module.parameters(), *module.buffers()))

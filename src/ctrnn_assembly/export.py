@@ -1,11 +1,8 @@
 """A trained classifier as a program that needs no code of this library: of `torch.export`, or ONNX.
 
-| program | reads | gives |
-|---|---|---|
-| sequence | input (batch, time, m) | logits (batch, k), after the last sample |
-| step | u (batch, m), x (batch, state_size) | x_next one sample later, and its logits |
-
-batch and time are free; the loop over time is one operator, `scan` (ONNX: `Scan`). A program is in the
+A "sequence" reads input (batch, time, m) and gives logits (batch, k), after the last sample; a "step"
+reads u (batch, m) and x (batch, state_size), and gives x_next one sample later, and its logits. batch
+and time are free; the loop over time is one operator, `scan` (ONNX: `Scan`). A program is in the
 precision of the weights, has no gradient, checks no value, and starts a sequence where the layer does.
 lengths, dt and reset are not in it, nor `Stack`, fields of one's own, and torchdiffeq's solvers.
 """

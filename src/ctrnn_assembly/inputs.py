@@ -28,10 +28,8 @@ class Signal:
         if lengths is not None:
             samples = held(samples, lengths)
         if samples.ndim < 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
-            raise ShapeError(
-                "samples must be (batch, time, m) and times (time,); got "
-                f"{tuple(samples.shape)} and {tuple(times.shape)}."
-            )
+            must = "samples must be (batch, time, m) and times (time,)"
+            raise ShapeError(f"{must}; got {tuple(samples.shape)} and {tuple(times.shape)}.")
         check_finite(samples)
         if not (holds(torch.isfinite(times)) and holds(times.diff() > 0)):
             raise DataError(f"sample times must be finite and increase; got {times.tolist()[:5]}...")

@@ -194,7 +194,6 @@ class CTRNN(Recurrent):
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
-        """What is proven of the layer and of steps of these lengths."""
         dt = max(lengths, default=None)
         if self.is_own:
             reason = "no proof is known for a field of your own: it is code, not weights in a known form"
@@ -239,7 +238,6 @@ class CTRNN(Recurrent):
         return Elementwise.join(leaf.activations()[0] for leaf in self.field.leaves())(x)
 
     def project_(self) -> None:
-        """As `Subnetwork.project_`."""
         if not self.is_own:
             self.field.project_()
 

@@ -110,14 +110,11 @@ class Metric:
         return self.mapped(lambda tensor: tensor.detach().cpu())
 
     def matrix(self) -> Tensor:
-        """M, (n, n), dense, as `theta` and `theta_inv`."""
+        """M, (n, n), dense, as `theta`."""
         return self.theta().mT @ self.theta()
 
     def theta(self) -> Tensor:
         return torch.block_diag(*(f.theta.diag() if f.is_diagonal else f.theta for f in self.factors))
-
-    def theta_inv(self) -> Tensor:
-        return self.inverse().theta()
 
     def left_divide(self, K: Tensor) -> Tensor:
         """Theta^-1 K for K of shape (n, m)."""

@@ -187,10 +187,8 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
     Args:
         model: a name of `MODELS`; or a configuration, a mapping or an object, with `model` and any
             settings, of which those that this model does not take are left alone (`unused_settings`).
-        n_input, n_class: features of a sample, number of classes.
-        settings: by a name only those of `MODELS[name].settings`; None, or left out, for the model's
-            own. They are those of `ctrnn train`, whose help describes them, and `gate_bounds`, (lo, hi)
-            of gated models; `seed` is that of all weights. A baseline gets modules x units units.
+        settings: by a name only those of `MODELS[name].settings`, as in `ctrnn train -h`, and
+            `gate_bounds`, (lo, hi) of gated models. A baseline gets modules x units units.
 
     Raises: ConfigError for a wrong name or setting, ContractionError if no such weights exist.
 

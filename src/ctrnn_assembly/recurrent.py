@@ -122,10 +122,8 @@ class Recurrent(nn.Module, ABC):
         """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
         u, x = as_tensor("u", u, self._like), as_tensor("x", x, self._like)
         if u.ndim != 2 or u.shape[1] != self.input_size:
-            raise ShapeError(
-                f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. Pass one sample, input[t] "
-                "of an input (time, batch, m)."
-            )
+            fix = "Pass one sample, input[t] of an input (time, batch, m)."
+            raise ShapeError(f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. {fix}")
         self._check_state("x", x, (u.shape[0], self.state_size))
         self._check_like("u", u)
         return self.stepper()(u.to(x.dtype), x)
@@ -152,7 +150,6 @@ class Recurrent(nn.Module, ABC):
         """`step` of tensors that fit, (u, x) -> x+, with its matrices built once."""
 
     def _read(self, input: Data, lengths: Data = None, dt: Data = None, reset: Data = None) -> Sequences:
-        """The arguments of a call but h_0, checked."""
         if dt is not None and not hasattr(self, "dt"):
             raise ConfigError(
                 f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
@@ -182,21 +179,17 @@ class Recurrent(nn.Module, ABC):
         if h_0 is None:
             return self.initial(batch), fresh
         if self.layer_sizes and isinstance(h_0, tuple | list):
-            h_0 = self._beside_each_other(h_0)
+            parts = [as_tensor("each of h_0", z, fresh, fresh.dtype) for z in h_0]
+            shapes = [tuple(z.shape) for z in parts]
+            sizes = tuple(shape[-1] if shape else 0 for shape in shapes)
+            if sizes != self.layer_sizes or len({shape[:-1] for shape in shapes}) > 1:
+                must = f"h_0 must be a tensor, or one a layer, of {self.layer_sizes} units"
+                raise ShapeError(f"{must}; got {shapes}.")
+            h_0 = torch.cat(parts, dim=-1)
         x = as_tensor("h_0", h_0, fresh, fresh.dtype)
         shape = (1, batch, self.state_size) if given.batched else (1, self.state_size)
         self._check_state("h_0", x, shape)
         return x.reshape(batch, self.state_size), fresh
-
-    def _beside_each_other(self, h_0: Any) -> Tensor:
-        parts = [as_tensor("each of h_0", z, self._like, self._like.dtype) for z in h_0]
-        shapes = [tuple(z.shape) for z in parts]
-        sizes = tuple(shape[-1] if shape else 0 for shape in shapes)
-        if sizes != self.layer_sizes or len({shape[:-1] for shape in shapes}) > 1:
-            raise ShapeError(
-                f"h_0 must be a tensor, or one a layer, of {self.layer_sizes} units; got {shapes}."
-            )
-        return torch.cat(parts, dim=-1)
 
     @property
     def _like(self) -> Tensor:

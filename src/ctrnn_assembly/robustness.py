@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctrnn_assembly.certificates.cascade import SLACK, LayerBound, held, linear_system
-from ctrnn_assembly.certificates.gains import entering, leaving, norm_bound
+from ctrnn_assembly.certificates import cascade
+from ctrnn_assembly.certificates.cascade import SLACK, LayerBound, entering, leaving, norm_bound
 from ctrnn_assembly.certificates.result import CascadeFacts
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
@@ -70,7 +70,7 @@ def certified_radii(
 
 def impulse_response(layers: Sequence[LayerBound], entry: float, time: int, substeps: int) -> Tensor:
     """h, (time,), rounded up: every term is a sum of products of nonnegative numbers."""
-    rows = linear_system([held(layer, substeps) for layer in layers], entry)
+    rows = cascade.linear_system([cascade.held(layer, substeps) for layer in layers], entry)
     gamma, e, out = rows[:-1, :-1], rows[:-1, -1], rows[-1, :-1]
     h = [rows[-1, -1]]
     for _ in range(time - 1):

@@ -42,12 +42,9 @@ class Scheme:
     """A one-step rule.
 
     Args:
-        name: what solvers, configurations and messages call it.
-        summary: one line for catalogues.
         pair: (h, L) -> (A, C) for h = dt / tau (..., n) and L (n, n) or None, differentiable in both. A
             and C are (..., n, n), or (..., n) where they are diagonal: all of them without L.
-        increment: (h, L) -> (A - I, C) where both are proportional to h, so that one pair serves steps
-            of any length; None elsewhere.
+        increment: (h, L) -> (A - I, C) where both are proportional to h; None elsewhere.
     """
 
     name: str
@@ -133,8 +130,7 @@ class AffineMap:
 def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> AffineMap:
     """(u, x) -> x+ for a number dt, or one a sample, (batch,).
 
-    Plain torch operations: autograd and torch.func's transforms differentiate them any number of times,
-    with respect to x, u, dt and every tensor of the terms.
+    Plain torch operations, differentiable any number of times in x, u, dt and every tensor of the terms.
     """
     lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
     return AffineMap(terms, *step_pair(scheme, terms, lengths))

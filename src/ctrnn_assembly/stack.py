@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.block import Layer, Mix, Norm, finite
-from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
+from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade, norm_bound
 from ctrnn_assembly.certificates.certify import Search
-from ctrnn_assembly.certificates.gains import norm_bound
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.inputs import held
@@ -209,7 +208,6 @@ class Stack(Recurrent):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """As `Subnetwork.project_`."""
         for layer in self._layers:
             layer.field.project_()
 
@@ -304,24 +302,20 @@ class Stack(Recurrent):
         return done.x[:, 1:], done.last
 
     def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
-        if self.one_field:
-            states = self._as_one(u, x, lengths, dt)
-            s, x = self._upwards(u, states[:, 1:], lambda layer, v, z: (z[:, -1], z))
-        else:
-            s, x = self._layer_by_layer(u, x, lengths, dt)
-        return s if lengths is None else held(s, lengths), x
-
-    def _layer_by_layer(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> tuple[Tensor, Tensor]:
-        """The outputs, (batch, time, width), and the last states."""
-        self._watch()(u, x)
-        valid = None if lengths is None else torch.arange(u.shape[1], device=u.device) < lengths[:, None]
-
         def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             states, end = self._states(layer, v, z, lengths, dt)
             return end, states
 
-        usual = lengths is None and dt is None and self.substeps == 1 and self.fusible
-        return self._upwards(u, x, move, valid, fused=usual)
+        if self.one_field:
+            states = self._as_one(u, x, lengths, dt)
+            s, x = self._upwards(u, states[:, 1:], lambda layer, v, z: (z[:, -1], z))
+        else:
+            self._watch()(u, x)
+            time = torch.arange(u.shape[1], device=u.device)
+            valid = None if lengths is None else time < lengths[:, None]
+            usual = lengths is None and dt is None and self.substeps == 1 and self.fusible
+            s, x = self._upwards(u, x, move, valid, fused=usual)
+        return s if lengths is None else held(s, lengths), x
 
     def _as_one(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt) -> Tensor:
         """As one field, before the first sample and after each, (batch, time + 1, state_size)."""

@@ -128,10 +128,8 @@ class Terms:
     def driven(self, W_in: Tensor, bias: Tensor | None = None) -> Self:
         """The same field with input weights (n, m) and, optionally, a further bias (n,)."""
         if W_in.ndim != 2 or W_in.shape[0] != self.n:
-            raise ShapeError(
-                f"W_in must be (n, m) with n = {self.n}; got {tuple(W_in.shape)}. "
-                "Rows are units, columns are inputs."
-            )
+            must = f"W_in must be (n, m) with n = {self.n}"
+            raise ShapeError(f"{must}; got {tuple(W_in.shape)}. Rows are units, columns are inputs.")
         return replace(self, W_in=W_in, bias=self.bias if bias is None else self.bias + bias)
 
     def detach_cpu(self) -> Self:

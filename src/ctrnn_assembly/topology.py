@@ -33,10 +33,8 @@ def check_pairs(pairs: Iterable[Iterable[int]], p: int) -> list[Pair]:
     for i, j in pairs:
         pair = (min(i, j), max(i, j))
         if i == j or pair[0] < 0 or pair[1] >= p or pair in result:
-            raise ConfigError(
-                f"a pair must name two different modules of 0..{p - 1}, once; got ({i}, {j}). "
-                "An unordered pair carries both directions."
-            )
+            must = f"a pair must name two different modules of 0..{p - 1}, once"
+            raise ConfigError(f"{must}; got ({i}, {j}). An unordered pair carries both directions.")
         result.add(pair)
     return sorted(result)
 
@@ -52,10 +50,8 @@ def named_pairs(name: str, p: int, generator: torch.Generator | None = None) -> 
         raise ConfigError(f"the C of random:C must be a whole number >= 0; got {name!r}. Use random:20.")
     every, count = NAMED["all"][1](p), int(digits)
     if count > len(every):
-        raise ConfigError(
-            f"{p} modules have {len(every)} pairs; got random:{count}. "
-            f"Ask for at most random:{len(every)}, or use all."
-        )
+        fix = f"Ask for at most random:{len(every)}, or use all."
+        raise ConfigError(f"{p} modules have {len(every)} pairs; got random:{count}. {fix}")
     if count == 0:  # draws nothing, as "none"
         return []
     chosen = torch.randperm(len(every), generator=generator, device="cpu")[:count].tolist()

@@ -187,8 +187,7 @@ def _root(terms: Terms, u: Tensor, x: Tensor) -> tuple[Tensor, float] | None:
 def _growing(root: Any, known: Behaviour, what: str, dt: float, solver: Any) -> Tensor | None:
     """A unit vector that an unstable mode stretches, if there is one beyond doubt.
 
-    For A = C J of the flow, or A = I + C J of the step, A^T P + P A or A^T P A - P must be positive
-    definite (P has the signs of the modes), and v^T P v > 0: what starts there grows.
+    For A = C J of the flow, or A = I + C J of the step: THEORY section 16.
     """
     (J, J_off), is_flow, eye = root, what == "flow", torch.eye(known.size)
     C = (1.0 if is_flow or known.terms is None else dt / known.substeps) / known.tau

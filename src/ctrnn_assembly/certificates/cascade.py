@@ -6,7 +6,8 @@ e_l, the distance of layer l's states in its metric, and s_l, that of its inputs
 
 so that e+ <= Gamma e, Gamma lower triangular, Gamma_ll = q_l, the factor of the layer's step. Where
 every layer is also a `dissipation.LayerSystem`, the smaller number of samples and l2 gain of both proofs
-are taken. Source: THEORY section 11, with substeps, one field, and continuous time.
+are taken. Lipschitz constants of what leads into a field, by `entering`, and out of it, by `leaving`,
+have rounding in them. Source: THEORY sections 11 and 13.
 """
 
 import math
@@ -15,12 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.dissipation import LayerSystem, forgetting
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
+from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
 from ctrnn_assembly.linalg import one_thread
+from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.terms import Terms
 
+FORMED = 1e-10  # relative to the norms of its factors: more than the rounding of any matrix here
 SLACK = 1e-9  # relative, of every entry of Gamma: more than the rounding of all that is formed here
 LONGEST = 2**40  # samples
 RATES = (0.9, 1.05, 1.2, 1.35, 1.55, 1.8)  # in units of that of Gamma
@@ -163,7 +170,6 @@ def _with_facts(
 
 
 def held(layer: LayerBound, substeps: int) -> LayerBound:
-    """Of so many steps under one input."""
     step = layer.certificate.step
     assert step is not None
     assert step.contraction_factor is not None
@@ -261,7 +267,34 @@ def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> t
 
 
 def _module(index: int, found: Certificate) -> result.Module:
-    """A layer in one row: what its modules have at least."""
     size, margin = sum(one.size for one in found.modules), min(one.margin for one in found.modules)
     theorems = " + ".join(dict.fromkeys(one.theorem for one in found.modules))
     return result.Module(index, size, theorems, margin, found.rate, True)
+
+
+def norm_bound(A: Tensor) -> float:
+    """Verified, of A in float64 and all within FORMED ||A||_F of it."""
+    A = A.detach().cpu().double()
+    return spectral_norm(A, FORMED * float(A.norm()))
+
+
+def entering(terms: Terms, metric: Metric, C: Tensor, W_in: Tensor) -> float:
+    """||Theta C D W_in|| over the slopes D of post, for C (n, n) or its diagonal, (n,)."""
+    theta = metric.scaled(terms.tau.sqrt()).theta()
+    moved, g = theta @ (C.diag() if C.ndim == 1 else C), terms.post.g
+    size = FORMED * float(theta.norm() * C.norm())
+    if terms.post.is_identity or (C.ndim == 1 and metric.is_diagonal):  # D stands at the left, too
+        return g * spectral_norm(moved @ W_in, size * float(W_in.norm()))
+    return g * spectral_norm(moved, size) * norm_bound(W_in)
+
+
+def leaving(terms: Terms, metric: Metric, W_out: Tensor) -> tuple[Tensor, float]:
+    """W_out Theta^-1, (k, n), and a bound on its error."""
+    made, off = [], 0.0
+    columns, taus = (A.cpu().double().split(terms.sizes, -1) for A in (W_out, terms.tau))
+    for W, factor, tau in zip(columns, metric.factors, taus, strict=True):
+        balance = Balance.of(factor.theta.cpu().double(), tau)
+        rows, error = balance.raise_(W)
+        made.append(rows * (1 + balance.skew))
+        off += float(error.norm())
+    return torch.cat(made, 1), off

@@ -134,7 +134,6 @@ def read_matrices(file: Path) -> dict[str, Any]:
 
 
 def _stored(file: Path, kind: str) -> dict[str, Any]:
-    """The arrays by name."""
     if kind == ".csv":
         return {"W": np.loadtxt(file, delimiter=",", ndmin=2)}
     if kind == ".mat":

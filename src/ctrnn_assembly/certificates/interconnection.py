@@ -198,7 +198,6 @@ class Interconnection:
 
 
 def _whole(scales: list[Balance]) -> Balance:
-    """Of all modules."""
     sides = [[getattr(s, name) for s in scales] for name in ("left", "right")]
     if all(scale.diagonal for scale in scales):
         return Balance(torch.cat(sides[0]), torch.cat(sides[1]), 0.0)

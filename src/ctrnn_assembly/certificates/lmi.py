@@ -154,12 +154,6 @@ class Weighed:
         """Of Euler's step, all of whose shorter steps contract as well."""
         return largest_proven(self.longest(), lambda dt: self.proves(dt, 0.0))
 
-    def is_sharp(self, dt: float) -> bool:
-        """Whether the bound exceeds the factor at the least or the largest slopes by little."""
-        ends = (self.A, self.A + self.B @ self.C)
-        known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in ends)
-        return self.mu(dt) >= -known / 2 - 1e-4 * abs(known)
-
 
 @dataclass(frozen=True)
 class Search:

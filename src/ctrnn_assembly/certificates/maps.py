@@ -53,7 +53,6 @@ def certify_rnn(net: nn.RNNBase) -> Certificate:
 
 
 def _refusal(net: nn.RNNBase) -> str:
-    """Why nothing is known of it, or an empty string."""
     kind = type(net).__name__
     if type(net) is not nn.RNN:
         return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"

@@ -59,7 +59,6 @@ class ModuleInMetric:
 
 
 def _system(module: ModuleInMetric) -> LureSystem:
-    """Its A, X and Z."""
     W, balance, (lo, hi) = module.W, module.balance, module.phi.slope
     scaled, off = balanced(W, balance, balance)
     A = lo * scaled - torch.diag(1 / module.tau)

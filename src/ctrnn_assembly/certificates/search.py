@@ -167,7 +167,6 @@ def jointly(
 
 
 def _turned(factor: Factor, U: Tensor, module: tuple[int, bool]) -> Factor:
-    """U Theta."""
     theta = factor.theta.double()
     if not module[1]:
         return Factor(U.diagonal() * theta, 1 / (U.diagonal() * theta))

@@ -133,7 +133,6 @@ def meeting_words(meeting: Meeting | None) -> str:
 
 
 def samples_words(samples: float) -> str:
-    """A number of samples."""
     return f"{samples:,.0f}" if math.isfinite(samples) else "more than 10^12"
 
 

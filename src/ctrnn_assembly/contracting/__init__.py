@@ -4,20 +4,16 @@
 ['symmetric', 'product', 'firing-rate']
 """
 
-from ctrnn_assembly.contracting.adadiag import AdaDiagClip as AdaDiagClip
-from ctrnn_assembly.contracting.adadiag import AdaDiagTanh as AdaDiagTanh
-from ctrnn_assembly.contracting.interface import Contracting as Contracting
+from ctrnn_assembly.contracting.adadiag import AdaDiagClip, AdaDiagTanh
+from ctrnn_assembly.contracting.interface import Contracting
 from ctrnn_assembly.contracting.interface import Form as Form
 from ctrnn_assembly.contracting.interface import raw_tensors as raw_tensors
-from ctrnn_assembly.contracting.theorem1 import Absolute as Absolute
-from ctrnn_assembly.contracting.theorem1 import SparseAbsolute as SparseAbsolute
-from ctrnn_assembly.contracting.theorem1 import Triangular as Triangular
-from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric as Symmetric
-from ctrnn_assembly.contracting.theorem3_product import NegativeProduct as NegativeProduct
-from ctrnn_assembly.contracting.theorem5_singular import SingularValueBounded as SingularValueBounded
-from ctrnn_assembly.contracting.theorem35_firing_rate import FiringRate as FiringRate
-from ctrnn_assembly.contracting.unconstrained import PublishedSparse as PublishedSparse
-from ctrnn_assembly.contracting.unconstrained import Unconstrained as Unconstrained
+from ctrnn_assembly.contracting.theorem1 import Absolute, SparseAbsolute, Triangular
+from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric
+from ctrnn_assembly.contracting.theorem3_product import NegativeProduct
+from ctrnn_assembly.contracting.theorem5_singular import SingularValueBounded
+from ctrnn_assembly.contracting.theorem35_firing_rate import FiringRate
+from ctrnn_assembly.contracting.unconstrained import PublishedSparse, Unconstrained
 
 CONSTRAINTS: dict[str, type[Contracting]] = {
     "sparse-absolute": SparseAbsolute,

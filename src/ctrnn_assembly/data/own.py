@@ -283,7 +283,6 @@ def home_of(base: str, folder: Path, files: list[str]) -> Path:
 
 
 def task_of(series: Series, options: DataConfig) -> Task:
-    """The task of some series, split and prepared."""
     what, parts, note = series.what, parted(series, options), series.note
     prepared = Preparation.of(series, parts["train"].numpy(), options)
     whole = prepared.split(series)

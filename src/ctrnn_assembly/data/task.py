@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ _PUBLISHED_VAL = 2000
 _RESIZE_CHUNK = 1024  # images held as float32 at once: 12 MB for 32x32 RGB
 # (x, generator=None) -> (B, T, m) float32 of a stored batch x; training, which may augment, gives one.
 Sequence = Callable[..., Tensor]
+# Samples that need not be read yet: a `Split`, or `ImageFiles` with the same `take` and `pixels`.
+Stored = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,17 +140,6 @@ class Task:
         return task_of(of_arrays("arrays", *given, target=chosen.target), chosen)
 
 
-class Stored(Protocol):
-    """Samples that are there but need not be read yet; a `Split` is one."""
-
-    @property
-    def pixels(self) -> int:
-        """Of the first image, before `resize`."""
-
-    def __len__(self) -> int: ...
-    def take(self, index: Tensor) -> Split: ...
-
-
 def make_task(
     name: str,
     options: DataConfig,
@@ -161,12 +152,8 @@ def make_task(
 ) -> Task:
     """Read train and val, and test when asked: limited, checked (DataError) and resized.
 
-    Args:
-        what: the data set, as `Task.data` has it.
-        stored: gives what is stored as "train"; and, for that split as read, as "val" and "test".
-        sequence: gives the task's map for the train split.
-        parts: indices into what is stored as "train", by the split that is dealt from it; by default
-            the published hold-out for val.
+    `stored` gives what is stored as "train"; and, for that split as read, as "val" and "test"; `parts`
+    are indices into "train", by the split that is dealt from it; by default the published hold-out.
     """
     dealt_out = published_hold_out(len(stored("train", None))) if parts is None else parts
 
@@ -225,10 +212,8 @@ def checked(what: str, split: Split, n_class: int) -> Split:
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
     if not y.is_floating_point() and (y.min() < UNKNOWN * (y.ndim > 1) or y.max() >= n_class):
-        raise DataError(
-            f"{what} labels must lie in 0..{n_class - 1}; got {int(y.min())}..{int(y.max())}. "
-            "Check the label file."
-        )
+        must = f"{what} labels must lie in 0..{n_class - 1}"
+        raise DataError(f"{must}; got {int(y.min())}..{int(y.max())}. Check the label file.")
     if split.lengths is not None and not ((split.lengths > 0) & (split.lengths <= x.shape[1])).all():
         raise DataError(f"{what} has a series without a step. Remove it.")
     if x.is_floating_point() and not x.isfinite().all():

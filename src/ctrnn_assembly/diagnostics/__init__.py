@@ -1,13 +1,9 @@
 """What a network does, measured: Jacobians, spectra, Lyapunov exponents, fixed points, contraction.
 
-A diagnosis describes the states and runs it looked at; it can refute a certificate, never replace it.
-Everything is computed in float64 on the CPU from the weights as they are, of any net that `linearise`
-knows: our layers, torch's, and functions (u, h) -> h.
-
-Arguments come in one order: first the net, as `linearise` knows it; then the inputs u, None for none;
-then states: x where to look, x0 where to start, by default 0; all else by keyword. dt and solver say
-which step, by default the net's own. ConfigError, ShapeError and DataError refuse arguments that do not
-fit, SolverError a run that overflows.
+A diagnosis can refute a certificate, never replace it. Everything is computed in float64 on the CPU.
+Arguments come in one order: the net, as `linearise` knows it; the inputs u, None for none; states: x
+where to look, x0 where to start, by default 0. dt and solver say which step, by default the net's own.
+ConfigError, ShapeError and DataError refuse arguments that do not fit, SolverError a run that overflows.
 """
 
 from ctrnn_assembly.diagnostics.contraction import measure_contraction as measure_contraction

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +100,11 @@ def measure_contraction(
     known, u, x = prepare(net, u, x0, "(batch, steps, m)", "x0 (pairs, n)", **random)
     dt, solver = known.resolve(dt, solver)
     theta, inverse = norm_of(known, known.metric if metric is None else metric)
-    steps, repeats = steps_of(u, steps), 1 if u is None else len(u)
+    if u is None:
+        check_within("[1, inf)", "Without an input say how many.", steps=steps)
+    elif steps not in (None, u.shape[1]):
+        raise ShapeError(f"u must be (batch, steps, m) with steps = {steps}; got {tuple(u.shape)}.")
+    steps, repeats = (cast(int, steps), 1) if u is None else (u.shape[1], len(u))
     far = torch.tensor(distances, dtype=x.dtype).repeat_interleave(len(x)).repeat(repeats)
     x = x.repeat(len(distances) * repeats, 1)
     u = None if u is None else u.repeat_interleave(len(x) // repeats, 0)
@@ -120,10 +125,12 @@ def measure_contraction(
     if solver in ADAPTIVE:
         size, relative = size + 0.01, 16 * RTOL  # 0.01 for the absolute tolerance
     error = (relative * (size @ theta.abs().mT).norm(dim=-1)).nan_to_num(nan=math.inf)
+    usable = torch.isfinite(d[:, 1:]) & (d[:, :-1] > 0)
+    factors = ((d - error)[:, 1:] / d[:, :-1])[usable]
     return Measurement(
         rate=_fitted_rate(d, d > FLOOR * error, dt),
         euclidean_rate=_fitted_rate(euclidean, d > FLOOR * error, dt),
-        factor=_largest_factor(d, error),
+        factor=max(float(factors.max()), 0.0) if len(factors) else math.inf,
         growth=_largest(d[:, -1] / d[:, 0]),
         euclidean_peak=_largest(euclidean / euclidean[:, :1]),
         pairs=len(x),
@@ -148,18 +155,9 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
             "the twin needs modules with linear coupling and a metric, and no gates that read input or "
             "state; got a net without. Couple modules, or use constant gates."
         )
-    theta, inverse = metric.theta().to(terms.L), metric.theta_inv().to(terms.L)
+    theta, inverse = metric.theta().to(terms.L), metric.inverse().theta().to(terms.L)
     upper = torch.triu(theta @ terms.L @ inverse, 1)
     return replace(terms, L=inverse @ (upper + upper.mT) @ theta)
-
-
-def steps_of(u: Tensor | None, steps: int | None) -> int:
-    if u is None:
-        check_within("[1, inf)", "Without an input say how many.", steps=steps)
-        return cast(int, steps)
-    if steps not in (None, u.shape[1]):
-        raise ShapeError(f"u must be (batch, steps, m) with steps = {steps}; got {tuple(u.shape)}.")
-    return u.shape[1]
 
 
 def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
@@ -183,25 +181,14 @@ def _summed(known: Behaviour, u: Tensor | None, x: Tensor, dt: float) -> Tensor:
     return torch.cat([size[:, :1], size[:, 1:] + size[:, :-1] + added], 1)
 
 
-def _largest_factor(d: Tensor, error: Tensor) -> float:
-    """max (d(t + dt) - error) / d(t) over pairs and intervals with finite distances."""
-    usable = torch.isfinite(d[:, 1:]) & (d[:, :-1] > 0)
-    factors = ((d - error)[:, 1:] / d[:, :-1])[usable]
-    return max(float(factors.max()), 0.0) if len(factors) else math.inf
-
-
 def _fitted_rate(d: Tensor, above: Tensor, dt: float) -> float:
     """The smallest of minus the least-squares slopes of log d(t), averages of the intervals' slopes."""
     finite = torch.isfinite(d)
     mask = (above & finite).cummin(1).values.to(d)
-    count = mask.sum(1, keepdim=True)
-    t = (dt * torch.arange(d.shape[1]).to(d)).expand_as(d)
-    t = (t - (t * mask).sum(1, keepdim=True) / count) * mask
-    log_d = torch.where(mask > 0, d, 1.0).log()
-    slopes = ((t * log_d).sum(1) / t.square().sum(1))[count[:, 0] >= 2]
-    if len(slopes):
-        return -float(slopes.max())
-    return math.inf if bool(finite.all()) else -math.inf
+    t, counts = dt * np.arange(d.shape[1]), mask.sum(1).long().tolist()
+    known = [(t[:k], pair[:k].log()) for pair, k in zip(d, counts, strict=True) if k >= 2]
+    slopes = [float(np.polyfit(times, logs, 1)[0]) for times, logs in known]
+    return -max(slopes) if slopes else math.inf if bool(finite.all()) else -math.inf
 
 
 def _largest(ratios: Tensor) -> float:

@@ -6,10 +6,8 @@ the fixed points of the field, whatever their dt; stability under a step is that
     bounded Newton:   -J y = f(x),                x <- x + s y,  s <= 1, s |y| at most (1 + |x|) / 2
     implicit steps:   (I / delta - J) y = f(x),   x <- x + y,    delta grows as |f| falls
 
-Newton's steps find stable and unstable roots alike. A start from which they find none follows the flow
-by implicit steps, to a stable root, if there is one: a contracting net has exactly one (THEORY section
-1). Finding none proves nothing. Cost: one LU factorisation, 2 n^3 / 3, an iteration and start.
-
+Newton's steps find stable and unstable roots alike; a start from which they find none follows the flow
+by implicit steps. Finding none proves nothing. Cost: an LU factorisation an iteration and start.
 Source: Sussillo and Barak 2013, for the use; pseudo-transient continuation: Kelley and Keyes 1998.
 """
 

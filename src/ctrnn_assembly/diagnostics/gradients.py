@@ -154,10 +154,8 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
 def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
     """The layers with modules copied: without gradients of weights or running statistics to update."""
     if not isinstance(layers, (Sequence, nn.Sequential, nn.ModuleList)) or not len(layers):
-        raise ConfigError(
-            "layers must be a non-empty list of callables or nn.Sequential; got "
-            f"{type(layers).__name__}. Pass [layer_1, layer_2, ...]."
-        )
+        must = "layers must be a non-empty list of callables or nn.Sequential"
+        raise ConfigError(f"{must}; got {type(layers).__name__}. Pass [layer_1, layer_2, ...].")
     copies = [deepcopy(layer) if isinstance(layer, nn.Module) else layer for layer in layers]
     for part in nn.ModuleList(copy for copy in copies if isinstance(copy, nn.Module)).modules():
         part.requires_grad_(False)

@@ -12,11 +12,8 @@ equation, `flow(u)`, x' as a function of x. `behaviour` finds both in
     `Behaviour(size, flow=...)`     of your own: flow(u) gives x -> x', (batch, n) both
 
 Derivatives are taken by automatic differentiation, except where a net answers `terms()`: then the field
-and every step of `SCHEMES` are x -> A x + C g(x, u), with the Jacobian in closed form (THEORY section 6)
-
-    J = A + C N,    N = diag(post') W diag(pre') + sum_e K_e diag(psi_e')
-
-four times as fast. Nets are copied, in evaluation mode and without gradients of weights.
+and every step of `SCHEMES` have the Jacobian J = A + C N, N = diag(post') W diag(pre') + sum_e K_e
+diag(psi_e'), four times as fast. Nets are copied, in evaluation mode and without gradients of weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -154,10 +151,8 @@ class Behaviour:
     def flow_map(self) -> Map:
         flow, terms = self.flow, self.terms
         if flow is None:
-            raise ConfigError(
-                "the net must be a flow, x' = f(x, u); got a map from one sample to the next. "
-                "Ask for its step."
-            )
+            must = "the net must be a flow, x' = f(x, u)"
+            raise ConfigError(f"{must}; got a map from one sample to the next. Ask for its step.")
         if terms is None:
             return lambda u, x: _checked_value(flow(u)(x), x)
         A = -1 / terms.tau
@@ -223,10 +218,8 @@ def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
     if terms is not None or hasattr(net, "state_size"):
         return _of_ours(net, terms)
     if not callable(net):
-        raise ConfigError(
-            f"net must be a layer, a field, a recurrent net of torch or a callable (u, h) -> h; got "
-            f"{type(net).__name__}."
-        )
+        must = "net must be a layer, a field, a recurrent net of torch or a callable (u, h) -> h"
+        raise ConfigError(f"{must}; got {type(net).__name__}.")
     if size is None:
         raise ConfigError(
             f"{type(net).__name__} does not tell how wide its state is. Give the states to start from "
@@ -345,10 +338,8 @@ def _checked_value(y: Tensor, x: Tensor) -> Tensor:
     if y.shape != x.shape:
         raise ShapeError(f"f must keep the shape {tuple(x.shape)} of x; got {tuple(y.shape)}.")
     if x.requires_grad and not y.requires_grad:
-        raise ConfigError(
-            "f must depend on x by differentiable operations; got a value without a gradient. "
-            "Leave out detach and no_grad in f."
-        )
+        must = "f must depend on x by differentiable operations"
+        raise ConfigError(f"{must}; got a value without a gradient. Leave out detach and no_grad in f.")
     return y
 
 
@@ -398,10 +389,8 @@ def _of_ours(net: Any, terms: Terms | None) -> Behaviour:
 def of_torch(net: Any) -> Behaviour:
     """Of nn.RNN, nn.GRU, nn.LSTM and their cells, whose packed state is (batch, parts x layers x n)."""
     if getattr(net, "bidirectional", False) or getattr(net, "proj_size", 0):
-        raise ConfigError(
-            f"net must have one state that goes forward in time; got {net}. Where one reads backwards, "
-            "take each direction alone; proj_size is not supported."
-        )
+        fix = "Where one reads backwards, take each direction alone; proj_size is not supported."
+        raise ConfigError(f"net must have one state that goes forward in time; got {net}. {fix}")
     is_cell = isinstance(net, nn.RNNCellBase)
     parts = 2 if isinstance(net, nn.LSTM | nn.LSTMCell) else 1
     layers = 1 if is_cell else net.num_layers

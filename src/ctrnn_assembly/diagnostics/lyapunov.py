@@ -110,9 +110,13 @@ def lyapunov_exponents(
     rates = torch.stack(logs[transient:]) / dt  # (steps, batch, k)
     order = rates.mean((0, 1)).argsort(descending=True)
     rates, counted = rates[..., order], torch.arange(1, steps + 1, dtype=x.dtype)
+    own = rates.mean(0)  # of which the standard error is
+    if len(own) < PARTS:
+        own = torch.cat([part.mean(0) for part in rates.tensor_split(min(PARTS, len(rates)))])
+    deviation = own.std(0) if len(own) > 1 else torch.full_like(own[0], math.inf)
     return Lyapunov(
         exponents=rates.mean((0, 1)),
-        errors=_errors(rates),
+        errors=(deviation / len(own) ** 0.5).nan_to_num(nan=math.inf),
         per_trajectory=rates.mean(0),
         history=rates.mean(1).cumsum(0) / counted[:, None],
         times=dt * counted,
@@ -120,13 +124,3 @@ def lyapunov_exponents(
         steps=steps,
         transient=transient,
     )
-
-
-def _errors(rates: Tensor) -> Tensor:
-    """Standard errors of the mean, (k,), from rates (steps, batch, k)."""
-    own = rates.mean(0)
-    if len(own) < PARTS:
-        own = torch.cat([part.mean(0) for part in rates.tensor_split(min(PARTS, len(rates)))])
-    if len(own) == 1:
-        return torch.full_like(own[0], math.inf)
-    return (own.std(0) / len(own) ** 0.5).nan_to_num(nan=math.inf)

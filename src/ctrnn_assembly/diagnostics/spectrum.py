@@ -81,11 +81,9 @@ def spectrum_at(
     norm = None if metric is None or known.flow is None else norm_of(known, metric)
     if dt is not None:
         known.resolve(dt, solver)  # refuses a dt that is none
-    step, is_euler = None, False
+    step = None
     with suppress(ConfigError):
         step = known.step_map(dt, solver)
-        length, scheme = known.resolve(dt, solver)
-        is_euler = scheme == "euler" and known.flow is not None and known.substeps == 1
     values, rates, stepped = [], [], []
     for k in range(len(x)):
         here = (None if u is None else u[k : k + 1], x[k : k + 1])
@@ -95,9 +93,7 @@ def spectrum_at(
             if norm is not None:
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
-        if is_euler:  # the eigenvalues of I + dt J, which cost nothing more
-            stepped.append(descending(1 + length * values[-1], "modulus"))
-        elif step is not None:
+        if step is not None:
             stepped.append(eigenvalues(linearise(step, *here).matrix()[0], "modulus"))
     return Spectrum(
         times=torch.arange(len(x), dtype=x.dtype),
@@ -170,10 +166,8 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
     root = metric.detach_cpu().scaled(known.tau.sqrt()).theta()
     inverse, info = torch.linalg.inv_ex(root)
     if int(info) or not bool(torch.isfinite(root).all() and torch.isfinite(inverse).all()):
-        raise DataError(
-            "the metric must be finite and positive definite; got a singular or infinite factor. "
-            "Load or build the network again."
-        )
+        must = "the metric must be finite and positive definite"
+        raise DataError(f"{must}; got a singular or infinite factor. Load or build the network again.")
     return root, inverse
 
 

@@ -117,10 +117,8 @@ def monitor_theorem6(
         )
     if P is None:
         if metric is None or not metric.is_diagonal:
-            raise ContractionError(
-                "Theorem 6 needs a diagonal P, and the net has no diagonal metric to take it from; got "
-                "P=None. Give P=torch.ones(n)."
-            )
+            must = "Theorem 6 needs a diagonal P, and the net has no diagonal metric to take it from"
+            raise ContractionError(f"{must}; got P=None. Give P=torch.ones(n).")
         P = metric.matrix().diagonal().reciprocal()
     dt = known.resolve(dt, None)[0]
     states = trajectory(known, samples, x0, samples.shape[1], dt=dt, solver="dopri8")

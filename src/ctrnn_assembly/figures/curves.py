@@ -197,10 +197,8 @@ def described(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """The tasks of the runs, each once, and short names; refuses runs that have no epoch to draw."""
     for run in runs:
         if not run.epochs:
-            raise DataError(
-                f"{run.path} has no metrics.csv with an epoch in it: none has ended. "
-                f"`ctrnn train --resume {run.path}` goes on."
-            )
+            fix = f"`ctrnn train --resume {run.path}` goes on."
+            raise DataError(f"{run.path} has no metrics.csv with an epoch in it: none has ended. {fix}")
     tasks = ", ".join(dict.fromkeys(run.task_as_used for run in runs))
     return tasks, short_names([run.path or Path(run.config.model) for run in runs])
 

@@ -74,7 +74,6 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
 
 
 def draw_memory(axes: Axes, cascade: CascadeFacts) -> None:
-    """A bar for each layer alone, and a line for the whole."""
     axes.set_title("samples until differences are below a thousandth")
     memory = {layer.index: layer.memory for layer in cascade.layers}
     axes.bar(list(memory), list(memory.values()), width=0.8, color=COLOURS[5], label="layer alone")
@@ -154,7 +153,6 @@ def draw_along(
 
 
 def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificate) -> None:
-    """The abscissa, and minus the local rate, over time."""
     axes.set_title("largest real part over time")
     if any(s.abscissa is None for s in found):
         style.empty(axes, MAP)

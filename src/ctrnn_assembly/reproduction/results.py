@@ -205,12 +205,10 @@ def summary_cells(line: dict[str, Any]) -> dict[str, str]:
 
 
 def ours(value: dict[str, float | None] | None) -> str:
-    """mean ± std in per cent."""
     if value is None:
         return "-"
     return f"{value['mean']:.2f}" + ("" if value["std"] is None else f" ± {value['std']:.2f}")
 
 
 def yes(count: int, of: int) -> str:
-    """yes, no, or how many of them."""
     return {0: "no", of: "yes"}.get(count, f"{count} of {of}")

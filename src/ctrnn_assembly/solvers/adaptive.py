@@ -55,7 +55,6 @@ class _Counted:
         return lambda t, x: self(t.clamp(*bounds(t.dtype)), x)
 
     def failure(self, message: str, solver: str, max_steps: int) -> SolverError:
-        """torchdiffeq's assertion in the user's words."""
         where, finite = "before the first evaluation", True
         if self.last is not None:
             t, x, value = (tensor.detach() for tensor in self.last)
@@ -137,7 +136,6 @@ def _ends(t: Tensor, signal: Signal | None, x0: Tensor, sign: int) -> Tensor:
 def _options(
     solver: str, piece: Tensor, max_steps: int, step_size: float | None, substeps: int
 ) -> dict[str, object]:
-    """torchdiffeq's options for one piece."""
     options: dict[str, object] = {}
     if solver == "scipy_solver":
         return options
@@ -183,10 +181,8 @@ def _parameters(
     parameters = tuple(tensor for tensor in tensors if tensor.requires_grad)
     if gradient == "direct":
         if solver == "scipy_solver" and torch.is_grad_enabled() and (x0.requires_grad or parameters):
-            raise SolverError(
-                "scipy_solver has no direct gradient. Use gradient='adjoint', or solve under "
-                "torch.no_grad()."
-            )
+            fix = "Use gradient='adjoint', or solve under torch.no_grad()."
+            raise SolverError(f"scipy_solver has no direct gradient. {fix}")
     elif solver in FIXED_STEP and gradient != "inexact-adjoint":
         # The adjoint ODE is another discretisation than the fixed-step solve.
         raise SolverError(

@@ -23,10 +23,8 @@ def check_start(x0: Tensor, field: Terms | OwnField, u: Tensor | Signal | None) 
             f"x0 must be (batch, {terms.n}) and floating point; got {tuple(x0.shape)}, {x0.dtype}."
         )
     if terms is not None and (x0.dtype, x0.device) != (terms.tau.dtype, terms.tau.device):
-        raise ShapeError(
-            f"x0 must have the dtype and device of the field, {terms.tau.dtype} on "
-            f"{terms.tau.device}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau)."
-        )
+        must = f"x0 must have the dtype and device of the field, {terms.tau.dtype} on {terms.tau.device}"
+        raise ShapeError(f"{must}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau).")
     check_finite(x0, "x0")
     if u is None:
         return
@@ -76,10 +74,8 @@ def step_grid(
     if count < 1 and t is None:
         raise ShapeError("there must be at least one step; got none. Give u at least one sample.")
     if isinstance(u, Tensor) and u.shape[1] != count:
-        raise ShapeError(
-            f"u must have one sample a step, {count} of them; got {u.shape[1]}. For samples at the "
-            "times t use u=LinearInterpolation(u, t)."
-        )
+        fix = "For samples at the times t use u=LinearInterpolation(u, t)."
+        raise ShapeError(f"u must have one sample a step, {count} of them; got {u.shape[1]}. {fix}")
     if lengths is None:
         return times, steps
     whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)

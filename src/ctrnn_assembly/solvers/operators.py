@@ -2,9 +2,8 @@
 
 An operator stands for x -> A x on rows of states: x is (rows, n), or (blocks, rows, k) where the few
 coupled blocks of L are all that is multiplied. All have the same verbs: `add` (out += A x, in place),
-`product` (A x, perhaps in memory that the next call writes to again), `transposed`, and `gradient`
-(total += sum over rows of v x^T, on A's structure). `low` rounds the operands of products to bfloat16;
-states and sums stay as they are.
+`product` (A x), `transposed`, and `gradient` (total += sum over rows of v x^T, on A's structure). `low`
+rounds the operands of products to bfloat16.
 """
 
 from __future__ import annotations

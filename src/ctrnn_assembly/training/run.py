@@ -126,7 +126,6 @@ def read_weights(file: Path) -> Weights:
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """The state dict of a model as safetensors."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write(path, safetensors.torch.save(state))
 
@@ -304,7 +303,6 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Model, task, and which weights."""
         kinds = {"checkpoint": ", last epoch so far", "initial": ", before training"}
         kinds["epoch"] = f", epoch {self.epoch}"
         return f"{self.config.model} on {self.task_as_used}{kinds.get(self.weights.kind, '')}"
@@ -340,7 +338,6 @@ class Run:
             return str(address)
 
     def about(self) -> dict[str, Any]:
-        """What was looked at, as plain values."""
         return {
             "model": self.config.model,
             "units": output_size(self.config),

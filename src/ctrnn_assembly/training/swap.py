@@ -43,7 +43,6 @@ class Swap:
 
     @property
     def certified(self) -> bool:
-        """Whether the solver's step contracts by proof."""
         step = None if self.failure else self.run.certificate.step
         return step is not None and step.certified
 

@@ -5,9 +5,8 @@
 
 BACK, it is the adjoint, from the last step to the first, with the slopes S = pre'(x) and R = C post'(z).
 
-Rows of the batch are independent, so programs never wait for each other. Every unit reads other units,
-and Triton cannot index registers, so the state goes through memory from step to step, and one barrier a
-step makes a program's stores visible to all its threads; loads are elsewhere, so there is no second one.
+Every unit reads other units, and Triton cannot index registers, so the state goes through memory from
+step to step, and one barrier a step makes a program's stores visible to all its threads.
 
 Units lie in square tiles of TILE units; a block of K units starts a tile of its own and its last tile
 may be part empty (masked). GROUP tiles are computed at once, as (GROUP, ROWS, TILE). The matrices W and
@@ -18,11 +17,8 @@ P, or their transposes, come packed as (in, out) tiles, in one of these kinds:
     diagonal  (n,): W as an elementwise product
     none      of P alone: nothing
 
-Cost a step and program: ROWS TILE^2 multiply-adds a tile, the tiles' bytes once from the L2 cache, and
-the state written once, in its own precision; PRODUCTS is what operands of products are rounded to.
-
-Import this file only where Triton is installed. It uses Triton's builtins alone: library functions, such
-as tl.zeros, are bound to the GPU or to the interpreter when Triton is first imported.
+PRODUCTS is what operands of products are rounded to. Import this file only where Triton is installed. It
+uses Triton's builtins alone: library functions, such as tl.zeros, are bound when Triton is imported.
 """
 
 # mypy: disallow-untyped-defs=False
@@ -86,7 +82,6 @@ def _dot(x, a, acc, PRODUCTS: tl.constexpr):
 
 @triton.jit
 def _tiles(A, first, GROUP: tl.constexpr, TILE: tl.constexpr):
-    """GROUP consecutive tiles, (GROUP, TILE, TILE)."""
     g = tl.arange(0, GROUP)[:, None, None] * TILE
     i = tl.arange(0, TILE)[None, :, None]
     return tl.load(A + first * TILE * TILE + (g + i) * TILE + tl.arange(0, TILE)[None, None, :])
