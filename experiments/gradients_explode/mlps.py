@@ -85,10 +85,7 @@ def draw(
     shape: tuple[int, int],
     **size: Any,
 ) -> Any:
-    """Panels (title, first x, keys, settings of the axes), each with one curve for every net.
-
-    Curves of further keys than the first are faint, in its colour.
-    """
+    """Panels (title, first x, keys, axes' settings), a curve a net; those of further keys are faint."""
     figure = style.new_figure(**size)
     for axes, (title, first, keys, settings) in zip(figure.subplots(*shape).flat, panels, strict=True):
         for name, curves in nets.items():

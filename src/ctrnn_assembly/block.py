@@ -41,10 +41,7 @@ DENSE_SYSTEM = 384  # above this size, 2 (units + width), a Riccati equation tak
 
 
 class SequenceNorm(nn.Module):
-    """(batch, time, width) normalised: over batch and valid time ("batch"), or the width of a sample.
-
-    "batch" has running statistics for evaluation mode, as `nn.BatchNorm1d`.
-    """
+    """Over batch and valid time ("batch", as `nn.BatchNorm1d`), or the width of a sample; or "none"."""
 
     def __init__(self, kind: Norm, width: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -244,10 +241,7 @@ class Layer(nn.Module):
         drive_dt: float | None = None,
         largest: Tensor | None = None,
     ) -> LayerBound:
-        """Its factor and gains for `certify_cascade`, of a step of dt; drive_dt is that of `drive`.
-
-        With a gate for inputs with |s_i| of at most `largest`, (width,), and states within `reach`.
-        """
+        """For `certify_cascade`, of a step of dt; with a gate, of inputs up to `largest`, (width,)."""
         search = search if self.gate is None else "none"  # the bounds of gates are in the pairs' own
         found = certify(self.field, dt=dt, solver=solver, search=search)
         why, matrix = self._unproven(found, largest), found.metric.matrix

@@ -100,10 +100,7 @@ def reads_input(f: Any) -> tuple[bool, bool]:
 
 
 def euler(field: OwnField, x0: Tensor, drive: Tensor | None, times: Tensor, steps: Tensor) -> Tensor:
-    """Forward Euler x + dt f(t, x, u), all states, (time + 1, batch, n), x0 first; times of `step_grid`.
-
-    drive: inputs held over each step, (time, batch, ...), or None.
-    """
+    """Forward Euler, all states (time + 1, batch, n), x0 first; drive (time, batch, ...) is held."""
     if times.ndim == 2 and any(len(size) != 1 for size in field.sizes):
         raise ShapeError(
             f"dt of each sample needs states (batch, n); got (batch, *{field.sizes}). Use one dt."

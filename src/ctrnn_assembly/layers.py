@@ -181,11 +181,7 @@ class CTRNN(Recurrent):
     def certificate(
         self, *, dt: StepLengths = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What `certify` proves of the layer as its weights are now, and of its step of dt / substeps.
-
-        dt is the time between samples, or all those that occur, and solver another one; by default the
-        layer's own. A call with another dt takes another step: `certificate(dt=...)` is of that one.
-        """
+        """What `certify` proves of the layer and its step, by default of its own dt and solver."""
         lengths = step_lengths(self.dt if dt is None else dt)
         steps = tuple(one / self.substeps for one in lengths)
         found = self._certified(steps, solver or self.solver, search)

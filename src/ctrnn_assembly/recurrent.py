@@ -77,13 +77,12 @@ class Recurrent(nn.Module, ABC):
 
         Args:
             input: (time, batch, m), with batch_first (batch, time, m), of the weights' dtype; one
-                sequence (time, m), for which nothing else has a batch either; or a PackedSequence, and
-                so is the output. An array of numpy, here and below, is converted.
+                sequence (time, m), without a batch; or a PackedSequence, and so is the output. Arrays
+                of numpy are converted.
             h_0: initial states, (1, batch, state_size); if None, those of `initial_state`.
             lengths: valid steps of each sequence, (batch,), 1..time; the state stays from there on.
             dt: instead of a CTRNN's own dt: a number, (time,), (batch, time) or (batch, time, 1).
-            reset: (batch, time), bool: before these samples are read the state is put to that of
-                `initial_state`, so that a sequence may hold several episodes.
+            reset: (batch, time), bool: an episode begins here, in the state of `initial_state`.
         """
         given = self._read(input, lengths, dt, reset)
         sequences, put_back = given.episodes(*self._starts(h_0, given), "all")

@@ -128,10 +128,7 @@ class AffineMap:
 
 
 def affine_step(scheme: Scheme, terms: Terms, dt: float | Tensor) -> AffineMap:
-    """(u, x) -> x+ for a number dt, or one a sample, (batch,).
-
-    Plain torch operations, differentiable any number of times in x, u, dt and every tensor of the terms.
-    """
+    """(u, x) -> x+ for a number dt, or one a sample, (batch,), by plain, differentiable operations."""
     lengths = torch.as_tensor(dt, dtype=terms.tau.dtype, device=terms.tau.device).reshape(-1)
     return AffineMap(terms, *step_pair(scheme, terms, lengths))
 

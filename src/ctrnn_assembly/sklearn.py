@@ -41,8 +41,7 @@ class Assembly(BaseEstimator):
 
     Args:
         model, ...: settings of `TrainConfig` by name; None is what is recommended for series.
-        validation_fraction: share of each class that chooses the epoch whose weights are kept; training
-            data do where it is below one sample.
+        validation_fraction: share of each class that chooses the epoch whose weights are kept.
         random_state: of the weights, the batches, and what is held out for validation.
         config: other settings of `TrainConfig`, such as {"pool": "mean", "weight_decay": 0.01}.
         run_dir: folder in which each fit leaves its run folder, `run_`; None leaves nothing.

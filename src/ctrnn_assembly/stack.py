@@ -39,9 +39,7 @@ class Stack(Recurrent):
     Args:
         input_size, batch_first, initial_state: as in `Recurrent`; the output has `width` features.
         fields: the field of each layer, from below.
-        norm: "batch", "layer", "rms" or "none".
-        mix: "linear", "glu", "tanh-glu" or "mlp".
-        phi: the activation before the mix.
+        norm, mix: as of `block`; phi: the activation before the mix.
         dropout: share of a layer's output features that a training sequence loses, at all times.
         scale: of every layer's output before it is added.
         gate_range: r, for step lengths in [dt / r, dt r] of single pairs, by a `StepGate` of v; all
@@ -119,11 +117,7 @@ class Stack(Recurrent):
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
-        """What is proven of the whole net in evaluation mode, and of its step of samples dt apart.
-
-        A call with another dt takes another step: `certificate(dt=...)` is of that one. The search
-        "none" or "rate" looks for no storage functions, and proves a longer memory and a larger gain.
-        """
+        """Of the whole net in evaluation mode, and its step; by search "none" or "rate" less sharp."""
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         reason, plain = "", is_plain(self.encoder, nn.Linear)
         if not is_unchanged(self, Stack):

@@ -157,10 +157,7 @@ def _bend(phi: Elementwise, x: Tensor, reach: Tensor) -> tuple[float, float]:
 
 
 def _root(terms: Terms, u: Tensor, x: Tensor) -> tuple[Tensor, float] | None:
-    """J of g = tau x' at x, and its distance from J at the one root near x; None if none is proven.
-
-    With X = J^-1, about, z -> z - X g(z) is a contraction by q <= 1/2 of a ball around x into itself.
-    """
+    """J of g = tau x' at x, and how far it is from J at the one root near x: THEORY section 16."""
     W, n, radius, eye = terms.weight(), terms.n, RADIUS * (1 + float(x.abs().max())), torch.eye(terms.n)
     L, w, each = torch.zeros_like(W) if terms.L is None else terms.L, frobenius(W), gamma(3 * n + 9)
     p, drive = terms.pre(x), terms.inject(u[None])[0]
@@ -185,10 +182,7 @@ def _root(terms: Terms, u: Tensor, x: Tensor) -> tuple[Tensor, float] | None:
 
 
 def _growing(root: Any, known: Behaviour, what: str, dt: float, solver: Any) -> Tensor | None:
-    """A unit vector that an unstable mode stretches, if there is one beyond doubt.
-
-    For A = C J of the flow, or A = I + C J of the step: THEORY section 16.
-    """
+    """A unit vector that an unstable mode stretches beyond doubt, if there is one: THEORY section 16."""
     (J, J_off), is_flow, eye = root, what == "flow", torch.eye(known.size)
     C = (1.0 if is_flow or known.terms is None else dt / known.substeps) / known.tau
     if not is_flow and solver not in (None, "euler"):

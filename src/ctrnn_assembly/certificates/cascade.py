@@ -35,13 +35,10 @@ RATES = (0.9, 1.05, 1.2, 1.35, 1.55, 1.8)  # in units of that of Gamma
 
 @dataclass(frozen=True)
 class LayerBound:
-    """What `certify_cascade` needs of one layer.
+    """What `certify_cascade` needs of one layer: Lipschitz constants, or which one is `missing`.
 
-    Attributes:
-        certificate: of its field alone, with the step.
-        missing: which constant it lacks, and what to change; then the others mean nothing.
-        input_gain, flow_gain, output_gain, passed: Lipschitz constants, see the module.
-        system: its matrices, None where it has slopes elsewhere, no diagonal metric or too many units.
+    `certificate` is of its field alone, with the step; `system` None where it has slopes elsewhere, no
+    diagonal metric or too many units.
     """
 
     certificate: Certificate
@@ -244,10 +241,7 @@ def samples_until(gamma: np.ndarray, share: float) -> float:
 
 
 def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> tuple[float, float]:
-    """q* and the share by which Euclidean distances may grow before they shrink (THEORY section 11).
-
-    Of the q* between the slowest layer's factor and 1, it is the one that reaches a thousandth first.
-    """
+    """q*, soonest at a thousandth, and how far Euclidean distances may grow (THEORY section 11)."""
     found, slowest, one = [], gamma.diagonal().max(), np.ones(len(gamma))
     low, high = (np.sqrt([getattr(m, k) for m in metrics] or one) for k in ("smallest", "largest"))
     for left in np.linspace(0.05, 0.95, 19) if np.isfinite(gamma).all() else ():

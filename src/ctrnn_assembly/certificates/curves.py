@@ -33,10 +33,7 @@ class FactorCurve:
 @torch.no_grad()
 @one_thread()
 def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
-    """The curves of all solvers over one range of dt, which holds `near` and what is certified.
-
-    `metric` is one that certifies the field; a ContractionError says why nothing can be proven.
-    """
+    """Of all solvers, over dt around `near`, in a metric that certifies; or a ContractionError."""
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
     broken = unusable(terms, metric)
     if broken:

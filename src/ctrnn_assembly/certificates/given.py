@@ -69,10 +69,7 @@ def uncertain(terms: Terms, by: Any) -> Terms:
 
 
 def input_gain(terms: Terms, certificate: Certificate) -> float:
-    """sup |x - x~| <= gain sup |u - u~| over time, from equal states; infinite if not certified.
-
-    gain = ||tau^-1/2 Theta|| ||Theta^-1 tau^-1/2|| g / rate, g of a phi that is inside, else 1.
-    """
+    """sup |x - x~| <= gain sup |u - u~| over time, from equal states: THEORY section 14; or infinite."""
     if not certificate.certified or certificate.metric.matrix is None:
         return np.inf
     modules = modules_of(terms, certificate.metric.matrix)

@@ -47,10 +47,7 @@ class ModuleInMetric:
 
     @cached_property
     def slack(self) -> float:
-        """A bound on ||left dW D right||, or ||left D dW right||, over slopes D and dW within `change`.
-
-        In the coordinates y it moves the Jacobian of the module, and so counts as an error of A.
-        """
+        """A bound on ||left dW D right|| and ||left D dW right|| over slopes D and dW: an error of A."""
         return self.phi.g * rounding.norm_within(self.change, self.balance, self.balance)
 
     @cached_property

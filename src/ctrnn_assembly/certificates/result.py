@@ -33,10 +33,7 @@ class StepProof:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The Euclidean distance down to which states meet in the `arithmetic` that runs, from any start.
-
-    `floor` + `per_input` U under inputs no number of which exceeds U, where nothing overflows.
-    """
+    """States meet, from any start, down to `floor` + `per_input` U (Euclidean) under inputs up to U."""
 
     arithmetic: str
     floor: float

@@ -145,10 +145,7 @@ def _lyapunov(W: Tensor, phi: Activation) -> Iterator[tuple[str, Tensor]]:
 def jointly(
     terms: Terms, starts: list[Metric], dt: float, scheme: str, tries: int = 2
 ) -> Iterator[Metric]:
-    """Metrics for the factor of one step, of dt = 0 for the rate, near the best of `starts`: U Theta.
-
-    U of each module is triangular, or diagonal where Theta is or time constants differ.
-    """
+    """Metrics U Theta for the factor of one step, of dt = 0 for the rate, near the best of `starts`."""
     one_tau = all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes))
     found = []
     for metric in starts:
@@ -175,10 +172,7 @@ def _turned(factor: Factor, U: Tensor, module: tuple[int, bool]) -> Factor:
 
 
 def least_norm(W: Tensor) -> Tensor:
-    """log theta of a small ||Theta W Theta^-1||, by L-BFGS on its Schatten norms, which rise to it.
-
-    Their logarithms are convex in log theta, with the gradient of THEORY section 14.
-    """
+    """log theta of a small ||Theta W Theta^-1||, by L-BFGS on Schatten norms (THEORY section 14)."""
 
     def loss(x: ndarray, p: float) -> tuple[float, ndarray]:
         d = torch.from_numpy(x)

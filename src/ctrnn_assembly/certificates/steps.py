@@ -154,10 +154,7 @@ def imex_step(whole: Interconnection) -> StepProof:
 
 
 def exponential_euler_step(whole: Interconnection) -> StepProof:
-    """Every dt by the norms, or as far as Euler's step is near.
-
-    The step is I + dt phi(dt F) J with F = K - 1 / tau, phi(G) = int_0^1 e^{s G} ds: THEORY section 6.
-    """
+    """Every dt by the norms, or as far as Euler's step is near: THEORY section 6."""
     advice = "||W D|| exceeds the leak in the metric, use imex"
     decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
     explicit = max(module.norm for module in whole.modules) + whole.edge_norm

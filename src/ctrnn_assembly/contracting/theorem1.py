@@ -148,10 +148,7 @@ def sparse_uniform(
 
 
 def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:
-    """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, for rho(Y) < 1: a_i^2 = 1 + R_i.
-
-    The objective is self-concordant, so Newton's step / (1 + decrement) converges from any start.
-    """
+    """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, which is self-concordant: a_i^2 = 1 + R_i."""
     K = torch.eye(Y.shape[0], dtype=Y.dtype, device=Y.device) - Y
     a = torch.ones_like(Y[0])
     for _ in range(500):

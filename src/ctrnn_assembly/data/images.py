@@ -204,10 +204,7 @@ def find_images(path: Path) -> ImageFiles:
 
 
 def copies_of(path: Path, classes: tuple[str, ...]) -> ImageFiles | None:
-    """The images in a folder, a folder or zip in it, or a zip, whose train and test have these classes.
-
-    None if nothing there looks like them; a DataError if something does and is not whole.
-    """
+    """Images below `path` whose train and test have these classes, or None; DataError if not whole."""
     if not path.exists():
         return None
     below = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []

@@ -195,10 +195,7 @@ def published_hold_out(n: int) -> dict[str, Tensor]:
 
 
 def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Indices, int64 and ascending, of the folds held out under each name; of the rest as "train".
-
-    The labels y, (n,), are dealt into k folds, each with its share of every class.
-    """
+    """Indices, int64, by name: of k folds of y, (n,), with equal shares of classes; others "train"."""
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(y))
     folds = np.empty(len(y), dtype=np.int64)
     folds[shuffled[np.argsort(y[shuffled], kind="stable")]] = np.arange(len(y)) % k

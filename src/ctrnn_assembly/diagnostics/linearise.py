@@ -120,11 +120,9 @@ class Behaviour:
         size, sizes, input_size: widths of a state, its modules and an input; if not known () and None.
         step: (u, x) -> x one sample later, (batch, n), or None. Where m is known, u is never None.
         flow: u -> (x -> x'), or None for a map that is no differential equation.
-        dt, solver: duration of a step, and the scheme that it is a step of, if any.
-        substeps: equal parts of dt, each a step of the scheme.
+        dt, solver, substeps: duration of a step, and the scheme of which it is so many steps, if any.
         sampled: whether the step is not one of the flow, as that of a stack that is not one field.
-        terms, metric: the field's tensors, if it has that form, and M of the net's own theorem, or None.
-        x_0: the state that it starts in, (n,), or None: zero.
+        terms, metric, x_0: the field's tensors, M of its theorem, and the initial state, (n,); or None.
 
     >>> net = Behaviour(1, flow=lambda u: lambda x: -(x**3))
     >>> flow_jacobian(net, None, torch.ones(1, 1)).item()

@@ -30,10 +30,7 @@ MAP = "this network is a map, not a flow"
 
 @style.printed
 def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], *, title: str) -> Figure:
-    """Left: the proven factor of a step against dt. Right: the rate of every module and of the whole.
-
-    Of a stack, left: the memory of every layer alone, and what is proven of the whole.
-    """
+    """Left: a step's proven factor over dt, of a stack its layers' memory. Right: all rates."""
     verdict = "certified" if certificate.certified else "NOT certified"
     figure = style.new_figure(3.3, f"{title} ({verdict})")
     left, right = figure.subplots(1, 2)

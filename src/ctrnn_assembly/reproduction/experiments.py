@@ -10,8 +10,7 @@
     evaluate            other solvers and steps to test the trained weights with
     lyapunov            epochs after which the largest exponent is measured; 0 is before training
 
-A published accuracy is written here, or in published.yaml if `ctrnn plot` draws it as well; then it is
-named here.
+A published accuracy is written here, or in published.yaml, if `ctrnn plot` draws it, and named here.
 """
 
 import re

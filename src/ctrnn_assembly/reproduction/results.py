@@ -65,10 +65,7 @@ def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -
 def compare(
     rows: Sequence[Row], results: Sequence[dict[str, Any]], against: str | None = None
 ) -> list[dict[str, Any]]:
-    """One line a row, as plain values: published accuracies, ours in per cent, certificate, and so on.
-
-    With the name of a row in `against`, the `paired` difference from it too.
-    """
+    """A line a row: published, ours in per cent, certificate, ...; `paired` with the row `against`."""
     reference = [result for result in results if result["row"] == against and "stopped" not in result]
     lines = []
     for row in rows:

@@ -153,12 +153,11 @@ def fit(
         task: instead of the configuration's, such as one of `Task.from_arrays`; it is then task own.
         resume: go on with the run in this folder, from its last whole epoch, perhaps to more of them.
         report: gets a line for each epoch; on a terminal there is a progress bar as well.
-        command, profile: see `provenance`; a `torch.profiler.profile(acc_events=True)`, which records
-            `STAGES` of the first steps, and of validation and certificate of their epoch.
+        command: see `provenance`. profile: `torch.profiler.profile(acc_events=True)`, of a few steps.
 
-    Raises: ConfigError or DataError for what cannot be used, ContractionError for a model without the
-        certificate that it must not lose, RunBusyError if another process trains in this folder, and
-        TrainingError if the loss is not finite or the certificate is lost; what was saved stays.
+    Raises: ConfigError or DataError for what cannot be used, ContractionError without the certificate
+        that must not be lost, RunBusyError if another process trains in this folder, and TrainingError
+        if the loss is not finite or the certificate is lost; what was saved stays.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -378,10 +377,7 @@ def train_step(training: Training, batch: Batch, where: str | None = None) -> Te
 
 
 def finish(training: Training) -> dict[str, Any]:
-    """Keep the weights with the best validation accuracy, and read the test set once; the results.
-
-    With `fit_all` nothing was held out: the weights are the last ones, without a validation accuracy.
-    """
+    """Keep the weights that validation chose, with `fit_all` the last, and read the test set once."""
     config, out, task, net = training.config, training.out, training.task, training.net.cpu()
     chosen = run.read_weights(out / "checkpoints" / ("last.ckpt" if config.fit_all else "best.ckpt"))
     chosen.load(net)

@@ -25,8 +25,7 @@ EXPLODED, FARTHER = 1e6, 100
 class Swap:
     """What the weights of a run are worth on its test set, under the solver of its configuration.
 
-    `largest` has the largest |x_i| of all units and sequences after each sample, (T,), NaN after what is
-    not finite. Where a solver cannot solve the network `failure` says why.
+    `largest` has the largest |x_i| after each sample, (T,). If it cannot be solved `failure` says why.
     """
 
     run: Run
