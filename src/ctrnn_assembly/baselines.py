@@ -325,10 +325,9 @@ class FreePairs(Pairs):
 
 
 class DeepBaseline(Baseline, Stack):
-    """`Stack` with a map of `kind` in place of each field; norm, B, C, mix, skip and dropout stay.
+    """`Stack` with a map of `kind`, such as `LSTM`, in place of each field, a sample a step.
 
-    `kind` is a `Baseline` that is a map, `LSTM`, `GRU`, `Pointwise` or `VanillaRNN`, of as many units as
-    give a layer the number of parameters that `Pairs(width)` give it. A sample is a step.
+    It has as many units as give a layer the number of parameters that `Pairs(width)` give it.
     """
 
     fusible = False

@@ -42,8 +42,8 @@ class Start(TypedDict, total=False):
 class BlockMatrix(nn.Module):
     """A trainable (n, n) matrix with free blocks at the given (row, column) pairs, zero elsewhere.
 
-    All free entries are one flat parameter `values`, block after block, row by row. They start uniform
-    in +-init_scale / sqrt(n_j), normal with that standard deviation, or as orthogonal blocks.
+    All free entries are one flat parameter `values`, block after block, row by row. They start as one of
+    `INITS`, but for orthogonal blocks times init_scale / sqrt(n_j).
     """
 
     index: Tensor
@@ -193,11 +193,7 @@ COUPLINGS: dict[str, Any] = {"feedback": Feedback, "hierarchy": Hierarchy, "free
 
 
 def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
-    """kappa of the metric blkdiag(kappa_i M_i) in which a hierarchy contracts at l = min(rates) / 2.
-
-    gains (p, p), of the edges j -> i, are strictly lower triangular up to order; the modules' rates (p,)
-    are > 0. kappa is that of THEORY section 5.
-    """
+    """kappa of blkdiag(kappa_i M_i), with the rate min(rates) / 2 for gains (p, p): THEORY section 5."""
     G, lam = working_precision(gains, rates)
     d, e = resolvent_sums(torch.diag(lam - lam.min() / 2) - G)
     kappa = (e / d).to(gains.dtype)

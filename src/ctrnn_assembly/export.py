@@ -69,8 +69,7 @@ def exported(
 ) -> tuple[bytes, float]:
     """The file's content with `about` as its metadata, and the largest deviation from the net's numbers.
 
-    Raises: ConfigError for what cannot be exported, or if the file, run on other sizes, gives other
-    numbers than the net.
+    ConfigError for what cannot be exported, or if the file, on other sizes, gives other numbers.
     """
     program = export_program(net, part)
     if format == "torch":

@@ -80,16 +80,12 @@ def impulse_response(layers: Sequence[LayerBound], entry: float, time: int, subs
 
 
 def pooled_gains(h: Tensor, pool: str, facts: CascadeFacts | None = None) -> Tensor:
-    """What the readout sees after 1, 2, ... samples, for one unit of each norm: (2, time).
-
-    Or those of a stack's certificate, which hold at all times, where they are smaller: the mean moves by
-    no more than the root mean square of all outputs, the last by sqrt(T) times as much.
-    """
+    """After 1, 2, ... samples, for one unit of each norm, (2, time), or a stack's own where smaller."""
     H, count = h.cumsum(0), torch.arange(1, len(h) + 1)
     last = pool == "last"
     peak = H if last else H.cumsum(0) / count
     square = count * h.square().cumsum(0) if last else H.square().cumsum(0) / count
-    if facts is not None:
+    if facts is not None:  # at all times: the mean moves by no more than the root mean square
         peak = peak.clamp(max=facts.peak_gain)
         square = torch.minimum(square, facts.l2_gain**2 * (count if last else torch.ones_like(h)))
     return torch.stack([peak, square.sqrt()])

@@ -43,7 +43,7 @@ class Witness:
     """Two states, (n,), whose distance does not tend to zero under a constant input (m,).
 
     `refutes` the "flow", or the "step" of `solver` and `dt`, None and 1 of a map. `kind` is "two fixed
-    points", or "an unstable fixed point", the first. `net` is the `net_hash`; `run` says what was seen.
+    points", or "an unstable fixed point", the first. `net` is `net_hash`; `run` says what was seen.
     """
 
     kind: str

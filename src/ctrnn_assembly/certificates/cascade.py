@@ -37,8 +37,7 @@ RATES = (0.9, 1.05, 1.2, 1.35, 1.55, 1.8)  # in units of that of Gamma
 class LayerBound:
     """What `certify_cascade` needs of one layer: Lipschitz constants, or which one is `missing`.
 
-    `certificate` is of its field alone, with the step; `system` None where it has slopes elsewhere, no
-    diagonal metric or too many units.
+    `certificate` is of its field alone, with the step; `system` is None where its proof does not apply.
     """
 
     certificate: Certificate
@@ -63,7 +62,7 @@ def certify_cascade(
     """Of the whole net: in continuous time any rate below the slowest layer's, and its step.
 
     `entry` is the Lipschitz constant of what leads to the first layer. The layers' proofs are of steps
-    of dt / substeps; a step of the sampled stack is all of a sample's, named euler:4, of one field each.
+    of dt / substeps; a step of the sampled stack is of all of a sample's, named euler:4.
     """
     for index, layer in enumerate(layers):
         why = layer.missing or ("" if layer.certificate.certified else layer.certificate.reasons[0])
@@ -196,11 +195,7 @@ def linear_system(
 
 
 def input_gain(layers: Sequence[LayerBound], steady: Sequence[float], entry: float) -> float:
-    """From the input to the output, in the largest norm over time, and as well in l2 over time.
-
-    `steady` is sup e_l / sup s_l from equal states: input_gain / (1 - q_l), or of the flow
-    flow_gain / rate, in the largest norm.
-    """
+    """sup |out| / sup |in| over time, as in l2; `steady` is sup e_l / sup s_l from equal states."""
     for layer, states in zip(layers, steady, strict=True):
         entry *= (layer.passed + layer.output_gain * states) * (1 + SLACK)
     return entry
@@ -225,11 +220,7 @@ def weighted_proof(layers: Sequence[LayerBound], factor: float, entry: float) ->
 
 
 def samples_until(gamma: np.ndarray, share: float) -> float:
-    """The smallest t that is found with Gamma^k 1 <= share for all k >= t, or inf.
-
-    e = Gamma^t 1 <= share and Gamma e <= e is looked for: from then on e does not grow. The slack of
-    Gamma, to the same power, is more than what the products round.
-    """
+    """The smallest t that is found with Gamma^t 1 <= share, and no growth from there on, or inf."""
 
     def small(t: int) -> bool:
         e = np.linalg.matrix_power(gamma * (1 + SLACK), t).sum(1) * (1 + SLACK)

@@ -31,7 +31,7 @@ class Interconnection:
     """An assembly, ready for proofs: K (n, n), a bound on its rounding, gamma (p, p) of the edges.
 
     K_error also has what is uncertain of L, which may couple any two modules if `joined`. `edges` are
-    the same edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
+    the edges as systems without own dynamics, X (n, m) and Z (m, n) for m sources.
     """
 
     sizes: tuple[int, ...]

@@ -187,11 +187,7 @@ class Search:
         return Weighed(A, B, C, 0.0)
 
     def points(self) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """U of each module and k, by L-BFGS on the largest eigenvalue, smoothed less and less; unproven.
-
-        By the envelope theorem the gradient of lmax is that of the form at its eigenvector y and the
-        worst w.
-        """
+        """U of each module and k, by L-BFGS on the largest eigenvalue, smoothed; unproven."""
         size = float(self.start.A.diagonal().abs().max()) + 1e-300
         entries = sum(n * (n + 1) // 2 if dense else n for n, dense in self.modules)
 
@@ -202,7 +198,7 @@ class Search:
             found = here.eliminated(self.dt)
             if found is None:
                 return WORST, np.zeros_like(x)
-            values, y = torch.linalg.eigh(found[0])
+            values, y = torch.linalg.eigh(found[0])  # by the envelope theorem, at y and the worst w
             top = float(values[-1])
             width = blur * float(values[-1] - values[0]) + 1e-300
             w = found[1] @ y

@@ -21,8 +21,7 @@ LISTED = 64  # dt that are certified one by one
 class StepProof:
     """What is proven of the steps of one scheme: dt to an upper bound on the factor, infinite for none.
 
-    Up to `max_dt` every step contracts; 0 for none, where `advice` is given. Contracting steps may be an
-    `interval`, as Euler's.
+    Up to `max_dt` every step contracts; 0 for none. Contracting steps may be an `interval`, as Euler's.
     """
 
     factor: Callable[[float], float]

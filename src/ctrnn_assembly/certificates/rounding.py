@@ -227,8 +227,7 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
 def norm_within(change: float | Tensor, row: Balance, column: Balance) -> float:
     """sup of ||left A D right|| and of ||left D A right|| over diagonal |D| <= 1 and A within `change`.
 
-    A is any matrix with ||A|| <= change, or with |A_ij| <= change_ij: then |left| change |right| is at
-    least as large in every entry, and so in norm.
+    A is any matrix with ||A|| <= change, or with |A_ij| <= change_ij: THEORY section 14.
     """
     if not isinstance(change, Tensor):
         return change * row.left_norm * column.right_norm * (1 + 4 * UNIT) if change else 0.0

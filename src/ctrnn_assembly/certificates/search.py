@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import starmap
 
 import numpy as np
 import torch
@@ -69,8 +68,7 @@ def factors(module: ModuleInMetric) -> Iterator[tuple[str, Factor]]:
 def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
     """M_i times kappa_i, anew from the rates that the modules have in it, where coupling leads one way.
 
-    Modules in a cycle of couplings keep their weights to each other; THEORY section 5. Each metric
-    spends another share of the slowest rate: less is slower, and better conditioned.
+    Modules in a cycle keep their weights to each other. Each metric spends another share of the rate.
     """
     metric = metric.mapped(Tensor.double)
     whole = Interconnection.of(terms, metric)
@@ -142,9 +140,7 @@ def _lyapunov(W: Tensor, phi: Activation) -> Iterator[tuple[str, Tensor]]:
             yield "Lyapunov", torch.from_numpy((M + M.T) / 2)
 
 
-def jointly(
-    terms: Terms, starts: list[Metric], dt: float, scheme: str, tries: int = 2
-) -> Iterator[Metric]:
+def jointly(terms: Terms, starts: list[Metric], dt: float, scheme: str) -> Iterator[Metric]:
     """Metrics U Theta for the factor of one step, of dt = 0 for the rate, near the best of `starts`."""
     one_tau = all(bool((t == t[0]).all()) for t in terms.tau.split(terms.sizes))
     found = []
@@ -156,19 +152,15 @@ def jointly(
         if one_tau and not any(dense):
             dense = [n > 1 for n in terms.sizes]
         found.append((step.mu(dt), metric, Search(step, dt, (*zip(terms.sizes, dense, strict=True),))))
-    for _, metric, search in sorted(found, key=lambda entry: -entry[0])[:tries]:
+    for _, metric, search in sorted(found, key=lambda entry: -entry[0])[:2]:
         for blocks, _ in search.points():
-            yield Metric(
-                tuple(starmap(_turned, zip(metric.factors, blocks, search.modules, strict=True)))
-            )
-
-
-def _turned(factor: Factor, U: Tensor, module: tuple[int, bool]) -> Factor:
-    theta = factor.theta.double()
-    if not module[1]:
-        return Factor(U.diagonal() * theta, 1 / (U.diagonal() * theta))
-    theta = U @ (theta.diag() if factor.is_diagonal else theta)
-    return Factor(theta, torch.linalg.inv_ex(theta)[0])
+            turned = []
+            for factor, U, (_, full) in zip(metric.factors, blocks, search.modules, strict=True):
+                theta = factor.theta.double()
+                theta = theta.diag() if full and factor.is_diagonal else theta
+                theta = U @ theta if full else U.diagonal() * theta
+                turned.append(Factor(theta, torch.linalg.inv_ex(theta)[0] if full else 1 / theta))
+            yield Metric(tuple(turned))
 
 
 def least_norm(W: Tensor) -> Tensor:

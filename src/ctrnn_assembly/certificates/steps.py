@@ -79,9 +79,11 @@ def multipliers(system: LureSystem, T0: Tensor, dt: float) -> Tensor:
     found = minimize_scalar(loss, bounds=(-3.5, 1.5), method="bounded", options=options)
     T = least * (1 + 10 ** float(found.x)) * T0
     weighed = Weighed.of(system, T)
+    if len(T) > OPTIMISED:
+        return T
     slopes = (system.A, system.A + system.X @ system.Z)  # the least and the largest
     known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in slopes)
-    if len(T) > OPTIMISED or weighed.mu(dt) >= -known / 2 - 1e-4 * abs(known):
+    if weighed.mu(dt) >= -known / 2 - 1e-4 * abs(known):
         return T
     found = [T, *(k * T for _, k in Search(weighed, dt).points())]
     return max(found, key=lambda one: Weighed.of(system, one).mu(dt))

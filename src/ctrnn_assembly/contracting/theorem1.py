@@ -11,6 +11,8 @@ above the diagonal. The fixed modules of the Sparse Combo Net have the metric P 
 Source: Kozachkov et al. 2022, also section 4 (arXiv 2106.08928); the map is ours (THEORY sections 2, 4).
 """
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -125,11 +127,9 @@ class SparseAbsolute(Contracting):
                 B = self.phi.g * majorant(W.double(), self.phi.monotone)
                 target = 0.9 * self.radius
                 W = W * (target / max(target, float(torch.linalg.eigvals(B).abs().max())))
-            try:
+            with suppress(ContractionError):
                 self.right_inverse(W)
-            except ContractionError:
-                continue
-            return W
+                return W
         raise ContractionError(
             f"no module of {n} units with density {self.density} and magnitude {self.magnitude} "
             f"met Theorem 1 with cond(P) <= {self.max_condition:g} in {self.tries} draws. Lower "
@@ -147,7 +147,7 @@ def sparse_uniform(
     return W.view(n, n).fill_diagonal_(0)
 
 
-def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:
+def _barrier_minimiser(Y: Tensor) -> Tensor:
     """argmin over a > 0 of a^T (I - Y) a / 2 - sum log a, which is self-concordant: a_i^2 = 1 + R_i."""
     K = torch.eye(Y.shape[0], dtype=Y.dtype, device=Y.device) - Y
     a = torch.ones_like(Y[0])
@@ -156,6 +156,6 @@ def _barrier_minimiser(Y: Tensor, tolerance: float = 1e-12) -> Tensor:
         step = torch.linalg.solve(K + torch.diag(a**-2), gradient)
         decrement = float((gradient @ step).clamp(min=0).sqrt())
         a = a - step / (1 + decrement if decrement > 0.25 else 1)
-        if decrement < tolerance:
+        if decrement < 1e-12:
             break
     return a

@@ -106,8 +106,7 @@ def permutation(seed: int, n_steps: int) -> Tensor:
 def load_cifar10(name: str, options: DataConfig) -> Task:
     """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
 
-    Training batches are cropped (4 pixels at 32 a side) and mirrored unless `augment` is off;
-    val, unlike in the published code, is not augmented.
+    Training batches are cropped and mirrored unless `augment` is off; val, unlike as published, is not.
     """
     planar, folder = name.endswith("-planar"), options.folder
     name = "scifar10-planar" if planar else "scifar10-rgb"

@@ -42,8 +42,7 @@ _LAYOUT = (
 def load_images(name: str, options: DataConfig) -> Task:
     """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
 
-    Normalised by mean and standard deviation of each channel over the training images. Square RGB images
-    of at most 32 a side (after `resize`) are cropped and mirrored in training, unless `augment` is off.
+    Normalised by channel. Square RGB images of at most 32 a side are cropped and mirrored in training.
     """
     images = find_images(options.folder)
     path, classes = images.path, images.classes()

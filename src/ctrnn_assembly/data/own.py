@@ -185,10 +185,7 @@ class Preparation(BaseModel):
 
     def split(self, series: Series, *, answered: bool = True) -> Split:
         """The series, normalised; 0, the mean, for a gap that is not held; y 0 if not asked for. "mask"
-        adds for each channel another one, 1 where it has a value.
-
-        DataError for other channels, what `answers` refuses, and what float32 cannot hold.
-        """
+        adds for each channel another one, 1 where it has a value. DataError for what does not fit."""
         if series.channels != self.channels:
             must = f"{series.what} must have the channels {', '.join(self.channels)}, as in training"
             raise DataError(f"{must}; got {', '.join(series.channels)}.")

@@ -113,7 +113,7 @@ def lyapunov_exponents(
     own = rates.mean(0)  # of which the standard error is
     if len(own) < PARTS:
         own = torch.cat([part.mean(0) for part in rates.tensor_split(min(PARTS, len(rates)))])
-    deviation = own.std(0) if len(own) > 1 else torch.full_like(own[0], math.inf)
+    deviation = own.std(0) if len(own) > 1 else torch.full_like(own[0], math.nan)
     return Lyapunov(
         exponents=rates.mean((0, 1)),
         errors=(deviation / len(own) ** 0.5).nan_to_num(nan=math.inf),

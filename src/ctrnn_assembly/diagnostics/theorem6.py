@@ -103,7 +103,7 @@ def monitor_theorem6(
     """Follow trajectories, and check Theorem 6 at both ends of every interval: x' jumps with the input.
 
     u is (batch, time, m), held over dt each; P by default the inverse of the net's own diagonal metric.
-    A ContractionError refuses a net that the theorem does not cover, and slopes that are not positive.
+    A ContractionError refuses what the theorem does not cover.
     """
     known, samples, x0 = prepare(net, u, x0, "(batch, time, m)", "x0 (batch, n)")
     assert samples is not None

@@ -191,11 +191,7 @@ def draw_circle(axes: Axes) -> None:
 def contraction_figure(
     found: Measurement, twin: Measurement | None, proven: Certificate, *, title: str
 ) -> Figure:
-    """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin.
-
-    The twin's modules excite each other; where its distances grow beyond those of the pairs, they leave
-    the panel at its top.
-    """
+    """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin."""
     figure = style.new_figure(3.1, title)
     left, right = figure.subplots(1, 2)
     times = found.times.numpy()

@@ -19,8 +19,7 @@ Places = tuple[tuple[int, int], ...]
 def elimination(P: Tensor, pattern: BlockPattern, most: float) -> tuple[Places, Tensor] | None:
     """The products of (I - P)^-1, x_i += A x_j or, where i = j, x_i = A x_i: all (i, j), and all A.
 
-    P is (C, k, k), at the pattern and at its transpose. None for more than `most` products, or if
-    rounding spoils their result.
+    P is (C, k, k), at the pattern and at its transpose. None for more than `most`, or poor, products.
     """
     one = torch.eye(P.shape[-1]).to(P)
     M = dict(zip(zip(pattern.rows, pattern.columns, strict=True), -P, strict=True))

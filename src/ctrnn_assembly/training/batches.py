@@ -20,10 +20,9 @@ Batch = tuple[Tensor, Tensor, dict[str, Any]]
 
 @dataclass(eq=False)
 class Batches:
-    """Batches of a split that lies in memory.
+    """Batches of a split in memory, with a seed shuffled and augmented by one of (seed, epoch).
 
-    With a seed they are shuffled, and augmented, by a generator seeded with (seed, epoch); `noise` is
-    that of `noisy`. `share` is the part of one process: its rank, and the number of processes.
+    `noise` is that of `noisy`; `share` a process's rank, and the number of processes.
     """
 
     task: Task

@@ -277,8 +277,7 @@ RECOMMENDED = {
 def recommended(task: str, model: str | None = None, target: str | None = None) -> dict[str, Any]:
     """What to start from: the recipe in `RECOMMENDED` whose name the task begins with; {} without one.
 
-    A stack in place of a single layer, a layer in place of a stack, and a model with a step of its own
-    take its settings of training only.
+    A stack for a layer or a layer for a stack, and a model with its own step, take those of training.
     """
     family = re.match(r"[A-Za-z0-9]+", task)
     if family is None or family[0] not in RECOMMENDED:

@@ -250,8 +250,7 @@ class Run:
     def build(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
         """`model`, made anew; `double` converts it to float64.
 
-        It has the numbers of inputs and classes of the weights. Initial ones have those of the task or,
-        without `data`, which are then not read, any: the field does not depend on them.
+        It has the numbers of inputs and classes of the weights or the task; without `data` perhaps any.
         """
         weights = self.weights
         sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
@@ -267,8 +266,7 @@ class Run:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The first samples of a split of the task: "train", "val" or "test"; by default 4.
 
-        Returns inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
-        Samples that are unequally far apart are refused: what is computed from these is of equal steps.
+        Inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
         """
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples

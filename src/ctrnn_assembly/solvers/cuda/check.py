@@ -28,11 +28,7 @@ _said: set[str] = set()
 
 
 def way_of(backend: str, form: Form, plan: Plan, *tensors: Tensor | None) -> str:
-    """The backend, or by "auto" the first that can run this and agrees with the fused loop.
-
-    The tensors are x0 and those of `fused_step`. A SolverError if a backend that was asked for by name
-    cannot run this.
-    """
+    """The backend, by "auto" the first that agrees with the fused loop; SolverError if it cannot run."""
     reasons = unable(form, plan, *tensors)
     if backend == "auto":
         for name, reason in reasons.items():
