@@ -11,7 +11,7 @@ Compiled by numba at first use (seconds, kept on disk), for float32 and float64.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 
 from ctrnn_assembly.solvers.fused import Form, Plan, pooled
 from ctrnn_assembly.solvers.pairs import compiled, pointwise
+from ctrnn_assembly.solvers.threads import in_parts, summed
 
 LANES, ROWS = 16, 4
 CHUNK = 64  # rows
@@ -94,11 +95,11 @@ def add(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
 
 
 @kept
-def roll(phi, data, blocks, states, n, step):  # type: ignore[no-untyped-def]
-    """All states, each in the place of its e; `step` numbers are one state of the batch."""
+def roll(phi, data, blocks, states, n, step, start, stop):  # type: ignore[no-untyped-def]
+    """All states of some samples, each in the place of its e; `step` numbers are those of the batch."""
     size = ROWS * n
     both = np.empty(2 * size, states.dtype)  # x, pre(x)
-    for sample in range(0, step, size):
+    for sample in range(start * size, stop * size, size):
         for at in range(sample, len(states) - step, step):
             both[:size] = states[at : at + size]
             phi(both[:size], both[size:])
@@ -106,11 +107,11 @@ def roll(phi, data, blocks, states, n, step):  # type: ignore[no-untyped-def]
 
 
 @kept
-def adjoint(phi, slope, data, blocks, states, lam, n, step):  # type: ignore[no-untyped-def]
+def adjoint(phi, slope, data, blocks, states, lam, n, step, start, stop):  # type: ignore[no-untyped-def]
     """dE/de in the place of dE/dx, whose direct part it has."""
     size = ROWS * n
     p, both = np.empty(size, states.dtype), np.empty(2 * size, states.dtype)  # of x, of pre(x)
-    for sample in range(0, step, size):
+    for sample in range(start * size, stop * size, size):
         for at in range(sample + len(states) - 2 * step, -1, -step):
             both[:] = 0
             add(both, n, lam[at + step : at + step + size], data, blocks)
@@ -122,10 +123,10 @@ def adjoint(phi, slope, data, blocks, states, lam, n, step):  # type: ignore[no-
 
 
 @kept
-def add_gradients(phi, sums, blocks, states, lam, n, step):  # type: ignore[no-untyped-def]
-    """sums += dE/de (x, pre(x))^T at the blocks of A^T, over all time."""
+def add_gradients(phi, sums, blocks, states, lam, n, step, start, stop):  # type: ignore[no-untyped-def]
+    """sums += dE/de (x, pre(x))^T at the blocks of A^T, over some chunks of all time."""
     x = np.empty(2 * CHUNK * n, states.dtype)  # x, pre(x)
-    for at in range(0, len(states) - step, CHUNK * n):
+    for at in range(start * CHUNK * n, min(stop * CHUNK * n, len(states) - step), CHUNK * n):
         size = min(CHUNK * n, len(states) - step - at)
         x[:size], v = states[at : at + size], lam[at + step : at + step + size]
         phi(x[:size], x[CHUNK * n : CHUNK * n + size])
@@ -179,7 +180,7 @@ def forward(
     states[0] = x0
     torch.mm(inputs.flatten(0, 1), tensors[4].mT, out=states[1:].view(-1, n))
     (phi, _), data, blocks, *_ = _read(form, n, tensors)
-    roll(phi, data, blocks, _flat(states), n, batch * n)
+    in_parts(partial(roll, phi, data, blocks, _flat(states), n, batch * n), batch // ROWS)
     return states, states if plan.every else states[-1:].clone()
 
 
@@ -192,10 +193,16 @@ def gradients(
     lam = pooled(states.shape, states)
     lam[: -len(grad)], lam[-len(grad) :] = 0, grad
     (phi, slope), data, blocks, *turned = _read(form, n, tensors)
-    flat, sums = (_flat(states), _flat(lam)), np.zeros_like(data)
-    adjoint(phi, slope, *turned, *flat, n, step)
+    flat = _flat(states), _flat(lam), n, step
+    in_parts(partial(adjoint, phi, slope, *turned, *flat), states.shape[1] // ROWS)
     blocks[blocks[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
-    add_gradients(phi, sums, blocks, *flat, n, step)
+
+    def added(start: int, stop: int) -> list[Any]:
+        own = np.zeros_like(data)
+        add_gradients(phi, own, blocks, *flat, start, stop)
+        return [own]
+
+    (sums,) = summed(added, -(lam[1:].numel() // -(CHUNK * n)), lam.numel())
     parts = iter(torch.from_numpy(sums).split([A.numel() for A in tensors[:3] if A is not None]))
     found = (A if A is None else next(parts).view_as(A) for A in tensors[:3])
     found = (A.mT if A is not None and A.ndim > 1 else A for A in found)

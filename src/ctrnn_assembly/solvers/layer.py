@@ -19,6 +19,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.solvers import pairs
 from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.solvers.pairs import compiled, pointwise
+from ctrnn_assembly.solvers.threads import in_parts, summed
 
 ROWS = 112  # its arrays stay in the cache, its products on one thread
 Kind = tuple[Activation, Activation, Activation]  # of the pairs, phi and f
@@ -45,7 +46,8 @@ class CompiledLayer(torch.autograd.Function):
         s, k, x0, v, *weights = map(_array, tensors)
         before = np.empty((len(s), 1 - s.shape[1] // -ROWS, x0.shape[1]), s.dtype)
         before[:, 0], out = x0, np.empty_like(s)
-        kernels(*kind, s.dtype)[0](s, k, v, tuple(weights), before, out)
+        run, batched = kernels(*kind, s.dtype)[0], (s, k, v, before, out)
+        in_parts(lambda i, j: run(tuple(weights), *(part[i:j] for part in batched)), len(s))
         ctx.kind, states = kind, torch.from_numpy(before)
         ctx.save_for_backward(*tensors, states)
         return torch.from_numpy(out), states[:, -1].clone()
@@ -62,9 +64,15 @@ class CompiledLayer(torch.autograd.Function):
             both = torch.cat([grad.flatten(1), last], 1)
             return None, *gradients_again(again, leaves, ctx.needs_input_grad[1:], both, "full")
         k, _, v, *weights = map(_array, leaves[1:])
-        found, dv, dx0 = [np.zeros_like(t) for t in weights], np.empty_like(v), last.numpy().copy()
-        adjoint = kernels(*ctx.kind, v.dtype)[1]
-        adjoint(_array(grad), k, v, tuple(weights), _array(before), dx0, dv, tuple(found))
+        dv, dx0, run = np.empty_like(v), last.numpy().copy(), kernels(*ctx.kind, v.dtype)[1]
+        batched = _array(grad), k, v, _array(before), dx0, dv
+
+        def adjoint(i: int, j: int) -> list[Any]:
+            found = [np.zeros_like(t) for t in weights]
+            run(tuple(weights), tuple(found), *(part[i:j] for part in batched))
+            return found
+
+        found = summed(adjoint, len(v), v.size)
         return None, grad, None, *map(torch.from_numpy, (dx0, dv, *found))
 
 
@@ -80,6 +88,41 @@ def kernels(inside: Activation, outside: Activation, gate: Activation, dtype: An
     (f, f_slope), (tanh, _) = pointwise(gate, dtype), pointwise(ACTIVATIONS["tanh"], dtype)
     which, ones, half = np.zeros((1, ROWS), np.int64), np.ones(ROWS, dtype), dtype.type(0.5)
 
+    # One function for each pass over a piece: in a larger one they would not be vectorised.
+    @compiled
+    def activated(y: Any, v: Any, c: Any, d: Any, rise: Any) -> None:
+        for t in range(len(v)):
+            low, at, up = v[t], y[t], rise[t]
+            for i in range(len(c)):
+                z = at[i] + c[i] + d[i] * low[i]
+                value = phi(z)
+                at[i], up[i] = value, slope(z, value)
+
+    @compiled
+    def gated(s: Any, k: Any, pq: Any, out: Any) -> None:
+        for t in range(len(s)):
+            low, new, at = s[t], out[t], pq[t]
+            for i in range(len(k)):
+                open = half + half * tanh(half * at[len(k) + i])
+                new[i] = low[i] + k[i] * f(at[i]) * open
+
+    @compiled
+    def gate_adjoint(grad: Any, k: Any, pq: Any) -> None:
+        for t in range(len(grad)):
+            g, at = grad[t], pq[t]
+            for i in range(len(k)):
+                p, open = f(at[i]), half + half * tanh(half * at[len(k) + i])
+                up = g[i] * k[i] * open
+                at[i] = up * f_slope(at[i], p)
+                at[len(k) + i] = up * p - up * p * open
+
+    @compiled
+    def added(d: Any, dz: Any, below: Any, dv: Any) -> None:
+        for t in range(len(dv)):
+            new, at, low = dv[t], dz[t], below[t]
+            for i in range(len(d)):
+                new[i] = d[i] * at[i] + low[i]
+
     @compiled
     def inner(v: Any, start: Any, weights: Any) -> Any:
         """e, the states, phi(z), phi'(z) and (p, q) of a piece."""
@@ -89,48 +132,34 @@ def kernels(inside: Activation, outside: Activation, gate: Activation, dtype: An
         x[0] = start
         states_of(A, C, w, e.reshape(1, *e.shape), which, x.reshape(1, *x.shape))
         y = x[1:] @ R
-        for t in range(len(v)):
-            low, at, up = v[t], y[t], rise[t]
-            for i in range(len(c)):
-                z = at[i] + c[i] + d[i] * low[i]
-                value = phi(z)
-                at[i], up[i] = value, slope(z, value)
+        activated(y, v, c, d, rise)
         pq = y @ M
         pq += m
         return e, x, y, rise, pq
 
     @compiled
-    def forward(s: Any, k: Any, v: Any, weights: Any, before: Any, out: Any) -> None:
+    def forward(weights: Any, s: Any, k: Any, v: Any, before: Any, out: Any) -> None:
         for b in range(len(s)):
             for j in range(before.shape[1] - 1):
-                start, stop = j * ROWS, min((j + 1) * ROWS, s.shape[1])
-                _, x, _, _, pq = inner(v[b, start:stop], before[b, j], weights)
+                piece = slice(j * ROWS, min((j + 1) * ROWS, s.shape[1]))
+                _, x, _, _, pq = inner(v[b, piece], before[b, j], weights)
                 before[b, j + 1] = x[-1]
-                for t in range(start, stop):
-                    low, scale, new, at = s[b, t], k[b], out[b, t], pq[t - start]
-                    for i in range(len(scale)):
-                        open = half + half * tanh(half * at[len(scale) + i])
-                        new[i] = low[i] + scale[i] * f(at[i]) * open
+                gated(s[b, piece], k[b], pq, out[b, piece])
 
     @compiled
     def adjoint(
-        grad: Any, k: Any, v: Any, weights: Any, before: Any, dx0: Any, dv: Any, found: Any
+        weights: Any, found: Any, grad: Any, k: Any, v: Any, before: Any, dx0: Any, dv: Any
     ) -> None:
         A, C, w, B, _, R, _, d, M, _ = weights
         dA, dC, dw, dB, db, dR, dc, dd, dM, dm = found
         BT, RT, MT = B.T.copy(), R.T.copy(), M.T.copy()
         for b in range(len(v)):
             for j in range(before.shape[1] - 2, -1, -1):
-                start, stop = j * ROWS, min((j + 1) * ROWS, v.shape[1])
-                u, one = v[b, start:stop], ones[: stop - start]
+                piece = slice(j * ROWS, min((j + 1) * ROWS, v.shape[1]))
+                u = v[b, piece]
+                one = ones[: len(u)]
                 e, x, y, rise, pq = inner(u, before[b, j], weights)
-                for t in range(start, stop):
-                    g, scale, at = grad[b, t], k[b], pq[t - start]
-                    for i in range(len(scale)):
-                        p, open = f(at[i]), half + half * tanh(half * at[len(scale) + i])
-                        up = g[i] * scale[i] * open
-                        at[i] = up * f_slope(at[i], p)
-                        at[len(scale) + i] = up * p - up * p * open
+                gate_adjoint(grad[b, piece], k[b], pq)
                 dM += y.T @ pq
                 dm += one @ pq
                 dz = pq @ MT
@@ -141,17 +170,13 @@ def kernels(inside: Activation, outside: Activation, gate: Activation, dtype: An
                 np.dot(dz, RT, lam[1:])
                 lam[-1] += dx0[b]
                 adjoint_of(
-                    A, C, w, e.reshape(1, *e.shape), which, x.reshape(1, *x.shape),
-                    lam.reshape(1, *x.shape), dA, dC, dw, de.reshape(1, *e.shape),
+                    A, C, w, dA, dC, dw, e.reshape(1, *e.shape), which, x.reshape(1, *x.shape),
+                    lam.reshape(1, *x.shape), de.reshape(1, *e.shape),
                 )  # fmt: skip
                 dx0[b] = lam[0]
                 dB += u.T @ de
                 db += one @ de
-                below = de @ BT
-                for t in range(start, stop):
-                    new, at, low = dv[b, t], dz[t - start], below[t - start]
-                    for i in range(len(d)):
-                        new[i] = d[i] * at[i] + low[i]
+                added(d, dz, de @ BT, dv[b, piece])
                 dz *= u
                 dd += one @ dz
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.schemes import Scheme, pair_matrices
 from ctrnn_assembly.solvers.fused import gradients_again
+from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
@@ -129,7 +130,8 @@ class _Integrate(torch.autograd.Function):
         *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        kernels(phi, x0.dtype)[0](*given, np.ascontiguousarray(which), states)
+        run, batched = kernels(phi, x0.dtype)[0], (given.pop(), _each(which, len(x0)), states)
+        in_parts(lambda i, j: run(*given, *(part[i:j] for part in batched)), len(x0))
         result = torch.from_numpy(states)
         ctx.kind = phi, which
         ctx.save_for_backward(*tensors, result)
@@ -143,11 +145,22 @@ class _Integrate(torch.autograd.Function):
             needed, again = ctx.needs_input_grad[2:], partial(plain_states, *ctx.kind)
             return None, None, *gradients_again(again, leaves, needed, grad, "full")
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
-        found = [np.zeros_like(A), np.zeros_like(C), np.zeros_like(w), np.empty_like(e)]
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        adjoint = kernels(phi, A.dtype)[1]
-        adjoint(A, C, w, e, np.ascontiguousarray(which), states, lam, *found)
-        return None, None, *map(torch.from_numpy, found), torch.from_numpy(lam[:, 0].copy())
+        de, adjoint = np.empty_like(e), kernels(phi, A.dtype)[1]
+        batched = e, _each(which, len(e)), states, lam, de
+
+        def part(i: int, j: int) -> list[Any]:
+            found = [np.zeros_like(M) for M in (A, C, w)]
+            adjoint(A, C, w, *found, *(part[i:j] for part in batched))
+            return found
+
+        # Where every sample has matrices of its own, sums over parts would be as large as the batch.
+        found = summed(part, len(e), e.size if len(which) == 1 else 0)
+        return None, None, *map(torch.from_numpy, (*found, de, lam[:, 0].copy()))
+
+
+def _each(which: Tensor, batch: int) -> Any:
+    return which.expand(batch, -1).contiguous().numpy()
 
 
 def plain_states(phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:
@@ -174,10 +187,10 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
     @compiled
     def forward(A: Any, C: Any, w: Any, e: Any, which: Any, states: Any) -> None:
         batch, steps, n = e.shape
-        g, wide = np.empty(n, states.dtype), len(which) > 1
+        g = np.empty(n, states.dtype)
         for b in range(batch):
             for t in range(steps):
-                x, out, drive, k = states[b, t], states[b, t + 1], e[b, t], which[b if wide else 0, t]
+                x, out, drive, k = states[b, t], states[b, t + 1], e[b, t], which[b, t]
                 for i in range(n):
                     g[i] = w[i] * phi(x[i]) + drive[i]
                 for j in range(n // 2):  # loops of few arrays, which the compiler can vectorise
@@ -191,11 +204,11 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
 
     @compiled
     def adjoint(
-        A: Any, C: Any, w: Any, e: Any, which: Any, states: Any, lam: Any,
-        dA: Any, dC: Any, dw: Any, de: Any,
+        A: Any, C: Any, w: Any, dA: Any, dC: Any, dw: Any,
+        e: Any, which: Any, states: Any, lam: Any, de: Any,
     ) -> None:  # fmt: skip
         batch, steps, n = e.shape
-        ys, wide, v = np.empty((steps, n), states.dtype), len(which) > 1, np.empty(n, states.dtype)
+        ys, v = np.empty((steps, n), states.dtype), np.empty(n, states.dtype)
         for b in range(batch):
             for t in range(steps):  # phi of the sample once, for both sweeps
                 x = states[b, t]
@@ -203,7 +216,7 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                     ys[t, i] = phi(x[i])
             for t in range(steps - 1, -1, -1):
                 x, up, down, y = states[b, t], lam[b, t + 1], lam[b, t], ys[t]
-                out, k = de[b, t], which[b if wide else 0, t]
+                out, k = de[b, t], which[b, t]
                 for j in range(n // 2):
                     i, m = 2 * j, 2 * j + 1
                     v0 = C[k, 0, j] * up[i] + C[k, 2, j] * up[m]
@@ -213,7 +226,7 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                     out[i], out[m] = v0, v1
             for t in range(steps):
                 x, up, y, drive, out = states[b, t], lam[b, t + 1], ys[t], e[b, t], de[b, t]
-                k = which[b if wide else 0, t]
+                k = which[b, t]
                 for i in range(n):
                     dw[i] += out[i] * y[i]
                     v[i] = w[i] * y[i] + drive[i]  # g
