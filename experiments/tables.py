@@ -32,6 +32,7 @@ HIGHLIGHTS = (
     ("digits", "svd-combo"),
     ("deep-smnist", "adadiag-4"),
     ("deep-psmnist", "adadiag-4"),
+    ("deep-scifar10", "adadiag-4"),
     ("solver-swap", "svd-combo"),
 )
 SWAPPED = "Tested with other solvers and steps (test accuracy; certificate of the step):"
