@@ -49,6 +49,7 @@ nb_ipywidgets_js: dict[str, Any] = {}
 
 viewcode_line_numbers = True
 autodoc_member_order = "bysource"
+import_module("torch._dynamo")  # reads values of triton's (torch 2.15): before that is mocked
 autodoc_mock_imports = ["optuna", "sklearn", "triton"]
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
