@@ -157,14 +157,14 @@ def sweep_figure(
 
 @style.printed
 def speed_figure(report: dict[str, Any]) -> Figure:
-    """Medians of forward and backward as bars; a stroke is the minimum."""
+    """Medians of forward and backward as bars from 0, each work on its axis; a stroke is the minimum."""
     groups: dict[str, list[Any]] = {}
     for row in report["rows"]:
         groups.setdefault(row["work"], []).append(row)
     counts = [len(group) for group in groups.values()]
     height = 0.9 + 0.45 * len(groups) + 0.32 * sum(counts)
     figure = style.new_figure(height, report["hardware"])
-    panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=counts)[:, 0]
+    panels = figure.subplots(len(groups), squeeze=False, height_ratios=counts)[:, 0]
     for axes, (work, rows) in zip(panels, groups.items(), strict=True):
         names = [row["name"] for row in rows]
         colours = [style.COLOURS[0 if name.startswith(OURS) else 4] for name in names]
@@ -175,7 +175,6 @@ def speed_figure(report: dict[str, Any]) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(y=0.01)
         axes.invert_yaxis()
-        axes.set_xscale("log")
     panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke)")
     return figure
 
