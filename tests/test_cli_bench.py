@@ -306,7 +306,9 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path):
     assert "threads must" in cli.refuses(*OPTIONS, "--threads", 0)
     assert "3 modules have 3 pairs" in cli.refuses(*OPTIONS, "--coupling", "random:4")
     assert "coupling must be" in cli.refuses(*OPTIONS, "--coupling", "everything")
-    assert "'nn.GRU'" in cli.refuses(*OPTIONS, "--only", "nn.GRU")
+    said = cli.refuses(*OPTIONS, "--only", "nn.GRU")
+    assert "got 'nn.GRU'. Did you mean 'nn.RNN'" in said
+    assert "contestant must be one of ours, " in said
     assert "--plot" in cli.refuses(*OPTIONS, "--plot", tmp_path / "speed.bmp")
     assert "cannot run on cpu" in cli.refuses(*OPTIONS, "--only", "ours-graph", "--device", "cpu")
 

@@ -182,7 +182,10 @@ def _cases(
     for name in works:
         check_known("work", name, tuple(WORKS))
     chosen, device = list(dict.fromkeys(works)) or list(WORKS), size["device"]
-    here = {c.name for work in chosen for c in WORKS[work][1] if c.is_present(device)}
+    known = {c.name: c.is_present(device) for work in chosen for c in WORKS[work][1]}
+    here = {name for name, is_present in known.items() if is_present}
+    for name in only:
+        check_known("contestant", name, known)
     for name in set(only) - here:
         there = f"there are: {', '.join(sorted(here))}"
         raise ConfigError(f"contestant {name!r} cannot run on {device}; {there}.")
