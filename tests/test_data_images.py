@@ -66,10 +66,24 @@ def test_small_rgb_images_are_augmented_unless_told_otherwise(tmp_path):
 
 def test_no_test_image_is_decoded_before_load_test(tmp_path):
     root = write_images(tmp_path, {"train": 9, "test": 2})
-    (root / "test" / "ant" / "00.png").write_bytes(b"no image")
+    bad = root / "test" / "ant" / "00.png"
+    bad.write_bytes(bad.read_bytes()[:60])
     task = load_task("images", data_dir=root)
     with pytest.raises(DataError, match=r"test/ant/00\.png .* not a sound image"):
         task.load_test()
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_a_text_among_the_test_images_is_refused_before_training(tmp_path, in_zip):
+    root = write_images(tmp_path / "set", {"train": 9, "test": 2})
+    first, bad = sorted((root / "test" / "ant").iterdir())
+    with Image.open(first) as image:
+        image.save(first, format="GIF")  # of which the name says png: PIL reads it
+    assert len(load_task("images", data_dir=root).load_test()) == 4
+    bad.write_text("no image")
+    path = zip_folder(root, tmp_path / "set.zip") if in_zip else root
+    with pytest.raises(DataError, match=r"test/ant/01\.png .* not a sound image: cannot identify"):
+        load_task("images", data_dir=path)
 
 
 def test_a_limit_decodes_only_what_it_needs(tmp_path):
@@ -78,7 +92,7 @@ def test_a_limit_decodes_only_what_it_needs(tmp_path):
     for file in (root / "train").rglob("*.png"):
         pixels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
         if not any(torch.equal(pixels, x) for x in needed):
-            file.write_bytes(b"no image")
+            file.write_bytes(file.read_bytes()[:60])
     assert torch.equal(load_task("images", data_dir=root, limit_train=2).train.x, needed)
 
 

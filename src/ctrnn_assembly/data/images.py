@@ -9,13 +9,13 @@ same in every run: val 5 % (10 % if nothing but classes is on disk) and test 10 
 
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from glob import glob
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from ctrnn_assembly.data.task import PixelSequence, Split, Task, dealt, make_tas
 from ctrnn_assembly.errors import DataError, refusing
 from ctrnn_assembly.settings import DataConfig
 
+T = TypeVar("T")
 _AUGMENTED_SIDE = 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _SPLITS = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"val": "val", "valid": "val", "validation": "val"},
@@ -104,7 +106,7 @@ class ImageFiles:
 
     @property
     def pixels(self) -> int:
-        [first] = _decoded(self.path, [self.parts[self.part][0][0]])
+        [first] = _found(self.path, [self.parts[self.part][0][0]], _decoded)
         return first[0].numel()
 
     @property
@@ -114,18 +116,23 @@ class ImageFiles:
         return "JPEG" if all(name.endswith((".jpg", ".jpeg")) for name in names) else "images"
 
     def refuse_other_files(self) -> None:
-        """DataError for a file beside the images that is none."""
-        for name in (name for files in self.parts.values() for name, _ in files):
+        """DataError for a file among the images that is none, by its name or by how it begins."""
+        names = [name for files in self.parts.values() for name, _ in files]
+        for name in names:
             if not name.lower().endswith(_ENDINGS):
                 kinds = ", ".join(_ENDINGS)
                 raise DataError(f"{name} in {self.path} is not an image ({kinds}). Remove it.")
+        usual = _found(self.path, names, lambda file: file.read(8).startswith(_BEGINNINGS))
+        unusual = [name for name, is_usual in zip(names, usual, strict=True) if not is_usual]
+        for _ in _found(self.path, unusual, _decoded):
+            pass  # PIL reads more kinds than these, whatever their names say
 
     def take(self, index: Tensor) -> Split:
         """The images at `index`; DataError names one that is unsound or unlike the others."""
         from torchvision.transforms.functional import rgb_to_grayscale
 
         names, labels = zip(*(self.parts[self.part][i] for i in index.tolist()), strict=True)
-        images = [resized(x[None], self.resize)[0] for x in _decoded(self.path, names)]
+        images = [resized(x[None], self.resize)[0] for x in _found(self.path, names, _decoded)]
         if self.resize is not None:
             C = self.shape[0] if self.shape else max(map(len, images))
             images = [rgb_to_grayscale(x) if len(x) > C else x.expand(C, -1, -1) for x in images]
@@ -139,19 +146,24 @@ class ImageFiles:
         return Split(torch.stack(images), torch.tensor([*map(self.classes().index, labels)]))
 
 
-def _decoded(path: Path, names: Iterable[str]) -> Iterator[Tensor]:
-    """Each file's pixels, (C, H, W) uint8."""
-    from PIL import Image  # not every task needs it
-
+def _found(path: Path, names: Iterable[str], look: Callable[[IO[bytes]], T]) -> Iterator[T]:
+    """What `look` finds in each file, one by one; a DataError where it fails."""
     with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as stored:
         for name in names:
             with refusing(f"{name} in {path} is not a sound image", "Replace or remove it."):
                 if stored and (size := stored.getinfo(name).file_size) > _LARGEST:
                     raise ValueError(f"it would unpack to {size} bytes, at most {_LARGEST} are read")
-                content = stored.read(name) if stored else (path / name).read_bytes()
-                with Image.open(BytesIO(content)) as image:
-                    pixels = _flat(image)
-            yield pixels
+                with stored.open(name) if stored else (path / name).open("rb") as file:
+                    found = look(file)
+            yield found
+
+
+def _decoded(file: IO[bytes]) -> Tensor:
+    """An image's pixels, (C, H, W) uint8."""
+    from PIL import Image  # not every task needs it
+
+    with Image.open(BytesIO(file.read())) as image:
+        return _flat(image)
 
 
 def _flat(image: Any) -> Tensor:
