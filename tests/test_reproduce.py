@@ -238,6 +238,26 @@ def test_the_command_runs_skips_tells_and_names_what_fails(
     assert "is not the result of a run" in cli.refuses(*asked, "--rows=lstm")
 
 
+def test_an_error_of_the_program_fails_one_run_and_leaves_its_traceback(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: Job, *given: Any) -> dict[str, Any]:
+        if job.row.name == "svd":
+            raise ZeroDivisionError("by nought")
+        return {"test_accuracy": 0.5}
+
+    monkeypatch.setattr(experiments, "load_experiment", lambda name: parse_experiment(name, TINY))
+    monkeypatch.setattr(run, "run_job", broken)
+    done = cli("reproduce", "tiny", "--seed=0")
+    assert done.code == 2
+    failed = Path("tiny/svd-seed0: ZeroDivisionError: by nought. See runs/reproduce/tiny/svd-seed0")
+    assert f"1 of 3 runs failed; the first: {failed}/traceback.txt" in done.err
+    assert "tiny/lstm-seed0: test accuracy 50.00 %" in done.err
+    assert "Traceback" not in done.err
+    kept = tmp_path / "runs" / "reproduce" / "tiny" / "svd-seed0" / "traceback.txt"
+    assert "in broken" in kept.read_text()
+
+
 @pytest.mark.slow
 def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     text = TINY.replace("epochs: 3", "epochs: 200")

@@ -8,6 +8,7 @@ diverged, or lost its certificate, is a result too.
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ctrnn_assembly.reproduction.experiments import Evaluation, Job
 from ctrnn_assembly.reproduction.results import checked_result, keep_result
 from ctrnn_assembly.training.fit import trained
 from ctrnn_assembly.training.provenance import provenance
-from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_table, run_record
+from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_table, run_record, write
 from ctrnn_assembly.training.swap import swapped
 
 SAMPLES, FINER = 16, 10  # test sequences, and parts of a step, that exponents are measured with
@@ -42,6 +43,10 @@ def run_all(
         except (CtrnnError, OSError) as error:
             say(f"{job.path}: failed: {error}")
             failures.append(f"{job.path}: {error}")
+        except Exception as error:  # nobody's mistake but ours: the other runs go on
+            write(file := runs / job.path / "traceback.txt", format_exc())
+            failures.append(f"{job.path}: {type(error).__name__}: {error}. See {file}, and report it.")
+            say(failures[-1])
         else:
             accuracy = f"test accuracy {100 * (found.get('test_accuracy') or 0):.2f} %"
             say(f"{job.path}: {found.get('stopped') or accuracy}")
