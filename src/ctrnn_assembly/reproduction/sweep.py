@@ -63,20 +63,20 @@ class Sweep(Part):
         return config.model_copy(update={"seed": config.seed + seed})
 
     def dimensions(self) -> dict[str, Any]:
-        """Optuna's distributions by setting; a ConfigError for what can be none."""
-        found, kinds = dict[str, Any](), optuna.distributions
+        """Of each setting the kind and range that Optuna chooses in; a ConfigError for what is none."""
+        found = dict[str, Any]()
         for name, given in self.search.items():
             check_known("search", name, TrainConfig.model_fields)
             annotation = TrainConfig.model_fields[name].annotation
             whole = int in (annotation, *get_args(annotation))
-            ranged: Any = kinds.IntDistribution if whole else kinds.FloatDistribution
+            listed = isinstance(given, list)
+            kind = "categorical" if listed else "int" if whole else "float"
+            values: Any = {"choices": given} if listed else given
             try:
-                if isinstance(given, list):
-                    found[name] = kinds.CategoricalDistribution(given)
-                elif self.sampler == "grid":
+                if self.sampler == "grid" and not listed:
                     raise ValueError("a grid has lists only.")
-                else:
-                    found[name] = ranged(**given)
+                getattr(optuna.distributions, f"{kind.title()}Distribution")(**values)
+                found[name] = kind, values
             except (TypeError, ValueError) as error:
                 must = "must be a list, or low and high with log or step"
                 raise ConfigError(f"search: {name} {must}; got {given!r}: {error}") from None
@@ -109,8 +109,8 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         how: Any = {"study_name": "sweep", "direction": "maximize", "load_if_exists": True}
         with self.lock, refusing(f"{folder}/journal.log is damaged", "Use an intact copy."):
-            storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
-            self.study = optuna.create_study(storage=storage, **how)
+            self.storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+            self.study = optuna.create_study(storage=self.storage, **how)
 
     def place(self, number: int) -> Path:
         return self.folder / f"trial-{number:03}"
@@ -140,17 +140,23 @@ class Trials:
         """A trial that was left behind, or a new one, with its lock in `held`; None if none is left."""
         with self.lock:
             trials = self.study.get_trials()
-            left = [(one.number, one._trial_id) for one in trials if not one.state.is_finished()]
-            new = [(len(trials), None)] * (len(trials) < self.sweep.count)
-            for number, known in [*left, *new]:
+            left = [one.number for one in trials if not one.state.is_finished()]
+            new = [len(trials)] * (len(trials) < self.sweep.count)
+            for number in [*left, *new]:
                 with suppress(RunBusyError):
                     held.enter_context(locked(self.place(number)))
                     self.study.sampler = SAMPLERS[self.sweep.sampler](self.sweep, number)
-                    trial = self.study.ask() if known is None else optuna.Trial(self.study, known)
-                    for name, kind in self.sweep.dimensions().items():
-                        trial._suggest(name, kind)  # what was chosen before stays
+                    trial = self.begun(number) if number in left else self.study.ask()
+                    for name, (kind, values) in self.sweep.dimensions().items():
+                        getattr(trial, f"suggest_{kind}")(name, **values)  # what was chosen before stays
                     return trial
         return None
+
+    def begun(self, number: int) -> "optuna.Trial":
+        """A trial that another process has left."""
+        known = self.storage.get_study_id_from_name(self.study.study_name)
+        found = self.storage.get_trial_id_from_study_id_trial_number(known, number)
+        return optuna.Trial(self.study, found)
 
     def score(self, trial: optuna.Trial, say: Callable[[str], None]) -> float:
         """Train the seeds of a trial that are not trained yet; the mean of what validation gave."""
