@@ -118,8 +118,9 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
     names = dict.fromkeys(key for column in columns for key in column)
-    known = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
-    emit({"differ": differ, "columns": columns}, table(known, title="runs"), as_json=as_json)
+    lines = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
+    lines = [line for line in lines if set(line.values()) - {line[""], "-"}]
+    emit({"differ": differ, "columns": columns}, table(lines, title="runs"), as_json=as_json)
 
 
 @click.command("sweep", cls=Command)

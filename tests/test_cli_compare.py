@@ -56,6 +56,8 @@ def test_runs_are_grouped_over_seeds_and_told_apart_by_what_differs(cli, tmp_pat
     ):
         assert text in shown
     assert "test r2" not in shown
+    assert "half_interval" in shown
+    assert "half_interval" not in cli("compare", runs["a0"]).out  # of one run there is none
 
     assert "the same settings and seed" in cli.refuses("compare", runs["a0"], runs["a1"], runs["a0"])
     (runs["a1"] / "summary.json").unlink()
