@@ -6,7 +6,7 @@ The earlier tree comes from its own wheel, in a folder of its own; torch and the
 environment, with its OMP_NUM_THREADS. A process times each row several times, after a warm-up; a pair
 is one process of each tree, in changing order. Rows are forward and backward for the gradients of all
 weights, by `solve` of a field of leaf tensors or by a whole gated net, with relu; and training steps
-of recipes, from one to the next in the program itself. Leaves results/DATE-since-THREADS.json.
+of recipes, from one to the next in `ctrnn train` itself. Leaves results/DATE-since-THREADS.json.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -25,30 +25,18 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ctrnn_assembly.solvers import solve
+from ctrnn_cli.main import main as ctrnn
 
 COMMIT = "984ec1a"
 IS_OLD = find_spec("ctrnn_assembly.architectures") is not None  # the tree of this process
 if IS_OLD:
     from ctrnn_assembly.architectures import build_model
-    from ctrnn_assembly.config import make_config, recipe
-    from ctrnn_assembly.training import Training
-    from ctrnn_cli.fit import fit
-
-    PHI, SOLVER, STEP, FIT = (
-        "phi",
-        "method",
-        (Training, "optimizer_step"),
-        {"resume": False, "quiet": True},
-    )
 else:
     from ctrnn_assembly.models import build_model
-    from ctrnn_assembly.training import fit as module
-    from ctrnn_assembly.training.config import make_config, recipe
-
-    fit, PHI, SOLVER, STEP = module.fit, "activation", "solver", (module, "train_step")
-    FIT = {"report": lambda line: None}
+PHI, SOLVER, MAPPED = ("phi", "method", "_mapped") if IS_OLD else ("activation", "solver", "mapped")
 # Model, modules, units, batch, steps; coupling, and solver.
 PASSES = {
     f"n=64, batch 32, T=128, {solver}": ("svd-combo", 4, 16, 32, 128, "all", solver)
@@ -80,7 +68,7 @@ def pass_seconds(
     last = partial(net, u)
     if "gated" not in model:
         terms = field.terms().driven(encoder.weight)
-        terms = (terms._mapped if IS_OLD else terms.mapped)(lambda x: x.detach().clone())
+        terms = getattr(terms, MAPPED)(lambda x: x.detach().clone())
         weights = [x.requires_grad_() for x in terms.tensors() if x is not terms.tau]
         given = {"u": u, "dt": 0.03, "save": "last", SOLVER: solver}
         last = lambda: solve(terms, u.new_zeros(batch, field.size), **given).last  # noqa: E731
@@ -93,24 +81,22 @@ def pass_seconds(
 
 
 def step_seconds(name: str) -> list[float]:
-    """From the start of a training step to that of the next, in a run of the recipe."""
-    step, starts = getattr(*STEP), []
+    """From a step of the optimiser to the next, in a run of the recipe."""
+    starts = []
 
-    def timed(*args: Any, **given: Any) -> Any:
+    def note(*_: Any) -> None:
         starts.append(perf_counter())
         if len(starts) > WARM["step"] + TIMES["step"]:
             raise EnoughError
-        return step(*args, **given)
 
-    setattr(*STEP, timed)
-    with TemporaryDirectory() as folder, suppress(EnoughError):
-        fit(make_config(recipe(name)), Path(folder) / "run", **FIT)
-    setattr(*STEP, step)
+    hook = register_optimizer_step_pre_hook(note)
+    with TemporaryDirectory() as folder, suppress(EnoughError), redirect_stdout(sys.stderr):
+        ctrnn(["train", "--recipe", name, "--out", f"{folder}/run"], standalone_mode=False)
+    hook.remove()
     return [b - a for a, b in pairwise(starts)][WARM["step"] :]
 
 
 def installed(folder: Path) -> str:
-    """The earlier commit's package, installed in a folder."""
     source, target = str(folder / "source.tar.gz"), str(folder / "site")
     tree = Path(__file__).resolve().parents[1]
     archive = ["archive", "--prefix=source/", f"--output={source}", COMMIT]
@@ -129,7 +115,6 @@ def seconds_of(*first: str) -> dict[str, list[float]]:
 
 
 def main(pairs: int) -> None:
-    """Alternate, compare, keep."""
     from keep import keep, shown
 
     from ctrnn_assembly.training.provenance import provenance
