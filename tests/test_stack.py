@@ -381,13 +381,13 @@ def test_extreme_gains_have_a_factor_or_none(gamma, proven):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: Stack(2, 4, []), "at least one field"),
+        (lambda: Stack(2, 4, []), "non-empty list"),
         (lambda: Stack(2, 4, [Pairs(4)], norm="group"), "norm must be one of"),
         (lambda: Stack(2, 4, [Pairs(4)], mix="tanh_glu"), "tanh-glu"),
         (lambda: Stack(2, 4, [Pairs(4)], dropout=1.0), "dropout must be in"),
         (lambda: Pairs(5), "must be even"),
         (lambda: CTRNN(2, Pairs(4), gate="constant"), "a gated field must have tau = 1.* a trained tau"),
-        (lambda: Pairs(4, horizon=1.0), "horizon must be finite and above 2.5"),
+        (lambda: Pairs(4, horizon=1.0), r"horizon must be in \(2.5, inf\)"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(make, why):

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.block import Layer
-from ctrnn_assembly.calls import Dt, Lengths, Save
+from ctrnn_assembly.calls import Dt, Lengths, Outputs, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError, configure
@@ -39,15 +39,13 @@ class Baseline(Recurrent):
         return self.hidden_size
 
     def terms(self) -> NoReturn:
-        name = type(self).__name__
-        raise ConfigError(f"{name} has no terms, as it is no assembly. Use step(u, x), or a CTRNN.")
+        raise ConfigError(f"{type(self).__name__} has no terms. Use step(u, x), or a CTRNN.")
 
     def flow(self, u: Tensor | None = None) -> Any:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def metric(self) -> NoReturn:
-        name = type(self).__name__
-        raise ConfigError(f"{name} has no metric in which it is known to contract. Use a CTRNN.")
+        raise ConfigError(f"{type(self).__name__} has no metric that proves contraction. Use a CTRNN.")
 
     def certificate(
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
@@ -81,7 +79,7 @@ class TorchRNN(Baseline):
             return self._formula
         return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
 
-    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> Outputs:
         if transformed() and is_plain(self.rnn, self.kind):  # torch's own kernels cannot be mapped over
             return self._by_steps(u, x, lengths)
         parts = tuple(part[None].contiguous() for part in x.split(self.hidden_size, dim=-1))
@@ -175,7 +173,7 @@ class Pointwise(Baseline):
     def stepper(self) -> Step:
         return lambda u, x: torch.tanh(u + self.bias)
 
-    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> Outputs:
         x = torch.tanh(u + self.bias)
         x = x if lengths is None else held(x, lengths)
         return x, x[:, -1]
@@ -223,7 +221,7 @@ class EulerRNN(Baseline):
         field = self.vector_field()
         return lambda u, x: x + self.eps * field(self.inputs(u), x)
 
-    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> Outputs:
         field, drives = self.vector_field(), self.inputs(u.transpose(0, 1))
         found = states(lambda drive, x: x + self.eps * field(drive, x), x, drives, lengths=lengths)
         return found.transpose(0, 1), found[-1]
@@ -253,7 +251,6 @@ class AntisymmetricRNN(EulerRNN):
         self.upper = nn.Parameter(torch.randn(n * (n - 1) // 2) * self.init_std * n**-0.5)
 
     def matrices(self) -> tuple[Tensor]:
-        """K = W - W^T - gamma I, (n, n)."""
         n = self.hidden_size
         eye = torch.eye(n).to(self.upper)
         above = torch.triu_indices(n, n, offset=1, device=eye.device)
@@ -286,7 +283,6 @@ class LipschitzRNN(EulerRNN):
         self.M_A, self.M_W = (nn.Parameter(torch.randn(n, n) * self.init_std / n) for _ in range(2))
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """(A, W), each (n, n)."""
         # (1 - beta) (M + M^T) + beta (M - M^T) = M + (1 - 2 beta) M^T
         eye = torch.eye(self.hidden_size).to(self.M_A)
         A, W = (M + (1 - 2 * self.beta) * M.T - self.gamma * eye for M in (self.M_A, self.M_W))
@@ -345,9 +341,7 @@ class DeepBaseline(Baseline, Stack):
         move = field.stepper()
         return lambda z, v: move(layer.B(v), z)
 
-    def _states(
-        self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
-    ) -> tuple[Tensor, Tensor]:
+    def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
         field: Any = layer.field
         return field._run(layer.B(v), z, lengths, dt, "all")
 

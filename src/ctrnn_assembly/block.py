@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
+from ctrnn_assembly.calls import Outputs
 from ctrnn_assembly.certificates.cascade import LayerBound, entering, leaving, norm_bound
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.dissipation import LayerSystem
@@ -187,9 +188,7 @@ class Layer(nn.Module):
         """Of dropout, (batch, width), one for all times of a sequence."""
         return F.dropout(y.new_ones(len(y), y.shape[-1]), self.dropout, self.training)
 
-    def fused(
-        self, s: Tensor, v: Tensor, x0: Tensor, dt: float, solver: str
-    ) -> tuple[Tensor, Tensor] | None:
+    def fused(self, s: Tensor, v: Tensor, x0: Tensor, dt: float, solver: str) -> Outputs | None:
         """As `drive`, solver and `out`, compiled; None where it cannot be, or is not worth it."""
         terms, gate = self.terms(), {"tanh-glu": "tanh", "glu": "identity"}.get(self.mix.kind, "")
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
@@ -205,9 +204,7 @@ class Layer(nn.Module):
             self.C.weight.mT, self.C.bias, self.d, self.mix.inner.weight.mT, self.mix.inner.bias,
         )  # fmt: skip
 
-    def gated(
-        self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any
-    ) -> tuple[Tensor, Tensor]:
+    def gated(self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any) -> Outputs:
         """The states under the gate, (batch, time, n), and the last ones; options of `solve`."""
         assert self.gate is not None
         terms, speed = self.terms(), self.gate(v)

@@ -25,7 +25,8 @@ Dt = float | Tensor | None
 Data = Tensor | ArrayLike | PackedSequence | None  # what a user gives
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 PutBack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], tuple[Tensor, Tensor]]
+Outputs = tuple[Tensor, Tensor]  # after each sample, (batch, time, n), and the last state
+Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], Outputs]
 
 
 def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -33,10 +34,7 @@ def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = N
     if isinstance(given, Tensor):
         return given
     if isinstance(given, tuple) and any(isinstance(part, Tensor) and part.ndim for part in given):
-        number = len(given)
-        raise ShapeError(
-            f"{name} must be one tensor; got {number} of them. Pass torch.cat({name}, dim=-1)."
-        )
+        raise ShapeError(f"{name} must be one tensor; got {len(given)}. Pass torch.cat({name}, dim=-1).")
     array = np.array(given, order="C")
     if array.dtype.kind not in "biuf":
         kind = type(given).__name__

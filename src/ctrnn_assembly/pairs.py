@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise, around
 from ctrnn_assembly.contracting import AdaDiagTanh
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
@@ -59,8 +59,7 @@ class Pairs(Field):
         super().__init__()
         if size < 2 or size % 2:
             raise ConfigError(f"size must be even and at least 2, for pairs of units; got {size}.")
-        if not 0.5 / FASTEST < horizon < math.inf:
-            raise ConfigError(f"horizon must be finite and above {0.5 / FASTEST}; got {horizon}.")
+        check_within(f"({0.5 / FASTEST}, inf)", horizon=horizon)
         self.size = size
         self.constraint = AdaDiagTanh(phi or "identity", margin=margin)
         low, high = math.log(0.5 / horizon), math.log(FASTEST)
@@ -119,8 +118,7 @@ class StepGate(nn.Module):
 
     def __init__(self, reads: int, pairs: int, widest: float) -> None:
         super().__init__()
-        if not 1 < widest <= 1e3:
-            raise ConfigError(f"gate_range must be above 1, and at most 1000; got {widest}. Use 2.0.")
+        check_within("(1, 1000]", "Use 2.0.", gate_range=widest)
         self.widest, self.reader = widest, nn.Linear(reads, pairs)
         nn.init.zeros_(self.reader.weight)
         nn.init.zeros_(self.reader.bias)

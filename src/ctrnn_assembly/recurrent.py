@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ctrnn_assembly.calls import Data, Dt, Lengths, Run, Save, Sequences, as_tensor
+from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Run, Save, Sequences, as_tensor
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
 from ctrnn_assembly.transforms import states, traced
 
@@ -135,13 +135,13 @@ class Recurrent(nn.Module, ABC):
             return torch.compiler.disable(self._run, reason=NO_TRACE)
         return self._run
 
-    def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths, *_: Any) -> tuple[Tensor, Tensor]:
+    def _by_steps(self, u: Tensor, x: Tensor, lengths: Lengths, *_: Any) -> Outputs:
         """As `_run`: one plain step after another, which torch transforms, or traces as one operator."""
         found = states(self.stepper(), x, u.transpose(0, 1), lengths=lengths)
         return found.transpose(0, 1)[..., : self.hidden_size], found[-1]
 
     @abstractmethod
-    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> Outputs:
         """Outputs (batch, time, n), unless save="last", and the last state, of tensors that fit."""
 
     @abstractmethod
@@ -150,9 +150,7 @@ class Recurrent(nn.Module, ABC):
 
     def _read(self, input: Data, lengths: Data = None, dt: Data = None, reset: Data = None) -> Sequences:
         if dt is not None and not hasattr(self, "dt"):
-            raise ConfigError(
-                f"a baseline's step is its own; got dt={dt}. Leave dt out, or use a CTRNN."
-            )
+            raise ConfigError(f"a baseline's step is its own; got dt={dt}. Drop it, or use a CTRNN.")
         like = self._like
         if isinstance(input, PackedSequence):
             if lengths is not None:

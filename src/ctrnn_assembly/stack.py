@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.block import Layer, Mix, Norm, finite
+from ctrnn_assembly.calls import Dt, Lengths, Outputs, Save
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade, norm_bound
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.certificates.result import Certificate
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.inputs import held
-from ctrnn_assembly.recurrent import Dt, InitialState, Lengths, Recurrent, Save, is_plain, is_unchanged
+from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_settings, solve
 from ctrnn_assembly.subnetwork import Field
@@ -59,6 +60,7 @@ class Stack(Recurrent):
     (torch.Size([8, 100, 16]), torch.Size([1, 8, 12]), True)
     """
 
+    layers: Any  # an nn.ModuleList of `Layer`s
     output_is_state = False
     traceable = False  # as a whole sequence; the step is
     fusible = True  # whether its layers have fields, whose tensors `Layer.fused` reads
@@ -85,32 +87,23 @@ class Stack(Recurrent):
     ) -> None:
         if not isinstance(fields, list | tuple | nn.ModuleList) or not len(fields):
             got = type(fields).__name__ if isinstance(fields, nn.Module) else repr(fields)
-            raise ConfigError(
-                f"fields must be a list of at least one field; got {got:.60}. Use [field]."
-            )
-        if wrong := [one for one in fields if not isinstance(one, Field | Recurrent)]:
-            raise ConfigError(
-                f"each layer must be a field, such as Pairs(64); got {type(wrong[0]).__name__}."
-            )
+            raise ConfigError(f"fields must be a non-empty list of fields; got {got:.60}. Use [field].")
+        if wrong := [type(one).__name__ for one in fields if not isinstance(one, Field | Recurrent)]:
+            raise ConfigError(f"each layer must be a field, such as Pairs(64); got {wrong[0]}.")
         sizes = [getattr(field, "state_size", field.size) for field in fields]
         start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
         super().__init__(input_size, width, batch_first=batch_first, **start)
-        if not 0 <= dropout < 1 or not 0 < dt < float("inf"):
-            raise ConfigError(f"dropout must be in [0, 1), dt positive; got {dropout} and {dt}.")
+        check_within("[0, 1)", dropout=dropout)
+        check_within("(0, inf)", dt=dt, input_range=input_range)
         check_settings(solver, None, substeps)
         if gate_range is not None and (one_field or solver == "imex"):
             got = f"{solver!r}, one_field={one_field}"
             raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
-        if not 0 < input_range < float("inf"):
-            raise ConfigError(f"input_range must be positive and finite; got {input_range}. Use 3.0.")
+        self.dt, self.substeps, self.solver, self.one_field = dt, substeps, solver, one_field
         self.input_range = input_range
-        self.dt, self.substeps, self.solver = dt, substeps, solver
-        self.one_field = one_field
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
-        parts["gate_range"] = gate_range
-        self.layers = nn.ModuleList(
-            Layer(width, field, dropout=dropout, scale=scale, **parts) for field in fields
-        )
+        parts |= {"gate_range": gate_range, "dropout": dropout, "scale": scale}
+        self.layers = nn.ModuleList(Layer(width, field, **parts) for field in fields)
         self.encoder = nn.Linear(input_size, width)  # last: the layers' start depends on no input
         self.layer_sizes = tuple(sizes)
 
@@ -145,8 +138,8 @@ class Stack(Recurrent):
         """What is proven of each layer and its step of dt / substeps, for certificates of the whole."""
         # A call with another dt keeps the drive of the net's own; the shorter has the larger gain.
         given: Any = {"drive_dt": min(dt, self.dt)}
-        boxes = self._boxes() if self.gated else [None] * len(self._layers)
-        parts = zip(self._layers, boxes, strict=True)
+        boxes = self._boxes() if self.gated else [None] * len(self.layers)
+        parts = zip(self.layers, boxes, strict=True)
         layers = [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in parts]
         # A system is of one step of the sampled stack with the drive of its own dt.
         usual = dt == self.dt and self.substeps == 1 and not self.one_field
@@ -160,7 +153,7 @@ class Stack(Recurrent):
     @property
     def gated(self) -> bool:
         """Whether pairs have steps that read the input, so that the certificate has a `claim`."""
-        return any(layer.gate is not None for layer in self._layers)
+        return any(layer.gate is not None for layer in self.layers)
 
     @torch.no_grad()
     def _boxes(self) -> list[Tensor]:
@@ -168,12 +161,12 @@ class Stack(Recurrent):
         top = self.encoder.weight.double().cpu().abs().sum(1) * self.input_range
         if self.encoder.bias is not None:
             top = top + self.encoder.bias.double().cpu().abs()
-        added = [abs(layer.scale) for layer in self._layers]
+        added = [abs(layer.scale) for layer in self.layers]
         return [top + sum(added[:k]) for k in range(len(added))]
 
     def _radii(self) -> list[Tensor | None]:
         """Of each gated layer, how far its pairs get under inputs |u| <= input_range, (n / 2,)."""
-        parts = zip(self._layers, self._boxes(), strict=True)
+        parts = zip(self.layers, self._boxes(), strict=True)
         return [None if layer.gate is None else layer.reach(box, self.dt) for layer, box in parts]
 
     def _beyond(self, x: Tensor, radii: Sequence[Tensor | None]) -> bool:
@@ -202,12 +195,8 @@ class Stack(Recurrent):
 
     @torch.no_grad()
     def project_(self) -> None:
-        for layer in self._layers:
+        for layer in self.layers:
             layer.field.project_()
-
-    @property
-    def _layers(self) -> list[Layer]:
-        return list(self.layers)  # type: ignore[arg-type]
 
     def split(self, h: Tensor) -> tuple[Tensor, ...]:
         """The states of each layer, (..., n_l), of h (..., state_size); a call takes both as h_0."""
@@ -221,7 +210,7 @@ class Stack(Recurrent):
     def _field(self) -> Step:
         """(u, x) -> x' of all layers, with their tensors made once."""
         self._check_fixed()
-        terms = {layer: layer.terms() for layer in self._layers}
+        terms = {layer: layer.terms() for layer in self.layers}
 
         def slope(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             own = terms[layer](z, layer.drive(v, terms[layer].tau, self.dt))
@@ -237,7 +226,7 @@ class Stack(Recurrent):
         move: (layer, v, z) -> (what is found, the states that the layer passes on), z its part of x.
         """
         s, found = self.encoder(u), []
-        for layer, z in zip(self._layers, self.split(x), strict=True):
+        for layer, z in zip(self.layers, self.split(x), strict=True):
             v = layer.norm(s, valid)
             both = layer.fused(s, v, z, self.dt, self.solver) if fused else None
             if both is not None and holds(both[1].isfinite()):
@@ -249,8 +238,8 @@ class Stack(Recurrent):
         return s, torch.cat(found, dim=-1)
 
     def _check_fixed(self) -> None:
-        batch = any(layer.norm.kind == "batch" for layer in self._layers)
-        if self.training and (batch or any(layer.dropout for layer in self._layers)):
+        batch = any(layer.norm.kind == "batch" for layer in self.layers)
+        if self.training and (batch or any(layer.dropout for layer in self.layers)):
             raise ConfigError(
                 "one field needs fixed maps between its layers; got batch norm or dropout in training "
                 "mode. Call eval(), or train with one_field=False."
@@ -261,7 +250,7 @@ class Stack(Recurrent):
             self._check_fixed()
             if self.solver not in SCHEMES:
                 return lambda u, x: self._run(u[:, None], x, None, None, "last")[1]
-        moves, watch = {layer: self._mover(layer) for layer in self._layers}, self._watch()
+        moves, watch = {layer: self._mover(layer) for layer in self.layers}, self._watch()
 
         def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             new = moves[layer](z, v)
@@ -282,9 +271,7 @@ class Stack(Recurrent):
         moves = repeated(move, 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
-    def _states(
-        self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt
-    ) -> tuple[Tensor, Tensor]:
+    def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
         """The states of one layer after each sample, (batch, time, n), and its last."""
         terms = layer.terms()
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
@@ -295,7 +282,7 @@ class Stack(Recurrent):
         done = solve(terms, z, u=drive, dt=step, **options)
         return done.x[:, 1:], done.last
 
-    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> tuple[Tensor, Tensor]:
+    def _run(self, u: Tensor, x: Tensor, lengths: Lengths, dt: Dt, save: Save) -> Outputs:
         def move(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             states, end = self._states(layer, v, z, lengths, dt)
             return end, states
