@@ -15,8 +15,8 @@ ALONE = RLock()  # the limit is of the process: proofs that overlap would restor
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For proofs, whose matrices are small: on a busy machine a second thread costs a hundredfold."""
-    with ALONE:
+    """For proofs, without gradients; of small matrices, a second thread may cost a hundredfold."""
+    with ALONE, torch.no_grad():
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -45,10 +45,8 @@ def exponential(G: Tensor) -> tuple[Tensor, Tensor]:
     sizes = [float(torch.linalg.matrix_norm(powers[j].detach()).max()) ** (1 / j) for j in (1, 3, 4)]
     size = max(sizes[0] / 8, *sizes[1:]) / 0.8  # a larger ||B|| costs digits
     k = math.ceil(math.log2(size)) if 1 < size < math.inf else 0
-    weights = [0.5 ** (k * j) / math.factorial(j + 1) for j in range(16)]
-    parts = [
-        weights[j] * eye + sum(weights[j + i] * powers[i] for i in (1, 2, 3)) for j in (12, 8, 4, 0)
-    ]
+    w = [0.5 ** (k * j) / math.factorial(j + 1) for j in range(16)]
+    parts = [w[j] * eye + sum(w[j + i] * powers[i] for i in (1, 2, 3)) for j in (12, 8, 4, 0)]
     phi = reduce(lambda done, part: powers[4] @ done + part, parts)
     for i in range(k, 0, -1):
         phi = phi + (G * 0.5 ** (i + 1)) @ phi @ phi

@@ -203,7 +203,6 @@ def _growing(root: Any, known: Behaviour, what: str, dt: float, solver: Any) -> 
     return v / v.norm() if beyond and is_positive_definite((S + S.mT) / 2, error) else None
 
 
-@torch.no_grad()
 @one_thread()
 def replay(witness: Witness, net: Any) -> Witness:
     """The witness with what is seen now; a DataError if the net is another, or a claim fails."""

@@ -78,9 +78,8 @@ def _rounding(
     given = eye if terms.W_in is None else terms.W_in.abs()
     matrices = (W, L, given, *(edge.K for edge in terms.edges))
     count = 8 + sum(int((A != 0).sum(1).max()) for A in matrices)  # sums leave zeros out
-    a, b = (
-        (s / (1 - s) if s < 1 else math.inf) for s in (count * unit, (count + OF_PHI) * unit + 3 * low)
-    )
+    sums = count * unit, (count + OF_PHI) * unit + 3 * low
+    a, b = (s / (1 - s) if s < 1 else math.inf for s in sums)
     # What underflows is as if there were numbers of size `floor` beside all others.
     floor = 1e-30 if unit > 1e-10 else 1e-280
     N = a * eye + b * h[:, None] * (L + reads) + floor

@@ -107,13 +107,12 @@ def _of_fields(certificates: Sequence[Certificate]) -> Certificate:
     slowest = min(certificates, key=lambda one: one.rate)
     found = [one.coupling for one in certificates]
     residual, norm, cost = (max(getattr(one, k) for one in found) for k in ("residual", "norm", "cost"))
+    edges = sum(one.edges for one in found)
     return replace(
         slowest,
         rate=slowest.rate * (1 - 1e-6),
         modules=tuple(map(_module, range(len(certificates)), certificates)),
-        coupling=result.CouplingFacts(
-            "cascade", (), residual, norm, cost, sum(one.edges for one in found)
-        ),
+        coupling=result.CouplingFacts("cascade", (), residual, norm, cost, edges),
         rounding=max(one.rounding for one in certificates),
         metric=MetricFacts("cascade", "layers", 0.0, math.inf),
         declared=tuple(sorted({name for one in certificates for name in one.declared})),
@@ -156,13 +155,9 @@ def _with_facts(
         result.LayerFacts(k, layer.certificate.rate, float(q), layer.input_gain, layer.output_gain, n)
         for k, (layer, q, n) in enumerate(zip(layers, factors, memory, strict=False))
     )
-    return replace(
-        whole,
-        metric=MetricFacts("cascade", "layers", 1.0, growth * growth),
-        cascade=result.CascadeFacts(
-            facts, memory[-1], max(memory[:-1]), int(np.argmax(memory[:-1])), *gains
-        ),
-    )
+    *own, samples = memory
+    cascade = result.CascadeFacts(facts, samples, max(own), int(np.argmax(own)), *gains)
+    return replace(whole, metric=MetricFacts("cascade", "layers", 1.0, growth**2), cascade=cascade)
 
 
 def held(layer: LayerBound, substeps: int) -> LayerBound:

@@ -17,7 +17,7 @@ from ctrnn_assembly.certificates.given import terms_of, uncertain
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
 from ctrnn_assembly.certificates.maps import certify_rnn
 from ctrnn_assembly.certificates.modules import ModuleBound
-from ctrnn_assembly.certificates.result import Certificate, StepCertificate
+from ctrnn_assembly.certificates.result import Certificate, Module, StepCertificate
 from ctrnn_assembly.certificates.rounding import last_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, identity, jointly, reweighed
 from ctrnn_assembly.certificates.steps import prove_step
@@ -39,7 +39,6 @@ StepLengths = float | Sequence[float] | Tensor | None
 Lengths = tuple[float, ...]
 
 
-@torch.no_grad()
 @one_thread()
 def certify(
     field: Any,
@@ -103,10 +102,8 @@ def certify(
         return _certify_terms(terms, metric, step_lengths(dt), solver, search)
     name = getattr(field, "__name__", type(field).__name__)
     if not callable(field):
-        advice = "Use certify(layer), or load_run(path).certificate"
-        raise ConfigError(
-            f"field must be a layer, a classifier, a field or Terms; got {name}. {advice}."
-        )
+        must = "field must be a layer, a classifier, a field or Terms"
+        raise ConfigError(f"{must}; got {name}. Use certify(layer), or load_run(path).certificate.")
     reason = f"no certificate is defined for {name}; certify a CTRNN, a Stack or a Subnetwork"
     return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
 
@@ -220,16 +217,14 @@ def largest_uncertainty(
     return last_proven(largest, lambda scale: _holds(at(scale, dt), step))
 
 
-def _module(index: int, proven: ModuleBound, tau: Tensor) -> result.Module:
+def _module(index: int, proven: ModuleBound, tau: Tensor) -> Module:
     unit = float(tau.max()) if proven.rate > 0 else float(tau.min())
     certified = proven.rate * float(tau.max()) >= SMALLEST_RATE
     theorem = proven.theorem if certified else "none"
-    return result.Module(index, len(tau), theorem, proven.rate * unit, proven.rate, certified)
+    return Module(index, len(tau), theorem, proven.rate * unit, proven.rate, certified)
 
 
-def _reason(
-    whole: Interconnection, modules: tuple[result.Module, ...], rate: float, smallest: float
-) -> str:
+def _reason(whole: Interconnection, modules: Sequence[Module], rate: float, smallest: float) -> str:
     """The first condition that failed, its value, and what to change."""
     growth, unstable = whole.abscissa_at_full_slope(), ""
     if growth > 0:

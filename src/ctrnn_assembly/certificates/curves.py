@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ctrnn_assembly.certificates.certify import unusable
 from ctrnn_assembly.certificates.interconnection import Interconnection
@@ -30,7 +29,6 @@ class FactorCurve:
     max_dt: float
 
 
-@torch.no_grad()
 @one_thread()
 def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
     """Of all solvers, over dt around `near`, in a metric that certifies; or a ContractionError."""

@@ -90,9 +90,8 @@ def proven_storage(system: LayerSystem, rho: float, gamma: float) -> Storage | N
     n, m = system.B.shape
     p, size = len(system.C), 2 * n + len(system.C) + m
     x, w, g, s = np.split(np.eye(size), np.cumsum([n, n, p]))
-    ahead = np.hstack(
-        [system.A, system.F, np.zeros((n, p)), system.B / gamma]
-    )  # s in units of 1 / gamma
+    # s in units of 1 / gamma
+    ahead = np.hstack([system.A, system.F, np.zeros((n, p)), system.B / gamma])
     T, U = _multipliers(system, gamma)
     y, c = system.W @ g, system.C @ ahead + system.D / gamma @ s
     form = y.T @ y - s.T @ s + _sector(w, x, T, system.inner) + _sector(g, c, U, system.outer)

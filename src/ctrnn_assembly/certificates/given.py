@@ -52,9 +52,7 @@ def uncertain(terms: Terms, by: Any) -> Terms:
         by = Uncertainty(by, by if np.ndim(by) == 0 and terms.L is not None else 0.0)
     each = by.W if isinstance(by.W, tuple) else _blocks(by.W, "uncertainty") if _is_array(by.W) else None
     each = each or (by.W,) * len(terms.sizes)
-    *parts, of_L = (
-        _numbers(one, "uncertainty") if _is_array(one) else float(one) for one in (*each, by.L)
-    )
+    *parts, of_L = (_numbers(x, "uncertainty") if _is_array(x) else float(x) for x in (*each, by.L))
     wanted = [(k, k) for k in terms.sizes] + [(terms.n, terms.n)]
     shapes = [getattr(one, "shape", shape) for one, shape in zip((*parts, of_L), wanted, strict=False)]
     if len(parts) != len(terms.sizes) or shapes != wanted:
@@ -90,9 +88,7 @@ def _blocks(W: Any, name: str) -> tuple[Tensor, ...]:
         parts = tuple(parts[0])
     shapes = [tuple(one.shape) for one in parts]
     if not parts or any(len(s) != 2 or s[0] != s[1] or s[0] < 1 for s in shapes):
-        raise ShapeError(
-            f"{name} must be square, (n, n), or square blocks, (p, k, k) or a list; got {shapes[:4]}."
-        )
+        raise ShapeError(f"{name} must be square, (n, n), (p, k, k) or a list; got {shapes[:4]}.")
     return parts
 
 
@@ -123,9 +119,7 @@ def read_matrices(file: Path) -> dict[str, Any]:
         if name not in ("W", "L", "tau", *blocks):
             raise unknown(f"an array of {file}", name, ("W", *blocks, "L", "tau"))
     if ("W" in found) == bool(blocks):
-        raise DataError(
-            f"{file} must hold W, or its blocks W0, W1, ...; got {', '.join(found) or 'none'}."
-        )
+        raise DataError(f"{file} must hold W, or blocks W0, W1, ...; got {', '.join(found) or 'none'}.")
     rest: dict[str, Any] = {name: found[name] for name in ("L", "tau") if name in found}
     return {"W": [found[name] for name in blocks] if blocks else found["W"], **rest}
 

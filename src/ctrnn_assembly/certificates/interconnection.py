@@ -50,9 +50,7 @@ class Interconnection:
         K, error = torch.zeros(terms.n, terms.n, dtype=torch.float64), 0.0
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
-        moved = (
-            0.0 if terms.within is None else rounding.norm_within(terms.within.L, *2 * (_whole(scales),))
-        )
+        moved = rounding.norm_within(terms.within.L, *2 * (_whole(scales),)) if terms.within else 0.0
         gains = _edge_gains(terms, scales) if terms.edges else None
         edges = tuple(_edge_system(edge, scales, terms.sizes) for edge in terms.edges)
         proven = (*map(prove_module, modules),)

@@ -23,7 +23,6 @@ from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Terms
 
 
-@torch.no_grad()
 @one_thread()
 def write_proof(file: Path, net: Any, certificate: Certificate, weights: Path) -> list[str]:
     """Write what is certified of a net, as JSON to `file`, and its matrices beside it as safetensors.

@@ -82,10 +82,8 @@ def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
     means = (member.mT @ ((member @ logs) / (member @ torch.tensor(terms.sizes).double()))).exp()
     between = member @ (gains * (means / means[:, None])) @ member.mT
     between.fill_diagonal_(0)
-    rates = (member * torch.tensor([m.rate for m in whole.modules]).double()).masked_fill(
-        member == 0, math.inf
-    )
-    rates = rates.min(dim=1).values
+    rates = member * torch.tensor([m.rate for m in whole.modules]).double()
+    rates = rates.masked_fill(member == 0, math.inf).min(dim=1).values
     for share in (0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
         d, e = resolvent_sums(torch.diag(rates - (1 - share) * rates.min()) - between)
         roots = (member.mT @ (e / d)).sqrt() / means
@@ -178,8 +176,6 @@ def least_norm(W: Tensor) -> Tensor:
 
     x, bounds, options = np.zeros(len(W)), [(-20.0, 20.0)] * len(W), {"maxiter": 30, "maxfun": 40}
     for p in (2.0, 8.0, 32.0, 128.0):
-        found = minimize(
-            loss, x, args=(p,), jac=True, method="L-BFGS-B", bounds=bounds, options=options
-        ).x
-        x = min(x, found, key=lambda one: loss(one, p)[0])
+        found = minimize(loss, x, args=(p,), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        x = min(x, found.x, key=lambda one: loss(one, p)[0])
     return torch.from_numpy(x)

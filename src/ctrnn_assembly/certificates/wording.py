@@ -127,9 +127,7 @@ def meeting_words(meeting: Meeting | None) -> str:
     if meeting is None:
         return "the factor is of exact arithmetic: no distance is known to which rounded states meet"
     floor, per_input = up(meeting.floor, 2), up(meeting.per_input, 2)
-    return (
-        f"states meet down to {floor} + {per_input} U in {meeting.arithmetic}, for inputs up to |u| <= U"
-    )
+    return f"states meet down to {floor} + {per_input} U in {meeting.arithmetic}, for inputs |u| <= U"
 
 
 def samples_words(samples: float) -> str:
