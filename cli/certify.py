@@ -38,9 +38,7 @@ LAYERS = (
 
 @click.command("certify", cls=shared.Command)
 @click.argument("source", metavar="[RUN|CONFIG]", required=False)
-@option(
-    "--weights", type=shared.PATH, metavar="FILE", help="certify matrices W, L: .npz, .npy, .mat or .csv"
-)
+@option("--weights", type=shared.PATH, metavar="FILE", help="matrices W, L: .npz, .npy, .mat or .csv")
 @option("--activation", help="of --weights  [default: tanh]")
 @option("--activation-place", "place", type=PLACES, help="W phi(x) or phi(W x)  [default: outside]")
 @option("--tau", type=float, help="of --weights, unless in the file  [default: 1]")

@@ -32,9 +32,7 @@ FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
 @click.command("reproduce")
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--list", "list_all", is_flag=True, help="show all experiments and what they took")
-@click.option(
-    "--rows", default="", metavar="ROW,...", help="only these; patterns like svd-* are allowed"
-)
+@click.option("--rows", default="", metavar="ROW,...", help="only these, or patterns like svd-*")
 @click.option("--seeds", type=click.IntRange(min=1), help="runs of each row, with seeds 0, 1, ...")
 @click.option("--seed", "only", type=click.IntRange(min=0), multiple=True, help="only this seed")
 @click.option("--fast", is_flag=True, help="a few small samples, 2 epochs: see that it runs")
@@ -62,10 +60,10 @@ def reproduce_command(
     if count is not None and only:
         raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
     results = results or (FAST_RESULTS if fast else RESULTS)
-    results_of = partial(read_results, results)
+    read = partial(read_results, results)
     experiments = [load_experiment(name) for name in names or experiment_names()]
     if list_all:
-        listed = [summary(e, results_of(e)) for e in experiments]
+        listed = [summary(e, read(e)) for e in experiments]
         texts = [{**summary_cells(one), "command": one["experiment"]} for one in listed]
         emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
@@ -73,9 +71,7 @@ def reproduce_command(
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures = run_all(jobs, results=results, say=say, **given)
-    lines = {
-        e.name: compare(e.matching(patterns), results_of(e, fast=fast), e.against) for e in experiments
-    }
+    lines = {e.name: compare(e.matching(patterns), read(e, fast=fast), e.against) for e in experiments}
     note = " (--fast: not comparable)" if fast else ""
     tables = (table([cells(one) for one in found], title=name + note) for name, found in lines.items())
     emit({"fast": fast, "experiments": lines}, *tables, as_json=as_json)
@@ -202,10 +198,8 @@ def bench_command(works: tuple[str, ...], as_json: bool, plot: Path | None, **se
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
     found = measure(size, works, track=bar, **settings)
-    shown = [table(bench_rows(found["rows"]), BENCH_COLUMNS, title="forward and backward")] * bool(
-        found["rows"]
-    )
-    figure = partial(speed_figure, found) if found["rows"] else None
+    rows, figure = bench_rows(found["rows"]), partial(speed_figure, found) if found["rows"] else None
+    shown = [table(rows, BENCH_COLUMNS, title="forward and backward")] * bool(rows)
     emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:
         click.echo(f"warning: {note}", err=True)

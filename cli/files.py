@@ -50,9 +50,7 @@ def predict_command(folder: Path, data: Path, out: Path | None) -> None:
 
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
-@click.option(
-    "--out", type=OutputFile(*PROGRAMS), help=".onnx, .pt2 of torch  [default: model.onnx in RUN]"
-)
+@click.option("--out", type=OutputFile(*PROGRAMS), help=".onnx or .pt2  [default: model.onnx in RUN]")
 @click.option("--format", type=click.Choice([*PROGRAMS.values()]), help="[default: as the suffix says]")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option

@@ -55,9 +55,7 @@ class Driven:
         for name in of_run if module or data else ():
             if changes[name]:
                 flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(
-                    f"{flag} is of a run and its task. Leave it out, or --module or --data."
-                )
+                raise ConfigError(f"{flag} is of a run and its task. Drop it, or --module or --data.")
         split, samples = changes.pop("split"), changes.pop("samples")
         self.name, self.outputs, self.module = Path(source or module or "").name, outputs, module
         self.step = {name: changes[name] for name in ("dt", "solver")}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.data.own import of_arrays, read_series
 from ctrnn_assembly.diagnostics import Behaviour
-from ctrnn_assembly.errors import ConfigError, DataError, refusing, unknown
+from ctrnn_assembly.errors import ConfigError, DataError, check_within, refusing, unknown
 from ctrnn_assembly.terms import Terms
 
 KINDS = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}  # by the rows of weight_hh for each unit
@@ -68,12 +68,10 @@ def _run(file: str, what: str, function: Any, *arguments: Any) -> Any:
 def torch_net(file: Path) -> nn.Module:
     """nn.RNN, nn.GRU or nn.LSTM from its state, float64."""
     with refusing(f"{file} holds no state of one nn.RNN, nn.GRU or nn.LSTM", IN_PYTHON):
-        stored = safetensors.torch.load_file(file)
-        (start,) = (k.removesuffix("weight_hh_l0") for k in stored if k.endswith("weight_hh_l0"))
-        names = {k: k.removeprefix(start) for k in stored if k.startswith(start)}
-        state = {
-            k: stored[name] for name, k in names.items() if re.match(r"(weight|bias)_[ih][hr]_l\d", k)
-        }
+        held = safetensors.torch.load_file(file)
+        (start,) = (k.removesuffix("weight_hh_l0") for k in held if k.endswith("weight_hh_l0"))
+        names = {k: k.removeprefix(start) for k in held if k.startswith(start)}
+        state = {k: held[one] for one, k in names.items() if re.match(r"(weight|bias)_[ih][hr]_l\d", k)}
         (rows, n), m = state["weight_hh_l0"].shape, state["weight_ih_l0"].shape[1]
         layers = sum(re.fullmatch(r"weight_hh_l\d+", name) is not None for name in state)
         kind, bias, backward = KINDS[rows // n], "bias_hh_l0" in state, "weight_hh_l0_reverse" in state
@@ -95,6 +93,5 @@ def load_inputs(data: Path | None, m: int | None, samples: int | None) -> tuple[
     count = min(4, len(x)) if samples is None else samples
     if x.shape[2] != (m or x.shape[2]):
         raise DataError(f"{series.what} must have {m} channels, as the net reads; got {x.shape[2]}.")
-    if not 1 <= count <= len(x):
-        raise ConfigError(f"samples must be in 1..{len(x)}, those of {series.what}; got {samples}.")
+    check_within(f"[1, {len(x)}]", f"{series.what} has {len(x)} series.", samples=count)
     return torch.from_numpy(x[:count]), torch.from_numpy(series.lengths[:count])

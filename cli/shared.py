@@ -162,10 +162,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Columns = (), *, title: st
     made = Table(title=title, title_justify="left", show_header=named)
     for column in columns:
         # On a narrow terminal the name of a row stays whole, and nothing is cut off.
-        first = column is columns[0]
-        made.add_column(
-            column.header, justify="right" if column.form else "left", no_wrap=first, overflow="fold"
-        )
+        look: Any = {"justify": "right" if column.form else "left", "no_wrap": column is columns[0]}
+        made.add_column(column.header, overflow="fold", **look)
     for row in rows:
         values = ((column, row.get(column.key)) for column in columns)
         made.add_row(*(c.missing if value is None else format(value, c.form) for c, value in values))

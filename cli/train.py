@@ -294,10 +294,8 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
         pair = [radii[f"{bound}_{norm}"][kept] for bound in ("certified", "attack")]
         low, high, ratio = map(float, map(np.median, (*pair, pair[1] / pair[0])))
         norms[norm] = {"certified": low, "attack": high, "ratio": ratio}
-        text = (
-            f"{norm} over time: certified {low:.3g} ({unit * low:.3g} in raw units), attack {high:.3g}"
-        )
-        said.append(f"{text}, {ratio:.3g} times as large: medians of the samples that are right")
+        one = f"{norm} over time: certified {low:.3g} ({unit * low:.3g} in raw units), attack {high:.3g}"
+        said.append(f"{one}, {ratio:.3g} times as large: medians of the samples that are right")
 
     columns = [Column(name, name, "", radius) for name, radius in radii.items()]
     rows = {"curve": shared.rows_of(curve), "rows": shared.rows_of(columns)}

@@ -53,9 +53,8 @@ def contestant(name: str, data_dir: str | None) -> tuple[dict[str, Any], Callabl
     batches = Batches(run.task, run.task.train, config.batch_size, seed=config.seed)
     steps = iter(batches)
     known = {"row": name, "task": run.task_as_used, "model": config.model, "epochs": config.epochs}
-    return known | {"batch": config.batch_size, "steps": len(batches)}, lambda: train_step(
-        training, next(steps)
-    )
+    known |= {"batch": config.batch_size, "steps": len(batches)}
+    return known, lambda: train_step(training, next(steps))
 
 
 def measured(names: list[str], rounds: int, data_dir: str | None) -> list[dict[str, Any]]:

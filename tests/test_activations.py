@@ -210,7 +210,7 @@ def test_what_is_not_elementwise_is_refused(function: Any) -> None:
 
 
 def test_trained_activations_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no trained parameters"):
+    with pytest.raises(ConfigError, match="train no parameters"):
         Activation("prelu", nn.PReLU(), (0.0, 1.0))
 
 

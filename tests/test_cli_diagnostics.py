@@ -171,7 +171,7 @@ def test_wrong_input_is_refused_in_one_sentence(cli, tmp_path, command):
     store_run(run, model="adadiag-tanh")
     (tmp_path / "empty").mkdir()
     for samples in (0, 10**6):
-        assert "samples must be in 1.." in cli.refuses(command, run, "--samples", samples)
+        assert "samples must be in [1, " in cli.refuses(command, run, "--samples", samples)
     cli.refuses(command, tmp_path / "empty")
     cli.refuses(command, tmp_path / "nothing")
     assert "Did you mean 'imex'" in cli.refuses(command, run, "--solver", "imx")

@@ -216,7 +216,7 @@ def test_gates_of_the_state_do_not_move_the_fixed_points() -> None:
         (ShapeError, "u must be", {"u": torch.zeros(3)}),
         (DataError, "nan", {"u": torch.full((2,), torch.nan)}),
         (ShapeError, "x0 must be", {"x0": torch.zeros(3, 5)}),
-        (ShapeError, "at least one state", {"x0": torch.zeros(0, 6)}),
+        (ShapeError, "not empty", {"x0": torch.zeros(0, 6)}),
         (DataError, "nan", {"x0": torch.full((1, 6), torch.nan)}),
     ],
 )

@@ -252,7 +252,7 @@ def nan_like(x: Tensor) -> Tensor:
     ("error", "words", "call"),
     [
         (ShapeError, "x must be", lambda t, x, u: flow_jacobian(t, u, x[0])),
-        (ShapeError, "at least one state", lambda t, x, u: flow_jacobian(t, None, x[:0])),
+        (ShapeError, "not empty", lambda t, x, u: flow_jacobian(t, None, x[:0])),
         (ShapeError, "x must be", lambda t, x, u: flow_jacobian(t, u, x[:, 1:])),
         (ShapeError, "u must be", lambda t, x, u: flow_jacobian(t, u[:, :1], x)),
         (ShapeError, "u must be", lambda t, x, u: flow_jacobian(t, u[:2], x)),

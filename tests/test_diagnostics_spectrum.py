@@ -311,7 +311,7 @@ def test_a_diverging_trajectory_is_refused() -> None:
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (ShapeError, "at least one state", lambda t, x: spectrum_at(t, None, x[:0])),
+        (ShapeError, "not empty", lambda t, x: spectrum_at(t, None, x[:0])),
         (DataError, "nan", lambda t, x: spectrum_at(t, None, x * torch.nan)),
         (
             ShapeError,
@@ -329,7 +329,7 @@ def test_a_diverging_trajectory_is_refused() -> None:
         (ConfigError, "in 0..3", lambda t, x: spectrum_along(t, normal(3, 2), at=[4], dt=0.1)),
         (
             ShapeError,
-            "at least one sample",
+            "not empty",
             lambda t, x: spectrum_along(t, normal(0, 2), at=[0], dt=0.1),
         ),
         (ShapeError, "m = 2", lambda t, x: spectrum_along(t, normal(3, 5), at=[0], dt=0.1)),

@@ -282,7 +282,7 @@ def test_a_source_is_a_run_a_file_or_a_recipe_with_changes(tmp_path: Path) -> No
         Run.open("x")
     with pytest.raises(ConfigError, match="Did you mean 'digits'"):
         Run.open("digit")
-    with pytest.raises(ConfigError, match="samples must be in 1"):
+    with pytest.raises(ConfigError, match=r"samples must be in \[1, "):
         from_file.inputs("val", 0)
 
 

@@ -15,9 +15,9 @@ A net explodes by our criterion if the least-squares line of log GSC over l grow
 GROWTH a layer and explains at least FIT of the variance.
 """
 
-import argparse
 import math
 import time
+from argparse import Namespace
 from typing import Any
 
 import mlps
@@ -50,9 +50,7 @@ def growth(log_gsc: Tensor) -> tuple[float, float]:
     return math.exp(line.slope), float(line.rvalue) ** 2
 
 
-def dataset(
-    name: str, number: int, settings: argparse.Namespace
-) -> tuple[nn.Sequential, Tensor, Tensor]:
+def dataset(name: str, number: int, settings: Namespace) -> tuple[nn.Sequential, Tensor, Tensor]:
     """A net, its inputs and the labels, all of this number's generator."""
     generator = torch.Generator().manual_seed(settings.seed + number)
     size = (2, settings.observations, settings.width)
@@ -84,7 +82,7 @@ def scale_to_error(net: nn.Sequential, x: Tensor, label: Tensor) -> tuple[Tensor
     return found.jacobian.flip(0), found.size.flip(0)
 
 
-def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, settings: Namespace) -> dict[str, Any]:
     """Curves of one network over all data sets, and the seconds that its GSC took."""
     jacobians, sizes, statistics, seconds = [], [], [], 0.0
     for k in range(settings.datasets):
@@ -131,7 +129,7 @@ def growth_rows(nets: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
-def settings_from(arguments: list[str] | None) -> argparse.Namespace:
+def settings_from(arguments: list[str] | None) -> Namespace:
     parser = mlps.options(__doc__)
     parser.add_argument("--datasets", type=int, default=10)
     parser.add_argument("--observations", type=int, default=100)

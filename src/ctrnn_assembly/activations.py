@@ -63,9 +63,7 @@ class Activation:
                 f"{{0}}; got {self.slope}. Declare it as Activation(name, f, slope=(0.0, 1.0))."
             )
         if any(True for _ in getattr(self.function, "parameters", tuple)()):
-            raise ConfigError(
-                f"activation {self.name!r} must have no trained parameters. Freeze a copy."
-            )
+            raise ConfigError(f"activation {self.name!r} must train no parameters. Freeze a copy.")
         self._refute()
 
     @torch.no_grad()

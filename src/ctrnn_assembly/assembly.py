@@ -33,9 +33,7 @@ class Assembly(Field):
 
     parts: Sequence["Subnetwork | Assembly"]
 
-    def __init__(
-        self, modules: Sequence["Subnetwork | Assembly"], coupling: Coupling | None = None
-    ) -> None:
+    def __init__(self, modules: Sequence[Field], coupling: Coupling | None = None) -> None:
         super().__init__()
         sizes = sizes_of(modules)
         if coupling is not None and coupling.sizes != sizes:

@@ -72,9 +72,8 @@ def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
         )
     if driven and not reads and isinstance(x0, tuple):
         raise ShapeError("an input is not added to a tuple of states. Write f(t, x, u), which reads it.")
-    return OwnField(
-        f, reads and driven, tuple(tuple(p.shape[1:]) for p in parts(x0)), isinstance(x0, tuple)
-    )
+    sizes = tuple(tuple(p.shape[1:]) for p in parts(x0))
+    return OwnField(f, reads and driven, sizes, isinstance(x0, tuple))
 
 
 def reads_input(f: Any) -> tuple[bool, bool]:
@@ -103,7 +102,7 @@ def euler(field: OwnField, x0: Tensor, drive: Tensor | None, times: Tensor, step
     """Forward Euler, all states (time + 1, batch, n), x0 first; drive (time, batch, ...) is held."""
     if times.ndim == 2 and any(len(size) != 1 for size in field.sizes):
         raise ShapeError(
-            f"dt of each sample needs states (batch, n); got (batch, *{field.sizes}). Use one dt."
+            f"dt of each sample needs states (batch, n); got sizes {field.sizes}. Use one dt."
         )
     starts = times.to(x0) if times.ndim == 1 else times.to(x0).mT[..., None]
     states = [x0]

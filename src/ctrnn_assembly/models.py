@@ -83,7 +83,7 @@ OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W 
 MARGIN = {"margin": 0.01}
 SPARSE = {"activation": "relu", "activation_place": "inside", "density": 0.033}
 DIAGONAL = {**MARGIN, "coupling_init": "orthogonal", "bias": False}  # AdaDiag's papers have no bias
-RELU = {**MARGIN, "activation": "relu"}
+RELU, TANH = {**MARGIN, "activation": "relu"}, {"activation": "tanh"}
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,17 @@ MODELS = {
         sets.PublishedSparse,
         {**SPARSE, "magnitude": 6.0, "coupling_init": "normal"},
     ),
-    "deep-adadiag": Model(
-        "stack of AdaDiag pairs; its whole step certified", Stack, {"activation": "tanh"}
-    ),
+    "deep-adadiag": Model("stack of AdaDiag pairs; its whole step certified", Stack, TANH),
     "deep-selective": Model(
         "deep-adadiag with step lengths that read the input; certified for bounded inputs",
         Stack,
-        {"activation": "tanh", "gate_range": 2.0, "input_range": 3.0},
+        {**TANH, "gate_range": 2.0, "input_range": 3.0},
     ),
     "deep-lru": Model("stack of linear pairs, W = 0; the whole step certified", Stack),
     "deep-free": Model(
         "deep-adadiag with decay and weights free; no certificate",
         Stack,
-        {"activation": "tanh"},
+        TANH,
         layer=baselines.FreePairs,
     ),
     "deep-lstm": _rival("LSTMs", baselines.LSTM),

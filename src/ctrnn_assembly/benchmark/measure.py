@@ -286,9 +286,7 @@ def sentences(report: Report) -> Iterator[str]:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     yield f"{report['hardware']}, threads: {report['threads']}; {versions}"
     units = {"bytes": (1e9, "GB/s moved"), "calls": (1e6, "million calls a second")}
-    rates = (
-        (*units.get(k, (1e9, f"GFLOP/s of products in {k}")), x) for k, x in report["rates"].items()
-    )
+    rates = ((*units.get(k, (1e9, f"GFLOP/s of {k} products")), x) for k, x in report["rates"].items())
     yield f"limits: {', '.join(f'{x / unit:.1f} {what}' for unit, what, x in rates)}"
     yield (
         "checked before timing: states and gradients agree with the plain loop in float64, within 1e-05 "

@@ -26,7 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within
+from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within, unknown
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, AffineMap, affine_step, repeated, times
@@ -195,9 +195,7 @@ class Behaviour:
             given: Any = {"t": [0.0, length], "solver": solver}
             return lambda u, x: solve(lambda t, z: flow(u, z), x, **given).last
         known = [*(SCHEMES if self.terms is not None else ["euler"]), *FIXED_STEP]
-        raise ConfigError(
-            f"solver must be one of {', '.join(known)}, whose step has a Jacobian here; got {solver!r}."
-        )
+        raise unknown("solver", solver, known, "Steps of others have no Jacobian here.")
 
 
 def behaviour(net: Any, *, size: int | None = None) -> Behaviour:
@@ -243,13 +241,13 @@ def prepare(
     by default one a sequence of u, from N(0, spread^2), or without spread the net's own initial state.
     """
     known = behaviour(net, size=None if x is None else x.shape[-1])
-    u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size, "sample")
+    u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size)
     if x is None:
         x = torch.zeros(count or (1 if u is None else len(u)), known.size, dtype=torch.float64)
         if spread:
             return known, u, x.normal_(0, spread, generator=generator)
         return known, u, x if known.x_0 is None else known.x_0.repeat(len(x), 1)
-    x = _checked_tensor(x, states, known.size, "state")
+    x = _checked_tensor(x, states, known.size)
     x = x[None] if x.ndim == 1 else x
     if u is not None and inputs == "(batch, m)":
         if len(u) not in (1, len(x)):
@@ -258,15 +256,13 @@ def prepare(
     return known, u, x
 
 
-def _checked_tensor(t: Tensor, layout: str, width: int | None, one: str) -> Tensor:
+def _checked_tensor(t: Tensor, layout: str, width: int | None) -> Tensor:
     """The tensor in float64 on the CPU, if it has the layout, such as "u (time, m)"."""
     name, dimensions = layout.split(" ", 1)
     axes = dimensions.strip("(),").split(", ")
     if t.ndim != len(axes) or 0 in t.shape or t.shape[-1] != (width or t.shape[-1]):
         known = "" if width is None else f" with {axes[-1]} = {width}"
-        raise ShapeError(
-            f"{name} must be {dimensions}{known}, at least one {one}; got {tuple(t.shape)}."
-        )
+        raise ShapeError(f"{name} must be {dimensions}{known} and not empty; got {tuple(t.shape)}.")
     check_finite(t)
     return t.detach().to("cpu", torch.float64)
 
@@ -358,9 +354,7 @@ def _copied(net: nn.Module) -> Any:
 
 def _check_weights(tensors: Iterable[Tensor]) -> None:
     if not all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()):
-        raise DataError(
-            "the weights must be finite; got NaN or infinite entries. Load or build the network again."
-        )
+        raise DataError("the weights must be finite; got NaN or infinity. Load or build the net again.")
 
 
 def _of_ours(net: Any, terms: Terms | None) -> Behaviour:

@@ -105,9 +105,7 @@ def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
         right.plot(times, one.largest.numpy(), color=look["color"], linewidth=1.3)
     trained = 100 * (found[0].measures.get("accuracy") or 0)
     left.axvline(trained, color=style.GREY, linewidth=0.8, linestyle=DASHED)
-    left.set_yticks(
-        range(len(found)), [f"{one.name}{' (trained)' * (one is found[0])}" for one in found]
-    )
+    left.set_yticks(range(len(found)), [f"{s.name}{' (trained)' * (s is found[0])}" for s in found])
     left.set(xlabel="test accuracy (%)", xlim=(0, 102), ylim=(len(found) - 0.5, -0.5))
     right.set(xlabel="time (unit of tau)", ylabel="largest |x|, in the same colours")
     style.log_axis(right)

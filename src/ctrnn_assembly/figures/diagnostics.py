@@ -101,8 +101,9 @@ def finish_bars(axes: Axes, count: int, part: str, what: str, whole: float, labe
     height = whole if math.isfinite(whole) else np.nan
     axes.axhline(height, color=BLACK, linewidth=1.4, linestyle="--", label=label)
     axes.axhline(0, color=GREY, linewidth=0.8)
-    style.module_ticks(axes, count)
-    axes.set(xlabel=part, ylabel=what)
+    if count <= style.NUMBERED:
+        axes.set_xticks(range(count), map(str, range(count)), fontsize=8 if count <= 12 else 7)
+    axes.set(xlabel=part, ylabel=what, xlim=(-0.7, count - 0.3))
     style.raised(axes, 0.25, loc="upper center", ncols=2)
 
 

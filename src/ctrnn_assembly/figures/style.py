@@ -93,12 +93,6 @@ def heat_map(axes: Axes, A: Array, norm: Normalize) -> AxesImage:
     return image
 
 
-def module_ticks(axes: Axes, p: int) -> None:
-    if p <= NUMBERED:
-        axes.set_xticks(range(p), [str(k) for k in range(p)], fontsize=8 if p <= 12 else 7)
-    axes.set_xlim(-0.7, p - 0.3)
-
-
 def draw_eigenvalues(
     axes: Axes, values: NDArray[Any], colour: Any, marker: str = "o", label: str = ""
 ) -> None:

@@ -22,20 +22,21 @@ from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAc
 from ctrnn_assembly.training.config import TrainConfig, difference, make_config
 from ctrnn_assembly.training.run import lasting, write
 
+Record = dict[str, Any]  # a result, or a line of what is made of several
 ACCURACIES = ("val_accuracy", "test_accuracy", "best_epoch_accuracy", "final_epoch_accuracy")
 
 
-def keep_result(results: Path, job: Job, result: dict[str, Any]) -> None:
+def keep_result(results: Path, job: Job, result: Record) -> None:
     """Write a result, one line a key, whole or not at all."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
     write(results / f"{job.path}.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def checked_result(results: Path, job: Job) -> dict[str, Any]:
+def checked_result(results: Path, job: Job) -> Record:
     """The result of a run; DataError if it is damaged, ConfigError if it is of other settings."""
     path = results / f"{job.path}.json"
     with refusing(f"{path} is not the result of a run", "Delete it to run again."):
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: Record = json.loads(path.read_text(encoding="utf-8"))
         fast, stored = result["fast"], result["config"]
     # Settings that are gone by now are left out.
     config = make_config({k: v for k, v in stored.items() if k in TrainConfig.model_fields})
@@ -51,7 +52,7 @@ def checked_result(results: Path, job: Job) -> dict[str, Any]:
     return result
 
 
-def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -> list[dict[str, Any]]:
+def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -> list[Record]:
     """The results of an experiment's rows that are there, of any seed, as `checked_result`."""
     found = []
     for row in experiment.rows:
@@ -62,9 +63,7 @@ def read_results(results: Path, experiment: Experiment, *, fast: bool = False) -
     return found
 
 
-def compare(
-    rows: Sequence[Row], results: Sequence[dict[str, Any]], against: str | None = None
-) -> list[dict[str, Any]]:
+def compare(rows: Sequence[Row], results: Sequence[Record], against: str | None = None) -> list[Record]:
     """A line a row: published, ours in per cent, certificate, ...; `paired` with the row `against`."""
     reference = [result for result in results if result["row"] == against and "stopped" not in result]
     lines = []
@@ -98,9 +97,7 @@ def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
     return {"mean": statistics.fmean(known), "std": deviation, "min": min(known), "max": max(known)}
 
 
-def paired(
-    one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]
-) -> dict[str, float | int] | None:
+def paired(one: Sequence[Record], other: Sequence[Record]) -> dict[str, float | int] | None:
     """Mean difference of test accuracies over common seeds, in per cent, and `half_interval`; None of
     fewer than two seeds."""
     ours, theirs = ({r["seed"]: r["test_accuracy"] for r in results} for results in (one, other))
@@ -115,7 +112,7 @@ def half_interval(values: Sequence[float]) -> float | None:
     return float(student.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5) if n > 1 else None
 
 
-def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def verdict(certificates: Sequence[Record]) -> Record | None:
     """How many are certified, in continuous time and in the step, and the smallest certified rate."""
     if not certificates:
         return None
@@ -125,10 +122,10 @@ def verdict(certificates: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"of": len(certificates), "certified": len(proven), "rate": rate, "discrete": steps}
 
 
-def means(runs: Sequence[dict[str, Any]], part: str = "test") -> dict[str, Any]:
+def means(runs: Sequence[Record], part: str = "test") -> Record:
     """What finished runs come to, from their summaries: means of the measures of a part and of seconds,
     each with its `half_interval`, how many are certified, and the smallest rate."""
-    found: dict[str, Any] = {}
+    found: Record = {}
     for name in [*(f"{part}_{key}" for key in MEASURES), "seconds"]:
         reached = [one[name] for one in runs if one.get(name) is not None]
         if reached:
@@ -140,7 +137,7 @@ def means(runs: Sequence[dict[str, Any]], part: str = "test") -> dict[str, Any]:
     return found
 
 
-def cells(line: dict[str, Any]) -> dict[str, str]:
+def cells(line: Record) -> dict[str, str]:
     """A line of `compare` as a table shows it: text by column."""
     after, before = line["certificate"], line["certificate_initial"]
     published = [PublishedAccuracy.model_validate(one) for one in line["published"]]
@@ -170,7 +167,7 @@ def cells(line: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def summary(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summary(experiment: Experiment, results: Sequence[Record]) -> Record:
     """An experiment in a line: what it is, its rows and runs, and the seconds that they took."""
     planned = {(job.row.name, job.seed) for job in experiment.jobs()}
     published = [(one, row.name) for row in experiment.rows for one in row.published]
@@ -187,7 +184,7 @@ def summary(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dict[s
     }
 
 
-def summary_cells(line: dict[str, Any]) -> dict[str, str]:
+def summary_cells(line: Record) -> dict[str, str]:
     """A `summary` as a table shows it: text by column."""
     done, runs = line["done"], line["runs"]
     return {

@@ -50,9 +50,7 @@ OF_DATA = ("target", "ahead", "warm_up", "missing")  # settings that a task of y
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
 LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
-DIVERGED = (
-    "the loss became NaN or infinite in {}. The last good checkpoint is kept. Lower learning_rate."
-)
+DIVERGED = "the loss became NaN or infinite in {}. The last checkpoint is kept. Lower learning_rate."
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -457,10 +455,8 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     for file in (last.with_name("best.ckpt"), last):
         saved = run.read_weights(file)
         saved.load(training.net)
-    if (before := saved.progress["task"]) != training.task.name:
-        raise ConfigError(
-            f"{out} was trained on {before}; got {training.task.name}. Name that data with --data-dir."
-        )
+    if (before := saved.progress["task"]) != (now := training.task.name):
+        raise ConfigError(f"{out} was trained on {before}; got {now}. Name that data with --data-dir.")
     return saved
 
 

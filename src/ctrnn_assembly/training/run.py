@@ -31,7 +31,7 @@ from ctrnn_assembly.certificates.wording import verdict
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import STEPWISE, in_words
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, refusing
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, check_within, refusing
 from ctrnn_assembly.layers import SequenceClassifier
 from ctrnn_assembly.models import MODELS, build_model, output_size
 from ctrnn_assembly.schemes import ADAPTIVE, SOLVERS, unknown_solver
@@ -198,9 +198,7 @@ class Run:
             found = read_weights(self.file)
             for beside in map(self.file.with_name, (CERTIFICATE, "summary.json")):
                 if beside.exists():
-                    with refusing(
-                        f"{beside} is of other weights, or damaged", "Use intact copies of both."
-                    ):
+                    with refusing(f"{beside} is of other weights, or damaged", "Use intact copies."):
                         of, own = json.loads(beside.read_text("utf-8"))["weights_sha256"], found.sha256
                         if of != own:
                             its = f"{self.file} has the sha256 {str(own)[:16]}..."
@@ -270,9 +268,7 @@ class Run:
         """
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
-        if not 1 <= samples <= len(part):
-            those = f"1..{len(part)}, those of the {split} split"
-            raise ConfigError(f"samples must be in {those}; got {samples}.")
+        check_within(f"[1, {len(part)}]", f"The {split} split has {len(part)}.", samples=samples)
         u, y, given = next(iter(Batches(self.task, part, samples)))
         if "dt" in given:
             raise ConfigError(f"radii and diagnostics are of equal steps. {self.task.note} Drop time.")
@@ -341,9 +337,7 @@ class Run:
             "units": output_size(self.config),
             "weights": self.weights.as_dict(),
             "task": self.task_name,
-            "solver": self.config.solver,
-            "dt": self.config.dt,
-            "substeps": self.config.substeps,
+            **{name: getattr(self.config, name) for name in ("solver", "dt", "substeps")},
         }
 
 
