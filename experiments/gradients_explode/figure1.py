@@ -130,10 +130,7 @@ def growth_rows(nets: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def settings_from(arguments: list[str] | None) -> Namespace:
-    parser = mlps.options(__doc__)
-    parser.add_argument("--datasets", type=int, default=10)
-    parser.add_argument("--observations", type=int, default=100)
-    return parser.parse_args(arguments)
+    return mlps.options(__doc__, datasets=10, observations=100).parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

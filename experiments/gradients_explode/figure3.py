@@ -220,13 +220,10 @@ def results_rows(nets: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
-    parser = mlps.options(__doc__)
+    parser = mlps.options(__doc__, images=3000, search_epochs=70, epochs=100)
     parser.add_argument("--task", default="images", help="images (CIFAR-10 as JPEG), smnist or digits")
     parser.add_argument("--data-dir", type=Path, help="default: CTRNN_DATA_DIR")
-    parser.add_argument("--images", type=int, default=3000, help="training images")
     parser.add_argument("--resize", type=int, help="pixels a side; default: all")
-    parser.add_argument("--search-epochs", type=int, default=70, help="of each rate")
-    parser.add_argument("--epochs", type=int, default=100, help="of the final nets")
     settings = parser.parse_args(arguments)
     settings.name = f"figure3-{settings.task}"
     return settings

@@ -60,12 +60,11 @@ def unit_rms(x: Tensor) -> Tensor:
     return normalize(x) * x.shape[1] ** 0.5
 
 
-def options(docstring: str | None) -> argparse.ArgumentParser:
+def options(docstring: str | None, **numbers: int) -> argparse.ArgumentParser:
+    """The options of all figures, and whole numbers of one figure with their defaults."""
     parser = argparse.ArgumentParser(description=str(docstring).split("\n\n")[0])
-    parser.add_argument("--depth", type=int, default=50)
-    parser.add_argument("--width", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    for name, default in {"depth": 50, "width": 100, "seed": 0, "threads": 1, **numbers}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--figure", type=Path, help="without an ending")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     return parser
@@ -86,8 +85,8 @@ def draw(
     **size: Any,
 ) -> Any:
     """Panels (title, first x, keys, axes' settings), a curve a net; those of further keys are faint."""
-    figure = style.new_figure(**size)
-    for axes, (title, first, keys, settings) in zip(figure.subplots(*shape).flat, panels, strict=True):
+    figure, grid = style.new_figure(shape=shape, **size)
+    for axes, (title, first, keys, settings) in zip(grid.flat, panels, strict=True):
         for name, curves in nets.items():
             look: Any = style.line_style(MLPS.index(name)) | {"label": name}
             for key in keys:

@@ -29,8 +29,7 @@ BOUNDS: Any = (  # title, label, column, its verdict, and the value beyond which
 def curves_figure(runs: Sequence[Run], published: Sequence[PublishedAccuracy] = ()) -> Figure:
     """Left: accuracies, published ones as lines. Right: losses. DataError if no epoch has ended."""
     tasks, names = described(runs)
-    figure = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.new_figure(3.3 + 0.15 * (len(runs) + len(published)), tasks, (1, 2))
     for k, (run, name) in enumerate(zip(runs, names, strict=True)):
         draw_run(left, run, name, k, "accuracy", 100)
         draw_run(right, run, name, k, "loss", 1)
@@ -69,8 +68,7 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
     """The certified rate, the factor of one step, and the largest certified dt beside the run's own."""
     tasks, names = described(runs)
     height = 3.0 + 0.15 * ((len(runs) + 3) // 2)
-    figure = style.new_figure(height, f"{tasks}: what is left of the certificate")
-    panels = figure.subplots(1, 3)
+    figure, panels = style.new_figure(height, f"{tasks}: what is left of the certificate", (1, 3))
     for axes, (title, label, column, verdict, boundary) in zip(panels, BOUNDS, strict=True):
         axes.set(title=title, ylabel=label)
         drawn = [run for k, run in enumerate(runs) if draw_verdicts(axes, run, column, verdict, k)]
@@ -96,8 +94,8 @@ def margin_figure(runs: Sequence[Run]) -> Figure:
 @style.printed
 def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
     """Left: accuracy under each solver, the one of training first. Right: how large the states grow."""
-    figure = style.new_figure(1.7 + 0.22 * len(found), f"{title}: the same weights under other solvers")
-    left, right = figure.subplots(1, 2)
+    title = f"{title}: the same weights under other solvers"
+    figure, (left, right) = style.new_figure(1.7 + 0.22 * len(found), title, (1, 2))
     for k, one in enumerate(found):
         look, accuracy = style.line_style(k), 100 * (one.measures.get("accuracy") or math.nan)
         left.plot(accuracy, k, **look, markerfacecolor=look["color"] if one.certified else "white")
@@ -118,8 +116,7 @@ def swap_figure(found: Sequence[Swap], *, title: str) -> Figure:
 @style.printed
 def radius_figure(radii: Mapping[str, style.Array], *, title: str) -> Figure:
     """Accuracy over the size of a perturbation, from the radius of each sample: 0 if it is wrong."""
-    figure = style.new_figure(3.2, f"{title}: accuracy under perturbed inputs")
-    axes = figure.subplots()
+    figure, axes = style.new_figure(3.2, f"{title}: accuracy under perturbed inputs")
     for k, (name, found) in enumerate(radii.items()):
         known = np.sort(found[found > 0])
         left = 100 * np.arange(len(known), 0, -1) / len(found)
@@ -135,8 +132,7 @@ def sweep_figure(
     rows: Sequence[Mapping[str, Any]], importance: Mapping[str, float], *, title: str
 ) -> Figure:
     """Left: the share of the variance that a setting explains. Right: validation of each trial."""
-    figure = style.new_figure(2.6 + 0.15 * len(importance), title)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.new_figure(2.6 + 0.15 * len(importance), title, (1, 2))
     left.barh(list(importance), list(importance.values()), color=style.COLOURS[0], height=0.6)
     left.set(xlabel="importance (fANOVA)", xlim=(0, 1))
     left.invert_yaxis()
@@ -161,9 +157,9 @@ def speed_figure(report: dict[str, Any]) -> Figure:
         groups.setdefault(row["work"], []).append(row)
     counts = [len(group) for group in groups.values()]
     height = 0.9 + 0.45 * len(groups) + 0.32 * sum(counts)
-    figure = style.new_figure(height, report["hardware"])
-    panels = figure.subplots(len(groups), squeeze=False, height_ratios=counts)[:, 0]
-    for axes, (work, rows) in zip(panels, groups.items(), strict=True):
+    given: Any = {"squeeze": False, "height_ratios": counts}
+    figure, panels = style.new_figure(height, report["hardware"], (len(groups), 1), **given)
+    for axes, (work, rows) in zip(panels[:, 0], groups.items(), strict=True):
         names = [row["name"] for row in rows]
         colours = [style.COLOURS[0 if name.startswith(OURS) else 4] for name in names]
         axes.barh(names, [1000 * row["median_s"] for row in rows], height=0.7, color=colours)
@@ -173,7 +169,7 @@ def speed_figure(report: dict[str, Any]) -> Figure:
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(y=0.01)
         axes.invert_yaxis()
-    panels[-1].set_xlabel("milliseconds: median (bar) and minimum (stroke)")
+    panels[-1, 0].set_xlabel("milliseconds: median (bar) and minimum (stroke)")
     return figure
 
 

@@ -32,8 +32,7 @@ MAP = "this network is a map, not a flow"
 def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], *, title: str) -> Figure:
     """Left: a step's proven factor over dt, of a stack its layers' memory. Right: all rates."""
     verdict = "certified" if certificate.certified else "NOT certified"
-    figure = style.new_figure(3.3, f"{title} ({verdict})")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.new_figure(3.3, f"{title} ({verdict})", (1, 2))
     if certificate.cascade is None:
         draw_factors(left, curves, certificate.step)
     else:
@@ -113,8 +112,7 @@ def spectrum_figure(
 ) -> Figure:
     """Eigenvalues of J, of the step, and the largest real parts over time; `before` training too."""
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
-    figure = style.new_figure(3.4, f"{title} ({verdict})")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = style.new_figure(3.4, f"{title} ({verdict})", (1, 3))
     rate = certificate.rate
     flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
     if flow and certificate.certified:
@@ -193,8 +191,7 @@ def contraction_figure(
     found: Measurement, twin: Measurement | None, proven: Certificate, *, title: str
 ) -> Figure:
     """Left: distances in the metric, with the certified envelope. Right: Euclidean, and the twin."""
-    figure = style.new_figure(3.1, title)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.new_figure(3.1, title, (1, 2))
     times = found.times.numpy()
     draw_pairs(left, times, found.distances.numpy(), COLOURS[0], "pairs")
     step = proven.step
@@ -236,8 +233,7 @@ def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: s
 @style.printed
 def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figure:
     """Left: the mean so far against time. Right: the spectrum, with the certified bound."""
-    figure = style.new_figure(3.0, title)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = style.new_figure(3.0, title, (1, 2))
     times, exponents, errors = found.times.numpy(), found.exponents.numpy(), found.errors.numpy()
     k = len(exponents)
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, k))
@@ -246,10 +242,8 @@ def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figu
         left.plot(times, line, color=colours[index], linewidth=1, label=name)
     left.set(xlabel="time (unit of tau)", ylabel=f"mean so far ({PER_TAU})", title="running estimate")
     bars = np.where(np.isfinite(errors), errors, 0)
-    label = "exponent, standard error"
-    right.errorbar(
-        range(1, k + 1), exponents, bars, None, "o", label=label, color=COLOURS[0], ms=3, capsize=2
-    )
+    look: Any = {"label": "exponent, standard error", "color": COLOURS[0], "ms": 3, "capsize": 2}
+    right.errorbar(range(1, k + 1), exponents, bars, None, "o", **look)
     right.set(ylabel=f"exponent ({PER_TAU})", title="at the end")
     style.whole_numbers(right, "index")
     for axes in (left, right):
@@ -266,8 +260,7 @@ def fixed_points_figure(
 ) -> Figure:
     """Eigenvalues of J by the kind of their fixed point, those of all inputs; the boundary Re = 0."""
     counts = ", ".join(str(len(points)) for points in found)
-    figure = style.new_figure(3.4, f"{title}; fixed points of each input: {counts}", width=4.6)
-    axes = figure.subplots()
+    figure, axes = style.new_figure(3.4, f"{title}; fixed points of each input: {counts}", width=4.6)
     labels = {kind: f"{kind} fixed point" for kind in KINDS}
     for points in found:
         for kind, values in zip(points.kinds, points.eigenvalues.numpy(), strict=True):
@@ -292,8 +285,7 @@ def gsc_figure(rows: Sequence[dict[str, Any]], *, title: str) -> Figure:
         ("jacobian", "||dx(T) / dx(t)||, root mean square", COLOURS[2], "s--"),
         ("jacobian_bound", "its certified bound", COLOURS[1], ":"),
     )
-    figure = style.new_figure(3.2, title, width=4.8)
-    axes = figure.subplots()
+    figure, axes = style.new_figure(3.2, title, width=4.8)
     axes.axhline(1, color=GREY, linewidth=0.8)
     for key, label, colour, line in curves:
         kept = [(row["step"], row[key]) for row in rows if row[key] is not None and row[key] > 0]

@@ -15,13 +15,12 @@ def draw_weights(layer: Any, title: str) -> Figure:
     """Heat maps of W and of L, each with its own colours; ConfigError for what has no field."""
     field = getattr(layer, "field", None)
     if field is None:
-        raise ConfigError(
-            f"this picture is of one assembly; got {type(layer).__name__}, a baseline or a stack of "
-            "layers. Draw its curves."
-        )
-    figure, terms = style.new_figure(3.35, title), field.terms().detach_cpu().double()
+        got = f"{type(layer).__name__}, a baseline or a stack of layers"
+        raise ConfigError(f"this picture is of one assembly; got {got}. Draw its curves.")
+    figure, panels = style.new_figure(3.35, title, (1, 2))
+    terms = field.terms().detach_cpu().double()
     matrices = {"W, within the modules": terms.weight(), "L, between the modules": terms.L}
-    for axes, (title, A) in zip(figure.subplots(1, 2), matrices.items(), strict=True):
+    for axes, (title, A) in zip(panels, matrices.items(), strict=True):
         axes.set_title(title)
         if A is None:
             style.empty(axes, "no linear coupling")

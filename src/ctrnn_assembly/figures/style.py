@@ -35,11 +35,13 @@ NUMBERED = 24  # modules beyond which not every one is numbered
 PER_TAU = "1 / unit of tau"
 
 
-def new_figure(height: float, title: str, width: float = WIDTH) -> Figure:
-    """An empty figure, sizes in inches; the title is a user's text, in which $ is no formula."""
+def new_figure(
+    height: float, title: str, shape: tuple[int, int] = (1, 1), width: float = WIDTH, **panels: Any
+) -> tuple[Figure, Any]:
+    """A figure of inches and its panels; the title is a user's text, in which $ is no formula."""
     figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
     figure.suptitle(fill(title, round(14 * width)), fontsize=9, parse_math=False)
-    return figure
+    return figure, figure.subplots(*shape, **panels)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
