@@ -54,10 +54,8 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str) -> Certifica
     rho, *ends = _rounding(terms.detach_cpu().double(), metric, dt, unit, low)
     left = (1 - q - rho) * 0.99  # for the rounding of these few numbers
     if not left > 0:
-        reason = (
-            f"exact steps contract by {q:.6g}, but rounding in {name} may move a state by {rho:.2g} of "
-            "its size in a step, and keep states apart; use longer steps, or a higher precision"
-        )
+        reason = f"exact steps contract by {q:.6g}, but rounding in {name} may move a state by {rho:.2g}"
+        reason += " of its size in a step, and keep states apart; use longer steps or a higher precision"
         return replace(found, step=replace(step, certified=False, max_dt=0.0, reason=reason))
     scale = 2 / ((1 - q) * 0.99 * math.sqrt(found.metric.smallest))  # to Euclidean distances
     floors = (scale * (rho * (c + kappa) / left + kappa) for c, kappa in ends)

@@ -279,10 +279,8 @@ def _faults(terms: Terms, metric: Metric) -> Iterator[str]:
         yield f"the slopes reach {steepest:.3g}; beyond {LARGEST:g} float64 cannot prove anything"
     largest = max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
     if largest > LARGEST or float(1 / tau.min()) > LARGEST:
-        yield (
-            f"the largest entry is {largest:.3g} and the smallest time constant {float(tau.min()):.3g}; "
-            f"beyond {LARGEST:g} and its inverse float64 cannot prove anything"
-        )
+        sizes = f"the largest entry is {largest:.3g}, the smallest time constant {float(tau.min()):.3g}"
+        yield f"{sizes}; beyond {LARGEST:g} and its inverse float64 cannot prove anything"
     start, maps = 0, (terms.pre.units, terms.post.units)
     for k, (factor, t) in enumerate(zip(metric.factors, terms.tau.split(terms.sizes), strict=True)):
         for reason in _bad_factor(factor):
@@ -321,7 +319,5 @@ def _bad_factor(factor: Factor) -> Iterator[str]:
         yield f"must have a positive factor theta; the smallest entry is {low:.3g}"
     if high <= 1 / LARGEST or low <= limit * high:
         ratio = (high / low) ** 2 if low > 0 else float("inf")
-        yield (
-            f"is singular or too ill-conditioned for a proof in float64 (condition number {ratio:.3g}); "
-            "sample the module again with a smaller max_condition"
-        )
+        what = f"is singular or too ill-conditioned for float64 (condition number {ratio:.3g})"
+        yield f"{what}; sample the module again with a smaller max_condition"

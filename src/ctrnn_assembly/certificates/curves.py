@@ -33,8 +33,7 @@ class FactorCurve:
 def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
     """Of all solvers, over dt around `near`, in a metric that certifies; or a ContractionError."""
     terms, metric = terms.detach_cpu(), metric.detach_cpu()
-    broken = unusable(terms, metric)
-    if broken:
+    if broken := unusable(terms, metric):
         raise ContractionError(f"no step can be proven: {broken}.")
     whole = Interconnection.of(terms, metric)
     return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)

@@ -56,8 +56,7 @@ def forgetting(systems: Sequence[LayerSystem], rho: float) -> tuple[float, list[
     """K and the gains, where |x_l,t| <= K rho^t for all layers with |x_l,0| <= 1; None if unproven."""
     entered, largest, gains = 0.0, 1.0, []
     for system in systems:
-        found = smallest_gain(system, rho)
-        if found is None:
+        if (found := smallest_gain(system, rho)) is None:
             return None
         passed = math.hypot(math.sqrt(found.high), found.gamma * entered) * (1 + 1e-12)
         largest = max(largest, passed / math.sqrt(found.low) * (1 + 1e-12))
@@ -74,8 +73,7 @@ def smallest_gain(system: LayerSystem, rho: float) -> Storage | None:
         gain = max(gain, float(np.linalg.norm(system.W @ system.C @ x, 2)))
     gamma, step, found = 2 * gain, 2.0, None
     while step > 1.08 and 0 < gamma < FARTHEST * gain:
-        one = proven_storage(system, rho, gamma)
-        if one is not None:
+        if (one := proven_storage(system, rho, gamma)) is not None:
             found = one
         elif found is None:
             gamma *= 4

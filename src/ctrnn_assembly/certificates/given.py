@@ -56,10 +56,9 @@ def uncertain(terms: Terms, by: Any) -> Terms:
     wanted = [(k, k) for k in terms.sizes] + [(terms.n, terms.n)]
     shapes = [getattr(one, "shape", shape) for one, shape in zip((*parts, of_L), wanted, strict=False)]
     if len(parts) != len(terms.sizes) or shapes != wanted:
-        raise ShapeError(
-            f"half-widths must be {wanted[:-1][:4]} for W and {wanted[-1]} for L; got "
-            f"{[tuple(shape) for shape in shapes][:5]}. Or give a number, the radius of a ball."
-        )
+        must = f"half-widths must be {wanted[:-1][:4]} for W and {wanted[-1]} for L"
+        got = [tuple(shape) for shape in shapes][:5]
+        raise ShapeError(f"{must}; got {got}. Or give a number, the radius of a ball.")
     for one in (*parts, of_L):
         for end in torch.as_tensor(one).aminmax():
             check_within("[0, inf)", uncertainty=float(end))
@@ -105,9 +104,7 @@ def _numbers(value: Any, name: str) -> Tensor:
 
 def read_matrices(file: Path) -> dict[str, Any]:
     """W, or its blocks W0, W1, ..., and L and tau where they are there; .npy and .csv have W alone.
-
-    Nothing in a file, which somebody else may have written, is executed: pickles are refused.
-    """
+    Nothing in a file, which somebody else may have written, is executed: pickles are refused."""
     kind = file.suffix.lower()
     if kind not in SUFFIXES:
         raise DataError(f"--weights must end in {', '.join(SUFFIXES)}; got {str(file)!r}.")

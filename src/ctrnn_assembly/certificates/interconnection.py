@@ -65,9 +65,8 @@ class Interconnection:
         A = sum((edge.A for edge in edges), A + self.K)
         off = math.hypot(*(s.A_error for s in parts)) + self.K_error + sum(e.A_error for e in edges)
         X, Z = torch.cat([X, *(e.X for e in edges)], dim=1), torch.cat([Z, *(e.Z for e in edges)])
-        X_error, Z_error = (
-            torch.cat([getattr(s, name) for s in (*parts, *edges)]) for name in ("X_error", "Z_error")
-        )
+        X_error = torch.cat([s.X_error for s in (*parts, *edges)])
+        Z_error = torch.cat([s.Z_error for s in (*parts, *edges)])
         # Of a source, what balances the two halves of its term in the S-procedure.
         balanced = [e.X.norm(dim=0) / e.Z.norm(dim=1) for e in edges]
         T = torch.cat([*(module.T for module in self.modules), *balanced])

@@ -29,8 +29,7 @@ CLAIM = "the map h -> phi(W h + u), a sample a step, in evaluation mode"
 @torch.no_grad()
 def certify_rnn(net: nn.RNNBase) -> Certificate:
     """Whether states of all layers approach each other at every sample; `rate` is -log of a factor."""
-    reason = _refusal(net)
-    if reason:
+    if reason := _refusal(net):
         return Certificate.refused(reason, dt=1.0, solver="map")
     # What `forward` reads, whatever the attributes of these names are.
     stored: Any = zip(net._flat_weights_names, net._flat_weights, strict=True)
@@ -84,10 +83,8 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     if not q < 1:
         radius = float(torch.linalg.eigvals(W).abs().max())
         why = "no constant metric can show contraction" if radius >= 1 else "others may"
-        reason = (
-            f"no metric was found in which phi(W h + u) contracts, the best has the factor {q:.6g}; "
-            f"at the largest slopes the spectral radius of W is {radius:.6g}: {why}. Scale W down"
-        )
+        reason = f"no metric was found in which phi(W h + u) contracts, the best has the factor {q:.6g};"
+        reason += f" at the largest slopes the spectral radius of W is {radius:.6g}: {why}. Scale W down"
         return Certificate.refused(reason, dt=1.0, solver="map"), scale
     q = max(q, 1e-300)  # of W = 0
     rate = -math.log(q) * (1 - 1e-12)

@@ -68,12 +68,10 @@ class StepCertificate:
     def refused(
         cls, solver: str, dt: float, reason: str = "the continuous system is not certified"
     ) -> Self:
-        """Nothing is proven, and why."""
         return cls(solver, dt, False, None, 0.0, reason)
 
     @classmethod
     def of(cls, proof: StepProof, solver: str, dt: float) -> Self:
-        """What a proof says of one dt."""
         if not 0 < dt < 1e100:
             return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
         factor, max_dt = proof.factor(dt), proof.max_dt
@@ -112,10 +110,8 @@ class StepCertificate:
 
 @dataclass(frozen=True)
 class Module:
-    """One module alone, in its metric: a lower bound on its rate and the plainest proof of it.
-
-    `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
-    """
+    """One module alone, in its metric: a lower bound on its rate and the plainest proof of it. `margin`
+    is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau."""
 
     index: int
     size: int
@@ -128,9 +124,7 @@ class Module:
 @dataclass(frozen=True)
 class MetricFacts:
     """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
-
-    `origin` is "given" for the field's own. `matrix`, M, is None where nothing could be proven.
-    """
+    `origin` is "given" for the field's own. `matrix`, M, is None where nothing could be proven."""
 
     kind: str
     origin: str
@@ -232,7 +226,6 @@ class Certificate:
     def refused(
         cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
     ) -> Self:
-        """Nothing is proven, and why."""
         step = None if dt is None else StepCertificate.refused(solver, dt, reason)
         metric = MetricFacts("none", origin, 0.0, math.inf)
         coupling = CouplingFacts("unknown", (), math.inf, math.inf, math.inf, 0)

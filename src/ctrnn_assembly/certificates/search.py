@@ -100,8 +100,7 @@ def identity(terms: Terms) -> Metric:
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:
     """log theta at r = 1 and closer to the spectral radius, where rate and conditioning trade off."""
-    widest = log_metzler_scaling(B, 1.0, 0.0)
-    if widest is None:
+    if (widest := log_metzler_scaling(B, 1.0, 0.0)) is None:
         return []
     high = 1.0
     for k in range(1, 21):  # bisection

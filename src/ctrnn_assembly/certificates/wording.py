@@ -72,11 +72,9 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
     origin = "of the modules' theorems" if metric.origin == "given" else f"by {metric.origin}"
     growth = growth_words(condition)
     warning = "WARNING, of little use: " if condition > ILL_CONDITIONED else ""
+    taken = "uncertainty costs" if certificate.claim == WITHIN else "rounding"
     rows += [
-        (
-            "uncertainty costs" if certificate.claim == WITHIN else "rounding",
-            f"{up(certificate.rounding, 2)}, taken off the rate already",
-        ),
+        (taken, f"{up(certificate.rounding, 2)}, taken off the rate already"),
         ("metric", f"{metric.kind}, {origin}"),
         ("its eigenvalues", f"{metric.smallest:.4g} to {metric.largest:.4g}"),
         ("condition number", f"{up(condition)}; {warning}{growth}" if condition > 1 else "1"),
@@ -94,13 +92,11 @@ def fact_rows(certificate: Certificate) -> list[tuple[str, str]]:
             rows.append(("rounding in steps", meeting_words(step.meeting)))
     if (cascade := certificate.cascade) is not None:
         of = "" if step is not None and step.certified else "of the exact solution, "
+        alone = f"{cascade.slowest}, alone after {samples_words(cascade.memory)}"
+        more = f"the proof of the whole takes {up(cascade.samples / cascade.memory, 3)} times as many"
         rows += [
             ("differences", f"{of}below a thousandth after {samples_words(cascade.samples)} samples"),
-            (
-                "slowest layer",
-                f"{cascade.slowest}, alone after {samples_words(cascade.memory)}; the proof of the "
-                f"whole takes {up(cascade.samples / cascade.memory, 3)} times as many",
-            ),
+            ("slowest layer", f"{alone}; {more}"),
         ]
     coupling = certificate.coupling
     if not coupling.pairs and not coupling.edges:

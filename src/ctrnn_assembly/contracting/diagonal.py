@@ -79,8 +79,6 @@ def unsquash(log_theta: Tensor, max_condition: float) -> Tensor:
     beta = math.log(max_condition) / 4
     if bool((centred.abs() >= beta).any()):
         condition = float((4 * centred.abs().max()).exp())
-        raise ContractionError(
-            f"the metric's condition number must be below {max_condition:g}; got {condition:.3g}. "
-            "Use smaller or sparser weights, or raise max_condition."
-        )
+        must = f"the metric's condition number must be below {max_condition:g}; got {condition:.3g}"
+        raise ContractionError(f"{must}. Use smaller or sparser weights, or raise max_condition.")
     return beta * torch.atanh(centred / beta)

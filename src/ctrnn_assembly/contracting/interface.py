@@ -61,10 +61,9 @@ class Contracting(nn.Module, ABC):
         configure(self, self.settings, settings)
         check_within(f"[{SMALLEST_MARGIN}, 1)", "Use margin=0.01.", ContractionError, margin=margin)
         if self.monotone_only and not self.phi.monotone:
-            raise ContractionError(
-                f"{self.theorem} needs an activation with slopes >= 0; got {self.phi.name!r} with "
-                f"slopes in {self.phi.slope}. Use tanh or relu, or Theorem 1 or 5."
-            )
+            must = f"{self.theorem} needs an activation with slopes >= 0"
+            got = f"{self.phi.name!r} with slopes in {self.phi.slope}"
+            raise ContractionError(f"{must}; got {got}. Use tanh or relu, or Theorem 1 or 5.")
         self.margin = margin
 
     @property
@@ -135,6 +134,5 @@ def check_square(W: Tensor) -> None:
     """Refuse what is no finite (n, n) weight."""
     if W.ndim != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ShapeError(f"W must be (n, n) with n >= 1; got {tuple(W.shape)}.")
-    bad = int((~torch.isfinite(W)).sum())
-    if bad:
+    if bad := int((~torch.isfinite(W)).sum()):
         raise ContractionError(f"W must be finite; got {bad} NaN or infinite entries.")

@@ -48,8 +48,7 @@ class Symmetric(Contracting):
             raise self.outside(f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
-        E = gram_root(roots, vectors, SMALLEST_R, LARGEST_R)
-        if E is None:
+        if (E := gram_root(roots, vectors, SMALLEST_R, LARGEST_R)) is None:
             condition = f"||R - {SMALLEST_R} I||_F < {LARGEST_R} sqrt(n)"
             raise self.outside(condition, float((roots - SMALLEST_R).norm()), "Scale W down.")
         return E, torch.logit(W.new_tensor([c / self.radius]))

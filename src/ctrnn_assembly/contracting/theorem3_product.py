@@ -48,8 +48,7 @@ class NegativeProduct(Contracting):
             raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
         Q = -(-log_p).exp()[:, None] * W * log_p.exp()
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
-        E = gram_root(values, vectors, SMALLEST_Q, LARGEST_Q)
-        if E is None:
+        if (E := gram_root(values, vectors, SMALLEST_Q, LARGEST_Q)) is None:
             condition = f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)"
             fix = "The value is the smallest eigenvalue of Q; rescale W."
             raise self.outside(condition, float(values[0]), fix)
