@@ -219,7 +219,6 @@ def proven(file: Path, found: Found, run: str | None) -> list[str]:
 
 def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     """Of the weights of a run, or of a configuration before training."""
-
     from ctrnn_assembly.certificates.curves import step_curves
 
     run = ctrnn_assembly.Run.open(source, **changes)

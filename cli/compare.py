@@ -40,9 +40,7 @@ FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
 @click.option("--runs", type=PATH, default=Path("runs/reproduce"), help="run folders, to resume from")
 @click.option("--results", type=PATH, help=f"one JSON file a run; {RESULTS}, or {FAST_RESULTS}")
 @json_option
-def reproduce_command(
-    names: tuple[str, ...], list_all: bool, rows: str, as_json: bool, **given: Any
-) -> None:
+def reproduce_command(names: tuple[str, ...], list_all: bool, as_json: bool, **given: Any) -> None:
     """Train what an experiment asks for and print the published accuracy and ours side by side.
 
     Each row and seed is a run of its own. A run whose result is there is skipped, one that was
@@ -67,7 +65,7 @@ def reproduce_command(
         texts = [{**summary_cells(one), "command": one["experiment"]} for one in listed]
         emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
-    patterns = [pattern for pattern in rows.split(",") if pattern]
+    patterns = [pattern for pattern in given.pop("rows").split(",") if pattern]
     seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures = run_all(jobs, results=results, say=say, **given)
@@ -103,10 +101,9 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
             raise ConfigError(f"{twin['run']} and {folder} have the same settings and seed. Drop one.")
     columns = []
     for runs in (list(group.values()) for group in groups.values()):
-        column: dict[str, Any] = {"runs": ", ".join(one["run"] for one in runs), "of_runs": len(runs)}
-        with refusing(
-            f"summary.json of {column['runs']} is damaged", "`ctrnn train --resume` writes it."
-        ):
+        paths = ", ".join(one["run"] for one in runs)
+        column: dict[str, Any] = {"runs": paths, "of_runs": len(runs)}
+        with refusing(f"summary.json of {paths} is damaged", "`ctrnn train --resume` writes it."):
             column |= {key: runs[0][key] for key in ("task", *differ)}
             columns.append(column | means(runs))
 

@@ -236,9 +236,8 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     if len(lengths) > 1:
         raise ConfigError("sequences of different lengths cannot follow one another; use --samples 1.")
     u, k = net.u[:, : lengths.pop()], min(8, net.behaviour.size) if k is None else k
-    found = ctrnn_assembly.lyapunov_exponents(
-        net.behaviour, u, k=k, generator=net.generator, **net.step, **settings
-    )
+    settings |= {"generator": net.generator, **net.step}
+    found = ctrnn_assembly.lyapunov_exponents(net.behaviour, u, k=k, **settings)
     step = net.certificate.step
     bound = None if step is None else step.exponent_bound
     half_way = found.history[(len(found.history) - 1) // 2]
@@ -374,10 +373,8 @@ def gsc_command(net: Driven, every: int | None, probes: int | None) -> None:
     from ctrnn_assembly.figures.diagnostics import gsc_figure
 
     T = net.u.shape[1]
-    every = max(1, T // 16) if every is None else every
-    found = ctrnn_assembly.gsc_over_time(
-        net.behaviour, net.u, every=every, probes=probes, generator=net.generator, **net.step
-    )
+    how: Any = {"every": max(1, T // 16) if every is None else every, "generator": net.generator}
+    found = ctrnn_assembly.gsc_over_time(net.behaviour, net.u, probes=probes, **how, **net.step)
     exact = "exact" if probes is None else "estimated"
     notes = [f"{exact}, by {found.products} Jacobian products through the sequence"]
     bounds = [net.certificate.jacobian_bound(T - point) for point in found.points]

@@ -28,7 +28,6 @@ IN_PYTHON = "Build the net in Python, and use --module FILE.py:NAME."
 
 
 def load_net(named: str) -> Any:
-    """The net that --module names."""
     is_state = named.endswith(".safetensors")
     file, _, name = (named, "", "") if is_state else named.rpartition(":")
     if not is_state and not (file.endswith(".py") and name):

@@ -75,7 +75,7 @@ def ratios(net: Stack, layers: list[LayerBound], x: Tensor, u: Tensor) -> Tensor
 
     def distances(states: Tensor) -> list[Tensor]:
         found = []
-        for layer, bound, z in zip(net._layers, layers, net.split(states), strict=True):
+        for layer, bound, z in zip(net.layers, layers, net.split(states), strict=True):
             metric = bound.certificate.metric.matrix
             theta = metric.scaled(layer.terms().tau.sqrt()).theta()
             found.append((z[0] - z[1]) @ (torch.diag(theta) if theta.ndim == 1 else theta).mT)

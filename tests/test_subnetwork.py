@@ -376,9 +376,9 @@ def test_a_weight_that_is_no_real_tensor_is_refused(weight: object) -> None:
 @pytest.mark.parametrize("make", [lambda: CTRNN(3, copy.deepcopy(GOOD)), lambda: LSTM(3, 4)])
 def test_a_tuple_of_states_is_refused_with_the_right_call(make: Callable) -> None:
     net, u, x = make().double(), torch.zeros(5, 2, 3), torch.zeros(1, 2, 4)
-    with pytest.raises(ShapeError, match=r"one tensor; got 2 of them. Pass torch.cat\(h_0"):
+    with pytest.raises(ShapeError, match=r"one tensor; got 2. Pass torch.cat\(h_0"):
         net(u, (x, x))
-    with pytest.raises(ShapeError, match=r"one tensor; got 2 of them. Pass torch.cat\(x"):
+    with pytest.raises(ShapeError, match=r"one tensor; got 2. Pass torch.cat\(x"):
         net.step(u[0], (x[0], x[0]))
 
 

@@ -234,16 +234,13 @@ class Elementwise:
 
     @property
     def units(self) -> list[Activation]:
-        """The activation of each unit."""
         return [phi for phi, n in self.runs for _ in range(n)]
 
     @property
     def g(self) -> float:
-        """The largest slope bound of a unit."""
         return max(phi.g for phi, _ in self.runs)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply to x, (..., n)."""
         if len(self.runs) == 1:  # no call in between: it would be one more frame in every step
             return self.runs[0][0].function(x)
         parts, start = [], 0

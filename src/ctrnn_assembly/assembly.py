@@ -60,7 +60,6 @@ class Assembly(Field):
 
     @property
     def tau(self) -> Tensor:
-        """The time constants of all units, (n,)."""
         return torch.cat([part.tau for part in self.parts])
 
     def slowest(self) -> Tensor | None:

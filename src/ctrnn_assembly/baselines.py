@@ -51,10 +51,8 @@ class Baseline(Recurrent):
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """A certificate that certifies nothing, and says why; dt is 1, a sample, if None."""
-        reason = (
-            f"{type(self).__name__} is a baseline: no certificate is defined for it, as nothing bounds "
-            "how far two of its states may part. Use svd-combo, say"
-        )
+        reason = f"{type(self).__name__} is a baseline: no certificate is defined for it, as nothing"
+        reason += " bounds how far two of its states may part. Use svd-combo, say"
         return Certificate.refused(reason, dt=1.0 if dt is None else dt, solver=solver or "own step")
 
     def project_(self) -> None:
@@ -321,10 +319,8 @@ class FreePairs(Pairs):
 
 
 class DeepBaseline(Baseline, Stack):
-    """`Stack` with a map of `kind`, such as `LSTM`, in place of each field, a sample a step.
-
-    It has as many units as give a layer the number of parameters that `Pairs(width)` give it.
-    """
+    """`Stack` with a map of `kind`, such as `LSTM`, in place of each field, a sample a step. It has as
+    many units as give a layer the number of parameters that `Pairs(width)` give it."""
 
     fusible = False
 

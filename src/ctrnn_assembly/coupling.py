@@ -198,10 +198,9 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
     d, e = resolvent_sums(torch.diag(lam - lam.min() / 2) - G)
     kappa = (e / d).to(gains.dtype)
     if not bool((kappa > 0).all() and torch.isfinite(kappa).all()):
-        raise ContractionError(
-            f"the hierarchy's metric must be representable in {gains.dtype}; got scales "
-            f"{(e / d).detach().tolist()}. Lower the gains, or shorten the chain."
-        )
+        must, got = f"must be representable in {gains.dtype}", f"scales {(e / d).detach().tolist()}"
+        fix = "Lower the gains, or shorten the chain."
+        raise ContractionError(f"the hierarchy's metric {must}; got {got}. {fix}")
     return kappa
 
 
@@ -210,10 +209,8 @@ def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: An
     stored = state.get(f"{prefix}blocks")
     own = [[i, j] for i, j in module.pairs]
     if stored is not None and stored.tolist() != own:
-        raise ConfigError(
-            f"the file couples the blocks {stored.tolist()[:4]}..., the model {own[:4]}.... "
-            "Build the model with the file's own configuration."
-        )
+        differ = f"the file couples the blocks {stored.tolist()[:4]}..., the model {own[:4]}..."
+        raise ConfigError(f"{differ}. Build the model with the file's own configuration.")
 
 
 def _replaced(module: BlockMatrix, keys: object) -> None:

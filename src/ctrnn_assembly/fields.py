@@ -56,10 +56,8 @@ class OwnField:
 
 
 def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
-    """f on states like x0, with an input if it is driven.
-
-    ConfigError for no field, ShapeError for an x0 that is no state, SolverError if it lacks its u.
-    """
+    """f on states like x0, with an input if it is driven. ConfigError for no field, ShapeError for an x0
+    that is no state, SolverError if it lacks its u."""
     reads, required = reads_input(f)
     if required and not driven:
         raise SolverError("f(t, x, u) reads an input; got none. Pass u=, or write f(t, x).")
@@ -91,19 +89,15 @@ def reads_input(f: Any) -> tuple[bool, bool]:
     needed = sum(p.default is Parameter.empty for p in places)
     several = any(p.kind is p.VAR_POSITIONAL for p in given)
     if (len(places) < 2 and not several) or needed > 3:
-        raise ConfigError(
-            f"a field must be f(t, x) or f(t, x, u); got {type(f).__name__} with the arguments "
-            f"({', '.join(p.name for p in places)}). Wrap it: lambda t, x: f(x)."
-        )
+        got = f"{type(f).__name__} with the arguments ({', '.join(p.name for p in places)})"
+        raise ConfigError(f"a field must be f(t, x) or f(t, x, u); got {got}. Use lambda t, x: f(x).")
     return needed == 3 or (len(places) > 2 and places[2].name == "u"), needed == 3
 
 
 def euler(field: OwnField, x0: Tensor, drive: Tensor | None, times: Tensor, steps: Tensor) -> Tensor:
     """Forward Euler, all states (time + 1, batch, n), x0 first; drive (time, batch, ...) is held."""
     if times.ndim == 2 and any(len(size) != 1 for size in field.sizes):
-        raise ShapeError(
-            f"dt of each sample needs states (batch, n); got sizes {field.sizes}. Use one dt."
-        )
+        raise ShapeError(f"dt of each sample needs states (batch, n); got {field.sizes}. Use one dt.")
     starts = times.to(x0) if times.ndim == 1 else times.to(x0).mT[..., None]
     states = [x0]
     for k, dt in enumerate(steps.to(x0)):
@@ -117,7 +111,6 @@ def parts(x: Any) -> tuple[Any, ...]:
 
 
 def pack(x: State) -> Tensor:
-    """(batch, n)."""
     flat = [p if p.ndim == 2 else p.reshape(len(p), -1) for p in parts(x)]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 

@@ -142,7 +142,5 @@ def check_finite(samples: Tensor, what: str = "the input") -> None:
     if holds(torch.isfinite(samples)):
         return
     where = tuple((~torch.isfinite(samples)).nonzero()[0].tolist())
-    raise DataError(
-        f"{what} must be finite; got {float(samples[where])} at index {where} of "
-        f"{tuple(samples.shape)}. Clean or mask the data first."
-    )
+    got = f"{float(samples[where])} at index {where} of {tuple(samples.shape)}"
+    raise DataError(f"{what} must be finite; got {got}. Clean or mask the data first.")

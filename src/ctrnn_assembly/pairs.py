@@ -79,7 +79,6 @@ class Pairs(Field):
 
     @property
     def w(self) -> Tensor:
-        """The weights, (n,)."""
         if self.theta is None:
             return torch.zeros_like(self.tau)
         return self.constraint.bounded(self.theta) / self.constraint.phi.g
@@ -90,7 +89,6 @@ class Pairs(Field):
         return self.constraint.margin / float(self.tau.detach().max())
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
-        """phi before W, nothing after it."""
         return around(self.constraint.phi, self.size)
 
     def metric(self) -> Metric:
@@ -111,10 +109,8 @@ class Pairs(Field):
 
 
 class StepGate(nn.Module):
-    """Delta = r^tanh(G v + c), in [1 / r, r]: how many times dt a pair moves in one sample.
-
-    r is `widest`, v has `reads` features. 1 at the start. It reads no state: THEORY section 12.
-    """
+    """Delta = r^tanh(G v + c), in [1 / r, r]: how many times dt a pair moves in one sample. r is
+    `widest`, v has `reads` features. 1 at the start. It reads no state: THEORY section 12."""
 
     def __init__(self, reads: int, pairs: int, widest: float) -> None:
         super().__init__()

@@ -110,7 +110,6 @@ class Recurrent(nn.Module, ABC):
 
     @property
     def step_size(self) -> float:
-        """The length of one step of the solver, dt / substeps."""
         return self.dt / self.substeps
 
     def firing_rates(self, x: Tensor) -> Tensor:
@@ -204,10 +203,9 @@ class Recurrent(nn.Module, ABC):
         mixed = x.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type)
         if mixed or x.device != like.device:
             other = f"net.{CASTS[x.dtype]}(), or " if x.dtype in CASTS else ""
-            raise ShapeError(
-                f"{name} must be {like.dtype} on {like.device}, as the weights; got {x.dtype} on "
-                f"{x.device}. Call {other}{name}.to({str(like.device)!r}, {like.dtype})."
-            )
+            must = f"{name} must be {like.dtype} on {like.device}, as the weights"
+            fix = f"Call {other}{name}.to({str(like.device)!r}, {like.dtype})."
+            raise ShapeError(f"{must}; got {x.dtype} on {x.device}. {fix}")
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -221,10 +221,8 @@ class Stack(Recurrent):
     def _upwards(
         self, u: Tensor, x: Tensor, move: Move, valid: Tensor | None = None, *, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The output, and side by side what `move` finds of each layer, from below.
-
-        move: (layer, v, z) -> (what is found, the states that the layer passes on), z its part of x.
-        """
+        """The output, and side by side what `move` finds of each layer, from below. move: (layer, v, z)
+        -> (what is found, the states that the layer passes on), z its part of x."""
         s, found = self.encoder(u), []
         for layer, z in zip(self.layers, self.split(x), strict=True):
             v = layer.norm(s, valid)
@@ -240,10 +238,8 @@ class Stack(Recurrent):
     def _check_fixed(self) -> None:
         batch = any(layer.norm.kind == "batch" for layer in self.layers)
         if self.training and (batch or any(layer.dropout for layer in self.layers)):
-            raise ConfigError(
-                "one field needs fixed maps between its layers; got batch norm or dropout in training "
-                "mode. Call eval(), or train with one_field=False."
-            )
+            got, fix = "batch norm or dropout in training mode", "eval(), or train with one_field=False"
+            raise ConfigError(f"one field needs fixed maps between its layers; got {got}. Call {fix}.")
 
     def stepper(self) -> Step:
         if self.one_field:

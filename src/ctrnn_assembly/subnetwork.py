@@ -64,8 +64,7 @@ class Field(nn.Module):
     def project_(self) -> None:
         """Put raw tensors back where they have a gradient (AdaDiag clip)."""
         for leaf in self.leaves():
-            project = getattr(leaf.constraint, "project_", None)
-            if project is not None:
+            if (project := getattr(leaf.constraint, "project_", None)) is not None:
                 project(*raw_tensors(leaf))
 
 
@@ -107,10 +106,8 @@ class Subnetwork(Field):
     ) -> None:
         super().__init__()
         if not isinstance(constraint, Contracting):
-            raise ConfigError(
-                f"constraint must be a set of weights, a Contracting; got {constraint!r:.60}. Use "
-                "Subnetwork(SingularValueBounded('tanh'), 16), or another of `CONSTRAINTS`."
-            )
+            got, fix = f"{constraint!r:.60}", "Subnetwork(SingularValueBounded('tanh'), 16), for example"
+            raise ConfigError(f"constraint must be a Contracting set of weights; got {got}. Use {fix}.")
         if not isinstance(size, int) or size < 1:
             raise ConfigError(f"size must be a whole number of units >= 1; got {size!r}. Use size=16.")
         if form not in ("x", "r"):
@@ -120,10 +117,9 @@ class Subnetwork(Field):
         if weight is None and not W.is_meta:
             W = constraint.sample(size, generator)
         if shape_of(W) != (size, size) or not W.is_floating_point():
-            raise ShapeError(
-                f"weight must be a floating-point tensor ({size}, {size}); got {shape_of(W)}, "
-                f"{getattr(W, 'dtype', type(W).__name__)}. Use torch.as_tensor(W).float()."
-            )
+            must = f"weight must be a floating-point tensor ({size}, {size})"
+            got = f"{shape_of(W)}, {getattr(W, 'dtype', type(W).__name__)}"
+            raise ShapeError(f"{must}; got {got}. Use torch.as_tensor(W).float().")
         self.weight = nn.Buffer(W) if constraint.frozen else nn.Parameter(W)
         parametrize.register_parametrization(self, "weight", constraint)
         zeros = W.new_zeros(size)
@@ -176,7 +172,6 @@ class Subnetwork(Field):
         return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
 
     def terms(self) -> Terms:
-        """The tensors of the field, for one solve."""
         diagonal = self.constraint.diagonal and self.is_as_made
         return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
 

@@ -207,8 +207,6 @@ def limit(problem: Problem, kind: str) -> Workload:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to solve a problem."""
-
     name: str
     build: Callable[[Problem], Workload]
     changes: Settings = field(default_factory=dict)  # of the fields of its problem
@@ -238,7 +236,6 @@ class Contestant:
         return 2 * self.evaluations * problem.steps * problem.batch * (2 * entries + trained)
 
     def is_present(self, device: str) -> bool:
-        """Whether it can run here."""
         needs_gpu = self.backend in ("graph", "persistent") or self.precision == "tf32"
         has_gpu = device == "cuda" and torch.cuda.is_available()
         return (has_gpu or not needs_gpu) and (HAS_TORCHDYNO or not self.name.startswith("torchdyno"))

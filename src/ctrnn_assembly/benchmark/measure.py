@@ -178,7 +178,6 @@ def compared(row: Report, other: Report) -> Report:
 def _cases(
     size: Settings, works: Sequence[str], only: Sequence[str]
 ) -> list[tuple[str, Contestant, Problem]]:
-    """Works, contestants, and what they solve."""
     for name in works:
         check_known("work", name, tuple(WORKS))
     chosen, device = list(dict.fromkeys(works)) or list(WORKS), size["device"]

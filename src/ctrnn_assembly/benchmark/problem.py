@@ -48,10 +48,8 @@ class Problem:
         if self.n % self.units:
             below = max(self.n // self.units, 1) * self.units
             divisor = next(k for k in range(min(self.n, self.units), 0, -1) if self.n % k == 0)
-            raise ConfigError(
-                f"n must be a multiple of the {self.units} units of a module; got {self.n}. "
-                f"Use n={below}, or units={divisor}."
-            )
+            must = f"n must be a multiple of the {self.units} units of a module"
+            raise ConfigError(f"{must}; got {self.n}. Use n={below}, or units={divisor}.")
 
     @property
     def size(self) -> dict[str, int]:

@@ -48,10 +48,8 @@ def load_digits(name: str, options: DataConfig) -> Task:
 
 
 def load_mnist(name: str, options: DataConfig) -> Task:
-    """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
-
-    The four idx files are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself.
-    """
+    """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test. The four idx files
+    are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself."""
     kind, *rest = name.split("-")
     raw, root = "raw" in rest, options.folder
     seed = None
@@ -104,16 +102,12 @@ def permutation(seed: int, n_steps: int) -> Tensor:
 
 
 def load_cifar10(name: str, options: DataConfig) -> Task:
-    """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
-
-    Training batches are cropped and mirrored unless `augment` is off; val, unlike as published, is not.
-    """
+    """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test. Training
+    batches are cropped and mirrored unless `augment` is off; val, unlike as published, is not."""
     planar, folder = name.endswith("-planar"), options.folder
     name = "scifar10-planar" if planar else "scifar10-rgb"
-    originals = (
-        f"{_BATCHES[0]}, or its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta), "
-        f"into {folder}"
-    )
+    unpacked = f"its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta)"
+    originals = f"{_BATCHES[0]}, or {unpacked}, into {folder}"
 
     def read(part: str, train: Split | None) -> Split:
         return _read("CIFAR10", part, folder, folder / _BATCHES[1], originals)

@@ -42,10 +42,8 @@ _LAYOUT = (
 
 
 def load_images(name: str, options: DataConfig) -> Task:
-    """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
-
-    Normalised by channel. Square RGB images of at most 32 a side are cropped and mirrored in training.
-    """
+    """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB). Normalised by channel.
+    Square RGB images of at most 32 a side are cropped and mirrored in training."""
     images = find_images(options.folder)
     path, classes = images.path, images.classes()
     images.refuse_other_files()
@@ -53,10 +51,8 @@ def load_images(name: str, options: DataConfig) -> Task:
         raise DataError(f"{path} must hold at least 2 classes to train on; got {classes}.")
     for part in images.parts:
         if odd := set(images.classes(part)) ^ set(classes):
-            raise DataError(
-                f"Classes of {part} and train in {path} differ: {', '.join(sorted(odd))}. "
-                "Give both the same class folders."
-            )
+            differ = f"Classes of {part} and train in {path} differ: {', '.join(sorted(odd))}"
+            raise DataError(f"{differ}. Give both the same class folders.")
     labels = np.array([label for _, label in images.parts["train"]])
     held = {"val": (0, 10)[: 1 + (not images.split)], "test": (1, 11)}
     parts = dealt(labels, 20, {part: held[part] for part in held.keys() - images.parts.keys()})
@@ -111,7 +107,6 @@ class ImageFiles:
 
     @property
     def kind(self) -> str:
-        """JPEG if all files are; else images."""
         names = (name.lower() for files in self.parts.values() for name, _ in files)
         return "JPEG" if all(name.endswith((".jpg", ".jpeg")) for name in names) else "images"
 
@@ -139,10 +134,8 @@ class ImageFiles:
         wanted = self.shape or tuple(images[0].shape)
         for name, image in zip(names, images, strict=True):
             if tuple(image.shape) != wanted:
-                raise DataError(
-                    f"{name} in {self.path} is {_words(image.shape)}, others are {_words(wanted)}. "
-                    "Bring all to one size with --resize <pixels>."
-                )
+                differ = f"{name} in {self.path} is {_words(image.shape)}, others are {_words(wanted)}"
+                raise DataError(f"{differ}. Bring all to one size with --resize <pixels>.")
         return Split(torch.stack(images), torch.tensor([*map(self.classes().index, labels)]))
 
 

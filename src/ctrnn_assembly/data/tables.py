@@ -59,7 +59,6 @@ def text_of(file: Path) -> str:
 
 
 def csv_table(file: Path, columns: dict[str, str]) -> Table:
-    """A CSV file with a header as it stands."""
     text = text_of(file)
     split = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text), delimiter=split)

@@ -62,7 +62,6 @@ class Split:
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
         return self.x[0, 0].numel()
 
     def take(self, index: Tensor) -> "Split":
@@ -185,10 +184,8 @@ def make_task(
 
 
 def published_hold_out(n: int) -> dict[str, Tensor]:
-    """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val.
-
-    Of fewer than 20,000 samples it is a tenth. Source: Erichson et al. 2021, Kozachkov et al. 2022.
-    """
+    """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val. Of
+    fewer than 20,000 samples it is a tenth. Source: Erichson et al. 2021, Kozachkov et al. 2022."""
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
     n_train = n - min(_PUBLISHED_VAL, n // 10)
     return {"train": order[:n_train], "val": order[n_train:]}
@@ -215,10 +212,8 @@ def checked(what: str, split: Split, n_class: int) -> Split:
         raise DataError(f"{what} has a series without a step. Remove it.")
     if x.is_floating_point() and not x.isfinite().all():
         bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
-        raise DataError(
-            f"{what} has NaN or infinite values in {len(bad)} of {len(y)} samples (first: sample "
-            f"{int(bad[0])}). Fill in or remove missing values first."
-        )
+        those = f"{len(bad)} of {len(y)} samples (first: sample {int(bad[0])})"
+        raise DataError(f"{what} has NaN or infinite values in {those}. Fill in or remove them first.")
     return split
 
 

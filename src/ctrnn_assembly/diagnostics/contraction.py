@@ -151,10 +151,8 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
     known = linearise.behaviour(net)
     terms, metric = known.terms, known.metric if metric is None else metric
     if terms is None or terms.L is None or metric is None:
-        raise ConfigError(
-            "the twin needs modules with linear coupling and a metric, and no gates that read input or "
-            "state; got a net without. Couple modules, or use constant gates."
-        )
+        must = "the twin needs modules with linear coupling and a metric, and no gates that read input"
+        raise ConfigError(f"{must} or state; got a net without. Couple modules, or use constant gates.")
     theta, inverse = metric.theta().to(terms.L), metric.inverse().theta().to(terms.L)
     upper = torch.triu(theta @ terms.L @ inverse, 1)
     return replace(terms, L=inverse @ (upper + upper.mT) @ theta)

@@ -64,10 +64,8 @@ class FixedPoints:
     @property
     def message(self) -> str:
         if not len(self):
-            return (
-                f"no fixed point was found from {self.starts} starts; the smallest residual is "
-                f"{self.smallest:.3g}. This does not show that there is none."
-            )
+            found = f"no fixed point was found from {self.starts} starts; the smallest residual is"
+            return f"{found} {self.smallest:.3g}. This does not show that there is none."
         counts = {kind: self.kinds.count(kind) for kind in dict.fromkeys(self.kinds)}
         parts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         return f"{len(self)} found from {self.starts} starts ({self.failed} failed): {parts}."

@@ -184,10 +184,8 @@ class Behaviour:
         if self.flow is None:
             raise ConfigError(f"a map has its own step only; got solver={solver!r}. Leave it out.")
         if self.sampled:
-            raise ConfigError(
-                f"a stack has its own step only; got {solver!r}, dt={length * self.substeps:g}. Leave "
-                "them out, or make the stack with them."
-            )
+            got, fix = f"{solver!r}, dt={length * self.substeps:g}", "Make the stack with them."
+            raise ConfigError(f"a stack has its own step only; got {got}. {fix}")
         flow = self.flow_map()
         if solver == "euler":
             return lambda u, x: x + length * flow(u, x)

@@ -82,9 +82,8 @@ def lyapunov_exponents(
     >>> found.exponents[0] > 0.3, round(found.exponents.sum().item(), 4)  # chaos; log .3
     (tensor(True), -1.204)
     """
-    known, samples, x = prepare(
-        net, u, x0, "(sequences, time, m)", "x0 (batch, n)", spread=1.0, generator=generator
-    )
+    random: dict[str, Any] = {"spread": 1.0, "generator": generator}
+    known, samples, x = prepare(net, u, x0, "(sequences, time, m)", "x0 (batch, n)", **random)
     dt, solver = known.resolve(dt, solver)
     transient = steps // 10 if transient is None else transient
     check_within(f"[1, {known.size}]", f"There are {known.size} units.", k=k)
@@ -101,10 +100,8 @@ def lyapunov_exponents(
         Q, R = torch.linalg.qr(here.product(V).movedim(0, 2))
         grown = R.diagonal(dim1=1, dim2=2).abs()  # (batch, k)
         if not bool(torch.isfinite(here.value).all() and torch.isfinite(grown).all()):
-            raise SolverError(
-                f"trajectories and frame must stay finite; one overflowed within {done} steps of "
-                f"dt={dt}. Use a smaller dt, or solver='imex'."
-            )
+            what = f"trajectories and frame must stay finite; one overflowed within {done} steps"
+            raise SolverError(f"{what} of dt={dt}. Use a smaller dt, or solver='imex'.")
         V = Q.movedim(2, 0).contiguous()  # (k, batch, n)
         logs.append(grown.log())
     rates = torch.stack(logs[transient:]) / dt  # (steps, batch, k)

@@ -138,10 +138,8 @@ def spectrum_along(
     samples = None if u is None else u[None, :steps]
     x = trajectory(known, samples, x0, steps, dt=dt, solver=solver)[0]
     if not bool(torch.isfinite(x).all()):
-        raise SolverError(
-            f"the trajectory must stay finite; it overflowed within {steps} steps of dt={dt}. "
-            "Use a smaller dt, solver='imex', or fewer steps."
-        )
+        what = f"the trajectory must stay finite; it overflowed within {steps} steps of dt={dt}"
+        raise SolverError(f"{what}. Use a smaller dt, solver='imex', or fewer steps.")
     now = None if u is None else u[chosen.clamp(max=len(u) - 1)]
     found = spectrum_at(known, now, x[chosen], dt=dt, solver=solver, metric=metric)
     return replace(found, times=dt * chosen.to(x))
@@ -172,12 +170,8 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues(A: Tensor, order: Order = "real") -> Tensor:
-    """Of A (..., n, n), (..., n), in the order of `descending`."""
-    return descending(torch.linalg.eigvals(A), order)
-
-
-def descending(values: Tensor, order: Order) -> Tensor:
-    """The values by falling real part or modulus; of a conjugate pair, the upper one first."""
+    """Of A (..., n, n), by falling real part or modulus; of a conjugate pair, the upper one first."""
+    values = torch.linalg.eigvals(A)
     values = values.take_along_dim(values.imag.argsort(descending=True), -1)
     key = values.real if order == "real" else values.abs()
     return values.take_along_dim(key.argsort(descending=True, stable=True), -1)

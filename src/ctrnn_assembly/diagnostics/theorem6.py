@@ -62,16 +62,12 @@ def theorem6(
     *,
     tau: Tensor | float = 1.0,
 ) -> Theorem6:
-    """Check Theorem 6 at states x in the order of time, and x', (time, n) or (batch, time, n).
-
-    W is (n, n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
-    """
+    """Check Theorem 6 at states x in the order of time, and x', (time, n) or (batch, time, n). W is (n,
+    n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'."""
     phi, W, P = activation(phi), W.detach().double(), P.detach().double()
     if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
-        raise ShapeError(
-            f"W must be (n, n) and P the diagonal, (n,); got {tuple(W.shape)} and {tuple(P.shape)}. "
-            "A P that is not diagonal gives no metric P^-1 D."
-        )
+        got = f"{tuple(W.shape)} and {tuple(P.shape)}. A P that is not diagonal gives no metric P^-1 D."
+        raise ShapeError(f"W must be (n, n) and P the diagonal, (n,); got {got}")
     if not bool(((P > 0) & torch.isfinite(P)).all()):
         raise ContractionError(f"P must be positive and finite; got {P.tolist()[:5]}...")
     balanced = P.rsqrt()[:, None] * W * P.sqrt()
@@ -111,10 +107,8 @@ def monitor_theorem6(
     kinds = set() if terms is None else {*terms.pre.units}
     plain = terms is not None and terms.L is None and not terms.edges and terms.post.is_identity
     if terms is None or not plain or len(kinds) != 1 or kinds == {ACTIVATIONS["identity"]}:
-        raise ContractionError(
-            "Theorem 6 covers x' = -x + W phi(x) + u with one phi; got a coupling, the r-form, several "
-            "activations or none. Use certify, or measure_contraction."
-        )
+        got = "a coupling, the r-form, several activations or none. Use certify, or measure_contraction."
+        raise ContractionError(f"Theorem 6 covers x' = -x + W phi(x) + u with one phi; got {got}")
     if P is None:
         if metric is None or not metric.is_diagonal:
             must = "Theorem 6 needs a diagonal P, and the net has no diagonal metric to take it from"

@@ -52,7 +52,6 @@ class Sweep(Part):
 
     @property
     def count(self) -> int:
-        """Of the trials."""
         whole = math.prod(map(len, self.search.values())) if self.sampler == "grid" else 20
         return min(self.trials or whole, whole) if self.sampler == "grid" else self.trials or whole
 

@@ -20,10 +20,8 @@ Batch = tuple[Tensor, Tensor, dict[str, Any]]
 
 @dataclass(eq=False)
 class Batches:
-    """Batches of a split in memory, with a seed shuffled and augmented by one of (seed, epoch).
-
-    `noise` is that of `noisy`; `share` a process's rank, and the number of processes.
-    """
+    """Batches of a split in memory, with a seed shuffled and augmented by one of (seed, epoch). `noise`
+    is that of `noisy`; `share` a process's rank, and the number of processes."""
 
     task: Task
     split: Split
@@ -90,9 +88,7 @@ def outputs_of(model: SequenceClassifier, split: Split) -> Tensor:
 @torch.no_grad()
 def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -> Tensor:
     """`sums_of` all batches, on the model's device; a DataError for a class that it does not know.
-
-    `forward` may stand in for the model: (input, lengths=..., dt=...) -> logits.
-    """
+    `forward` may stand in for the model: (input, lengths=..., dt=...) -> logits."""
     weight, y = model.eval().readout.weight, batches.split.y
     last = y.shape[-1] - 1 if y.is_floating_point() else int(y.max())
     sums = torch.zeros((), device=weight.device)
@@ -100,10 +96,8 @@ def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -
         y = y.to(weight.device)
         logits = (forward or model)(u.to(weight), **timed(model, given))
         if logits.shape[-1] <= last:
-            raise DataError(
-                f"{batches.task.name} has a class {last}, which does not fit the model's "
-                f"{logits.shape[-1]} outputs. Use the task that it was trained on."
-            )
+            what = f"has a class {last}, which does not fit the model's {logits.shape[-1]} outputs"
+            raise DataError(f"{batches.task.name} {what}. Use the task that it was trained on.")
         sums = sums + sums_of(batches.task.loss(logits, y), logits, y)
     return sums
 

@@ -131,19 +131,15 @@ class TrainConfig(DataConfig):
             must = f"certify_every must be 1 where require_certificate is {self.require_certificate}"
             raise ConfigError(f"{must}; got {self.certify_every}. Set one of them back.")
         if self.fit_all and (self.patience or self.plateau):
-            raise ConfigError(
-                f"fit_all leaves no validation data to stop by; got patience {self.patience}, plateau "
-                f"{self.plateau}. Leave them out."
-            )
+            got = f"patience {self.patience}, plateau {self.plateau}. Leave them out."
+            raise ConfigError(f"fit_all leaves no validation data to stop by; got {got}")
         for name in ("milestones", "keep_epochs"):
             value = getattr(self, name)
             if list(value) != sorted(set(value)):
                 raise ConfigError(f"{name} must increase; got {value}. Sort it, each epoch once.")
         if self.schedule == "steps" and not self.milestones:
-            raise ConfigError(
-                "schedule steps must have milestones, the epochs of its cuts; got none. Use "
-                "--milestones 80,150 or --schedule constant."
-            )
+            must, fix = "must have milestones, the epochs of its cuts", "--milestones 80,150"
+            raise ConfigError(f"schedule steps {must}; got none. Use {fix} or --schedule constant.")
         return self
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:

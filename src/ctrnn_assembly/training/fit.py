@@ -90,10 +90,8 @@ class Training:
             own = [p for p in trained if id(p) in inside]
             groups.append({"params": own, "share": config.recurrent_rate, "weight_decay": 0.0})
         # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
-        fused = config.precision in ("32", "64")
-        optimizer = OPTIMIZERS[config.optimizer](
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
-        )
+        given: Any = {"lr": config.learning_rate, "fused": config.precision in ("32", "64")}
+        optimizer = OPTIMIZERS[config.optimizer](groups, weight_decay=config.weight_decay, **given)
         if saved is not None:
             saved.restore(optimizer, self.fabric.strategy.precision)
             self.rows = saved.progress["rows"]
@@ -203,9 +201,7 @@ def fit(
 
 def trained(config: TrainConfig, out: Path, **how: Any) -> dict[str, Any]:
     """The summary of the run of this folder, which is trained if it is not there, or goes on.
-
-    ConfigError if the folder holds one with other settings, RunBusyError if another process has it.
-    """
+    ConfigError if the folder holds one with other settings, RunBusyError if another process has it."""
     with run.locked(out):
         resume = (out / "config.yaml").exists()
         if resume and (other := difference(run.read_config(out), config)):
@@ -219,9 +215,8 @@ def train(training: Training) -> None:
     config, fabric, task, net = training.config, training.fabric, training.task, training.net
     out, first, rank = training.out, fabric.is_global_zero, (fabric.global_rank, fabric.world_size)
     samples = task.train.joined(task.val) if config.fit_all else task.train
-    batches = Batches(
-        task, samples, config.batch_size, seed=config.seed, noise=config.input_noise, share=rank
-    )
+    how: Any = {"seed": config.seed, "noise": config.input_noise, "share": rank}
+    batches = Batches(task, samples, config.batch_size, **how)
     held_out = Batches(task, task.val, 256, share=rank)
     test = task.load_test() if config.test_every_epoch else None
     for data in (batches, held_out):
@@ -423,9 +418,8 @@ def make_fabric(config: TrainConfig, out: Path = Path()) -> Fabric:
             loggers=TensorBoardLogger(out, name="", version="tensorboard") if logs else None,
         )
     except ModuleNotFoundError:
-        raise ConfigError(
-            f"logger {config.logger!r} is not installed. Use pip install 'ctrnn-assembly[logging]'."
-        ) from None
+        fix = "Use pip install 'ctrnn-assembly[logging]'."
+        raise ConfigError(f"logger {config.logger!r} is not installed. {fix}") from None
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{config.devices} x device {config.device!r} with precision {config.precision} is not "

@@ -206,14 +206,11 @@ class Run:
             return found
         if self.path is None or self.initial:
             return Weights("initial")
-        raise DataError(
-            f"{self.path} has no weights yet: no epoch has ended. `ctrnn train --resume {self.path}` "
-            "goes on; --initial takes the weights that it starts from."
-        )
+        fix = f"`ctrnn train --resume {self.path}` goes on; --initial takes what it starts from."
+        raise DataError(f"{self.path} has no weights yet: no epoch has ended. {fix}")
 
     @cached_property
     def task(self) -> Task:
-        """The task of the configuration."""
         settings = self.config.of_data
         task, stored = load_task(settings.pop("task"), **settings), self.path and self.path / PREPARATION
         if stored and stored.exists() and Preparation.read(stored) != task.sequence:
@@ -246,10 +243,8 @@ class Run:
         return self.build(data=False).core.certificate()
 
     def build(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
-        """`model`, made anew; `double` converts it to float64.
-
-        It has the numbers of inputs and classes of the weights or the task; without `data` perhaps any.
-        """
+        """`model`, made anew; `double` converts it to float64. It has the numbers of inputs and classes
+        of the weights or the task; without `data` perhaps any."""
         weights = self.weights
         sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
         if data and weights.file is None:
@@ -262,10 +257,8 @@ class Run:
     def inputs(
         self, split: str = "val", samples: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first samples of a split of the task: "train", "val" or "test"; by default 4.
-
-        Inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
-        """
+        """The first samples of a split of the task: "train", "val" or "test"; by default 4. Inputs
+        (samples, T, m), float64; classes (samples,); valid steps (samples,), or None."""
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
         check_within(f"[1, {len(part)}]", f"The {split} split has {len(part)}.", samples=samples)
@@ -363,7 +356,6 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, **change
 
 
 def model_from(config: TrainConfig, n_input: int, n_class: int) -> SequenceClassifier:
-    """The model of a configuration, with its initial weights."""
     model = build_model(config, n_input, n_class)
     if config.target in STEPWISE:
         model.pool = "all"
