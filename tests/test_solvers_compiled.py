@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import Activation, AdaDiagTanh, SingularValueBounded, Subnetwork, couple
+from ctrnn_assembly import (
+    CTRNN,
+    Activation,
+    AdaDiagTanh,
+    SingularValueBounded,
+    Subnetwork,
+    couple,
+    layers,
+)
+from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import compiled, fused, solve
 from ctrnn_assembly.solvers.pairs import PHIS
@@ -55,12 +64,15 @@ def compare(
     steps: int = 70,
     save: str = "all",
     drive: str = "driven",
+    dt: Tensor | None = None,
 ) -> None:
     terms, x0, u = leaves_of(terms, batch, steps, drive)
-    given: Any = (SCHEMES[scheme], terms, x0, u, torch.full((steps, 1), 0.05, dtype=F64))
+    dt = torch.full((steps, 1), 0.05, dtype=F64) if dt is None else dt
+    given: Any = (SCHEMES[scheme], terms, x0, u, dt)
     form, inputs, lengths, *tensors = fused.fused_step(*given, "full")
     loop = fused.prepared(*given, save=save, backend="compiled")  # type: ignore[arg-type]
     found = loop()
+    lengths = None if lengths is None else lengths[..., None]
     expected = fused.plain_states(form, lengths, x0, inputs, *tensors)[-len(found) :]
     assert_close(found, expected, rtol=1e-11, atol=1e-11)
     weights, leaves = normal(*found.shape, seed=3), [*terms.tensors(), x0, *([] if u is None else [u])]
@@ -82,6 +94,15 @@ def compare(
 @pytest.mark.parametrize("kind", ["dense", "diagonal", "blocks", "all", "none"])
 def test_every_structure_and_scheme_equals_the_plain_twin(kind: str, scheme: str, save: str) -> None:
     compare(field(kind), scheme, save=save)
+
+
+@pytest.mark.parametrize("save", ["all", "last"])
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize("kind", ["dense", "diagonal", "blocks"])
+def test_steps_of_several_lengths(kind: str, samples: int, save: str) -> None:
+    dt = 0.1 * torch.rand(70, samples, generator=rng(4), dtype=F64)
+    dt[3, -1] = 0  # a sample that waits
+    compare(field(kind), save=save, dt=dt)
 
 
 @pytest.mark.parametrize("phi", [phi.name for phi in PHIS])
@@ -124,7 +145,6 @@ def test_solve_takes_it_by_itself_and_agrees_with_the_other_loop(options: dict[s
         (one_module("tanh", "x", 13), {"batch": 2}),
         (one_module("tanh", "x", 13), {"recompute": "sqrt", "save": "last"}),
         (one_module("tanh", "x", 13), {"matmul_precision": "bf16"}),
-        (one_module("tanh", "x", 13), {"dt": torch.linspace(0.01, 0.1, 130)}),
     ],
 )
 def test_what_it_does_not_do_is_left_to_the_other_loop(
@@ -164,6 +184,71 @@ def test_float32_agrees_with_float64() -> None:
     assert_close(x.float(), y, rtol=1e-5, atol=1e-5)
 
 
+def gated(kind: str, fast: bool, field: str = "dense", **given: Any) -> tuple[Tensor, list[Tensor]]:
+    """Outputs of a gated layer, by the compiled loop or by the plain one, and what they depend on."""
+    parts = [Subnetwork(AdaDiagTanh("tanh"), 16, generator=rng(k)) for k in range(4)]
+    net = {"dense": Subnetwork(AdaDiagTanh("tanh"), 13, generator=rng()), "few": couple(parts, PAIRS)}
+    layer = CTRNN(
+        3,
+        net[field],
+        gate=kind,
+        gate_bounds=(0.1, 2.0),
+        batch_first=True,
+        substeps=given.pop("substeps", 1),
+    ).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for k, weight in enumerate(layer.parameters()):
+            weight.copy_(0.4 * normal(*weight.shape, seed=k))
+    u = normal(43, 130, 3, seed=8).requires_grad_()
+    x0 = normal(43, layer.hidden_size, seed=9).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        if not fast:
+            patch.setattr(layers, "is_compiled", lambda *_: False)
+        last = given.pop("last", False)
+        x = layer.last(u, x0[None], **given) if last else layer(u, x0[None], **given)[0]
+    return x, [u, x0, *layer.parameters()]
+
+
+@pytest.mark.parametrize("field", ["dense", "few"])
+@pytest.mark.parametrize("kind", ["input", "shared", "congruence"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"last": True},
+        {"lengths": torch.arange(43) * 3 + 1},
+        {"lengths": torch.arange(43) * 3 + 1, "last": True},
+        {"substeps": 2, "last": True},
+        {"dt": 0.2 * torch.rand(43, 130, generator=rng(1), dtype=F64)},
+    ],
+    ids=str,
+)
+def test_gates_that_read_the_input(kind: str, field: str, given: dict[str, Any]) -> None:
+    (x, leaves), (y, same) = (gated(kind, fast, field, **given) for fast in (True, False))
+    assert not x.equal(y), "the plain loop ran"
+    assert_close(x, y, rtol=1e-10, atol=1e-10)
+    got, right = (torch.autograd.grad(a.square().sum(), b) for a, b in ((x, leaves), (y, same)))
+    assert all(each.count_nonzero() for each in right)
+    assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["input", "congruence"])
+def test_second_derivatives_of_gates(kind: str) -> None:
+    found = []
+    for fast in (True, False):
+        x, leaves = gated(kind, fast)
+        (first,) = torch.autograd.grad(x[:, -1].square().sum(), leaves[0], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), leaves[1:]))
+    assert_close(found[0], found[1], rtol=1e-8, atol=1e-8)
+
+
+def test_a_gated_state_that_overflows_is_named_with_its_time() -> None:
+    net = Subnetwork(AdaDiagTanh("relu"), 16)
+    layer = CTRNN(1, net, gate="input", dt=50.0, gate_bounds=(1.0, 2.0), batch_first=True)
+    with pytest.raises(SolverError, match=r"the state became -?\w+ at t = .*, step \d+"):
+        layer.last(torch.randn(40, 200, 1, generator=rng()))
+
+
 def test_second_derivatives_are_those_of_the_plain_loop() -> None:
     found = []
     for backend in ("auto", "plain"):
@@ -179,5 +264,5 @@ def test_without_a_folder_to_keep_machine_code_it_is_compiled_every_time(
     """As of an install that nobody may write to."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     with pytest.raises(RuntimeError, match="no locator"):
-        numba.njit(cache=True)(compiled.add.py_func)
+        numba.njit(cache=True)(compiled.scale.py_func)
     assert compiled.kept(lambda x: x + 1)(1) == 2

@@ -79,9 +79,9 @@ def test_two_threads_find_what_the_plain_loop_finds(kind: str) -> None:
 
 def test_parts_are_consecutive_and_their_results_in_order() -> None:
     torch.set_num_threads(3)
-    assert in_parts(lambda i, j: (i, j), 7) == [(0, 2), (2, 4), (4, 7)]
-    assert in_parts(lambda i, j: (i, j), 2) == [(0, 1), (1, 2)]
-    assert in_parts(lambda i, j: (i, j), 0) == [(0, 0)]
+    assert in_parts(lambda i, j: (i, j), 7, 9999) == [(0, 2), (2, 4), (4, 7)]
+    assert in_parts(lambda i, j: (i, j), 2, 9999) == [(0, 1), (1, 2)]
+    assert in_parts(lambda i, j: (i, j), 0, 9999) == [(0, 0)]
 
     def late(i: int, j: int) -> list[Tensor]:
         time.sleep((9 - i) / 1000)
@@ -93,7 +93,7 @@ def test_parts_are_consecutive_and_their_results_in_order() -> None:
 def test_what_a_part_raises_is_raised() -> None:
     torch.set_num_threads(2)
     with pytest.raises(ZeroDivisionError):
-        in_parts(lambda i, j: i // i, 4)
+        in_parts(lambda i, j: i // i, 4, 9999)
 
 
 @pytest.mark.parametrize("flush", [False, True])
@@ -102,15 +102,15 @@ def test_threads_treat_denormal_numbers_as_the_one_that_waits(flush: bool) -> No
     if not torch.set_flush_denormal(flush):
         pytest.skip("this processor has no such mode")
     tiny = torch.tensor([1e-310], dtype=F64)
-    kept = in_parts(lambda i, j: bool(tiny * 1 != 0), 2)
+    kept = in_parts(lambda i, j: bool(tiny * 1 != 0), 2, 9999)
     torch.set_flush_denormal(False)
     assert kept == [not flush] * 2
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
     torch.set_num_threads(2)
-    in_parts(lambda i, j: None, 2)
+    in_parts(lambda i, j: None, 2, 9999)
     child = os.fork()
     if child == 0:
-        os._exit(in_parts(lambda i, j: j, 2)[1])
+        os._exit(in_parts(lambda i, j: j, 2, 9999)[1])
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2

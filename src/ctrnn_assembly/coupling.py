@@ -21,6 +21,7 @@ from ctrnn_assembly.activations import Activation, Elementwise, activation
 from ctrnn_assembly.errors import ConfigError, ContractionError, check_known
 from ctrnn_assembly.linalg import resolvent_sums, working_precision
 from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.recurrent import is_plain
 from ctrnn_assembly.topology import Pair, check_pairs
 
 Init = Literal["uniform", "normal", "orthogonal"]
@@ -122,8 +123,16 @@ class Coupling(nn.Module):
         """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
         if not self.balanced:
             return self.K() if self.psi is None else None
-        metric = Metric.join(metrics)
+        metric, K = Metric.join(metrics), self.K
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
+        if metric.is_diagonal and is_plain(K, BlockMatrix):  # of the free entries alone
+            theta, inverse = (
+                torch.cat(d) for d in zip(*((f.theta, f.theta_inv) for f in metric.factors), strict=True)
+            )
+            i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
+            both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
+            flat = K.values.new_zeros(K.n * K.n)
+            return flat.scatter(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
         upper = self.K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
 

@@ -125,6 +125,13 @@ class Gates(nn.Module):
 
         return repeated(step, count)
 
+    def of_units(self) -> Tensor:
+        """G of each unit, c last, (n, m + 1), of gates that read the input alone."""
+        G = torch.cat([self.reader.weight, self.reader.bias[:, None]], 1)
+        if self.kind == "shared":
+            return G.expand(sum(self.sizes), -1)
+        return self._of_units(G.mT).mT if self.kind == "congruence" else G
+
     @staticmethod
     def _explicit(terms: Terms, s: Tensor, x: Tensor, u: Tensor | None) -> Tensor:
         """All of the congruence field but S L S x."""

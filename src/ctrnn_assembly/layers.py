@@ -23,12 +23,12 @@ from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
-from ctrnn_assembly.solvers import check_own, check_settings, solve
+from ctrnn_assembly.solvers import check_own, check_settings, gated, is_compiled, solve
 from ctrnn_assembly.solvers.fused import structured
 from ctrnn_assembly.solvers.grid import overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import holds, states, transformed
+from ctrnn_assembly.transforms import holds, known, states, transformed
 
 
 class CTRNN(Recurrent):
@@ -296,16 +296,15 @@ class CTRNN(Recurrent):
         step, gates = self.dt if dt is None else dt, self._reading
         if gates is not None:
             with torch.autocast(x.device.type, enabled=False):
-                terms, encode = self._driven()
                 times, steps = step_grid(x, None, u, step, lengths)  # (time, 1 or batch)
-                h, samples = steps.to(x)[..., None] / self.substeps, u.transpose(0, 1)
-                terms = terms if transformed() else structured(terms)
-                moves = gates.steps(terms, self.solver, self.substeps)
-                series = h, gates.reader(samples), encode(samples)
-                found = states(moves, x, *series, lengths=lengths).transpose(0, 1)
-            if not holds(found[:, -1].isfinite()):
-                raise overflow(torch.cat([x[:, None], found], 1), times, self.solver)
-            return found, found[:, -1]
+                found = self._gated(gates, x, u.transpose(0, 1), steps.to(x), lengths, save)
+            last = found[-1]
+            if not holds(last.isfinite()):
+                if save == "last":  # the others were not kept
+                    with torch.no_grad():
+                        self._run(u, x, lengths, dt, "all")
+                raise overflow(torch.cat([x[None], found]).transpose(0, 1), times, self.solver)
+            return found.transpose(0, 1), last
         options = {**self.options, "solver": self.solver, "lengths": lengths, "save": save}
         options["substeps"] = self.substeps
         if save == "all" or lengths is not None:
@@ -314,6 +313,25 @@ class CTRNN(Recurrent):
         given = over_samples(encode(u), step, lengths, self.interpolation)
         solution = solve(terms, x, **given, **options)
         return solution.x[:, 1:], solution.last
+
+    def _gated(
+        self, gates: Gates, x: Tensor, u: Tensor, steps: Tensor, lengths: Lengths, save: Save
+    ) -> Tensor:
+        """States after each sample of u (time, batch, m), or the last, for steps (time, 1 or batch)."""
+        terms, encode = self._driven()
+        drive, h, count, euler = encode(u), steps / self.substeps, self.substeps, SCHEMES["euler"]
+        read = gates.kind != "state" and is_plain(gates, Gates) and is_plain(gates.reader, nn.Linear)
+        fast = read and self.solver == euler.name and known(x)
+        if not (fast and is_compiled(euler, terms, x, drive, h)):
+            terms = terms if transformed() else structured(terms)
+            series = h[..., None], gates.reader(u), drive
+            return states(gates.steps(terms, self.solver, count), x, *series, lengths=lengths)
+        if lengths is not None:  # a step of length 0 leaves a state where it is
+            h = h * (torch.arange(len(h))[:, None] < lengths)
+        h, drive = (t.repeat_interleave(count, 0) for t in (h, drive))
+        G, bounds = gates.of_units(), (gates.lo, gates.hi)
+        found = gated(terms, x, drive, h, G, bounds, gates.kind == "congruence", save)
+        return found if save == "last" else found[count::count]
 
 
 class SequenceClassifier(nn.Module):

@@ -18,9 +18,10 @@ torchdiffeq's. A backend is the program that runs their loop:
 | persistent | one Triton kernel each way, but for an L of few coupled blocks | CUDA |
 | auto | fused on a CPU; on CUDA the last of these that can run this and agrees with fused | |
 
-On a CPU auto takes the compiled twin of fused for small or sparse fields, if all states are stored, as
-for gradients; and plain for steps of several lengths whose pair is not proportional to dt: imex and
-exponential-euler have no fused loop for them. graph and persistent have never run on a GPU.
+On a CPU auto takes the compiled twin of fused for fields of up to 1,024 units, or sparse ones, if all
+states are stored, as for gradients; and plain for steps of several lengths whose pair is not
+proportional to dt: imex and exponential-euler have no fused loop for them. graph and persistent have
+never run on a GPU.
 Under torch.func's transforms and forward-mode derivatives every backend is plain, and so is the backward
 pass of each under create_graph=True.
 
@@ -29,9 +30,10 @@ pass of each under create_graph=True.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from importlib import import_module
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -310,20 +312,47 @@ def _grid_loop(
         )
     if apart or backend == "plain":
         return partial(schemes.integrate, *given)
-    if backend == "auto" and exact and _is_compiled(*given):
+    if backend == "auto" and exact and is_compiled(*given):
         backend = "compiled"
     return fused.prepared(*given, backend=backend, **options)
 
 
-def _is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt: Tensor) -> bool:
+def gated(
+    terms: Terms,
+    x0: Tensor,
+    drive: Tensor,
+    h: Tensor,
+    G: Tensor,
+    bounds: tuple[float, float],
+    s: bool,
+    save: Save,
+) -> Tensor:
+    """All states, or the last, (time + 1 or 1, batch, n), of gates that read the input, compiled.
+
+    Args:
+        drive: inputs u held over each step, (time, batch, m).
+        h: lengths of the steps, (time, 1 or batch).
+        G: of nu = lo + (hi - lo) sigmoid(G [u, 1]), (n, m + 1).
+        bounds: (lo, hi).
+        s: whether sqrt(nu) stands on both sides of every weight, as of congruence gates.
+    """
+    euler, (lo, hi) = SCHEMES["euler"], bounds
+    one, steps = replace(euler, pair=cast(Any, euler.increment)), h.new_ones(len(h), 1)
+    form, inputs, _, *tensors = fused.fused_step(one, terms, x0, drive, steps, "full")
+    loop: Any = import_module("ctrnn_assembly.solvers.compiled")
+    return loop.states(form, save == "all", x0, inputs, h, *tensors, gates=(lo, hi - lo, s), G=G)
+
+
+def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt: Tensor) -> bool:
     """Whether `solvers.compiled` can run this, and is faster by more than it takes to load numba.
 
-    Times on one core: 2 for n = 28 to 128, 1.2 for 256, 0.8 for 512, 2 for 16 x 32 with few pairs.
+    Times of `solvers.fused` over its own, on one core with AVX-512, both ways, batch 32 to 128: 1.7 to 3
+    for n = 64 to 128, 1.2 for dense n = 256 to 1,024, 1.8 for 16 x 32 with 5 to 45 pairs.
     """
     if x0.device.type != "cpu" or x0.dtype.itemsize < 4 or len(dt) * x0.numel() < 2**16:
         return False  # before what a small solve, or a GPU, would wait for
     phi = field.pre.runs[0][0] in pairs.PHIS and len(field.pre.runs) == 1 and field.post.is_identity
     whole = len(field.blocks) == 1 or all(k % 16 == 0 for k in field.sizes)
-    small = field.n <= 256 if fused.few_blocks(field) is None else scheme.increment is not None
+    small = field.n <= 1024 if fused.few_blocks(field) is None else scheme.increment is not None
     read = (drive is None or field.W_in is not None) and not field.edges
-    return phi and whole and small and read and fused.same_steps(dt)
+    return phi and whole and small and read

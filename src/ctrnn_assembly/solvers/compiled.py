@@ -1,12 +1,18 @@
 """The fused loop of small and sparse fields as machine code, on a CPU: no tensor operation in a step.
 
-    x+ = D x + P x + W pre(x) + e,      e = E u
+    x+ = f,   or x + h g o f,       f = A (s o y) + E u,    y = (x, pre(x)),    A = [D + P, W]
 
-ROWS samples go through all steps together. A product with a block is `multiply`: vectors of LANES of
-its entries times the numbers of these samples; the weight gradients are the same, over CHUNK rows of
-time and batch at once. Nothing is copied: e lies where the states will, and every dE/dx is summed in
-its place. Formulas and the plain twin are those of `fused`, for post the identity and equal steps.
-Compiled by numba at first use (seconds, kept on disk), for float32 and float64.
+h are steps of several lengths, g speeds of gates that read the input, nu = lo + (hi - lo) sigmoid(G u),
+with s = 1, or of congruence gates g = s = sqrt(nu). Adjoint, for lam+ = dE/dx+, v = lam+ or h g o lam+:
+
+    (a, b) = s o A^T v,     lam = a + pre'(x) o b  (+ lam+),     dA = v (s o y)^T,     dE = v u^T,
+    dg = h lam+ o f  (+ A^T v o y, summed over both halves, if g = s),      dG = (dg g'(G u)) u^T
+
+ROWS samples go through all steps together, CHUNK rows of them at a time in the adjoint, whose weight
+gradients are added while these are in the cache: states are written once and read once, and no dE/dx is
+stored. A product with a block is `multiply`: vectors of LANES of its entries times the numbers of the
+samples. The plain twin is that of `fused`, for post the identity. Compiled by numba at first use
+(seconds, kept on disk), for float32 and float64.
 """
 
 from collections.abc import Sequence
@@ -18,17 +24,21 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctrnn_assembly.solvers.fused import Form, Plan, pooled
+from ctrnn_assembly.activations import ACTIVATIONS
+from ctrnn_assembly.solvers.fused import Form, gradients_again, plain_states, pooled
 from ctrnn_assembly.solvers.pairs import compiled, pointwise
 from ctrnn_assembly.solvers.threads import in_parts, summed
 
-LANES, ROWS = 16, 4
+# As many registers as sums of a product need: 8 of 16 numbers, or of twice as many halves of these.
+ROWS, LANES = 8, 16 if get_host_cpu_features().get("avx512f") else 8
 CHUNK = 64  # rows
+SPAN = CHUNK // ROWS  # steps
 
 
 def kept(function: Any) -> Any:
@@ -75,70 +85,240 @@ def multiply(typing, out, o, o_row, a, i, a_row, a_step, x, j, x_step, count):  
     return numba.void(out, *where, a, *where, numba.intp, x, *where, numba.intp), code
 
 
+# Loops of few arrays, which the compiler can vectorise; it does not do so to slices of numpy.
 @kept
-def add_product(out, x, y):  # type: ignore[no-untyped-def]
-    """out += x o y."""
+def copy(out, x):  # type: ignore[no-untyped-def]
     for k in range(len(out)):
-        out[k] += x[k] * y[k]
+        out[k] = x[k]
 
 
 @kept
-def add(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
-    """out += A x of ROWS samples, (ROWS, n) each, or several of these one after the other."""
+def increase(out, x):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] += x[k]
+
+
+@kept
+def scale(out, x):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] *= x[k]
+
+
+@kept
+def both_products(out, a, x, b, y):  # type: ignore[no-untyped-def]
+    """out = a o x + b o y."""
+    for k in range(len(out)):
+        out[k] = a[k] * x[k] + b[k] * y[k]
+
+
+@kept
+def product(out, a, x):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] = a[k] * x[k]
+
+
+@kept
+def add_product(out, a, x):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] += a[k] * x[k]
+
+
+@kept
+def apply(out, n, y, A):  # type: ignore[no-untyped-def]
+    """out = A y of ROWS samples, for y = (x, pre(x)), each (ROWS, n)."""
+    (data, blocks), size = A, ROWS * n
+    D, w = data[:n], data[n : 2 * n]
+    for k in range(0, size, n):
+        both_products(out[k : k + n], D, y[k : k + n], w, y[size + k : size + k + n])
+    add_blocks(out, n, y, data, blocks)
+
+
+@kept
+def apply_transposed(out, n, v, A):  # type: ignore[no-untyped-def]
+    """out = A^T v of ROWS samples, for the halves of y one after the other."""
+    (data, blocks), size = A, ROWS * n
+    D, w = data[:n], data[n : 2 * n]
+    for k in range(0, size, n):
+        product(out[k : k + n], D, v[k : k + n])
+        product(out[size + k : size + k + n], w, v[k : k + n])
+    add_blocks(out, n, v, data, blocks)
+
+
+@kept
+def add_blocks(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
     for block in range(len(blocks)):
         row, column, width, first = blocks[block]
         for s in range(0, width, LANES):
             multiply(out, row + s, n, x, column, n, 1, data, first + s, width, width)  # type: ignore[call-arg]
-        for k in range(0, 0 if width else ROWS * n, n):  # a diagonal
-            i, j = row + k, column + k
-            add_product(out[i : i + n], data[first : first + n], x[j : j + n])
 
 
 @kept
-def roll(phi, data, blocks, states, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """All states of some samples, each in the place of its e; `step` numbers are those of the batch."""
-    size = ROWS * n
-    both = np.empty(2 * size, states.dtype)  # x, pre(x)
-    for sample in range(start * size, stop * size, size):
-        for at in range(sample, len(states) - step, step):
-            both[:size] = states[at : at + size]
-            phi(both[:size], both[size:])
-            add(states[at + step : at + step + size], n, both, data, blocks)
+def add_inputs(out, n, E, u, at, m):  # type: ignore[no-untyped-def]
+    """out += E u of ROWS samples, for E^T (m, n)."""
+    for s in range(0, n, LANES):
+        multiply(out, s, n, u, at, m, 1, E, s, n, m)  # type: ignore[call-arg]
 
 
 @kept
-def adjoint(phi, slope, data, blocks, states, lam, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """dE/de in the place of dE/dx, whose direct part it has."""
-    size = ROWS * n
-    p, both = np.empty(size, states.dtype), np.empty(2 * size, states.dtype)  # of x, of pre(x)
-    for sample in range(start * size, stop * size, size):
-        for at in range(sample + len(states) - 2 * step, -1, -step):
-            both[:] = 0
-            add(both, n, lam[at + step : at + step + size], data, blocks)
-            phi(states[at : at + size], p)
-            slope(states[at : at + size], p, both[size:])
-            out = lam[at : at + size]
-            out += both[:size]
-            out += both[size:]
+def times_number(out, one):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] *= one
 
 
 @kept
-def add_gradients(phi, sums, blocks, states, lam, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """sums += dE/de (x, pre(x))^T at the blocks of A^T, over some chunks of all time."""
-    x = np.empty(2 * CHUNK * n, states.dtype)  # x, pre(x)
-    for at in range(start * CHUNK * n, min(stop * CHUNK * n, len(states) - step), CHUNK * n):
-        size = min(CHUNK * n, len(states) - step - at)
-        x[:size], v = states[at : at + size], lam[at + step : at + step + size]
-        phi(x[:size], x[CHUNK * n : CHUNK * n + size])
-        for block in range(len(blocks)):
-            row, column, width, first = blocks[block]
-            for r in range(0, width, ROWS):
-                for s in range(0, width, LANES):
-                    k = first + r * width + s
-                    multiply(sums, k, width, x, column + r, 1, n, v, row + s, n, size // n)  # type: ignore[call-arg]
-            for k in range(0, 0 if width else size, n):
-                i = column + k
-                add_product(sums[first : first + n], v[k : k + n], x[i : i + n])
+def scale_rows(out, n, h):  # type: ignore[no-untyped-def]
+    for k in range(len(h)):
+        times_number(out[k * n : (k + 1) * n], h[k])
+
+
+@kept
+def speeds(g, rise, lo, span, half):  # type: ignore[no-untyped-def]
+    """g = nu and rise = d nu / dz, where g is tanh(z / 2)."""
+    for k in range(len(g)):
+        part = half + half * g[k]
+        g[k], rise[k] = lo + span * part, span * (part - part * part)
+
+
+@kept
+def roots(g, rise, half):  # type: ignore[no-untyped-def]
+    """The same of sqrt(nu)."""
+    for k in range(len(g)):
+        g[k] = np.sqrt(g[k])
+        rise[k] *= half / g[k]
+
+
+@kept
+def open_gates(tanh, g, rise, n, u, at, m, gates):  # type: ignore[no-untyped-def]
+    """g and g'(G u) of ROWS samples."""
+    G, lo, span, half, congruent = gates
+    rise[:] = 0
+    add_inputs(rise, n, G, u, at, m)
+    times_number(rise, half)
+    tanh(rise, g)
+    speeds(g, rise, lo, span, half)
+    if congruent:
+        roots(g, rise, half)
+
+
+@kept
+def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
+    """All states of some groups of ROWS samples; `step` numbers are those of the whole batch."""
+    size, gated, congruent = ROWS * n, len(gates[0]), gates[4]
+    both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
+    for group in range(start, stop):
+        for k in range(len(states) // step - 1):
+            at = k * step + group * size
+            row = at // n
+            x, new = states[at : at + size], states[at + step : at + step + size]
+            copy(both[:size], x)
+            phi(x, both[size:])
+            if gated:
+                open_gates(tanh, g, rise, n, u, row * m, m, gates)
+            if congruent:
+                scale(both[:size], g)
+                scale(both[size:], g)
+            apply(new, n, both, A)
+            add_inputs(new, n, E, u, row * m, m)
+            if gated:
+                scale(new, g)
+            if len(h):
+                scale_rows(new, n, h[row : row + ROWS])
+                increase(new, x)
+
+
+@kept
+def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
+    """dE/dx0 of some groups, v and dE/d(G u) if these have a place; adds to the sums of A, E and G."""
+    (states, u, grad), (dx0, v, dz), (dA, dE, dG, columns) = given, found, sums
+    size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
+    gated, congruent = len(gates[0]), gates[4]
+    y, q, d = np.empty(2 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
+    back, both, f = np.empty(2 * size, E.dtype), np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
+    g, rise, dg = np.empty(size, E.dtype), np.empty(size, E.dtype), np.zeros(size, E.dtype)
+    w = np.zeros(CHUNK * wide, E.dtype)  # inputs, filled up
+    for group in range(start, stop):
+        here = group * size
+        lam = dx0[here : here + size]
+        copy(lam, grad[last + here : last + here + size])
+        for end in range(len(states) // step - 1, 0, -SPAN):
+            first = max(0, end - SPAN)
+            rows = (end - first) * ROWS
+            for k in range(first, end):
+                at, own = k * step + here, (k - first) * size
+                copy(y[own : own + size], states[at : at + size])
+                for row in range(ROWS):
+                    one = (at // n + row) * m
+                    copy(w[(own // n + row) * wide :][:m], u[one : one + m])
+            phi(y[: rows * n], y[half : half + rows * n])
+            for k in range(end - 1, first - 1, -1):
+                at, own = k * step + here, (k - first) * size
+                row = at // n
+                x, p, now = y[own : own + size], y[half + own : half + own + size], q[own : own + size]
+                copy(now, lam)
+                if len(h):
+                    scale_rows(now, n, h[row : row + ROWS])
+                if gated:
+                    open_gates(tanh, g, rise, n, u, row * m, m, gates)
+                    copy(f, now)
+                    scale(now, g)
+                apply_transposed(back, n, now, turned)
+                a, b = back[:size], back[size:]
+                if congruent:
+                    both_products(dg, a, x, b, p)
+                    scale(a, g)
+                    scale(b, g)
+                slope(x, p, b)
+                if congruent:
+                    scale(x, g)
+                    scale(p, g)
+                if gated:
+                    copy(both[:size], x)
+                    copy(both[size:], p)
+                    of_z = d[own : own + size]
+                    apply(of_z, n, both, A)
+                    add_inputs(of_z, n, E, u, row * m, m)
+                    scale(of_z, f)
+                    if congruent:
+                        increase(of_z, dg)
+                    scale(of_z, rise)
+                    if len(dz):
+                        copy(dz[at : at + size], of_z)
+                if len(h):
+                    increase(lam, a)
+                else:
+                    copy(lam, a)
+                increase(lam, b)
+                if last:
+                    increase(lam, grad[at : at + size])
+                if len(v):
+                    copy(v[at : at + size], now)
+            add_gradients(dA, columns, y, q, n, rows)
+            add_products(dE, w, wide, q, n, rows)
+            if gated:
+                add_products(dG, w, wide, d, n, rows)
+
+
+@kept
+def add_products(sums, u, m, v, n, rows):  # type: ignore[no-untyped-def]
+    """sums += u v^T over rows, for u (rows, m)."""
+    for k in range(0, m, ROWS):
+        for i in range(0, n, LANES):
+            multiply(sums, k * n + i, n, u, k, 1, m, v, i, n, rows)  # type: ignore[call-arg]
+
+
+@kept
+def add_gradients(sums, blocks, y, v, n, rows):  # type: ignore[no-untyped-def]
+    """sums += v y^T at the blocks of A^T, over CHUNK rows or fewer."""
+    for k in range(0, rows * n, n):
+        i = k + CHUNK * n
+        add_product(sums[:n], v[k : k + n], y[k : k + n])
+        add_product(sums[n : 2 * n], v[k : k + n], y[i : i + n])
+    for block in range(len(blocks)):
+        row, column, width, first = blocks[block]
+        for r in range(0, width, ROWS):
+            for s in range(0, width, LANES):
+                k = first + r * width + s
+                multiply(sums, k, width, y, column + r, 1, n, v, row + s, n, rows)  # type: ignore[call-arg]
 
 
 @cache
@@ -160,80 +340,147 @@ def maps(phi: Any, dtype: Any) -> tuple[Any, Any]:
     return forward, backward
 
 
-def padded(x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any) -> tuple[Any, ...]:
+# (lo, hi - lo, whether they are congruent) of gates.
+Gates = tuple[float, float, bool]
+
+
+def states(
+    form: Form,
+    every: bool,
+    x0: Tensor,
+    inputs: Tensor,
+    h: Tensor | None,
+    *tensors: Any,
+    gates: Gates | None = None,
+    G: Tensor | None = None,
+) -> Tensor:
+    """All states, or the last, (time + 1 or 1, batch, n), of W, D, P, Q and E of `fused_step`.
+
+    h: (time, 1 or batch), or None. G: of gates, (n, m).
+    """
+    (batch, n), (W, D, P, _, E) = x0.shape, tensors
+    h = None if h is None else h.expand(len(inputs), batch)
+    full = padded(x0, inputs, h, G, W, D, P, E)
+    return Integrate.apply(form, every, gates, *full)[:, :batch, :n]
+
+
+def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
     """The same with units and samples more, which no other sees, up to whole vectors."""
-    (batch, n), (W, D, P, Q, E) = x0.shape, tensors
+    (batch, n), (G, W, D, P, E) = x0.shape, tensors
     more = -n % LANES
+    if (n + more) * x0.itemsize % 4096 == 0:  # rows that begin at the same place of a cache
+        more += LANES
     if batch % ROWS:
         samples = torch.arange(batch + -batch % ROWS).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
+        h = h if h is None else h[:, samples]
     W, P = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P))
-    return pad(x0, (0, more)), inputs, dt, W, pad(D, (0, more)), P, Q, pad(E, (0, 0, 0, more))
+    G, E = (A if A is None else pad(A, (0, 0, 0, more)) for A in (G, E))
+    return pad(x0, (0, more)), inputs, h, G, W, pad(D, (0, more)), P, E
 
 
-def forward(
-    form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
-) -> tuple[Tensor, Tensor]:
-    """All states, (time + 1, batch, n), of padded tensors; and those, or a copy of the last."""
-    (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
-    states = x0.new_empty(shape) if plan.every else pooled(shape, x0)
-    states[0] = x0
-    torch.mm(inputs.flatten(0, 1), tensors[4].mT, out=states[1:].view(-1, n))
-    (phi, _), data, blocks, *_ = _read(form, n, tensors)
-    in_parts(partial(roll, phi, data, blocks, _flat(states), n, batch * n), batch // ROWS)
-    return states, states if plan.every else states[-1:].clone()
+class Integrate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, form: Form, every: bool, gates: Gates | None, *given: Any) -> Tensor:
+        """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
+        x0, inputs, h, G, *tensors = given
+        (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
+        states = x0.new_empty(shape) if every else pooled(shape, x0)
+        states[0] = x0
+        (phi, _, tanh), A, _ = _read(form, n, tensors)
+        fixed = A, _flat(tensors[3].mT), inputs.shape[2], _gates(gates, G, x0), _flat(h, x0)
+        run = partial(roll, phi, tanh, *fixed, _flat(states), _flat(inputs), n, batch * n)
+        in_parts(run, batch // ROWS, states.numel())
+        ctx.form, ctx.gates = form, gates
+        ctx.save_for_backward(states, *given)
+        return states if every else states[-1:].clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        needed, (states, *given) = ctx.needs_input_grad[3:], ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            again = partial(_plain, ctx.form, ctx.gates)
+            return None, None, None, *gradients_again(again, given, needed, grad, "full")
+        x0, inputs, h, G, W, D, P, E = given
+        (batch, n), m = x0.shape, inputs.shape[2]
+        maps, A, turned = _read(ctx.form, n, (W, D, P, E))
+        dx0, v, dz = torch.empty_like(x0), None, None
+        if needed[1]:
+            v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
+        read = tuple(_flat(t) for t in (states, inputs, grad))
+        written = tuple(_flat(t, x0) for t in (dx0, v, dz))
+        fixed = *maps, A, turned, _flat(E.mT), m, _gates(ctx.gates, G, x0), _flat(h, x0)
+        columns = A[1].copy()
+        columns[columns[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
+        sizes = len(A[0]), (m + -m % ROWS) * n, 0 if G is None else (m + -m % ROWS) * n
+
+        def added(start: int, stop: int) -> list[Any]:
+            own = [np.zeros(size, A[0].dtype) for size in sizes]
+            adjoint(*fixed, read, written, (*own, columns), n, batch * n, start, stop)
+            return own
+
+        found = summed(added, batch // ROWS, states.numel())
+        dA, dE, dG = map(torch.from_numpy, found)
+        kinds = [0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)]
+        dD, dw, *dense = dA.split([n, n, *kinds])
+        dW, dP = (
+            None if M is None else (part.view_as(M).mT if M.ndim > 1 else dw)
+            for M, part in zip((W, P), dense, strict=True)
+        )
+        d_inputs = None if v is None else (v.view(-1, n) @ E).view(inputs.shape)
+        if d_inputs is not None and dz is not None:
+            d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
+        of_gates = None if G is None else dG.view(-1, n)[:m].mT
+        return None, None, None, dx0, d_inputs, None, of_gates, dW, dD, dP, dE.view(-1, n)[:m].mT
 
 
-def gradients(
-    form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
-) -> tuple[Tensor | None, ...]:
-    """As `fused._gradients`, of what `forward` stored."""
-    grad, states, inputs, _, *tensors = given
-    n, step = states.shape[2], states[0].numel()
-    lam = pooled(states.shape, states)
-    lam[: -len(grad)], lam[-len(grad) :] = 0, grad
-    (phi, slope), data, blocks, *turned = _read(form, n, tensors)
-    flat = _flat(states), _flat(lam), n, step
-    in_parts(partial(adjoint, phi, slope, *turned, *flat), states.shape[1] // ROWS)
-    blocks[blocks[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
+def _plain(
+    form: Form, gates: Gates | None, x0: Tensor, inputs: Tensor, h: Any, G: Any, *tensors: Any
+) -> Tensor:
+    """The states of `padded` tensors by operations that can be differentiated any number of times."""
+    W, D, P, E = tensors
+    r, s = None if h is None else h[..., None], None
+    if gates is not None:
+        lo, span, congruent = gates
+        r, nu = h[..., None], lo + span * torch.sigmoid(inputs @ G.mT)
+        r, s = (r * nu.sqrt(), nu.sqrt()) if congruent else (r * nu, None)
+    return plain_states(form, r, x0, inputs, W, D, P, None, E, s=s)
 
-    def added(start: int, stop: int) -> list[Any]:
-        own = np.zeros_like(data)
-        add_gradients(phi, own, blocks, *flat, start, stop)
-        return [own]
 
-    (sums,) = summed(added, -(lam[1:].numel() // -(CHUNK * n)), lam.numel())
-    parts = iter(torch.from_numpy(sums).split([A.numel() for A in tensors[:3] if A is not None]))
-    found = (A if A is None else next(parts).view_as(A) for A in tensors[:3])
-    found = (A.mT if A is not None and A.ndim > 1 else A for A in found)
-    rows = lam[1:].view(-1, n)
-    d_inputs = (rows @ tensors[4]).view(inputs.shape) if needed[1] else None
-    # The other way round: a product with few columns takes ten times as long.
-    return lam[0].clone(), d_inputs, *found, None, (inputs.flatten(0, 1).mT @ rows).mT
+def _gates(gates: Gates | None, G: Tensor | None, like: Tensor) -> tuple[Any, ...]:
+    """What compiled loops read of gates: G^T, lo, hi - lo, 1/2, and whether they are congruent."""
+    of_units, (lo, span, congruent) = _flat(G if G is None else G.mT, like), gates or (0.0, 0.0, False)
+    numbers = (of_units.dtype.type(number) for number in (lo, span, 0.5))
+    return of_units, *numbers, congruent
 
 
 def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """Activations; entries and blocks of W, D and P, as one matrix of x, pre(x); and its transpose's.
+    """phi, its slope and tanh; (entries, blocks) of A, and those of its transpose.
 
-    Blocks are (row, column, width, first entry), transposed in the entries, a diagonal of width 0.
+    Entries are D, W if it is a diagonal, else zeros, and blocks, transposed; these are
+    (row, column, width, first entry).
     """
-    found: tuple[Any, ...] = ([], [], [], [])
-    for A, start in zip(tensors, (ROWS * n, 0, 0), strict=False):
-        if A is None:
+    W, D, P, _ = tensors
+    diagonals = [_flat(D), _flat(W if W.ndim == 1 else torch.zeros_like(D))]
+    data, blocks, turned, back = [*diagonals], [], [*diagonals], []
+    for A, start in ((W, ROWS * n), (P, 0)):
+        if A is None or A.ndim == 1:
             continue
-        k, first = 0 if A.ndim == 1 else A.shape[-1], sum(map(len, found[0]))
-        places = [(i, i) for i in range(A.numel() // k**2 if k else 1)]
-        if A is tensors[2] and form.pattern is not None:
+        k, first = A.shape[-1], sum(map(len, data))
+        places = [(i, i) for i in range(A.numel() // k**2)]
+        if A is P and form.pattern is not None:
             places = [*zip(form.pattern.rows, form.pattern.columns, strict=True)]
         for m, (i, j) in enumerate(places):
-            found[1].append((k * i, k * j + start, k, first + m * k * k))
-            found[3].append((k * j + start, k * i, k, first + m * k * k))
-        found[0].append(_flat(A.mT if k else A))
-        found[2].append(_flat(A))
-    data, blocks, turned_data, turned = found
-    phis = maps(form.pre.runs[0][0], data[0].dtype)
-    return phis, np.concatenate(data), np.array(blocks), np.concatenate(turned_data), np.array(turned)
+            blocks.append((k * i, k * j + start, k, first + m * k * k))
+            back.append((k * j + start, k * i, k, first + m * k * k))
+        data.append(_flat(A.mT))
+        turned.append(_flat(A))
+    found = ((data, blocks), (turned, back))
+    of_blocks = ((np.concatenate(a), np.array(b, np.int64).reshape(-1, 4)) for a, b in found)
+    of_units = maps(form.pre.runs[0][0], data[0].dtype)
+    return (*of_units, maps(ACTIVATIONS["tanh"], data[0].dtype)[0]), *of_blocks
 
 
-def _flat(x: Tensor) -> Any:
-    return x.detach().contiguous().view(-1).numpy()
+def _flat(x: Tensor | None, like: Any = None) -> Any:
+    """The numbers of a tensor, none of what is None."""
+    return (like.new_empty(0) if x is None else x.detach().contiguous().view(-1)).numpy()

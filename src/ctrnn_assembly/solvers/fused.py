@@ -87,7 +87,7 @@ class Plan:
     whole: bool  # stores every state, else the first of each segment
     few: bool  # never all of them, whatever gradients are wanted
     length: int  # steps of a segment
-    way: str = "fused"  # or "graph", "persistent", "compiled"
+    way: str = "fused"  # or "graph", "persistent"
 
     def segments(self, steps: int) -> list[tuple[int, int]]:
         """(start, end) of consecutive pieces of time, in order."""
@@ -122,9 +122,7 @@ def prepared(
     if recorded:
         plan = replace(plan, way=_loaded("check").way_of(backend, form, plan, x0, *tensors))
     if backend == "compiled" and plan.whole:
-        plan, (batch, n) = replace(plan, way=backend), x0.shape
-        full = _loaded(backend).padded(x0, *tensors)
-        return lambda: Integrate.apply(form, plan, *full)[:, :batch, :n]
+        return partial(_loaded(backend).states, form, every, x0, *tensors)
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
 
@@ -451,14 +449,12 @@ class Integrate(torch.autograd.Function):
             if plan.way == "graph":
                 given = (x0, inputs, dt, *tensors)
                 stored, last = _loaded("graph").replayed(_record, (form, plan), given)
-            elif plan.way in ("persistent", "compiled"):
+            elif plan.way == "persistent":
                 stored, last = _loaded(plan.way).forward(form, plan, x0, inputs, dt, *tensors)
             else:  # written out: `_record` would be one more frame in every step
                 first = form.ordered(x0[None])
                 stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
         ctx.save_for_backward(stored, x0, inputs, dt, *tensors)
-        if plan.way == "compiled":
-            return last
         if plan.every:
             return form.flat(stored).contiguous()
         return form.flat(last).clone(memory_format=torch.contiguous_format)
@@ -470,7 +466,7 @@ class Integrate(torch.autograd.Function):
         stored, x0, *read = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             inputs, dt, *tensors = read
-            states = partial(plain_states, ctx.form, dt)
+            states = partial(plain_states, ctx.form, None if dt is None else dt[..., None])
             leaves, precision = (x0, inputs, *tensors), ctx.form.matmul_precision
             found = gradients_again(states, leaves, needed, grad, precision)
             return (None, None, *found[:2], None, *found[2:])
@@ -506,8 +502,13 @@ def gradients_again(
     return tuple(next(found) if one else None for one in asked)
 
 
-def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *tensors: Any) -> Tensor:
-    """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes."""
+def plain_states(
+    form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *tensors: Any, s: Tensor | None = None
+) -> Tensor:
+    """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes.
+
+    dt and s, as of `compiled`, are (time, 1 or batch, 1 or n).
+    """
     W, D, P, Q, E, *others = tensors
     K = others[: len(form.psi)]
     W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
@@ -516,14 +517,17 @@ def plain_states(form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *ten
     R = torch.linalg.inv(torch.eye(len(P)).to(P) - P) if form.implicit is not None else None
     states = [x0]
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
-        x = states[-1]
-        f = form.post(form.pre(x) @ W.mT + drive)
+        x = last = states[-1]
+        p = form.pre(x)
+        if s is not None:
+            x, p = s[k] * x, s[k] * p
+        f = form.post(p @ W.mT + drive)
         new = D * x + (f if Q is None else Q * f if Q.ndim == 1 else f @ Q.mT)
         new = new if P is None or R is not None else new + x @ P.mT
         for psi, A in zip(form.psi, K, strict=True):
             new = new + psi(x) @ A.mT
         new = new if R is None else new @ R.mT
-        states.append(new if dt is None else x + dt[k][:, None] * new)
+        states.append(new if dt is None else last + dt[k] * new)
     return torch.stack(states)
 
 

@@ -47,7 +47,7 @@ class CompiledLayer(torch.autograd.Function):
         before = np.empty((len(s), 1 - s.shape[1] // -ROWS, x0.shape[1]), s.dtype)
         before[:, 0], out = x0, np.empty_like(s)
         run, batched = kernels(*kind, s.dtype)[0], (s, k, v, before, out)
-        in_parts(lambda i, j: run(tuple(weights), *(part[i:j] for part in batched)), len(s))
+        in_parts(lambda i, j: run(tuple(weights), *(part[i:j] for part in batched)), len(s), s.size)
         ctx.kind, states = kind, torch.from_numpy(before)
         ctx.save_for_backward(*tensors, states)
         return torch.from_numpy(out), states[:, -1].clone()

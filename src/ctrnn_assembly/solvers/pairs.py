@@ -32,16 +32,38 @@ from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
-# phi by x, and phi' by x, y = phi(x) and 1, as functions of numbers that numba can inline. Numbers of
-# Python would make those of float32 double ones.
-PHIS: dict[Activation, tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]] = {
-    ACTIVATIONS["identity"]: (lambda x: x, lambda x, y, one: one),
-    ACTIVATIONS["relu"]: (lambda x: max(x, x * 0), lambda x, y, one: one if y > 0 else y * 0),
-    ACTIVATIONS["tanh"]: (lambda x: np.tanh(x), lambda x, y, one: one - y * y),
-    ACTIVATIONS["sigmoid"]: (lambda x: 1 / (1 + np.exp(-x)), lambda x, y, one: y * (one - y)),
-    ACTIVATIONS["gelu"]: (
+
+def _sigmoid(one: Any, tanh: Any) -> Any:
+    half = one / 2
+    return lambda x: half + half * tanh(half * x), lambda x, y: y * (one - y)
+
+
+def _silu(one: Any, tanh: Any) -> Any:
+    half = one / 2
+    return (
+        lambda x: x * (half + half * tanh(half * x)),
+        lambda x, y: y + (half + half * tanh(half * x)) * (one - y),
+    )
+
+
+# phi by x, and phi' by x and y = phi(x), as functions that numba inlines, by the 1 and the tanh of a
+# precision: numbers of Python would make those of float32 double ones. Of NaN they are NaN, as torch's.
+PHIS: dict[Activation, Callable[[Any, Any], Any]] = {
+    ACTIVATIONS["identity"]: lambda one, tanh: (lambda x: x, lambda x, y: one),
+    ACTIVATIONS["relu"]: lambda one, tanh: (
+        lambda x: one - one if x <= one - one else x,
+        lambda x, y: one - one if y <= one - one else one,
+    ),
+    ACTIVATIONS["hardtanh"]: lambda one, tanh: (
+        lambda x: -one if x <= -one else one if x >= one else x,
+        lambda x, y: one - one if abs(x) >= one else one,
+    ),
+    ACTIVATIONS["tanh"]: lambda one, tanh: (lambda x: tanh(x), lambda x, y: one - y * y),
+    ACTIVATIONS["sigmoid"]: _sigmoid,
+    ACTIVATIONS["silu"]: _silu,
+    ACTIVATIONS["gelu"]: lambda one, tanh: (
         lambda x: x * 0.5 * erfc(-x * sqrt(0.5)),
-        lambda x, y, one: 0.5 * erfc(-x * sqrt(0.5)) + x * exp(-0.5 * x * x) / sqrt(2 * pi),
+        lambda x, y: 0.5 * erfc(-x * sqrt(0.5)) + x * exp(-0.5 * x * x) / sqrt(2 * pi),
     ),
 }
 
@@ -56,14 +78,12 @@ def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz
 @cache
 def pointwise(phi: Activation, dtype: Any) -> tuple[Any, Any]:
     """phi by x, and phi' by x and phi(x), of `PHIS`, compiled for a precision."""
-    (value, slope), one = PHIS[phi], dtype.type(1)
-    if dtype == np.float32 and phi.name == "tanh":
-        value = tanh_float32
-    if dtype == np.float32 and phi.name == "gelu":
+    single = dtype == np.float32
+    value, slope = PHIS[phi](dtype.type(1), compiled(tanh_float32) if single else np.tanh)
+    if single and phi.name == "gelu":
         normal = compiled(normal_float32)
-        value, slope = lambda x: x * normal(x)[0], lambda x, y, _: normal(x)[0] + x * normal(x)[1]
-    rise = compiled(slope)
-    return compiled(value), compiled(lambda x, y: rise(x, y, one))
+        value, slope = lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]
+    return compiled(value), compiled(slope)
 
 
 def is_paired(terms: Terms, x0: Tensor) -> bool:
@@ -131,7 +151,7 @@ class _Integrate(torch.autograd.Function):
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
         run, batched = kernels(phi, x0.dtype)[0], (given.pop(), _each(which, len(x0)), states)
-        in_parts(lambda i, j: run(*given, *(part[i:j] for part in batched)), len(x0))
+        in_parts(lambda i, j: run(*given, *(part[i:j] for part in batched)), len(x0), states.size)
         result = torch.from_numpy(states)
         ctx.kind = phi, which
         ctx.save_for_backward(*tensors, result)

@@ -14,16 +14,18 @@ from typing import Any
 
 import torch
 
-GRAIN = 2**17  # numbers: for fewer a second part takes longer than it saves
+GRAIN = 2**19  # numbers: for fewer a second part takes longer than it saves
 
 
-def in_parts(work: Callable[[int, int], Any], count: int, parts: int = 0) -> list[Any]:
+def in_parts(work: Callable[[int, int], Any], count: int, numbers: int, most: int = 0) -> list[Any]:
     """[work(start, stop), ...] of consecutive parts of range(count), about equal, in order.
 
-    parts: how many, by default one for each thread.
+    Args:
+        numbers: of the whole, of which a part has GRAIN, or more where there would be too many parts.
+        most: the largest number of parts, by default one for each thread.
     """
     threads = torch.get_num_threads()
-    parts = max(1, min(parts or threads, count))
+    parts = max(1, min(most or threads, count, 1 + numbers // GRAIN))
     edges = [count * k // parts for k in range(parts + 1)]
     if threads == 1 or parts == 1:
         return [work(*part) for part in pairwise(edges)]
@@ -38,7 +40,7 @@ def in_parts(work: Callable[[int, int], Any], count: int, parts: int = 0) -> lis
 
 def summed(work: Callable[[int, int], list[Any]], count: int, numbers: int) -> list[Any]:
     """The sums of the first, second, ... array that the work on each part makes, of so many numbers."""
-    found = in_parts(work, count, min(8, 1 + numbers // GRAIN))
+    found = in_parts(work, count, numbers, most=8)
     return [sum(arrays[1:], arrays[0]) for arrays in zip(*found, strict=True)]
 
 
