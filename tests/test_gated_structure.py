@@ -1,4 +1,4 @@
-"""A gated loop multiplies W and L by their structure: it equals plain dense steps, in all gradients."""
+"""Gated loops over every structure of a field equal plain steps, in all gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ctrnn_assembly.assembly import Assembly
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN
-from ctrnn_assembly.solvers.fused import structured
 from solver_problems import F64, normal, rng
 from solver_problems import one_thread as one_thread
 
@@ -83,17 +82,6 @@ def test_lengths_and_substeps(gate: Gate, save: str) -> None:
 
 def test_congruence_by_imex() -> None:
     compared(layer("congruence", dt=0.5, solver="imex"), "last")
-
-
-def test_products_are_those_of_the_field_and_copies_have_none() -> None:
-    for kind in ("few", "all", "sizes"):
-        terms = field(kind, "x").double().terms()
-        x = normal(4, terms.n)
-        fast = structured(terms)
-        assert fast.products is not None
-        assert_close(fast.apply_weight(x), x @ terms.weight().mT, rtol=1e-12, atol=1e-12)
-        assert_close(fast.couple(x), x @ terms.L.mT, rtol=1e-12, atol=1e-12)
-        assert fast.double().products is None  # its tensors would be those before
 
 
 def test_steps_of_several_lengths() -> None:

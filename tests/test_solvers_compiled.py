@@ -210,7 +210,7 @@ def gated(kind: str, fast: bool, field: str = "dense", **given: Any) -> tuple[Te
 
 
 @pytest.mark.parametrize("field", ["dense", "few"])
-@pytest.mark.parametrize("kind", ["input", "shared", "congruence"])
+@pytest.mark.parametrize("kind", ["input", "shared", "congruence", "state"])
 @pytest.mark.parametrize(
     "given",
     [
@@ -232,7 +232,7 @@ def test_gates_that_read_the_input(kind: str, field: str, given: dict[str, Any])
     assert_close(got, right, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["input", "congruence"])
+@pytest.mark.parametrize("kind", ["input", "congruence", "state"])
 def test_second_derivatives_of_gates(kind: str) -> None:
     found = []
     for fast in (True, False):

@@ -126,7 +126,7 @@ class Gates(nn.Module):
         return repeated(step, count)
 
     def of_units(self) -> Tensor:
-        """G of each unit, c last, (n, m + 1), of gates that read the input alone."""
+        """G of each unit, c last, (n, m + 1)."""
         G = torch.cat([self.reader.weight, self.reader.bias[:, None]], 1)
         if self.kind == "shared":
             return G.expand(sum(self.sizes), -1)

@@ -24,11 +24,10 @@ from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_own, check_settings, gated, is_compiled, solve
-from ctrnn_assembly.solvers.fused import structured
 from ctrnn_assembly.solvers.grid import overflow, step_grid
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import holds, known, states, transformed
+from ctrnn_assembly.transforms import holds, known, states
 
 
 class CTRNN(Recurrent):
@@ -142,7 +141,7 @@ class CTRNN(Recurrent):
                 if gate != "constant" and value != needed and (gate, value) != ("congruence", "imex"):
                     also = ", or congruence gates by imex" if name == "solver" else ""
                     raise ConfigError(
-                        f"gates that read input or state are solved by euler, a plain loop{also}; got "
+                        f"gates that read input or state are solved by euler{also}; got "
                         f"{name}={value!r}. Use {name}={needed!r}, or constant gates, or flow(u)(x)."
                     )
         elif gate_bounds is not None:
@@ -320,17 +319,15 @@ class CTRNN(Recurrent):
         """States after each sample of u (time, batch, m), or the last, for steps (time, 1 or batch)."""
         terms, encode = self._driven()
         drive, h, count, euler = encode(u), steps / self.substeps, self.substeps, SCHEMES["euler"]
-        read = gates.kind != "state" and is_plain(gates, Gates) and is_plain(gates.reader, nn.Linear)
+        read = is_plain(gates, Gates) and is_plain(gates.reader, nn.Linear)
         fast = read and self.solver == euler.name and known(x)
         if not (fast and is_compiled(euler, terms, x, drive, h)):
-            terms = terms if transformed() else structured(terms)
             series = h[..., None], gates.reader(u), drive
             return states(gates.steps(terms, self.solver, count), x, *series, lengths=lengths)
         if lengths is not None:  # a step of length 0 leaves a state where it is
             h = h * (torch.arange(len(h))[:, None] < lengths)
         h, drive = (t.repeat_interleave(count, 0) for t in (h, drive))
-        G, bounds = gates.of_units(), (gates.lo, gates.hi)
-        found = gated(terms, x, drive, h, G, bounds, gates.kind == "congruence", save)
+        found = gated(terms, x, drive, h, gates, save)
         return found if save == "last" else found[count::count]
 
 

@@ -62,7 +62,6 @@ class Terms:
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # n_i
     diagonal: bool = False  # by construction: solvers use, and give a gradient to, no more of any W_i
     within: Uncertainty | None = None  # for which certificates hold; solvers do not read it
-    products: Any = field(default=None, init=False, repr=False, compare=False)  # of `fused.structured`
 
     @property
     def n(self) -> int:
@@ -85,8 +84,6 @@ class Terms:
 
     def apply_weight(self, p: Tensor) -> Tensor:
         """W p for p of shape (batch, n), block by block."""
-        if self.products is not None:
-            return self.products[0](p)
         if len(self.blocks) > 1 and len(set(self.sizes)) == 1:
             stacked = torch.stack(self.blocks)  # no call: it would be one more frame in every step
             parts = p.unflatten(-1, stacked.shape[:2]).transpose(0, 1)
@@ -95,7 +92,7 @@ class Terms:
 
     def couple(self, x: Tensor) -> Tensor:
         """L x for x (batch, n)."""
-        return x @ cast(Tensor, self.L).mT if self.products is None else self.products[1](x)
+        return x @ cast(Tensor, self.L).mT
 
     def inject(self, u: Tensor | None) -> Tensor:
         """b + W_in u: (batch, n), or (n,) without an input."""

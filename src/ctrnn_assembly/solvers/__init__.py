@@ -317,30 +317,21 @@ def _grid_loop(
     return fused.prepared(*given, backend=backend, **options)
 
 
-def gated(
-    terms: Terms,
-    x0: Tensor,
-    drive: Tensor,
-    h: Tensor,
-    G: Tensor,
-    bounds: tuple[float, float],
-    s: bool,
-    save: Save,
-) -> Tensor:
-    """All states, or the last, (time + 1 or 1, batch, n), of gates that read the input, compiled.
+def gated(terms: Terms, x0: Tensor, drive: Tensor, h: Tensor, gates: Any, save: Save) -> Tensor:
+    """All states, or the last, (time + 1 or 1, batch, n), of a field with gates that read, compiled.
 
     Args:
         drive: inputs u held over each step, (time, batch, m).
         h: lengths of the steps, (time, 1 or batch).
-        G: of nu = lo + (hi - lo) sigmoid(G [u, 1]), (n, m + 1).
-        bounds: (lo, hi).
-        s: whether sqrt(nu) stands on both sides of every weight, as of congruence gates.
+        gates: `gates.Gates` of any kind but constant.
     """
-    euler, (lo, hi) = SCHEMES["euler"], bounds
-    one, steps = replace(euler, pair=cast(Any, euler.increment)), h.new_ones(len(h), 1)
+    euler, steps = SCHEMES["euler"], h.new_ones(len(h), 1)
+    one = replace(euler, pair=cast(Any, euler.increment))
     form, inputs, _, *tensors = fused.fused_step(one, terms, x0, drive, steps, "full")
     loop: Any = import_module("ctrnn_assembly.solvers.compiled")
-    return loop.states(form, save == "all", x0, inputs, h, *tensors, gates=(lo, hi - lo, s), G=G)
+    kind = gates.lo, gates.hi - gates.lo, gates.kind == "congruence"
+    weights = {"G": gates.of_units(), "d": gates.state if gates.kind == "state" else None}
+    return loop.states(form, save == "all", x0, inputs, h, *tensors, gates=kind, **weights)
 
 
 def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt: Tensor) -> bool:

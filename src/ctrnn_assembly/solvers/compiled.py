@@ -1,12 +1,12 @@
-"""The fused loop of small and sparse fields as machine code, on a CPU: no tensor operation in a step.
+"""The fused loop of a field as machine code, on a CPU: no tensor operation in a step.
 
     x+ = f,   or x + h g o f,       f = A (s o y) + E u,    y = (x, pre(x)),    A = [D + P, W]
 
-h are steps of several lengths, g speeds of gates that read the input, nu = lo + (hi - lo) sigmoid(G u),
+h are steps of several lengths, g speeds of gates, nu = lo + (hi - lo) sigmoid(z), z = G u (+ d o x),
 with s = 1, or of congruence gates g = s = sqrt(nu). Adjoint, for lam+ = dE/dx+, v = lam+ or h g o lam+:
 
-    (a, b) = s o A^T v,     lam = a + pre'(x) o b  (+ lam+),     dA = v (s o y)^T,     dE = v u^T,
-    dg = h lam+ o f  (+ A^T v o y, summed over both halves, if g = s),      dG = (dg g'(G u)) u^T
+    (a, b) = s o A^T v,     lam = a + pre'(x) o b  (+ lam+ + d o dz),     dA = v (s o y)^T,   dE = v u^T,
+    dz = g'(z) o (h lam+ o f  (+ A^T v o y, summed over both halves, if g = s)),      dG = dz u^T
 
 ROWS samples go through all steps together, CHUNK rows of them at a time in the adjoint, whose weight
 gradients are added while these are in the cache: states are written once and read once, and no dE/dx is
@@ -188,11 +188,13 @@ def roots(g, rise, half):  # type: ignore[no-untyped-def]
 
 
 @kept
-def open_gates(tanh, g, rise, n, u, at, m, gates):  # type: ignore[no-untyped-def]
-    """g and g'(G u) of ROWS samples."""
-    G, lo, span, half, congruent = gates
+def open_gates(tanh, g, rise, n, u, at, m, x, gates):  # type: ignore[no-untyped-def]
+    """g and g'(z) of ROWS samples."""
+    G, d, lo, span, half, congruent = gates
     rise[:] = 0
     add_inputs(rise, n, G, u, at, m)
+    for k in range(0, len(x) if len(d) else 0, n):
+        add_product(rise[k : k + n], d, x[k : k + n])
     times_number(rise, half)
     tanh(rise, g)
     speeds(g, rise, lo, span, half)
@@ -203,7 +205,7 @@ def open_gates(tanh, g, rise, n, u, at, m, gates):  # type: ignore[no-untyped-de
 @kept
 def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states of some groups of ROWS samples; `step` numbers are those of the whole batch."""
-    size, gated, congruent = ROWS * n, len(gates[0]), gates[4]
+    size, gated, congruent = ROWS * n, len(gates[0]), gates[5]
     both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
     for group in range(start, stop):
         for k in range(len(states) // step - 1):
@@ -213,7 +215,7 @@ def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type
             copy(both[:size], x)
             phi(x, both[size:])
             if gated:
-                open_gates(tanh, g, rise, n, u, row * m, m, gates)
+                open_gates(tanh, g, rise, n, u, row * m, m, x, gates)
             if congruent:
                 scale(both[:size], g)
                 scale(both[size:], g)
@@ -228,11 +230,11 @@ def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type
 
 @kept
 def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """dE/dx0 of some groups, v and dE/d(G u) if these have a place; adds to the sums of A, E and G."""
-    (states, u, grad), (dx0, v, dz), (dA, dE, dG, columns) = given, found, sums
+    """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, E, G and d."""
+    (states, u, grad), (dx0, v, dz), (dA, dE, dG, dd, columns) = given, found, sums
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
-    gated, congruent = len(gates[0]), gates[4]
-    y, q, d = np.empty(2 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
+    gated, congruent = len(gates[0]), gates[5]
+    y, q, z = np.empty(2 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
     back, both, f = np.empty(2 * size, E.dtype), np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
     g, rise, dg = np.empty(size, E.dtype), np.empty(size, E.dtype), np.zeros(size, E.dtype)
     w = np.zeros(CHUNK * wide, E.dtype)  # inputs, filled up
@@ -258,7 +260,7 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
                 if len(h):
                     scale_rows(now, n, h[row : row + ROWS])
                 if gated:
-                    open_gates(tanh, g, rise, n, u, row * m, m, gates)
+                    open_gates(tanh, g, rise, n, u, row * m, m, x, gates)
                     copy(f, now)
                     scale(now, g)
                 apply_transposed(back, n, now, turned)
@@ -274,13 +276,16 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
                 if gated:
                     copy(both[:size], x)
                     copy(both[size:], p)
-                    of_z = d[own : own + size]
+                    of_z = z[own : own + size]
                     apply(of_z, n, both, A)
                     add_inputs(of_z, n, E, u, row * m, m)
                     scale(of_z, f)
                     if congruent:
                         increase(of_z, dg)
                     scale(of_z, rise)
+                    for i in range(0, size if len(dd) else 0, n):
+                        add_product(dd, of_z[i : i + n], x[i : i + n])
+                        add_product(a[i : i + n], of_z[i : i + n], gates[1])
                     if len(dz):
                         copy(dz[at : at + size], of_z)
                 if len(h):
@@ -295,7 +300,7 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
             add_gradients(dA, columns, y, q, n, rows)
             add_products(dE, w, wide, q, n, rows)
             if gated:
-                add_products(dG, w, wide, d, n, rows)
+                add_products(dG, w, wide, z, n, rows)
 
 
 @kept
@@ -353,20 +358,21 @@ def states(
     *tensors: Any,
     gates: Gates | None = None,
     G: Tensor | None = None,
+    d: Tensor | None = None,
 ) -> Tensor:
     """All states, or the last, (time + 1 or 1, batch, n), of W, D, P, Q and E of `fused_step`.
 
-    h: (time, 1 or batch), or None. G: of gates, (n, m).
+    h: (time, 1 or batch), or None. G, (n, m), and d, (n,), are of gates.
     """
     (batch, n), (W, D, P, _, E) = x0.shape, tensors
     h = None if h is None else h.expand(len(inputs), batch)
-    full = padded(x0, inputs, h, G, W, D, P, E)
+    full = padded(x0, inputs, h, G, d, W, D, P, E)
     return Integrate.apply(form, every, gates, *full)[:, :batch, :n]
 
 
 def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
     """The same with units and samples more, which no other sees, up to whole vectors."""
-    (batch, n), (G, W, D, P, E) = x0.shape, tensors
+    (batch, n), (G, d, W, D, P, E) = x0.shape, tensors
     more = -n % LANES
     if (n + more) * x0.itemsize % 4096 == 0:  # rows that begin at the same place of a cache
         more += LANES
@@ -376,19 +382,20 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
         h = h if h is None else h[:, samples]
     W, P = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P))
     G, E = (A if A is None else pad(A, (0, 0, 0, more)) for A in (G, E))
-    return pad(x0, (0, more)), inputs, h, G, W, pad(D, (0, more)), P, E
+    d = d if d is None else pad(d, (0, more))
+    return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, E
 
 
 class Integrate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: Form, every: bool, gates: Gates | None, *given: Any) -> Tensor:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
-        x0, inputs, h, G, *tensors = given
+        x0, inputs, h, G, d, *tensors = given
         (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
         (phi, _, tanh), A, _ = _read(form, n, tensors)
-        fixed = A, _flat(tensors[3].mT), inputs.shape[2], _gates(gates, G, x0), _flat(h, x0)
+        fixed = A, _flat(tensors[3].mT), inputs.shape[2], _gates(gates, G, d, x0), _flat(h, x0)
         run = partial(roll, phi, tanh, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, states.numel())
         ctx.form, ctx.gates = form, gates
@@ -401,7 +408,7 @@ class Integrate(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             again = partial(_plain, ctx.form, ctx.gates)
             return None, None, None, *gradients_again(again, given, needed, grad, "full")
-        x0, inputs, h, G, W, D, P, E = given
+        x0, inputs, h, G, d, W, D, P, E = given
         (batch, n), m = x0.shape, inputs.shape[2]
         maps, A, turned = _read(ctx.form, n, (W, D, P, E))
         dx0, v, dz = torch.empty_like(x0), None, None
@@ -409,10 +416,11 @@ class Integrate(torch.autograd.Function):
             v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
         read = tuple(_flat(t) for t in (states, inputs, grad))
         written = tuple(_flat(t, x0) for t in (dx0, v, dz))
-        fixed = *maps, A, turned, _flat(E.mT), m, _gates(ctx.gates, G, x0), _flat(h, x0)
+        fixed = *maps, A, turned, _flat(E.mT), m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
         columns = A[1].copy()
         columns[columns[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
-        sizes = len(A[0]), (m + -m % ROWS) * n, 0 if G is None else (m + -m % ROWS) * n
+        wide = (m + -m % ROWS) * n
+        sizes = len(A[0]), wide, 0 if G is None else wide, 0 if d is None else n
 
         def added(start: int, stop: int) -> list[Any]:
             own = [np.zeros(size, A[0].dtype) for size in sizes]
@@ -420,7 +428,7 @@ class Integrate(torch.autograd.Function):
             return own
 
         found = summed(added, batch // ROWS, states.numel())
-        dA, dE, dG = map(torch.from_numpy, found)
+        dA, dE, dG, dd = map(torch.from_numpy, found)
         kinds = [0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)]
         dD, dw, *dense = dA.split([n, n, *kinds])
         dW, dP = (
@@ -431,27 +439,42 @@ class Integrate(torch.autograd.Function):
         if d_inputs is not None and dz is not None:
             d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
         of_gates = None if G is None else dG.view(-1, n)[:m].mT
-        return None, None, None, dx0, d_inputs, None, of_gates, dW, dD, dP, dE.view(-1, n)[:m].mT
+        of_states = None if d is None else dd
+        return (
+            None,
+            None,
+            None,
+            dx0,
+            d_inputs,
+            None,
+            of_gates,
+            of_states,
+            dW,
+            dD,
+            dP,
+            dE.view(-1, n)[:m].mT,
+        )
 
 
-def _plain(
-    form: Form, gates: Gates | None, x0: Tensor, inputs: Tensor, h: Any, G: Any, *tensors: Any
-) -> Tensor:
+def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
     """The states of `padded` tensors by operations that can be differentiated any number of times."""
-    W, D, P, E = tensors
-    r, s = None if h is None else h[..., None], None
-    if gates is not None:
-        lo, span, congruent = gates
-        r, nu = h[..., None], lo + span * torch.sigmoid(inputs @ G.mT)
-        r, s = (r * nu.sqrt(), nu.sqrt()) if congruent else (r * nu, None)
-    return plain_states(form, r, x0, inputs, W, D, P, None, E, s=s)
+    x0, inputs, h, G, d, W, D, P, E = given
+    if gates is None:
+        return plain_states(form, None if h is None else h[..., None], x0, inputs, W, D, P, None, E)
+    lo, span, congruent = gates
+
+    def factors(k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        nu = lo + span * torch.sigmoid(inputs[k] @ G.mT + (0 if d is None else d * x))
+        return (h[k, :, None] * nu.sqrt(), nu.sqrt()) if congruent else (h[k, :, None] * nu, None)
+
+    return plain_states(form, factors, x0, inputs, W, D, P, None, E)
 
 
-def _gates(gates: Gates | None, G: Tensor | None, like: Tensor) -> tuple[Any, ...]:
-    """What compiled loops read of gates: G^T, lo, hi - lo, 1/2, and whether they are congruent."""
-    of_units, (lo, span, congruent) = _flat(G if G is None else G.mT, like), gates or (0.0, 0.0, False)
-    numbers = (of_units.dtype.type(number) for number in (lo, span, 0.5))
-    return of_units, *numbers, congruent
+def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor) -> tuple[Any, ...]:
+    """What compiled loops read of gates: G^T, d, lo, hi - lo, 1/2, and whether they are congruent."""
+    (lo, span, congruent), kind = gates or (0.0, 0.0, False), _flat(like).dtype.type
+    numbers = (kind(number) for number in (lo, span, 0.5))
+    return _flat(G if G is None else G.mT, like), _flat(d, like), *numbers, congruent
 
 
 def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:

@@ -219,15 +219,6 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
     return C.view(p, -1, 1)[rows] * blocks, pattern
 
 
-def structured(terms: Terms) -> Terms:
-    """The same field, of which a plain loop multiplies W and L by their structure, read here once."""
-    W, (P, pattern) = structured_weight(terms), _coupling(terms, torch.ones_like(terms.tau))
-    couple = terms.couple if P is None or pattern is None else partial(_few_times, P.mT, pattern)
-    found = replace(terms)
-    object.__setattr__(found, "products", (W.mul if W.ndim == 1 else terms.apply_weight, couple))
-    return found
-
-
 def _few_times(blocks: Tensor, pattern: BlockPattern, x: Tensor) -> Tensor:
     """L x for x (batch, n) and the transposed blocks of L, (C, k, k); differentiable."""
     rows, columns = indices(pattern, x.device)
@@ -502,12 +493,10 @@ def gradients_again(
     return tuple(next(found) if one else None for one in asked)
 
 
-def plain_states(
-    form: Form, dt: Tensor | None, x0: Tensor, inputs: Tensor, *tensors: Any, s: Tensor | None = None
-) -> Tensor:
+def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any) -> Tensor:
     """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes.
 
-    dt and s, as of `compiled`, are (time, 1 or batch, 1 or n).
+    dt: (time, 1 or batch, 1), or None; or (k, x) -> (h g, s) of `compiled` for step k.
     """
     W, D, P, Q, E, *others = tensors
     K = others[: len(form.psi)]
@@ -519,15 +508,16 @@ def plain_states(
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
         x = last = states[-1]
         p = form.pre(x)
+        h, s = dt(k, x) if callable(dt) else (None if dt is None else dt[k], None)
         if s is not None:
-            x, p = s[k] * x, s[k] * p
+            x, p = s * x, s * p
         f = form.post(p @ W.mT + drive)
         new = D * x + (f if Q is None else Q * f if Q.ndim == 1 else f @ Q.mT)
         new = new if P is None or R is not None else new + x @ P.mT
         for psi, A in zip(form.psi, K, strict=True):
             new = new + psi(x) @ A.mT
         new = new if R is None else new @ R.mT
-        states.append(new if dt is None else last + dt[k] * new)
+        states.append(new if h is None else last + h * new)
     return torch.stack(states)
 
 
