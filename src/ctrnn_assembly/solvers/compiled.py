@@ -126,21 +126,24 @@ def add_product(out, a, x):  # type: ignore[no-untyped-def]
 @kept
 def apply(out, n, y, A):  # type: ignore[no-untyped-def]
     """out = A y of ROWS samples, for y = (x, pre(x)), each (ROWS, n)."""
-    (data, blocks), size = A, ROWS * n
-    D, w = data[:n], data[n : 2 * n]
+    (D, w, data, blocks), size = A, ROWS * n
     for k in range(0, size, n):
-        both_products(out[k : k + n], D, y[k : k + n], w, y[size + k : size + k + n])
+        if len(w):
+            both_products(out[k : k + n], D, y[k : k + n], w, y[size + k : size + k + n])
+        else:
+            product(out[k : k + n], D, y[k : k + n])
     add_blocks(out, n, y, data, blocks)
 
 
 @kept
 def apply_transposed(out, n, v, A):  # type: ignore[no-untyped-def]
     """out = A^T v of ROWS samples, for the halves of y one after the other."""
-    (data, blocks), size = A, ROWS * n
-    D, w = data[:n], data[n : 2 * n]
+    (D, w, data, blocks), size = A, ROWS * n
+    out[size:] = 0
     for k in range(0, size, n):
         product(out[k : k + n], D, v[k : k + n])
-        product(out[size + k : size + k + n], w, v[k : k + n])
+        if len(w):
+            product(out[size + k : size + k + n], w, v[k : k + n])
     add_blocks(out, n, v, data, blocks)
 
 
@@ -231,7 +234,7 @@ def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type
 @kept
 def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
     """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, E, G and d."""
-    (states, u, grad), (dx0, v, dz), (dA, dE, dG, dd, columns) = given, found, sums
+    (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA) = given, found, sums
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
     gated, congruent = len(gates[0]), gates[5]
     y, q, z = np.empty(2 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
@@ -297,7 +300,7 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
                     increase(lam, grad[at : at + size])
                 if len(v):
                     copy(v[at : at + size], now)
-            add_gradients(dA, columns, y, q, n, rows)
+            add_gradients(dA, y, q, n, rows)
             add_products(dE, w, wide, q, n, rows)
             if gated:
                 add_products(dG, w, wide, z, n, rows)
@@ -312,12 +315,14 @@ def add_products(sums, u, m, v, n, rows):  # type: ignore[no-untyped-def]
 
 
 @kept
-def add_gradients(sums, blocks, y, v, n, rows):  # type: ignore[no-untyped-def]
-    """sums += v y^T at the blocks of A^T, over CHUNK rows or fewer."""
+def add_gradients(dA, y, v, n, rows):  # type: ignore[no-untyped-def]
+    """dA += v y^T at the entries of A, over CHUNK rows or fewer."""
+    D, w, sums, blocks = dA
     for k in range(0, rows * n, n):
         i = k + CHUNK * n
-        add_product(sums[:n], v[k : k + n], y[k : k + n])
-        add_product(sums[n : 2 * n], v[k : k + n], y[i : i + n])
+        add_product(D, v[k : k + n], y[k : k + n])
+        if len(w):
+            add_product(w, v[k : k + n], y[i : i + n])
     for block in range(len(blocks)):
         row, column, width, first = blocks[block]
         for r in range(0, width, ROWS):
@@ -417,20 +422,20 @@ class Integrate(torch.autograd.Function):
         read = tuple(_flat(t) for t in (states, inputs, grad))
         written = tuple(_flat(t, x0) for t in (dx0, v, dz))
         fixed = *maps, A, turned, _flat(E.mT), m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
-        columns = A[1].copy()
+        *entries, blocks = A
+        columns = blocks.copy()
         columns[columns[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
         wide = (m + -m % ROWS) * n
-        sizes = len(A[0]), wide, 0 if G is None else wide, 0 if d is None else n
+        sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, entries)
 
         def added(start: int, stop: int) -> list[Any]:
-            own = [np.zeros(size, A[0].dtype) for size in sizes]
-            adjoint(*fixed, read, written, (*own, columns), n, batch * n, start, stop)
+            own = [np.zeros(size, entries[0].dtype) for size in sizes]
+            adjoint(*fixed, read, written, (*own[:3], (*own[3:], columns)), n, batch * n, start, stop)
             return own
 
         found = summed(added, batch // ROWS, states.numel())
-        dA, dE, dG, dd = map(torch.from_numpy, found)
-        kinds = [0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)]
-        dD, dw, *dense = dA.split([n, n, *kinds])
+        dE, dG, dd, dD, dw, dense = map(torch.from_numpy, found)
+        dense = dense.split([0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)])
         dW, dP = (
             None if M is None else (part.view_as(M).mT if M.ndim > 1 else dw)
             for M, part in zip((W, P), dense, strict=True)
@@ -478,14 +483,13 @@ def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor
 
 
 def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """phi, its slope and tanh; (entries, blocks) of A, and those of its transpose.
+    """phi, its slope and tanh; (D, W if it is a diagonal, entries, blocks) of A, and of its transpose.
 
-    Entries are D, W if it is a diagonal, else zeros, and blocks, transposed; these are
-    (row, column, width, first entry).
+    Blocks are (row, column, width, first entry), transposed in the entries.
     """
     W, D, P, _ = tensors
-    diagonals = [_flat(D), _flat(W if W.ndim == 1 else torch.zeros_like(D))]
-    data, blocks, turned, back = [*diagonals], [], [*diagonals], []
+    diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
+    data, blocks, turned, back = [diagonals[0][:0]], [], [diagonals[0][:0]], []
     for A, start in ((W, ROWS * n), (P, 0)):
         if A is None or A.ndim == 1:
             continue
@@ -499,7 +503,7 @@ def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
         data.append(_flat(A.mT))
         turned.append(_flat(A))
     found = ((data, blocks), (turned, back))
-    of_blocks = ((np.concatenate(a), np.array(b, np.int64).reshape(-1, 4)) for a, b in found)
+    of_blocks = ((*diagonals, np.concatenate(a), np.array(b, np.int64).reshape(-1, 4)) for a, b in found)
     of_units = maps(form.pre.runs[0][0], data[0].dtype)
     return (*of_units, maps(ACTIVATIONS["tanh"], data[0].dtype)[0]), *of_blocks
 
