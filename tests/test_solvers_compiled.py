@@ -69,7 +69,7 @@ def compare(
     terms, x0, u = leaves_of(terms, batch, steps, drive)
     dt = torch.full((steps, 1), 0.05, dtype=F64) if dt is None else dt
     given: Any = (SCHEMES[scheme], terms, x0, u, dt)
-    form, inputs, lengths, *tensors = fused.fused_step(*given, "full")
+    form, inputs, lengths, *tensors = fused.fused_step(*given, "full", scheme == "imex")
     loop = fused.prepared(*given, save=save, backend="compiled")  # type: ignore[arg-type]
     found = loop()
     lengths = None if lengths is None else lengths[..., None]

@@ -344,6 +344,7 @@ def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt
         return False  # before what a small solve, or a GPU, would wait for
     phi = field.pre.runs[0][0] in pairs.PHIS and len(field.pre.runs) == 1 and field.post.is_identity
     whole = len(field.blocks) == 1 or all(k % 16 == 0 for k in field.sizes)
-    small = field.n <= 1024 if fused.few_blocks(field) is None else scheme.increment is not None
+    few = scheme.name != "exponential-euler" and fused.few_blocks(field) is not None
+    small = field.n <= 1024 or few
     read = (drive is None or field.W_in is not None) and not field.edges
     return phi and whole and small and read

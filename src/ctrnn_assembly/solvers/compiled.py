@@ -2,6 +2,8 @@
 
     x+ = f,   or x + h g o f,       f = A (s o y) + E u,    y = (x, pre(x)),    A = [D + P, W]
 
+Of an implicit step P belongs to x+, which is R f; then v = R^T lam+ and dP = v x+^T, as in `fused`.
+
 h are steps of several lengths, g speeds of gates, nu = lo + (hi - lo) sigmoid(z), z = G u (+ d o x),
 with s = 1, or of congruence gates g = s = sqrt(nu). Adjoint, for lam+ = dE/dx+, v = lam+ or h g o lam+:
 
@@ -15,7 +17,7 @@ samples. The plain twin is that of `fused`, for post the identity. Compiled by n
 (seconds, kept on disk), for float32 and float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -156,6 +158,23 @@ def add_blocks(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
 
 
 @kept
+def eliminate(x, n, R, w):  # type: ignore[no-untyped-def]
+    """x becomes (I - P)^-1 x of ROWS samples, by its products in their order; w is as large as x."""
+    data, blocks = R
+    for block in range(len(blocks)):
+        row, column, width, first = blocks[block]
+        y, j, step = x, column, n
+        if row == column:
+            y, j, step = w, 0, width
+            for k in range(ROWS):
+                part = x[k * n + row :][:width]
+                copy(w[k * width :][:width], part)
+                part[:] = 0
+        for s in range(0, width, LANES):
+            multiply(x, row + s, n, y, j, step, 1, data, first + s, width, width)  # type: ignore[call-arg]
+
+
+@kept
 def add_inputs(out, n, E, u, at, m):  # type: ignore[no-untyped-def]
     """out += E u of ROWS samples, for E^T (m, n)."""
     for s in range(0, n, LANES):
@@ -206,7 +225,7 @@ def open_gates(tanh, g, rise, n, u, at, m, x, gates):  # type: ignore[no-untyped
 
 
 @kept
-def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
+def roll(phi, tanh, A, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states of some groups of ROWS samples; `step` numbers are those of the whole batch."""
     size, gated, congruent = ROWS * n, len(gates[0]), gates[5]
     both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
@@ -224,6 +243,7 @@ def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type
                 scale(both[size:], g)
             apply(new, n, both, A)
             add_inputs(new, n, E, u, row * m, m)
+            eliminate(new, n, R, both)
             if gated:
                 scale(new, g)
             if len(h):
@@ -232,12 +252,12 @@ def roll(phi, tanh, A, E, m, gates, h, states, u, n, step, start, stop):  # type
 
 
 @kept
-def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
+def adjoint(phi, slope, tanh, A, turned, R, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
     """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, E, G and d."""
     (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA) = given, found, sums
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
     gated, congruent = len(gates[0]), gates[5]
-    y, q, z = np.empty(2 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
+    y, q, z = np.empty(3 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
     back, both, f = np.empty(2 * size, E.dtype), np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
     g, rise, dg = np.empty(size, E.dtype), np.empty(size, E.dtype), np.zeros(size, E.dtype)
     w = np.zeros(CHUNK * wide, E.dtype)  # inputs, filled up
@@ -251,6 +271,8 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
             for k in range(first, end):
                 at, own = k * step + here, (k - first) * size
                 copy(y[own : own + size], states[at : at + size])
+                if len(R[1]):
+                    copy(y[2 * half + own :][:size], states[at + step : at + step + size])
                 for row in range(ROWS):
                     one = (at // n + row) * m
                     copy(w[(own // n + row) * wide :][:m], u[one : one + m])
@@ -260,6 +282,7 @@ def adjoint(phi, slope, tanh, A, turned, E, m, gates, h, given, found, sums, n, 
                 row = at // n
                 x, p, now = y[own : own + size], y[half + own : half + own + size], q[own : own + size]
                 copy(now, lam)
+                eliminate(now, n, R, f)
                 if len(h):
                     scale_rows(now, n, h[row : row + ROWS])
                 if gated:
@@ -365,19 +388,19 @@ def states(
     G: Tensor | None = None,
     d: Tensor | None = None,
 ) -> Tensor:
-    """All states, or the last, (time + 1 or 1, batch, n), of W, D, P, Q and E of `fused_step`.
+    """All states, or the last, (time + 1 or 1, batch, n), of W, D, P, Q, E and R of `fused_step`.
 
     h: (time, 1 or batch), or None. G, (n, m), and d, (n,), are of gates.
     """
-    (batch, n), (W, D, P, _, E) = x0.shape, tensors
+    (batch, n), (W, D, P, _, E, *R) = x0.shape, tensors
     h = None if h is None else h.expand(len(inputs), batch)
-    full = padded(x0, inputs, h, G, d, W, D, P, E)
+    full = padded(x0, inputs, h, G, d, W, D, P, E, R[0] if R else None)
     return Integrate.apply(form, every, gates, *full)[:, :batch, :n]
 
 
 def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
     """The same with units and samples more, which no other sees, up to whole vectors."""
-    (batch, n), (G, d, W, D, P, E) = x0.shape, tensors
+    (batch, n), (G, d, W, D, P, E, R) = x0.shape, tensors
     more = -n % LANES
     if (n + more) * x0.itemsize % 4096 == 0:  # rows that begin at the same place of a cache
         more += LANES
@@ -385,22 +408,29 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
         samples = torch.arange(batch + -batch % ROWS).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
         h = h if h is None else h[:, samples]
-    W, P = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P))
+    W, P, R = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, R))
     G, E = (A if A is None else pad(A, (0, 0, 0, more)) for A in (G, E))
     d = d if d is None else pad(d, (0, more))
-    return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, E
+    return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, E, R
 
 
 class Integrate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: Form, every: bool, gates: Gates | None, *given: Any) -> Tensor:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
-        x0, inputs, h, G, d, *tensors = given
+        x0, inputs, h, G, d, W, D, P, E, R = given
         (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        (phi, _, tanh), A, _ = _read(form, n, tensors)
-        fixed = A, _flat(tensors[3].mT), inputs.shape[2], _gates(gates, G, d, x0), _flat(h, x0)
+        (phi, _, tanh), A, *_ = _read(form, W, D, P)
+        fixed = (
+            A,
+            _inverse(form, R, x0),
+            _flat(E.mT),
+            inputs.shape[2],
+            _gates(gates, G, d, x0),
+            _flat(h, x0),
+        )
         run = partial(roll, phi, tanh, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, states.numel())
         ctx.form, ctx.gates = form, gates
@@ -413,23 +443,21 @@ class Integrate(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             again = partial(_plain, ctx.form, ctx.gates)
             return None, None, None, *gradients_again(again, given, needed, grad, "full")
-        x0, inputs, h, G, d, W, D, P, E = given
+        x0, inputs, h, G, d, W, D, P, E, R = given
         (batch, n), m = x0.shape, inputs.shape[2]
-        maps, A, turned = _read(ctx.form, n, (W, D, P, E))
+        maps, A, turned, columns = _read(ctx.form, W, D, P)
+        inverse = _inverse(ctx.form, R, x0, turned=True)
         dx0, v, dz = torch.empty_like(x0), None, None
         if needed[1]:
             v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
         read = tuple(_flat(t) for t in (states, inputs, grad))
         written = tuple(_flat(t, x0) for t in (dx0, v, dz))
-        fixed = *maps, A, turned, _flat(E.mT), m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
-        *entries, blocks = A
-        columns = blocks.copy()
-        columns[columns[:, 1] >= ROWS * n, 1] += (CHUNK - ROWS) * n
+        fixed = *maps, A, turned, inverse, _flat(E.mT), m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
         wide = (m + -m % ROWS) * n
-        sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, entries)
+        sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, A[:3])
 
         def added(start: int, stop: int) -> list[Any]:
-            own = [np.zeros(size, entries[0].dtype) for size in sizes]
+            own = [np.zeros(size, A[0].dtype) for size in sizes]
             adjoint(*fixed, read, written, (*own[:3], (*own[3:], columns)), n, batch * n, start, stop)
             return own
 
@@ -443,27 +471,14 @@ class Integrate(torch.autograd.Function):
         d_inputs = None if v is None else (v.view(-1, n) @ E).view(inputs.shape)
         if d_inputs is not None and dz is not None:
             d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
-        of_gates = None if G is None else dG.view(-1, n)[:m].mT
-        of_states = None if d is None else dd
-        return (
-            None,
-            None,
-            None,
-            dx0,
-            d_inputs,
-            None,
-            of_gates,
-            of_states,
-            dW,
-            dD,
-            dP,
-            dE.view(-1, n)[:m].mT,
-        )
+        of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
+        of_weights = dW, dD, dP, dE.view(-1, n)[:m].mT, None
+        return None, None, None, dx0, d_inputs, None, *of_gates, *of_weights
 
 
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
     """The states of `padded` tensors by operations that can be differentiated any number of times."""
-    x0, inputs, h, G, d, W, D, P, E = given
+    x0, inputs, h, G, d, W, D, P, E, _ = given
     if gates is None:
         return plain_states(form, None if h is None else h[..., None], x0, inputs, W, D, P, None, E)
     lo, span, congruent = gates
@@ -482,30 +497,41 @@ def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor
     return _flat(G if G is None else G.mT, like), _flat(d, like), *numbers, congruent
 
 
-def _read(form: Form, n: int, tensors: Sequence[Any]) -> tuple[Any, ...]:
-    """phi, its slope and tanh; (D, W if it is a diagonal, entries, blocks) of A, and of its transpose.
-
-    Blocks are (row, column, width, first entry), transposed in the entries.
-    """
-    W, D, P, _ = tensors
-    diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
-    data, blocks, turned, back = [diagonals[0][:0]], [], [diagonals[0][:0]], []
-    for A, start in ((W, ROWS * n), (P, 0)):
-        if A is None or A.ndim == 1:
-            continue
-        k, first = A.shape[-1], sum(map(len, data))
-        places = [(i, i) for i in range(A.numel() // k**2)]
-        if A is P and form.pattern is not None:
+def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None) -> tuple[Any, ...]:
+    """phi, its slope and tanh; (D, W if it is a diagonal, entries, blocks) of A, and of its transpose;
+    the blocks of its gradient, whose columns are those of x, pre(x) and x+ of a chunk."""
+    n, none, first = len(D), _flat(None, D), 0
+    dense = [M for M in (W, P) if M is not None and M.ndim > 1]
+    blocks, columns = [_table(D, ())], [_table(D, ())]
+    for M in dense:
+        places = [(k, k) for k in range(M.numel() // M.shape[-1] ** 2)]
+        if M is P and form.pattern is not None:
             places = [*zip(form.pattern.rows, form.pattern.columns, strict=True)]
-        for m, (i, j) in enumerate(places):
-            blocks.append((k * i, k * j + start, k, first + m * k * k))
-            back.append((k * j + start, k * i, k, first + m * k * k))
-        data.append(_flat(A.mT))
-        turned.append(_flat(A))
-    found = ((data, blocks), (turned, back))
-    of_blocks = ((*diagonals, np.concatenate(a), np.array(b, np.int64).reshape(-1, 4)) for a, b in found)
-    of_units = maps(form.pre.runs[0][0], data[0].dtype)
-    return (*of_units, maps(ACTIVATIONS["tanh"], data[0].dtype)[0]), *of_blocks
+        part = 1 if M is W else 0 if form.implicit is None else 2
+        columns.append(_table(M, places, first, part * CHUNK * n))
+        blocks.append(_table(M, places if part < 2 else (), first, part * ROWS * n))
+        first += M.numel()
+    of_A = np.concatenate(blocks)
+    found = ((M.mT for M in dense), of_A), (dense, of_A[:, [1, 0, 2, 3]].copy())
+    diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
+    both = ((*diagonals, np.concatenate([none, *map(_flat, some)]), table) for some, table in found)
+    of_units = *maps(form.pre.runs[0][0], none.dtype), maps(ACTIVATIONS["tanh"], none.dtype)[0]
+    return of_units, *both, np.concatenate(columns)
+
+
+def _inverse(form: Form, R: Tensor | None, like: Tensor, turned: bool = False) -> tuple[Any, Any]:
+    """Entries and blocks of (I - P)^-1, or of its transpose; none of explicit steps."""
+    if R is None:
+        return _flat(None, like), np.zeros((0, 4), np.int64)
+    table = _table(R, form.implicit or ((0, 0),))
+    return (_flat(R), table[::-1, [1, 0, 2, 3]].copy()) if turned else (_flat(R.mT), table)
+
+
+def _table(M: Tensor, places: Iterable[tuple[int, int]], first: int = 0, moved: int = 0) -> Any:
+    """(row, column, width, first entry) of blocks of M at these places, with columns moved on."""
+    k = M.shape[-1]
+    rows = [(k * i, k * j + moved, k, first + m * k * k) for m, (i, j) in enumerate(places)]
+    return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def _flat(x: Tensor | None, like: Any = None) -> Any:

@@ -112,7 +112,7 @@ def prepared(
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     recorded = backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda")
-    exact = matmul_precision == "full" and backend in ("auto", "fused") and not recorded
+    exact = matmul_precision == "full" and backend in ("auto", "fused", "compiled") and not recorded
     implicit = exact and scheme is SCHEMES["imex"]
     form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision, implicit)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
