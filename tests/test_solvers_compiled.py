@@ -155,6 +155,14 @@ def test_what_it_does_not_do_is_left_to_the_other_loop(
     assert x.isfinite().all()
 
 
+@pytest.mark.parametrize("steps", [1, 2, 130, 131])
+def test_without_gradients_two_states_are_kept(steps: int) -> None:
+    with torch.no_grad():
+        x, _ = solved(field("blocks"), batch=80, steps=steps, save="last")
+        y, _ = solved(field("blocks"), batch=80, steps=steps, backend="fused")
+    assert_close(x[:, 0], y[:, -1], rtol=1e-11, atol=1e-11)
+
+
 def test_an_activation_of_ones_own_is_not_taken_for_one_of_the_same_name() -> None:
     own = Activation("tanh", lambda x: torch.tanh(2 * x), slope=(0.0, 2.0))
     x, _ = solved(one_module(own, "x", 13))  # type: ignore[arg-type]

@@ -18,10 +18,9 @@ torchdiffeq's. A backend is the program that runs their loop:
 | persistent | one Triton kernel each way, but for an L of few coupled blocks | CUDA |
 | auto | fused on a CPU; on CUDA the last of these that can run this and agrees with fused | |
 
-On a CPU auto takes the compiled twin of fused for fields of up to 1,024 units, or sparse ones, if all
-states are stored, as for gradients; and plain for steps of several lengths whose pair is not
-proportional to dt: imex and exponential-euler have no fused loop for them. graph and persistent have
-never run on a GPU.
+On a CPU auto takes the compiled twin of fused for fields of up to 1,024 units, or sparse ones; and plain
+for steps of several lengths of imex and exponential-euler, whose pair is not proportional to dt. graph
+and persistent have never run on a GPU.
 Under torch.func's transforms and forward-mode derivatives every backend is plain, and so is the backward
 pass of each under create_graph=True.
 

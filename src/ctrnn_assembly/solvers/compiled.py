@@ -226,14 +226,13 @@ def open_gates(tanh, g, rise, n, u, at, m, x, gates):  # type: ignore[no-untyped
 
 @kept
 def roll(phi, tanh, A, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """All states of some groups of ROWS samples; `step` numbers are those of the whole batch."""
-    size, gated, congruent = ROWS * n, len(gates[0]), gates[5]
+    """All states, or two in turn, of some groups of ROWS samples; `step` is how many numbers of all."""
+    size, gated, congruent, ring = ROWS * n, len(gates[0]), gates[5], len(states) // step
     both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
     for group in range(start, stop):
-        for k in range(len(states) // step - 1):
-            at = k * step + group * size
-            row = at // n
-            x, new = states[at : at + size], states[at + step : at + step + size]
+        for k in range(len(u) // m * n // step):
+            at, row = group * size, (k * step + group * size) // n
+            x, new = states[k % ring * step + at :][:size], states[(k + 1) % ring * step + at :][:size]
             copy(both[:size], x)
             phi(x, both[size:])
             if gated:
@@ -395,7 +394,8 @@ def states(
     (batch, n), (W, D, P, _, E, *R) = x0.shape, tensors
     h = None if h is None else h.expand(len(inputs), batch)
     full = padded(x0, inputs, h, G, d, W, D, P, E, R[0] if R else None)
-    return Integrate.apply(form, every, gates, *full)[:, :batch, :n]
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in full)
+    return Integrate.apply(form, every, every or learns, gates, *full)[:, :batch, :n]
 
 
 def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
@@ -416,10 +416,12 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
 
 class Integrate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, form: Form, every: bool, gates: Gates | None, *given: Any) -> Tensor:
+    def forward(
+        ctx: Any, form: Form, every: bool, whole: bool, gates: Gates | None, *given: Any
+    ) -> Tensor:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
         x0, inputs, h, G, d, W, D, P, E, R = given
-        (batch, n), shape = x0.shape, (len(inputs) + 1, *x0.shape)
+        (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
         (phi, _, tanh), A, *_ = _read(form, W, D, P)
@@ -432,17 +434,17 @@ class Integrate(torch.autograd.Function):
             _flat(h, x0),
         )
         run = partial(roll, phi, tanh, *fixed, _flat(states), _flat(inputs), n, batch * n)
-        in_parts(run, batch // ROWS, states.numel())
+        in_parts(run, batch // ROWS, len(inputs) * x0.numel())
         ctx.form, ctx.gates = form, gates
         ctx.save_for_backward(states, *given)
-        return states if every else states[-1:].clone()
+        return states if every else states[len(inputs) % len(states)][None].clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        needed, (states, *given) = ctx.needs_input_grad[3:], ctx.saved_tensors
+        needed, (states, *given) = ctx.needs_input_grad[4:], ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             again = partial(_plain, ctx.form, ctx.gates)
-            return None, None, None, *gradients_again(again, given, needed, grad, "full")
+            return None, None, None, None, *gradients_again(again, given, needed, grad, "full")
         x0, inputs, h, G, d, W, D, P, E, R = given
         (batch, n), m = x0.shape, inputs.shape[2]
         maps, A, turned, columns = _read(ctx.form, W, D, P)
@@ -473,7 +475,7 @@ class Integrate(torch.autograd.Function):
             d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
         of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
         of_weights = dW, dD, dP, dE.view(-1, n)[:m].mT, None
-        return None, None, None, dx0, d_inputs, None, *of_gates, *of_weights
+        return None, None, None, None, dx0, d_inputs, None, *of_gates, *of_weights
 
 
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:

@@ -108,7 +108,7 @@ def prepared(
         save, recompute, matmul_precision: as of `solvers.solve`.
         backend: as of `solvers.solve`, but for plain. "graph" records both passes as CUDA graphs, and
             replays these where the shapes are the same; "persistent" has one Triton kernel for each,
-            and "compiled" machine code on a CPU, if all states are stored.
+            if all states are stored, and "compiled" machine code on a CPU.
     """
     (scheme, terms, x0, drive, dt), every = given, save == "all"
     recorded = backend in ("graph", "persistent") or (backend == "auto" and x0.device.type == "cuda")
@@ -121,7 +121,7 @@ def prepared(
     plan = Plan(every, every or (learns and not few), few, length)
     if recorded:
         plan = replace(plan, way=_loaded("check").way_of(backend, form, plan, x0, *tensors))
-    if backend == "compiled" and plan.whole:
+    if backend == "compiled":
         return partial(_loaded(backend).states, form, every, x0, *tensors)
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
