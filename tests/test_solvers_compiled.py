@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from ctrnn_assembly import (
     couple,
     layers,
 )
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.errors import CtrnnError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import compiled, fused, solve
-from ctrnn_assembly.solvers.pairs import PHIS
+from ctrnn_assembly.solvers.pairs import PHIS, pointwise
 from ctrnn_assembly.terms import Terms
 from solver_problems import F64, mixed, normal, one_module, rng
 from solver_problems import one_thread as one_thread
@@ -248,6 +249,119 @@ def test_second_derivatives_of_gates(kind: str) -> None:
         (first,) = torch.autograd.grad(x[:, -1].square().sum(), leaves[0], create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), leaves[1:]))
     assert_close(found[0], found[1], rtol=1e-8, atol=1e-8)
+
+
+def gated_layer(kind: str = "input", n: int = 16, **given: Any) -> CTRNN:
+    net = Subnetwork(AdaDiagTanh("tanh"), n, generator=rng())
+    given = {"gate_bounds": (0.1, 2.0), "batch_first": True, "generator": rng(3)} | given
+    return CTRNN(3, net, gate=kind, **given)  # type: ignore[arg-type]
+
+
+def test_the_gradient_of_a_start_that_is_not_contiguous() -> None:
+    starts = [torch.randn(16, 40, generator=rng(5)).mT.requires_grad_(), None]
+    starts[1] = starts[0].detach().contiguous().requires_grad_()
+    u, layer = torch.randn(40, 200, 3, generator=rng(1)), gated_layer()
+    found = [torch.autograd.grad(layer.last(u, x0[None]).square().sum(), x0)[0] for x0 in starts]
+    assert_close(found[0], found[1])
+
+
+def test_gated_steps_of_trained_lengths_are_plain() -> None:
+    dt = torch.full((40, 200), 0.05, requires_grad=True)
+    gated_layer()(torch.randn(40, 200, 3), dt=dt)[0].sum().backward()
+    assert dt.grad is not None
+    assert dt.grad.count_nonzero() == dt.numel()
+
+
+def replaced(layer: CTRNN, what: str) -> None:
+    """Parts that do not fit the field."""
+    if what == "flow":
+        layer.gates.flow = lambda terms, z, x, u: 0 * x  # type: ignore[union-attr,method-assign]
+    elif what == "encoder":
+        layer.encoder = torch.nn.Linear(5, layer.hidden_size)
+    elif what == "precision":
+        layer.gates.float()  # type: ignore[union-attr]
+    elif what == "bias":
+        layer.gates.reader = torch.nn.Linear(3, layer.hidden_size, bias=False)  # type: ignore[union-attr]
+    else:
+        m, n = {"few inputs": (2, layer.hidden_size), "few gates": (3, 1), "many": (3, 64)}[what]
+        layer.gates.reader = torch.nn.Linear(m, n)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["input", "shared", "state"])
+@pytest.mark.parametrize(
+    "what", ["flow", "encoder", "precision", "bias", "few inputs", "few gates", "many"]
+)
+def test_gates_that_do_not_fit_are_called_as_they_are(
+    what: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, u = gated_layer(kind), torch.randn(40, 200, 3, generator=rng(1))
+    replaced(layer, what)
+    found = []
+    for patched in (False, True):
+        if patched:
+            monkeypatch.setattr(layers, "is_compiled", lambda *_: False)
+        try:
+            found.append(layer(u)[0])
+        except (RuntimeError, CtrnnError) as error:
+            found.append(type(error))
+    if isinstance(found[0], Tensor):
+        assert_close(*found, rtol=1e-9, atol=1e-9)
+    assert isinstance(found[0], Tensor) or found[0] is found[1]
+
+
+@pytest.mark.parametrize("part", ["bias", "L", "W_in", "blocks"])
+def test_a_field_of_two_precisions_is_not_read_as_one(part: str) -> None:
+    terms = one_module("tanh", "x", 32).mapped(Tensor.float)
+    wide = tuple(W.double() for W in terms.blocks) if part == "blocks" else getattr(terms, part).double()
+    x0, u = normal(40, 32).float(), normal(40, 200, 2).float()
+    with pytest.raises((RuntimeError, CtrnnError), match=r"dtype|same type"):
+        solve(replace(terms, **{part: wide}), x0, u=u, dt=0.005)
+
+
+def test_gradients_taken_under_autocast_are_whole() -> None:
+    layer, found = gated_layer().float(), []
+    for lower in (True, False):
+        u = torch.randn(40, 200, 3, generator=rng(1), dtype=torch.float32).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            loss = layer(u)[0].square().sum()
+            (gradient,) = torch.autograd.grad(loss, u)
+        found.append(gradient)
+    assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_sample_would_do_after_its_end_is_not_seen() -> None:
+    parts = [Subnetwork(AdaDiagTanh("relu"), 16, generator=rng(k)) for k in range(4)]
+    field = couple(parts, "all", generator=rng(7))
+    layer = CTRNN(3, field, gate="input", gate_bounds=(0.9, 1.0), dt=1.0, batch_first=True).float()
+    with torch.no_grad():
+        layer.field.coupling.K.values.mul_(30)
+        layer.encoder.weight.zero_()[0, 0] = 1.0
+    u = torch.randn(40, 200, 3, generator=rng(1), dtype=torch.float32)
+    u[0, :, 0] = 1e38
+    lengths = torch.full((40,), 2)
+    lengths[0] = 1
+    assert layer(u, lengths=lengths)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "bias"), [("input", (1e-5, 0.2), -12.0), ("congruence", (1e-7, 10.0), -30.0)]
+)
+def test_gates_that_are_almost_closed_keep_their_digits(kind: str, bounds: Any, bias: float) -> None:
+    layer, found = gated_layer(kind, gate_bounds=bounds), []
+    torch.nn.init.constant_(layer.gates.reader.bias, bias)  # type: ignore[union-attr]
+    u = torch.randn(40, 200, 3, generator=rng(1))
+    for dtype in (torch.float64, torch.float32):
+        found.append(layer.to(dtype).last(u.to(dtype)).double().detach())
+    assert_close(*found, rtol=2e-5, atol=1e-6 * float(found[0].abs().max()))
+
+
+@pytest.mark.parametrize("x", [-1e10, -30.0, -1e-3, 0.0, 1e-3, 100.0, 1e10])
+@pytest.mark.parametrize("phi", PHIS, ids=lambda phi: phi.name)
+def test_slopes_in_float32(phi: Activation, x: float) -> None:
+    value, slope = pointwise(phi, np.dtype(np.float32))
+    found, at = slope(np.float32(x), value(np.float32(x))), torch.tensor([x])
+    assert_close(float(found), float(phi.slope_at(at)), rtol=1e-5, atol=1e-6)
+    assert np.isnan(value(np.float32("nan")))
 
 
 def test_a_gated_state_that_overflows_is_named_with_its_time() -> None:

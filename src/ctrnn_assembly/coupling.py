@@ -125,7 +125,9 @@ class Coupling(nn.Module):
             return self.K() if self.psi is None else None
         metric, K = Metric.join(metrics), self.K
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
-        if metric.is_diagonal and is_plain(K, BlockMatrix):  # of the free entries alone
+        if (
+            self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix)
+        ):  # of the free entries alone
             theta, inverse = (
                 torch.cat(d) for d in zip(*((f.theta, f.theta_inv) for f in metric.factors), strict=True)
             )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates.gates import Gate as Gate
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import is_unchanged
+from ctrnn_assembly.recurrent import is_plain, is_unchanged
 from ctrnn_assembly.schemes import repeated
 from ctrnn_assembly.terms import Terms
 
@@ -64,8 +64,7 @@ class Gates(nn.Module):
         if kind == "constant":
             self.constant = nn.Parameter(torch.zeros(sum(self.free)))
             return
-        numbers = {"shared": 1, "congruence": sum(self.free)}.get(kind, metric.size)
-        self.reader = nn.Linear(input_size, numbers)
+        self.reader = nn.Linear(input_size, self._readings())
         for parameter in self.reader.parameters():  # as nn.Linear does, from the given generator
             nn.init.uniform_(parameter, -(input_size**-0.5), input_size**-0.5, generator=generator)
         if kind == "state":
@@ -124,6 +123,21 @@ class Gates(nn.Module):
             return torch.linalg.solve(implicit, x + h * self._explicit(terms, s, x, u))
 
         return repeated(step, count)
+
+    def fits(self, u: Tensor) -> bool:
+        """Whether `of_units` says all that inputs u (time, batch, m) do, and no gate need be called."""
+        if not (is_unchanged(self, Gates) and is_plain(self.reader, nn.Linear)):
+            return False
+        rows, read = self._readings(), self.reader
+        given = [(read.weight, (rows, u.shape[-1])), (read.bias, (rows,))]
+        given += [(self.state, (sum(self.sizes),))] if self.kind == "state" else []
+        return all(
+            t is not None and t.shape == shape and (t.dtype, t.device) == (u.dtype, u.device)
+            for t, shape in given
+        )
+
+    def _readings(self) -> int:
+        return {"shared": 1, "congruence": sum(self.free)}.get(self.kind, sum(self.sizes))
 
     def of_units(self) -> Tensor:
         """G of each unit, c last, (n, m + 1)."""

@@ -319,13 +319,12 @@ class CTRNN(Recurrent):
         """States after each sample of u (time, batch, m), or the last, for steps (time, 1 or batch)."""
         terms, encode = self._driven()
         drive, h, count, euler = encode(u), steps / self.substeps, self.substeps, SCHEMES["euler"]
-        read = is_plain(gates, Gates) and is_plain(gates.reader, nn.Linear)
-        fast = read and self.solver == euler.name and known(x)
+        fast = gates.fits(u) and self.solver == euler.name and known(x) and not h.requires_grad
         if not (fast and is_compiled(euler, terms, x, drive, h)):
             series = h[..., None], gates.reader(u), drive
             return states(gates.steps(terms, self.solver, count), x, *series, lengths=lengths)
         if lengths is not None:  # a step of length 0 leaves a state where it is
-            h = h * (torch.arange(len(h))[:, None] < lengths)
+            h = h * (torch.arange(len(h), device=h.device)[:, None] < lengths)
         h, drive = (t.repeat_interleave(count, 0) for t in (h, drive))
         found = gated(terms, x, drive, h, gates, save)
         return found if save == "last" else found[count::count]

@@ -345,5 +345,7 @@ def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt
     whole = len(field.blocks) == 1 or all(k % 16 == 0 for k in field.sizes)
     few = scheme.name != "exponential-euler" and fused.few_blocks(field) is not None
     small = field.n <= 1024 or few
-    read = (drive is None or field.W_in is not None) and not field.edges
-    return phi and whole and small and read
+    read = drive is None or (field.W_in is not None and field.W_in.shape[1] == drive.shape[-1])
+    given = [x0, dt, *field.tensors(), *([] if drive is None else [drive])]
+    alike = not field.edges and all((t.dtype, t.device) == (x0.dtype, x0.device) for t in given)
+    return phi and whole and small and read and alike

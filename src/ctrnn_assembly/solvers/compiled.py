@@ -189,15 +189,18 @@ def times_number(out, one):  # type: ignore[no-untyped-def]
 
 @kept
 def scale_rows(out, n, h):  # type: ignore[no-untyped-def]
+    """out *= h of each of some rows; where h is 0 it is 0, even of what is not finite."""
     for k in range(len(h)):
         times_number(out[k * n : (k + 1) * n], h[k])
+        if h[k] == 0:
+            out[k * n : (k + 1) * n] = 0
 
 
 @kept
-def speeds(g, rise, lo, span, half):  # type: ignore[no-untyped-def]
-    """g = nu and rise = d nu / dz, where g is tanh(z / 2)."""
+def speeds(g, rise, lo, span):  # type: ignore[no-untyped-def]
+    """g = nu and rise = d nu / dz, where g is sigmoid(z)."""
     for k in range(len(g)):
-        part = half + half * g[k]
+        part = g[k]
         g[k], rise[k] = lo + span * part, span * (part - part * part)
 
 
@@ -210,22 +213,21 @@ def roots(g, rise, half):  # type: ignore[no-untyped-def]
 
 
 @kept
-def open_gates(tanh, g, rise, n, u, at, m, x, gates):  # type: ignore[no-untyped-def]
+def open_gates(sigmoid, g, rise, n, u, at, m, x, gates):  # type: ignore[no-untyped-def]
     """g and g'(z) of ROWS samples."""
     G, d, lo, span, half, congruent = gates
     rise[:] = 0
     add_inputs(rise, n, G, u, at, m)
     for k in range(0, len(x) if len(d) else 0, n):
         add_product(rise[k : k + n], d, x[k : k + n])
-    times_number(rise, half)
-    tanh(rise, g)
-    speeds(g, rise, lo, span, half)
+    sigmoid(rise, g)
+    speeds(g, rise, lo, span)
     if congruent:
         roots(g, rise, half)
 
 
 @kept
-def roll(phi, tanh, A, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
+def roll(phi, sigmoid, A, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states, or two in turn, of some groups of ROWS samples; `step` is how many numbers of all."""
     size, gated, congruent, ring = ROWS * n, len(gates[0]), gates[5], len(states) // step
     both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
@@ -236,7 +238,7 @@ def roll(phi, tanh, A, R, E, m, gates, h, states, u, n, step, start, stop):  # t
             copy(both[:size], x)
             phi(x, both[size:])
             if gated:
-                open_gates(tanh, g, rise, n, u, row * m, m, x, gates)
+                open_gates(sigmoid, g, rise, n, u, row * m, m, x, gates)
             if congruent:
                 scale(both[:size], g)
                 scale(both[size:], g)
@@ -251,7 +253,7 @@ def roll(phi, tanh, A, R, E, m, gates, h, states, u, n, step, start, stop):  # t
 
 
 @kept
-def adjoint(phi, slope, tanh, A, turned, R, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
+def adjoint(phi, slope, sigmoid, A, turned, R, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
     """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, E, G and d."""
     (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA) = given, found, sums
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
@@ -285,7 +287,7 @@ def adjoint(phi, slope, tanh, A, turned, R, E, m, gates, h, given, found, sums, 
                 if len(h):
                     scale_rows(now, n, h[row : row + ROWS])
                 if gated:
-                    open_gates(tanh, g, rise, n, u, row * m, m, x, gates)
+                    open_gates(sigmoid, g, rise, n, u, row * m, m, x, gates)
                     copy(f, now)
                     scale(now, g)
                 apply_transposed(back, n, now, turned)
@@ -395,7 +397,7 @@ def states(
     h = None if h is None else h.expand(len(inputs), batch)
     full = padded(x0, inputs, h, G, d, W, D, P, E, R[0] if R else None)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in full)
-    return Integrate.apply(form, every, every or learns, gates, *full)[:, :batch, :n]
+    return Integrate.apply(form, every, every or learns, gates, *full)[:, :batch, :n].contiguous()
 
 
 def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
@@ -405,7 +407,7 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
     if (n + more) * x0.itemsize % 4096 == 0:  # rows that begin at the same place of a cache
         more += LANES
     if batch % ROWS:
-        samples = torch.arange(batch + -batch % ROWS).clamp(max=batch - 1)
+        samples = torch.arange(batch + -batch % ROWS, device=x0.device).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
         h = h if h is None else h[:, samples]
     W, P, R = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, R))
@@ -424,7 +426,7 @@ class Integrate(torch.autograd.Function):
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        (phi, _, tanh), A, *_ = _read(form, W, D, P)
+        (phi, _, sigmoid), A, *_ = _read(form, W, D, P)
         fixed = (
             A,
             _inverse(form, R, x0),
@@ -433,7 +435,7 @@ class Integrate(torch.autograd.Function):
             _gates(gates, G, d, x0),
             _flat(h, x0),
         )
-        run = partial(roll, phi, tanh, *fixed, _flat(states), _flat(inputs), n, batch * n)
+        run = partial(roll, phi, sigmoid, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, len(inputs) * x0.numel())
         ctx.form, ctx.gates = form, gates
         ctx.save_for_backward(states, *given)
@@ -445,37 +447,45 @@ class Integrate(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             again = partial(_plain, ctx.form, ctx.gates)
             return None, None, None, None, *gradients_again(again, given, needed, grad, "full")
-        x0, inputs, h, G, d, W, D, P, E, R = given
-        (batch, n), m = x0.shape, inputs.shape[2]
-        maps, A, turned, columns = _read(ctx.form, W, D, P)
-        inverse = _inverse(ctx.form, R, x0, turned=True)
-        dx0, v, dz = torch.empty_like(x0), None, None
-        if needed[1]:
-            v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
-        read = tuple(_flat(t) for t in (states, inputs, grad))
-        written = tuple(_flat(t, x0) for t in (dx0, v, dz))
-        fixed = *maps, A, turned, inverse, _flat(E.mT), m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
-        wide = (m + -m % ROWS) * n
-        sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, A[:3])
+        with torch.autocast("cpu", enabled=False):  # as in the forward pass
+            return None, None, None, None, *_gradients(ctx.form, ctx.gates, needed, grad, states, *given)
 
-        def added(start: int, stop: int) -> list[Any]:
-            own = [np.zeros(size, A[0].dtype) for size in sizes]
-            adjoint(*fixed, read, written, (*own[:3], (*own[3:], columns)), n, batch * n, start, stop)
-            return own
 
-        found = summed(added, batch // ROWS, states.numel())
-        dE, dG, dd, dD, dw, dense = map(torch.from_numpy, found)
-        dense = dense.split([0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)])
-        dW, dP = (
-            None if M is None else (part.view_as(M).mT if M.ndim > 1 else dw)
-            for M, part in zip((W, P), dense, strict=True)
-        )
-        d_inputs = None if v is None else (v.view(-1, n) @ E).view(inputs.shape)
-        if d_inputs is not None and dz is not None:
-            d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
-        of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
-        of_weights = dW, dD, dP, dE.view(-1, n)[:m].mT, None
-        return None, None, None, None, dx0, d_inputs, None, *of_gates, *of_weights
+def _gradients(
+    form: Form, gates: Gates | None, needed: tuple[bool, ...], grad: Tensor, states: Tensor, *given: Any
+) -> tuple[Tensor | None, ...]:
+    """Those of `given`, the tensors of `padded`."""
+    x0, inputs, h, G, d, W, D, P, E, R = given
+    (batch, n), m = x0.shape, inputs.shape[2]
+    maps, A, turned, columns = _read(form, W, D, P)
+    inverse = _inverse(form, R, x0, turned=True)
+    dx0, v, dz = x0.new_empty(x0.shape), None, None
+    if needed[1]:
+        v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
+    read = tuple(_flat(t) for t in (states, inputs, grad))
+    written = tuple(_flat(t, x0) for t in (dx0, v, dz))
+    fixed = *maps, A, turned, inverse, _flat(E.mT), m, _gates(gates, G, d, x0), _flat(h, x0)
+    wide = (m + -m % ROWS) * n
+    sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, A[:3])
+
+    def added(start: int, stop: int) -> list[Any]:
+        own = [np.zeros(size, A[0].dtype) for size in sizes]
+        adjoint(*fixed, read, written, (*own[:3], (*own[3:], columns)), n, batch * n, start, stop)
+        return own
+
+    found = summed(added, batch // ROWS, states.numel())
+    dE, dG, dd, dD, dw, dense = map(torch.from_numpy, found)
+    dense = dense.split([0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)])
+    dW, dP = (
+        None if M is None else (part.view_as(M).mT if M.ndim > 1 else dw)
+        for M, part in zip((W, P), dense, strict=True)
+    )
+    d_inputs = None if v is None else (v.view(-1, n) @ E).view(inputs.shape)
+    if d_inputs is not None and dz is not None:
+        d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
+    of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
+    of_weights = dW, dD, dP, dE.view(-1, n)[:m].mT, None
+    return dx0, d_inputs, None, *of_gates, *of_weights
 
 
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
@@ -500,8 +510,9 @@ def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor
 
 
 def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None) -> tuple[Any, ...]:
-    """phi, its slope and tanh; (D, W if it is a diagonal, entries, blocks) of A, and of its transpose;
-    the blocks of its gradient, whose columns are those of x, pre(x) and x+ of a chunk."""
+    """phi, its slope and the sigmoid; (D, W if it is a diagonal, entries, blocks) of A, and of A^T; the
+    blocks of the gradient of A, whose columns are those of x, pre(x) and x+ of a chunk.
+    """
     n, none, first = len(D), _flat(None, D), 0
     dense = [M for M in (W, P) if M is not None and M.ndim > 1]
     blocks, columns = [_table(D, ())], [_table(D, ())]
@@ -517,7 +528,7 @@ def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None) -> tuple[Any, ...]
     found = ((M.mT for M in dense), of_A), (dense, of_A[:, [1, 0, 2, 3]].copy())
     diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
     both = ((*diagonals, np.concatenate([none, *map(_flat, some)]), table) for some, table in found)
-    of_units = *maps(form.pre.runs[0][0], none.dtype), maps(ACTIVATIONS["tanh"], none.dtype)[0]
+    of_units = *maps(form.pre.runs[0][0], none.dtype), maps(ACTIVATIONS["sigmoid"], none.dtype)[0]
     return of_units, *both, np.concatenate(columns)
 
 

@@ -32,36 +32,28 @@ from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
-
-def _sigmoid(one: Any, tanh: Any) -> Any:
-    half = one / 2
-    return lambda x: half + half * tanh(half * x), lambda x, y: y * (one - y)
-
-
-def _silu(one: Any, tanh: Any) -> Any:
-    half = one / 2
-    return (
-        lambda x: x * (half + half * tanh(half * x)),
-        lambda x, y: y + (half + half * tanh(half * x)) * (one - y),
-    )
-
-
-# phi by x, and phi' by x and y = phi(x), as functions that numba inlines, by the 1 and the tanh of a
-# precision: numbers of Python would make those of float32 double ones. Of NaN they are NaN, as torch's.
-PHIS: dict[Activation, Callable[[Any, Any], Any]] = {
-    ACTIVATIONS["identity"]: lambda one, tanh: (lambda x: x, lambda x, y: one),
-    ACTIVATIONS["relu"]: lambda one, tanh: (
+# phi by x, and phi' by x and y = phi(x), as functions that numba inlines, by the 1, tanh and sigmoid of
+# a precision: numbers of Python would make those of float32 double ones. phi of NaN is NaN.
+PHIS: dict[Activation, Callable[[Any, Any, Any], Any]] = {
+    ACTIVATIONS["identity"]: lambda one, tanh, sigmoid: (lambda x: x, lambda x, y: one),
+    ACTIVATIONS["relu"]: lambda one, tanh, sigmoid: (
         lambda x: one - one if x <= one - one else x,
         lambda x, y: one - one if y <= one - one else one,
     ),
-    ACTIVATIONS["hardtanh"]: lambda one, tanh: (
+    ACTIVATIONS["hardtanh"]: lambda one, tanh, sigmoid: (
         lambda x: -one if x <= -one else one if x >= one else x,
-        lambda x, y: one - one if abs(x) >= one else one,
+        lambda x, y: one if abs(x) < one else one - one,
     ),
-    ACTIVATIONS["tanh"]: lambda one, tanh: (lambda x: tanh(x), lambda x, y: one - y * y),
-    ACTIVATIONS["sigmoid"]: _sigmoid,
-    ACTIVATIONS["silu"]: _silu,
-    ACTIVATIONS["gelu"]: lambda one, tanh: (
+    ACTIVATIONS["tanh"]: lambda one, tanh, sigmoid: (lambda x: tanh(x), lambda x, y: one - y * y),
+    ACTIVATIONS["sigmoid"]: lambda one, tanh, sigmoid: (
+        lambda x: sigmoid(x),
+        lambda x, y: y * (one - y),
+    ),
+    ACTIVATIONS["silu"]: lambda one, tanh, sigmoid: (
+        lambda x: x * sigmoid(x),
+        lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x))),
+    ),
+    ACTIVATIONS["gelu"]: lambda one, tanh, sigmoid: (
         lambda x: x * 0.5 * erfc(-x * sqrt(0.5)),
         lambda x, y: 0.5 * erfc(-x * sqrt(0.5)) + x * exp(-0.5 * x * x) / sqrt(2 * pi),
     ),
@@ -78,8 +70,11 @@ def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz
 @cache
 def pointwise(phi: Activation, dtype: Any) -> tuple[Any, Any]:
     """phi by x, and phi' by x and phi(x), of `PHIS`, compiled for a precision."""
-    single = dtype == np.float32
-    value, slope = PHIS[phi](dtype.type(1), compiled(tanh_float32) if single else np.tanh)
+    one, single = dtype.type(1), dtype == np.float32
+    tanh, sigmoid = np.tanh, compiled(lambda x: one / (one + np.exp(-x)))
+    if single:
+        tanh, sigmoid = compiled(tanh_float32), compiled(sigmoid_float32, fast=("contract",))
+    value, slope = PHIS[phi](one, tanh, sigmoid)
     if single and phi.name == "gelu":
         normal = compiled(normal_float32)
         value, slope = lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]
@@ -277,6 +272,19 @@ def tanh_float32(x: Any) -> Any:
     return x * (top * s + f(4.89352455891786e-03)) / (below * s + f(4.89352518554385e-03))
 
 
+def sigmoid_float32(x: Any) -> Any:
+    """1 / (1 + e^-x) within 2e-7 of itself, from e^-|x| = 2^-m e^-r, with |r| <= log(2) / 2."""
+    f = np.float32
+    a = min(abs(x), f(87))
+    m = np.floor(a * f(1.442695) + f(0.5))
+    r = (a - m * f(0.693359375)) + m * f(2.12194440e-4)  # log 2 in two parts
+    e = f(1 / 24) - r * (f(1 / 120) - r * (f(1 / 720) - r * f(1 / 5040)))
+    e = f(1) - r * (f(1) - r * (f(1 / 2) - r * (f(1 / 6) - r * e)))
+    e *= np.int32((f(127) - m) * f(2**23)).view(f)  # the bits of 2^-m
+    y = f(1) / (f(1) + e)
+    return y if x > f(0) else e * y if x <= f(0) else x
+
+
 def normal_float32(x: Any) -> Any:
     """The normal distribution and density within 6e-7 (7.1.26 of Abramowitz and Stegun)."""
     f = np.float32
@@ -286,4 +294,4 @@ def normal_float32(x: Any) -> Any:
     t = f(1) / (f(1) + f(0.3275911 / sqrt(2)) * abs(x))
     tail = (f(1.061405429) * t + f(-1.453152027)) * t + f(1.421413741)
     tail = f(0.5) * e * t * ((tail * t + f(-0.284496736)) * t + f(0.254829592))
-    return tail if x < f(0) else f(1) - tail, e * f(1 / sqrt(2 * pi))
+    return tail if x < f(0) else f(1) - tail, e * f(1 / sqrt(2 * pi)) if x * x < f(32) else f(0)
