@@ -8,7 +8,7 @@ from typing import Any
 
 from ctrnn_assembly.certificates.result import plain
 from ctrnn_assembly.training.run import write
-from ctrnn_cli.shared import Columns
+from ctrnn_cli.shared import Columns, console, table
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -22,6 +22,13 @@ def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     kept = plain(result | {"command": command})
     write(path, json.dumps(kept, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def finish(name: str, result: dict[str, Any], columns: Columns, title: str) -> None:
+    """Print the rows of a result as a table, keep them both, and say where."""
+    result["table"] = shown(result["rows"], columns)
+    console().print(table(result["table"], title=title))
+    print(keep(name, result))
 
 
 def shown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ succeeded at this commit are not run again, and the training resumes. It has not
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -49,19 +48,11 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
 
 def timed(command: list[str], seconds: float) -> dict[str, Any]:
     """What a command said; it is interrupted, as by Ctrl-C, when its time is over."""
-    started, pipe = time.monotonic(), subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=pipe, stderr=pipe, text=True)
-    try:
-        said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        try:
-            said = process.communicate(timeout=ENDING)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said = process.communicate()
+    started = time.monotonic()
+    limit = ["timeout", "--preserve-status", "--signal=INT", f"--kill-after={ENDING}", str(seconds)]
+    done = subprocess.run([*limit, sys.executable, "-m", *command], capture_output=True, text=True)
     took = {"seconds": time.monotonic() - started, "limit": seconds}
-    return {"exit_code": process.returncode, **took, "stdout": said[0], "stderr": said[1][-4000:]}
+    return {"exit_code": done.returncode, **took, "stdout": done.stdout, "stderr": done.stderr[-4000:]}
 
 
 if __name__ == "__main__":

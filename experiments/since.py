@@ -18,10 +18,10 @@ from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import torch
@@ -73,11 +73,11 @@ def pass_seconds(
         given = {"u": u, "dt": 0.03, "save": "last", SOLVER: solver}
         last = lambda: solve(terms, u.new_zeros(batch, field.size), **given).last  # noqa: E731
     torch.set_flush_denormal(True)
-    starts = [perf_counter()]
-    while len(starts) <= WARM["pass"] + TIMES["pass"]:
+
+    def run() -> None:
         torch.autograd.grad(last().square().mean(), weights)
-        starts.append(perf_counter())
-    return [b - a for a, b in pairwise(starts)][WARM["pass"] :]
+
+    return repeat(run, number=1, repeat=WARM["pass"] + TIMES["pass"])[WARM["pass"] :]
 
 
 def step_seconds(name: str) -> list[float]:
@@ -96,37 +96,25 @@ def step_seconds(name: str) -> list[float]:
     return [b - a for a, b in pairwise(starts)][WARM["step"] :]
 
 
-def installed(folder: Path) -> str:
-    source, target = str(folder / "source.tar.gz"), str(folder / "site")
-    tree = Path(__file__).resolve().parents[1]
-    archive = ["archive", "--prefix=source/", f"--output={source}", COMMIT]
-    subprocess.run(["git", "-C", str(tree), *archive], check=True)
-    build = ["install", "-qq", "--no-deps", "--no-build-isolation", f"--target={target}", source]
-    subprocess.run([sys.executable, "-m", "pip", *build], check=True)
-    return target
-
-
-def seconds_of(*first: str) -> dict[str, list[float]]:
-    """The rows of a process that has the packages of a folder before its others."""
-    paths = ":".join([*first, os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--rows"]
-    found = subprocess.check_output(command, env=os.environ | {"PYTHONPATH": paths}, text=True)
-    return json.loads(found)
-
-
 def main(pairs: int) -> None:
-    from keep import keep, shown
+    from keep import HERE, finish
 
     from ctrnn_assembly.training.provenance import provenance
-    from ctrnn_cli.shared import Column, console, table
+    from ctrnn_cli.shared import Column
 
     result, rows = provenance() | {"against": COMMIT, "pairs": pairs}, []
     with TemporaryDirectory() as folder:
-        trees = {"before": (installed(Path(folder)),), "now": ()}
+        old = [f"--target={folder}", f"git+file://{HERE.parent}@{COMMIT}"]
+        pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, *old], check=True)
+        now = os.environ.get("PYTHONPATH", "")
+        trees = {"before": f"{folder}:{now}", "now": now}  # where a process looks for packages first
         found = {tree: [] for tree in trees}
         for pair in range(pairs):
             for tree in list(trees)[:: 1 if pair % 2 else -1]:
-                found[tree].append(seconds_of(*trees[tree]))
+                environment = os.environ | {"PYTHONPATH": trees[tree]}
+                rows_of = [sys.executable, __file__, "--rows"]
+                found[tree].append(json.loads(subprocess.check_output(rows_of, env=environment)))
             print(f"pair {pair + 1} of {pairs}", file=sys.stderr)
     for name in found["now"][0]:
         times = {tree: [s for one in runs for s in one[name]] for tree, runs in found.items()}
@@ -135,9 +123,8 @@ def main(pairs: int) -> None:
     columns = [Column("name", "work")]
     columns += [Column(f"{k}_{t}", f"{k} {t}, ms", ".2f") for k in KINDS for t in trees]
     columns += [Column(k, f"times faster ({k})", ".2f") for k in KINDS]
-    result |= {"seconds": found, "rows": rows, "table": shown(rows, columns)}
-    console().print(table(result["table"], title=f"since {COMMIT}"))
-    print(keep(f"since-{result['threads']}", result))
+    result |= {"seconds": found, "rows": rows}
+    finish(f"since-{result['threads']}", result, columns, f"since {COMMIT}")
 
 
 if __name__ == "__main__":

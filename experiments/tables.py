@@ -159,28 +159,22 @@ def speed(results: Path, hidden: tuple[str, ...] = ()) -> str:
     return "\n\n".join(parts) or NOTHING
 
 
-def kept(name: str) -> Callable[[Path], str]:
+def kept(results: Path, name: str) -> str:
     """The tables that a script last printed, and where they were measured."""
-
-    def made(results: Path) -> str:
-        if not (runs := newest(results, name)):
-            return NOTHING
-        where = "{}\n\n`{command}`, {date}, {hardware}."
-        return "\n\n".join(where.format(markdown(found["table"]), **found) for found in runs)
-
-    return made
+    where, runs = "{}\n\n`{command}`, {date}, {hardware}.", newest(results, name)
+    return "\n\n".join(where.format(markdown(run["table"]), **run) for run in runs) or NOTHING
 
 
 TARGETS: dict[str, dict[str, Callable[[Path], str]]] = {
     "experiments/README.md": {
         "results": all_tables,
-        "epochs": kept("epochs"),
-        "since": kept("since-*"),
+        "epochs": partial(kept, name="epochs"),
+        "since": partial(kept, name="since-*"),
         "bench": speed,
     },
     "experiments/gradients_explode/README.md": {
-        "figure1": kept("gradients-explode-figure1"),
-        "figure3": kept("gradients-explode-figure3-images"),
+        "figure1": partial(kept, name="gradients-explode-figure1"),
+        "figure3": partial(kept, name="gradients-explode-figure3-images"),
     },
     "README.md": {"speed": partial(speed, hidden=DETAILS), "results": highlights},
 }

@@ -27,11 +27,9 @@ from scipy.stats import linregress
 from torch import Tensor, nn
 
 from ctrnn_assembly.diagnostics.gradients import gsc
-from ctrnn_cli.shared import console, table
 
 GROWTH = 1.02  # a layer: a factor of 2.7 over 50 layers
 FIT = 0.95
-REPORTED = "30 minutes for 1,000, most of them in Jacobians"
 PAPER = {"batch-relu", "layer-tanh", "batch-tanh", "selu"}
 REPORT = PAPER - {"layer-tanh"}
 BATCH_RELU = math.sqrt(math.pi / (math.pi - 1))  # its growth a layer in wide nets, by theory
@@ -146,19 +144,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "nets": nets,
         "table": growth_rows(nets),
     }
-    title = (
+    heading = (
         f"GSC({settings.depth + 1}, 0) of {settings.datasets} data sets. Explodes: log GSC is linear in "
         f"depth, fit at least {FIT}, and grows by {GROWTH} or more a layer; theory for batch-relu: "
         f"{BATCH_RELU:.4f}. Paper, report: what they say."
     )
-    console().print(table(result["table"], title=title))
-    print(
-        f"{settings.datasets * settings.observations} observations: {result['seconds']:.1f} s, of which "
-        f"{result['gsc_seconds']:.1f} s in GSC. The report: {REPORTED}."
-    )
     title = "Seven random MLPs on Gaussian noise (faint: range over data sets)"
-    figure = mlps.draw(nets, PANELS, (1, 3), title=title, height=4.2, width=11)
-    print(mlps.finish("figure1", result, figure, settings))
+    size: Any = {"shape": (1, 3), "height": 4.2, "width": 11}
+    mlps.finish("figure1", result, settings, heading, nets, PANELS, title=title, **size)
     return result
 
 

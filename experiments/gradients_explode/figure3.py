@@ -36,7 +36,7 @@ from ctrnn_assembly.data.task import Split, Task
 from ctrnn_assembly.diagnostics.gradients import VJPs, effective_depth_of_gradient, gsc
 from ctrnn_assembly.diagnostics.linearise import vjp
 from ctrnn_assembly.errors import CtrnnError, DataError
-from ctrnn_cli.shared import Column, console, table
+from ctrnn_cli.shared import Column
 
 Settings = argparse.Namespace
 EXPLODING = ("batch-relu", "layer-tanh", "batch-tanh", "selu")
@@ -178,12 +178,6 @@ def diagnose(
     return {"gsc": value if math.isfinite(value) else None, "effective_depth": found.depth}
 
 
-def changes(net: nn.Sequential, initial: list[Tensor]) -> list[float]:
-    """||W - W(0)||_2 of the linear layers, from the error layer on."""
-    pairs = zip(reversed(linear(net)), reversed(initial), strict=True)
-    return [float(torch.linalg.matrix_norm(W - W_0, 2)) for W, W_0 in pairs]
-
-
 def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> None:
     """Search the rate, train the net, and keep the result after every epoch."""
     began = time.perf_counter()
@@ -202,21 +196,11 @@ def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> 
         row["held_out_error"] = error(net, images.val)
         row |= NOTHING if overflow else diagnose(name, net, initial, images, settings.seed)
         record["epochs"].append(row)
-        record["changes"] = changes(net, initial)
+        pairs = zip(reversed(linear(net)), reversed(initial), strict=True)
+        record["changes"] = [float(torch.linalg.matrix_norm(W - W_0, 2)) for W, W_0 in pairs]
         record["seconds"] = time.perf_counter() - began
         record["complete"] = overflow or epoch == settings.epochs
         keep(f"gradients-explode-{settings.name}", result, settings.results)
-
-
-def results_rows(nets: dict[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for name, net in nets.items():
-        epochs = net["epochs"]
-        row = {"net": name, "rate": net["rate"], "before": epochs[0]["gsc"], **epochs[-1]}
-        row["lowest"] = min(epoch["error"] for epoch in epochs)
-        row["deepest"] = max(epoch["effective_depth"] or 0 for epoch in epochs)
-        rows.append(row)
-    return shown(rows, COLUMNS)
 
 
 def settings_from(arguments: list[str] | None) -> argparse.Namespace:
@@ -239,20 +223,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result = mlps.begun(settings)
     result["settings"] |= {"rates": list(RATES), "batch": BATCH, "pixels": pixels}
     nets = result["nets"] = {}
+    rows, curves = [], {}
     for name in EXPLODING:
         run(name, images, settings, result)
         print(f"{name}: {nets[name]['seconds']:.0f} s", flush=True)
+        net, epochs = nets[name], nets[name]["epochs"]
+        row = {"net": name, "rate": net["rate"], "before": epochs[0]["gsc"], **epochs[-1]}
+        curve = {key: [row[key] for row in epochs] for key in ("error", "gsc", "effective_depth")}
+        row |= {"lowest": min(curve["error"]), "deepest": max(d or 0 for d in curve["effective_depth"])}
+        rows.append(row)
+        curves[name] = curve | {"changes": net["changes"]}
     result["seconds"] = sum(net["seconds"] for net in nets.values())
-    result["table"] = results_rows(nets)
-    console().print(table(result["table"], title=f"After {settings.epochs} epochs"))
-    keys = ("error", "gsc", "effective_depth")
-    curves = {
-        name: {key: [row[key] for row in net["epochs"]] for key in keys} | {"changes": net["changes"]}
-        for name, net in nets.items()
-    }
+    result["table"] = shown(rows, COLUMNS)
     title = f"Exploding MLPs trained on {count} images of {pixels} values (task {settings.task})"
-    figure = mlps.draw(curves, PANELS, (2, 2), title=title, height=7, width=9)
-    print(f"{result['seconds']:.0f} s. {mlps.finish(settings.name, result, figure, settings)}")
+    heading, size = f"After {settings.epochs} epochs", {"shape": (2, 2), "height": 7, "width": 9}
+    mlps.finish(settings.name, result, settings, heading, curves, PANELS, title=title, **size)
     return result
 
 

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.training.provenance import provenance
+from ctrnn_cli.shared import console, table
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
@@ -78,17 +79,24 @@ def begun(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 @style.printed
-def draw(
+def finish(
+    name: str,
+    result: dict[str, Any],
+    args: argparse.Namespace,
+    heading: str,
     nets: Mapping[str, Any],
     panels: Sequence[tuple[str, int, Sequence[str], Any]],
-    shape: tuple[int, int],
-    **size: Any,
-) -> Any:
-    """Panels (title, first x, keys, axes' settings), a curve a net; those of further keys are faint."""
-    figure, grid = style.new_figure(shape=shape, **size)
+    **look_of_figure: Any,
+) -> None:
+    """Print the table of a result, keep the result, draw it as png and pdf, and say where.
+
+    Panels are (title, first x, keys, axes' settings), a curve a net; those of further keys are faint.
+    """
+    console().print(table(result["table"], title=heading))
+    figure, grid = style.new_figure(**look_of_figure)
     for axes, (title, first, keys, settings) in zip(grid.flat, panels, strict=True):
-        for name, curves in nets.items():
-            look: Any = style.line_style(MLPS.index(name)) | {"label": name}
+        for net, curves in nets.items():
+            look: Any = style.line_style(MLPS.index(net)) | {"label": net}
             for key in keys:
                 y = np.array(curves[key], float)
                 y = np.where(y > 0, y, np.nan) if "yscale" in settings else y
@@ -99,13 +107,8 @@ def draw(
         axes.set_title(title, loc="left")
         axes.grid(alpha=0.25)
     style.legend_below(figure, [figure.axes[0]], len(MLPS))
-    return figure
-
-
-def finish(name: str, result: dict[str, Any], figure: Any, settings: argparse.Namespace) -> str:
-    """Keep the result, save the figure as png and pdf; say where."""
-    path = settings.figure or HERE / name
+    path = args.figure or HERE / name
     for ending in (".png", ".pdf"):
         style.save_figure(figure, path.with_suffix(ending))
-    kept = keep(f"gradients-explode-{name}", result, settings.results)
-    return f"Wrote {kept} and {path}.png, .pdf"
+    kept = keep(f"gradients-explode-{name}", result, args.results)
+    print(f"{result['seconds']:.0f} s. Wrote {kept} and {path}.png, .pdf")
