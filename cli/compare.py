@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +206,10 @@ def bench_command(works: tuple[str, ...], as_json: bool, plot: Path | None, **se
 
 def bench_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """With milliseconds, and without the work and size that are as above."""
-    found, work, size = [], None, None
-    for row in rows:
-        if row["work"] != work:
-            size = None
-        named = {"work": "" if row["work"] == work else row["work"]}
-        named["size"] = "" if row["size"] == size else row["size"]
+    found = []
+    for above, row in pairwise([{"work": None}, *rows]):
+        same = row["work"] == above["work"]
+        named = {"work": "" if same else row["work"]}
+        named["size"] = "" if same and row["size"] == above["size"] else row["size"]
         found.append(row | named | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in ("median", "min")})
-        work, size = row["work"], row["size"]
     return found

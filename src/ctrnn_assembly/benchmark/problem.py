@@ -17,8 +17,8 @@ from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
 
-Blocks = Literal["dense", "diagonal", "sparse"]
-NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh", "sparse": "published-sparse-combo"}
+Blocks = Literal["dense", "diagonal"]
+NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh"}
 DT, DURATION = 0.03, 20.0
 COUPLING_NORM = 2.0
 FASTEST = 0.2  # largest speed of the gates
@@ -38,7 +38,7 @@ class Problem:
     batch: int = 128
     steps: int = 98
     coupling: str = "all"  # the pairs of modules, by the name of a topology
-    blocks: Blocks = "dense"  # the sparse ones are frozen, with phi outside, as published
+    blocks: Blocks = "dense"
     gate: Gate | None = None  # of a net with diagonal blocks
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -101,8 +101,7 @@ class Problem:
                 v = L @ (v / v.norm())
             terms = replace(terms, L=L * (COUPLING_NORM / v.norm()))
         terms = terms.mapped(lambda values: self._leaf(values).requires_grad_())
-        for frozen in (terms.tau, *(terms.blocks if self.blocks == "sparse" else ())):
-            frozen.requires_grad_(False)
+        terms.tau.requires_grad_(False)
         return terms
 
     @cached_property
