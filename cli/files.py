@@ -101,7 +101,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
     only, with their source.
     """
     from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-    from ctrnn_assembly.figures.network import draw_weights
+    from ctrnn_assembly.figures.diagnostics import weights_figure
     from ctrnn_assembly.figures.style import save_figure
     from ctrnn_assembly.reproduction.experiments import published_for
 
@@ -116,7 +116,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
     elif kind == "certificate":
         figure = margin_figure(found)
     else:
-        figure = draw_weights(found[0].build(data=False).core, found[0].title)
+        figure = weights_figure(found[0].build(data=False).core, title=found[0].title)
     out = place(out, runs[0], f"{kind}.png")
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")

@@ -1,4 +1,4 @@
-"""What the commands that prove and inspect draw: factors, rates, eigenvalues, distances, gradients."""
+"""What is drawn of a net: factors, rates, eigenvalues, distances, gradients, weights."""
 
 import math
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
 from ctrnn_assembly.diagnostics.spectrum import Spectrum
+from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU, Array
 
@@ -295,4 +296,30 @@ def gsc_figure(rows: Sequence[dict[str, Any]], *, title: str) -> Figure:
     axes.set(xlabel="t (steps); the loss is at the last one", ylabel="gain from t to T", yscale="log")
     style.log_axis(axes)
     axes.legend(fontsize=7)
+    return figure
+
+
+@style.printed
+def weights_figure(layer: Any, *, title: str) -> Figure:
+    """Heat maps of W and of L, each with its own colours; ConfigError for what has no field."""
+    field = getattr(layer, "field", None)
+    if field is None:
+        got = f"{type(layer).__name__}, a baseline or a stack of layers"
+        raise ConfigError(f"this picture is of one assembly; got {got}. Draw its curves.")
+    figure, panels = style.new_figure(3.35, title, (1, 2))
+    terms = field.terms().detach_cpu().double()
+    matrices = {"W, within the modules": terms.weight(), "L, between the modules": terms.L}
+    for axes, (title, A) in zip(panels, matrices.items(), strict=True):
+        axes.set_title(title)
+        if A is None:
+            style.empty(axes, "no linear coupling")
+            continue
+        image = style.heat_map(axes, A.numpy())
+        # Thin lines between modules, unless there are so many that they would hide the entries.
+        for edge in np.cumsum(terms.sizes)[:-1] if len(terms.sizes) <= style.NUMBERED else ():
+            axes.axhline(edge, color="0.75", linewidth=0.3)
+            axes.axvline(edge, color="0.75", linewidth=0.3)
+        axes.set(xlabel="from unit", ylabel="to unit")
+        bar = figure.colorbar(image, ax=axes, shrink=0.85, extend="both")
+        bar.outline.set_linewidth(0.5)
     return figure

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ctrnn_assembly.certificates.wording import down, fact_rows, verdict, weights_rows
 from ctrnn_assembly.data.targets import in_words
 from ctrnn_assembly.figures.curves import curves_figure, margin_figure
-from ctrnn_assembly.figures.network import draw_weights
+from ctrnn_assembly.figures.diagnostics import weights_figure
 from ctrnn_assembly.figures.style import rendered
 from ctrnn_assembly.reproduction.experiments import published_for
 from ctrnn_assembly.training.config import to_yaml
@@ -26,7 +26,7 @@ def report(folder: str | Path) -> str:
     if run.epochs:
         figures = {"curves": curves_figure([run], published), "margins": margin_figure([run])}
     if is_assembly := getattr(layer, "field", None) is not None:  # no baseline
-        figures["weights"] = draw_weights(layer, run.title)
+        figures["weights"] = weights_figure(layer, title=run.title)
     loader = PackageLoader("ctrnn_assembly", "figures")
     pages = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     summary = run.summary or {}

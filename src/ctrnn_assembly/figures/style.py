@@ -86,8 +86,10 @@ def pooled(A: Array, side: int = SIDE) -> Array:
     return np.take_along_axis(cells, np.abs(np.nan_to_num(cells)).argmax(2)[..., None], 2)[..., 0]
 
 
-def heat_map(axes: Axes, A: Array, norm: Normalize) -> AxesImage:
+def heat_map(axes: Axes, A: Array) -> AxesImage:
     """A matrix in a thin frame, row 0 on top; in an SVG or PDF too it is drawn pixel by pixel."""
+    bound = bound_of(A)
+    norm = Normalize(-bound, bound)
     image = axes.imshow(pooled(A), cmap="RdBu_r", norm=norm, interpolation="nearest")
     image.set_extent((0, A.shape[1], A.shape[0], 0))
     for spine in axes.spines.values():
