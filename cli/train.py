@@ -27,13 +27,6 @@ KINDS = (
 )
 SOLVER = (Column("solver", "solver"), Column("step", "step", ".6g", missing="its own"))
 STATES = (Column("largest_state", "largest state", ".4g"), Column("certified", "step certified"))
-GATES = {
-    "constant": "trained time scales: certified as time constants 1 / nu",
-    "shared": "one gate of the input for all units: certified at the rate lo lam",
-    "input": "a gate of the input for each unit: certified if (hi - lo) ||L|| < 2 lo lam",
-    "congruence": "sqrt(gate) on both sides of every weight: certified at the rate lo lam for every L",
-    "state": "gates of input and state, as published: no certificate",
-}
 
 
 @click.command("train", cls=Command)
@@ -333,7 +326,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
         "theorems": {name: doc.split(";")[0].rstrip(".") for name, doc in docs.items()},
         "solvers": dict.fromkeys(SOLVERS, "torchdiffeq, adaptive") | fixed | ours,
         "topologies": dict(TOPOLOGIES),
-        "gates": GATES,
+        "gates": {model.gate: model.summary for model in MODELS.values() if model.gate},
         "diagnostics": {name: said for name, (module, said) in COMMANDS.items() if module == "inspect"},
         "recipes": {name: entry["about"] for name, entry in configs.recipes().items()},
         "recommended": configs.RECOMMENDED,

@@ -138,7 +138,6 @@ MODELS = {
     ),
     "adadiag-tanh": Model("AdaDiag: diagonal W by tanh", sets.AdaDiagTanh, DIAGONAL),
     "adadiag-clip": Model("AdaDiag: diagonal W by clipping", sets.AdaDiagClip, DIAGONAL),
-    "adadiag-gated": _gated("2026: gates of input and state; no certificate", "state"),
     "adadiag-gated-constant": _gated("with a trained time scale for each unit", "constant"),
     "adadiag-gated-shared": _gated("with one gate of the input for all units", "shared"),
     "adadiag-gated-input": _gated(
@@ -147,6 +146,7 @@ MODELS = {
     "adadiag-gated-congruence": _gated(
         "with congruence gates of the input; certified whatever ||L|| is", "congruence", (0.02, 0.2)
     ),
+    "adadiag-gated": _gated("2026: gates of input and state; no certificate", "state"),
     "unconstrained": Model("trained W without a constraint; no certificate", sets.Unconstrained),
     "published-sparse-combo": Model(
         "Sparse Combo Net as its code was published; no certificate",
@@ -201,8 +201,7 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
             raise unknown("setting", min(wrong), SETTINGS)
     else:
         given = _read(model) | settings
-    row = _row(given["model"])
-    chosen = row.settings | {k: x for k, x in given.items() if k in row.settings and x is not None}
+    row, chosen = _chosen(given)
     if row.is_stack:
         seed, pool = chosen.pop("seed"), chosen.pop("pool")
         with torch.random.fork_rng():
@@ -232,16 +231,14 @@ def build_model(model: Any, n_input: int, n_class: int, **settings: Any) -> Sequ
 
 def output_size(config: Any) -> int:
     """Features that the readout of a configuration's model sees."""
-    given = _read(config)
-    row = _row(given["model"])
-    sizes = row.settings | {key: value for key, value in given.items() if value is not None}
+    row, sizes = _chosen(_read(config))
     return sizes["width"] if row.is_stack else sizes["modules"] * sizes["units"]
 
 
 def unused_settings(config: Any) -> list[str]:
     """Settings that do nothing in a configuration's model and are no model's start, a sentence each."""
     given, starts = _read(config), [row.settings for row in MODELS.values()]
-    own = {"model", *_row(given["model"]).settings}
+    own = {"model", *_chosen(given)[1]}
     return [
         f"{key} {value} is not used by model {given['model']}"
         for key, value in given.items()
@@ -251,9 +248,11 @@ def unused_settings(config: Any) -> list[str]:
     ]
 
 
-def _row(name: str) -> Model:
-    check_known("model", name, MODELS)
-    return MODELS[name]
+def _chosen(given: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """The model that is named, and its settings, in which None leaves its own."""
+    check_known("model", given["model"], MODELS)
+    row = MODELS[given["model"]]
+    return row, row.settings | {k: x for k, x in given.items() if k in row.settings and x is not None}
 
 
 def _read(config: Any) -> dict[str, Any]:
