@@ -152,19 +152,12 @@ def _found(path: Path, names: Iterable[str], look: Callable[[IO[bytes]], T]) -> 
 
 
 def _decoded(file: IO[bytes]) -> Tensor:
-    """An image's pixels, (C, H, W) uint8."""
+    """An image's pixels, (C, H, W) uint8; ValueError for numbers that have no known range, and for an
+    image that only its transparency shows: on white nothing of it is left."""
     from PIL import Image  # not every task needs it
-
-    with Image.open(BytesIO(file.read())) as image:
-        return _flat(image)
-
-
-def _flat(image: Any) -> Tensor:
-    """The pixels of an image of PIL, (C, H, W) uint8; ValueError for numbers that have no known range,
-    and for an image that only its transparency shows: on white nothing of it is left."""
-    from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
+    image: Any = Image.open(BytesIO(file.read()))
     if image.mode.startswith("I;16"):
         return torch.from_numpy(np.round(np.asarray(image) / 257).astype(np.uint8))[None]
     if image.mode in ("I", "F"):
