@@ -86,20 +86,25 @@ def outputs_of(model: SequenceClassifier, split: Split) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: SequenceClassifier, batches: Batches, forward: Any = None) -> Tensor:
-    """`sums_of` all batches, on the model's device; a DataError for a class that it does not know.
+def answers(
+    model: SequenceClassifier, batches: Batches, forward: Any = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and y of all batches, where the model is; a DataError for a class that it does not know.
     `forward` may stand in for the model: (input, lengths=..., dt=...) -> logits."""
     weight, y = model.eval().readout.weight, batches.split.y
     last = y.shape[-1] - 1 if y.is_floating_point() else int(y.max())
-    sums = torch.zeros((), device=weight.device)
     for u, y, given in batches:
-        y = y.to(weight.device)
         logits = (forward or model)(u.to(weight), **timed(model, given))
         if logits.shape[-1] <= last:
             what = f"has a class {last}, which does not fit the model's {logits.shape[-1]} outputs"
             raise DataError(f"{batches.task.name} {what}. Use the task that it was trained on.")
-        sums = sums + sums_of(batches.task.loss(logits, y), logits, y)
-    return sums
+        yield logits, y.to(weight.device)
+
+
+def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
+    """`sums_of` all batches, on the model's device."""
+    zero = torch.zeros((), device=model.readout.weight.device)
+    return sum((sums_of(batches.task.loss(*a), *a) for a in answers(model, batches)), zero)
 
 
 def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
@@ -114,14 +119,8 @@ def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
 def measure(
     model: SequenceClassifier, task: Task, split: Split, forward: Any = None
 ) -> dict[str, float | None]:
-    """`measures_of` a split, by `forward` as in `evaluate`; the MSE in the data's own unit, or None."""
-    outputs: list[Tensor] = []
-
-    def keep(u: Tensor, **given: Any) -> Tensor:
-        outputs.append((forward or model)(u, **given))
-        return outputs[-1]
-
-    evaluate(model, Batches(task, split, 256), keep)
+    """`measures_of` a split, by `forward` as in `answers`; the MSE in the data's own unit, or None."""
+    outputs = [logits for logits, _ in answers(model, Batches(task, split, 256), forward)]
     found = dict.fromkeys(MEASURES, math.nan) | measures_of(torch.cat(outputs).cpu(), split.y)
     if task.unit:
         found["mse"] = (found["mse"] * torch.tensor(task.unit).double().square()).mean()
