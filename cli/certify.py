@@ -100,8 +100,7 @@ def certify_command(
     def figure() -> Any:
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        curves = [] if certificate.of_layers or not certificate.certified else found.curves()
-        return certificate_figure(certificate, curves, title=f"{found.model}: {name}")
+        return certificate_figure(certificate, found.curves(), title=f"{found.model}: {name}")
 
     about: dict[str, Any] = {"model": found.model, "units": found.units, "weights": found.weights}
     rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
@@ -231,7 +230,7 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     from ctrnn_assembly.certificates.certify import certify, largest_uncertainty
-    from ctrnn_assembly.certificates.curves import factor_curves
+    from ctrnn_assembly.certificates.curves import step_curves
     from ctrnn_assembly.certificates.given import input_gain, read_matrices, terms_of, uncertain
     from ctrnn_assembly.certificates.wording import down, up
 
@@ -254,7 +253,7 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
         terms = uncertain(terms, by)
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     weights, more = {"kind": "given", "file": str(file), "sha256": sha}, {"input_gain": gain} | more
-    curves = partial(factor_curves, terms, metric, near=dt)
+    curves = partial(step_curves, terms, certificate, near=dt)
     return Found(certificate, "given", terms.n, weights, curves, terms, more=more, rows=rows)
 
 

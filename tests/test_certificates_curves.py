@@ -16,7 +16,7 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-from ctrnn_assembly.certificates.curves import factor_curves, step_curves
+from ctrnn_assembly.certificates.curves import step_curves
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.steps import chord
 from ctrnn_assembly.errors import ContractionError
@@ -63,7 +63,7 @@ def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
     L = torch.zeros_like(W) if terms.L is None else terms.L
     patterns = [torch.ones(12), torch.zeros(12), *(torch.rand(30, 12) > 0.5).double()]
     with torch.no_grad():
-        for curve in factor_curves(terms, metric, near=DT):
+        for curve in step_curves(terms, certify(terms, metric), near=DT):
             checked = 0
             for dt, gain in list(zip(curve.dts, curve.factors, strict=True)):
                 if not math.isfinite(gain):
@@ -80,7 +80,7 @@ def test_a_curve_bounds_the_factor_of_every_pattern_of_slopes(
 @pytest.mark.parametrize("solver", SCHEMES)
 def test_a_curve_agrees_with_the_certificate(solver: str, gain: float) -> None:
     field = net(gain=gain)
-    curves = factor_curves(field.terms(), field.metric(), near=DT)
+    curves = step_curves(field.terms(), certify(field), near=DT)
     (curve,) = (curve for curve in curves if curve.solver == solver)
     step = certify(field, dt=DT, solver=solver).step
     assert step is not None
@@ -112,12 +112,13 @@ def test_without_a_largest_dt_there_is_no_chord(max_dt: float) -> None:
     assert chord(StepProof(lambda dt: 0.5, max_dt)).factor(0.1) == math.inf
 
 
-def test_a_broken_metric_has_no_curve() -> None:
+def test_a_broken_net_has_no_curve() -> None:
     field = net()
     terms = field.terms()
     broken = replace(terms, tau=-terms.tau)
+    assert step_curves(broken, certify(broken, field.metric()), near=DT) == ()
     with pytest.raises(ContractionError, match="every time constant must be positive"):
-        factor_curves(broken, field.metric(), near=DT)
+        step_curves(broken, certify(field), near=DT)
 
 
 class Sheared:

@@ -390,7 +390,8 @@ def test_the_scale_of_the_metric_does_not_matter() -> None:
         net = recipe.build()
         terms, metric, dt = net.terms(), net.metric(), 0.05 * float(net.tau.min())
         one = certify(terms, metric, dt=dt, solver=solver, search="none")
-        agree(one, certify(terms, metric.scaled(root), dt=dt, solver=solver, search="none"))
+        scaled = metric.scaled(torch.full_like(net.tau, root))
+        agree(one, certify(terms, scaled, dt=dt, solver=solver, search="none"))
 
     check()
 

@@ -333,7 +333,7 @@ def test_weights_that_are_not_finite_are_refused(gate: str, bad: float) -> None:
     for place in ("blocks", "L", "metric"):
         terms, metric = net([np.diag([0.5, 0.5])], np.ones(2), 0.1 * SKEW)
         if place == "metric":
-            metric = metric.scaled(bad)
+            metric = metric.scaled(torch.full((2,), bad))
         elif place == "L":
             terms.L[0, 1] = bad  # type: ignore[index]
         else:

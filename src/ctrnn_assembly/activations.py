@@ -234,10 +234,12 @@ class Elementwise:
 
     @property
     def units(self) -> list[Activation]:
+        """The activation of each unit."""
         return [phi for phi, n in self.runs for _ in range(n)]
 
     @property
     def g(self) -> float:
+        """The largest slope bound of a unit."""
         return max(phi.g for phi, _ in self.runs)
 
     def __call__(self, x: Tensor) -> Tensor:

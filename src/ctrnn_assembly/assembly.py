@@ -60,6 +60,7 @@ class Assembly(Field):
 
     @property
     def tau(self) -> Tensor:
+        """The time constants of all units, (n,)."""
         return torch.cat([part.tau for part in self.parts])
 
     def slowest(self) -> Tensor | None:
@@ -69,11 +70,13 @@ class Assembly(Field):
     def metric(self) -> Metric:
         """M of the assembly: blkdiag(M_i), or blkdiag(kappa_i M_i) for a hierarchy."""
         metrics, rates = [part.metric() for part in self.parts], self._rates()
-        if isinstance(self.coupling, Hierarchy) and rates is not None:
-            gains = self.coupling.gains(metrics, [part.tau for part in self.parts])
-            roots = hierarchy_scales(gains, rates.to(gains)).sqrt()
-            metrics = [m.scaled(root) for m, root in zip(metrics, roots, strict=True)]
-        return Metric.join(metrics)
+        whole = Metric.join(metrics)
+        if not isinstance(self.coupling, Hierarchy) or rates is None:
+            return whole
+        gains = self.coupling.gains(metrics, [part.tau for part in self.parts])
+        roots = hierarchy_scales(gains, rates.to(gains)).sqrt()
+        each = zip(roots, self.coupling.sizes, strict=True)
+        return whole.scaled(torch.cat([root.expand(n) for root, n in each]))
 
     def terms(self) -> Terms:
         """The tensors of the field, flattened over all depths, for one solve."""

@@ -62,6 +62,7 @@ def plain_exponential(G: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def symmetric_part(A: Tensor) -> Tensor:
+    """(A + A^T) / 2."""
     return (A + A.mT) / 2
 
 

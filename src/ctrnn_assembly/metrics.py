@@ -30,7 +30,7 @@ class Factor:
     @classmethod
     def identity(cls, n: int, like: Tensor) -> Factor:
         """M = I, of the dtype and device of `like`."""
-        one = torch.ones(n, dtype=like.dtype, device=like.device)
+        one = like.new_ones(n)
         return cls(one, one)
 
     @classmethod
@@ -89,18 +89,14 @@ class Metric:
         """Theta and Theta^-1 exchanged, so that `left_divide` multiplies by Theta."""
         return Metric(tuple(factor.inverse() for factor in self.factors))
 
-    def scaled(self, root: Tensor | float) -> Metric:
-        """The metric diag(root) M diag(root), of Theta diag(root), for a number or (n,); root > 0.
+    def scaled(self, root: Tensor) -> Metric:
+        """The metric diag(root) M diag(root), of Theta diag(root), for root (n,) > 0.
 
         With root = sqrt(tau) that is diag(tau) M where tau and M commute, as a metric of modules needs.
         """
-        whole = isinstance(root, Tensor) and root.ndim == 1
-        each = root.split(self.sizes) if whole else [root] * len(self.factors)  # type: ignore[union-attr]
-        factors = []
-        for f, r in zip(self.factors, each, strict=True):
-            rows = r[:, None] if whole and not f.is_diagonal else r
-            factors.append(Factor(f.theta * r, f.theta_inv / rows))
-        return Metric(tuple(factors))
+        pairs = zip(self.factors, root.split(self.sizes), strict=True)
+        parts = ((f, r, r if f.is_diagonal else r[:, None]) for f, r in pairs)
+        return Metric(tuple(Factor(f.theta * r, f.theta_inv / rows) for f, r, rows in parts))
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Metric:
         return Metric(tuple(Factor(change(f.theta), change(f.theta_inv)) for f in self.factors))

@@ -110,6 +110,7 @@ class Recurrent(nn.Module, ABC):
 
     @property
     def step_size(self) -> float:
+        """The length of one step of the solver, dt / substeps."""
         return self.dt / self.substeps
 
     def firing_rates(self, x: Tensor) -> Tensor:

@@ -172,6 +172,7 @@ class Subnetwork(Field):
         return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
 
     def terms(self) -> Terms:
+        """The tensors of the field, for one solve."""
         diagonal = self.constraint.diagonal and self.is_as_made
         return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
 
@@ -183,13 +184,12 @@ class Subnetwork(Field):
         value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
         if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
             raise ShapeError(f"tau must be a number or ({self.size},); got {tuple(value.shape)}.")
+        value = value.expand(self.size).clone()
         if value.is_meta:  # comes, and is checked, with the file
-            return value.expand(self.size).clone()
+            return value
         if not bool((value > 0).all() and torch.isfinite(value).all()):
             raise ConfigError(f"tau must be positive and finite; got {tau}.")
-        value = value.expand(self.size).clone()
-        uniform = bool((value == value[0]).all())
-        if not uniform and not self.metric().factors[0].is_diagonal:
+        if bool((value != value[0]).any()) and not self.metric().is_diagonal:
             raise ContractionError(
                 f"{self.constraint.theorem} has a dense metric, which commutes with tau only if tau "
                 "is one number per module; got different values. Use a scalar tau, or Theorem 1 or 5."

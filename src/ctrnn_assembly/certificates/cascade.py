@@ -82,7 +82,7 @@ def certify_cascade(
     if refused is not None:
         reason = f"layer {refused}: {steps[refused].reason}"
         whole = replace(whole, step=StepCertificate(name, length, False, None, largest, reason, count))
-        return _with_flow(whole, layers, metrics, dt, entry) if one_field else whole
+        return _with_flow(whole, layers, dt, entry) if one_field else whole
     layers = [held(layer, each) for layer in layers]
     gamma = linear_system(layers, one_field=one_field)[:-1, :-1]
     own = [samples_until(np.array([[q]]), 1e-3) for q in gamma.diagonal()]
@@ -119,17 +119,12 @@ def _of_fields(certificates: Sequence[Certificate]) -> Certificate:
     )
 
 
-def _with_flow(
-    whole: Certificate,
-    layers: Sequence[LayerBound],
-    metrics: Sequence[MetricFacts],
-    dt: float,
-    entry: float,
-) -> Certificate:
+def _with_flow(whole: Certificate, layers: Sequence[LayerBound], dt: float, entry: float) -> Certificate:
     """The facts of the exact solution: d > 0 with H d <= -l d bounds e(t) by max d / min d e^{-l t}."""
     H = linear_system(layers, flow=True)[:-1, :-1]
     short = 1 / float(-H.diagonal().min())  # with it I + short H >= 0, and q* of it is 1 - short l
     step = np.eye(len(H)) + short * H
+    metrics = [layer.certificate.metric for layer in layers]
     (q, spread), (_, growth) = weighted_factor(step), weighted_factor(step, metrics)
     if not q < 1:
         return whole

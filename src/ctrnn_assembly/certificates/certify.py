@@ -239,7 +239,7 @@ def _reason(whole: Interconnection, modules: Sequence[Module], rate: float, smal
             f"modules fail). {unstable}Scale its weights down, or use a trained constraint such as "
             "svd-combo"
         )
-    what = "nonlinear edges cost" if whole.edge_gains is not None else "coupling costs"
+    what = "nonlinear edges cost" if whole.edges else "coupling costs"
     return (
         f"the {what} more than the modules' rates: the whole has the bound {rate:.6g}, needed is "
         f"{smallest:.3g}; the symmetric part of L in the metric is {whole.cost:.6g}. {unstable}Use "

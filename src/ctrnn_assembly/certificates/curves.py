@@ -12,7 +12,6 @@ from ctrnn_assembly.certificates.result import Certificate, StepProof
 from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.linalg import one_thread
-from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms
 
@@ -30,13 +29,27 @@ class FactorCurve:
 
 
 @one_thread()
-def factor_curves(terms: Terms, metric: Metric, *, near: float) -> tuple[FactorCurve, ...]:
-    """Of all solvers, over dt around `near`, in a metric that certifies; or a ContractionError."""
-    terms, metric = terms.detach_cpu(), metric.detach_cpu()
-    if broken := unusable(terms, metric):
-        raise ContractionError(f"no step can be proven: {broken}.")
-    whole = Interconnection.of(terms, metric)
-    return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)
+def step_curves(net: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
+    """Of all solvers, over dt around `near`, in the metric of the net's certificate; none without one.
+
+    The net is `Terms` or a layer, of which gates that read input or state leave Euler's curve alone.
+    """
+    metric, gates = certificate.metric.matrix, getattr(net, "gates", None)
+    if not certificate.certified or metric is None:
+        return ()
+    if gates is None or gates.kind == "constant":
+        terms = (net if isinstance(net, Terms) else net.terms()).detach_cpu()
+        if broken := unusable(terms, metric):
+            raise ContractionError(f"the certificate is of another net: {broken}. Certify this one.")
+        whole = Interconnection.of(terms, metric)
+        return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)
+
+    def factor(dt: float) -> float:
+        step = net.certificate(dt=dt * net.substeps, solver="euler").step
+        return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
+
+    step = net.certificate(dt=near * net.substeps, solver="euler").step
+    return _sampled({"euler": StepProof(factor, 0.0 if step is None else step.max_dt)}, near)
 
 
 def _sampled(proofs: dict[str, StepProof], near: float) -> tuple[FactorCurve, ...]:
@@ -49,19 +62,3 @@ def _sampled(proofs: dict[str, StepProof], near: float) -> tuple[FactorCurve, ..
         factors = (proof.factor(dt) if one else math.inf for dt, one in zip(dts, known, strict=True))
         curves.append(FactorCurve(scheme, tuple(dts), tuple(factors), proof.max_dt))
     return tuple(curves)
-
-
-def step_curves(layer: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
-    """The curves of a layer with this certificate; of Euler alone if its gates read input or state."""
-    if not certificate.certified:
-        return ()
-    if layer.gates is None or layer.gates.kind == "constant":
-        assert certificate.metric.matrix is not None
-        return factor_curves(layer.terms(), certificate.metric.matrix, near=near)
-
-    def factor(dt: float) -> float:
-        step = layer.certificate(dt=dt * layer.substeps, solver="euler").step
-        return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
-
-    step = layer.certificate(dt=near * layer.substeps, solver="euler").step
-    return _sampled({"euler": StepProof(factor, 0.0 if step is None else step.max_dt)}, near)

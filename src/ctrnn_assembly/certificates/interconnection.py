@@ -38,7 +38,7 @@ class Interconnection:
     modules: tuple[ModuleBound, ...]
     K: Tensor
     K_error: float
-    edge_gains: Tensor | None
+    edge_gains: Tensor
     tau: Tensor
     edges: tuple[LureSystem, ...] = ()
     joined: bool = False
@@ -51,10 +51,10 @@ class Interconnection:
         if terms.L is not None:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         moved = rounding.norm_within(terms.within.L, *2 * (_whole(scales),)) if terms.within else 0.0
-        gains = _edge_gains(terms, scales) if terms.edges else None
         edges = tuple(_edge_system(edge, scales, terms.sizes) for edge in terms.edges)
         proven = (*map(prove_module, modules),)
         tau = terms.tau.double()
+        gains = _edge_gains(terms, scales)
         return cls(terms.sizes, proven, K, error + moved, gains, tau, edges, moved > 0)
 
     @cached_property
@@ -102,10 +102,9 @@ class Interconnection:
     @cached_property
     def edge_norm(self) -> float:
         """An upper bound on the norm of all nonlinear edges together, over all slopes."""
-        gains = self.edge_gains
         # each entry a sum over the edges, rounded once an edge
         off = rounding.gamma(len(self.edges) + 2)
-        return 0.0 if gains is None else spectral_norm(gains, off * float(gains.norm()) * 1.01)
+        return spectral_norm(self.edge_gains, off * float(self.edge_gains.norm()) * 1.01)
 
     @property
     def slowest(self) -> float:
@@ -114,20 +113,19 @@ class Interconnection:
     def rate(self) -> tuple[float, float]:
         """A lower bound on the rate of the whole, and the rounding taken off it."""
         error = max(module.error for module in self.modules) + self.K_error
-        if self.edge_gains is None and not self.K_error and not bool(self.K.any()):
+        if not self.edges and not self.K_error and not bool(self.K.any()):
             return self.slowest, error
         # Feedback, which cancels up to a thousandth of the slowest module's rate.
-        if self.edge_gains is None and len(self.K) > DENSE and self.skewness[1] <= 1e-3 * self.slowest:
+        if not self.edges and len(self.K) > DENSE and self.skewness[1] <= 1e-3 * self.slowest:
             return self.slowest - self.cost, error
         S = torch.block_diag(*(module.s_procedure_matrix for module in self.modules)) + self.skewness[0]
-        if self.edge_gains is None:
-            return -largest_eigenvalue(S, error), error
-        cost = min(self._edge_costs(S), key=lambda cost: rounding.guess_largest(S + torch.diag(cost)))
-        return -largest_eigenvalue(S + torch.diag(cost), error), error
+        if self.edges:
+            S = min((S + torch.diag(c) for c in self._edge_costs(S)), key=rounding.guess_largest)
+        return -largest_eigenvalue(S, error), error
 
     def abscissa_at_full_slope(self) -> float:
         """Of the Jacobian's eigenvalues, unproven; -inf (unknown) with nonlinear edges or many units."""
-        if self.edge_gains is not None or len(self.K) > DENSE:
+        if self.edges or len(self.K) > DENSE:
             return -math.inf
         systems = (module.system for module in self.modules)
         J = torch.block_diag(*(system.A + system.X @ system.Z for system in systems)) + self.K
@@ -137,20 +135,14 @@ class Interconnection:
 
     @cached_property
     def parts(self) -> "list[Self]":
-        """The clusters of modules, each by itself."""
-        return [self.part(cluster) for cluster in self.clusters()]
-
-    def clusters(self) -> list[list[int]]:
-        """The modules, in groups that coupling joins."""
+        """The clusters of modules that coupling joins, each by itself."""
         if self.joined:
-            return [[*range(len(self.sizes))]]
-        joined = np.zeros((len(self.sizes), len(self.sizes)))
+            return [self]
+        joined = self.edge_gains.numpy() != 0
         for i, j, _ in nonzero_blocks(self.K, self.sizes):
-            joined[i, j] = 1
-        if self.edge_gains is not None:
-            joined += self.edge_gains.numpy() != 0
+            joined[i, j] = True
         count, label = connected_components(joined, directed=False)
-        return [np.flatnonzero(label == group).tolist() for group in range(count)]
+        return [self.part(np.flatnonzero(label == group).tolist()) for group in range(count)]
 
     @property
     def uncoupled(self) -> Self:
@@ -164,9 +156,8 @@ class Interconnection:
         spans = torch.arange(len(self.K)).split(self.sizes)
         units = torch.cat([spans[k] for k in chosen])
         sizes, modules = tuple(self.sizes[k] for k in chosen), tuple(self.modules[k] for k in chosen)
-        gains = None if self.edge_gains is None else self.edge_gains[chosen][:, chosen]
-        gains = gains if gains is not None and bool(gains.any()) else None
-        edges = () if gains is None else tuple(edge.part(units) for edge in self.edges)
+        gains = self.edge_gains[chosen][:, chosen]
+        edges = tuple(edge.part(units) for edge in self.edges) if bool(gains.any()) else ()
         K, tau = self.K[units][:, units], self.tau[units]
         return type(self)(sizes, modules, K, self.K_error, gains, tau, edges)
 
@@ -176,7 +167,6 @@ class Interconnection:
         G = sym(gamma); sound for every w > 0. First w = (l I - C)^-1 1 for C = G - diag(rates), l just
         above its largest eigenvalue; then C with the linear coupling; then |y_i| of the worst direction.
         """
-        assert self.edge_gains is not None
         G = symmetric_part(self.edge_gains)
         C = G - torch.diag(torch.tensor([m.rate for m in self.modules], dtype=G.dtype))
 
@@ -232,8 +222,7 @@ def _edge_system(edge: Edge, scales: list[Balance], sizes: tuple[int, ...]) -> L
     read = torch.nonzero((K != 0).any(0) & (g > 0)).flatten()
     A, A_error = _balanced_blocks(K * low, scales, sizes)
     rows = [scale.lower(part) for scale, part in zip(scales, K[:, read].split(sizes), strict=True)]
-    one = [torch.eye(n, dtype=K.dtype) for n in sizes]
-    columns = [scale.raise_(eye) for scale, eye in zip(scales, one, strict=True)]
+    columns = [scale.raise_(torch.eye(len(scale.left), dtype=K.dtype)) for scale in scales]
     X, X_off = (torch.cat([pair[k] for pair in rows]) for k in (0, 1))
     Z, Z_off = (torch.block_diag(*(pair[k] for pair in columns))[read] for k in (0, 1))
     gain = g[read]
@@ -251,9 +240,8 @@ def block_norms(A: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 def nonzero_blocks(A: Tensor, sizes: tuple[int, ...]) -> Iterator[tuple[int, int, Tensor]]:
     """i, j and A_ij, a view, of the blocks of A that have an entry."""
-    ends = np.cumsum(sizes)
-    rows, columns = (np.searchsorted(ends, index, side="right") for index in np.nonzero(A.numpy()))
-    present = np.zeros((len(sizes), len(sizes)), dtype=bool)
-    present[rows, columns] = True
+    starts, present = np.cumsum((0, *sizes)), A.numpy() != 0
+    for axis in (0, 1):
+        present = np.logical_or.reduceat(present, starts[:-1], axis)
     for i, j in np.argwhere(present).tolist():
-        yield i, j, A[ends[i] - sizes[i] : ends[i], ends[j] - sizes[j] : ends[j]]
+        yield i, j, A[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]

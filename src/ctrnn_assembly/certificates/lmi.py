@@ -214,3 +214,9 @@ class Search:
         for blur in (1e-2, 1e-4) if math.isfinite(self.start.mu(self.dt)) else ():
             x = minimize(loss, x, args=(blur,), jac=True, method="L-BFGS-B", options=options).x
             yield self.point(torch.from_numpy(x))
+
+
+def refined(system: LureSystem, T: Tensor, dt: float) -> Tensor:
+    """T, or one of a larger mu, each entry sought by itself; unproven."""
+    points = Search(Weighed.of(system, T), dt).points()
+    return max((T, *(k * T for _, k in points)), key=lambda T: Weighed.of(system, T).mu(dt))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.certificates import rounding
-from ctrnn_assembly.certificates.lmi import LureSystem, Search, Weighed
+from ctrnn_assembly.certificates.lmi import LureSystem, Weighed, refined
 from ctrnn_assembly.certificates.rounding import UNIT, balanced, largest_eigenvalue
 from ctrnn_assembly.linalg import majorant, symmetric_part
 from ctrnn_assembly.metrics import Metric
@@ -158,8 +158,12 @@ def _best_multiplier(
             best, chosen = top, (T, name)
         if best <= limit + 1e-9 * abs(limit):
             break
-    refine &= len(system.A) <= REFINED and best > limit + 1e-6 * abs(limit)
-    return _refined(system, *chosen) if refine else chosen
+    T, name = chosen
+    if refine and len(T) <= REFINED and best > limit + 1e-6 * abs(limit):
+        T = refined(system, T, 0.0)
+        before, after = (Weighed.of(system, one).mu(0.0) for one in (chosen[0], T))
+        name = "Theorem 35" if after > before + 1e-9 else name
+    return T, name
 
 
 def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
@@ -182,17 +186,6 @@ def _best_scale(system: LureSystem, T0: Tensor) -> tuple[float, Tensor]:
     tries = [float(found.x), bounds[0], *(-k * math.log(system.g) for k in (0, 1, 2) if system.g > 0)]
     log_z = min(tries, key=top)
     return top(log_z), math.exp(log_z) * T0
-
-
-def _refined(system: LureSystem, T0: Tensor, theorem: str) -> tuple[Tensor, str]:
-    """T with a smaller lmax(S), each entry sought by itself; unproven."""
-
-    def mu(T: Tensor) -> float:
-        return Weighed.of(system, T).mu(0.0)
-
-    points = Search(Weighed.of(system, T0), 0.0).points()
-    T = max((T0, *(k * T0 for _, k in points)), key=mu)
-    return T, "Theorem 35" if mu(T) > mu(T0) + 1e-9 else theorem
 
 
 def _top(S: Tensor) -> float:

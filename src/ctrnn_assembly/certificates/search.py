@@ -56,9 +56,8 @@ def factors(module: ModuleInMetric) -> Iterator[tuple[str, Factor]]:
     yield "identity", Factor.identity(len(W), W)
     for log_theta in _metzler_scalings(phi.g * majorant(W, phi.monotone)):
         yield "Theorem 1", Factor.diagonal(log_theta)
-    scaling = np.diag(matrix_balance(W.abs().numpy(), permute=False, separate=False)[1])
-    if (scaling > 0).all():
-        yield "balanced", Factor.diagonal(-torch.from_numpy(np.log(scaling)))
+    scaling = matrix_balance(W.abs().numpy(), permute=False, separate=True)[1][0]
+    yield "balanced", Factor.diagonal(-torch.from_numpy(np.log(scaling)))
     if bool((module.tau == module.tau[0]).all()):  # a dense metric needs one time constant
         for origin, M in (*_theorem2(W, phi, module.inside), *_lyapunov(W, phi)):
             theta = torch.linalg.cholesky_ex(M)[0].mT
@@ -72,8 +71,7 @@ def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
     """
     metric = metric.mapped(Tensor.double)
     whole = Interconnection.of(terms, metric)
-    gains = block_norms(whole.K, whole.sizes)
-    gains = gains if whole.edge_gains is None else gains + whole.edge_gains
+    gains = block_norms(whole.K, whole.sizes) + whole.edge_gains
     count, label = connected_components(gains.numpy(), directed=True, connection="strong")
     member = torch.zeros(count, len(label), dtype=torch.float64)
     member[torch.from_numpy(label).long(), torch.arange(len(label))] = 1
@@ -88,9 +86,8 @@ def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
         d, e = resolvent_sums(torch.diag(rates - (1 - share) * rates.min()) - between)
         roots = (member.mT @ (e / d)).sqrt() / means
         if bool((roots > 0).all() and torch.isfinite(roots).all()):
-            factors = zip(metric.factors, roots, strict=True)
-            scaled = tuple(Factor(f.theta * root, f.theta_inv / root) for f, root in factors)
-            yield "search: weights from certified rates", Metric(scaled)
+            each = roots.repeat_interleave(torch.tensor(terms.sizes))
+            yield "search: weights from certified rates", metric.scaled(each)
 
 
 def identity(terms: Terms) -> Metric:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.lmi import WORST, LureSystem, Search, Weighed
+from ctrnn_assembly.certificates.lmi import WORST, LureSystem, Weighed, refined
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, last_proven, spectral_norm
 from ctrnn_assembly.certificates.verifier import Ball, integral, inverse
@@ -78,15 +78,12 @@ def multipliers(system: LureSystem, T0: Tensor, dt: float) -> Tensor:
     options = {"xatol": 0.05, "maxiter": 8 if len(system.A) > SHARP else 20}
     found = minimize_scalar(loss, bounds=(-3.5, 1.5), method="bounded", options=options)
     T = least * (1 + 10 ** float(found.x)) * T0
-    weighed = Weighed.of(system, T)
     if len(T) > OPTIMISED:
         return T
     slopes = (system.A, system.A + system.X @ system.Z)  # the least and the largest
     known = max(rounding.top_eigenvalue(2 * symmetric_part(J) + dt * J.mT @ J) for J in slopes)
-    if weighed.mu(dt) >= -known / 2 - 1e-4 * abs(known):
-        return T
-    found = [T, *(k * T for _, k in Search(weighed, dt).points())]
-    return max(found, key=lambda one: Weighed.of(system, one).mu(dt))
+    best = Weighed.of(system, T).mu(dt) >= -known / 2 - 1e-4 * abs(known)
+    return T if best else refined(system, T, dt)
 
 
 def prove_step(whole: Interconnection, scheme: str, sharp: bool = True) -> StepProof:
@@ -190,7 +187,11 @@ def exponential_euler_step(whole: Interconnection) -> StepProof:
 
 
 def disc_step(whole: Interconnection) -> StepProof:
-    return in_disc(*common_disc(whole), whole.norm, whole.symmetric_norm)
+    """`in_disc` with ||J + nu I|| <= eps for all modules at once, nonlinear edges included in J."""
+    low = min(m.disc[0] - m.disc[1] for m in whole.modules)
+    high = max(m.disc[0] + m.disc[1] for m in whole.modules)
+    eps = ((high - low) / 2 + whole.edge_norm) * (1 + 4 * UNIT)
+    return in_disc((low + high) / 2, eps, whole.norm, whole.symmetric_norm)
 
 
 def in_disc(nu: float, eps: float, omega: float, sigma: float) -> StepProof:
@@ -211,13 +212,6 @@ def in_disc(nu: float, eps: float, omega: float, sigma: float) -> StepProof:
 
 
 CLOSED_FORMS = {"euler": disc_step, "imex": imex_step, "exponential-euler": exponential_euler_step}
-
-
-def common_disc(whole: Interconnection) -> tuple[float, float]:
-    """nu, eps with ||J + nu I|| <= eps for all modules at once, nonlinear edges included in J."""
-    low = min(m.disc[0] - m.disc[1] for m in whole.modules)
-    high = max(m.disc[0] + m.disc[1] for m in whole.modules)
-    return (low + high) / 2, ((high - low) / 2 + whole.edge_norm) * (1 + 4 * UNIT)
 
 
 def chord(proof: StepProof) -> StepProof:

@@ -48,9 +48,7 @@ class Symmetric(Contracting):
             raise self.outside(f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
-        if (E := gram_root(roots, vectors, SMALLEST_R, LARGEST_R)) is None:
-            condition = f"||R - {SMALLEST_R} I||_F < {LARGEST_R} sqrt(n)"
-            raise self.outside(condition, float((roots - SMALLEST_R).norm()), "Scale W down.")
+        E = gram_root(self, "R", roots, vectors, SMALLEST_R, LARGEST_R)
         return E, torch.logit(W.new_tensor([c / self.radius]))
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
@@ -72,10 +70,14 @@ def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:
     return squashed + shift * torch.eye(n, dtype=E.dtype, device=E.device)
 
 
-def gram_root(values: Tensor, vectors: Tensor, shift: float, bound: float) -> Tensor | None:
-    """An E whose bounded gram has these eigenvalues and eigenvectors; None if no E has."""
+def gram_root(
+    rule: Contracting, name: str, values: Tensor, vectors: Tensor, shift: float, bound: float
+) -> Tensor:
+    """An E whose bounded gram has these eigenvalues and eigenvectors, or an error of the `rule`."""
     n, rest = len(values), values - shift
-    share = float(rest.norm()) / (bound * n**0.5)
-    if share >= 1 or float(rest.min()) <= 0:
-        return None
+    size, least = float(rest.norm()), float(values.min())
+    if not least > shift:
+        raise rule.outside(f"{name} > {shift} I", least, "It is the least eigenvalue; rescale W.")
+    if not (share := size / (bound * n**0.5)) < 1:
+        raise rule.outside(f"||{name} - {shift} I||_F < {bound} sqrt(n)", size, "Scale W down.")
     return (vectors * (rest / (1 - share)).mul(n).sqrt()) @ vectors.mT

@@ -17,9 +17,9 @@ from ctrnn_assembly.contracting.diagonal import balanced
 from ctrnn_assembly.contracting.interface import Contracting, Form
 from ctrnn_assembly.contracting.theorem2_symmetric import bounded_gram, gram_root
 from ctrnn_assembly.contracting.theorem5_singular import above, below_one
+from ctrnn_assembly.errors import ContractionError
 from ctrnn_assembly.metrics import Factor
 
-LARGEST_LOG_E = 1.0
 SMALLEST_P = 0.02
 LARGEST_P = 8.0  # ||P - SMALLEST_P I||_F < LARGEST_P sqrt(n)
 
@@ -47,13 +47,13 @@ class FiringRate(Contracting):
     def weight(self, A: Tensor, B: Tensor, d: Tensor) -> Tensor:  # type: ignore[override]
         P = bounded_gram(B, SMALLEST_P, LARGEST_P)
         V = torch.linalg.cholesky(P).mT
-        return balanced(2 * self.left**0.5 * below_one(A) @ V - P, _exponent(d)) / self.phi.g
+        return balanced(2 * self.left**0.5 * below_one(A) @ V - P, d.tanh()) / self.phi.g
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = matrix_balance(W.cpu().numpy(), permute=False, separate=True)[1][0]
         balance = torch.from_numpy(scale).log().to(W)
         balance -= balance.mean()
-        balance *= min(1.0, 0.99 * LARGEST_LOG_E / (float(balance.abs().max()) + 1e-300))
+        balance *= min(1.0, 0.99 / (float(balance.abs().max()) + 1e-300))
         for d in (torch.zeros_like(balance), balance):
             A, high = balanced(self.phi.g * W, -d), self.left * 0.999  # less than `left`: room to S
             P = _largest_gram(A, high)
@@ -61,28 +61,25 @@ class FiringRate(Contracting):
                 break
         else:
             condition = f"P + A P^-1 A^T <= {4 * high:.4g} I - A - A^T for a P > 0"
-            raise self.outside(condition, float(torch.linalg.matrix_norm(W, 2)), f"||W|| is that. {FIX}")
+            size = float(torch.linalg.matrix_norm(W, 2))
+            raise self.outside(condition, size, "||W|| is that. Scale W down.")
         # All P of the inequality are a convex set: away from its largest there is room to S.
         low, strongest = 0.0, P
         for _ in range(12):
             middle = (low + high) / 2
             found = _largest_gram(A, middle)
             strongest, low, high = (strongest, middle, high) if found is None else (found, low, middle)
-        B = None
-        for one in (P, (P + strongest) / 2):
-            values, vectors = torch.linalg.eigh(one)
-            found = gram_root(values, vectors, SMALLEST_P, LARGEST_P)
-            P, B = (P, B) if found is None else (one, found)
-        if B is None:
-            size = float(torch.linalg.matrix_norm(P))
-            raise self.outside(f"{SMALLEST_P} I < P, ||P||_F < {LARGEST_P} sqrt(n)", size, FIX)
+        try:
+            P, B = _with_root(self, (P + strongest) / 2)
+        except ContractionError:
+            P, B = _with_root(self, P)
         V = torch.linalg.cholesky(P).mT
         S = torch.linalg.solve_triangular(V, A + P, upper=True, left=False) / (2 * self.left**0.5)
-        return above(S), B, torch.atanh(d / LARGEST_LOG_E)
+        return above(S), B, torch.atanh(d)
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         V = torch.linalg.cholesky(bounded_gram(raw[1], SMALLEST_P, LARGEST_P)).mT
-        e = _exponent(raw[2]).exp()
+        e = raw[2].tanh().exp()
         inverse = torch.linalg.solve_triangular(V, torch.eye(len(V)).to(V), upper=True)
         theta, theta_inv = V / e, e[:, None] * inverse
         if form == "x":  # x = W r
@@ -95,11 +92,9 @@ class FiringRate(Contracting):
         return self(A / n**0.5, torch.eye(n) * n**0.5 + 0.3 * B, torch.zeros(n))
 
 
-FIX = "Scale W down."
-
-
-def _exponent(d: Tensor) -> Tensor:
-    return LARGEST_LOG_E * d.tanh()
+def _with_root(rule: Contracting, P: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(P)
+    return P, gram_root(rule, "P", values, vectors, SMALLEST_P, LARGEST_P)
 
 
 def _largest_gram(A: Tensor, left: float) -> Tensor | None:

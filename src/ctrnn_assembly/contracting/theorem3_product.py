@@ -15,7 +15,6 @@ from ctrnn_assembly.contracting.theorem2_symmetric import bounded_gram, gram_roo
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor
 
-LARGEST_LOG_P = 1.0
 SMALLEST_Q = 0.01
 LARGEST_Q = 4.0  # ||Q - SMALLEST_Q I||_F < LARGEST_Q sqrt(n)
 
@@ -33,30 +32,23 @@ class NegativeProduct(Contracting):
     theorem = "Theorem 3"
     monotone_only = True
     axes = "n", "n", "nn"
-
-    @property
-    def rate(self) -> float:
-        return 0.99
+    rate = 0.99
 
     def weight(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
-        return -_scaling(p1)[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * _scaling(p2)
+        return -p1.tanh().exp()[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * p2.tanh().exp()
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_p = _half_log_ratio(W)  # of P1; P2 is its inverse
         worst = float(log_p.abs().max())
-        if worst >= LARGEST_LOG_P:
+        if worst >= 1:
             raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
         Q = -(-log_p).exp()[:, None] * W * log_p.exp()
         values, vectors = torch.linalg.eigh(symmetric_part(Q))
-        if (E := gram_root(values, vectors, SMALLEST_Q, LARGEST_Q)) is None:
-            condition = f"{SMALLEST_Q} I < Q with ||Q||_F < {LARGEST_Q} sqrt(n)"
-            fix = "The value is the smallest eigenvalue of Q; rescale W."
-            raise self.outside(condition, float(values[0]), fix)
-        p = torch.atanh(log_p / LARGEST_LOG_P)
-        return p, -p, E
+        p = torch.atanh(log_p)
+        return p, -p, gram_root(self, "Q", values, vectors, SMALLEST_Q, LARGEST_Q)
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        P = _scaling(raw[0] if form == "x" else raw[1])
+        P = raw[0 if form == "x" else 1].tanh().exp()
         Q = bounded_gram(raw[2], SMALLEST_Q, LARGEST_Q)
         C = torch.linalg.cholesky(P[:, None] * Q * P)  # C C^T = P Q P
         C_inv = torch.linalg.solve_triangular(C, torch.eye(len(C)).to(C), upper=False)
@@ -69,10 +61,6 @@ class NegativeProduct(Contracting):
         Q = 0.25 * X @ X.mT + 0.5 * n * torch.eye(n)
         E = torch.linalg.cholesky(Q.to(torch.promote_types(Q.dtype, torch.float32)))  # not of halves
         return self(p[0], p[1], E)
-
-
-def _scaling(p: Tensor) -> Tensor:
-    return (LARGEST_LOG_P * p.tanh()).exp()
 
 
 def _half_log_ratio(W: Tensor) -> Tensor:

@@ -13,6 +13,22 @@ from ctrnn_assembly.contracting.diagonal import DiagonalMetric, balanced
 from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
+def below_one(A: Tensor) -> Tensor:
+    """X, (n, n), with ||X|| < 1, for any finite A (n, n)."""
+    n = A.shape[0]
+    # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
+    size = A.detach().abs().max().clamp(min=1.0)
+    Q, R = torch.linalg.qr(torch.cat([torch.eye(n).to(A) / size, A / size]))
+    return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
+
+
+def above(X: Tensor) -> Tensor:
+    """The inverse of `below_one`."""
+    # X = A C^-T with C C^T = I + A^T A, so I - X^T X = K K^T with K = C^-1, and A = X K^-T.
+    K = torch.linalg.cholesky(torch.eye(len(X)).to(X) - X.mT @ X)
+    return torch.linalg.solve_triangular(K.mT, X, upper=True, left=False)
+
+
 class SingularValueBounded(DiagonalMetric):
     """Theorem 5, see `DiagonalMetric`.
 
@@ -22,11 +38,7 @@ class SingularValueBounded(DiagonalMetric):
 
     theorem = "Theorem 5"
 
-    def inside(self, A: Tensor) -> Tensor:
-        return below_one(A)
-
-    def outward(self, X: Tensor) -> Tensor:
-        return above(X)
+    inside, outward = staticmethod(below_one), staticmethod(above)
 
     def metric_of(self, W: Tensor) -> Tensor:
         """The identity, Theorem 1's metric or Osborne's balancing: the first that will do."""
@@ -42,19 +54,3 @@ class SingularValueBounded(DiagonalMetric):
             smallest = min(smallest, s)
         condition = f"g s(P^1/2 W P^-1/2) < {self.radius:.6g} in one of three diagonal metrics"
         raise self.outside(condition, smallest, "Scale W down.")
-
-
-def below_one(A: Tensor) -> Tensor:
-    """X, (n, n), with ||X|| < 1, for any finite A (n, n)."""
-    n = A.shape[0]
-    # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
-    size = A.detach().abs().max().clamp(min=1.0)
-    Q, R = torch.linalg.qr(torch.cat([torch.eye(n).to(A) / size, A / size]))
-    return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
-
-
-def above(X: Tensor) -> Tensor:
-    """The inverse of `below_one`."""
-    # X = A C^-T with C C^T = I + A^T A, so I - X^T X = K K^T with K = C^-1, and A = X K^-T.
-    K = torch.linalg.cholesky(torch.eye(len(X)).to(X) - X.mT @ X)
-    return torch.linalg.solve_triangular(K.mT, X, upper=True, left=False)

@@ -22,11 +22,8 @@ class Unconstrained(Contracting):
     """
 
     theorem = "none"
+    rate = None
     init_scale = 0.5
-
-    @property
-    def rate(self) -> None:
-        return None
 
     def weight(self, W: Tensor) -> Tensor:  # type: ignore[override]
         return W.clone()

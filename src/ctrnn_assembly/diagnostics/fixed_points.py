@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.diagnostics.linearise import Map, linearise, prepare
-from ctrnn_assembly.diagnostics.spectrum import Order, eigenvalues
+from ctrnn_assembly.diagnostics.spectrum import eigenvalues
 from ctrnn_assembly.errors import check_within
 
 Kind = Literal["stable", "unstable", "saddle", "marginal"]
@@ -112,10 +112,9 @@ def find_fixed_points(
     residuals, found = search.residuals(x), search.accepts(x)
     chosen, hits = _distinct(x[found], residuals[found])
     points = x[found][chosen]
-    order: Order = "modulus" if known.flow is None else "real"
     none = torch.zeros(0, known.size, dtype=torch.complex128)
-    each = (eigenvalues(linearise(own, drive, point[None]).matrix(), order) for point in points)
-    values = torch.cat([none, *each])
+    each = (linearise(own, drive, point[None]).matrix() for point in points)
+    values = torch.cat([none, *(eigenvalues(J, by_modulus=known.flow is None) for J in each)])
     growth = values.real if known.flow is not None else values.abs() - 1
     return FixedPoints(
         points=points,

@@ -17,7 +17,7 @@ Source: THEORY sections 1, 6 and 7; Lohmiller and Slotine 1998.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from ctrnn_assembly.diagnostics.linearise import Behaviour, linearise, prepare, 
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Factor, Metric
-
-Order = Literal["real", "modulus"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def spectrum_at(
                 F = norm[0] @ J @ norm[1]
                 rates.append(-torch.linalg.eigvalsh(symmetric_part(F))[-1])
         if step is not None:
-            stepped.append(eigenvalues(linearise(step, *here).matrix()[0], "modulus"))
+            stepped.append(eigenvalues(linearise(step, *here).matrix()[0], by_modulus=True))
     return Spectrum(
         times=torch.arange(len(x), dtype=x.dtype),
         x=x,
@@ -150,10 +148,9 @@ def module_spectra(net: Any, u: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
     """Of the modules' (or layers') own blocks of J, or of a map's step: (batch, n_i) each."""
     known, u, x = prepare(net, u, x)
     J = linearise(known.own_map(), u, x).matrix()
-    order: Order = "modulus" if known.flow is None else "real"
     sizes = known.sizes or (known.size,)
     blocks = [rows.split(sizes, 2)[k] for k, rows in enumerate(J.split(sizes, 1))]
-    return tuple(eigenvalues(block, order) for block in blocks)
+    return tuple(eigenvalues(block, by_modulus=known.flow is None) for block in blocks)
 
 
 def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
@@ -169,9 +166,9 @@ def norm_of(known: Behaviour, metric: Metric | None) -> tuple[Tensor, Tensor]:
     return root, inverse
 
 
-def eigenvalues(A: Tensor, order: Order = "real") -> Tensor:
+def eigenvalues(A: Tensor, *, by_modulus: bool = False) -> Tensor:
     """Of A (..., n, n), by falling real part or modulus; of a conjugate pair, the upper one first."""
     values = torch.linalg.eigvals(A)
     values = values.take_along_dim(values.imag.argsort(descending=True), -1)
-    key = values.real if order == "real" else values.abs()
+    key = values.abs() if by_modulus else values.real
     return values.take_along_dim(key.argsort(descending=True, stable=True), -1)

@@ -211,6 +211,7 @@ class Run:
 
     @cached_property
     def task(self) -> Task:
+        """The task of the configuration."""
         settings = self.config.of_data
         task, stored = load_task(settings.pop("task"), **settings), self.path and self.path / PREPARATION
         if stored and stored.exists() and Preparation.read(stored) != task.sequence:
