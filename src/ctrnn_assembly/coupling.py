@@ -69,15 +69,15 @@ class BlockMatrix(nn.Module):
             parts.append(scale * block.flatten())
         self.values = nn.Parameter(torch.cat(parts).to(torch.get_default_dtype()))
         self.blocks = nn.Buffer(torch.tensor(self.pairs, dtype=torch.long).view(-1, 2))
-        self.index = nn.Buffer(self.places(), persistent=False)
+        self.place()
         self.register_load_state_dict_pre_hook(_same_blocks)
-        self.register_load_state_dict_post_hook(_replaced)
+        self.register_load_state_dict_post_hook(BlockMatrix.place)
 
-    def places(self) -> Tensor:
-        """Where in the flat matrix the values stand, as long as they are."""
+    def place(self, keys: object = None) -> None:
+        """Find where in the flat matrix the values stand, which no file holds: after loading, too."""
         units = torch.arange(self.n, device=self.values.device).split(self.sizes)
         blocks = [(units[i][:, None] * self.n + units[j]).flatten() for i, j in self.pairs]
-        return torch.cat([units[0][:0], *blocks])
+        self.index = nn.Buffer(torch.cat([units[0][:0], *blocks]), persistent=False)
 
     def forward(self) -> Tensor:
         flat = self.values.new_zeros(self.n * self.n)
@@ -125,12 +125,9 @@ class Coupling(nn.Module):
             return self.K() if self.psi is None else None
         metric, K = Metric.join(metrics), self.K
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
-        if (
-            self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix)
-        ):  # of the free entries alone
-            theta, inverse = (
-                torch.cat(d) for d in zip(*((f.theta, f.theta_inv) for f in metric.factors), strict=True)
-            )
+        if self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix):  # by entries
+            theta = torch.cat([factor.theta for factor in metric.factors])
+            inverse = torch.cat([factor.theta_inv for factor in metric.factors])
             i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
             both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
             flat = K.values.new_zeros(K.n * K.n)
@@ -222,8 +219,3 @@ def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: An
     if stored is not None and stored.tolist() != own:
         differ = f"the file couples the blocks {stored.tolist()[:4]}..., the model {own[:4]}..."
         raise ConfigError(f"{differ}. Build the model with the file's own configuration.")
-
-
-def _replaced(module: BlockMatrix, keys: object) -> None:
-    """Make the index anew, which no file holds: of a module built on the meta device it is missing."""
-    module.index = module.places()

@@ -16,6 +16,7 @@ from scipy.linalg import LinAlgError, matrix_balance, solve_continuous_lyapunov
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms
@@ -73,8 +74,7 @@ def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
     whole = Interconnection.of(terms, metric)
     gains = block_norms(whole.K, whole.sizes) + whole.edge_gains
     count, label = connected_components(gains.numpy(), directed=True, connection="strong")
-    member = torch.zeros(count, len(label), dtype=torch.float64)
-    member[torch.from_numpy(label).long(), torch.arange(len(label))] = 1
+    member = one_hot(torch.from_numpy(label).long(), count).mT.double()
     # The geometric mean of each cycle's Theta, which is free, set to 1: from there kappa is sought.
     logs = torch.stack([factor.eigenvalues().log().sum() / 2 for factor in metric.factors])
     means = (member.mT @ ((member @ logs) / (member @ torch.tensor(terms.sizes).double()))).exp()
@@ -91,8 +91,7 @@ def reweighed(terms: Terms, metric: Metric) -> Iterator[tuple[str, Metric]]:
 
 
 def identity(terms: Terms) -> Metric:
-    like = torch.zeros(0, dtype=torch.float64)
-    return Metric(tuple(Factor.identity(n, like) for n in terms.sizes))
+    return Metric(tuple(Factor.identity(n, terms.tau.double()) for n in terms.sizes))
 
 
 def _metzler_scalings(B: Tensor) -> list[Tensor]:

@@ -131,8 +131,8 @@ def measure_contraction(
         rate=_fitted_rate(d, d > FLOOR * error, dt),
         euclidean_rate=_fitted_rate(euclidean, d > FLOOR * error, dt),
         factor=max(float(factors.max()), 0.0) if len(factors) else math.inf,
-        growth=_largest(d[:, -1] / d[:, 0]),
-        euclidean_peak=_largest(euclidean / euclidean[:, :1]),
+        growth=float((d[:, -1] / d[:, 0]).nan_to_num(math.inf, math.inf).max()),
+        euclidean_peak=float((euclidean / euclidean[:, :1]).nan_to_num(math.inf, math.inf).max()),
         pairs=len(x),
         steps=steps,
         dt=dt,
@@ -187,8 +187,3 @@ def _fitted_rate(d: Tensor, above: Tensor, dt: float) -> float:
     known = [(t[:k], pair[:k].log()) for pair, k in zip(d, counts, strict=True) if k >= 2]
     slopes = [float(np.polyfit(times, logs, 1)[0]) for times, logs in known]
     return -max(slopes) if slopes else math.inf if bool(finite.all()) else -math.inf
-
-
-def _largest(ratios: Tensor) -> float:
-    """The largest, infinite if one is not a number."""
-    return float(ratios.nan_to_num(nan=math.inf, posinf=math.inf).max())
