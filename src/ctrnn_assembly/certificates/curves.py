@@ -44,12 +44,11 @@ def step_curves(net: Any, certificate: Certificate, *, near: float) -> tuple[Fac
         whole = Interconnection.of(terms, metric)
         return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)
 
-    def factor(dt: float) -> float:
-        step = net.certificate(dt=dt * net.substeps, solver="euler").step
-        return math.inf if step is None or step.contraction_factor is None else step.contraction_factor
+    def step(dt: float) -> Any:
+        return net.certificate(dt=dt * net.substeps, solver="euler").step
 
-    step = net.certificate(dt=near * net.substeps, solver="euler").step
-    return _sampled({"euler": StepProof(factor, 0.0 if step is None else step.max_dt)}, near)
+    euler = StepProof(lambda dt: step(dt).contraction_factor or math.inf, step(near).max_dt)
+    return _sampled({"euler": euler}, near)
 
 
 def _sampled(proofs: dict[str, StepProof], near: float) -> tuple[FactorCurve, ...]:

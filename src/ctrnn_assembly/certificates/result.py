@@ -68,10 +68,12 @@ class StepCertificate:
     def refused(
         cls, solver: str, dt: float, reason: str = "the continuous system is not certified"
     ) -> Self:
+        """Nothing is proven, and why."""
         return cls(solver, dt, False, None, 0.0, reason)
 
     @classmethod
     def of(cls, proof: StepProof, solver: str, dt: float) -> Self:
+        """What a proof says of one dt."""
         if not 0 < dt < 1e100:
             return cls.refused(solver, dt, f"dt must be positive and below 1e100; got {dt}")
         factor, max_dt = proof.factor(dt), proof.max_dt
@@ -226,6 +228,7 @@ class Certificate:
     def refused(
         cls, reason: str, *, dt: float | None = None, solver: str = "euler", origin: str = "none"
     ) -> Self:
+        """Nothing is proven, and why."""
         step = None if dt is None else StepCertificate.refused(solver, dt, reason)
         metric = MetricFacts("none", origin, 0.0, math.inf)
         coupling = CouplingFacts("unknown", (), math.inf, math.inf, math.inf, 0)

@@ -48,7 +48,7 @@ class Symmetric(Contracting):
             raise self.outside(f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R
-        E = gram_root(self, "R", roots, vectors, SMALLEST_R, LARGEST_R)
+        E = gram_root(self, "R", (roots, vectors), SMALLEST_R, LARGEST_R)
         return E, torch.logit(W.new_tensor([c / self.radius]))
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
@@ -71,9 +71,10 @@ def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:
 
 
 def gram_root(
-    rule: Contracting, name: str, values: Tensor, vectors: Tensor, shift: float, bound: float
+    rule: Contracting, name: str, pair: tuple[Tensor, ...], shift: float, bound: float
 ) -> Tensor:
     """An E whose bounded gram has these eigenvalues and eigenvectors, or an error of the `rule`."""
+    values, vectors = pair
     n, rest = len(values), values - shift
     size, least = float(rest.norm()), float(values.min())
     if not least > shift:

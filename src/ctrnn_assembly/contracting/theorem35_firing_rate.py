@@ -69,10 +69,11 @@ class FiringRate(Contracting):
             middle = (low + high) / 2
             found = _largest_gram(A, middle)
             strongest, low, high = (strongest, middle, high) if found is None else (found, low, middle)
+        between = (P + strongest) / 2
         try:
-            P, B = _with_root(self, (P + strongest) / 2)
+            P, B = between, gram_root(self, "P", torch.linalg.eigh(between), SMALLEST_P, LARGEST_P)
         except ContractionError:
-            P, B = _with_root(self, P)
+            B = gram_root(self, "P", torch.linalg.eigh(P), SMALLEST_P, LARGEST_P)
         V = torch.linalg.cholesky(P).mT
         S = torch.linalg.solve_triangular(V, A + P, upper=True, left=False) / (2 * self.left**0.5)
         return above(S), B, torch.atanh(d)
@@ -90,11 +91,6 @@ class FiringRate(Contracting):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         A, B = torch.randn(2, n, n, generator=generator)
         return self(A / n**0.5, torch.eye(n) * n**0.5 + 0.3 * B, torch.zeros(n))
-
-
-def _with_root(rule: Contracting, P: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(P)
-    return P, gram_root(rule, "P", values, vectors, SMALLEST_P, LARGEST_P)
 
 
 def _largest_gram(A: Tensor, left: float) -> Tensor | None:

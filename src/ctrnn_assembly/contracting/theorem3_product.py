@@ -43,9 +43,9 @@ class NegativeProduct(Contracting):
         if worst >= 1:
             raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
         Q = -(-log_p).exp()[:, None] * W * log_p.exp()
-        values, vectors = torch.linalg.eigh(symmetric_part(Q))
+        E = gram_root(self, "Q", torch.linalg.eigh(symmetric_part(Q)), SMALLEST_Q, LARGEST_Q)
         p = torch.atanh(log_p)
-        return p, -p, gram_root(self, "Q", values, vectors, SMALLEST_Q, LARGEST_Q)
+        return p, -p, E
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         P = raw[0 if form == "x" else 1].tanh().exp()
