@@ -199,7 +199,7 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
     for settings in ({"recompute": "sqrt"}, {"matmul_precision": "bf16"}, {"backend": "fused"}):
         ctrnn(gate="constant", **settings)
         ((name, value),) = settings.items()
-        with pytest.raises(ConfigError, match=f"plain loop; got {name}={value!r}"):
+        with pytest.raises(ConfigError, match=f"solved by euler; got {name}={value!r}"):
             ctrnn(gate="input", **settings)
     with pytest.raises(ConfigError, match="interpolation='linear' does nothing in imex"):
         ctrnn(solver="imex", interpolation="linear")

@@ -213,7 +213,11 @@ def test_states_of_each_layer_are_taken_and_given_as_a_tuple():
 @pytest.mark.parametrize(
     ("make", "error", "why"),
     [
-        (lambda: Stack(3, 8, Pairs(4)), ConfigError, "fields must be a list .* got Pairs"),
+        (
+            lambda: Stack(3, 8, Pairs(4)),
+            ConfigError,
+            "fields must be a non-empty list of fields; got Pairs",
+        ),
         (
             lambda: Stack(3, 8, [lambda t, x: x]),
             ConfigError,

@@ -67,6 +67,8 @@ def certify_gated(
                 "exponentially stable, which is less than contraction"
             )
         reason += ". Use constant, shared or input gates"
+    elif gate != "input":  # of a kind that somebody adds
+        reason = f"no bound is known for {gate} gates"
     elif not metric.is_diagonal:
         reason = (
             "gates of single units need a diagonal metric, with which they commute; use Theorem 1, 4 "
