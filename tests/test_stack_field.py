@@ -216,7 +216,7 @@ def test_states_of_each_layer_are_taken_and_given_as_a_tuple():
         (
             lambda: Stack(3, 8, Pairs(4)),
             ConfigError,
-            "fields must be a non-empty list of fields; got Pairs",
+            "must be a non-empty list of fields; got Pairs",
         ),
         (
             lambda: Stack(3, 8, [lambda t, x: x]),
