@@ -443,6 +443,7 @@ class Integrate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """By `adjoint`; by plain steps if these gradients are differentiated."""
         needed, (states, *given) = ctx.needs_input_grad[4:], ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             again = partial(_plain, ctx.form, ctx.gates)
