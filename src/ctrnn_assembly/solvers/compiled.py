@@ -426,7 +426,7 @@ class Integrate(torch.autograd.Function):
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        (phi, _, sigmoid), A, *_ = _read(form, W, D, P)
+        (phi, _, sigmoid), A, *_ = _read(form, W, D, P, G is not None)
         fixed = (
             A,
             _inverse(form, R, x0),
@@ -458,7 +458,7 @@ def _gradients(
     """Those of `given`, the tensors of `padded`."""
     x0, inputs, h, G, d, W, D, P, E, R = given
     (batch, n), m = x0.shape, inputs.shape[2]
-    maps, A, turned, columns = _read(form, W, D, P)
+    maps, A, turned, columns = _read(form, W, D, P, G is not None)
     inverse = _inverse(form, R, x0, turned=True)
     dx0, v, dz = x0.new_empty(x0.shape), None, None
     if needed[1]:
@@ -510,9 +510,9 @@ def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor
     return _flat(G if G is None else G.mT, like), _flat(d, like), *numbers, congruent
 
 
-def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None) -> tuple[Any, ...]:
-    """phi, its slope and the sigmoid; (D, W if it is a diagonal, entries, blocks) of A, and of A^T; the
-    blocks of the gradient of A, whose columns are those of x, pre(x) and x+ of a chunk.
+def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None, gated: bool) -> tuple[Any, ...]:
+    """phi, its slope and, if gated, the sigmoid; (D, W if a diagonal, entries, blocks) of A, and of A^T;
+    the blocks of the gradient of A, whose columns are those of x, pre(x) and x+ of a chunk.
     """
     n, none, first = len(D), _flat(None, D), 0
     dense = [M for M in (W, P) if M is not None and M.ndim > 1]
@@ -529,7 +529,8 @@ def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None) -> tuple[Any, ...]
     found = ((M.mT for M in dense), of_A), (dense, of_A[:, [1, 0, 2, 3]].copy())
     diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
     both = ((*diagonals, np.concatenate([none, *map(_flat, some)]), table) for some, table in found)
-    of_units = *maps(form.pre.runs[0][0], none.dtype), maps(ACTIVATIONS["sigmoid"], none.dtype)[0]
+    phi = maps(form.pre.runs[0][0], none.dtype)
+    of_units = *phi, maps(ACTIVATIONS["sigmoid"], none.dtype)[0] if gated else phi[0]
     return of_units, *both, np.concatenate(columns)
 
 
