@@ -427,14 +427,8 @@ class Integrate(torch.autograd.Function):
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
         (phi, _, sigmoid), A, *_ = _read(form, W, D, P, G is not None)
-        fixed = (
-            A,
-            _inverse(form, R, x0),
-            _flat(E.mT),
-            inputs.shape[2],
-            _gates(gates, G, d, x0),
-            _flat(h, x0),
-        )
+        of_step = A, _inverse(form, R, x0), _flat(E.mT), inputs.shape[2]
+        fixed = *of_step, _gates(gates, G, d, x0), _flat(h, x0)
         run = partial(roll, phi, sigmoid, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, len(inputs) * x0.numel())
         ctx.form, ctx.gates = form, gates
@@ -537,7 +531,7 @@ def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None, gated: bool) -> tu
 def _inverse(form: Form, R: Tensor | None, like: Tensor, turned: bool = False) -> tuple[Any, Any]:
     """Entries and blocks of (I - P)^-1, or of its transpose; none of explicit steps."""
     if R is None:
-        return _flat(None, like), np.zeros((0, 4), np.int64)
+        return _flat(None, like), _table(like, ())
     table = _table(R, form.implicit or ((0, 0),))
     return (_flat(R), table[::-1, [1, 0, 2, 3]].copy()) if turned else (_flat(R.mT), table)
 

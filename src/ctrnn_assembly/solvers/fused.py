@@ -115,14 +115,14 @@ def prepared(
     exact = matmul_precision == "full" and backend in ("auto", "fused", "compiled") and not recorded
     implicit = exact and scheme is SCHEMES["imex"]
     form, *tensors = fused_step(scheme, terms, x0, drive, dt, matmul_precision, implicit)
+    if backend == "compiled":
+        return partial(_loaded(backend).states, form, every, x0, *tensors)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x0, *tensors))
     few = recompute == "sqrt"
     length = max(1, math.isqrt(len(dt))) if few else SEGMENT
     plan = Plan(every, every or (learns and not few), few, length)
     if recorded:
         plan = replace(plan, way=_loaded("check").way_of(backend, form, plan, x0, *tensors))
-    if backend == "compiled":
-        return partial(_loaded(backend).states, form, every, x0, *tensors)
     return partial(Integrate.apply, form, plan, x0, *tensors)
 
 
