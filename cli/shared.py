@@ -192,8 +192,10 @@ def emit(
     npz: Path | None = None,
     plot: Path | None = None,
 ) -> None:
-    """Print tables and sentences, or the result as JSON; write the files, each whole or not at all. JSON
-    has null for NaN and infinity. csv takes the `columns` of result["rows"]."""
+    """Print tables and sentences, or the result as JSON; write the files, each whole or not at all.
+
+    JSON has null for NaN and infinity. csv takes the `columns` of result["rows"].
+    """
     import numpy as np
 
     from ctrnn_assembly.certificates.result import plain

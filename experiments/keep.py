@@ -15,8 +15,10 @@ RESULTS = HERE / "results"
 
 
 def keep(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with its `provenance`. The
-    command is kept without a data folder of this machine."""
+    """Write FOLDER/DATE-NAME.json, whole or not at all; `result` begins with its `provenance`.
+
+    The command is kept without a data folder of this machine.
+    """
     command = re.sub(r"--data-dir([ =])('[^']*'|\S+)", r"--data-dir\1DATA", result["command"])
     path = folder / f"{result['date']}-{name}.json"
     kept = plain(result | {"command": command})

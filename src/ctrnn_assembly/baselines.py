@@ -319,8 +319,10 @@ class FreePairs(Pairs):
 
 
 class DeepBaseline(Baseline, Stack):
-    """`Stack` with a map of `kind`, such as `LSTM`, in place of each field, a sample a step. It has as
-    many units as give a layer the number of parameters that `Pairs(width)` give it."""
+    """`Stack` with a map of `kind`, such as `LSTM`, in place of each field, a sample a step.
+
+    It has as many units as give a layer the number of parameters that `Pairs(width)` give it.
+    """
 
     fusible = False
 

@@ -91,8 +91,10 @@ class Sequences:
     def episodes(
         self, x: Tensor, fresh: Tensor, save: Save
     ) -> tuple[tuple[Tensor, Tensor, Lengths, Dt], PutBack]:
-        """What a `Run` takes but `save`, and what makes its result that of the sequences. From states x
-        (batch, .), and from `fresh` (1, .) before each sample with a reset."""
+        """What a `Run` takes but `save`, and what makes its result that of the sequences.
+
+        From states x (batch, .), and from `fresh` (1, .) before each sample with a reset.
+        """
         if self.reset is None:
             return (self.u, x, self.lengths, self.dt), lambda output, x: (output, x)
         batch, time = self.reset.shape

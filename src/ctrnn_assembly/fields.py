@@ -56,8 +56,10 @@ class OwnField:
 
 
 def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
-    """f on states like x0, with an input if it is driven. ConfigError for no field, ShapeError for an x0
-    that is no state, SolverError if it lacks its u."""
+    """f on states like x0, with an input if it is driven.
+
+    ConfigError for no field, ShapeError for an x0 that is no state, SolverError if it lacks its u.
+    """
     reads, required = reads_input(f)
     if required and not driven:
         raise SolverError("f(t, x, u) reads an input; got none. Pass u=, or write f(t, x).")

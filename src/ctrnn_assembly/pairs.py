@@ -109,8 +109,10 @@ class Pairs(Field):
 
 
 class StepGate(nn.Module):
-    """Delta = r^tanh(G v + c), in [1 / r, r]: how many times dt a pair moves in one sample. r is
-    `widest`, v has `reads` features. 1 at the start. It reads no state: THEORY section 12."""
+    """Delta = r^tanh(G v + c), in [1 / r, r]: how many times dt a pair moves in one sample.
+
+    r is `widest`, v has `reads` features. 1 at the start. It reads no state: THEORY section 12.
+    """
 
     def __init__(self, reads: int, pairs: int, widest: float) -> None:
         super().__init__()

@@ -221,8 +221,10 @@ class Stack(Recurrent):
     def _upwards(
         self, u: Tensor, x: Tensor, move: Move, valid: Tensor | None = None, *, fused: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The output, and side by side what `move` finds of each layer, from below. move: (layer, v, z)
-        -> (what is found, the states that the layer passes on), z its part of x."""
+        """The output, and side by side what `move` finds of each layer, from below.
+
+        move: (layer, v, z) -> (what is found, the states that the layer passes on), z its part of x.
+        """
         s, found = self.encoder(u), []
         for layer, z in zip(self.layers, self.split(x), strict=True):
             v = layer.norm(s, valid)

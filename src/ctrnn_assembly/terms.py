@@ -101,8 +101,10 @@ class Terms:
         return torch.addmm(self.bias, u, self.W_in.mT)
 
     def nonlinear(self, x: Tensor, drive: Tensor, s: Tensor | None = None) -> Tensor:
-        """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u. s, (batch, n),
-        scales what W and the edges are multiplied with, by default not at all."""
+        """All of tau x' but the leak and the linear coupling; `drive` is b + W_in u.
+
+        s, (batch, n), scales what W and the edges are multiplied with, by default not at all.
+        """
         r = self.pre(x) if s is None else s * self.pre(x)
         out = self.post(self.apply_weight(r) + drive)
         for edge in self.edges:

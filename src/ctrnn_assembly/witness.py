@@ -72,8 +72,10 @@ class Verdicts:
 
 @one_thread()
 def judge(net: Any, certificate: Certificate, *, inputs: int = 4) -> Verdicts:
-    """What the certificate leaves open is searched for under so many inputs, 0 for no search. "refuted"
-    has a witness that `replay` confirmed; "unknown" says what was tried, and proves nothing."""
+    """What the certificate leaves open is searched for under so many inputs, 0 for no search.
+
+    "refuted" has a witness that `replay` confirmed; "unknown" says what was tried, and proves nothing.
+    """
     step, is_map = certificate.step, certificate.of_map or isinstance(net, nn.RNNBase)
     said, tried, found = ("unknown", "certified"), "", dict[str, Witness]()
     names = {"flow": None if is_map else said[certificate.certified]}
@@ -121,8 +123,10 @@ def _search(net: Any, open_: list[str], step: Any, inputs: int) -> dict[str, Wit
 
 
 def field_of(net: Any) -> Terms:
-    """Terms in float64 whose fixed points, and eigenvalues of J there, are those of a net. Those of an
-    `nn.RNN` have tau = 1, x' = h+ - h and all layers in one W. DataError of any other net."""
+    """Terms in float64 whose fixed points, and eigenvalues of J there, are those of a net.
+
+    Those of an `nn.RNN` have tau = 1, x' = h+ - h and all layers in one W. DataError of any other net.
+    """
     for part in net.modules() if isinstance(net, nn.Module) else ():
         if not is_plain(part, type(part)) or not type(part).__module__.startswith(("ctrnn_", "torch")):
             raise DataError(f"a {type(part).__name__} with hooks or a forward of its own has no formula")

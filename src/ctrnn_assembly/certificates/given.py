@@ -104,7 +104,9 @@ def _numbers(value: Any, name: str) -> Tensor:
 
 def read_matrices(file: Path) -> dict[str, Any]:
     """W, or its blocks W0, W1, ..., and L and tau where they are there; .npy and .csv have W alone.
-    Nothing in a file, which somebody else may have written, is executed: pickles are refused."""
+
+    Nothing in a file, which somebody else may have written, is executed: pickles are refused.
+    """
     kind = file.suffix.lower()
     if kind not in SUFFIXES:
         raise DataError(f"--weights must end in {', '.join(SUFFIXES)}; got {str(file)!r}.")

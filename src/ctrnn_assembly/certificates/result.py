@@ -112,8 +112,10 @@ class StepCertificate:
 
 @dataclass(frozen=True)
 class Module:
-    """One module alone, in its metric: a lower bound on its rate and the plainest proof of it. `margin`
-    is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau."""
+    """One module alone, in its metric: a lower bound on its rate and the plainest proof of it.
+
+    `margin` is 1 - c, the distance from the boundary of the theorem's set, in units of 1 / tau.
+    """
 
     index: int
     size: int
@@ -126,7 +128,9 @@ class Module:
 @dataclass(frozen=True)
 class MetricFacts:
     """The metric diag(tau) M of the proof: its kind, origin and extreme eigenvalues, and M itself.
-    `origin` is "given" for the field's own. `matrix`, M, is None where nothing could be proven."""
+
+    `origin` is "given" for the field's own. `matrix`, M, is None where nothing could be proven.
+    """
 
     kind: str
     origin: str

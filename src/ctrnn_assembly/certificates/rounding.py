@@ -163,8 +163,10 @@ def _lanczos(n: int, apply: Callable[[Tensor], Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Balance:
-    """left = tau^-1/2 Theta and right = Theta^-1 tau^-1/2 of one module, (n,) or (n, n). The true right
-    is right (I + E) with ||E|| <= skew; 0 for diagonal metrics."""
+    """left = tau^-1/2 Theta and right = Theta^-1 tau^-1/2 of one module, (n,) or (n, n).
+
+    The true right is right (I + E) with ||E|| <= skew; 0 for diagonal metrics.
+    """
 
     left: Tensor
     right: Tensor
@@ -224,7 +226,9 @@ def balanced(A: Tensor, row: Balance, column: Balance) -> tuple[Tensor, float]:
 
 def norm_within(change: float | Tensor, row: Balance, column: Balance) -> float:
     """sup of ||left A D right|| and of ||left D A right|| over diagonal |D| <= 1 and A within `change`.
-    A is any matrix with ||A|| <= change, or with |A_ij| <= change_ij: THEORY section 14."""
+
+    A is any matrix with ||A|| <= change, or with |A_ij| <= change_ij: THEORY section 14.
+    """
     if not isinstance(change, Tensor):
         return change * row.left_norm * column.right_norm * (1 + 4 * UNIT) if change else 0.0
     if not bool(change.any()):

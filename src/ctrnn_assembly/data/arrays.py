@@ -48,8 +48,10 @@ def load_digits(name: str, options: DataConfig) -> Task:
 
 
 def load_mnist(name: str, options: DataConfig) -> Task:
-    """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test. The four idx files
-    are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself."""
+    """Pixel-by-pixel MNIST: T = 784, m = 1; 58,000 train, 2,000 val and 10,000 test.
+
+    The four idx files are read plain or as .gz, from MNIST/raw, MNIST or the data folder itself.
+    """
     kind, *rest = name.split("-")
     raw, root = "raw" in rest, options.folder
     seed = None
@@ -102,8 +104,10 @@ def permutation(seed: int, n_steps: int) -> Tensor:
 
 
 def load_cifar10(name: str, options: DataConfig) -> Task:
-    """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test. Training
-    batches are cropped and mirrored unless `augment` is off; val, unlike as published, is not."""
+    """CIFAR10 in T = 1,024 steps of m = 3 values: 48,000 train, 2,000 val and 10,000 test.
+
+    Training batches are cropped and mirrored unless `augment` is off; val, unlike as published, is not.
+    """
     planar, folder = name.endswith("-planar"), options.folder
     name = "scifar10-planar" if planar else "scifar10-rgb"
     unpacked = f"its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta)"

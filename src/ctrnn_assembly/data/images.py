@@ -42,8 +42,10 @@ _LAYOUT = (
 
 
 def load_images(name: str, options: DataConfig) -> Task:
-    """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB). Normalised by channel.
-    Square RGB images of at most 32 a side are cropped and mirrored in training."""
+    """Class-per-folder images pixel by pixel: T = H W, m = 1 (grey) or 3 (RGB).
+
+    Normalised by channel. Square RGB images of at most 32 a side are cropped and mirrored in training.
+    """
     images = find_images(options.folder)
     path, classes = images.path, images.classes()
     images.refuse_other_files()

@@ -184,8 +184,10 @@ def make_task(
 
 
 def published_hold_out(n: int) -> dict[str, Tensor]:
-    """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val. Of
-    fewer than 20,000 samples it is a tenth. Source: Erichson et al. 2021, Kozachkov et al. 2022."""
+    """Indices of train and val, int64: the last 2,000 of RandomState(1234)'s permutation are val.
+
+    Of fewer than 20,000 samples it is a tenth. Source: Erichson et al. 2021, Kozachkov et al. 2022.
+    """
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
     n_train = n - min(_PUBLISHED_VAL, n // 10)
     return {"train": order[:n_train], "val": order[n_train:]}

@@ -62,8 +62,10 @@ class GradientScale:
 
 @dataclass(frozen=True)
 class EffectiveDepth:
-    """The depth, 0 to L, and ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g||, k = 0..L, in float64. The
-    shares are above 1 where terms cancel each other, infinite or NaN if the whole vanishes."""
+    """The depth, 0 to L, and ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g||, k = 0..L, in float64.
+
+    The shares are above 1 where terms cancel each other, infinite or NaN if the whole vanishes.
+    """
 
     depth: int
     shares: Tensor

@@ -62,8 +62,10 @@ def theorem6(
     *,
     tau: Tensor | float = 1.0,
 ) -> Theorem6:
-    """Check Theorem 6 at states x in the order of time, and x', (time, n) or (batch, time, n). W is (n,
-    n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'."""
+    """Check Theorem 6 at states x in the order of time, and x', (time, n) or (batch, time, n).
+
+    W is (n, n), P the diagonal of P, (n,), and d/dt log D_ii = phi''(x_i) / phi'(x_i) x_i'.
+    """
     phi, W, P = activation(phi), W.detach().double(), P.detach().double()
     if W.shape != (*P.shape, *P.shape) or P.ndim != 1:
         got = f"{tuple(W.shape)} and {tuple(P.shape)}. A P that is not diagonal gives no metric P^-1 D."

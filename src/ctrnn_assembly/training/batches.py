@@ -20,8 +20,10 @@ Batch = tuple[Tensor, Tensor, dict[str, Any]]
 
 @dataclass(eq=False)
 class Batches:
-    """Batches of a split in memory, with a seed shuffled and augmented by one of (seed, epoch). `noise`
-    is that of `noisy`; `share` a process's rank, and the number of processes."""
+    """Batches of a split in memory, with a seed shuffled and augmented by one of (seed, epoch).
+
+    `noise` is that of `noisy`; `share` a process's rank, and the number of processes.
+    """
 
     task: Task
     split: Split

@@ -203,7 +203,9 @@ def fit(
 
 def trained(config: TrainConfig, out: Path, **how: Any) -> dict[str, Any]:
     """The summary of the run of this folder, which is trained if it is not there, or goes on.
-    ConfigError if the folder holds one with other settings, RunBusyError if another process has it."""
+
+    ConfigError if the folder holds one with other settings, RunBusyError if another process has it.
+    """
     with run.locked(out):
         resume = (out / "config.yaml").exists()
         if resume and (other := difference(run.read_config(out), config)):

@@ -23,7 +23,9 @@ def provenance(
     *, command: str | None = None, seed: int | None = None, device: str = "auto"
 ) -> dict[str, Any]:
     """What a result depends on besides its settings, as plain values; no commit of an installed package.
-    `command` makes the result, by default the command line of this process."""
+
+    `command` makes the result, by default the command line of this process.
+    """
     here = Path(__file__).resolve()
     commit = git(here.parent, "rev-parse", "HEAD") if git(here.parent, "ls-files", here.name) else None
     program, *arguments = sys.argv

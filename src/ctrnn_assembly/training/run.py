@@ -244,8 +244,10 @@ class Run:
         return self.build(data=False).core.certificate()
 
     def build(self, *, double: bool = False, data: bool = True) -> SequenceClassifier:
-        """`model`, made anew; `double` converts it to float64. It has the numbers of inputs and classes
-        of the weights or the task; without `data` perhaps any."""
+        """`model`, made anew; `double` converts it to float64.
+
+        It has the numbers of inputs and classes of the weights or the task; without `data` perhaps any.
+        """
         weights = self.weights
         sizes = _sizes(weights.state, output_size(self.config)) or (1, 2)
         if data and weights.file is None:
@@ -258,8 +260,10 @@ class Run:
     def inputs(
         self, split: str = "val", samples: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first samples of a split of the task: "train", "val" or "test"; by default 4. Inputs
-        (samples, T, m), float64; classes (samples,); valid steps (samples,), or None."""
+        """The first samples of a split of the task: "train", "val" or "test"; by default 4.
+
+        Inputs (samples, T, m), float64; classes (samples,); valid steps (samples,), or None.
+        """
         part = self.task.load_test() if split == "test" else getattr(self.task, split)
         samples = min(4, len(part)) if samples is None else samples
         check_within(f"[1, {len(part)}]", f"The {split} split has {len(part)}.", samples=samples)
