@@ -11,7 +11,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates.arithmetic import OF_PHI, in_arithmetic
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
-from ctrnn_assembly.solvers.pairs import PHIS, pointwise
+from ctrnn_assembly.solvers.pairs import pointwise
 
 
 def one_unit(w, dtype=torch.float32):
@@ -36,7 +36,7 @@ def test_states_that_rounding_keeps_apart_are_not_certified(precision, dt):
     assert in_arithmetic(exact, one_unit(0.998, torch.float64), "full").step.certified
 
 
-@pytest.mark.parametrize("phi", PHIS, ids=lambda phi: phi.name)
+@pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=lambda phi: phi.name)
 def test_compiled_activations_round_as_little_as_the_bound_says(phi):
     """Those of float32 are approximations: still within OF_PHI roundings of |phi(0)| + g |x|."""
     whole = np.geomspace(1e-30, 1e4, 20_001)

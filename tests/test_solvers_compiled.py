@@ -21,10 +21,11 @@ from ctrnn_assembly import (
     couple,
     layers,
 )
+from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import CtrnnError, SolverError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import compiled, fused, solve
-from ctrnn_assembly.solvers.pairs import PHIS, pointwise
+from ctrnn_assembly.solvers.pairs import pointwise
 from ctrnn_assembly.terms import Terms
 from solver_problems import F64, mixed, normal, one_module, rng
 from solver_problems import one_thread as one_thread
@@ -32,17 +33,20 @@ from solver_problems import one_thread as one_thread
 PAIRS = [(0, 1), (2, 3)]
 
 
-def field(kind: str) -> Terms:
+KINDS = ["dense", "diagonal", "blocks", "all", "none"]
+
+
+def field(kind: str, place: Any = "x") -> Terms:
     """An odd dense module, or 6 modules of 16 with diagonal or dense W and few, all or no pairs."""
     if kind == "dense":
-        return one_module("tanh", "x", 13)
+        return one_module("tanh", place, 13)
     constraint, pairs = {
         "diagonal": (AdaDiagTanh, PAIRS),
         "blocks": (SingularValueBounded, PAIRS),
         "all": (SingularValueBounded, "all"),
         "none": (AdaDiagTanh, "none"),
     }[kind]
-    parts = [Subnetwork(constraint("tanh"), 16, generator=rng(k)) for k in range(6)]
+    parts = [Subnetwork(constraint("tanh"), 16, form=place, generator=rng(k)) for k in range(6)]
     terms = couple(parts, pairs, generator=rng(9)).double().terms()  # type: ignore[arg-type]
     terms = terms.mapped(lambda t: t.detach().clone())
     bias = normal(terms.n, seed=5)
@@ -92,23 +96,28 @@ def compare(
 
 @pytest.mark.parametrize("save", ["all", "last"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-@pytest.mark.parametrize("kind", ["dense", "diagonal", "blocks", "all", "none"])
-def test_every_structure_and_scheme_equals_the_plain_twin(kind: str, scheme: str, save: str) -> None:
-    compare(field(kind), scheme, save=save)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["x", "r"])
+def test_every_structure_and_scheme_equals_the_plain_twin(
+    place: str, kind: str, scheme: str, save: str
+) -> None:
+    compare(field(kind, place), scheme, save=save)
 
 
 @pytest.mark.parametrize("save", ["all", "last"])
 @pytest.mark.parametrize("samples", [1, 5])
 @pytest.mark.parametrize("kind", ["dense", "diagonal", "blocks"])
-def test_steps_of_several_lengths(kind: str, samples: int, save: str) -> None:
+@pytest.mark.parametrize("place", ["x", "r"])
+def test_steps_of_several_lengths(place: str, kind: str, samples: int, save: str) -> None:
     dt = 0.1 * torch.rand(70, samples, generator=rng(4), dtype=F64)
     dt[3, -1] = 0  # a sample that waits
-    compare(field(kind), save=save, dt=dt)
+    compare(field(kind, place), save=save, dt=dt)
 
 
-@pytest.mark.parametrize("phi", [phi.name for phi in PHIS])
-def test_every_activation(phi: str) -> None:
-    compare(one_module(phi, "x", 7))
+@pytest.mark.parametrize("place", ["x", "r"])
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+def test_every_activation(phi: str, place: Any) -> None:
+    compare(one_module(phi, place, 7))
 
 
 @pytest.mark.parametrize("kind", ["dense", "diagonal"])
@@ -118,7 +127,8 @@ def test_without_inputs(kind: str) -> None:
 
 @pytest.mark.parametrize(("n", "batch", "steps"), [(1, 1, 1), (16, 4, 64), (17, 9, 65), (33, 3, 130)])
 def test_any_number_of_units_samples_and_steps(n: int, batch: int, steps: int) -> None:
-    compare(one_module("tanh", "x", n), batch=batch, steps=steps)
+    for place in ("x", "r"):
+        compare(one_module("tanh", place, n), batch=batch, steps=steps)  # type: ignore[arg-type]
 
 
 def solved(terms: Terms, batch: int = 40, steps: int = 130, **options: Any) -> tuple[Tensor, Any]:
@@ -141,8 +151,7 @@ def test_solve_takes_it_by_itself_and_agrees_with_the_other_loop(options: dict[s
     ("terms", "options"),
     [
         (mixed().terms().driven(normal(23, 2)), {}),
-        (one_module("tanh", "r", 13), {}),
-        (one_module("softplus", "x", 13), {}),
+        (replace(one_module("tanh", "x", 13), post=one_module("tanh", "r", 13).post), {}),
         (one_module("tanh", "x", 13), {"batch": 2}),
         (one_module("tanh", "x", 13), {"recompute": "sqrt", "save": "last"}),
         (one_module("tanh", "x", 13), {"matmul_precision": "bf16"}),
@@ -356,7 +365,7 @@ def test_gates_that_are_almost_closed_keep_their_digits(kind: str, bounds: Any, 
 
 
 @pytest.mark.parametrize("x", [-1e10, -30.0, -1e-3, 0.0, 1e-3, 100.0, 1e10])
-@pytest.mark.parametrize("phi", PHIS, ids=lambda phi: phi.name)
+@pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=lambda phi: phi.name)
 def test_slopes_in_float32(phi: Activation, x: float) -> None:
     value, slope = pointwise(phi, np.dtype(np.float32))
     found, at = slope(np.float32(x), value(np.float32(x))), torch.tensor([x])

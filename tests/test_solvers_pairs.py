@@ -46,7 +46,7 @@ def results(run, scheme, terms, dt):
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
-@pytest.mark.parametrize("phi", [phi.name for phi in pairs.PHIS])
+@pytest.mark.parametrize("phi", ACTIVATIONS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_compiled_and_plain_loop_agree_with_all_gradients(scheme, phi, kind):
     terms = problem(phi)
@@ -91,17 +91,17 @@ def test_solve_takes_it_by_itself(monkeypatch):
     "change", ["edges elsewhere", "another phi", "phi inside", "two units a module"]
 )
 def test_other_fields_are_left_to_the_other_loops(change):
-    terms = problem("tanh").detach_cpu()
+    terms, another = problem("tanh").detach_cpu(), Activation("tanh", torch.sin, slope=(-1.0, 1.0))
     changed = {
         "edges elsewhere": replace(terms, pairs=((0, 1), (2, 4), (3, 5))),
-        "another phi": replace(terms, pre=Elementwise(((ACTIVATIONS["softplus"], N),))),
+        "another phi": replace(terms, pre=Elementwise(((another, N),))),
         "phi inside": replace(terms, pre=terms.post, post=terms.pre),
         "two units a module": replace(terms, blocks=(torch.eye(2, dtype=F64),) * 3),
     }
     assert not pairs.is_paired(changed[change], normal(BATCH, N))
 
 
-@pytest.mark.parametrize("name", ["tanh", "gelu"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_approximations_of_float32_and_their_slopes_are_within_a_millionth(name):
     x = torch.linspace(-12, 12, 4001)
     phi, slope = pairs.pointwise(ACTIVATIONS[name], np.dtype(np.float32))
@@ -109,7 +109,9 @@ def test_approximations_of_float32_and_their_slopes_are_within_a_millionth(name)
     exact = x.double().requires_grad_()
     y = ACTIVATIONS[name](exact)
     (dy,) = torch.autograd.grad(y.sum(), exact)
-    assert_close(found.double(), torch.stack([y, dy], 1).detach(), rtol=0, atol=1.2e-6)
+    # The slope of gelu_tanh multiplies the error of tanh, by 2 c x (1 + 3 a x^2) at most.
+    atol = 1e-5 if name == "gelu_tanh" else 1.2e-6
+    assert_close(found.double(), torch.stack([y, dy], 1).detach(), rtol=0, atol=atol)
 
 
 def test_an_activation_of_ones_own_under_a_known_name_is_not_taken_for_it():

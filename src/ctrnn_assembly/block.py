@@ -193,7 +193,7 @@ class Layer(nn.Module):
         terms, gate = self.terms(), {"tanh-glu": "tanh", "glu": "identity"}.get(self.mix.kind, "")
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return None
-        known = gate in ACTIVATIONS and self.phi in pairs.PHIS and self.B.bias is None
+        known = gate in ACTIVATIONS and pairs.is_known(self.phi) and self.B.bias is None
         known = known and terms.W_in is None and solver in SCHEMES and s.numel() >= LARGE
         if not (known and pairs.is_paired(terms, x0) and s.dtype == x0.dtype == terms.tau.dtype):
             return None

@@ -341,7 +341,8 @@ def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt
     """
     if x0.device.type != "cpu" or x0.dtype.itemsize < 4 or len(dt) * x0.numel() < 2**16:
         return False  # before what a small solve, or a GPU, would wait for
-    phi = field.pre.runs[0][0] in pairs.PHIS and len(field.pre.runs) == 1 and field.post.is_identity
+    own, rest = (field.pre, field.post) if field.post.is_identity else (field.post, field.pre)
+    phi = rest.is_identity and len(own.runs) == 1 and pairs.is_known(own.runs[0][0])
     whole = len(field.blocks) == 1 or all(k % 16 == 0 for k in field.sizes)
     few = scheme.name != "exponential-euler" and fused.few_blocks(field) is not None
     small = field.n <= 1024 or few

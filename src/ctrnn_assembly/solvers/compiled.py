@@ -2,7 +2,8 @@
 
     x+ = f,   or x + h g o f,       f = A (s o y) + E u,    y = (x, pre(x)),    A = [D + P, W]
 
-Of an implicit step P belongs to x+, which is R f; then v = R^T lam+ and dP = v x+^T, as in `fused`.
+With phi inside f = A y and A = [D + P, Q], of y = (x, post(z)) for z = W x + E u. Of an implicit step P
+belongs to x+, which is R f; then v = R^T lam+ and dP = v x+^T, as in `fused`.
 
 h are steps of several lengths, g speeds of gates, nu = lo + (hi - lo) sigmoid(z), z = G u (+ d o x),
 with s = 1, or of congruence gates g = s = sqrt(nu). Adjoint, for lam+ = dE/dx+, v = lam+ or h g o lam+:
@@ -10,10 +11,12 @@ with s = 1, or of congruence gates g = s = sqrt(nu). Adjoint, for lam+ = dE/dx+,
     (a, b) = s o A^T v,     lam = a + pre'(x) o b  (+ lam+ + d o dz),     dA = v (s o y)^T,   dE = v u^T,
     dz = g'(z) o (h lam+ o f  (+ A^T v o y, summed over both halves, if g = s)),      dG = dz u^T
 
+and with phi inside q = post'(z) o b,  lam = a + W^T q,  dW = q x^T  and dE = q u^T.
+
 ROWS samples go through all steps together, CHUNK rows of them at a time in the adjoint, whose weight
 gradients are added while these are in the cache: states are written once and read once, and no dE/dx is
 stored. A product with a block is `multiply`: vectors of LANES of its entries times the numbers of the
-samples. The plain twin is that of `fused`, for post the identity. Compiled by numba at first use
+samples. The plain twin is that of `fused`. Compiled by numba at first use
 (seconds, kept on disk), for float32 and float64.
 """
 
@@ -227,23 +230,36 @@ def open_gates(sigmoid, g, rise, n, u, at, m, x, gates):  # type: ignore[no-unty
 
 
 @kept
-def roll(phi, sigmoid, A, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
+def argument(out, n, y, B, E, u, at, m):  # type: ignore[no-untyped-def]
+    """out = z = W x + E u of ROWS samples, of units with phi inside."""
+    apply(out, n, y, B)
+    add_inputs(out, n, E, u, at, m)
+
+
+@kept
+def roll(phi, sigmoid, A, B, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states, or two in turn, of some groups of ROWS samples; `step` is how many numbers of all."""
     size, gated, congruent, ring = ROWS * n, len(gates[0]), gates[5], len(states) // step
     both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
+    inside, p = len(B[0]), both[size:]
     for group in range(start, stop):
         for k in range(len(u) // m * n // step):
             at, row = group * size, (k * step + group * size) // n
             x, new = states[k % ring * step + at :][:size], states[(k + 1) % ring * step + at :][:size]
             copy(both[:size], x)
-            phi(x, both[size:])
+            if inside:
+                argument(p, n, both, B, E, u, row * m, m)
+                phi(p, p)
+            else:
+                phi(x, p)
             if gated:
                 open_gates(sigmoid, g, rise, n, u, row * m, m, x, gates)
             if congruent:
                 scale(both[:size], g)
-                scale(both[size:], g)
+                scale(p, g)
             apply(new, n, both, A)
-            add_inputs(new, n, E, u, row * m, m)
+            if not inside:
+                add_inputs(new, n, E, u, row * m, m)
             eliminate(new, n, R, both)
             if gated:
                 scale(new, g)
@@ -253,15 +269,32 @@ def roll(phi, sigmoid, A, R, E, m, gates, h, states, u, n, step, start, stop):  
 
 
 @kept
-def adjoint(phi, slope, sigmoid, A, turned, R, E, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
-    """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, E, G and d."""
-    (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA) = given, found, sums
+def read(y, w, wide, states, u, n, m, step, at, steps, after):  # type: ignore[no-untyped-def]
+    """The states of a chunk, those after them if these are needed, and its inputs, filled up."""
+    size = ROWS * n
+    for k in range(steps):
+        copy(y[k * size :][:size], states[at + k * step :][:size])
+        if after:
+            copy(y[2 * CHUNK * n + k * size :][:size], states[at + (k + 1) * step :][:size])
+        for row in range(ROWS):
+            one = ((at + k * step) // n + row) * m
+            copy(w[(k * ROWS + row) * wide :][:m], u[one : one + m])
+
+
+@kept
+def adjoint(
+    phi, slope, sigmoid, outer, inner, R, E, m, gates, h, given, found, sums, n, step, start, stop
+):  # type: ignore[no-untyped-def]
+    """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, W, E, G and d."""
+    (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA, dB) = given, found, sums
+    (A, turned), (B, turned_B) = outer, inner
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
-    gated, congruent = len(gates[0]), gates[5]
+    gated, congruent, inside = len(gates[0]), gates[5], len(B[0])
     y, q, z = np.empty(3 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
     back, both, f = np.empty(2 * size, E.dtype), np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
     g, rise, dg = np.empty(size, E.dtype), np.empty(size, E.dtype), np.zeros(size, E.dtype)
-    w = np.zeros(CHUNK * wide, E.dtype)  # inputs, filled up
+    w = np.zeros(CHUNK * wide, E.dtype)
+    a, b = back[:size], back[size:]
     for group in range(start, stop):
         here = group * size
         lam = dx0[here : here + size]
@@ -269,19 +302,16 @@ def adjoint(phi, slope, sigmoid, A, turned, R, E, m, gates, h, given, found, sum
         for end in range(len(states) // step - 1, 0, -SPAN):
             first = max(0, end - SPAN)
             rows = (end - first) * ROWS
-            for k in range(first, end):
-                at, own = k * step + here, (k - first) * size
-                copy(y[own : own + size], states[at : at + size])
-                if len(R[1]):
-                    copy(y[2 * half + own :][:size], states[at + step : at + step + size])
-                for row in range(ROWS):
-                    one = (at // n + row) * m
-                    copy(w[(own // n + row) * wide :][:m], u[one : one + m])
-            phi(y[: rows * n], y[half : half + rows * n])
+            read(y, w, wide, states, u, n, m, step, first * step + here, end - first, len(R[1]))
+            for k in range(0, rows * n if inside else 0, size):
+                row = (first * step + here) // n + k // size * (step // n)
+                argument(z[k : k + size], n, y[k:], B, E, u, row * m, m)
+            phi(z[: rows * n] if inside else y[: rows * n], y[half : half + rows * n])
             for k in range(end - 1, first - 1, -1):
                 at, own = k * step + here, (k - first) * size
                 row = at // n
                 x, p, now = y[own : own + size], y[half + own : half + own + size], q[own : own + size]
+                of_z = z[own : own + size]
                 copy(now, lam)
                 eliminate(now, n, R, f)
                 if len(h):
@@ -291,19 +321,23 @@ def adjoint(phi, slope, sigmoid, A, turned, R, E, m, gates, h, given, found, sum
                     copy(f, now)
                     scale(now, g)
                 apply_transposed(back, n, now, turned)
-                a, b = back[:size], back[size:]
                 if congruent:
                     both_products(dg, a, x, b, p)
                     scale(a, g)
                     scale(b, g)
-                slope(x, p, b)
+                if inside:
+                    slope(of_z, p, b)
+                    copy(of_z, b)
+                    apply_transposed(both, n, of_z, turned_B)
+                    copy(b, both[:size])
+                else:
+                    slope(x, p, b)
                 if congruent:
                     scale(x, g)
                     scale(p, g)
                 if gated:
                     copy(both[:size], x)
                     copy(both[size:], p)
-                    of_z = z[own : own + size]
                     apply(of_z, n, both, A)
                     add_inputs(of_z, n, E, u, row * m, m)
                     scale(of_z, f)
@@ -323,9 +357,11 @@ def adjoint(phi, slope, sigmoid, A, turned, R, E, m, gates, h, given, found, sum
                 if last:
                     increase(lam, grad[at : at + size])
                 if len(v):
-                    copy(v[at : at + size], now)
+                    copy(v[at : at + size], of_z if inside else now)
             add_gradients(dA, y, q, n, rows)
-            add_products(dE, w, wide, q, n, rows)
+            add_products(dE, w, wide, z if inside else q, n, rows)
+            if inside:
+                add_gradients(dB, y, z, n, rows)
             if gated:
                 add_products(dG, w, wide, z, n, rows)
 
@@ -393,16 +429,16 @@ def states(
 
     h: (time, 1 or batch), or None. G, (n, m), and d, (n,), are of gates.
     """
-    (batch, n), (W, D, P, _, E, *R) = x0.shape, tensors
+    (batch, n), (W, D, P, Q, E, *R) = x0.shape, tensors
     h = None if h is None else h.expand(len(inputs), batch)
-    full = padded(x0, inputs, h, G, d, W, D, P, E, R[0] if R else None)
+    full = padded(x0, inputs, h, G, d, W, D, P, Q, E, R[0] if R else None)
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in full)
     return Integrate.apply(form, every, every or learns, gates, *full)[:, :batch, :n].contiguous()
 
 
 def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]:
     """The same with units and samples more, which no other sees, up to whole vectors."""
-    (batch, n), (G, d, W, D, P, E, R) = x0.shape, tensors
+    (batch, n), (G, d, W, D, P, Q, E, R) = x0.shape, tensors
     more = -n % LANES
     if (n + more) * x0.itemsize % 4096 == 0:  # rows that begin at the same place of a cache
         more += LANES
@@ -410,10 +446,11 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
         samples = torch.arange(batch + -batch % ROWS, device=x0.device).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
         h = h if h is None else h[:, samples]
-    W, P, R = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, R))
+    square = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, Q, R))
+    W, P, Q, R = square
     G, E = (A if A is None else pad(A, (0, 0, 0, more)) for A in (G, E))
     d = d if d is None else pad(d, (0, more))
-    return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, E, R
+    return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, Q, E, R
 
 
 class Integrate(torch.autograd.Function):
@@ -422,12 +459,12 @@ class Integrate(torch.autograd.Function):
         ctx: Any, form: Form, every: bool, whole: bool, gates: Gates | None, *given: Any
     ) -> Tensor:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
-        x0, inputs, h, G, d, W, D, P, E, R = given
+        x0, inputs, h, G, d, W, D, P, Q, E, R = given
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        (phi, _, sigmoid), A, *_ = _read(form, W, D, P, G is not None)
-        of_step = A, _inverse(form, R, x0), _flat(E.mT), inputs.shape[2]
+        (phi, _, sigmoid), (A, *_), (B, *_) = _read(form, W, D, P, Q, G is not None)
+        of_step = A, B, _inverse(form, R, x0), _flat(E.mT), inputs.shape[2]
         fixed = *of_step, _gates(gates, G, d, x0), _flat(h, x0)
         run = partial(roll, phi, sigmoid, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, len(inputs) * x0.numel())
@@ -450,44 +487,50 @@ def _gradients(
     form: Form, gates: Gates | None, needed: tuple[bool, ...], grad: Tensor, states: Tensor, *given: Any
 ) -> tuple[Tensor | None, ...]:
     """Those of `given`, the tensors of `padded`."""
-    x0, inputs, h, G, d, W, D, P, E, R = given
+    x0, inputs, h, G, d, W, D, P, Q, E, R = given
     (batch, n), m = x0.shape, inputs.shape[2]
-    maps, A, turned, columns = _read(form, W, D, P, G is not None)
+    maps, (*outer, columns), (*inner, of_W) = _read(form, W, D, P, Q, G is not None)
     inverse = _inverse(form, R, x0, turned=True)
     dx0, v, dz = x0.new_empty(x0.shape), None, None
     if needed[1]:
         v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
     read = tuple(_flat(t) for t in (states, inputs, grad))
     written = tuple(_flat(t, x0) for t in (dx0, v, dz))
-    fixed = *maps, A, turned, inverse, _flat(E.mT), m, _gates(gates, G, d, x0), _flat(h, x0)
+    of_step = tuple(outer), tuple(inner), inverse, _flat(E.mT), m, _gates(gates, G, d, x0), _flat(h, x0)
     wide = (m + -m % ROWS) * n
-    sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, A[:3])
+    sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, outer[0][:3])
+    sizes += (*map(len, inner[0][:3]),)
 
     def added(start: int, stop: int) -> list[Any]:
-        own = [np.zeros(size, A[0].dtype) for size in sizes]
-        adjoint(*fixed, read, written, (*own[:3], (*own[3:], columns)), n, batch * n, start, stop)
+        own = [np.zeros(size, outer[0][0].dtype) for size in sizes]
+        sums = (*own[:3], (*own[3:6], columns), (*own[6:], of_W))
+        adjoint(*maps, *of_step, read, written, sums, n, batch * n, start, stop)
         return own
 
     found = summed(added, batch // ROWS, states.numel())
-    dE, dG, dd, dD, dw, dense = map(torch.from_numpy, found)
-    dense = dense.split([0 if M is None or M.ndim == 1 else M.numel() for M in (W, P)])
+    dE, dG, dd, dD, dw, dense, inside, _, inside_dense = map(torch.from_numpy, found)
+    given = W if Q is None else Q, P
+    parts = dense.split([0 if M is None or M.ndim == 1 else M.numel() for M in given])
     dW, dP = (
         None if M is None else (part.view_as(M).mT if M.ndim > 1 else dw)
-        for M, part in zip((W, P), dense, strict=True)
+        for M, part in zip(given, parts, strict=True)
     )
+    dQ = None
+    if Q is not None:
+        dW, dQ = inside if W.ndim == 1 else inside_dense.view_as(W).mT, dW
     d_inputs = None if v is None else (v.view(-1, n) @ E).view(inputs.shape)
     if d_inputs is not None and dz is not None:
         d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
     of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
-    of_weights = dW, dD, dP, dE.view(-1, n)[:m].mT, None
+    of_weights = dW, dD, dP, dQ, dE.view(-1, n)[:m].mT, None
     return dx0, d_inputs, None, *of_gates, *of_weights
 
 
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
     """The states of `padded` tensors by operations that can be differentiated any number of times."""
-    x0, inputs, h, G, d, W, D, P, E, _ = given
+    x0, inputs, h, G, d, W, D, P, Q, E, _ = given
     if gates is None:
-        return plain_states(form, None if h is None else h[..., None], x0, inputs, W, D, P, None, E)
+        return plain_states(form, None if h is None else h[..., None], x0, inputs, W, D, P, Q, E)
     lo, span, congruent = gates
 
     def factors(k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -504,28 +547,37 @@ def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor
     return _flat(G if G is None else G.mT, like), _flat(d, like), *numbers, congruent
 
 
-def _read(form: Form, W: Tensor, D: Tensor, P: Tensor | None, gated: bool) -> tuple[Any, ...]:
-    """phi, its slope and, if gated, the sigmoid; (D, W if a diagonal, entries, blocks) of A, and of A^T;
-    the blocks of the gradient of A, whose columns are those of x, pre(x) and x+ of a chunk.
+def _read(form: Form, W: Tensor, D: Tensor, P: Any, Q: Any, gated: bool) -> tuple[Any, ...]:
+    """phi, its slope and, if gated, the sigmoid; and `_linear` of A, and of W where phi is inside."""
+    inside, none = Q is not None, D.new_empty(0)
+    phi = maps((form.post if inside else form.pre).runs[0][0], _flat(D).dtype)
+    of_units = *phi, maps(ACTIVATIONS["sigmoid"], _flat(D).dtype)[0] if gated else phi[0]
+    outer = _linear(D, Q if inside else W, P, form)
+    if not inside:
+        return of_units, outer, _linear(none, None, None)
+    return of_units, outer, _linear(*(W, None, None) if W.ndim == 1 else (torch.zeros_like(D), None, W))
+
+
+def _linear(D: Tensor, W: Tensor | None, P: Tensor | None, form: Form | None = None) -> tuple[Any, ...]:
+    """(D, W if a diagonal, entries, blocks) of [D + P, W], and of its transpose; the blocks of its
+    gradient, whose columns are those of x, pre(x) and x+ of a chunk. P is as in the form, or of blocks.
     """
     n, none, first = len(D), _flat(None, D), 0
     dense = [M for M in (W, P) if M is not None and M.ndim > 1]
     blocks, columns = [_table(D, ())], [_table(D, ())]
     for M in dense:
         places = [(k, k) for k in range(M.numel() // M.shape[-1] ** 2)]
-        if M is P and form.pattern is not None:
+        if M is P and form is not None and form.pattern is not None:
             places = [*zip(form.pattern.rows, form.pattern.columns, strict=True)]
-        part = 1 if M is W else 0 if form.implicit is None else 2
+        part = 1 if M is W else 0 if form is None or form.implicit is None else 2
         columns.append(_table(M, places, first, part * CHUNK * n))
         blocks.append(_table(M, places if part < 2 else (), first, part * ROWS * n))
         first += M.numel()
     of_A = np.concatenate(blocks)
     found = ((M.mT for M in dense), of_A), (dense, of_A[:, [1, 0, 2, 3]].copy())
-    diagonals = _flat(D), _flat(W if W.ndim == 1 else None, D)
+    diagonals = _flat(D), _flat(W if W is not None and W.ndim == 1 else None, D)
     both = ((*diagonals, np.concatenate([none, *map(_flat, some)]), table) for some, table in found)
-    phi = maps(form.pre.runs[0][0], none.dtype)
-    of_units = *phi, maps(ACTIVATIONS["sigmoid"], none.dtype)[0] if gated else phi[0]
-    return of_units, *both, np.concatenate(columns)
+    return *both, np.concatenate(columns)
 
 
 def _inverse(form: Form, R: Tensor | None, like: Tensor, turned: bool = False) -> tuple[Any, Any]:

@@ -38,7 +38,7 @@ def plain_layer(kind: Kind, s: Tensor, k: Tensor, x0: Tensor, v: Tensor, *weight
 
 
 class CompiledLayer(torch.autograd.Function):
-    """`plain_layer` in compiled loops, of activations in `pairs.PHIS`."""
+    """`plain_layer` in compiled loops, of the library's activations."""
 
     @staticmethod
     def forward(ctx: Any, kind: Kind, *tensors: Tensor) -> Any:

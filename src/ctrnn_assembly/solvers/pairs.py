@@ -11,11 +11,10 @@ sample has a step of its own. Adjoint, for lam+ = dE/dz+:
 
 Cost: O(batch T n), in time and memory. The adjoint of one sample runs backwards alone, and writes lam
 and de; a second sweep, while that sample is in the cache, adds up the gradients of A, C and w. Compiled
-by numba at first use (seconds), for `PHIS`, on CPUs. The plain twin is
+by numba at first use (seconds), for `ACTIVATIONS`, on CPUs. The plain twin is
 `schemes.integrate`; second derivatives go through `plain_states`.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from math import erfc, exp, pi, sqrt
 from typing import Any, cast
@@ -32,33 +31,6 @@ from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import transformed
 
-# phi by x, and phi' by x and y = phi(x), as functions that numba inlines, by the 1, tanh and sigmoid of
-# a precision: numbers of Python would make those of float32 double ones. phi of NaN is NaN.
-PHIS: dict[Activation, Callable[[Any, Any, Any], Any]] = {
-    ACTIVATIONS["identity"]: lambda one, tanh, sigmoid: (lambda x: x, lambda x, y: one),
-    ACTIVATIONS["relu"]: lambda one, tanh, sigmoid: (
-        lambda x: one - one if x <= one - one else x,
-        lambda x, y: one - one if y <= one - one else one,
-    ),
-    ACTIVATIONS["hardtanh"]: lambda one, tanh, sigmoid: (
-        lambda x: -one if x <= -one else one if x >= one else x,
-        lambda x, y: one if abs(x) < one else one - one,
-    ),
-    ACTIVATIONS["tanh"]: lambda one, tanh, sigmoid: (lambda x: tanh(x), lambda x, y: one - y * y),
-    ACTIVATIONS["sigmoid"]: lambda one, tanh, sigmoid: (
-        lambda x: sigmoid(x),
-        lambda x, y: y * (one - y),
-    ),
-    ACTIVATIONS["silu"]: lambda one, tanh, sigmoid: (
-        lambda x: x * sigmoid(x),
-        lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x))),
-    ),
-    ACTIVATIONS["gelu"]: lambda one, tanh, sigmoid: (
-        lambda x: x * 0.5 * erfc(-x * sqrt(0.5)),
-        lambda x, y: 0.5 * erfc(-x * sqrt(0.5)) + x * exp(-0.5 * x * x) / sqrt(2 * pi),
-    ),
-}
-
 
 def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz", "arcp")) -> Any:
     """By numba, at the first call; by default sums may be reordered."""
@@ -67,25 +39,88 @@ def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz
     return numba.njit(error_model="numpy", fastmath={*fast}, nogil=True)(function)
 
 
+def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[Any, Any]]:
+    """phi by x, and phi' by x and y = phi(x), of every one of `ACTIVATIONS`, for numba to inline.
+
+    `one` is of their precision: numbers of Python would make those of float32 double ones. phi of NaN
+    is NaN.
+    """
+    f, zero = type(one), one - one
+    half, leak, a, c, top = (
+        f(0.5),
+        f(0.01),
+        f(0.044715),
+        f(sqrt(2 / pi)),
+        f(6 if f is np.float32 else 12),
+    )
+    scale, steep = f(1.0507009873554805), f(1.0507009873554805 * 1.6732632423543772)  # of selu
+
+    def bent(x):  # type: ignore[no-untyped-def]
+        """tanh of gelu_tanh, and its slope: beyond `top` 0, as 1 - tanh^2 is all rounding there."""
+        t, flat = tanh(c * x * (one + a * x * x)), abs(x) >= top
+        return t, zero if flat else (one - t * t) * c * (one + f(3) * a * x * x)
+
+    bent = compiled(bent)
+    return {
+        "identity": (lambda x: x, lambda x, y: one),
+        "relu": (lambda x: zero if x <= zero else x, lambda x, y: zero if y <= zero else one),
+        "tanh": (lambda x: tanh(x), lambda x, y: one - y * y),
+        "sigmoid": (lambda x: sigmoid(x), lambda x, y: y * (one - y)),
+        "softplus": (
+            lambda x: (x if x > zero else zero) + np.log1p(np.exp(-abs(x))),
+            lambda x, y: sigmoid(x),
+        ),
+        "elu": (
+            lambda x: x if x > zero else np.expm1(x),
+            lambda x, y: one if x > zero else one + y,
+        ),
+        "hardtanh": (
+            lambda x: -one if x <= -one else one if x >= one else x,
+            lambda x, y: one if abs(x) < one else zero,
+        ),
+        "leaky_relu": (
+            lambda x: x if x > zero else leak * x,
+            lambda x, y: one if x > zero else leak,
+        ),
+        "selu": (
+            lambda x: scale * x if x > zero else steep * np.expm1(x),
+            lambda x, y: scale if x > zero else steep + y,
+        ),
+        "gelu": (lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]),
+        "gelu_tanh": (
+            lambda x: half * x * (one + bent(x)[0]),
+            lambda x, y: half * (one + bent(x)[0] + x * bent(x)[1]),
+        ),
+        "silu": (
+            lambda x: x * sigmoid(x),
+            lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x))),
+        ),
+    }
+
+
 @cache
 def pointwise(phi: Activation, dtype: Any) -> tuple[Any, Any]:
-    """phi by x, and phi' by x and phi(x), of `PHIS`, compiled for a precision."""
-    one, single = dtype.type(1), dtype == np.float32
-    tanh, sigmoid = np.tanh, compiled(lambda x: one / (one + np.exp(-x)))
-    if single:
-        tanh, sigmoid = compiled(tanh_float32), compiled(sigmoid_float32, fast=("contract",))
-    value, slope = PHIS[phi](one, tanh, sigmoid)
-    if single and phi.name == "gelu":
-        normal = compiled(normal_float32)
-        value, slope = lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]
+    """phi by x, and phi' by x and phi(x), of one of the library, compiled for a precision."""
+    one = dtype.type(1)
+    if dtype == np.float32:
+        parts = compiled(tanh_float32), compiled(sigmoid_float32, fast=("contract",))
+        value, slope = formulas(one, *parts, compiled(normal_float32))[phi.name]
+    else:
+        sigmoid = compiled(lambda x: one / (one + np.exp(-x)))
+        value, slope = formulas(one, np.tanh, sigmoid, compiled(normal_float64))[phi.name]
     return compiled(value), compiled(slope)
+
+
+def is_known(phi: Activation) -> bool:
+    """Whether it is one of the library, and not another of that name."""
+    return ACTIVATIONS.get(phi.name) == phi
 
 
 def is_paired(terms: Terms, x0: Tensor) -> bool:
     """Whether this loop can run: units 2k and 2k + 1 coupled and no others, a known phi outside."""
     n = terms.n
     single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
-    known = len(terms.pre.runs) == 1 and terms.pre.runs[0][0] in PHIS and terms.post.is_identity
+    known = len(terms.pre.runs) == 1 and is_known(terms.pre.runs[0][0]) and terms.post.is_identity
     coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
     return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
 
@@ -285,8 +320,13 @@ def sigmoid_float32(x: Any) -> Any:
     return y if x > f(0) else e * y if x <= f(0) else x
 
 
+def normal_float64(x: Any) -> Any:
+    """The normal distribution and density."""
+    return 0.5 * erfc(-x * sqrt(0.5)), exp(-0.5 * x * x) / sqrt(2 * pi)
+
+
 def normal_float32(x: Any) -> Any:
-    """The normal distribution and density within 6e-7 (7.1.26 of Abramowitz and Stegun)."""
+    """The same within 6e-7 (7.1.26 of Abramowitz and Stegun)."""
     f = np.float32
     h = min(x * x, f(32)) / f(32)
     e = ((f(1 / 720) * h - f(1 / 120)) * h + f(1 / 24)) * h - f(1 / 6)  # of e^-h, to the 16th power
