@@ -175,9 +175,9 @@ def test_useful_operations_of_dense_assemblies_are_what_torch_counts():
     assert CONTESTANTS["plain-loop"].operations(TINY) == flops(TINY) + first
 
 
-@pytest.mark.parametrize("blocks", ["dense", "diagonal"])
-def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(blocks):
-    problem = replace(TINY, coupling="random:2", blocks=blocks)
+@pytest.mark.parametrize("net", ["svd-combo", "adadiag-tanh"])
+def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(net):
+    problem = replace(TINY, coupling="random:2", net=net)
     contestant = Contestant("any", plain_loop)
     coupling = int(problem.terms.L.count_nonzero())
     weights = sum(int(W.count_nonzero()) for W in problem.terms.blocks)
@@ -185,9 +185,9 @@ def test_useful_operations_of_sparse_couplings_count_entries_that_are_not_zero(b
     wanted = 3 * passes * (coupling + weights)
     assert contestant.operations(problem) == wanted
     k, C, p, n = 4, 2, 3, 12
-    if blocks == "dense":
+    if net == "svd-combo":
         assert wanted == 6 * 5 * 3 * k**2 * (2 * C + p)
-    if blocks == "diagonal":
+    if net == "adadiag-tanh":
         assert wanted == 6 * 5 * 3 * (2 * C * k**2 + n)
 
 

@@ -1,8 +1,7 @@
 """The workloads, each with its contestants: ours, and what others would use, as fast as is easy.
 
-Of the others, weights are stacked once a solve, the input is given without a search, and torchdiffeq's
-Euler keeps no state but the last (else its backward pass is quadratic in T). The first contestant of a
-workload is that whose time the others are given in.
+Of the others, weights are stacked once a solve, and the input is given without a search. The first
+contestant of a workload is that whose time the others are given in.
 
 Useful operations are those of the products that a solve needs, a multiplication and an addition
 counted as two: forward each sample with each entry of coupling and weights, backward the same for the
@@ -51,7 +50,7 @@ class Workload:
 
 def ours(problem: Problem, **settings: Any) -> Workload:
     """The last state by `solve`, with the settings of a backend; of a gated net by its layer."""
-    if problem.gate is not None:
+    if problem.is_gated:
         return Workload(lambda: problem.layer.last(problem.u), problem.parameters)
     terms, x0, given = problem.terms, problem.x0, {"u": problem.u, "dt": problem.dt, **settings}
     return Workload(lambda: solve(terms, x0, save="last", **given).last, problem.parameters)
@@ -97,23 +96,6 @@ def plain_layer(problem: Problem) -> Workload:
         for u in problem.u.unbind(1):
             x = step(u, x)
         return x
-
-    return Workload(last, problem.parameters)
-
-
-def torchdiffeq_euler(problem: Problem) -> Workload:
-    """odeint(method="euler") on the same grid."""
-    u, x0 = problem.u.unbind(1), problem.x0
-    grid = problem.dt * torch.arange(problem.steps + 1, dtype=x0.dtype, device=x0.device)
-    options = {"grid_constructor": lambda f, y0, t: grid}
-
-    def last() -> Tensor:
-        f, samples = vector_field(problem), iter(u)
-
-        def following(t: Tensor, x: Tensor) -> Tensor:
-            return f(x, next(samples))  # Euler evaluates once a step, in order
-
-        return torchdiffeq.odeint(following, x0, grid[[0, -1]], method="euler", options=options)[-1]
 
     return Workload(last, problem.parameters)
 
@@ -265,8 +247,8 @@ def _beside(ours: Contestant, name: str, build: Any, **more: Any) -> tuple[Conte
 
 
 def _gated(kind: str) -> tuple[Contestant, Contestant]:
-    change = {**DIAGONAL, "gate": kind}
-    mine = Contestant(f"ours-{kind}", ours, change, tolerance=1e-5, reference=plain_layer)
+    net = {"net": f"adadiag-gated-{kind}"}
+    mine = Contestant(f"ours-{kind}", ours, net, tolerance=1e-5, reference=plain_layer)
     return _beside(mine, f"plain-layer-{kind}", plain_layer)
 
 
@@ -296,7 +278,7 @@ def _euler(name: str, **changes: Any) -> Contestant:
     return Contestant(name, partial(ours, solver="euler"), changes, tolerance=1e-5)
 
 
-DIAGONAL = {"blocks": "diagonal"}
+DIAGONAL = {"net": "adadiag-tanh"}
 SMALL, C5 = {"n": 64, "units": 16, "batch": 32, "steps": 128}, {"coupling": "random:5"}
 DYNO = Contestant("torchdyno-adadiag", partial(torchdyno, constrained="tanh"), DIAGONAL)
 COUPLED = (
@@ -304,7 +286,6 @@ COUPLED = (
     _euler("ours-adadiag", **DIAGONAL),
     *(row for backend in get_args(Backend)[1:] for row in _backend(backend)),
     Contestant("plain-loop", plain_loop, tolerance=1e-5),
-    Contestant("torchdiffeq-euler", torchdiffeq_euler, tolerance=1e-5),
 )
 RNN = Contestant("nn.RNN", partial(recurrent, kind="RNN"), coupled=False, dense=1)
 ASSEMBLY = (

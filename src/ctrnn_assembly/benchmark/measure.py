@@ -29,7 +29,6 @@ from ctrnn_assembly.training.provenance import provenance
 
 ROUNDS = 7  # below which a median says little
 NOISE = 1.25  # median over minimum, above which a machine is too noisy to trust its medians
-MEGABYTE = 1e6
 # What one timing of a limit does.
 AMOUNTS = dict.fromkeys(LIMITS, 2 * contestants.SQUARE**3)  # operations
 AMOUNTS |= {"bytes": 8 * contestants.COPIED, "calls": contestants.CALLS}
@@ -88,7 +87,7 @@ class Timing:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         self.time()
-        self.peak_mb = (torch.cuda.max_memory_allocated() - before) / MEGABYTE
+        self.peak_mb = (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def schedule(timings: Sequence[Timing], rounds: int) -> list[Timing]:
@@ -180,19 +179,17 @@ def _cases(
 ) -> list[tuple[str, Contestant, Problem]]:
     for name in works:
         check_known("work", name, tuple(WORKS))
-    chosen, device = list(dict.fromkeys(works)) or list(WORKS), size["device"]
-    known = {c.name: c.is_present(device) for work in chosen for c in WORKS[work][1]}
-    here = {name for name, is_present in known.items() if is_present}
+    pairs = [(work, one) for work in dict.fromkeys(works or WORKS) for one in WORKS[work][1]]
+    present = {one.name: one.is_present(size["device"]) for _, one in pairs}
     for name in only:
-        check_known("contestant", name, known)
-    for name in set(only) - here:
-        there = f"there are: {', '.join(sorted(here))}"
-        raise ConfigError(f"contestant {name!r} cannot run on {device}; {there}.")
+        check_known("contestant", name, present)
+        if not present[name]:
+            there = f"there are: {', '.join(sorted(one for one in present if present[one]))}"
+            raise ConfigError(f"contestant {name!r} cannot run on {size['device']}; {there}.")
     cases = []
-    pairs = [(work, one) for work in chosen for one in WORKS[work][1] if one.name in here]
     for work, one in pairs:
         problem = Problem(**{**WORKS[work][0], **one.changes, **size})
-        possible = problem.fits or works or "coupling" in size
+        possible = present[one.name] and (problem.fits or works or "coupling" in size)
         if possible and (not only or one.name in only) and one.is_for(problem):
             cases.append((work, one, problem))
     return cases

@@ -6,19 +6,16 @@ numbers, with which a CPU is up to a hundred times slower.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from ctrnn_assembly.errors import ConfigError, check_within
-from ctrnn_assembly.gates import Gate
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.terms import Terms
 
-Blocks = Literal["dense", "diagonal"]
-NETS = {"dense": "svd-combo", "diagonal": "adadiag-tanh"}
 DT, DURATION = 0.03, 20.0
 COUPLING_NORM = 2.0
 FASTEST = 0.2  # largest speed of the gates
@@ -38,8 +35,7 @@ class Problem:
     batch: int = 128
     steps: int = 98
     coupling: str = "all"  # the pairs of modules, by the name of a topology
-    blocks: Blocks = "dense"
-    gate: Gate | None = None  # of a net with diagonal blocks
+    net: str = "svd-combo"  # the model whose field it is; of a gated one the layer itself
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -75,6 +71,10 @@ class Problem:
         """Shorter for long sequences, so that the adjoint of the first state is no denormal number."""
         return min(DT, DURATION / self.steps)
 
+    @property
+    def is_gated(self) -> bool:
+        return "gated" in self.net
+
     @cached_property
     def layer(self) -> CTRNN:
         """The net's, whose parameters are what a gated problem trains."""
@@ -82,11 +82,9 @@ class Problem:
 
     def _made(self) -> CTRNN:
         """In float32 on the CPU; the fastest units of a gated net move as those of the others do."""
-        name, more = NETS[self.blocks], {}
-        if self.gate is not None:
-            name, more = f"adadiag-gated-{self.gate}", {"dt": self.dt / FASTEST}
-        of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling, **more}
-        core: Any = build_model(name, 1, 1, activation="relu", **of_net).core
+        of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
+        dt = self.dt / FASTEST if self.is_gated else self.dt
+        core: Any = build_model(self.net, 1, 1, activation="relu", dt=dt, **of_net).core
         made: CTRNN = core.float()
         return made
 
@@ -118,7 +116,7 @@ class Problem:
     @property
     def parameters(self) -> list[Tensor]:
         """The tensors whose gradient is asked for; the input has none."""
-        if self.gate is not None:
+        if self.is_gated:
             return list(self.layer.parameters())
         return [tensor for tensor in self.terms.tensors() if tensor.requires_grad]
 
