@@ -174,8 +174,8 @@ def diagnose(
     hidden, readout = net[:-1], net[-1]
     top = hidden(x).detach().requires_grad_()
     (g,) = torch.autograd.grad(log_probability(y, readout(top)).sum(), top)
-    found, value = effective_depth_of_gradient(vjps(hidden, initial, x), g), float(scale.value[0])
-    return {"gsc": value if math.isfinite(value) else None, "effective_depth": found.depth}
+    depth, value = effective_depth_of_gradient(vjps(hidden, initial, x), g)[0], float(scale.value[0])
+    return {"gsc": value if math.isfinite(value) else None, "effective_depth": depth}
 
 
 def run(name: str, images: Task, settings: Settings, result: dict[str, Any]) -> None:

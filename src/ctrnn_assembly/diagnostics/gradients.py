@@ -60,17 +60,6 @@ class GradientScale:
     products: int
 
 
-@dataclass(frozen=True)
-class EffectiveDepth:
-    """The depth, 0 to L, and ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g||, k = 0..L, in float64.
-
-    The shares are above 1 where terms cancel each other, infinite or NaN if the whole vanishes.
-    """
-
-    depth: int
-    shares: Tensor
-
-
 def gsc(
     layers: Sequence[Layer] | nn.Sequential,
     x: Tensor,
@@ -130,10 +119,15 @@ def gsc_over_time(
     return _scale(states, products, times, False, probes, generator)
 
 
-def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6) -> EffectiveDepth:
+def effective_depth_of_gradient(
+    vjps: Sequence[VJPs], g: Tensor, *, tol: float = 1e-6
+) -> tuple[int, Tensor]:
     """Of the gradient (S_1 + R_1)^T ... (S_L + R_L)^T g; vjps from the first layer to the last.
 
-    >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2)).depth
+    Returns: the depth, 0 to L, and ||sum_{j >= k} C_j^T g|| / ||sum_j C_j^T g||, k = 0..L, in float64:
+        above 1 where terms cancel each other, infinite or NaN if the whole vanishes.
+
+    >>> effective_depth_of_gradient([lambda V: (V, 0.1 * V)] * 50, torch.ones(2))[0]
     17
     """
     check_within("(0, 1)", "Use tol=1e-6.", tol=tol)
@@ -148,7 +142,7 @@ def effective_depth_of_gradient(vjps: Sequence[VJPs], g: Tensor, *, tol: float =
         C = C / largest if 0 < float(largest) < float("inf") else C
     tails = C.flatten(1).flip(0).cumsum(0).flip(0).norm(dim=1)
     above = (tails > tol * tails[0]).nonzero()
-    return EffectiveDepth(int(above.max()) if len(above) else 0, tails / tails[0])
+    return int(above.max()) if len(above) else 0, tails / tails[0]
 
 
 def _copied(layers: Sequence[Layer] | nn.Sequential) -> list[Layer]:
