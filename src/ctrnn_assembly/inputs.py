@@ -4,6 +4,7 @@ A signal is called u(t) and gives (batch, m), beyond its first and last time the
 `breaks` are the times where u or u' jumps, onto which solvers with several stages must step.
 """
 
+from bisect import bisect_right
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,7 @@ class Signal:
         if not (holds(torch.isfinite(times)) and holds(times.diff() > 0)):
             raise DataError(f"sample times must be finite and increase; got {times.tolist()[:5]}...")
         self.samples, self.times, self.breaks = samples, times, times[self.jumps]
+        self.rounded: dict[torch.dtype, list[float]] = {}
 
     def between(self, k: int, s: Tensor) -> Tensor:
         """u at the fraction s, 0-dimensional in 0..1, of the way from times[k] to times[k+1]."""
@@ -42,10 +44,13 @@ class Signal:
     def __call__(self, t: Tensor) -> Tensor:
         """u(t), (batch, m), for a 0-dimensional t."""
         # Rounded as solvers round t, so that a step from a sample's time sees that sample.
-        k = max(int(torch.searchsorted(self.times.to(t), t.reshape(1), right=True)) - 1, 0)
-        if k >= len(self.times) - 1:
+        if t.dtype not in self.rounded:
+            self.rounded[t.dtype] = self.times.to(t.dtype).tolist()
+        times = self.rounded[t.dtype]
+        k = max(bisect_right(times, t.item()) - 1, 0)
+        if k >= len(times) - 1:
             return self.samples[:, -1]
-        s = (t - self.times[k]) / (self.times[k + 1] - self.times[k])
+        s = (t - times[k]) / (times[k + 1] - times[k])
         return self.between(k, s.clamp(0, 1).to(self.samples))
 
 
@@ -86,21 +91,21 @@ class CubicHermite(Signal):
         ends = torch.tensor([count]) if lengths is None else lengths
         ends = ends.to(samples.device)
         self.breaks = torch.cat([times[:1], times[(ends - 1).to(times.device)]])  # constants begin
-        secants = self.samples.diff(dim=1) / times.diff().view(-1, *features).to(samples)
+        rise, width = self.samples.diff(dim=1), times.diff().view(-1, *features).to(samples)
+        secants = rise / width
         before, after = torch.cat([secants[:, :1], secants], 1), torch.cat([secants, secants[:, -1:]], 1)
         mean = (before + after) / 2
         last = torch.arange(count, device=samples.device) == ends[:, None] - 1
         last = last.view(*last.shape, *features)
         # On the left and on the right of a sample: they differ at the last one, which is held.
-        self.slopes = torch.where(last, before, mean), mean.masked_fill(last, 0)
+        left, right = torch.where(last, before, mean)[:, 1:], mean.masked_fill(last, 0)[:, :-1]
+        b, c = width * right, width * left
+        powers = self.samples[:, :-1], b, 3 * rise - 2 * b - c, b + c - 2 * rise
+        self.powers = torch.stack(powers).movedim(2, 0)  # of s, in each interval
 
     def between(self, k: int, s: Tensor) -> Tensor:
-        width = (self.times[k + 1] - self.times[k]).to(self.samples)
-        a, b = self.samples[:, k], self.samples[:, k + 1]
-        left, right = self.slopes
-        da, db = width * right[:, k], width * left[:, k + 1]
-        value = a * (1 + 2 * s) * (1 - s) ** 2 + b * s**2 * (3 - 2 * s)
-        return value + da * s * (1 - s) ** 2 - db * s**2 * (1 - s)
+        a, b, c, d = self.powers[k]
+        return torch.addcmul(a, s, torch.addcmul(b, s, torch.addcmul(c, s, d)))
 
 
 INTERPOLATIONS: dict[str, type[Signal]] = {

@@ -49,10 +49,14 @@ class _Counted:
         """f(t, x) with t kept in [low, high): the input never shows what comes after a break."""
 
         @cache
-        def bounds(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-            return low.to(dtype), torch.nextafter(high.to(dtype), low.to(dtype))
+        def bounds(dtype: torch.dtype) -> tuple[float, float]:
+            return float(low.to(dtype)), float(torch.nextafter(high.to(dtype), low.to(dtype)))
 
-        return lambda t, x: self(t.clamp(*bounds(t.dtype)), x)
+        def inside(t: Tensor, x: Tensor) -> Tensor:
+            first, last = bounds(t.dtype)
+            return self(t if first <= t.item() <= last else t.clamp(first, last), x)
+
+        return inside
 
     def failure(self, message: str, solver: str, max_steps: int) -> SolverError:
         where, finite = "before the first evaluation", True
