@@ -257,6 +257,12 @@ def _imex(name: str, coupling: str) -> tuple[Contestant, Contestant]:
     return _beside(_euler(f"euler-{name}", coupling=coupling), f"imex-{name}", steps, reference=implicit)
 
 
+def _choice(n: int, batch: int) -> tuple[Contestant, Contestant]:
+    """What `solve` takes for this size, and what it takes for others."""
+    auto = _euler(f"auto-{n}-{batch}", n=n, units=min(n, 32), batch=batch)
+    return _beside(auto, f"fused-{n}-{batch}", partial(ours, solver="euler", backend="fused"))
+
+
 def _own(method: str, evaluations: int) -> tuple[Contestant, Contestant]:
     theirs = partial(own, method=method, by_torchdiffeq=True)
     checked: Any = {"evaluations": evaluations, "tolerance": 1e-3, "reference": theirs}
@@ -308,6 +314,7 @@ WORKS: dict[str, tuple[Settings, tuple[Contestant, ...]]] = {
     "large": (DIAGONAL, (_euler("ours-512", coupling="random:50"), _LARGE)),
     "deep": ({"n": 64, "units": 64, "batch": 64, "steps": 784}, _deep()),
     "own": (SMALL, (*_own("rk4", 4), *_own("dopri5", 0))),
+    "choice": ({}, tuple(row for n in (32, 128, 512, 1024) for m in (8, 64) for row in _choice(n, m))),
 }
 LIMITS = {
     kind: Contestant(f"limit of {kind}", partial(limit, kind=kind), precision=kind)

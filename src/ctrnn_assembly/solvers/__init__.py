@@ -336,8 +336,10 @@ def gated(terms: Terms, x0: Tensor, drive: Tensor, h: Tensor, gates: Any, save: 
 def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt: Tensor) -> bool:
     """Whether `solvers.compiled` can run this, and is faster by more than it takes to load numba.
 
-    Times of `solvers.fused` over its own, on one core with AVX-512, both ways, batch 32 to 128: 1.7 to 3
-    for n = 64 to 128, 1.2 for dense n = 256 to 1,024, 1.8 for 16 x 32 with 5 to 45 pairs.
+    Times of `solvers.fused` over its own, on one core with AVX-512, both ways, batch 8 to 128: 1.5 to
+    2.7 for n = 32 to 128, 1.1 to 1.9 for dense n = 512 and 1,024, 1.8 to 2.4 for 16 x 32 with 5 to 45
+    pairs.
+    `ctrnn bench choice` measures them.
     """
     if x0.device.type != "cpu" or x0.dtype.itemsize < 4 or len(dt) * x0.numel() < 2**16:
         return False  # before what a small solve, or a GPU, would wait for
