@@ -123,41 +123,64 @@ def product(out, a, x):  # type: ignore[no-untyped-def]
 
 
 @kept
+def two_products(out, p, a, b, x):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k], p[k] = a[k] * x[k], b[k] * x[k]
+
+
+@kept
+def total(out, x, y):  # type: ignore[no-untyped-def]
+    for k in range(len(out)):
+        out[k] = x[k] + y[k]
+
+
+@kept
+def add_two(out, x, y, z, w):  # type: ignore[no-untyped-def]
+    """out += x o y + z o w."""
+    for k in range(len(out)):
+        out[k] += x[k] * y[k] + z[k] * w[k]
+
+
+@kept
 def add_product(out, a, x):  # type: ignore[no-untyped-def]
     for k in range(len(out)):
         out[k] += a[k] * x[k]
 
 
 @kept
-def apply(out, n, y, A):  # type: ignore[no-untyped-def]
-    """out = A y of ROWS samples, for y = (x, pre(x)), each (ROWS, n)."""
+def apply(out, n, x, p, A):  # type: ignore[no-untyped-def]
+    """out = A y of ROWS samples, for y = (x, p), each (ROWS, n)."""
     (D, w, data, blocks), size = A, ROWS * n
     for k in range(0, size, n):
         if len(w):
-            both_products(out[k : k + n], D, y[k : k + n], w, y[size + k : size + k + n])
+            both_products(out[k : k + n], D, x[k : k + n], w, p[k : k + n])
         else:
-            product(out[k : k + n], D, y[k : k + n])
-    add_blocks(out, n, y, data, blocks)
+            product(out[k : k + n], D, x[k : k + n])
+    add_blocks(out, n, x, p, data, blocks)
 
 
 @kept
 def apply_transposed(out, n, v, A):  # type: ignore[no-untyped-def]
     """out = A^T v of ROWS samples, for the halves of y one after the other."""
     (D, w, data, blocks), size = A, ROWS * n
-    out[size:] = 0
+    if not len(w):
+        out[size:] = 0
     for k in range(0, size, n):
-        product(out[k : k + n], D, v[k : k + n])
         if len(w):
-            product(out[size + k : size + k + n], w, v[k : k + n])
-    add_blocks(out, n, v, data, blocks)
+            two_products(out[k : k + n], out[size + k : size + k + n], D, w, v[k : k + n])
+        else:
+            product(out[k : k + n], D, v[k : k + n])
+    add_blocks(out, n, v, v, data, blocks)
 
 
 @kept
-def add_blocks(out, n, x, data, blocks):  # type: ignore[no-untyped-def]
+def add_blocks(out, n, x, p, data, blocks):  # type: ignore[no-untyped-def]
+    """Blocks of columns from ROWS * n on are of p."""
     for block in range(len(blocks)):
         row, column, width, first = blocks[block]
+        y, j = (x, column) if column < ROWS * n else (p, column - ROWS * n)
         for s in range(0, width, LANES):
-            multiply(out, row + s, n, x, column, n, 1, data, first + s, width, width)  # type: ignore[call-arg]
+            multiply(out, row + s, n, y, j, n, 1, data, first + s, width, width)  # type: ignore[call-arg]
 
 
 @kept
@@ -230,9 +253,9 @@ def open_gates(sigmoid, g, rise, n, u, at, m, x, gates):  # type: ignore[no-unty
 
 
 @kept
-def argument(out, n, y, B, E, u, at, m):  # type: ignore[no-untyped-def]
+def argument(out, n, x, B, E, u, at, m):  # type: ignore[no-untyped-def]
     """out = z = W x + E u of ROWS samples, of units with phi inside."""
-    apply(out, n, y, B)
+    apply(out, n, x, x, B)
     add_inputs(out, n, E, u, at, m)
 
 
@@ -240,27 +263,29 @@ def argument(out, n, y, B, E, u, at, m):  # type: ignore[no-untyped-def]
 def roll(phi, sigmoid, A, B, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states, or two in turn, of some groups of ROWS samples; `step` is how many numbers of all."""
     size, gated, congruent, ring = ROWS * n, len(gates[0]), gates[5], len(states) // step
-    both, g, rise = np.empty(2 * size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
-    inside, p = len(B[0]), both[size:]
+    scaled, p, w = np.empty(size, E.dtype), np.empty(size, E.dtype), np.empty(size, E.dtype)
+    g, rise = np.empty(size, E.dtype), np.empty(size, E.dtype)
+    inside = len(B[0])
     for group in range(start, stop):
         for k in range(len(u) // m * n // step):
             at, row = group * size, (k * step + group * size) // n
             x, new = states[k % ring * step + at :][:size], states[(k + 1) % ring * step + at :][:size]
-            copy(both[:size], x)
+            y = x
             if inside:
-                argument(p, n, both, B, E, u, row * m, m)
+                argument(p, n, x, B, E, u, row * m, m)
                 phi(p, p)
             else:
                 phi(x, p)
             if gated:
                 open_gates(sigmoid, g, rise, n, u, row * m, m, x, gates)
             if congruent:
-                scale(both[:size], g)
+                y = scaled
+                product(y, g, x)
                 scale(p, g)
-            apply(new, n, both, A)
+            apply(new, n, y, p, A)
             if not inside:
                 add_inputs(new, n, E, u, row * m, m)
-            eliminate(new, n, R, both)
+            eliminate(new, n, R, w)
             if gated:
                 scale(new, g)
             if len(h):
@@ -336,9 +361,7 @@ def adjoint(
                     scale(x, g)
                     scale(p, g)
                 if gated:
-                    copy(both[:size], x)
-                    copy(both[size:], p)
-                    apply(of_z, n, both, A)
+                    apply(of_z, n, x, p, A)
                     add_inputs(of_z, n, E, u, row * m, m)
                     scale(of_z, f)
                     if congruent:
@@ -351,9 +374,9 @@ def adjoint(
                         copy(dz[at : at + size], of_z)
                 if len(h):
                     increase(lam, a)
+                    increase(lam, b)
                 else:
-                    copy(lam, a)
-                increase(lam, b)
+                    total(lam, a, b)
                 if last:
                     increase(lam, grad[at : at + size])
                 if len(v):
@@ -378,11 +401,11 @@ def add_products(sums, u, m, v, n, rows):  # type: ignore[no-untyped-def]
 def add_gradients(dA, y, v, n, rows):  # type: ignore[no-untyped-def]
     """dA += v y^T at the entries of A, over CHUNK rows or fewer."""
     D, w, sums, blocks = dA
-    for k in range(0, rows * n, n):
-        i = k + CHUNK * n
-        add_product(D, v[k : k + n], y[k : k + n])
+    for k in range(0, rows * n, 2 * n):
+        one, two, i = v[k : k + n], v[k + n : k + 2 * n], k + CHUNK * n
+        add_two(D, one, y[k : k + n], two, y[k + n : k + 2 * n])
         if len(w):
-            add_product(w, v[k : k + n], y[i : i + n])
+            add_two(w, one, y[i : i + n], two, y[i + n : i + 2 * n])
     for block in range(len(blocks)):
         row, column, width, first = blocks[block]
         for r in range(0, width, ROWS):
