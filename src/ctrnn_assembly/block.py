@@ -108,11 +108,10 @@ class Mixer(nn.Module):
 
     def lipschitz(self) -> float:
         """Holds everywhere: tanh(a) o sigmoid(b) has the constant 1 in (a, b), a o sigmoid(b) none."""
-        if self.outer is None and self.kind not in ("linear", "tanh-glu"):
-            return torch.inf
         inner = norm_bound(self.inner.weight)
-        outer = None if self.outer is None else norm_bound(self.outer.weight)
-        return inner if outer is None else inner * activation("gelu").g * outer
+        if self.outer is not None:
+            return inner * activation("gelu").g * norm_bound(self.outer.weight)
+        return inner if self.kind in ("linear", "tanh-glu") else torch.inf
 
 
 class Layer(nn.Module):

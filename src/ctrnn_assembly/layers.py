@@ -278,7 +278,7 @@ class CTRNN(Recurrent):
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
-        gates, h = self._reading, self.step_size
+        gates, h = self._reading, self.dt / self.substeps
         if self.is_own and self.solver == "euler":
             own = repeated(lambda flow, x: x + h * flow(x), self.substeps)
             return lambda u, x: own(self.flow(u), x)

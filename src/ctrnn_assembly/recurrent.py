@@ -108,11 +108,6 @@ class Recurrent(nn.Module, ABC):
         like = self._like
         return like.new_zeros(batch, self.state_size) if self.x_0 is None else self.x_0.repeat(batch, 1)
 
-    @property
-    def step_size(self) -> float:
-        """The length of one step of the solver, dt / substeps."""
-        return self.dt / self.substeps
-
     def firing_rates(self, x: Tensor) -> Tensor:
         """What the units send out in states x, (..., n): these themselves, unless a layer says more."""
         return x

@@ -123,10 +123,7 @@ class Stack(Recurrent):
             return Certificate.refused(reason, dt=dt, solver=solver)
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}
-        bounds = self.bounds(dt, solver, search)
-        if search in ("none", "rate"):
-            bounds = [replace(one, system=None) for one in bounds]
-        found = certify_cascade(bounds, dt, solver, entry=entry, **way)
+        found = certify_cascade(self.bounds(dt, solver, search), dt, solver, entry=entry, **way)
         if not self.gated or not found.certified:
             return found
         if self._beyond(self.initial(1), self._radii()):
@@ -143,7 +140,9 @@ class Stack(Recurrent):
         layers = [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in parts]
         # A system is of one step of the sampled stack with the drive of its own dt.
         usual = dt == self.dt and self.substeps == 1 and not self.one_field
-        return layers if usual else [replace(layer, system=None) for layer in layers]
+        return (
+            layers if usual and search == "fast" else [replace(layer, system=None) for layer in layers]
+        )
 
     @property
     def claim(self) -> str:
@@ -265,7 +264,7 @@ class Stack(Recurrent):
         if self.solver not in SCHEMES or layer.gate is not None:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.terms()
-        move = affine_step(SCHEMES[self.solver], terms, self.step_size)
+        move = affine_step(SCHEMES[self.solver], terms, self.dt / self.substeps)
         moves = repeated(move, 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ctrnn_assembly.certificates import result
 from ctrnn_assembly.certificates.dissipation import LayerSystem, forgetting
+from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
-from ctrnn_assembly.certificates.rounding import Balance, spectral_norm
+from ctrnn_assembly.certificates.rounding import spectral_norm
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
@@ -95,8 +96,7 @@ def certify_cascade(
     own.append(min(samples_until(gamma, 1e-3), samples))
     own = [min(n, own[-1]) for n in own]  # a layer alone is the whole with equal states elsewhere
     memory = [math.ceil(n / count) if math.isfinite(n) else n for n in own]
-    leaks = zip(layers, gamma.diagonal(), strict=True)
-    gain = input_gain(layers, [layer.input_gain / (1 - q) for layer, q in leaks], entry)
+    gain = input_gain(layers, [one.input_gain for one in layers] / (1 - gamma.diagonal()), entry)
     # Of one field every step of a sample sees its input: their squares add up.
     both = gain, min(gain * math.sqrt(count) * (1 + SLACK), l2_gain)
     return _with_facts(whole, layers, gamma.diagonal() ** count, memory, growth, both)
@@ -131,8 +131,7 @@ def _with_flow(whole: Certificate, layers: Sequence[LayerBound], dt: float, entr
     rates = -H.diagonal()
     memory = [math.ceil(math.log(1e3) / (rate * dt)) for rate in rates]
     memory.append(math.ceil(math.log(1e3 * spread) * short / ((1 - q) * dt)))
-    leaks = zip(layers, rates, strict=True)
-    peak = input_gain(layers, [layer.flow_gain / rate for layer, rate in leaks], entry)
+    peak = input_gain(layers, [one.flow_gain for one in layers] / rates, entry)
     factors = np.exp(-rates * dt) * (1 + SLACK)
     return _with_facts(whole, layers, factors, memory, growth, (peak, math.inf))
 
@@ -184,9 +183,9 @@ def linear_system(
     return np.array([*rows, s * (1 + SLACK)])
 
 
-def input_gain(layers: Sequence[LayerBound], steady: Sequence[float], entry: float) -> float:
+def input_gain(layers: Sequence[LayerBound], steady: np.ndarray, entry: float) -> float:
     """sup |out| / sup |in| over time, as in l2; `steady` is sup e_l / sup s_l from equal states."""
-    for layer, states in zip(layers, steady, strict=True):
+    for layer, states in zip(layers, steady.tolist(), strict=True):
         entry *= (layer.passed + layer.output_gain * states) * (1 + SLACK)
     return entry
 
@@ -266,10 +265,9 @@ def entering(terms: Terms, metric: Metric, C: Tensor, W_in: Tensor) -> float:
 def leaving(terms: Terms, metric: Metric, W_out: Tensor) -> tuple[Tensor, float]:
     """W_out Theta^-1, (k, n), and a bound on its error."""
     made, off = [], 0.0
-    columns, taus = (A.cpu().double().split(terms.sizes, -1) for A in (W_out, terms.tau))
-    for W, factor, tau in zip(columns, metric.factors, taus, strict=True):
-        balance = Balance.of(factor.theta.cpu().double(), tau)
-        rows, error = balance.raise_(W)
-        made.append(rows * (1 + balance.skew))
+    columns = W_out.cpu().double().split(terms.sizes, -1)
+    for W, module in zip(columns, modules_of(terms, metric), strict=True):
+        rows, error = module.balance.raise_(W)
+        made.append(rows * (1 + module.balance.skew))
         off += float(error.norm())
     return torch.cat(made, 1), off

@@ -154,9 +154,8 @@ def _milder(
     step = own.step is not None and own.step.certified
     for origin, other in reweighed(terms, metric):
         tried = inside(other, origin)
-        sooner = tried.slowest_time_constant * math.log(tried.metric.condition_number)
         kept = tried.rate >= own.rate / 2 and _holds(tried, step)
-        if kept and sooner < own.slowest_time_constant * math.log(own.metric.condition_number):
+        if kept and tried.crossing_time < own.crossing_time:
             own = tried
     return own
 

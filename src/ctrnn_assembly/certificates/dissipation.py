@@ -43,30 +43,22 @@ class LayerSystem:
     outer: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A proven inequality of the module: low |x|^2 <= x^T P x <= high |x|^2."""
-
-    gamma: float
-    low: float
-    high: float
-
-
 def forgetting(systems: Sequence[LayerSystem], rho: float) -> tuple[float, list[float]] | None:
     """K and the gains, where |x_l,t| <= K rho^t for all layers with |x_l,0| <= 1; None if unproven."""
     entered, largest, gains = 0.0, 1.0, []
     for system in systems:
         if (found := smallest_gain(system, rho)) is None:
             return None
-        passed = math.hypot(math.sqrt(found.high), found.gamma * entered) * (1 + 1e-12)
-        largest = max(largest, passed / math.sqrt(found.low) * (1 + 1e-12))
+        gamma, low, high = found
+        passed = math.hypot(math.sqrt(high), gamma * entered) * (1 + 1e-12)
+        largest = max(largest, passed / math.sqrt(low) * (1 + 1e-12))
         entered = (entered + passed) * (1 + 1e-12)
-        gains.append(found.gamma)
+        gains.append(gamma)
     return largest, gains
 
 
-def smallest_gain(system: LayerSystem, rho: float) -> Storage | None:
-    """With the smallest gamma that is found, to a tenth; None if there is none."""
+def smallest_gain(system: LayerSystem, rho: float) -> tuple[float, float, float] | None:
+    """`proven_storage` with the smallest gamma that is found, to a tenth; None if there is none."""
     A, gain = system.A + sum(system.inner) / 2 * system.F, 0.0
     for angle in np.unique(np.abs(np.angle(np.linalg.eigvals(A))).round(6)):  # where it resonates
         x = np.linalg.solve(rho * np.exp(1j * angle) * np.eye(len(A)) - A, system.B)
@@ -83,8 +75,8 @@ def smallest_gain(system: LayerSystem, rho: float) -> Storage | None:
     return found
 
 
-def proven_storage(system: LayerSystem, rho: float, gamma: float) -> Storage | None:
-    """With this gamma, or None."""
+def proven_storage(system: LayerSystem, rho: float, gamma: float) -> tuple[float, float, float] | None:
+    """(gamma, low, high): proven with low |x|^2 <= x^T P x <= high |x|^2; None if it is not."""
     n, m = system.B.shape
     p, size = len(system.C), 2 * n + len(system.C) + m
     x, w, g, s = np.split(np.eye(size), np.cumsum([n, n, p]))
@@ -112,7 +104,7 @@ def proven_storage(system: LayerSystem, rho: float, gamma: float) -> Storage | N
     if not is_positive_definite(left, 4 * FORMED * float(sum(sizes))):
         return None
     low, high = -largest_eigenvalue(-storage), largest_eigenvalue(storage)
-    return Storage(gamma, low, high) if low > 0 and high < math.inf else None
+    return (gamma, low, high) if low > 0 and high < math.inf else None
 
 
 def _sector(w: np.ndarray, z: np.ndarray, T: np.ndarray, slopes: tuple[float, float]) -> np.ndarray:

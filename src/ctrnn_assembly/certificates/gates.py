@@ -11,16 +11,14 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from ctrnn_assembly.certificates.certify import LARGEST, StepLengths, certify, step_lengths
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate, StepCertificate, StepProof
-from ctrnn_assembly.certificates.rounding import UNIT, Balance, balanced, largest_proven, spectral_norm
+from ctrnn_assembly.certificates.rounding import UNIT, balanced, largest_proven, spectral_norm
 from ctrnn_assembly.certificates.steps import in_disc, prove_step
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.linalg import symmetric_part
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms
 
@@ -153,19 +151,9 @@ def _of_input(
 
 def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, float]:
     """The least and largest 1 - w_ii s, and b, s, omega of THEORY section 3, in a diagonal metric."""
-    theta = torch.cat([factor.theta for factor in metric.factors]).double()
-    scale = Balance.of(theta, torch.ones_like(theta))
-
-    def norm(A: Tensor) -> float:
-        return spectral_norm(*balanced(A.double(), scale, scale))
-
-    modules = modules_of(terms, metric)
+    modules, whole = modules_of(terms, metric), Interconnection.of(terms, metric)
     ends = torch.cat([slope * m.W.diagonal() for m in modules for slope in m.phi.slope])
-    rest = [m.phi.g * (m.W - torch.diag(m.W.diagonal())) for m in modules]
-    edges = sum(edge.psi.g * norm(edge.K) for edge in terms.edges)
-    omega, s = 0.0, 0.0
-    if terms.L is not None:
-        K, error = balanced(terms.L.double(), scale, scale)
-        omega, s = spectral_norm(K, error), spectral_norm(symmetric_part(K), error)
+    rest = [balanced(m.W - torch.diag(m.W.diagonal()), m.balance, m.balance) for m in modules]
+    b = max(m.phi.g * spectral_norm(*W) for m, W in zip(modules, rest, strict=True)) + whole.edge_norm
     low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-    return low, top, norm(torch.block_diag(*rest)) + edges, s, omega
+    return low, top, b, whole.symmetric_norm, whole.norm
