@@ -11,7 +11,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ctrnn_assembly.activations import Activation
-from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate, raw_tensors
+from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
 from ctrnn_assembly.linalg import log_metzler_scaling
 from ctrnn_assembly.metrics import Metric
@@ -269,6 +270,18 @@ def test_every_sample_is_accepted(name: str, dtype: torch.dtype) -> None:
             W = rule.sample(n, torch.Generator().manual_seed(seed))
             error = (rule(*rule.right_inverse(W)) - W).abs().max()
             assert error < 1e-5  # float32 raw tensors
+
+
+@pytest.mark.parametrize("name", [k for k, kind in CONSTRAINTS.items() if "init_scale" in kind.settings])
+def test_every_set_that_takes_an_init_scale_samples_by_it(name: str) -> None:
+    kind = CONSTRAINTS[name]
+    by = [{}, *({"init_scale": factor * kind.init_scale} for factor in (1.0, 2.0, 0.0))]
+    usual, same, doubled, none = (kind(**one).sample(6, torch.Generator().manual_seed(0)) for one in by)
+    assert torch.equal(usual, same)
+    assert not torch.allclose(usual, doubled)
+    assert not torch.allclose(usual, none)
+    for W in (doubled, none):
+        torch.testing.assert_close(Subnetwork(kind(), 6, weight=W).weight, W, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["x", "r"])

@@ -13,7 +13,7 @@ from ctrnn_assembly.contracting.interface import Contracting
 
 
 class AdaDiagTanh(Contracting):
-    """g W = diag(kappa tanh(theta)); raw tensor theta (n,).
+    """g W = diag(kappa tanh(theta)); raw tensor theta (n,), of samples uniform within init_scale.
 
     Guarantee: rate >= margin / tau in M = I, both forms, also with any skew-symmetric coupling.
 
@@ -48,7 +48,7 @@ class AdaDiagTanh(Contracting):
         return (self.unbounded(self.radius * ratio.clamp(-1 + 1e-7, 1 - 1e-7)),)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self(2 * torch.rand(n, generator=generator) - 1)
+        return self(self.init_scale * (2 * torch.rand(n, generator=generator) - 1))
 
 
 class AdaDiagClip(AdaDiagTanh):

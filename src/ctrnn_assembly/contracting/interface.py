@@ -51,7 +51,7 @@ class Contracting(nn.Module, ABC):
     axes: ClassVar[tuple[str, ...]] = ("nn",)  # of each raw tensor: n or 1 long
     usual_phi: ClassVar[str] = "tanh"
     settings: ClassVar[dict[str, Any]] = {"init_scale": "[0, inf)"}  # and where, or what, they may be
-    init_scale: float = 1.0  # sqrt(n) times the standard deviation of the first raw tensor of a sample
+    init_scale: float = 1.0  # of the random tensor of a sample, here sqrt(n) times its deviation
 
     def __init__(
         self, phi: str | Activation | None = None, *, margin: float = 0.01, **settings: Any

@@ -34,6 +34,7 @@ class Symmetric(Contracting):
     theorem = "Theorem 2"
     monotone_only = True
     axes = "nn", "1"
+    init_scale = 0.5  # standard deviation of E, of which the set takes E E^T / n
 
     def weight(self, E: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
         R = bounded_gram(E, SMALLEST_R, LARGEST_R)
@@ -57,7 +58,7 @@ class Symmetric(Contracting):
         return x_form if form == "x" else x_form.inverse()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return self(torch.randn(n, n, generator=generator) * 0.5, torch.zeros(1))
+        return self(torch.randn(n, n, generator=generator) * self.init_scale, torch.zeros(1))
 
 
 def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:

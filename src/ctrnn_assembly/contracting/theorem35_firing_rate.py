@@ -90,7 +90,7 @@ class FiringRate(Contracting):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         A, B = torch.randn(2, n, n, generator=generator)
-        return self(A / n**0.5, torch.eye(n) * n**0.5 + 0.3 * B, torch.zeros(n))
+        return self(A * self.init_scale / n**0.5, torch.eye(n) * n**0.5 + 0.3 * B, torch.zeros(n))
 
 
 def _largest_gram(A: Tensor, left: float) -> Tensor | None:

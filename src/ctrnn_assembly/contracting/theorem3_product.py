@@ -33,6 +33,7 @@ class NegativeProduct(Contracting):
     monotone_only = True
     axes = "n", "n", "nn"
     rate = 0.99
+    init_scale = 0.5  # standard deviation of X in Q = X X^T / n + I / 2
 
     def weight(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
         return -p1.tanh().exp()[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * p2.tanh().exp()
@@ -56,9 +57,9 @@ class NegativeProduct(Contracting):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         p = 0.1 * torch.randn(2, n, generator=generator)
-        X = torch.randn(n, n, generator=generator)
+        X = self.init_scale * torch.randn(n, n, generator=generator)
         # Q stays away from singular: there the factors of `right_inverse` could leave the set.
-        Q = 0.25 * X @ X.mT + 0.5 * n * torch.eye(n)
+        Q = X @ X.mT + 0.5 * n * torch.eye(n)
         E = torch.linalg.cholesky(Q.to(torch.promote_types(Q.dtype, torch.float32)))  # not of halves
         return self(p[0], p[1], E)
 
