@@ -82,7 +82,9 @@ def test_a_text_among_the_test_images_is_refused_before_training(tmp_path, in_zi
     assert len(load_task("images", data_dir=root).load_test()) == 4
     bad.write_text("no image")
     path = zip_folder(root, tmp_path / "set.zip") if in_zip else root
-    with pytest.raises(DataError, match=r"test/ant/01\.png .* not a sound image: cannot identify"):
+    with pytest.raises(
+        DataError, match=r"test/ant/01\.png in .* image: cannot identify image file\. Rep"
+    ):
         load_task("images", data_dir=path)
 
 
