@@ -75,8 +75,7 @@ class Assembly(Field):
             return whole
         gains = self.coupling.gains(metrics, [part.tau for part in self.parts])
         roots = hierarchy_scales(gains, rates.to(gains)).sqrt()
-        each = zip(roots, self.coupling.sizes, strict=True)
-        return whole.scaled(torch.cat([root.expand(n) for root, n in each]))
+        return whole.scaled(torch.cat([*map(Tensor.expand, roots, self.coupling.sizes)]))
 
     def terms(self) -> Terms:
         """The tensors of the field, flattened over all depths, for one solve."""

@@ -118,5 +118,6 @@ def pack(x: State) -> Tensor:
 
 
 def shapes(x: Any) -> Any:
-    found = tuple(tuple(getattr(p, "shape", ())) for p in parts(x))
+    """Of a tensor, or of each in a tuple; () for what is none."""
+    found = tuple(tuple(p.shape) if isinstance(p, Tensor) else () for p in parts(x))
     return found if isinstance(x, tuple) else found[0]

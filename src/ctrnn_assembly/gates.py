@@ -110,7 +110,7 @@ class Gates(nn.Module):
             return nu * terms.drift(x, u)
         s = nu.sqrt()
         out = self._explicit(terms, s, x, u)
-        return out if terms.L is None else out + s * terms.couple(s * x)
+        return out if terms.L is None else out + s * ((s * x) @ terms.L.mT)
 
     def steps(self, terms: Terms, solver: str, count: int) -> Callable[..., Tensor]:
         """(h, z, u, x) -> x after so many steps of h, (batch, 1) or a number; imex: S L S implicit."""

@@ -189,20 +189,17 @@ class CTRNN(Recurrent):
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
-        dt = max(lengths, default=None)
-        if self.is_own:
-            reason = "no proof is known for a field of your own: it is code, not weights in a known form"
-            return Certificate.refused(reason, dt=dt, solver=solver)
-        g = self._reading
-        moves = {"_run", "_driven", "_reading", "stepper"}
+        g, moves = self._reading, {"_run", "_driven", "_reading", "stepper"}
         broken = "" if g is None else g.unproven(self.metric())
         if moves & methods_of_its_own(self, CTRNN):
             broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
+        if self.is_own:
+            broken = "no proof is known for a field of your own: it is code, not weights in a known form"
         if broken:
-            return Certificate.refused(broken, dt=dt, solver=solver)
+            return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
         if g is None:
             terms = self._driven()[0]
             found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)

@@ -81,7 +81,8 @@ ASSEMBLY = {**_options(_assembly), "readout_input": "state"}
 LAYER = _options(CTRNN, "size", "gate", "gate_bounds", "batch_first", "generator")
 OF_SET = ("margin", "density", "magnitude", "outside_set")  # of the set that W is in
 MARGIN = {"margin": 0.01}
-SPARSE = {"activation": "relu", "activation_place": "inside", "density": 0.033}
+INSIDE = {"activation_place": "inside"}
+SPARSE = {"activation": "relu", **INSIDE, "density": 0.033}
 DIAGONAL = {**MARGIN, "coupling_init": "orthogonal", "bias": False}  # AdaDiag's papers have no bias
 RELU, TANH = {**MARGIN, "activation": "relu"}, {"activation": "tanh"}
 
@@ -131,11 +132,7 @@ MODELS = {
     "product": Model("Theorem 3: W = -P1 Q P2", sets.NegativeProduct, MARGIN),
     "triangular": Model("Theorem 4: triangular W", sets.Triangular, MARGIN),
     "svd-combo": Model("SVD Combo Net: Theorem 5, trainable", sets.SingularValueBounded, RELU),
-    "firing-rate": Model(
-        "Theorem 35: firing rates, W of any norm",
-        sets.FiringRate,
-        {**RELU, "activation_place": "inside"},
-    ),
+    "firing-rate": Model("Theorem 35: firing rates, W of any norm", sets.FiringRate, RELU | INSIDE),
     "adadiag-tanh": Model("AdaDiag: diagonal W by tanh", sets.AdaDiagTanh, DIAGONAL),
     "adadiag-clip": Model("AdaDiag: diagonal W by clipping", sets.AdaDiagClip, DIAGONAL),
     "adadiag-gated-constant": _gated("with a trained time scale for each unit", "constant"),

@@ -14,15 +14,11 @@ from torch.nn.utils import parametrize
 from ctrnn_assembly.activations import Elementwise, around
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.fields import shapes
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import is_plain
 from ctrnn_assembly.terms import Terms
-
-
-def shape_of(value: object) -> tuple[int, ...]:
-    """Of a tensor; () for what is none."""
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 class Exp(nn.Module):
@@ -56,7 +52,7 @@ class Field(nn.Module):
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
         terms = self.terms()
         for name, value in (("x", x), ("u", u)):  # an input of the wrong width would broadcast
-            if value is not None and (found := shape_of(value))[1:] != (terms.n,):
+            if value is not None and (found := shapes(value))[1:] != (terms.n,):
                 raise ShapeError(f"{name} must be one tensor (batch, {terms.n}); got {found}.")
         return terms(x, u)
 
@@ -116,9 +112,9 @@ class Subnetwork(Field):
         W = torch.empty(size, size) if weight is None else weight
         if weight is None and not W.is_meta:
             W = constraint.sample(size, generator)
-        if shape_of(W) != (size, size) or not W.is_floating_point():
+        if shapes(W) != (size, size) or not W.is_floating_point():
             must = f"weight must be a floating-point tensor ({size}, {size})"
-            got = f"{shape_of(W)}, {getattr(W, 'dtype', type(W).__name__)}"
+            got = f"{shapes(W)}, {getattr(W, 'dtype', type(W).__name__)}"
             raise ShapeError(f"{must}; got {got}. Use torch.as_tensor(W).float().")
         self.weight = nn.Buffer(W) if constraint.frozen else nn.Parameter(W)
         parametrize.register_parametrization(self, "weight", constraint)

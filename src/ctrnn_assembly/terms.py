@@ -8,7 +8,7 @@ identity. An assembly of any depth is one `Terms`, and solvers see nothing else.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -90,10 +90,6 @@ class Terms:
             return torch.bmm(parts, stacked.mT).transpose(0, 1).flatten(1)
         return torch.cat([*map(linear, p.split(self.sizes, dim=-1), self.blocks)], dim=-1)
 
-    def couple(self, x: Tensor) -> Tensor:
-        """L x for x (batch, n)."""
-        return x @ cast(Tensor, self.L).mT
-
     def inject(self, u: Tensor | None) -> Tensor:
         """b + W_in u: (batch, n), or (n,) without an input."""
         if u is None or self.W_in is None:
@@ -115,7 +111,7 @@ class Terms:
     def drift(self, x: Tensor, u: Tensor | None = None) -> Tensor:
         """tau x', (batch, n), for x (batch, n) and u (batch, m) or (batch, n)."""
         out = self.nonlinear(x, self.inject(u)) - x
-        return out if self.L is None else out + self.couple(x)
+        return out if self.L is None else out + x @ self.L.mT
 
     def __call__(self, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x', (batch, n)."""

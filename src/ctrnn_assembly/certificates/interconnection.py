@@ -52,9 +52,11 @@ class Interconnection:
             K, error = _balanced_blocks(terms.L.double(), scales, terms.sizes)
         moved = rounding.norm_within(terms.within.L, *2 * (_whole(scales),)) if terms.within else 0.0
         edges = tuple(_edge_system(edge, scales, terms.sizes) for edge in terms.edges)
-        proven = (*map(prove_module, modules),)
-        tau = terms.tau.double()
-        gains = _edge_gains(terms, scales)
+        gains = torch.zeros(len(scales), len(scales), dtype=torch.float64)
+        for edge in terms.edges:  # sup ||left_i K_ij psi' right_j||
+            for i, j, block in nonzero_blocks(edge.K.double(), terms.sizes):
+                gains[i, j] += edge.psi.g * rounding.norm_under_slopes(block, scales[i], scales[j])
+        proven, tau = (*map(prove_module, modules),), terms.tau.double()
         return cls(terms.sizes, proven, K, error + moved, gains, tau, edges, moved > 0)
 
     @cached_property
@@ -203,16 +205,6 @@ def _balanced_blocks(L: Tensor, scales: list[Balance], sizes: tuple[int, ...]) -
         block.copy_(value)
         square += error**2
     return K, square**0.5 * (1 + rounding.gamma(len(sizes) ** 2 + 2))
-
-
-def _edge_gains(terms: Terms, scales: list[Balance]) -> Tensor:
-    """gamma_ij >= sup ||left_i K_ij psi' right_j||, (p, p), summed over the edges."""
-    p = len(terms.sizes)
-    gains = torch.zeros(p, p, dtype=torch.float64)
-    for edge in terms.edges:
-        for i, j, block in nonzero_blocks(edge.K.double(), terms.sizes):
-            gains[i, j] += edge.psi.g * rounding.norm_under_slopes(block, scales[i], scales[j])
-    return gains
 
 
 def _edge_system(edge: Edge, scales: list[Balance], sizes: tuple[int, ...]) -> LureSystem:

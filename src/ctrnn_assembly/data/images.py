@@ -29,10 +29,8 @@ T = TypeVar("T")
 _AUGMENTED_SIDE = 32
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
-_SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
+_SPLITS = {"training": "train", "testing": "test", "valid": "val", "validation": "val"}
+_SPLITS |= {part: part for part in ("train", "test", "val")}
 _LARGEST = 2**28  # bytes of one unpacked file: a zip can claim a thousand times its own size
 _BROKEN = "is not a zip file, or is cut short"
 _LAYOUT = (

@@ -78,23 +78,20 @@ class AffineLinearisation(Linearisation):
     """Of an `AffineMap` with one A and C, J in closed form, at a kink with the slope of `slope_at`."""
 
     def __init__(self, f: AffineMap, u: Tensor | None, x: Tensor) -> None:
-        self._f, self._u, self._x = f, u, x.detach()
-        self._terms, self._A, self._C = f.terms, f.A, f.C
+        self._f, self._u, self._x, self._affine, self.value = f, u, x.detach(), f, f(u, x)
         inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
-        g = sum((edge.psi(x) @ edge.K.mT for edge in f.terms.edges), f.terms.post(inner))
-        self.value = times(f.A, x) + times(f.C, g)
         self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
         self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]
 
     def product(self, V: Tensor) -> Tensor:
-        out = self._terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
+        out = self._affine.terms.apply_weight((V * self._pre).flatten(0, 1)).view(V.shape) * self._post
         for K, slope in self._edges:
             out = out + (V * slope) @ K.mT
-        return times(self._A, V) + times(self._C, out)
+        return times(self._affine.A, V) + times(self._affine.C, out)
 
     def matrix(self) -> Tensor:
-        A, C = self._A[0], self._C[0]
-        N = self._post[..., None] * self._terms.weight() * self._pre[:, None]
+        A, C = self._affine.A[0], self._affine.C[0]
+        N = self._post[..., None] * self._affine.terms.weight() * self._pre[:, None]
         for K, slope in self._edges:
             N = N + K * slope[:, None]
         return (C[:, None] * N if C.ndim == 1 else C @ N) + (A if A.ndim == 2 else torch.diag(A))
