@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.data.own import of_arrays, read_series
-from ctrnn_assembly.diagnostics import Behaviour
+from ctrnn_assembly.diagnostics.linearise import Behaviour
 from ctrnn_assembly.errors import ConfigError, DataError, check_within, refusing, unknown
 from ctrnn_assembly.terms import Terms
 

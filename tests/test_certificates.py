@@ -22,7 +22,7 @@ from ctrnn_assembly import (
     couple,
 )
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.contracting import raw_tensors
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric

@@ -19,7 +19,7 @@ from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.steps import prove_step
-from ctrnn_assembly.contracting import raw_tensors
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.coupling import hierarchy_scales
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.terms import Terms

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cli_tools import Cli
-from ctrnn_assembly.diagnostics import lyapunov_exponents, spectrum_along
+from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
+from ctrnn_assembly.diagnostics.spectrum import spectrum_along
 from stored_runs import store_run, strict_json
 from test_cli_diagnostics import COMMANDS, QUICK
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from beside import SIZE
 from ctrnn_assembly import CTRNN, AdaDiagTanh, SequenceClassifier, Subnetwork
-from ctrnn_assembly.diagnostics import Behaviour
+from ctrnn_assembly.diagnostics.linearise import Behaviour
 
 def gru():
     return nn.GRU(3, SIZE, num_layers=2, batch_first=True)

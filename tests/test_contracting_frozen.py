@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ctrnn_assembly.contracting import PublishedSparse, SparseAbsolute, raw_tensors
+from ctrnn_assembly.contracting import PublishedSparse, SparseAbsolute
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.contracting.theorem1 import sparse_uniform
 from ctrnn_assembly.errors import ConfigError, ContractionError
 from ctrnn_assembly.subnetwork import Subnetwork

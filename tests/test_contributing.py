@@ -12,7 +12,7 @@ from ctrnn_assembly import AdaDiagTanh, Contracting, Subnetwork, build_model, ce
 from ctrnn_assembly import schemes as rows
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.data import TASKS, Entry, arrays
-from ctrnn_assembly.diagnostics import behaviour
+from ctrnn_assembly.diagnostics.linearise import behaviour
 from ctrnn_assembly.models import MODELS, Model
 from ctrnn_assembly.terms import Terms
 

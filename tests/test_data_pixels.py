@@ -2,8 +2,7 @@
 
 import torch
 
-from ctrnn_assembly.data import PixelSequence
-from ctrnn_assembly.data.task import cropped_and_mirrored, resized
+from ctrnn_assembly.data.task import PixelSequence, cropped_and_mirrored, resized
 
 
 def generator(seed=0):

@@ -13,7 +13,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SingularValueBounded, Subnetwork, couple
-from ctrnn_assembly.diagnostics import behaviour, find_fixed_points, flow_jacobian
+from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+from ctrnn_assembly.diagnostics.linearise import behaviour, flow_jacobian
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation

@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import ACTIVATIONS, CTRNN, SingularValueBounded, Subnetwork, couple
-from ctrnn_assembly.diagnostics import Behaviour, behaviour, flow_jacobian, step_jacobian
-from ctrnn_assembly.diagnostics.linearise import Linearisation, linearise
+from ctrnn_assembly.diagnostics.linearise import (
+    Behaviour,
+    Linearisation,
+    behaviour,
+    flow_jacobian,
+    linearise,
+    step_jacobian,
+)
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.solvers import solve

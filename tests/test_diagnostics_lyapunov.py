@@ -12,13 +12,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, LinearInterpolation, SingularValueBounded, Subnetwork, certify, couple
-from ctrnn_assembly.diagnostics import (
-    Behaviour,
-    flow_jacobian,
-    lyapunov_exponents,
-    step_jacobian,
-)
-from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
+from ctrnn_assembly.diagnostics.linearise import Behaviour, flow_jacobian, step_jacobian
+from ctrnn_assembly.diagnostics.lyapunov import Lyapunov, lyapunov_exponents
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.solvers import solve
 from diagnostic_problems import field, rotation

@@ -23,15 +23,9 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-from ctrnn_assembly.diagnostics import (
-    behaviour,
-    flow_jacobian,
-    module_spectra,
-    spectrum,
-    spectrum_along,
-    spectrum_at,
-    step_jacobian,
-)
+from ctrnn_assembly.diagnostics import spectrum
+from ctrnn_assembly.diagnostics.linearise import behaviour, flow_jacobian, step_jacobian
+from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along, spectrum_at
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.solvers import solve

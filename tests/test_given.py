@@ -14,8 +14,8 @@ from torch import nn
 
 from cli_tools import Cli
 from ctrnn_assembly import ConfigError, Uncertainty, certify
-from ctrnn_assembly.certificates import largest_uncertainty, terms_of
-from ctrnn_assembly.certificates.given import input_gain, uncertain
+from ctrnn_assembly.certificates.certify import largest_uncertainty
+from ctrnn_assembly.certificates.given import input_gain, terms_of, uncertain
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.terms import Terms

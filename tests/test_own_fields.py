@@ -24,7 +24,8 @@ from ctrnn_assembly import (
     couple,
     solve,
 )
-from ctrnn_assembly.diagnostics import lyapunov_exponents, spectrum_along
+from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
+from ctrnn_assembly.diagnostics.spectrum import spectrum_along
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
 from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS

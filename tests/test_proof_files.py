@@ -23,7 +23,8 @@ import false_claims
 from cli_tools import Cli
 from ctrnn_assembly import Certificate, ContractionError, Metric, Subnetwork, Symmetric, certify
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.certificates import terms_of, verifier
+from ctrnn_assembly.certificates import verifier
+from ctrnn_assembly.certificates.given import terms_of
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.proofs import claimed, matrices, write_proof
 from ctrnn_assembly.certificates.verifier import Ball, RefusedError, integral, inverse, positive, verify

@@ -10,8 +10,7 @@ from torch.testing import assert_close
 
 from cli_tools import Cli
 from ctrnn_assembly import AdaDiagTanh, Subnetwork
-from ctrnn_assembly.diagnostics import behaviour
-from ctrnn_assembly.diagnostics.linearise import trajectory
+from ctrnn_assembly.diagnostics.linearise import behaviour, trajectory
 from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.solvers import solve

@@ -27,7 +27,8 @@ from ctrnn_assembly import (
     solve,
 )
 from ctrnn_assembly.baselines import LSTM
-from ctrnn_assembly.contracting import Contracting, raw_tensors
+from ctrnn_assembly.contracting import Contracting
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.training.config import make_config

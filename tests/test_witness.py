@@ -16,8 +16,10 @@ from torch import nn
 from cli_tools import Cli
 from ctrnn_assembly import CONSTRAINTS, CTRNN, Activation, Subnetwork, Unconstrained, certify
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.certificates import Certificate, terms_of
-from ctrnn_assembly.diagnostics import behaviour, find_fixed_points, flow_jacobian, step_jacobian
+from ctrnn_assembly.certificates import Certificate
+from ctrnn_assembly.certificates.given import terms_of
+from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+from ctrnn_assembly.diagnostics.linearise import behaviour, flow_jacobian, step_jacobian
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.schemes import SCHEMES
 from ctrnn_assembly.testing import assert_certified

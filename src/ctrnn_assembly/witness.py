@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise, around
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT, frobenius, gamma, is_positive_definite
-from ctrnn_assembly.diagnostics import behaviour, find_fixed_points
-from ctrnn_assembly.diagnostics.linearise import Behaviour, of_torch
+from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, of_torch
 from ctrnn_assembly.errors import CtrnnError, DataError
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.recurrent import is_plain

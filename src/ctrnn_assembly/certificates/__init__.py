@@ -7,7 +7,5 @@ bounds of `rounding`, the trusted kernel.
 """
 
 from ctrnn_assembly.certificates.certify import certify as certify
-from ctrnn_assembly.certificates.certify import largest_uncertainty as largest_uncertainty
-from ctrnn_assembly.certificates.given import terms_of as terms_of
 from ctrnn_assembly.certificates.result import Certificate as Certificate
 from ctrnn_assembly.certificates.result import StepCertificate as StepCertificate

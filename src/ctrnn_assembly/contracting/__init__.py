@@ -6,7 +6,6 @@
 
 from ctrnn_assembly.contracting.adadiag import AdaDiagClip, AdaDiagTanh
 from ctrnn_assembly.contracting.interface import Contracting
-from ctrnn_assembly.contracting.interface import raw_tensors as raw_tensors
 from ctrnn_assembly.contracting.theorem1 import Absolute, SparseAbsolute, Triangular
 from ctrnn_assembly.contracting.theorem2_symmetric import Symmetric
 from ctrnn_assembly.contracting.theorem3_product import NegativeProduct

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ctrnn_assembly.data import arrays, images, own
-from ctrnn_assembly.data.task import PixelSequence as PixelSequence
 from ctrnn_assembly.data.task import Split as Split
 from ctrnn_assembly.data.task import Task as Task
 from ctrnn_assembly.errors import ConfigError, unknown
