@@ -14,7 +14,7 @@ from ctrnn_assembly.activations import Activation
 from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate
 from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
-from ctrnn_assembly.linalg import log_metzler_scaling
+from ctrnn_assembly.linalg import log_metzler_scaling, working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array, one_determinant, worst_rate
@@ -40,7 +40,7 @@ def claimed_slopes(rule: Contracting) -> tuple[float, float]:
 def measured_rate(module: Subnetwork, form: str) -> float:
     """The exact rate of the weight in use, in the metric M = Theta^T Theta of the same raws."""
     rule = module.constraint
-    theta = array(rule.factor(*raw_tensors(module), form=form).theta)
+    theta = array(rule.metric(*working_precision(*raw_tensors(module)), form=form).theta)
     M = np.diag(theta**2) if theta.ndim == 1 else theta.T @ theta
     return worst_rate(array(module.weight), M, form, claimed_slopes(rule))
 
@@ -370,11 +370,13 @@ def test_theorem2_map_and_metrics() -> None:
         W = rule(*symmetric_raw([R, R], 0.25, rule.radius))
         torch.testing.assert_close(W, expected * torch.eye(2), rtol=0, atol=1e-12)
     raw = symmetric_raw([0.5**0.5, 0.5**0.5 + 1.5**0.5], 0.5, rule.radius)
-    W, M = array(rule(*raw)), array(Metric((rule.factor(*raw, form="x"),)).matrix())
+    W, M = array(rule(*raw)), array(Metric((rule.metric(*working_precision(*raw), form="x"),)).matrix())
     np.testing.assert_allclose(W, np.diag([0.5, -1.0]), atol=1e-12)
     np.testing.assert_allclose(M, one_determinant(np.diag([2, 2 - 3**0.5])), atol=1e-9)
     np.testing.assert_allclose(
-        array(Metric((rule.factor(*raw, form="r"),)).matrix()), np.linalg.inv(M), atol=1e-9
+        array(Metric((rule.metric(*working_precision(*raw), form="r"),)).matrix()),
+        np.linalg.inv(M),
+        atol=1e-9,
     )
     assert worst_rate(W, M) == pytest.approx(0.5, abs=1e-9)
 
@@ -386,7 +388,7 @@ def test_theorem3_metrics() -> None:
     raw = rule.right_inverse(W)
     for form, M in (("x", [[8.0, -2.0], [-2.0, 2.0]]), ("r", [[18.0, 3.0], [3.0, 2.0]])):
         expected = one_determinant(np.array(M))
-        found = array(Metric((rule.factor(*raw, form=form),)).matrix())
+        found = array(Metric((rule.metric(*working_precision(*raw), form=form),)).matrix())
         np.testing.assert_allclose(found, expected, atol=1e-9)
         assert worst_rate(array(W), found, form) == pytest.approx(1, abs=1e-9)
 
@@ -443,7 +445,7 @@ def test_membership_check_can_fail(metric: str) -> None:
     rule = constraint("product")
     raw = rule.right_inverse(rule.sample(4))
     W = array(rule(*raw))
-    theta = array(rule.factor(*raw, form=metric).theta)
+    theta = array(rule.metric(*working_precision(*raw), form=metric).theta)
     other = "r" if metric == "x" else "x"
     assert worst_rate(W, theta.T @ theta, metric) > 0.99
     assert worst_rate(W, theta.T @ theta, other) < 0.99
@@ -456,7 +458,7 @@ def test_firing_rates_contract_at_every_vertex_beyond_the_other_theorems() -> No
         torch.manual_seed(seed)
         n = int(torch.randint(1, 7, ()))
         raw = torch.randn(n, n), 2 * torch.randn(n, n), torch.randn(n)
-        W, factor = rule(*raw), rule.factor(*raw, form="r")
+        W, factor = rule(*raw), rule.metric(*working_precision(*raw), form="r")
         for slopes in torch.randint(0, 2, (50, n)).double():
             J = factor.theta @ (slopes[:, None] * W - torch.eye(n)) @ factor.theta_inv
             assert torch.linalg.eigvalsh(J + J.mT)[-1] / 2 <= -0.1

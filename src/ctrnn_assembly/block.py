@@ -210,11 +210,7 @@ class Layer(nn.Module):
         n, lengths, substeps = self.field.size, options["lengths"], options["substeps"]
         if options["solver"] != "exponential-euler":
             given = torch.cat([drive, speed.repeat_interleave(2, -1)], -1)
-
-            def flow(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-                return u[:, n:] * terms(x, u[:, :n])
-
-            done = solve(flow, z, u=given, dt=dt, **options)
+            done = solve(lambda t, x, u: u[:, n:] * terms(x, u[:, :n]), z, u=given, dt=dt, **options)
             return done.x[:, 1:], done.last
         times, steps = step_grid(z, None, drive, dt, lengths)
         h = speed * steps.mT[..., None] / substeps

@@ -24,7 +24,6 @@ Lengths = Tensor | None
 Dt = float | Tensor | None
 Data = Tensor | ArrayLike | PackedSequence | None  # what a user gives
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-PutBack = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Outputs = tuple[Tensor, Tensor]  # after each sample, (batch, time, n), and the last state
 Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], Outputs]
 
@@ -90,7 +89,7 @@ class Sequences:
 
     def episodes(
         self, x: Tensor, fresh: Tensor, save: Save
-    ) -> tuple[tuple[Tensor, Tensor, Lengths, Dt], PutBack]:
+    ) -> tuple[tuple[Tensor, Tensor, Lengths, Dt], Callable[[Tensor, Tensor], Outputs]]:
         """What a `Run` takes but `save`, and what makes its result that of the sequences.
 
         From states x (batch, .), and from `fresh` (1, .) before each sample with a reset.

@@ -94,12 +94,10 @@ class Coupling(nn.Module):
 
     Attributes:
         free: the free blocks of K of a pair i < j: True for (row i, column j), False for the other.
-        balanced: whether L = Theta^-1 (K - K^T) Theta, instead of K.
         share: of the modules' smallest rate that the whole is guaranteed; None for nothing.
     """
 
     free: ClassVar[tuple[bool, ...]]
-    balanced: ClassVar[bool] = False
     share: ClassVar[float | None]
 
     def __init__(
@@ -120,8 +118,9 @@ class Coupling(nn.Module):
         self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
-        """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
-        if not self.balanced:
+        """L, (n, n), for the modules' metrics: K, or of a `Feedback` Theta^-1 (K - K^T) Theta; None when
+        the edges are nonlinear."""
+        if not isinstance(self, Feedback):
             return self.K() if self.psi is None else None
         metric, K = Metric.join(metrics), self.K
         # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
@@ -148,7 +147,6 @@ class Feedback(Coupling):
     """
 
     free = (True,)
-    balanced = True
     share = 1.0
 
 

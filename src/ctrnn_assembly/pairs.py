@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.activations import Activation, Elementwise, around
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError, check_within
-from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 
@@ -93,8 +93,7 @@ class Pairs(Field):
 
     def metric(self) -> Metric:
         """M = I, a factor for each unit."""
-        one = self.constraint.metric(self.log_rate[:1].detach(), form="x")
-        return Metric((one,) * self.size)
+        return Metric((Factor.identity(1, self.log_rate.detach()),) * self.size)
 
     def terms(self) -> Terms:
         """Units are the modules, coupled two by two; the coupling is L = omega tau (0, -1; 1, 0)."""

@@ -165,7 +165,8 @@ class Subnetwork(Field):
 
     def metric(self) -> Metric:
         """M, from the same raw tensors as the weight, in the form of the module."""
-        return Metric((self.constraint.factor(*raw_tensors(self), form=self.form),))
+        raw = working_precision(*raw_tensors(self))
+        return Metric((self.constraint.metric(*raw, form=self.form),))
 
     def terms(self) -> Terms:
         """The tensors of the field, for one solve."""

@@ -44,8 +44,7 @@ def certify_rnn(net: nn.RNNBase) -> Certificate:
             return Certificate.refused(reason, dt=1.0, solver="map")
         # From metric to metric: only what leaves the last layer is Euclidean.
         gain = rounding.norm_under_slopes(entering, scale, below, inside=True)
-        last = k == net.num_layers - 1
-        leaving = scale.right_norm if last else 1.0
+        leaving = scale.right_norm if k == net.num_layers - 1 else 1.0
         layers.append(LayerBound(found, input_gain=gain, output_gain=leaving))
         below = scale
     return layers[0].certificate if len(layers) == 1 else certify_cascade(layers, 1.0, "map")

@@ -92,12 +92,8 @@ def prove_step(whole: Interconnection, scheme: str, sharp: bool = True) -> StepP
     if scheme not in CLOSED_FORMS:
         return StepProof(lambda dt: math.inf, 0.0, f"no proof is known for steps of {scheme}")
     proofs = [_of_cluster(part, scheme, sharp) for part in whole.parts]
-
-    def factor(dt: float) -> float:
-        return max(proof.factor(dt) for proof in proofs)
-
     largest, first = min(proof.max_dt for proof in proofs), proofs[0]
-    return StepProof(factor, largest, first.advice, first.interval)
+    return StepProof(lambda dt: max(p.factor(dt) for p in proofs), largest, first.advice, first.interval)
 
 
 def _of_cluster(whole: Interconnection, scheme: str, sharp: bool) -> StepProof:
@@ -144,12 +140,10 @@ def imex_step(whole: Interconnection) -> StepProof:
         implicit = dt * whole.cost
         return proof(dt) / (1 - implicit) * (1 + 4 * UNIT) if implicit < 1 else math.inf
 
-    def factor(dt: float) -> float:
-        return min(by(alone.factor, dt), by(near.factor, dt))
-
-    if not whole.cost:
-        return StepProof(factor, alone.max_dt)
-    return StepProof(factor, last_proven(alone.max_dt, lambda dt: by(near.factor, dt) < 1))
+    longest = alone.max_dt
+    if whole.cost:
+        longest = last_proven(longest, lambda dt: by(near.factor, dt) < 1)
+    return StepProof(lambda dt: min(by(alone.factor, dt), by(near.factor, dt)), longest)
 
 
 def exponential_euler_step(whole: Interconnection) -> StepProof:

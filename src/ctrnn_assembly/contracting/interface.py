@@ -114,10 +114,6 @@ class Contracting(nn.Module, ABC):
         # A product or a solve may be stored by columns, which LBFGS, pruning and safetensors refuse.
         return tuple(one.to(W.dtype).contiguous() for one in raw)
 
-    def factor(self, *raw: Tensor, form: Form) -> Factor:
-        """`metric` of raw tensors of any precision, in float64."""
-        return self.metric(*working_precision(*raw), form=form)
-
     def outside(self, condition: str, value: float, fix: str) -> ContractionError:
         return ContractionError(f"{self.theorem} needs {condition}; got {value:.6g}. {fix}")
 

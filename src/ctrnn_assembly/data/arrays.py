@@ -16,8 +16,9 @@ else torchvision downloads them. `Task.data` and the name of a task say what was
 import gzip
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def load_mnist(name: str, options: DataConfig) -> Task:
 
     def read(part: str, train: Split | None) -> Split:
         if files is None:
-            return _read("MNIST", part, root, home, originals)
+            return _read("MNIST", root, home, originals, part)
         with tasks.reading("MNIST", originals, home):
             images, labels = files[:2] if part == "train" else files[2:]
             split = Split(_idx(images, 3)[:, None], _idx(labels, 1).long())
@@ -112,10 +113,7 @@ def load_cifar10(name: str, options: DataConfig) -> Task:
     name = "scifar10-planar" if planar else "scifar10-rgb"
     unpacked = f"its folder {_BATCHES[1]} (data_batch_1..5, test_batch, batches.meta)"
     originals = f"{_BATCHES[0]}, or {unpacked}, into {folder}"
-
-    def read(part: str, train: Split | None) -> Split:
-        return _read("CIFAR10", part, folder, folder / _BATCHES[1], originals)
-
+    read = partial(_read, "CIFAR10", folder, folder / _BATCHES[1], originals)
     there = any((folder / file).exists() for file in _BATCHES)
     copies = None if there else copies_of(folder, CIFAR10)
     stored, what, note = _stored(name, "CIFAR-10", read, copies, (3, 32, 32), originals, options)
@@ -136,20 +134,17 @@ def _stored(
     (C, H, W), which are read where they are given; otherwise `read` gives the originals."""
     if copies is None:
         return cache(read), what, ""
-    found, side = copies, options.resize or shape[1]
+    side = options.resize or shape[1]
+    found = replace(copies, resize=options.resize, shape=(shape[0], side, side))
     note = (
         f"{name} is read from {found.kind} in {found.path.name}: not the original pixels and order, so "
         f"not comparable with papers. For those put {originals.rpartition(' into ')[0]} into "
         "--data-dir."
     )
-
-    def stored(part: str, train: Split | None) -> ImageFiles:
-        return replace(found, part=part, resize=options.resize, shape=(shape[0], side, side))
-
-    return stored, f"{what} ({found.kind})", note
+    return lambda part, train: replace(found, part=part), f"{what} ({found.kind})", note
 
 
-def _read(name: str, part: str, root: Path, folder: Path, advice: str) -> Split:
+def _read(name: str, root: Path, folder: Path, advice: str, part: str, train: Any = None) -> Split:
     """Images (N, C, H, W) uint8 and labels of a set of torchvision's, whose files are in `folder`."""
     from torchvision import datasets  # slow to import; not every task needs it
 
