@@ -5,7 +5,7 @@ is cached: weights, metrics and couplings are read from the raw parameters once 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from itertools import accumulate, chain, pairwise, product
 from typing import Any, Literal, Unpack
 
@@ -119,7 +119,8 @@ class Assembly(Field):
 
 def sizes_of(modules: Any) -> tuple[int, ...]:
     """The units of each module; a ConfigError for what is no list of modules."""
-    given = [*modules] if isinstance(modules, Iterable) else modules
+    sized = isinstance(modules, Iterable) and isinstance(modules, Sized)  # not read once only
+    given = [*modules] if sized else modules
     if not isinstance(given, list) or not given or not all(isinstance(part, Field) for part in given):
         kinds = [type(p).__name__ for p in given] if isinstance(given, list) else type(given).__name__
         fix = "Use couple([Subnetwork(SingularValueBounded('tanh'), 8) for _ in range(4)])."

@@ -307,12 +307,10 @@ def read(y, w, wide, states, u, n, m, step, at, steps, after):  # type: ignore[n
 
 
 @kept
-def adjoint(
-    phi, slope, sigmoid, outer, inner, R, E, m, gates, h, given, found, sums, n, step, start, stop
-):  # type: ignore[no-untyped-def]
+def adjoint(phi, slope, sigmoid, matrices, m, gates, h, given, found, sums, n, step, start, stop):  # type: ignore[no-untyped-def]
     """dE/dx0 of some groups, v and dz if these have a place; adds to the sums of A, W, E, G and d."""
     (states, u, grad), (dx0, v, dz), (dE, dG, dd, dA, dB) = given, found, sums
-    (A, turned), (B, turned_B) = outer, inner
+    (A, turned), (B, turned_B), R, E = matrices
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
     gated, congruent, inside = len(gates[0]), gates[5], len(B[0])
     y, q, z = np.empty(3 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
@@ -519,7 +517,8 @@ def _gradients(
         v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
     read = tuple(_flat(t) for t in (states, inputs, grad))
     written = tuple(_flat(t, x0) for t in (dx0, v, dz))
-    of_step = tuple(outer), tuple(inner), inverse, _flat(E.mT), m, _gates(gates, G, d, x0), _flat(h, x0)
+    matrices = tuple(outer), tuple(inner), inverse, _flat(E.mT)
+    of_step = matrices, m, _gates(gates, G, d, x0), _flat(h, x0)
     wide = (m + -m % ROWS) * n
     sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, outer[0][:3])
     sizes += (*map(len, inner[0][:3]),)
