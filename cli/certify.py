@@ -20,20 +20,6 @@ from ctrnn_cli.shared import Column, table
 MANY, WORST = 20, 5  # more modules than that are shown by the worst of them
 PLACES = click.Choice(["outside", "inside"])
 SEARCHES = click.Choice(["none", "fast"])
-MODULES = (
-    Column("index", "module"),
-    Column("size", "units", ">"),
-    Column("theorem", "theorem"),
-    Column("margin", "margin (1/tau)", ">"),
-    Column("rate", "rate", ">"),
-)
-LAYERS = (
-    Column("index", "layer"),
-    Column("factor", "factor <=", ">"),
-    Column("memory", "samples to 1/1000", ">"),
-    Column("input_gain", "input gain <=", ">"),
-    Column("output_gain", "output gain <=", ">"),
-)
 
 
 @click.command("certify", cls=shared.Command)
@@ -52,14 +38,7 @@ LAYERS = (
 @shared.json_option
 @shared.plot_option
 def certify_command(
-    source: str | None,
-    search: Any,
-    require_step: bool,
-    proof: Path | None,
-    witness: Path | None,
-    as_json: bool,
-    plot: Path | None,
-    **settings: Any,
+    source: str | None, proof: Path | None, witness: Path | None, **settings: Any
 ) -> None:
     """Prove that two states under one input approach each other, for the weights as they are now.
 
@@ -79,7 +58,8 @@ def certify_command(
     from ctrnn_assembly.training.run import write
     from ctrnn_assembly.witness import judge
 
-    file = settings.pop("weights")
+    file, search, require_step = (settings.pop(key) for key in ("weights", "search", "require_step"))
+    outputs = {key: settings.pop(key) for key in ("as_json", "plot")}
     if (source is None) == (file is None):
         raise ConfigError("name a run, a file or a recipe, or matrices of your own by --weights.")
     own = {name: settings.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
@@ -100,10 +80,10 @@ def certify_command(
     def figure() -> Any:
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        return certificate_figure(certificate, found.curves(), title=f"{found.model}: {name}")
+        return certificate_figure(certificate, found.curves(), title=f"{about['model']}: {name}")
 
-    about: dict[str, Any] = {"model": found.model, "units": found.units, "weights": found.weights}
-    rows = [*weights_rows(found.weights), *fact_rows(certificate), *found.rows]
+    about = found.about
+    rows = [*weights_rows(about["weights"]), *fact_rows(certificate), *found.rows]
     if proof is not None and certificate.certified:
         about["proof"] = proven(proof, found, source)
         rows.append(("proof", "\n".join(about["proof"])))
@@ -112,12 +92,10 @@ def certify_command(
         click.style(verdict(certificate), fg="green" if certificate.certified else "red"),
         *map(str, verdicts.witnesses),
         *([f"unknown: {verdicts.tried}"] if verdicts.tried else []),
-        shared.facts(rows, title=f"{found.model}, {found.units} units{found.note}"),
-        *shown_modules(certificate.modules, "modules" if certificate.cascade is None else "layers"),
-        *shown_steps(certificate.cascade),
+        shared.facts(rows, title=f"{about['model']}, {about['units']} units{found.note}"),
+        *shown_parts(certificate),
         figure=figure,
-        as_json=as_json,
-        plot=plot,
+        **outputs,
     )
     refuted = "refuted" in (verdicts.flow or verdicts.step, require_step and verdicts.step)
     click.get_current_context().exit(0 if enough else 1 if refuted else 3)
@@ -192,9 +170,7 @@ class Found:
     """A certificate and of what it is; of matrices, `more` for the JSON and `rows` for the table."""
 
     certificate: Any
-    model: str
-    units: int
-    weights: dict[str, Any]
+    about: dict[str, Any]  # model, units and weights, as `Run.about`
     curves: Callable[[], Any]
     net: Any
     note: str = ""
@@ -207,10 +183,11 @@ def proven(file: Path, found: Found, run: str | None) -> list[str]:
     from ctrnn_assembly.certificates.proofs import write_proof
     from ctrnn_assembly.training.run import read_summary, write
 
-    if found.weights["file"] is None:
+    weights = found.about["weights"]
+    if weights["file"] is None:
         raise ConfigError("a proof is of weights in a file, and initial ones have none. Train first.")
-    said = write_proof(file, found.net, found.certificate, Path(found.weights["file"]))
-    if run and found.weights["kind"] == "trained" and (summary := read_summary(Path(run))):
+    said = write_proof(file, found.net, found.certificate, Path(weights["file"]))
+    if run and weights["kind"] == "trained" and (summary := read_summary(Path(run))):
         about = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         write(Path(run) / "summary.json", json.dumps(summary | {"proof": about}, indent=2) + "\n")
     return said
@@ -221,11 +198,11 @@ def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     from ctrnn_assembly.certificates.curves import step_curves
 
     run = ctrnn_assembly.Run.open(source, **changes)
-    config, units = run.config, run.about()["units"]
+    config, about = run.config, {key: run.about()[key] for key in ("model", "units", "weights")}
     core: Any = run.build(data=False).core
     certificate, note = core.certificate(search=search), ", tau trained" if config.train_tau else ""
     curves = partial(step_curves, core, certificate, near=config.dt / config.substeps)
-    return Found(certificate, config.model, units, run.weights.as_dict(), curves, core, note=note)
+    return Found(certificate, about, curves, core, note)
 
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
@@ -254,7 +231,8 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     weights, more = {"kind": "given", "file": str(file), "sha256": sha}, {"input_gain": gain} | more
     curves = partial(step_curves, terms, certificate, near=dt)
-    return Found(certificate, "given", terms.n, weights, curves, terms, more=more, rows=rows)
+    about = {"model": "given", "units": terms.n, "weights": weights}
+    return Found(certificate, about, curves, terms, more=more, rows=rows)
 
 
 def half_widths(given: str, terms: Any) -> Any:
@@ -270,29 +248,32 @@ def half_widths(given: str, terms: Any) -> Any:
     return ctrnn_assembly.Uncertainty(widths, 0.0 if terms.L is None else abs(terms.L) * (size / 100))
 
 
-def shown_modules(modules: Sequence[Any], title: str = "modules") -> Iterator[Table | str]:
-    """A table of the modules; of many, the worst ones, and what all others have at least."""
-    from ctrnn_assembly.certificates.wording import down
+def shown_parts(certificate: Any) -> Iterator[Table | str]:
+    """A table of the modules, or of many the worst ones, and what all others have at least; and of a
+    stack its layers' steps, with the constants between them."""
+    from ctrnn_assembly.certificates.wording import down, factor, samples_words, up
 
+    modules, cascade = certificate.modules, certificate.cascade
     worst = sorted(modules, key=lambda module: module.margin)
     shown = worst[:WORST] if len(worst) > MANY else modules
-    rows = [vars(one) | {"margin": down(one.margin), "rate": down(one.rate)} for one in shown]
-    if rows:
-        yield table(rows, MODULES, title=title)
+    columns = [
+        Column("index", "module"),
+        Column("size", "units", ">"),
+        Column("theorem", "theorem"),
+        Column("margin", "margin (1/tau)", down),
+        Column("rate", "rate", down),
+    ]
+    if shown:
+        yield table([*map(vars, shown)], columns, title="modules" if cascade is None else "layers")
     if rest := worst[len(shown) :]:
         margin, rate = down(rest[0].margin), down(min(one.rate for one in rest))
         yield f"{len(rest)} more: margin >= {margin}, rate >= {rate}"
-
-
-def shown_steps(cascade: Any) -> Iterator[Table]:
-    """Of a stack, a table of its layers' steps, with the constants between them."""
-    from ctrnn_assembly.certificates.wording import factor, samples_words, up
-
+    columns = [
+        Column("index", "layer"),
+        Column("factor", "factor <=", factor),
+        Column("memory", "samples to 1/1000", samples_words),
+        Column("input_gain", "input gain <=", up),
+        Column("output_gain", "output gain <=", up),
+    ]
     if cascade is not None:
-        rows = [
-            vars(one)
-            | {"factor": factor(one.factor), "memory": samples_words(one.memory)}
-            | {name: up(vars(one)[name]) for name in ("input_gain", "output_gain")}
-            for one in cascade.layers
-        ]
-        yield table(rows, LAYERS, title="steps")
+        yield table([*map(vars, cascade.layers)], columns, title="steps")

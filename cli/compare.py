@@ -17,8 +17,8 @@ BENCH_COLUMNS = (
     Column("work", "work"),
     Column("size", "size"),
     Column("name", "contestant"),
-    Column("median_ms", "median ms", ".2f"),
-    Column("min_ms", "min ms", ".2f"),
+    Column("median_s", "median ms", lambda seconds: f"{1000 * seconds:.2f}"),
+    Column("min_s", "min ms", lambda seconds: f"{1000 * seconds:.2f}"),
     Column("times", "times", ".2f"),
     Column("times_min", "of minima", ".2f"),
     Column("share", "share", ".0%"),
@@ -34,8 +34,7 @@ FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--list", "list_all", is_flag=True, help="show all experiments and what they took")
 @click.option("--rows", default="", metavar="ROW,...", help="only these, or patterns like svd-*")
-@click.option("--seeds", type=click.IntRange(min=1), help="runs of each row, with seeds 0, 1, ...")
-@click.option("--seed", "only", type=click.IntRange(min=0), multiple=True, help="only this seed")
+@click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="only this seed")
 @click.option("--fast", is_flag=True, help="a few small samples, 2 epochs: see that it runs")
 @click.option("--data-dir", help="where the data are; else CTRNN_DATA_DIR")
 @click.option("--runs", type=PATH, default=Path("runs/reproduce"), help="run folders, to resume from")
@@ -55,9 +54,7 @@ def reproduce_command(names: tuple[str, ...], list_all: bool, as_json: bool, **g
 
     if not names and not list_all:
         raise ConfigError("ctrnn reproduce needs the name of an experiment. --list shows them all.")
-    count, only, fast, results = (given.pop(key) for key in ("seeds", "only", "fast", "results"))
-    if count is not None and only:
-        raise ConfigError("--seeds and --seed exclude each other. Drop one of them.")
+    seeds, fast, results = (given.pop(key) for key in ("seeds", "fast", "results"))
     results = results or (FAST_RESULTS if fast else RESULTS)
     read = partial(read_results, results)
     experiments = [load_experiment(name) for name in names or experiment_names()]
@@ -67,7 +64,6 @@ def reproduce_command(names: tuple[str, ...], list_all: bool, as_json: bool, **g
         emit(listed, table(texts, title="ctrnn reproduce ..."), as_json=as_json)
         return
     patterns = [pattern for pattern in given.pop("rows").split(",") if pattern]
-    seeds = only or range(count or 0)
     jobs = [job for e in experiments for job in e.jobs(patterns, seeds=seeds, fast=fast)]
     failures = run_all(jobs, results=results, say=say, **given)
     lines = {e.name: compare(e.matching(patterns), read(e, fast=fast), e.against) for e in experiments}
@@ -205,11 +201,9 @@ def bench_command(works: tuple[str, ...], as_json: bool, plot: Path | None, **se
 
 
 def bench_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With milliseconds, and without the work and size that are as above."""
+    """Without the work, and the size in a work, that are as above."""
     found = []
     for above, row in pairwise([{"work": None}, *rows]):
         same = row["work"] == above["work"]
-        named = {"work": "" if same else row["work"]}
-        named["size"] = "" if same and row["size"] == above["size"] else row["size"]
-        found.append(row | named | {f"{k}_ms": 1000 * row[f"{k}_s"] for k in ("median", "min")})
+        found.append(row | {k: "" for k in ("work", "size") if same and row[k] == above[k]})
     return found

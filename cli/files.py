@@ -51,11 +51,10 @@ def predict_command(folder: Path, data: Path, out: Path | None) -> None:
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
 @click.option("--out", type=OutputFile(*PROGRAMS), help=".onnx or .pt2  [default: model.onnx in RUN]")
-@click.option("--format", type=click.Choice([*PROGRAMS.values()]), help="[default: as the suffix says]")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option
-def export_command(run: str, out: Path | None, format: Any, step: bool, as_json: bool) -> None:
-    """Write a run as an ONNX file, or as a program of torch.export.
+def export_command(run: str, out: Path | None, step: bool, as_json: bool) -> None:
+    """Write a run as an ONNX file, or, with the suffix .pt2, as a program of torch.export.
 
     It reads sequences (batch, time, features) as the task prepares them, of any batch and length, and
     gives logits; the loop over time is one operator. Its numbers are compared with the network's
@@ -66,10 +65,8 @@ def export_command(run: str, out: Path | None, format: Any, step: bool, as_json:
     from ctrnn_assembly.export import exported
     from ctrnn_assembly.training.run import Run, write
 
-    out = place(out, Path(run), "model.pt2" if format == "torch" else "model.onnx")
-    if format not in (None, made := PROGRAMS[out.suffix.lower()]):
-        raise ConfigError(f"--format {format} does not go with --out; got {str(out)!r}.")
-    opened, part, format = Run.open(run), "step" if step else "sequence", made
+    out = place(out, Path(run), "model.onnx")
+    opened, part, format = Run.open(run), "step" if step else "sequence", PROGRAMS[out.suffix.lower()]
     certificate, weights = opened.certificate, opened.weights.as_dict()
     about = {
         "ctrnn_assembly": ctrnn_assembly.__version__,

@@ -23,7 +23,6 @@ from ctrnn_cli import shared
 from ctrnn_cli.shared import Column, Columns, Decorator
 
 Results = dict[str, Any]
-Draw = Callable[..., Any]
 WARNING = (
     "Eigenvalues alone prove nothing: a system whose Jacobian has all eigenvalues in the left "
     "half-plane at all times can still expand (docs/explanations/counterexamples.md). The "
@@ -104,7 +103,7 @@ class Driven:
         return torch.Generator().manual_seed(0)
 
     def show(
-        self, found: Results, *blocks: Columns, what: str, notes: list[str], figure: Draw, **facts: Any
+        self, found: Results, *blocks: Columns, what: str, notes: list[str], figure: Any, **facts: Any
     ) -> None:
         """Show rows, the sentences `notes` under them, and the certificate.
 
@@ -281,14 +280,13 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     found = measure_contraction(net.behaviour, net.u, metric=metric, **settings)
     results: Results = {"": found}
     step = certificate.step
-    bound = None if step is None or not step.certified else step.sample_factor
+    layers = certificate.of_layers  # then distances are Euclidean, and may grow first
+    bound = None if step is None or not step.certified or layers else step.sample_factor
     at = range(0, found.steps + 1, max(1, found.steps // 20))
     times = found.times[at]
     of_step = None if bound is None else [bound**k for k in at]
-    of_flow = None if net.rate is None else (-net.rate * times).exp()
-    if certificate.of_layers:  # the distances are Euclidean, and may grow first
-        of_step = None if bound is None else [certificate.jacobian_bound(k) for k in at]
-        of_flow = bound = None
+    of_step = [certificate.jacobian_bound(k) for k in at] if layers else of_step
+    of_flow = None if net.rate is None or layers else (-net.rate * times).exp()
 
     def largest(distances: Any) -> Any:
         return (distances[:, at] / distances[:, :1]).amax(0)
@@ -300,7 +298,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         Column("certified_step", "certified (step)", ".4g", of_step),
         Column("certified_continuous", "certified (continuous)", ".4g", of_flow),
     ]
-    said = "not certified in this distance" if certificate.of_layers else "not certified"
+    said = "not certified in this distance" if layers else "not certified"
     said = said if bound is None else f"at most {factor(bound)} certified"
     notes = [
         f"largest factor from sample to sample: {found.factor:.6f} measured, {said}",
@@ -336,10 +334,8 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
 
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
     inputs = inputs[:1] if held == "zero" else inputs
-    found = [
-        ctrnn_assembly.find_fixed_points(net.behaviour, u, generator=net.generator, **settings)
-        for u in inputs
-    ]
+    find = partial(ctrnn_assembly.find_fixed_points, net.behaviour, **settings)
+    found = [find(u, generator=net.generator) for u in inputs]
     blocks = [
         (
             Column("sample", "sample", "d", sample),

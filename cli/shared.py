@@ -133,15 +133,22 @@ output_options = together(
 class Column:
     """A column of rows: its key in JSON and CSV, its header in the table, and the format of a number.
 
-    Text has no format and stands left. `missing` is shown where there is no value. `values` is a tensor
-    or a sequence with a value for each row, or one value for every row.
+    The format is one of Python's, or a function that gives a text; without one it is text, which stands
+    left. `missing` is shown where there is no value. `values` is a tensor or a sequence with a value for
+    each row, or one value for every row.
     """
 
     key: str
     header: str
-    form: str = ""
+    form: str | Callable[[Any], str] = ""
     values: Any = None
     missing: str = "-"
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """What the table shows of a row."""
+        if (value := row.get(self.key)) is None:
+            return self.missing
+        return self.form(value) if callable(self.form) else format(value, self.form)
 
 
 Columns = Sequence[Column]
@@ -165,8 +172,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Columns = (), *, title: st
         look: Any = {"justify": "right" if column.form else "left", "no_wrap": column is columns[0]}
         made.add_column(column.header, overflow="fold", **look)
     for row in rows:
-        values = ((column, row.get(column.key)) for column in columns)
-        made.add_row(*(c.missing if value is None else format(value, c.form) for c, value in values))
+        made.add_row(*(column.text(row) for column in columns))
     return made
 
 

@@ -35,7 +35,4 @@ def finish(name: str, result: dict[str, Any], columns: Columns, title: str) -> N
 
 def shown(rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[dict[str, str]]:
     """Rows as a table has them, which `tables.py` finds again under the key table of a result."""
-    return [
-        {c.header: "-" if row.get(c.key) is None else format(row[c.key], c.form) for c in columns}
-        for row in rows
-    ]
+    return [{column.header: column.text(row) for column in columns} for row in rows]

@@ -42,19 +42,15 @@ PASSES = {
     f"n=64, batch 32, T=128, {solver}": ("svd-combo", 4, 16, 32, 128, "all", solver)
     for solver in ("euler", "exponential-euler")
 }
-for _batch in (128, 16):
-    PASSES |= {
-        f"{model}, 16x32, C=5, batch {_batch}": (model, 16, 32, _batch, 196, "random:5", "euler")
-        for model in ("adadiag-tanh", "svd-combo", "adadiag-gated-constant", "adadiag-gated-input")
-    }
+PASSES |= {
+    f"{model}, 16x32, C=5, batch {batch}": (model, 16, 32, batch, 196, "random:5", "euler")
+    for batch in (128, 16)
+    for model in ("adadiag-tanh", "svd-combo", "adadiag-gated-constant", "adadiag-gated-input")
+}
 # The recipes as they are in both trees; the first leaves threads as they are, the other sets 1.
 RECIPES = {"JapaneseVowels, a step": "adadiag-japanese-vowels", "digits, a step": "digits"}
 WARM, TIMES = {"pass": 2, "step": 5}, {"pass": 5, "step": 30}  # runs before the timings, and timings
 KINDS = {"min": min, "median": median}
-
-
-class EnoughError(Exception):
-    """The steps that were to be timed are done."""
 
 
 def pass_seconds(
@@ -87,10 +83,10 @@ def step_seconds(name: str) -> list[float]:
     def note(*_: Any) -> None:
         starts.append(perf_counter())
         if len(starts) > WARM["step"] + TIMES["step"]:
-            raise EnoughError
+            raise SystemExit  # enough
 
     hook = register_optimizer_step_pre_hook(note)
-    with TemporaryDirectory() as folder, suppress(EnoughError), redirect_stdout(sys.stderr):
+    with TemporaryDirectory() as folder, suppress(SystemExit), redirect_stdout(sys.stderr):
         ctrnn(["train", "--recipe", name, "--out", f"{folder}/run"], standalone_mode=False)
     hook.remove()
     return [b - a for a, b in pairwise(starts)][WARM["step"] :]

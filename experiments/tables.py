@@ -10,7 +10,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -152,7 +151,7 @@ def speed(results: Path, hidden: tuple[str, ...] = ()) -> str:
     parts = []
     for run in newest(results, "bench-*"):
         rows = [row for row in run["rows"] if not any(word in row["name"] for word in hidden)]
-        columns = [replace(one, missing="") for one in BENCH_COLUMNS if one.key != "peak_mb"]
+        columns = [one for one in BENCH_COLUMNS if one.key != "peak_mb"]
         where = f"{run['hardware']}, torch {run['versions']['torch']}, {run['date']}"
         parts += [f"{run['threads']} thread(s) of {where}, {run['rounds']} rounds:"]
         parts += [markdown(shown(bench_rows(rows), columns))]

@@ -98,7 +98,6 @@ def test_the_list_shows_every_experiment(cli: Cli, monkeypatch: pytest.MonkeyPat
         ((), "needs the name of an experiment"),
         (("nothing",), "experiment must be one of adadiag2025-figure2"),
         (("digits", "--rows=svd,none"), "row of digits must be one of published-sparse-combo"),
-        (("digits", "--seeds=2", "--seed=1"), "--seeds and --seed exclude each other"),
         (("--list", "nothing"), "experiment must be one of"),
     ],
 )

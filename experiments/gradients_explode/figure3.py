@@ -41,7 +41,6 @@ from ctrnn_cli.shared import Column
 Settings = argparse.Namespace
 EXPLODING = ("batch-relu", "layer-tanh", "batch-tanh", "selu")
 RATES = tuple(digit * 10.0**power for power in range(5, -6, -1) for digit in (3, 1))[1:]
-CUT, PATIENCE = 0.333, 5
 BATCH = 100
 PROBES = 20
 COLUMNS = [
@@ -102,7 +101,7 @@ def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
 def training(net: nn.Sequential, images: Task, rate: float, settings: Settings) -> Iterator[float]:
     """The training error of each epoch, of the weights as they were at each batch; NaN on overflow."""
     steps, generator = torch.optim.SGD(net.parameters(), rate), Generator()
-    cuts = ReduceLROnPlateau(steps, factor=CUT, patience=PATIENCE - 1, threshold=0)
+    cuts = ReduceLROnPlateau(steps, factor=0.333, patience=4, threshold=0)
     generator.manual_seed(settings.seed)
     while True:
         wrong = 0.0

@@ -335,13 +335,11 @@ class DeepBaseline(Baseline, Stack):
         del self.dt, self.solver
 
     def _mover(self, layer: Layer) -> Step:
-        field: Any = layer.field
-        move = field.stepper()
+        move = cast(Baseline, layer.field).stepper()
         return lambda z, v: move(layer.B(v), z)
 
     def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
-        field: Any = layer.field
-        return field._run(layer.B(v), z, lengths, dt, "all")
+        return cast(Baseline, layer.field)._run(layer.B(v), z, lengths, dt, "all")
 
 
 def size_for(kind: type[Baseline], width: int) -> int:

@@ -107,16 +107,14 @@ def run_exported(content: bytes, format: Format, *given: Tensor) -> tuple[Tensor
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    feeds = dict(zip(names, (each.numpy() for each in given), strict=True))
+    feeds = {one.name: x.numpy() for one, x in zip(session.get_inputs(), given, strict=True)}
     return tuple(torch.from_numpy(value) for value in session.run(None, feeds))
 
 
 def example(net: SequenceClassifier, part: Part, batch: int) -> list[Tensor]:
     """Random inputs of a program, always the same."""
-    like, core = next(net.parameters()), net.core
-    shapes: list[tuple[int, ...]] = [(batch, 2 * batch + 1, core.input_size)]
-    if part == "step":
-        shapes = [(batch, core.input_size), (batch, core.state_size)]
+    like, m = next(net.parameters()), net.core.input_size
+    step, sequence = [(batch, m), (batch, net.core.state_size)], [(batch, 2 * batch + 1, m)]
+    shapes: Any = step if part == "step" else sequence
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator, dtype=like.dtype) for shape in shapes]

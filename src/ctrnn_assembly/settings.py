@@ -24,10 +24,14 @@ def setting(group: Group, default: Any, description: str, **bounds: Any) -> Any:
 data = partial(setting, "data")
 
 
-class DataConfig(BaseModel):
-    """Which data, in what form; the seed draws the samples that limits leave."""
+class Part(BaseModel):
+    """What a file may say: no key beside its own, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Part):
+    """Which data, in what form; the seed draws the samples that limits leave."""
 
     task: str = data("digits", "task; see `ctrnn list`")
     data_dir: str | None = data(None, "where the data are; else CTRNN_DATA_DIR")

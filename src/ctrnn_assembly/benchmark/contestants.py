@@ -28,7 +28,6 @@ from ctrnn_assembly.solvers.fused import few_blocks
 
 Backend = Literal["auto", "fused", "graph", "persistent"]
 PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
-TORCHDYNO = "torchdyno.models.rnn_assembly"
 HAS_TORCHDYNO = find_spec("torchdyno") is not None
 DEPTH = 4  # of stacks
 SQUARE, COPIED, CALLS = 1024, 2**24, 2000  # side of the product, numbers and calls, of limits
@@ -147,7 +146,7 @@ def torchdyno(problem: Problem, constrained: Literal["tanh"] | None) -> Workload
     L = terms.L.detach().cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it copies a tensor by torch.tensor
-        core = import_module(TORCHDYNO).RNNAssembly(
+        core = import_module("torchdyno.models.rnn_assembly").RNNAssembly(
             input_size=1,
             out_size=1,
             blocks=[W.detach().cpu() for W in terms.blocks],

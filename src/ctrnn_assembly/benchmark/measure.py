@@ -65,8 +65,7 @@ class Timing:
     @property
     def noise(self) -> float:
         """Median over minimum: 1 on a quiet machine."""
-        least = min(self.seconds)
-        return self.median / least if least > 0 else 1.0
+        return self.median / min(self.seconds)
 
     def time(self) -> float:
         """Seconds of one run, with the work of a GPU finished before and after."""

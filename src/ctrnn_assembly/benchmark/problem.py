@@ -6,7 +6,7 @@ numbers, with which a CPU is up to a hundred times slower.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -85,8 +85,7 @@ class Problem:
         of_net = {"modules": self.modules, "units": self.units, "coupling": self.coupling}
         dt = self.dt / FASTEST if self.is_gated else self.dt
         core: Any = build_model(self.net, 1, 1, activation="relu", dt=dt, **of_net).core
-        made: CTRNN = core.float()
-        return made
+        return cast(CTRNN, core.float())
 
     @cached_property
     def terms(self) -> Terms:

@@ -114,14 +114,12 @@ def spectrum_figure(
     """Eigenvalues of J, of the step, and the largest real parts over time; `before` training too."""
     verdict = "certified" if certificate.certified else "NOT certified; eigenvalues prove nothing"
     figure, (left, middle, right) = style.new_figure(3.4, f"{title} ({verdict})", (1, 3))
-    rate = certificate.rate
-    flow = draw_along(left, found, before, "eigenvalues", "Jacobian", MAP)
-    if flow and certificate.certified:
-        left.axvline(-rate, label=f"certified: -rate = {-rate:.3g}", **CERTIFIED)
-    if flow:
+    rate, no_step = certificate.rate, "this solver has no fixed step"
+    if draw_along(left, found, before, "eigenvalues", "Jacobian", MAP):
         left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
-    reason = "this solver has no fixed step"
-    if draw_along(middle, found, before, "step_eigenvalues", "one step", reason):
+        if certificate.certified:
+            left.axvline(-rate, label=f"certified: -rate = {-rate:.3g}", **CERTIFIED)
+    if draw_along(middle, found, before, "step_eigenvalues", "one step", no_step):
         draw_circle(middle)
     draw_extremes(right, found, certificate)
     style.legend_below(figure, [left, middle, right], 3)

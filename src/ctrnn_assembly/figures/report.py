@@ -35,7 +35,6 @@ def report(folder: str | Path) -> str:
         facts.append(("rate before training", f">= {down(float(before['rate']))}"))
     return pages.get_template("report.html").render(
         run=run,
-        config=run.config,
         summary=summary,
         proven=proven,
         verdict=verdict(proven),

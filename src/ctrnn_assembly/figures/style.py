@@ -11,13 +11,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from einops import rearrange
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
+from torch.nn.functional import max_pool2d
 
 from ctrnn_assembly.training.run import write
 
@@ -78,20 +78,17 @@ def bound_of(A: Array) -> float:
 
 def pooled(A: Array, side: int = SIDE) -> Array:
     """A with at most `side` rows and columns: of neighbours, the entry of largest modulus."""
-    rows, columns = (max(1, -(-k // side)) for k in A.shape)
-    if rows == columns == 1:
-        return A
-    padded = np.pad(A, ((0, -A.shape[0] % rows), (0, -A.shape[1] % columns)))
-    cells = rearrange(padded, "(a i) (b j) -> a b (i j)", i=rows, j=columns)
-    return np.take_along_axis(cells, np.abs(np.nan_to_num(cells)).argmax(2)[..., None], 2)[..., 0]
+    cell = [max(1, -(-k // side)) for k in A.shape]
+    size = torch.from_numpy(np.abs(np.nan_to_num(A)))[None]
+    _, at = max_pool2d(size, cell, ceil_mode=True, return_indices=True)
+    return A.ravel()[at[0].numpy()]
 
 
 def heat_map(axes: Axes, A: Array) -> AxesImage:
     """A matrix in a thin frame, row 0 on top; in an SVG or PDF too it is drawn pixel by pixel."""
-    bound = bound_of(A)
-    norm = Normalize(-bound, bound)
-    image = axes.imshow(pooled(A), cmap="RdBu_r", norm=norm, interpolation="nearest")
-    image.set_extent((0, A.shape[1], A.shape[0], 0))
+    bound, extent = bound_of(A), (0, A.shape[1], A.shape[0], 0)
+    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound, "interpolation": "nearest"}
+    image = axes.imshow(pooled(A), extent=extent, **look)
     for spine in axes.spines.values():
         spine.set(visible=True, linewidth=0.5, color=GREY)
     return image
@@ -133,5 +130,5 @@ def log_axis(axes: Axes) -> None:
     decades = np.log10(high / low)
     between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0] if decades > 0.7 else [*range(1, 10)]
     axes.yaxis.set_major_locator(LogLocator(subs=between))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")

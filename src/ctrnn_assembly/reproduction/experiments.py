@@ -22,18 +22,14 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from ctrnn_assembly.errors import ConfigError, check_known, unknown
-from ctrnn_assembly.settings import parsed
+from ctrnn_assembly.settings import Part, parsed
 from ctrnn_assembly.training.config import TrainConfig, load_yaml, make_config, recipe, trial
 from ctrnn_assembly.training.run import Run
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PublishedAccuracy(Part):
@@ -66,7 +62,7 @@ def all_published() -> dict[str, PublishedAccuracy]:
 class Row(Part):
     name: Name
     recipe: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     seeds: int | None = Field(None, ge=1)
     published: tuple[PublishedAccuracy, ...] = ()
 
@@ -83,7 +79,7 @@ class Evaluation(Part):
     """The trained weights, tested with other settings."""
 
     name: Name
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
 
 
 class Experiment(Part):
@@ -91,12 +87,12 @@ class Experiment(Part):
     about: str
     source: str
     recipe: str | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({})
     rows: tuple[Row, ...] = Field(min_length=1)
     seeds: int = Field(1, ge=1)
     against: str | None = None
     test_every_epoch: bool = False
-    fast: dict[str, Any] = {}
+    fast: dict[str, Any] = Field({})
     evaluate: tuple[Evaluation, ...] = ()
     lyapunov: tuple[Annotated[int, Field(ge=0)], ...] = ()
 

@@ -103,11 +103,10 @@ def exponents(epoch: int, path: Path, data_dir: str | None) -> dict[str, Any]:
         u = inputs.repeat_interleave(finer, dim=1)
         start, tenth = u.new_zeros(len(u), core.state_size), u.shape[1] // 10
         how: Any = {"dt": run.config.dt / finer, "steps": u.shape[1] - tenth, "transient": tenth}
+        how["generator"] = torch.Generator().manual_seed(0)
         found |= {name: None, f"{name}_range": None}
         with suppress(SolverError, ContractionError):
-            generator = torch.Generator().manual_seed(0)
-            measured = lyapunov_exponents(core, u, start, k=1, generator=generator, **how)
-            own = measured.per_trajectory[:, 0]
+            own = lyapunov_exponents(core, u, start, k=1, **how).per_trajectory[:, 0]
             if own.isfinite().all():
                 found |= {name: own.mean().item(), f"{name}_range": [own.min().item(), own.max().item()]}
     return found | {key: certificate.get(key) for key in ("certified", "rate", "discrete")}

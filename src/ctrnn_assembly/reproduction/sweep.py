@@ -17,9 +17,8 @@ from filelock import FileLock
 from pydantic import Field
 
 from ctrnn_assembly.errors import ConfigError, CtrnnError, TrainingError, check_known
-from ctrnn_assembly.reproduction.experiments import Part
 from ctrnn_assembly.reproduction.results import means
-from ctrnn_assembly.settings import parsed
+from ctrnn_assembly.settings import Part, parsed
 from ctrnn_assembly.training.config import TrainConfig, difference, make_config, read_yaml, recipe
 from ctrnn_assembly.training.fit import make_fabric, trained
 from ctrnn_assembly.training.run import Run, RunBusyError, locked, read_summary, refusing, write

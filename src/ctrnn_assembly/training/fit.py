@@ -27,7 +27,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from ctrnn_assembly.certificates import Certificate
@@ -82,14 +82,13 @@ class Training:
     def set_up(self, saved: run.Weights | None = None) -> None:
         """Move everything to its device; `saved` is the checkpoint whose weights `net` has."""
         self.model = self.fabric.setup_module(self.net)
-        config, trained = self.config, [p for p in self.net.parameters() if p.requires_grad]
-        parts = ("field", "gate")  # a gate of steps belongs to the recurrence
-        fields = [getattr(m, name, None) for m in self.net.modules() for name in parts]
-        inside = {id(p) for m in fields if isinstance(m, nn.Module) for p in m.parameters()}
-        outside = [p for p in trained if config.recurrent_rate is None or id(p) not in inside]
-        groups: list[dict[str, Any]] = [{"params": outside, "share": 1.0}]
+        config, parts = self.config, {"field", "gate"}  # a gate of steps belongs to the recurrence
+        trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        groups: list[dict[str, Any]] = [{"params": trained.values(), "share": 1.0}]
         if config.recurrent_rate is not None:
-            own = [p for p in trained if id(p) in inside]
+            inside = {name for name in trained if parts & {*name.split(".")}}
+            groups[0]["params"] = [p for name, p in trained.items() if name not in inside]
+            own = [p for name, p in trained.items() if name in inside]
             groups.append({"params": own, "share": config.recurrent_rate, "weight_decay": 0.0})
         # One kernel for all parameters; it cannot clip gradients that a scaler has scaled.
         given: Any = {"lr": config.learning_rate, "fused": config.precision in ("32", "64")}

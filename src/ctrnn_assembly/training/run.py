@@ -68,8 +68,7 @@ class Weights:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: which weights, their file and its sha256."""
-        file = None if self.file is None else str(self.file)
-        return {"kind": self.kind, "file": file, "sha256": self.sha256}
+        return {"kind": self.kind, "file": self.file and str(self.file), "sha256": self.sha256}
 
     def load(self, model: nn.Module) -> None:
         """Load them into a model, which takes their precision."""
