@@ -335,7 +335,7 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
     inputs = inputs[:1] if held == "zero" else inputs
     find = partial(ctrnn_assembly.find_fixed_points, net.behaviour, **settings)
-    found = [find(u, generator=net.generator) for u in inputs]
+    found = [find(u=u, generator=net.generator) for u in inputs]
     blocks = [
         (
             Column("sample", "sample", "d", sample),
