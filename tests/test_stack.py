@@ -484,3 +484,11 @@ def test_samples_beyond_the_lengths_do_not_count_in_batch_norm():
     v = norms[0](torch.where(valid[..., None], s, 1e6), valid)
     assert_close(v[valid], norms[1](s[valid]))
     assert_close(norms[0].var, norms[1].var)
+
+
+def test_a_hook_that_no_solver_would_call_is_refused_at_any_depth():
+    parts = [Subnetwork(AdaDiagTanh(), 4) for _ in range(2)]
+    net = Stack(3, 5, [couple(parts, "all")], batch_first=True).eval()
+    parts[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ConfigError, match="got a ParametrizedSubnetwork with hooks"):
+        net(torch.randn(2, 7, 3))

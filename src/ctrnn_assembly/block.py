@@ -141,12 +141,13 @@ class Layer(nn.Module):
 
     def terms(self) -> Terms:
         """The tensors of the field, to be driven by `drive`."""
-        if not is_plain(self.field, Field):
-            raise ConfigError(
-                "solvers read the tensors of a field, and do not call it; got a "
-                f"{type(self.field).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
-                "the layer, and prune B, C and the mix."
-            )
+        for part in self.field.modules():
+            if isinstance(part, Field) and not is_plain(part, Field):
+                raise ConfigError(
+                    "solvers read the tensors of a field, and do not call it; got a "
+                    f"{type(part).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
+                    "the layer, and prune B, C and the mix."
+                )
         return self.field.terms()
 
     def drive(self, v: Tensor, tau: Tensor, dt: float) -> Tensor:
