@@ -11,8 +11,6 @@ that of any other `Activation` is declared, which sampled secants can refute but
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -221,8 +219,13 @@ class Elementwise:
     @classmethod
     def join(cls, maps: Iterable["Elementwise"]) -> Self:
         """One map after another; neighbouring runs of one activation become one call."""
-        alike = groupby((run for part in maps for run in part.runs), key=itemgetter(0))
-        return cls(tuple((phi, sum(n for _, n in runs)) for phi, runs in alike))
+        joined: list[tuple[Activation, int]] = []  # by hand: torch.compile cannot trace groupby
+        for phi, n in (run for part in maps for run in part.runs):
+            if joined and joined[-1][0] == phi:
+                joined[-1] = (phi, joined[-1][1] + n)
+            else:
+                joined.append((phi, n))
+        return cls(tuple(joined))
 
     @property
     def is_identity(self) -> bool:
@@ -242,8 +245,11 @@ class Elementwise:
     def __call__(self, x: Tensor) -> Tensor:
         if len(self.runs) == 1:  # no call in between: it would be one more frame in every step
             return self.runs[0][0].function(x)
-        phis, sizes = zip(*self.runs, strict=True)
-        return torch.cat([*map(Activation.__call__, phis, x.split(sizes, dim=-1))], dim=-1)
+        parts, start = [], 0
+        for phi, n in self.runs:
+            parts.append(phi.function(x.narrow(-1, start, n)))
+            start += n
+        return torch.cat(parts, dim=-1)
 
     def slope_at(self, x: Tensor) -> Tensor:
         """The derivative at x, (..., n)."""
