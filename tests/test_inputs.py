@@ -118,6 +118,14 @@ def test_a_signal_is_differentiable_in_its_samples(kind: type[Signal]) -> None:
     assert torch.autograd.gradcheck(f, normal(2, 5, 2).requires_grad_())
 
 
+@pytest.mark.parametrize("kind", [LinearInterpolation, CubicHermite])
+def test_a_signal_is_differentiable_in_the_times_of_its_samples(kind: type[Signal]) -> None:
+    samples = normal(2, 5, 2)
+    f = lambda times: kind(samples, times)(at(0.83))  # noqa: E731
+    assert torch.autograd.gradcheck(f, TIMES.clone().requires_grad_())
+    assert_close(torch.func.jacfwd(f)(TIMES), torch.autograd.functional.jacobian(f, TIMES))
+
+
 def test_times_rounded_to_float32_still_show_their_own_sample() -> None:
     # A solver hands over float32 times for float32 states; 0.03 k rounds down for many k.
     times = torch.arange(2000, dtype=F64).mul(0.03)

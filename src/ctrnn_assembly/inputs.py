@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly.errors import DataError, ShapeError
-from ctrnn_assembly.transforms import holds
+from ctrnn_assembly.transforms import holds, transformed
 
 
 class Signal:
@@ -50,7 +50,9 @@ class Signal:
         k = max(bisect_right(times, t.item()) - 1, 0)
         if k >= len(times) - 1:
             return self.samples[:, -1]
-        s = (t - times[k]) / (times[k + 1] - times[k])
+        learns = self.times.requires_grad or transformed()
+        at: Any = self.times.to(t) if learns else times
+        s = (t - at[k]) / (at[k + 1] - at[k])
         return self.between(k, s.clamp(0, 1).to(self.samples))
 
 
