@@ -389,6 +389,20 @@ def test_second_derivatives_are_those_of_the_plain_loop() -> None:
     assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("scheme", ["euler", "imex"])
+@pytest.mark.parametrize("constraint", [AdaDiagTanh, SingularValueBounded])
+def test_second_derivatives_of_blocks_that_are_filled_up(constraint: Any, scheme: str) -> None:
+    """Of 512 units in float64, whose rows would begin at the same place of a cache."""
+    parts = [Subnetwork(constraint("tanh"), 32, form="r", generator=rng(k)) for k in range(16)]
+    terms = replace(couple(parts, PAIRS, generator=rng(9)).double().terms(), W_in=normal(512, 2))
+    found = []
+    for backend in ("auto", "plain"):
+        x, leaves = solved(terms, batch=8, steps=17, solver=scheme, backend=backend)
+        (first,) = torch.autograd.grad(x[:, -1].square().sum(), leaves[-2], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), leaves[-1])[0])
+    assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
 def test_without_a_folder_to_keep_machine_code_it_is_compiled_every_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

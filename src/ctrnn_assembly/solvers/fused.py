@@ -502,7 +502,9 @@ def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any)
     K = others[: len(form.psi)]
     W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
     if form.pattern is not None and P is not None:
-        P = _few_times(P.mT, form.pattern, torch.eye(len(D)).to(P)).mT
+        P = _few_times(P.mT, form.pattern, torch.eye(form.pattern.p * P.shape[-1]).to(P)).mT
+    # Of units that `compiled` has filled up with, blocks know nothing.
+    W, P = (M if M is None else pad(M, (0, len(D) - len(M)) * 2) for M in (W, P))
     R = torch.linalg.inv(torch.eye(len(P)).to(P) - P) if form.implicit is not None else None
     states = [x0]
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
