@@ -505,7 +505,8 @@ def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any)
         P = _few_times(P.mT, form.pattern, torch.eye(form.pattern.p * P.shape[-1]).to(P)).mT
     # Of units that `compiled` has filled up with, blocks know nothing.
     W = pad(W, (0, len(D) - len(W)) * 2)
-    P = P if P is None else pad(P, (0, len(D) - len(P)) * 2)
+    if P is not None:
+        P = pad(P, (0, len(D) - len(P)) * 2)
     R = torch.linalg.inv(torch.eye(len(P)).to(P) - P) if form.implicit is not None else None
     states = [x0]
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
