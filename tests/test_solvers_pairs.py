@@ -119,3 +119,10 @@ def test_an_activation_of_ones_own_under_a_known_name_is_not_taken_for_it():
     terms = problem("tanh").detach_cpu()
     changed = replace(terms, pre=Elementwise(((own, N),)))
     assert not pairs.is_paired(changed, normal(BATCH, N))
+
+
+def test_softplus_of_float32_keeps_its_digits():
+    x = torch.linspace(-80, 20, 4001)
+    value = pairs.pointwise(ACTIVATIONS["softplus"], np.dtype(np.float32))[0]
+    found = torch.tensor([float(value(a)) for a in x.numpy()], dtype=F64)
+    assert_close(found, ACTIVATIONS["softplus"](x.double()), rtol=5e-7, atol=0)
