@@ -285,7 +285,8 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     at = range(0, found.steps + 1, max(1, found.steps // 20))
     times = found.times[at]
     of_step = None if bound is None else [bound**k for k in at]
-    of_step = [certificate.jacobian_bound(k) for k in at] if layers else of_step
+    if layers:
+        of_step = [certificate.jacobian_bound(k) for k in at]
     of_flow = None if net.rate is None or layers else (-net.rate * times).exp()
 
     def largest(distances: Any) -> Any:

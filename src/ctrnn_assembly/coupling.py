@@ -118,21 +118,8 @@ class Coupling(nn.Module):
         self.psi = None if psi is None else Elementwise(((activation(psi), self.K.n),))
 
     def matrix(self, metrics: list[Metric]) -> Tensor | None:
-        """L, (n, n), for the modules' metrics: K, or of a `Feedback` Theta^-1 (K - K^T) Theta; None when
-        the edges are nonlinear."""
-        if not isinstance(self, Feedback):
-            return self.K() if self.psi is None else None
-        metric, K = Metric.join(metrics), self.K
-        # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
-        if self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix):  # by entries
-            theta = torch.cat([factor.theta for factor in metric.factors])
-            inverse = torch.cat([factor.theta_inv for factor in metric.factors])
-            i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
-            both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
-            flat = K.values.new_zeros(K.n * K.n)
-            return flat.scatter(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
-        upper = self.K().to(metric.factors[0].theta)
-        return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(self.K.values)
+        """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
+        return self.K() if self.psi is None else None
 
 
 class Feedback(Coupling):
@@ -148,6 +135,20 @@ class Feedback(Coupling):
 
     free = (True,)
     share = 1.0
+
+    def matrix(self, metrics: list[Metric]) -> Tensor:
+        """L = Theta^-1 (K - K^T) Theta, (n, n), of the whole metric."""
+        metric, K = Metric.join(metrics), self.K
+        # In the precision of the metric: Theta and Theta^-1 rounded apart would not cancel.
+        if self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix):  # by entries
+            theta = torch.cat([factor.theta for factor in metric.factors])
+            inverse = torch.cat([factor.theta_inv for factor in metric.factors])
+            i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
+            both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
+            flat = K.values.new_zeros(K.n * K.n)
+            return flat.scatter(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
+        upper = K().to(metric.factors[0].theta)
+        return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(K.values)
 
 
 class FreeCoupling(Coupling):

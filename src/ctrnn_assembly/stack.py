@@ -139,10 +139,8 @@ class Stack(Recurrent):
         parts = zip(self.layers, boxes, strict=True)
         layers = [one.bound(dt / self.substeps, solver, search, largest=s, **given) for one, s in parts]
         # A system is of one step of the sampled stack with the drive of its own dt.
-        usual = dt == self.dt and self.substeps == 1 and not self.one_field
-        return (
-            layers if usual and search == "fast" else [replace(layer, system=None) for layer in layers]
-        )
+        usual = search == "fast" and dt == self.dt and self.substeps == 1 and not self.one_field
+        return layers if usual else [replace(layer, system=None) for layer in layers]
 
     @property
     def claim(self) -> str:

@@ -78,8 +78,10 @@ class AffineLinearisation(Linearisation):
     """Of an `AffineMap` with one A and C, J in closed form, at a kink with the slope of `slope_at`."""
 
     def __init__(self, f: AffineMap, u: Tensor | None, x: Tensor) -> None:
-        self._f, self._u, self._x, self._affine, self.value = f, u, x.detach(), f, f(u, x)
+        self._f, self._u, self._x, self._affine = f, u, x.detach(), f
         inner = f.terms.apply_weight(f.terms.pre(x)) + f.terms.inject(u)
+        g = sum((edge.psi(x) @ edge.K.mT for edge in f.terms.edges), f.terms.post(inner))
+        self.value = times(f.A, x) + times(f.C, g)
         self._pre, self._post = f.terms.pre.slope_at(x), f.terms.post.slope_at(inner)
         self._edges = [(edge.K, edge.psi.slope_at(x)) for edge in f.terms.edges]
 

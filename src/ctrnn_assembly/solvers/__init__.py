@@ -338,8 +338,7 @@ def is_compiled(scheme: schemes.Scheme, field: Terms, x0: Tensor, drive: Any, dt
 
     Times of `solvers.fused` over its own, on one core with AVX-512, both ways, batch 8 to 128: 1.5 to
     2.7 for n = 32 to 128, 1.1 to 1.9 for dense n = 512 and 1,024, 1.8 to 2.4 for 16 x 32 with 5 to 45
-    pairs.
-    `ctrnn bench choice` measures them.
+    pairs. `ctrnn bench choice` measures them.
     """
     if x0.device.type != "cpu" or x0.dtype.itemsize < 4 or len(dt) * x0.numel() < 2**16:
         return False  # before what a small solve, or a GPU, would wait for

@@ -16,8 +16,8 @@ and with phi inside q = post'(z) o b,  lam = a + W^T q,  dW = q x^T  and dE = q 
 ROWS samples go through all steps together, CHUNK rows of them at a time in the adjoint, whose weight
 gradients are added while these are in the cache: states are written once and read once, and no dE/dx is
 stored. A product with a block is `multiply`: vectors of LANES of its entries times the numbers of the
-samples. The plain twin is that of `fused`. Compiled by numba at first use
-(seconds, kept on disk), for float32 and float64.
+samples. The plain twin is that of `fused`. Compiled by numba at first use (seconds, kept on disk), for
+float32 and float64.
 """
 
 from collections.abc import Iterable
@@ -161,7 +161,7 @@ def apply(out, n, x, p, A):  # type: ignore[no-untyped-def]
 
 @kept
 def apply_transposed(out, n, v, A):  # type: ignore[no-untyped-def]
-    """out = A^T v of ROWS samples, for the halves of y one after the other."""
+    """out = A^T v of ROWS samples, for the halves of y one after the other, or the first alone."""
     (D, w, data, blocks), size = A, ROWS * n
     if not len(w):
         out[size:] = 0
@@ -314,7 +314,7 @@ def adjoint(phi, slope, sigmoid, matrices, m, gates, h, given, found, sums, n, s
     size, half, last, wide = ROWS * n, CHUNK * n, len(grad) - step, len(dE) // n
     gated, congruent, inside = len(gates[0]), gates[5], len(B[0])
     y, q, z = np.empty(3 * half, E.dtype), np.empty(half, E.dtype), np.empty(half, E.dtype)
-    back, both, f = np.empty(2 * size, E.dtype), np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
+    back, f = np.empty(2 * size, E.dtype), np.empty(size, E.dtype)
     g, rise, dg = np.empty(size, E.dtype), np.empty(size, E.dtype), np.zeros(size, E.dtype)
     w = np.zeros(CHUNK * wide, E.dtype)
     a, b = back[:size], back[size:]
@@ -351,8 +351,7 @@ def adjoint(phi, slope, sigmoid, matrices, m, gates, h, given, found, sums, n, s
                 if inside:
                     slope(of_z, p, b)
                     copy(of_z, b)
-                    apply_transposed(both, n, of_z, turned_B)
-                    copy(b, both[:size])
+                    apply_transposed(b, n, of_z, turned_B)
                 else:
                     slope(x, p, b)
                 if congruent:

@@ -46,13 +46,8 @@ def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[
     is NaN.
     """
     f, zero = type(one), one - one
-    half, leak, a, c, top = (
-        f(0.5),
-        f(0.01),
-        f(0.044715),
-        f(sqrt(2 / pi)),
-        f(6 if f is np.float32 else 12),
-    )
+    half, leak, a, c = f(0.5), f(0.01), f(0.044715), f(sqrt(2 / pi))
+    top = f(6 if f is np.float32 else 12)
     scale, steep = f(1.0507009873554805), f(1.0507009873554805 * 1.6732632423543772)  # of selu
 
     def bent(x):  # type: ignore[no-untyped-def]
@@ -75,22 +70,13 @@ def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[
         "relu": (lambda x: zero if x <= zero else x, lambda x, y: zero if y <= zero else one),
         "tanh": (lambda x: tanh(x), lambda x, y: one - y * y),
         "sigmoid": (lambda x: sigmoid(x), lambda x, y: y * (one - y)),
-        "softplus": (
-            lambda x: (x if x > zero else zero) + rest(x),
-            lambda x, y: sigmoid(x),
-        ),
-        "elu": (
-            lambda x: x if x > zero else np.expm1(x),
-            lambda x, y: one if x > zero else one + y,
-        ),
+        "softplus": (lambda x: (x if x > zero else zero) + rest(x), lambda x, y: sigmoid(x)),
+        "elu": (lambda x: x if x > zero else np.expm1(x), lambda x, y: one if x > zero else one + y),
         "hardtanh": (
             lambda x: -one if x <= -one else one if x >= one else x,
             lambda x, y: one if abs(x) < one else zero,
         ),
-        "leaky_relu": (
-            lambda x: x if x > zero else leak * x,
-            lambda x, y: one if x > zero else leak,
-        ),
+        "leaky_relu": (lambda x: x if x > zero else leak * x, lambda x, y: one if x > zero else leak),
         "selu": (
             lambda x: scale * x if x > zero else steep * np.expm1(x),
             lambda x, y: scale if x > zero else steep + y,
