@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ctrnn_assembly.training.swap import Swap
 
 DASHED = (0, (4, 2))
 DASHES = ("--", ":", "-.")
-OURS = ("ours", "euler-", "imex-")  # contestants whose names begin so
+OURS = ("ours", "auto-", "euler-", "imex-")  # contestants whose names begin so
 BOUNDS: Any = (  # title, label, column, its verdict, and the value beyond which nothing is proven
     ("continuous time", f"rate, at least ({style.PER_TAU})", "rate", "certified", 0.0),
     ("one step of the solver", "factor of the distance, at most", "step_factor", "step_certified", 1.0),
@@ -165,7 +166,7 @@ def speed_figure(report: dict[str, Any]) -> Figure:
         axes.barh(names, [1000 * row["median_s"] for row in rows], height=0.7, color=colours)
         axes.plot([1000 * row["min_s"] for row in rows], names, "k|", markersize=6, markeredgewidth=1)
         sizes = "; ".join(dict.fromkeys(row["size"] for row in rows))
-        axes.set_title(f"{work}: {sizes}", fontsize=8, loc="left")
+        axes.set_title(fill(f"{work}: {sizes}", 90), fontsize=8, loc="left")
         axes.tick_params(axis="y", labelsize=7)
         axes.margins(y=0.01)
         axes.invert_yaxis()
