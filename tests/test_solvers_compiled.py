@@ -364,12 +364,13 @@ def test_gates_that_are_almost_closed_keep_their_digits(kind: str, bounds: Any, 
     assert_close(*found, rtol=2e-5, atol=1e-6 * float(found[0].abs().max()))
 
 
-@pytest.mark.parametrize("x", [-1e10, -30.0, -1e-3, 0.0, 1e-3, 100.0, 1e10])
+@pytest.mark.parametrize("x", [-1e35, -1e10, -30.0, -1e-3, 0.0, 1e-3, 100.0, 1e10])
 @pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=lambda phi: phi.name)
 def test_slopes_in_float32(phi: Activation, x: float) -> None:
     value, slope = pointwise(phi, np.dtype(np.float32))
     found, at = slope(np.float32(x), value(np.float32(x))), torch.tensor([x])
     assert_close(float(found), float(phi.slope_at(at)), rtol=1e-5, atol=1e-6)
+    assert_close(float(value(np.float32(x))), float(phi(at)), rtol=1e-6, atol=1e-6)
     assert np.isnan(value(np.float32("nan")))
 
 

@@ -109,8 +109,8 @@ def test_approximations_of_float32_and_their_slopes_are_within_a_millionth(name)
     exact = x.double().requires_grad_()
     y = ACTIVATIONS[name](exact)
     (dy,) = torch.autograd.grad(y.sum(), exact)
-    # The slope of gelu_tanh multiplies the error of tanh, by 2 c x (1 + 3 a x^2) at most.
-    atol = 1e-5 if name == "gelu_tanh" else 1.2e-6
+    # The slope of gelu_tanh multiplies the error of the sigmoid, by 2 c x (1 + 3 a x^2) at most.
+    atol = 2.5e-6 if name == "gelu_tanh" else 1.2e-6
     assert_close(found.double(), torch.stack([y, dy], 1).detach(), rtol=0, atol=atol)
 
 

@@ -46,14 +46,14 @@ def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[
     is NaN.
     """
     f, zero = type(one), one - one
-    half, leak, a, c = f(0.5), f(0.01), f(0.044715), f(sqrt(2 / pi))
+    two, leak, a, c = f(2), f(0.01), f(0.044715), f(sqrt(2 / pi))
     top = f(6 if f is np.float32 else 12)
     scale, steep = f(1.0507009873554805), f(1.0507009873554805 * 1.6732632423543772)  # of selu
 
     def bent(x):  # type: ignore[no-untyped-def]
-        """tanh of gelu_tanh, and its slope: beyond `top` 0, as 1 - tanh^2 is all rounding there."""
-        t, flat = tanh(c * x * (one + a * x * x)), abs(x) >= top
-        return t, zero if flat else (one - t * t) * c * (one + f(3) * a * x * x)
+        """s of x s = gelu_tanh, and s': beyond `top` 0, as 1 - s is all rounding there."""
+        s, flat = sigmoid(two * c * x * (one + a * x * x)), abs(x) >= top
+        return s, zero if flat else s * (one - s) * two * c * (one + f(3) * a * x * x)
 
     def rest(x):  # type: ignore[no-untyped-def]
         """log(1 + e^-|x|) of float32 as 2 artanh(s), which vectorises; s <= 1/3."""
@@ -82,10 +82,7 @@ def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[
             lambda x, y: scale if x > zero else steep + y,
         ),
         "gelu": (lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]),
-        "gelu_tanh": (
-            lambda x: half * x * (one + bent(x)[0]),
-            lambda x, y: half * (one + bent(x)[0] + x * bent(x)[1]),
-        ),
+        "gelu_tanh": (lambda x: x * bent(x)[0], lambda x, y: bent(x)[0] + x * bent(x)[1]),
         "silu": (
             lambda x: x * sigmoid(x),
             lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x))),
@@ -305,7 +302,7 @@ def tanh_float32(x: Any) -> Any:
 def sigmoid_float32(x: Any) -> Any:
     """1 / (1 + e^-x) within 2e-7 of itself, from e^-|x| = 2^-m e^-r, with |r| <= log(2) / 2."""
     f = np.float32
-    a = min(abs(x), f(87))
+    a = min(abs(x), f(88))  # there 2^-m is 0
     m = np.floor(a * f(1.442695) + f(0.5))
     r = (a - m * f(0.693359375)) + m * f(2.12194440e-4)  # log 2 in two parts
     e = f(1 / 24) - r * (f(1 / 120) - r * (f(1 / 720) - r * f(1 / 5040)))
