@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,7 +53,7 @@ def certify_command(
 
     In the JSON, null stands for a bound that does not exist; max_dt null means every dt.
     """
-    from ctrnn_assembly.certificates.wording import fact_rows, verdict, weights_rows
+    from ctrnn_assembly.certificates.result import fact_rows, verdict, weights_rows
     from ctrnn_assembly.training.run import write
     from ctrnn_assembly.witness import judge
 
@@ -78,9 +77,11 @@ def certify_command(
         write(witness, json.dumps({"kind": "witness"} | named | asdict(verdicts), indent=1))
 
     def figure() -> Any:
+        from ctrnn_assembly.certificates.certify import step_curves
         from ctrnn_assembly.figures.diagnostics import certificate_figure
 
-        return certificate_figure(certificate, found.curves(), title=f"{about['model']}: {name}")
+        curves = step_curves(found.net, certificate, near=found.dt)
+        return certificate_figure(certificate, curves, title=f"{about['model']}: {name}")
 
     about = found.about
     rows = [*weights_rows(about["weights"]), *fact_rows(certificate), *found.rows]
@@ -171,8 +172,8 @@ class Found:
 
     certificate: Any
     about: dict[str, Any]  # model, units and weights, as `Run.about`
-    curves: Callable[[], Any]
     net: Any
+    dt: float  # of one step
     note: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     rows: Sequence[tuple[str, str]] = ()
@@ -195,21 +196,17 @@ def proven(file: Path, found: Found, run: str | None) -> list[str]:
 
 def of_run(source: str, search: Any, changes: dict[str, Any]) -> Found:
     """Of the weights of a run, or of a configuration before training."""
-    from ctrnn_assembly.certificates.curves import step_curves
-
     run = ctrnn_assembly.Run.open(source, **changes)
     config, about = run.config, {key: run.about()[key] for key in ("model", "units", "weights")}
     core: Any = run.build(data=False).core
     certificate, note = core.certificate(search=search), ", tau trained" if config.train_tau else ""
-    curves = partial(step_curves, core, certificate, near=config.dt / config.substeps)
-    return Found(certificate, about, curves, core, note)
+    return Found(certificate, about, core, config.dt / config.substeps, note)
 
 
 def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     from ctrnn_assembly.certificates.certify import certify, largest_uncertainty
-    from ctrnn_assembly.certificates.curves import step_curves
     from ctrnn_assembly.certificates.given import input_gain, read_matrices, terms_of, uncertain
-    from ctrnn_assembly.certificates.wording import down, up
+    from ctrnn_assembly.certificates.result import down, up
 
     stored, tau = read_matrices(file), settings["tau"]
     if tau is not None and "tau" in stored:
@@ -230,9 +227,8 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
         terms = uncertain(terms, by)
     sha = hashlib.sha256(file.read_bytes()).hexdigest()
     weights, more = {"kind": "given", "file": str(file), "sha256": sha}, {"input_gain": gain} | more
-    curves = partial(step_curves, terms, certificate, near=dt)
     about = {"model": "given", "units": terms.n, "weights": weights}
-    return Found(certificate, about, curves, terms, more=more, rows=rows)
+    return Found(certificate, about, terms, dt, more=more, rows=rows)
 
 
 def half_widths(given: str, terms: Any) -> Any:
@@ -251,7 +247,7 @@ def half_widths(given: str, terms: Any) -> Any:
 def shown_parts(certificate: Any) -> Iterator[Table | str]:
     """A table of the modules, or of many the worst ones, and what all others have at least; and of a
     stack its layers' steps, with the constants between them."""
-    from ctrnn_assembly.certificates.wording import down, factor, samples_words, up
+    from ctrnn_assembly.certificates.result import down, factor, samples_words, up
 
     modules, cascade = certificate.modules, certificate.cascade
     worst = sorted(modules, key=lambda module: module.margin)

@@ -61,7 +61,7 @@ def export_command(run: str, out: Path | None, step: bool, as_json: bool) -> Non
     before the file is written. The file's metadata hold the sha256 of the weights and what is certified
     of them, in float64: the program rounds as the precision of the weights does.
     """
-    from ctrnn_assembly.certificates.wording import verdict
+    from ctrnn_assembly.certificates.result import verdict
     from ctrnn_assembly.export import exported
     from ctrnn_assembly.training.run import Run, write
 

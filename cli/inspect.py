@@ -1,8 +1,5 @@
 """The commands that look at a network under real inputs: numbers of the library, as rows.
 
-    ctrnn spectrum | lyapunov | contraction | fixed-points | gsc   RUN|CONFIG
-    ctrnn spectrum | ...                                           --module FILE.py:NAME
-
 Each drives the network with samples of its task, or those of --data, or a net of the user's own with
 random ones, and shows the certificate beside what it finds, because a measurement can refute a
 certificate and never replace it.
@@ -168,7 +165,7 @@ def inspecting(name: str, *own: Decorator) -> Decorator:
 
 @inspecting(
     "spectrum",
-    option("--at", callback=shared.integers, metavar="N,N,...", help="these steps  [default: five]"),
+    option("--at", type=shared.integers, metavar="N,N,...", help="these steps  [default: five]"),
 )
 def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
     """Spectra of the Jacobian, of its symmetric part in the metric, and of the solver's step.
@@ -228,7 +225,7 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     average along these runs: nearby trajectories approached each other. The certificate bounds all runs.
     --plot and --npz show how the estimates ran over time.
     """
-    from ctrnn_assembly.certificates.wording import up
+    from ctrnn_assembly.certificates.result import up
     from ctrnn_assembly.figures.diagnostics import lyapunov_figure
 
     lengths = {len(u) for u in net.sequences}
@@ -270,7 +267,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     Theorem 6 has a metric that moves with the slopes; its conditions hold or fail along these runs, and
     prove nothing of others.
     """
-    from ctrnn_assembly.certificates.wording import factor
+    from ctrnn_assembly.certificates.result import factor
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
     from ctrnn_assembly.figures.diagnostics import contraction_figure

@@ -60,10 +60,8 @@ def place(out: Path | None, run: Path, name: str) -> Path:
     return out or run / name
 
 
-def integers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    """The callback of an option with a list of whole numbers."""
-    if value is None:
-        return None
+def integers(value: str) -> tuple[int, ...]:
+    """The type of an option with a list of whole numbers."""
     try:
         return tuple(int(part) for part in value.split(",") if part.strip())
     except ValueError:
@@ -84,7 +82,7 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
         elif get_origin(kind) is Literal:
             settings["type"] = click.Choice(get_args(kind))
         elif get_origin(kind) is tuple:
-            settings |= {"callback": integers, "metavar": "N,N,..."}
+            settings |= {"type": integers, "metavar": "N,N,..."}
         else:
             settings["type"] = kind
         made.append(click.option(flag, name, default=None, **settings))

@@ -49,7 +49,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
     """
     from torch.profiler import profile as recorder
 
-    from ctrnn_assembly.certificates.wording import growth_words
+    from ctrnn_assembly.certificates.result import growth_words
     from ctrnn_assembly.data.targets import in_words
     from ctrnn_assembly.training.fit import STAGES, fit
     from ctrnn_assembly.training.run import read_config, validation
@@ -259,9 +259,8 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
     import numpy as np
     import torch
 
-    from ctrnn_assembly.diagnostics.attack import attack
     from ctrnn_assembly.figures.curves import radius_figure
-    from ctrnn_assembly.robustness import NORMS, certified_radii
+    from ctrnn_assembly.robustness import NORMS, attack, certified_radii
 
     if run.config.target != "class":
         raise ConfigError(f"--radius is of classes; got target {run.config.target}. Leave it out.")

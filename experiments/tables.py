@@ -188,11 +188,10 @@ def tabulated(name: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    stale = False
-    for name in TARGETS:
-        text, made = tabulated(name)
-        stale |= text != made
-        if text != made and "--check" not in sys.argv[1:]:
-            write(ROOT / name, made)
-            print(f"written: {name}")
-    sys.exit(int(stale and "--check" in sys.argv[1:]))
+    tables = {name: tabulated(name) for name in TARGETS}
+    stale = {name: made for name, (text, made) in tables.items() if text != made}
+    if "--check" in sys.argv[1:]:
+        sys.exit(int(bool(stale)))
+    for name, made in stale.items():
+        write(ROOT / name, made)
+        print(f"written: {name}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly import SingularValueBounded, Subnetwork, certify, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise, activation
-from ctrnn_assembly.certificates.wording import fact_rows, verdict
+from ctrnn_assembly.certificates.result import fact_rows, verdict
 from ctrnn_assembly.errors import ConfigError
 from oracles import sloped
 

@@ -16,7 +16,7 @@ from ctrnn_assembly import (
     certify,
     couple,
 )
-from ctrnn_assembly.certificates.curves import step_curves
+from ctrnn_assembly.certificates.certify import step_curves
 from ctrnn_assembly.certificates.result import StepProof
 from ctrnn_assembly.certificates.steps import chord
 from ctrnn_assembly.errors import ContractionError

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cli_tools import Cli
-from ctrnn_assembly.certificates.wording import down, factor, up
+from ctrnn_assembly.certificates.result import down, factor, up
 from ctrnn_assembly.models import MODELS
 from ctrnn_assembly.training.config import make_config, read_yaml
 from ctrnn_assembly.training.run import model_from

@@ -11,10 +11,8 @@ import torch
 
 from cli_tools import TINY, Cli, table
 from ctrnn_assembly.certificates import certify
-from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.layers import CTRNN
 from ctrnn_assembly.models import build_model
-from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import certificate_columns
 from ctrnn_assembly.training.run import (
     model_from,
@@ -184,10 +182,3 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
 def test_a_continuous_certificate_needs_no_step(cli: Cli, tmp_path: Path) -> None:
     cli.train(tmp_path / "run", *STRONG, "--solver=euler", "--require-certificate=continuous")
     assert column(tmp_path / "run", "step_certified") == [0, 0]
-
-
-def test_old_runs_may_name_a_remedy_that_is_gone() -> None:
-    """`keep_step_certified` scaled the coupling; config.yaml of runs from then still says false."""
-    assert make_config({"keep_step_certified": False}) == make_config()
-    with pytest.raises(ConfigError, match="keep_step_certified is gone; use --solver imex"):
-        make_config({"keep_step_certified": True})

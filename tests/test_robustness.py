@@ -11,11 +11,10 @@ from torch.testing import assert_close
 from cli_tools import Cli
 from ctrnn_assembly import CTRNN, Activation, SequenceClassifier, Subnetwork, Triangular
 from ctrnn_assembly.data import load_task
-from ctrnn_assembly.diagnostics.attack import attack
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.pairs import Pairs
-from ctrnn_assembly.robustness import NORMS, certified_radii, pooled_gains
+from ctrnn_assembly.robustness import NORMS, attack, certified_radii, pooled_gains
 from ctrnn_assembly.stack import Stack
 from solver_problems import F64, normal
 from stored_runs import store_run, strict_json

@@ -1,8 +1,8 @@
-"""Is this system contracting, how fast, and does its step keep it?"""
+"""Is this system contracting, how fast, and does its step keep it, up to which dt?"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any, Literal, get_args
@@ -17,11 +17,11 @@ from ctrnn_assembly.certificates.given import terms_of, uncertain
 from ctrnn_assembly.certificates.interconnection import Interconnection, block_norms, nonzero_blocks
 from ctrnn_assembly.certificates.maps import certify_rnn
 from ctrnn_assembly.certificates.modules import ModuleBound
-from ctrnn_assembly.certificates.result import Certificate, Module, StepCertificate
+from ctrnn_assembly.certificates.result import Certificate, Module, StepCertificate, StepProof
 from ctrnn_assembly.certificates.rounding import last_proven
 from ctrnn_assembly.certificates.search import JOINT_SIZE, candidates, identity, jointly, reweighed
 from ctrnn_assembly.certificates.steps import prove_step
-from ctrnn_assembly.errors import ConfigError, check_known
+from ctrnn_assembly.errors import ConfigError, ContractionError, check_known
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
@@ -33,6 +33,7 @@ SMALLEST_RATE = 1e-6
 # Products of three larger entries overflow, and an infinite bound must never look like a proof.
 LARGEST = 1e50
 ILL_CONDITIONED = 1e8  # condition number of a metric from which milder weights are sought
+POINTS = 10  # of a curve, besides the dt that are asked for or the largest
 
 Search = Literal["none", "rate", "fast"]
 StepLengths = float | Sequence[float] | Tensor | None
@@ -214,6 +215,51 @@ def largest_uncertainty(
         return math.inf
     largest = (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
     return last_proven(largest, lambda scale: _holds(at(scale, dt), step))
+
+
+@dataclass(frozen=True)
+class FactorCurve:
+    """Upper bounds on the factor of one step for increasing dt, up to `max_dt`; infinite beyond."""
+
+    solver: str
+    dts: tuple[float, ...]
+    factors: tuple[float, ...]
+    max_dt: float
+
+
+@one_thread()
+def step_curves(net: Any, certificate: Certificate, *, near: float) -> tuple[FactorCurve, ...]:
+    """Of all solvers, over dt around `near`, in the metric of the net's certificate; none without one.
+
+    The net is `Terms` or a layer, of which gates that read input or state leave Euler's curve alone.
+    """
+    metric, gates = certificate.metric.matrix, getattr(net, "gates", None)
+    if not certificate.certified or metric is None:
+        return ()
+    if gates is None or gates.kind == "constant":
+        terms = (net if isinstance(net, Terms) else net.terms()).detach_cpu()
+        if broken := unusable(terms, metric):
+            raise ContractionError(f"the certificate is of another net: {broken}. Certify this one.")
+        whole = Interconnection.of(terms, metric)
+        return _sampled({scheme: prove_step(whole, scheme) for scheme in SCHEMES}, near)
+
+    def step(dt: float) -> Any:
+        return net.certificate(dt=dt * net.substeps, solver="euler").step
+
+    euler = StepProof(lambda dt: step(dt).contraction_factor or math.inf, step(near).max_dt)
+    return _sampled({"euler": euler}, near)
+
+
+def _sampled(proofs: dict[str, StepProof], near: float) -> tuple[FactorCurve, ...]:
+    """From a tenth of the smallest to three times the largest of `near` and the largest dt."""
+    marks = [near, *(proof.max_dt for proof in proofs.values() if 0 < proof.max_dt < math.inf)]
+    dts = sorted({*np.geomspace(min(marks) / 10, 3 * max(marks), POINTS).tolist(), *marks})
+    curves = []
+    for scheme, proof in proofs.items():
+        known = [dt <= proof.max_dt or dt == near for dt in dts]
+        factors = (proof.factor(dt) if one else math.inf for dt, one in zip(dts, known, strict=True))
+        curves.append(FactorCurve(scheme, tuple(dts), tuple(factors), proof.max_dt))
+    return tuple(curves)
 
 
 def _module(index: int, proven: ModuleBound, tau: Tensor) -> Module:

@@ -21,14 +21,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from torch import Tensor
 
 from ctrnn_assembly.data.tables import COLUMNS, Table, read_table, ts_table
 from ctrnn_assembly.data.targets import STEPWISE, UNKNOWN
 from ctrnn_assembly.data.task import SPLIT_SEED, Split, Task, checked, dealt, make_task, reading
 from ctrnn_assembly.errors import ConfigError, DataError, refusing
-from ctrnn_assembly.settings import DataConfig
+from ctrnn_assembly.settings import DataConfig, Part
 
 ENDINGS = (".npz", ".npy", ".csv", ".ts")
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
@@ -95,13 +95,11 @@ class Series:
         return apart, known
 
 
-class Preparation(BaseModel):
+class Preparation(Part):
     """What turns `Series` into a `Split`: of the training part, kept with a run, a `Task.sequence`.
 
     `spacing` is the median time between samples, which becomes the network's dt; None without times.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: tuple[str, ...]
     classes: tuple[str, ...]
@@ -112,8 +110,8 @@ class Preparation(BaseModel):
     target: str = "class"
     ahead: int = 1
     warm_up: int = 0
-    values: dict[str, tuple[float, float]] = {}  # with mean and standard deviation
-    columns: dict[str, str] = {}  # of a table, that are named otherwise than usual
+    values: dict[str, tuple[float, float]] = Field({})  # with mean and standard deviation
+    columns: dict[str, str] = Field({})  # of a table, that are named otherwise than usual
 
     @classmethod
     def of(cls, series: Series, train: Array, options: DataConfig) -> Self:

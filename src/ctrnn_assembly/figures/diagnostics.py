@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ctrnn_assembly.certificates import Certificate, StepCertificate
-from ctrnn_assembly.certificates.curves import FactorCurve
-from ctrnn_assembly.certificates.result import CascadeFacts
-from ctrnn_assembly.certificates.wording import down, samples_words
+from ctrnn_assembly.certificates.certify import FactorCurve
+from ctrnn_assembly.certificates.result import CascadeFacts, down, samples_words
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ctrnn_assembly.certificates.wording import down, fact_rows, verdict, weights_rows
+from ctrnn_assembly.certificates.result import down, fact_rows, verdict, weights_rows
 from ctrnn_assembly.data.targets import in_words
 from ctrnn_assembly.figures.curves import curves_figure, margin_figure
 from ctrnn_assembly.figures.diagnostics import weights_figure

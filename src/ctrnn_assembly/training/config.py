@@ -186,10 +186,7 @@ class TrainConfig(DataConfig):
 
 def make_config(*layers: dict[str, Any]) -> TrainConfig:
     """A configuration from layers of settings, later ones winning; a ConfigError names what is wrong."""
-    given = {str(key): value for layer in layers for key, value in layer.items()}
-    if given.pop("keep_step_certified", False):  # of runs before it was gone
-        raise ConfigError("keep_step_certified is gone; use --solver imex, or more --substeps.")
-    return parsed(TrainConfig, given)
+    return parsed(TrainConfig, {str(key): value for layer in layers for key, value in layer.items()})
 
 
 def difference(one: M, other: M, free: set[str] = FREE) -> str:
@@ -209,13 +206,12 @@ class UniqueKeys(yaml.SafeLoader):
     """Plain YAML in which no key may stand twice: the last one would win, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
+        places: dict[str, Any] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                first = lines[key.value]
-                raise yaml.YAMLError(f"{key.value!r} stands in line {first} and again in line {line}")
-            lines[key.value] = line
+            here: Any = key.start_mark
+            if (first := places.setdefault(key.value, here)) is not here:
+                lines = f"line {first.line + 1} and again in line {here.line + 1}"
+                raise yaml.YAMLError(f"{key.value!r} stands in {lines}")
         return super().construct_mapping(node, deep)
 
 

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import Certificate
-from ctrnn_assembly.certificates.result import finite
-from ctrnn_assembly.certificates.wording import verdict
+from ctrnn_assembly.certificates.result import finite, verdict
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import STEPWISE, in_words

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.certificates.wording import factor_words, up
+from ctrnn_assembly.certificates.result import factor_words, up
 from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.schemes import ADAPTIVE
