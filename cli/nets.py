@@ -1,10 +1,4 @@
-"""Nets and inputs of the user's own, named on the command line.
-
---module FILE.py:NAME        a function or class that is called without arguments, or the net itself
---module FILE.safetensors    the state of one nn.RNN (taken for one with tanh), nn.GRU or nn.LSTM,
-                             also within that of a larger model, with the sizes of its tensors
---data FILE                  series as `ctrnn train --data` takes; what is said of them is not read
-"""
+"""Nets and inputs of the user's own, as the command line names them by --module and --data."""
 
 import re
 import runpy
@@ -43,7 +37,7 @@ def try_out(named: str, net: Behaviour, u: Tensor) -> None:
 
 
 def made_by(file: str, name: str) -> Any:
-    """What the file of Python calls by this name, called unless it is a net."""
+    """What the file of Python calls by this name; a function or class is called without arguments."""
     sys.path.append(str(Path(file).resolve().parent))  # for what it imports from beside it
     found = _run(file, "it", runpy.run_path, file)
     if name not in found:
@@ -65,7 +59,7 @@ def _run(file: str, what: str, function: Any, *arguments: Any) -> Any:
 
 
 def torch_net(file: Path) -> nn.Module:
-    """nn.RNN, nn.GRU or nn.LSTM from its state, float64."""
+    """nn.RNN (with tanh), nn.GRU or nn.LSTM, float64, from its state, perhaps within a larger one."""
     with refusing(f"{file} holds no state of one nn.RNN, nn.GRU or nn.LSTM", IN_PYTHON):
         held = safetensors.torch.load_file(file)
         (start,) = (k.removesuffix("weight_hh_l0") for k in held if k.endswith("weight_hh_l0"))

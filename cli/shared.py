@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ctrnn_assembly.errors import ConfigError
-from ctrnn_assembly.figures import FORMATS
 from ctrnn_assembly.training.config import TrainConfig
 
 # Of the help, by an option's parameter: a group of settings, or one of these.
@@ -109,7 +108,7 @@ class OutputFile(click.Path):
         return file
 
 
-PICTURE = OutputFile(*FORMATS)
+PICTURE = OutputFile(".png", ".svg", ".pdf")
 ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"
 step_options = together(  # that a command may change of a run
     click.option("--solver", help="another solver than the run's own"),

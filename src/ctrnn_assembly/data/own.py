@@ -1,13 +1,8 @@
 """Series of your own: read from files or arrays, split, and normalised by what the training part says.
 
-    .npz  X (samples, time, channels), y (samples,); perhaps lengths, split, groups, t (samples, time)
-    .npy  X; y in the file beside it that has y for X in its name
-    .csv  a row a step below a header: id, target, channels; perhaps time (a number or ISO date), split
-    .csv  or a row a series of one channel, a column a time; .ts of the UEA archive: see `tables`
-
-A class is text or a whole number, and values have a decimal point where both may be; `split` says
-train, val or test of each series. Whatever does not fit is a DataError with its row and column. Series
-of the UCR and UEA archives, in their files or those of aeon, an extra, stay as the archive has them.
+Their forms are in docs/howto/own-series.md. A class is text or a whole number, and values have a decimal
+point where both may be. Whatever does not fit is a DataError with its row and column. Series of the UCR
+and UEA archives, in their files or those of aeon, an extra, stay as the archive has them.
 """
 
 import re

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ctrnn_assembly.errors import ConfigError
 
-TARGETS = ("class", "regression", "per-step", "forecast")
-STEPWISE = TARGETS[2:]
+STEPWISE = ("per-step", "forecast")
 UNKNOWN = -1
 MEASURES = {"accuracy": "accuracy", "f1": "F1", "r2": "R2", "mse": "MSE"}  # what they are called
 

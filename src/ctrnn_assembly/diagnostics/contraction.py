@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctrnn_assembly.diagnostics import linearise
-from ctrnn_assembly.diagnostics.linearise import Behaviour, prepare
+from ctrnn_assembly.diagnostics.linearise import Behaviour, behaviour, linearise, prepare, trajectory
 from ctrnn_assembly.diagnostics.spectrum import norm_of
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_within
 from ctrnn_assembly.linalg import symmetric_part
@@ -111,13 +110,13 @@ def measure_contraction(
     if not worst:
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     else:
-        here = linearise.linearise(known.own_map(), None if u is None else u[:, 0], x)
+        here = linearise(known.own_map(), None if u is None else u[:, 0], x)
         F = theta @ here.matrix() @ inverse
         sym = F.mT @ F if known.flow is None else symmetric_part(F)
         v = torch.linalg.eigh(sym)[1][..., -1] @ inverse.mT
     y = x + (far / v.norm(dim=1))[:, None] * v
     both = None if u is None else u.repeat(2, 1, 1)
-    states = linearise.trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=RTOL)
+    states = trajectory(known, both, torch.cat([x, y]), steps, dt=dt, solver=solver, rtol=RTOL)
     x, y = states.chunk(2)
     d, euclidean = ((x - y) @ theta.mT).norm(dim=-1), (x - y).norm(dim=-1)
     size = _summed(known, u, x, dt) + _summed(known, u, y, dt)
@@ -148,7 +147,7 @@ def excitatory_twin(net: Any, metric: Metric | None = None) -> Terms:
 
     Feedback is Theta L Theta^-1 = U - U^T with U the blocks above the diagonal; the twin has U + U^T.
     """
-    known = linearise.behaviour(net)
+    known = behaviour(net)
     terms, metric = known.terms, known.metric if metric is None else metric
     if terms is None or terms.L is None or metric is None:
         must = "the twin needs modules with linear coupling and a metric, and no gates that read input"

@@ -76,7 +76,14 @@ def theorem6(
     c = min(2.0, 2 - 2 * phi.g * float(torch.linalg.eigvalsh(symmetric_part(balanced))[-1]))
     check_finite(torch.stack([x, velocity]), "the trajectory")
     tau = torch.as_tensor(tau, dtype=x.dtype).expand(len(P))
-    D, bend = _slopes(phi, x)
+    slope = torch.func.grad(lambda z: phi(z).sum())
+    D, second = slope(x), torch.func.grad(lambda z: slope(z).sum())(x)
+    if not bool((D > 0).all()):
+        raise ContractionError(
+            f"Theorem 6 needs slopes above 0 along the whole trajectory; got {float(D.min()):.3g} of "
+            f"{phi.name}. Use tanh, sigmoid or softplus with moderate states; for ReLU Theorems 1 and 5."
+        )
+    bend = second / D
     beta = c / tau - bend * velocity
     metric = tau / P * D
     change = (bend[..., 1:, :] + bend[..., :-1, :]) / 2 * x.diff(dim=-2)
@@ -123,15 +130,3 @@ def monitor_theorem6(
     velocity = terms(ends.flatten(0, 2), held).view(ends.shape)
     W, tau = terms.weight(), terms.tau
     return theorem6(W, kinds.pop(), ends.flatten(1, 2), velocity.flatten(1, 2), P, tau=tau)
-
-
-def _slopes(phi: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
-    """phi' and phi'' / phi' at x, the shape of x."""
-    slope = torch.func.grad(lambda z: phi(z).sum())
-    D, second = slope(x), torch.func.grad(lambda z: slope(z).sum())(x)
-    if not bool((D > 0).all()):
-        raise ContractionError(
-            f"Theorem 6 needs slopes above 0 along the whole trajectory; got {float(D.min()):.3g} of "
-            f"{phi.name}. Use tanh, sigmoid or softplus with moderate states; for ReLU Theorems 1 and 5."
-        )
-    return D, second / D

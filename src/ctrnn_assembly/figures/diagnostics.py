@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from ctrnn_assembly.certificates import Certificate, StepCertificate
 from ctrnn_assembly.certificates.certify import FactorCurve
@@ -21,7 +20,6 @@ from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.style import BLACK, COLOURS, GREY, PER_TAU, Array
 
-Values = NDArray[np.complex128]
 CERTIFIED: Any = {"color": COLOURS[1], "linewidth": 1.1, "linestyle": "--"}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 KINDS = {"stable": (0, "o"), "marginal": (4, "D"), "saddle": (1, "s"), "unstable": (3, "^")}
@@ -163,8 +161,8 @@ def draw_extremes(axes: Axes, found: Sequence[Spectrum], certificate: Certificat
         axes.axhline(-certificate.rate, **CERTIFIED)
 
 
-def set_limits(axes: Axes, values: Values) -> None:
-    """Round the values, but not so narrow that rounding errors fill a panel; with both axes."""
+def set_limits(axes: Axes, values: Any) -> None:
+    """Round the complex values, but not so narrow that rounding errors fill a panel; with both axes."""
     least = 0.02 * max(float(np.abs(values).max()), 1e-9)
     for limits, part in ((axes.set_xlim, values.real), (axes.set_ylim, values.imag)):
         middle, half = (part.max() + part.min()) / 2, 0.55 * max(float(np.ptp(part)), least)
