@@ -1,8 +1,4 @@
-"""What commands share: options in named sections of their help, and where their numbers go.
-
-A command says once what its columns are; the table, the CSV file and the rows of the JSON follow. The
-options of training are made from the fields of its configuration.
-"""
+"""What commands share: options in named sections of their help, and where their numbers go."""
 
 import io
 import json

@@ -5,14 +5,7 @@ The whole assembly is one `LureSystem` y' = A y + X w, and a step of any row of 
     y+ = y + dt Q (A y + X w),    dt Q = C tau of the row for the coupling K.
 
 `Weighed` bounds its factor by an LMI. A bound in closed form is kept beside it for every dt of an
-interval, which no proof of single dt has, and for many units:
-
-| scheme | bound on the factor |
-|---|---|
-| euler | `disc_step` |
-| imex | Euler factor of the modules alone / (1 - dt sigma), sigma = lmax(sym K): 0 for feedback |
-| exponential-euler | e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)) |
-| the same, else | Euler factor at h = t (1 - e^{-dt / t}) + dt^2 / 2 ||K + 1 / t - 1 / tau|| ||J|| |
+interval, which no proof of single dt has, and for many units: `CLOSED_FORMS`.
 
 Source: THEORY section 6.
 """
@@ -29,8 +22,7 @@ from ctrnn_assembly.certificates import rounding
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.lmi import WORST, LureSystem, Weighed, refined
 from ctrnn_assembly.certificates.result import StepProof
-from ctrnn_assembly.certificates.rounding import DENSE, UNIT, largest_proven, last_proven, spectral_norm
-from ctrnn_assembly.certificates.verifier import Ball, integral, inverse
+from ctrnn_assembly.certificates.verifier import UNIT, Ball, integral, inverse
 from ctrnn_assembly.linalg import symmetric_part
 
 OPTIMISED = 128  # channels up to which every multiplier is searched by itself
@@ -101,7 +93,7 @@ def _of_cluster(whole: Interconnection, scheme: str, sharp: bool) -> StepProof:
     closed, longest = CLOSED_FORMS[scheme](whole), None
     if not sharp and len(whole.K) > SHARP:
         return closed
-    largest, many = closed.max_dt, len(whole.K) > (DENSE if scheme == "euler" else SHARP)
+    largest, many = closed.max_dt, len(whole.K) > (rounding.DENSE if scheme == "euler" else SHARP)
     if scheme == "euler" and not (many and largest > 0):
         longest = of_longest(whole)
         largest = max(largest, longest.max_dt)
@@ -132,7 +124,7 @@ def of_longest(whole: Interconnection) -> Weighed:
 
 
 def imex_step(whole: Interconnection) -> StepProof:
-    """y+ = (I - dt K)^-1 (y + dt J y), from Euler's step of the modules alone."""
+    """y+ = (I - dt K)^-1 (y + dt J y): Euler's factor of the modules alone / (1 - dt lmax(sym K))."""
     alone = prove_step(whole.uncoupled, "euler")
     near = chord(alone)
 
@@ -142,14 +134,18 @@ def imex_step(whole: Interconnection) -> StepProof:
 
     longest = alone.max_dt
     if whole.cost:
-        longest = last_proven(longest, lambda dt: by(near.factor, dt) < 1)
+        longest = rounding.last_proven(longest, lambda dt: by(near.factor, dt) < 1)
     return StepProof(lambda dt: min(by(alone.factor, dt), by(near.factor, dt)), longest)
 
 
 def exponential_euler_step(whole: Interconnection) -> StepProof:
-    """Every dt by the norms, or as far as Euler's step is near: THEORY section 6."""
+    """Every dt by the norms, or as far as Euler's step is near: THEORY section 6.
+
+    e^{-dt s} + (1 - e^{-dt s}) / s sup ||W D / tau||, s = -lmax(sym(K - 1 / tau)); or Euler's factor at
+    h = t (1 - e^{-dt / t}) + dt^2 / 2 ||K + 1 / t - 1 / tau|| ||J||.
+    """
     advice = "||W D|| exceeds the leak in the metric, use imex"
-    decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s of the table
+    decay = (1 / float(whole.tau.max()) - whole.cost) * (1 - 4 * UNIT)  # s above
     explicit = max(module.norm for module in whole.modules) + whole.edge_norm
     if decay <= 0:
         return StepProof(lambda dt: math.inf, 0.0, advice)
@@ -163,9 +159,9 @@ def exponential_euler_step(whole: Interconnection) -> StepProof:
     proof, system, rates = chord(prove_step(whole, "euler")), whole.system[0], 1 / whole.tau
     high, low = float(rates.max()), float(rates.min())
     t = 2 / (high + low)
-    size = spectral_norm(system.X, rounding.frobenius(system.X_error[None]))
-    size *= spectral_norm(system.Z, rounding.frobenius(system.Z_error[None]))
-    size += spectral_norm(system.A, system.A_error)  # ||J||
+    size = rounding.spectral_norm(system.X, rounding.frobenius(system.X_error[None]))
+    size *= rounding.spectral_norm(system.Z, rounding.frobenius(system.Z_error[None]))
+    size += rounding.spectral_norm(system.A, system.A_error)  # ||J||
     spread = (high - low) / 2 + 4 * UNIT * high if high > low else 0.0
     drift = (whole.norm + spread) * size / 2 * (1 + 16 * UNIT)
 
@@ -176,7 +172,7 @@ def exponential_euler_step(whole: Interconnection) -> StepProof:
     share = proof.max_dt / t * (1 - 1e-12)
     reach = -math.log1p(-share) * t if share < 1 else math.inf
     if drift:
-        reach = last_proven(min(reach, 30 * t), lambda dt: near_euler(dt) < 1)
+        reach = rounding.last_proven(min(reach, 30 * t), lambda dt: near_euler(dt) < 1)
     return StepProof(near_euler, reach, advice)
 
 
@@ -202,7 +198,7 @@ def in_disc(nu: float, eps: float, omega: float, sigma: float) -> StepProof:
         return (math.sqrt(rotation) + dt * eps) * (1 + 8 * UNIT)
 
     largest = 2 * (nu - eps) / (omega * omega + (nu - eps) * (nu + eps)) if nu > eps else 0.0
-    return StepProof(factor, largest_proven(largest, lambda dt: factor(dt) < 1), interval=True)
+    return StepProof(factor, rounding.largest_proven(largest, lambda dt: factor(dt) < 1), interval=True)
 
 
 CLOSED_FORMS = {"euler": disc_step, "imex": imex_step, "exponential-euler": exponential_euler_step}

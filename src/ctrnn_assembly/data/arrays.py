@@ -8,9 +8,6 @@ as in Erichson et al. 2021 (Lipschitz RNN) and Kozachkov et al. 2022 (Sparse Com
 
 scifar10 (= scifar10-rgb): one RGB pixel a step, as Kozachkov et al. 2022 and the S4 line of work.
 scifar10-planar: three neighbouring values of one colour plane a step, as Erichson et al. 2021.
-
-MNIST and CIFAR10 are read from their original files; else from copies of the images, a folder or zip;
-else torchvision downloads them. `Task.data` and the name of a task say what was read.
 """
 
 import gzip

@@ -3,12 +3,10 @@
 Of a flow the roots of x' = 0; of a map, such as nn.GRU, those of step(u, x) - x = 0. Grid solvers have
 the fixed points of the field, whatever their dt; stability under a step is that of `step_jacobian`.
 
-    bounded Newton:   -J y = f(x),                x <- x + s y,  s <= 1, s |y| at most (1 + |x|) / 2
-    implicit steps:   (I / delta - J) y = f(x),   x <- x + y,    delta grows as |f| falls
-
-Newton's steps find stable and unstable roots alike; a start from which they find none follows the flow
-by implicit steps. Finding none proves nothing. Cost: an LU factorisation an iteration and start.
-Source: Sussillo and Barak 2013, for the use; pseudo-transient continuation: Kelley and Keyes 1998.
+Bounded steps of Newton find stable and unstable roots alike; a start from which they find none follows
+the flow by implicit steps, whose length grows as |f| falls. Finding none proves nothing. Cost: an LU
+factorisation an iteration and start. Source: Sussillo and Barak 2013, for the use; pseudo-transient
+continuation: Kelley and Keyes 1998.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""What every figure shares: its size, colours that colour-blind readers tell apart, limits, files.
-
-This package is the only part of the project that imports matplotlib. A figure is a function from plain
-arrays to a `matplotlib.figure.Figure`; nothing is computed in it but what is drawn.
-"""
+"""What every figure shares: its size, colours that colour-blind readers tell apart, limits, files."""
 
 import io
 from pathlib import Path

@@ -1,7 +1,6 @@
 """The runs of experiments, shared by every process that is started: train, measure, write the result.
 
-A process leaves alone what another one runs, and goes on with what was left unfinished, from its last
-epoch. The result is the summary of the run folder, with what the experiment measures besides. A run that
+The result is the summary of the run folder, with what the experiment measures besides. A run that
 diverged, or lost its certificate, is a result too.
 """
 

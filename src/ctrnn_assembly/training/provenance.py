@@ -1,7 +1,4 @@
-"""Where a number comes from: date, command, commit, hardware, versions, threads, seed.
-
-The keys of `summary.json`, and the columns of metrics.csv, are in docs/reference/files.md.
-"""
+"""Where a number comes from: date, command, commit, hardware, versions, threads, seed."""
 
 import datetime
 import os
