@@ -1,11 +1,13 @@
-"""Run the command line in this process or another one, and compare run folders bit for bit."""
+"""Run the command line in this process or a fork of it, and compare run folders bit for bit."""
 
 import csv
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from ctrnn_assembly.data import Task, load_task
 from ctrnn_assembly.errors import DataError
+from ctrnn_assembly.training import fit
 from ctrnn_cli.main import main
 
 TINY = (
@@ -69,35 +72,42 @@ class Cli:
         return last
 
 
-def other_process(code: str, *args: object) -> "subprocess.Popen[str]":
-    """`ctrnn args` in a process of its own, after running `code` there, if there is any.
+class Fork:
+    """`ctrnn args` in a fork of this process, which has imported everything, after `before` there."""
 
-    It gets this process's number of threads: sums over threads round differently for another one.
-    """
-    script = f"{code}\nfrom ctrnn_cli.main import main\nmain()"
-    start = ("-c", script) if code else ("-m", "ctrnn_cli.main")
-    return subprocess.Popen(
-        [sys.executable, *start, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    def __init__(self, before: Callable[[], None], *args: object) -> None:
+        self.out, self.err = (TemporaryFile("w+", buffering=1) for _ in range(2))  # noqa: SIM115
+        self.process = get_context("fork").Process(target=self.run, args=(before, *map(str, args)))
+        self.process.start()
+
+    def run(self, before: Callable[[], None], *args: str) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
+        before()
+        with redirect_stdout(self.out), redirect_stderr(self.err):
+            main(args)
+
+    def wait(self, seconds: float = 120) -> Outcome:
+        """How it ended; the code of a process that a signal killed is below 0."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"it runs on after {seconds} s"
+        texts = [os.pread(file.fileno(), 10**6, 0).decode() for file in (self.out, self.err)]
+        return Outcome(self.process.exitcode, *texts)
 
 
-def signal_at(step: int, name: str) -> str:
-    """Code that sends this process a signal before its training step number `step`."""
-    return f"""
-import os, signal
-import ctrnn_assembly.training.fit as fit
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored
-real, steps = fit.train_step, iter(range(10**6))
-def train_step(*args):
-    if next(steps) == {step}:
-        os.kill(os.getpid(), signal.{name})
-    return real(*args)
-fit.train_step = train_step
-"""
+def signal_at(step: int, which: signal.Signals) -> Callable[[], None]:
+    """What sends its process a signal before its training step number `step`."""
+
+    def change() -> None:
+        real, steps = fit.train_step, iter(range(10**6))
+
+        def train_step(*args: Any) -> torch.Tensor:
+            if next(steps) == step:
+                os.kill(os.getpid(), which)
+            return real(*args)
+
+        fit.train_step = train_step
+
+    return change
 
 
 def table(run: Path) -> list[dict[str, str]]:

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from cli_tools import Cli, assert_same_run, other_process, refused, signal_at, single  # noqa: F401
+from cli_tools import Cli, Fork, assert_same_run, refused, signal_at, single  # noqa: F401
 from cli_tools import own_series as load
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import ENDINGS, Preparation
@@ -100,8 +101,8 @@ def test_a_killed_run_of_own_data_resumes_bit_for_bit(cli, tmp_path):
     data = write_csv(tmp_path / "a.csv")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli("train", "--data", data, *SMALL, "--out", whole).code == 0
-    process = other_process(signal_at(4, "SIGKILL"), "train", "--data", data, *SMALL, "--out", killed)
-    assert process.wait(60) != 0
+    end = Fork(signal_at(4, signal.SIGKILL), "train", "--data", data, *SMALL, "--out", killed).wait()
+    assert end.code == -signal.SIGKILL
     moved = tmp_path / "elsewhere" / "a.csv"
     moved.parent.mkdir()
     data.rename(moved)

@@ -1,6 +1,7 @@
 """`ctrnn reproduce`: runs are made once, resumed, compared with the published, and the same again."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from cli_tools import Cli, other_process, table
+from cli_tools import Cli, Fork, table
 from cli_tools import single as single
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.reproduction import experiments, run
@@ -260,22 +261,21 @@ def test_an_error_of_the_program_fails_one_run_and_leaves_its_traceback(
 @pytest.mark.slow
 def test_an_interrupted_command_goes_on(cli: Cli, tmp_path: Path) -> None:
     text = TINY.replace("epochs: 3", "epochs: 200")
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import ctrnn_assembly.reproduction.experiments as experiments\n"
-        f"experiments.load_experiment = lambda name: experiments.parse_experiment(name, {text!r})"
-    )
-    process = other_process(code, "reproduce", "tiny", "--rows=lstm", "--seed=0")
+
+    def change() -> None:
+        experiments.load_experiment = lambda name: parse_experiment(name, text)
+
+    fork = Fork(change, "reproduce", "tiny", "--rows=lstm", "--seed=0")
     metrics = tmp_path / "runs" / "reproduce" / "tiny" / "lstm-seed0" / "metrics.csv"
     for _ in range(1800):
         if metrics.exists():
             break
         time.sleep(0.1)
     assert metrics.exists()
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted. What was saved before is kept." in said
+    os.kill(fork.process.pid, signal.SIGINT)
+    done = fork.wait()
+    assert done.code == 130
+    assert "interrupted. What was saved before is kept." in done.err
     kept = table(metrics.parent)
     assert 0 < len(kept) < 200
     results = tmp_path / "results"

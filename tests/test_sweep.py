@@ -1,6 +1,7 @@
 """`ctrnn sweep`: every trial once whoever trains it, killed ones go on, validation alone chooses."""
 
 import json
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli_tools import Cli, assert_same_run, other_process, signal_at, single, table  # noqa: F401
+from cli_tools import Cli, Fork, assert_same_run, signal_at, single, table  # noqa: F401
 from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.reproduction import sweep
 from ctrnn_assembly.reproduction.sweep import Trials
@@ -38,11 +39,10 @@ def written(folder: Path, text: str) -> Path:
 def test_two_processes_killed_and_started_again_train_each_trial_once(cli: Cli, tmp_path: Path) -> None:
     """One is killed in its third trial, another interrupted in its fourth: an epoch has one step."""
     file, folder = written(tmp_path, LEARNING_RATE + "sampler: random\ntrials: 8\n"), tmp_path / "sweep"
-    ends = signal_at(10, "SIGKILL"), signal_at(13, "SIGINT")
-    both = [other_process(code, "sweep", file, "--out", folder) for code in ends]
-    said = [process.communicate(timeout=500) for process in both]
-    assert [process.returncode for process in both] == [-9, 130], said
-    assert "interrupted. What was saved before is kept." in said[1][1]
+    ends = signal_at(10, signal.SIGKILL), signal_at(13, signal.SIGINT)
+    both = [process.wait() for process in [Fork(end, "sweep", file, "--out", folder) for end in ends]]
+    assert [end.code for end in both] == [-signal.SIGKILL, 130], both
+    assert "interrupted. What was saved before is kept." in both[1].err
     before = Trials(file, folder).rows()
     left = [
         folder / f"trial-{row['trial']:03}" / "seed-0" for row in before if row["state"] == "running"
