@@ -23,12 +23,12 @@ TANH = ACTIVATIONS["tanh"]
 @pytest.mark.parametrize("seed", range(4))
 def test_no_certificate_claims_more_than_the_exact_worst_case(seed):
     rng, found = np.random.default_rng(seed), []
-    for case in chain(*(drawn(rng, label) for label in classes()[seed::8])):
+    for case in chain(*(drawn(rng, label) for label in classes()[seed::14])):
         found.append(judge(rng, case, [seed], "none"))
         assert not found[-1].offence
     certified, steps = (sum(one.counts[key] for one in found) for key in ("certified", "step_certified"))
     sharp = sum(one.counts["certified"] and one.slack[0] < 1e-3 for one in found)
-    assert min(certified, 2 * steps, 3 * sharp) >= 30, (certified, steps, sharp)  # not vacuous
+    assert min(certified, 2 * steps, 3 * sharp) >= 15, (certified, steps, sharp)  # not vacuous
 
 
 def plane(W, theta, tau=(1.0, 1.0)):

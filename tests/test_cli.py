@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, what it refuses, what it leaves behind."""
 
+import io
 import json
 import os
 import re
@@ -347,7 +348,7 @@ def fake_series(folder: Path, part: str, bad: float) -> tuple[str, ...]:
             x[1, 3] = bad if (which, i) == (part, 7) else x[1, 3]
             lines.append(":".join([*(",".join(map(str, one)) for one in x), "ab"[i % 2]]))
         (folder / "Fake" / f"Fake_{which.upper()}.ts").write_text("\n".join(lines))
-    return ("--task=series:Fake", "--coupling=all", f"--data-dir={folder}")
+    return ("--task=series:Fake", "--depth=1", "--width=4", f"--data-dir={folder}")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -387,9 +388,8 @@ def test_augmentation_can_be_left_out(cli: Cli, tmp_path: Path) -> None:
 def test_real_mnist_trains(cli: Cli, tmp_path: Path) -> None:
     data = real_data("MNIST")
     run = tmp_path / "run"
-    done = cli.train(
-        run, "--task=psmnist", "--coupling=all", "--data-dir", data, "--resize=7", "--epochs=1", "--json"
-    )
+    small = ("--depth=1", "--width=4", "--resize=7", "--epochs=1", "--json")
+    done = cli.train(run, "--task=psmnist", "--data-dir", data, *small)
     assert json.loads(done.out)["task"] == "psmnist-12008"
 
 
@@ -426,10 +426,22 @@ def test_a_run_says_what_it_trains_before_it_does_and_how_far_an_epoch_is(
     ]
 
 
-def test_news_that_nobody_hears_end_no_training(tmp_path: Path) -> None:
-    arguments = " ".join((*TINY, "--epochs=3", "--out", str(tmp_path / "run")))
-    command = f"{sys.executable} -m ctrnn_cli.main train {arguments} 2>&1 >/dev/null | head -1"
-    subprocess.run(command, shell=True, check=True, capture_output=True)
+def test_news_that_nobody_hears_end_no_training(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = os.pipe()
+    heard, told = io.FileIO(ends[0]), io.FileIO(ends[1], "w")
+    real = fit.train_step
+
+    def train_step(*args: object) -> torch.Tensor:
+        heard.close()  # as `| head -1` does
+        return real(*args)
+
+    monkeypatch.setattr(fit, "train_step", train_step)
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(told, write_through=True))
+    cli.train(tmp_path / "run", "--epochs=3")
+    with pytest.raises(BrokenPipeError):
+        print("nobody hears this", file=sys.stderr)
     assert len(table(tmp_path / "run")) == 3
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -477,16 +489,21 @@ def test_ranks_in_the_environment_of_a_lone_process_are_not_believed(
 
 
 def test_a_notebooks_backend_and_closed_streams_are_no_hindrance(tmp_path: Path) -> None:
-    for k, closed in enumerate(("2>&-", ">&- 2>&-")):
-        run = tmp_path / str(k)
-        command = f"{sys.executable} -m ctrnn_cli.main train {' '.join(TINY)} --epochs=1 --out {run}"
-        env = {**os.environ, "MPLBACKEND": "module://no_notebook_is_here"}
-        done = subprocess.run(f"{command} {closed}", shell=True, capture_output=True, text=True, env=env)
-        assert (done.returncode, done.stderr == "") == (0, "2>" in closed), done.stderr
-        assert (str(run) in done.stdout) == (closed == "2>&-")
-        assert (run / "summary.json").exists()
-    drawn = [sys.executable, "-m", "ctrnn_cli.main", "plot", str(run), "--kind=curves"]
-    subprocess.run([*drawn, "--out", str(tmp_path / "c.png")], check=True, env=env)
+    run, picture = tmp_path / "run", tmp_path / "c.png"
+    train = ("train", *TINY, "--epochs=1", "--out", str(run))
+    plot = ("plot", str(run), "--kind=curves", "--out", str(picture))
+    both = f"from ctrnn_cli.main import main\nfor c in {train, plot}: main(c, standalone_mode=False)"
+    env = {**os.environ, "MPLBACKEND": "module://no_notebook_is_here", "PYTHON": sys.executable}
+    subprocess.run('"$PYTHON" -c "$BOTH" >&- 2>&-', shell=True, check=True, env=env | {"BOTH": both})
+    assert (run / "summary.json").exists()
+    assert picture.exists()
+
+
+def test_without_stderr_the_summary_is_printed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)  # as of a process that starts with it closed
+    assert str(tmp_path / "run") in cli.train(tmp_path / "run", "--epochs=1").out
 
 
 def test_brackets_in_the_name_of_a_folder_are_no_markup(cli: Cli, tmp_path: Path) -> None:

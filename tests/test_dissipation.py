@@ -105,7 +105,7 @@ def net_step(layer, terms, v, x):
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"mix": "mlp", "norm": "rms"}, LINEAR])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_ascent_finds_differences_above_the_proven_envelope(seed, options):
     net = stack(seed=seed, **options)
     factor = max(gain_matrix([layer.bound(1.0, net.solver) for layer in net.layers]).diagonal())
@@ -119,9 +119,10 @@ def test_no_ascent_finds_differences_above_the_proven_envelope(seed, options):
     ascent = torch.optim.Adam(free, lr=0.05)
     for _ in range(15):
         parts = torch.cat([p / p.norm(dim=-1, keepdim=True) for p in d.split(net.layer_sizes, -1)], -1)
-        a, b, ratios = x, x + 0.1 * parts / roots, []
+        both, ratios = torch.cat([x, x + 0.1 * parts / roots]), []
         for t in range(steps):
-            a, b = net.step(u[:, t], a), net.step(u[:, t], b)
+            both = net.step(u[:, t].repeat(2, 1), both)
+            a, b = both.chunk(2)
             moved = (10 * (a - b) * roots).split(net.layer_sizes, -1)
             ratios.append(torch.stack([m.norm(dim=-1) for m in moved]).amax(0) / (K * rho ** (t + 1)))
         found = torch.stack(ratios).amax(0)

@@ -175,7 +175,7 @@ def certificate_of(
 def test_no_certificate_exceeds_the_worst_vertex(gate: str, kind: str) -> None:
     rng = np.random.default_rng([GATES.index(gate), len(kind)])
     flows = steps = 0
-    for _ in range(60 if kind == "edge" else 100):
+    for _ in range(30 if kind == "edge" else 50):
         terms, metric = random_net(rng, kind)
         lo, hi = random_bounds(rng)
         dt = float(rng.choice([0.02, 0.3, 1.0]) / hi)
@@ -192,8 +192,8 @@ def test_no_certificate_exceeds_the_worst_vertex(gate: str, kind: str) -> None:
         certificate = certificate_of(terms, metric, gate=gate, lo=lo, hi=hi, nu=nu, dt=dt)
         flow, step = check_against_vertices(certificate, terms, np.diag(np.diag(M)), gates, dt)
         flows, steps = flows + flow, steps + step
-    assert flows >= 20  # not vacuous
-    assert steps >= 12
+    assert flows >= 10  # not vacuous
+    assert steps >= 6
 
 
 @pytest.mark.parametrize("solver", ["euler", "imex"])

@@ -77,13 +77,12 @@ def some_metric(sizes: tuple[int, ...], dense: bool, rng: np.random.Generator) -
     return Metric(tuple(factors))
 
 
-@pytest.mark.parametrize("trials", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("solver", SCHEMES)
 @pytest.mark.parametrize("place", ["outside", "inside"])
-def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver, trials) -> None:
+def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver) -> None:
     """Vertices of the slopes, and of the uncertainty: balls and intervals, with coupling and without."""
     rng, certified = np.random.default_rng(3), 0
-    for trial in range(trials):
+    for trial in range(12):
         n = int(rng.integers(1, 4))
         blocks = [rng.uniform(0.1, 0.5) * hidden(n, 1, 0.1, seed=trial + k) for k in (0, 100)]
         if trial % 5 == 0:
@@ -95,18 +94,19 @@ def test_no_system_within_the_uncertainty_is_slower_than_certified(place, solver
         tau = 1.0 if trial % 4 < 2 else rng.uniform(0.5, 2, 2 * n)
         terms = terms_of(blocks, L, tau=tau, place=place, activation="relu")
         metric = some_metric(terms.sizes, trial % 4 == 0, rng)
-        dt, how = float(rng.choice([0.03, 0.5, 1.0])), {"solver": solver, "search": "none"}
-        found = certify(terms, metric, dt=dt, uncertainty=by, **how)
+        dt = float(rng.choice([0.03, 0.5, 1.0]))
+        found = certify(terms, metric, dt=dt, solver=solver, uncertainty=by, search="none")
         certified += found.certified and found.step.certified
-        assert certify(terms, metric, dt=dt, **how).rate >= found.rate
+        assert certify(terms, metric, search="none").rate >= found.rate
+        around = uncertain(terms, by)
         for _ in range(60):
-            W, moved = within(uncertain(terms, by), rng)
+            W, moved = within(around, rng)
             slopes = torch.from_numpy(rng.choice([0.0, 1.0], 2 * n))
             rate, factor = exact(terms, W, moved, metric.theta(), dt, solver, slopes)
             assert rate >= found.rate
             if found.step.contraction_factor is not None:
                 assert factor <= found.step.contraction_factor
-    assert certified >= trials / 5
+    assert certified >= 3
 
 
 @pytest.mark.parametrize("solver", SCHEMES)
@@ -146,12 +146,12 @@ def test_only_another_metric_proves_a_hidden_scaling() -> None:
 
 
 @pytest.mark.slow
-def test_five_hundred_units_in_a_minute(cli: Cli, tmp_path: Path) -> None:
-    W = hidden(500, 0.9, 1.0)
+def test_three_hundred_units_in_half_a_minute(cli: Cli, tmp_path: Path) -> None:
+    W = hidden(300, 0.9, 1.0)
     np.savez(tmp_path / "net.npz", W=W)
     begun = time.process_time()
     found = strict_json(cli("certify", "--weights", tmp_path / "net.npz", "--json").out)
-    assert time.process_time() - begun < 60
+    assert time.process_time() - begun < 30
     assert np.linalg.norm(W, 2) > 10
     assert found["certified"]
     assert found["discrete"]["certified"]

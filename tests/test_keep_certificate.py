@@ -3,6 +3,7 @@ oracle is a step's exact factor, over all slopes."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,11 +160,15 @@ REQUIRE = "--require-certificate=discrete"
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([REQUIRE, "--dt=3", "--coupling=none"], "the bound on the step's factor is 4."),
-        ([REQUIRE, "--dt=3", "--coupling=none"], "the largest certified dt is 1."),
+        (
+            [REQUIRE, "--dt=3", "--coupling=none"],
+            r"the bound on the step's factor is 4\..*the largest certified dt is 1\.",
+        ),
         ([REQUIRE, "--dt=3"], "the model must have the discrete certificate before training"),
-        ([REQUIRE, "--coupling-scale=30"], "the bound on the step's factor is"),
-        ([REQUIRE, "--coupling-scale=30"], "Use --solver imex, or more --substeps."),
+        (
+            [REQUIRE, "--coupling-scale=30"],
+            r"the bound on the step's factor is.*Use --solver imex, or more --substeps\.",
+        ),
         ([REQUIRE, "--solver=rk4"], "no proof is known for steps of rk4. Use --solver euler or imex."),
         ([REQUIRE, "--solver=imex", "--dt=3"], "the largest certified dt is 1"),
         ([REQUIRE, "--model=lstm"], "LSTM is a baseline: no certificate is defined for it"),
@@ -175,7 +180,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     cli: Cli, tmp_path: Path, options: list[str], reason: str
 ) -> None:
     settings = (*TINY, "--solver=euler", "--coupling-scale=1", *options)
-    assert reason in cli.refuses("train", *settings, "--out", tmp_path / "run")
+    assert re.search(reason, cli.refuses("train", *settings, "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -284,7 +284,7 @@ def taus_of(name: str, n: int) -> list[Tensor]:
     )
 
 
-def continuous(field: Field, steps: int = 8, dt: float = 0.1) -> Measurement:
+def continuous(field: Field, steps: int = 5, dt: float = 0.1) -> Measurement:
     """Pairs that start in their worst directions, by a tight solver under a random input."""
     u = 1.5 * torch.randn(2, steps, field.size)
     return measure_contraction(field, u, dt=dt, solver="dopri8", pairs=3, worst=True)
@@ -397,7 +397,7 @@ def test_the_worst_direction_has_the_rate_of_the_jacobian(build: Callable[[], As
 def test_every_certified_step_stays_within_its_gain(solver: str, form: str) -> None:
     certified = sharp = 0
     for name, kind in CONSTRAINTS.items():
-        for dt, taus in ((0.03, (1.0, 1.0)), (0.03, (1.0, 1.5)), (0.3, (1.0, 1.0))):
+        for dt, taus in ((0.03, (1.0, 1.5)), (0.3, (1.0, 1.0))):
             parts = [Subnetwork(kind("tanh"), 4, form=form, tau=tau) for tau in taus]  # type: ignore[arg-type]
             net = couple(parts, "all", init_scale=0.5)
             step = certificate(net, dt=dt, solver=solver).step
@@ -405,7 +405,7 @@ def test_every_certified_step_stays_within_its_gain(solver: str, form: str) -> N
             if not step.certified:
                 continue
             certified += 1
-            u = torch.randn(2, 30, net.size)
+            u = torch.randn(2, 15, net.size)
             for worst in (False, True):
                 found = measure_contraction(net, u, dt=dt, solver=solver, worst=worst)
                 assert found.factor <= step.contraction_factor, (name, dt)

@@ -303,7 +303,7 @@ def test_a_verifier_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypat
     assert len(before) == 2
 
 
-@pytest.mark.parametrize("draws", [60, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [60, pytest.param(150, marks=pytest.mark.slow)])
 def test_nothing_better_than_the_exact_bounds_is_accepted(draws: int) -> None:
     """The exact rate and factor are those of the worst vertex of the slopes, for n <= 5."""
     rng, near = np.random.default_rng(draws), []

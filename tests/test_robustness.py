@@ -113,9 +113,8 @@ def test_no_attack_succeeds_below_the_certified_radius(net):
 @pytest.mark.slow
 @pytest.mark.parametrize("net", NETS, ids=lambda net: "-".join(map(str, net.values())))
 def test_no_strong_attack_succeeds_below_the_certified_radius(net):
-    for seed in (1, 2):
-        radii, found = hunt(net, seed, restarts=3, steps=10, rounds=8)
-        assert (found >= radii).all()
+    radii, found = hunt(net, 1, restarts=3, steps=10, rounds=8)
+    assert (found >= radii).all()
 
 
 def test_what_lies_behind_the_end_of_a_sequence_counts_for_nothing():

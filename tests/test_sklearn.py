@@ -35,12 +35,12 @@ def series(n=60, T=12, seed=0):
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [AssemblyClassifier(**SMALL), AssemblyRegressor(**SMALL)],
+    [AssemblyClassifier(**SMALL), AssemblyRegressor(**SMALL | {"epochs": 3})],
     expected_failed_checks=lambda estimator: LEFT_OUT,
 )
 def test_the_checks_of_scikit_learn(estimator, check):
     if check.func.__name__ == "check_regressors_train":  # one of 10 steps decides, which takes longer
-        estimator.set_params(epochs=150, units=16, learning_rate=0.1)
+        estimator.set_params(model="lstm", epochs=60, learning_rate=0.1)
     check(estimator)
 
 
