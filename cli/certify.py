@@ -12,7 +12,7 @@ from click import option
 from rich.table import Table
 
 import ctrnn_assembly
-from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, check_within
 from ctrnn_cli import shared
 from ctrnn_cli.shared import Column, table
 
@@ -53,14 +53,15 @@ def certify_command(
 
     In the JSON, null stands for a bound that does not exist; max_dt null means every dt.
     """
+    from ctrnn_assembly.certificates.given import SUFFIXES
     from ctrnn_assembly.certificates.result import fact_rows, verdict, weights_rows
     from ctrnn_assembly.training.run import write
     from ctrnn_assembly.witness import judge
 
     file, search, require_step = (settings.pop(key) for key in ("weights", "search", "require_step"))
     outputs = {key: settings.pop(key) for key in ("as_json", "plot")}
-    if (source is None) == (file is None):
-        raise ConfigError("name a run, a file or a recipe, or matrices of your own by --weights.")
+    if (source is None) == (file is None) or str(source).endswith(SUFFIXES):
+        raise ConfigError("name a run, a YAML file or a recipe, or matrices by --weights FILE.")
     own = {name: settings.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
     run = {name: settings.pop(name) for name in ("initial", "one_field", "substeps")}
     for name, value in (own if file is None else run).items():
@@ -214,6 +215,7 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
     phi, place = settings["activation"] or "tanh", cast(Any, settings["place"] or "outside")
     terms = terms_of(**{"tau": 1.0 if tau is None else tau} | stored, activation=phi, place=place)
     dt, given = 0.03 if settings["dt"] is None else settings["dt"], settings["uncertainty"]
+    check_within("(0, inf)", dt=dt)
     step: Any = {"dt": dt, "solver": settings["solver"] or "euler"}
     by = None if given is None else half_widths(given, terms)
     certificate = certify(terms, **step, search=search, uncertainty=by)
@@ -233,12 +235,11 @@ def of_file(file: Any, search: Any, settings: dict[str, Any]) -> Found:
 
 def half_widths(given: str, terms: Any) -> Any:
     """A radius, or the share of every entry's size that P% says."""
-    share = given.endswith("%")
     try:
         size = float(given.removesuffix("%"))
     except ValueError:
         raise ConfigError(f"--uncertainty must be a number or a share like 1%; got {given!r}.") from None
-    if not share:
+    if not given.endswith("%"):
         return size
     widths = [abs(block) * (size / 100) for block in terms.blocks]
     return ctrnn_assembly.Uncertainty(widths, 0.0 if terms.L is None else abs(terms.L) * (size / 100))

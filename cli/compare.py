@@ -25,9 +25,7 @@ BENCH_COLUMNS = (
     Column("limit", "of the limit of"),
     Column("peak_mb", "MB", ".1f"),
 )
-COUPLING = "all, random:C, ... of all work  [default: its own]"
 DEVICE = "auto is the GPU where there is one"
-FOLDER = "of the sweep  [default: runs/ and the name of CONFIG]"
 
 
 @click.command("reproduce")
@@ -115,7 +113,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 @click.command("sweep", cls=Command)
 @click.argument("file", metavar="CONFIG", type=PATH)
-@click.option("--out", type=PATH, metavar="FOLDER", help=FOLDER)
+@click.option("--out", type=PATH, metavar="FOLDER", help="[default: runs/ and the name of CONFIG]")
 @click.option("--show", is_flag=True, help="what is there so far; trains nothing")
 @json_option
 @plot_option
@@ -163,8 +161,8 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
 @click.option("--units", type=int, help="units of each module  [default: of the work]")
 @click.option("--batch", type=int, help="samples  [default: of the work]")
 @click.option("--steps", type=int, help="steps of a sequence  [default: of the work]")
-@click.option("--coupling", metavar="NAME", help=COUPLING)
-@click.option("--rounds", type=int, default=7, help="timings of each, 7 or more  [default: 7]")
+@click.option("--coupling", metavar="NAME", help="all, random:C, ... of all work  [default: its own]")
+@click.option("--rounds", type=int, default=7, help="timings of each, 7 or more")
 @click.option("--only", multiple=True, metavar="NAME", help="this contestant only; may be repeated")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help=DEVICE)
 @click.option("--threads", type=int, help="CPU threads  [default: torch's own]")

@@ -14,7 +14,7 @@ from ctrnn_assembly.errors import CtrnnError, unknown
 COMMANDS = {
     "train": ("train", "Train a model on a task; with no options, on digits."),
     "evaluate": ("train", "Test the weights of a run."),
-    "predict": ("files", "Classify new series with a run of your own data."),
+    "predict": ("files", "Classes or values of new series, by a run of your own data."),
     "certify": ("certify", "Prove that a run, or a configuration, contracts."),
     "check": ("certify", "Check a proof, or replay a witness, that certify has written."),
     "spectrum": ("inspect", "Eigenvalues along trajectories under real inputs."),

@@ -15,17 +15,16 @@ from typing import Any
 
 import click
 
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.training import config as configs
 from ctrnn_assembly.training.config import TrainConfig, difference, make_config, recommended
 from ctrnn_cli import shared
 from ctrnn_cli.shared import PATH, Column, Command, emit, facts, json_option, table
 
-KINDS = (
-    *("tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"),
-    "recommended",
-)
+KINDS = ["tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"]
+KINDS += ["recommended"]
 SOLVER = (Column("solver", "solver"), Column("step", "step", ".6g", missing="its own"))
+OF_MODELS = ("modules", "units", "coupling", "depth", "width", "solver", "dt")
 STATES = (Column("largest_state", "largest state", ".4g"), Column("certified", "step certified"))
 
 
@@ -42,7 +41,7 @@ STATES = (Column("largest_state", "largest state", ".4g"), Column("certified", "
 def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool, **given: Any) -> None:
     """Train a model on a task and leave a run folder.
 
-    With no options: a certified assembly on the embedded `digits`, in about two minutes. Without
+    With no options: a certified assembly on the embedded `digits`, in a few minutes. Without
     --recipe and --config a run starts from what is recommended for its task, `ctrnn list recommended`;
     with another --model, from its training settings. The defaults below are of what is left open then,
     and of tasks of your own.
@@ -60,10 +59,9 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         if clash := {"task", "data_dir"} & settings.keys():
             raise ConfigError(f"--data is the task; got {', '.join(sorted(clash))} as well. Drop it.")
         settings |= {"task": "own", "data_dir": str(data.resolve())}
-    if resume is not None and (named or file or out or fast):
-        what = "--recipe, --config, --out, --fast"
-        raise ConfigError(f"--resume takes the run's own configuration; drop {what}.")
     if resume is not None:
+        if named or file or out or fast:
+            raise ConfigError("--resume keeps a run's settings; drop --recipe, --config, --out, --fast.")
         run, own = resume, read_config(resume)
         config = make_config(own.model_dump(), settings)
         free = {"data_dir", "device", "devices", "nodes", *["epochs"] * (config.epochs > own.epochs)}
@@ -107,8 +105,7 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
         *[("metric", growth_words(condition))] * (certificate["certified"] and condition > 1),
         ("run folder", str(run)),
     ]
-    title = f"{summary['model']} on {summary['task']}"
-    emit(summary, facts(rows, title=title), as_json=as_json)
+    emit(summary, facts(rows, title=f"{summary['model']} on {summary['task']}"), as_json=as_json)
     if watched is not None:
         averages = watched.key_averages()
         averages.sort(key=lambda one: one.self_cpu_time_total + one.self_device_time_total, reverse=True)
@@ -154,8 +151,11 @@ def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
     """What a run without --recipe and --config starts from, in a line; given options are in it."""
     if not recommended:
         return f"nothing is recommended for {config.task}: the defaults of `ctrnn train -h` are used"
-    names = ("model", "modules", "units", "coupling", "solver", "dt", "epochs", "learning_rate")
-    said = ", ".join(f"{name} {getattr(config, name)}" for name in names)
+    from ctrnn_assembly.models import MODELS
+
+    check_known("model", config.model, MODELS)
+    own = [name for name in OF_MODELS if name in MODELS[config.model].settings]
+    said = ", ".join(f"{k} {getattr(config, k)}" for k in ("model", *own, "epochs", "learning_rate"))
     part = "what is" if "model" in recommended else "the training settings"
     return f"starts from {part} recommended for {config.task}: {said}"
 
@@ -170,10 +170,8 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
     elif best.items() <= config.model_dump().items():
         advice = "its settings are the recommended ones: try more epochs"
     else:
-        names = ("model", "solver", "dt", "epochs", "learning_rate")
-        said = ", ".join(f"{name} {best[name]}" for name in names)
         own = "--data FILE" if config.task == "own" else f"--task {config.task}"
-        advice = f"`ctrnn train {own}` alone takes what is recommended: {said}"
+        advice = f"`ctrnn train {own}` alone takes what is recommended: model {best['model']}, ..."
     no_better = f"{summary['chance']:.4f} is within reach without learning anything"
     return [("at chance", f"{no_better}; {advice}")]
 
@@ -184,10 +182,10 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
 @shared.step_options
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
-@click.option("--samples", default=100, help="of the test set, for --radius  [default: 100]")
-@click.option("--steps", default=10, help="of the attack at each radius  [default: 10]")
-@click.option("--restarts", default=1, help="of the attack at each radius  [default: 1]")
-@click.option("--rate", default=0.25, help="the attack's step over the radius  [default: 0.25]")
+@click.option("--samples", default=100, help="of the test set, for --radius")
+@click.option("--steps", default=10, help="gradient steps of the attack at each radius")
+@click.option("--restarts", default=1, help="starts of the attack at each radius, the first from 0")
+@click.option("--rate", default=0.25, help="a step of the attack, as a share of the radius")
 @shared.output_options
 def evaluate_command(
     folder: Path, data_dir: str | None, swap: list[dict[str, Any]], radius: bool, **one: Any
@@ -277,8 +275,8 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
     known = np.concatenate([radius[(radius > 0) & np.isfinite(radius)] for radius in radii.values()])
     if not len(known):
         raise ConfigError(f"none of {samples} test samples is right with a margin; train further.")
-    at = np.array([float(f"{r:.1g}") for r in np.geomspace(known.min(), known.max(), 7)])
-    curve = [Column("radius", "radius", ".1g", at)]
+    at = np.array([float(f"{r:.2g}") for r in np.geomspace(known.min(), known.max(), 7)])
+    curve = [Column("radius", "radius", ".2g", at)]
     for name, radius in radii.items():
         curve.append(Column(name, name.replace("_", ", "), ".3f", (radius > at[:, None]).mean(1)))
     unit, norms, said = getattr(run.task.sequence, "unit", 1.0), {}, []

@@ -550,7 +550,8 @@ def test_a_task_starts_from_what_is_recommended_for_it_and_says_so_and_what_it_t
     run = tmp_path / "run"
     done = cli("train", "--task=psmnist", "--data-dir", tmp_path, *SMALL, "--fast", "--out", run)
     assert done.code == 0
-    assert "starts from what is recommended for psmnist: model deep-adadiag" in done.err
+    sizes = "model deep-adadiag, depth 1, width 4, solver exponential-euler"
+    assert f"starts from what is recommended for psmnist: {sizes}" in done.err
     assert re.search(r"about \d+ s on this machine: 2 epochs of 2 steps of [\d.e-]+ s", done.err)
     config = read_yaml(run / "config.yaml")
     recipe = recipes()["deep-psmnist"]["settings"]

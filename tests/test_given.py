@@ -297,7 +297,7 @@ def test_the_command_says_for_which_uncertainty_it_is(cli: Cli, tmp_path: Path) 
 
 
 BAD = {
-    "nan.npz": ({"W": np.full((2, 2), np.nan)}, "NaN"),
+    "nan.npz": ({"W": np.diag([0.0, np.nan])}, "W must be finite; got nan at index (1, 1)"),
     "wide.npz": ({"W": np.zeros((2, 3))}, "must be square"),
     "L.npz": ({"W": np.zeros((2, 2)), "L": np.zeros((3, 3))}, "L must be (2, 2)"),
     "tau.npz": ({"W": np.zeros((2, 2)), "tau": np.zeros(2)}, "tau must be"),
@@ -318,15 +318,23 @@ def test_wrong_files_are_refused_in_a_sentence(cli: Cli, tmp_path: Path, name: s
 
 def test_bytes_that_are_no_file_of_numbers_are_refused(cli: Cli, tmp_path: Path) -> None:
     header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
-    files = {"a.mat": b"junk" * 99, "a.npz": b"PKjunk", "a.csv": b"a,b", "a.txt": b""}
+    files = {"a.mat": b"junk" * 99, "a.npz": b"PKjunk", "a.csv": b"a,b", "a.txt": b"1", "empty.csv": b""}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         assert name in cli.refuses("certify", "--weights", tmp_path / name)
     (tmp_path / "b.mat").write_bytes(header + bytes(600))
     assert "v7.3" in cli.refuses("certify", "--weights", tmp_path / "b.mat")
+    assert "numbers and commas alone" in cli.refuses("certify", "--weights", tmp_path / "a.csv")
+    assert "holds something" in cli.refuses("certify", "--weights", tmp_path / "not-there.csv")
     assert "--weights" in cli.refuses("certify")
+    assert "by --weights FILE" in cli.refuses("certify", tmp_path / "a.npz")
     assert "--tau is of --weights" in cli.refuses("certify", "digits", "--tau=0")
     np.save(tmp_path / "W.npy", np.zeros((2, 2)))
-    wrong = {"--uncertainty=x": "1%", "--tau=-1": "positive", "--substeps=2": "a run"}
+    wrong = {
+        "--uncertainty=x": "1%",
+        "--tau=-1": "positive",
+        "--dt=-1": "positive",
+        "--substeps=2": "a run",
+    }
     for setting, said in wrong.items():
         assert said in cli.refuses("certify", "--weights", tmp_path / "W.npy", setting)

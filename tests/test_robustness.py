@@ -191,7 +191,7 @@ def test_a_readout_that_is_not_finite_has_no_radius():
 def test_evaluate_shows_radii_and_an_attack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     cli, run = Cli(capsys), tmp_path / "run"
     store_run(run, model="svd-combo", resize=4)
-    given = ("evaluate", run, "--radius", "--samples=20", "--steps=2")
+    given = ("evaluate", run, "--radius", "--samples=20", "--steps=2", "--restarts=2", "--rate=0.5")
     picture = tmp_path / "radius.svg"
     done = cli(*given, "--plot", picture, "--npz", tmp_path / "radii.npz")
     assert done.code == 0
@@ -206,5 +206,6 @@ def test_evaluate_shows_radii_and_an_attack(capsys: pytest.CaptureFixture[str], 
         assert found["norms"][norm]["ratio"] >= 1
     assert sum(row["certified_rms"] > 0 for row in rows) == round(20 * found["test_accuracy"])
     assert "drop --swap" in cli.refuses("evaluate", run, "--radius", "--swap=imex")
-    assert "samples must be in" in cli.refuses("evaluate", run, "--radius", "--samples=0")
+    for name in ("samples", "steps", "restarts", "rate"):
+        assert f"{name} must be" in cli.refuses(*given, f"--{name}=0")
     assert load_task("digits").sequence.unit == found["unit"] == 16.0

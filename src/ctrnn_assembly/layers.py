@@ -197,7 +197,7 @@ class CTRNN(Recurrent):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
         if self.is_own:
-            broken = "no proof is known for a field of your own: it is code, not weights in a known form"
+            broken = "no proof is known for a field of your own: it is code. Of matrices: certify(W, L)"
         if broken:
             return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
         if g is None:

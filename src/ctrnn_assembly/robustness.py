@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.certificates import cascade
 from ctrnn_assembly.certificates.cascade import SLACK, LayerBound, entering, leaving, norm_bound
 from ctrnn_assembly.certificates.result import CascadeFacts
-from ctrnn_assembly.errors import ConfigError
+from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
 from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, step_pair
@@ -139,6 +139,8 @@ def attack(
 
     Source: Madry et al. 2018 (arXiv 1706.06083).
     """
+    check_within("[1, inf)", steps=steps, restarts=restarts, rounds=rounds)
+    check_within("(0, inf)", rate=rate)
     time, generator = torch.arange(u.shape[1], device=u.device), torch.Generator().manual_seed(0)
     last = time.new_full((len(u),), len(time)) if lengths is None else lengths
     valid = (time < last[:, None]).to(u)[..., None]

@@ -105,7 +105,7 @@ def certify(
     if not callable(field):
         must = "field must be a layer, a classifier, a field or Terms"
         raise ConfigError(f"{must}; got {name}. Use certify(layer), or load_run(path).certificate.")
-    reason = f"no certificate is defined for {name}; certify a CTRNN, a Stack or a Subnetwork"
+    reason = f"no certificate is defined for {name}; certify a layer, or matrices: certify(W, L)"
     return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
 
 

@@ -13,7 +13,7 @@ from ctrnn_assembly import activations
 from ctrnn_assembly.certificates.modules import modules_of
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.certificates.rounding import UNIT
-from ctrnn_assembly.errors import DataError, ShapeError, check_known, check_within, refusing, unknown
+from ctrnn_assembly.errors import DataError, ShapeError, check_known, check_within, refusing
 from ctrnn_assembly.terms import Terms, Uncertainty
 
 Place = Literal["outside", "inside"]
@@ -98,7 +98,8 @@ def _numbers(value: Any, name: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name} must hold real numbers; got {array.dtype}. Store it as float64.")
     if not np.isfinite(array).all():
-        raise DataError(f"{name} holds a number that is NaN or infinite. Use an intact copy.")
+        at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise DataError(f"{name} must be finite; got {array[at]} at index {at}. Use an intact copy.")
     return torch.from_numpy(array.astype(np.float64))
 
 
@@ -108,15 +109,15 @@ def read_matrices(file: Path) -> dict[str, Any]:
     Nothing in a file, which somebody else may have written, is executed: pickles are refused.
     """
     kind = file.suffix.lower()
-    if kind not in SUFFIXES:
-        raise DataError(f"--weights must end in {', '.join(SUFFIXES)}; got {str(file)!r}.")
-    advice = "Objects are never loaded; of MATLAB v7.3 use save(file, '-v7')."
+    if kind not in SUFFIXES or not file.is_file() or not file.stat().st_size:
+        must = f"name a file that holds something and ends in {', '.join(SUFFIXES)}"
+        raise DataError(f"--weights must {must}; got {str(file)!r}.")
+    advice = "A .csv has numbers and commas alone; objects are never loaded; MATLAB: save(file, '-v7')."
     with refusing(f"{file} cannot be read as {kind}", advice):
         found = _stored(file, kind)
     blocks = [f"W{k}" for k in range(sum(name not in ("W", "L", "tau") for name in found))]
     for name in found:
-        if name not in ("W", "L", "tau", *blocks):
-            raise unknown(f"an array of {file}", name, ("W", *blocks, "L", "tau"))
+        check_known(f"an array of {file}", name, ("W", *blocks, "L", "tau"))
     if ("W" in found) == bool(blocks):
         raise DataError(f"{file} must hold W, or blocks W0, W1, ...; got {', '.join(found) or 'none'}.")
     rest: dict[str, Any] = {name: found[name] for name in ("L", "tau") if name in found}
