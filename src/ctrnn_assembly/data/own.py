@@ -75,7 +75,7 @@ class Series:
         x, valid, must = self.x, self.valid[..., None], "values must be finite"
         self.refuse(np.isinf(x) & valid, x, must, "Mend it.")
         if missing == "refuse":
-            self.refuse(np.isnan(x) & valid, x, must, "Fill it in, or use --missing hold or mask.")
+            self.refuse(np.isnan(x) & valid, x, must, "Fill it in, or train by --missing hold or mask.")
         if missing == "mask":
             return x
         last = np.where(np.isnan(x), 0, np.arange(x.shape[1])[:, None])
