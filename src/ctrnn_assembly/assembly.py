@@ -7,13 +7,13 @@ is cached: weights, metrics and couplings are read from the raw parameters once 
 import warnings
 from collections.abc import Iterable, Sequence, Sized
 from itertools import accumulate, chain, pairwise, product
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise
-from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, Start, hierarchy_scales
+from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Field, Subnetwork
@@ -153,7 +153,7 @@ def couple(
     *,
     kind: Literal["feedback", "hierarchy", "free"] = "feedback",
     psi: str | Activation | None = None,
-    **start: Unpack[Start],
+    **start: Any,
 ) -> Assembly:
     """An assembly of modules on a topology, by name (`TOPOLOGIES`) or as a list of pairs.
 

@@ -12,7 +12,7 @@ Source: Kozachkov et al. 2022, eq. (3) and hierarchical combination (arXiv 2106.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,6 @@ INITS: dict[str, Any] = {
     "normal": nn.init.normal_,
     "orthogonal": nn.init.orthogonal_,
 }
-
-
-class Start(TypedDict, total=False):
-    """How the free entries of a `BlockMatrix` start."""
-
-    init: Init
-    init_scale: float
-    generator: torch.Generator | None
 
 
 class BlockMatrix(nn.Module):
@@ -106,7 +98,7 @@ class Coupling(nn.Module):
         pairs: Sequence[Pair],
         *,
         psi: str | Activation | None = None,
-        **start: Unpack[Start],
+        **start: Any,
     ) -> None:
         super().__init__()
         if psi is not None and not isinstance(self, Hierarchy):
@@ -213,8 +205,7 @@ def hierarchy_scales(gains: Tensor, rates: Tensor) -> Tensor:
 
 def _same_blocks(module: BlockMatrix, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Refuse to load values that belong to other pairs of modules."""
-    stored = state.get(f"{prefix}blocks")
-    own = [[i, j] for i, j in module.pairs]
+    stored, own = state.get(f"{prefix}blocks"), [[i, j] for i, j in module.pairs]
     if stored is not None and stored.tolist() != own:
         differ = f"the file couples the blocks {stored.tolist()[:4]}..., the model {own[:4]}..."
         raise ConfigError(f"{differ}. Build the model with the file's own configuration.")

@@ -110,11 +110,7 @@ class CubicHermite(Signal):
         return torch.addcmul(a, s, torch.addcmul(b, s, torch.addcmul(c, s, d)))
 
 
-INTERPOLATIONS: dict[str, type[Signal]] = {
-    "hold": ZeroOrderHold,
-    "linear": LinearInterpolation,
-    "cubic": CubicHermite,
-}
+INTERPOLATIONS: Any = {"hold": ZeroOrderHold, "linear": LinearInterpolation, "cubic": CubicHermite}
 
 
 def over_samples(

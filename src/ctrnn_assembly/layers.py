@@ -101,11 +101,8 @@ class CTRNN(Recurrent):
             )
         super().__init__(input_size, n, batch_first=batch_first, initial_state=initial_state)
         check_known("interpolation", interpolation, INTERPOLATIONS)
-        of_loop: dict[str, Any] = {
-            "recompute": recompute,
-            "matmul_precision": matmul_precision,
-            "backend": backend,
-        }
+        of_loop: dict[str, Any] = {"recompute": recompute, "backend": backend}
+        of_loop["matmul_precision"] = matmul_precision
         check_settings(solver, None, substeps, gradient=gradient, **of_loop)
         if self_made:
             check_own(solver, **of_loop)

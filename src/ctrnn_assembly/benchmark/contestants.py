@@ -10,6 +10,7 @@ adjoint and once more for the gradient. Elementwise work and the single input ar
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -24,6 +25,7 @@ from ctrnn_assembly.benchmark.problem import Problem
 from ctrnn_assembly.inputs import CubicHermite
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.solvers import solve
+from ctrnn_assembly.solvers.cuda.graph import tf32
 from ctrnn_assembly.solvers.fused import few_blocks
 
 Backend = Literal["auto", "fused", "graph", "persistent"]
@@ -175,11 +177,9 @@ def limit(problem: Problem, kind: str) -> Workload:
     def last() -> Tensor:
         if kind == "bytes":
             return out.copy_(x)
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-        for _ in range(CALLS if kind == "calls" else 1):
-            torch.add(x, x, out=out) if kind == "calls" else torch.mm(x, x, out=out)
-        torch.backends.cuda.matmul.allow_tf32 = before
+        with tf32() if kind == "tf32" else nullcontext():
+            for _ in range(CALLS if kind == "calls" else 1):
+                torch.add(x, x, out=out) if kind == "calls" else torch.mm(x, x, out=out)
         return out
 
     return Workload(last)

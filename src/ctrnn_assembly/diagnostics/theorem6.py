@@ -98,12 +98,7 @@ def theorem6(
 
 @torch.no_grad()
 def monitor_theorem6(
-    net: Any,
-    u: Tensor,
-    x0: Tensor | None = None,
-    *,
-    dt: float | None = None,
-    P: Tensor | None = None,
+    net: Any, u: Tensor, x0: Tensor | None = None, *, dt: float | None = None, P: Tensor | None = None
 ) -> Theorem6:
     """Follow trajectories, and check Theorem 6 at both ends of every interval: x' jumps with the input.
 

@@ -179,9 +179,9 @@ def solve(
         ready = partial(_ready, (solver, known, x0, samples, apart, moves), settings)
         every = save == "all" or lengths is not None
         found = ready(chosen | {"save": "all" if every else "last"})()
-    states, evaluations = (
-        found if isinstance(found, tuple) else (found[::substeps], len(moves) * substeps)
-    )
+    if not isinstance(found, tuple):
+        found = found[::substeps], len(moves) * substeps
+    states, evaluations = found
     states = states[place] if every and place is not None else states
     last = states[-1]
     if lengths is not None:
@@ -198,9 +198,8 @@ def solve(
     if save == "all" and lengths is not None:
         x = held(x, lengths + 1)
     count = evaluations if solver in SCHEMES else None
-    return Solution(
-        times, known.unpack(x) if isinstance(known, OwnField) else x, solver, count, evaluations
-    )
+    found = known.unpack(x) if isinstance(known, OwnField) else x
+    return Solution(times, found, solver, count, evaluations)
 
 
 def _ready(

@@ -44,11 +44,7 @@ def check_start(x0: Tensor, field: Terms | OwnField, u: Tensor | Signal | None) 
 
 
 def step_grid(
-    x0: Tensor,
-    t: Any,
-    u: Tensor | Signal | None,
-    dt: float | Tensor | None,
-    lengths: Tensor | None,
+    x0: Tensor, t: Any, u: Tensor | Signal | None, dt: float | Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Times, (k + 1,) or (batch, k + 1), and step lengths, (k, 1) or (k, batch), in float64.
 

@@ -83,10 +83,7 @@ def formulas(one: Any, tanh: Any, sigmoid: Any, normal: Any) -> dict[str, tuple[
         ),
         "gelu": (lambda x: x * normal(x)[0], lambda x, y: normal(x)[0] + x * normal(x)[1]),
         "gelu_tanh": (lambda x: x * bent(x)[0], lambda x, y: bent(x)[0] + x * bent(x)[1]),
-        "silu": (
-            lambda x: x * sigmoid(x),
-            lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x))),
-        ),
+        "silu": (lambda x: x * sigmoid(x), lambda x, y: sigmoid(x) * (one + x * (one - sigmoid(x)))),
     }
 
 

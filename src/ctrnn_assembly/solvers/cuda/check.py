@@ -91,9 +91,7 @@ def _difference(loop: Loop, reference: Loop, tolerance: float, *tensors: Tensor 
     ]
     if all(difference <= tolerance for difference in differences):
         return None  # NaN is not within the tolerance
-    return (
-        f"its states or gradients differ from the fused loop's, by {max(differences):.2g} of their norm"
-    )
+    return f"its states or gradients differ from the fused loop's, by {max(differences):.2g} of the norm"
 
 
 def _states_and_gradients(loop: Loop, scale: float, *tensors: Any) -> list[Tensor]:

@@ -114,14 +114,9 @@ def launch(form: Form, X: Tensor, dt: Tensor | None, W: Any, D: Tensor, P: Any, 
     times |= {"DT": X if dt is None else dt.contiguous()[-1 if back else 0]}
     sizes = {"batch": batch, "ROWS": rows, "PRODUCTS": precision, "move": batch * n * (-1) ** back}
     arguments = {"X": X, "D": D.contiguous(), **matrices, **times, **sizes, **shape, **COMPILED, **given}
-    start(kernels.kernel, -(-batch // rows), arguments)
-
-
-def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
     # Triton launches on the current device, which need not be the tensors'.
-    device = arguments["X"].device
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](**arguments)
+    with torch.cuda.device(X.device) if X.device.type == "cuda" else nullcontext():
+        kernels.kernel[(-(-batch // rows),)](**arguments)
 
 
 def forward(
