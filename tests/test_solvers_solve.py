@@ -190,7 +190,7 @@ def test_shared_grids_are_asked_for_where_needed(solver: str) -> None:
 
 def test_a_signal_cannot_follow_per_sample_steps() -> None:
     signal = ZeroOrderHold(U, torch.arange(8, dtype=F64))
-    with pytest.raises(SolverError, match="a Signal has one time grid"):
+    with pytest.raises(SolverError, match="a Signal has one grid"):
         solve(TERMS, X0, u=signal, dt=torch.full((3, 8), DT))
 
 

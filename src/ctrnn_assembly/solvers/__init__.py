@@ -245,9 +245,7 @@ def check_settings(
     if step_size is not None and not step_size > 0:
         raise SolverError(f"step_size must be positive; got {step_size}.")
     if not isinstance(substeps, int) or substeps < 1:
-        raise SolverError(
-            f"substeps must be a whole number, at least 1; got {substeps}. Use substeps=4."
-        )
+        raise SolverError(f"substeps must be a whole number >= 1; got {substeps}. Use substeps=4.")
     if substeps > 1 and solver in ADAPTIVE:
         raise SolverError(
             f"solver {solver!r} chooses its own steps; got substeps={substeps}. Leave substeps out and "
@@ -288,9 +286,7 @@ def _grid_loop(
         u = u.repeat_interleave(substeps, 1)
     elif isinstance(u, Signal):
         if times.ndim == 2:
-            raise SolverError(
-                "a Signal has one time grid; per-sample dt needs samples u (batch, time, m)."
-            )
+            raise SolverError("a Signal has one grid; per-sample dt needs samples u (batch, time, m).")
         # Backwards in time a step sees what is before its start.
         back = times.diff() < 0
         starts = torch.where(back, torch.nextafter(times[:-1], times[1:]), times[:-1])

@@ -50,9 +50,7 @@ OF_DATA = ("target", "ahead", "warm_up", "missing")  # settings that a task of y
 STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of operations
 LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
-DIVERGED = (
-    "the loss became NaN or infinite in {}. The last good checkpoint is kept. Lower learning_rate."
-)
+DIVERGED = "the loss became NaN or infinite in {}. The last good checkpoint stays. Lower learning_rate."
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
