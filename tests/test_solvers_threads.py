@@ -38,7 +38,7 @@ def found(kind: str, batch: int, number: int, backend: str = "auto") -> list[Ten
     torch.set_num_threads(number)
     torch.manual_seed(0)
     net = NETS[kind]().double()
-    u = normal(batch, 70000 // batch // 13 + 130, net.size, seed=1).requires_grad_()
+    u = normal(batch, 20000 // batch // net.size + 130, net.size, seed=1).requires_grad_()
     x0 = normal(batch, net.size, seed=2).requires_grad_()
     x = solve(net, x0, u=u, dt=0.1, save="last", backend=backend).last
     leaves = [*net.parameters(), u, x0]
