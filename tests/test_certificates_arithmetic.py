@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ctrnn_assembly import CTRNN, Activation, SingularValueBounded, Subnetwork, Terms, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
@@ -68,6 +69,29 @@ def test_states_meet_down_to_the_distance(dtype, precision, place):
         h = core(u, x)[1][0].double()
     apart = float(torch.cdist(h, h).max())
     assert apart <= step.meeting.floor + 0.7 * step.meeting.per_input
+
+
+class Loud(nn.Module):
+    """An encoder that is called: what it sends on is not bounded by what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor([1e6, 2e6]))
+
+    def forward(self, u):
+        return u * self.size
+
+
+def test_no_distance_is_promised_for_inputs_that_an_encoder_is_called_with():
+    core = CTRNN(1, Subnetwork(SingularValueBounded("tanh"), 2), batch_first=True, dt=1e-3).float()
+    assert core.certificate().step.meeting is not None
+    core.encoder = Loud().float()
+    step, x = core.certificate().step, torch.tensor([[[0.0, 0.0], [2e6, 4e6]]]).float()
+    with torch.no_grad():
+        last = core(torch.ones(2, 30_000, 1).to(x), x)[1][0]
+    assert float((last[0] - last[1]).norm()) > 100  # in float32, under inputs of 1
+    assert step.certified
+    assert step.meeting is None
 
 
 def test_steps_of_several_lengths_have_one_metric_and_the_largest_factor():

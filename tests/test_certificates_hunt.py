@@ -7,10 +7,14 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from boundary_nets import SOLVERS, classes, drawn
+from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Stack, Subnetwork, couple
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
 from ctrnn_assembly.certificates import certify
+from ctrnn_assembly.certificates.gates import certify_gated
+from ctrnn_assembly.certificates.given import terms_of, uncertain
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.terms import Edge
@@ -113,3 +117,76 @@ def test_only_real_tensors_of_the_right_shapes_are_certified():
         assert certificate.reasons[0]
     for theta in (torch.ones(3), torch.ones(2, 3), torch.tensor([1.0, -1.0])):
         assert not certify(terms, Metric((Factor(theta, theta),)), search="none").certified
+
+
+class Scaled(SingularValueBounded):
+    """A set of one's own whose metric comes with a wrong inverse of Theta."""
+
+    def metric(self, *raw, form):
+        found = super().metric(*raw, form=form)
+        return Factor(found.theta, 0.3 * found.theta_inv)
+
+
+def test_the_gain_of_a_stack_does_not_trust_the_stored_inverse():
+    torch.manual_seed(0)
+    fields = [Subnetwork(Scaled("tanh"), 4)]
+    net = Stack(2, 4, fields, mix="linear", norm="none", solver="euler", dt=0.1).eval()
+    still = torch.zeros(400, 3, 2)
+    still[:, 1:] = 1e-4 * torch.eye(2)
+    with torch.no_grad():
+        y = net.last(still)
+    slopes = (y[1:] - y[0]) / 1e-4  # of the last output in a constant input
+    assert float(torch.linalg.matrix_norm(slopes, 2)) <= net.certificate().cascade.l2_gain
+
+
+class Tripled(Subnetwork):
+    def forward(self, *given):
+        return 3 * given[1]
+
+
+class Turned(CTRNN):
+    def step(self, u, x):
+        return 2 * super().step(u, x)
+
+
+class Loop(nn.Module):
+    """A net whose `core` is driven by its own state."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def forward(self, x):
+        return self.core.step(50 * x, x)
+
+
+def test_what_is_called_is_certified_or_nothing():
+    """A field, layer or net that does something else than the tensors in it say."""
+    hooked = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)])
+    assert certify(hooked).certified
+    hooked.parts[1].register_forward_hook(lambda *given: -given[-1])
+    core = CTRNN(3, Subnetwork(SingularValueBounded("tanh"), 3))
+    assert certify(SequenceClassifier(core, 2), dt=0.1) == core.certificate(dt=0.1)
+    for net, name in (
+        (Tripled(SingularValueBounded("tanh"), 3), "Tripled"),
+        (hooked, "Subnetwork"),
+        (Turned(3, core.field), "Turned"),
+        (Loop(core), "Loop"),
+    ):
+        found = certify(net, dt=0.1)
+        assert not found.certified
+        assert not found.step.certified
+        assert name in found.reasons[0]
+
+
+def test_gates_of_the_input_have_no_bound_for_uncertain_weights():
+    """Of W = 0 within a ball of radius .6, two different gates cost more than two equal ones."""
+    terms = uncertain(terms_of(np.zeros((2, 2))), 0.6)
+    metric = Metric((Factor.identity(2, terms.tau),))
+    found = certify_gated(terms, metric, gate="input", lo=0.2, hi=1.0, dt=0.05)
+    N, v = torch.tensor([0.2, 1.0]).diag(), torch.tensor([0.952, 0.306])
+    dW = 0.6 * torch.outer(N @ v, v) / ((N @ v).norm() * v.norm())
+    J = N @ (dW - torch.eye(2))
+    assert not found.certified
+    assert not found.rate > -float(torch.linalg.eigvalsh((J + J.mT) / 2)[-1])
+    assert certify_gated(terms, metric, gate="shared", lo=0.2, hi=1.0).certified

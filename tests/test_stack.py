@@ -492,3 +492,18 @@ def test_a_hook_that_no_solver_would_call_is_refused_at_any_depth():
     parts[1].register_forward_hook(lambda *_: None)
     with pytest.raises(ConfigError, match="got a ParametrizedSubnetwork with hooks"):
         net(torch.randn(2, 7, 3))
+
+
+def test_a_layer_without_a_bound_leaves_the_gates_above_it_without_one():
+    """States above it get farther than a layer with tanh-glu in its place would let them."""
+    fields = [Pairs(4), Pairs(4)]
+    net = Stack(2, 4, fields, norm="none", gate_range=3.0, batch_first=True).eval()
+    radii = net._radii()
+    net.layers[0].gate, net.layers[0].mix = None, Mixer("linear", 4)
+    with torch.no_grad():
+        net.layers[0].mix.inner.weight.mul_(1e5)
+        h = net(3 * torch.ones(1, 200, 2))[1][0]
+    assert float((h[:, 4:].unflatten(-1, (-1, 2)).norm(dim=-1) / radii[1]).max()) > 2
+    found = net.certificate()
+    assert not found.certified
+    assert "layer 1" in found.reasons[0]

@@ -141,13 +141,11 @@ class Layer(nn.Module):
 
     def terms(self) -> Terms:
         """The tensors of the field, to be driven by `drive`."""
-        for part in self.field.modules():
-            if isinstance(part, Field) and not is_plain(part, Field):
-                raise ConfigError(
-                    "solvers read the tensors of a field, and do not call it; got a "
-                    f"{type(part).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
-                    "the layer, and prune B, C and the mix."
-                )
+        if changed := self.field.changed():
+            raise ConfigError(
+                f"solvers read the tensors of a field, and do not call it; got a {changed} with hooks, "
+                "a pruned tensor or a forward of its own. Hook the layer, and prune B, C and the mix."
+            )
         return self.field.terms()
 
     def drive(self, v: Tensor, tau: Tensor, dt: float) -> Tensor:
@@ -288,16 +286,16 @@ class Layer(nn.Module):
         self, terms: Terms, metric: Metric, pair: tuple[Tensor, Tensor], W_in: Tensor, around: Tensor
     ) -> LayerSystem:
         """Its matrices in the metric's coordinates; slopes commute with a diagonal metric."""
-        inverse = metric.scaled(terms.tau.sqrt()).inverse()
-        A, C = (inverse.left_divide(torch.diag(M) if M.ndim == 1 else M) for M in pair)
-        exact = self.mix.kind in ("linear", "tanh-glu")
-        W = self.mix.inner.weight.cpu() if exact else torch.eye(len(self.d)) * self.mix.lipschitz()
+        theta = metric.scaled(terms.tau.sqrt()).theta().diagonal()  # its stored inverse is not trusted
+        A, C = (theta[:, None] * (torch.diag(M) if M.ndim == 1 else M) for M in pair)
+        mix, exact = self.mix, self.mix.kind in ("linear", "tanh-glu")
+        W = mix.inner.weight.cpu() if exact else torch.eye(len(around)).double() * mix.lipschitz()
         low, high = zip(*(phi.slope for phi, _ in terms.pre.runs), strict=True)
         return LayerSystem(
-            inverse.right_multiply(A).numpy(),
-            inverse.right_multiply(C @ terms.weight()).numpy(),
+            (A / theta).numpy(),
+            (C @ terms.weight() / theta).numpy(),
             (C @ W_in).numpy(),
-            inverse.right_multiply(self.C.weight.cpu().double()).numpy(),
+            (self.C.weight.cpu().double() / theta).numpy(),
             torch.diag(around).numpy(),
             (W.double() * abs(self.scale)).numpy(),
             (min(low), max(high)),

@@ -186,7 +186,7 @@ class CTRNN(Recurrent):
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
-        g, moves = self._reading, {"_run", "_driven", "_reading", "stepper"}
+        g, moves = self._reading, {"_run", "_driven", "_reading", "stepper", "step", "flow"}
         broken = "" if g is None else g.unproven(self.metric())
         if moves & methods_of_its_own(self, CTRNN):
             broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
@@ -363,6 +363,10 @@ class SequenceClassifier(nn.Module):
         if isinstance(output, PackedSequence):
             output, lengths = pad_packed_sequence(output, batch_first=True)
         return self.read(self.pooled(output, lengths))
+
+    def certificate(self, **how: Any) -> Certificate:
+        """What `certify` proves of the core."""
+        return certify(self.core, **how)
 
     def pooled(self, output: Tensor, lengths: Any = None) -> Tensor:
         """What the readout sees, (batch, n), of outputs (batch, time, n), or of one sequence's."""

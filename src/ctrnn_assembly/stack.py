@@ -158,7 +158,8 @@ class Stack(Recurrent):
         top = self.encoder.weight.double().cpu().abs().sum(1) * self.input_range
         if self.encoder.bias is not None:
             top = top + self.encoder.bias.double().cpu().abs()
-        added = [abs(layer.scale) for layer in self.layers]
+        largest = {"tanh-glu": 1.0}  # no other mix is bounded
+        added = [abs(layer.scale) * largest.get(layer.mix.kind, torch.inf) for layer in self.layers]
         return [top + sum(added[:k]) for k in range(len(added))]
 
     def _radii(self) -> list[Tensor | None]:

@@ -56,6 +56,11 @@ class Field(nn.Module):
                 raise ShapeError(f"{name} must be one tensor (batch, {terms.n}); got {found}.")
         return terms(x, u)
 
+    def changed(self) -> str:
+        """The class of a part, at any depth, whose call is not what `terms` say; or an empty string."""
+        parts = (part for part in self.modules() if isinstance(part, Field))
+        return next((type(part).__name__ for part in parts if not is_plain(part, Field)), "")
+
     @torch.no_grad()
     def project_(self) -> None:
         """Put raw tensors back where they have a gradient (AdaDiag clip)."""

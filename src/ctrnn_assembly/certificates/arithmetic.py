@@ -57,6 +57,8 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str) -> Certifica
         reason = f"exact steps contract by {q:.6g}, but rounding in {name} may move a state by {rho:.2g}"
         reason += " of its size in a step, and keep states apart; use longer steps or a higher precision"
         return replace(found, step=replace(step, certified=False, max_dt=0.0, reason=reason))
+    if terms.W_in is None:  # of an encoder that is called, which may send on more than U
+        return found
     scale = 2 / ((1 - q) * 0.99 * math.sqrt(found.metric.smallest))  # to Euclidean distances
     floors = (scale * (rho * (c + kappa) / left + kappa) for c, kappa in ends)
     return replace(found, step=replace(step, meeting=Meeting(name, *floors)))

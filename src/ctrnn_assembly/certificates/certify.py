@@ -81,7 +81,6 @@ def certify(
     check_known("search", search, get_args(Search))
     if solver is not None and solver not in SOLVERS:
         raise unknown_solver(solver)
-    field = getattr(field, "core", field)
     if isinstance(field, Tensor | np.ndarray | list | tuple):
         if not isinstance(metric, Metric):
             given, metric = {"L": metric} | given, None
@@ -96,6 +95,11 @@ def certify(
             return certify_rnn(field)
         return field.certificate(dt=dt, solver=solver, search=search)
     solver = solver or "euler"
+    if changed := getattr(field, "changed", str)():
+        reason = (
+            f"a {changed} has hooks or a forward of its own, which its tensors do not say; remove it"
+        )
+        return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
     if hasattr(field, "terms"):
         field, metric = field.terms(), metric or field.metric()
     if isinstance(field, Terms):

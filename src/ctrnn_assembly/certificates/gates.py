@@ -74,6 +74,8 @@ def certify_gated(
         )
     elif not found.certified:
         reason = "the field without gates is not certified"
+    elif terms.within is not None:
+        reason = "no bound is known for gates of the input where W or L is uncertain"
     else:
         rate, rounding, reason, proof = _of_input(terms, metric, found, lo, hi)
     reasons = (reason, *found.reasons) if reason else found.reasons
