@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CERTIFICATES = "src/ctrnn_assembly/certificates"
 STEPS = "tests/test_certificates_steps.py"
 ROUNDING = "tests/test_certificates_rounding.py"
+GIVEN = "tests/test_given.py", "-k", "uncertainty"
+FORGETTING = "tests/test_dissipation.py", "-k", "envelope"
 WITNESS, REFUTED = "../witness.py", ("tests/test_witness.py", "-m", "not slow", "-k")
 TANGENT, EXACT, DIGITS, KINK = "tangent", "exact_arithmetic", "50_digits_are_enclosed", "reach_of_a_kink"
 
@@ -33,6 +35,9 @@ class Fault(NamedTuple):
 
 
 FAULTS = [
+    Fault("modules.py", "return self.phi.g * rounding", "return 0.5 * self.phi.g * rounding", GIVEN),
+    Fault("interconnection.py", "K, error + moved,", "K, error,", GIVEN),
+    Fault("dissipation.py", "passed / math.sqrt(low)", "0.6 * passed / math.sqrt(low)", FORGETTING),
     Fault("lmi.py", "2 * off + dt * gram + sums)", "0.0)", (STEPS, "-k", "rounded")),
     Fault(
         "steps.py",
