@@ -106,9 +106,7 @@ def net_step(layer, terms, v, x):
 
 @pytest.mark.parametrize("stretch", [2.0, 5.0])
 def test_the_envelope_of_a_stretched_turn_is_what_it_reaches(stretch):
-    turn = 0.9 * np.array(
-        [[0.0, -stretch], [1 / stretch, 0.0]]
-    )  # its powers have the norms .9^t stretch
+    turn = 0.9 * np.array([[0.0, -stretch], [1 / stretch, 0.0]])
     K, _ = forgetting([replace(one_pair(), A=turn)], 0.901)
     reached = max(np.linalg.norm(np.linalg.matrix_power(turn, t), 2) / 0.901**t for t in range(9))
     assert reached <= K <= 1.01 * reached
