@@ -202,9 +202,7 @@ def solve(
     return Solution(times, found, solver, count, evaluations)
 
 
-def _ready(
-    given: tuple[Any, ...], settings: dict[str, Any], chosen: dict[str, Any]
-) -> Callable[[], Any]:
+def _ready(given: Any, settings: dict[str, Any], chosen: dict[str, Any]) -> Callable[[], Any]:
     """A solve that is ready to run: () -> states, of torchdiffeq with the number of evaluations."""
     solver, field, x0, u, times, steps = given
     if not len(steps):
@@ -272,9 +270,7 @@ def check_settings(
             )
 
 
-def _grid_loop(
-    given: tuple[Any, ...], substeps: int, *, backend: str, **options: Any
-) -> Callable[[], Tensor]:
+def _grid_loop(given: Any, substeps: int, *, backend: str, **options: Any) -> Callable[[], Tensor]:
     """As `_ready`, of a grid solver: () -> all states or, if `save` is "last", at least that."""
     solver, field, x0, u, times, steps = given
     if options["recompute"] != "none" and options["save"] == "all":

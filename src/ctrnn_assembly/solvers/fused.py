@@ -538,9 +538,7 @@ def _record(
     return FusedKernel(form, tensors).roll(plan, form.ordered(x0[None]), inputs, dt)
 
 
-def _gradients(
-    form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
-) -> tuple[Tensor | None, ...]:
+def _gradients(form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any) -> tuple[Any, ...]:
     """Those of x0, inputs and tensors, where needed; given that of (T + 1 or 1, batch, n) states."""
     grad, stored, inputs, dt, *tensors = given
     kernel = FusedKernel(form, tensors)

@@ -61,9 +61,7 @@ class Recording:
 _recordings: OrderedDict[Any, Recording] = OrderedDict()
 
 
-def replayed(
-    function: Callable[..., Any], fixed: tuple[Any, ...], tensors: Sequence[Tensor | None]
-) -> Any:
+def replayed(function: Any, fixed: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Any:
     """function(*fixed, *tensors), tensors or None, by a recording; `fixed` must be hashable."""
     kinds = tuple(None if t is None else (t.shape, t.dtype, t.device) for t in tensors)
     key = (function, fixed, kinds, getattr(MATMUL, ROUNDING))

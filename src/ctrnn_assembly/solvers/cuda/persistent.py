@@ -136,9 +136,7 @@ def forward(
     return X, X[steps if plan.whole else steps % 2][None]
 
 
-def gradients(
-    form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any
-) -> tuple[Tensor | None, ...]:
+def gradients(form: Form, plan: Plan, needed: tuple[bool, ...], *given: Any) -> tuple[Any, ...]:
     """As those of `fused`, of x0, inputs and tensors; given the gradient and what was saved."""
     grad, X, inputs, dt, *tensors = given
     (W, D, P, C, E), kernel = tensors, FusedKernel(form, tensors)
