@@ -52,7 +52,7 @@ class AdaDiagTanh(Contracting):
 
 
 class AdaDiagClip(AdaDiagTanh):
-    """g w = clamp(theta, -kappa, kappa) instead; has no gradient outside, hence `project_`.
+    """g W = diag(clamp(theta, -kappa, kappa)); has no gradient outside, hence `project_`.
 
     >>> AdaDiagClip(margin=0.1)(torch.tensor([-9.0, 0.5, 9.0])).diagonal()
     tensor([-0.9000,  0.5000,  0.9000])

@@ -27,7 +27,7 @@ SPARSE = {"density": "(0, 1]", "magnitude": "(0, inf)", "tries": "[1, inf)"}
 
 
 class Absolute(DiagonalMetric):
-    """Theorem 1, trainable; the raw tensor A is V.
+    """Theorem 1, trainable: rho(g |W|) < 1; the raw tensor A is V.
 
     >>> W = torch.tensor([[0.0, 9.0], [0.1, 0.0]])  # rho(|W|) = sqrt(0.9)
     >>> round(certify(Subnetwork(Absolute(), 2, weight=W)).rate, 3)
@@ -54,7 +54,7 @@ class Absolute(DiagonalMetric):
 
 
 class Triangular(Absolute):
-    """Theorem 4; of the raw tensor A only the lower triangle counts.
+    """Theorem 4: triangular W with g W_ii < 1; of the raw tensor A only the lower triangle counts.
 
     >>> Subnetwork(Triangular(), 2, weight=torch.ones(2, 2))
     Traceback (most recent call last):

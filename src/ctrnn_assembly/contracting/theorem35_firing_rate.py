@@ -25,7 +25,7 @@ LARGEST_P = 8.0  # ||P - SMALLEST_P I||_F < LARGEST_P sqrt(n)
 
 
 class FiringRate(Contracting):
-    """Theorem 35; raw tensors A, B (n, n) and d (n,), see the module. Made for the r-form.
+    """Theorem 35: phi inside, W of any norm; raw tensors A, B (n, n) and d (n,), see the module.
 
     S is below 1 by the map of Theorem 5, P = V^T V = .02 I + B B^T / n, squashed, and d by tanh.
     Guarantee: rate >= margin / tau for every phi with slopes in [0, g].

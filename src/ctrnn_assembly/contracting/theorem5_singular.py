@@ -30,7 +30,7 @@ def above(X: Tensor) -> Tensor:
 
 
 class SingularValueBounded(DiagonalMetric):
-    """Theorem 5, see `DiagonalMetric`.
+    """Theorem 5: g^2 W^T P W < P with a diagonal P; see `DiagonalMetric`.
 
     >>> certify(Subnetwork(SingularValueBounded("relu", margin=0.2), 8, tau=0.1)).rate >= 2
     True

@@ -165,7 +165,7 @@ class Behaviour:
         dt = self.dt if dt is None else dt
         if dt is None and self.flow is None:
             dt = 1.0
-        check_within("(0, inf)", "Use dt=0.03.", dt=dt)
+        check_within("(0, inf)", "Give one, 0.03 say.", dt=dt)
         return cast(float, dt), solver or self.solver or (None if self.flow is None else "euler")
 
     def step_map(self, dt: float | None = None, solver: str | None = None) -> Map:
