@@ -36,9 +36,7 @@ SEARCHES = click.Choice(["none", "fast"])
 @option("--witness", type=shared.OutputFile(".json"), metavar="FILE", help="write what refutes the net")
 @shared.json_option
 @shared.plot_option
-def certify_command(
-    source: str | None, proof: Path | None, witness: Path | None, **settings: Any
-) -> None:
+def certify_command(source: str | None, proof: Path | None, witness: Path | None, **given: Any) -> None:
     """Prove that two states under one input approach each other, for the weights as they are now.
 
     RUN is a run folder: its trained weights, or those of the last epoch if it is not finished. CONFIG is
@@ -58,23 +56,23 @@ def certify_command(
     from ctrnn_assembly.training.run import write
     from ctrnn_assembly.witness import judge
 
-    file, search, require_step = (settings.pop(key) for key in ("weights", "search", "require_step"))
-    outputs = {key: settings.pop(key) for key in ("as_json", "plot")}
+    file, search, require_step = (given.pop(key) for key in ("weights", "search", "require_step"))
+    outputs = {key: given.pop(key) for key in ("as_json", "plot")}
     if (source is None) == (file is None) or str(source).endswith(SUFFIXES):
         raise ConfigError("name a run, a YAML file or a recipe, or matrices by --weights FILE.")
-    own = {name: settings.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
-    run = {name: settings.pop(name) for name in ("initial", "one_field", "substeps")}
+    own = {name: given.pop(name) for name in ("activation", "place", "tau", "uncertainty")}
+    run = {name: given.pop(name) for name in ("initial", "one_field", "substeps")}
     for name, value in (own if file is None else run).items():
         if value is not None and value is not False:
             flag = "--activation-place" if name == "place" else f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} is of {'--weights' if file is None else 'a run'}. Leave it out.")
-    found = of_run(source, search, settings | run) if source else of_file(file, search, settings | own)
+    found = of_run(source, search, given | run) if source else of_file(file, search, given | own)
     certificate, name = found.certificate, Path(source or file).name
     step = certificate.step is not None and certificate.step.certified
     enough = certificate.certified and (step or not require_step)
     verdicts = judge(found.net, certificate, inputs=24 if witness else 0 if enough else 4)
     if witness and verdicts.witnesses:
-        named = {"file": source or str(file), "settings": settings | (run if source else own)}
+        named = {"file": source or str(file), "settings": given | (run if source else own)}
         write(witness, json.dumps({"kind": "witness"} | named | asdict(verdicts), indent=1))
 
     def figure() -> Any:

@@ -77,7 +77,7 @@ def ratios(net: Stack, layers: list[LayerBound], x: Tensor, u: Tensor) -> Tensor
         found = []
         for layer, bound, z in zip(net.layers, layers, net.split(states), strict=True):
             metric = bound.certificate.metric.matrix
-            theta = metric.scaled(layer.terms().tau.sqrt()).theta()
+            theta = metric.scaled(layer.field.terms().tau.sqrt()).theta()
             found.append((z[0] - z[1]) @ (torch.diag(theta) if theta.ndim == 1 else theta).mT)
         return [one.norm(dim=-1) for one in found]
 

@@ -85,7 +85,7 @@ def test_sectors_hold_for_all_slopes_and_end_at_their_bounds(slopes):
 def test_the_matrices_are_those_of_the_layer(norm):
     net = stack(fields=[Pairs(6, phi=None), Pairs(6, phi="identity")], **LINEAR | {"norm": norm})
     for layer, system in zip(net.layers, systems(net), strict=True):
-        terms, root = layer.terms(), layer.field.tau.sqrt().numpy()
+        terms, root = layer.field.terms(), layer.field.tau.sqrt().numpy()
         s, x = normal(2, 5, 4, seed=1), normal(2, 5, 6, seed=2)
         v = layer.norm(s)
         ends = [net_step(layer, terms, v[k], x[k]) for k in range(2)]

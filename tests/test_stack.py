@@ -490,7 +490,7 @@ def test_a_hook_that_no_solver_would_call_is_refused_at_any_depth():
     parts = [Subnetwork(AdaDiagTanh(), 4) for _ in range(2)]
     net = Stack(3, 5, [couple(parts, "all")], batch_first=True).eval()
     parts[1].register_forward_hook(lambda *_: None)
-    with pytest.raises(ConfigError, match="got a ParametrizedSubnetwork with hooks"):
+    with pytest.raises(ConfigError, match="got ParametrizedSubnetwork with hooks"):
         net(torch.randn(2, 7, 3))
 
 

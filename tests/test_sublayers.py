@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Subnetwork, certify, couple
@@ -15,6 +15,7 @@ from ctrnn_assembly.baselines import LSTM, AntisymmetricRNN, LipschitzRNN, Vanil
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError, ShapeError
 from ctrnn_assembly.gates import Gate
+from ctrnn_assembly.solvers import solve
 from oracles import of_exact_steps
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -168,10 +169,24 @@ def test_a_field_that_would_not_be_called_is_refused() -> None:
     net(u)
     with pytest.raises(ConfigError, match=r"Doubled with hooks.* or a forward of its own"):
         CTRNN(2, Doubled(SingularValueBounded(), 4))(torch.randn(3, 5, 2))
+    with pytest.raises(ConfigError, match=r"Doubled with hooks.* or a forward of its own"):
+        solve(Doubled(SingularValueBounded(), 4), torch.zeros(1, 4), [0.0, 1.0])
     gated = layer(gate="constant")
     prune.l1_unstructured(gated.gates, "constant", amount=0.5)
     with pytest.raises(ConfigError, match=r"Gates with .*a pruned tensor"):
         gated(u)
+
+
+def test_weights_that_are_drawn_anew_at_each_reading_are_not_certified() -> None:
+    field = Subnetwork(SingularValueBounded(), 4)
+    parametrize.register_parametrization(field, "weight", nn.Dropout(0.5))
+    net = CTRNN(2, field)
+    for prove in (lambda: certify(field), net.certificate):
+        field.train()
+        torch.manual_seed(0)
+        assert "call eval()" in prove().reasons[0]
+        field.eval()
+        assert prove().certified
 
 
 @pytest.mark.parametrize("make", [layer, lambda: LSTM(2, 6, batch_first=True)])

@@ -77,9 +77,9 @@ class Assembly(Field):
         roots = hierarchy_scales(gains, rates.to(gains)).sqrt()
         return whole.scaled(torch.cat([*map(Tensor.expand, roots, self.coupling.sizes)]))
 
-    def terms(self) -> Terms:
-        """The tensors of the field, flattened over all depths, for one solve."""
-        inner = [part.terms() for part in self.parts]
+    def _terms(self) -> Terms:
+        """Flattened over all depths."""
+        inner = [part._terms() for part in self.parts]
         zeros = [t.bias.new_zeros(t.n, t.n) for t in inner]
         L, edges = None, []
         if any(t.L is not None for t in inner):

@@ -311,8 +311,8 @@ class FreePairs(Pairs):
     def w(self) -> Tensor:
         return torch.zeros_like(self.tau) if self.theta is None else self.theta
 
-    def terms(self) -> Terms:
-        terms = super().terms()
+    def _terms(self) -> Terms:
+        terms = super()._terms()
         return replace(terms, L=cast(Tensor, terms.L) + torch.diag(self.a.repeat_interleave(2)))
 
     certificate: Any = Baseline.certificate

@@ -139,15 +139,6 @@ class Layer(nn.Module):
             raise ConfigError(f"gates of steps need Pairs; got {type(field).__name__}. Use Pairs(n).")
         self.gate = None if gate_range is None else StepGate(width, n // 2, gate_range)
 
-    def terms(self) -> Terms:
-        """The tensors of the field, to be driven by `drive`."""
-        if changed := self.field.changed():
-            raise ConfigError(
-                f"solvers read the tensors of a field, and do not call it; got a {changed} with hooks, "
-                "a pruned tensor or a forward of its own. Hook the layer, and prune B, C and the mix."
-            )
-        return self.field.terms()
-
     def drive(self, v: Tensor, tau: Tensor, dt: float) -> Tensor:
         """B v, times sqrt((1 + a) / (1 - a)) unit by unit, a = e^{-dt / tau}."""
         return self.B(v) * torch.tanh(dt / (2 * tau)).rsqrt()
@@ -188,7 +179,7 @@ class Layer(nn.Module):
 
     def fused(self, s: Tensor, v: Tensor, x0: Tensor, dt: float, solver: str) -> Outputs | None:
         """As `drive`, solver and `out`, compiled; None where it cannot be, or is not worth it."""
-        terms, gate = self.terms(), {"tanh-glu": "tanh", "glu": "identity"}.get(self.mix.kind, "")
+        terms, gate = self.field.terms(), {"tanh-glu": "tanh", "glu": "identity"}.get(self.mix.kind, "")
         if self.gate is not None or self._changed() or transformed() or torch.is_autocast_enabled("cpu"):
             return None
         known = gate in ACTIVATIONS and pairs.is_known(self.phi) and self.B.bias is None
@@ -205,7 +196,7 @@ class Layer(nn.Module):
     def gated(self, drive: Tensor, v: Tensor, z: Tensor, dt: float | Tensor, **options: Any) -> Outputs:
         """The states under the gate, (batch, time, n), and the last ones; options of `solve`."""
         assert self.gate is not None
-        terms, speed = self.terms(), self.gate(v)
+        terms, speed = self.field.terms(), self.gate(v)
         n, lengths, substeps = self.field.size, options["lengths"], options["substeps"]
         if options["solver"] != "exponential-euler":
             given = torch.cat([drive, speed.repeat_interleave(2, -1)], -1)
@@ -240,7 +231,7 @@ class Layer(nn.Module):
             return LayerBound(found, why)
         if not self.phi.proven:
             found = replace(found, declared=tuple(sorted({*found.declared, self.phi.name})))
-        terms, drive_dt = self.terms().detach_cpu().double(), drive_dt or dt
+        terms, drive_dt = self.field.terms().detach_cpu().double(), drive_dt or dt
         metric, slopes = matrix.detach_cpu().mapped(Tensor.double), self.norm.slopes()
         mix, W_in = self.mix.lipschitz() * abs(self.scale), self._entering(terms, drive_dt) * slopes
         around = self.d.cpu().double() * slopes
@@ -305,7 +296,7 @@ class Layer(nn.Module):
     @torch.no_grad()
     def reach(self, largest: Tensor, dt: float) -> Tensor:
         """How far states of each pair get, (n / 2,), for inputs with |s_i| of at most `largest`."""
-        terms = self.terms().detach_cpu().double()
+        terms = self.field.terms().detach_cpu().double()
         return self._selective(terms, dt).reach(self._driven(terms, dt, largest))
 
     def _entering(self, terms: Terms, dt: float) -> Tensor:

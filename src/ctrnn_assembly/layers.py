@@ -14,7 +14,7 @@ from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.calls import Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
-from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths
+from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths, unsteady
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
 from ctrnn_assembly.fields import as_field, reads_input
@@ -25,7 +25,6 @@ from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_own, check_settings, gated, is_compiled, solve
 from ctrnn_assembly.solvers.grid import overflow, step_grid
-from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, known, states
 
@@ -195,6 +194,7 @@ class CTRNN(Recurrent):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
         if self.is_own:
             broken = "no proof is known for a field of your own: it is code. Of matrices: certify(W, L)"
+        broken = broken or unsteady(lambda: self._driven()[0])
         if broken:
             return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
         if g is None:
@@ -241,18 +241,12 @@ class CTRNN(Recurrent):
         """The field's tensors, or your own field, and its encoder: none for a plain `nn.Linear`."""
         if self.is_own:
             return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
-        read: list[Any] = [(part, Field) for part in self.field.modules() if isinstance(part, Field)]
         terms = self.field.terms()
         if self.gates is not None and self._reading is None:
-            read.append((self.gates, Gates))
+            if not is_plain(self.gates, Gates):
+                got = f"{type(self.gates).__name__} with hooks, a pruned tensor or a forward of its own"
+                raise ConfigError(f"constant gates are read, not called; got {got}. Hook the layer.")
             terms = replace(terms, tau=1 / self.gates.constants())
-        for part, kind in read:
-            if not is_plain(part, kind):
-                raise ConfigError(
-                    "solvers read the tensors of a field and of constant gates, and call neither; got "
-                    f"{type(part).__name__} with hooks, a pruned tensor or a forward of its own. Hook "
-                    "the layer, and prune weights and couplings, not bias and gates."
-                )
         if is_plain(self.encoder, nn.Linear):
             return terms.driven(self.encoder.weight, self.encoder.bias), lambda u: u
         return terms, self._encoded

@@ -95,7 +95,7 @@ class Pairs(Field):
         """M = I, a factor for each unit."""
         return Metric((Factor.identity(1, self.log_rate.detach()),) * self.size)
 
-    def terms(self) -> Terms:
+    def _terms(self) -> Terms:
         """Units are the modules, coupled two by two; the coupling is L = omega tau (0, -1; 1, 0)."""
         tau, turn = self.tau, self.frequency * (-self.log_rate).exp()
         even = torch.arange(0, self.size, 2, device=tau.device)

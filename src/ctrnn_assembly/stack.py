@@ -208,7 +208,7 @@ class Stack(Recurrent):
     def _field(self) -> Step:
         """(u, x) -> x' of all layers, with their tensors made once."""
         self._check_fixed()
-        terms = {layer: layer.terms() for layer in self.layers}
+        terms = {layer: layer.field.terms() for layer in self.layers}
 
         def slope(layer: Layer, v: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
             own = terms[layer](z, layer.drive(v, terms[layer].tau, self.dt))
@@ -262,14 +262,14 @@ class Stack(Recurrent):
         """(z, v) -> z+ of one layer, with its matrices built once."""
         if self.solver not in SCHEMES or layer.gate is not None:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
-        terms = layer.terms()
+        terms = layer.field.terms()
         move = affine_step(SCHEMES[self.solver], terms, self.dt / self.substeps)
         moves = repeated(move, 1 if self.one_field else self.substeps)
         return lambda z, v: moves(layer.drive(v, terms.tau, self.dt), z)
 
     def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
         """The states of one layer after each sample, (batch, time, n), and its last."""
-        terms = layer.terms()
+        terms = layer.field.terms()
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
         options: Any = {"solver": self.solver, "lengths": lengths}
         options["substeps"] = 1 if self.one_field else self.substeps

@@ -39,7 +39,7 @@ class Field(nn.Module):
     """What `Subnetwork` and `Assembly` share: a vector field called f(t, x, u)."""
 
     leaves: Callable[[], list["Subnetwork"]]
-    terms: Callable[[], Terms]
+    _terms: Callable[[], Terms]  # whatever a call of the parts may be
     slowest: Callable[[], Tensor | None]
 
     @property
@@ -50,11 +50,20 @@ class Field(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
-        terms = self.terms()
+        terms = self._terms()
         for name, value in (("x", x), ("u", u)):  # an input of the wrong width would broadcast
             if value is not None and (found := shapes(value))[1:] != (terms.n,):
                 raise ShapeError(f"{name} must be one tensor (batch, {terms.n}); got {found}.")
         return terms(x, u)
+
+    def terms(self) -> Terms:
+        """The tensors of the field, for one solve; ConfigError if a part's call is not what they say."""
+        if changed := self.changed():
+            raise ConfigError(
+                f"solvers read the tensors of a field, and do not call it; got {changed} with hooks, a "
+                "pruned tensor or a forward of its own. Hook the layer, and prune weights and couplings."
+            )
+        return self._terms()
 
     def changed(self) -> str:
         """The class of a part, at any depth, whose call is not what `terms` say; or an empty string."""
@@ -173,8 +182,7 @@ class Subnetwork(Field):
         raw = working_precision(*raw_tensors(self))
         return Metric((self.constraint.metric(*raw, form=self.form),))
 
-    def terms(self) -> Terms:
-        """The tensors of the field, for one solve."""
+    def _terms(self) -> Terms:
         diagonal = self.constraint.diagonal and self.is_as_made
         return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
 

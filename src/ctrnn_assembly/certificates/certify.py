@@ -95,10 +95,12 @@ def certify(
             return certify_rnn(field)
         return field.certificate(dt=dt, solver=solver, search=search)
     solver = solver or "euler"
+    reason = ""
     if changed := getattr(field, "changed", str)():
-        reason = (
-            f"a {changed} has hooks or a forward of its own, which its tensors do not say; remove it"
-        )
+        reason = f"a {changed} has hooks or a forward that its tensors do not say; remove these"
+    elif hasattr(field, "terms"):
+        reason = unsteady(field.terms)
+    if reason:
         return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
     if hasattr(field, "terms"):
         field, metric = field.terms(), metric or field.metric()
@@ -116,6 +118,13 @@ def certify(
 def step_lengths(dt: StepLengths) -> Lengths:
     """The distinct numbers in dt, increasing; none if it is None or empty."""
     return () if dt is None else tuple(torch.as_tensor(dt, dtype=torch.float64).unique().tolist())
+
+
+def unsteady(read: Callable[[], Terms]) -> str:
+    """What is wrong if two readings of the tensors differ: then none is what a solve will have."""
+    pairs = zip(read().tensors(), read().tensors(), strict=True)
+    same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
+    return "" if same else "two readings of the weights differ, as by dropout in training; call eval()"
 
 
 def _certify_terms(

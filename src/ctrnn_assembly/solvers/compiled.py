@@ -475,9 +475,7 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
 
 class Integrate(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, form: Form, every: bool, whole: bool, gates: Gates | None, *given: Any
-    ) -> Tensor:
+    def forward(ctx: Any, form: Form, every: bool, whole: bool, gates: Gates | None, *given: Any) -> Any:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
         x0, inputs, h, G, d, W, D, P, Q, E, R = given
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
