@@ -428,9 +428,9 @@ def test_kernels_compile_for_a_gpu(
     assert not kernels.INTERPRETED
     monkeypatch.setattr(cuda, "kernels", kernels, raising=False)
     pointers = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
-    backward = []
+    backward, kernel = [], kernels.kernel
 
-    def compiled(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    def compiled(**arguments: Any) -> None:
         backward.append(arguments["BACK"])
         options = {name: arguments.pop(name) for name in persistent.COMPILED}
         constants, types = {}, {}
@@ -447,7 +447,7 @@ def test_kernels_compile_for_a_gpu(
         assert binary.metadata.shared <= persistent.SHARED
         assert code.count("ttg.barrier all") + code.count("gpu.barrier") == 1  # a step
 
-    monkeypatch.setattr(persistent, "start", compiled)
+    monkeypatch.setattr(kernels, "kernel", {(1,): compiled})  # one program, for two samples
     terms = field((32,) * 16, coupling, form=form, inputs=1, diagonal=diagonal)
     terms, x0, u, dt = problem(terms, 2, 2, dtype=torch.float32)
     steps = fused_step(

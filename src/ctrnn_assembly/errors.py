@@ -106,7 +106,8 @@ def unknown(
     """The error for a name that a table does not have: first the name, then those that are like it, then
     all, which may be many; `fix` is a further sentence, `meant` guesses."""
     names = list(known)
-    near = dict.fromkeys([*meant, *get_close_matches(str(given).lower(), names)])
+    alike = {name.lower(): name for name in names}
+    near = dict.fromkeys([*meant, *(alike[k] for k in get_close_matches(str(given).lower(), alike))])
     guess = f". Did you mean {' or '.join(map(repr, near))}?" if near else ":"
     return ConfigError(f"got {given!r}{guess} {what} must be one of {', '.join(names)}. {fix}".rstrip())
 

@@ -96,6 +96,7 @@ class Preparation(Part):
     `spacing` is the median time between samples, which becomes the network's dt; None without times.
     """
 
+    model_config = Part.model_config | {"allow_inf_nan": True}  # `answers` says where a target is not
     channels: tuple[str, ...]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
