@@ -178,13 +178,14 @@ def test_a_field_that_would_not_be_called_is_refused() -> None:
 
 
 def test_weights_that_are_drawn_anew_at_each_reading_are_not_certified() -> None:
-    field = Subnetwork(SingularValueBounded(), 4)
+    field = Subnetwork(SingularValueBounded(), 1)  # two readings of one weight are often the same
     parametrize.register_parametrization(field, "weight", nn.Dropout(0.5))
     net = CTRNN(2, field)
     for prove in (lambda: certify(field), net.certificate):
         field.train()
-        torch.manual_seed(0)
-        assert "call eval()" in prove().reasons[0]
+        for seed in range(8):
+            torch.manual_seed(seed)
+            assert "call eval()" in prove().reasons[0]
         field.eval()
         assert prove().certified
 

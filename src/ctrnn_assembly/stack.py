@@ -158,8 +158,7 @@ class Stack(Recurrent):
         top = self.encoder.weight.double().cpu().abs().sum(1) * self.input_range
         if self.encoder.bias is not None:
             top = top + self.encoder.bias.double().cpu().abs()
-        largest = {"tanh-glu": 1.0}  # no other mix is bounded
-        added = [abs(layer.scale) * largest.get(layer.mix.kind, torch.inf) for layer in self.layers]
+        added = [abs(one.scale) if one.mix.kind == "tanh-glu" else torch.inf for one in self.layers]
         return [top + sum(added[:k]) for k in range(len(added))]
 
     def _radii(self) -> list[Tensor | None]:

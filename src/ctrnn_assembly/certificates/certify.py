@@ -95,23 +95,18 @@ def certify(
             return certify_rnn(field)
         return field.certificate(dt=dt, solver=solver, search=search)
     solver = solver or "euler"
-    reason = ""
+    name = getattr(field, "__name__", type(field).__name__)
+    reason = f"no certificate is defined for {name}; certify a layer, or matrices: certify(W, L)"
     if changed := getattr(field, "changed", str)():
         reason = f"a {changed} has hooks or a forward that its tensors do not say; remove these"
-    elif hasattr(field, "terms"):
-        reason = unsteady(field.terms)
-    if reason:
-        return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
-    if hasattr(field, "terms"):
+    elif hasattr(field, "terms") and not (reason := unsteady(field.terms)):
         field, metric = field.terms(), metric or field.metric()
     if isinstance(field, Terms):
         terms = field.detach_cpu() if uncertainty is None else uncertain(field.detach_cpu(), uncertainty)
         return _certify_terms(terms, metric, step_lengths(dt), solver, search)
-    name = getattr(field, "__name__", type(field).__name__)
-    if not callable(field):
+    if not callable(field) and not hasattr(field, "terms"):
         must = "field must be a layer, a classifier, a field or Terms"
         raise ConfigError(f"{must}; got {name}. Use certify(layer), or load_run(path).certificate.")
-    reason = f"no certificate is defined for {name}; certify a layer, or matrices: certify(W, L)"
     return Certificate.refused(reason, dt=max(step_lengths(dt), default=None), solver=solver)
 
 
@@ -120,10 +115,16 @@ def step_lengths(dt: StepLengths) -> Lengths:
     return () if dt is None else tuple(torch.as_tensor(dt, dtype=torch.float64).unique().tolist())
 
 
+def random_states() -> list[Tensor]:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
 def unsteady(read: Callable[[], Terms]) -> str:
-    """What is wrong if two readings of the tensors differ: then none is what a solve will have."""
-    pairs = zip(read().tensors(), read().tensors(), strict=True)
+    """What is wrong if readings of the tensors draw numbers or differ: then a solve will have others."""
+    before, pairs = random_states(), zip(read().tensors(), read().tensors(), strict=True)
     same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
+    same = same and all(map(torch.equal, before, random_states()))
     return "" if same else "two readings of the weights differ, as by dropout in training; call eval()"
 
 
