@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ctrnn_assembly.certificates import Certificate, StepCertificate
 from ctrnn_assembly.certificates.certify import FactorCurve
-from ctrnn_assembly.certificates.result import CascadeFacts, down, samples_words
+from ctrnn_assembly.certificates.result import down, samples_words
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
@@ -34,7 +34,11 @@ def certificate_figure(certificate: Certificate, curves: Sequence[FactorCurve], 
     if certificate.cascade is None:
         draw_factors(left, curves, certificate.step)
     else:
-        draw_memory(left, certificate.cascade)
+        left.set_title("samples until differences are below a thousandth")
+        cascade, memory = certificate.cascade, [layer.memory for layer in certificate.cascade.layers]
+        left.bar(range(len(memory)), memory, width=0.8, color=COLOURS[5], label="layer alone")
+        label = f"the whole, proven: {samples_words(cascade.samples)}"
+        finish_bars(left, len(memory), "layer", "samples", cascade.samples, label)
     draw_rates(right, certificate)
     return figure
 
@@ -65,14 +69,6 @@ def draw_factors(axes: Axes, curves: Sequence[FactorCurve], step: StepCertificat
     axes.set_xlim(curves[0].dts[0], curves[0].dts[-1])
     axes.set_ylim(min(proven) - 0.06 * depth, 1 + 0.08 * depth)
     axes.legend(loc="lower left")
-
-
-def draw_memory(axes: Axes, cascade: CascadeFacts) -> None:
-    axes.set_title("samples until differences are below a thousandth")
-    memory = {layer.index: layer.memory for layer in cascade.layers}
-    axes.bar(list(memory), list(memory.values()), width=0.8, color=COLOURS[5], label="layer alone")
-    label = f"the whole, proven: {samples_words(cascade.samples)}"
-    finish_bars(axes, len(memory), "layer", "samples", cascade.samples, label)
 
 
 def draw_rates(axes: Axes, certificate: Certificate) -> None:

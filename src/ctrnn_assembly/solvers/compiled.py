@@ -129,12 +129,6 @@ def two_products(out, p, a, b, x):  # type: ignore[no-untyped-def]
 
 
 @kept
-def total(out, x, y):  # type: ignore[no-untyped-def]
-    for k in range(len(out)):
-        out[k] = x[k] + y[k]
-
-
-@kept
 def add_two(out, x, y, z, w):  # type: ignore[no-untyped-def]
     """out += x o y + z o w."""
     for k in range(len(out)):
@@ -208,18 +202,13 @@ def add_inputs(out, n, E, u, at, m):  # type: ignore[no-untyped-def]
 
 
 @kept
-def times_number(out, one):  # type: ignore[no-untyped-def]
-    for k in range(len(out)):
-        out[k] *= one
-
-
-@kept
 def scale_rows(out, n, h):  # type: ignore[no-untyped-def]
     """out *= h of each of some rows; where h is 0 it is 0, even of what is not finite."""
     for k in range(len(h)):
-        times_number(out[k * n : (k + 1) * n], h[k])
+        row = out[k * n : (k + 1) * n]
+        row *= h[k]
         if h[k] == 0:
-            out[k * n : (k + 1) * n] = 0
+            row[:] = 0
 
 
 @kept
@@ -253,13 +242,6 @@ def open_gates(sigmoid, g, rise, n, u, at, m, x, gates):  # type: ignore[no-unty
 
 
 @kept
-def argument(out, n, x, B, E, u, at, m):  # type: ignore[no-untyped-def]
-    """out = z = W x + E u of ROWS samples, of units with phi inside."""
-    apply(out, n, x, x, B)
-    add_inputs(out, n, E, u, at, m)
-
-
-@kept
 def roll(phi, sigmoid, A, B, R, E, m, gates, h, states, u, n, step, start, stop):  # type: ignore[no-untyped-def]
     """All states, or two in turn, of some groups of ROWS samples; `step` is how many numbers of all."""
     size, gated, congruent, ring = ROWS * n, len(gates[0]), gates[5], len(states) // step
@@ -272,7 +254,8 @@ def roll(phi, sigmoid, A, B, R, E, m, gates, h, states, u, n, step, start, stop)
             x, new = states[k % ring * step + at :][:size], states[(k + 1) % ring * step + at :][:size]
             y = x
             if inside:
-                argument(p, n, x, B, E, u, row * m, m)
+                apply(p, n, x, x, B)
+                add_inputs(p, n, E, u, row * m, m)
                 phi(p, p)
             else:
                 phi(x, p)
@@ -328,7 +311,8 @@ def adjoint(phi, slope, sigmoid, matrices, m, gates, h, given, found, sums, n, s
             read(y, w, wide, states, u, n, m, step, first * step + here, end - first, len(R[1]))
             for k in range(0, rows * n if inside else 0, size):
                 row = (first * step + here) // n + k // size * (step // n)
-                argument(z[k : k + size], n, y[k:], B, E, u, row * m, m)
+                apply(z[k : k + size], n, y[k:], y[k:], B)
+                add_inputs(z[k : k + size], n, E, u, row * m, m)
             phi(z[: rows * n] if inside else y[: rows * n], y[half : half + rows * n])
             for k in range(end - 1, first - 1, -1):
                 at, own = k * step + here, (k - first) * size
@@ -369,11 +353,10 @@ def adjoint(phi, slope, sigmoid, matrices, m, gates, h, given, found, sums, n, s
                         add_product(a[i : i + n], of_z[i : i + n], gates[1])
                     if len(dz):
                         copy(dz[at : at + size], of_z)
-                if len(h):
-                    increase(lam, a)
-                    increase(lam, b)
-                else:
-                    total(lam, a, b)
+                if not len(h):
+                    lam[:] = 0
+                increase(lam, a)
+                increase(lam, b)
                 if last:
                     increase(lam, grad[at : at + size])
                 if len(v):

@@ -169,7 +169,8 @@ class _Integrate(torch.autograd.Function):
         *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
         states = np.empty((len(x0), which.shape[1] + 1, x0.shape[1]), x0.dtype)
         states[:, 0] = x0
-        run, batched = kernels(phi, x0.dtype)[0], (given.pop(), _each(which, len(x0)), states)
+        each = which.expand(len(x0), -1).contiguous().numpy()
+        run, batched = kernels(phi, x0.dtype)[0], (given.pop(), each, states)
         in_parts(lambda i, j: run(*given, *(part[i:j] for part in batched)), len(x0), states.size)
         result = torch.from_numpy(states)
         ctx.kind = phi, which
@@ -186,7 +187,7 @@ class _Integrate(torch.autograd.Function):
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
         lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
         de, adjoint = np.empty_like(e), kernels(phi, A.dtype)[1]
-        batched = e, _each(which, len(e)), states, lam, de
+        batched = e, which.expand(len(e), -1).contiguous().numpy(), states, lam, de
 
         def part(i: int, j: int) -> list[Any]:
             found = [np.zeros_like(M) for M in (A, C, w)]
@@ -196,10 +197,6 @@ class _Integrate(torch.autograd.Function):
         # Where every sample has matrices of its own, sums over parts would be as large as the batch.
         found = summed(part, len(e), e.size if len(which) == 1 else 0)
         return None, None, *map(torch.from_numpy, (*found, de, lam[:, 0].copy()))
-
-
-def _each(which: Tensor, batch: int) -> Any:
-    return which.expand(batch, -1).contiguous().numpy()
 
 
 def plain_states(phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:
@@ -242,6 +239,15 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                     out[2 * j + 1] += C[k, 2, j] * y + C[k, 3, j] * z
 
     @compiled
+    def add_outer(sums: Any, up: Any, z: Any) -> None:
+        for j in range(len(z) // 2):
+            i, m = 2 * j, 2 * j + 1
+            sums[0, j] += up[i] * z[i]
+            sums[1, j] += up[i] * z[m]
+            sums[2, j] += up[m] * z[i]
+            sums[3, j] += up[m] * z[m]
+
+    @compiled
     def adjoint(
         A: Any, C: Any, w: Any, dA: Any, dC: Any, dw: Any,
         e: Any, which: Any, states: Any, lam: Any, de: Any,
@@ -269,18 +275,8 @@ def kernels(phi: Any, dtype: Any) -> tuple[Any, Any]:
                 for i in range(n):
                     dw[i] += out[i] * y[i]
                     v[i] = w[i] * y[i] + drive[i]  # g
-                for j in range(n // 2):
-                    a, i, m = dA[k], 2 * j, 2 * j + 1
-                    a[0, j] += up[i] * x[i]
-                    a[1, j] += up[i] * x[m]
-                    a[2, j] += up[m] * x[i]
-                    a[3, j] += up[m] * x[m]
-                for j in range(n // 2):
-                    c, i, m = dC[k], 2 * j, 2 * j + 1
-                    c[0, j] += up[i] * v[i]
-                    c[1, j] += up[i] * v[m]
-                    c[2, j] += up[m] * v[i]
-                    c[3, j] += up[m] * v[m]
+                add_outer(dA[k], up, x)
+                add_outer(dC[k], up, v)
 
     return forward, adjoint
 
