@@ -100,8 +100,7 @@ def torchdiffeq_solve(
     sign = 1 if t[-1] >= t[0] else -1  # of the direction of time
     ends = _ends(t, signal, x0, sign)
     times = (sign * torch.cat([t, ends])).unique()  # sorted
-    counted = _Counted(field, signal)
-    states = [x0[None]]
+    counted, states, x = _Counted(field, signal), [x0[None]], x0[None]
     for start, end in pairwise([0, *torch.searchsorted(times, sign * ends).tolist()]):
         piece = sign * times[start : end + 1]
         options = _options(solver, piece, max_steps, step_size, substeps)
@@ -112,14 +111,15 @@ def torchdiffeq_solve(
         f = counted if signal is None else counted.between(piece.min(), piece.max())
         settings = {"method": solver, "options": options, **tolerances, **adjoint}
         try:
-            x = odeint(f, states[-1][-1], piece, **settings)
+            x = odeint(f, x[-1], piece, **settings)
             if len(x) != len(piece):
                 raise AssertionError("scipy stopped early")
         except AssertionError as error:
             raise counted.failure(str(error), solver, max_steps) from error
-        states += x[1:, None]
-    counted.budget = math.inf  # the adjoint still has to evaluate
-    return torch.cat(states)[torch.searchsorted(times, sign * t)], counted.evaluations
+        states.append(x[1:])
+    counted.budget, whole = math.inf, torch.cat(states)  # the adjoint still has to evaluate
+    whole = whole if len(t) == len(times) else whole[torch.searchsorted(times, sign * t)]
+    return whole, counted.evaluations
 
 
 def _ends(t: Tensor, signal: Signal | None, x0: Tensor, sign: int) -> Tensor:
