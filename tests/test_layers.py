@@ -27,7 +27,7 @@ LAYERS = {
     "linalg": 1,
     "settings": 1,
     "topology": 1,
-    "transforms": 1,
+    "transforms": 0,
     "calls": 3,
     "fields": 3,
     "recurrent": 4,

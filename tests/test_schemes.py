@@ -10,10 +10,12 @@ import pytest
 import torch
 from scipy.linalg import expm
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
-from ctrnn_assembly.linalg import exponential, plain_exponential
+from ctrnn_assembly.linalg import exponential, plain_exponential, remembered
+from ctrnn_assembly.models import build_model
 from ctrnn_assembly.schemes import SCHEMES, affine_step, integrate, step_pair
 from ctrnn_assembly.terms import Edge, Terms
 from solver_problems import F64, normal, one_module, order, rng
@@ -119,6 +121,58 @@ def test_the_exponential_is_differentiated_twice() -> None:
     assert torch.autograd.gradgradcheck(
         exponential, spread("any", 2.0)[0, :3, :3].clone().requires_grad_()
     )
+
+
+def test_what_is_remembered_is_of_these_values_and_never_in_the_way_of_a_gradient() -> None:
+    calls, G = list[int](), normal(3, 3, seed=8)
+
+    def f(G: Tensor, power: int) -> Tensor:
+        calls.append(power)
+        return torch.linalg.inv(G) ** power
+
+    once = remembered(f)
+    with torch.inference_mode():
+        found = once(G, 2)
+        assert once(G.clone(), 2) is found
+        assert len(calls) == 1
+    with torch.no_grad():
+        others = [once(G, 3), once(G.float(), 3), once(G.add_(1e-15), 3)]  # in place: other values
+        assert len(calls) == 4
+        found = once(G, 2)
+        assert_close(found, torch.linalg.inv(G) ** 2, rtol=0, atol=0)
+        with forward_ad.dual_level():  # the same values with a tangent
+            dual = forward_ad.make_dual(G, torch.ones_like(G))
+            assert forward_ad.unpack_dual(once(dual, 2)).tangent is not None
+        vmapped = torch.func.vmap(lambda G: once(G, 2))(G[None])
+        assert_close(vmapped[0], found, rtol=0, atol=1e-12)
+    assert all(not x.is_inference() for x in others)
+    assert not found.is_inference()
+    G.requires_grad_()
+    assert once(G, 2).requires_grad
+    assert not found.requires_grad
+    with torch.no_grad():
+        assert once(torch.full((3, 3), math.nan), 1).isnan().all()
+
+
+@pytest.mark.parametrize("solver", ["imex", "exponential-euler"])
+@pytest.mark.parametrize("coupling", ["all", "random:2"])
+def test_an_evaluation_sees_weights_that_changed_between_two_batches(solver: str, coupling: str) -> None:
+    sizes = {"modules": 4, "units": 8, "coupling": coupling, "solver": solver}
+    net, u = build_model("svd-combo", 1, 3, **sizes), normal(2, 5, 1)
+    with torch.inference_mode():
+        first, again = net(u), net(u)
+    assert torch.equal(first, again)
+    with torch.no_grad():
+        for weight in net.core.field.parameters():
+            weight.mul_(1.3)
+    with torch.inference_mode():
+        changed = net(u)
+    assert not torch.equal(first, changed)
+    assert_close(changed, net(u).detach(), rtol=0, atol=1e-12)  # with gradients nothing is remembered
+    net.requires_grad_(False)
+    learnt = u.clone().requires_grad_()
+    net(learnt).sum().backward()  # what an evaluation remembered can be learnt with
+    assert learnt.grad is not None
 
 
 def test_exponential_euler_takes_a_singular_linear_part() -> None:

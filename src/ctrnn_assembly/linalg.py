@@ -1,14 +1,17 @@
 """Matrix facts that several theorems share. Tensors in, tensors out; float64 where it matters."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import reduce, wraps
 from threading import RLock
+from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from ctrnn_assembly.transforms import known
 
 ALONE = RLock()  # the limit is of the process: proofs that overlap would restore each other's
 
@@ -31,6 +34,28 @@ def working_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.device.type == "mps" else t.to(torch.float64) for t in tensors)
 
 
+def remembered(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f(G, ...) whose last result serves again, without gradients, while G has the same values.
+
+    From batch to batch of an evaluation weights stay: to compare them costs less than an inverse.
+    """
+    last: Any = None
+
+    @wraps(f)
+    def again(G: Tensor, *others: Any) -> Any:
+        nonlocal last
+        if torch.is_grad_enabled() or not known(G):
+            return f(G, *others)
+        kept, kind = last, (G.dtype, G.device, others)
+        if kept is None or kept[0] != kind or not torch.equal(kept[1], G):
+            with torch.inference_mode(False), torch.no_grad():  # else nothing could be learnt with it
+                last = kept = kind, G.clone(), f(G, *others)
+        return kept[2]
+
+    return again
+
+
+@remembered
 def exponential(G: Tensor) -> tuple[Tensor, Tensor]:
     """e^G and phi(G) = int_0^1 e^{sG} ds, of G (..., n, n); differentiable any number of times.
 

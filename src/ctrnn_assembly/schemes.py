@@ -30,10 +30,11 @@ from torchdiffeq._impl.odeint import SOLVERS as _TORCHDIFFEQ  # no public list o
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ctrnn_assembly.errors import ConfigError, unknown
-from ctrnn_assembly.linalg import exponential, plain_exponential, working_precision
+from ctrnn_assembly.linalg import exponential, plain_exponential, remembered, working_precision
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import known
 
+inverse = remembered(torch.linalg.inv)
 Pair = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -60,7 +61,7 @@ def _euler(h: Tensor, L: Tensor | None, one: float = 1.0) -> tuple[Tensor, Tenso
 def _imex(h: Tensor, L: Tensor | None) -> tuple[Tensor, Tensor]:
     if L is None:
         return 1 - h, h
-    R = torch.linalg.inv(_diagonal_and_coupling(torch.ones_like(h), -h, L))
+    R = inverse(_diagonal_and_coupling(torch.ones_like(h), -h, L))
     return R * (1 - h)[..., None, :], R * h[..., None, :]
 
 

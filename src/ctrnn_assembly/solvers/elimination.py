@@ -11,11 +11,13 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from ctrnn_assembly.linalg import remembered
 from ctrnn_assembly.solvers.operators import BlockPattern, FewBlocks
 
 Places = tuple[tuple[int, int], ...]
 
 
+@remembered
 def elimination(P: Tensor, pattern: BlockPattern, most: float) -> tuple[Places, Tensor] | None:
     """The products of (I - P)^-1, x_i += A x_j or, where i = j, x_i = A x_i: all (i, j), and all A.
 

@@ -40,7 +40,7 @@ from torch.nn.functional import pad
 from ctrnn_assembly.activations import Elementwise
 from ctrnn_assembly.errors import DataError, SolverError
 from ctrnn_assembly.linalg import working_precision
-from ctrnn_assembly.schemes import SCHEMES, Scheme, step_pair
+from ctrnn_assembly.schemes import SCHEMES, Scheme, inverse, step_pair
 from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, indices
 from ctrnn_assembly.terms import Terms
@@ -170,7 +170,7 @@ def fused_step(
     if implicit and P is not None:
         (wide,) = working_precision(P.detach())
         if pattern is None:
-            places, R = Places(), torch.linalg.inv(torch.eye(len(P)).to(wide) - wide)
+            places, R = Places(), inverse(torch.eye(len(P)).to(wide) - wide)
         elif (found := elimination(wide, pattern, FEW * pattern.p**2)) is not None:
             places, R = found
         else:  # better as a dense L
@@ -217,14 +217,6 @@ def _coupling(terms: Terms, C: Tensor) -> tuple[Tensor | None, BlockPattern | No
             "pairs, or none for a dense L."
         )
     return C.view(p, -1, 1)[rows] * blocks, pattern
-
-
-def _few_times(blocks: Tensor, pattern: BlockPattern, x: Tensor) -> Tensor:
-    """L x for x (batch, n) and the transposed blocks of L, (C, k, k); differentiable."""
-    rows, columns = indices(pattern, x.device)
-    x = x.unflatten(-1, (pattern.p, -1)).transpose(0, 1)  # (p, batch, k)
-    moved = torch.bmm(x.index_select(0, columns), blocks)
-    return x.new_zeros(x.shape).index_add_(0, rows, moved).transpose(0, 1).flatten(1)
 
 
 def _weighted(C: Tensor, W: Tensor) -> Tensor:
@@ -502,7 +494,8 @@ def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any)
     K = others[: len(form.psi)]
     W = W.diag() if W.ndim == 1 else torch.block_diag(*W) if W.ndim == 3 else W
     if form.pattern is not None and P is not None:
-        P = _few_times(P.mT, form.pattern, torch.eye(form.pattern.p * P.shape[-1]).to(P)).mT
+        whole = P.new_zeros(form.pattern.p, form.pattern.p, *P.shape[1:])
+        P = rearrange(whole.index_put(indices(form.pattern, P.device), P), "i j r c -> (i r) (j c)")
     # Of units that `compiled` has filled up with, blocks know nothing.
     W = pad(W, (0, len(D) - len(W)) * 2)
     if P is not None:
