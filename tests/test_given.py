@@ -186,7 +186,9 @@ def test_the_largest_uncertainty_is_certified_and_no_more() -> None:
     assert largest_uncertainty(terms, metric, 0.0) == math.inf
     # Reached by a linear unit: x' = -x + (.5 + d) x.
     unit = terms_of([[0.5]], activation="identity")
-    assert largest_uncertainty(unit, certify(unit).metric.matrix, 1.0) == pytest.approx(0.5, rel=1e-4)
+    for by in (1.0, 1e-30):  # of which rounding hides what once it costs
+        times = largest_uncertainty(unit, certify(unit).metric.matrix, by)
+        assert times * by == pytest.approx(0.5, rel=1e-4)
 
 
 def moved_rnn(net: nn.RNN, slopes: list[torch.Tensor]) -> torch.Tensor:

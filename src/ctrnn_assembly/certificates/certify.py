@@ -221,14 +221,15 @@ def largest_uncertainty(
         return certify(terms, metric, dt=dt, solver=solver, search="none", uncertainty=scaled)
 
     nominal = at(0.0, dt)
-    step = nominal.step is not None
-    if not _holds(nominal, step):
+    if not _holds(nominal, True):
         return 0.0
-    lost = nominal.rate - at(1.0).rate
-    if not lost > 0:
+    size = max(float(torch.as_tensor(one).max()) for one in (*unit.W, unit.L))
+    if not size:
         return math.inf
-    largest = (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
-    return last_proven(largest, lambda scale: _holds(at(scale, dt), step))
+    far = 1 / (size * terms.pre.g * terms.post.g)  # at which rounding does not hide what is lost
+    lost = nominal.rate - at(far).rate
+    largest = far * (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
+    return last_proven(largest, lambda scale: _holds(at(scale, dt), True))
 
 
 @dataclass(frozen=True)
