@@ -166,6 +166,9 @@ def test_nets_without_a_proof_are_refused_by_name():
     assert "Doubled with hooks or methods of its own" in refused(kind=Doubled, **small)
     assert "float64" in refused(lambda model: model.float(), **small)
     assert "LSTM is a baseline" in refused(net="lstm")
+    assert "bf16 products" in refused(
+        solver="euler", matmul_precision="bf16", margin=0.5, dt=0.5, **small
+    )
     assert "no proof is known for steps of rk4" in refused(solver="rk4", **small)
     assert "bound on the step's factor" in refused(solver="euler", coupling_scale=500.0, **small)
     stack = {"net": "deep-adadiag", "dt": 1.0, "depth": 1, "width": 4}

@@ -109,8 +109,11 @@ def _proven(model: SequenceClassifier) -> Any:
             raise ConfigError(f"no radius is proven of {name} with hooks or methods of its own.")
     if isinstance(core, Stack) and core.one_field:
         raise ConfigError("no radius is proven of all layers as one field; use one_field=False.")
-    if model.readout.weight.dtype != torch.float64:
-        raise ConfigError("a radius is of the model in float64; call model.double().")
+    products = getattr(core, "options", {}).get("matmul_precision", "full")
+    if model.readout.weight.dtype != torch.float64 or products != "full":
+        raise ConfigError(
+            f"a radius is of float64; got {products} products. Use 'full', and model.double()."
+        )
     return core
 
 
