@@ -526,3 +526,8 @@ def test_assert_certified_tells_the_reasons_and_the_witness():
     with pytest.raises(AssertionError, match="unstable fixed point"):
         assert_certified(terms_of([[0.0]]), dt=2.5)
     assert assert_certified(terms_of([[0.0]]), dt=2.5, step=False).certified
+    for net in (torch.nn.GRU(2, 3), torch.nn.RNN(2, 3)):  # maps, of which no flow is asked
+        with torch.no_grad():
+            net.weight_hh_l0.mul_(100)
+        with pytest.raises(AssertionError, match="NOT certified"):
+            assert_certified(net, step=False)
