@@ -285,6 +285,7 @@ class Narrower(StepGate):
         (lambda net: setattr(net.layers[1].mix, "kind", "glu"), "glu has no Lipschitz constant"),
         (lambda net: setattr(net, "encoder", torch.nn.Sequential(net.encoder)), "encoder is no plain"),
         (lambda net: net.layers[0].gate.reader.weight.data.fill_(math.nan), "NaN"),
+        (lambda net: setattr(net.layers[1], "B", torch.nn.Linear(5, 6)), "B without bias"),
         (lambda net: net.layers[0].gate.register_forward_hook(lambda *_: None), "Gate has hooks"),
         (lambda net: setattr(net.layers[0], "gated", lambda *_: None), "Layer has hooks or methods"),
         (lambda net: setattr(net.layers[0], "gate", Narrower(5, 3, 2.0)), "Narrower has hooks or meth"),

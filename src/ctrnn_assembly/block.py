@@ -159,9 +159,8 @@ class Layer(nn.Module):
         if wrong:
             called = f"a {type(wrong[0]).__name__} has hooks or methods of its own"
             return f"{called}, whose Lipschitz constant is not known; remove them"
-        eps = 1.0 if self.norm.kind == "none" else self.norm.eps
-        if not (isinstance(eps, float | int) and eps > 0):
-            return f"the norm has eps = {eps}, which must be a positive number"
+        if not (isinstance(self.norm.eps, float | int) and self.norm.eps > 0):
+            return f"the norm has eps = {self.norm.eps}, which must be a positive number"
         if not (isinstance(self.phi, Activation) and isinstance(self.scale, float | int)):
             return f"phi must be an Activation and scale a number; got {self.phi!r}, {self.scale!r}"
         return ""
@@ -269,8 +268,9 @@ class Layer(nn.Module):
             return "; ".join(found.reasons)
         if self.gate is not None and self.mix.kind != "tanh-glu":
             return f"the mix {self.mix.kind} has no bound, and gates need bounded inputs; use tanh-glu"
-        if self.gate is not None and (largest is None or found.metric.origin != "given"):
-            return "gates need inputs whose bound is given, and M = I; use the stack's `bounds`"
+        bounded = largest is not None and self.B.bias is None and found.metric.origin == "given"
+        if self.gate is not None and not bounded:
+            return "gates need inputs whose bound is given, B without bias, and M = I; use `bounds`"
         return ""
 
     def _system(
