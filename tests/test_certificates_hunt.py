@@ -165,6 +165,7 @@ def test_what_is_called_is_certified_or_nothing():
     hooked = couple([Subnetwork(SingularValueBounded("tanh"), 3) for _ in range(2)])
     assert certify(hooked).certified
     hooked.parts[1].register_forward_hook(lambda *given: -given[-1])
+    assert hooked.rate is None
     core = CTRNN(3, Subnetwork(SingularValueBounded("tanh"), 3))
     assert certify(SequenceClassifier(core, 2), dt=0.1) == core.certificate(dt=0.1)
     for net, name in (

@@ -841,6 +841,21 @@ def test_a_layer_that_was_changed_is_not_certified(name: str, why: str) -> None:
     assert why in found.reasons[0]
 
 
+@pytest.mark.parametrize("gate", ["shared", "input", "congruence"])
+def test_gated_states_that_rounding_keeps_apart_are_not_certified(gate: Any) -> None:
+    """Exact steps would bring them to .82 of their distance."""
+    field = Subnetwork(AdaDiagTanh("tanh"), 1, weight=torch.tensor([[0.9]]))
+    net = CTRNN(1, field, gate=gate, gate_bounds=(0.001, 0.0011), dt=0.5, bias=False)
+    assert net.certificate().step.certified
+    net = net.bfloat16()
+    x = torch.tensor([[[0.5], [-0.5]]]).to(net.encoder.weight)
+    last = net(torch.zeros(4000, 2, 1).to(x), x)[1].detach()
+    assert float((last[0, 0] - last[0, 1]).abs()) >= 1
+    found = net.certificate()
+    assert found.certified
+    assert "no proof is known of" in found.step.reason
+
+
 @pytest.mark.parametrize("gate", ["shared", "congruence"])
 def test_gated_steps_of_other_solvers_have_no_proof(gate: Any) -> None:
     field = Subnetwork(SingularValueBounded("tanh"), 3).double()

@@ -208,6 +208,14 @@ def test_what_has_no_proof_is_refused_by_name(change, why):
     assert found.reasons[0].startswith("layer ")
 
 
+def test_states_whose_decay_rounds_off_have_no_certificate():
+    net = stack(1, fields=[Pairs(4, horizon=1e4)], norm="none").float()
+    assert net.certificate().step.certified
+    found = net.bfloat16().certificate()
+    assert "may round off in torch.bfloat16" in found.reasons[0]
+    assert net.layers[0].field.rate is None
+
+
 def test_what_training_mode_and_the_encoder_do_is_refused_too():
     net = stack(norm="layer", dropout=0.5)
     assert net.certificate().certified

@@ -153,19 +153,14 @@ class CTRNN(Recurrent):
         ConfigError if gates read, the encoder is no plain `nn.Linear`, or the field is your own.
         """
         self._needs_units("terms and metric")
+        terms, why = self._driven()[0], ""
         if self._reading is not None:
-            raise ConfigError(
-                f"gates of kind {self._reading.kind!r} change the time constants with every sample, so "
-                "that no constant terms describe this layer. Use step(u, x), flow(u) or certificate(), "
-                "or gate='constant'."
-            )
-        terms = self._driven()[0]
-        if terms.W_in is None:
-            raise ConfigError(
-                f"the encoder, a {type(self.encoder).__name__} with hooks or a forward of its own, is "
-                "called, so that no W_in describes it. Use step(u, x), flow(u) or certificate(), or "
-                "layer.field.terms() with the input layer.encoder(u)."
-            )
+            why = f"gates of kind {self._reading.kind!r} change the time constants with every sample"
+        elif terms.W_in is None:
+            why = f"a {type(self.encoder).__name__} with hooks or a forward of its own is called"
+        if why:
+            fix = "Use step(u, x), flow(u) or certificate(), or layer.field.terms()."
+            raise ConfigError(f"{why}, so that no constant terms describe this layer. {fix}")
         return terms
 
     def metric(self) -> Metric:
@@ -177,15 +172,14 @@ class CTRNN(Recurrent):
         self, *, dt: StepLengths = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What `certify` proves of the layer and its step, by default of its own dt and solver."""
-        lengths = step_lengths(self.dt if dt is None else dt)
-        steps = tuple(one / self.substeps for one in lengths)
+        steps = tuple(one / self.substeps for one in step_lengths(self.dt if dt is None else dt))
         found = self._certified(steps, solver or self.solver, search)
         if found.step is None:
             return found
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
-        g, moves = self._reading, {"_run", "_driven", "_reading", "stepper", "step", "flow"}
+        g, moves = self._reading, {"_run", "_gated", "_driven", "_reading", "stepper", "step", "flow"}
         broken = "" if g is None else g.unproven(self.metric())
         if moves & methods_of_its_own(self, CTRNN):
             broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
@@ -197,12 +191,13 @@ class CTRNN(Recurrent):
         broken = broken or unsteady(lambda: self._driven()[0])
         if broken:
             return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
+        terms, metric = self._driven()[0], self.metric()
         if g is None:
-            terms = self._driven()[0]
-            found = certify(terms, self.metric(), dt=lengths, solver=solver, search=search)
-            return in_arithmetic(found, terms, self.options["matmul_precision"])
-        bounds: dict[str, Any] = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
-        return certify_gated(self._driven()[0], self.metric(), **bounds, dt=lengths, solver=solver)
+            found = certify(terms, metric, dt=lengths, solver=solver, search=search)
+        else:
+            bounds: Any = {"gate": g.kind, "lo": g.lo, "hi": g.hi}
+            found = certify_gated(terms, metric, **bounds, dt=lengths, solver=solver)
+        return in_arithmetic(found, terms, self.options["matmul_precision"], gated=g is not None)
 
     def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ctrnn_assembly.activations import Activation, Elementwise, around
 from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError, check_within
+from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.terms import Terms
@@ -83,10 +84,9 @@ class Pairs(Field):
             return torch.zeros_like(self.tau)
         return self.constraint.bounded(self.theta) / self.constraint.phi.g
 
-    @property
-    def rate(self) -> float:
-        """The contraction rate guaranteed by construction, per unit of time."""
-        return self.constraint.margin / float(self.tau.detach().max())
+    def slowest(self) -> Tensor | None:
+        slowest = working_precision(self.tau.max())[0]
+        return None if self.tau.dtype.itemsize < 4 else self.constraint.margin / slowest
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         return around(self.constraint.phi, self.size)

@@ -117,6 +117,8 @@ class Stack(Recurrent):
             reason = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         elif not finite(self.encoder):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
+        elif self._like.dtype.itemsize < 4:
+            reason = f"the decay of states may round off in {self._like.dtype}; use float32"
         elif self.gated and not plain:
             reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
         if reason:
@@ -235,8 +237,7 @@ class Stack(Recurrent):
         return s, torch.cat(found, dim=-1)
 
     def _check_fixed(self) -> None:
-        batch = any(layer.norm.kind == "batch" for layer in self.layers)
-        if self.training and (batch or any(layer.dropout for layer in self.layers)):
+        if self.training and any(one.norm.kind == "batch" or one.dropout for one in self.layers):
             got, fix = "batch norm or dropout in training mode", "eval(), or train with one_field=False"
             raise ConfigError(f"one field needs fixed maps between its layers; got {got}. Call {fix}.")
 

@@ -46,7 +46,7 @@ class Field(nn.Module):
     def rate(self) -> float | None:
         """The contraction rate guaranteed by construction, per unit of time; None if there is none."""
         slowest = self.slowest()
-        return None if slowest is None else float(slowest.detach())
+        return None if slowest is None or self.changed() else float(slowest.detach())
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
@@ -91,7 +91,7 @@ class Subnetwork(Field):
             `to_empty` and `load_state_dict`, or the latter with assign=True, fill the module.
 
     Guarantee: contraction at rate >= `rate` in the metric diag(tau) M, whatever training does. `rate` is
-    None for the unconstrained controls, for weights rounded to half precision and under a further
+    None for the unconstrained controls, for weights rounded to half precision, under hooks and a further
     parametrisation of the weight; `certify` measures the weights that are used.
 
     >>> net = Subnetwork(SingularValueBounded("relu"), 8, tau=2.0)

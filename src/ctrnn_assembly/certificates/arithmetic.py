@@ -33,7 +33,7 @@ OF_PHI = 16  # roundings of |phi(0)| + g |x| that bound those of the library's p
 
 
 @torch.no_grad()
-def in_arithmetic(found: Certificate, terms: Terms, precision: str) -> Certificate:
+def in_arithmetic(found: Certificate, terms: Terms, precision: str, gated: bool = False) -> Certificate:
     """`found`, of exact steps, with its `Meeting`, or its step refused, for terms as they are stored."""
     step, dtype, metric = found.step, terms.tau.dtype, found.metric.matrix
     if step is None or not step.certified or metric is None:
@@ -42,7 +42,7 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str) -> Certifica
         precision = OF_TORCH[torch.get_float32_matmul_precision()]
     name = str(dtype).removeprefix("torch.")
     name += "" if precision == "full" else f" with operands of products rounded to {precision}"
-    if step.solver != "euler" or found.declared or dtype == torch.float16:  # which underflows soon
+    if step.solver != "euler" or gated or found.declared or dtype == torch.float16:  # underflows soon
         if precision == "full" and dtype in (torch.float32, torch.float64):
             return found
         reason = f"no proof is known of {step.solver} steps in {name}; use 'full' and float32"
