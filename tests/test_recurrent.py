@@ -14,10 +14,10 @@ from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import SingularValueBounded, Symmetric
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
-from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS
 from ctrnn_assembly.subnetwork import Subnetwork
 
-TORCHDIFFEQ = [name for name in SOLVERS if name not in GRID_SOLVERS]
+TORCHDIFFEQ = [name for name in SOLVERS if name not in SCHEMES]
 
 
 def field(form: str = "x") -> Assembly:
@@ -46,7 +46,7 @@ def by_steps(net: CTRNN, u: Tensor, x: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_step_by_step_equals_the_whole_sequence(solver: str, dtype: torch.dtype) -> None:
     net, u, x0 = layer(solver=solver).to(dtype), normal(3, 50, 2).to(dtype), normal(3, 7).to(dtype)
@@ -114,7 +114,7 @@ def test_the_state_stays_past_a_sequences_end(solver: str) -> None:
     assert torch.equal(net.last(u, lengths=lengths), h_n[0])
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_all_forms_of_dt_agree(solver: str) -> None:
     net, u = layer(solver=solver), normal(3, 6, 2)
     expected, _ = net(u)
@@ -178,7 +178,7 @@ def test_every_method_takes_every_input(solver: str, interpolation: str) -> None
     assert_close(x, expected, rtol=0.02, atol=0.02)  # the coarsest has order 2, dt 0.1
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_copies_casts_and_modes_give_the_same_output(solver: str) -> None:
     net, u = layer(solver=solver), normal(3, 6, 2)
     expected = net(u)[0]

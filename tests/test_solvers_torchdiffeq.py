@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import FIXED_STEP, GRID_SOLVERS, SOLVERS, TORCHDIFFEQ_SOLVERS
+from ctrnn_assembly.schemes import FIXED_STEP, SCHEMES, SOLVERS, TORCHDIFFEQ_SOLVERS
 from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, mixed, nested, normal, one_module, order, tight, uniform
 from solver_problems import one_thread as one_thread
@@ -47,7 +47,7 @@ def known_order(solver: str) -> int:
 
 
 @unconverged
-@pytest.mark.parametrize("solver", [*GRID_SOLVERS, *FIXED_STEP])
+@pytest.mark.parametrize("solver", [*SCHEMES, *FIXED_STEP])
 def test_order_on_a_driven_nonlinear_field(solver: str) -> None:
     terms = one_module("tanh", "x")
     x0, sine = normal(2, 6, seed=1), Sine(normal(2, 1, 2, seed=2), torch.zeros(1, dtype=F64))
@@ -317,7 +317,7 @@ def test_scipy_has_an_adjoint_and_refuses_a_direct_gradient() -> None:
     assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_grid_methods_refuse_the_settings_they_would_ignore(solver: str) -> None:
     net = mixed()
     x0, t = normal(1, net.size), torch.tensor([0.0, 0.1])

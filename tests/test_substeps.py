@@ -16,7 +16,7 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import spectrum_at
 from ctrnn_assembly.errors import SolverError
 from ctrnn_assembly.inputs import Signal
-from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, GRID_SOLVERS
+from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES
 from ctrnn_assembly.solvers import solve
 from solver_problems import F64, mixed, normal, one_module, order, rng, tight
 from solver_problems import one_thread as one_thread
@@ -34,7 +34,7 @@ def layer(solver: str = "euler", substeps: int = 1, **settings: object) -> CTRNN
 
 
 @unconverged
-@pytest.mark.parametrize("solver", [*GRID_SOLVERS, *FIXED_STEP])
+@pytest.mark.parametrize("solver", [*SCHEMES, *FIXED_STEP])
 def test_more_substeps_converge_to_the_flow_under_the_held_input(solver: str) -> None:
     t, u = torch.tensor([0.0, 0.5, 1.0], dtype=F64), U[:, :2]
 
@@ -53,7 +53,7 @@ def test_more_substeps_converge_to_the_flow_under_the_held_input(solver: str) ->
 
 
 @pytest.mark.parametrize("backend", ["fused", "plain"])
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_substeps_are_steps_of_an_input_that_is_repeated(solver: str, backend: str) -> None:
     short, often = 0.2 / 5, U.repeat_interleave(5, 1)
     options = {"solver": solver, "backend": backend, "lengths": LENGTHS}
@@ -65,7 +65,7 @@ def test_substeps_are_steps_of_an_input_that_is_repeated(solver: str, backend: s
     assert (found.steps, found.evaluations) == (20, 20)
 
 
-@pytest.mark.parametrize("solver", [*GRID_SOLVERS, "rk4"])
+@pytest.mark.parametrize("solver", [*SCHEMES, "rk4"])
 def test_last_is_the_last_of_all_with_substeps(solver: str) -> None:
     for lengths in (None, LENGTHS):
         settings = {"u": U, "dt": 0.2, "solver": solver, "substeps": 3, "lengths": lengths}
@@ -101,7 +101,7 @@ def test_a_signal_is_read_at_every_substep(solver: str) -> None:
 GATES = ("constant", "shared", "input", "state")
 
 
-@pytest.mark.parametrize("kind", [*GRID_SOLVERS, "midpoint", *GATES])
+@pytest.mark.parametrize("kind", [*SCHEMES, "midpoint", *GATES])
 def test_a_layer_steps_as_it_runs(kind: str) -> None:
     options = {"gate": kind} if kind in GATES else {"solver": kind}
     nets = [of_kind(substeps=n, **options) for n in (1, 4)]
@@ -152,7 +152,7 @@ def test_the_certificate_of_gates_is_that_of_the_short_step(gate: str) -> None:
     assert (found.dt, found.contraction_factor) == (alone.dt, alone.contraction_factor)
 
 
-@pytest.mark.parametrize("solver", [*GRID_SOLVERS, "rk4", "midpoint"])
+@pytest.mark.parametrize("solver", [*SCHEMES, "rk4", "midpoint"])
 def test_diagnostics_see_the_substeps(solver: str) -> None:
     net, x = layer(solver, 3), normal(2, 23, seed=4)
     u = U[:2, 0]

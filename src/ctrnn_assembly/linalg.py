@@ -93,9 +93,7 @@ def symmetric_part(A: Tensor) -> Tensor:
 
 def majorant(W: Tensor, monotone: bool) -> Tensor:
     """Wabs: |W| with non-positive diagonal entries set to 0 when phi is monotone (Theorem 1)."""
-    diagonal = W.diagonal()
-    kept = diagonal.clamp(min=0) if monotone else diagonal.abs()
-    return W.abs() - torch.diag(diagonal.abs()) + torch.diag(kept)
+    return W.abs().diagonal_scatter(W.diagonal().clamp(min=0)) if monotone else W.abs()
 
 
 def log_metzler_scaling(B: Tensor, r: float, slack: float = 1e-6) -> Tensor | None:

@@ -84,12 +84,11 @@ _ROWS = (
     Scheme("exponential-euler", "exact in -x + L x, the rest held over the step", _exponential_euler),
 )
 SCHEMES: dict[str, Scheme] = {scheme.name: scheme for scheme in _ROWS}
-GRID_SOLVERS = tuple(SCHEMES)
 # torchdiffeq's "euler" is ours, and "fixed_adams" an old name of implicit_adams.
 TORCHDIFFEQ_SOLVERS = tuple(sorted({*_TORCHDIFFEQ} - {"euler", "fixed_adams"}))
 FIXED_STEP = tuple(k for k in TORCHDIFFEQ_SOLVERS if issubclass(_TORCHDIFFEQ[k], FixedGridODESolver))
 ADAPTIVE = tuple(name for name in TORCHDIFFEQ_SOLVERS if name not in FIXED_STEP)  # choose their steps
-SOLVERS = (*GRID_SOLVERS, *TORCHDIFFEQ_SOLVERS)
+SOLVERS = (*SCHEMES, *TORCHDIFFEQ_SOLVERS)
 
 
 def unknown_solver(name: str) -> ConfigError:

@@ -15,8 +15,7 @@ NAMED: dict[str, tuple[str, Callable[[int], list[Pair]]]] = {
     "chain": ("each module with the next", lambda p: [*pairwise(range(p))]),
     "ring": (
         "each module with the next, the last with the first",
-        # Two modules have one pair, not two.
-        lambda p: sorted({*pairwise(range(p)), *([(0, p - 1)] if p > 1 else [])}),
+        lambda p: sorted([*pairwise(range(p)), *[(0, p - 1)] * (p > 2)]),
     ),
     "star": (
         "module 0 (the global workspace) with every other",

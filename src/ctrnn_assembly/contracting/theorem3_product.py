@@ -67,8 +67,6 @@ class NegativeProduct(Contracting):
 def _half_log_ratio(W: Tensor) -> Tensor:
     """log(r) / 2 with W_ij / W_ji = r_i / r_j, by least squares over the pairs that are coupled."""
     i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
-    if len(i) == 0:
-        return torch.zeros_like(W[0])
     eye = torch.eye(len(W)).to(W)
     # The pseudo-inverse gives each connected component zero mean.
     return torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2

@@ -24,7 +24,6 @@ class Entry(NamedTuple):
 _PERMUTED = "MNIST pixels in the order randperm(784) of SEED; -raw keeps values 0..255; T=784, m=1"
 _RGB = "CIFAR10, one RGB pixel a step; T=1024, m=3; from its batches, or images"
 _PLANAR = "CIFAR10, 3 values of one colour plane a step; T=1024, m=3"
-_FOLDERS = "images in one folder a class, or a zip of them"
 _SERIES = "UCR/UEA time series, e.g. series:JapaneseVowels (needs aeon)"
 TASKS: dict[str, Entry] = {
     "digits": Entry("8x8 digits, in the package; T=64, m=1", "digits", arrays.load_digits),
@@ -32,7 +31,7 @@ TASKS: dict[str, Entry] = {
     "psmnist[-SEED][-raw]": Entry(_PERMUTED, r"psmnist(-\d+)?(-raw)?", arrays.load_mnist),
     "scifar10[-rgb]": Entry(_RGB, "scifar10(-rgb)?", arrays.load_cifar10),
     "scifar10-planar": Entry(_PLANAR, "scifar10-planar", arrays.load_cifar10),
-    "images": Entry(_FOLDERS, "images", images.load_images),
+    "images": Entry("images in one folder a class, or a zip of them", "images", images.load_images),
     "own": Entry("your own series: --data FILE, .csv, .ts, .npz or .npy", "own", own.load_own),
     "series:NAME": Entry(_SERIES, r"series:[\w-]+", own.load_series),
 }

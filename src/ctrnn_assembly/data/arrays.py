@@ -79,9 +79,8 @@ def load_mnist(name: str, options: DataConfig) -> Task:
 
 def _idx_files(folder: Path) -> list[Path] | None:
     """The four idx files of MNIST in a folder, each plain or as .gz; None if one is not there."""
-    found = (next(filter(Path.exists, (folder / f, folder / f"{f}.gz")), None) for f in _IDX)
-    files = [file for file in found if file is not None]
-    return files if len(files) == len(_IDX) else None
+    found: list[Any] = [next(filter(Path.exists, (folder / f, folder / f"{f}.gz")), None) for f in _IDX]
+    return None if None in found else found
 
 
 def _idx(file: Path, n_dims: int) -> Tensor:

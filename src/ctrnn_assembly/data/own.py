@@ -295,11 +295,10 @@ def parted(series: Series, options: DataConfig) -> dict[str, Tensor]:
         must = f"{series.what}: split must be train, val or test"
         raise DataError(f"{must}; got {min(strange)!r}.")
     # Groups, each a lone series by default: where it first stands, and of each series the group.
-    first, group = np.arange(n), np.arange(n)
-    if series.group is not None:
-        _, first, group = np.unique(series.group, return_index=True, return_inverse=True)
-        if len({*zip(group.tolist(), said.tolist(), strict=True)}) > len(first):
-            raise DataError(f"{series.what}: split must have each group in one part. Mend it.")
+    groups = np.arange(n) if series.group is None else series.group
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    if len({*zip(group.tolist(), said.tolist(), strict=True)}) > len(first):
+        raise DataError(f"{series.what}: split must have each group in one part. Mend it.")
     shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(first))
     y: Any = series.y if options.target == "class" else np.zeros((n, 1))
     left = shuffled[np.argsort(y[first[shuffled], 0], kind="stable")]

@@ -203,15 +203,13 @@ def dealt(y: np.ndarray, k: int, held: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def checked(what: str, split: Split, n_class: int) -> Split:
-    """`split` itself; DataError for bad counts, labels, lengths, and values that are not finite."""
+    """`split` itself; DataError for bad counts, labels, and values that are not finite."""
     x, y = split.x, split.y
     if len(x) != len(y):
         raise DataError(f"{what} has {len(x)} samples but {len(y)} labels. Fetch its files again.")
     if not y.is_floating_point() and (y.min() < UNKNOWN * (y.ndim > 1) or y.max() >= n_class):
         must = f"{what} labels must lie in 0..{n_class - 1}"
         raise DataError(f"{must}; got {int(y.min())}..{int(y.max())}. Check the label file.")
-    if split.lengths is not None and not ((split.lengths > 0) & (split.lengths <= x.shape[1])).all():
-        raise DataError(f"{what} has a series without a step. Remove it.")
     if x.is_floating_point() and not x.isfinite().all():
         bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten()
         those = f"{len(bad)} of {len(y)} samples (first: sample {int(bad[0])})"
