@@ -32,8 +32,8 @@ SEARCHES = click.Choice(["none", "fast"])
 @option("--initial", is_flag=True, help="of a run, the weights before training")
 @option("--search", type=SEARCHES, default="fast", help="for a metric, if the net's own proves nothing")
 @option("--require-step", is_flag=True, help="the step's verdict counts for the exit code, too")
-@option("--write-proof", "proof", type=shared.OutputFile(".json"), help="that verifier.py checks")
-@option("--witness", type=shared.OutputFile(".json"), metavar="FILE", help="write what refutes the net")
+@option("--write-proof", "proof", type=shared.Output(".json"), help="that verifier.py checks")
+@option("--witness", type=shared.Output(".json"), metavar="FILE", help="write what refutes the net")
 @shared.json_option
 @shared.plot_option
 def certify_command(source: str | None, proof: Path | None, witness: Path | None, **given: Any) -> None:

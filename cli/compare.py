@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError, TrainingError
-from ctrnn_cli.shared import PATH, Column, Command, console, emit, json_option, plot_option, table
+from ctrnn_cli.shared import DIR, PATH, Column, Command, console, emit, json_option, plot_option, table
 
 say = partial(click.echo, err=True)  # progress, beside the tables
 RESULTS, FAST_RESULTS = Path("experiments/results"), Path("runs/fast-results")
@@ -35,8 +35,8 @@ DEVICE = "auto is the GPU where there is one"
 @click.option("--seed", "seeds", type=click.IntRange(min=0), multiple=True, help="only this seed")
 @click.option("--fast", is_flag=True, help="a few small samples, 2 epochs: see that it runs")
 @click.option("--data-dir", help="where the data are; else CTRNN_DATA_DIR")
-@click.option("--runs", type=PATH, default=Path("runs/reproduce"), help="run folders, to resume from")
-@click.option("--results", type=PATH, help=f"one JSON file a run; {RESULTS}, or {FAST_RESULTS}")
+@click.option("--runs", type=DIR, default=Path("runs/reproduce"), help="to resume from")
+@click.option("--results", type=DIR, help=f"one JSON file a run; {RESULTS}, or {FAST_RESULTS}")
 @json_option
 def reproduce_command(names: tuple[str, ...], list_all: bool, as_json: bool, **given: Any) -> None:
     """Train what an experiment asks for and print the published accuracy and ours side by side.
@@ -113,7 +113,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
 @click.command("sweep", cls=Command)
 @click.argument("file", metavar="CONFIG", type=PATH)
-@click.option("--out", type=PATH, metavar="FOLDER", help="[default: runs/ and the name of CONFIG]")
+@click.option("--out", type=DIR, metavar="DIR", help="[default: runs/ and the name of CONFIG]")
 @click.option("--show", is_flag=True, help="what is there so far; trains nothing")
 @json_option
 @plot_option

@@ -7,7 +7,7 @@ import click
 
 import ctrnn_assembly
 from ctrnn_assembly.errors import ConfigError, check_known
-from ctrnn_cli.shared import PATH, PICTURE, Command, OutputFile, emit, facts, json_option, place
+from ctrnn_cli.shared import PATH, PICTURE, Command, Output, emit, facts, json_option, place
 
 PROGRAMS = {".onnx": "onnx", ".pt2": "torch"}
 KINDS = {
@@ -20,7 +20,7 @@ KINDS = {
 @click.command("predict", cls=Command)
 @click.argument("folder", metavar="RUN", type=PATH)
 @click.option("--data", type=PATH, metavar="FILE", required=True, help="series as for training")
-@click.option("--out", type=OutputFile(".csv"), metavar="FILE", help="[default: predictions.csv in RUN]")
+@click.option("--out", type=Output(".csv"), metavar="FILE", help="[default: predictions.csv in RUN]")
 def predict_command(folder: Path, data: Path, out: Path | None) -> None:
     """Say of the series of a file what a run learnt to, with its weights and normalisation.
 
@@ -34,6 +34,7 @@ def predict_command(folder: Path, data: Path, out: Path | None) -> None:
     from ctrnn_assembly.training.run import PREPARATION, Run, read_config, write_table
 
     read_config(folder)  # a run folder, not the name of a recipe
+    out = place(out, folder, "predictions.csv")
     run, prepared = Run.open(folder), Preparation.read(folder / PREPARATION)
     series = read_series(data, None, prepared.columns)
     split, rows, stepwise = prepared.split(series, answered=False), [], prepared.target in STEPWISE
@@ -43,14 +44,13 @@ def predict_command(folder: Path, data: Path, out: Path | None) -> None:
             if stepwise and series.stamps is not None:
                 row["time"] = series.stamps[i, step]
             rows.append(row | prepared.words(one))
-    out = place(out, folder, "predictions.csv")
     write_table(out, rows)
     click.echo(f"{run.title}: {len(series.ids)} series of {data.name}. {series.note}\nwritten: {out}")
 
 
 @click.command("export", cls=Command)
 @click.argument("run", metavar="RUN")
-@click.option("--out", type=OutputFile(*PROGRAMS), help=".onnx or .pt2  [default: model.onnx in RUN]")
+@click.option("--out", type=Output(*PROGRAMS), help=".onnx or .pt2  [default: model.onnx in RUN]")
 @click.option("--step", is_flag=True, help="one step, (u, x) -> (x_next, logits), not a whole sequence")
 @json_option
 def export_command(run: str, out: Path | None, step: bool, as_json: bool) -> None:
@@ -107,6 +107,7 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
         raise ConfigError(f"--kind {kind} draws one run; got {len(runs)}. Name one of them.")
     if kind != "weights" and initial:
         raise ConfigError(f"--kind {kind} draws all epochs. Drop --initial.")
+    out = place(out, runs[0], f"{kind}.png")
     found = [ctrnn_assembly.Run.open(run, initial=initial) for run in runs]
     if kind == "curves":
         figure = curves_figure(found, published_for(found))
@@ -114,14 +115,13 @@ def plot_command(runs: tuple[Path, ...], kind: str, out: Path | None, initial: b
         figure = margin_figure(found)
     else:
         figure = weights_figure(found[0].build(data=False).core, title=found[0].title)
-    out = place(out, runs[0], f"{kind}.png")
     save_figure(figure, out)
     click.echo(f"{KINDS[kind]}: drawn in {out}")
 
 
 @click.command("report")
 @click.argument("run", type=PATH)
-@click.option("--out", type=OutputFile(".html", ".htm"), help="the page  [default: report.html in RUN]")
+@click.option("--out", type=Output(".html", ".htm"), help="the page  [default: report.html in RUN]")
 def report_command(run: Path, out: Path | None) -> None:
     """Write one self-contained HTML page: summary, certificate, curves, weights, configuration.
 
@@ -131,6 +131,6 @@ def report_command(run: Path, out: Path | None) -> None:
     from ctrnn_assembly.figures.report import report
     from ctrnn_assembly.training.run import write
 
-    page, out = report(run), place(out, run, "report.html")
-    write(out, page)
+    out = place(out, run, "report.html")
+    write(out, report(run))
     click.echo(f"report of {run}: written to {out}")

@@ -17,7 +17,7 @@ from click import option
 import ctrnn_assembly
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_cli import shared
-from ctrnn_cli.shared import Column, Columns, Decorator
+from ctrnn_cli.shared import Column, Columns, Decorator, drawn
 
 Results = dict[str, Any]
 WARNING = (
@@ -48,10 +48,9 @@ class Driven:
         if (source is None) == (module is None):
             raise ConfigError("name a run, a file or a recipe, or a net of your own by --module.")
         of_run = ("task", "split", "data_dir", *(("initial", "substeps", "one_field") if module else ()))
-        for name in of_run if module or data else ():
-            if changes[name]:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} is of a run and its task. Drop it, or --module or --data.")
+        if (module or data) and (wrong := [name for name in of_run if changes[name]]):
+            flag = f"--{wrong[0].replace('_', '-')}"
+            raise ConfigError(f"{flag} is of a run and its task. Drop it, or --module or --data.")
         split, samples = changes.pop("split"), changes.pop("samples")
         self.name, self.outputs, self.module = Path(source or module or "").name, outputs, module
         self.step = {name: changes[name] for name in ("dt", "solver")}
@@ -174,7 +173,6 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
     such as an LSTM, has the spectrum of its step only.
     """
     from ctrnn_assembly.diagnostics.spectrum import module_spectra, spectrum_along
-    from ctrnn_assembly.figures.diagnostics import spectrum_figure
 
     T, kind = net.u.shape[1], net.kind
     at = tuple(range(0, T + 1, max(1, T // 4))) if at is None else at
@@ -207,7 +205,7 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
         "module_radius": [values.abs().max().item() for values in alone],
     }
     results = {f"{weights}{k}_": s for weights, k, s in spectra}
-    figure = partial(spectrum_figure, found, before, net.certificate)
+    figure = partial(drawn, "diagnostics.spectrum_figure", found, before, net.certificate)
     more = {"blocks": blocks_of_j, "warning": WARNING}
     net.show(results, *blocks, what="", notes=[WARNING], figure=figure, **more)
 
@@ -226,7 +224,6 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     --plot and --npz show how the estimates ran over time.
     """
     from ctrnn_assembly.certificates.result import up
-    from ctrnn_assembly.figures.diagnostics import lyapunov_figure
 
     lengths = {len(u) for u in net.sequences}
     if len(lengths) > 1:
@@ -246,7 +243,8 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     ]
     said = "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}"
     notes = [f"{len(u)} runs of {found.steps} steps, after {found.transient}", said]
-    what, figure = ": exponents per unit of time", partial(lyapunov_figure, found, bound=bound)
+    what = ": exponents per unit of time"
+    figure = partial(drawn, "diagnostics.lyapunov_figure", found, bound=bound)
     net.show({"": found}, columns, what=what, notes=notes, figure=figure, certified_bound=bound)
 
 
@@ -270,7 +268,6 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
     from ctrnn_assembly.certificates.result import factor
     from ctrnn_assembly.diagnostics.contraction import excitatory_twin, measure_contraction
     from ctrnn_assembly.diagnostics.theorem6 import monitor_theorem6
-    from ctrnn_assembly.figures.diagnostics import contraction_figure
 
     certificate, metric = net.certificate, net.certificate.metric.matrix  # that the numbers hold in
     settings |= {"generator": net.generator, **net.step}
@@ -313,7 +310,7 @@ def contraction_command(net: Driven, twin: bool, theorem6: bool, **settings: Any
         verdict = f"Theorem 6 {'holds' if seen.holds else 'does not hold'} along these runs"
         notes.append(f"{verdict}: c {seen.c:.4g}, rate {seen.rate:.4g}; {seen.note}")
     what = f": largest distance of {found.pairs} pairs, relative to the start"
-    figure = partial(contraction_figure, found, results.get("twin_"), certificate)
+    figure = partial(drawn, "diagnostics.contraction_figure", found, results.get("twin_"), certificate)
     net.show(results, columns, what=what, notes=notes, figure=figure, certified_factor=bound)
 
 
@@ -328,8 +325,6 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
 
     Finding one fixed point, or none, proves nothing by itself: the certificate beside it does.
     """
-    from ctrnn_assembly.figures.diagnostics import fixed_points_figure
-
     inputs = [{"mean": u.mean(0), "last": u[-1], "zero": 0 * u[-1]}[held] for u in net.sequences]
     inputs = inputs[:1] if held == "zero" else inputs
     find = partial(ctrnn_assembly.find_fixed_points, net.behaviour, **settings)
@@ -349,7 +344,7 @@ def fixed_points_command(net: Driven, held: str, **settings: Any) -> None:
     results = {f"sample{k}_": points for k, points in enumerate(found)}
     what = f": fixed points under the {held} input, {settings['starts']} starts"
     notes = [f"sample {k}: {points.message}" for k, points in enumerate(found)]
-    figure = partial(fixed_points_figure, found, rate=net.rate)
+    figure = partial(drawn, "diagnostics.fixed_points_figure", found, rate=net.rate)
     net.show(results, *blocks, what=what, notes=notes, figure=figure, input=held, messages=notes)
 
 
@@ -364,8 +359,6 @@ def gsc_command(net: Driven, every: int | None, probes: int | None) -> None:
     Exact values take as many Jacobian products through the whole sequence as the state has numbers;
     --probes estimates them from so many. Where a state is zero (the first one) there is no value.
     """
-    from ctrnn_assembly.figures.diagnostics import gsc_figure
-
     T = net.u.shape[1]
     how: Any = {"every": max(1, T // 16) if every is None else every, "generator": net.generator}
     found = ctrnn_assembly.gsc_over_time(net.behaviour, net.u, probes=probes, **how, **net.step)
@@ -380,5 +373,6 @@ def gsc_command(net: Driven, every: int | None, probes: int | None) -> None:
         Column("jacobian_bound", "certified bound", ".4g", bounds),
         Column("state", "|x_t|", ".4g", found.size),
     ]
-    what, figure = f": GSC(t, T), T = {T} steps", partial(gsc_figure, shared.rows_of(columns))
+    what = f": GSC(t, T), T = {T} steps"
+    figure = partial(drawn, "diagnostics.gsc_figure", shared.rows_of(columns))
     net.show({"": found}, columns, what=what, notes=notes, figure=figure, probes=probes)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -52,7 +53,7 @@ def place(out: Path | None, run: Path, name: str) -> Path:
     """Where a command writes: what --out says, or the file of this name in the run folder."""
     if out is None and not run.is_dir():
         raise ConfigError(f"{run} is no run folder that {name} could be written into. Use --out FILE.")
-    return out or run / name
+    return out or Output().convert(run / name, None, None)
 
 
 def integers(value: str) -> tuple[int, ...]:
@@ -84,27 +85,29 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return together(*made)(function)
 
 
-class OutputFile(click.Path):
-    """A file to write, with one of some suffixes: refused before any work if it cannot be written."""
+class Output(click.Path):
+    """A file to write, with one of some suffixes, or a folder: refused, if it cannot be, before work."""
 
-    def __init__(self, *suffixes: str) -> None:
+    def __init__(self, *suffixes: str, folder: bool = False) -> None:
         super().__init__(path_type=Path)
-        self.suffixes = suffixes
+        self.suffixes, self.folder = suffixes, folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         file: Path = super().convert(value, param, ctx)  # type: ignore[assignment]
         name = "the file" if param is None else param.opts[0]
         if self.suffixes and file.suffix.lower() not in self.suffixes:
             raise ConfigError(f"{name} must end in {', '.join(self.suffixes)}; got {str(file)!r}.")
-        if file.is_dir():
+        if file.is_dir() and not self.folder:
             raise ConfigError(f"{name} must be a file; {file} is a folder.")
-        above = next(folder for folder in file.absolute().parents if folder.exists())
+        inside = file / "file" if self.folder else file
+        above = next(folder for folder in inside.absolute().parents if folder.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise ConfigError(f"{name} {file} cannot be written: {above} is not a writable folder.")
         return file
 
 
-PICTURE = OutputFile(".png", ".svg", ".pdf")
+DIR = Output(folder=True)
+PICTURE = Output(".png", ".svg", ".pdf")
 ONE_FIELD = "of a deep model: all layers as one equation, instead of one after another"
 step_options = together(  # that a command may change of a run
     click.option("--solver", help="another solver than the run's own"),
@@ -116,8 +119,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON, 
 plot_option = click.option("--plot", type=PICTURE, metavar="FILE", help="draw .png, .svg or .pdf")
 output_options = together(
     json_option,
-    click.option("--csv", type=OutputFile(), metavar="FILE", help="write the rows"),
-    click.option("--npz", type=OutputFile(), metavar="FILE", help="write the arrays"),
+    click.option("--csv", type=Output(), metavar="FILE", help="write the rows"),
+    click.option("--npz", type=Output(), metavar="FILE", help="write the arrays"),
     plot_option,
 )
 
@@ -178,6 +181,12 @@ def console(*, err: bool = False) -> Console:
     known = (sys.stderr if err else sys.stdout).isatty() or "COLUMNS" in os.environ
     width = None if known else 200
     return Console(stderr=err, highlight=False, markup=False, emoji=False, width=width)
+
+
+def drawn(name: str, *given: Any, **look: Any) -> Any:
+    """The figure that MODULE.NAME of `ctrnn_assembly.figures` draws; matplotlib is imported only now."""
+    module, _, function = name.partition(".")
+    return getattr(import_module(f"ctrnn_assembly.figures.{module}"), function)(*given, **look)
 
 
 def emit(

@@ -19,7 +19,7 @@ from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.training import config as configs
 from ctrnn_assembly.training.config import TrainConfig, difference, make_config, recommended
 from ctrnn_cli import shared
-from ctrnn_cli.shared import PATH, Column, Command, emit, facts, json_option, table
+from ctrnn_cli.shared import DIR, PATH, Column, Command, emit, facts, json_option, table
 
 KINDS = ["tasks", "models", "theorems", "solvers", "topologies", "gates", "diagnostics", "recipes"]
 KINDS += ["recommended"]
@@ -33,8 +33,8 @@ STATES = (Column("largest_state", "largest state", ".4g"), Column("certified", "
 @click.option("--config", "config_file", type=PATH, metavar="FILE", help="YAML settings")
 @click.option("--data", type=PATH, metavar="FILE", help="series of your own: .csv, .ts, .npz or .npy")
 @click.option("--fast", is_flag=True, help="a small trial: a few small samples, 2 epochs")
-@click.option("--out", type=PATH, metavar="RUN", help="run folder  [default: runs/...]")
-@click.option("--resume", type=PATH, metavar="RUN", help="go on with a run")
+@click.option("--out", type=DIR, metavar="RUN", help="run folder  [default: runs/...]")
+@click.option("--resume", type=DIR, metavar="RUN", help="go on with a run")
 @json_option
 @click.option("--profile", is_flag=True, help="print where the time of training went")
 @shared.config_options
@@ -182,10 +182,10 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
 @shared.step_options
 @click.option("--swap", callback=solvers, metavar="SOLVER[:N],...", help="with each of these solvers")
 @click.option("--radius", is_flag=True, help="perturbations that provably change no class; an attack")
-@click.option("--samples", default=100, help="of the test set, for --radius")
-@click.option("--steps", default=10, help="gradient steps of the attack at each radius")
-@click.option("--restarts", default=1, help="starts of the attack at each radius, the first from 0")
-@click.option("--rate", default=0.25, help="a step of the attack, as a share of the radius")
+@click.option("--samples", type=int, help="of the test set, for --radius  [default: 100]")
+@click.option("--steps", type=int, help="gradient steps of the attack at a radius  [default: 10]")
+@click.option("--restarts", type=int, help="starts of the attack, the first from 0  [default: 1]")
+@click.option("--rate", type=float, help="a step of the attack, relative to a radius  [default: 0.25]")
 @shared.output_options
 def evaluate_command(
     folder: Path, data_dir: str | None, swap: list[dict[str, Any]], radius: bool, **one: Any
@@ -201,19 +201,20 @@ def evaluate_command(
     norm over time and of the root mean square. The claim is of the net in float64.
     """
     from ctrnn_assembly.data.targets import MEASURES, in_words
-    from ctrnn_assembly.figures.curves import swap_figure
     from ctrnn_assembly.solvers import check_settings
     from ctrnn_assembly.training.run import Run, read_config
     from ctrnn_assembly.training.swap import measured, swapped
 
     read_config(folder)  # a run folder, not the name of a recipe
     outputs = {key: one.pop(key) for key in ("as_json", "csv", "npz", "plot")}
-    attacked = {key: one.pop(key) for key in ("samples", "steps", "restarts", "rate")}
+    attacks = {k: x for k in ("samples", "steps", "restarts", "rate") if (x := one.pop(k)) is not None}
     if radius and swap:
         raise ConfigError("--radius is of one solver; drop --swap, or name it by --solver.")
     if radius:
-        show_radius(Run.open(folder, data_dir=data_dir, **one), outputs, **attacked)
+        show_radius(Run.open(folder, data_dir=data_dir, **one), outputs, **attacks)
         return
+    if attacks:
+        raise ConfigError(f"--{min(attacks)} is of the attack of --radius. Add --radius, or drop it.")
     if swap and (one["solver"] or one["substeps"]):
         raise ConfigError("--swap has its own solvers and substeps, such as euler:8; drop the others.")
     for each in swap or [one]:
@@ -247,17 +248,16 @@ def evaluate_command(
         *proven,
         columns=columns,
         arrays={f"largest_{each.name}": each.largest for each in found},
-        figure=partial(swap_figure, found, title=run.title),
+        figure=partial(shared.drawn, "curves.swap_figure", found, title=run.title),
         **outputs,
     )
 
 
-def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any) -> None:
+def show_radius(run: Any, outputs: dict[str, Any], samples: int = 100, **strength: Any) -> None:
     """Certified radii of the first test samples, and those of an attack, by norm."""
     import numpy as np
     import torch
 
-    from ctrnn_assembly.figures.curves import radius_figure
     from ctrnn_assembly.robustness import NORMS, attack, certified_radii
 
     if run.config.target != "class":
@@ -297,7 +297,7 @@ def show_radius(run: Any, outputs: dict[str, Any], samples: int, **strength: Any
         *said,
         columns=columns,
         arrays=radii,
-        figure=partial(radius_figure, radii, title=run.title),
+        figure=partial(shared.drawn, "curves.radius_figure", radii, title=run.title),
         **outputs,
     )
 

@@ -151,6 +151,21 @@ def test_train_json_prints_the_summary_and_nothing_else(cli: Cli, tmp_path: Path
     assert {f.name for f in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.mark.parametrize("command", [
+    ("train", "--out"), ("train", "--resume"), ("sweep", "none.yaml", "--out"),
+    ("reproduce", "digits", "--runs"), ("reproduce", "digits", "--results"),
+])  # fmt: skip
+def test_a_folder_that_cannot_be_is_refused_before_any_work(
+    cli: Cli, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        done = cli(*command, folder)
+        said = f"error: {command[-1]} {folder} cannot be written: {tmp_path / 'file'} is not a writable"
+        assert (done.code, done.err) == (2, f"{said} folder.\n")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
 def test_the_same_command_gives_the_same_result(cli: Cli, tmp_path: Path) -> None:
     for name in ("a", "b"):
         cli.train(tmp_path / name, "--epochs=1")

@@ -211,4 +211,5 @@ def test_evaluate_shows_radii_and_an_attack(capsys: pytest.CaptureFixture[str], 
     assert "drop --swap" in cli.refuses("evaluate", run, "--radius", "--swap=imex")
     for name in ("samples", "steps", "restarts", "rate"):
         assert f"{name} must be" in cli.refuses(*given, f"--{name}=0")
+        assert f"--{name} is of the attack of --radius" in cli.refuses("evaluate", run, f"--{name}=1")
     assert load_task("digits").sequence.unit == found["unit"] == 16.0
