@@ -93,9 +93,12 @@ def test_arrays_and_lists_are_taken(name: str) -> None:
     as_floats = torch.from_numpy(pixels.astype(np.float32))
     for counts in (LENGTHS, tuple(LENGTHS), np.array(LENGTHS, np.int32), torch.tensor(LENGTHS).int()):
         assert torch.equal(net.last(pixels, lengths=counts), net.last(as_floats, lengths=LENGTHS))
+    sample, x = u[:, 0], h_0[0]
+    for one, state in ((sample.numpy(), x.numpy()), (sample.tolist(), x.tolist())):
+        assert torch.equal(net.step(one, state), net.step(sample.float(), x.float()))
     reset = np.zeros((3, 6), bool)
     assert torch.equal(net(as_floats, reset=reset.tolist())[0], net(as_floats)[0])
-    with pytest.raises(ShapeError, match="input must be a tensor, PackedSequence or array of numbers"):
+    with pytest.raises(ShapeError, match="input must be a tensor or array of numbers"):
         net("text")
 
 

@@ -206,6 +206,13 @@ def test_gates_of_the_state_do_not_move_the_fixed_points() -> None:
     assert float(still.detach().abs().max()) < 1e-8
 
 
+def test_inputs_and_states_may_be_arrays() -> None:
+    net, u, x0 = one_module("tanh", "x"), normal(2), normal(3, 6, seed=1)
+    expected = find_fixed_points(net, u, x0).points
+    assert torch.equal(find_fixed_points(net, u.numpy(), x0.numpy()).points, expected)
+    assert torch.equal(find_fixed_points(net, u.tolist(), x0.tolist()).points, expected)
+
+
 @pytest.mark.parametrize(
     ("error", "words", "changes"),
     [
@@ -217,6 +224,7 @@ def test_gates_of_the_state_do_not_move_the_fixed_points() -> None:
         (ShapeError, "u must be", {"u": torch.zeros(3)}),
         (DataError, "nan", {"u": torch.full((2,), torch.nan)}),
         (ShapeError, "x0 must be", {"x0": torch.zeros(3, 5)}),
+        (ShapeError, "x0 must be a tensor or array of numbers; got str", {"x0": "here"}),
         (ShapeError, "not empty", {"x0": torch.zeros(0, 6)}),
         (DataError, "nan", {"x0": torch.full((1, 6), torch.nan)}),
     ],

@@ -51,6 +51,21 @@ def test_a_signal_is_constant_beyond_its_samples(kind: type[Signal]) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_arrays_are_samples_and_what_is_written_into_them_later_is_seen_whole_or_not_at_all(
+    kind: type[Signal],
+) -> None:
+    samples = normal(3, 5, 2)
+    lengths = torch.tensor([5, 2, 4])
+    of_arrays = kind(samples.numpy(), TIMES.numpy(), lengths.numpy())  # type: ignore[arg-type]
+    assert torch.equal(between(of_arrays)[1], between(kind(samples, TIMES, lengths))[1])
+    before, signal = kind(samples.clone(), TIMES), kind(samples, TIMES)
+    samples += 1
+    expected = before if kind is CubicHermite else kind(samples.clone(), TIMES)
+    for t in (*between(signal)[0], at(3.0), at(-1.0)):
+        assert torch.equal(signal(t), expected(t))
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_one_sample_is_a_constant(kind: type[Signal]) -> None:
     signal = kind(normal(3, 1, 2), TIMES[:1])
     for t in (-1.0, 0.0, 5.0):

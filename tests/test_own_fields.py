@@ -28,7 +28,7 @@ from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import spectrum_along
 from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError, ShapeError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS
 from ctrnn_assembly.training.config import TrainConfig
 from solver_problems import F64, normal, one_module
 
@@ -143,7 +143,7 @@ def test_time_may_run_backwards_repeat_or_stand_still(solver: str, field: object
     back = solve(field, there.last, t.flip(0), **given)  # type: ignore[arg-type]
     assert torch.equal(back.t, t.flip(0))
     # Euler's steps there and back differ by dt; the others are of order 2 or more.
-    assert_close(back.last, X0, rtol=0, atol=0.15 if solver in GRID_SOLVERS else 2e-3)
+    assert_close(back.last, X0, rtol=0, atol=0.15 if solver in SCHEMES else 2e-3)
     for save in ("all", "last"):
         twice = solve(field, X0, t.repeat_interleave(2), save=save, **given)  # type: ignore[arg-type]
         assert torch.equal(twice.last, there.last)
@@ -207,8 +207,8 @@ WRONG = [
     (nn.Linear(6, 6), X0, None, ConfigError, r"f\(t, x\) or f\(t, x, u\); got Linear.*lambda t, x: f"),
     (lambda x: x, X0, None, ConfigError, r"arguments \(x\)"),
     (driven, X0, None, SolverError, r"reads an input; got none. Pass u="),
-    (lambda t, x: x[:, :1], X0, None, ShapeError, r"x' like x, \(3, 6\), torch.float64; got \(3, 1\)"),
-    (lambda t, x: x.float(), X0, None, ShapeError, r"torch.float64; got \(3, 6\), torch.float32"),
+    (lambda t, x: x[:, :1], X0, None, ShapeError, r"\(3, 6\) torch.float64 on cpu; got \(3, 1\)"),
+    (lambda t, x: x.float(), X0, None, ShapeError, r"torch.float64 on cpu; got \(3, 6\) torch.float32"),
     (lambda t, x: -x, X0, U, ShapeError, r"with batch 3 and m = 6; got \(3, 8, 2\)"),
     (driven, X0, U[:2], ShapeError, r"with batch 3"),
     (lambda t, x: -x, torch.tensor(1.0), None, ShapeError, r"x0\[None\]"),
@@ -332,13 +332,13 @@ EXPLODING = Subnetwork(Unconstrained("relu"), 4, weight=1000 * torch.eye(4)).dou
 
 @pytest.mark.parametrize("save", ["all", "last"])
 @pytest.mark.parametrize("backend", ["fused", "plain"])
-@pytest.mark.parametrize("solver", [*GRID_SOLVERS, "rk4"])
+@pytest.mark.parametrize("solver", [*SCHEMES, "rk4"])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([200, 150])])
 def test_an_overflow_names_time_and_state(
     solver: str, backend: str, save: str, lengths: Tensor | None
 ) -> None:
     x0, options = torch.ones(2, 4, dtype=F64), {"solver": solver, "save": save, "lengths": lengths}
-    options["backend"] = backend if solver in GRID_SOLVERS else "auto"
+    options["backend"] = backend if solver in SCHEMES else "auto"
     u = torch.zeros(2, 200, 4, dtype=F64)
     with pytest.raises(SolverError) as caught:
         solve(EXPLODING, x0, u=u, dt=1.0, **options)  # type: ignore[arg-type]
@@ -386,8 +386,17 @@ def test_a_layer_of_too_strong_coupling_says_when_its_state_overflows(solver: st
 
 
 def test_a_state_for_tensors_is_a_tensor() -> None:
-    with pytest.raises(ShapeError, match=r"x0 must be a tensor \(batch, 6\); got tuple"):
+    with pytest.raises(ShapeError, match=r"x0 must be one tensor; got 2"):
         solve(TERMS, (X0, X0), TIMES)
+
+
+@pytest.mark.parametrize("x0", [X0.numpy(), X0.tolist(), [X0[0], X0[1], X0[2]], None])
+def test_the_state_of_an_own_field_is_a_tensor_or_refused_by_its_type(x0: object) -> None:
+    """A list of tensors would be a batch of them, and not a tuple."""
+    with pytest.raises(ShapeError, match=rf"x0 must be .*; got {type(x0).__name__}\. Use"):
+        solve(pendulum, x0, TIMES)
+    with pytest.raises(ShapeError, match=r"got \(3, 6\) torch.float64 on cpu, float"):
+        solve(pendulum, (X0, 1.0), TIMES)
 
 
 def test_times_have_a_gradient_in_eulers_plain_loop_only() -> None:

@@ -14,14 +14,14 @@ from ctrnn_assembly import CTRNN
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, SolverError
 from ctrnn_assembly.inputs import CubicHermite, LinearInterpolation, Signal, ZeroOrderHold
-from ctrnn_assembly.schemes import GRID_SOLVERS, SOLVERS
+from ctrnn_assembly.schemes import SCHEMES, SOLVERS
 from ctrnn_assembly.solvers import solve
 from solver_problems import DT, F64, FIELDS, mixed, normal, one_module
 from solver_problems import one_thread as one_thread
 
 TERMS = one_module("tanh", "x")
 X0, U = normal(3, 6), normal(3, 8, 2, seed=1)
-SOME = (*GRID_SOLVERS, "rk4", "dopri5")
+SOME = (*SCHEMES, "rk4", "dopri5")
 
 
 @pytest.mark.parametrize("solver", SOME)
@@ -36,6 +36,16 @@ def test_time_given_in_three_ways_is_the_same(solver: str) -> None:
     # torch.full((8,), DT) may be float32: DT to 1e-8.
     assert_close(steps.x, number.x, rtol=1e-6, atol=1e-6)
     assert_close(times.x, number.x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOME)
+def test_arrays_and_lists_are_taken(solver: str) -> None:
+    lengths, dt = torch.tensor([8, 0, 3]), torch.full((8,), DT)
+    expected = solve(TERMS, X0, u=U, dt=dt, lengths=lengths, solver=solver).x
+    for state, u in ((X0.numpy(), U.numpy()), (X0.tolist(), U.tolist())):
+        for ends in (lengths.numpy(), lengths.tolist()):
+            found = solve(TERMS, state, u=u, dt=dt.tolist(), lengths=ends, solver=solver)
+            assert_close(found.x, expected, rtol=1e-6, atol=1e-6)  # dt in float32 and float64
 
 
 @pytest.mark.parametrize("solver", SOME)
@@ -69,7 +79,7 @@ def test_a_state_stays_from_its_length_on_and_padding_does_not_matter(solver: st
     assert float(g[2, :3].abs().min()) > 1e-6
 
 
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 def test_per_sample_steps_equal_separate_solves(solver: str) -> None:
     dt = 0.01 + 0.1 * torch.rand(3, 8, generator=torch.Generator().manual_seed(2), dtype=F64)
     together = solve(TERMS, X0, u=U, dt=dt, solver=solver)
@@ -89,7 +99,7 @@ def test_a_signal_may_have_other_times_than_the_solve(solver: str, kind: type[Si
     fine = solve(TERMS, X0, t, u=signal, solver="rk4", step_size=0.001).x
     # First-order methods at dt = 0.01 on a field of slope about 10.
     assert_close(x, fine, rtol=0, atol=1e-5 if solver in ("rk4", "dopri5") else 0.15)
-    if solver in GRID_SOLVERS:
+    if solver in SCHEMES:
         samples = torch.stack([signal(s) for s in t[:-1]], 1)
         assert torch.equal(x, solve(TERMS, X0, t, u=samples, solver=solver).x)
 
@@ -108,7 +118,7 @@ def test_whole_number_times_are_times() -> None:
 
 
 @pytest.mark.parametrize("backend", ["fused", "plain"])
-@pytest.mark.parametrize("solver", GRID_SOLVERS)
+@pytest.mark.parametrize("solver", SCHEMES)
 @pytest.mark.parametrize("name", ["uniform", "mixed", "hierarchy"])
 def test_a_step_is_at_most_six_frames_deep(name: str, solver: str, backend: str) -> None:
     # From the layer's forward to the arithmetic of a step: what a reader, or a debugger, goes through.
@@ -165,8 +175,14 @@ REFUSED = [
     ({"dt": DT, "u": U / 0}, DataError, "the input must be finite"),
     ({"dt": DT, "x0": X0[0]}, ShapeError, r"x0 must be \(batch, 6\)"),
     ({"dt": DT, "x0": X0[:, :5]}, ShapeError, r"x0 must be \(batch, 6\)"),
-    ({"dt": DT, "x0": X0.long()}, ShapeError, "floating point"),
-    ({"dt": DT, "x0": X0.float()}, ShapeError, r"dtype and device of the field, torch.float64"),
+    ({"dt": DT, "x0": X0.long()}, ShapeError, "float64 on cpu, as the field; got .* torch.int64"),
+    (
+        {"dt": DT, "x0": X0.float()},
+        ShapeError,
+        r"float64 on cpu, as the field; got \(3, 6\) torch.float32 on cpu",
+    ),
+    ({"dt": DT, "x0": None}, ShapeError, "x0 must be a tensor or array of numbers; got NoneType"),
+    ({"dt": DT, "u": math.sin}, ShapeError, "u must be a tensor or array of numbers; got builtin"),
     ({"dt": DT, "lengths": torch.tensor([1, 2])}, ShapeError, r"lengths must be \(3,\)"),
     ({"dt": DT, "lengths": torch.tensor([1, 2, 9])}, ShapeError, r"0\.\.8"),
     ({"dt": DT, "lengths": torch.tensor([1, 2, -1])}, ShapeError, r"0\.\.8"),
@@ -182,7 +198,7 @@ def test_wrong_arguments_are_refused(changes: dict, error: type[Exception], mess
         solve(TERMS, **arguments)
 
 
-@pytest.mark.parametrize("solver", [m for m in SOLVERS if m not in GRID_SOLVERS])
+@pytest.mark.parametrize("solver", [m for m in SOLVERS if m not in SCHEMES])
 def test_shared_grids_are_asked_for_where_needed(solver: str) -> None:
     with pytest.raises(SolverError, match="needs one time grid for the whole batch"):
         solve(TERMS, X0, u=U, dt=torch.full((3, 8), DT), solver=solver)

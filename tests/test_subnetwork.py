@@ -385,7 +385,7 @@ def test_a_tuple_of_states_is_refused_with_the_right_call(make: Callable) -> Non
 
 def test_a_field_takes_one_tensor() -> None:
     x = torch.zeros(2, 4)
-    with pytest.raises(ShapeError, match="x0 must be a tensor"):
+    with pytest.raises(ShapeError, match="x0 must be one tensor"):
         solve(GOOD, (x, x), [0.0, 1.0])
     with pytest.raises(ShapeError, match="x must be one tensor"):
         GOOD(0.0, (torch.zeros(2, 4), torch.zeros(2, 4)))

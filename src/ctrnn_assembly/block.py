@@ -201,7 +201,7 @@ class Layer(nn.Module):
             given = torch.cat([drive, speed.repeat_interleave(2, -1)], -1)
             done = solve(lambda t, x, u: u[:, n:] * terms(x, u[:, :n]), z, u=given, dt=dt, **options)
             return done.x[:, 1:], done.last
-        times, steps = step_grid(z, None, drive, dt, lengths)
+        times, steps = step_grid(z, None, drive, dt)
         h = speed * steps.mT[..., None] / substeps
         if lengths is not None:  # a step of length 0 leaves the state alone
             h = h * (torch.arange(h.shape[1], device=h.device) < lengths[:, None])[..., None]

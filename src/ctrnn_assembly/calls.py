@@ -36,8 +36,7 @@ def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = N
         raise ShapeError(f"{name} must be one tensor; got {len(given)}. Pass torch.cat({name}, dim=-1).")
     array = np.array(given, order="C")
     if array.dtype.kind not in "biuf":
-        kind = type(given).__name__
-        raise ShapeError(f"{name} must be a tensor, PackedSequence or array of numbers; got {kind}.")
+        raise ShapeError(f"{name} must be a tensor or array of numbers; got {type(given).__name__}.")
     return torch.from_numpy(array).to(like.device, dtype)
 
 
@@ -72,13 +71,7 @@ class Sequences:
             fits, must = reset.shape == (batch, time), f"reset must be ({batch}, {time}), bool"
             _check(fits and reset.dtype == torch.bool, must, reset, "Call reset.bool(), say.")
         if lengths is not None:
-            lengths = as_tensor("lengths", lengths, u).to(u.device)
-            lengths = lengths if batched else lengths.reshape(-1)
-            fits = lengths.shape == (batch,) and lengths.dtype in WHOLE
-            fits = fits and holds((lengths >= 1) & (lengths <= time))
-            must = f"lengths must be ({batch},), whole numbers as int64, in 1..{time}"
-            _check(fits, must, lengths, "Drop empty sequences.")
-            lengths = lengths.long()
+            lengths = whole_lengths(lengths, u, 1, time)
             # Held, not only skipped: 0 times NaN would still reach the gradient.
             u = held(u, lengths)
             if isinstance(dt, Tensor) and dt.ndim:
@@ -121,6 +114,16 @@ class Sequences:
             return output, x[final]
 
         return (self.u[row[:, None], at], x, end - start, dt), put_back
+
+
+def whole_lengths(lengths: Data, like: Tensor, low: int, high: int) -> Tensor:
+    """Lengths, (batch,) int64, of the sequences `like`, (batch, ...); a ShapeError for other numbers."""
+    found = torch.atleast_1d(as_tensor("lengths", lengths, like)).to(like.device)
+    fits = found.shape == like.shape[:1] and found.dtype in WHOLE
+    fits = fits and holds((found >= low) & (found <= high))
+    must = f"lengths must be ({like.shape[0]},), whole numbers as int64, in {low}..{high}"
+    _check(fits, must, found, "Give how many steps of each count.")
+    return found.long()
 
 
 def _check(fits: bool, must: str, given: Tensor, fix: str) -> None:

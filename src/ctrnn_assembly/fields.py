@@ -35,8 +35,7 @@ class OwnField:
         value = self.f(t, state, u) if self.reads_input else self.f(t, state)
         if shapes(value) != shapes(state) or any(v.dtype != x.dtype for v in parts(value)):
             raise ShapeError(
-                f"f must return x' like x, {shapes(state)}, {x.dtype}; got {shapes(value)}, "
-                f"{', '.join(str(getattr(v, 'dtype', type(v))) for v in parts(value))}. Convert f or x0."
+                f"f must return x' like x, {described(state)}; got {described(value)}. Convert f or x0."
             )
         packed = pack(value)
         return packed if self.reads_input or u is None else packed + u.flatten(1)
@@ -68,7 +67,7 @@ def as_field(f: Any, x0: State, *, driven: bool) -> OwnField:
     if len(batches) != 1 or len(kinds) != 1 or not parts(x0)[0].is_floating_point():
         raise ShapeError(
             "x0 must be a floating point tensor (batch, ...), or a tuple of them with one batch, dtype "
-            f"and device; got {shapes(x0)}, {kinds}. Use x0[None] for one state, or x0.double()."
+            f"and device; got {described(x0)}. Use x0[None] for one state, or torch.tensor(x0)."
         )
     if driven and not reads and isinstance(x0, tuple):
         raise ShapeError("an input is not added to a tuple of states. Write f(t, x, u), which reads it.")
@@ -121,3 +120,11 @@ def shapes(x: Any) -> Any:
     """Of a tensor, or of each in a tuple; () for what is none."""
     found = tuple(tuple(p.shape) if isinstance(p, Tensor) else () for p in parts(x))
     return found if isinstance(x, tuple) else found[0]
+
+
+def described(x: Any) -> str:
+    """Shape, dtype and device of a tensor, or of each in a tuple; the type of what is none."""
+    return ", ".join(
+        f"{tuple(p.shape)} {p.dtype} on {p.device}" if isinstance(p, Tensor) else type(p).__name__
+        for p in parts(x)
+    )

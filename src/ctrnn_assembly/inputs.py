@@ -26,8 +26,9 @@ class Signal:
     jumps: ClassVar[Any] = slice(0)
 
     def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
+        samples, times = torch.as_tensor(samples), torch.as_tensor(times)
         if lengths is not None:
-            samples = held(samples, lengths)
+            samples = held(samples, torch.as_tensor(lengths))
         if samples.ndim < 3 or times.ndim != 1 or samples.shape[1] != len(times) or len(times) < 1:
             must = "samples must be (batch, time, m) and times (time,)"
             raise ShapeError(f"{must}; got {tuple(samples.shape)} and {tuple(times.shape)}.")
@@ -83,17 +84,19 @@ class LinearInterpolation(Signal):
 class CubicHermite(Signal):
     """Piecewise cubic with continuous slope; the slope at a sample is the mean of its two secants.
 
+    They are made once, of a copy: what is written into the samples later does not reach them.
+
     >>> CubicHermite(torch.tensor([[[0.0], [1.0], [0.0]]]), torch.arange(3.0))(torch.tensor(0.5))
     tensor([[0.6250]])
     """
 
     def __init__(self, samples: Tensor, times: Tensor, lengths: Tensor | None = None) -> None:
-        super().__init__(samples, times, lengths)
+        super().__init__(torch.as_tensor(samples).clone(), times, lengths)
+        samples, times = self.samples, self.times
         count, features = len(times), [1] * (samples.ndim - 2)
-        ends = torch.tensor([count]) if lengths is None else lengths
-        ends = ends.to(samples.device)
+        ends = torch.as_tensor([count] if lengths is None else lengths, device=samples.device)
         self.breaks = torch.cat([times[:1], times[(ends - 1).to(times.device)]])  # constants begin
-        rise, width = self.samples.diff(dim=1), times.diff().view(-1, *features).to(samples)
+        rise, width = samples.diff(dim=1), times.diff().view(-1, *features).to(samples)
         secants = rise / width
         before, after = torch.cat([secants[:, :1], secants], 1), torch.cat([secants, secants[:, -1:]], 1)
         mean = (before + after) / 2
@@ -102,7 +105,7 @@ class CubicHermite(Signal):
         # On the left and on the right of a sample: they differ at the last one, which is held.
         left, right = torch.where(last, before, mean)[:, 1:], mean.masked_fill(last, 0)[:, :-1]
         b, c = width * right, width * left
-        powers = self.samples[:, :-1], b, 3 * rise - 2 * b - c, b + c - 2 * rise
+        powers = samples[:, :-1], b, 3 * rise - 2 * b - c, b + c - 2 * rise
         self.powers = torch.stack(powers).movedim(2, 0)  # of s, in each interval
 
     def between(self, k: int, s: Tensor) -> Tensor:

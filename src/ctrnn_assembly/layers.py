@@ -278,7 +278,7 @@ class CTRNN(Recurrent):
         step, gates = self.dt if dt is None else dt, self._reading
         if gates is not None:
             with torch.autocast(x.device.type, enabled=False):
-                times, steps = step_grid(x, None, u, step, lengths)  # (time, 1 or batch)
+                times, steps = step_grid(x, None, u, step)  # (time, 1 or batch)
                 found = self._gated(gates, x, u.transpose(0, 1), steps.to(x), lengths, save)
             last = found[-1]
             if not holds(last.isfinite()):

@@ -112,9 +112,10 @@ class Recurrent(nn.Module, ABC):
         """What the units send out in states x, (..., n): these themselves, unless a layer says more."""
         return x
 
-    def step(self, u: Tensor, x: Tensor) -> Tensor:
+    def step(self, u: Data, x: Data) -> Tensor:
         """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
-        u, x = as_tensor("u", u, self._like), as_tensor("x", x, self._like)
+        like = self._like
+        u, x = (as_tensor(name, z, like, like.dtype) for name, z in (("u", u), ("x", x)))
         if u.ndim != 2 or u.shape[1] != self.input_size:
             fix = "Pass one sample, input[t] of an input (time, batch, m)."
             raise ShapeError(f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. {fix}")

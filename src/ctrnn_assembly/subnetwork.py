@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from ctrnn_assembly.activations import Elementwise, around
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
-from ctrnn_assembly.fields import shapes
+from ctrnn_assembly.fields import described, shapes
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import is_plain
@@ -128,8 +128,7 @@ class Subnetwork(Field):
             W = constraint.sample(size, generator)
         if shapes(W) != (size, size) or not W.is_floating_point():
             must = f"weight must be a floating-point tensor ({size}, {size})"
-            got = f"{shapes(W)}, {getattr(W, 'dtype', type(W).__name__)}"
-            raise ShapeError(f"{must}; got {got}. Use torch.as_tensor(W).float().")
+            raise ShapeError(f"{must}; got {described(W)}. Use torch.as_tensor(W).float().")
         self.weight = nn.Buffer(W) if constraint.frozen else nn.Parameter(W)
         parametrize.register_parametrization(self, "weight", constraint)
         zeros = W.new_zeros(size)

@@ -26,6 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ctrnn_assembly.calls import as_tensor
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within, unknown
 from ctrnn_assembly.inputs import check_finite
 from ctrnn_assembly.metrics import Metric
@@ -237,6 +238,7 @@ def prepare(
     u must have the dimensions `inputs`, x the name and dimensions `states`. Without x there are `count`,
     by default one a sequence of u, from N(0, spread^2), or without spread the net's own initial state.
     """
+    x = None if x is None else as_tensor(states.split()[0], x, torch.empty(0))
     known = behaviour(net, size=None if x is None else x.shape[-1])
     u = None if u is None else _checked_tensor(u, f"u {inputs}", known.input_size)
     if x is None:
@@ -256,6 +258,7 @@ def prepare(
 def _checked_tensor(t: Tensor, layout: str, width: int | None) -> Tensor:
     """The tensor in float64 on the CPU, if it has the layout, such as "u (time, m)"."""
     name, dimensions = layout.split(" ", 1)
+    t = as_tensor(name, t, torch.empty(0))
     axes = dimensions.strip("(),").split(", ")
     if t.ndim != len(axes) or 0 in t.shape or t.shape[-1] != (width or t.shape[-1]):
         known = "" if width is None else f" with {axes[-1]} = {width}"

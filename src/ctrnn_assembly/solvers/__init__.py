@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly import fields, schemes
-from ctrnn_assembly.errors import ShapeError, SolverError, check_known
+from ctrnn_assembly.calls import Data, as_tensor, whole_lengths
+from ctrnn_assembly.errors import SolverError, check_known
 from ctrnn_assembly.fields import OwnField, as_field, pack
 from ctrnn_assembly.inputs import Signal, held, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
@@ -95,10 +96,10 @@ def solve(
     x0: Any,
     t: Any = None,
     *,
-    u: Tensor | Signal | None = None,
-    dt: float | Tensor | None = None,
+    u: Data | Signal = None,
+    dt: Any = None,
     solver: str = "euler",
-    lengths: Tensor | None = None,
+    lengths: Data = None,
     save: Save = "all",
     rtol: float = 1e-6,
     atol: float = 1e-8,
@@ -116,8 +117,9 @@ def solve(
         field: a `Subnetwork`, `Assembly` or `Terms`; or a function or nn.Module of your own, f(t, x, u),
             or f(t, x), to which the input is added. Its solvers are euler, a plain loop, and
             torchdiffeq's: imex and the fused loops need the tensors of a field.
-        x0: initial states, (batch, n); of a field of your own (batch, ...), or a tuple of them.
-        t: times, (k,), a tensor, list or array; grid solvers take `substeps` steps an interval. Or give
+        x0: initial states, (batch, n); of a field of your own a tensor (batch, ...), or a tuple of them.
+            Here and below, but for that, an array or list will do.
+        t: times, (k,); grid solvers take `substeps` steps an interval. Or give
             `dt`. They may repeat, or decrease: backwards in time a contracting system expands.
         u: samples (batch, time, m), each held over its interval; or a `Signal`, which also interpolates,
             linear or cubic; or None.
@@ -158,14 +160,16 @@ def solve(
     chosen = {"recompute": recompute, "matmul_precision": matmul_precision, "backend": backend}
     check_settings(solver, step_size, substeps, gradient=gradient, **chosen)
     known: Terms | OwnField = field.terms() if hasattr(field, "terms") else field
-    if isinstance(known, Terms) and not isinstance(x0, Tensor):
-        raise ShapeError(f"x0 must be a tensor (batch, {known.n}); got {type(x0).__name__}.")
-    if not isinstance(known, Terms):
+    if isinstance(known, Terms):
+        x0 = as_tensor("x0", x0, known.tau, known.tau.dtype)
+    else:
         check_own(solver, **chosen)
         known, x0 = as_field(known, x0, driven=u is not None), pack(x0)
+    u = u if u is None or isinstance(u, Signal) else as_tensor("u", u, x0)
     with torch.autocast(x0.device.type, enabled=False):
         check_start(x0, known, u)
-        times, steps = step_grid(x0, t, u, dt, lengths)
+        times, steps = step_grid(x0, t, u, dt)
+        lengths = None if lengths is None else whole_lengths(lengths, x0, 0, len(steps))
         plain = backend == "plain" or (isinstance(known, OwnField) and solver in SCHEMES)
         if steps.requires_grad and not plain:
             raise SolverError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctrnn_assembly.errors import ShapeError, SolverError
-from ctrnn_assembly.fields import OwnField
+from ctrnn_assembly.fields import OwnField, described
 from ctrnn_assembly.inputs import Signal, check_finite
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds
@@ -17,14 +17,11 @@ from ctrnn_assembly.transforms import holds
 
 def check_start(x0: Tensor, field: Terms | OwnField, u: Tensor | Signal | None) -> None:
     """Refuse initial states (batch, n) and inputs that do not fit or are not finite."""
-    terms = field if isinstance(field, Terms) else None
-    if terms is not None and (x0.ndim != 2 or x0.shape[1] != terms.n or not x0.is_floating_point()):
-        raise ShapeError(
-            f"x0 must be (batch, {terms.n}) and floating point; got {tuple(x0.shape)}, {x0.dtype}."
-        )
-    if terms is not None and (x0.dtype, x0.device) != (terms.tau.dtype, terms.tau.device):
-        must = f"x0 must have the dtype and device of the field, {terms.tau.dtype} on {terms.tau.device}"
-        raise ShapeError(f"{must}; got {x0.dtype} on {x0.device}. Use x0.to(field.tau).")
+    if isinstance(field, Terms):
+        like, given = field.tau, (x0.ndim, x0.shape[1:], x0.dtype, x0.device)
+        if given != (2, like.shape, like.dtype, like.device):
+            must = f"x0 must be (batch, {field.n}) {like.dtype} on {like.device}, as the field"
+            raise ShapeError(f"{must}; got {described(x0)}. Use x0.to(field.tau).")
     check_finite(x0, "x0")
     if u is None:
         return
@@ -43,9 +40,7 @@ def check_start(x0: Tensor, field: Terms | OwnField, u: Tensor | Signal | None) 
         check_finite(u)
 
 
-def step_grid(
-    x0: Tensor, t: Any, u: Tensor | Signal | None, dt: float | Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def step_grid(x0: Tensor, t: Any, u: Tensor | Signal | None, dt: Any) -> tuple[Tensor, Tensor]:
     """Times, (k + 1,) or (batch, k + 1), and step lengths, (k, 1) or (k, batch), in float64.
 
     Exactly one of t and dt is given; a dt that is a number takes its count from the samples u.
@@ -72,13 +67,6 @@ def step_grid(
     if isinstance(u, Tensor) and u.shape[1] != count:
         fix = "For samples at the times t use u=LinearInterpolation(u, t)."
         raise ShapeError(f"u must have one sample a step, {count} of them; got {u.shape[1]}. {fix}")
-    if lengths is None:
-        return times, steps
-    whole = not lengths.is_floating_point() and lengths.shape == (len(x0),)
-    if not whole or not holds((lengths >= 0) & (lengths <= count)):
-        raise ShapeError(
-            f"lengths must be ({len(x0)},) whole numbers in 0..{count}; got {lengths.tolist()[:5]}..."
-        )
     return times, steps
 
 
