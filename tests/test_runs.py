@@ -99,7 +99,9 @@ def test_damaged_weights_are_refused(cli: Cli, run: Path, damage: str) -> None:
         weights.write_bytes(damaged[damage])
     error = cli.refuses("evaluate", run)
     assert str(weights) in error
-    assert ("there are no weights" if damage == "missing" else "not a readable safetensors") in error
+    said = {"missing": "there are no weights", "folder": "Is a directory"}
+    assert said.get(damage, "is not a readable safetensors file: it is cut short, damaged or") in error
+    assert "eserializ" not in error
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -202,7 +204,19 @@ def test_a_damaged_optimiser_state_is_refused(cli: Cli, run: Path, damage: str) 
 def test_a_missing_best_checkpoint_is_named(cli: Cli, run: Path) -> None:
     (run / "summary.json").unlink()
     (run / "checkpoints" / "best.ckpt").unlink()
-    assert "best.ckpt is not a readable checkpoint" in cli.refuses("train", "--resume", run)
+    assert "there are no weights at" in cli.refuses("train", "--resume", run)
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_checkpoint_that_is_cut_short_is_refused_in_one_sentence(
+    cli: Cli, run: Path, size: int
+) -> None:
+    (run / "summary.json").unlink()
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:size])
+    error = cli.refuses("train", "--resume", run)
+    what = f"{last} is not a readable checkpoint: it is cut short, damaged or of another program"
+    assert f"{what}. Use an intact copy, or start a new run with its config.yaml." in error
 
 
 def test_a_damaged_summary_is_refused_and_can_be_written_again(cli: Cli, run: Path) -> None:

@@ -113,12 +113,13 @@ def unknown(
 
 
 @contextmanager
-def refusing(what: str, advice: str) -> Iterator[None]:
-    """Whatever fails inside is a DataError: what is wrong, the reason, and what to do."""
+def refusing(what: str, advice: str, *, told: bool = True) -> Iterator[None]:
+    """Whatever fails inside is a DataError: what is wrong, the reason, if that is told, what to do."""
     try:
         yield
     except Exception as error:  # torch raises many kinds for a damaged file
         lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[1] if "state_dict" in lines[0] and len(lines) > 1 else lines[0]  # names a class
         reason = reason.partition(" <_io.")[0]  # PIL says at which address the bytes of a file are
-        raise DataError(f"{what}: {reason.strip().rstrip('.')[:200]}. {advice}") from None
+        what = f"{what}: {reason.strip().rstrip('.')[:200]}" if told else what
+        raise DataError(f"{what}. {advice}") from None

@@ -105,14 +105,12 @@ class Weights:
 
 def read_weights(file: Path) -> Weights:
     """The weights in a safetensors file or a checkpoint; read once, and without running any code."""
-    saved = file.suffix == ".ckpt"
-    if not saved and not file.exists():
-        raise DataError(f"there are no weights at {file}. Train first, or name a run folder.")
-    what = "checkpoint" if saved else "safetensors file"
-    advice = "Use an intact copy, or start a new run with its config.yaml."
-    with refusing(f"{file} is not a readable {what}", advice):
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+    if not file.exists():
+        raise DataError(f"there are no weights at {file}. Train first, or use an intact copy.")
+    content, saved = file.read_bytes(), file.suffix == ".ckpt"
+    digest, kind = hashlib.sha256(content).hexdigest(), "checkpoint" if saved else "safetensors file"
+    what = f"{file} is not a readable {kind}: it is cut short, damaged or of another program"
+    with refusing(what, "Use an intact copy, or start a new run with its config.yaml.", told=False):
         if not saved:
             kept = file.stem.startswith("epoch-")
             return Weights("epoch" if kept else "trained", file, digest, safetensors.torch.load(content))
