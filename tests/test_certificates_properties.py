@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from ctrnn_assembly import CONSTRAINTS, Assembly, Feedback, Hierarchy, Subnetwork, certify
@@ -358,12 +358,49 @@ def agree(one: Certificate, other: Certificate, time: float = 1.0) -> None:
     assert one.certified is other.certified is True
     assert other.rate * time == pytest.approx(one.rate, rel=1e-6, abs=1e-6)
     assert other.step.certified is one.step.certified
-    assert other.step.contraction_factor == pytest.approx(one.step.contraction_factor, rel=1e-6)
-    assert other.step.max_dt == pytest.approx(time * one.step.max_dt, rel=1e-3)
+    # Both factors are proven, and so are both steps; but the multipliers of bounds come from a search
+    # of a few dozen evaluations, in which rounding, another in other units, decides between ways. Over
+    # 360 drawn nets a factor differed by up to 2.8e-6, 1.2e-3 of what it is below 1, and max_dt by 1e-2.
+    left, right = (1 - each.step.contraction_factor for each in (one, other))
+    assert right == pytest.approx(left, rel=1e-2, abs=1e-6)
+    assert other.step.max_dt == pytest.approx(time * one.step.max_dt, rel=3e-2)
+
+
+# Its factors, 0.9976626 and 0.9976654, come from two ways of one search.
+TWO_WAYS = Recipe(
+    Node(
+        parts=(
+            Node(
+                parts=(
+                    Leaf("absolute", 1, "x", "sigmoid", 0.5, 0.2, False, None),
+                    Leaf("symmetric", 3, "x", "sigmoid", 0.5, 3.0, False, 1.0),
+                    Leaf("adadiag-clip", 1, "x", "sigmoid", 0.5, 3.0, False, None),
+                ),
+                one_way=True,
+                psi="selu",
+                topology="random",
+                gain=1.0,
+            ),
+            Node(
+                parts=(Leaf("symmetric", 3, "x", "relu", 0.5, 1.0, True, 1.0),),
+                one_way=False,
+                psi=None,
+                topology="ring",
+                gain=0.3,
+            ),
+        ),
+        one_way=True,
+        psi="tanh",
+        topology="star",
+        gain=1.0,
+    ),
+    seed=40387,
+)
 
 
 def test_the_unit_of_time_does_not_matter() -> None:
     @searching(15)
+    @example(recipe=TWO_WAYS, solver="imex", factor=1e-6)
     @given(
         recipe=recipes(units=8, largest=4),
         solver=st.sampled_from(SOLVERS),
