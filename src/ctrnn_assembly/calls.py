@@ -7,16 +7,15 @@ Episodes within a sequence are the sequences of a larger batch: gathered, run at
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ctrnn_assembly.errors import ShapeError
-from ctrnn_assembly.inputs import check_finite, held
+from ctrnn_assembly.inputs import as_tensor, check_finite, held
 from ctrnn_assembly.transforms import holds
 
 Save = Literal["all", "last"]
@@ -26,18 +25,6 @@ Data = Tensor | ArrayLike | PackedSequence | None  # what a user gives
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Outputs = tuple[Tensor, Tensor]  # after each sample, (batch, time, n), and the last state
 Run = Callable[[Tensor, Tensor, Lengths, Dt, Save], Outputs]
-
-
-def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor as it is; else what numpy reads, where `like` is and, if it is given, of a dtype."""
-    if isinstance(given, Tensor):
-        return given
-    if isinstance(given, tuple) and any(isinstance(part, Tensor) and part.ndim for part in given):
-        raise ShapeError(f"{name} must be one tensor; got {len(given)}. Pass torch.cat({name}, dim=-1).")
-    array = np.array(given, order="C")
-    if array.dtype.kind not in "biuf":
-        raise ShapeError(f"{name} must be a tensor or array of numbers; got {type(given).__name__}.")
-    return torch.from_numpy(array).to(like.device, dtype)
 
 
 @dataclass(frozen=True)

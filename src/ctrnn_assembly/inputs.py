@@ -7,6 +7,7 @@ A signal is called u(t) and gives (batch, m), beyond its first and last time the
 from bisect import bisect_right
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,3 +151,15 @@ def check_finite(samples: Tensor, what: str = "the input") -> None:
     where = tuple((~torch.isfinite(samples)).nonzero()[0].tolist())
     got = f"{float(samples[where])} at index {where} of {tuple(samples.shape)}"
     raise DataError(f"{what} must be finite; got {got}. Clean or mask the data first.")
+
+
+def as_tensor(name: str, given: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor as it is; else what numpy reads, where `like` is and, if it is given, of a dtype."""
+    if isinstance(given, Tensor):
+        return given
+    if isinstance(given, tuple) and any(isinstance(part, Tensor) and part.ndim for part in given):
+        raise ShapeError(f"{name} must be one tensor; got {len(given)}. Pass torch.cat({name}, dim=-1).")
+    array = np.array(given, order="C")
+    if array.dtype.kind not in "biuf":
+        raise ShapeError(f"{name} must be a tensor or array of numbers; got {type(given).__name__}.")
+    return torch.from_numpy(array).to(like.device, dtype)

@@ -17,8 +17,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Run, Save, Sequences, as_tensor
+from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Run, Save, Sequences
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
+from ctrnn_assembly.inputs import as_tensor
 from ctrnn_assembly.transforms import states, traced
 
 InitialState = Literal["zero", "trained"]

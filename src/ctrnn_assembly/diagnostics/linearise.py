@@ -26,9 +26,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ctrnn_assembly.calls import as_tensor
 from ctrnn_assembly.errors import ConfigError, DataError, ShapeError, check_within, unknown
-from ctrnn_assembly.inputs import check_finite
+from ctrnn_assembly.inputs import as_tensor, check_finite
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES, AffineMap, affine_step, repeated, times
 from ctrnn_assembly.solvers import solve

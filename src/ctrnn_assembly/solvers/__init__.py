@@ -38,10 +38,10 @@ import torch
 from torch import Tensor
 
 from ctrnn_assembly import fields, schemes
-from ctrnn_assembly.calls import Data, as_tensor, whole_lengths
+from ctrnn_assembly.calls import Data, whole_lengths
 from ctrnn_assembly.errors import SolverError, check_known
 from ctrnn_assembly.fields import OwnField, as_field, pack
-from ctrnn_assembly.inputs import Signal, held, hold_over
+from ctrnn_assembly.inputs import Signal, as_tensor, held, hold_over
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.solvers import fused, pairs
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
