@@ -356,3 +356,13 @@ def test_gates_take_the_recurrent_rate_and_no_decay_in_training():
     names = {n for n, _ in build_model("deep-selective", 1, 3, depth=1, width=4).named_parameters()}
     assert {"core.layers.0.gate.reader.weight", "core.layers.0.gate.reader.bias"} <= names
     assert np.isfinite(StepGate(3, 2, 2.0).slope)
+
+
+def test_gated_pairs_that_are_made_one_field_by_hand_are_not_certified():
+    """The constructor refuses it: the proof is of one layer after the other."""
+    layer = net()
+    assert layer.certificate(solver="exponential-euler").certified
+    layer.one_field = True
+    found = layer.certificate()
+    assert not found.certified
+    assert "gated pairs are proven layer by layer; set one_field=False" in found.reasons[0]

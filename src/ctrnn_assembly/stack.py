@@ -119,6 +119,8 @@ class Stack(Recurrent):
             reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
         elif self._like.dtype.itemsize < 4:
             reason = f"the decay of states may round off in {self._like.dtype}; use float32"
+        elif self.gated and self.one_field:  # set by hand
+            reason = "gated pairs are proven layer by layer; set one_field=False"
         elif self.gated and not plain:
             reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
         if reason:
