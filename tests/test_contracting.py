@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ctrnn_assembly.activations import Activation
+from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate
 from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.errors import ContractionError, ShapeError
@@ -436,6 +436,12 @@ def test_controls_claim_no_rate(name: str) -> None:
     assert module.constraint.rate is None
     assert module.rate is None
     assert torch.equal(module.metric().matrix(), torch.eye(16))
+
+
+def test_a_set_whose_activation_was_replaced_by_none_of_its_own_claims_no_rate() -> None:
+    module = Subnetwork(constraint("symmetric"), 3)
+    module.constraint.phi = ACTIVATIONS["gelu"]
+    assert module.rate is None
 
 
 @pytest.mark.parametrize("metric", ["x", "r"])
