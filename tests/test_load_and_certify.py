@@ -85,3 +85,14 @@ def test_a_certificate_prints_as_a_summary():
     refused = str(certify(nn.GRU(3, 4)))
     assert refused.startswith("NOT certified: no certificate is defined for GRU")
     assert "\n" not in refused
+
+
+def test_a_metric_of_matrices_is_no_coupling():
+    """Taken as L, this one has given W a rate of .411, and no rate is above 1 - .617."""
+    W, M = (
+        torch.tensor([[0.0, 1.8247], [0.20876, 0.0]]),
+        torch.tensor([[0.2797, -0.1831], [-0.1831, 0.1223]]),
+    )
+    with pytest.raises(ConfigError, match=r"metric must be a Metric; got NoneType, Tensor"):
+        certify(W, metric=M)
+    assert certify(W, L=M).rate == certify(W, M).rate > certify(W).rate

@@ -43,8 +43,9 @@ Lengths = tuple[float, ...]
 @one_thread()
 def certify(
     field: Any,
-    metric: Metric | None = None,
+    L: Any = None,
     *,
+    metric: Metric | None = None,
     dt: StepLengths = None,
     solver: str | None = None,
     search: Search = "fast",
@@ -55,10 +56,10 @@ def certify(
 
     Args:
         field: a layer, or a `SequenceClassifier`, which answers by its `certificate`; a `Subnetwork`, an
-            `Assembly`, or what else has `terms()` and `metric()`; `Terms`; matrices W, with L as the
-            second argument and `given` as `terms_of` takes them; an `nn.RNN`, as the map that torch
-            computes. Of any other net or function nothing is proven, and that is said.
-        metric: of a field, the one to try first, one factor a block; by default its own, for `Terms` I.
+            `Assembly`, or what else has `terms()` and `metric()`; `Terms`; matrices W, L and `given`
+            as for `terms_of`; an `nn.RNN`, as torch computes it. Of any other net nothing is proven.
+        L: the coupling of matrices; of what else there is, a metric may stand in its place.
+        metric: the one to try first, one factor a block; by default that of a field, for others I.
         dt, solver: the discrete step to certify, dt in the unit of tau; by default a layer's own, of a
             field none, and Euler's. A tensor or list of dt, as of irregular samples: steps of all these
             lengths in any order, in one metric; of Euler of all between, too, else at most 64.
@@ -81,12 +82,12 @@ def certify(
     check_known("search", search, get_args(Search))
     if solver is not None and solver not in SOLVERS:
         raise unknown_solver(solver)
+    metric, L = (L, None) if isinstance(L, Metric) else (metric, L)
     if isinstance(field, Tensor | np.ndarray | list | tuple):
-        if not isinstance(metric, Metric):
-            given, metric = {"L": metric} | given, None
-        field, given = terms_of(field, **given), {}
-    if given:
-        raise ConfigError(f"{', '.join(given)} go with matrices, certify(W, L, ...), and with no field.")
+        field, L, given = terms_of(field, L, **given), None, {}
+    if given or L is not None or not isinstance(metric, Metric | None):
+        got = ", ".join((*given, type(L).__name__, type(metric).__name__))
+        raise ConfigError(f"L and tau go with matrices, and metric must be a Metric; got {got}.")
     if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
         if metric is not None or uncertainty is not None:
             fix = "Use certify(layer.field, metric) or certify(layer.field, uncertainty=...)."
