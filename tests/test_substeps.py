@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN
+from ctrnn_assembly import CTRNN, AdaDiagTanh, Subnetwork
 from ctrnn_assembly.diagnostics.contraction import measure_contraction
 from ctrnn_assembly.diagnostics.linearise import step_jacobian
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import spectrum_at
-from ctrnn_assembly.errors import SolverError
+from ctrnn_assembly.errors import ConfigError, SolverError
 from ctrnn_assembly.inputs import Signal
 from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES
 from ctrnn_assembly.solvers import solve
@@ -209,3 +209,14 @@ def test_substeps_refine_a_field_of_ones_own(solver: str) -> None:
     step = net.step(torque[:, 0], x0)
     assert_close(step, found[-1][:, 1], rtol=1e-6, atol=1e-6)
     assert not net.certificate().certified
+
+
+@pytest.mark.parametrize("gate", [None, "input"])
+@pytest.mark.parametrize(("name", "wrong"), [("substeps", -1), ("substeps", 2.5), ("solver", "no")])
+def test_settings_that_are_changed_by_hand_are_checked(gate, name, wrong) -> None:
+    layer = CTRNN(1, Subnetwork(AdaDiagTanh(), 4), gate=gate, batch_first=True)
+    u, x = torch.ones(2, 5, 1).to(layer.encoder.weight), torch.ones(2, 4).to(layer.encoder.weight)
+    setattr(layer, name, wrong)
+    for call in (lambda: layer(u), lambda: layer.last(u), lambda: layer.step(u[:, 0], x)):
+        with pytest.raises((ConfigError, SolverError), match=f"{name} must be .*|got 'no': solver"):
+            call()

@@ -105,12 +105,11 @@ class Sequences:
 
 def whole_lengths(lengths: Data, like: Tensor, low: int, high: int) -> Tensor:
     """Lengths, (batch,) int64, of the sequences `like`, (batch, ...); a ShapeError for other numbers."""
-    found = torch.atleast_1d(as_tensor("lengths", lengths, like)).to(like.device)
-    fits = found.shape == like.shape[:1] and found.dtype in WHOLE
-    fits = fits and holds((found >= low) & (found <= high))
+    k = torch.atleast_1d(as_tensor("lengths", lengths, like)).to(like.device)
+    fits = k.shape == like.shape[:1] and k.dtype in WHOLE and holds((k >= low) & (k <= high))
     must = f"lengths must be ({like.shape[0]},), whole numbers as int64, in {low}..{high}"
-    _check(fits, must, found, "Give how many steps of each count.")
-    return found.long()
+    _check(fits, must, k, "Give how many steps of each count.")
+    return k.long()
 
 
 def _check(fits: bool, must: str, given: Tensor, fix: str) -> None:

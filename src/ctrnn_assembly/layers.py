@@ -234,6 +234,7 @@ class CTRNN(Recurrent):
 
     def _driven(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """The field's tensors, or your own field, and its encoder: none for a plain `nn.Linear`."""
+        check_settings(self.solver, None, self.substeps)  # which may be changed on a made layer
         if self.is_own:
             return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
         terms = self.field.terms()
