@@ -124,7 +124,6 @@ def shapes(x: Any) -> Any:
 
 def described(x: Any) -> str:
     """Shape, dtype and device of a tensor, or of each in a tuple; the type of what is none."""
-    return ", ".join(
-        f"{tuple(p.shape)} {p.dtype} on {p.device}" if isinstance(p, Tensor) else type(p).__name__
-        for p in parts(x)
-    )
+    if not isinstance(x, tuple):
+        return f"{tuple(x.shape)} {x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+    return ", ".join(map(described, x))
