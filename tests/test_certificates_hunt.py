@@ -17,6 +17,7 @@ from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.given import terms_of, uncertain
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.terms import Edge
 from false_yes import judge
 from oracles import sloped, terms_and_metric
@@ -149,6 +150,16 @@ class Turned(CTRNN):
         return 2 * super().step(u, x)
 
 
+class Closed(CTRNN):
+    def forward(self, input, h_0):
+        return super().forward(input + 50 * h_0, h_0)
+
+
+class Louder(nn.Linear):
+    def __call__(self, x):
+        return 10 * super().__call__(x)
+
+
 class Loop(nn.Module):
     """A net whose `core` is driven by its own state."""
 
@@ -172,12 +183,46 @@ def test_what_is_called_is_certified_or_nothing():
         (Tripled(SingularValueBounded("tanh"), 3), "Tripled"),
         (hooked, "Subnetwork"),
         (Turned(3, core.field), "Turned"),
+        (Closed(3, core.field), "Closed"),
         (Loop(core), "Loop"),
     ):
         found = certify(net, dt=0.1)
         assert not found.certified
         assert not found.step.certified
         assert name in found.reasons[0]
+
+
+def test_a_stack_whose_parts_are_called_otherwise_has_no_constants():
+    def net():
+        return Stack(2, 4, [Pairs(4)]).eval()
+
+    called, hooked = net(), net()
+    called.layers[0].C.__class__ = Louder
+    assert not called.certificate().certified
+    nn.utils.parametrizations.weight_norm(hooked.layers[0].C)  # the same at each reading
+    assert hooked.certificate().certified
+    rnn = nn.RNN(1, 3)
+    nn.init.zeros_(rnn.weight_hh_l0)
+    everywhere = nn.modules.module.register_module_forward_hook(lambda *given: None)
+    try:
+        assert not hooked.certificate().certified
+        assert not certify(rnn).certified
+        assert hooked.layers[0].field.rate is not None  # which no one calls
+    finally:
+        everywhere.remove()
+    assert certify(rnn).certified
+
+
+def test_a_map_in_half_precision_may_keep_states_apart():
+    """(1, 1) is multiplied by 1 - 2^-9, which bfloat16 rounds to 1."""
+    half = 0.5 - 2**-9
+    net = nn.RNN(1, 2, nonlinearity="relu", bias=False).bfloat16()
+    with torch.no_grad():
+        net.weight_hh_l0.copy_(torch.tensor([[0.5, half], [half, 0.5]]))
+        h = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).bfloat16()
+        assert torch.equal(net(torch.zeros(50, 2, 1).bfloat16(), h)[1], h)
+    assert not certify(net).certified
+    assert certify(net.float()).certified
 
 
 def test_gates_of_the_input_have_no_bound_for_uncertain_weights():

@@ -1,5 +1,6 @@
 """A certified radius is a lower bound on the distance to another class, and an attack an upper one."""
 
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from cli_tools import Cli
-from ctrnn_assembly import CTRNN, Activation, SequenceClassifier, Subnetwork, Triangular
+from ctrnn_assembly import CTRNN, Absolute, Activation, SequenceClassifier, Subnetwork, Triangular
 from ctrnn_assembly.data import load_task
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
@@ -213,3 +214,30 @@ def test_evaluate_shows_radii_and_an_attack(capsys: pytest.CaptureFixture[str], 
         assert f"{name} must be" in cli.refuses(*given, f"--{name}=0")
         assert f"--{name} is of the attack of --radius" in cli.refuses("evaluate", run, f"--{name}=1")
     assert load_task("digits").sequence.unit == found["unit"] == 16.0
+
+
+def test_large_logits_that_cancel_prove_no_radius():
+    """Rows of 1e9 at right angles to the state: what is left of the logits is rounding."""
+    torch.manual_seed(0)
+    model = SequenceClassifier(CTRNN(1, Subnetwork(Absolute("tanh"), 16), batch_first=True), 2)
+    model, u = model.double().eval(), normal(1, 9, 1)
+    x = model.core.last(u)[0]
+    wrong = 0
+    for seed in range(40):
+        rows = 1e9 * normal(2, 16, seed=seed)
+        rows -= torch.outer(rows @ x, x) / (x @ x)
+        with torch.no_grad():
+            model.readout.weight.copy_(rows)
+            model.readout.bias.zero_()
+        logits, radii = certified_radii(model, u)
+        exact = [
+            sum(Fraction(w) * Fraction(z) for w, z in zip(row, x.tolist(), strict=True))
+            for row in rows.tolist()
+        ]
+        wrong += bool((radii > 0).any()) and int(exact[1] > exact[0]) != int(logits.argmax())
+    assert wrong == 0
+
+
+def test_answers_at_every_step_have_no_radius():
+    with pytest.raises(ConfigError, match="one answer"):
+        certified_radii(linear_net("state", "all"), normal(4, 12, 2))

@@ -26,7 +26,7 @@ from ctrnn_assembly.certificates.selective import SelectivePairs
 from ctrnn_assembly.errors import ConfigError, check_known
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.pairs import Pairs, StepGate
-from ctrnn_assembly.recurrent import is_plain, is_unchanged
+from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, step_pair
 from ctrnn_assembly.solvers import pairs, solve
 from ctrnn_assembly.solvers.grid import overflow, step_grid
@@ -145,17 +145,12 @@ class Layer(nn.Module):
 
     def _changed(self) -> str:
         """Why no constant of this layer is known, if its parts are not those that it was made with."""
-        parts: list[tuple[nn.Module, type[nn.Module]]] = [
-            (self.norm, SequenceNorm), (self.mix, Mixer), (self, Layer),
-        ]  # fmt: skip
-        linear = [self.mix.inner, self.C, self.B, self.mix.outer]
-        if self.gate is not None:
-            parts.append((self.gate, StepGate))
-            linear.append(self.gate.reader)
-            if type(self.field) is not Pairs:
-                return f"gates of steps need Pairs; got {type(self.field).__name__}"
-        wrong = [part for part, kind in parts if not is_unchanged(part, kind)]
-        wrong += [part for part in linear if part is not None and not is_plain(part, nn.Linear)]
+        if self.gate is not None and type(self.field) is not Pairs:
+            return f"gates of steps need Pairs; got {type(self.field).__name__}"
+        parts: list[Any] = [self, self.norm, self.mix, self.gate, self.B, self.C]
+        parts += [self.mix.inner, self.mix.outer, getattr(self.gate, "reader", None)]
+        kinds = (Layer, SequenceNorm, Mixer, StepGate, *5 * (nn.Linear,))
+        wrong = [m for m, kind in zip(parts, kinds, strict=True) if m and not is_unchanged(m, kind)]
         if wrong:
             called = f"a {type(wrong[0]).__name__} has hooks or methods of its own"
             return f"{called}, whose Lipschitz constant is not known; remove them"

@@ -179,17 +179,16 @@ class CTRNN(Recurrent):
         return replace(found, step=replace(found.step, substeps=self.substeps))
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
-        g, moves = self._reading, {"_run", "_gated", "_driven", "_reading", "stepper", "step", "flow"}
+        g = self._reading
         broken = "" if g is None else g.unproven(self.metric())
-        if moves & methods_of_its_own(self, CTRNN):
-            broken = f"a {type(self).__name__} has methods of its own that move its states; remove them"
+        if methods_of_its_own(self, CTRNN) - {"certificate"}:
+            broken = f"a {type(self).__name__} has methods of its own; remove them"
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
         if self.is_own:
             broken = "no proof is known for a field of your own: it is code. Of matrices: certify(W, L)"
-        broken = broken or unsteady(lambda: self._driven()[0])
-        if broken:
+        if broken := broken or unsteady(lambda: self._driven()[0].tensors()):
             return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
         terms, metric = self._driven()[0], self.metric()
         if g is None:

@@ -24,6 +24,7 @@ from ctrnn_assembly.transforms import states, traced
 
 InitialState = Literal["zero", "trained"]
 NO_TRACE = "a loop over time with a hand-written gradient runs as it is"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CASTS = {torch.float64: "double", torch.float32: "float", torch.float16: "half"}
 
 
@@ -207,15 +208,15 @@ class Recurrent(nn.Module, ABC):
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module is `kind.forward` alone: no hook, and no forward of its own."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    inherited = type(module).forward is kind.forward and "forward" not in vars(module)
-    return inherited and not any(getattr(module, name) for name in hooks)
+    """Whether a call of the module is `kind.forward` alone: no hook, and no call of its own."""
+    inherited = all(getattr(type(module), k) is getattr(kind, k) for k in ("forward", "__call__"))
+    return inherited and "forward" not in vars(module) and not any(getattr(module, k) for k in HOOKS)
 
 
 def is_unchanged(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether it is plain and has all methods and properties from `kind`, but for its certificate."""
-    return is_plain(module, kind) and not methods_of_its_own(module, kind) - {"certificate"}
+    """Whether it is plain, no hook is of all modules, and all but its certificate is from `kind`."""
+    hooked = any(getattr(nn.modules.module, f"_global{name}") for name in HOOKS)
+    return is_plain(module, kind) and not hooked and methods_of_its_own(module, kind) <= {"certificate"}
 
 
 def methods_of_its_own(module: nn.Module, kind: type[nn.Module]) -> set[str]:

@@ -5,8 +5,8 @@ system of `cascade`, of impulse response h: what the readout sees moves by at mo
 w_t = h_{T-t} for the last output, its mean over the outputs for the mean. Logit y then falls behind j by
 at most ||r_y - r_j|| times as much, r the readout's rows in that metric. A CTRNN is one layer.
 
-The claim is of the net in float64, and of margins less 1e-9 (1 + largest logit), which is far more than
-float64 rounds. Source: THEORY section 13.
+The claim is of the net in float64, and of margins less 1e-9 (|W| (1 + |x|) + |b|) for a readout W x + b,
+whose terms may cancel: far more than float64 rounds. Source: THEORY section 13.
 """
 
 import warnings
@@ -40,8 +40,7 @@ def certified_radii(
 
     Raises: ConfigError, with the reason, for a model of which no radius is proven.
     """
-    core, readout = _proven(model), model.readout
-    found = core.certificate()
+    (core, found), readout = _proven(model), model.readout
     if found.of_layers:
         layers = core.bounds(core.dt, core.solver)
         entry, rows, off = norm_bound(core.encoder.weight), readout.weight, 0.0
@@ -56,9 +55,11 @@ def certified_radii(
         rows, off = leaving(terms, metric, g * readout.weight)
     h = impulse_response(layers, entry, u.shape[1], core.substeps)
     gains = pooled_gains(h, model.pool, found.cascade)
-    logits = model(u, lengths=lengths)
+    seen = model.pooled(core(u, lengths=lengths)[0], lengths)
+    seen = core.firing_rates(seen) if model.readout_input == "rate" else seen
+    logits, bias = readout(seen), 0.0 if readout.bias is None else readout.bias.abs()
     y, rows = logits.argmax(1, keepdim=True), rows.to(logits)
-    rounding = 1e-9 * (1 + logits.abs().amax(1, keepdim=True))
+    rounding = 1e-9 * ((1 + seen.abs()) @ readout.weight.abs().mT + bias).amax(1, keepdim=True)
     margins = (logits.gather(1, y) - logits - rounding).clamp(min=0)
     apart = (rows[y[:, 0], None] - rows).norm(dim=-1) * (1 + SLACK) + 2 * off  # (samples, k)
     kept = (margins / apart).nan_to_num(0.0, posinf=torch.inf).scatter(1, y, torch.inf).amin(1)
@@ -93,11 +94,13 @@ def pooled_gains(h: Tensor, pool: str, facts: CascadeFacts | None = None) -> Ten
     return torch.stack([peak, square.sqrt()])
 
 
-def _proven(model: SequenceClassifier) -> Any:
-    """The core of a model that is no other map than its weights say, and whose step is certified."""
+def _proven(model: SequenceClassifier) -> tuple[Any, Any]:
+    """The core of a model that is no other map than its weights say, and its certificate of a step."""
     core: Any = model.core
     if any(part.training for part in model.modules()):
         raise ConfigError("no radius is proven in training mode; call model.eval().")
+    if model.pool not in ("last", "mean"):
+        raise ConfigError(f"a radius is of one answer a sequence; got pool={model.pool!r}. Use 'last'.")
     found = core.certificate()
     if not found.step.certified:
         reason = (*found.reasons, found.step.reason)[0]
@@ -114,7 +117,7 @@ def _proven(model: SequenceClassifier) -> Any:
         raise ConfigError(
             f"a radius is of float64; got {products} products. Use 'full', and model.double()."
         )
-    return core
+    return core, found
 
 
 def attack(

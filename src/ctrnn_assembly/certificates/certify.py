@@ -100,7 +100,7 @@ def certify(
     reason = f"no certificate is defined for {name}; certify a layer, or matrices: certify(W, L)"
     if changed := getattr(field, "changed", str)():
         reason = f"a {changed} has hooks or a forward that its tensors do not say; remove these"
-    elif hasattr(field, "terms") and not (reason := unsteady(field.terms)):
+    elif hasattr(field, "terms") and not (reason := unsteady(lambda: field.terms().tensors())):
         field, metric = field.terms(), metric or field.metric()
     if isinstance(field, Terms):
         terms = field.detach_cpu() if uncertainty is None else uncertain(field.detach_cpu(), uncertainty)
@@ -121,9 +121,9 @@ def random_states() -> list[Tensor]:
     return [torch.get_rng_state(), *on_gpu]
 
 
-def unsteady(read: Callable[[], Terms]) -> str:
+def unsteady(read: Callable[[], Sequence[Tensor]]) -> str:
     """What is wrong if readings of the tensors draw numbers or differ: then a solve will have others."""
-    before, pairs = random_states(), zip(read().tensors(), read().tensors(), strict=True)
+    before, pairs = random_states(), zip(read(), read(), strict=True)
     same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
     same = same and all(map(torch.equal, before, random_states()))
     return "" if same else "two readings of the weights differ, as by dropout in training; call eval()"

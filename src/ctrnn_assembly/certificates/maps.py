@@ -20,7 +20,7 @@ from ctrnn_assembly.certificates.rounding import Balance, balanced, spectral_nor
 from ctrnn_assembly.certificates.search import JOINT_SIZE, jointly, least_norm
 from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.metrics import Factor, Metric
-from ctrnn_assembly.recurrent import is_plain
+from ctrnn_assembly.recurrent import is_unchanged
 from ctrnn_assembly.terms import Terms
 
 CLAIM = "the map h -> phi(W h + u), a sample a step, in evaluation mode"
@@ -54,8 +54,10 @@ def _refusal(net: nn.RNNBase) -> str:
     kind = type(net).__name__
     if type(net) is not nn.RNN:
         return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"
-    if not is_plain(net, nn.RNN):
-        return "an nn.RNN with hooks or a forward of its own is another function; remove them"
+    if not is_unchanged(net, nn.RNN):
+        return "an nn.RNN with hooks or methods of its own is another function; remove them"
+    if any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None):
+        return "rounding of a map in half precision may keep states apart; use float32"
     if net.bidirectional:
         return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
     if net.training and net.dropout > 0 and net.num_layers > 1:
