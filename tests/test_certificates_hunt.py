@@ -11,7 +11,7 @@ from torch import nn
 
 from boundary_nets import SOLVERS, classes, drawn
 from ctrnn_assembly import CTRNN, SequenceClassifier, SingularValueBounded, Stack, Subnetwork, couple
-from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise, around
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.given import terms_of, uncertain
@@ -155,9 +155,19 @@ class Closed(CTRNN):
         return super().forward(input + 50 * h_0, h_0)
 
 
+class Steeper(Subnetwork):
+    def activations(self):
+        return around(Activation("steeper", lambda x: torch.tanh(5 * x), (0.0, 5.0)), self.size)
+
+
 class Louder(nn.Linear):
     def __call__(self, x):
         return 10 * super().__call__(x)
+
+
+class Drawn(nn.Module):
+    def forward(self, W):
+        return (1 + torch.rand(())) * W
 
 
 class Loop(nn.Module):
@@ -192,13 +202,21 @@ def test_what_is_called_is_certified_or_nothing():
         assert name in found.reasons[0]
 
 
+def test_no_rate_by_construction_under_methods_that_its_proof_does_not_know():
+    fields = [Steeper(SingularValueBounded("tanh"), 3) for _ in range(2)]
+    assert fields[0].rate is None
+    assert couple(fields).rate is None
+
+
 def test_a_stack_whose_parts_are_called_otherwise_has_no_constants():
     def net():
         return Stack(2, 4, [Pairs(4)]).eval()
 
-    called, hooked = net(), net()
+    called, hooked, random, drawn_at_input = net(), net(), net(), net()
     called.layers[0].C.__class__ = Louder
-    assert not called.certificate().certified
+    nn.utils.parametrize.register_parametrization(random.layers[0].C, "weight", Drawn(), unsafe=True)
+    nn.utils.parametrize.register_parametrization(drawn_at_input.encoder, "weight", Drawn(), unsafe=True)
+    assert not any(one.certificate().certified for one in (called, random, drawn_at_input))
     nn.utils.parametrizations.weight_norm(hooked.layers[0].C)  # the same at each reading
     assert hooked.certificate().certified
     rnn = nn.RNN(1, 3)

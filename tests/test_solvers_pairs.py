@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise
+from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.pairs import Pairs
 from ctrnn_assembly.schemes import SCHEMES, integrate
 from ctrnn_assembly.solvers import pairs, solve
@@ -126,3 +127,11 @@ def test_softplus_of_float32_keeps_its_digits():
     value = pairs.pointwise(ACTIVATIONS["softplus"], np.dtype(np.float32))[0]
     found = torch.tensor([float(value(a)) for a in x.numpy()], dtype=F64)
     assert_close(found, ACTIVATIONS["softplus"](x.double()), rtol=5e-7, atol=0)
+
+
+def test_entries_of_L_outside_the_pairs_are_refused():
+    """What is certified is the whole of L, also of Terms made by hand."""
+    given = problem("tanh").mapped(torch.Tensor.detach)
+    given.L[0, 2], given.L[2, 0] = 0.3, -0.3
+    with pytest.raises(DataError, match="outside the coupled pairs"):
+        solve(given, normal(BATCH, N, seed=6), u=normal(BATCH, STEPS, 3, seed=7), dt=0.3, solver="euler")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.certificates import cascade
 from ctrnn_assembly.certificates.cascade import SLACK, LayerBound, entering, leaving, norm_bound
+from ctrnn_assembly.certificates.certify import parametrized, unsteady
 from ctrnn_assembly.certificates.result import CascadeFacts
 from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.layers import CTRNN, SequenceClassifier
@@ -101,6 +102,8 @@ def _proven(model: SequenceClassifier) -> tuple[Any, Any]:
         raise ConfigError("no radius is proven in training mode; call model.eval().")
     if model.pool not in ("last", "mean"):
         raise ConfigError(f"a radius is of one answer a sequence; got pool={model.pool!r}. Use 'last'.")
+    if reason := unsteady(lambda: parametrized(model)):
+        raise ConfigError(f"no radius is proven: {reason}.")
     found = core.certificate()
     if not found.step.certified:
         reason = (*found.reasons, found.step.reason)[0]

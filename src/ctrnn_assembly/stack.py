@@ -20,7 +20,7 @@ from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.block import Layer, Mix, Norm, finite
 from ctrnn_assembly.calls import Dt, Lengths, Outputs, Save
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade, norm_bound
-from ctrnn_assembly.certificates.certify import Search
+from ctrnn_assembly.certificates.certify import Search, parametrized, unsteady
 from ctrnn_assembly.certificates.result import Certificate
 from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.inputs import held
@@ -123,7 +123,7 @@ class Stack(Recurrent):
             reason = "gated pairs are proven layer by layer; set one_field=False"
         elif self.gated and not plain:
             reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
-        if reason:
+        if reason := reason or unsteady(lambda: parametrized(self)):
             return Certificate.refused(reason, dt=dt, solver=solver)
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}

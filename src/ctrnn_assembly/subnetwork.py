@@ -17,7 +17,7 @@ from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
 from ctrnn_assembly.fields import described, shapes
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import is_plain
+from ctrnn_assembly.recurrent import is_plain, methods_of_its_own
 from ctrnn_assembly.terms import Terms
 
 
@@ -46,7 +46,10 @@ class Field(nn.Module):
     def rate(self) -> float | None:
         """The contraction rate guaranteed by construction, per unit of time; None if there is none."""
         slowest = self.slowest()
-        return None if slowest is None or self.changed() else float(slowest.detach())
+        parts = [part for part in self.modules() if isinstance(part, Field)]
+        promised = [next(k for k in type(p).__mro__ if "slowest" in vars(k)) for p in parts]
+        own = any(map(methods_of_its_own, parts, promised))
+        return None if slowest is None or own or self.changed() else float(slowest.detach())
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""

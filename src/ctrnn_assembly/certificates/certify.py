@@ -121,6 +121,11 @@ def random_states() -> list[Tensor]:
     return [torch.get_rng_state(), *on_gpu]
 
 
+def parametrized(net: nn.Module) -> list[Tensor]:
+    """The tensors that are computed at every reading, by torch's parametrisations, at any depth."""
+    return [getattr(m, name) for m in net.modules() for name in getattr(m, "parametrizations", ())]
+
+
 def unsteady(read: Callable[[], Sequence[Tensor]]) -> str:
     """What is wrong if readings of the tensors draw numbers or differ: then a solve will have others."""
     before, pairs = random_states(), zip(read(), read(), strict=True)

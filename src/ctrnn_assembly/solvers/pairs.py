@@ -29,7 +29,7 @@ from ctrnn_assembly.schemes import Scheme, pair_matrices
 from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
-from ctrnn_assembly.transforms import transformed
+from ctrnn_assembly.transforms import holds, transformed
 
 
 def compiled(function: Any, fast: tuple[str, ...] = ("contract", "reassoc", "nsz", "arcp")) -> Any:
@@ -111,7 +111,11 @@ def is_paired(terms: Terms, x0: Tensor) -> bool:
     single = len(terms.blocks) == n and n % 2 == 0 and not terms.edges and terms.L is not None
     known = len(terms.pre.runs) == 1 and is_known(terms.pre.runs[0][0]) and terms.post.is_identity
     coupled = terms.pairs == tuple((k, k + 1) for k in range(0, n, 2))
-    return single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4
+    if not (single and known and coupled and x0.device.type == "cpu" and x0.dtype.itemsize >= 4):
+        return False
+    L = cast(Tensor, terms.L).detach()  # made by hand it may have entries elsewhere, too
+    own = L.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).diagonal(dim1=0, dim2=2)
+    return holds(own.count_nonzero() == L.count_nonzero())
 
 
 def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt: Tensor) -> Tensor:
