@@ -305,7 +305,12 @@ def weights_figure(layer: Any, *, title: str) -> Figure:
         if A is None:
             style.empty(axes, "no linear coupling")
             continue
-        image = style.heat_map(axes, A.numpy())
+        bound, extent = style.bound_of(A.numpy()), (0, A.shape[1], A.shape[0], 0)
+        look: Any = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound, "interpolation": "nearest"}
+        # Row 0 on top, in a thin frame; in an SVG or PDF too it is drawn pixel by pixel.
+        image = axes.imshow(style.pooled(A.numpy()), extent=extent, **look)
+        for spine in axes.spines.values():
+            spine.set(visible=True, linewidth=0.5, color=GREY)
         # Thin lines between modules, unless there are so many that they would hide the entries.
         for edge in np.cumsum(terms.sizes)[:-1] if len(terms.sizes) <= style.NUMBERED else ():
             axes.axhline(edge, color="0.75", linewidth=0.3)

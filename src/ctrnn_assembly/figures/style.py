@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from torch.nn.functional import max_pool2d
@@ -78,16 +77,6 @@ def pooled(A: Array, side: int = SIDE) -> Array:
     size = torch.from_numpy(np.abs(np.nan_to_num(A)))[None]
     _, at = max_pool2d(size, cell, ceil_mode=True, return_indices=True)
     return A.ravel()[at[0].numpy()]
-
-
-def heat_map(axes: Axes, A: Array) -> AxesImage:
-    """A matrix in a thin frame, row 0 on top; in an SVG or PDF too it is drawn pixel by pixel."""
-    bound, extent = bound_of(A), (0, A.shape[1], A.shape[0], 0)
-    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound, "interpolation": "nearest"}
-    image = axes.imshow(pooled(A), extent=extent, **look)
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.5, color=GREY)
-    return image
 
 
 def draw_eigenvalues(

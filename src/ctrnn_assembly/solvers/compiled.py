@@ -123,12 +123,6 @@ def product(out, a, x):  # type: ignore[no-untyped-def]
 
 
 @kept
-def two_products(out, p, a, b, x):  # type: ignore[no-untyped-def]
-    for k in range(len(out)):
-        out[k], p[k] = a[k] * x[k], b[k] * x[k]
-
-
-@kept
 def add_two(out, x, y, z, w):  # type: ignore[no-untyped-def]
     """out += x o y + z o w."""
     for k in range(len(out)):
@@ -160,10 +154,9 @@ def apply_transposed(out, n, v, A):  # type: ignore[no-untyped-def]
     if not len(w):
         out[size:] = 0
     for k in range(0, size, n):
+        product(out[k : k + n], D, v[k : k + n])
         if len(w):
-            two_products(out[k : k + n], out[size + k : size + k + n], D, w, v[k : k + n])
-        else:
-            product(out[k : k + n], D, v[k : k + n])
+            product(out[size + k : size + k + n], w, v[k : k + n])
     add_blocks(out, n, v, v, data, blocks)
 
 
