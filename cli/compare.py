@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ctrnn_assembly.errors import ConfigError, TrainingError
+from ctrnn_cli import shared
 from ctrnn_cli.shared import DIR, PATH, Column, Command, console, emit, json_option, plot_option, table
 
 say = partial(click.echo, err=True)  # progress, beside the tables
@@ -126,7 +127,6 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
     trial alone. --plot draws how much each setting matters, beside the trials.
     """
     from ctrnn_assembly.data.targets import in_words
-    from ctrnn_assembly.figures.curves import sweep_figure
     from ctrnn_assembly.reproduction.sweep import Trials
 
     trials = Trials(file, out or Path("runs") / file.stem)
@@ -151,7 +151,7 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
         *[f"trial {row['trial']} failed: {row['reason']}" for row in rows if "reason" in row],
         as_json=as_json,
         plot=plot,
-        figure=lambda: sweep_figure(rows, trials.importance(), title=title),
+        figure=lambda: shared.drawn("curves.sweep_figure", rows, trials.importance(), title=title),
     )
 
 
@@ -183,14 +183,14 @@ def bench_command(works: tuple[str, ...], as_json: bool, plot: Path | None, **se
     from rich.progress import track
 
     from ctrnn_assembly.benchmark.measure import measure, sentences
-    from ctrnn_assembly.figures.curves import speed_figure
 
     fields = ("n", "units", "batch", "steps", "coupling")
     size = {k: x for k in fields if (x := settings.pop(k)) is not None}
     quiet = not sys.stderr.isatty()
     bar = partial(track, console=console(err=True), transient=True, disable=quiet)
     found = measure(size, works, track=bar, **settings)
-    rows, figure = bench_rows(found["rows"]), partial(speed_figure, found) if found["rows"] else None
+    rows = bench_rows(found["rows"])
+    figure = partial(shared.drawn, "curves.speed_figure", found) if rows else None
     shown = [table(rows, BENCH_COLUMNS, title="forward and backward")] * bool(rows)
     emit(found, *shown, *sentences(found), as_json=as_json, figure=figure, plot=plot)
     for note in found["notes"]:

@@ -254,3 +254,17 @@ def test_gates_of_the_input_have_no_bound_for_uncertain_weights():
     assert not found.certified
     assert not found.rate > -float(torch.linalg.eigvalsh((J + J.mT) / 2)[-1])
     assert certify_gated(terms, metric, gate="shared", lo=0.2, hi=1.0).certified
+
+
+def test_a_part_of_a_stack_that_counts_as_false_is_looked_at() -> None:
+    class Empty(torch.nn.Linear):
+        def __len__(self) -> int:
+            return 0
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 10 * super().forward(input)
+
+    net = Stack(2, 4, [Pairs(4)]).eval()
+    assert net.certificate().certified
+    net.layers[0].C = Empty(4, 4)
+    assert not net.certificate().certified

@@ -150,7 +150,8 @@ class Layer(nn.Module):
         parts: list[Any] = [self, self.norm, self.mix, self.gate, self.B, self.C]
         parts += [self.mix.inner, self.mix.outer, getattr(self.gate, "reader", None)]
         kinds = (Layer, SequenceNorm, Mixer, StepGate, *5 * (nn.Linear,))
-        wrong = [m for m, kind in zip(parts, kinds, strict=True) if m and not is_unchanged(m, kind)]
+        given = [(m, kind) for m, kind in zip(parts, kinds, strict=True) if m is not None]
+        wrong = [m for m, kind in given if not is_unchanged(m, kind)]
         if wrong:
             called = f"a {type(wrong[0]).__name__} has hooks or methods of its own"
             return f"{called}, whose Lipschitz constant is not known; remove them"
