@@ -137,13 +137,6 @@ def held(samples: Tensor, lengths: Tensor) -> Tensor:
     return samples.gather(1, last[..., None].expand_as(samples))
 
 
-def hold_over(u: Tensor, times: Tensor) -> ZeroOrderHold:
-    """Samples u (batch, time, m) over the intervals of times (time + 1,), which may decrease."""
-    if times[-1] < times[0]:
-        u, times = u.flip(1), times.flip(0)
-    return ZeroOrderHold(u, times[:-1])
-
-
 def check_finite(samples: Tensor, what: str = "the input") -> None:
     """Refuse NaN and infinite numbers: a DataError with the index of the first."""
     if holds(torch.isfinite(samples)):

@@ -19,9 +19,9 @@ Jacobian of a step is A + C N, with N the Jacobian of g. What contracts: THEORY 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,14 +103,6 @@ def step_pair(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]
     L = None if terms.L is None else working_precision(terms.L)[0]
     A, C = scheme.pair(step[..., None] / tau, L)
     return A.to(terms.tau.dtype), C.to(terms.tau.dtype)
-
-
-def pair_matrices(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """A and C, (k, n / 2, 2, 2), of steps dt (k,), where L couples units 2j and 2j + 1 and no others."""
-    units = torch.arange(terms.n, device=dt.device).view(-1, 2)
-    L = cast(Tensor, terms.L)[units[:, :, None], units[:, None, :]]  # (n / 2, 2, 2)
-    A, C = step_pair(scheme, replace(terms, tau=terms.tau.view(-1, 2), L=L), dt[:, None])
-    return A, torch.diag_embed(C) if C.ndim < A.ndim else C
 
 
 @dataclass(frozen=True)

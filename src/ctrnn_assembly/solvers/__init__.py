@@ -41,7 +41,7 @@ from ctrnn_assembly import fields, schemes
 from ctrnn_assembly.calls import Data, whole_lengths
 from ctrnn_assembly.errors import SolverError, check_known
 from ctrnn_assembly.fields import OwnField, as_field, pack
-from ctrnn_assembly.inputs import Signal, as_tensor, held, hold_over
+from ctrnn_assembly.inputs import Signal, ZeroOrderHold, as_tensor, held
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.solvers import fused, pairs
 from ctrnn_assembly.solvers.adaptive import Gradient, torchdiffeq_solve
@@ -72,7 +72,6 @@ class Solution:
         solver: which one it was.
         steps: number of accepted steps, None where the solver does not tell.
         evaluations: number of evaluations of the vector field.
-        last: the final state, (batch, n), in the form of x0.
 
     >>> found: Solution = solve(lambda t, x: -x, torch.ones(1, 2), [0.0, 1.0, 2.0], solver="dopri5")
     >>> found.x.shape, found.last
@@ -218,8 +217,10 @@ def _ready(given: Any, settings: dict[str, Any], chosen: dict[str, Any]) -> Call
             f"{solver} needs one time grid for the whole batch; got per-sample dt. Use a grid "
             f"solver: {', '.join(SCHEMES)}."
         )
-    signal = hold_over(u.to(x0), times) if isinstance(u, Tensor) else u
-    return partial(torchdiffeq_solve, field, x0, times, signal, solver, **settings)
+    if isinstance(u, Tensor):  # held over the intervals, of times that may decrease
+        rising, samples = (times, u) if times[0] <= times[-1] else (times.flip(0), u.flip(1))
+        u = ZeroOrderHold(samples.to(x0), rising[:-1])
+    return partial(torchdiffeq_solve, field, x0, times, u, solver, **settings)
 
 
 def check_own(solver: str, **settings: str) -> None:

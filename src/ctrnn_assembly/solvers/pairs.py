@@ -15,6 +15,7 @@ by numba at first use (seconds), for `ACTIVATIONS`, on CPUs. The plain twin is
 `schemes.integrate`; second derivatives go through `plain_states`.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from math import erfc, exp, pi, sqrt
 from typing import Any, cast
@@ -25,7 +26,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
-from ctrnn_assembly.schemes import Scheme, pair_matrices
+from ctrnn_assembly.schemes import Scheme, step_pair
 from ctrnn_assembly.solvers.fused import gradients_again
 from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
@@ -123,23 +124,22 @@ def integrate(scheme: Scheme, terms: Terms, x0: Tensor, drive: Tensor | None, dt
     """All states, (time + 1, batch, n), x0 first; arguments as of `schemes.integrate`."""
     e = terms.inject(None if drive is None else drive.transpose(0, 1).flatten(0, 1))
     e = e.view(len(x0), len(dt), -1) if drive is not None else e.expand(len(x0), len(dt), -1)
-    return states(scheme, terms, x0, e, dt).transpose(0, 1)
-
-
-def states(scheme: Scheme, terms: Terms, x0: Tensor, e: Tensor, dt: Tensor) -> Tensor:
-    """All states, (batch, time + 1, n), for e with b in it, (batch, time, n), and dt (time or 1, .)."""
     lengths, which = dt.unique(return_inverse=True)  # which: (time, 1 or batch)
-    return _run(terms, which.mT, *weights(scheme, terms, lengths), e, x0)
+    return _run(terms, which.mT, *weights(scheme, terms, lengths), e, x0).transpose(0, 1)
 
 
 def weights(scheme: Scheme, terms: Terms, dt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A and C, (k, 4, n / 2), for steps of dt (k,), and w, (n,)."""
-    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in pair_matrices(scheme, terms, dt))
+    units = torch.arange(terms.n, device=dt.device).view(-1, 2)
+    L = cast(Tensor, terms.L)[units[:, :, None], units[:, None, :]]  # (n / 2, 2, 2)
+    A, C = step_pair(scheme, replace(terms, tau=terms.tau.view(-1, 2), L=L), dt[:, None])
+    C = torch.diag_embed(C) if C.ndim < A.ndim else C
+    A, C = (rearrange(M, "k j r c -> k (r c) j") for M in (A, C))
     return A, C, torch.cat(terms.blocks).flatten()
 
 
 def selective(terms: Terms, x0: Tensor, e: Tensor, h: Tensor) -> Tensor:
-    """As `states`, by exact steps of h (batch, time, n / 2), one for every pair, sample and sequence.
+    """All states, (batch, time + 1, n), for drives e without b, by exact steps h (batch, time, n / 2).
 
     phi is outside, tau the same within a pair; where h is 0 a pair stays where it is. With
     a = -alpha + i omega the steps are E = e^{h a} and C = alpha (E - 1) / a on z = x_2k + i x_2k+1.
