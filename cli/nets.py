@@ -22,22 +22,15 @@ IN_PYTHON = "Build the net in Python, and use --module FILE.py:NAME."
 
 
 def load_net(named: str) -> Any:
+    """What a file of Python calls by a name, called without arguments unless a net; or a stored net."""
     is_state = named.endswith(".safetensors")
     file, _, name = (named, "", "") if is_state else named.rpartition(":")
     if not is_state and not (file.endswith(".py") and name):
         raise ConfigError(f"--module must be FILE.py:NAME or FILE.safetensors; got {named!r}.")
     if not Path(file).is_file():
         raise ConfigError(f"--module {named}: there is no file {file}. Name one that is there.")
-    return torch_net(Path(file)) if is_state else made_by(file, name)
-
-
-def try_out(named: str, net: Behaviour, u: Tensor) -> None:
-    """Call the net once, so that what fails in it is said in one sentence."""
-    _run(named.rpartition(":")[0], "its net", net.own_map(), u, u.new_zeros(len(u), net.size))
-
-
-def made_by(file: str, name: str) -> Any:
-    """What the file of Python calls by this name; a function or class is called without arguments."""
+    if is_state:
+        return torch_net(Path(file))
     sys.path.append(str(Path(file).resolve().parent))  # for what it imports from beside it
     found = _run(file, "it", runpy.run_path, file)
     if name not in found:
@@ -45,6 +38,11 @@ def made_by(file: str, name: str) -> Any:
     made = found[name]
     is_net = isinstance(made, nn.Module | Behaviour | Terms) or not callable(made)
     return made if is_net else _run(file, f"{name}(), which must return a net,", made)
+
+
+def try_out(named: str, net: Behaviour, u: Tensor) -> None:
+    """Call the net once, so that what fails in it is said in one sentence."""
+    _run(named.rpartition(":")[0], "its net", net.own_map(), u, u.new_zeros(len(u), net.size))
 
 
 def _run(file: str, what: str, function: Any, *arguments: Any) -> Any:

@@ -236,8 +236,7 @@ def weighted_factor(gamma: np.ndarray, metrics: Sequence[MetricFacts] = ()) -> t
             found.append((proven, growth * (1 + SLACK)))
     usable = [(q, growth) for q, growth in found if q < 1 and math.isfinite(growth)]
     forgot = [math.log(1e3 * growth) / -math.log(max(q, 1e-300)) for q, growth in usable]
-    best = usable[int(np.argmin(forgot))] if usable else None
-    return best or (1.0, math.inf)
+    return usable[int(np.argmin(forgot))] if usable else (1.0, math.inf)
 
 
 def _module(index: int, found: Certificate) -> result.Module:

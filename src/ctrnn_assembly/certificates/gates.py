@@ -120,7 +120,12 @@ def _of_input(
     terms: Terms, metric: Metric, ungated: Certificate, lo: float, hi: float
 ) -> tuple[float, float, str, StepProof | None]:
     """Rate, rounding, and why not or steps, in the symbols of THEORY section 3."""
-    low, top, b, s, omega = _norms(terms, metric)
+    modules, whole = modules_of(terms, metric), Interconnection.of(terms, metric)
+    ends = torch.cat([slope * m.W.diagonal() for m in modules for slope in m.phi.slope])
+    low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK  # of 1 - w_ii s
+    rest = [balanced(m.W - torch.diag(m.W.diagonal()), m.balance, m.balance) for m in modules]
+    b = max(m.phi.g * spectral_norm(*W) for m, W in zip(modules, rest, strict=True)) + whole.edge_norm
+    s, omega = whole.symmetric_norm, whole.norm
 
     def c(b: float) -> float:  # max over 0 <= r <= 1 of b r - low r^2
         return b**2 / (4 * low) if b < 2 * low else b - low
@@ -149,13 +154,3 @@ def _of_input(
     largest = max(disc.max_dt, longer)
     proof = StepProof(lambda dt: min(disc.factor(dt), by_rate(dt)), largest, interval=True)
     return rate, lo * ungated.rounding + slack, "", proof
-
-
-def _norms(terms: Terms, metric: Metric) -> tuple[float, float, float, float, float]:
-    """The least and largest 1 - w_ii s, and b, s, omega of THEORY section 3, in a diagonal metric."""
-    modules, whole = modules_of(terms, metric), Interconnection.of(terms, metric)
-    ends = torch.cat([slope * m.W.diagonal() for m in modules for slope in m.phi.slope])
-    rest = [balanced(m.W - torch.diag(m.W.diagonal()), m.balance, m.balance) for m in modules]
-    b = max(m.phi.g * spectral_norm(*W) for m, W in zip(modules, rest, strict=True)) + whole.edge_norm
-    low, top = 1 - float(ends.max()) - SLACK, 1 - float(ends.min()) + SLACK
-    return low, top, b, whole.symmetric_norm, whole.norm

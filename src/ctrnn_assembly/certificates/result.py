@@ -22,7 +22,6 @@ SOURCES = {
     "trained": "trained, with the best validation accuracy",
     "checkpoint": "of the last epoch: the run is not finished",
     "initial": "initial, before training",
-    "none": "not read: a baseline",
     "given": "given matrices",
 }
 

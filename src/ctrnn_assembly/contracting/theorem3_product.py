@@ -39,7 +39,11 @@ class NegativeProduct(Contracting):
         return -p1.tanh().exp()[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * p2.tanh().exp()
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_p = _half_log_ratio(W)  # of P1; P2 is its inverse
+        # Of P1, the inverse of P2: log(r) / 2 by least squares over the pairs that are coupled; the
+        # pseudo-inverse gives each connected component zero mean.
+        i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
+        eye = torch.eye(len(W)).to(W)
+        log_p = torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2
         worst = float(log_p.abs().max())
         if worst >= 1:
             raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
@@ -62,11 +66,3 @@ class NegativeProduct(Contracting):
         Q = X @ X.mT + 0.5 * n * torch.eye(n)
         E = torch.linalg.cholesky(Q.to(torch.promote_types(Q.dtype, torch.float32)))  # not of halves
         return self(p[0], p[1], E)
-
-
-def _half_log_ratio(W: Tensor) -> Tensor:
-    """log(r) / 2 with W_ij / W_ji = r_i / r_j, by least squares over the pairs that are coupled."""
-    i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
-    eye = torch.eye(len(W)).to(W)
-    # The pseudo-inverse gives each connected component zero mean.
-    return torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2
