@@ -14,6 +14,7 @@ import yaml
 from cli_tools import Cli
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
+from ctrnn_cli.main import main
 
 SETTINGS = {
     "modules": 3, "units": 4, "epochs": 2, "batch_size": 64, "limit_train": 200, "limit_test": 100,
@@ -73,6 +74,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(capsys)
 
 
+@pytest.fixture(scope="module")
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of that run."""
+    out = tmp_path_factory.mktemp("pages") / "r.html"
+    main(["report", str(run), "--out", str(out)], standalone_mode=False)
+    return out.read_text(encoding="utf-8")
+
+
 def report(cli: Cli, run: Path, out: Path) -> str:
     """The page of a run."""
     done = cli("report", run, "--out", out)
@@ -91,33 +100,30 @@ def copied(run: Path, tmp_path: Path, *without: str) -> Path:
     return copy
 
 
-def test_the_page_has_every_chapter_and_picture(cli: Cli, run: Path, tmp_path: Path) -> None:
-    page = Page(report(cli, run, tmp_path / "r.html"))
-    assert page.headings == CHAPTERS
-    assert sum(tag == "img" for tag, _ in page.tags) == 3
+def test_the_page_has_every_chapter_and_picture(page: str) -> None:
+    seen = Page(page)
+    assert seen.headings == CHAPTERS
+    assert sum(tag == "img" for tag, _ in seen.tags) == 3
     for said in ("reads", "euler", "torch", "hardware"):
-        assert said in page.text
+        assert said in seen.text
 
 
-def test_the_page_needs_nothing_but_itself(cli: Cli, run: Path, tmp_path: Path) -> None:
-    text = report(cli, run, tmp_path / "r.html")
-    page = Page(text)
-    assert not re.search(r"https?:|//[a-z]", text.replace(str(run), ""))
-    assert "@import" not in text
-    assert "@font-face" not in text
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base"}
-    for value in page.values("src", "href", "xlink:href"):
+def test_the_page_needs_nothing_but_itself(page: str, run: Path) -> None:
+    seen = Page(page)
+    assert not re.search(r"https?:|//[a-z]", page.replace(str(run), ""))
+    assert "@import" not in page
+    assert "@font-face" not in page
+    assert not {tag for tag, _ in seen.tags} & {"script", "link", "iframe", "object", "embed", "base"}
+    for value in seen.values("src", "href", "xlink:href"):
         assert value.startswith(("#", "data:image/svg+xml;base64,"))
-    assert "default-src 'none'" in text
+    assert "default-src 'none'" in page
 
 
-def test_every_picture_is_a_whole_document_that_loads_nothing(
-    cli: Cli, run: Path, tmp_path: Path
-) -> None:
-    page = Page(report(cli, run, tmp_path / "r.html"))
-    ids = page.values("id")
+def test_every_picture_is_a_whole_document_that_loads_nothing(page: str) -> None:
+    seen = Page(page)
+    ids = seen.values("id")
     assert len(ids) == len(set(ids))
-    for value in page.values("src"):
+    for value in seen.values("src"):
         picture = base64.b64decode(value.removeprefix("data:image/svg+xml;base64,")).decode()
         ElementTree.fromstring(picture)
         links = re.findall(r'(?:href|src)="([^"]*)"', picture)

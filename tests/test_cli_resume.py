@@ -6,6 +6,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 
 from cli_tools import TINY, Cli, Fork, assert_same_run, signal_at, table
 from ctrnn_assembly.training import fit
+from ctrnn_cli.main import main
 from fake_data import write_images
 
 STEPS = ("--epochs=5", "--schedule=steps", "--milestones=1,3", "--lr-gamma=0.5", "--warmup-epochs=1")
@@ -43,6 +46,19 @@ class Killed(BaseException):
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(capsys)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`whole("--epochs=2")` is the tiny run of these settings that nothing breaks off, made once."""
+
+    @cache
+    def train(*settings: str) -> Path:
+        run = tmp_path_factory.mktemp("whole") / "run"
+        main(["train", *TINY, *settings, "--out", str(run)], standalone_mode=False)
+        return run
+
+    return train
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -82,12 +98,13 @@ def test_after_kill_9_a_resumed_run_ends_the_same(cli: Cli, tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_kill_9_at_any_moment_wherever_the_folder_goes_leaves_the_weights(
-    cli: Cli, tmp_path: Path, seed: int
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path, seed: int
 ) -> None:
-    settings = (*TINY, "--epochs=30", "--batch-size=16", "--learning-rate=0.1", "--threads=1")
-    whole, moments, killed = tmp_path / "whole", random.Random(seed), 0
-    assert cli("train", *settings, "--out", whole).code == 0
-    run, arguments = tmp_path / "0", (*settings, "--out", tmp_path / "0")
+    # Of a model whose epochs are short: more of them, and of their files, fall into these moments.
+    settings = ("--model=lstm", "--epochs=60", "--batch-size=16", "--learning-rate=0.1", "--threads=1")
+    moments, killed, expected = random.Random(seed), 0, whole(*settings)
+    run, settings = tmp_path / "0", (*TINY, *settings)
+    arguments = (*settings, "--out", run)
     for k in range(1, 6):
         # A fork has imported everything: its moments are those of the run.
         process = get_context("fork").Process(target=cli, args=("train", *arguments))
@@ -106,15 +123,18 @@ def test_kill_9_at_any_moment_wherever_the_folder_goes_leaves_the_weights(
             arguments = (*settings, "--out", run)
     assert killed == 5
     assert cli("train", *arguments).code == 0
-    assert_same_run(whole, run)
+    assert_same_run(expected, run)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_run_broken_off_in_an_epoch_resumes_exactly(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+    cli: Cli,
+    whole: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    cli.train(whole, *settings)
+    broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
         stop_at(patch, 10)  # four steps an epoch
         with pytest.raises(Killed):
@@ -123,21 +143,19 @@ def test_a_run_broken_off_in_an_epoch_resumes_exactly(
     assert not (broken / "summary.json").exists()
     (broken / "metrics.csv").unlink()  # the checkpoint has its rows
     assert cli("train", "--resume", broken, "--json").code == 0
-    assert_same_run(whole, broken)
+    assert_same_run(whole(*settings), broken)
 
 
-def test_early_stopping_stops_where_it_should(cli: Cli, tmp_path: Path) -> None:
-    cli.train(tmp_path / "run", *SETTINGS["early stopping"])
-    rows = table(tmp_path / "run")
+def test_early_stopping_stops_where_it_should(whole: Callable[..., Path]) -> None:
+    rows = table(whole(*SETTINGS["early stopping"]))
     assert len({row["val_accuracy"] for row in rows}) == 1  # nothing improves at this rate
     assert len(rows) == 3  # the first epoch, and two without a better one
 
 
 def test_a_run_killed_while_it_was_finishing_finishes(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    cli.train(whole, "--epochs=2")
+    broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
         patch.setattr(
             "ctrnn_assembly.training.run.save_weights", lambda *args: (_ for _ in ()).throw(Killed)
@@ -145,32 +163,30 @@ def test_a_run_killed_while_it_was_finishing_finishes(
         with pytest.raises(Killed):
             cli.train(broken, "--epochs=2")
     assert cli("train", "--resume", broken).code == 0
-    assert_same_run(whole, broken)
+    assert_same_run(whole("--epochs=2"), broken)
 
 
 def test_a_run_broken_off_in_its_first_epoch_starts_again(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    cli.train(whole, "--epochs=2")
+    broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         with pytest.raises(Killed):
             cli.train(broken, "--epochs=2")
     assert not (broken / "checkpoints").exists()
     assert cli("train", "--resume", broken).code == 0
-    assert_same_run(whole, broken)
+    assert_same_run(whole("--epochs=2"), broken)
 
 
-def test_ctrl_c_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    cli.train(whole, "--epochs=3")
+def test_ctrl_c_says_how_to_go_on(cli: Cli, whole: Callable[..., Path], tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
     done = Fork(signal_at(6, signal.SIGINT), "train", *TINY, "--epochs=3", "--out", stopped).wait()
     assert done.code == 130
     assert done.out == ""
     assert f"interrupted; `ctrnn train --resume {stopped}` goes on" in done.err
     assert cli("train", "--resume", stopped).code == 0
-    assert_same_run(whole, stopped)
+    assert_same_run(whole("--epochs=3"), stopped)
 
 
 @pytest.mark.parametrize(
@@ -197,15 +213,11 @@ def test_ctrl_c_before_the_first_epoch_ends_says_what_is_true(
 
 @pytest.mark.parametrize("where", ["moved", "copied"])
 def test_a_run_that_was_moved_or_copied_goes_on_the_same(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    whole, broken, there = tmp_path / "whole", tmp_path / "broken", tmp_path / "else" / "where"
-    settings = (
-        "--epochs=5",
-        "--learning-rate=0.3",
-        "--batch-size=16",
-    )  # whose best epoch is not the last
-    cli.train(whole, *settings)
+    broken, there = tmp_path / "broken", tmp_path / "else" / "where"
+    # Their best epoch is not the last.
+    settings = ("--epochs=5", "--learning-rate=0.3", "--batch-size=16")
     with monkeypatch.context() as patch:
         stop_at(patch, 13 * 4 + 3)
         with pytest.raises(Killed):
@@ -218,28 +230,28 @@ def test_a_run_that_was_moved_or_copied_goes_on_the_same(
         shutil.rmtree(broken)
     monkeypatch.chdir(there.parent)
     assert cli("train", "--resume", "where").code == 0
-    assert_same_run(whole, there)
+    assert_same_run(whole(*settings), there)
 
 
-def test_two_processes_do_not_resume_one_run(cli: Cli, tmp_path: Path) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    cli.train(whole, "--epochs=3")
+def test_two_processes_do_not_resume_one_run(
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
     fork = Fork(signal_at(6, signal.SIGSTOP), "train", *TINY, "--epochs=3", "--out", run)
     while not (run / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.05)
     assert "another process is training" in cli.refuses("train", "--resume", run)
     os.kill(fork.process.pid, signal.SIGCONT)
     assert fork.wait().code == 0
-    assert_same_run(whole, run)
+    assert_same_run(whole("--epochs=3"), run)
 
 
 @pytest.mark.parametrize("part", ["last.ckpt", "best.ckpt", "metrics.csv"])
 def test_a_full_disk_keeps_what_was_saved(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+    cli: Cli, whole: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    settings = ("--epochs=4", "--learning-rate=0.05", "--batch-size=25")
-    cli.train(whole, *settings)
+    run = tmp_path / "run"
+    settings = ("--epochs=3", "--learning-rate=0.05", "--batch-size=25")
     real, written = Path.write_bytes, []
 
     def write_bytes(self: Path, data: bytes) -> int:
@@ -255,7 +267,7 @@ def test_a_full_disk_keeps_what_was_saved(
     assert f"{part} (No space left on device). What was saved before is kept." in error
     assert not list(run.rglob(".*"))  # no half-written file stays
     assert cli("train", "--resume", run).code == 0
-    assert_same_run(whole, run)
+    assert_same_run(whole(*settings), run)
 
 
 def test_only_where_a_run_runs_may_change(
