@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.contracting import CONSTRAINTS, Contracting, FiringRate
@@ -265,8 +266,9 @@ def test_every_member_is_reached(name: str, n: int, seed: int) -> None:
 def test_every_sample_is_accepted(name: str, dtype: torch.dtype) -> None:
     torch.set_default_dtype(dtype)
     rule = constraint(name)
+    few = name == "firing-rate"  # whose inverse is a search
     for n in (1, 2, 3, 16):
-        for seed in range(150 if n < 16 else 20):
+        for seed in range(20 if n == 16 or few else 150):
             W = rule.sample(n, torch.Generator().manual_seed(seed))
             error = (rule(*rule.right_inverse(W)) - W).abs().max()
             assert error < 1e-5  # float32 raw tensors
@@ -304,13 +306,14 @@ def test_two_trajectories_close_at_the_certified_rate(name: str, form: str) -> N
         ) -> np.ndarray:
             x = torch.from_numpy(z).view(2, 4)
             u = a[0] * torch.sin(w * t) + a[1] * torch.cos(2 * w * t)
-            return module(t, x, u.expand(2, 4)).detach().numpy().ravel()
+            return module(t, x, u.expand(2, 4)).numpy().ravel()
 
         times = np.linspace(0, 3, 13)
         start = 2 * torch.randn(8).numpy()
-        path = solve_ivp(
-            field, (0, 3), start, method="LSODA", t_eval=times, rtol=1e-9, atol=1e-11
-        ).y.reshape(2, 4, -1)
+        with torch.no_grad(), cached():  # the weight is made once
+            path = solve_ivp(
+                field, (0, 3), start, method="LSODA", t_eval=times, rtol=1e-9, atol=1e-11
+            ).y.reshape(2, 4, -1)
         distance = np.linalg.norm(theta @ (path[0] - path[1]), axis=0)
         factor = np.exp(-module.rate * np.diff(times))
         assert (distance[1:] <= distance[:-1] * factor * (1 + 1e-6) + 1e-8).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -396,21 +397,23 @@ def test_the_worst_direction_has_the_rate_of_the_jacobian(build: Callable[[], As
 @pytest.mark.parametrize("form", ["x", "r"])
 def test_every_certified_step_stays_within_its_gain(solver: str, form: str) -> None:
     certified = sharp = 0
-    for name, kind in CONSTRAINTS.items():
-        for dt, taus in ((0.03, (1.0, 1.5)), (0.3, (1.0, 1.0))):
-            parts = [Subnetwork(kind("tanh"), 4, form=form, tau=tau) for tau in taus]  # type: ignore[arg-type]
-            net = couple(parts, "all", init_scale=0.5)
-            step = certificate(net, dt=dt, solver=solver).step
-            assert step is not None
-            if not step.certified:
-                continue
-            certified += 1
-            u = torch.randn(2, 15, net.size)
-            for worst in (False, True):
-                found = measure_contraction(net, u, dt=dt, solver=solver, worst=worst)
-                assert found.factor <= step.contraction_factor, (name, dt)
-            sharp += found.factor > step.contraction_factor - 0.1 * dt
-    assert certified >= 8
+    lengths = cycle([(0.03, (1.0, 1.5)), (0.3, (1.0, 1.0))])
+    if form == "r":  # so that every kind takes both, one in each form
+        next(lengths)
+    for (name, kind), (dt, taus) in zip(CONSTRAINTS.items(), lengths, strict=False):
+        parts = [Subnetwork(kind("tanh"), 4, form=form, tau=tau) for tau in taus]  # type: ignore[arg-type]
+        net = couple(parts, "all", init_scale=0.5)
+        step = certificate(net, dt=dt, solver=solver).step
+        assert step is not None
+        if not step.certified:
+            continue
+        certified += 1
+        u = torch.randn(2, 15, net.size)
+        for worst in (False, True):
+            found = measure_contraction(net, u, dt=dt, solver=solver, worst=worst)
+            assert found.factor <= step.contraction_factor, (name, dt)
+        sharp += found.factor > step.contraction_factor - 0.1 * dt
+    assert certified >= 4
     assert sharp >= 1
 
 
