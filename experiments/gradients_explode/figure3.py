@@ -134,9 +134,6 @@ def error(net: nn.Sequential, split: Split) -> float:
     return sum(float((net(x).argmax(1) != y).sum()) for x, y in batches(split)) / len(split)
 
 
-# What is measured
-
-
 def vjps(hidden: nn.Sequential, initial: list[Tensor], x: Tensor) -> list[VJPs]:
     """For each layer V -> (S^T V, R^T V): through phi and the norm, then through W(0) or W - W(0)."""
 

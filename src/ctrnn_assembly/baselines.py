@@ -344,10 +344,7 @@ class DeepBaseline(Baseline, Stack):
 
 def size_for(kind: type[Baseline], width: int) -> int:
     """n such that B, n units of `kind` and C have about the parameters that they have with `Pairs`."""
-
-    def excess(n: int) -> int:
-        inside = sum(p.numel() for p in kind(n, n).parameters())
-        return abs(inside + 2 * width * n - 2 * width * (width + 1))
-
     with torch.device("meta"):
-        return min(range(1, width + 1), key=excess)
+        inside = [sum(p.numel() for p in kind(n, n).parameters()) for n in range(1, width + 1)]
+    wanted = 2 * width * (width + 1)
+    return min(range(1, width + 1), key=lambda n: abs(inside[n - 1] + 2 * width * n - wanted))

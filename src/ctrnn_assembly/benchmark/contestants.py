@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torchdiffeq
@@ -65,10 +65,9 @@ def vector_field(problem: Problem, *, coupled: bool = True) -> Callable[[Tensor,
     L = terms.L if coupled else None
 
     def f(x: Tensor, u: Tensor) -> Tensor:
-        assert terms.W_in is not None
         blocks = terms.pre(x).view(batch, p, k).transpose(0, 1)
         inner = torch.bmm(blocks, W).transpose(0, 1).reshape(batch, n)
-        out = terms.post(inner + torch.addmm(terms.bias, u, terms.W_in.mT)) - x
+        out = terms.post(inner + terms.inject(u)) - x
         return out if L is None else torch.addmm(out, x, L.mT)
 
     return f
@@ -143,9 +142,7 @@ def torchdyno(problem: Problem, constrained: Literal["tanh"] | None) -> Workload
     frozen, as it is there.
     """
     terms, k, sequence = problem.terms, problem.units, problem.u.transpose(0, 1)
-    assert terms.L is not None
-    assert terms.W_in is not None
-    L = terms.L.detach().cpu()
+    L = cast(Tensor, terms.L).detach().cpu()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it copies a tensor by torch.tensor
         core = import_module("torchdyno.models.rnn_assembly").RNNAssembly(
@@ -158,7 +155,7 @@ def torchdyno(problem: Problem, constrained: Literal["tanh"] | None) -> Workload
             activation="relu",
             constrained_blocks=constrained,
         )
-    core._input_mat = nn.Parameter(terms.W_in.detach().clone(), requires_grad=False)
+    core._input_mat = nn.Parameter(cast(Tensor, terms.W_in).detach().clone(), requires_grad=False)
     core.to(problem.device)
 
     def last() -> Tensor:
