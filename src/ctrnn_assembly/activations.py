@@ -9,6 +9,7 @@ that of any other `Activation` is declared, which sampled secants can refute but
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Self, SupportsIndex
@@ -45,23 +46,19 @@ class Activation:
     proven: bool = field(default=False, init=False)  # so that `replace` gives one that is declared
 
     def __post_init__(self) -> None:
-        try:
+        fits = False
+        with suppress(TypeError, ValueError):
             lo, hi = self.slope
-            lo + hi, abs(lo), abs(hi)  # numbers
-        except (TypeError, ValueError) as e:
+            object.__setattr__(self, "slope", (lo, hi))  # a list could not be a key
+            fits = lo <= hi and 0 < self.g < float("inf")
+        if not fits:
             raise ConfigError(
-                f"slope of activation {self.name!r} must be two numbers, (lo, hi); got {self.slope!r}. "
-                "Declare it as Activation(name, f, slope=(0.0, 1.0))."
-            ) from e
-        object.__setattr__(self, "slope", (lo, hi))  # a list could not be a key
+                f"the slope interval of activation {self.name!r} must be two numbers, (lo, hi), finite, "
+                f"non-empty and not {{0}}; got {self.slope!r}. Declare it as slope=(0.0, 1.0)."
+            )
         if self.name == "identity" and self.function is not torch.positive:
             must = "the name 'identity' is the library's own activation, which solvers leave out"
             raise ConfigError(f"{must}; got another function under it. Give yours another name.")
-        if not (lo <= hi and abs(lo) < float("inf") and abs(hi) < float("inf") and self.g > 0):
-            raise ConfigError(
-                f"the slope interval of activation {self.name!r} must be finite, non-empty and not "
-                f"{{0}}; got {self.slope}. Declare it as Activation(name, f, slope=(0.0, 1.0))."
-            )
         if any(True for _ in getattr(self.function, "parameters", tuple)()):
             raise ConfigError(f"activation {self.name!r} must train no parameters. Freeze a copy.")
         self._refute()

@@ -86,8 +86,7 @@ class Assembly(BaseEstimator):
             if odd := [one.shape for one in columns if one.ndim != 2 or len(one) != m]:
                 raise DataError(f"series must all be ({m} channels, time) as the first; got {odd[0]}.")
             lengths = np.array([one.shape[1] for one in columns])
-            longest = lengths.max()
-            X = np.stack([np.pad(one, ((0, 0), (0, longest - one.shape[1]))) for one in columns])
+            X = np.stack([np.pad(x, ((0, 0), (0, lengths.max() - x.shape[1]))) for x in columns])
         flat = (np.ndim(X) if isinstance(X, list | tuple) else getattr(X, "ndim", 2)) != 3
         finite = "allow-nan" if self.missing != "refuse" else True
         checks |= {"ensure_2d": flat, "allow_nd": True, "ensure_all_finite": finite}

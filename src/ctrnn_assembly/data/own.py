@@ -59,8 +59,7 @@ class Series:
     @property
     def valid(self) -> Array:
         """(n, T) bool."""
-        steps: Array = np.arange(self.x.shape[1]) < self.lengths[:, None]
-        return steps
+        return np.arange(self.x.shape[1]) < self.lengths[:, None]
 
     def refuse(self, wrong: Array, values: Array, must: str, advice: str) -> None:
         """DataError with the place of the first True in `wrong`, (n, T) or (n, T, m)."""

@@ -28,8 +28,7 @@ def loss_of(outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor
     if y.is_floating_point():
         return F.mse_loss(outputs.float()[known(y)], y[known(y)])
     weights = None if weights is None else weights.to(outputs.device)
-    flat = outputs.float().flatten(0, -2)
-    return F.cross_entropy(flat, y.flatten(), weights, ignore_index=UNKNOWN)
+    return F.cross_entropy(outputs.float().flatten(0, -2), y.flatten(), weights, ignore_index=UNKNOWN)
 
 
 def balanced(y: Tensor, k: int) -> Tensor:

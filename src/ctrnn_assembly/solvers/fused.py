@@ -453,13 +453,12 @@ class Integrate(torch.autograd.Function):
             leaves, precision = (x0, inputs, *tensors), ctx.form.matmul_precision
             found = gradients_again(states, leaves, needed, grad, precision)
             return (None, None, *found[:2], None, *found[2:])
-        fixed, given = (ctx.form, ctx.plan, needed), (grad, stored, *read)
+        way, fixed, given = ctx.plan.way, (ctx.form, ctx.plan, needed), (grad, stored, *read)
         # As in the forward pass.
         with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
-            if ctx.plan.way == "graph":
+            if way == "graph":
                 found = _loaded("graph").replayed(_gradients, fixed, given)
             else:
-                way = ctx.plan.way
                 found = (_gradients if way == "fused" else _loaded(way).gradients)(*fixed, *given)
         return (None, None, *found[:2], None, *found[2:])
 

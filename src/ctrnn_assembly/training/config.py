@@ -240,11 +240,8 @@ def to_yaml(config: TrainConfig) -> str:
 @cache
 def recipes() -> dict[str, dict[str, Any]]:
     """The papers' recipes by name: what each sets, as `settings`, and one line on it, `about`."""
-    texts = {
-        file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
-        for file in (resources.files("ctrnn_assembly") / "recipes").iterdir()
-    }
-    return {name: load_yaml(text) for name, text in sorted(texts.items())}
+    files = {Path(f.name).stem: f for f in (resources.files("ctrnn_assembly") / "recipes").iterdir()}
+    return {name: load_yaml(f.read_text(encoding="utf-8")) for name, f in sorted(files.items())}
 
 
 def recipe(name: str, what: str = "recipe") -> dict[str, Any]:

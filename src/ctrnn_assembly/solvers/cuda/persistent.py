@@ -49,8 +49,7 @@ def why_not(form: Form, plan: Plan, x0: Any, *tensors: Tensor | None) -> str | N
     if form.matmul_precision != "full" and x0.dtype != torch.float32:
         return f"matmul_precision={form.matmul_precision!r} rounds float32, and the state is {x0.dtype}"
     if cuda:
-        properties = cast(Any, torch.cuda.get_device_properties(device))
-        found = properties.shared_memory_per_block_optin // 1024
+        found = cast(Any, torch.cuda.get_device_properties(device)).shared_memory_per_block_optin // 1024
         if found < SHARED // 1024:
             return f"{device} has {found} KB of shared memory for a program; it needs {SHARED // 1024}"
     if form.pattern is not None:
