@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ctrnn_assembly import CTRNN, AdaDiagTanh, Subnetwork
+from ctrnn_assembly import CTRNN, AdaDiagTanh, Pairs, Stack, Subnetwork
 from ctrnn_assembly.diagnostics.contraction import measure_contraction
 from ctrnn_assembly.diagnostics.linearise import step_jacobian
 from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.diagnostics.spectrum import spectrum_at
-from ctrnn_assembly.errors import ConfigError, SolverError
+from ctrnn_assembly.errors import ConfigError, ShapeError, SolverError
 from ctrnn_assembly.inputs import Signal
 from ctrnn_assembly.schemes import ADAPTIVE, FIXED_STEP, SCHEMES
 from ctrnn_assembly.solvers import solve
@@ -211,12 +211,31 @@ def test_substeps_refine_a_field_of_ones_own(solver: str) -> None:
     assert not net.certificate().certified
 
 
-@pytest.mark.parametrize("gate", [None, "input"])
-@pytest.mark.parametrize(("name", "wrong"), [("substeps", -1), ("substeps", 2.5), ("solver", "no")])
-def test_settings_that_are_changed_by_hand_are_checked(gate, name, wrong) -> None:
-    layer = CTRNN(1, Subnetwork(AdaDiagTanh(), 4), gate=gate, batch_first=True)
-    u, x = torch.ones(2, 5, 1).to(layer.encoder.weight), torch.ones(2, 4).to(layer.encoder.weight)
+MADE = {
+    "plain": lambda: CTRNN(1, Subnetwork(AdaDiagTanh(), 4), batch_first=True),
+    "gated": lambda: CTRNN(1, Subnetwork(AdaDiagTanh(), 4), gate="input", batch_first=True),
+    "stack": lambda: Stack(1, 4, [Pairs(4)], norm="layer", batch_first=True),
+    "one field": lambda: Stack(1, 4, [Pairs(4)], norm="layer", one_field=True, batch_first=True),
+}
+CHANGED = [("substeps", 0), ("substeps", 2.5), ("solver", "no"), ("dt", 0.0), ("dt", math.nan)]
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize(("name", "wrong"), CHANGED)
+def test_settings_that_are_changed_by_hand_are_checked(make, name, wrong) -> None:
+    layer = make()
+    u, x = torch.ones(2, 5, 1), torch.ones(2, 4)
     setattr(layer, name, wrong)
-    for call in (lambda: layer(u), lambda: layer.last(u), lambda: layer.step(u[:, 0], x)):
+    calls = [lambda: layer(u), lambda: layer.last(u), lambda: layer.step(u[:, 0], x)]
+    for call in (*calls, layer.flow, layer.certificate):
         with pytest.raises((ConfigError, SolverError), match=f"{name} must be .*|got 'no': solver"):
             call()
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_the_flow_under_an_array_is_that_under_a_tensor(make) -> None:
+    layer = make()
+    u, x = torch.linspace(-1, 1, 2)[:, None], torch.ones(2, 4)
+    assert_close(layer.flow(u.tolist())(x), layer.flow(u)(x))
+    with pytest.raises(ShapeError, match=r"u must be \(batch, 1\); got \(2,\)"):
+        layer.flow(u[:, 0].numpy())

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.block import Layer
-from ctrnn_assembly.calls import Dt, Lengths, Outputs, Save
+from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Save
 from ctrnn_assembly.certificates import Certificate
 from ctrnn_assembly.certificates.certify import Search
 from ctrnn_assembly.errors import ConfigError, configure
@@ -41,7 +41,7 @@ class Baseline(Recurrent):
     def terms(self) -> NoReturn:
         raise ConfigError(f"{type(self).__name__} has no terms. Use step(u, x), or a CTRNN.")
 
-    def flow(self, u: Tensor | None = None) -> Any:
+    def flow(self, u: Data = None) -> Any:
         raise ConfigError(f"{type(self).__name__} is a map x -> x+, not a flow x'. Use step(u, x).")
 
     def metric(self) -> NoReturn:
@@ -211,9 +211,8 @@ class EulerRNN(Baseline):
 
         return x_prime
 
-    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        still = self._like.new_zeros(1, self.input_size)
-        return partial(self.vector_field(), self.inputs(still if u is None else u))
+    def flow(self, u: Data = None) -> Callable[[Tensor], Tensor]:
+        return partial(self.vector_field(), self.inputs(self._sample(u)))
 
     def stepper(self) -> Step:
         field = self.vector_field()

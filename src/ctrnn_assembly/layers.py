@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ctrnn_assembly import solvers
 from ctrnn_assembly.activations import Elementwise
-from ctrnn_assembly.calls import Dt, Lengths, Save
+from ctrnn_assembly.calls import Data, Dt, Lengths, Save
 from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths, unsteady
@@ -110,8 +110,8 @@ class CTRNN(Recurrent):
                 f"interpolation={interpolation!r} does nothing in {solver}, which holds samples over "
                 "its step. Leave it out, or use a solver such as rk4."
             )
-        check_within("(0, inf)", "Use dt=0.03.", dt=dt)
         self.dt, self.substeps, self.solver, self.interpolation = dt, substeps, solver, interpolation
+        self._check()
         self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
         self.field, self.is_own = field, self_made
         self.encoder: Any = nn.Identity()
@@ -172,6 +172,7 @@ class CTRNN(Recurrent):
         self, *, dt: StepLengths = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What `certify` proves of the layer and its step, by default of its own dt and solver."""
+        self._check()
         steps = tuple(one / self.substeps for one in step_lengths(self.dt if dt is None else dt))
         found = self._certified(steps, solver or self.solver, search)
         if found.step is None:
@@ -198,15 +199,14 @@ class CTRNN(Recurrent):
             found = certify_gated(terms, metric, **bounds, dt=lengths, solver=solver)
         return in_arithmetic(found, terms, self.options["matmul_precision"], gated=g is not None)
 
-    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def flow(self, u: Data = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, n), while the input is u (batch, m); zero if None."""
+        sample = self._sample(u)
         if self.is_own:
-            like = self._like
-            sample = self.encoder(like.new_zeros(1, self.input_size) if u is None else u)
-            f = as_field(self.field, like.new_zeros(1, self.hidden_size), driven=True)
-            return lambda x: f(x.new_zeros(()), x, sample.expand(len(x), -1))
+            drive = self.encoder(sample)
+            f = as_field(self.field, sample.new_zeros(1, self.hidden_size), driven=True)
+            return lambda x: f(x.new_zeros(()), x, drive.expand(len(x), -1))
         gates, (terms, encode) = self._reading, self._driven()
-        sample = terms.tau.new_zeros(1, self.input_size) if u is None else u
         drive = encode(sample)
         if gates is None:
             return lambda x: terms(x, drive)
@@ -224,6 +224,11 @@ class CTRNN(Recurrent):
         if not self.is_own:
             self.field.project_()
 
+    def _check(self) -> None:
+        """Refuse settings that no step has; a made layer's may have been changed."""
+        check_settings(self.solver, None, self.substeps)
+        check_within("(0, inf)", "Use dt=0.03.", dt=self.dt)
+
     def _needs_units(self, what: str) -> None:
         if self.is_own:
             raise ConfigError(
@@ -233,7 +238,7 @@ class CTRNN(Recurrent):
 
     def _driven(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """The field's tensors, or your own field, and its encoder: none for a plain `nn.Linear`."""
-        check_settings(self.solver, None, self.substeps)  # which may be changed on a made layer
+        self._check()
         if self.is_own:
             return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
         terms = self.field.terms()
@@ -261,6 +266,7 @@ class CTRNN(Recurrent):
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
+        self._check()
         gates, h = self._reading, self.dt / self.substeps
         if self.is_own and self.solver == "euler":
             own = repeated(lambda flow, x: x + h * flow(x), self.substeps)

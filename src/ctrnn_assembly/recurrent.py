@@ -116,14 +116,19 @@ class Recurrent(nn.Module, ABC):
 
     def step(self, u: Data, x: Data) -> Tensor:
         """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
+        u, x = self._sample(u), as_tensor("x", x, self._like, self._like.dtype)
+        self._check_state("x", x, (u.shape[0], self.state_size))
+        return self.stepper()(u.to(x.dtype), x)
+
+    def _sample(self, u: Data) -> Tensor:
+        """One sample of each sequence, (batch, m), as a tensor; of None zeros, (1, m)."""
         like = self._like
-        u, x = (as_tensor(name, z, like, like.dtype) for name, z in (("u", u), ("x", x)))
+        u = like.new_zeros(1, self.input_size) if u is None else as_tensor("u", u, like, like.dtype)
         if u.ndim != 2 or u.shape[1] != self.input_size:
             fix = "Pass one sample, input[t] of an input (time, batch, m)."
             raise ShapeError(f"u must be (batch, {self.input_size}); got {tuple(u.shape)}. {fix}")
-        self._check_state("x", x, (u.shape[0], self.state_size))
         self._check_like("u", u)
-        return self.stepper()(u.to(x.dtype), x)
+        return u
 
     def _way(self, dt: Dt) -> Run:
         """`_run`, or `_by_steps` where a tracer records the loop; called by the caller, a frame less."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, activation
 from ctrnn_assembly.block import Layer, Mix, Norm, finite
-from ctrnn_assembly.calls import Dt, Lengths, Outputs, Save
+from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Save
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade, norm_bound
 from ctrnn_assembly.certificates.certify import Search, parametrized, unsteady
 from ctrnn_assembly.certificates.result import Certificate
@@ -94,13 +94,12 @@ class Stack(Recurrent):
         start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
         super().__init__(input_size, width, batch_first=batch_first, **start)
         check_within("[0, 1)", dropout=dropout)
-        check_within("(0, inf)", dt=dt, input_range=input_range)
-        check_settings(solver, None, substeps)
         if gate_range is not None and (one_field or solver == "imex"):
             got = f"{solver!r}, one_field={one_field}"
             raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
         self.dt, self.substeps, self.solver, self.one_field = dt, substeps, solver, one_field
         self.input_range = input_range
+        self._check()
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
         parts |= {"gate_range": gate_range, "dropout": dropout, "scale": scale}
         self.layers = nn.ModuleList(Layer(width, field, **parts) for field in fields)
@@ -111,6 +110,7 @@ class Stack(Recurrent):
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """Of the whole net in evaluation mode, and its step; by search "none" or "rate" less sharp."""
+        self._check()
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         reason, plain = "", is_plain(self.encoder, nn.Linear)
         if not is_unchanged(self, Stack):
@@ -203,9 +203,9 @@ class Stack(Recurrent):
         """The states of each layer, (..., n_l), of h (..., state_size); a call takes both as h_0."""
         return h.split(self.layer_sizes, dim=-1)
 
-    def flow(self, u: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    def flow(self, u: Data = None) -> Callable[[Tensor], Tensor]:
         """f with f(x) = x', both (batch, state_size), of all layers as one field, under u (batch, m)."""
-        sample, f = self._like.new_zeros(1, self.input_size) if u is None else u, self._field()
+        sample, f = self._sample(u), self._field()
         return lambda x: f(sample, x)
 
     def _field(self) -> Step:
@@ -238,7 +238,13 @@ class Stack(Recurrent):
             found.append(own)
         return s, torch.cat(found, dim=-1)
 
+    def _check(self) -> None:
+        """Refuse settings that no step has; a made net's may have been changed."""
+        check_settings(self.solver, None, self.substeps)
+        check_within("(0, inf)", dt=self.dt, input_range=self.input_range)
+
     def _check_fixed(self) -> None:
+        self._check()
         if self.training and any(one.norm.kind == "batch" or one.dropout for one in self.layers):
             got, fix = "batch norm or dropout in training mode", "eval(), or train with one_field=False"
             raise ConfigError(f"one field needs fixed maps between its layers; got {got}. Call {fix}.")
@@ -262,6 +268,7 @@ class Stack(Recurrent):
 
     def _mover(self, layer: Layer) -> Step:
         """(z, v) -> z+ of one layer, with its matrices built once."""
+        self._check()
         if self.solver not in SCHEMES or layer.gate is not None:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.field.terms()
@@ -271,6 +278,7 @@ class Stack(Recurrent):
 
     def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
         """The states of one layer after each sample, (batch, time, n), and its last."""
+        self._check()
         terms = layer.field.terms()
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
         options: Any = {"solver": self.solver, "lengths": lengths}
