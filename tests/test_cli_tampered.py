@@ -113,7 +113,7 @@ def test_a_bit_flipped_in_the_values_is_refused_or_judged(cli: Cli, tmp_path: Pa
     store_run(run, model=model)
     content = (run / WEIGHTS).read_bytes()
     start = 8 * (8 + int.from_bytes(content[:8], "little"))
-    for bit in range(start + 30, 8 * len(content), 509):
+    for bit in range(start + 30, 8 * len(content), 1021):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         (run / WEIGHTS).write_bytes(damaged)

@@ -114,7 +114,7 @@ def test_no_attack_succeeds_below_the_certified_radius(net):
 @pytest.mark.slow
 @pytest.mark.parametrize("net", NETS, ids=lambda net: "-".join(map(str, net.values())))
 def test_no_strong_attack_succeeds_below_the_certified_radius(net):
-    radii, found = hunt(net, 1, restarts=3, steps=10, rounds=8)
+    radii, found = hunt(net, 1, restarts=2, steps=10, rounds=6)
     assert (found >= radii).all()
 
 
@@ -223,7 +223,7 @@ def test_large_logits_that_cancel_prove_no_radius():
     model, u = model.double().eval(), normal(1, 9, 1)
     x = model.core.last(u)[0]
     wrong = 0
-    for seed in range(40):
+    for seed in range(16):
         rows = 1e9 * normal(2, 16, seed=seed)
         rows -= torch.outer(rows @ x, x) / (x @ x)
         with torch.no_grad():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cli_tools import Cli
+from cli_tools import TINY, Cli
 from ctrnn_assembly.errors import ConfigError, DataError
 from ctrnn_assembly.training.config import make_config, recipe
 from ctrnn_assembly.training.run import (
@@ -27,6 +28,7 @@ from ctrnn_assembly.training.run import (
     save_weights,
     write,
 )
+from ctrnn_cli.main import main
 
 SMALL = make_config({"modules": 2, "units": 4})
 
@@ -36,11 +38,18 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(capsys)
 
 
-@pytest.fixture
-def run(cli: Cli, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    cli.train(folder, "--epochs=1")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    main(["train", *TINY, "--epochs=1", "--out", str(folder)], standalone_mode=False)
     return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_write_leaves_the_old_file_where_it_fails(
