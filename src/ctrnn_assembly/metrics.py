@@ -125,6 +125,5 @@ def _multiply(thetas: list[Tensor], K: Tensor) -> Tensor:
     """blkdiag(thetas) K for K (n, m), by blocks of rows; a theta is (n_i, n_i) or its diagonal."""
     if all(theta.ndim == 1 for theta in thetas):
         return torch.cat(thetas)[:, None] * K
-    rows = K.split([len(theta) for theta in thetas])
-    pairs = zip(thetas, rows, strict=True)
+    pairs = zip(thetas, K.split([len(theta) for theta in thetas]), strict=True)
     return torch.cat([t[:, None] * row if t.ndim == 1 else t @ row for t, row in pairs])

@@ -217,8 +217,7 @@ def draw_pairs(axes: Axes, times: Array, distances: Array, colour: str, label: s
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values = distances / distances[:, :1]
     values = np.where(np.isfinite(values) & (values > 0), values, np.nan)
-    lines = axes.plot(times, values.T, color=colour, linewidth=0.7, alpha=0.7)
-    lines[0].set_label(label)
+    axes.plot(times, values.T, color=colour, linewidth=0.7, alpha=0.7)[0].set_label(label)
     return float(np.nanmax(values))
 
 
@@ -316,6 +315,5 @@ def weights_figure(layer: Any, *, title: str) -> Figure:
             axes.axhline(edge, color="0.75", linewidth=0.3)
             axes.axvline(edge, color="0.75", linewidth=0.3)
         axes.set(xlabel="from unit", ylabel="to unit")
-        bar = figure.colorbar(image, ax=axes, shrink=0.85, extend="both")
-        bar.outline.set_linewidth(0.5)
+        figure.colorbar(image, ax=axes, shrink=0.85, extend="both").outline.set_linewidth(0.5)
     return figure

@@ -442,8 +442,7 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
         samples = torch.arange(batch + -batch % ROWS, device=x0.device).clamp(max=batch - 1)
         x0, inputs = x0[samples], inputs[:, samples]
         h = h if h is None else h[:, samples]
-    square = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, Q, R))
-    W, P, Q, R = square
+    W, P, Q, R = (A if A is None or A.ndim == 3 else pad(A, (0, more) * A.ndim) for A in (W, P, Q, R))
     G, E = (A if A is None else pad(A, (0, 0, 0, more)) for A in (G, E))
     d = d if d is None else pad(d, (0, more))
     return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, Q, E, R
@@ -517,8 +516,7 @@ def _gradients(
     if d_inputs is not None and dz is not None:
         d_inputs += (dz.view(-1, n) @ G).view(inputs.shape)
     of_gates = None if G is None else dG.view(-1, n)[:m].mT, None if d is None else dd
-    of_weights = dW, dD, dP, dQ, dE.view(-1, n)[:m].mT, None
-    return dx0, d_inputs, None, *of_gates, *of_weights
+    return dx0, d_inputs, None, *of_gates, dW, dD, dP, dQ, dE.view(-1, n)[:m].mT, None
 
 
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
