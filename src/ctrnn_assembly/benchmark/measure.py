@@ -201,8 +201,7 @@ def check_agreement(contestant: Contestant, problem: Problem) -> str:
     Gradients of zeros in a tensor that is not all zeros are left out: a solver that uses them has none.
     SolverError if they differ by more than its tolerance. Returns why it cannot run here, if that is so.
     """
-    limit = contestant.tolerance
-    if limit is None:
+    if (limit := contestant.tolerance) is None:
         return ""
     batch = min(problem.batch, 4)
     steps = max(8, 2**16 // (batch * problem.n))  # below which no loop is compiled

@@ -195,8 +195,7 @@ class Search:
             point = torch.from_numpy(x).requires_grad_()
             with torch.enable_grad():
                 here = self.at(point)
-            found = here.eliminated(self.dt)
-            if found is None:
+            if (found := here.eliminated(self.dt)) is None:
                 return WORST, np.zeros_like(x)
             values, y = torch.linalg.eigh(found[0])  # by the envelope theorem, at y and the worst w
             top = float(values[-1])

@@ -77,8 +77,7 @@ def _certify_layer(W: Tensor) -> tuple[Certificate, Balance]:
     phi, none = (Elementwise(((ACTIVATIONS[name], len(W)),)) for name in ("tanh", "identity"))
     terms = Terms((W,), none, phi, torch.zeros_like(one), one)
     for other in jointly(terms, [Metric((factor,))], 1.0, "euler") if q >= 1 and few else ():
-        proven = prove_step(Interconnection.of(terms, other), "euler").factor(1.0)
-        if proven < q:
+        if (proven := prove_step(Interconnection.of(terms, other), "euler").factor(1.0)) < q:
             q, factor, origin, theorem = proven, other.factors[0], "search: joint", "LMI"
     metric = MetricFacts.of(Metric((factor,)), one, origin)
     if not q < 1:

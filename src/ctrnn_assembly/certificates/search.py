@@ -113,8 +113,7 @@ def _theorem2(W: Tensor, phi: Activation, inside: bool) -> Iterator[tuple[str, T
     if float((W - W.mT).abs().max()) > 1e-12 * float(W.abs().max()) or not phi.monotone:
         return
     values, vectors = torch.linalg.eigh(phi.g * W)
-    c = max(float(values[-1]), 1e-3)
-    if c < 1:
+    if (c := max(float(values[-1]), 1e-3)) < 1:
         R = math.sqrt(c) + (c - values).clamp(min=0).sqrt()
         yield "Theorem 2", (vectors * R ** (2 if inside else -2)) @ vectors.mT
 

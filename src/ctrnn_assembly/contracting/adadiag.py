@@ -37,12 +37,10 @@ class AdaDiagTanh(Contracting):
         return torch.diag(self.bounded(theta) / self.phi.g)
 
     def raw(self, W: Tensor) -> tuple[Tensor]:
-        off = float((W - torch.diag(W.diagonal())).abs().max())
-        if off > 0:
+        if (off := float((W - torch.diag(W.diagonal())).abs().max())) > 0:
             raise self.outside("a diagonal W", off, "Pass torch.diag(w).")
         ratio = self.phi.g * W.diagonal() / self.radius
-        worst = float(ratio.abs().max())
-        if worst > 1 + 1e-7:
+        if (worst := float(ratio.abs().max())) > 1 + 1e-7:
             raise self.outside(f"g |w| <= {self.radius:.6g}", worst * self.radius, "Scale w down.")
         # Just inside, so that the inverse of tanh is finite.
         return (self.unbounded(self.radius * ratio.clamp(-1 + 1e-7, 1 - 1e-7)),)

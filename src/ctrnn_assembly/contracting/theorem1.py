@@ -68,8 +68,7 @@ class Triangular(Absolute):
         return super().inside(A.tril())
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
-        above = float(W.triu(1).abs().max())
-        if above > 0:
+        if (above := float(W.triu(1).abs().max())) > 0:
             raise self.outside("zeros above the diagonal", above, "Pass W.tril(), or use absolute.")
         return super().raw(W)
 

@@ -44,8 +44,7 @@ class Symmetric(Contracting):
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(self.phi.g * symmetric_part(W))
-        top = float(values[-1])
-        if top >= self.radius:
+        if (top := float(values[-1])) >= self.radius:
             raise self.outside(f"g lmax(W) < {self.radius:.6g}", top, "Scale W down.")
         c = max(0.5 * (top + self.radius), 0.25 * self.radius)
         roots = c**0.5 + (c - values).clamp(min=0).sqrt()  # eigenvalues of R

@@ -56,8 +56,7 @@ class FiringRate(Contracting):
         balance *= min(1.0, 0.99 / (float(balance.abs().max()) + 1e-300))
         for d in (torch.zeros_like(balance), balance):
             A, high = balanced(self.phi.g * W, -d), self.left * 0.999  # less than `left`: room to S
-            P = _largest_gram(A, high)
-            if P is not None:
+            if (P := _largest_gram(A, high)) is not None:
                 break
         else:
             condition = f"P + A P^-1 A^T <= {4 * high:.4g} I - A - A^T for a P > 0"

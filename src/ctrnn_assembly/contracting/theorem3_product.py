@@ -44,8 +44,7 @@ class NegativeProduct(Contracting):
         i, j = (W * W.mT > 0).triu(1).nonzero(as_tuple=True)
         eye = torch.eye(len(W)).to(W)
         log_p = torch.linalg.pinv(eye[i] - eye[j]) @ (W[i, j] / W[j, i]).log() / 2
-        worst = float(log_p.abs().max())
-        if worst >= 1:
+        if (worst := float(log_p.abs().max())) >= 1:
             raise self.outside("|log(p1 / p2)| < 2", 2 * worst, "Balance W first.")
         Q = -(-log_p).exp()[:, None] * W * log_p.exp()
         E = gram_root(self, "Q", torch.linalg.eigh(symmetric_part(Q)), SMALLEST_Q, LARGEST_Q)

@@ -194,8 +194,7 @@ def find_images(path: Path) -> ImageFiles:
     below = (name for depth in (0, 1, 2) for name in glob("*/" * depth + "*", root_dir=where))
     if gone := [name for name in below if not (where / name).exists()]:
         raise DataError(f"{gone[0]} in {where} is a link to what is not there. Mend or remove it.")
-    images = with_splits(where, names)
-    if images is None:
+    if (images := with_splits(where, names)) is None:
         raise DataError(f"{where} fits no known layout, e.g. {min(names)}. {_LAYOUT}")
     return images
 

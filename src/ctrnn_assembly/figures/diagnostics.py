@@ -292,8 +292,7 @@ def gsc_figure(rows: Sequence[dict[str, Any]], *, title: str) -> Figure:
 @style.printed
 def weights_figure(layer: Any, *, title: str) -> Figure:
     """Heat maps of W and of L, each with its own colours; ConfigError for what has no field."""
-    field = getattr(layer, "field", None)
-    if field is None:
+    if (field := getattr(layer, "field", None)) is None:
         got = f"{type(layer).__name__}, a baseline or a stack of layers"
         raise ConfigError(f"this picture is of one assembly; got {got}. Draw its curves.")
     figure, panels = style.new_figure(3.35, title, (1, 2))

@@ -174,8 +174,7 @@ def parse_experiment(name: str, text: str) -> Experiment:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}.yaml must hold about, source and rows; got {reason}.") from None
     names = [row.name for row in experiment.rows]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
+    if (double := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ConfigError(f"{name}.yaml: rows must have different names; got {double!r} twice.")
     if experiment.against not in (None, *names):
         raise unknown(f"{name}.yaml: against", experiment.against, names)

@@ -90,8 +90,7 @@ def compare(rows: Sequence[Row], results: Sequence[Record], against: str | None 
 
 def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
     """Mean and standard deviation in per cent; that of a single run is None."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
+    if not (known := [100 * value for value in values if value is not None]):
         return None
     deviation = statistics.stdev(known) if len(known) > 1 else None
     return {"mean": statistics.fmean(known), "std": deviation, "min": min(known), "max": max(known)}
@@ -127,11 +126,9 @@ def means(runs: Sequence[Record], part: str = "test") -> Record:
     each with its `half_interval`, how many are certified, and the smallest rate."""
     found: Record = {}
     for name in [*(f"{part}_{key}" for key in MEASURES), "seconds"]:
-        reached = [one[name] for one in runs if one.get(name) is not None]
-        if reached:
+        if reached := [one[name] for one in runs if one.get(name) is not None]:
             found |= {name: statistics.fmean(reached), f"{name}_half_interval": half_interval(reached)}
-    proven = verdict([one["certificate"] for one in runs])
-    if proven is not None:
+    if (proven := verdict([one["certificate"] for one in runs])) is not None:
         found |= {"certified": proven["certified"], "step_certified": proven["discrete"]}
         found |= {"rate": proven["rate"], "parameters": runs[0]["parameters"]}
     return found

@@ -120,8 +120,7 @@ class Trials:
         write(self.stored, yaml.safe_dump(self.sweep.model_dump(), sort_keys=False))
         while True:
             with ExitStack() as held:
-                trial = self.claim(held)
-                if trial is None:
+                if (trial := self.claim(held)) is None:
                     return
                 outcome: dict[str, Any] = {"state": optuna.trial.TrialState.FAIL}
                 say(f"trial {trial.number}: {', '.join(f'{k} {x}' for k, x in trial.params.items())}")

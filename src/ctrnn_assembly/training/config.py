@@ -268,8 +268,7 @@ def recommended(task: str, model: str | None = None, target: str | None = None) 
 
     A stack for a layer or a layer for a stack, and a model with its own step, take those of training.
     """
-    family = re.match(r"[A-Za-z0-9]+", task)
-    if family is None or family[0] not in RECOMMENDED:
+    if (family := re.match(r"[A-Za-z0-9]+", task)) is None or family[0] not in RECOMMENDED:
         return {}
     found = recipe(RECOMMENDED[family[0]])
     del found["task"]

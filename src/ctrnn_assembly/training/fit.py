@@ -444,8 +444,7 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
         run.write(stored, to_yaml(training.config))
     if run.read_summary(out) is not None:
         raise ConfigError(f"{out} is finished. Use more --epochs, or --config {stored} --out NEW.")
-    last = out / "checkpoints" / "last.ckpt"
-    if not last.exists():
+    if not (last := out / "checkpoints" / "last.ckpt").exists():
         return None  # killed before its first epoch ended: it starts again, with the same result
     for file in (last.with_name("best.ckpt"), last):
         saved = run.read_weights(file)

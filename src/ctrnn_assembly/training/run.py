@@ -71,8 +71,7 @@ class Weights:
 
     def load(self, model: nn.Module) -> None:
         """Load them into a model, which takes their precision."""
-        bad = [name for name, x in self.state.items() if x.is_complex() or not x.isfinite().all()]
-        if bad:
+        if bad := [name for name, x in self.state.items() if x.is_complex() or not x.isfinite().all()]:
             what = f"{self.file} holds NaN or infinite values, or complex ones, in {bad[0]!r}"
             raise DataError(f"{what}. Use an intact copy.")
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
@@ -417,8 +416,7 @@ def read_config(run: Path) -> TrainConfig:
 
 def read_summary(run: Path) -> dict[str, Any] | None:
     """summary.json of a run folder; None if the run is not finished."""
-    path = run / "summary.json"
-    if not path.exists():
+    if not (path := run / "summary.json").exists():
         return None
     advice = f"Delete it; `ctrnn train --resume {run}` writes it again."
     with refusing(f"{path} is not readable JSON", advice):
