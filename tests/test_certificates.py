@@ -194,7 +194,7 @@ def test_the_factor_of_a_step_bounds_the_row_of_its_scheme(solver, form):
     names = [name for name in CONSTRAINTS if CONSTRAINTS[name]().rate is not None]
     taus = (1.0, 1.0), (0.5, 2.0), (torch.tensor([0.5, 1.0, 2.0]), 1.0)
     certified = 0
-    for trial, name in enumerate([*names, *names]):
+    for trial, name in enumerate(names):
         tau = taus[trial % 3]
         options = {"outside_set": "rescale", "density": 0.4} if name == "sparse-absolute" else {}
         first = Subnetwork(CONSTRAINTS["adadiag-tanh"](margin=0.2), 3, form=form, tau=tau[0])

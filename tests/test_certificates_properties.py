@@ -305,7 +305,7 @@ def test_the_factor_of_a_step_and_the_largest_dt_are_not_below_the_exact_ones(
 
     monkeypatch.setattr(import_module("ctrnn_assembly.certificates.certify"), "prove_step", kept)
 
-    @searching(20)
+    @searching(16)
     @given(recipe=recipes(units=5, largest=4, depth=2), share=st.sampled_from([0.02, 0.1, 0.4, 1.5]))
     def check(recipe: Recipe, share: float) -> None:
         net = recipe.build()
@@ -409,7 +409,7 @@ TWO_WAYS = Recipe(
 
 
 def test_the_unit_of_time_does_not_matter() -> None:
-    @searching(15)
+    @searching(10)
     @example(recipe=TWO_WAYS, solver="imex", factor=1e-6)
     @given(
         recipe=recipes(units=8, largest=4),

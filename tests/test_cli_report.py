@@ -213,8 +213,9 @@ def test_what_cannot_be_reported_is_refused_in_one_sentence(cli: Cli, run: Path,
 
 
 def test_what_a_command_writes_has_its_place_in_the_run_folder(
-    cli: Cli, run: Path, tmp_path: Path
+    cli: Cli, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ctrnn_assembly.export.exported", lambda *_: (b"of ONNX", 0.0))  # seconds
     own = Path(shutil.copytree(run, tmp_path / "own"))
     for command in (["plot", own, "--kind", "curves"], ["report", own], ["export", own]):
         assert cli(*command).code == 0

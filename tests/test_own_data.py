@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -17,6 +18,7 @@ from ctrnn_assembly.training.batches import Batches, evaluate, timed
 from ctrnn_assembly.training.config import make_config
 from ctrnn_assembly.training.fit import fit
 from ctrnn_assembly.training.run import Run
+from ctrnn_cli.main import main
 
 SMALL = ("--model=adadiag-tanh", "--modules=2", "--units=4", "--dt=0.5", "--device=cpu", "--threads=1",
          "--epochs=3", "--batch-size=16", "--certify-every=3")  # fmt: skip
@@ -25,6 +27,15 @@ SMALL = ("--model=adadiag-tanh", "--modules=2", "--units=4", "--dt=0.5", "--devi
 @pytest.fixture
 def cli(capsys):
     return Cli(capsys)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A file of series and a run on them."""
+    folder = tmp_path_factory.mktemp("trained")
+    data, run = write_csv(folder / "all.csv"), folder / "run"
+    main(["train", "--data", str(data), *SMALL, "--out", str(run)], standalone_mode=False)
+    return data, run
 
 
 def series(n=40, T=12, seed=0):
@@ -75,11 +86,10 @@ def test_three_commands_from_a_csv_to_predictions(cli, tmp_path):
         assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_predictions_are_those_of_evaluate(cli, tmp_path):
+def test_predictions_are_those_of_evaluate(cli, trained, tmp_path):
     """On the very test series: the normalisation of the run, and not one of the new file."""
-    run, out = tmp_path / "run", tmp_path / "p.csv"
-    data = write_csv(tmp_path / "all.csv")
-    assert cli("train", "--data", data, *SMALL, "--out", run).code == 0
+    data, out = trained[0], tmp_path / "p.csv"
+    run = shutil.copytree(trained[1], tmp_path / "run")
     assert cli("predict", run, "--data", data, "--out", out).code == 0
     lines = data.read_text(encoding="utf-8").splitlines()
     one = tmp_path / "one.csv"  # a file of one series, whose own statistics are others
@@ -349,9 +359,8 @@ def test_data_and_a_task_are_one_too_many(cli, tmp_path):
     assert "Name it with --data" in cli.refuses("train", "--task", "own")
 
 
-def test_predict_refuses_other_channels_and_runs_of_other_tasks(cli, tmp_path):
-    run, out = tmp_path / "run", tmp_path / "p.csv"
-    assert cli("train", "--data", write_csv(tmp_path / "a.csv"), *SMALL, "--out", run).code == 0
+def test_predict_refuses_other_channels_and_runs_of_other_tasks(cli, trained, tmp_path):
+    run, out = shutil.copytree(trained[1], tmp_path / "run"), tmp_path / "p.csv"
     other = write_csv(tmp_path / "b.csv", names="id,time,left,up,target")
     assert "must have the channels left, right" in cli.refuses(
         "predict", run, "--data", other, "--out", out

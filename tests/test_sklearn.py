@@ -35,7 +35,7 @@ def series(n=60, T=12, seed=0):
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [AssemblyClassifier(**SMALL), AssemblyRegressor(**SMALL | {"epochs": 3})],
+    [kind(**SMALL | {"units": 4, "epochs": 2}) for kind in (AssemblyClassifier, AssemblyRegressor)],
     expected_failed_checks=lambda estimator: LEFT_OUT,
 )
 def test_the_checks_of_scikit_learn(estimator, check):
