@@ -110,7 +110,7 @@ def test_states_are_handed_over_and_a_chunked_sequence_is_the_whole():
 
 @pytest.mark.parametrize("mix", ["linear", "tanh-glu", "mlp"])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_distances_stay_below_gamma_at_every_step(norm, mix, seed):
     net = stack(norm=norm, mix=mix, seed=seed)
     with torch.no_grad():
