@@ -210,9 +210,9 @@ def test_two_processes_train_like_one(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli, tmp_path: Path) -> None:
-    settings = ("--epochs=1", "--solver=imex", "--batch-size=100", "--resize=4", "--json")
-    plain = cli.train(tmp_path / "plain", *settings)
-    profiled = cli.train(tmp_path / "profiled", *settings, "--profile")
+    settings = ("--epochs=1", "--model=adadiag-tanh", "--solver=imex", "--batch-size=100", "--resize=4")
+    plain = cli.train(tmp_path / "plain", *settings, "--json")
+    profiled = cli.train(tmp_path / "profiled", *settings, "--json", "--profile")
     assert "time of training" not in plain.err
     assert all(stage in profiled.err for stage in fit.STAGES)
     assert "time of training: stages" in profiled.err
@@ -221,7 +221,10 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_as_any_other(cli: Cli,
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-PROFILED = {"modules": 2, "units": 4, "epochs": 2, "resize": 4, "limit_train": 200, "batch_size": 20}
+PROFILED = {
+    "model": "adadiag-tanh", "modules": 2, "units": 4, "epochs": 2, "resize": 4, "limit_train": 200,
+    "batch_size": 20,
+}  # fmt: skip
 
 
 def test_a_profile_counts_what_a_stage_calls_for_it(tmp_path: Path) -> None:
