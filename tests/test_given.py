@@ -328,6 +328,8 @@ def test_bytes_that_are_no_file_of_numbers_are_refused(cli: Cli, tmp_path: Path)
     assert "v7.3" in cli.refuses("certify", "--weights", tmp_path / "b.mat")
     assert "numbers and commas alone" in cli.refuses("certify", "--weights", tmp_path / "a.csv")
     assert "holds something" in cli.refuses("certify", "--weights", tmp_path / "not-there.csv")
+    (tmp_path / "c.csv").write_text("0.1,0\n#0,0.1\n0,0.2\n")  # a row is not dropped, nor W another one
+    assert "'#0'" in cli.refuses("certify", "--weights", tmp_path / "c.csv")
     assert "--weights" in cli.refuses("certify")
     assert "by --weights FILE" in cli.refuses("certify", tmp_path / "a.npz")
     assert "--tau is of --weights" in cli.refuses("certify", "digits", "--tau=0")

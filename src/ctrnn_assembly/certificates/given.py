@@ -126,7 +126,7 @@ def read_matrices(file: Path) -> dict[str, Any]:
 
 def _stored(file: Path, kind: str) -> dict[str, Any]:
     if kind == ".csv":
-        return {"W": np.loadtxt(file, delimiter=",", ndmin=2)}
+        return {"W": np.loadtxt(file, delimiter=",", ndmin=2, comments=None, encoding="utf-8-sig")}
     if kind == ".mat":
         from scipy.io import loadmat
 
