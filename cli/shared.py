@@ -211,7 +211,8 @@ def emit(
 
     result = plain(result)
     if csv:
-        write_table(csv, result["rows"], [column.key for column in columns])
+        names = [column.key for column in columns]
+        write_table(csv, [{key: row[key] for key in names} for row in result["rows"]], names)
     if npz:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays or {})

@@ -76,7 +76,12 @@ def test_swap_makes_the_table_and_the_picture(cli: Cli, run: Path, tmp_path: Pat
     drawn = picture.read_text()
     assert "euler:64" in drawn
     assert "test accuracy" in drawn
-    rows = strict_json(cli("evaluate", run, "--swap=imex,dopri5", "--json").out)["rows"]
+    columns = tmp_path / "swap.csv"
+    rows = strict_json(cli("evaluate", run, "--swap=imex,dopri5", "--json", "--csv", columns).out)[
+        "rows"
+    ]
+    written = [line.split(",")[0] for line in columns.read_text().splitlines()]
+    assert written == ["solver", *(row["solver"] for row in rows)]
     assert [row["solver"] for row in rows] == ["exponential-euler (trained)", "imex", "dopri5"]
     assert [row["step"] for row in rows] == [0.12, 0.12, None]
     assert rows[1]["verdict"].startswith("contracting, factor <= ")
