@@ -81,6 +81,7 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
 
     Runs that differ by their seed alone are a column: means, and half the 95 % interval over seeds.
     """
+    from ctrnn_assembly.certificates.result import down
     from ctrnn_assembly.reproduction.results import means
     from ctrnn_assembly.training.config import FREE
     from ctrnn_assembly.training.run import read_config, read_summary, refusing
@@ -103,11 +104,12 @@ def compare_command(folders: tuple[Path, ...], as_json: bool) -> None:
             column |= {key: runs[0][key] for key in ("task", *differ)}
             columns.append(column | means(runs))
 
-    def text(value: Any) -> str:
-        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    def text(key: str, value: Any) -> str:
+        number: Any = down if key == "rate" else "{:.4g}".format  # a bound is not rounded up
+        return "-" if value is None else number(value) if isinstance(value, float) else str(value)
 
     names = dict.fromkeys(key for column in columns for key in column)
-    lines = [{"": k} | {str(i): text(one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
+    lines = [{"": k} | {str(i): text(k, one.get(k)) for i, one in enumerate(columns, 1)} for k in names]
     lines = [line for line in lines if set(line.values()) - {line[""], "-"}]
     emit({"differ": differ, "columns": columns}, table(lines, title="runs"), as_json=as_json)
 
@@ -126,6 +128,7 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
     process was killed goes on from its last epoch. Validation chooses, and the test is told of the best
     trial alone. --plot draws how much each setting matters, beside the trials.
     """
+    from ctrnn_assembly.certificates.result import down
     from ctrnn_assembly.data.targets import in_words
     from ctrnn_assembly.reproduction.sweep import Trials
 
@@ -139,7 +142,7 @@ def sweep_command(file: Path, out: Path | None, show: bool, as_json: bool, plot:
         Column("score", "validation", ".4f"),
         Column("seconds", "seconds a run", ".1f"),
         Column("certified", f"certified of {sweep.seeds}", ">"),
-        Column("rate", "rate >=", ".4g"),
+        Column("rate", "rate >=", down),
         Column("step_certified", "step certified", ">"),
         Column("state", "state"),
     )

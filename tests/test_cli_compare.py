@@ -58,6 +58,10 @@ def test_runs_are_grouped_over_seeds_and_told_apart_by_what_differs(cli, tmp_pat
     assert "test r2" not in shown
     assert "half_interval" in shown
     assert "half_interval" not in cli("compare", runs["a0"]).out  # of one run there is none
+    file = runs["a0"] / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"certificate": summary["certificate"] | {"rate": 0.42548}}))
+    assert "0.4254 " in cli("compare", runs["a0"]).out  # a bound is never rounded up
 
     assert "the same settings and seed" in cli.refuses("compare", runs["a0"], runs["a1"], runs["a0"])
     (runs["a1"] / "summary.json").unlink()

@@ -115,6 +115,14 @@ def test_a_trial_that_cannot_be_has_failed_with_its_reason(
     assert "complete" in done.out
 
 
+def test_a_rate_is_never_rounded_up(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"trial": 0, "state": "complete", "score": 0.5, "certified": 1, "rate": 0.42548}
+    monkeypatch.setattr(Trials, "rows", lambda self: [row])
+    file = written(tmp_path, "search: {solver: [euler, imex]}\nsampler: grid\n")
+    assert "0.4254 " in cli("sweep", file, "--show").out
+
+
 def test_data_that_do_not_fit_one_trial_end_that_trial(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
