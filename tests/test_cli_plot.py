@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from cli_tools import Cli
+from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.curves import short_names
+from ctrnn_assembly.figures.diagnostics import finish_bars
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
@@ -220,3 +223,21 @@ def test_help_names_every_kind(cli: Cli) -> None:
     text = cli("plot", "--help").out
     assert all(kind in text for kind in KINDS)
     assert {"plot", "report"} <= set(cli("--help").out.split())
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_legend_of_bars_stays_off_the_tick_labels(failing: bool) -> None:
+    def draw() -> Figure:
+        figure, (axes, _) = style.new_figure(3.3, "deep", (1, 2))
+        axes.bar(range(4), [9.0] * 4, label="layer alone")
+        if failing:
+            axes.bar(range(4), [1.0] * 4, label="layer that fails")
+        finish_bars(axes, 4, "layer", "samples", 10.0, "the whole, proven: more than 10^12")
+        return figure
+
+    figure = style.printed(draw)()
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    box, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    assert box.x0 <= legend.x0 < legend.x1 <= box.x1
+    assert legend.y0 > axes.transData.transform((0.0, 10.0))[1]

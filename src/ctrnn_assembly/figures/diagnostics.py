@@ -97,7 +97,7 @@ def finish_bars(axes: Axes, count: int, part: str, what: str, whole: float, labe
     if count <= style.NUMBERED:
         axes.set_xticks(range(count), map(str, range(count)), fontsize=8 if count <= 12 else 7)
     axes.set(xlabel=part, ylabel=what, xlim=(-0.7, count - 0.3))
-    style.raised(axes, 0.25, loc="upper center", ncols=2)
+    style.raised(axes, 0.35, loc="upper center")
 
 
 @style.printed
