@@ -83,6 +83,7 @@ def load_inputs(data: Path | None, m: int | None, samples: int | None) -> tuple[
     x = series.filled("refuse")
     count = min(4, len(x)) if samples is None else samples
     if x.shape[2] != (m or x.shape[2]):
-        raise DataError(f"{series.what} must have {m} channels, as the net reads; got {x.shape[2]}.")
+        must = f"{series.what} must have {m} channels, as the net reads; got {x.shape[2]}"
+        raise DataError(f"{must}. One recording is X of (1, time, {m}), or a .csv with a column id.")
     check_within(f"[1, {len(x)}]", f"{series.what} has {len(x)} series.", samples=count)
     return torch.from_numpy(x[:count]), torch.from_numpy(series.lengths[:count])

@@ -173,9 +173,12 @@ def test_a_net_that_cannot_be_made_is_refused(cli, nets, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        (None, "must exist and end in .npz"),
+        (None, "must be a file that ends in .npz"),
         ({"x": np.ones((2, 4, 3))}, "must hold an array X; got x"),
-        ({"X": np.ones((4, 3))}, "must have 3 channels, as the net reads; got 1"),
+        (
+            {"X": np.ones((4, 3))},
+            "got 1. One recording is X of (1, time, 3), or a .csv with a column id",
+        ),
         ({"X": np.ones((2, 4, 5))}, "must have 3 channels, as the net reads; got 5"),
         ({"X": np.ones((2, 4, 3), complex)}, "got complex numbers"),
         ({"X": np.full((2, 4, 3), np.nan)}, "values must be finite; got nan at series '0', step 0"),

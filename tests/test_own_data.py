@@ -354,6 +354,13 @@ def test_arrays_are_trained_on_in_python_and_learnt(tmp_path):
         _ = Run.open(tmp_path / "run").task
 
 
+def test_a_folder_of_many_files_is_told_what_it_lacks(cli, tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("id,target,x\n", encoding="utf-8")
+    said = cli.refuses("train", "--data", tmp_path)
+    assert "or a folder with one such file. Name it with --data; many series go into one table." in said
+
+
 def test_data_and_a_task_are_one_too_many(cli, tmp_path):
     assert "Drop it" in cli.refuses("train", "--data", tmp_path, "--task", "digits")
     assert "Name it with --data" in cli.refuses("train", "--task", "own")

@@ -326,7 +326,8 @@ def read_series(file: Path, target: str | None, columns: dict[str, str]) -> Seri
     file = found[0] if len(found) == 1 else file
     kind = file.suffix.lower()
     if kind not in ENDINGS or not file.is_file():
-        raise DataError(f"{file} must exist and end in {', '.join(ENDINGS)}. Name it with --data.")
+        must = f"must be a file that ends in {', '.join(ENDINGS)}, or a folder with one such file"
+        raise DataError(f"{file} {must}. Name it with --data; many series go into one table.")
     if kind in (".csv", ".ts"):
         return of_table(file.name, read_table(file, columns, target), target)
     beside = file.with_name(file.name.replace("X", "y", 1))
