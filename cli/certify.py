@@ -107,8 +107,8 @@ def certify_command(source: str | None, proof: Path | None, witness: Path | None
 def check_command(file: Path, source: str | None) -> None:
     """Check FILE, which `ctrnn certify` has written: by --witness, or by --write-proof.
 
-    The certified net, or SOURCE, runs again from states of a witness; a proof is of the matrices beside
-    it. Exit code 0: proven. 1: refuted, or refused. 2: another net, a damaged file, or states that meet.
+    The certified net, or that after FILE, runs again from a witness; a proof is of matrices beside it.
+    Exit code 0: proven. 1: refuted, or refused. 2: another net, a damaged file, or states that meet.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -129,6 +129,8 @@ def check_proof(file: Path, content: Any, source: str | None) -> int:
     named = file.parent / content["weights"]["file"]
     weights = Path(source) if source else named
     weights = weights / named.name if weights.is_dir() else weights
+    if source and not weights.is_file():
+        raise ConfigError(f"a proof is of weights in a file; got {source!r}. Name a run, or that file.")
     code = main([str(file), *([str(weights)] if source else [])])
     known = read(file, weights) if code == 0 and weights.is_file() else None
     net = known and net_of(weights, *known)

@@ -468,6 +468,7 @@ def test_run_and_weights_write_proofs(tmp_path: Path, cli: Cli) -> None:
     assert judged(file) == cli("check", file).code == 0
     store_run(tmp_path / "run", model="svd-combo", solver="imex", seed=5)
     assert judged(file) == cli("check", file).code == 1
+    assert "a proof is of weights in a file; got 'digits'" in cli.refuses("check", file, "digits")
     forge(file, lambda proof: proof.update(claims=[]))
     assert cli.refuses("check", file).startswith("error: no proof file")
 
