@@ -333,13 +333,16 @@ def test_a_configuration_file_wins_over_a_recipe_and_options_over_both(cli: Cli,
     assert chosen == [1, 2, 4, "exponential-euler", 60]
 
 
-def test_a_run_is_never_overwritten(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_is_never_overwritten(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     cli.train(run, "--epochs=1")
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert "already holds a run" in cli.refuses("train", *TINY, "--epochs=1", "--out", run)
     assert "is finished" in cli.refuses("train", "--resume", run)
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    proof = "ctrnn_assembly.training.fit.missing_certificate"
+    monkeypatch.setattr(proof, lambda *given: pytest.fail("refused only after a certificate"))
+    assert "already holds a run" in cli.refuses("train", *TINY, "--epochs=1", "--out", run)
     assert "there is no run folder" in cli.refuses("train", "--resume", tmp_path / "none")
 
 

@@ -51,6 +51,7 @@ STEPS = 5  # of the first epoch are profiled: a step is tens of thousands of ope
 LONG = 60.0  # seconds: of a longer run a trial is spoken of, and after them an epoch says how far it is
 TIMED = 5  # are timed, after the first one, to tell how long a run will take
 DIVERGED = "the loss became NaN or infinite in {}. The last good checkpoint stays. Lower learning_rate."
+HELD = "{0} already holds a run. Use --resume {0}, or another --out."
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -161,6 +162,8 @@ def fit(
         made = {name: getattr(task.sequence, name, getattr(config, name)) for name in OF_DATA}
         config = config.model_copy(update={"task": "own", "data_dir": None, **made})
     fabric = make_fabric(config, out)
+    if not resume and fabric.is_global_zero and (out / "config.yaml").exists():
+        raise ConfigError(HELD.format(out))  # before anything that takes time, and again below
     start = run.Run(out if resume else None, config, initial=True)
     task = task or start.task
     if config.class_weights == "balanced":
@@ -433,7 +436,7 @@ def open_folder(training: Training, *, resume: bool) -> run.Weights | None:
     out, stored = training.out, training.out / "config.yaml"
     if not resume and training.fabric.is_global_zero:
         if stored.exists():
-            raise ConfigError(f"{out} already holds a run. Use --resume {out}, or another --out.")
+            raise ConfigError(HELD.format(out))
         run.write(stored, to_yaml(training.config))
         if isinstance(prepared := training.task.sequence, Preparation):
             run.write(out / run.PREPARATION, prepared.model_dump_json(indent=2) + "\n")
