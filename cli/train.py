@@ -165,13 +165,12 @@ def learnt_nothing(config: TrainConfig, summary: dict[str, Any]) -> list[tuple[s
     if summary["chance"] is None or summary["test_accuracy"] > summary["chance"]:
         return []
     best = recommended(config.task)
-    if not best:
-        advice = "try another learning_rate, more epochs, or other units"
-    elif best.items() <= config.model_dump().items():
-        advice = "its settings are the recommended ones: try more epochs"
-    else:
-        own = "--data FILE" if config.task == "own" else f"--task {config.task}"
-        advice = f"`ctrnn train {own}` alone takes what is recommended: model {best['model']}, ..."
+    other = ", ".join(f"{key} {x}" for key, x in best.items() if x != getattr(config, key))
+    own = "--data FILE" if config.task == "own" else f"--task {config.task}"
+    advice = f"`ctrnn train {own}` alone takes what is recommended: {other}"
+    if not other:
+        again = "its settings are the recommended ones: try more epochs"
+        advice = again if best else "try another learning_rate, more epochs, or other units"
     no_better = f"{summary['chance']:.4f} is within reach without learning anything"
     return [("at chance", f"{no_better}; {advice}")]
 

@@ -471,7 +471,9 @@ def test_a_net_at_chance_is_said_to_be(cli: Cli, tmp_path: Path) -> None:
     done = cli.train(tmp_path / "run", "--epochs=1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] <= summary["chance"] < 0.25
-    recommended_for = "`ctrnn train --task digits` alone takes what is recommended: model svd-combo"
+    recommended_for = (
+        "`ctrnn train --task digits` alone takes what is recommended: modules 8, units 16, "
+    )
     assert f"at chance │ {summary['chance']:.4f} is within reach" in " ".join(done.out.split())
     assert recommended_for in " ".join(done.out.split())
     own = make_config({"task": "mine"})
