@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 
 from ctrnn_assembly import (
     Absolute,
@@ -141,7 +142,7 @@ def test_two_close_trajectories_approach_at_the_rate_along_the_way(phi: str) -> 
         assert not found.certified
         held += found.holds
         pair = torch.cat([x0, x0 + 1e-7 * torch.randn(1, 3)])
-        with torch.no_grad():
+        with torch.no_grad(), cached():  # the weight is made once
             u = drive.expand(2, -1, -1)
             x = solve(module, pair, u=u, dt=dt, solver="dopri8", rtol=1e-12, atol=1e-14).x
         M = array(module.metric().matrix()) * array(module.tau)
