@@ -116,7 +116,7 @@ def check_command(file: Path, source: str | None) -> None:
     except CtrnnError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = "it lacks " * isinstance(error, KeyError) + " ".join(str(error).split())[:100]
         raise DataError(f"{file} is no file that `ctrnn certify` has written: {reason}.") from error
     click.get_current_context().exit(code)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from keep import shown
 
+from ctrnn_assembly.certificates.result import down
 from ctrnn_assembly.reproduction.experiments import Experiment, experiment_names, load_experiment
 from ctrnn_assembly.reproduction.results import cells, compare, read_results, summary, summary_cells, yes
 from ctrnn_assembly.training.run import write
@@ -116,7 +117,7 @@ def exponents(there: Results) -> Results:
                     low, high = one[f"{name}_range"]
                     cell = f"{one[name]:.4f} ({low:.3f} to {high:.3f})"
                 line[f"{row}: of the {name}"] = cell
-            rate = f"{one['rate']:.4g}" if one and one["certified"] else "no" if one else "-"
+            rate = down(one["rate"]) if one and one["certified"] else "no" if one else "-"
             line[f"{row}: rate >="] = rate
         rows.append(line)
     return rows

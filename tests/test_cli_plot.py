@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
 
 from cli_tools import Cli
+from ctrnn_assembly import AdaDiagTanh, Subnetwork
+from ctrnn_assembly.diagnostics.fixed_points import find_fixed_points
+from ctrnn_assembly.diagnostics.lyapunov import lyapunov_exponents
 from ctrnn_assembly.figures import style
 from ctrnn_assembly.figures.curves import short_names
-from ctrnn_assembly.figures.diagnostics import finish_bars
+from ctrnn_assembly.figures.diagnostics import finish_bars, fixed_points_figure, lyapunov_figure
 from ctrnn_assembly.figures.style import bound_of, pooled
 from ctrnn_assembly.reproduction.experiments import all_published, published_for, versionless
 from ctrnn_assembly.training.config import make_config
@@ -223,6 +227,19 @@ def test_help_names_every_kind(cli: Cli) -> None:
     text = cli("plot", "--help").out
     assert all(kind in text for kind in KINDS)
     assert {"plot", "report"} <= set(cli("--help").out.split())
+
+
+def test_lines_of_bounds_are_not_labelled_beyond_them() -> None:
+    """A rate of .12396 is no ".124", nor is an exponent of at most -.12396 one of at most -.124."""
+    net, rate = Subnetwork(AdaDiagTanh(), 2), 0.12396
+    exponents = lyapunov_exponents(net, torch.zeros(1, 20, 2), k=2, steps=20, dt=0.1)
+    figures = [
+        fixed_points_figure([find_fixed_points(net, starts=2)], rate=rate, title="x"),
+        lyapunov_figure(exponents, bound=-rate, title="x"),
+    ]
+    axes = [one for figure in figures for one in figure.axes]
+    labels = {label for one in axes for label in one.get_legend_handles_labels()[1]}
+    assert {"-rate = -0.123, certified", "certified: at most -0.123"} <= labels
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -484,6 +484,8 @@ def test_what_is_no_file_of_ours_is_refused_in_one_sentence(cli: Cli, tmp_path: 
     file = tmp_path / "witness.json"
     file.write_text(text, encoding="utf-8")
     assert cli.refuses("check", file).count("\n") <= 1
+    if text == "{}":
+        assert "it lacks 'kind'" in cli.refuses("check", file)
     file.write_bytes(b"\xff\xfe" + text.encode())
     assert cli.refuses("check", file).count("\n") <= 1
 

@@ -37,7 +37,8 @@ def terms_of(
     times = _numbers(tau, "tau").flatten()
     if len(times) not in (1, n) or not bool((times > 0).all()):
         got = f"{len(times)} values, the smallest {float(times.min()) if len(times) else None}"
-        raise ShapeError(f"tau must be one number or {n}, one for each unit, all positive; got {got}.")
+        must = f"tau must be one number or {n}, one for each unit, all positive"
+        raise ShapeError(f"{must}; got {got}. One a module: numpy.repeat(tau, sizes).")
     maps = activations.around(activations.activation(activation), n, inside=place == "inside")
     return Terms(blocks, *maps, torch.zeros(n).double(), times.expand(n).clone(), coupling)
 

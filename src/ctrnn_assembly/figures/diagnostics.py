@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ctrnn_assembly.certificates import Certificate, StepCertificate
 from ctrnn_assembly.certificates.certify import FactorCurve
-from ctrnn_assembly.certificates.result import down, samples_words
+from ctrnn_assembly.certificates.result import down, factor, samples_words, up
 from ctrnn_assembly.diagnostics.contraction import Measurement
 from ctrnn_assembly.diagnostics.fixed_points import FixedPoints
 from ctrnn_assembly.diagnostics.lyapunov import Lyapunov
@@ -111,7 +111,7 @@ def spectrum_figure(
     if draw_along(left, found, before, "eigenvalues", "Jacobian", MAP):
         left.set(xlabel=f"real part ({PER_TAU})", ylabel=f"imaginary part ({PER_TAU})")
         if certificate.certified:
-            left.axvline(-rate, label=f"certified: -rate = {-rate:.3g}", **CERTIFIED)
+            left.axvline(-rate, label=f"certified: -rate = {up(-rate, 3)}", **CERTIFIED)
     if draw_along(middle, found, before, "step_eigenvalues", "one step", no_step):
         draw_circle(middle)
     draw_extremes(right, found, certificate)
@@ -191,7 +191,7 @@ def contraction_figure(
         curve = np.exp(-proven.rate * times)
         left.plot(times, curve, color=BLACK, linewidth=1.3, linestyle=":", label="exp(-rate t), flow")
     if step is not None and step.certified and step.contraction_factor is not None:
-        label = f"certified: {step.contraction_factor:.5f} a step"
+        label = f"certified: {factor(step.contraction_factor)} a step"
         growth = math.sqrt(proven.metric.condition_number) if proven.of_layers else 1.0
         curve = growth * step.contraction_factor ** (times / step.dt)
         left.plot(times, curve, color=COLOURS[1], linewidth=1.5, linestyle="--", label=label)
@@ -240,7 +240,7 @@ def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figu
     for axes in (left, right):
         axes.axhline(0, color=GREY, linewidth=0.8)
         if bound is not None:
-            axes.axhline(bound, label=f"certified: at most {bound:.3g}", **CERTIFIED)
+            axes.axhline(bound, label=f"certified: at most {up(bound, 3)}", **CERTIFIED)
         style.raised(axes, 0.4, fontsize=7, loc="upper right")
     return figure
 
@@ -262,7 +262,7 @@ def fixed_points_figure(
         return figure
     axes.axvline(0, color=BLACK, linewidth=0.9)
     if rate is not None:
-        axes.axvline(-rate, label=f"-rate = {-rate:.3g}, certified", **CERTIFIED)
+        axes.axvline(-rate, label=f"-rate = {up(-rate, 3)}, certified", **CERTIFIED)
     axes.set(xlabel=f"Re of eig J ({PER_TAU})", ylabel=f"Im ({PER_TAU})")
     style.raised(axes, 0.2, fontsize=7, loc="upper left")
     return figure

@@ -16,6 +16,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from ctrnn_assembly.certificates.result import down
 from ctrnn_assembly.data.targets import MEASURES
 from ctrnn_assembly.errors import ConfigError, refusing
 from ctrnn_assembly.reproduction.experiments import Experiment, Job, PublishedAccuracy, Row
@@ -157,7 +158,7 @@ def cells(line: Record) -> dict[str, str]:
         "last epoch": ours(line["final_epoch_accuracy"]),
         "certified before": "-" if before is None else yes(before["certified"], before["of"]),
         "certified after": "-" if after is None else yes(after["certified"], after["of"]),
-        "rate >=": "-" if after is None or after["rate"] is None else f"{after['rate']:.4g}",
+        "rate >=": "-" if after is None or after["rate"] is None else down(after["rate"]),
         "step certified": "-" if after is None else yes(after["discrete"], after["of"]),
         "parameters": "-" if line["parameters"] is None else f"{line['parameters']:,}",
         "time a run": "-" if line["seconds"] is None else lasting(line["seconds"]),
