@@ -24,6 +24,7 @@ from ctrnn_assembly.certificates.steps import prove_step
 from ctrnn_assembly.errors import ConfigError, ContractionError, check_known
 from ctrnn_assembly.linalg import one_thread
 from ctrnn_assembly.metrics import Factor, Metric
+from ctrnn_assembly.recurrent import HOOKS
 from ctrnn_assembly.schemes import SCHEMES, SOLVERS, unknown_solver
 from ctrnn_assembly.terms import Terms, Uncertainty
 from ctrnn_assembly.topology import recognise
@@ -88,6 +89,10 @@ def certify(
     if given or L is not None or not isinstance(metric, Metric | None):
         got = ", ".join((*given, type(L).__name__, type(metric).__name__))
         raise ConfigError(f"L and tau go with matrices, and metric must be a Metric; got {got}.")
+    asked = getattr(field, "certificate", None) or getattr(field, "terms", None)
+    if (owner := getattr(asked, "__self__", field)) is not field:  # a net within this one answers
+        compiled = getattr(field, "_orig_mod", None) is owner
+        field = owner if compiled and not any(getattr(field, k) for k in HOOKS) else type(field)
     if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
         if metric is not None or uncertainty is not None:
             fix = "Use certify(layer.field, metric) or certify(layer.field, uncertainty=...)."

@@ -56,8 +56,9 @@ def _refusal(net: nn.RNNBase) -> str:
         return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"
     if not is_unchanged(net, nn.RNN):
         return "an nn.RNN with hooks or methods of its own is another function; remove them"
-    if any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None):
-        return "rounding of a map in half precision may keep states apart; use float32"
+    half = any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None)
+    if half or torch.is_autocast_enabled(next(net.parameters()).device.type):
+        return "rounding of a map in half precision may keep states apart; use float32, no autocast"
     if net.bidirectional:
         return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
     if net.training and net.dropout > 0 and net.num_layers > 1:
