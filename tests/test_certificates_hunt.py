@@ -15,6 +15,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise, aro
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.given import terms_of, uncertain
+from ctrnn_assembly.contracting import AdaDiagTanh
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.pairs import Pairs
@@ -229,6 +230,96 @@ def test_a_stack_whose_parts_are_called_otherwise_has_no_constants():
     finally:
         everywhere.remove()
     assert certify(rnn).certified
+
+
+def by_calls(net, step=None):
+    """How far two states are, at first and after 60 samples under one input, a call each."""
+    u, h = torch.randn(60, 1, 2), torch.tensor([[[1.0] * 3], [[-1.0] * 3]])
+    start = float((h[0] - h[1]).norm())
+    with torch.no_grad():
+        for sample in u:
+            h = torch.stack([net(sample[None], x[None])[1][0] for x in h])
+    return start, float((h[0] - h[1]).norm())
+
+
+def test_parts_that_draw_numbers_when_they_are_called_are_not_certified():
+    """Dropout, noise of a hook and weights drawn at each call give two states different inputs."""
+
+    def net(**gate):
+        torch.manual_seed(0)
+        return CTRNN(2, Subnetwork(SingularValueBounded("tanh", margin=0.3), 3), dt=0.3, **gate)
+
+    noisy, hooked, drawn_anew, gated = net(), net(), net(), net(gate="shared", gate_bounds=(0.1, 1.0))
+    noisy.encoder = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5))
+    handle = hooked.encoder.register_forward_hook(lambda m, given, out: out + torch.randn_like(out))
+    drawn_anew.encoder = nn.Sequential(nn.Linear(2, 3))
+    nn.utils.parametrize.register_parametrization(drawn_anew.encoder[0], "weight", Drawn(), unsafe=True)
+    gated.gates.reader = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 1))
+    for one in (noisy, hooked, drawn_anew, gated):
+        start, end = by_calls(one)
+        assert end > 0.01 * start
+        assert not one.certificate().certified
+    deep = Stack(2, 4, [Pairs(4)], norm="none")
+    deep.encoder = nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5))
+    assert not deep.certificate().certified
+    handle.remove()
+    for one in (noisy.eval(), hooked, gated.eval(), deep.eval()):
+        assert one.certificate().certified
+    assert by_calls(noisy)[1] < 0.02
+    noisy.encoder.append(nn.Flatten(0, 1)).append(nn.BatchNorm1d(3)).append(nn.Unflatten(0, (1, 2)))
+    assert noisy.train().certificate().step is not None
+    assert not bool(noisy.encoder[3].running_mean.any())  # no call of the certificate's counts
+
+
+class Around(nn.Module):
+    """What it does not know its net answers, as `torch.compile` does it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "net" else getattr(self.net, name)
+
+    def forward(self, u, h):
+        output, h = self.net(u, h)
+        return output, 3 * h
+
+
+def test_hooks_on_a_layer_and_what_is_around_it_are_not_certified():
+    torch.manual_seed(0)
+    core = CTRNN(2, Subnetwork(SingularValueBounded("tanh"), 3), dt=0.1)
+    field, compiled = torch.compile(core.field), torch.compile(core, backend="eager")
+    assert certify(compiled) == core.certificate()
+    assert certify(field).certified
+    compiled.register_forward_hook(lambda module, given, out: (out[0], 3 * out[1]))
+    field.register_forward_hook(lambda module, given, out: -out)
+    hooked = CTRNN(2, core.field, dt=0.1)
+    hooked.register_forward_hook(lambda module, given, out: (out[0], 3 * out[1]))
+    for net in (hooked, Around(core)):
+        start, end = by_calls(net)
+        assert end > 10 * start
+    for net in (hooked, compiled, field, Around(core), Around(core.field)):
+        assert not certify(net).certified
+
+
+def test_autocast_may_keep_states_apart():
+    """bfloat16 rounds a factor of .9985 to 1: states stay apart in a map, and must not in a layer."""
+    half, weight = 0.5 - 2**-9, torch.tensor([[0.9985]])
+    rnn = nn.RNN(1, 2, nonlinearity="relu", bias=False).float()
+    layer = CTRNN(1, Subnetwork(AdaDiagTanh("relu", margin=0.001), 1, weight=weight), dt=0.5, bias=False)
+    layer, u = layer.float(), torch.zeros(50, 2, 1).float()
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(torch.tensor([[0.5, half], [half, 0.5]]))
+        h, x = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]).float(), torch.ones(1, 1).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(rnn(u, h)[1].float(), h)
+            assert not certify(rnn).certified
+            assert layer.certificate().step.certified
+            for _ in range(1000):
+                x = layer.step(u[0, :1], x)
+    assert certify(rnn).certified
+    assert 0 < float(x) <= layer.certificate().step.contraction_factor ** 1000 * 1.01
 
 
 def test_a_map_in_half_precision_may_keep_states_apart():

@@ -820,7 +820,7 @@ def made_anew(net: CTRNN, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("stepper", "a CTRNN has methods of its own"),
+        ("stepper", "a CTRNN has hooks or methods of its own"),
         ("gates", "a Gates has hooks or methods of its own"),
         ("metric", "the gates were made for another metric"),
         ("kind", ""),

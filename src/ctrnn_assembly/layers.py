@@ -21,7 +21,7 @@ from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
-from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, methods_of_its_own
+from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
 from ctrnn_assembly.solvers import check_own, check_settings, gated, is_compiled, solve
 from ctrnn_assembly.solvers.grid import overflow, step_grid
@@ -175,21 +175,21 @@ class CTRNN(Recurrent):
         self._check()
         steps = tuple(one / self.substeps for one in step_lengths(self.dt if dt is None else dt))
         found = self._certified(steps, solver or self.solver, search)
-        if found.step is None:
-            return found
-        return replace(found, step=replace(found.step, substeps=self.substeps))
+        step = found.step and replace(found.step, substeps=self.substeps)
+        return replace(found, step=step)
 
     def _certified(self, lengths: tuple[float, ...], solver: str, search: Search) -> Certificate:
         g = self._reading
         broken = "" if g is None else g.unproven(self.metric())
-        if methods_of_its_own(self, CTRNN) - {"certificate"}:
-            broken = f"a {type(self).__name__} has methods of its own; remove them"
+        if not is_unchanged(self, CTRNN):
+            broken = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
             if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
                 broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
         if self.is_own:
             broken = "no proof is known for a field of your own: it is code. Of matrices: certify(W, L)"
-        if broken := broken or unsteady(lambda: self._driven()[0].tensors()):
+        parts = [self.encoder] if g is None else [self.encoder, g.reader]
+        if broken := broken or unsteady(lambda: [*self._driven()[0].tensors(), *map(self._made, parts)]):
             return Certificate.refused(broken, dt=max(lengths, default=None), solver=solver)
         terms, metric = self._driven()[0], self.metric()
         if g is None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Run, Save, Sequences
@@ -118,7 +119,8 @@ class Recurrent(nn.Module, ABC):
         """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
         u, x = self._sample(u), as_tensor("x", x, self._like, self._like.dtype)
         self._check_state("x", x, (u.shape[0], self.state_size))
-        return self.stepper()(u.to(x.dtype), x)
+        with torch.autocast(x.device.type, enabled=False):  # as in a solve
+            return self.stepper()(u.to(x.dtype), x)
 
     def _sample(self, u: Data) -> Tensor:
         """One sample of each sequence, (batch, m), as a tensor; of None zeros, (1, m)."""
@@ -195,6 +197,11 @@ class Recurrent(nn.Module, ABC):
     def _like(self) -> Tensor:
         """Of the dtype and device of the weights; quantised ones are no parameters, and read float32."""
         return next(self.parameters(), torch.empty(0, dtype=torch.float32))
+
+    def _made(self, part: nn.Module) -> Tensor:
+        """What a part makes of two samples; its buffers, such as running means, stay as they are."""
+        buffers = {name: x.clone() for name, x in part.named_buffers()}
+        return functional_call(part, buffers, self._like.new_ones(1, 2, self.input_size))
 
     def _check_state(self, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
         if x.shape != shape:

@@ -123,7 +123,7 @@ class Stack(Recurrent):
             reason = "gated pairs are proven layer by layer; set one_field=False"
         elif self.gated and not plain:
             reason = "the encoder is no plain nn.Linear: it has no bound, and gates need bounded inputs"
-        if reason := reason or unsteady(lambda: parametrized(self)):
+        if reason := reason or unsteady(lambda: [*parametrized(self), self._made(self.encoder)]):
             return Certificate.refused(reason, dt=dt, solver=solver)
         entry = norm_bound(self.encoder.weight) if plain else torch.inf
         way: Any = {"substeps": self.substeps, "one_field": self.one_field}
