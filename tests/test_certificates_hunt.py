@@ -15,7 +15,7 @@ from ctrnn_assembly.activations import ACTIVATIONS, Activation, Elementwise, aro
 from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.certificates.gates import certify_gated
 from ctrnn_assembly.certificates.given import terms_of, uncertain
-from ctrnn_assembly.contracting import AdaDiagTanh
+from ctrnn_assembly.contracting import AdaDiagTanh, FiringRate, SparseAbsolute
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.pairs import Pairs
@@ -359,3 +359,46 @@ def test_a_part_of_a_stack_that_counts_as_false_is_looked_at() -> None:
     assert net.certificate().certified
     net.layers[0].C = Empty(4, 4)
     assert not net.certificate().certified
+
+
+def two(kind):
+    return couple([Subnetwork(SingularValueBounded("tanh"), 2) for _ in range(2)], kind=kind)
+
+
+def edited(name):
+    """A net, and what changes a part of it so that its guarantee by construction is void."""
+    frozen = SparseAbsolute("tanh", density=0.4, outside_set="rescale", magnitude=3.0)
+    sparse = Subnetwork(frozen, 6, generator=torch.Generator().manual_seed(0))
+    dense, hierarchy, feedback, free = Subnetwork(FiringRate("tanh"), 4), *map(two, COUPLINGS_OF)
+    steep = Activation("steep", lambda x: torch.tanh(3 * x), (0.0, 3.0))
+    pairs, bounded = Pairs(4), Subnetwork(SingularValueBounded("tanh"), 4)
+    edits = {
+        "steeper phi": (sparse, lambda: setattr(sparse.constraint, "phi", steep)),
+        "margin of frozen weights": (sparse, lambda: setattr(sparse.constraint, "margin", 0.9)),
+        "margin of pairs": (pairs, lambda: setattr(pairs.constraint, "margin", 1.9)),
+        "margin": (bounded, lambda: setattr(bounded.constraint, "margin", 1.9)),
+        "tau": (dense, lambda: dense.tau[0].fill_(30.0)),
+        "negative tau": (bounded, lambda: bounded.tau[0].fill_(-1.0)),
+        "infinite bias": (bounded, lambda: bounded.bias[0].detach().fill_(torch.inf)),
+        "both ways": (hierarchy, lambda: setattr(hierarchy.coupling, "K", free.coupling.K)),
+        "index": (hierarchy, lambda: hierarchy.coupling.K.index.copy_(torch.arange(4))),
+        "psi": (feedback, lambda: setattr(feedback.coupling, "psi", Elementwise(((TANH, 4),)))),
+        "share": (free, lambda: setattr(free.coupling, "share", 1.0)),
+    }
+    return edits[name]
+
+
+COUPLINGS_OF = ("hierarchy", "feedback", "free")
+EDITS = (
+    "steeper phi", "margin of frozen weights", "margin of pairs", "margin", "tau", "negative tau",
+    "infinite bias", "both ways", "index", "psi", "share",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_no_rate_by_construction_of_parts_that_were_changed_by_hand(name):
+    net, edit = edited(name)
+    assert net.rate is not None or name == "share"
+    edit()
+    assert net.rate is None
+    assert couple([net, Subnetwork(AdaDiagTanh(), 2)]).rate is None

@@ -13,7 +13,7 @@ from ctrnn_assembly import CONSTRAINTS, Assembly, Hierarchy, Subnetwork, certify
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import rounding, steps
 from ctrnn_assembly.certificates.interconnection import Interconnection
-from ctrnn_assembly.certificates.lmi import Weighed
+from ctrnn_assembly.certificates.lmi import Search, Weighed
 from ctrnn_assembly.certificates.steps import multipliers, propagator, prove_step, step_system
 from ctrnn_assembly.certificates.verifier import Ball, inverse
 from ctrnn_assembly.metrics import Factor, Metric
@@ -251,3 +251,21 @@ def test_many_units_have_the_closed_form_alone_where_only_the_rate_is_sought(sol
     known = Interconnection.of(field.terms().detach_cpu(), field.metric().detach_cpu())
     assert quick == pytest.approx(steps.CLOSED_FORMS[solver](known).factor(0.05), rel=1e-12)
     assert quick >= whole
+
+
+@pytest.mark.parametrize("modules", [(), ((7, True),), ((3, True), (4, False)), ((2, False), (5, True))])
+def test_the_slope_of_a_search_is_that_of_autograd(modules):
+    made = torch.Generator().manual_seed(0)
+    A, B, C, y, w = torch.randn(5, 7, 7, dtype=torch.float64, generator=made)
+    search = Search(Weighed(A, B, C, 0.0), 0.1, modules)
+    count = 7 + sum(n * (n + 1) // 2 if dense else n for n, dense in modules)
+    x = torch.randn(count, dtype=torch.float64, generator=made) / 3
+    weights = torch.rand(7, dtype=torch.float64, generator=made)
+
+    def form(x: torch.Tensor) -> torch.Tensor:
+        at = search.at(x)
+        step = at.A @ y + at.B @ w
+        return (2 * y * step + 2 * w * (at.C @ y) + 0.1 * step.square()).sum(0) @ weights
+
+    expected = torch.autograd.functional.jacobian(form, x)
+    torch.testing.assert_close(search.slope(x, search.at(x), y, w, weights), expected)

@@ -64,7 +64,7 @@ class Assembly(Field):
         return torch.cat([part.tau for part in self.parts])
 
     def slowest(self) -> Tensor | None:
-        share, rates = 1.0 if self.coupling is None else self.coupling.share, self._rates()
+        share, rates = 1.0 if self.coupling is None else self.coupling.kept(), self._rates()
         return None if rates is None or share is None else share * rates.min()
 
     def metric(self) -> Metric:

@@ -113,6 +113,10 @@ class Coupling(nn.Module):
         """L, (n, n), for the modules' metrics; None when the edges are nonlinear."""
         return self.K() if self.psi is None else None
 
+    def kept(self) -> float | None:
+        """`share`, unless a part was changed by hand so that it is none."""
+        return type(self).share if self.psi is None else None
+
 
 class Feedback(Coupling):
     """Generalised negative feedback: K is free, L follows from the metrics.
@@ -169,13 +173,19 @@ class Hierarchy(Coupling):
     free = (False,)  # row = driven module, column = driving module
     share = 0.5
 
+    def kept(self) -> float | None:
+        """`share`, if K leads to later modules alone."""
+        module = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        K = self.K().detach().cpu()
+        return None if bool(K[module[:, None] <= module].any()) else type(self).share
+
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
         """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
         K, sizes = self.K().to(metrics[0].factors[0].theta), self.sizes
         # Theta_i tau_i^1/2 and its inverse, of the metric diag(tau) M
         turned = [m.scaled(tau.sqrt()).inverse() for m, tau in zip(metrics, taus, strict=True)]
         gains = K.new_zeros(len(sizes), len(sizes))
-        for j, i in self.pairs:
+        for i, j in self.K.pairs:
             block = K.split(sizes, dim=0)[i].split(sizes, dim=1)[j] / taus[i][:, None]
             left = turned[i].left_divide(block)
             if self.psi is None or metrics[j].is_diagonal:  # the slopes commute with Theta_j^-1

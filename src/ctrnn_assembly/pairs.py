@@ -85,8 +85,8 @@ class Pairs(Field):
         return self.constraint.bounded(self.theta) / self.constraint.phi.g
 
     def slowest(self) -> Tensor | None:
-        slowest = working_precision(self.tau.max())[0]
-        return None if self.tau.dtype.itemsize < 4 else self.constraint.margin / slowest
+        rate, slowest = self.constraint.rate, working_precision(self.tau.max())[0]
+        return None if self.tau.dtype.itemsize < 4 or rate is None else rate / slowest
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         return around(self.constraint.phi, self.size)

@@ -5,6 +5,7 @@ tau r' = -r + phi(W r + b + u(t))          (r-form, phi inside)
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from ctrnn_assembly.activations import Elementwise, around
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
-from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, ShapeError
 from ctrnn_assembly.fields import described, shapes
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.metrics import Metric
@@ -49,7 +50,12 @@ class Field(nn.Module):
         parts = [part for part in self.modules() if isinstance(part, Field)]
         promised = [next(k for k in type(p).__mro__ if "slowest" in vars(k)) for p in parts]
         own = any(map(methods_of_its_own, parts, promised))
-        return None if slowest is None or own or self.changed() else float(slowest.detach())
+        own = own or self.changed() or not all(part.is_allowed() for part in parts)
+        return None if slowest is None or own else float(slowest.detach())
+
+    def is_allowed(self) -> bool:
+        """Whether its own parameters, however they came about, are what the guarantee is of."""
+        return all(bool(t.isfinite().all()) for t in self._terms().tensors())
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
@@ -192,6 +198,19 @@ class Subnetwork(Field):
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
         return around(self.constraint.phi, self.size, inside=self.form == "r")
 
+    def is_allowed(self) -> bool:
+        with suppress(CtrnnError):
+            self.check()
+            return super().is_allowed()
+        return False
+
+    def check(self) -> None:
+        """Refuse time constants and frozen weights that are not of the set."""
+        self._checked_tau(self.tau, self.weight)
+        check = getattr(self.constraint, "check", None)
+        if check is not None and not self.tau.is_meta:
+            check(*raw_tensors(self))
+
     def _checked_tau(self, tau: float | Tensor, W: Tensor) -> Tensor:
         value = torch.as_tensor(tau, dtype=W.dtype, device=W.device)
         if value.ndim > 1 or (value.ndim == 1 and len(value) != self.size):
@@ -210,10 +229,7 @@ class Subnetwork(Field):
 
 
 def _check_loaded(module: Subnetwork, keys: object) -> None:
-    """Refuse time constants and frozen weights that a file must not have; zero a bias without one."""
-    module._checked_tau(module.tau, module.weight)
+    """Refuse what a file must not have, see `Subnetwork.check`; zero a bias without one."""
     if not isinstance(module.bias, nn.Parameter):
         module.bias = torch.zeros_like(module.tau)
-    check = getattr(module.constraint, "check", None)
-    if check is not None and not module.tau.is_meta:
-        check(*raw_tensors(module))
+    module.check()

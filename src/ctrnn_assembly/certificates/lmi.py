@@ -186,25 +186,38 @@ class Search:
             A, B, C = U @ A @ inverse, U @ B, C @ inverse
         return Weighed(A, B, C, 0.0)
 
+    def slope(self, x: Tensor, here: Weighed, y: Tensor, w: Tensor, weights: Tensor) -> Tensor:
+        """d/dx of sum_i weights_i (2 y.s + 2 w.C y + dt |s|^2), s = A y + B w, for columns y and w."""
+        s = here.A @ y + here.B @ w
+        v, read = 2 * weights * (y + self.dt * s), 2 * weights * w
+        of_k = (read * (here.C @ y) - w * (here.B.mT @ v)).sum(1) / 2
+        if not self.modules:
+            return of_k
+        # For dU = E U: dA = E A - A E, dB = E B and dC = -C E.
+        E, parts, at = v @ s.mT - (here.A.mT @ v + here.C.mT @ read) @ y.mT, [], 0
+        for U, (n, dense) in zip(self.point(x)[0], self.modules, strict=True):
+            own = torch.linalg.solve_triangular(U.mT, E[at:, at:][:n, :n], upper=False, left=False)
+            parts.append(own.diagonal() * U.diagonal())
+            if dense:
+                row, column = torch.triu_indices(n, n, 1)
+                parts.append(own[row, column])
+            at += n
+        return torch.cat([*parts, of_k])
+
     def points(self) -> Iterator[tuple[list[Tensor], Tensor]]:
         """U of each module and k, by L-BFGS on the largest eigenvalue, smoothed; unproven."""
         size = float(self.start.A.diagonal().abs().max()) + 1e-300
         entries = sum(n * (n + 1) // 2 if dense else n for n, dense in self.modules)
 
         def loss(x: ndarray, blur: float) -> tuple[float, ndarray]:
-            point = torch.from_numpy(x).requires_grad_()
-            with torch.enable_grad():
-                here = self.at(point)
+            point = torch.from_numpy(x)
+            here = self.at(point)
             if (found := here.eliminated(self.dt)) is None:
                 return WORST, np.zeros_like(x)
             values, y = torch.linalg.eigh(found[0])  # by the envelope theorem, at y and the worst w
             top = float(values[-1])
             width = blur * float(values[-1] - values[0]) + 1e-300
-            w = found[1] @ y
-            with torch.enable_grad():
-                step, read = here.A @ y + here.B @ w, here.C @ y
-                form = (y * (2 * step)).sum(0) + (2 * read * w).sum(0) + self.dt * step.square().sum(0)
-                (slope,) = torch.autograd.grad(form @ torch.softmax(values / width, 0), point)
+            slope = self.slope(point, here, y, found[1] @ y, torch.softmax(values / width, 0))
             smooth = top + width * float(torch.logsumexp((values - top) / width, 0))
             return smooth / (2 * size), (slope / (2 * size)).numpy()
 

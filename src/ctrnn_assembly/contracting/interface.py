@@ -69,7 +69,8 @@ class Contracting(nn.Module, ABC):
     @property
     def rate(self) -> float | None:
         """The rate guaranteed for every raw value, in 1 / tau; None if nothing is guaranteed."""
-        return self.margin if self.phi.monotone or not self.monotone_only else None
+        known = SMALLEST_MARGIN <= self.margin < 1 and (self.phi.monotone or not self.monotone_only)
+        return self.margin if known else None
 
     @property
     def radius(self) -> float:
