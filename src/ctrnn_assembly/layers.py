@@ -16,14 +16,14 @@ from ctrnn_assembly.certificates import Certificate, certify
 from ctrnn_assembly.certificates.arithmetic import in_arithmetic
 from ctrnn_assembly.certificates.certify import Search, StepLengths, step_lengths, unsteady
 from ctrnn_assembly.certificates.gates import certify_gated
-from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
+from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
 from ctrnn_assembly.fields import as_field, reads_input
 from ctrnn_assembly.gates import Gate, Gates
 from ctrnn_assembly.inputs import INTERPOLATIONS, over_samples
 from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
-from ctrnn_assembly.solvers import check_own, check_settings, gated, is_compiled, solve
+from ctrnn_assembly.solvers import check_own, check_settings, check_step, gated, is_compiled, solve
 from ctrnn_assembly.solvers.grid import overflow, step_grid
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, known, states
@@ -111,7 +111,7 @@ class CTRNN(Recurrent):
                 "its step. Leave it out, or use a solver such as rk4."
             )
         self.dt, self.substeps, self.solver, self.interpolation = dt, substeps, solver, interpolation
-        self._check()
+        check_step(self)
         self.options: dict[str, Any] = {"rtol": rtol, "atol": atol, "gradient": gradient, **of_loop}
         self.field, self.is_own = field, self_made
         self.encoder: Any = nn.Identity()
@@ -172,7 +172,7 @@ class CTRNN(Recurrent):
         self, *, dt: StepLengths = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """What `certify` proves of the layer and its step, by default of its own dt and solver."""
-        self._check()
+        check_step(self)
         steps = tuple(one / self.substeps for one in step_lengths(self.dt if dt is None else dt))
         found = self._certified(steps, solver or self.solver, search)
         step = found.step and replace(found.step, substeps=self.substeps)
@@ -224,11 +224,6 @@ class CTRNN(Recurrent):
         if not self.is_own:
             self.field.project_()
 
-    def _check(self) -> None:
-        """Refuse settings that no step has; a made layer's may have been changed."""
-        check_settings(self.solver, None, self.substeps)
-        check_within("(0, inf)", "Use dt=0.03.", dt=self.dt)
-
     def _needs_units(self, what: str) -> None:
         if self.is_own:
             raise ConfigError(
@@ -238,7 +233,7 @@ class CTRNN(Recurrent):
 
     def _driven(self) -> tuple[Any, Callable[[Tensor], Tensor]]:
         """The field's tensors, or your own field, and its encoder: none for a plain `nn.Linear`."""
-        self._check()
+        check_step(self)
         if self.is_own:
             return self.field, self.encoder if isinstance(self.encoder, nn.Identity) else self._encoded
         terms = self.field.terms()
@@ -266,7 +261,7 @@ class CTRNN(Recurrent):
         return None if self.gates is None or self.gates.kind == "constant" else self.gates
 
     def stepper(self) -> Callable[[Tensor, Tensor], Tensor]:
-        self._check()
+        check_step(self)
         gates, h = self._reading, self.dt / self.substeps
         if self.is_own and self.solver == "euler":
             own = repeated(lambda flow, x: x + h * flow(x), self.substeps)

@@ -26,7 +26,7 @@ from ctrnn_assembly.errors import ConfigError, check_within
 from ctrnn_assembly.inputs import held
 from ctrnn_assembly.recurrent import InitialState, Recurrent, is_plain, is_unchanged
 from ctrnn_assembly.schemes import SCHEMES, affine_step, repeated
-from ctrnn_assembly.solvers import check_settings, solve
+from ctrnn_assembly.solvers import check_step, solve
 from ctrnn_assembly.subnetwork import Field
 from ctrnn_assembly.transforms import holds
 
@@ -94,12 +94,13 @@ class Stack(Recurrent):
         start: dict[str, Any] = {"initial_state": initial_state, "state_size": sum(sizes)}
         super().__init__(input_size, width, batch_first=batch_first, **start)
         check_within("[0, 1)", dropout=dropout)
+        check_within("(0, inf)", input_range=input_range)
         if gate_range is not None and (one_field or solver == "imex"):
             got = f"{solver!r}, one_field={one_field}"
             raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
         self.dt, self.substeps, self.solver, self.one_field = dt, substeps, solver, one_field
         self.input_range = input_range
-        self._check()
+        check_step(self)
         parts: dict[str, Any] = {"norm": norm, "mix": mix, "phi": activation(phi)}
         parts |= {"gate_range": gate_range, "dropout": dropout, "scale": scale}
         self.layers = nn.ModuleList(Layer(width, field, **parts) for field in fields)
@@ -110,7 +111,7 @@ class Stack(Recurrent):
         self, *, dt: float | None = None, solver: str | None = None, search: Search = "fast"
     ) -> Certificate:
         """Of the whole net in evaluation mode, and its step; by search "none" or "rate" less sharp."""
-        self._check()
+        check_step(self)
         dt, solver = self.dt if dt is None else dt, solver or self.solver
         reason, plain = "", is_plain(self.encoder, nn.Linear)
         if not is_unchanged(self, Stack):
@@ -238,13 +239,8 @@ class Stack(Recurrent):
             found.append(own)
         return s, torch.cat(found, dim=-1)
 
-    def _check(self) -> None:
-        """Refuse settings that no step has; a made net's may have been changed."""
-        check_settings(self.solver, None, self.substeps)
-        check_within("(0, inf)", dt=self.dt, input_range=self.input_range)
-
     def _check_fixed(self) -> None:
-        self._check()
+        check_step(self)
         if self.training and any(one.norm.kind == "batch" or one.dropout for one in self.layers):
             got, fix = "batch norm or dropout in training mode", "eval(), or train with one_field=False"
             raise ConfigError(f"one field needs fixed maps between its layers; got {got}. Call {fix}.")
@@ -268,7 +264,7 @@ class Stack(Recurrent):
 
     def _mover(self, layer: Layer) -> Step:
         """(z, v) -> z+ of one layer, with its matrices built once."""
-        self._check()
+        check_step(self)
         if self.solver not in SCHEMES or layer.gate is not None:
             return lambda z, v: self._states(layer, v[:, None], z, None, None)[1]
         terms = layer.field.terms()
@@ -278,7 +274,7 @@ class Stack(Recurrent):
 
     def _states(self, layer: Layer, v: Tensor, z: Tensor, lengths: Lengths, dt: Dt) -> Outputs:
         """The states of one layer after each sample, (batch, time, n), and its last."""
-        self._check()
+        check_step(self)
         terms = layer.field.terms()
         drive, step = layer.drive(v, terms.tau, self.dt), self.dt if dt is None else dt
         options: Any = {"solver": self.solver, "lengths": lengths}

@@ -49,13 +49,15 @@ class Field(nn.Module):
         slowest = self.slowest()
         parts = [part for part in self.modules() if isinstance(part, Field)]
         promised = [next(k for k in type(p).__mro__ if "slowest" in vars(k)) for p in parts]
-        own = any(map(methods_of_its_own, parts, promised))
-        own = own or self.changed() or not all(part.is_allowed() for part in parts)
-        return None if slowest is None or own else float(slowest.detach())
-
-    def is_allowed(self) -> bool:
-        """Whether its own parameters, however they came about, are what the guarantee is of."""
-        return all(bool(t.isfinite().all()) for t in self._terms().tensors())
+        own = any(map(methods_of_its_own, parts, promised)) or bool(self.changed())
+        if slowest is None or own or not all(bool(t.isfinite().all()) for t in self._terms().tensors()):
+            return None
+        with suppress(CtrnnError):
+            for part in parts:
+                if isinstance(part, Subnetwork):
+                    part.check()
+            return float(slowest.detach())
+        return None
 
     def forward(self, t: Tensor | float, x: Tensor, u: Tensor | None = None) -> Tensor:
         """x' at x (batch, n) under the input u (batch, n); t is not used."""
@@ -147,7 +149,7 @@ class Subnetwork(Field):
         if train_tau:
             shared = not self.metric().is_diagonal
             parametrize.register_parametrization(self, "tau", Exp(size, shared=shared))
-        self.register_load_state_dict_post_hook(_check_loaded)
+        self.register_load_state_dict_post_hook(Subnetwork.check)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled under its own class: that which a parametrisation makes can be found nowhere."""
@@ -198,14 +200,10 @@ class Subnetwork(Field):
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""
         return around(self.constraint.phi, self.size, inside=self.form == "r")
 
-    def is_allowed(self) -> bool:
-        with suppress(CtrnnError):
-            self.check()
-            return super().is_allowed()
-        return False
-
-    def check(self) -> None:
-        """Refuse time constants and frozen weights that are not of the set."""
+    def check(self, keys: object = None) -> None:
+        """Refuse time constants and frozen weights that are not of the set; after loading, too."""
+        if keys is not None and not isinstance(self.bias, nn.Parameter):
+            self.bias = torch.zeros_like(self.tau)
         self._checked_tau(self.tau, self.weight)
         check = getattr(self.constraint, "check", None)
         if check is not None and not self.tau.is_meta:
@@ -226,10 +224,3 @@ class Subnetwork(Field):
                 "is one number per module; got different values. Use a scalar tau, or Theorem 1 or 5."
             )
         return value
-
-
-def _check_loaded(module: Subnetwork, keys: object) -> None:
-    """Refuse what a file must not have, see `Subnetwork.check`; zero a bias without one."""
-    if not isinstance(module.bias, nn.Parameter):
-        module.bias = torch.zeros_like(module.tau)
-    module.check()

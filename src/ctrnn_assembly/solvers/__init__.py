@@ -39,7 +39,7 @@ from torch import Tensor
 
 from ctrnn_assembly import fields, schemes
 from ctrnn_assembly.calls import Data, whole_lengths
-from ctrnn_assembly.errors import SolverError, check_known
+from ctrnn_assembly.errors import SolverError, check_known, check_within
 from ctrnn_assembly.fields import OwnField, as_field, pack
 from ctrnn_assembly.inputs import Signal, ZeroOrderHold, as_tensor, held
 from ctrnn_assembly.schemes import ADAPTIVE, SCHEMES, SOLVERS, unknown_solver
@@ -273,6 +273,12 @@ def check_settings(
                 f"{name}={value!r} is of the hand-written loops; got backend='plain'. Leave it "
                 "out, or use backend='auto'."
             )
+
+
+def check_step(layer: Any) -> None:
+    """Refuse settings that no step has: a made layer's may have been changed."""
+    check_settings(layer.solver, None, layer.substeps)
+    check_within("(0, inf)", "Use dt=0.03.", dt=layer.dt)
 
 
 def _grid_loop(given: Any, substeps: int, *, backend: str, **options: Any) -> Callable[[], Tensor]:
