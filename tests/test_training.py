@@ -235,3 +235,11 @@ def test_a_profile_counts_what_a_stage_calls_for_it(tmp_path: Path) -> None:
     inside = found["forward"].cpu_time_total
     assert inside > found["forward"].self_cpu_time_total > 0
     assert found["aten::mm"].self_cpu_time_total > 0
+
+
+def test_a_line_of_an_epoch_rounds_bounds_to_the_safe_side() -> None:
+    row = {"epoch": 0, "train_loss": 1.0, "train_accuracy": 0.5, "val_accuracy": 0.5, "seconds": 1.0}
+    row |= {"certified": True, "rate": 0.123459, "step_certified": True, "step_factor": 0.999961}
+    assert "rate 0.1234  step certified (factor 0.999961)" in fit.epoch_line(row, 2)
+    row |= {"certified": False, "rate": -0.123411}
+    assert fit.epoch_line(row, 2).endswith("rate -0.1235 not certified  1.0 s")

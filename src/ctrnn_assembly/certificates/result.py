@@ -88,9 +88,9 @@ class StepCertificate:
         factor, max_dt = proof.factor(dt), proof.max_dt
         if factor < 1:
             return cls(solver, dt, True, factor, max(max_dt, dt) if proof.interval else max_dt)
-        reason = f"the largest certified dt is {max_dt:.6g}" if max_dt > 0 else proof.advice
+        reason = f"the largest certified dt is {down(max_dt, 6)}" if max_dt > 0 else proof.advice
         if math.isfinite(factor):
-            reason = f"the bound on the step's factor is {factor:.6g}, not below 1; {reason}"
+            reason = f"the bound on the step's factor is {up(factor, 6)}, not below 1; {reason}"
         return cls(solver, dt, False, finite(factor), min(max_dt, dt), reason)
 
     @classmethod

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from ctrnn_assembly.certificates import Certificate
-from ctrnn_assembly.certificates.result import finite
+from ctrnn_assembly.certificates.result import down, factor, finite
 from ctrnn_assembly.data import Task
 from ctrnn_assembly.data.own import Preparation
 from ctrnn_assembly.data.targets import MEASURES, balanced, known, loss_of
@@ -486,12 +486,11 @@ def missing_certificate(config: TrainConfig, proven: Certificate | None) -> str:
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     val = "val_loss" if row["val_accuracy"] is None else "val_accuracy"
-    numbers = {"loss": "train_loss", "train": "train_accuracy", "val": val, "rate": "rate"}
+    numbers = {"loss": "train_loss", "train": "train_accuracy", "val": val}
     said = [f"{word} {row[name]:.4f}" for word, name in numbers.items() if row[name] is not None]
-    if row["rate"] is not None and not row["certified"]:
-        said[-1] += " not certified"
-    elif row["rate"] is not None:  # a baseline has none
-        factor = row["step_factor"]
-        shown = "" if factor is None else f" (factor {factor:.4f})"
-        said.append(f"step {'certified' if row['step_certified'] else 'not certified'}{shown}")
+    rate, bound = row["rate"], row["step_factor"]
+    shown = "" if bound is None else f" (factor {factor(bound)})"
+    step = f"  step {'' if row['step_certified'] else 'not '}certified{shown}"
+    if rate is not None:  # a baseline has none
+        said.append(f"rate {down(rate)}" + (step if row["certified"] else " not certified"))
     return "  ".join([f"epoch {row['epoch'] + 1}/{epochs}", *said, f"{row['seconds']:.1f} s"])
