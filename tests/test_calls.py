@@ -116,6 +116,7 @@ def test_a_tensor_of_another_dtype_is_refused(name: str) -> None:
         net.step(u[:, 0], torch.zeros(3, net.state_size).float())
     with torch.autocast("cpu"):  # whose layers hand bfloat16 on
         assert net(u.bfloat16())[0].shape == (3, 6, N)
+        assert net.step(u[:, 0].bfloat16(), net.initial(3).bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in BASELINES])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from ctrnn_assembly import CTRNN, SequenceClassifier, Subnetwork, certify, couple
-from ctrnn_assembly.baselines import EulerRNN
+from ctrnn_assembly.baselines import EulerRNN, LipschitzRNN
 from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.coupling import BlockMatrix
 from ctrnn_assembly.errors import ConfigError
@@ -248,6 +248,12 @@ def test_networks_are_built_on_meta_and_filled_from_a_file(
     assert certificate_of(other) == certificate_of(net)
     loss_of(other).backward()
     assert [each.shape for each in other.parameters()] == [each.shape for each in net.parameters()]
+
+
+@pytest.mark.parametrize("net", [CTRNN(2, subnetwork()), LipschitzRNN(2, 4)], ids=["layer", "baseline"])
+def test_a_step_has_its_shape_on_meta(net: Any) -> None:
+    x = torch.empty(3, 4, device="meta")
+    assert copy.deepcopy(net).double().to("meta").step(x[:, :2], x).shape == x.shape
 
 
 def test_a_large_network_costs_nothing_on_meta() -> None:

@@ -119,8 +119,8 @@ class Recurrent(nn.Module, ABC):
         """u (batch, m), x (batch, state_size) -> x one sample later, by plain torch operations."""
         u, x = self._sample(u), as_tensor("x", x, self._like, self._like.dtype)
         self._check_state("x", x, (u.shape[0], self.state_size))
-        with torch.autocast(x.device.type, enabled=False):  # as in a solve
-            return self.stepper()(u.to(x.dtype), x)
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # as in a solve
+            return self.stepper()(u.to(self._like.dtype), x.to(self._like.dtype))
 
     def _sample(self, u: Data) -> Tensor:
         """One sample of each sequence, (batch, m), as a tensor; of None zeros, (1, m)."""
