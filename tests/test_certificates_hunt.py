@@ -402,3 +402,23 @@ def test_no_rate_by_construction_of_parts_that_were_changed_by_hand(name):
     edit()
     assert net.rate is None
     assert couple([net, Subnetwork(AdaDiagTanh(), 2)]).rate is None
+
+
+def test_an_encoder_that_takes_one_length_alone_is_refused_in_a_sentence():
+    class Placed(nn.Linear):
+        def forward(self, u):
+            assert u.shape[-2] == 20
+            return super().forward(u)
+
+    layer = CTRNN(1, Subnetwork(AdaDiagTanh(), 4), batch_first=True)
+    layer.encoder = Placed(1, 4)
+    assert layer(torch.ones(1, 20, 1))[0].isfinite().all()
+    assert "its encoder called with two samples" in certify(layer).reasons[0]
+
+
+@pytest.mark.parametrize("name", ["certificate", "terms"])
+def test_the_answer_of_another_net_is_none_of_this_one(name):
+    one, other = (Subnetwork(AdaDiagTanh(), 4) for _ in range(2))
+    one, other = (CTRNN(1, part) if name == "certificate" else part for part in (one, other))
+    setattr(one, name, getattr(other, name))
+    assert "no certificate is defined for" in certify(one).reasons[0]

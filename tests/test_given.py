@@ -262,7 +262,7 @@ def test_what_is_not_known_of_torch_nets_is_said() -> None:
     net.register_forward_hook(lambda *_: None)
     assert "hooks" in certify(net).reasons[0]
     assert certify(nn.RNN(2, 3, nonlinearity="relu").eval()).step.dt == 1
-    with pytest.raises(ShapeError, match=r"got 2 values.* numpy.repeat\(tau, sizes\)"):
+    with pytest.raises(ShapeError, match=r"got 2 values.* np.repeat\(tau, sizes\)"):
         certify([np.eye(2), np.eye(2)], tau=np.array([1.0, 2.0]))
     with pytest.raises(ConfigError, match="its own weights"):
         certify(nn.RNN(2, 3), uncertainty=0.1)

@@ -90,10 +90,11 @@ def certify(
         got = ", ".join((*given, type(L).__name__, type(metric).__name__))
         raise ConfigError(f"L and tau go with matrices, and metric must be a Metric; got {got}.")
     asked = getattr(field, "certificate", None) or getattr(field, "terms", None)
-    if (owner := getattr(asked, "__self__", field)) is not field:  # a net within this one answers
-        compiled = getattr(field, "_orig_mod", None) is owner
-        field = owner if compiled and not any(getattr(field, k) for k in HOOKS) else type(field)
-    if isinstance(field, nn.RNNBase) or callable(getattr(field, "certificate", None)):
+    owner = getattr(asked, "__self__", field)  # another one where a net within this one answers
+    if owner is getattr(field, "_orig_mod", 0) and not any(getattr(field, k) for k in HOOKS):
+        field = owner
+    own = owner is field
+    if isinstance(field, nn.RNNBase) or (own and callable(getattr(field, "certificate", None))):
         if metric is not None or uncertainty is not None:
             fix = "Use certify(layer.field, metric) or certify(layer.field, uncertainty=...)."
             raise ConfigError(f"a layer is certified in its own metric, for its own weights. {fix}")
@@ -105,7 +106,7 @@ def certify(
     reason = f"no certificate is defined for {name}; certify a layer, or matrices: certify(W, L)"
     if changed := getattr(field, "changed", str)():
         reason = f"a {changed} has hooks or a forward that its tensors do not say; remove these"
-    elif hasattr(field, "terms") and not (reason := unsteady(lambda: field.terms().tensors())):
+    elif own and hasattr(field, "terms") and not (reason := unsteady(lambda: field.terms().tensors())):
         field, metric = field.terms(), metric or field.metric()
     if isinstance(field, Terms):
         terms = field.detach_cpu() if uncertainty is None else uncertain(field.detach_cpu(), uncertainty)
@@ -133,7 +134,10 @@ def parametrized(net: nn.Module) -> list[Tensor]:
 
 def unsteady(read: Callable[[], Sequence[Tensor]]) -> str:
     """What is wrong if readings of the tensors draw numbers or differ: then a solve will have others."""
-    before, pairs = random_states(), zip(read(), read(), strict=True)
+    try:
+        before, pairs = random_states(), [*zip(read(), read(), strict=True)]
+    except (RuntimeError, IndexError, AssertionError) as error:  # of an encoder of one length, say
+        return f"its tensors cannot be read, or its encoder called with two samples: {error}"
     same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
     same = same and all(map(torch.equal, before, random_states()))
     return "" if same else "two readings of the weights differ, as by dropout in training; call eval()"

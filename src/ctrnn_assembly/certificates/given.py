@@ -37,8 +37,7 @@ def terms_of(
     times = _numbers(tau, "tau").flatten()
     if len(times) not in (1, n) or not bool((times > 0).all()):
         got = f"{len(times)} values, the smallest {float(times.min()) if len(times) else None}"
-        must = f"tau must be one number or {n}, one for each unit, all positive"
-        raise ShapeError(f"{must}; got {got}. One a module: numpy.repeat(tau, sizes).")
+        raise ShapeError(f"tau must be 1 or {n} positive numbers; got {got}. Use np.repeat(tau, sizes).")
     maps = activations.around(activations.activation(activation), n, inside=place == "inside")
     return Terms(blocks, *maps, torch.zeros(n).double(), times.expand(n).clone(), coupling)
 
