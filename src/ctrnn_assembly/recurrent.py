@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ctrnn_assembly.calls import Data, Dt, Lengths, Outputs, Run, Save, Sequences
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known, check_within
 from ctrnn_assembly.inputs import as_tensor
-from ctrnn_assembly.transforms import states, traced
+from ctrnn_assembly.transforms import states
 
 InitialState = Literal["zero", "trained"]
 NO_TRACE = "a loop over time with a hand-written gradient runs as it is"
@@ -133,10 +133,10 @@ class Recurrent(nn.Module, ABC):
         return u
 
     def _way(self, dt: Dt) -> Run:
-        """`_run`, or `_by_steps` where a tracer records the loop; called by the caller, a frame less."""
-        if traced() and dt is None and self.traceable:
+        """`_run`, or `_by_steps` in an export; called by the caller, a frame less."""
+        if torch.compiler.is_exporting() and dt is None and self.traceable:
             return self._by_steps
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # whose default compiler refuses `scan` (torch 2.15)
             return torch.compiler.disable(self._run, reason=NO_TRACE)
         return self._run
 

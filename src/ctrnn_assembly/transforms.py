@@ -1,7 +1,7 @@
 """What changes while torch transforms (`torch.func`) or traces (compile, export) a computation.
 
 Nobody knows the values of a tensor then: checks of values are left out. A loop over time is plain steps
-under a transform, and one operator, `scan`, under a tracer.
+under a transform, and one operator, `scan`, in an export.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,6 @@ def transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def traced() -> bool:
-    """Whether a tracer records a loop over time as `scan`: torch.export, and torch.compile unless
-    gradients are wanted, where its default compiler refuses the operator (torch 2.14)."""
-    if torch.compiler.is_exporting():
-        return True
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def known(x: Tensor) -> bool:
@@ -47,7 +39,7 @@ def states(
             return torch.where(k < ends, move(*now), now[-1])
 
         return states(until, x, times, *series)
-    if traced():
+    if torch.compiler.is_exporting():
         from torch._higher_order_ops import scan  # a prototype, imported where it is used
 
         def again(x: Tensor, now: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
