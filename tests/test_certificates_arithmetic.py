@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from ctrnn_assembly import CTRNN, Activation, SingularValueBounded, Subnetwork, Terms, certify
+from ctrnn_assembly import (
+    CTRNN,
+    Activation,
+    Pairs,
+    SingularValueBounded,
+    Stack,
+    Subnetwork,
+    Symmetric,
+    Terms,
+    certify,
+)
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates.arithmetic import OF_PHI, in_arithmetic
 from ctrnn_assembly.models import build_model
@@ -35,6 +45,49 @@ def test_states_that_rounding_keeps_apart_are_not_certified(precision, dt):
     assert not refused.certified
     assert "rounding in float32" in refused.reason
     assert in_arithmetic(exact, one_unit(0.998, torch.float64), "full").step.certified
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value", "back"),
+    [
+        (torch, "set_float32_matmul_precision", "medium", "highest"),
+        (torch.backends.mkldnn.matmul, "fp32_precision", "bf16", "none"),
+        (torch.backends, "fp32_precision", "tf32", "none"),
+    ],
+    ids=["medium", "mkldnn", "all"],
+)
+def test_products_that_torch_itself_rounds_are_those_that_are_proven(where, name, value, back):
+    def switch(to):
+        if callable(getattr(where, name)):
+            getattr(where, name)(to)
+        else:
+            setattr(where, name, to)
+
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("before torch 2.9 the switches have other names")
+    rnn, layer = nn.RNN(3, 4), CTRNN(3, Subnetwork(SingularValueBounded(), 4), dt=0.3)
+    rnn.weight_hh_l0.data.mul_(0.1)
+    dense, pairs = (Stack(3, 4, [field]).eval() for field in (Subnetwork(Symmetric(), 4), Pairs(4)))
+
+    nets = [
+        (rnn, {}),
+        (dense, {"dt": 0.3}),
+        (pairs, {"dt": 0.3}),
+        (layer, {"dt": 0.3, "solver": "imex"}),
+    ]
+
+    def certified():
+        return [certify(net.float(), **how).step.certified for net, how in nets]
+
+    assert all(certified())
+    try:
+        switch(value)
+        assert certified() == [False, False, True, False]
+        assert "rounded to" in layer.certificate().step.meeting.arithmetic
+    finally:
+        switch(back)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert all(certified())
 
 
 @pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=lambda phi: phi.name)

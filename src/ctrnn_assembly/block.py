@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation, activation
 from ctrnn_assembly.calls import Outputs
+from ctrnn_assembly.certificates.arithmetic import of_products
 from ctrnn_assembly.certificates.cascade import LayerBound, entering, leaving, norm_bound
 from ctrnn_assembly.certificates.certify import Search, certify
 from ctrnn_assembly.certificates.dissipation import LayerSystem
@@ -258,6 +259,8 @@ class Layer(nn.Module):
             return "dropout in training mode gives two states different masks; call eval()"
         if not finite(self):
             return "a weight or statistic is NaN or not finite; retrain or use an intact copy"
+        if type(self.field) is not Pairs and (kind := of_products(self.d)) != "full":
+            return f"products of operands rounded to {kind} may keep states apart; use Pairs or float64"
         if self.mix.lipschitz() == torch.inf:
             return "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
         if found.metric.matrix is None:

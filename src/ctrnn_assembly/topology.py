@@ -13,14 +13,8 @@ NAMED: dict[str, tuple[str, Callable[[int], list[Pair]]]] = {
     "none": ("no coupling", lambda p: []),
     "all": ("every pair of modules, p (p - 1) / 2 of them", lambda p: [*combinations(range(p), 2)]),
     "chain": ("each module with the next", lambda p: [*pairwise(range(p))]),
-    "ring": (
-        "each module with the next, the last with the first",
-        lambda p: sorted([*pairwise(range(p)), *[(0, p - 1)] * (p > 2)]),
-    ),
-    "star": (
-        "module 0 (the global workspace) with every other",
-        lambda p: [(0, i) for i in range(1, p)],
-    ),
+    "ring": ("a chain that is closed", lambda p: sorted([*pairwise(range(p)), *[(0, p - 1)] * (p > 2)])),
+    "star": ("module 0, a global workspace, with all others", lambda p: [(0, i) for i in range(1, p)]),
 }
 TOPOLOGIES = {name: about for name, (about, _) in NAMED.items()}
 TOPOLOGIES |= {"random:C": "C pairs drawn without replacement, e.g. random:20"}

@@ -32,20 +32,27 @@ OF_TORCH = {"highest": "full", "high": "tf32", "medium": "bf16"}  # torch.set_fl
 OF_PHI = 16  # roundings of |phi(0)| + g |x| that bound those of the library's phi; measured: 5
 
 
+def of_products(like: Tensor) -> str:
+    """To what torch itself may round operands of products of such tensors."""
+    try:
+        return OF_TORCH[torch.get_float32_matmul_precision()] if like.dtype == torch.float32 else "full"
+    except RuntimeError:  # a switch of a single backend, torch 2.9's, is at less than float32
+        return "bf16"
+
+
 @torch.no_grad()
 def in_arithmetic(found: Certificate, terms: Terms, precision: str, gated: bool = False) -> Certificate:
     """`found`, of exact steps, with its `Meeting`, or its step refused, for terms as they are stored."""
     step, dtype, metric = found.step, terms.tau.dtype, found.metric.matrix
     if step is None or not step.certified or metric is None:
         return found
-    if precision == "full" and dtype == torch.float32:
-        precision = OF_TORCH[torch.get_float32_matmul_precision()]
+    precision = max(precision, of_products(terms.tau), key=OPERANDS.__getitem__)
     name = str(dtype).removeprefix("torch.")
     name += "" if precision == "full" else f" with operands of products rounded to {precision}"
     if step.solver != "euler" or gated or found.declared or dtype == torch.float16:  # underflows soon
         if precision == "full" and dtype in (torch.float32, torch.float64):
             return found
-        reason = f"no proof is known of {step.solver} steps in {name}; use 'full' and float32"
+        reason = f"no proof is known of {step.solver} steps in {name}; use 'full' and float64"
         return replace(found, step=replace(step, certified=False, max_dt=0.0, reason=reason))
     unit, low = torch.finfo(dtype).eps / 2, OPERANDS[precision]
     if low:  # sums are in float32, or on a GPU perhaps as rounded as operands

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates import result, rounding
+from ctrnn_assembly.certificates.arithmetic import of_products
 from ctrnn_assembly.certificates.cascade import LayerBound, certify_cascade
 from ctrnn_assembly.certificates.interconnection import Interconnection
 from ctrnn_assembly.certificates.result import Certificate, MetricFacts, StepCertificate
@@ -56,9 +57,11 @@ def _refusal(net: nn.RNNBase) -> str:
         return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"
     if not is_unchanged(net, nn.RNN):
         return "an nn.RNN with hooks or methods of its own is another function; remove them"
-    half = any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None)
-    if half or torch.is_autocast_enabled(next(net.parameters()).device.type):
-        return "rounding of a map in half precision may keep states apart; use float32, no autocast"
+    like: Any = net.weight_hh_l0
+    low = any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None)
+    low = low or of_products(like) != "full" or (like.is_cuda and like.dtype == torch.float32)  # cuDNN's
+    if low or torch.is_autocast_enabled(like.device.type):
+        return "rounding to less than float32 may keep states of a map apart; use float64, no autocast"
     if net.bidirectional:
         return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
     if net.training and net.dropout > 0 and net.num_layers > 1:
