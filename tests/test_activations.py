@@ -209,6 +209,18 @@ def test_what_is_not_elementwise_is_refused(function: Any) -> None:
         Activation("mixed", function, (-1.0, 1.0))
 
 
+def test_units_that_are_mixed_in_a_batch_alone_are_refused() -> None:
+    with pytest.raises(ConfigError, match="each number alone"):
+        Activation("mixed", lambda v: v + v.roll(1, -1) if v.ndim > 1 else v, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("function", [torch.relu_, lambda v: v.mul_(2.0), lambda v: v.tanh_().clone()])
+def test_what_works_in_place_is_refused(function: Any) -> None:
+    """It would change the state x in -x + W phi(x): x.mul_(2) doubles it in every step."""
+    with pytest.raises(ConfigError, match="not in place"):
+        Activation("in place", function, (0.0, 2.0))
+
+
 def test_trained_activations_are_refused() -> None:
     with pytest.raises(ConfigError, match="train no parameters"):
         Activation("prelu", nn.PReLU(), (0.0, 1.0))
