@@ -33,11 +33,13 @@ class OwnField:
     def __call__(self, t: Tensor, x: Tensor, u: Tensor | None = None) -> Tensor:
         state = self.unpack(x)
         value = self.f(t, state, u) if self.reads_input else self.f(t, state)
-        if shapes(value) != shapes(state) or any(v.dtype != x.dtype for v in parts(value)):
+        plain = state is x and isinstance(value, Tensor)  # the usual case, at once
+        fits = value.shape == x.shape if plain else shapes(value) == shapes(state)
+        if not fits or any(v.dtype != x.dtype for v in parts(value)):
             raise ShapeError(
                 f"f must return x' like x, {described(state)}; got {described(value)}. Convert f or x0."
             )
-        packed = pack(value)
+        packed = value if plain else pack(value)
         return packed if self.reads_input or u is None else packed + u.flatten(1)
 
     def unpack(self, x: Tensor) -> Any:

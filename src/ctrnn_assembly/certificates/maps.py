@@ -57,16 +57,15 @@ def _refusal(net: nn.RNNBase) -> str:
         return f"no certificate is defined for {kind}, whose gates read the state. Use CTRNN or nn.RNN"
     if not is_unchanged(net, nn.RNN):
         return "an nn.RNN with hooks or methods of its own is another function; remove them"
-    like: Any = net.weight_hh_l0
-    low = any(tensor.dtype.itemsize < 4 for tensor in net._flat_weights if tensor is not None)
-    low = low or of_products(like) != "full" or (like.is_cuda and like.dtype == torch.float32)  # cuDNN's
-    if low or torch.is_autocast_enabled(like.device.type):
-        return "rounding to less than float32 may keep states of a map apart; use float64, no autocast"
+    weights: Any = [tensor for tensor in net._flat_weights if tensor is not None]
+    low = (t.dtype.itemsize < (8 if t.is_cuda else 4) or of_products(t) != "full" for t in weights)
+    if any(low) or torch.is_autocast_enabled(weights[0].device.type):
+        return "rounding to less than float32, as by cuDNN, may keep states apart; use float64"
     if net.bidirectional:
         return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
     if net.training and net.dropout > 0 and net.num_layers > 1:
         return "in training mode dropout changes the map at every call; call .eval()"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in net._flat_weights if tensor is not None):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights):
         return "a weight is NaN or infinite; retrain or use an intact copy"
     return ""
 
