@@ -288,6 +288,19 @@ def test_no_guarantee_when_a_part_has_none() -> None:
     assert couple([sound, other], "none").rate == sound.rate
 
 
+def test_no_rate_of_a_hierarchy_whose_pairs_are_not_those_of_its_values() -> None:
+    """Its metric has the gains of `K.pairs` alone: gains that it misses would be promised for free."""
+    net = couple([Subnetwork(SingularValueBounded("tanh"), 2) for _ in range(3)], kind="hierarchy")
+    K = net.coupling.K
+    assert net.rate is not None
+    for pairs in ([(j, i) for i, j in K.pairs], K.pairs[:2]):
+        K.pairs = pairs
+        assert net.rate is None
+    with torch.no_grad():
+        K.values.zero_()
+    assert net.rate is not None
+
+
 def test_parameter_counts() -> None:
     def count(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())

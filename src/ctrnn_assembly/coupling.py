@@ -174,10 +174,10 @@ class Hierarchy(Coupling):
     share = 0.5
 
     def kept(self) -> float | None:
-        """`share`, if K leads to later modules alone."""
+        """`share`, if K leads to later modules alone, by pairs that `gains` counts."""
         module = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
-        K = self.K().detach().cpu()
-        return None if bool(K[module[:, None] <= module].any()) else type(self).share
+        joined = module[self.K().detach().cpu().nonzero()].unique(dim=0).tolist()
+        return type(self).share if all(j < i and (i, j) in self.K.pairs for i, j in joined) else None
 
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
         """gamma_ij >= sup ||Theta_i tau_i^-1/2 df_i/dx_j tau_j^-1/2 Theta_j^-1||, (p, p)."""
