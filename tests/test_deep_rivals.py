@@ -104,6 +104,12 @@ def test_gru_is_torch_s_and_an_lstm_starts_by_remembering():
     assert_close(W @ W.mT, torch.eye(5), atol=1e-5, rtol=0)
 
 
+def test_maps_are_no_equation_that_could_be_one_field():
+    for setting in ({"one_field": True}, {"solver": "imex"}):
+        with pytest.raises(ConfigError, match="baselines by themselves, layer by layer; got"):
+            DeepBaseline(1, 8, GRU, 2, **setting)
+
+
 def test_recurrent_weights_are_those_of_the_fields():
     net = DeepBaseline(1, 8, GRU, 2, batch_first=True)
     inside = {id(p) for m in net.modules() if isinstance(m, nn.GRU) for p in m.parameters()}

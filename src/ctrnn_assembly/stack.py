@@ -95,9 +95,9 @@ class Stack(Recurrent):
         super().__init__(input_size, width, batch_first=batch_first, **start)
         check_within("[0, 1)", dropout=dropout)
         check_within("(0, inf)", input_range=input_range)
-        if gate_range is not None and (one_field or solver == "imex"):
-            got = f"{solver!r}, one_field={one_field}"
-            raise ConfigError(f"gated pairs step by exponential-euler, layer by layer; got {got}.")
+        if (gate_range is not None or not self.fusible) and (one_field or solver == "imex"):
+            got, step = f"{solver!r}, one_field={one_field}", "gated pairs step by exponential-euler"
+            raise ConfigError(f"{step} and baselines by themselves, layer by layer; got {got}.")
         self.dt, self.substeps, self.solver, self.one_field = dt, substeps, solver, one_field
         self.input_range = input_range
         check_step(self)
