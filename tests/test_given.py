@@ -189,6 +189,8 @@ def test_the_largest_uncertainty_is_certified_and_no_more() -> None:
     for by in (1.0, 1e-30):  # of which rounding hides what once it costs
         times = largest_uncertainty(unit, certify(unit).metric.matrix, by)
         assert times * by == pytest.approx(0.5, rel=1e-4)
+    for by in (1e-310, 5e-324):  # of which a finite number of times costs less than rounding
+        assert 1e300 < largest_uncertainty(unit, certify(unit).metric.matrix, by) < math.inf
 
 
 def moved_rnn(net: nn.RNN, slopes: list[torch.Tensor]) -> torch.Tensor:
@@ -332,6 +334,8 @@ def test_bytes_that_are_no_file_of_numbers_are_refused(cli: Cli, tmp_path: Path)
     assert "holds something" in cli.refuses("certify", "--weights", tmp_path / "not-there.csv")
     (tmp_path / "c.csv").write_text("0.1,0\n#0,0.1\n0,0.2\n")  # a row is not dropped, nor W another one
     assert "'#0'" in cli.refuses("certify", "--weights", tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_text("1,2\n3\n")
+    assert "from 2 to 1 at row 2. A .csv" in cli.refuses("certify", "--weights", tmp_path / "d.csv")
     assert "--weights" in cli.refuses("certify")
     assert "by --weights FILE" in cli.refuses("certify", tmp_path / "a.npz")
     assert "--tau is of --weights" in cli.refuses("certify", "digits", "--tau=0")

@@ -120,6 +120,6 @@ def refusing(what: str, advice: str, *, told: bool = True) -> Iterator[None]:
     except Exception as error:  # torch raises many kinds for a damaged file
         lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[1] if "state_dict" in lines[0] and len(lines) > 1 else lines[0]  # names a class
-        reason = reason.partition(" <_io.")[0]  # PIL says at which address the bytes of a file are
+        reason = reason.partition(" <_io.")[0].partition("; use `")[0]  # PIL's address, NumPy's advice
         what = f"{what}: {reason.strip().rstrip('.')[:200]}" if told else what
         raise DataError(f"{what}. {advice}") from None

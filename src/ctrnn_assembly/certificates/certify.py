@@ -241,8 +241,8 @@ def largest_uncertainty(
     size = max(float(torch.as_tensor(one).max()) for one in (*unit.W, unit.L))
     if not size:
         return math.inf
-    far = 1 / (size * terms.pre.g * terms.post.g)  # at which rounding does not hide what is lost
-    lost = nominal.rate - at(far).rate
+    far = 1 / max(size * terms.pre.g * terms.post.g, 1e-300)  # where rounding does not hide what is lost
+    lost = max(nominal.rate - at(far).rate, 1e-8 * nominal.rate)  # it does, of a size below 1e-300
     largest = far * (nominal.rate - SMALLEST_RATE / float(terms.tau.max())) / lost
     return last_proven(largest, lambda scale: _holds(at(scale, dt), True))
 
