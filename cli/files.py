@@ -45,7 +45,8 @@ def predict_command(folder: Path, data: Path, out: Path | None) -> None:
                 row["time"] = series.stamps[i, step]
             rows.append(row | prepared.words(one))
     write_table(out, rows)
-    click.echo(f"{run.title}: {len(series.ids)} series of {data.name}. {series.note}\nwritten: {out}")
+    click.echo(f"{run.title}: {len(series.ids)} series of {data.name}. {series.note}".rstrip())
+    click.echo(f"written: {out}")
 
 
 @click.command("export", cls=Command)

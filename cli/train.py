@@ -80,7 +80,8 @@ def train_command(resume: Path | None, as_json: bool, profile: bool, fast: bool,
             layers.append(configs.trial(make_config(best, *layers, settings).task))
         config = make_config(best, *layers, settings)
         sources = [f"the recipe {named}"] * bool(named) + [str(one) for one in (first, file) if one]
-        click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
+        if sources or best:
+            click.echo(f"starts from {', '.join(sources)}" if sources else start(config, best), err=True)
         run = out or new_folder(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes its own news to stderr
     watched = recorder(acc_events=True) if profile else None
@@ -149,8 +150,6 @@ def solvers(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 def start(config: TrainConfig, recommended: dict[str, Any]) -> str:
     """What a run without --recipe and --config starts from, in a line; given options are in it."""
-    if not recommended:
-        return f"nothing is recommended for {config.task}: the defaults of `ctrnn train -h` are used"
     from ctrnn_assembly.models import MODELS
 
     check_known("model", config.model, MODELS)

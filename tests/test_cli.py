@@ -248,6 +248,7 @@ def test_an_unknown_name_lists_the_known_ones(cli: Cli, tmp_path: Path, option: 
     error = cli.refuses("train", *TINY, "--out", tmp_path / "run", option)
     assert reason in error
     assert "'nope'" in error
+    assert "recommended" not in error
     assert all(name in error for name in known)
     assert not (tmp_path / "run").exists()
 

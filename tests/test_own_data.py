@@ -77,6 +77,7 @@ def test_three_commands_from_a_csv_to_predictions(cli, tmp_path):
     assert f"test accuracy {summary['test_accuracy']:.4f}" in done.out, done.err
     done = cli("predict", run, "--data", new, "--out", out)
     assert done.code == 0, done.err
+    assert done.out.splitlines()[0].endswith("5 series of neu.csv.")
     rows = list(csv.DictReader(out.open(encoding="utf-8")))
     assert [row["id"] for row in rows] == [f"s {i}" for i in range(5)]
     assert list(rows[0]) == ["id", "prediction", "probability_fäst", "probability_slow"]
@@ -270,6 +271,10 @@ WRONG = {
     HEAD + "a,0,1,u\na,1,x,u\n": r"row 3, column 'v' must be a number; got 'x'",
     HEAD + "a,soon,1,u\n": r"row 2, column 'time' must be a number or an ISO date; got 'soon'",
     HEAD + "a,0,1,u\na,1\n": "row 3 must have 4 cells.*got 2",
+    HEAD
+    + "a,0,1,u\n# checked,1,1,u\n": "row 3 must .* be no comment; got 4, first '# checked'. Mend it",
+    "# by me,,,\n" + HEAD + "a,0,1,u\n": "row 1 must .* be no comment; got 4, first '# by me'",
+    "#" + HEAD + "a,0,1,u\n": "row 1 must .* be no comment; got 4, first '#id'",
     "id,v,v,target\na,0,1,u\n": "row 1 must have 3 cells",
     "name,t,v,target\na,0,1,u\n": r"one column for id, named id, series.*; got the header name, t",
     "name,v,target\na,0,u\n": r"row 2 of a wide table, time 'name'.* must be a number; got 'a'",

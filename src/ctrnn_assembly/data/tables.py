@@ -68,9 +68,9 @@ def csv_table(file: Path, columns: dict[str, str]) -> Table:
         raise DataError(f"{file.name} is empty: it must hold a header and a row a step, or a series.")
     names = rows[0][1]
     for line, cells in rows:
-        if len(cells) != len(set(names)):
-            must = f"row {line} must have {len(set(names))} cells, one a name of the header"
-            raise DataError(f"{file.name}: {must}; got {len(cells)}.")
+        if len(cells) != len(set(names)) or cells[0].startswith("#"):
+            must = f"row {line} must have {len(set(names))} cells, one a name, and be no comment"
+            raise DataError(f"{file.name}: {must}; got {len(cells)}, first {cells[0][:40]!r}. Mend it.")
     return Table(names, [f"row {line}" for line, _ in rows[1:]], [row for _, row in rows[1:]], columns)
 
 
