@@ -377,6 +377,9 @@ def test_predict_refuses_other_channels_and_runs_of_other_tasks(cli, trained, tm
     assert "must have the channels left, right" in cli.refuses(
         "predict", run, "--data", other, "--out", out
     )
+    (run / "data.json").write_text('{"channels": [')
+    said = cli.refuses("predict", run, "--data", other, "--out", out)
+    assert "data.json is not of a run of series, or damaged. Name one." in said
     (run / "data.json").unlink()
     assert "is not of a run of series" in cli.refuses("predict", run, "--data", other, "--out", out)
     assert not out.exists()

@@ -132,7 +132,7 @@ class Preparation(Part):
     @classmethod
     def read(cls, file: Path) -> Self:
         """As a run keeps it."""
-        with refusing(f"{file} is not of a run of series", "Name one."):
+        with refusing(f"{file} is not of a run of series, or damaged", "Name one.", told=False):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

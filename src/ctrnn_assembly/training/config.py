@@ -227,7 +227,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no configuration file {path}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML: {reason}.") from None
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}. Use an intact copy.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} must hold `key: value` lines; got {type(loaded).__name__}.")
     return loaded
