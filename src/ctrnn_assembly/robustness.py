@@ -5,8 +5,8 @@ system of `cascade`, of impulse response h: what the readout sees moves by at mo
 w_t = h_{T-t} for the last output, its mean over the outputs for the mean. Logit y then falls behind j by
 at most ||r_y - r_j|| times as much, r the readout's rows in that metric. A CTRNN is one layer.
 
-The claim is of the net in float64, and of margins less 1e-9 (|W| (1 + |x|) + |b|) for a readout W x + b,
-whose terms may cancel: far more than float64 rounds. Source: THEORY section 13.
+The claim is of float64, of slopes as declared, and of margins less 1e-9 (|W| (1 + |x|) + |b|) for a
+readout W x + b, whose terms may cancel: far more than float64 rounds. Source: THEORY section 13.
 """
 
 import warnings
