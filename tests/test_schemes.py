@@ -54,6 +54,20 @@ def test_a_pair_is_its_definition(name: str) -> None:
             assert_close(found, wanted, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("made", [exponential, plain_exponential])
+@pytest.mark.parametrize("h", [1.0, 10.0, 100.0, 3000.0])
+def test_long_steps_of_a_strong_feedback_are_exact_to_rounding(made, h: float) -> None:
+    """In the basis of K = -K^T, L = T^-1 K T: steps certified for every dt must not grow by rounding."""
+    K, T = 30 * normal(N, N, seed=2), torch.linspace(0.5, 3, N, dtype=F64)
+    values, V = torch.linalg.eig(K - K.mT)
+    G = h * ((K - K.mT) * T / T[:, None] - torch.eye(N, dtype=F64))
+    lam = h * (values - 1)
+    basis, back = V / T[:, None], V.mH * T
+    for found, wanted in zip(made(G), (lam.exp(), torch.expm1(lam) / lam), strict=True):
+        # Phases h omega round by 1e-16 of themselves.
+        assert_close(found, ((basis * wanted) @ back).real, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_every_pair_has_the_fixed_points_of_the_field(name: str) -> None:
     # A x + C g = x wherever x = L x + g, exactly if A - I = C (L - I).
