@@ -404,6 +404,16 @@ def test_no_rate_by_construction_of_parts_that_were_changed_by_hand(name):
     assert couple([net, Subnetwork(AdaDiagTanh(), 2)]).rate is None
 
 
+def test_feedback_stays_feedback_wherever_its_values_are_put():
+    """Where L_ij and L_ji are both given, and where i = j, L is still skew in the metric."""
+    net = two("feedback")
+    net.coupling.K.index.copy_(torch.tensor([2, 8, 5, 4]))  # (0, 2), (2, 0), (1, 1), (1, 0)
+    terms, M = net.terms(), net.metric().theta().square()
+    assert float((M @ terms.L + terms.L.mT @ M).abs().max()) < 1e-12
+    assert float(terms.L.abs().max()) > 0.1
+    assert net.rate is not None
+
+
 def test_an_encoder_that_takes_one_length_alone_is_refused_in_a_sentence():
     class Placed(nn.Linear):
         def forward(self, u):

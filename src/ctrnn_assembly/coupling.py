@@ -142,7 +142,7 @@ class Feedback(Coupling):
             i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
             both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
             flat = K.values.new_zeros(K.n * K.n)
-            return flat.scatter(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
+            return flat.scatter_add(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
         upper = K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(K.values)
 
