@@ -456,7 +456,7 @@ class Integrate(torch.autograd.Function):
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        (phi, _, sigmoid), (A, *_), (B, *_) = _read(form, W, D, P, Q, G is not None)
+        ctx.read = (phi, _, sigmoid), (A, *_), (B, *_) = _read(form, W, D, P, Q, G is not None)
         of_step = A, B, _inverse(form, R, x0), _flat(E.mT), inputs.shape[2]
         fixed = *of_step, _gates(gates, G, d, x0), _flat(h, x0)
         run = partial(roll, phi, sigmoid, *fixed, _flat(states), _flat(inputs), n, batch * n)
@@ -473,24 +473,22 @@ class Integrate(torch.autograd.Function):
             again = partial(_plain, ctx.form, ctx.gates)
             return None, None, None, None, *gradients_again(again, given, needed, grad, "full")
         with torch.autocast("cpu", enabled=False):  # as in the forward pass
-            return None, None, None, None, *_gradients(ctx.form, ctx.gates, needed, grad, states, *given)
+            return None, None, None, None, *_gradients(ctx, needed, grad, states, *given)
 
 
-def _gradients(
-    form: Form, gates: Gates | None, needed: tuple[bool, ...], grad: Tensor, states: Tensor, *given: Any
-) -> tuple[Tensor | None, ...]:
-    """Those of `given`, the tensors of `padded`."""
-    x0, inputs, h, G, d, W, D, P, Q, E, R = given
+def _gradients(ctx: Any, needed: Any, grad: Tensor, states: Tensor, *given: Any) -> tuple[Any, ...]:
+    """Those of `given`, the tensors of `padded`, where needed."""
+    x0, inputs, h, G, d, W, _, P, Q, E, R = given
     (batch, n), m = x0.shape, inputs.shape[2]
-    maps, (*outer, columns), (*inner, of_W) = _read(form, W, D, P, Q, G is not None)
-    inverse = _inverse(form, R, x0, turned=True)
+    maps, (*outer, columns), (*inner, of_W) = ctx.read
+    inverse = _inverse(ctx.form, R, x0, turned=True)
     dx0, v, dz = x0.new_empty(x0.shape), None, None
     if needed[1]:
         v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
     read = tuple(_flat(t) for t in (states, inputs, grad))
     written = tuple(_flat(t, x0) for t in (dx0, v, dz))
     matrices = tuple(outer), tuple(inner), inverse, _flat(E.mT)
-    of_step = matrices, m, _gates(gates, G, d, x0), _flat(h, x0)
+    of_step = matrices, m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
     wide = (m + -m % ROWS) * n
     sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, outer[0][:3])
     sizes += (*map(len, inner[0][:3]),)
