@@ -381,7 +381,10 @@ def edited(name):
         "negative tau": (bounded, lambda: bounded.tau[0].fill_(-1.0)),
         "infinite bias": (bounded, lambda: bounded.bias[0].detach().fill_(torch.inf)),
         "both ways": (hierarchy, lambda: setattr(hierarchy.coupling, "K", free.coupling.K)),
-        "index": (hierarchy, lambda: hierarchy.coupling.K.index.copy_(torch.arange(4))),
+        "places": (
+            hierarchy,
+            lambda: hierarchy.coupling.K.places.copy_(torch.tensor([[0, 0, 0, 0], [0, 1, 2, 3]])),
+        ),
         "psi": (feedback, lambda: setattr(feedback.coupling, "psi", Elementwise(((TANH, 4),)))),
         "share": (free, lambda: setattr(free.coupling, "share", 1.0)),
     }
@@ -391,7 +394,7 @@ def edited(name):
 COUPLINGS_OF = ("hierarchy", "feedback", "free")
 EDITS = (
     "steeper phi", "margin of frozen weights", "margin of pairs", "margin", "tau", "negative tau",
-    "infinite bias", "both ways", "index", "psi", "share",
+    "infinite bias", "both ways", "places", "psi", "share",
 )  # fmt: skip
 
 
@@ -407,7 +410,7 @@ def test_no_rate_by_construction_of_parts_that_were_changed_by_hand(name):
 def test_feedback_stays_feedback_wherever_its_values_are_put():
     """Where L_ij and L_ji are both given, and where i = j, L is still skew in the metric."""
     net = two("feedback")
-    net.coupling.K.index.copy_(torch.tensor([2, 8, 5, 4]))  # (0, 2), (2, 0), (1, 1), (1, 0)
+    net.coupling.K.places.copy_(torch.tensor([[0, 2, 1, 1], [2, 0, 1, 0]]))
     terms, M = net.terms(), net.metric().theta().square()
     assert float((M @ terms.L + terms.L.mT @ M).abs().max()) < 1e-12
     assert float(terms.L.abs().max()) > 0.1

@@ -39,7 +39,7 @@ class BlockMatrix(nn.Module):
     `INITS`, but for orthogonal blocks times init_scale / sqrt(n_j).
     """
 
-    index: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class BlockMatrix(nn.Module):
         self.register_load_state_dict_post_hook(BlockMatrix.place)
 
     def place(self, keys: object = None) -> None:
-        """Find where in the flat matrix the values stand, which no file holds: after loading, too."""
+        """Find the rows and columns where the values stand, which no file holds: after loading, too."""
         units = torch.arange(self.n, device=self.values.device).split(self.sizes)
-        blocks = [(units[i][:, None] * self.n + units[j]).flatten() for i, j in self.pairs]
-        self.index = nn.Buffer(torch.cat([units[0][:0], *blocks]), persistent=False)
+        blocks = [torch.cartesian_prod(units[i], units[j]).T for i, j in self.pairs]
+        self.places = nn.Buffer(torch.cat([units[0].new_empty(2, 0), *blocks], 1), persistent=False)
 
     def forward(self) -> Tensor:
-        flat = self.values.new_zeros(self.n * self.n)
-        return flat.scatter(0, self.index, self.values).view(self.n, self.n)
+        (i, j), flat = self.places, self.values.new_zeros(self.n * self.n)
+        return flat.scatter(0, i * self.n + j, self.values).view(self.n, self.n)
 
 
 class Coupling(nn.Module):
@@ -139,10 +139,10 @@ class Feedback(Coupling):
         if self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix):  # by entries
             theta = torch.cat([factor.theta for factor in metric.factors])
             inverse = torch.cat([factor.theta_inv for factor in metric.factors])
-            i, j, values = K.index // K.n, K.index % K.n, K.values.to(theta)
+            (i, j), values = K.places, K.values.to(theta)
             both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
-            flat = K.values.new_zeros(K.n * K.n)
-            return flat.scatter_add(0, torch.cat([K.index, j * K.n + i]), both.to(flat)).view(K.n, K.n)
+            both, index = both.to(K.values), torch.cat([i * K.n + j, j * K.n + i])
+            return both.new_zeros(K.n * K.n).scatter_add_(0, index, both).view(K.n, K.n)
         upper = K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(K.values)
 
