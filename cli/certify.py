@@ -117,7 +117,8 @@ def check_command(file: Path, source: str | None) -> None:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = "it lacks " * isinstance(error, KeyError) + " ".join(str(error).split())[:100]
-        raise DataError(f"{file} is no file that `ctrnn certify` has written: {reason}.") from error
+        fix = "Write it again, by --write-proof or --witness."
+        raise DataError(f"{file} is no file that `ctrnn certify` wrote: {reason}. {fix}") from error
     click.get_current_context().exit(code)
 
 
