@@ -5,6 +5,7 @@ random ones, and shows the certificate beside what it finds, because a measureme
 certificate and never replace it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -185,8 +186,7 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
 
     before, found = [], [along(net.behaviour, u) for u in net.sequences]
     if kind not in ("initial", "given"):
-        start = replace(net.run, initial=True).build(double=True)
-        before = [along(start.core, net.sequences[0])]
+        before = [along(replace(net.run, initial=True).build(double=True).core, net.sequences[0])]
     spectra = [("initial", 0, s) for s in before] + [(kind, k, s) for k, s in enumerate(found)]
     blocks = [
         (
@@ -200,14 +200,13 @@ def spectrum_command(net: Driven, at: tuple[int, ...] | None) -> None:
         for weights, k, s in spectra
     ]
     alone = module_spectra(net.behaviour, net.sequences[0][-1:], found[0].x[-1:])
-    blocks_of_j = {
+    modules = {
         "module_abscissa": [values.real.max().item() for values in alone],
         "module_radius": [values.abs().max().item() for values in alone],
     }
     results = {f"{weights}{k}_": s for weights, k, s in spectra}
     figure = partial(drawn, "diagnostics.spectrum_figure", found, before, net.certificate)
-    more = {"blocks": blocks_of_j, "warning": WARNING}
-    net.show(results, *blocks, what="", notes=[WARNING], figure=figure, **more)
+    net.show(results, *blocks, what="", notes=[WARNING], figure=figure, blocks=modules, warning=WARNING)
 
 
 @inspecting(
@@ -220,8 +219,8 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     """The k leading exponents of the solver's step, conditional on the input, by QR.
 
     Sequences shorter than the run are followed by the next ones. A largest exponent below 0 is an
-    average along these runs: nearby trajectories approached each other. The certificate bounds all runs.
-    --plot and --npz show how the estimates ran over time.
+    average along these runs: nearby trajectories approached each other. The certificate bounds all
+    runs, those of a time T by log(cond) / (2 T) more. --plot and --npz show how the estimates ran.
     """
     from ctrnn_assembly.certificates.result import up
 
@@ -231,18 +230,19 @@ def lyapunov_command(net: Driven, k: int | None, **settings: Any) -> None:
     u, k = net.u[:, : lengths.pop()], min(8, net.behaviour.size) if k is None else k
     settings |= {"generator": net.generator, **net.step}
     found = ctrnn_assembly.lyapunov_exponents(net.behaviour, u, k=k, **settings)
-    step = net.certificate.step
+    step, condition = net.certificate.step, net.certificate.metric.condition_number
     bound = None if step is None else step.exponent_bound
-    half_way = found.history[(len(found.history) - 1) // 2]
     columns = [
         Column("index", "", "d", range(1, k + 1)),
         Column("exponent", "exponent", ".6f", found.exponents),
         Column("standard_error", "standard error", ".6f", found.errors),
-        Column("half_way", "after half the time", ".6f", half_way),
+        Column("half_way", "after half the time", ".6f", found.history[(len(found.history) - 1) // 2]),
         Column("factor_of_a_step", "factor of a step", ".6f", (found.exponents * found.dt).exp()),
     ]
-    said = "no certified bound" if bound is None else f"certified: at most {up(bound, 6)}"
-    notes = [f"{len(u)} runs of {found.steps} steps, after {found.transient}", said]
+    notes = [f"{len(u)} runs of {found.steps} steps, after {found.transient}", "no certified bound"]
+    if bound is not None:
+        so_short = bound + math.log(condition) / (2 * found.steps * found.dt)
+        notes[1] = f"certified: at most {up(bound, 6)} in the long run, {up(so_short, 6)} in these runs"
     what = ": exponents per unit of time"
     figure = partial(drawn, "diagnostics.lyapunov_figure", found, bound=bound)
     net.show({"": found}, columns, what=what, notes=notes, figure=figure, certified_bound=bound)

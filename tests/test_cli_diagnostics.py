@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import sys
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_the_largest_exponent_is_at_most_the_certified_bound(cli, run):
     exponents = [row["exponent"] for row in found["rows"]]
     assert exponents == sorted(exponents, reverse=True)
     assert exponents[0] <= found["certified_bound"] + slack + 1e-9
+
+
+def test_no_run_is_said_to_have_a_bound_that_it_exceeds(cli, tmp_path):
+    """Exponents are of the long run: in a short one a metric far from the identity leaves room."""
+    store_run(tmp_path / "run", model="sparse-combo", density=0.3, magnitude=2.0, solver="imex")
+    given = ("lyapunov", tmp_path / "run", "--steps=5", "--transient=0", "--samples=2")
+    found, said = result(cli, *given), cli(*given).out
+    lasting, of_these = re.search(r"at most (\S+) in the long run, (\S+) in these runs", said).groups()
+    assert float(lasting) == pytest.approx(found["certified_bound"], abs=1e-5)
+    assert found["certified_bound"] < found["rows"][0]["exponent"] <= float(of_these)
 
 
 def test_the_running_estimate_ends_in_the_exponents(cli, run, tmp_path):

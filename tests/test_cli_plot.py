@@ -239,7 +239,7 @@ def test_lines_of_bounds_are_not_labelled_beyond_them() -> None:
     ]
     axes = [one for figure in figures for one in figure.axes]
     labels = {label for one in axes for label in one.get_legend_handles_labels()[1]}
-    assert {"-rate = -0.123, certified", "certified: at most -0.123"} <= labels
+    assert {"-rate = -0.123, certified", "certified in the long run: -0.123"} <= labels
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -114,7 +114,7 @@ class StepCertificate:
 
     @property
     def exponent_bound(self) -> float | None:
-        """log(contraction_factor) / dt, which no Lyapunov exponent of the step exceeds; or None."""
+        """log(contraction_factor) / dt, which no Lyapunov exponent exceeds in the long run; or None."""
         factor = self.contraction_factor
         return math.log(factor) / max(self.lengths or (self.dt,)) if self.certified and factor else None
 

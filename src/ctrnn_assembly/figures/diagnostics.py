@@ -240,7 +240,7 @@ def lyapunov_figure(found: Lyapunov, *, bound: float | None, title: str) -> Figu
     for axes in (left, right):
         axes.axhline(0, color=GREY, linewidth=0.8)
         if bound is not None:
-            axes.axhline(bound, label=f"certified: at most {up(bound, 3)}", **CERTIFIED)
+            axes.axhline(bound, label=f"certified in the long run: {up(bound, 3)}", **CERTIFIED)
         style.raised(axes, 0.4, fontsize=7, loc="upper right")
     return figure
 
