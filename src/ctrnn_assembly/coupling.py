@@ -175,8 +175,8 @@ class Hierarchy(Coupling):
 
     def kept(self) -> float | None:
         """`share`, if K leads to later modules alone, by pairs that `gains` counts."""
-        module = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
-        joined = module[self.K().detach().cpu().nonzero()].unique(dim=0).tolist()
+        of = torch.eye(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes), 0)  # (n, p)
+        joined = (of.mT @ (self.K().detach().cpu() != 0).to(of) @ of).nonzero().tolist()
         return type(self).share if all(j < i and (i, j) in self.K.pairs for i, j in joined) else None
 
     def gains(self, metrics: list[Metric], taus: list[Tensor]) -> Tensor:
