@@ -311,6 +311,10 @@ def test_scipy_has_an_adjoint_and_refuses_a_direct_gradient() -> None:
     with torch.no_grad():
         assert not solve(field, x0, t, solver="scipy_solver").x.requires_grad
     fine = {"rtol": 1e-9, "atol": 1e-9}
+    starts = normal(40, 2)  # which scipy interpolates: some of them by a rounding off
+    assert torch.equal(
+        solve(field, starts, t, solver="scipy_solver", gradient="adjoint").x[:, 0], starts
+    )
     scipy = solve(field, x0, t, solver="scipy_solver", gradient="adjoint", **fine).last  # type: ignore[arg-type]
     direct = solve(field, x0, t, solver="dopri5", **fine).last  # type: ignore[arg-type]
     a, b = (torch.autograd.grad(x.sum(), field.A)[0] for x in (scipy, direct))

@@ -100,7 +100,7 @@ def torchdiffeq_solve(
     sign = 1 if t[-1] >= t[0] else -1  # of the direction of time
     ends = _ends(t, signal, x0, sign)
     times = (sign * torch.cat([t, ends])).unique()  # sorted
-    counted, states, x = _Counted(field, signal), list[Tensor](), x0[None]
+    counted, states, x = _Counted(field, signal), [x0[None]] * (solver == "scipy_solver"), x0[None]
     for start, end in pairwise([0, *torch.searchsorted(times, sign * ends).tolist()]):
         piece = sign * times[start : end + 1]
         options = _options(solver, piece, max_steps, step_size, substeps)
@@ -115,7 +115,7 @@ def torchdiffeq_solve(
                 raise AssertionError("scipy stopped early")
         except AssertionError as error:
             raise counted.failure(str(error), solver, max_steps) from error
-        states.append(x[1:] if states else x)
+        states.append(x[1:] if states else x)  # which begins with x0, of scipy but for rounding
     counted.budget = math.inf  # the adjoint still has to evaluate
     whole = torch.cat(states) if len(states) > 1 else states[0]
     whole = whole if len(t) == len(times) else whole[torch.searchsorted(times, sign * t)]
