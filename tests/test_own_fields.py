@@ -209,6 +209,7 @@ WRONG = [
     (lambda x: x, X0, None, ConfigError, r"arguments \(x\)"),
     (driven, X0, None, SolverError, r"reads an input; got none. Pass u="),
     (lambda t, x: x[:, :1], X0, None, ShapeError, r"\(3, 6\) torch.float64 on cpu; got \(3, 1\)"),
+    (lambda t, x: (x,), X0, None, ShapeError, r"got a tuple of \(3, 6\)"),
     (lambda t, x: x.float(), X0, None, ShapeError, r"torch.float64 on cpu; got \(3, 6\) torch.float32"),
     (lambda t, x: -x, X0, U, ShapeError, r"with batch 3 and m = 6; got \(3, 8, 2\)"),
     (driven, X0, U[:2], ShapeError, r"with batch 3"),
@@ -396,7 +397,7 @@ def test_the_state_of_an_own_field_is_a_tensor_or_refused_by_its_type(x0: object
     """A list of tensors would be a batch of them, and not a tuple."""
     with pytest.raises(ShapeError, match=rf"x0 must be .*; got {type(x0).__name__}\. Use"):
         solve(pendulum, x0, TIMES)
-    with pytest.raises(ShapeError, match=r"got \(3, 6\) torch.float64 on cpu, float"):
+    with pytest.raises(ShapeError, match=r"got a tuple of \(3, 6\) torch.float64 on cpu, float"):
         solve(pendulum, (X0, 1.0), TIMES)
 
 

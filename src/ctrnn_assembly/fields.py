@@ -128,4 +128,4 @@ def described(x: Any) -> str:
     """Shape, dtype and device of a tensor, or of each in a tuple; the type of what is none."""
     if not isinstance(x, tuple):
         return f"{tuple(x.shape)} {x.dtype} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
-    return ", ".join(map(described, x))
+    return f"a tuple of {', '.join(map(described, x))}"
