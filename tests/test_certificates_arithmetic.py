@@ -21,6 +21,7 @@ from ctrnn_assembly import (
 from ctrnn_assembly.activations import ACTIVATIONS, Elementwise
 from ctrnn_assembly.certificates.arithmetic import OF_PHI, in_arithmetic
 from ctrnn_assembly.models import build_model
+from ctrnn_assembly.schemes import SCHEMES, step_pair
 from ctrnn_assembly.solvers import solve
 from ctrnn_assembly.solvers.pairs import pointwise
 
@@ -45,6 +46,25 @@ def test_states_that_rounding_keeps_apart_are_not_certified(precision, dt):
     assert not refused.certified
     assert "rounding in float32" in refused.reason
     assert in_arithmetic(exact, one_unit(0.998, torch.float64), "full").step.certified
+
+
+def test_a_leak_that_torch_itself_rounds_off_is_not_certified():
+    """A plain step is a product with A = I + h (L - I), whose diagonal is 1 in bf16: nothing decays."""
+    zero, L = torch.zeros(2).float(), torch.tensor([[0.0, 0.5], [-0.5, 0.0]]).float()
+    phi, identity = (Elementwise(((ACTIVATIONS[name], 2),)) for name in ("tanh", "identity"))
+    terms = Terms((torch.zeros(1, 1).float(),) * 2, phi, identity, zero, zero + 1, L)
+    exact = certify(terms, dt=1e-3)
+    A, _ = step_pair(SCHEMES["euler"], terms, terms.tau.new_tensor(1e-3))
+    assert exact.step.certified
+    assert (A.bfloat16().diagonal() == 1).all()
+    assert in_arithmetic(exact, terms, "bf16").step.certified  # its loops keep the diagonal apart
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert "keep states apart" in in_arithmetic(exact, terms, "full").step.reason
+        alone = replace(terms, L=None)
+        assert in_arithmetic(certify(alone, dt=1e-3), alone, "full").step.certified
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize(

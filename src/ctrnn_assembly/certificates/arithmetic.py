@@ -4,8 +4,8 @@ If what is computed is off by rho |x| + kappa in the metric, and |F(0)| <= c, th
 
     e <= 2 (rho (c + kappa) / (1 - q - rho) + kappa) / (1 - q).
 
-With h = dt / tau, slopes g, and a of what adds up, b also of the casts of dt W and dt L, of operands,
-and of phi, rho = || |Theta| N |Theta^-1| || for
+With h = dt / tau, slopes g, and a of what adds up (and of x, where torch itself rounds operands), b also
+of the casts of dt W and dt L, of operands, and of phi, rho = || |Theta| N |Theta^-1| || for
 
     N = a I + b h (|L| + I + g_post |W| g_pre + sum_e |K_e| g_e).
 
@@ -46,7 +46,7 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str, gated: bool 
     step, dtype, metric = found.step, terms.tau.dtype, found.metric.matrix
     if step is None or not step.certified or metric is None:
         return found
-    precision = max(precision, of_products(terms.tau), key=OPERANDS.__getitem__)
+    precision = max(precision, own := of_products(terms.tau), key=OPERANDS.__getitem__)
     name = str(dtype).removeprefix("torch.")
     name += "" if precision == "full" else f" with operands of products rounded to {precision}"
     if step.solver != "euler" or gated or found.declared or dtype == torch.float16:  # underflows soon
@@ -58,7 +58,8 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str, gated: bool 
     if low:  # sums are in float32, or on a GPU perhaps as rounded as operands
         unit = low if terms.tau.device.type == "cuda" else max(unit, 2.0**-24)
     dt, q = max(step.lengths or (step.dt,)), step.contraction_factor or 0.0
-    rho, *ends = _rounding(terms.detach_cpu().double(), metric, dt, unit, low)
+    leak = OPERANDS[own] * (terms.L is not None)  # plain steps are products with I + h (L - I)
+    rho, *ends = _rounding(terms.detach_cpu().double(), metric, dt, unit, low, leak)
     left = (1 - q - rho) * 0.99  # for the rounding of these few numbers
     if not left > 0:
         reason = f"exact steps contract by {q:.6g}, but rounding in {name} may move a state by {rho:.2g}"
@@ -71,9 +72,7 @@ def in_arithmetic(found: Certificate, terms: Terms, precision: str, gated: bool 
     return replace(found, step=replace(step, meeting=Meeting(name, *floors)))
 
 
-def _rounding(
-    terms: Terms, metric: Metric, dt: float, unit: float, low: float
-) -> tuple[float, Any, Any]:
+def _rounding(terms: Terms, metric: Metric, dt: float, unit: float, low: float, leak: float) -> Any:
     """rho, and (c, kappa) without inputs and what inputs of size 1 add; all increase with dt."""
     pre, post, h = _bounds(terms.pre), _bounds(terms.post), dt / terms.tau
     W, eye = terms.weight().abs(), torch.eye(terms.n, dtype=torch.float64)
@@ -85,7 +84,7 @@ def _rounding(
     given = eye if terms.W_in is None else terms.W_in.abs()
     matrices = (W, L, given, *(edge.K for edge in terms.edges))
     count = 8 + sum(int((A != 0).sum(1).max()) for A in matrices)  # sums leave zeros out
-    sums = count * unit, (count + OF_PHI) * unit + 3 * low
+    sums = count * unit + 3 * leak, (count + OF_PHI) * unit + 3 * low
     a, b = (s / (1 - s) if s < 1 else math.inf for s in sums)
     # What underflows is as if there were numbers of size `floor` beside all others.
     floor = 1e-30 if unit > 1e-10 else 1e-280
