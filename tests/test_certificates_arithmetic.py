@@ -87,12 +87,14 @@ def test_products_that_torch_itself_rounds_are_those_that_are_proven(where, name
         pytest.skip("before torch 2.9 the switches have other names")
     rnn, layer = nn.RNN(3, 4), CTRNN(3, Subnetwork(SingularValueBounded(), 4), dt=0.3)
     rnn.weight_hh_l0.data.mul_(0.1)
-    dense, pairs = (Stack(3, 4, [field]).eval() for field in (Subnetwork(Symmetric(), 4), Pairs(4)))
-
+    own = Pairs(4, phi=Activation("own", torch.tanh, (0.0, 1.0)))  # which pairs' own loop does not know
+    fields = (Subnetwork(Symmetric(), 4), Pairs(4), own)
+    dense, pairs, others = (Stack(3, 4, [field]).eval() for field in fields)
     nets = [
         (rnn, {}),
         (dense, {"dt": 0.3}),
         (pairs, {"dt": 0.3}),
+        (others, {"dt": 0.3}),
         (layer, {"dt": 0.3, "solver": "imex"}),
     ]
 
@@ -102,7 +104,7 @@ def test_products_that_torch_itself_rounds_are_those_that_are_proven(where, name
     assert all(certified())
     try:
         switch(value)
-        assert certified() == [False, False, True, False]
+        assert certified() == [False, False, True, False, False]
         assert "rounded to" in layer.certificate().step.meeting.arithmetic
     finally:
         switch(back)

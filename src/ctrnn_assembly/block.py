@@ -259,8 +259,8 @@ class Layer(nn.Module):
             return "dropout in training mode gives two states different masks; call eval()"
         if not finite(self):
             return "a weight or statistic is NaN or not finite; retrain or use an intact copy"
-        if type(self.field) is not Pairs and (kind := of_products(self.d)) != "full":
-            return f"products of operands rounded to {kind} may keep states apart; use Pairs or float64"
+        if (kind := of_products(self.d)) != "full" and not pairs.is_paired(self.field.terms(), self.d):
+            return f"products rounded to {kind} may keep states apart; use float64, or Pairs on a CPU"
         if self.mix.lipschitz() == torch.inf:
             return "the mix glu has no Lipschitz constant, as a is not bounded; use tanh-glu"
         if found.metric.matrix is None:
