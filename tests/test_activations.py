@@ -203,7 +203,10 @@ def test_a_false_declaration_is_refused_with_the_secant(name: str) -> None:
         Activation(name, function, bounds)
 
 
-@pytest.mark.parametrize("function", [lambda v: torch.softmax(v, -1), torch.sum, lambda v: v - v.mean()])
+@pytest.mark.parametrize(
+    "function",
+    [lambda v: torch.softmax(v, -1), torch.sum, lambda v: v - v.mean(), lambda v: 0.5, lambda v: [v]],
+)
 def test_what_is_not_elementwise_is_refused(function: Any) -> None:
     with pytest.raises(ConfigError, match="each number alone"):
         Activation("mixed", function, (-1.0, 1.0))
