@@ -264,8 +264,8 @@ def shown_parts(certificate: Any) -> Iterator[Table | str]:
     if shown:
         yield table([*map(vars, shown)], columns, title="modules" if cascade is None else "layers")
     if rest := worst[len(shown) :]:
-        margin, rate = down(rest[0].margin), down(min(one.rate for one in rest))
-        yield f"{len(rest)} more: margin >= {margin}, rate >= {rate}"
+        slowest = min(one.rate for one in rest)
+        yield f"{len(rest)} more: margin >= {down(rest[0].margin)}, rate >= {down(slowest)}"
     columns = [
         Column("index", "layer"),
         Column("factor", "factor <=", factor),
@@ -274,4 +274,5 @@ def shown_parts(certificate: Any) -> Iterator[Table | str]:
         Column("output_gain", "output gain <=", up),
     ]
     if cascade is not None:
-        yield table([*map(vars, cascade.layers)], columns, title="steps")
+        title = "steps" if certificate.step.certified else "exact solution, from sample to sample"
+        yield table([*map(vars, cascade.layers)], columns, title=title)

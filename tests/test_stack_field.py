@@ -138,6 +138,23 @@ def test_the_facts_of_one_field_hold_for_a_solver_without_a_proof_of_its_step():
     assert stack(solver="dopri5").certificate().cascade is None  # of the sampled stack nothing is said
 
 
+def test_the_input_gain_of_an_exact_solution_counts_its_feedback_within_a_sample(cli, tmp_path):
+    """A step holds phi(z) over the sample; with w near 1 a state moves on for long under an input."""
+    net = as_one(stack(norm="none", fields=[Pairs(2, phi="identity")], dt=3.0), "rk4", substeps=100)
+    layer, u = net.layers[0], normal(2, 1, 1, 2)
+    layer.field.theta.fill_(5.0)
+    layer.field.frequency.zero_()
+    layer.B.weight.copy_(torch.eye(2, 5))
+    net.encoder.weight[2:] = 0
+    ends = [net(one)[1][0] for one in u]
+    reached = distances(net, ends[0] - ends[1]).max()
+    entered = net.encoder.weight @ (u[0] - u[1])[0, 0]
+    promised = float(net.certificate().cascade.layers[0].input_gain * entered.norm())
+    assert 0.99 * promised < reached <= promised * (1 + 1e-6)  # of rk4's error
+    store_run(tmp_path / "run", model="deep-adadiag", one_field=True, solver="rk4")
+    assert "exact solution, from sample to sample" in cli("certify", tmp_path / "run").out
+
+
 @pytest.mark.parametrize(("one_field", "substeps"), [(True, 1), (True, 3), (False, 3)])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_distances_stay_below_gamma_as_one_field_and_over_substeps(one_field, substeps, norm):

@@ -74,7 +74,6 @@ def certify_cascade(
     certificates = [layer.certificate for layer in layers]
     whole = _of_fields(certificates)
     steps = [one.step for one in certificates if one.step is not None]
-    metrics = [one.metric for one in certificates]
     # Of the sampled stack a step is all of a sample's: `each` of them under one input of each layer.
     each, count = (1, substeps) if one_field else (substeps, 1)
     name = f"{solver}:{each}" if each > 1 else solver
@@ -87,7 +86,7 @@ def certify_cascade(
     layers = [held(layer, each) for layer in layers]
     gamma = linear_system(layers, one_field=one_field)[:-1, :-1]
     own = [samples_until(np.array([[q]]), 1e-3) for q in gamma.diagonal()]
-    factor, growth = weighted_factor(gamma, metrics)
+    factor, growth = weighted_factor(gamma, [one.metric for one in certificates])
     if not factor < 1:
         reason = "the gains between layers are too large for float64; lower the norms of C and the mix"
         return replace(whole, step=StepCertificate.refused(name, length, reason))
@@ -131,8 +130,9 @@ def _with_flow(whole: Certificate, layers: Sequence[LayerBound], dt: float, entr
     rates = -H.diagonal()
     memory = [math.ceil(math.log(1e3) / (rate * dt)) for rate in rates]
     memory.append(math.ceil(math.log(1e3 * spread) * short / ((1 - q) * dt)))
-    peak = input_gain(layers, [one.flow_gain for one in layers] / rates, entry)
-    factors = np.exp(-rates * dt) * (1 + SLACK)
+    steady, factors = [one.flow_gain for one in layers] / rates, np.exp(-rates * dt) * (1 + SLACK)
+    peak, moved = input_gain(layers, steady, entry), steady * -np.expm1(-rates * dt) * (1 + SLACK)
+    layers = [replace(one, input_gain=gain) for one, gain in zip(layers, moved.tolist(), strict=True)]
     return _with_facts(whole, layers, factors, memory, growth, (peak, math.inf))
 
 
