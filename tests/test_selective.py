@@ -13,6 +13,7 @@ from ctrnn_assembly import AdaDiagTanh, Subnetwork
 from ctrnn_assembly.activations import ACTIVATIONS
 from ctrnn_assembly.baselines import FreePairs
 from ctrnn_assembly.certificates.selective import SelectivePairs
+from ctrnn_assembly.diagnostics.linearise import step_jacobian
 from ctrnn_assembly.errors import ConfigError
 from ctrnn_assembly.models import build_model
 from ctrnn_assembly.pairs import Pairs, StepGate
@@ -366,3 +367,12 @@ def test_gated_pairs_that_are_made_one_field_by_hand_are_not_certified():
     found = layer.certificate()
     assert not found.certified
     assert "gated pairs are proven layer by layer; set one_field=False" in found.reasons[0]
+
+
+@pytest.mark.parametrize("substeps", [1, 3])
+def test_the_jacobian_of_a_gated_step_is_that_of_plain_operations(substeps):
+    """Its rows are asked for at once, of a loop that is compiled."""
+    made, u = net(substeps=substeps).requires_grad_(False), inputs(4)
+    x, step = 0.1 * normal(4, made.state_size), made.stepper()
+    plain = torch.func.vmap(torch.func.jacrev(lambda z, v: step(v[None], z[None])[0]))(x, u)
+    assert_close(step_jacobian(made, u, x), plain, rtol=0.0, atol=1e-12)

@@ -475,10 +475,10 @@ def gradients_again(
         raise SolverError(
             f"no second derivatives of products of {precision} operands. Use matmul_precision='full'."
         )
-    # Aliases: one leaf may have been computed from another.
-    own = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
-    asked = [need and leaf is not None for need, leaf in zip(needed, own, strict=True)]
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        # Aliases: one leaf may have been computed from another.
+        own = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
+        asked = [need and leaf is not None for need, leaf in zip(needed, own, strict=True)]
         last, wanted = states(*own)[-len(grad) :], cast(list[Tensor], [*compress(own, asked)])
         found = iter(torch.autograd.grad(last, wanted, grad, create_graph=True, allow_unused=True))
     return tuple(next(found) if one else None for one in asked)

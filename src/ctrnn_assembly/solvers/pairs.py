@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor as is_batched
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.schemes import Scheme, step_pair
@@ -184,9 +185,8 @@ class _Integrate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        phi, which = ctx.kind
-        *leaves, states = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
+        (phi, which), (*leaves, states) = ctx.kind, ctx.saved_tensors
+        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
             needed, again = ctx.needs_input_grad[2:], partial(plain_states, *ctx.kind)
             return None, None, *gradients_again(again, leaves, needed, grad, "full")
         A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
