@@ -112,6 +112,25 @@ def test_double_backward_is_the_derivative_of_the_gradient(name: str) -> None:
     assert_close(torch.einsum("abcdef,def->abc", hessian, v), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("svd-combo", {}),
+        ("svd-combo", {"backend": "fused"}),
+        ("svd-combo", {"solver": "imex"}),
+        ("adadiag-gated-constant", {}),
+    ],
+)
+def test_gradients_of_many_outputs_at_once_are_those_one_by_one(name: str, how: dict[str, str]) -> None:
+    net = build_model(name, 3, 4, modules=4, units=16, **how).double()
+    y, weights = net(normal(2, 6, 3)), [p for p in net.parameters() if p.requires_grad]
+    every = torch.eye(8).view(8, 2, 4)
+    at_once = torch.autograd.grad(y, weights, every, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(y, weights, one, retain_graph=True) for one in every]
+    for k, found in enumerate(at_once):
+        assert_close(found, torch.stack([one[k] for one in singly]))
+
+
 def test_values_are_still_checked_outside_of_transforms() -> None:
     with pytest.raises(DataError, match="finite"):
         layer("svd-combo")(torch.full((2, 4, 3), float("nan")).double())

@@ -33,6 +33,7 @@ from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untype
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
@@ -469,7 +470,7 @@ class Integrate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """By `adjoint`; by plain steps if these gradients are differentiated."""
         needed, (states, *given) = ctx.needs_input_grad[4:], ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
             again = partial(_plain, ctx.form, ctx.gates)
             return None, None, None, None, *gradients_again(again, given, needed, grad, "full")
         with torch.autocast("cpu", enabled=False):  # as in the forward pass

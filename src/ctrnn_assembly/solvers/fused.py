@@ -35,6 +35,7 @@ from typing import Any, Literal, cast
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Elementwise
@@ -447,15 +448,13 @@ class Integrate(torch.autograd.Function):
         """By the adjoint's recurrence; by `plain_states` if these gradients are differentiated."""
         needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
         stored, x0, *read = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
-            inputs, dt, *tensors = read
-            states = partial(plain_states, ctx.form, None if dt is None else dt[..., None])
-            leaves, precision = (x0, inputs, *tensors), ctx.form.matmul_precision
-            found = gradients_again(states, leaves, needed, grad, precision)
+        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
+            (inputs, dt, *tensors), form = read, ctx.form
+            states = partial(plain_states, form, None if dt is None else dt[..., None])
+            found = gradients_again(states, (x0, inputs, *tensors), needed, grad, form.matmul_precision)
             return (None, None, *found[:2], None, *found[2:])
         way, fixed, given = ctx.plan.way, (ctx.form, ctx.plan, needed), (grad, stored, *read)
-        # As in the forward pass.
-        with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):
+        with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):  # as in forward
             if way == "graph":
                 found = _loaded("graph").replayed(_gradients, fixed, given)
             else:
