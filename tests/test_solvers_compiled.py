@@ -77,8 +77,7 @@ def compare(
     form, inputs, lengths, *tensors = fused.fused_step(*given, "full", scheme == "imex")
     loop = fused.prepared(*given, save=save, backend="compiled")  # type: ignore[arg-type]
     found = loop()
-    lengths = None if lengths is None else lengths[..., None]
-    expected = fused.plain_states(form, lengths, x0, inputs, *tensors)[-len(found) :]
+    expected = fused.plain_states(form, x0, inputs, lengths, *tensors)[-len(found) :]
     assert_close(found, expected, rtol=1e-11, atol=1e-11)
     weights, leaves = normal(*found.shape, seed=3), [*terms.tensors(), x0, *([] if u is None else [u])]
     for leaf, a, b in zip(

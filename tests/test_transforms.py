@@ -112,18 +112,24 @@ def test_double_backward_is_the_derivative_of_the_gradient(name: str) -> None:
     assert_close(torch.einsum("abcdef,def->abc", hessian, v), expected, rtol=1e-6, atol=1e-8)
 
 
+# Of 512 steps, loops are compiled.
 @pytest.mark.parametrize(
-    ("name", "how"),
+    ("name", "how", "steps"),
     [
-        ("svd-combo", {}),
-        ("svd-combo", {"backend": "fused"}),
-        ("svd-combo", {"solver": "imex"}),
-        ("adadiag-gated-constant", {}),
+        ("svd-combo", {}, 512),
+        ("svd-combo", {"backend": "fused"}, 6),
+        ("svd-combo", {"solver": "imex"}, 6),
+        ("adadiag-gated-constant", {}, 6),
+        ("adadiag-gated-input", {}, 512),
+        ("deep-adadiag", {"norm": "layer"}, 512),
     ],
 )
-def test_gradients_of_many_outputs_at_once_are_those_one_by_one(name: str, how: dict[str, str]) -> None:
-    net = build_model(name, 3, 4, modules=4, units=16, **how).double()
-    y, weights = net(normal(2, 6, 3)), [p for p in net.parameters() if p.requires_grad]
+def test_gradients_of_many_outputs_at_once_are_those_one_by_one(
+    name: str, how: dict[str, str], steps: int
+) -> None:
+    size = {"depth": 2, "width": 64} if "deep" in name else {"modules": 4, "units": 16}
+    net = build_model(name, 3, 4, **size, **how).double()
+    y, weights = net(normal(2, steps, 3)), [p for p in net.parameters() if p.requires_grad]
     every = torch.eye(8).view(8, 2, 4)
     at_once = torch.autograd.grad(y, weights, every, is_grads_batched=True, retain_graph=True)
     singly = [torch.autograd.grad(y, weights, one, retain_graph=True) for one in every]

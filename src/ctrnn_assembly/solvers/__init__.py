@@ -137,7 +137,7 @@ def solve(
         recompute: "sqrt" stores about 4 sqrt(time) states for the gradient instead of all, for one
             forward pass more (grid solvers, with save="last" and no lengths).
         matmul_precision: operands of matrix products: "full", "bf16" (relative error of states about
-            1e-2), or "tf32" on CUDA (1e-3); states and sums keep their precision (grid solvers).
+            1e-2), or "tf32" on CUDA (1e-3), but in second derivatives; states and sums are not rounded.
         backend: what runs the loop of a grid solver, see above.
 
     Raises:

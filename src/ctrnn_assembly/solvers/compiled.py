@@ -33,11 +33,11 @@ from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untype
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import ACTIVATIONS
-from ctrnn_assembly.solvers.fused import Form, gradients_again, plain_states, pooled
+from ctrnn_assembly.solvers.again import Loop
+from ctrnn_assembly.solvers.fused import Form, plain_states, pooled
 from ctrnn_assembly.solvers.pairs import compiled, pointwise
 from ctrnn_assembly.solvers.threads import in_parts, summed
 
@@ -449,7 +449,7 @@ def padded(x0: Tensor, inputs: Tensor, h: Any, *tensors: Any) -> tuple[Any, ...]
     return pad(x0, (0, more)), inputs, h, G, d, W, pad(D, (0, more)), P, Q, E, R
 
 
-class Integrate(torch.autograd.Function):
+class Integrate(Loop):
     @staticmethod
     def forward(ctx: Any, form: Form, every: bool, whole: bool, gates: Gates | None, *given: Any) -> Any:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), of what `padded` gives."""
@@ -457,39 +457,31 @@ class Integrate(torch.autograd.Function):
         (batch, n), shape = x0.shape, (len(inputs) + 1 if whole else 2, *x0.shape)
         states = x0.new_empty(shape) if every else pooled(shape, x0)
         states[0] = x0
-        ctx.read = (phi, _, sigmoid), (A, *_), (B, *_) = _read(form, W, D, P, Q, G is not None)
+        read = (phi, _, sigmoid), (A, *_), (B, *_) = _read(form, W, D, P, Q, G is not None)
+        ctx.plain, ctx.adjoint = partial(_plain, form, gates), partial(_gradients, form, gates, read)
         of_step = A, B, _inverse(form, R, x0), _flat(E.mT), inputs.shape[2]
         fixed = *of_step, _gates(gates, G, d, x0), _flat(h, x0)
         run = partial(roll, phi, sigmoid, *fixed, _flat(states), _flat(inputs), n, batch * n)
         in_parts(run, batch // ROWS, len(inputs) * x0.numel())
-        ctx.form, ctx.gates = form, gates
         ctx.save_for_backward(states, *given)
         return states if every else states[len(inputs) % len(states)][None].clone()
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        """By `adjoint`; by plain steps if these gradients are differentiated."""
-        needed, (states, *given) = ctx.needs_input_grad[4:], ctx.saved_tensors
-        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
-            again = partial(_plain, ctx.form, ctx.gates)
-            return None, None, None, None, *gradients_again(again, given, needed, grad, "full")
-        with torch.autocast("cpu", enabled=False):  # as in the forward pass
-            return None, None, None, None, *_gradients(ctx, needed, grad, states, *given)
 
-
-def _gradients(ctx: Any, needed: Any, grad: Tensor, states: Tensor, *given: Any) -> tuple[Any, ...]:
-    """Those of `given`, the tensors of `padded`, where needed."""
+def _gradients(
+    form: Form, gates: Gates | None, read: Any, needed: Any, grads: Any, states: Tensor, *given: Any
+) -> tuple[Any, ...]:
+    """Those of `given`, the tensors of `padded`, where needed; `read` is of `_read`."""
     x0, inputs, h, G, d, W, _, P, Q, E, R = given
     (batch, n), m = x0.shape, inputs.shape[2]
-    maps, (*outer, columns), (*inner, of_W) = ctx.read
-    inverse = _inverse(ctx.form, R, x0, turned=True)
+    maps, (*outer, columns), (*inner, of_W) = read
+    inverse = _inverse(form, R, x0, turned=True)
     dx0, v, dz = x0.new_empty(x0.shape), None, None
     if needed[1]:
         v, dz = (None if M is None else x0.new_empty(states[1:].shape) for M in (E, G))
-    read = tuple(_flat(t) for t in (states, inputs, grad))
+    given_states = tuple(_flat(t) for t in (states, inputs, *grads))
     written = tuple(_flat(t, x0) for t in (dx0, v, dz))
     matrices = tuple(outer), tuple(inner), inverse, _flat(E.mT)
-    of_step = matrices, m, _gates(ctx.gates, G, d, x0), _flat(h, x0)
+    of_step = matrices, m, _gates(gates, G, d, x0), _flat(h, x0)
     wide = (m + -m % ROWS) * n
     sizes = wide, 0 if G is None else wide, 0 if d is None else n, *map(len, outer[0][:3])
     sizes += (*map(len, inner[0][:3]),)
@@ -497,7 +489,7 @@ def _gradients(ctx: Any, needed: Any, grad: Tensor, states: Tensor, *given: Any)
     def added(start: int, stop: int) -> list[Any]:
         own = [np.zeros(size, outer[0][0].dtype) for size in sizes]
         sums = (*own[:3], (*own[3:6], columns), (*own[6:], of_W))
-        adjoint(*maps, *of_step, read, written, sums, n, batch * n, start, stop)
+        adjoint(*maps, *of_step, given_states, written, sums, n, batch * n, start, stop)
         return own
 
     found = summed(added, batch // ROWS, states.numel())
@@ -521,15 +513,13 @@ def _gradients(ctx: Any, needed: Any, grad: Tensor, states: Tensor, *given: Any)
 def _plain(form: Form, gates: Gates | None, *given: Any) -> Tensor:
     """The states of `padded` tensors by operations that can be differentiated any number of times."""
     x0, inputs, h, G, d, W, D, P, Q, E, _ = given
-    if gates is None:
-        return plain_states(form, None if h is None else h[..., None], x0, inputs, W, D, P, Q, E)
-    lo, span, congruent = gates
+    lo, span, congruent = gates or (0.0, 0.0, False)
 
     def factors(k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         nu = lo + span * torch.sigmoid(inputs[k] @ G.mT + (0 if d is None else d * x))
         return (h[k, :, None] * nu.sqrt(), nu.sqrt()) if congruent else (h[k, :, None] * nu, None)
 
-    return plain_states(form, factors, x0, inputs, W, D, P, None, E)
+    return plain_states(form, x0, inputs, h if gates is None else factors, W, D, P, Q, E)
 
 
 def _gates(gates: Gates | None, G: Tensor | None, d: Tensor | None, like: Tensor) -> tuple[Any, ...]:

@@ -29,19 +29,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from itertools import compress
 from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor as is_batched
 from torch.nn.functional import pad
 
 from ctrnn_assembly.activations import Elementwise
-from ctrnn_assembly.errors import DataError, SolverError
+from ctrnn_assembly.errors import DataError
 from ctrnn_assembly.linalg import working_precision
 from ctrnn_assembly.schemes import SCHEMES, Scheme, inverse, step_pair
+from ctrnn_assembly.solvers.again import Loop
 from ctrnn_assembly.solvers.elimination import Eliminated, Places, elimination
 from ctrnn_assembly.solvers.operators import BlockPattern, Dense, Diagonal, FewBlocks, indices
 from ctrnn_assembly.terms import Terms
@@ -422,71 +421,42 @@ def _rounded(form: Form) -> AbstractContextManager[None]:
     return _loaded("graph").tf32() if form.matmul_precision == "tf32" else nullcontext()
 
 
-class Integrate(torch.autograd.Function):
+class Integrate(Loop):
     @staticmethod
     def forward(
         ctx: Any, form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
     ) -> Tensor:
         """States, (time + 1, batch, n), or the last one alone, (1, batch, n), by `plan.way`."""
-        ctx.form, ctx.plan = form, plan
+        ctx.plain, ctx.adjoint = partial(plain_states, form), partial(_adjoint, form, plan)
+        given = (x0, inputs, dt, *tensors)
         with _rounded(form):
-            if plan.way == "graph":
-                given = (x0, inputs, dt, *tensors)
-                stored, last = _loaded("graph").replayed(_record, (form, plan), given)
-            elif plan.way == "persistent":
-                stored, last = _loaded(plan.way).forward(form, plan, x0, inputs, dt, *tensors)
-            else:  # written out: `_record` would be one more frame in every step
-                first = form.ordered(x0[None])
-                stored, last = FusedKernel(form, tensors).roll(plan, first, inputs, dt)
-        ctx.save_for_backward(stored, x0, inputs, dt, *tensors)
+            if plan.way == "fused":  # written out: `_forward` would be one more frame in every step
+                stored, last = FusedKernel(form, tensors).roll(plan, form.ordered(x0[None]), inputs, dt)
+            elif plan.way == "graph":
+                stored, last = _loaded("graph").replayed(_forward, (form, plan), given)
+            else:
+                stored, last = _loaded(plan.way).forward(form, plan, *given)
+        ctx.save_for_backward(stored, *given)
         if plan.every:
             return form.flat(stored).contiguous()
         return form.flat(last).clone(memory_format=torch.contiguous_format)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """By the adjoint's recurrence; by `plain_states` if these gradients are differentiated."""
-        needed = (*ctx.needs_input_grad[2:4], *ctx.needs_input_grad[5:])
-        stored, x0, *read = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
-            (inputs, dt, *tensors), form = read, ctx.form
-            states = partial(plain_states, form, None if dt is None else dt[..., None])
-            found = gradients_again(states, (x0, inputs, *tensors), needed, grad, form.matmul_precision)
-            return (None, None, *found[:2], None, *found[2:])
-        way, fixed, given = ctx.plan.way, (ctx.form, ctx.plan, needed), (grad, stored, *read)
-        with torch.autocast(grad.device.type, enabled=False), _rounded(ctx.form):  # as in forward
-            if way == "graph":
-                found = _loaded("graph").replayed(_gradients, fixed, given)
-            else:
-                found = (_gradients if way == "fused" else _loaded(way).gradients)(*fixed, *given)
-        return (None, None, *found[:2], None, *found[2:])
+
+def _adjoint(form: Form, plan: Plan, needed: Any, grads: Any, stored: Tensor, *given: Any) -> Any:
+    """By the adjoint's recurrence, as `plan.way` has it; lengths of steps have no gradient."""
+    fixed, read = (form, plan, (*needed[:2], *needed[3:])), (*grads, stored, *given[1:])
+    with _rounded(form):
+        if plan.way == "graph":
+            found = _loaded("graph").replayed(_gradients, fixed, read)
+        else:
+            found = (_gradients if plan.way == "fused" else _loaded(plan.way).gradients)(*fixed, *read)
+    return (*found[:2], None, *found[2:])
 
 
-def gradients_again(
-    states: Callable[..., Tensor],
-    leaves: Sequence[Tensor | None],
-    needed: Sequence[bool],
-    grad: Tensor,
-    precision: MatmulPrecision,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the leaves, where needed, that can be differentiated again; `states` is plain."""
-    if precision != "full":
-        raise SolverError(
-            f"no second derivatives of products of {precision} operands. Use matmul_precision='full'."
-        )
-    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-        # Aliases: one leaf may have been computed from another.
-        own = [None if leaf is None else leaf.view_as(leaf) for leaf in leaves]
-        asked = [need and leaf is not None for need, leaf in zip(needed, own, strict=True)]
-        last, wanted = states(*own)[-len(grad) :], cast(list[Tensor], [*compress(own, asked)])
-        found = iter(torch.autograd.grad(last, wanted, grad, create_graph=True, allow_unused=True))
-    return tuple(next(found) if one else None for one in asked)
-
-
-def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any) -> Tensor:
+def plain_states(form: Form, x0: Tensor, inputs: Tensor, dt: Any, *tensors: Any) -> Tensor:
     """The states of the tensors of `fused_step`, (time + 1, batch, n), without in-place writes.
 
-    dt: (time, 1 or batch, 1), or None; or (k, x) -> (h g, s) of `compiled` for step k.
+    dt: (time, 1 or batch), or None; or (k, x) -> (h g, s) of `compiled`. No operand is rounded.
     """
     W, D, P, Q, E, *others = tensors
     K = others[: len(form.psi)]
@@ -503,7 +473,7 @@ def plain_states(form: Form, dt: Any, x0: Tensor, inputs: Tensor, *tensors: Any)
     for k, drive in enumerate(inputs if E is None else inputs @ E.mT):
         x = last = states[-1]
         p = form.pre(x)
-        h, s = dt(k, x) if callable(dt) else (None if dt is None else dt[k], None)
+        h, s = dt(k, x) if callable(dt) else (None if dt is None else dt[k][:, None], None)
         if s is not None:
             x, p = s * x, s * p
         f = form.post(p @ W.mT + drive)
@@ -522,7 +492,7 @@ def zeros_for(tensors: Sequence[Tensor | None], needed: Sequence[bool]) -> list[
     return [t.new_zeros(t.shape) if need and t is not None else None for t, need in pairs]
 
 
-def _record(
+def _forward(
     form: Form, plan: Plan, x0: Tensor, inputs: Tensor, dt: Tensor | None, *tensors: Any
 ) -> tuple[Tensor, Tensor]:
     """The forward pass as a function of tensors: what is stored, and the last state."""

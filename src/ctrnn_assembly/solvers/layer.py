@@ -8,7 +8,7 @@ rows. Kept for the adjoint are v and the state before each piece of `ROWS` sampl
 rest again costs less than to write and to read it. The plain twin is `plain_layer`. On CPUs.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.solvers import pairs
-from ctrnn_assembly.solvers.fused import gradients_again
+from ctrnn_assembly.solvers.again import Loop
 from ctrnn_assembly.solvers.pairs import compiled, pointwise
 from ctrnn_assembly.solvers.threads import in_parts, summed
 
@@ -37,7 +37,7 @@ def plain_layer(kind: Kind, s: Tensor, k: Tensor, x0: Tensor, v: Tensor, *weight
     return s + k[:, None] * kind[2](p) * torch.sigmoid(q), x[:, -1]
 
 
-class CompiledLayer(torch.autograd.Function):
+class CompiledLayer(Loop):
     """`plain_layer` in compiled loops, of the library's activations."""
 
     @staticmethod
@@ -48,32 +48,24 @@ class CompiledLayer(torch.autograd.Function):
         before[:, 0], out = x0, np.empty_like(s)
         run, batched = kernels(*kind, s.dtype)[0], (s, k, v, before, out)
         in_parts(lambda i, j: run(tuple(weights), *(part[i:j] for part in batched)), len(s), s.size)
-        ctx.kind, states = kind, torch.from_numpy(before)
-        ctx.save_for_backward(*tensors, states)
-        return torch.from_numpy(out), states[:, -1].clone()
+        ctx.plain, ctx.adjoint = partial(plain_layer, kind), partial(_adjoint, kind)
+        ctx.save_for_backward(torch.from_numpy(before), *tensors)
+        return torch.from_numpy(out), torch.from_numpy(before[:, -1].copy())
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, last: Tensor) -> Any:
-        """Gradients of all of them but k; by `plain_layer` if these are differentiated."""
-        *leaves, before = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
 
-            def again(*own: Tensor) -> Tensor:
-                return torch.cat([part.flatten(1) for part in plain_layer(ctx.kind, *own)], 1)
+def _adjoint(kind: Kind, needed: Any, grads: Any, before: Tensor, *tensors: Tensor) -> tuple[Any, ...]:
+    """Gradients of all tensors of `plain_layer` but k, from those of s' and of the last states."""
+    k, _, v, *weights = map(_array, tensors[1:])
+    dv, dx0, run = np.empty_like(v), grads[1].numpy().copy(), kernels(*kind, v.dtype)[1]
+    batched = _array(grads[0]), k, v, _array(before), dx0, dv
 
-            both = torch.cat([grad.flatten(1), last], 1)
-            return None, *gradients_again(again, leaves, ctx.needs_input_grad[1:], both, "full")
-        k, _, v, *weights = map(_array, leaves[1:])
-        dv, dx0, run = np.empty_like(v), last.numpy().copy(), kernels(*ctx.kind, v.dtype)[1]
-        batched = _array(grad), k, v, _array(before), dx0, dv
+    def adjoint(i: int, j: int) -> list[Any]:
+        found = [np.zeros_like(t) for t in weights]
+        run(tuple(weights), tuple(found), *(part[i:j] for part in batched))
+        return found
 
-        def adjoint(i: int, j: int) -> list[Any]:
-            found = [np.zeros_like(t) for t in weights]
-            run(tuple(weights), tuple(found), *(part[i:j] for part in batched))
-            return found
-
-        found = summed(adjoint, len(v), v.size)
-        return None, grad, None, *map(torch.from_numpy, (dx0, dv, *found))
+    found = summed(adjoint, len(v), v.size)
+    return grads[0], None, *map(torch.from_numpy, (dx0, dv, *found))
 
 
 def _array(tensor: Tensor) -> Any:

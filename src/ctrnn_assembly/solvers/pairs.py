@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor as is_batched
 
 from ctrnn_assembly.activations import ACTIVATIONS, Activation
 from ctrnn_assembly.schemes import Scheme, step_pair
-from ctrnn_assembly.solvers.fused import gradients_again
+from ctrnn_assembly.solvers.again import Loop
 from ctrnn_assembly.solvers.threads import in_parts, summed
 from ctrnn_assembly.terms import Terms
 from ctrnn_assembly.transforms import holds, transformed
@@ -169,7 +168,7 @@ def _run(terms: Terms, which: Tensor, *tensors: Tensor) -> Tensor:
     return run(terms.pre.runs[0][0], which, *tensors)
 
 
-class _Integrate(torch.autograd.Function):
+class _Integrate(Loop):
     @staticmethod
     def forward(ctx: Any, phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:
         *given, x0 = (np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors)
@@ -179,29 +178,26 @@ class _Integrate(torch.autograd.Function):
         run, batched = kernels(phi, x0.dtype)[0], (given.pop(), each, states)
         in_parts(lambda i, j: run(*given, *(part[i:j] for part in batched)), len(x0), states.size)
         result = torch.from_numpy(states)
-        ctx.kind = phi, which
-        ctx.save_for_backward(*tensors, result)
+        ctx.plain, ctx.adjoint = partial(plain_states, phi, which), partial(_adjoint, phi, which)
+        ctx.save_for_backward(result, *tensors)
         return result
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (phi, which), (*leaves, states) = ctx.kind, ctx.saved_tensors
-        if torch.is_grad_enabled() or is_batched(grad):  # create_graph or is_grads_batched
-            needed, again = ctx.needs_input_grad[2:], partial(plain_states, *ctx.kind)
-            return None, None, *gradients_again(again, leaves, needed, grad, "full")
-        A, C, w, e, states = (np.ascontiguousarray(t.detach().numpy()) for t in (*leaves[:-1], states))
-        lam = np.array(grad.numpy(), copy=True, order="C")  # becomes dE/dx, in place
-        de, adjoint = np.empty_like(e), kernels(phi, A.dtype)[1]
-        batched = e, which.expand(len(e), -1).contiguous().numpy(), states, lam, de
 
-        def part(i: int, j: int) -> list[Any]:
-            found = [np.zeros_like(M) for M in (A, C, w)]
-            adjoint(A, C, w, *found, *(part[i:j] for part in batched))
-            return found
+def _adjoint(phi: Activation, which: Tensor, needed: Any, grads: Any, *tensors: Tensor) -> Any:
+    """The gradients of A, C, w, e and x0; tensors: the states, and these."""
+    states, A, C, w, e = (np.ascontiguousarray(t.detach().numpy()) for t in tensors[:-1])
+    lam = np.array(grads[0].numpy(), copy=True, order="C")  # becomes dE/dx, in place
+    de, adjoint = np.empty_like(e), kernels(phi, A.dtype)[1]
+    batched = e, which.expand(len(e), -1).contiguous().numpy(), states, lam, de
 
-        # Where every sample has matrices of its own, sums over parts would be as large as the batch.
-        found = summed(part, len(e), e.size if len(which) == 1 else 0)
-        return None, None, *map(torch.from_numpy, (*found, de, lam[:, 0].copy()))
+    def part(i: int, j: int) -> list[Any]:
+        found = [np.zeros_like(M) for M in (A, C, w)]
+        adjoint(A, C, w, *found, *(part[i:j] for part in batched))
+        return found
+
+    # Where every sample has matrices of its own, sums over parts would be as large as the batch.
+    found = summed(part, len(e), e.size if len(which) == 1 else 0)
+    return (*map(torch.from_numpy, (*found, de, lam[:, 0].copy())),)
 
 
 def plain_states(phi: Activation, which: Tensor, *tensors: Tensor) -> Tensor:

@@ -21,10 +21,7 @@ Loop = Callable[..., Tensor]  # (x0, inputs, dt, *tensors) -> states, tensors as
 
 # Relative norms of the differences: rounding of the operands, summed over some hundred steps.
 TOLERANCE = {"full": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
-REMEMBERED = 256  # kinds of solves that were checked
-
-_found_right: dict[Any, bool] = {}
-_said: set[str] = set()
+_found_right: dict[Any, bool] = {}  # by kind of solve
 
 
 def way_of(backend: str, form: Form, plan: Plan, *tensors: Tensor | None) -> str:
@@ -55,8 +52,6 @@ def first_right(loops: Mapping[str, Loop], form: Form, plan: Plan, *tensors: Ten
         # All but the values of the tensors: one check stands for the solves that share it.
         kind = (name, form, plan, shapes)
         if kind not in _found_right:
-            if len(_found_right) >= REMEMBERED:
-                _found_right.clear()
             reference = partial(Integrate.apply, form, plan)
             reason = _difference(loop, reference, TOLERANCE[form.matmul_precision], *tensors)
             _found_right[kind] = reason is None
@@ -67,11 +62,9 @@ def first_right(loops: Mapping[str, Loop], form: Form, plan: Plan, *tensors: Ten
 
 
 def _say_once(name: str, reason: str | None) -> None:
-    """One line for each reason that keeps a backend from being used."""
-    line = f"backend {name} is not used: {reason}."
-    if reason is not None and line not in _said:
-        _said.add(line)
-        warnings.warn(line, RuntimeWarning, stacklevel=4)
+    """One line for each reason that keeps a backend from being used: Python shows none a second time."""
+    if reason is not None:
+        warnings.warn(f"backend {name} is not used: {reason}.", RuntimeWarning, stacklevel=1)
 
 
 def _difference(loop: Loop, reference: Loop, tolerance: float, *tensors: Tensor | None) -> str | None:
