@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from torch.nn.functional import max_pool2d
 
@@ -109,11 +109,7 @@ def whole_numbers(axes: Axes, label: str) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis for what is drawn already, with plain numbers at its ticks."""
+    """A logarithmic y axis with plain numbers at its ticks, of few decades at some between them too."""
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    decades = np.log10(high / low)
-    between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0] if decades > 0.7 else [*range(1, 10)]
-    axes.yaxis.set_major_locator(LogLocator(subs=between))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.5, 0.7)))
