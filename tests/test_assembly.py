@@ -2,27 +2,34 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 from torchdiffeq import odeint
 
 from ctrnn_assembly.assembly import Assembly, couple
 from ctrnn_assembly.contracting import (
+    CONSTRAINTS,
     Absolute,
     AdaDiagClip,
     AdaDiagTanh,
+    Contracting,
+    FiringRate,
     NegativeProduct,
     SingularValueBounded,
     SparseAbsolute,
     Symmetric,
     Triangular,
 )
+from ctrnn_assembly.contracting.interface import Form
 from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
+from ctrnn_assembly.metrics import Metric
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array
 
@@ -122,6 +129,122 @@ def test_equal_blocks_take_the_batched_path_to_the_same_field() -> None:
         expected = [written(net, array(a), array(b)) for a, b in zip(x, u, strict=True)]
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
         assert net(0.0, torch.zeros(0, 12)).shape == (0, 12)
+
+
+@pytest.mark.parametrize("form", ["x", "r"])
+@pytest.mark.parametrize("rule", CONSTRAINTS.values())
+def test_modules_that_are_alike_are_read_by_one_call_to_the_same_numbers(
+    rule: type[Contracting], form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = {"density": 0.3} if hasattr(rule, "density") else {}
+    net = couple([Subnetwork(rule("sigmoid", **dense), 3, form=form) for _ in range(4)]).double()
+    for raw in net.parameters():
+        raw.data += torch.randn_like(raw) / 3
+    weights, found = [torch.randn(3, 3).double() for _ in range(4)], []
+
+    def read() -> list[Tensor]:
+        terms = net.terms()
+        assert terms.L is not None
+        total = (terms.L * torch.arange(144).view(12, 12)).sum()
+        total = total + sum((W * v).sum() for W, v in zip(terms.blocks, weights, strict=True))
+        trained = [p for p in net.parameters() if p.requires_grad]
+        return [*terms.blocks, terms.L, *torch.autograd.grad(total, trained, materialize_grads=True)]
+
+    calls, once = list[int](), 2 if rule is FiringRate and form == "x" else 1  # its metric takes W
+    with monkeypatch.context() as patch:
+        patch.setattr(rule, "weight", counted(rule.weight, calls))
+        found = read()
+        assert len(calls) == once
+        patch.setattr(Subnetwork, "kind", lambda self: None)
+        apart = read()
+        assert len(calls) == 5 * once
+    for one, other in zip(found, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+def counted(function: Callable[..., Tensor], calls: list[int]) -> Callable[..., Tensor]:
+    def call(*given: Tensor) -> Tensor:
+        calls.append(1)
+        return function(*given)
+
+    return call
+
+
+class Halved(SingularValueBounded):
+    """Its map takes one matrix, whatever its base takes."""
+
+    def weight(self, *raw: Tensor) -> Tensor:
+        assert raw[0].ndim == 2
+        return super().weight(*raw) / 2
+
+    def raw(self, W: Tensor) -> tuple[Tensor, ...]:
+        return super().raw(2 * W)
+
+
+class Twice(Subnetwork):
+    def metric(self) -> Metric:
+        return super().metric().scaled(torch.arange(1.0, 3.0))
+
+
+def of_two(rule: type[Contracting] = SingularValueBounded, **how: Any) -> Subnetwork:
+    return Subnetwork(rule("relu", margin=how.pop("margin", 0.01)), 2, **how)
+
+
+def hooked() -> Subnetwork:
+    part = of_two()
+    part.constraint.register_forward_hook(lambda module, args, W: 0 * W)
+    return part
+
+
+def patched() -> Subnetwork:
+    part = of_two()
+    part.constraint.weight = one_ninth  # type: ignore[method-assign]
+    return part
+
+
+class Double(nn.Module):
+    def forward(self, W: Tensor) -> Tensor:
+        return 2 * W
+
+
+def doubled() -> Subnetwork:
+    part = of_two()
+    parametrize.register_parametrization(part, "weight", Double(), unsafe=True)
+    return part
+
+
+def one_ninth(A: Tensor, b: Tensor) -> Tensor:
+    return A / 9 if A.ndim == 2 else 0 * A
+
+
+ODD: dict[str, Callable[[], Subnetwork]] = {
+    "hook": hooked,
+    "patch": patched,
+    "set of one's own": lambda: of_two(Halved),
+    "module of one's own": lambda: Twice(SingularValueBounded("relu"), 2),
+    "set": lambda: of_two(Absolute),
+    "margin": lambda: of_two(margin=0.5),
+    "form": lambda: of_two(Symmetric, form="r"),
+    "precision": lambda: of_two().half(),
+    "a further parametrisation": doubled,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_modules_that_differ_or_were_changed_are_read_apart(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = Symmetric if name == "form" else SingularValueBounded  # whose metric depends on it
+    for parts in ([of_two(rule), of_two(rule), ODD[name]()], [ODD[name]() for _ in range(3)]):
+        net = couple(parts)
+        for raw in net.parameters():
+            raw.data += torch.randn_like(raw) / 3
+        found = net.terms()
+        with monkeypatch.context() as patch:
+            patch.setattr(Subnetwork, "kind", lambda self: None)
+            apart = net.terms()
+        for one, other in zip(found.tensors(), apart.tensors(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 def test_input_weights_and_bias_enter_as_input() -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ctrnn_assembly.activations import Activation, Elementwise
+from ctrnn_assembly.contracting.interface import raw_tensors
 from ctrnn_assembly.coupling import COUPLINGS, Coupling, Hierarchy, hierarchy_scales
 from ctrnn_assembly.errors import ConfigError, ShapeError, check_known
-from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.linalg import working_precision
+from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.subnetwork import Field, Subnetwork
 from ctrnn_assembly.terms import Edge, Terms
 from ctrnn_assembly.topology import Pair, named_pairs
@@ -79,7 +81,7 @@ class Assembly(Field):
 
     def _terms(self) -> Terms:
         """Flattened over all depths."""
-        inner = [part._terms() for part in self.parts]
+        inner, metrics = _read(self.parts)
         zeros = [t.bias.new_zeros(t.n, t.n) for t in inner]
         L, edges = None, []
         if any(t.L is not None for t in inner):
@@ -88,7 +90,7 @@ class Assembly(Field):
             psi = Elementwise(((edge.psi.units[0], self.size),))
             edges.append(Edge(torch.block_diag(*zeros[:k], edge.K, *zeros[k + 1 :]), psi))
         if self.coupling is not None:
-            own = self.coupling.matrix([part.metric() for part in self.parts])
+            own = self.coupling.matrix(metrics)
             L = L if own is None else own if L is None else L + own
             if self.coupling.psi is not None:
                 edges.append(Edge(self.coupling.K(), self.coupling.psi))
@@ -115,6 +117,19 @@ class Assembly(Field):
         for a, b in [] if self.coupling is None else self.coupling.pairs:
             pairs |= set(product(leaves[a], leaves[b]))
         return tuple(sorted(pairs))
+
+
+def _read(parts: Sequence[Any]) -> tuple[list[Terms], list[Metric]]:
+    """The tensors and the metric of each part; of modules that are alike by one call for all."""
+    kinds = [part.kind() if isinstance(part, Subnetwork) else None for part in parts]
+    apart = None in kinds or any(kind != kinds[0] for kind in kinds)
+    if apart or torch.compiler.is_compiling():  # an export takes no views of one tensor
+        return [part._terms() for part in parts], [part.metric() for part in parts]
+    rule, form, raw = parts[0].constraint, parts[0].form, zip(*map(raw_tensors, parts), strict=True)
+    wide = working_precision(*(stacked := [*map(torch.stack, raw)]))
+    weights, of_all = rule.weight(*wide).to(stacked[0].dtype), rule.metric(*wide, form=form)
+    factors = map(Factor, of_all.theta, of_all.theta_inv)
+    return [*map(Subnetwork._terms, parts, weights)], [Metric((factor,)) for factor in factors]
 
 
 def sizes_of(modules: Any) -> tuple[int, ...]:

@@ -93,7 +93,8 @@ def symmetric_part(A: Tensor) -> Tensor:
 
 def majorant(W: Tensor, monotone: bool) -> Tensor:
     """Wabs: |W| with non-positive diagonal entries set to 0 when phi is monotone (Theorem 1)."""
-    return W.abs().diagonal_scatter(W.diagonal().clamp(min=0)) if monotone else W.abs()
+    positive = W.diagonal(0, -2, -1).clamp(min=0)
+    return W.abs().diagonal_scatter(positive, 0, -2, -1) if monotone else W.abs()
 
 
 def log_metzler_scaling(B: Tensor, r: float, slack: float = 1e-6) -> Tensor | None:

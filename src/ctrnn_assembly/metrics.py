@@ -28,21 +28,21 @@ class Factor:
     theta_inv: Tensor
 
     @classmethod
-    def identity(cls, n: int, like: Tensor) -> Factor:
-        """M = I, of the dtype and device of `like`."""
+    def identity(cls, n: int | torch.Size, like: Tensor) -> Factor:
+        """M = I, of n units or (..., n), of the dtype and device of `like`."""
         one = like.new_ones(n)
         return cls(one, one)
 
     @classmethod
     def diagonal(cls, log_theta: Tensor) -> Factor:
-        """M = diag(exp(2 log_theta)), normalised; log_theta is (n,)."""
-        centred = log_theta - log_theta.mean()
+        """M = diag(exp(2 log_theta)), normalised; log_theta is (..., n)."""
+        centred = log_theta - log_theta.mean(-1, keepdim=True)
         return cls(centred.exp(), (-centred).exp())
 
     @classmethod
     def dense(cls, theta: Tensor, theta_inv: Tensor) -> Factor:
-        """M = theta^T theta, normalised; both arguments (n, n)."""
-        scale = (torch.linalg.slogdet(theta)[1] / theta.shape[-1]).exp()
+        """M = theta^T theta, normalised; both arguments (..., n, n)."""
+        scale = (torch.linalg.slogdet(theta)[1] / theta.shape[-1]).exp()[..., None, None]
         return cls(theta / scale, theta_inv * scale)
 
     @property

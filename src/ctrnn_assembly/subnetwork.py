@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ctrnn_assembly.activations import Elementwise, around
+from ctrnn_assembly.activations import Activation, Elementwise, around
+from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, ShapeError
 from ctrnn_assembly.fields import described, shapes
@@ -192,9 +193,19 @@ class Subnetwork(Field):
         raw = working_precision(*raw_tensors(self))
         return Metric((self.constraint.metric(*raw, form=self.form),))
 
-    def _terms(self) -> Terms:
-        diagonal = self.constraint.diagonal and self.is_as_made
-        return Terms((self.weight,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
+    def _terms(self, weight: Tensor | None = None) -> Terms:
+        diagonal = self.constraint.diagonal and (weight is not None or self.is_as_made)
+        W = self.weight if weight is None else weight  # made of the raw tensors already
+        return Terms((W,), *self.activations(), self.bias, self.tau, diagonal=diagonal)
+
+    def kind(self) -> Any:
+        """What it shares with modules that are read by one call for all; None if it is read alone."""
+        rule = type(self.constraint)
+        own = {name: value for name, value in vars(self.constraint).items() if value}  # a patch, too
+        plain = all(isinstance(value, int | float | str | Activation) for value in own.values())
+        known = plain and rule in CONSTRAINTS.values() and type(self).__base__ is Subnetwork
+        raw = ((x.shape, x.dtype, x.device) for x in raw_tensors(self))
+        return (rule, own, self.form, *raw) if known and self.is_as_made else None
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""

@@ -34,7 +34,7 @@ class AdaDiagTanh(Contracting):
         return torch.atanh(gw / self.radius)
 
     def weight(self, theta: Tensor) -> Tensor:  # type: ignore[override]
-        return torch.diag(self.bounded(theta) / self.phi.g)
+        return torch.diag_embed(self.bounded(theta) / self.phi.g)
 
     def raw(self, W: Tensor) -> tuple[Tensor]:
         if (off := float((W - torch.diag(W.diagonal())).abs().max())) > 0:

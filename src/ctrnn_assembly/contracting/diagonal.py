@@ -54,8 +54,8 @@ class DiagonalMetric(Contracting):
 
 
 def balanced(W: Tensor, log_theta: Tensor) -> Tensor:
-    """theta W theta^-1."""
-    return W * (log_theta[:, None] - log_theta).exp()
+    """theta W theta^-1, for W (..., n, n) and log theta (..., n)."""
+    return W * (log_theta[..., None] - log_theta[..., None, :]).exp()
 
 
 def metzler_metric(rule: Contracting, W: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ SMALLEST_MARGIN = 1e-3
 class Contracting(nn.Module, ABC):
     """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
 
-    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64. `margin`, in
-    [1e-3, 1), is the guaranteed contraction rate in units of 1 / tau; what else a set takes are its
-    `settings`, attributes with the values by default. What is refused is a `ContractionError`. The rate
-    of a set of your own is your claim; `certify` measures the weights.
+    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64; of those in
+    `CONSTRAINTS` the first and last take stacks, (..., n, n), too. `margin`, in [1e-3, 1), is the
+    guaranteed rate in 1 / tau; what else a set takes are its `settings`, attributes with the values by
+    default. What is refused is a `ContractionError`. Your own set's rate is your claim.
 
     A set of your own, with ||W||_F < 1 / g and M = I:
 
@@ -87,7 +87,7 @@ class Contracting(nn.Module, ABC):
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         """The metric in which weight(*raw) contracts: M = I unless a theorem says otherwise."""
-        return Factor.identity(raw[0].shape[0], raw[0])
+        return Factor.identity(raw[0].shape[: 1 - len(self.axes[0]) or None], raw[0])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """A random W of the set, (n, n), in the default dtype; raw tensors but an (n, n) start at 0."""

@@ -39,8 +39,8 @@ class Absolute(DiagonalMetric):
 
     def inside(self, A: Tensor) -> Tensor:
         v = majorant(A, self.phi.monotone)
-        scale = (1 + (v.sum(0) + v.sum(1)) / 2).rsqrt()
-        return A * scale[:, None] * scale
+        scale = (1 + (v.sum(-2) + v.sum(-1)) / 2).rsqrt()
+        return A * scale[..., None] * scale[..., None, :]
 
     def outward(self, X: Tensor) -> Tensor:
         a = _barrier_minimiser(symmetric_part(majorant(X, self.phi.monotone)))

@@ -39,7 +39,7 @@ class Symmetric(Contracting):
     def weight(self, E: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
         R = bounded_gram(E, SMALLEST_R, LARGEST_R)
         # c stays above a hundredth of its limit: at c = 0 no W with g lmax(W) > 0 is left.
-        c = self.radius * torch.sigmoid(s).clamp(min=0.01)
+        c = self.radius * torch.sigmoid(s)[..., None].clamp(min=0.01)
         return symmetric_part((2 * c.sqrt() * R - R @ R) / self.phi.g)
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,11 +62,11 @@ class Symmetric(Contracting):
 
 def bounded_gram(E: Tensor, shift: float, bound: float) -> Tensor:
     """shift I + G / (1 + ||G||_F / l) for G = E E^T / n and l = bound sqrt(n): G's part is below l."""
-    n = E.shape[0]
+    n = E.shape[-1]
     # Normalised before the product: a diverging E would overflow E E^T.
-    size = E.detach().abs().max().clamp(min=1.0)
+    size = E.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1.0)
     G = (E / size) @ (E / size).mT / n
-    squashed = G / (size**-2 + torch.linalg.matrix_norm(G) / (bound * n**0.5))
+    squashed = G / (size**-2 + torch.linalg.matrix_norm(G, keepdim=True) / (bound * n**0.5))
     return squashed + shift * torch.eye(n, dtype=E.dtype, device=E.device)
 
 

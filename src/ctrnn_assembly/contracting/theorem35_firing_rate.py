@@ -79,9 +79,9 @@ class FiringRate(Contracting):
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         V = torch.linalg.cholesky(bounded_gram(raw[1], SMALLEST_P, LARGEST_P)).mT
-        e = raw[2].tanh().exp()
-        inverse = torch.linalg.solve_triangular(V, torch.eye(len(V)).to(V), upper=True)
-        theta, theta_inv = V / e, e[:, None] * inverse
+        e = raw[2].tanh().exp()[..., None]
+        inverse = torch.linalg.solve_triangular(V, torch.eye(V.shape[-1]).to(V), upper=True)
+        theta, theta_inv = V / e.mT, e * inverse
         if form == "x":  # x = W r
             W = self.weight(*raw)
             theta, theta_inv = torch.linalg.solve_ex(W, theta, left=False)[0], W @ theta_inv

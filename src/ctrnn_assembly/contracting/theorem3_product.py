@@ -36,7 +36,8 @@ class NegativeProduct(Contracting):
     init_scale = 0.5  # standard deviation of X in Q = X X^T / n + I / 2
 
     def weight(self, p1: Tensor, p2: Tensor, E: Tensor) -> Tensor:  # type: ignore[override]
-        return -p1.tanh().exp()[:, None] * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * p2.tanh().exp()
+        left, right = -p1.tanh().exp()[..., None], p2.tanh().exp()[..., None, :]
+        return left * bounded_gram(E, SMALLEST_Q, LARGEST_Q) * right
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Of P1, the inverse of P2: log(r) / 2 by least squares over the pairs that are coupled; the
@@ -52,10 +53,10 @@ class NegativeProduct(Contracting):
         return p, -p, E
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        P = raw[0 if form == "x" else 1].tanh().exp()
+        P = raw[0 if form == "x" else 1].tanh().exp()[..., None]
         Q = bounded_gram(raw[2], SMALLEST_Q, LARGEST_Q)
-        C = torch.linalg.cholesky(P[:, None] * Q * P)  # C C^T = P Q P
-        C_inv = torch.linalg.solve_triangular(C, torch.eye(len(C)).to(C), upper=False)
+        C = torch.linalg.cholesky(P * Q * P.mT)  # C C^T = P Q P
+        C_inv = torch.linalg.solve_triangular(C, torch.eye(C.shape[-1]).to(C), upper=False)
         return Factor.dense(C_inv, C) if form == "x" else Factor.dense(C.mT, C_inv.mT)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -14,12 +14,12 @@ from ctrnn_assembly.linalg import log_metzler_scaling, majorant
 
 
 def below_one(A: Tensor) -> Tensor:
-    """X, (n, n), with ||X|| < 1, for any finite A (n, n)."""
-    n = A.shape[0]
+    """X with ||X|| < 1, for any finite A, both (..., n, n)."""
+    n = A.shape[-1]
     # Columns of [I; A] scaled alike leave Q unchanged and keep a diverging A from overflowing.
-    size = A.detach().abs().max().clamp(min=1.0)
-    Q, R = torch.linalg.qr(torch.cat([torch.eye(n).to(A) / size, A / size]))
-    return Q[n:] * R.diagonal().sign()  # the R of Cholesky has a positive diagonal
+    size = A.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1.0)
+    Q, R = torch.linalg.qr(torch.cat([torch.eye(n).to(A) / size, A / size], -2))
+    return Q[..., n:, :] * R.diagonal(0, -2, -1).sign()[..., None, :]  # Cholesky's R has a diagonal > 0
 
 
 def above(X: Tensor) -> Tensor:

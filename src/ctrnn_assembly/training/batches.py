@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from ctrnn_assembly.certificates.result import finite
 from ctrnn_assembly.data import Split, Task
@@ -104,7 +103,6 @@ def answers(
         yield logits, y.to(weight.device)
 
 
-@parametrize.cached()
 def evaluate(model: SequenceClassifier, batches: Batches) -> Tensor:
     """`sums_of` all batches, on the model's device."""
     zero = torch.zeros((), device=model.readout.weight.device)
@@ -120,7 +118,6 @@ def sums_of(loss: Tensor, logits: Tensor, y: Tensor) -> Tensor:
     return sums if sums.device.type == "mps" else sums.double()
 
 
-@parametrize.cached()
 def measure(
     model: SequenceClassifier, task: Task, split: Split, forward: Any = None
 ) -> dict[str, float | None]:
