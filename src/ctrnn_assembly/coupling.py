@@ -139,10 +139,10 @@ class Feedback(Coupling):
         if self.free == (True,) and metric.is_diagonal and is_plain(K, BlockMatrix):  # by entries
             theta = torch.cat([factor.theta for factor in metric.factors])
             inverse = torch.cat([factor.theta_inv for factor in metric.factors])
-            (i, j), values = K.places, K.values.to(theta)
-            both = torch.cat([inverse[i] * (values * theta[j]), -inverse[j] * (values * theta[i])])
-            both, index = both.to(K.values), torch.cat([i * K.n + j, j * K.n + i])
-            return both.new_zeros(K.n * K.n).scatter_add_(0, index, both).view(K.n, K.n)
+            (i, j), n, at, V = K.places, K.n, K.places.flatten(), K.values.to(theta)  # x[at] is slow
+            (out_i, out_j), (in_i, in_j) = (x.index_select(0, at).chunk(2) for x in (inverse, theta))
+            both = torch.cat([out_i * (V * in_j), -out_j * (V * in_i)]).to(K.values)
+            return both.new_zeros(n**2).index_add_(0, torch.cat([i * n + j, j * n + i]), both).view(n, n)
         upper = K().to(metric.factors[0].theta)
         return metric.left_divide(metric.right_multiply(upper - upper.mT)).to(K.values)
 
