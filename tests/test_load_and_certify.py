@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import ctrnn_assembly
-from ctrnn_assembly import CTRNN, AdaDiagTanh, SequenceClassifier, Subnetwork, certify
+from ctrnn_assembly import CTRNN, AdaDiagTanh, Pairs, SequenceClassifier, Stack, Subnetwork, certify
 from ctrnn_assembly.baselines import LSTM
-from ctrnn_assembly.errors import ConfigError, DataError
+from ctrnn_assembly.errors import ConfigError, CtrnnError, DataError
 from stored_runs import store_run
 
 
@@ -68,6 +68,30 @@ def test_of_any_other_net_nothing_is_proven(net):
     assert not found.certified
     assert not found.step.certified
     assert "no certificate is defined for" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.RNN(3, 4), layer, lambda: layer().field, lambda: Stack(3, 4, [Pairs(4)]).eval()]
+)
+def test_of_weights_that_are_not_there_nothing_is_proven(make):
+    found = certify(make().to("meta"), dt=0.1)
+    assert not found.certified
+    assert "meta" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Stack(3, 4, [Pairs(4)], dt="0.1"), "dt must be .*; got '0.1'"),
+        (lambda: AdaDiagTanh(margin="0.1"), "margin must be .*; got '0.1'"),
+        (lambda: Stack(3, 4, [Pairs(4)], gate_range=(1, 2)), r"gate_range must be .*; got \(1, 2\)"),
+        (lambda: layer(gate="input", gate_bounds=0.1), r"gate_bounds must be \(lo, hi\).*; got 0.1"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_its_name(make, message):
+    with pytest.raises(ValueError, match=message) as found:
+        make()
+    assert isinstance(found.value, CtrnnError)
 
 
 @pytest.mark.parametrize("net", [None, "runs/x", 3])

@@ -323,5 +323,5 @@ class Layer(nn.Module):
         return replace(found, rate=found.rate * self.gate.bounds[0], step=step)
 
 
-def finite(module: nn.Module) -> bool:
-    return all(bool(A.isfinite().all()) for A in (*module.parameters(), *module.buffers()))
+def finite(net: nn.Module) -> bool:
+    return not any(A.is_meta or not A.isfinite().all() for A in (*net.parameters(), *net.buffers()))

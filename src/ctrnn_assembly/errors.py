@@ -84,9 +84,9 @@ def check_within(
     outside |= {high} if interval[-1] == ")" else set()
     words = {"(0, inf)": "positive and finite", f"[{low:g}, inf)": f"at least {low:g}"}
     for name, value in given.items():
-        if value is None or not low <= value <= high or value in outside:
+        if isinstance(value, str | list | tuple | None) or not low <= value <= high or value in outside:
             must = words.get("" if value == high else interval, f"in {interval}")
-            raise (kind or ConfigError)(f"{name} must be {must}; got {value}. {fix}".rstrip())
+            raise (kind or ConfigError)(f"{name} must be {must}; got {value!r}. {fix}".rstrip())
 
 
 def configure(target: object, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:

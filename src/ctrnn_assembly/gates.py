@@ -56,7 +56,7 @@ class Gates(nn.Module):
         super().__init__()
         check_known("gate", kind, get_args(Gate))
         self.kind = kind
-        self.lo, self.hi = bounds
+        self.lo, self.hi = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (0, 0)
         if not 0 < self.lo <= self.hi < float("inf"):
             raise ConfigError(f"gate_bounds must be (lo, hi) with 0 < lo <= hi, finite; got {bounds}.")
         self.sizes = metric.sizes

@@ -184,8 +184,8 @@ class CTRNN(Recurrent):
         if not is_unchanged(self, CTRNN):
             broken = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         for name, part in (("encoder", self.encoder), ("gates", self.gates)):
-            if part is not None and not all(bool(each.isfinite().all()) for each in part.parameters()):
-                broken = f"a weight of the {name} is NaN or infinite; retrain or use an intact copy"
+            if part is not None and any(p.is_meta or not p.isfinite().all() for p in part.parameters()):
+                broken = f"a weight of the {name} is NaN, infinite or meta; use an intact copy"
         if self.is_own:
             broken = "no proof is known for a field of your own: it is code. Of matrices: certify(W, L)"
         parts = [self.encoder] if g is None else [self.encoder, g.reader]

@@ -117,7 +117,7 @@ class Stack(Recurrent):
         if not is_unchanged(self, Stack):
             reason = f"a {type(self).__name__} has hooks or methods of its own; remove them"
         elif not finite(self.encoder):
-            reason = "a weight of the encoder is NaN or infinite; retrain or use an intact copy"
+            reason = "a weight of the encoder is NaN, infinite or meta; use an intact copy"
         elif self._like.dtype.itemsize < 4:
             reason = f"the decay of states may round off in {self._like.dtype}; use float32"
         elif self.gated and self.one_field:  # set by hand

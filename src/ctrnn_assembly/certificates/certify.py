@@ -136,9 +136,9 @@ def unsteady(read: Callable[[], Sequence[Tensor]]) -> str:
     """What is wrong if readings of the tensors draw numbers or differ: then a solve will have others."""
     try:
         before, pairs = random_states(), [*zip(read(), read(), strict=True)]
-    except (RuntimeError, IndexError, AssertionError) as error:  # of an encoder of one length, say
+        same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
+    except (RuntimeError, IndexError, AssertionError) as error:  # of an encoder of one length, or meta
         return f"its tensors cannot be read, or its encoder called with two samples: {error}"
-    same = all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs)
     same = same and all(map(torch.equal, before, random_states()))
     return "" if same else "two readings of the weights differ, as by dropout in training; call eval()"
 

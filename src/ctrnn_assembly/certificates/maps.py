@@ -58,6 +58,8 @@ def _refusal(net: nn.RNNBase) -> str:
     if not is_unchanged(net, nn.RNN):
         return "an nn.RNN with hooks or methods of its own is another function; remove them"
     weights: Any = [tensor for tensor in net._flat_weights if tensor is not None]
+    if not all(not tensor.is_meta and bool(tensor.isfinite().all()) for tensor in weights):
+        return "a weight is NaN, infinite or on the meta device; retrain or use an intact copy"
     low = (t.dtype.itemsize < (8 if t.is_cuda else 4) or of_products(t) != "full" for t in weights)
     if any(low) or torch.is_autocast_enabled(weights[0].device.type):
         return "rounding to less than float32, as by cuDNN, may keep states apart; use float64"
@@ -65,8 +67,6 @@ def _refusal(net: nn.RNNBase) -> str:
         return "a bidirectional nn.RNN reads the input backwards, too: it is no map of one state"
     if net.training and net.dropout > 0 and net.num_layers > 1:
         return "in training mode dropout changes the map at every call; call .eval()"
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in weights):
-        return "a weight is NaN or infinite; retrain or use an intact copy"
     return ""
 
 
