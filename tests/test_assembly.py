@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torchdiffeq import odeint
 
 from ctrnn_assembly.assembly import Assembly, couple
+from ctrnn_assembly.certificates import certify
 from ctrnn_assembly.contracting import (
     CONSTRAINTS,
     Absolute,
@@ -29,7 +30,7 @@ from ctrnn_assembly.contracting import (
 from ctrnn_assembly.contracting.interface import Form
 from ctrnn_assembly.coupling import Feedback, Hierarchy
 from ctrnn_assembly.errors import ConfigError, ContractionError, ShapeError
-from ctrnn_assembly.metrics import Metric
+from ctrnn_assembly.metrics import Factor, Metric
 from ctrnn_assembly.subnetwork import Subnetwork
 from oracles import array
 
@@ -202,6 +203,12 @@ def patched() -> Subnetwork:
     return part
 
 
+def turned() -> Subnetwork:
+    part = of_two()
+    part.metric = lambda: Metric((Factor(torch.ones(2) / 2, 2 * torch.ones(2)),))  # type: ignore[method-assign]
+    return part
+
+
 class Double(nn.Module):
     def forward(self, W: Tensor) -> Tensor:
         return 2 * W
@@ -227,6 +234,7 @@ ODD: dict[str, Callable[[], Subnetwork]] = {
     "form": lambda: of_two(Symmetric, form="r"),
     "precision": lambda: of_two().half(),
     "a further parametrisation": doubled,
+    "metric": turned,
 }
 
 
@@ -245,6 +253,37 @@ def test_modules_that_differ_or_were_changed_are_read_apart(
             apart = net.terms()
         for one, other in zip(found.tensors(), apart.tensors(), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_set_of_ones_own_is_read_apart_wherever_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONSTRAINTS, "halved", Halved)
+    net = couple([of_two(Halved) for _ in range(2)])
+    for W, part in zip(net.terms().blocks, net.leaves(), strict=True):
+        torch.testing.assert_close(W, part.weight, rtol=0, atol=0)
+
+
+def test_a_setting_of_zero_tells_modules_apart() -> None:
+    one, other = of_two(), of_two()
+    other.constraint.max_condition = 0  # type: ignore[attr-defined]
+    assert one.kind() != other.kind()
+
+
+def test_without_a_coupling_no_metric_is_made() -> None:
+    def chain() -> Assembly:
+        return couple([of_two() for _ in range(2)], "chain", kind="hierarchy")
+
+    nets = [
+        Assembly([Subnetwork(NegativeProduct("relu"), 3) for _ in range(3)]),
+        Assembly([chain(), chain()]),
+    ]
+    for net in nets:
+        for raw in net.parts[1].parameters():
+            raw.data.fill_(torch.nan)
+        assert net.rate is None
+        blocks = dict(zip(net.leaves(), net.terms().blocks, strict=True))
+        whole = [leaf for leaf, W in blocks.items() if bool(W.isfinite().all())]
+        assert whole == [leaf for leaf in blocks if leaf not in net.parts[1].leaves()]
+    assert not certify(nets[0]).certified
 
 
 def test_input_weights_and_bias_enter_as_input() -> None:

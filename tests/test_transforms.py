@@ -134,6 +134,7 @@ def test_gradients_of_many_outputs_at_once_are_those_one_by_one(
     at_once = torch.autograd.grad(y, weights, every, is_grads_batched=True, retain_graph=True)
     singly = [torch.autograd.grad(y, weights, one, retain_graph=True) for one in every]
     for k, found in enumerate(at_once):
+        assert not found.requires_grad
         assert_close(found, torch.stack([one[k] for one in singly]))
 
 

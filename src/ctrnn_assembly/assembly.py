@@ -5,7 +5,7 @@ is cached: weights, metrics and couplings are read from the raw parameters once 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import accumulate, chain, pairwise, product
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ class Assembly(Field):
             psi = Elementwise(((edge.psi.units[0], self.size),))
             edges.append(Edge(torch.block_diag(*zeros[:k], edge.K, *zeros[k + 1 :]), psi))
         if self.coupling is not None:
-            own = self.coupling.matrix(metrics)
+            own = self.coupling.matrix(metrics())
             L = L if own is None else own if L is None else L + own
             if self.coupling.psi is not None:
                 edges.append(Edge(self.coupling.K(), self.coupling.psi))
@@ -119,17 +119,17 @@ class Assembly(Field):
         return tuple(sorted(pairs))
 
 
-def _read(parts: Sequence[Any]) -> tuple[list[Terms], list[Metric]]:
-    """The tensors and the metric of each part; of modules that are alike by one call for all."""
+def _read(parts: Sequence[Any]) -> tuple[list[Terms], Callable[[], list[Metric]]]:
+    """The tensors, and a call for the metrics, of each part; of parts that are alike all at once."""
     kinds = [part.kind() if isinstance(part, Subnetwork) else None for part in parts]
     apart = None in kinds or any(kind != kinds[0] for kind in kinds)
     if apart or torch.compiler.is_compiling():  # an export takes no views of one tensor
-        return [part._terms() for part in parts], [part.metric() for part in parts]
+        return [part._terms() for part in parts], lambda: [part.metric() for part in parts]
     rule, form, raw = parts[0].constraint, parts[0].form, zip(*map(raw_tensors, parts), strict=True)
     wide = working_precision(*(stacked := [*map(torch.stack, raw)]))
-    weights, of_all = rule.weight(*wide).to(stacked[0].dtype), rule.metric(*wide, form=form)
-    factors = map(Factor, of_all.theta, of_all.theta_inv)
-    return [*map(Subnetwork._terms, parts, weights)], [Metric((factor,)) for factor in factors]
+    made = [*map(Subnetwork._terms, parts, rule.weight(*wide).to(stacked[0].dtype))]
+    # The stacks of theta and of its inverse, a pair of each part.
+    return made, lambda: [*map(Metric, zip(map(Factor, *vars(rule.metric(*wide, form=form)).values())))]
 
 
 def sizes_of(modules: Any) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ctrnn_assembly.activations import Activation, Elementwise, around
-from ctrnn_assembly.contracting import CONSTRAINTS
 from ctrnn_assembly.contracting.interface import Contracting, Form, raw_tensors
 from ctrnn_assembly.errors import ConfigError, ContractionError, CtrnnError, ShapeError
 from ctrnn_assembly.fields import described, shapes
@@ -200,12 +199,13 @@ class Subnetwork(Field):
 
     def kind(self) -> Any:
         """What it shares with modules that are read by one call for all; None if it is read alone."""
-        rule = type(self.constraint)
-        own = {name: value for name, value in vars(self.constraint).items() if value}  # a patch, too
+        made, rule = vars(self.constraint).items(), type(self.constraint)
+        own = {name: value for name, value in made if value or value == 0}  # a patch, too
         plain = all(isinstance(value, int | float | str | Activation) for value in own.values())
-        known = plain and rule in CONSTRAINTS.values() and type(self).__base__ is Subnetwork
+        plain &= rule.__module__.startswith("ctrnn_assembly.") and type(self).__base__ is Subnetwork
         raw = ((x.shape, x.dtype, x.device) for x in raw_tensors(self))
-        return (rule, own, self.form, *raw) if known and self.is_as_made else None
+        usual = plain and self.is_as_made and not {"metric", "_terms"} & vars(self).keys()
+        return (rule, own, self.form, *raw) if usual else None
 
     def activations(self) -> tuple[Elementwise, Elementwise]:
         """The maps before and after W: phi and identity in the x-form, the reverse in the r-form."""

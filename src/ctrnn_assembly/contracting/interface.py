@@ -25,8 +25,8 @@ SMALLEST_MARGIN = 1e-3
 class Contracting(nn.Module, ABC):
     """A set of weights W for which tau x' = -x + W phi(x) contracts at rate >= `rate` / tau.
 
-    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64; of those in
-    `CONSTRAINTS` the first and last take stacks, (..., n, n), too. `margin`, in [1e-3, 1), is the
+    A theorem gives `weight`, `raw` and `metric`, all three from float64 to float64; the library's
+    `weight` and `metric` take stacks, (..., n, n), too. `margin`, in [1e-3, 1), is the
     guaranteed rate in 1 / tau; what else a set takes are its `settings`, attributes with the values by
     default. What is refused is a `ContractionError`. Your own set's rate is your claim.
 

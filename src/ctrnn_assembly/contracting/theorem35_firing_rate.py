@@ -46,7 +46,7 @@ class FiringRate(Contracting):
 
     def weight(self, A: Tensor, B: Tensor, d: Tensor) -> Tensor:  # type: ignore[override]
         P = bounded_gram(B, SMALLEST_P, LARGEST_P)
-        V = torch.linalg.cholesky(P).mT
+        V = torch.linalg.cholesky_ex(P)[0].mT  # NaN of NaN, without an error
         return balanced(2 * self.left**0.5 * below_one(A) @ V - P, d.tanh()) / self.phi.g
 
     def raw(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ class FiringRate(Contracting):
         return above(S), B, torch.atanh(d)
 
     def metric(self, *raw: Tensor, form: Form) -> Factor:
-        V = torch.linalg.cholesky(bounded_gram(raw[1], SMALLEST_P, LARGEST_P)).mT
+        V = torch.linalg.cholesky_ex(bounded_gram(raw[1], SMALLEST_P, LARGEST_P))[0].mT
         e = raw[2].tanh().exp()[..., None]
         inverse = torch.linalg.solve_triangular(V, torch.eye(V.shape[-1]).to(V), upper=True)
         theta, theta_inv = V / e.mT, e * inverse

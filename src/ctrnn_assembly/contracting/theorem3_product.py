@@ -55,7 +55,7 @@ class NegativeProduct(Contracting):
     def metric(self, *raw: Tensor, form: Form) -> Factor:
         P = raw[0 if form == "x" else 1].tanh().exp()[..., None]
         Q = bounded_gram(raw[2], SMALLEST_Q, LARGEST_Q)
-        C = torch.linalg.cholesky(P * Q * P.mT)  # C C^T = P Q P
+        C = torch.linalg.cholesky_ex(P * Q * P.mT)[0]  # C C^T = P Q P; NaN of NaN
         C_inv = torch.linalg.solve_triangular(C, torch.eye(C.shape[-1]).to(C), upper=False)
         return Factor.dense(C_inv, C) if form == "x" else Factor.dense(C.mT, C_inv.mT)
 

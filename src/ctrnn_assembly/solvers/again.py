@@ -25,7 +25,7 @@ class Loop(torch.autograd.Function):
         before = [None] * (len(ctx.needs_input_grad) - len(tensors))
         needed = ctx.needs_input_grad[len(before) :]
         with torch.autocast(grads[0].device.type, enabled=False):  # as in the forward pass
-            if not (torch.is_grad_enabled() or any(map(is_batched, grads))):
+            if not ((more := torch.is_grad_enabled()) or any(map(is_batched, grads))):
                 return (*before, *ctx.adjoint(needed, grads, states, *tensors))
             with torch.enable_grad():
                 # Aliases: one leaf may have been computed from another.
@@ -34,5 +34,5 @@ class Loop(torch.autograd.Function):
                 made = ctx.plain(*own)
                 whole = zip(made if isinstance(made, tuple) else (made,), grads, strict=True)
                 last, at = [one[-len(grad) :] for one, grad in whole], [*compress(own, asked)]
-                found = iter(torch.autograd.grad(last, at, grads, create_graph=True, allow_unused=True))
+                found = iter(torch.autograd.grad(last, at, grads, create_graph=more, allow_unused=True))
         return (*before, *(next(found) if one else None for one in asked))
