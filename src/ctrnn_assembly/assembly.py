@@ -120,7 +120,7 @@ class Assembly(Field):
 
 
 def _read(parts: Sequence[Any]) -> tuple[list[Terms], Callable[[], list[Metric]]]:
-    """The tensors, and a call for the metrics, of each part; of parts that are alike all at once."""
+    """The tensors, and a call for the metrics, of each part; of like parts by stacks of raw tensors."""
     kinds = [part.kind() if isinstance(part, Subnetwork) else None for part in parts]
     apart = None in kinds or any(kind != kinds[0] for kind in kinds)
     if apart or torch.compiler.is_compiling():  # an export takes no views of one tensor
@@ -128,7 +128,6 @@ def _read(parts: Sequence[Any]) -> tuple[list[Terms], Callable[[], list[Metric]]
     rule, form, raw = parts[0].constraint, parts[0].form, zip(*map(raw_tensors, parts), strict=True)
     wide = working_precision(*(stacked := [*map(torch.stack, raw)]))
     made = [*map(Subnetwork._terms, parts, rule.weight(*wide).to(stacked[0].dtype))]
-    # The stacks of theta and of its inverse, a pair of each part.
     return made, lambda: [*map(Metric, zip(map(Factor, *vars(rule.metric(*wide, form=form)).values())))]
 
 

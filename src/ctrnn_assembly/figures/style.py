@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from torch.nn.functional import max_pool2d
 
@@ -19,8 +19,7 @@ from ctrnn_assembly.training.run import write
 Array = NDArray[np.float64]
 
 WIDTH = 7.2  # inches, the text width of a page
-# Decorates a function that draws a figure.
-printed = matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle"))
+printed = matplotlib.rc_context(fname=Path(__file__).with_name("print.mplstyle"))  # for functions
 # Okabe and Ito's, without the yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -109,7 +108,9 @@ def whole_numbers(axes: Axes, label: str) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers at its ticks, of few decades at some between them too."""
-    axes.set_yscale("log")
+    axes.set_yscale("log")  # of what is drawn already, with plain numbers at its ticks
+    decades = np.log10(np.divide(*axes.get_ylim()[::-1]))
+    between = [1.0] if decades > 2.5 else [1.0, 2.0, 5.0] if decades > 0.7 else [*range(1, 10)]
+    axes.yaxis.set_major_locator(LogLocator(subs=between))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2.5, 0.7)))
+    axes.yaxis.set_minor_formatter("")
