@@ -14,13 +14,13 @@ from torch._C._functorch import is_legacy_batchedtensor as is_batched
 
 class Loop(torch.autograd.Function):
     """`forward` takes tensors, or None, after all else, saves states and these, and leaves in ctx
-
-    plain: (*tensors) -> what it returns, or that after earlier states, by operations of autograd.
-    adjoint: (needed, grads, states, *tensors) -> gradients of the tensors, at least where needed.
+    `plain`, which gives of the tensors what it returns, or that after earlier states, by autograd, and
+    `adjoint`, which gives of `needed`, grads, states and the tensors the gradients that are needed.
     """
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the tensors, and None for what stands before them."""
         states, *tensors = ctx.saved_tensors
         before = [None] * (len(ctx.needs_input_grad) - len(tensors))
         needed = ctx.needs_input_grad[len(before) :]
